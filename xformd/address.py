@@ -1,0 +1,99 @@
+"""Addresses as people write them: of servers to call, and of places to listen.
+
+Twisted's endpoint strings are the full form (``unix:/run/xformd.sock``, ``ssl:11000:privateKey=...``); ``HOST:PORT``
+is the short one.
+"""
+
+import importlib.util
+import re
+from typing import Any
+
+from twisted.internet import endpoints
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import IAddress, IStreamClientEndpoint, IStreamServerEndpoint
+
+from xformd.errors import ConfigError
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 11_000
+
+_HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>[0-9]{1,5}))?\Z")
+
+
+def tcp_client(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
+    """Give the endpoint for a host and a port; a numeric address needs no look-up."""
+    if isIPAddress(host):
+        return endpoints.TCP4ClientEndpoint(reactor, host, port)
+    if isIPv6Address(host):
+        return endpoints.TCP6ClientEndpoint(reactor, host, port)
+    return endpoints.HostnameEndpoint(reactor, host, port)
+
+
+def client_endpoint(reactor: Any, address: str) -> IStreamClientEndpoint:
+    """Read the address of a server.
+
+    Args:
+        reactor: what will connect.
+        address: ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, or a Twisted client endpoint string.
+
+    Returns:
+        The endpoint to connect to.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if match := _HOST_AND_PORT.match(address):
+        port = int(match["port"] or DEFAULT_PORT)
+        if not 0 < port < 65_536:
+            raise ConfigError(f"server address {address!r}: a port is 1 to 65535")
+        return tcp_client(reactor, match["host"].strip("[]"), port)
+    _need_tls_extra(address, "tls:", "ssl:")
+    try:
+        endpoint: IStreamClientEndpoint = endpoints.clientFromString(reactor, address)
+    except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
+        message = f"server address {address!r}: {error}; write HOST:PORT, or a Twisted client endpoint"
+        raise ConfigError(message) from error
+    return endpoint
+
+
+def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """Read a place to listen.
+
+    Args:
+        reactor: what will listen.
+        description: a Twisted server endpoint string, such as ``tcp:11000:interface=127.0.0.1``.
+
+    Returns:
+        The endpoint to listen on.
+
+    Raises:
+        ConfigError: it is no endpoint string.
+    """
+    _need_tls_extra(description, "ssl:", "tls:")
+    try:
+        endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
+    except Exception as error:  # each kind of endpoint, and its plugin, raises as it likes
+        example = f"tcp:{DEFAULT_PORT}:interface={DEFAULT_HOST}"
+        message = f"--listen {description!r}: {error}; write a Twisted server endpoint, such as {example}"
+        raise ConfigError(message) from error
+    return endpoint
+
+
+def tcp_server(host: str, port: int) -> str:
+    """Give the server endpoint string for a host and a port."""
+    return f"tcp:{port}:interface={endpoints.quoteStringArgument(host)}"
+
+
+def show(address: IAddress) -> str:
+    """Say where a port listens, in the form that ``client_endpoint`` reads."""
+    host = getattr(address, "host", None)
+    if host is None:
+        name = getattr(address, "name", None)
+        return f"unix:{name.decode(errors='replace')}" if isinstance(name, bytes) else f"unix:{name}"
+    port: int = address.port  # type: ignore[attr-defined]  # whatever has a host has a port
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _need_tls_extra(description: str, *prefixes: str) -> None:
+    if description.startswith(prefixes) and importlib.util.find_spec("OpenSSL") is None:
+        raise ConfigError(f"{description!r} needs TLS: pip install 'xformd[tls]'")

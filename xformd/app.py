@@ -1,0 +1,110 @@
+"""The composition root: settings in, a Twisted service out that listens, answers and stops in good order."""
+
+from typing import Any
+
+import attrs
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+
+from xformd import address
+from xformd.errors import ListenFailed
+from xformd.limits import Limits
+from xformd.plugins import loader
+from xformd.plugins.loader import Selection
+from xformd.plugins.registry import Registry
+from xformd.protocol import TransformFactory
+from xformd.service import TransformService
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What an operator decides.
+
+    Args:
+        listen: Twisted server endpoint strings.
+        selection: which plugins to load.
+        limits: what clients may do.
+    """
+
+    listen: tuple[str, ...] = (address.tcp_server(address.DEFAULT_HOST, address.DEFAULT_PORT),)
+    selection: Selection = loader.EVERYTHING
+    limits: Limits = attrs.field(factory=Limits)
+
+
+class Server(Service):
+    """A transform server. Stopping it answers what has been accepted first.
+
+    Args:
+        registry: which transforms it has.
+        listen: the endpoints to listen on.
+        factory: makes its connections.
+
+    Attributes:
+        listening: fires with the addresses once it listens on all of them; fails with ``ListenFailed`` or
+            ``ConfigError``.
+    """
+
+    def __init__(self, registry: Registry, listen: tuple[str, ...], factory: TransformFactory, reactor: Any) -> None:
+        self.registry = registry
+        self.listening: Deferred[tuple[str, ...]] = Deferred()
+        self._listen = listen
+        self._factory = factory
+        self._reactor = reactor
+        self._ports: list[IListeningPort] = []
+
+    def startService(self) -> None:
+        """Begin to listen; ``listening`` tells the outcome."""
+        Service.startService(self)
+        Deferred.fromCoroutine(self._start()).chainDeferred(self.listening)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop listening, and fire when every accepted request has been answered."""
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        ports, self._ports = self._ports, []
+        for port in ports:
+            closing = port.stopListening()
+            if closing is not None:
+                await closing
+        await self._factory.drain()
+
+    async def _start(self) -> tuple[str, ...]:
+        shown = []
+        for description in self._listen:
+            endpoint = address.server_endpoint(self._reactor, description)
+            try:
+                port = await endpoint.listen(self._factory)
+            except (CannotListenError, OSError) as error:
+                raise _explain(description, error) from error
+            self._ports.append(port)
+            shown.append(address.show(port.getHost()))
+        return tuple(shown)
+
+
+def make_server(settings: Settings, reactor: Any) -> Server:
+    """Load the plugins and put a server together.
+
+    Args:
+        settings: what the operator wants.
+        reactor: what it runs on.
+
+    Returns:
+        A Twisted service: it does nothing until it is started.
+
+    Raises:
+        ConfigError: the settings name something that is not there.
+    """
+    registry = loader.load(settings.selection)
+    service = TransformService(registry, settings.limits, reactor)
+    factory = TransformFactory(service, settings.limits, reactor)
+    return Server(registry, settings.listen, factory, reactor)
+
+
+def _explain(description: str, error: CannotListenError | OSError) -> ListenFailed:
+    cause = getattr(error, "socketError", error)
+    reason = getattr(cause, "strerror", None) or str(cause)
+    return ListenFailed(f"cannot listen on {description}: {reason}; is another server running there?")

@@ -1,0 +1,255 @@
+"""The command line: options, calls and exit statuses, nothing else.
+
+Each command imports what it needs when it runs, so that ``xformd --help`` stays quick, and a command that loads no
+plugin and needs no reactor gets none.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from xformd import __version__
+from xformd.cli_options import plugin_options, poem_options, standard_output_kept
+from xformd.errors import XformError
+
+if TYPE_CHECKING:
+    from xformd.batch import Batch
+    from xformd.checking import Verdict
+    from xformd.plugins.loader import Selection
+
+CHECK_FAILED = 1
+
+
+class _Commands(click.Group):
+    """Turns our errors into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except XformError as error:
+            _complain(f"{error.code}: {error.message}")
+            ctx.exit(error.exit_status)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="xformd")
+def main() -> None:
+    """A transform daemon: send it a text and the name of a transform, get the transformed text back.
+
+    \b
+    xformd serve                                start a server with every installed plugin
+    xformd list-transforms                      what it can do
+    xformd send cummingsify poem.txt            send it a poem
+    xformd run wrap:width=40+upper poem.txt     the same, without a server
+    """
+
+
+@main.command()
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="ENDPOINT",
+    help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock. May be given several times.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), help="TCP port to listen on; 0 takes a free one. [11000]")
+@click.option("--host", help="Address of the interface to listen on. [127.0.0.1]")
+@plugin_options
+def serve(listen: tuple[str, ...], port: int | None, host: str | None, selection: "Selection") -> None:
+    """Serve transforms until SIGTERM or Ctrl-C, then answer what has been accepted.
+
+    \b
+    Examples:
+      xformd serve
+      xformd serve --port 0 --plugins xformd-shout
+      xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
+      xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
+    """
+    from xformd import address, process
+    from xformd.app import Settings
+
+    if port is not None or host is not None or not listen:
+        tcp_port = address.DEFAULT_PORT if port is None else port
+        listen = (address.tcp_server(host or address.DEFAULT_HOST, tcp_port), *listen)
+    process.serve(Settings(listen=listen, selection=selection), click.echo)
+
+
+@main.command("list-transforms")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md describes it.")
+@plugin_options
+def list_transforms(as_json: bool, selection: "Selection") -> None:
+    """List the transforms of the installed plugins, and the plugins that are not active.
+
+    \b
+    Examples:
+      xformd list-transforms
+      xformd list-transforms --json --plugins xformd-shout
+    """
+    from xformd.plugins import listing, loader
+
+    with standard_output_kept():
+        registry = loader.load(selection)
+    click.echo(json.dumps(listing.to_json(registry), indent=2) if as_json else listing.to_table(registry))
+
+
+@main.command()
+@poem_options
+@click.option(
+    "--server",
+    envvar="XFORMD_SERVER",
+    show_envvar=True,
+    default="127.0.0.1:11000",
+    show_default=True,
+    metavar="ADDRESS",
+    help="HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for each answer.",
+)
+@click.option("--fallback", is_flag=True, help="Where the transform fails, give the original poem.")
+def send(
+    spec: str,
+    files: tuple[Path, ...],
+    options: dict[str, str],
+    output_dir: Path | None,
+    server: str,
+    timeout: float,
+    fallback: bool,
+) -> None:
+    """Send poems to a server: files, or standard input, to standard output.
+
+    SPEC names a transform, with its options, or several with + between them.
+
+    \b
+    Examples:
+      xformd send cummingsify poem.txt
+      xformd send wrap -o width=40 < poem.txt
+      xformd send wrap:width=40+number-lines --output-dir out *.txt
+    """
+    from twisted.internet import reactor
+
+    from xformd import address, process
+    from xformd.batch import Batch
+    from xformd.client import TransformProxy
+
+    process.start_logging()
+    proxy = TransformProxy(address.client_endpoint(reactor, server), address=server)
+
+    async def transform(poem: bytes) -> bytes:
+        return await proxy.xform(spec, poem, timeout=timeout, **options)
+
+    _run_batch(Batch(transform=transform, complain=_complain, fallback=fallback), files, output_dir)
+
+
+@main.command()
+@poem_options
+@plugin_options
+@click.option("--traceback", is_flag=True, help="Show the traceback of a transform that raised.")
+def run(
+    spec: str,
+    files: tuple[Path, ...],
+    options: dict[str, str],
+    output_dir: Path | None,
+    selection: "Selection",
+    traceback: bool,
+) -> None:
+    """Transform poems in this process, without a server.
+
+    \b
+    Examples:
+      xformd run cummingsify poem.txt
+      xformd run --plugins-dir . shout:marks=3 < poem.txt
+    """
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred
+
+    from xformd import checking, process
+    from xformd import spec as specs
+    from xformd.batch import Batch
+    from xformd.limits import Limits
+    from xformd.plugins import loader
+    from xformd.service import TransformService
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this, and is not for the transform to catch
+    process.start_logging(*([process.terse_observer()] if traceback else []))
+    parsed = specs.build(spec, options)
+    with standard_output_kept():
+        service = TransformService(loader.load(selection), Limits(), reactor)
+
+    async def transform(poem: bytes) -> bytes:
+        with standard_output_kept():
+            result = service.xform(parsed, poem)
+            return await result if isinstance(result, Deferred) else result
+
+    _run_batch(Batch(transform=transform, complain=_complain, explain=checking.explain), files, output_dir)
+
+
+@main.command()
+@click.argument("distribution", required=False)
+def check(distribution: str | None) -> None:
+    """Run every example of every transform, or of one distribution's.
+
+    \b
+    Examples:
+      xformd check
+      xformd check xformd-shout
+    """
+    from twisted.internet import reactor
+
+    from xformd import checking, process
+    from xformd.plugins import loader
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process.start_logging()
+    with standard_output_kept():
+        plugins = loader.load_distribution(distribution)
+
+    stdout = sys.stdout  # while examples run, what they print goes elsewhere
+
+    async def check_all() -> bool:
+        passed = True
+        for plugin in plugins:
+            async for verdict in checking.check(plugin, reactor):
+                _report(verdict, stdout)
+                passed = passed and verdict.passed
+        return passed
+
+    with standard_output_kept():
+        passed = process.run_until_done(check_all())
+    if not passed:
+        sys.exit(CHECK_FAILED)
+
+
+def _report(verdict: "Verdict", stdout: TextIO) -> None:
+    for failure in verdict.failures:
+        click.echo(f"FAILED  {failure}", file=stdout)
+    if verdict.passed:
+        click.echo(f"ok      {verdict.subject}: {verdict.examples or 'no'} examples", file=stdout)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"xformd: {message}", err=True)
+
+
+def _run_batch(batch: "Batch", files: Sequence[Path], output_dir: Path | None) -> None:
+    """Transform the poems that a command was given, and exit with the status of the first that failed."""
+    from xformd import batch as batches
+    from xformd import process
+
+    sources = files or (batches.STDIN,)
+    sink = batches.Stream() if output_dir is None else batches.Folder(output_dir, sources)
+    # A bar is drawn where a person waits, and not into the middle of results on the same terminal.
+    drawn = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not sys.stdout.isatty())
+    with click.progressbar(sources, label="poems", file=sys.stderr, hidden=not drawn) as counted:
+        status = process.run_until_done(batch.run(counted, sink, name_them=len(sources) > 1))
+    if status:
+        sys.exit(status)

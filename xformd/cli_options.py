@@ -1,0 +1,131 @@
+"""Options and arguments that several commands share."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+
+@contextlib.contextmanager
+def standard_output_kept() -> Iterator[None]:
+    """Send what plugins print to standard error: standard output carries results alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+class _SpecType(click.types.StringParamType):
+    """A spec as a person writes it; its transform names complete."""
+
+    name = "spec"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        from xformd.plugins import loader
+
+        done, plus, start = incomplete.rpartition("+")
+        with standard_output_kept():
+            entries = loader.load().entries
+        return [
+            CompletionItem(f"{done}{plus}{name}", help=entry.transform.summary)
+            for name, entry in sorted(entries.items())
+            if name.startswith(start)
+        ]
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{value!r} is not {param.metavar}", ctx, param)
+        if key in pairs:
+            raise click.BadParameter(f"{key} is given twice", ctx, param)
+        pairs[key] = rest
+    return pairs
+
+
+def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that select plugins, and hand the command a ``Selection``."""
+
+    @click.option(
+        "--plugins",
+        is_flag=False,
+        flag_value="all",
+        default="all",
+        metavar="SELECTION",
+        help="Which installed plugins to load: all (the default), none, or distributions with commas between them.",
+    )
+    @click.option(
+        "--plugins-dir",
+        "directories",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Load the *.py files of this folder as plugins too.",
+    )
+    @click.option(
+        "--block",
+        "blocked",
+        multiple=True,
+        metavar="NAME",
+        help="Never import this plugin: a distribution, an entry point, or a loose file without .py.",
+    )
+    @click.option(
+        "--prefer",
+        "preferred",
+        multiple=True,
+        callback=_pairs,
+        metavar="NAME=DISTRIBUTION",
+        help="Where several distributions provide a transform, take this one's.",
+    )
+    @click.option("--strict", is_flag=True, help="Refuse to start when a plugin fails or a name is contested.")
+    @functools.wraps(command)
+    def with_selection(
+        plugins: str,
+        directories: tuple[Path, ...],
+        blocked: tuple[str, ...],
+        preferred: dict[str, str],
+        strict: bool,
+        **others: Any,
+    ) -> Any:
+        from xformd.plugins.loader import Selection, parse_distributions
+
+        selection = Selection(
+            distributions=parse_distributions(plugins),
+            blocked=frozenset(blocked),
+            directories=directories,
+            preferred=preferred,
+            strict=strict,
+        )
+        return command(selection=selection, **others)
+
+    return with_selection
+
+
+def poem_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what names a transform, its options, the poems and where results go."""
+    for option in (
+        click.argument("spec", type=_SpecType()),
+        click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path)),
+        click.option(
+            "-o",
+            "--option",
+            "options",
+            multiple=True,
+            callback=_pairs,
+            metavar="KEY=VALUE",
+            help="An option of the transform.",
+        ),
+        click.option(
+            "--output-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="Write each result to a file of the poem's name in this folder.",
+        ),
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,30 @@
+"""Every limit, named with its unit, its default and its reason.
+
+The names, defaults and consequences are those of the table in ``docs/operating.md``. A limit is never read from
+a global: whoever enforces it is handed a ``Limits``.
+"""
+
+from typing import Any
+
+import attrs
+
+MIB = 1024 * 1024
+
+
+def _limit(default: float, reason: str) -> Any:
+    return attrs.field(default=default, validator=attrs.validators.gt(0), metadata={"reason": reason})
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What one server allows. Every field is a positive number; its metadata holds the ``reason``."""
+
+    max_request_bytes: int = _limit(10 * MIB, "one request is held in memory whole")
+    max_result_bytes: int = _limit(10 * MIB, "one result is held in memory whole")
+    max_connections: int = _limit(10_000, "each connection costs memory and a file descriptor")
+    request_timeout_s: float = _limit(30.0, "a client that drips bytes must not hold a connection forever")
+    idle_timeout_s: float = _limit(300.0, "a client that says nothing must not hold a connection forever")
+    write_timeout_s: float = _limit(30.0, "a client that does not read must not hold a reply forever")
+    linger_timeout_s: float = _limit(5.0, "a refused client may finish sending, so that it sees a clean close")
+    transform_timeout_s: float = _limit(30.0, "a transform that hangs must not hold its client forever")
+    shutdown_grace_s: float = _limit(30.0, "a server that is told to stop must stop")

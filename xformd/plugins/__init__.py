@@ -1,0 +1,1 @@
+"""From installed packages to a Registry, and the transforms that come with xformd."""

@@ -1,0 +1,155 @@
+"""Which plugins there are, before any of them is imported: entry points of installed packages, and loose files.
+
+Sorted by distribution and name, so that the order is the same on every machine.
+"""
+
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from xformd import __version__
+from xformd.errors import ConfigError
+from xformd.plugins.registry import BUILT_IN
+
+GROUP = "xformd"
+"""The entry point group in which plugins announce themselves."""
+
+_BUILT_INS = ("poetry", "text")
+
+
+@attrs.frozen(kw_only=True)
+class Candidate:
+    """Something that says it is a plugin.
+
+    Args:
+        name: the entry point's name, or the file's without ``.py``.
+        distribution: the installed package; for a loose file, the file's name.
+        version: of the distribution; empty where there is none.
+        source: what is imported.
+        load: imports it; may raise anything.
+        is_loose: whether it is a file of ``--plugins-dir``.
+    """
+
+    name: str
+    distribution: str
+    version: str = ""
+    source: str
+    load: Callable[[], Any]
+    is_loose: bool = False
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it comes with xformd itself."""
+        return self.distribution == BUILT_IN
+
+    def has_name(self, name: str) -> bool:
+        """Whether an operator who writes this name means this plugin."""
+        return name == self.name or normalize(name) == normalize(self.distribution)
+
+
+def normalize(distribution: str) -> str:
+    """Give a distribution's name in its normal form (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def built_in() -> list[Candidate]:
+    """Find what comes with xformd. It needs no entry point: it is there also when xformd is not installed."""
+    modules = {name: f"xformd.plugins.{name}" for name in _BUILT_INS}
+    return [
+        Candidate(
+            name=name,
+            distribution=BUILT_IN,
+            version=__version__,
+            source=module,
+            load=partial(importlib.import_module, module),
+        )
+        for name, module in modules.items()
+    ]
+
+
+def installed() -> list[Candidate]:
+    """Find the entry points of installed packages. A package with broken metadata is found, and fails to load."""
+    seen: set[str] = set()
+    candidates: list[Candidate] = []
+    for distribution in importlib.metadata.distributions():
+        name = _name_of(distribution)
+        if normalize(name) not in seen:  # the first on the path is the one that Python imports
+            seen.add(normalize(name))
+            candidates += _of_distribution(distribution, name)
+    return sorted(candidates, key=lambda candidate: (normalize(candidate.distribution), candidate.name))
+
+
+def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
+    """Find the ``*.py`` files of these directories; those that start with ``_`` are left alone.
+
+    Raises:
+        ConfigError: a directory is not there.
+    """
+    for directory in directories:
+        if not directory.is_dir():
+            raise ConfigError(f"--plugins-dir {directory}: there is no such directory")
+        for path in sorted(directory.glob("[!_]*.py")):
+            yield Candidate(
+                name=path.stem,
+                distribution=path.name,
+                source=str(path),
+                load=partial(_load_file, path),
+                is_loose=True,
+            )
+
+
+def _name_of(distribution: importlib.metadata.Distribution) -> str:
+    try:
+        return str(distribution.metadata["Name"])
+    except Exception:  # whatever a broken METADATA file does
+        return "unknown"
+
+
+def _of_distribution(distribution: importlib.metadata.Distribution, name: str) -> Iterator[Candidate]:
+    text = distribution.read_text("entry_points.txt") or ""
+    if f"[{GROUP}]" not in text:
+        return
+    try:
+        version = str(distribution.metadata["Version"])
+        entry_points = list(distribution.entry_points.select(group=GROUP))
+    except Exception as error:
+        yield Candidate(name=name, distribution=name, source="entry_points.txt", load=_raiser(error))
+        return
+    for entry_point in entry_points:
+        yield Candidate(
+            name=entry_point.name,
+            distribution=name,
+            version=version,
+            source=entry_point.value,
+            load=entry_point.load,
+        )
+
+
+def _raiser(error: Exception) -> Callable[[], Any]:
+    def load() -> Any:
+        raise error
+
+    return load
+
+
+def _load_file(path: Path) -> Any:
+    # A name that no installed module has: a loose file called json.py must not become everybody's json.
+    name = f"xformd_loose_{re.sub(r'[^A-Za-z0-9_]', '_', str(path.resolve()))}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,129 @@
+"""What a Registry holds, told to a program (JSON) and to a person (a table).
+
+The JSON's shape is a promise: ``docs/cli.md`` describes it, fields are added and never renamed. It names no file,
+because a server will tell it to its clients.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from xformd.options import Option
+from xformd.plugins.registry import Entry, Plugin, Registry
+from xformd.transform import Example
+
+
+def to_json(registry: Registry) -> dict[str, Any]:
+    """Give the registry as values that ``json.dumps`` takes.
+
+    Args:
+        registry: what to describe.
+
+    Returns:
+        ``{"transforms": [...], "plugins": [...], "conflicts": [...]}``, each sorted the same way every time.
+    """
+    return {
+        "transforms": [_transform(entry) for _, entry in sorted(registry.entries.items())],
+        "plugins": [_plugin(plugin) for plugin in registry.plugins],
+        "conflicts": [
+            {"name": conflict.name, "distributions": list(conflict.distributions), "winner": conflict.winner}
+            for conflict in registry.conflicts
+        ],
+    }
+
+
+def _transform(entry: Entry) -> dict[str, Any]:
+    transform = entry.transform
+    return {
+        "name": transform.name,
+        "summary": transform.summary,
+        "kind": transform.kind,
+        "options": [_option(option) for option in transform.options],
+        "examples": [_example(example) for example in transform.examples],
+        "plugin": entry.plugin.name,
+        "distribution": entry.plugin.distribution,
+        "version": entry.plugin.version,
+    }
+
+
+def _option(option: Option) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": option.name, "type": option.type, "required": option.required}
+    if not option.required:
+        described["default"] = option.default
+    if option.choices:
+        described["choices"] = list(option.choices)
+    return described
+
+
+def _example(example: Example) -> dict[str, Any]:
+    return {
+        "poem": _text(example.poem),
+        "result": _text(example.result),
+        "options": dict(example.options),
+    }
+
+
+def _text(poem: str | bytes) -> str:
+    """A poem in JSON; of bytes, each is the character with its number, as in ISO 8859-1."""
+    return poem if isinstance(poem, str) else poem.decode("latin-1")
+
+
+def _plugin(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "name": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "state": plugin.state,
+        "reason": plugin.reason,
+        "transforms": sorted(transform.name for transform in plugin.transforms),
+        "import_time_ms": round(plugin.import_time_s * 1000, 3),
+    }
+
+
+def to_table(registry: Registry) -> str:
+    """Give the registry as a table, then a line for everything that is not as one would wish.
+
+    Args:
+        registry: what to describe.
+
+    Returns:
+        Lines, without a final newline.
+    """
+    rows = [("NAME", "OPTIONS", "SUMMARY", "FROM")]
+    rows += [_row(entry) for _, entry in sorted(registry.entries.items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    # Long summaries give way, so that a row stays a row on the terminal at hand.
+    fixed = widths[0] + widths[1] + max(len(row[3]) for row in rows) + 6
+    widths[2] = max(20, min(widths[2], shutil.get_terminal_size((160, 24)).columns - fixed))
+    lines = [
+        f"{name:<{widths[0]}}  {options:<{widths[1]}}  {_shorten(summary, widths[2]):<{widths[2]}}  {source}"
+        for name, options, summary, source in rows
+    ]
+    return "\n".join([*lines, *problems(registry)])
+
+
+def problems(registry: Registry) -> Iterable[str]:
+    """Give one line for every plugin that is not active and every conflict."""
+    for plugin in registry.plugins:
+        if plugin.state != "active":
+            yield f"{plugin.state}: plugin {plugin.label}: {plugin.reason}"
+    for conflict in registry.conflicts:
+        yield f"conflict: {conflict}"
+
+
+def _row(entry: Entry) -> tuple[str, str, str, str]:
+    options = ",".join(map(_signature, entry.transform.options))
+    source = f"{entry.plugin.distribution} {entry.plugin.version}".rstrip()
+    return entry.transform.name, options, entry.transform.summary, source
+
+
+def _signature(option: Option) -> str:
+    if option.required:
+        return f"{option.name}=<{option.type}>"
+    shown: Mapping[object, str] = {True: "true", False: "false"}
+    default = shown[option.default] if isinstance(option.default, bool) else str(option.default)
+    return f"{option.name}={default if default.strip() == default else repr(default)}"
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"

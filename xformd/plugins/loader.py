@@ -1,0 +1,251 @@
+"""From selected plugins to a Registry.
+
+What goes wrong in one plugin, ``SystemExit`` included, fails that plugin alone, and the failure is kept with its
+reason. A plugin that is not selected is never imported.
+"""
+
+import itertools
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pluggy
+
+from xformd.errors import ConfigError, DefinitionError, one_line
+from xformd.plugins import discovery, hookspecs
+from xformd.plugins.discovery import Candidate, normalize
+from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
+from xformd.transform import Transform
+
+HOOK = "xformd_transforms"
+
+
+@attrs.frozen(kw_only=True)
+class Selection:
+    """Which plugins to load. The built-in ones are always loaded, unless they are blocked.
+
+    Args:
+        distributions: which installed packages; None for all of them.
+        blocked: distributions, entry points or loose files to keep out before they are imported.
+        directories: where loose ``*.py`` plugins lie.
+        preferred: transform name to the distribution that shall have it.
+        strict: whether a failure or an unsettled conflict is an error.
+    """
+
+    distributions: frozenset[str] | None = None
+    blocked: frozenset[str] = frozenset()
+    directories: tuple[Path, ...] = ()
+    preferred: Mapping[str, str] = attrs.field(factory=dict)
+    strict: bool = False
+
+
+EVERYTHING = Selection()
+"""Every plugin that is installed."""
+
+
+def parse_distributions(text: str) -> frozenset[str] | None:
+    """Read the value of ``--plugins``.
+
+    Args:
+        text: ``all``, ``none``, or distributions with commas between them.
+
+    Returns:
+        The distributions; None for all.
+    """
+    if text == "all":
+        return None
+    return frozenset(name.strip() for name in text.split(",") if name.strip()) - {"none"}
+
+
+def load(selection: Selection = EVERYTHING) -> Registry:
+    """Find, import and check the selected plugins.
+
+    Args:
+        selection: which.
+
+    Returns:
+        Everything that works, and what failed with its reason.
+
+    Raises:
+        ConfigError: the selection names something that is not there, or it is strict and something failed.
+    """
+    candidates = [*discovery.built_in(), *discovery.installed(), *discovery.loose(selection.directories)]
+    _check_names(selection, candidates)
+    plugins = tuple(_load_one(candidate, _why_not(candidate, selection)) for candidate in candidates)
+    registry = _assemble(plugins, selection.preferred)
+    if selection.strict:
+        _refuse_problems(registry)
+    return registry
+
+
+def load_distribution(distribution: str | None) -> tuple[Plugin, ...]:
+    """Load one distribution's plugins, and no other's.
+
+    Args:
+        distribution: its name; None for all of them.
+
+    Returns:
+        Its plugins, in whatever state.
+
+    Raises:
+        ConfigError: it has no plugin, or is not installed.
+    """
+    if distribution is None:
+        return load().plugins
+    plugins = load(Selection(distributions=frozenset({distribution}))).plugins
+    return tuple(plugin for plugin in plugins if normalize(plugin.distribution) == normalize(distribution))
+
+
+def _check_names(selection: Selection, candidates: list[Candidate]) -> None:
+    there = sorted({candidate.distribution for candidate in candidates if not candidate.is_loose})
+    normal = {normalize(name) for name in there}
+    for name in sorted(selection.distributions or ()):
+        if normalize(name) not in normal:
+            raise ConfigError(
+                f"--plugins {name}: no such distribution with xformd plugins; there are {', '.join(there)}"
+            )
+    for name in sorted(selection.blocked):
+        if not any(candidate.has_name(name) for candidate in candidates):
+            known = sorted({candidate.name for candidate in candidates} | {*there})
+            raise ConfigError(f"--block {name}: no such plugin or distribution; there are {', '.join(known)}")
+
+
+def _why_not(candidate: Candidate, selection: Selection) -> str:
+    """Say why a plugin is kept out; nothing for one that is not."""
+    if any(candidate.has_name(name) for name in selection.blocked):
+        return "blocked by --block"
+    if selection.distributions is None or candidate.is_built_in or candidate.is_loose:
+        return ""
+    selected = {normalize(name) for name in selection.distributions}
+    return "" if normalize(candidate.distribution) in selected else "not selected by --plugins"
+
+
+def _load_one(candidate: Candidate, why_not: str) -> Plugin:
+    plugin = Plugin(
+        name=candidate.name,
+        distribution=candidate.distribution,
+        version=candidate.version,
+        source=candidate.source,
+    )
+    if why_not:
+        return attrs.evolve(plugin, state="blocked", reason=why_not)
+    start = time.perf_counter()
+    try:
+        transforms = _transforms_of(candidate)
+    except KeyboardInterrupt:
+        raise  # that is the operator, not the plugin
+    except BaseException as error:
+        plugin = attrs.evolve(plugin, state="failed", reason=one_line(_describe(error)))
+    else:
+        plugin = attrs.evolve(plugin, transforms=transforms)
+    return attrs.evolve(plugin, import_time_s=time.perf_counter() - start)
+
+
+class _PluginError(Exception):
+    """Why a plugin does not load, in words that its author understands."""
+
+
+def _transforms_of(candidate: Candidate) -> tuple[Transform, ...]:
+    try:
+        module = candidate.load()
+    except (DefinitionError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise _PluginError(f"import failed: {_describe(error)}") from error
+    return _validate(_call_hook(candidate, module))
+
+
+def _call_hook(candidate: Candidate, module: Any) -> list[object]:
+    # A manager for each plugin: whatever one leaves behind in it, no other ever sees.
+    manager = pluggy.PluginManager("xformd")
+    manager.add_hookspecs(hookspecs)
+    _register(manager, module, f"{candidate.distribution}:{candidate.name}")
+    try:
+        given = manager.hook.xformd_transforms()
+        if not given:  # pluggy leaves out None
+            raise _PluginError(f"{HOOK}() returned None, not transforms")
+        return list(itertools.chain.from_iterable(given))
+    except (_PluginError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise _PluginError(f"{HOOK}() failed: {_describe(error)}") from error
+
+
+def _register(manager: pluggy.PluginManager, module: Any, name: str) -> None:
+    try:
+        manager.register(module, name)
+    except pluggy.PluginValidationError as error:
+        raise _PluginError(f"bad hook: {error}") from error
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        unknown = [caller.name for caller in manager.get_hookcallers(module) or () if not caller.has_spec()]
+        raise _PluginError(f"there is no hook {', '.join(unknown)}(); did you mean {HOOK}()?") from error
+    if not manager.hook.xformd_transforms.get_hookimpls():
+        raise _PluginError(f"it has no hook: define {HOOK}() and decorate it with @xformd.hookimpl")
+
+
+def _validate(given: list[object]) -> tuple[Transform, ...]:
+    transforms: dict[str, Transform] = {}
+    for transform in given:
+        if not isinstance(transform, Transform):
+            raise _PluginError(
+                f"{HOOK}() gave {transform!r}, which is no Transform; decorate it with @xformd.transform"
+            )
+        if transform.name in transforms:
+            raise _PluginError(f"{HOOK}() gave the transform {transform.name!r} twice")
+        transforms[transform.name] = transform
+    return tuple(transforms.values())
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        message = str(error)
+    except Exception:  # a plugin's own exception may fail even at that
+        message = ""
+    if isinstance(error, _PluginError | DefinitionError):
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _assemble(plugins: Iterable[Plugin], preferred: Mapping[str, str]) -> Registry:
+    plugins = tuple(plugins)
+    owners: dict[str, list[Entry]] = {}
+    for plugin in plugins:
+        for transform in plugin.transforms:
+            owners.setdefault(transform.name, []).append(Entry(transform, plugin))
+    entries: dict[str, Entry] = {}
+    conflicts: list[Conflict] = []
+    for name, rivals in sorted(owners.items()):
+        winner = _choose(name, rivals, preferred.get(name))
+        if winner is not None:
+            entries[name] = winner
+        if len(rivals) > 1:
+            distributions = tuple(sorted(rival.plugin.distribution for rival in rivals))
+            has_it = winner.plugin.distribution if winner else None
+            conflicts.append(Conflict(name, distributions, has_it, preferred=name in preferred))
+    for name in sorted(set(preferred) - set(owners)):
+        raise ConfigError(f"--prefer {name}={preferred[name]}: no loaded plugin provides a transform {name!r}")
+    return Registry(entries, plugins, tuple(conflicts))
+
+
+def _choose(name: str, rivals: list[Entry], preferred: str | None) -> Entry | None:
+    """Say who has a name: the preferred one, else the only one, else the built-in, else nobody."""
+    if preferred is not None:
+        chosen = [rival for rival in rivals if normalize(rival.plugin.distribution) == normalize(preferred)]
+        if len(chosen) == 1:
+            return chosen[0]
+        owners = " and ".join(sorted(rival.plugin.label for rival in rivals))
+        raise ConfigError(f"--prefer {name}={preferred}: {name} is provided by {owners}")
+    if len(rivals) == 1:
+        return rivals[0]
+    return next((rival for rival in rivals if rival.plugin.distribution == BUILT_IN), None)
+
+
+def _refuse_problems(registry: Registry) -> None:
+    problems = [f"plugin {plugin.label}: {plugin.reason}" for plugin in registry.with_state("failed")]
+    problems += [str(conflict) for conflict in registry.conflicts if not conflict.preferred]
+    if problems:
+        raise ConfigError(f"--strict: {'; '.join(problems)}")

@@ -1,0 +1,207 @@
+"""Built-in transforms on the lines of a poem, first of them the tutorial's own.
+
+A line ends with CRLF, LF or CR. A transform that moves lines moves what they say: the line endings, and whether the
+poem ends with one, stay as they were.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+
+import xformd
+
+MAX_ADDED_CHARACTERS = 16 * 1024 * 1024
+"""A short request must not grow without bound on its way to the result limit."""
+
+_LINE = re.compile(r"([^\r\n]*)(\r\n|\n|\r|\Z)")
+
+Lines = list[tuple[str, str]]
+"""What each line says, and how it ends."""
+
+
+def _split(poem: str) -> Lines:
+    lines = _LINE.findall(poem)
+    if lines[-1] == ("", ""):
+        lines.pop()  # what follows a final line ending is no line
+    return lines
+
+
+def _join(texts: Iterable[str], lines: Lines) -> str:
+    """Put texts where lines were. When there are fewer texts, the poem still ends as it did."""
+    texts = list(texts)
+    endings = [ending for _, ending in lines[: len(texts)]]
+    if endings:
+        endings[-1] = lines[-1][1]
+    return "".join([text + ending for text, ending in zip(texts, endings, strict=True)])
+
+
+def _each_line(poem: str, change: Callable[[str], str]) -> str:
+    return "".join([change(text) + ending for text, ending in _split(poem)])
+
+
+def _check_growth(name: str, added: int) -> None:
+    if added > MAX_ADDED_CHARACTERS:
+        raise xformd.TooLarge(f"{name} would add {added} characters; the limit is {MAX_ADDED_CHARACTERS}")
+
+
+@xformd.transform(examples=[("HERE IS MY POEM", "here is my poem"), ("ΟΔΥΣΣΕΥΣ", "οδυσσευς")], inline=True)
+def cummingsify(poem: str) -> str:
+    """Lower-case the poem, as e. e. cummings would."""
+    return poem.lower()
+
+
+@xformd.transform(
+    examples=[("one\ntwo\nthree", "three\ntwo\none"), ("a\r\nb\r\n", "b\r\na\r\n"), ("", "")], inline=True
+)
+def reverse_lines(poem: str) -> str:
+    """Put the last line first."""
+    lines = _split(poem)
+    return _join([text for text, _ in reversed(lines)], lines)
+
+
+@xformd.transform(
+    examples=[
+        ("pear\napple\nfig\n", "apple\nfig\npear\n"),
+        ("b\nC\na", "a\nb\nC", {"ignore_case": True}),
+        ("a\nc\nb", "c\nb\na", {"reverse": True}),
+    ]
+)
+def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -> str:
+    """Sort the lines by their characters' code points."""
+    lines = _split(poem)
+    return _join(sorted((text for text, _ in lines), key=str.casefold if ignore_case else None, reverse=reverse), lines)
+
+
+@xformd.transform(
+    examples=[
+        ("a\nb\na\n", "a\nb\n"),
+        ("b\na\nb", "b\na"),
+        ("Owl\nowl", "Owl", {"ignore_case": True}),
+    ]
+)
+def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
+    """Keep the first of equal lines, wherever the others stand."""
+    lines = _split(poem)
+    first: dict[str, str] = {}
+    for text, _ in lines:
+        first.setdefault(text.casefold() if ignore_case else text, text)
+    return _join(first.values(), lines)
+
+
+@xformd.transform(
+    examples=[
+        ("The Owl\nand the Cat\n", "1. The Owl\n2. and the Cat\n"),
+        ("a\nb", " 9) a\n10) b", {"start": 9, "separator": ") "}),
+        ("", ""),
+    ]
+)
+def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
+    """Put its number before each line, aligned to the right."""
+    lines = _split(poem)
+    if not lines:
+        return ""
+    last = start + len(lines) - 1
+    width = max(len(str(start)), len(str(last)))
+    _check_growth("number-lines", (width + len(separator)) * len(lines))
+    return "".join(
+        [f"{number:>{width}}{separator}{text}{ending}" for number, (text, ending) in enumerate(lines, start)]
+    )
+
+
+@xformd.transform(
+    examples=[
+        ("The quick brown fox jumps", "The quick\nbrown fox\njumps", {"width": 10}),
+        ("The quick brown fox\r\n", "The quick\r\n  brown\r\n  fox\r\n", {"width": 9, "indent": 2}),
+        ("日本 日本 日本", "日本 日本\n日本", {"width": 9}),
+    ]
+)
+def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
+    """Break lines that are wider than width between words, and indent what follows a break."""
+    if width < 1:
+        raise xformd.BadOptions(f"wrap: option 'width' takes 1 or more, not {width}")
+    if not 0 <= indent < width:
+        raise xformd.BadOptions(f"wrap: option 'indent' takes 0 or more and less than width, not {indent}")
+    lines = _split(poem)
+    spaces = sum(text.count(" ") + text.count("\t") for text, _ in lines if len(text) * 2 > width)
+    _check_growth("wrap", (indent + 2) * spaces)  # a break stands where a space stood
+    default = next((ending for _, ending in lines if ending), "\n")
+    margin = " " * indent
+    return "".join(
+        [((ending or default) + margin).join(_wrap_line(text, width, indent)) + ending for text, ending in lines]
+    )
+
+
+def _wrap_line(text: str, width: int, indent: int) -> Iterator[str]:
+    if len(text) * 2 <= width or _columns(text) <= width:
+        yield text
+        return
+    row, used = "", 0
+    # Spaces inside a row stay as they are; those at a break go.
+    for space, word in re.findall(r"([ \t]*)([^ \t]+)", text):
+        columns = _columns(word)
+        if row and used + len(space) + columns > width:
+            yield row
+            row, used = word, indent + columns
+        else:
+            row += space + word
+            used += len(space) + columns
+    yield row
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal the text takes: wide characters two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    marks = sum(1 for character in text if unicodedata.combining(character))
+    wide = sum(1 for character in text if unicodedata.east_asian_width(character) in "WF")
+    return len(text) - marks + wide
+
+
+@xformd.transform(
+    examples=[
+        ("The Owl\n\nand the Cat\n", "    The Owl\n\n    and the Cat\n"),
+        ("a\r\nb", "> a\r\n> b", {"prefix": "> "}),
+        ("", ""),
+    ]
+)
+def indent(poem: str, *, prefix: str = "    ") -> str:
+    """Put a prefix before every line that is not blank."""
+    _check_growth("indent", len(prefix) * (1 + poem.count("\n") + poem.count("\r")))
+    return _each_line(poem, lambda text: prefix + text if text.strip() else text)
+
+
+@xformd.transform(
+    examples=[
+        ("    The Owl\n      and the Cat\n", "The Owl\n  and the Cat\n"),
+        ("  a\r\n \r\n  b", "a\r\n\r\nb"),
+    ]
+)
+def dedent(poem: str) -> str:
+    """Remove the white space that all lines start with. Blank lines do not count, and become empty."""
+    texts = [text for text, _ in _split(poem) if text.strip()]
+    if not texts:
+        return _each_line(poem, lambda _: "")
+    # What the first and the last in order share, all share.
+    first, last = min(texts), max(texts)
+    margin = 0
+    while margin < len(first) and first[margin] in " \t" and first[margin] == last[margin]:
+        margin += 1
+    return _each_line(poem, lambda text: text[margin:] if text.strip() else "")
+
+
+@xformd.transform(
+    examples=[("\n\n  The Owl  \nand the Cat\t\n\n", "  The Owl\nand the Cat\n"), (" \r\n", ""), ("a ", "a")]
+)
+def trim(poem: str) -> str:
+    """Remove white space from the ends of lines, and blank lines from the ends of the poem."""
+    lines = [(text.rstrip(), ending) for text, ending in _split(poem)]
+    filled = [index for index, (text, _) in enumerate(lines) if text]
+    if not filled:
+        return ""
+    return "".join([text + ending for text, ending in lines[filled[0] : filled[-1] + 1]])
+
+
+@xformd.hookimpl
+def xformd_transforms() -> list[xformd.Transform]:
+    """Give the transforms of this module."""
+    return [cummingsify, reverse_lines, sort_lines, unique_lines, number_lines, wrap, indent, dedent, trim]

@@ -1,0 +1,67 @@
+"""Built-in transforms on the characters of a text."""
+
+import itertools
+import re
+import unicodedata
+from typing import Literal
+
+import xformd
+
+MAX_MARKS = 1_000
+"""Sorting one base character's marks takes quadratic time; UAX #15 (Stream-Safe Text) knows no use of more than 30."""
+
+_ROT13 = str.maketrans(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
+    "NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm",
+)
+
+# The blocks of combining marks that scripts with upper and lower case use.
+_MARK = r"\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+_WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARK}]|['\u2019](?=[^\W_]))*")
+_MANY_ABOVE_ASCII = re.compile(rf"[\u0300-\U0010ffff]{{{MAX_MARKS},}}")
+
+
+@xformd.transform(examples=[("The Owl", "THE OWL"), ("straße", "STRASSE"), ("", "")], inline=True)
+def upper(poem: str) -> str:
+    """Upper-case the poem."""
+    return poem.upper()
+
+
+@xformd.transform(
+    examples=[
+        ("the owl and the pussy-cat", "The Owl And The Pussy-Cat"),
+        ("THEY'RE 3RD", "They're 3rd"),
+        ("e\u0301cole", "E\u0301cole"),
+    ]
+)
+def titlecase(poem: str) -> str:
+    """Start each word with a capital and lower-case its rest."""
+    return _WORD.sub(lambda word: word[0][0].title() + word[0][1:].lower(), poem)
+
+
+@xformd.transform(
+    examples=[
+        ("e\u0301", "é"),
+        ("é", "e\u0301", {"form": "NFD"}),
+        ("ﬁne ①", "fine 1", {"form": "NFKC"}),
+    ]
+)
+def normalize(poem: str, *, form: Literal["NFC", "NFD", "NFKC", "NFKD"] = "NFC") -> str:
+    """Bring the text into a Unicode normalization form."""
+    for run in _MANY_ABOVE_ASCII.findall(poem):
+        for is_mark, characters in itertools.groupby(run, lambda character: unicodedata.combining(character) > 0):
+            if is_mark and sum(1 for _ in characters) > MAX_MARKS:
+                raise xformd.GibberishError(f"more than {MAX_MARKS} combining marks on one character")
+    return unicodedata.normalize(form, poem)
+
+
+@xformd.transform(examples=[("Gur Bjy", "The Owl"), ("naïve", "anïir")], inline=True)
+def rot13(poem: str) -> str:
+    """Move each of the 26 letters by 13: twice gives the poem back."""
+    return poem.translate(_ROT13)
+
+
+@xformd.hookimpl
+def xformd_transforms() -> list[xformd.Transform]:
+    """Give the transforms of this module."""
+    return [upper, titlecase, normalize, rot13]

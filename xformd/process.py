@@ -1,0 +1,116 @@
+"""What a process needs around Twisted: a log, signals, and a reactor that runs until the work is done."""
+
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import (
+    FilteringLogObserver,
+    ILogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
+from twisted.python.failure import Failure
+
+from xformd import __version__
+from xformd.app import Server, Settings, make_server
+from xformd.plugins.registry import Registry
+
+Result = TypeVar("Result")
+
+
+def start_logging(*observers: ILogObserver) -> None:
+    """Send Twisted's log to these observers, and to nothing else."""
+    globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False, discardBuffer=True)
+
+
+def terse_observer() -> ILogObserver:
+    """Give an observer that writes what an operator wants to know to standard error."""
+    levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
+    levels.setLogLevelForNamespace("xformd", LogLevel.info)
+    return FilteringLogObserver(textFileLogObserver(sys.stderr), [levels])
+
+
+def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
+    """Run a coroutine to its end; the reactor turns only if it has to wait for something.
+
+    Args:
+        work: awaits Deferreds.
+
+    Returns:
+        What it returns.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came first.
+        BaseException: whatever it raises.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    outcome: list[Result | Failure] = []
+    done = Deferred.fromCoroutine(work).addBoth(outcome.append)
+    if not outcome:
+        done.addCallback(lambda _: reactor.stop())
+        reactor.run()
+    if not outcome:
+        raise KeyboardInterrupt
+    (result,) = outcome
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what has been accepted.
+
+    Args:
+        settings: what to serve, and where.
+        announce: is told, line by line, where the server listens and what it has.
+
+    Raises:
+        ConfigError: the settings name something that is not there.
+        ListenFailed: the server cannot listen where it was told to.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    start_logging(terse_observer())
+    server = make_server(settings, reactor)
+    failures: list[Failure] = []
+
+    def started(addresses: tuple[str, ...]) -> None:
+        for line in _greeting(addresses, server.registry):
+            announce(line)
+
+    def failed(failure: Failure) -> None:
+        failures.append(failure)
+        reactor.stop()
+
+    server.listening.addCallbacks(started, failed)
+    reactor.callWhenRunning(server.startService)
+    reactor.addSystemEventTrigger("before", "shutdown", _stop, server)
+    reactor.run()
+    if failures:
+        failures[0].raiseException()
+
+
+def _stop(server: Server) -> Deferred[None]:
+    # Whoever signals once more does not want to wait: the system's own handling ends the process at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return server.stopService()
+
+
+def _greeting(addresses: tuple[str, ...], registry: Registry) -> Iterator[str]:
+    for address in addresses:
+        yield f"xformd {__version__} listening on {address}"
+    active = registry.with_state("active")
+    yield f"{len(registry.entries)} transforms from {len(active)} plugins"
+    for plugin in registry.with_state("failed"):
+        yield f"failed: plugin {plugin.label}: {plugin.reason}"
+    for conflict in registry.conflicts:
+        yield f"conflict: {conflict}"

@@ -1,0 +1,168 @@
+"""TransformService: takes a spec and a poem, gives the transformed poem or one of the errors of the table.
+
+Every front (the netstring port, a command, later HTTP) calls this and holds no rule of its own. Whatever a
+transform does, its caller sees an ``XformError`` and the operator's log says once what happened.
+"""
+
+import uuid
+from collections.abc import Mapping
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xformd.errors import (
+    BadOptions,
+    Cancelled,
+    GibberishError,
+    InternalError,
+    TooLarge,
+    TransformFailed,
+    TransformTimeout,
+    XformError,
+)
+from xformd.limits import Limits
+from xformd.options import OptionValue
+from xformd.plugins.registry import Entry, Registry
+from xformd.runners import inline
+from xformd.spec import Spec
+
+REFUSALS = (GibberishError, BadOptions, TooLarge)
+"""What a transform may raise to say no to a poem or to an option's value; its message reaches the caller."""
+
+
+@attrs.frozen
+class _Call:
+    """One step of a spec, ready to run."""
+
+    entry: Entry
+    options: Mapping[str, OptionValue]
+
+
+class TransformService:
+    """Runs transforms.
+
+    Args:
+        registry: which transforms there are.
+        limits: how long they may take and how much they may give.
+        clock: a reactor, or a clock in its place.
+    """
+
+    log = Logger()
+
+    def __init__(self, registry: Registry, limits: Limits, clock: IReactorTime) -> None:
+        self.registry = registry
+        self._limits = limits
+        self._clock = clock
+
+    def xform(self, spec: Spec, poem: bytes) -> bytes | Deferred[bytes]:
+        """Transform a poem.
+
+        Args:
+            spec: which transforms, in turn, with what options.
+            poem: the poem, as it came.
+
+        Returns:
+            The result at once where every step gives its own at once, else a Deferred of it. Cancelling the
+            Deferred gives the request up.
+
+        Raises:
+            XformError: any of the table. From a Deferred the same come as failures, and no other failure does.
+        """
+        try:
+            calls = [self._resolve(step.name, step.options) for step in spec.steps]
+            deadline = self._clock.seconds() + self._limits.transform_timeout_s
+            for index, call in enumerate(calls):
+                result = self._run(call, poem, deadline)
+                if isinstance(result, Deferred):
+                    rest = calls[index + 1 :]
+                    return Deferred.fromCoroutine(self._go_on(result, rest, deadline)) if rest else result
+                poem = result
+        except XformError:
+            raise
+        except Exception as error:
+            raise self._internal_error() from error
+        return poem
+
+    def _resolve(self, name: str, options: Mapping[str, str]) -> _Call:
+        entry = self.registry.resolve(name)
+        return _Call(entry, entry.transform.convert(options))
+
+    async def _go_on(self, pending: Deferred[bytes], rest: list[_Call], deadline: float) -> bytes:
+        poem = await pending
+        for call in rest:
+            result = self._run(call, poem, deadline)
+            poem = await result if isinstance(result, Deferred) else result
+        return poem
+
+    def _run(self, call: _Call, poem: bytes, deadline: float) -> bytes | Deferred[bytes]:
+        try:
+            result = inline.run(call.entry.transform, call.options, poem)
+        except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
+            raise self._explain(call, Failure()) from None
+        if isinstance(result, Deferred):
+            result.addCallbacks(self._check_size, lambda failure: self._fail(call, failure), callbackArgs=(call,))
+            return self._under_deadline(call, result, deadline)
+        return self._check_size(result, call)
+
+    def _check_size(self, result: bytes, call: _Call) -> bytes:
+        limit = self._limits.max_result_bytes
+        if len(result) > limit:
+            name = call.entry.transform.name
+            raise TooLarge(f"the result of {name} has {len(result)} bytes; the limit is {limit} bytes")
+        return result
+
+    def _under_deadline(self, call: _Call, work: Deferred[bytes], deadline: float) -> Deferred[bytes]:
+        """Give a Deferred that ends in time, also when the work behind it does not."""
+        transform = call.entry.transform
+        allowed = self._limits.transform_timeout_s
+        remaining = deadline - self._clock.seconds()
+        if transform.timeout_s is not None and transform.timeout_s < remaining:
+            allowed = remaining = transform.timeout_s
+
+        def settle(result: bytes | Failure) -> None:
+            if timer.active():
+                timer.cancel()
+            if not outcome.called:
+                outcome.callback(result)
+
+        def give_up(error: XformError) -> None:
+            settle(Failure(error))
+            try:
+                work.cancel()
+            except Exception:  # the canceller is the plugin's too
+                self.log.failure("transform {transform} failed to be cancelled", transform=transform.name)
+
+        cancelled = Cancelled(f"{transform.name} was given up")
+        outcome: Deferred[bytes] = Deferred(lambda _: give_up(cancelled))
+        expired = TransformTimeout(f"{transform.name} took longer than its {allowed:g} s")
+        timer = self._clock.callLater(max(0.0, remaining), give_up, expired)
+        work.addBoth(settle)
+        return outcome
+
+    def _fail(self, call: _Call, failure: Failure) -> Failure:
+        return Failure(self._explain(call, failure))
+
+    def _explain(self, call: _Call, failure: Failure) -> XformError:
+        """Turn what a transform raised into what its caller may know, and log the rest."""
+        transform, plugin = call.entry.transform, call.entry.plugin
+        error = failure.value
+        if isinstance(error, (*REFUSALS, TransformFailed)):
+            return error
+        if not isinstance(error, CancelledError):  # that is this service, giving the work up
+            self.log.failure(
+                "transform {transform} of plugin {plugin} failed",
+                failure,
+                transform=transform.name,
+                plugin=plugin.label,
+            )
+        failed = TransformFailed(f"{transform.name} raised {type(error).__name__}")
+        failed.__cause__ = error  # for whoever runs it in this process; the wire carries the message alone
+        return failed
+
+    def _internal_error(self) -> InternalError:
+        request_id = uuid.uuid4().hex
+        self.log.failure("internal error {request_id}", request_id=request_id)
+        return InternalError(request_id)

@@ -1,0 +1,149 @@
+"""Netstrings: ``<length>:<bytes>,`` (https://cr.yp.to/proto/netstrings.txt), decoded strictly and incrementally.
+
+The law here: the result never depends on how the bytes were split, the first byte that cannot belong to an
+acceptable netstring is the one at which decoding ends, and a length over the limit costs no memory.
+"""
+
+import io
+import re
+from typing import Literal, NoReturn
+
+from xformd.errors import BadFrame
+
+Violation = Literal["bad_length", "bad_terminator", "too_long", "incomplete"]
+
+_COLON, _COMMA, _ZERO, _NINE = b":,09"
+
+
+class NetstringError(BadFrame):
+    """The stream broke the netstring format.
+
+    Attributes:
+        violation: which rule was broken.
+        offset: the place of the offending byte, counted in bytes from the start of the stream.
+        strings: what the same call had decoded before it.
+    """
+
+    def __init__(self, violation: Violation, offset: int, strings: list[bytes], message: str) -> None:
+        super().__init__(f"{message} (byte {offset} of the stream)")
+        self.violation: Violation = violation
+        self.offset = offset
+        self.strings = strings
+
+
+def encode(string: bytes) -> bytes:
+    """Frame a byte string of any length as a netstring."""
+    return b"%d:%b," % (len(string), string)
+
+
+class Decoder:
+    """An incremental decoder: feed it what arrives, take the strings that are complete.
+
+    A decoder that has raised stays broken and raises the same error again.
+
+    Args:
+        max_length: the longest string to accept, in bytes.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        self._max_length = max_length
+        most_digits_after_first = len(str(max_length)) - 1
+        self._match_header = re.compile(rb"(0|[1-9][0-9]{0,%d}):" % most_digits_after_first).match
+        self._data = b""  # what arrived last, up to _position already decoded
+        self._position = 0
+        self._dropped = 0  # stream offset of the first byte of _data
+        self._length: int | None = None  # of the string being read; None before its first digit
+        self._body: io.BytesIO | None = None  # of the string being read; None while in its length
+        self._error: NetstringError | None = None
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes wait that no call has looked at yet, because ``max_strings`` was reached."""
+        return self._position < len(self._data)
+
+    def decode(self, data: bytes = b"", max_strings: int | None = None) -> list[bytes]:
+        """Take bytes in and give the strings that they complete.
+
+        Args:
+            data: the next bytes of the stream, split anywhere.
+            max_strings: stop after this many; what follows is kept, unlooked at, for the next call.
+
+        Returns:
+            The strings, in order.
+
+        Raises:
+            NetstringError: at the first byte that breaks the format; its ``strings`` were fine.
+        """
+        if self._error is not None:
+            raise self._error
+        self._append(data)
+        strings: list[bytes] = []
+        data, position, match_header = self._data, self._position, self._match_header
+        size, max_length = len(data), self._max_length
+        while position < size and len(strings) != max_strings:
+            # The hot path: a whole string lies in this read. Anything else takes the careful one.
+            if self._length is None and (match := match_header(data, position)):
+                start = match.end()
+                end = start + int(match[1])
+                if end < size and data[end] == _COMMA and end - start <= max_length:
+                    strings.append(data[start:end])
+                    position = end + 1
+                    continue
+            position = self._advance(data, position, strings)
+        self._position = position
+        return strings
+
+    def finish(self) -> None:
+        """Say that the stream has ended.
+
+        Raises:
+            NetstringError: ``incomplete``, if it ended inside a string.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._length is not None or self.has_unread:
+            self._fail("incomplete", len(self._data), [], "the stream ended inside a netstring")
+
+    def _append(self, data: bytes) -> None:
+        if self.has_unread:
+            data = self._data[self._position :] + data
+        self._dropped += self._position
+        self._data, self._position = data, 0
+
+    def _advance(self, data: bytes, position: int, strings: list[bytes]) -> int:
+        """Take one byte of a length, or what there is of a body, or a terminator; return the next position."""
+        if self._body is None:
+            self._read_length(data[position], position, strings)
+            return position + 1
+        assert self._length is not None
+        missing = self._length - self._body.tell()
+        if missing:
+            # Into one growing buffer: a list of pieces would let one-byte reads cost forty bytes each.
+            return position + self._body.write(memoryview(data)[position : position + missing])
+        if data[position] != _COMMA:
+            self._fail("bad_terminator", position, strings, "a netstring must end with a comma")
+        strings.append(self._body.getvalue())
+        self._length = self._body = None
+        return position + 1
+
+    def _read_length(self, byte: int, position: int, strings: list[bytes]) -> None:
+        length = self._length
+        if byte == _COLON and length is not None:
+            self._body = io.BytesIO()
+        elif not _ZERO <= byte <= _NINE:
+            self._fail("bad_length", position, strings, "a netstring starts with its length and a colon")
+        elif length == 0:
+            self._fail("bad_length", position, strings, "a netstring's length has no leading zeros")
+        else:
+            self._length = (length or 0) * 10 + byte - _ZERO
+            if self._length > self._max_length:
+                self._fail(
+                    "too_long",
+                    position,
+                    strings,
+                    f"a netstring of {self._length} bytes or more; the limit is {self._max_length} bytes",
+                )
+
+    def _fail(self, violation: Violation, position: int, strings: list[bytes], message: str) -> NoReturn:
+        self._error = NetstringError(violation, self._dropped + position, strings, message)
+        raise self._error

@@ -50,7 +50,7 @@ def client_endpoint(reactor: Any, address: str) -> IStreamClientEndpoint:
     _need_tls_extra(address, "tls:", "ssl:")
     try:
         endpoint: IStreamClientEndpoint = endpoints.clientFromString(reactor, address)
-    except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
+    except Exception as error:  # each kind of endpoint, and its plugin, raises as it likes
         message = f"server address {address!r}: {error}; write HOST:PORT, or a Twisted client endpoint"
         raise ConfigError(message) from error
     return endpoint
@@ -72,7 +72,7 @@ def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     _need_tls_extra(description, "ssl:", "tls:")
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
-    except Exception as error:  # each kind of endpoint, and its plugin, raises as it likes
+    except Exception as error:  # as above
         example = f"tcp:{DEFAULT_PORT}:interface={DEFAULT_HOST}"
         message = f"--listen {description!r}: {error}; write a Twisted server endpoint, such as {example}"
         raise ConfigError(message) from error

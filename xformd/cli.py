@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that ``xformd --help`` stays
 plugin and needs no reactor gets none.
 """
 
+import functools
 import json
 import signal
 import sys
@@ -75,7 +76,9 @@ def serve(listen: tuple[str, ...], port: int | None, host: str | None, selection
     if port is not None or host is not None or not listen:
         tcp_port = address.DEFAULT_PORT if port is None else port
         listen = (address.tcp_server(host or address.DEFAULT_HOST, tcp_port), *listen)
-    process.serve(Settings(listen=listen, selection=selection), click.echo)
+    announce = functools.partial(click.echo, file=sys.stdout)
+    with standard_output_kept():
+        process.serve(Settings(listen=listen, selection=selection), announce)
 
 
 @main.command("list-transforms")

@@ -101,7 +101,8 @@ class TransformService:
         try:
             result = inline.run(call.entry.transform, call.options, poem)
         except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
-            raise self._explain(call, Failure()) from None
+            error = self._explain(call, Failure())
+            raise error from error.__cause__
         if isinstance(result, Deferred):
             result.addCallbacks(self._check_size, lambda failure: self._fail(call, failure), callbackArgs=(call,))
             return self._under_deadline(call, result, deadline)

@@ -1,6 +1,6 @@
 """Built-in transforms on the lines of a poem, first of them the tutorial's own.
 
-A line ends with CRLF, LF or CR. A transform that moves lines moves what they say: the line endings, and whether the
+A line ends with CRLF or LF. A transform that moves lines moves what they say: the line endings, and whether the
 poem ends with one, stay as they were.
 """
 
@@ -13,7 +13,7 @@ import xformd
 MAX_ADDED_CHARACTERS = 16 * 1024 * 1024
 """A short request must not grow without bound on its way to the result limit."""
 
-_LINE = re.compile(r"([^\r\n]*)(\r\n|\n|\r|\Z)")
+_LINE = re.compile(r"(.*?)(\r?\n|\Z)")
 
 Lines = list[tuple[str, str]]
 """What each line says, and how it ends."""
@@ -166,7 +166,7 @@ def _columns(text: str) -> int:
 )
 def indent(poem: str, *, prefix: str = "    ") -> str:
     """Put a prefix before every line that is not blank."""
-    _check_growth("indent", len(prefix) * (1 + poem.count("\n") + poem.count("\r")))
+    _check_growth("indent", len(prefix) * (1 + poem.count("\n")))
     return _each_line(poem, lambda text: prefix + text if text.strip() else text)
 
 

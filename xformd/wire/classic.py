@@ -7,7 +7,7 @@ the wire.
 import attrs
 
 from xformd import spec
-from xformd.errors import BadRequest, TooLarge
+from xformd.errors import BadFrame, BadRequest, TooLarge
 from xformd.wire import netstring
 
 
@@ -69,9 +69,7 @@ class OneString:
         try:
             strings = self._decoder.decode(data, max_strings=1)
         except netstring.NetstringError as error:
-            if error.violation == "too_long":
-                raise TooLarge(error.message) from error
-            raise
+            raise (TooLarge if error.violation == "too_long" else BadFrame)(error.message) from error
         return strings[0] if strings else None
 
     @property

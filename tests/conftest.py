@@ -1,0 +1,29 @@
+"""Fixtures that more than one test file uses."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+from logs import Log, captured
+from twisted.internet.task import Clock
+from twisted.logger import globalLogBeginner
+
+# How long one example takes says more about the machine than about the code.
+settings.register_profile("xformd", deadline=None)
+settings.load_profile("xformd")
+
+# Once for the process: else Twisted keeps what is logged for an observer that never comes, and prints failures.
+globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A reactor's clock that only the test moves."""
+    return Clock()
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    """What is logged during the test."""
+    with captured() as events:
+        yield events

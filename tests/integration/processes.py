@@ -1,0 +1,141 @@
+"""Real commands and real servers, each in a process of its own that is always ended."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+DEADLINE_S = 20.0
+"""Long enough for a busy machine; nothing ever waits this long unless it is broken."""
+
+XFORMD = (sys.executable, "-m", "xformd")
+VERSES = Path(__file__).parent / "verses"
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Give the environment for a command: ours, without what would change its behaviour."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("XFORMD_")}
+    return {**kept, "COLUMNS": "200", **(extra or {})}
+
+
+def xformd(*arguments: str, stdin: bytes = b"", **extra: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end; ``extra`` adds to its environment."""
+    return subprocess.run(
+        [*XFORMD, *arguments], input=stdin, capture_output=True, timeout=DEADLINE_S, env=environment(extra), check=False
+    )
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.005)
+
+
+class Server:
+    """A server process.
+
+    Attributes:
+        greeting: what it printed when it started.
+        address: where it listens.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+        self._pending = b""
+        self.greeting: list[str] = []
+        while not any("transforms from" in line for line in self.greeting):
+            self.greeting.append(self.read_line())
+        self.address = self.greeting[0].rpartition(" ")[2]
+
+    def read_line(self) -> str:
+        """Give the next line of its standard output."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + DEADLINE_S
+        while b"\n" not in self._pending:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0, end - time.monotonic()))
+            assert ready, f"no line within {DEADLINE_S} s; its log: {self.log}"
+            data = os.read(self.process.stdout.fileno(), 65_536)
+            assert data, f"it ended; its log: {self.log}"
+            self._pending += data
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line.decode()
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard error."""
+        return self._log.read_text()
+
+    def connect(self) -> socket.socket:
+        """Open a connection to it."""
+        host, _, port = self.address.rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=DEADLINE_S)
+
+    def ask(self, request: bytes, *, half_close: bool = False) -> bytes:
+        """Send bytes and give everything that comes back until the close."""
+        with self.connect() as connection:
+            connection.sendall(request)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            return read_to_end(connection)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it and give its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=DEADLINE_S)
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """Give everything that comes until the peer closes."""
+    received = b""
+    while data := connection.recv(65_536):
+        received += data
+    return received
+
+
+@contextmanager
+def serving(
+    folder: Path, *arguments: str, command: Sequence[str] = XFORMD, keep: Sequence[int] = (), **extra: str
+) -> Iterator[Server]:
+    """Run a server on a free port until the block ends.
+
+    Args:
+        folder: for its log.
+        arguments: after ``serve``; a free port is taken where they name no place to listen.
+        command: what to run.
+        keep: descriptors that it inherits.
+        extra: adds to its environment.
+    """
+    where = () if "--listen" in arguments else ("--port", "0")
+    log = folder / "server.log"
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(
+            [*command, "serve", *where, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment(extra),
+            pass_fds=keep,
+        ) as process,
+    ):
+        try:
+            yield Server(process, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def netstring(string: bytes) -> bytes:
+    """Frame a string, by hand: the tests do not use the code that they test."""
+    return str(len(string)).encode() + b":" + string + b","

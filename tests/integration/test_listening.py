@@ -1,0 +1,144 @@
+"""Where a server listens, what it says of it, and what it says where it cannot."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from integration.processes import XFORMD, netstring, read_to_end, serving, xformd
+
+
+def test_port_0_takes_a_free_port_and_names_it(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        assert server.greeting[0].startswith("xformd 0.1.0 listening on 127.0.0.1:")
+        assert server.greeting[1].startswith("13 transforms from 2 plugins")
+        assert not server.address.endswith(":0")
+        assert server.ask(b"7:upper.a,") == b"1:A,"
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        port = server.address.rpartition(":")[2]
+        second = xformd("serve", "--port", port)
+    assert second.returncode == 69
+    assert second.stdout == b""
+    assert second.stderr.decode() == (
+        f"xformd: listen-failed: cannot listen on tcp:{port}:interface=127.0.0.1: "
+        "Address already in use; is another server running there?\n"
+    )
+
+
+def test_when_one_of_several_places_is_taken_the_server_does_not_stay(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        port = server.address.rpartition(":")[2]
+        path = tmp_path / "socket"
+        second = xformd("serve", "--listen", f"unix:{path}", "--port", port)
+    assert second.returncode == 69
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("--listen", "nonsense:1"), 78, "write a Twisted server endpoint, such as tcp:11000:interface=127.0.0.1"),
+        (("--listen", "tcp:port"), 78, "write a Twisted server endpoint"),
+        (("--listen", "tcp"), 78, "write a Twisted server endpoint"),
+        (("--listen", "unix:/no/such/folder/socket"), 69, "cannot listen on unix:/no/such/folder/socket: No such file"),
+        (("--host", "192.0.2.1", "--port", "0"), 69, "Cannot assign requested address"),
+        (("--host", "no such host", "--port", "0"), 69, "cannot listen on tcp:0:interface=no such host"),
+        (("--listen", "ssl:0:privateKey=/no/key.pem"), 78, "write a Twisted server endpoint"),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_line(arguments: tuple[str, ...], status: int, says: str) -> None:
+    refused = xformd("serve", *arguments)
+    assert refused.returncode == status
+    assert says in refused.stderr.decode()
+    assert refused.stderr.count(b"\n") == 1
+
+
+def test_several_places_at_once_and_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with serving(tmp_path, "--listen", f"unix:{path}", "--port", "0") as server:
+        assert server.greeting[1] == f"xformd 0.1.0 listening on unix:{path}"
+        assert server.ask(b"7:upper.a,") == b"1:A,"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(netstring(b"upper.b"))
+            client.shutdown(socket.SHUT_WR)
+            assert read_to_end(client) == b"1:B,"
+        sent = xformd("send", "upper", "--server", f"unix:{path}", stdin=b"c")
+        assert (sent.returncode, sent.stdout) == (0, b"C")
+        refused = xformd("send", "nope", "--server", f"unix:{path}", stdin=b"c")
+        assert refused.returncode == 69
+        assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_ipv6(tmp_path: Path) -> None:
+    with serving(tmp_path, "--listen", r"tcp6:0:interface=\:\:1") as server:
+        assert server.address.startswith("[::1]:")
+        sent = xformd("send", "upper", "--server", server.address, stdin=b"a")
+        assert (sent.returncode, sent.stdout) == (0, b"A")
+    with serving(tmp_path, "--host", "::1") as server:
+        assert server.address.startswith("[::1]:")
+
+
+def test_a_socket_that_systemd_opened(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        # What systemd does: the socket is descriptor 3, and the environment says for whom.
+        start = f"exec 3<&{listening.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=xformd exec \"$@\""
+        command = ("bash", "-c", start, "bash", *XFORMD)
+        place = ("--listen", "systemd:domain=INET:index=0")
+        with serving(tmp_path, *place, command=command, keep=(listening.fileno(),)) as server:
+            assert server.address == f"127.0.0.1:{port}"
+            assert server.ask(b"7:upper.a,") == b"1:A,"
+            assert server.stop() == 0
+
+
+def test_tls(tmp_path: Path) -> None:
+    pytest.importorskip("OpenSSL", reason="pip install 'xformd[tls]'")
+    trusted = tmp_path / "trusted"
+    trusted.mkdir()
+    key, certificate = tmp_path / "key.pem", trusted / "certificate.pem"
+    write_certificate(key, certificate)
+    endpoint = f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1"
+    with serving(tmp_path, "--listen", endpoint) as server:
+        port = server.address.rpartition(":")[2]
+        address = f"tls:localhost:{port}:trustRoots={trusted}:endpoint=tcp\\:127.0.0.1\\:{port}"
+        for poem in (b"a", b"x" * 1_000_000):
+            sent = xformd("send", "upper", "--server", address, stdin=poem)
+            assert (sent.stderr, sent.stdout) == (b"", poem.upper())
+        refused = xformd("send", "nope", "--server", address, stdin=b"a")
+        assert refused.returncode == 69
+        assert b"refused nope without a word" in refused.stderr
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+def write_certificate(key_path: Path, certificate_path: Path) -> None:
+    """Write a key and a certificate for localhost that it signs itself."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    today = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(today - datetime.timedelta(days=1))
+        .not_valid_after(today + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    key_path.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    certificate_path.write_bytes(certificate.public_bytes(pem))

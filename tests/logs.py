@@ -1,0 +1,31 @@
+"""What was logged while a test ran."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
+
+class Log(list[LogEvent]):
+    """Events, in order."""
+
+    @property
+    def lines(self) -> list[str]:
+        """Each event's message."""
+        return [formatEvent(event) for event in self]
+
+    @property
+    def tracebacks(self) -> list[LogEvent]:
+        """The events that hold a failure."""
+        return [event for event in self if "log_failure" in event]
+
+
+@contextmanager
+def captured() -> Iterator[Log]:
+    """Collect what is logged."""
+    log = Log()
+    globalLogPublisher.addObserver(log.append)
+    try:
+        yield log
+    finally:
+        globalLogPublisher.removeObserver(log.append)

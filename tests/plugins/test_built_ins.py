@@ -1,0 +1,134 @@
+"""The built-in transforms: their examples, and what every text can do to them."""
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xformd import BadOptions, Example, GibberishError, TooLarge, Transform
+from xformd.plugins import poetry, text
+
+TRANSFORMS: list[Transform] = [*poetry.xformd_transforms(), *text.xformd_transforms()]
+EXAMPLES = [(transform, example) for transform in TRANSFORMS for example in transform.examples]
+LINES = st.tuples(st.text("aB 'éßΣ\u0301日\t-1", max_size=12), st.sampled_from(["\n", "\r\n"]))
+POEMS = st.builds(
+    lambda lines, last: "".join(map("".join, lines)) + last, st.lists(LINES, max_size=6), st.sampled_from(["", "a B", " "])
+)
+
+
+def by_name(transform: Transform) -> str:
+    return transform.name
+
+
+def endings(poem: str) -> list[str]:
+    return re.findall(r"\r?\n", poem)
+
+
+@pytest.mark.parametrize(("transform", "example"), EXAMPLES, ids=lambda value: getattr(value, "name", ""))
+def test_example(transform: Transform, example: Example) -> None:
+    assert transform(example.poem, **example.options) == example.result
+
+
+def test_the_built_ins_are_all_there_and_have_examples_and_summaries() -> None:
+    names = "cummingsify upper titlecase reverse-lines sort-lines unique-lines number-lines wrap indent dedent trim "
+    assert {transform.name for transform in TRANSFORMS} == set((names + "normalize rot13").split())
+    assert all(transform.examples and transform.summary for transform in TRANSFORMS)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=by_name)
+def test_an_empty_poem_stays_empty(transform: Transform) -> None:
+    assert transform("") == ""
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=by_name)
+@given(poem=st.text(st.characters(codec="utf-8")))
+def test_any_text_gives_a_text(transform: Transform, poem: str) -> None:
+    transform(poem).encode()
+
+
+@pytest.mark.parametrize("name", ["reverse-lines", "sort-lines", "number-lines", "indent", "dedent"])
+@given(poem=POEMS)
+def test_line_endings_and_their_number_stay(name: str, poem: str) -> None:
+    (transform,) = (transform for transform in TRANSFORMS if transform.name == name)
+    assert endings(transform(poem)) == endings(poem)
+
+
+@given(POEMS)
+def test_wrapping_only_ever_breaks_at_spaces(poem: str) -> None:
+    wrapped = poetry.wrap(poem, width=5, indent=2)
+    assert wrapped.split() == poem.split()
+    assert set(endings(wrapped)) <= {*endings(poem), endings(poem)[0] if endings(poem) else "\n"}
+
+
+@given(POEMS, st.integers(1, 12))
+def test_a_wrapped_row_is_too_wide_only_where_one_word_is(poem: str, width: int) -> None:
+    for row in re.split(r"\r?\n", poetry.wrap(poem, width=width)):
+        assert poetry._columns(row) <= width or len(row.split()) <= 1
+
+
+@given(POEMS)
+def test_reversing_twice_and_rot13_twice_give_the_poem_back(poem: str) -> None:
+    whole = poem + "\n"  # without it, an empty first line would become a final line ending
+    assert poetry.reverse_lines(poetry.reverse_lines(whole)) == whole
+    assert text.rot13(text.rot13(poem)) == poem
+
+
+@given(POEMS)
+def test_trimming_and_dedenting_twice_is_trimming_and_dedenting_once(poem: str) -> None:
+    for transform in (poetry.trim, poetry.dedent, poetry.unique_lines, poetry.sort_lines):
+        assert transform(transform(poem)) == transform(poem)
+
+
+@pytest.mark.parametrize(
+    ("transform", "poem", "options", "result"),
+    [
+        (poetry.reverse_lines, "a\r\nb\nc", {}, "c\r\nb\na"),
+        (poetry.reverse_lines, "a\n\n", {}, "\na\n"),
+        (poetry.unique_lines, "a\r\na\r\nb", {}, "a\r\nb"),
+        (poetry.unique_lines, "a\nb\na", {}, "a\nb"),
+        (poetry.sort_lines, "b\r\na", {}, "a\r\nb"),
+        (poetry.number_lines, "a\r\nb\r\n", {}, "1. a\r\n2. b\r\n"),
+        (poetry.number_lines, "a\nb", {"start": -1}, "-1. a\n 0. b"),
+        (poetry.wrap, "one two three", {"width": 3}, "one\ntwo\nthree"),
+        (poetry.wrap, "  one two", {"width": 5}, "  one\ntwo"),
+        (poetry.wrap, "cafe\u0301 cafe\u0301", {"width": 9}, "cafe\u0301 cafe\u0301"),
+        (poetry.wrap, "a\u00a0b c", {"width": 3}, "a\u00a0b\nc"),
+        (poetry.dedent, "\ta\n\t\tb", {}, "a\n\tb"),
+        (poetry.dedent, " a\n\tb", {}, " a\n\tb"),
+        (poetry.trim, "\r\n a \r\n b", {}, " a\r\n b"),
+        (text.titlecase, "don’t o'neill l’été", {}, "Don’t O'neill L’été"),
+        (text.titlecase, "ΟΔΥΣΣΕΥΣ ǆ", {}, "Οδυσσευς ǅ"),
+        (text.normalize, "Å", {"form": "NFD"}, "A\u030a"),
+        (text.normalize, "\u0301" * 900, {}, "\u0301" * 900),
+    ],
+)
+def test_case(transform: Transform, poem: str, options: dict[str, Any], result: str) -> None:
+    assert transform(poem, **options) == result
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(BadOptions, match="'width' takes 1 or more"):
+        poetry.wrap("a", width=0)
+    for indent in (-1, 5):
+        with pytest.raises(BadOptions, match="'indent' takes 0 or more"):
+            poetry.wrap("a", width=5, indent=indent)
+
+
+def test_a_short_request_does_not_grow_without_bound() -> None:
+    many_lines = "a\n" * 100_000
+    for transform, options in (
+        (poetry.indent, {"prefix": "x" * 1_000}),
+        (poetry.number_lines, {"separator": "x" * 1_000}),
+    ):
+        with pytest.raises(TooLarge, match="would add"):
+            transform(many_lines, **options)
+    with pytest.raises(TooLarge, match="would add"):
+        poetry.wrap("a " * 100_000, width=1_001, indent=1_000)
+
+
+def test_marks_that_would_take_forever_to_sort_are_gibberish() -> None:
+    with pytest.raises(GibberishError, match="more than 1000 combining marks"):
+        text.normalize("e" + "\u0301\u0316" * 100_000)
+    text.normalize("日本語" * 100_000)

@@ -1,0 +1,313 @@
+"""The server's side of a connection, in memory, with a clock that only the test moves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from logs import Log, captured
+from registries import registry_of
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IHalfCloseableDescriptor
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from xformd import transform
+from xformd.limits import Limits
+from xformd.protocol import CHUNK_BYTES, TransformFactory, TransformProtocol
+from xformd.service import TransformService
+
+
+@transform(inline=True)
+def upper(poem: str) -> str:
+    return poem.upper()
+
+
+@transform
+def grow(poem: str) -> str:
+    return poem * 1_000_000
+
+
+@implementer(IHalfCloseableDescriptor)
+class Wire(StringTransport):
+    """A transport that remembers how it was closed."""
+
+    write_closed = False
+
+    def loseWriteConnection(self) -> None:
+        self.write_closed = True
+
+    def abortConnection(self) -> None:
+        super().abortConnection()  # type: ignore[no-untyped-call]
+        self.disconnected = True
+
+    def readConnectionLost(self, reason: object) -> None: ...
+    def writeConnectionLost(self, reason: object) -> None: ...
+
+
+class Server:
+    """A factory with a transform whose results the test decides."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.clock = Clock()
+        self.results: list[Deferred[str]] = []
+        self.cancelled = 0
+
+        @transform
+        def later(poem: str) -> Deferred[str]:
+            self.results.append(Deferred(self._cancel))
+            return self.results[-1]
+
+        all_limits = Limits(**limits)
+        service = TransformService(registry_of(upper, grow, later), all_limits, self.clock)
+        self.factory = TransformFactory(service, all_limits, self.clock)
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
+
+    def connect(self) -> tuple[TransformProtocol, Wire]:
+        protocol = self.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        assert protocol is not None
+        wire = Wire()
+        protocol.makeConnection(wire)
+        return protocol, wire
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server(request_timeout_s=30, idle_timeout_s=300, write_timeout_s=20, linger_timeout_s=5)
+
+
+def whole(data: bytes) -> list[bytes]:
+    return [data]
+
+
+def single_bytes(data: bytes) -> list[bytes]:
+    return [data[place : place + 1] for place in range(len(data))]
+
+
+@pytest.mark.parametrize("split", [whole, single_bytes])
+def test_a_request_is_answered_and_the_connection_closed(
+    server: Server, split: Callable[[bytes], list[bytes]]
+) -> None:
+    protocol, wire = server.connect()
+    for piece in split(b"14:upper.The Owl!,"):
+        assert not wire.disconnecting
+        protocol.dataReceived(piece)
+    assert wire.value() == b"8:THE OWL!,"
+    assert wire.disconnecting
+
+
+def test_what_follows_the_first_request_is_never_executed(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:upper.a,7:upper.b,")
+    protocol.dataReceived(b"7:upper.c,")
+    assert wire.value() == b"1:A,"
+
+
+def test_unread_input_does_not_cost_the_client_its_reply(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:upper.a,and more")
+    # A close now would reset the connection: only this side is ended, until the client ends its own.
+    assert (wire.write_closed, wire.disconnecting) == (True, False)
+    protocol.dataReceived(b"and more")
+    protocol.readConnectionLost()
+    assert wire.disconnecting
+
+
+def test_a_client_that_half_closes_still_gets_its_reply(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:later.a,")
+    protocol.readConnectionLost()
+    assert not wire.disconnecting
+    server.clock.advance(29)
+    server.results[0].callback("done")
+    assert wire.value() == b"4:done,"
+    assert wire.disconnecting
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n", "bad-frame"),
+        (b"7:upper.ax", "bad-frame"),
+        (b"5:upper,", "bad-request"),
+        (b"2:.a,", "bad-request"),
+        (b"8:Upper.ab,", "bad-request"),
+        (b"6:nope.a,", "no-such-transform"),
+        (b"14:upper:loud=1.a,", "bad-options"),
+        (b"7:upper.\xff,", "gibberish"),
+        (b"99999999", "too-large"),
+        (b"16:grow.aaaaaaaaaaa,", "too-large"),
+    ],
+)
+def test_a_request_that_is_refused_gets_nothing_and_the_log_says_why(server: Server, data: bytes, reason: str) -> None:
+    with captured() as log:
+        protocol, wire = server.connect()
+        protocol.dataReceived(data)
+    assert wire.value() == b""
+    assert wire.write_closed
+    assert len(log.lines) == 1
+    assert f": {reason}: " in log.lines[0]
+    assert log.tracebacks == []
+
+
+def test_a_refused_client_may_finish_sending_but_not_forever(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"99999999:the start of very much")
+    for _ in range(4):
+        server.clock.advance(1)
+        protocol.dataReceived(b"and more")
+    assert not wire.disconnected
+    server.clock.advance(1)
+    assert wire.disconnected
+
+
+def test_a_refused_client_that_has_half_closed_is_simply_closed(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"5:ab")
+    protocol.readConnectionLost()
+    assert wire.disconnecting
+
+
+def test_a_client_that_leaves_without_a_word_is_no_news(server: Server, log: Log) -> None:
+    protocol, wire = server.connect()
+    protocol.readConnectionLost()
+    assert wire.disconnecting
+    protocol.connectionLost(Failure(ConnectionDone()))
+    assert log.lines == []
+    assert server.factory.connections == set()
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_a_client_that_breaks_off_cancels_what_runs_for_it(server: Server, log: Log) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:later.a,")
+    protocol.connectionLost(Failure(ConnectionLost()))
+    assert server.cancelled == 1
+    assert wire.value() == b""
+    assert log.lines == []
+    assert server.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("start", [b"1", b"14:", b"14:upper.The", b"14:upper.The Owl!"])
+def test_no_byte_extends_the_deadline_of_a_request(server: Server, start: bytes) -> None:
+    protocol, wire = server.connect()
+    server.clock.advance(299)
+    rest = single_bytes(b"14:upper.The Owl!"[len(start) :])
+    protocol.dataReceived(start)
+    for piece in rest:
+        server.clock.advance(1)
+        protocol.dataReceived(piece)
+    server.clock.advance(29.9 - len(rest))
+    assert not wire.disconnected
+    server.clock.advance(0.1)
+    assert wire.disconnected
+
+
+def test_a_connection_that_says_nothing_is_cut_off(server: Server) -> None:
+    _, wire = server.connect()
+    server.clock.advance(299.9)
+    assert not wire.disconnected
+    server.clock.advance(0.1)
+    assert wire.disconnected
+
+
+def test_a_client_that_does_not_take_its_reply_is_cut_off(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:upper.a,")
+    server.clock.advance(19.9)
+    assert not wire.disconnected
+    server.clock.advance(0.1)
+    assert wire.disconnected
+
+
+def test_a_long_reply_goes_out_in_parts_and_each_part_taken_moves_the_deadline(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"6:grow.a,")
+    parts = 0
+    while wire.producer is not None:
+        server.clock.advance(19)
+        assert len(wire.value()) <= CHUNK_BYTES
+        wire.clear()
+        parts += 1
+        wire.producer.resumeProducing()
+    assert parts >= 1_000_000 / CHUNK_BYTES
+    assert wire.disconnecting
+
+
+def test_a_long_reply_that_is_not_taken_is_cut_off(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"6:grow.a,")
+    assert wire.producer is not None
+    wire.producer.resumeProducing()
+    server.clock.advance(20)
+    assert wire.disconnected
+    wire.producer.stopProducing()
+    protocol.connectionLost(Failure(ConnectionLost()))
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_connections_over_the_limit_are_closed_at_once(log: Log) -> None:
+    server = Server(max_connections=2)
+    first, _ = server.connect()
+    server.connect()
+    assert server.factory.buildProtocol(None) is None
+    assert log.lines == ["closed a new connection: 2 are open"]
+    first.connectionLost(Failure(ConnectionDone()))
+    server.connect()
+
+
+def test_draining_answers_what_is_accepted_and_closes_the_rest(server: Server) -> None:
+    idle, idle_wire = server.connect()
+    reading, reading_wire = server.connect()
+    running, running_wire = server.connect()
+    reading.dataReceived(b"7:upp")
+    running.dataReceived(b"7:later.a,")
+    drained = server.factory.drain()
+    assert idle_wire.disconnecting
+    assert reading_wire.disconnecting
+    assert not running_wire.disconnecting
+    assert server.factory.buildProtocol(None) is None
+    reading.dataReceived(b"er.a,")
+    server.results[0].callback("done")
+    assert running_wire.value() == b"4:done,"
+    for protocol in (idle, reading, running):
+        assert not drained.called
+        protocol.connectionLost(Failure(ConnectionDone()))
+    assert drained.called
+    assert reading_wire.value() == b""
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_draining_ends_with_the_grace_period(log: Log) -> None:
+    server = Server(shutdown_grace_s=3, transform_timeout_s=60)
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:later.a,")
+    server.factory.drain()
+    server.clock.advance(3)
+    assert wire.disconnected
+    assert log.lines == ["closed 1 connections after the grace period"]
+
+
+def test_draining_a_server_without_connections_takes_no_time(server: Server) -> None:
+    assert server.factory.drain().called
+
+
+@given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b"7:", b"upper.", b"a,", b"1:", b"later.a,"]))))
+def test_nothing_that_a_client_sends_makes_a_traceback(pieces: list[bytes]) -> None:
+    server = Server(max_request_bytes=50)
+    with captured() as log:
+        protocol, wire = server.connect()
+        for piece in pieces:
+            protocol.dataReceived(piece)
+        protocol.readConnectionLost()
+        protocol.connectionLost(Failure(ConnectionDone()))
+    assert log.tracebacks == []
+    assert server.clock.getDelayedCalls() == []
+    assert not wire.value() or wire.value().endswith(b",")

@@ -1,0 +1,203 @@
+"""@transform reads everything from the function, and refuses what does not fit."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import pytest
+from twisted.internet.defer import Deferred
+
+import xformd
+from xformd import BadOptions, DefinitionError, Example, GibberishError, Option, TransformFailed, transform
+
+
+@transform(examples=[("The Owl", "THE OWL!"), ("a", "A!!", {"marks": 2})], inline=True, timeout=2.5)
+def shout_loud(poem: str, *, marks: int = 1, style: Literal["up", "down", 3] = "up", end: str, ratio: float = 1) -> str:
+    """Say it louder.
+
+    And this is not the summary.
+    """
+    return poem.upper() + "!" * marks
+
+
+def test_name_options_and_summary_come_from_the_function() -> None:
+    assert shout_loud.name == "shout-loud"
+    assert shout_loud.kind == "text"
+    assert shout_loud.summary == "Say it louder."
+    assert shout_loud.options == (
+        Option("marks", "int", 1),
+        Option("style", "choice", "up", ("up", "down", 3)),
+        Option("end", "str"),
+        Option("ratio", "float", 1),
+    )
+    assert (shout_loud.inline, shout_loud.asynchronous, shout_loud.timeout_s) == (True, False, 2.5)
+    assert shout_loud.examples == (Example("The Owl", "THE OWL!"), Example("a", "A!!", {"marks": 2}))
+
+
+def test_the_decorator_works_bare_and_the_result_is_still_a_function() -> None:
+    @transform
+    def swap(poem: bytes) -> bytes:
+        return poem[::-1]
+
+    assert (swap.name, swap.kind, swap.summary, swap.options) == ("swap", "bytes", "", ())
+    assert swap(b"ab") == b"ba"
+    assert shout_loud("a", marks=3, end="") == "A!!!"
+
+
+async def wait(poem: str) -> str:
+    return poem
+
+
+def wait_longer(poem: str) -> Deferred[str]:
+    raise NotImplementedError
+
+
+def wait_perhaps(poem: str) -> "str | Deferred[str]":
+    raise NotImplementedError
+
+
+def wait_for_bytes(poem: bytes) -> Awaitable[bytes]:
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("function", [wait, wait_longer, wait_perhaps, wait_for_bytes])
+def test_what_gives_something_to_wait_for_is_asynchronous(function: Callable[..., Any]) -> None:
+    assert transform(function).asynchronous
+
+
+def no_parameter() -> str: ...
+def only_options(*, poem: str) -> str: ...
+def no_annotation(poem): ...  # type: ignore[no-untyped-def]
+def wrong_poem(poem: int) -> str: ...
+def unhashable_poem(poem: [str]) -> str: ...  # type: ignore[valid-type]
+def positional_option(poem: str, marks: int = 1) -> str: ...
+def rest(poem: str, *others: str) -> str: ...
+def anything(poem: str, **others: str) -> str: ...
+def wrong_option(poem: str, *, marks: list[int]) -> str: ...
+def untyped_option(poem: str, *, marks=1) -> str: ...  # type: ignore[no-untyped-def]
+def wrong_default(poem: str, *, marks: int = "1") -> str: ...  # type: ignore[assignment]
+def bool_for_int(poem: str, *, marks: int = True) -> str: ...
+def none_default(poem: str, *, marks: int = None) -> str: ...  # type: ignore[assignment]
+def wrong_choice(poem: str, *, form: Literal["a", "b"] = "c") -> str: ...  # type: ignore[assignment]
+def bytes_choice(poem: str, *, form: Literal[b"a"] = b"a") -> str: ...
+def capital_option(poem: str, *, Marks: int = 1) -> str: ...  # noqa: N803
+def wrong_result(poem: str) -> bytes: ...
+def wrong_waited_result(poem: str) -> Deferred[bytes]: ...
+def wrong_union(poem: str) -> str | None: ...
+def unknown_annotation(poem: "Poem") -> str: ...  # type: ignore[name-defined]  # noqa: F821
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (no_parameter, "first parameter must be the poem"),
+        (only_options, "first parameter must be the poem"),
+        (no_annotation, "annotate the poem: write poem: str, or poem: bytes"),
+        (wrong_poem, "annotate the poem"),
+        (unhashable_poem, "annotate the poem"),
+        (positional_option, r"put a \* before 'marks: int = 1'"),
+        (rest, r"put a \* before 'others: str'"),
+        (anything, r"put a \* before 'others: str'"),
+        (wrong_option, "annotate option 'marks' as int"),
+        (untyped_option, "annotate option 'marks' as int"),
+        (wrong_default, "default of option 'marks', '1', is not a whole number"),
+        (bool_for_int, "is not a whole number"),
+        (none_default, "cannot default to None"),
+        (wrong_choice, "is not one of a, b"),
+        (bytes_choice, "Literal of str or int"),
+        (capital_option, "'Marks' is no option name"),
+        (wrong_result, "the result must be str like the poem, not bytes"),
+        (wrong_waited_result, "the result must be str like the poem, not bytes"),
+        (wrong_union, "the result must be str like the poem, not NoneType"),
+        (unknown_annotation, "signature cannot be read: name 'Poem' is not defined"),
+    ],
+)
+def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], says: str) -> None:
+    with pytest.raises(DefinitionError, match=says) as caught:
+        transform(function)
+    assert function.__name__.replace("_", "-") in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": "Not A Name"}, "'Not A Name' is no transform name"),
+        ({"timeout": 0}, "timeout must be above 0 s"),
+        ({"examples": [("a",)]}, "missing 1 required positional argument"),
+        ({"examples": [(b"a", b"b")]}, "must hold str on both sides"),
+        ({"examples": [("a", "b", {"no": 1})]}, "unknown option 'no'"),
+    ],
+)
+def test_an_argument_that_does_not_fit_is_refused(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(DefinitionError, match=says):
+
+        @transform(**arguments)
+        def anything(poem: str) -> str:
+            return poem
+
+
+def test_options_are_converted_by_the_signature() -> None:
+    given = {"marks": "-3", "style": "3", "end": "x y", "ratio": "1.5e2"}
+    assert shout_loud.convert(given) == {"marks": -3, "style": 3, "end": "x y", "ratio": 150.0}
+    assert shout_loud.convert({"end": ""}) == {"end": ""}
+
+
+@pytest.mark.parametrize("word", ["true", "True", "yes", "ON", "1"])
+def test_truth_has_several_names(word: str) -> None:
+    assert Option("loud", "bool", False).convert(word) is True
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("marks", ""),
+        ("marks", "1.5"),
+        ("marks", "1_0"),
+        ("marks", " 1"),
+        ("marks", "٣"),
+        ("marks", "9" * 5_000),
+        ("ratio", "nan"),
+        ("ratio", "inf"),
+        ("ratio", "1e99999"),
+        ("ratio", "."),
+        ("style", "sideways"),
+        ("marsk", "1"),
+    ],
+)
+def test_a_value_that_does_not_convert_names_transform_option_and_what_it_takes(option: str, text: str) -> None:
+    with pytest.raises(BadOptions) as caught:
+        shout_loud.convert({"end": "", option: text})
+    assert "shout-loud" in caught.value.message
+    assert repr(option) in caught.value.message
+
+
+def test_an_option_without_a_default_must_be_given() -> None:
+    with pytest.raises(BadOptions, match="shout-loud needs the option 'end': a text"):
+        shout_loud.convert({})
+
+
+def test_text_comes_in_as_utf8_or_is_gibberish() -> None:
+    assert shout_loud.decode("é".encode()) == "é"
+    with pytest.raises(GibberishError, match="not UTF-8: byte 0xff at 1"):
+        shout_loud.decode(b"a\xff")
+
+
+def test_bytes_pass_unchanged() -> None:
+    @transform
+    def same(poem: bytes) -> bytes:
+        return poem
+
+    assert same.decode(b"\xff") == b"\xff"
+    assert same.encode(bytearray(b"\xff")) == b"\xff"
+
+
+@pytest.mark.parametrize("result", [None, 3, b"bytes", ["text"], "\ud800"])
+def test_a_result_that_is_no_poem_is_a_failure(result: object) -> None:
+    with pytest.raises(TransformFailed, match="shout-loud returned"):
+        shout_loud.encode(result)
+
+
+def test_everything_promised_can_be_imported_from_the_package() -> None:
+    for name in xformd.__all__:
+        assert getattr(xformd, name) is not None
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = xformd.no_such_thing

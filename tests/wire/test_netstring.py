@@ -1,0 +1,159 @@
+"""The netstring decoder: every vector under every split, and whatever else hypothesis thinks of."""
+
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xformd.errors import BadFrame
+from xformd.wire.netstring import Decoder, NetstringError, encode
+
+VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "netstrings.json").read_text())
+
+LIMIT = 1_000
+
+
+def decode_all(pieces: list[bytes], max_length: int) -> tuple[list[bytes], str | None, int | None, int]:
+    """Give the strings, the violation and its offset, and how many bytes had been fed by then."""
+    decoder = Decoder(max_length)
+    strings: list[bytes] = []
+    fed = 0
+    try:
+        for piece in pieces:
+            fed += len(piece)
+            strings += decoder.decode(piece)
+        decoder.finish()
+    except NetstringError as error:
+        return [*strings, *error.strings], error.violation, error.offset, fed
+    return strings, None, None, fed
+
+
+def splits(data: bytes) -> Iterator[list[bytes]]:
+    """Give a stream whole, byte by byte, and in two pieces at every place."""
+    yield [data]
+    yield [data[place : place + 1] for place in range(len(data))]
+    for place in range(len(data) + 1):
+        yield [data[:place], data[place:]]
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
+def test_vector_decodes_the_same_under_every_split(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["hex"])
+    for pieces in splits(data):
+        strings, violation, offset, _ = decode_all(pieces, vector["max_length"])
+        assert [string.hex() for string in strings] == vector["payloads"]
+        assert violation == vector["error"]
+        if vector["reject_at"] is not None:
+            assert offset == vector["reject_at"]
+
+
+@pytest.mark.parametrize(
+    "vector", [vector for vector in VECTORS if vector["reject_at"] is not None], ids=lambda vector: vector["name"]
+)
+def test_rejection_comes_with_the_offending_byte_and_not_later(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["hex"])
+    *_, fed = decode_all([data[place : place + 1] for place in range(len(data))], vector["max_length"])
+    assert fed == vector["reject_at"] + 1
+
+
+def test_the_vectors_are_there() -> None:
+    assert len(VECTORS) == 101
+
+
+@given(st.lists(st.binary(max_size=40)), st.data())
+def test_what_is_encoded_decodes_under_any_split(strings: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(map(encode, strings))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
+    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert decode_all(pieces, LIMIT)[:2] == (strings, None)
+
+
+@given(st.lists(st.one_of(st.binary(), st.text("0123456789:,", max_size=8).map(str.encode))), st.integers(0, 50))
+def test_any_bytes_decode_or_raise_bad_frame(pieces: list[bytes], max_length: int) -> None:
+    decoder = Decoder(max_length)
+    try:
+        for piece in pieces:
+            assert all(len(string) <= max_length for string in decoder.decode(piece))
+        decoder.finish()
+    except BadFrame:
+        pass
+
+
+@given(st.text("0123456789:,a", max_size=30).map(str.encode), st.integers(0, 20))
+def test_splitting_never_changes_the_outcome(stream: bytes, max_length: int) -> None:
+    outcomes = {repr(decode_all(pieces, max_length)[:3]) for pieces in splits(stream)}
+    assert len(outcomes) == 1
+
+
+def test_decoding_stops_after_as_many_strings_as_asked_for() -> None:
+    decoder = Decoder(LIMIT)
+    assert decoder.decode(b"1:a,1:b,1:c,x", max_strings=2) == [b"a", b"b"]
+    assert decoder.has_unread
+    assert decoder.decode(max_strings=1) == [b"c"]
+    with pytest.raises(NetstringError) as caught:
+        decoder.decode()
+    assert caught.value.offset == 12
+
+
+def test_what_is_unread_joins_what_arrives_next() -> None:
+    decoder = Decoder(LIMIT)
+    assert decoder.decode(b"1:a,3:b", max_strings=1) == [b"a"]
+    assert decoder.decode(b"cd,", max_strings=1) == [b"bcd"]
+    assert not decoder.has_unread
+    decoder.finish()
+
+
+def test_stopping_after_none_looks_at_nothing() -> None:
+    assert Decoder(LIMIT).decode(b"rubbish", max_strings=0) == []
+
+
+def test_strings_before_a_violation_are_not_lost() -> None:
+    with pytest.raises(NetstringError) as caught:
+        Decoder(LIMIT).decode(b"1:a,1:b,x")
+    assert caught.value.strings == [b"a", b"b"]
+
+
+def test_a_broken_decoder_stays_broken() -> None:
+    decoder = Decoder(LIMIT)
+    for _ in range(2):
+        with pytest.raises(NetstringError, match=r"byte 0 of the stream"):
+            decoder.decode(b"x")
+    with pytest.raises(NetstringError):
+        decoder.finish()
+
+
+def test_a_length_over_the_limit_names_both_figures() -> None:
+    with pytest.raises(NetstringError, match="10000 bytes or more; the limit is 1000 bytes"):
+        Decoder(LIMIT).decode(b"100000:")
+
+
+def test_a_length_that_is_refused_and_one_that_is_only_announced_allocate_nothing() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(NetstringError):
+            Decoder(10_000_000).decode(b"99999999999999999999:")
+        Decoder(10_000_000).decode(b"9999999:only the start")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_a_string_that_arrives_in_single_bytes_costs_little_more_than_its_length() -> None:
+    length = 200_000
+    decoder = Decoder(length)
+    decoder.decode(b"%d:" % length)
+    tracemalloc.start()
+    try:
+        for _ in range(length):
+            decoder.decode(b"x")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * length
+    assert decoder.decode(b",") == [b"x" * length]

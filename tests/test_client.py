@@ -6,8 +6,8 @@ import pytest
 from deferreds import error_of, has_fired, result_of
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionDone, ConnectionLost, ConnectionRefusedError, DNSLookupError
 from twisted.internet.interfaces import IProtocol
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
@@ -76,20 +76,23 @@ def test_options_travel_in_the_spec(endpoint: Endpoint, proxy: TransformProxy) -
 
 def test_the_fallback_of_the_tutorial_is_one_line(endpoint: Endpoint, proxy: TransformProxy) -> None:
     answer = proxy.xform("cummingsify", "The Owl").addErrback(lambda failure: failure.value.poem)
-    endpoint.connecting.errback(ConnectionRefusedError())
+    endpoint.connecting.errback(error.ConnectionRefusedError())
     assert result_of(answer) == "The Owl"
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("failure", "says"),
     [
-        (ConnectionRefusedError(osError=111), "cannot connect to there:11000: Connection refused; is 'xformd serve'"),
-        (DNSLookupError("no results for there"), "cannot connect to there:11000: DNS lookup failed: no results"),
+        (
+            error.ConnectionRefusedError(osError=111),
+            "cannot connect to there:11000: Connection refused; is 'xformd serve'",
+        ),
+        (error.DNSLookupError("no results for there"), "cannot connect to there:11000: DNS lookup failed: no results"),
     ],
 )
-def test_no_connection(endpoint: Endpoint, proxy: TransformProxy, error: Exception, says: str) -> None:
+def test_no_connection(endpoint: Endpoint, proxy: TransformProxy, failure: Exception, says: str) -> None:
     answer = proxy.xform("upper", "poem")
-    endpoint.connecting.errback(error)
+    endpoint.connecting.errback(failure)
     failed = error_of(answer, xformd.ConnectionFailed)
     assert failed.message.startswith(says)
     assert failed.poem == "poem"
@@ -98,10 +101,10 @@ def test_no_connection(endpoint: Endpoint, proxy: TransformProxy, error: Excepti
 @pytest.mark.parametrize(
     ("received", "reason", "kind", "says"),
     [
-        (b"", ConnectionDone(), xformd.RequestRefused, "there:11000 refused wrap:width=4 without a word"),
-        (b"", ConnectionLost(), xformd.ConnectionLost, "there:11000 is gone"),
-        (b"5:half", ConnectionDone(), xformd.ConnectionLost, "closed the connection before the whole answer"),
-        (b"5:half", ConnectionLost(), xformd.ConnectionLost, "there:11000 is gone"),
+        (b"", error.ConnectionDone(), xformd.RequestRefused, "there:11000 refused wrap:width=4 without a word"),
+        (b"", error.ConnectionLost(), xformd.ConnectionLost, "there:11000 is gone"),
+        (b"5:half", error.ConnectionDone(), xformd.ConnectionLost, "closed the connection before the whole answer"),
+        (b"5:half", error.ConnectionLost(), xformd.ConnectionLost, "there:11000 is gone"),
     ],
 )
 def test_a_connection_that_ends_without_an_answer(
@@ -121,9 +124,7 @@ def test_a_connection_that_ends_without_an_answer(
 @pytest.mark.parametrize(
     ("received", "kind"), [(b"HTTP/1.1 400", xformd.BadFrame), (b"1:ab", xformd.BadFrame), (b"101:", xformd.TooLarge)]
 )
-def test_an_answer_that_cannot_be_read(
-    endpoint: Endpoint, proxy: TransformProxy, received: bytes, kind: type
-) -> None:
+def test_an_answer_that_cannot_be_read(endpoint: Endpoint, proxy: TransformProxy, received: bytes, kind: type) -> None:
     answer = proxy.xform("upper", "poem")
     endpoint.accept().dataReceived(received)
     failed = error_of(answer, kind)
@@ -152,7 +153,7 @@ def test_cancelling_closes_the_connection(endpoint: Endpoint, proxy: TransformPr
     assert isinstance(cancelled, CancelledError)
     assert cancelled.poem == "poem"
     assert endpoint.wire.aborted
-    server.connectionLost(Failure(ConnectionLost()))
+    server.connectionLost(Failure(error.ConnectionLost()))
 
 
 def test_cancelling_before_there_is_a_connection_stops_connecting(endpoint: Endpoint, proxy: TransformProxy) -> None:
@@ -189,6 +190,6 @@ def test_whatever_a_server_sends_the_outcome_is_a_result_or_one_of_our_errors(pi
     server = endpoint.accept()
     for piece in pieces:
         server.dataReceived(piece)
-    server.connectionLost(Failure(ConnectionDone()))
+    server.connectionLost(Failure(error.ConnectionDone()))
     outcome = result_of(answer)
     assert isinstance(outcome, bytes | xformd.XformError)

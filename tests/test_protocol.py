@@ -92,9 +92,7 @@ def single_bytes(data: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("split", [whole, single_bytes])
-def test_a_request_is_answered_and_the_connection_closed(
-    server: Server, split: Callable[[bytes], list[bytes]]
-) -> None:
+def test_a_request_is_answered_and_the_connection_closed(server: Server, split: Callable[[bytes], list[bytes]]) -> None:
     protocol, wire = server.connect()
     for piece in split(b"14:upper.The Owl!,"):
         assert not wire.disconnecting

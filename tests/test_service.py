@@ -133,7 +133,14 @@ def test_bytes_that_are_no_text_are_gibberish_to_a_text_transform_alone(clock: C
     assert service.xform(parse_readable("backwards"), b"\xff\x00") == b"\x00\xff"
 
 
-RAISED = [ValueError("no"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), MemoryError(), asyncio.CancelledError()]
+RAISED = [
+    ValueError("no"),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+    MemoryError(),
+    asyncio.CancelledError(),
+]
 
 
 @pytest.mark.parametrize("error", RAISED, ids=repr)

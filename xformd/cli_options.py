@@ -108,24 +108,26 @@ def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def poem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what names a transform, its options, the poems and where results go."""
-    for option in (
-        click.argument("spec", type=_SpecType()),
-        click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path)),
-        click.option(
-            "-o",
-            "--option",
-            "options",
-            multiple=True,
-            callback=_pairs,
-            metavar="KEY=VALUE",
-            help="An option of the transform.",
-        ),
-        click.option(
-            "--output-dir",
-            type=click.Path(file_okay=False, path_type=Path),
-            metavar="DIR",
-            help="Write each result to a file of the poem's name in this folder.",
-        ),
-    ):
-        command = option(command)
-    return command
+
+    @click.argument("spec", type=_SpecType())
+    @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+    @click.option(
+        "-o",
+        "--option",
+        "options",
+        multiple=True,
+        callback=_pairs,
+        metavar="KEY=VALUE",
+        help="An option of the transform.",
+    )
+    @click.option(
+        "--output-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        help="Write each result to a file of the poem's name in this folder.",
+    )
+    @functools.wraps(command)
+    def with_poems(**options: Any) -> Any:
+        return command(**options)
+
+    return with_poems

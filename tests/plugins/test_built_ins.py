@@ -14,7 +14,9 @@ TRANSFORMS: list[Transform] = [*poetry.xformd_transforms(), *text.xformd_transfo
 EXAMPLES = [(transform, example) for transform in TRANSFORMS for example in transform.examples]
 LINES = st.tuples(st.text("aB 'éßΣ\u0301日\t-1", max_size=12), st.sampled_from(["\n", "\r\n"]))
 POEMS = st.builds(
-    lambda lines, last: "".join(map("".join, lines)) + last, st.lists(LINES, max_size=6), st.sampled_from(["", "a B", " "])
+    lambda lines, last: "".join(map("".join, lines)) + last,
+    st.lists(LINES, max_size=6),
+    st.sampled_from(["", "a B", " "]),
 )
 
 

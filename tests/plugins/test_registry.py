@@ -24,7 +24,9 @@ def same(poem: bytes) -> bytes:
 def registry_of(*transforms: Transform) -> Registry:
     plugin = Plugin(name="shout", distribution="xformd-shout", version="1.2", source="shout", transforms=transforms)
     broken = Plugin(name="b", distribution="broken", version="1", source="b", state="failed", reason="it is broken")
-    loose = Plugin(name="x", distribution="x.py", source="/somewhere/x.py", state="blocked", reason="blocked by --block")
+    loose = Plugin(
+        name="x", distribution="x.py", source="/somewhere/x.py", state="blocked", reason="blocked by --block"
+    )
     conflict = Conflict("echo", ("a-dist", "b-dist"), None, preferred=False)
     entries = {transform.name: Entry(transform, plugin) for transform in transforms}
     return Registry(entries, (broken, plugin, loose), (conflict,))

@@ -1,10 +1,12 @@
 """The classic form: what a request is, and that it never changes."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.errors import BadFrame, BadRequest, TooLarge, XformError
+from xformd.errors import BadFrame, BadRequest, TooLarge
 from xformd.spec import MAX_SPEC_BYTES, Spec, Step, parse
 from xformd.wire.classic import OneString, Request, decode_request, encode_request
 
@@ -40,20 +42,16 @@ def test_a_request_whose_spec_does_not_parse_is_bad(string: bytes) -> None:
 
 @given(st.binary())
 def test_any_string_is_a_request_or_bad(string: bytes) -> None:
-    try:
+    with contextlib.suppress(BadRequest):
         decode_request(string)
-    except BadRequest:
-        pass
 
 
 @given(st.binary())
 def test_any_bytes_are_a_string_or_bad(data: bytes) -> None:
     reader = OneString(20)
-    try:
+    with contextlib.suppress(BadFrame, TooLarge):
         reader.receive(data)
         reader.receive_eof()
-    except (BadFrame, TooLarge) as error:
-        assert isinstance(error, XformError)
 
 
 def test_what_follows_the_string_is_left_alone_and_known_to_be_there() -> None:

@@ -1,0 +1,357 @@
+"""The commands as a user runs them: what they print, where, and with which exit status."""
+
+import contextlib
+import json
+import os
+import pty
+import socket
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from integration.processes import VERSES, XFORMD, Server, environment, read_to_end, xformd
+
+LOOSE = ("--plugins=none", "--plugins-dir", str(VERSES))
+
+
+@pytest.fixture
+def poem(tmp_path: Path) -> Path:
+    """A file with a poem that has every byte of interest."""
+    path = tmp_path / "poem.txt"
+    path.write_bytes(b"The Owl\r\nand the Pussy-cat.\nNo end")
+    return path
+
+
+def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return xformd("run", *LOOSE, *arguments, stdin=stdin)
+
+
+def test_help_and_version_load_neither_plugins_nor_twisted(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["--version"], ["send", "--help"], ["serve", "--help"]):
+        shown = subprocess.run(
+            [XFORMD[0], "-X", "importtime", *XFORMD[1:], *arguments], capture_output=True, env=environment(), check=True
+        )
+        imported = {line.rpartition(b"|")[2].strip() for line in shown.stderr.splitlines()}
+        assert b"xformd.cli" in imported
+        assert not {module for module in imported if module.startswith((b"twisted", b"xformd.plugins"))}
+
+
+def test_importing_xformd_installs_no_reactor_and_needs_no_twisted() -> None:
+    code = "import sys, xformd; print([name for name in sys.modules if name.startswith('twisted')])"
+    assert subprocess.run([XFORMD[0], "-c", code], capture_output=True, check=True).stdout == b"[]\n"
+    code = "import sys, xformd; xformd.TransformProxy; print('twisted.internet.reactor' in sys.modules)"
+    assert subprocess.run([XFORMD[0], "-c", code], capture_output=True, check=True).stdout == b"False\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "list-transforms", "send", "run", "check"])
+def test_each_command_has_help_with_examples(command: str) -> None:
+    shown = xformd(command, "--help")
+    assert b"Examples:\n    xformd " in shown.stdout
+
+
+# send and run: one poem
+
+
+def test_a_file_and_standard_input_go_to_standard_output_byte_for_byte(server: Server, poem: Path) -> None:
+    expected = poem.read_bytes().lower()
+    for sent in (
+        xformd("send", "cummingsify", str(poem), "--server", server.address),
+        xformd("send", "cummingsify", "--server", server.address, stdin=poem.read_bytes()),
+        xformd("send", "cummingsify", "-", stdin=poem.read_bytes(), XFORMD_SERVER=server.address),
+        xformd("run", "cummingsify", str(poem), "--plugins=none"),
+        xformd("run", "cummingsify", "--plugins=none", stdin=poem.read_bytes()),
+    ):
+        assert (sent.returncode, sent.stdout, sent.stderr) == (0, expected, b"")
+
+
+def test_options_stand_in_the_spec_or_beside_it(server: Server) -> None:
+    for arguments in (["wrap:width=5,indent=2"], ["wrap", "-o", "width=5", "--option", "indent=2"]):
+        sent = xformd("send", *arguments, "--server", server.address, stdin=b"a bcd ef")
+        assert sent.stdout == b"a bcd\n  ef"
+    piped = run("indent:prefix=> +upper", stdin=b"a\n")
+    assert piped.stdout == b"> A\n"
+
+
+def test_binary_passes_a_bytes_transform(server: Server) -> None:
+    binary = bytes(range(256))
+    assert xformd("send", "backwards", "--server", server.address, stdin=binary).stdout == binary[::-1]
+    assert run("backwards", stdin=binary).stdout == binary[::-1]
+
+
+def test_a_transform_that_has_to_wait_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "open").touch()
+    waited = xformd("run", *LOOSE, "gate+cummingsify", stdin=b"Poem", GATE=str(tmp_path))
+    assert (waited.returncode, waited.stdout) == (0, b"poem")
+
+
+def test_what_a_plugin_prints_never_gets_into_a_result() -> None:
+    printed = run("prints", stdin=b"poem")
+    assert printed.stdout == b"poem"
+    assert b"printed by a transform" in printed.stderr
+    listed = xformd("list-transforms", "--json", *LOOSE)
+    json.loads(listed.stdout)
+
+
+# What goes wrong
+
+FAILURES = [
+    (("upper+",), 64, "bad-request: spec, character 7: '' is no transform name"),
+    (("wrap:width",), 64, "bad-request: spec, character 11: the option 'width' needs a value"),
+    (("upper+trim", "-o", "a=1"), 64, "bad-request: write the options of several steps into the spec"),
+    (("wrap:width=wide",), 64, "bad-options: wrap: option 'width' takes a whole number, not 'wide'"),
+    (("upper:loud=1",), 64, "bad-options: upper has no option 'loud'; its options: none"),
+    (("repeat",), 64, "bad-options: repeat needs the option 'times': a whole number"),
+    (("wrap:width=0",), 64, "bad-options: wrap: option 'width' takes 1 or more, not 0"),
+    (("cumingsify",), 66, "no-such-transform: no transform 'cumingsify' here; did you mean 'cummingsify'?"),
+    (("picky",), 65, "gibberish: this is no sonnet"),
+    (("repeat:times=9999999",), 65, "too-large: the result of repeat has 39999996 bytes; the limit is 10485760 bytes"),
+    (("raises",), 70, "transform-failed: raises raised ValueError: a verse too many ("),
+    (("exits",), 70, "transform-failed: exits raised SystemExit: 3 ("),
+    (("wrong-type",), 70, "transform-failed: wrong-type returned int where it must return str"),
+    (("never",), 75, "timeout: never took longer than its 0.2 s"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "says"), FAILURES)
+def test_run_says_what_is_wrong_on_one_line_with_the_status_of_the_table(
+    arguments: tuple[str, ...], status: int, says: str
+) -> None:
+    failed = run(*arguments, stdin=b"poem")
+    lines = [line for line in failed.stderr.decode().splitlines() if "printed by" not in line]
+    assert failed.returncode == status
+    assert len(lines) == 1
+    assert lines[0].startswith(f"xformd: {says}")
+    assert failed.stdout == b""
+
+
+def test_run_tells_where_a_transform_raised_and_shows_the_traceback_when_asked() -> None:
+    assert b"verses.py, line " in run("raises").stderr
+    assert b"Traceback" not in run("raises").stderr
+    assert b"Traceback" in run("raises", "--traceback").stderr
+
+
+@pytest.mark.parametrize(("arguments", "status", "says"), FAILURES)
+def test_send_in_the_classic_form_knows_that_it_was_refused_and_what_to_check(
+    server: Server, arguments: tuple[str, ...], status: int, says: str
+) -> None:
+    failed = xformd("send", *arguments, "--server", server.address, stdin=b"poem")
+    if says.startswith("bad-request"):  # that the client sees itself
+        expected = status, f"xformd: {says}"
+    else:
+        expected = 69, f"xformd: refused: {server.address} refused {arguments[0]} without a word"
+    assert (failed.returncode, failed.stderr.decode()[: len(expected[1])]) == expected
+    assert failed.stderr.count(b"\n") == 1
+    assert failed.stdout == b""
+
+
+def test_gibberish_is_refused_and_said_by_run() -> None:
+    failed = run("upper", stdin=b"caf\xe9")
+    assert failed.returncode == 65
+    assert b"gibberish: upper takes text, and this poem is not UTF-8: byte 0xe9 at 3" in failed.stderr
+
+
+def test_a_poem_over_the_limit_is_refused_and_not_a_broken_connection(server: Server, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(b"x" * 11_000_000)
+    refused = xformd("send", "upper", str(big), "--server", server.address)
+    assert refused.returncode == 69
+    assert b"refused upper without a word" in refused.stderr
+
+
+def test_no_server_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    failed = xformd("send", "upper", "--server", f"127.0.0.1:{port}", stdin=b"poem")
+    assert failed.returncode == 69
+    assert failed.stderr.decode() == (
+        f"xformd: connection-failed: cannot connect to 127.0.0.1:{port}: Connection refused; "
+        "is 'xformd serve' running there?\n"
+    )
+
+
+@pytest.mark.parametrize("address", ["", "host:port", "host:0", "host:70000", "nonsense:x=1", "tls:"])
+def test_an_address_that_makes_no_sense_is_one_line(address: str) -> None:
+    failed = xformd("send", "upper", "--server", address, stdin=b"poem")
+    assert failed.returncode == 78
+    assert failed.stderr.startswith(b"xformd: bad-config: server address ")
+    assert failed.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "says"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n", 76, "bad-frame: {} sent no answer that can be read"),
+        (b"99999999:", 65, "too-large: {} sent no answer that can be read"),
+        (b"9:half", 69, "connection-lost: {} closed the connection before the whole answer was there"),
+    ],
+)
+def test_a_server_that_speaks_something_else_is_one_line(answer: bytes, status: int, says: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve_once() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(ConnectionResetError):  # it may hang up on such an answer
+                    read_to_end(connection)
+
+        thread = threading.Thread(target=serve_once)
+        thread.start()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        failed = xformd("send", "upper", "--server", address, stdin=b"poem")
+        thread.join()
+    assert failed.returncode == status
+    assert failed.stderr.decode().startswith(f"xformd: {says.format(address)}")
+
+
+def test_a_server_that_never_answers_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        failed = xformd("send", "upper", "--server", address, "--timeout", "0.3", stdin=b"poem")
+    assert failed.returncode == 75
+    assert failed.stderr.decode() == f"xformd: timeout: no answer from {address} within 0.3 s\n"
+
+
+def test_fallback_gives_the_original_and_says_so(server: Server, poem: Path) -> None:
+    fallen = xformd("send", "raises", str(poem), "--server", server.address, "--fallback")
+    assert (fallen.returncode, fallen.stdout) == (0, poem.read_bytes())
+    assert b"refused raises without a word" in fallen.stderr
+    assert fallen.stderr.endswith(b"; original poem follows\n")
+
+
+# Many poems
+
+
+@pytest.fixture
+def poems(tmp_path: Path) -> list[str]:
+    """Two poems, something that is none, and a third."""
+    files = [tmp_path / name for name in ("one", "two", "missing", "three")]
+    files[0].write_bytes(b"One\n")
+    files[1].write_bytes(b"\xff\n")
+    files[3].write_bytes(b"Three\n")
+    return [str(path) for path in files]
+
+
+@pytest.mark.parametrize("command", ["send", "run"])
+def test_many_poems_go_in_order_and_one_that_fails_stops_no_other(
+    server: Server, poems: list[str], command: str
+) -> None:
+    done = xformd(command, "upper", *poems, XFORMD_SERVER=server.address)
+    assert done.stdout == b"ONE\nTHREE\n"
+    lines = done.stderr.decode().splitlines()
+    assert lines[0].startswith(f"xformd: {poems[1]}: ")
+    assert lines[1] == f"xformd: {poems[2]}: No such file or directory"
+    assert len(lines) == 2
+    assert done.returncode == (69 if command == "send" else 65)
+
+
+@pytest.mark.parametrize("command", ["send", "run"])
+def test_many_poems_go_to_a_folder(server: Server, poems: list[str], tmp_path: Path, command: str) -> None:
+    folder = tmp_path / "out" / "deep"
+    done = xformd(command, "upper", *poems, "--output-dir", str(folder), XFORMD_SERVER=server.address)
+    assert done.stdout == b""
+    assert done.returncode != 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"one": b"ONE\n", "three": b"THREE\n"}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (folder / "one").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_folder_where_results_would_get_lost_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    first, second = tmp_path / "poem", tmp_path / "a" / "poem"
+    first.write_bytes(b"x")
+    second.write_bytes(b"y")
+    lost = run("upper", str(first), str(second), "--output-dir", str(tmp_path / "out"))
+    assert lost.returncode == 78
+    assert b"would both become poem" in lost.stderr
+    lost = run("upper", str(first), "--output-dir", str(tmp_path))
+    assert lost.returncode == 78
+    assert b"the result would overwrite" in lost.stderr
+    assert first.read_bytes() == b"x"
+
+
+def test_a_folder_that_cannot_be_written_is_said(poems: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    failed = run("upper", poems[0], "--output-dir", str(tmp_path / "file" / "below"))
+    assert failed.returncode == 73
+    assert b"xformd: cannot write the result: Not a directory" in failed.stderr
+
+
+def on_a_terminal(*arguments: str) -> tuple[str, bytes]:
+    """Run a command whose standard error is a terminal; give what it showed there, and its standard output."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*XFORMD, *arguments], stdout=subprocess.PIPE, stderr=theirs, env=environment()) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while data := os.read(ours, 1_000):
+                shown += data
+        except OSError:
+            pass  # how Linux says that the other side has closed
+        assert process.stdout is not None
+        stdout = process.stdout.read()
+    os.close(ours)
+    return shown.decode(), stdout
+
+
+def test_a_bar_shows_the_progress_of_many_poems_on_a_terminal(poems: list[str]) -> None:
+    shown, stdout = on_a_terminal("run", "upper", poems[0], poems[3])
+    assert "poems" in shown
+    assert "100%" in shown
+    assert stdout == b"ONE\nTHREE\n"
+    shown, _ = on_a_terminal("run", "upper", poems[0])
+    assert shown == ""
+
+
+def test_a_reader_that_stops_reading_makes_no_traceback(poems: list[str]) -> None:
+    command = f"{' '.join(XFORMD)} run upper {poems[0]} {poems[3]} | true"
+    for _ in range(3):
+        piped = subprocess.run(["bash", "-c", command], capture_output=True, env=environment(), check=False)
+        assert b"Traceback" not in piped.stderr
+
+
+# list-transforms, check, completion
+
+
+def test_the_list_as_a_table_and_as_json() -> None:
+    table = xformd("list-transforms", *LOOSE).stdout.decode()
+    assert table.splitlines()[0].split() == ["NAME", "OPTIONS", "SUMMARY", "FROM"]
+    assert any(line.startswith("wrap") and "width=72,indent=0" in line for line in table.splitlines())
+    listed = json.loads(xformd("list-transforms", "--json", *LOOSE).stdout)
+    assert set(listed) == {"transforms", "plugins", "conflicts"}
+    names = [transform["name"] for transform in listed["transforms"]]
+    assert names == sorted(names)
+    assert {"cummingsify", "backwards"} <= set(names)
+
+
+def test_a_bare_plugins_option_means_all() -> None:
+    bare, default = (json.loads(xformd("list-transforms", *some, "--json").stdout) for some in (["--plugins"], []))
+    assert bare["transforms"] == default["transforms"]
+    none = json.loads(xformd("list-transforms", "--plugins", "none", "--json").stdout)
+    assert {transform["distribution"] for transform in none["transforms"]} == {"xformd"}
+
+
+def test_check_runs_every_example() -> None:
+    checked = xformd("check", "xformd")
+    assert checked.returncode == 0
+    assert "ok      cummingsify: 2 examples" in checked.stdout.decode().splitlines()
+    assert xformd("check", "nosuch").returncode == 78
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("xformd run cumm", ["cummingsify"]),
+        ("xformd send upper+tri", ["upper+trim"]),
+        ("xformd li", ["list-transforms"]),
+    ],
+)
+def test_the_shell_completes_commands_and_transform_names(words: str, expected: list[str]) -> None:
+    completed = xformd(
+        _XFORMD_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1), stdin=b""
+    )
+    assert [line.partition(",")[2] for line in completed.stdout.decode().splitlines()] == expected

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
-from logs import Log, captured
 from twisted.internet.task import Clock
 from twisted.logger import globalLogBeginner
+
+from logs import Log, captured
 
 # How long one example takes says more about the machine than about the code.
 settings.register_profile("xformd", deadline=None)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from deferreds import error_of, has_fired, result_of
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import error
@@ -15,6 +14,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 import xformd
+from deferreds import error_of, has_fired, result_of
 from xformd import TransformProxy
 
 

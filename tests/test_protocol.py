@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from logs import Log, captured
-from registries import registry_of
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -17,6 +15,8 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from logs import Log, captured
+from registries import registry_of
 from xformd import transform
 from xformd.limits import Limits
 from xformd.protocol import CHUNK_BYTES, TransformFactory, TransformProtocol

@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from deferreds import error_of, has_fired, result_of
-from logs import Log
-from registries import registry_of
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from deferreds import error_of, has_fired, result_of
+from logs import Log
+from registries import registry_of
 from xformd import (
     BadOptions,
     Cancelled,

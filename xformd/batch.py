@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import attrs
 
@@ -99,11 +99,14 @@ def _read(source: Path) -> bytes:
 
 
 class Stream:
-    """Results one after the other on standard output."""
+    """Results one after the other.
 
-    def __init__(self) -> None:
-        # The stream itself: while a transform runs, what it prints goes elsewhere.
-        self._stream = sys.stdout.buffer
+    Args:
+        stream: standard output.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
 
     def write(self, source: Path, result: bytes) -> None:  # noqa: ARG002 - one stream for all
         """Write a result."""

@@ -6,7 +6,6 @@ plugin and needs no reactor gets none.
 
 import functools
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from xformd import __version__
-from xformd.cli_options import plugin_options, poem_options, standard_output_kept
+from xformd.cli_options import guest_code, plugin_options, poem_options
 from xformd.errors import XformError
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except XformError as error:
+            for detail in getattr(error, "details", ()):
+                _complain(detail)
             _complain(f"{error.code}: {error.message}")
             ctx.exit(error.exit_status)
 
@@ -76,9 +77,8 @@ def serve(listen: tuple[str, ...], port: int | None, host: str | None, selection
     if port is not None or host is not None or not listen:
         tcp_port = address.DEFAULT_PORT if port is None else port
         listen = (address.tcp_server(host or address.DEFAULT_HOST, tcp_port), *listen)
-    announce = functools.partial(click.echo, file=sys.stdout)
-    with standard_output_kept():
-        process.serve(Settings(listen=listen, selection=selection), announce)
+    with guest_code() as stdout:
+        process.serve(Settings(listen=listen, selection=selection), functools.partial(click.echo, file=stdout))
 
 
 @main.command("list-transforms")
@@ -94,9 +94,10 @@ def list_transforms(as_json: bool, selection: "Selection") -> None:
     """
     from xformd.plugins import listing, loader
 
-    with standard_output_kept():
+    with guest_code() as stdout:
         registry = loader.load(selection)
-    click.echo(json.dumps(listing.to_json(registry), indent=2) if as_json else listing.to_table(registry))
+        listed = json.dumps(listing.to_json(registry), indent=2) if as_json else listing.to_table(registry)
+        click.echo(listed, file=stdout)
 
 
 @main.command()
@@ -150,7 +151,7 @@ def send(
     async def transform(poem: bytes) -> bytes:
         return await proxy.xform(spec, poem, timeout=timeout, **options)
 
-    _run_batch(Batch(transform=transform, complain=_complain, fallback=fallback), files, output_dir)
+    _run_batch(Batch(transform=transform, complain=_complain, fallback=fallback), files, output_dir, sys.stdout)
 
 
 @main.command()
@@ -182,18 +183,17 @@ def run(
     from xformd.plugins import loader
     from xformd.service import TransformService
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends this, and is not for the transform to catch
     process.start_logging(*([process.terse_observer()] if traceback else []))
     parsed = specs.build(spec, options)
-    with standard_output_kept():
+    with guest_code() as stdout:
         service = TransformService(loader.load(selection), Limits(), reactor)
 
-    async def transform(poem: bytes) -> bytes:
-        with standard_output_kept():
+        async def transform(poem: bytes) -> bytes:
             result = service.xform(parsed, poem)
             return await result if isinstance(result, Deferred) else result
 
-    _run_batch(Batch(transform=transform, complain=_complain, explain=checking.explain), files, output_dir)
+        batch = Batch(transform=transform, complain=_complain, explain=checking.explain)
+        _run_batch(batch, files, output_dir, stdout)
 
 
 @main.command()
@@ -211,47 +211,46 @@ def check(distribution: str | None) -> None:
     from xformd import checking, process
     from xformd.plugins import loader
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     process.start_logging()
-    with standard_output_kept():
+    with guest_code() as stdout:
         plugins = loader.load_distribution(distribution)
 
-    stdout = sys.stdout  # while examples run, what they print goes elsewhere
+        async def check_all() -> bool:
+            passed = True
+            for plugin in plugins:
+                async for verdict in checking.check(plugin, reactor):
+                    _report(verdict, stdout)
+                    passed = passed and verdict.passed
+            return passed
 
-    async def check_all() -> bool:
-        passed = True
-        for plugin in plugins:
-            async for verdict in checking.check(plugin, reactor):
-                _report(verdict, stdout)
-                passed = passed and verdict.passed
-        return passed
-
-    with standard_output_kept():
-        passed = process.run_until_done(check_all())
-    if not passed:
-        sys.exit(CHECK_FAILED)
+        if not process.run_until_done(check_all()):
+            sys.exit(CHECK_FAILED)
 
 
 def _report(verdict: "Verdict", stdout: TextIO) -> None:
     for failure in verdict.failures:
         click.echo(f"FAILED  {failure}", file=stdout)
     if verdict.passed:
-        click.echo(f"ok      {verdict.subject}: {verdict.examples or 'no'} examples", file=stdout)
+        click.echo(f"ok      {verdict.subject}: {_count(verdict.examples, 'example')}", file=stdout)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number or 'no'} {thing}" if number == 1 else f"{number or 'no'} {thing}s"
 
 
 def _complain(message: str) -> None:
     click.echo(f"xformd: {message}", err=True)
 
 
-def _run_batch(batch: "Batch", files: Sequence[Path], output_dir: Path | None) -> None:
+def _run_batch(batch: "Batch", files: Sequence[Path], output_dir: Path | None, stdout: TextIO) -> None:
     """Transform the poems that a command was given, and exit with the status of the first that failed."""
     from xformd import batch as batches
     from xformd import process
 
     sources = files or (batches.STDIN,)
-    sink = batches.Stream() if output_dir is None else batches.Folder(output_dir, sources)
+    sink = batches.Stream(stdout.buffer) if output_dir is None else batches.Folder(output_dir, sources)
     # A bar is drawn where a person waits, and not into the middle of results on the same terminal.
-    drawn = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not sys.stdout.isatty())
+    drawn = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not stdout.isatty())
     with click.progressbar(sources, label="poems", file=sys.stderr, hidden=not drawn) as counted:
         status = process.run_until_done(batch.run(counted, sink, name_them=len(sources) > 1))
     if status:

@@ -2,20 +2,42 @@
 
 import contextlib
 import functools
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from click.shell_completion import CompletionItem
 
 
 @contextlib.contextmanager
-def standard_output_kept() -> Iterator[None]:
-    """Send what plugins print to standard error: standard output carries results alone."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
+def guest_code() -> Iterator[TextIO]:
+    """Let the code of plugins run, without letting it get in the way of a command.
+
+    What it prints, in Python or straight to file descriptor 1, goes to standard error: standard output carries
+    results alone. Ctrl-C ends the process, and is not for a plugin to catch, or to pretend.
+
+    Yields:
+        The real standard output, for the results.
+    """
+    try:
+        descriptor = os.dup(1)
+    except OSError:  # it is closed
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(2, 1)
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    stdout = os.fdopen(descriptor, "w", encoding="utf-8", errors="replace")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield stdout
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        os.dup2(descriptor, 1)
+        with contextlib.suppress(BrokenPipeError):  # whoever read it has been told, or does not care
+            stdout.close()
 
 
 class _SpecType(click.types.StringParamType):
@@ -27,7 +49,7 @@ class _SpecType(click.types.StringParamType):
         from xformd.plugins import loader
 
         done, plus, start = incomplete.rpartition("+")
-        with standard_output_kept():
+        with guest_code():
             entries = loader.load().entries
         return [
             CompletionItem(f"{done}{plus}{name}", help=entry.transform.summary)

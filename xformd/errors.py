@@ -5,9 +5,15 @@ The table is written as classes: a class that names a code is a row, its docstri
 ``ERRORS`` finds it by its code.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 MESSAGE_MAX_CHARACTERS = 1_000
+
+
+def printable(text: str) -> str:
+    """Replace what is not printable: controls, terminal escapes, lone surrogates."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def one_line(text: str) -> str:
@@ -17,12 +23,10 @@ def one_line(text: str) -> str:
         text: what a person should read; it may quote bytes that a hostile peer chose.
 
     Returns:
-        The text on one line, of at most ``MESSAGE_MAX_CHARACTERS``, with everything that is not
-        printable (controls, terminal escapes, lone surrogates) replaced.
+        The text on one line, of at most ``MESSAGE_MAX_CHARACTERS``, and printable.
     """
     # A line of this many characters comes from at most this many words: the rest is not worth a look.
-    line = " ".join(text[: 4 * MESSAGE_MAX_CHARACTERS].split())
-    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    line = printable(" ".join(text[: 4 * MESSAGE_MAX_CHARACTERS].split()))
     if len(line) <= MESSAGE_MAX_CHARACTERS:
         return line
     return line[: MESSAGE_MAX_CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
@@ -161,7 +165,15 @@ class RequestRefused(ConnectionLost, code="refused", exit_status=69):
 
 
 class ConfigError(XformError, code="bad-config", exit_status=78):
-    """Settings that do not go together, or that name something that is not there."""
+    """Settings that do not go together, or that name something that is not there.
+
+    Attributes:
+        details: where there are several problems, each on a line.
+    """
+
+    def __init__(self, message: str, *, details: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.details = tuple(map(one_line, details))
 
 
 class ListenFailed(XformError, code="listen-failed", exit_status=69):
@@ -169,4 +181,4 @@ class ListenFailed(XformError, code="listen-failed", exit_status=69):
 
 
 class DefinitionError(XformError, code="bad-definition", exit_status=70):
-    """A plugin defines a transform that does not fit: its name, its signature, its examples."""
+    """A plugin defines something that does not fit: a transform's name, signature or example, or its metadata."""

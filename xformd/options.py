@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import attrs
 
@@ -52,7 +52,9 @@ class Option:
     def __attrs_post_init__(self) -> None:
         if not is_name(self.name):
             raise DefinitionError(f"{self.name!r} is no option name ({NAME_RULE})")
-        if self.default is not None and not self._is_value(self.default):
+        if self.type not in get_args(OptionType):
+            raise DefinitionError(f"option {self.name!r}: {self.type!r} is no type of option")
+        if self.default is not None and not self.accepts(self.default):
             raise DefinitionError(f"the default of option {self.name!r}, {self.default!r}, is not {self.takes}")
 
     @property
@@ -93,9 +95,10 @@ class Option:
             raise ValueError(text)
         return value
 
-    def _is_value(self, value: OptionValue) -> bool:
+    def accepts(self, value: object) -> bool:
+        """Whether this is a value of the option, converted."""
         if self.type == "choice":
-            return value in self.choices
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
         if self.type == "float":
-            return type(value) in (int, float)
+            return type(value) in (int, float) and math.isfinite(cast(float, value))
         return type(value).__name__ == self.type

@@ -90,6 +90,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         failures.append(failure)
         reactor.stop()
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the one that Twisted replaces with its own
     server.listening.addCallbacks(started, failed)
     reactor.callWhenRunning(server.startService)
     reactor.addSystemEventTrigger("before", "shutdown", _stop, server)

@@ -26,9 +26,9 @@ _READABLE_VALUE = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _ENCODED = re.compile(rb"[^A-Za-z0-9_~-]")
 
 
-def is_name(text: str) -> bool:
-    """Whether this text can name a transform or an option."""
-    return _NAME.match(text) is not None
+def is_name(value: object) -> bool:
+    """Whether this can name a transform or an option."""
+    return isinstance(value, str) and _NAME.match(value) is not None
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import attrs
 
-from xformd.errors import BadOptions, DefinitionError, GibberishError, TransformFailed
+from xformd.errors import BadOptions, DefinitionError, GibberishError, TransformFailed, one_line
 from xformd.options import Option, OptionValue
 from xformd.signature import PoemKind, read_signature
 from xformd.spec import NAME_RULE, is_name
@@ -51,7 +51,7 @@ class Transform:
     function: Callable[..., Any]
     kind: PoemKind
     options: tuple[Option, ...] = ()
-    summary: str = ""
+    summary: str = attrs.field(default="", converter=one_line)
     examples: tuple[Example, ...] = ()
     inline: bool = False
     asynchronous: bool = False
@@ -60,6 +60,8 @@ class Transform:
     def __attrs_post_init__(self) -> None:
         if not is_name(self.name):
             raise DefinitionError(f"{self.name!r} is no transform name ({NAME_RULE})")
+        if not all(isinstance(option, Option) for option in self.options):
+            raise DefinitionError(f"transform {self.name!r}: its options must be Option values")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise DefinitionError(f"transform {self.name!r}: the timeout must be above 0 s, not {self.timeout_s!r}")
         for example in self.examples:
@@ -135,8 +137,12 @@ class Transform:
         wanted = str if self.kind == "text" else bytes
         if not (isinstance(example.poem, wanted) and isinstance(example.result, wanted)):
             raise DefinitionError(f"{where} must hold {wanted.__name__} on both sides")
-        if unknown := set(example.options) - {option.name for option in self.options}:
-            raise DefinitionError(f"{where} uses the unknown option {min(unknown)!r}")
+        known = {option.name: option for option in self.options}
+        for name, value in example.options.items():
+            if name not in known:
+                raise DefinitionError(f"{where} uses the unknown option {name!r}")
+            if not known[name].accepts(value):
+                raise DefinitionError(f"{where} must give option {name!r} {known[name].takes}, not {value!r}")
 
 
 ExampleLike = Example | tuple[str, str] | tuple[bytes, bytes] | tuple[Any, Any, Mapping[str, OptionValue]]

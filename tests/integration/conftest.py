@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from integration.processes import VERSES, Server, serving
 
 

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from integration.processes import VERSES, Server, netstring, read_to_end, serving, wait_until
 
 LIMIT = 10 * 1024 * 1024

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from integration.processes import VERSES, XFORMD, Server, environment, read_to_end, xformd
 
 LOOSE = ("--plugins=none", "--plugins-dir", str(VERSES))

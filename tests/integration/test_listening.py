@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from integration.processes import XFORMD, netstring, read_to_end, serving, xformd
 
 
@@ -86,7 +87,7 @@ def test_a_socket_that_systemd_opened(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         # What systemd does: the socket is descriptor 3, and the environment says for whom.
-        start = f"exec 3<&{listening.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=xformd exec \"$@\""
+        start = f'exec 3<&{listening.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=xformd exec "$@"'
         command = ("bash", "-c", start, "bash", *XFORMD)
         place = ("--listen", "systemd:domain=INET:index=0")
         with serving(tmp_path, *place, command=command, keep=(listening.fileno(),)) as server:
@@ -138,7 +139,5 @@ def write_certificate(key_path: Path, certificate_path: Path) -> None:
         .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
-    key_path.write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    key_path.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
     certificate_path.write_bytes(certificate.public_bytes(pem))

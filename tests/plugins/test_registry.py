@@ -27,7 +27,8 @@ def registry_of(*transforms: Transform) -> Registry:
     loose = Plugin(
         name="x", distribution="x.py", source="/somewhere/x.py", state="blocked", reason="blocked by --block"
     )
-    conflict = Conflict("echo", ("a-dist", "b-dist"), None, preferred=False)
+    rivals = tuple(Plugin(name="e", distribution=name, version="1", source="e") for name in ("b-dist", "a-dist"))
+    conflict = Conflict("echo", rivals, None)
     entries = {transform.name: Entry(transform, plugin) for transform in transforms}
     return Registry(entries, (broken, plugin, loose), (conflict,))
 
@@ -48,6 +49,13 @@ def test_a_misspelled_name_is_answered_with_the_nearest_one() -> None:
 def test_a_contested_name_is_answered_with_who_contests_it_and_what_to_do() -> None:
     with pytest.raises(AmbiguousTransform, match="a-dist and b-dist: nobody has it; choose with --prefer echo=a-dist"):
         registry_of().resolve("echo")
+
+
+def test_a_conflict_within_one_distribution_gets_advice_that_can_be_followed() -> None:
+    one, two = (Plugin(name=name, distribution="both", version="1", source=name) for name in ("one", "two"))
+    assert str(Conflict("echo", (one, two), None)) == (
+        "transform echo is provided by both 1 (one) and both 1 (two): nobody has it; keep all but one out with --block"
+    )
 
 
 def test_plugins_are_found_by_their_state() -> None:
@@ -82,6 +90,15 @@ def test_the_table_has_a_row_for_each_transform_and_a_line_for_each_problem() ->
     assert "marks=1,loud=true,end=<str>" in table[2]
     assert table[2].endswith("xformd-shout 1.2")
     assert "broken 1 (b): it is broken" in table[3]
+
+
+def test_what_a_plugin_writes_cannot_reach_the_terminal() -> None:
+    @transform
+    def sly(poem: str, *, colour: str = "\x1b[31m") -> str:
+        """Clear the screen: \x1b[2J\ud800."""
+        return poem
+
+    assert all(line.isprintable() for line in listing.to_table(registry_of(sly)).splitlines())
 
 
 def test_a_narrow_terminal_shortens_summaries_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import attrs
 
 from xformd import __version__
-from xformd.errors import ConfigError
+from xformd.errors import ConfigError, DefinitionError
 from xformd.plugins.registry import BUILT_IN
 
 GROUP = "xformd"
@@ -79,10 +79,12 @@ def installed() -> list[Candidate]:
     seen: set[str] = set()
     candidates: list[Candidate] = []
     for distribution in importlib.metadata.distributions():
-        name = _name_of(distribution)
-        if normalize(name) not in seen:  # the first on the path is the one that Python imports
+        name, version = _identity(distribution)
+        if name is not None:
+            if normalize(name) in seen:
+                continue  # the first on the path is the one that Python imports
             seen.add(normalize(name))
-            candidates += _of_distribution(distribution, name)
+        candidates += _of_distribution(distribution, name or "unknown", version)
     return sorted(candidates, key=lambda candidate: (normalize(candidate.distribution), candidate.name))
 
 
@@ -90,12 +92,16 @@ def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
     """Find the ``*.py`` files of these directories; those that start with ``_`` are left alone.
 
     Raises:
-        ConfigError: a directory is not there.
+        ConfigError: one is no directory, or two files have one name.
     """
-    for directory in directories:
+    seen: dict[str, Path] = {}
+    for directory in dict.fromkeys(directories):
         if not directory.is_dir():
             raise ConfigError(f"--plugins-dir {directory}: there is no such directory")
         for path in sorted(directory.glob("[!_]*.py")):
+            if path.name in seen:
+                raise ConfigError(f"--plugins-dir: {seen[path.name]} and {path} have one name; rename one of them")
+            seen[path.name] = path
             yield Candidate(
                 name=path.stem,
                 distribution=path.name,
@@ -105,22 +111,26 @@ def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
             )
 
 
-def _name_of(distribution: importlib.metadata.Distribution) -> str:
+def _identity(distribution: importlib.metadata.Distribution) -> tuple[str | None, str]:
+    """Give name and version; a broken METADATA file may hold neither."""
     try:
-        return str(distribution.metadata["Name"])
+        metadata = distribution.metadata
+        return metadata["Name"], metadata["Version"] or ""
     except Exception:  # whatever a broken METADATA file does
-        return "unknown"
+        return None, ""
 
 
-def _of_distribution(distribution: importlib.metadata.Distribution, name: str) -> Iterator[Candidate]:
-    text = distribution.read_text("entry_points.txt") or ""
-    if f"[{GROUP}]" not in text:
-        return
+def _of_distribution(distribution: importlib.metadata.Distribution, name: str, version: str) -> Iterator[Candidate]:
     try:
-        version = str(distribution.metadata["Version"])
+        text = distribution.read_text("entry_points.txt") or ""
+        if f"[{GROUP}]" not in text:
+            return
         entry_points = list(distribution.entry_points.select(group=GROUP))
     except Exception as error:
-        yield Candidate(name=name, distribution=name, source="entry_points.txt", load=_raiser(error))
+        # Whether it has a plugin of ours cannot be told; that it is broken, the operator wants to know anyhow.
+        reason = f"its entry_points.txt cannot be read: {type(error).__name__}: {error}"
+        load = partial(_raise, DefinitionError(reason))
+        yield Candidate(name=name, distribution=name, version=version, source="entry_points.txt", load=load)
         return
     for entry_point in entry_points:
         yield Candidate(
@@ -132,11 +142,8 @@ def _of_distribution(distribution: importlib.metadata.Distribution, name: str) -
         )
 
 
-def _raiser(error: Exception) -> Callable[[], Any]:
-    def load() -> Any:
-        raise error
-
-    return load
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _load_file(path: Path) -> Any:

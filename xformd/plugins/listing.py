@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from xformd.errors import printable
 from xformd.options import Option
-from xformd.plugins.registry import Entry, Plugin, Registry
+from xformd.plugins.registry import NOT_SELECTED, Entry, Plugin, Registry
 from xformd.transform import Example
 
 
@@ -26,7 +27,11 @@ def to_json(registry: Registry) -> dict[str, Any]:
         "transforms": [_transform(entry) for _, entry in sorted(registry.entries.items())],
         "plugins": [_plugin(plugin) for plugin in registry.plugins],
         "conflicts": [
-            {"name": conflict.name, "distributions": list(conflict.distributions), "winner": conflict.winner}
+            {
+                "name": conflict.name,
+                "distributions": conflict.distributions,
+                "winner": conflict.winner.distribution if conflict.winner else None,
+            }
             for conflict in registry.conflicts
         ],
     }
@@ -99,14 +104,16 @@ def to_table(registry: Registry) -> str:
         f"{name:<{widths[0]}}  {options:<{widths[1]}}  {_shorten(summary, widths[2]):<{widths[2]}}  {source}"
         for name, options, summary, source in rows
     ]
-    return "\n".join([*lines, *problems(registry)])
+    return "\n".join(map(printable, [*lines, *problems(registry)]))
 
 
 def problems(registry: Registry) -> Iterable[str]:
     """Give one line for every plugin that is not active and every conflict."""
     for plugin in registry.plugins:
-        if plugin.state != "active":
+        if plugin.state != "active" and plugin.reason != NOT_SELECTED:
             yield f"{plugin.state}: plugin {plugin.label}: {plugin.reason}"
+    if others := [plugin.label for plugin in registry.plugins if plugin.reason == NOT_SELECTED]:
+        yield f"blocked: {NOT_SELECTED}: {', '.join(others)}"
     for conflict in registry.conflicts:
         yield f"conflict: {conflict}"
 

@@ -4,11 +4,11 @@ What goes wrong in one plugin, ``SystemExit`` included, fails that plugin alone,
 reason. A plugin that is not selected is never imported.
 """
 
-import itertools
+import inspect
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pluggy
@@ -16,7 +16,7 @@ import pluggy
 from xformd.errors import ConfigError, DefinitionError, one_line
 from xformd.plugins import discovery, hookspecs
 from xformd.plugins.discovery import Candidate, normalize
-from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
+from xformd.plugins.registry import BUILT_IN, NOT_SELECTED, Conflict, Entry, Plugin, Registry
 from xformd.transform import Transform
 
 HOOK = "xformd_transforms"
@@ -53,10 +53,16 @@ def parse_distributions(text: str) -> frozenset[str] | None:
 
     Returns:
         The distributions; None for all.
+
+    Raises:
+        ConfigError: ``all`` or ``none`` stands beside something else.
     """
-    if text == "all":
-        return None
-    return frozenset(name.strip() for name in text.split(",") if name.strip()) - {"none"}
+    if text in ("all", "none"):
+        return None if text == "all" else frozenset()
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    if names & {"all", "none"}:
+        raise ConfigError(f"--plugins {text}: 'all' and 'none' stand alone")
+    return names
 
 
 def load(selection: Selection = EVERYTHING) -> Registry:
@@ -103,13 +109,12 @@ def _check_names(selection: Selection, candidates: list[Candidate]) -> None:
     normal = {normalize(name) for name in there}
     for name in sorted(selection.distributions or ()):
         if normalize(name) not in normal:
-            raise ConfigError(
-                f"--plugins {name}: no such distribution with xformd plugins; there are {', '.join(there)}"
-            )
+            listed = ", ".join(there)
+            raise ConfigError(f"no distribution {name!r} with xformd plugins is installed; there are {listed}")
     for name in sorted(selection.blocked):
         if not any(candidate.has_name(name) for candidate in candidates):
-            known = sorted({candidate.name for candidate in candidates} | {*there})
-            raise ConfigError(f"--block {name}: no such plugin or distribution; there are {', '.join(known)}")
+            listed = ", ".join(sorted({candidate.name for candidate in candidates} | {*there}))
+            raise ConfigError(f"--block {name}: no such plugin or distribution; there are {listed}")
 
 
 def _why_not(candidate: Candidate, selection: Selection) -> str:
@@ -119,7 +124,7 @@ def _why_not(candidate: Candidate, selection: Selection) -> str:
     if selection.distributions is None or candidate.is_built_in or candidate.is_loose:
         return ""
     selected = {normalize(name) for name in selection.distributions}
-    return "" if normalize(candidate.distribution) in selected else "not selected by --plugins"
+    return "" if normalize(candidate.distribution) in selected else NOT_SELECTED
 
 
 def _load_one(candidate: Candidate, why_not: str) -> Plugin:
@@ -134,8 +139,6 @@ def _load_one(candidate: Candidate, why_not: str) -> Plugin:
     start = time.perf_counter()
     try:
         transforms = _transforms_of(candidate)
-    except KeyboardInterrupt:
-        raise  # that is the operator, not the plugin
     except BaseException as error:
         plugin = attrs.evolve(plugin, state="failed", reason=one_line(_describe(error)))
     else:
@@ -150,10 +153,10 @@ class _PluginError(Exception):
 def _transforms_of(candidate: Candidate) -> tuple[Transform, ...]:
     try:
         module = candidate.load()
-    except (DefinitionError, KeyboardInterrupt):
+    except DefinitionError:
         raise
     except BaseException as error:
-        raise _PluginError(f"import failed: {_describe(error)}") from error
+        raise _PluginError(f"import of {candidate.source} failed: {_describe(error)}") from error
     return _validate(_call_hook(candidate, module))
 
 
@@ -163,21 +166,32 @@ def _call_hook(candidate: Candidate, module: Any) -> list[object]:
     manager.add_hookspecs(hookspecs)
     _register(manager, module, f"{candidate.distribution}:{candidate.name}")
     try:
-        given = manager.hook.xformd_transforms()
-        if not given:  # pluggy leaves out None
-            raise _PluginError(f"{HOOK}() returned None, not transforms")
-        return list(itertools.chain.from_iterable(given))
-    except (_PluginError, KeyboardInterrupt):
+        results = manager.hook.xformd_transforms()
+        given = [transform for result in results for transform in _iterate(result)]
+    except _PluginError:
         raise
     except BaseException as error:
         raise _PluginError(f"{HOOK}() failed: {_describe(error)}") from error
+    if not results:  # pluggy leaves out None
+        raise _PluginError(f"{HOOK}() returned None, not transforms")
+    return given
+
+
+def _iterate(result: Any) -> Iterable[object]:
+    if inspect.iscoroutine(result):
+        result.close()
+        raise _PluginError(f"{HOOK}() must not be async: it is called while nothing runs yet")
+    if isinstance(result, Transform):
+        raise _PluginError(f"{HOOK}() returned a single Transform; put it into a list")
+    return cast(Iterable[object], result)
 
 
 def _register(manager: pluggy.PluginManager, module: Any, name: str) -> None:
     try:
         manager.register(module, name)
     except pluggy.PluginValidationError as error:
-        raise _PluginError(f"bad hook: {error}") from error
+        reason = str(error).splitlines()[-1]
+        raise _PluginError(f"bad hook: {reason}; {HOOK}() takes no arguments") from error
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -191,9 +205,8 @@ def _validate(given: list[object]) -> tuple[Transform, ...]:
     transforms: dict[str, Transform] = {}
     for transform in given:
         if not isinstance(transform, Transform):
-            raise _PluginError(
-                f"{HOOK}() gave {transform!r}, which is no Transform; decorate it with @xformd.transform"
-            )
+            kind = type(transform).__name__
+            raise _PluginError(f"{HOOK}() gave a {kind}, which is no Transform; decorate it with @xformd.transform")
         if transform.name in transforms:
             raise _PluginError(f"{HOOK}() gave the transform {transform.name!r} twice")
         transforms[transform.name] = transform
@@ -223,9 +236,8 @@ def _assemble(plugins: Iterable[Plugin], preferred: Mapping[str, str]) -> Regist
         if winner is not None:
             entries[name] = winner
         if len(rivals) > 1:
-            distributions = tuple(sorted(rival.plugin.distribution for rival in rivals))
-            has_it = winner.plugin.distribution if winner else None
-            conflicts.append(Conflict(name, distributions, has_it, preferred=name in preferred))
+            owned_by = tuple(rival.plugin for rival in rivals)
+            conflicts.append(Conflict(name, owned_by, winner.plugin if winner else None, preferred=name in preferred))
     for name in sorted(set(preferred) - set(owners)):
         raise ConfigError(f"--prefer {name}={preferred[name]}: no loaded plugin provides a transform {name!r}")
     return Registry(entries, plugins, tuple(conflicts))
@@ -248,4 +260,4 @@ def _refuse_problems(registry: Registry) -> None:
     problems = [f"plugin {plugin.label}: {plugin.reason}" for plugin in registry.with_state("failed")]
     problems += [str(conflict) for conflict in registry.conflicts if not conflict.preferred]
     if problems:
-        raise ConfigError(f"--strict: {'; '.join(problems)}")
+        raise ConfigError("--strict: these plugins do not all work, or contest a name", details=problems)

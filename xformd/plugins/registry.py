@@ -15,6 +15,9 @@ from xformd.transform import Transform
 BUILT_IN = "xformd"
 """The distribution of the built-in transforms."""
 
+NOT_SELECTED = "not selected by --plugins"
+"""The reason of a plugin that nobody blocked by name."""
+
 PluginState = Literal["active", "blocked", "failed"]
 
 
@@ -59,25 +62,39 @@ class Entry:
 
 @attrs.frozen
 class Conflict:
-    """Several distributions provide the same name.
+    """Several plugins provide the same name.
 
     Args:
         name: the transform's name.
-        distributions: who provides it, sorted.
+        plugins: who provides it, in the order of discovery.
         winner: who has the name all the same: the built-in, or the preferred one; None leaves it ambiguous.
         preferred: whether the operator chose the winner.
     """
 
     name: str
-    distributions: tuple[str, ...]
-    winner: str | None
-    preferred: bool
+    plugins: tuple[Plugin, ...]
+    winner: Plugin | None
+    preferred: bool = False
+
+    @property
+    def distributions(self) -> list[str]:
+        """Who provides it, sorted."""
+        return sorted(plugin.distribution for plugin in self.plugins)
 
     def __str__(self) -> str:
-        outcome = f"{self.winner} has it" if self.winner else "nobody has it"
-        choices = " or ".join(f"--prefer {self.name}={distribution}" for distribution in self.distributions)
-        advice = "" if self.preferred else f"; choose with {choices}"
-        return f"transform {self.name} is provided by {' and '.join(self.distributions)}: {outcome}{advice}"
+        owners = self.distributions
+        tellable_apart = len(set(owners)) == len(owners)
+        if not tellable_apart:
+            owners = sorted(plugin.label for plugin in self.plugins)
+        outcome = f"{self.winner.label} has it" if self.winner else "nobody has it"
+        if self.preferred:
+            advice = ""
+        elif tellable_apart:
+            choices = " or ".join(f"--prefer {self.name}={owner}" for owner in owners)
+            advice = f"; choose with {choices}"
+        else:
+            advice = "; keep all but one out with --block"
+        return f"transform {self.name} is provided by {' and '.join(owners)}: {outcome}{advice}"
 
 
 @attrs.frozen

@@ -198,13 +198,15 @@ def run(
 
 @main.command()
 @click.argument("distribution", required=False)
-def check(distribution: str | None) -> None:
+@plugin_options
+def check(distribution: str | None, selection: "Selection") -> None:
     """Run every example of every transform, or of one distribution's.
 
     \b
     Examples:
       xformd check
       xformd check xformd-shout
+      xformd check --plugins-dir . shout.py
     """
     from twisted.internet import reactor
 
@@ -213,7 +215,10 @@ def check(distribution: str | None) -> None:
 
     process.start_logging()
     with guest_code() as stdout:
-        plugins = loader.load_distribution(distribution)
+        if distribution is None:
+            plugins = loader.load(selection).plugins
+        else:
+            plugins = loader.load_distribution(distribution, selection)
 
         async def check_all() -> bool:
             passed = True

@@ -86,22 +86,23 @@ def load(selection: Selection = EVERYTHING) -> Registry:
     return registry
 
 
-def load_distribution(distribution: str | None) -> tuple[Plugin, ...]:
-    """Load one distribution's plugins, and no other's.
+def load_distribution(distribution: str, selection: Selection = EVERYTHING) -> tuple[Plugin, ...]:
+    """Load one distribution's plugins, and no other installed one's.
 
     Args:
-        distribution: its name; None for all of them.
+        distribution: its name, or that of a loose file.
+        selection: what else is selected.
 
     Returns:
         Its plugins, in whatever state.
 
     Raises:
-        ConfigError: it has no plugin, or is not installed.
+        ConfigError: as for ``load``.
     """
-    if distribution is None:
-        return load().plugins
-    plugins = load(Selection(distributions=frozenset({distribution}))).plugins
-    return tuple(plugin for plugin in plugins if normalize(plugin.distribution) == normalize(distribution))
+    wanted = normalize(distribution)
+    is_loose = any(normalize(file.distribution) == wanted for file in discovery.loose(selection.directories))
+    only = attrs.evolve(selection, distributions=frozenset(() if is_loose else {distribution}))
+    return tuple(plugin for plugin in load(only).plugins if normalize(plugin.distribution) == wanted)
 
 
 def _check_names(selection: Selection, candidates: list[Candidate]) -> None:

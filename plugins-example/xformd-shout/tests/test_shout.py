@@ -1,0 +1,38 @@
+"""A Transform is callable: its tests call it like the function that it was made from."""
+
+from importlib.metadata import entry_points
+
+import pytest
+from xformd_shout import shout
+
+import xformd
+
+
+@pytest.mark.parametrize("example", shout.examples)
+def test_example_holds(example: xformd.Example) -> None:
+    assert shout(example.poem, **example.options) == example.result
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_marks_stand_before_the_final_newline_only(newline: str) -> None:
+    assert shout(f"The Owl{newline}went{newline}", marks=2) == f"THE OWL{newline}WENT!!{newline}"
+
+
+@pytest.mark.parametrize("poem", ["", "\n", "\r\n"])
+def test_a_poem_without_text_stays_as_it_is(poem: str) -> None:
+    assert shout(poem, marks=3) == poem
+
+
+def test_the_most_marks_are_a_hundred() -> None:
+    assert shout("Owl", marks=100) == "OWL" + "!" * 100
+
+
+@pytest.mark.parametrize("marks", [-1, 101])
+def test_other_numbers_of_marks_are_refused(marks: int) -> None:
+    with pytest.raises(xformd.BadOptions, match=f"0 to 100, not {marks}"):
+        shout("The Owl", marks=marks)
+
+
+def test_xformd_finds_the_transform_through_the_entry_point() -> None:
+    (entry_point,) = entry_points(group="xformd", name="shout")
+    assert list(entry_point.load().xformd_transforms()) == [shout]

@@ -1,0 +1,180 @@
+"""README, docs and the example plugins' pages, executed as their reader would.
+
+``console`` blocks run line by line in bash, and must print exactly what the page shows. ``python`` blocks run as they
+stand. Files that a page shows in full are the files that are installed.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from integration import packages
+from integration.processes import DEADLINE_S, serving
+
+pytestmark = pytest.mark.xdist_group("docs")
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins-example/*/README.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMED_BLOCK = re.compile(r"`([\w./]+)`[^`]*?:\n\n```(?:python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+KINDS = {"console", "python", "sh", "text", "toml"}
+
+NETCAT = """\
+import os, socket, sys
+host, _, port = os.environ["XFORMD_SERVER"].partition(":")
+with socket.create_connection((host, int(port))) as connection:
+    connection.sendall(sys.stdin.buffer.read())
+    connection.shutdown(socket.SHUT_WR)
+    while data := connection.recv(65536):
+        sys.stdout.write(data.decode())
+print()
+"""
+
+
+@attrs.frozen
+class Reader:
+    """Somebody who follows the pages, with what they told him to install."""
+
+    environment: packages.Environment
+    server: str
+
+    def run(self, command: list[str], folder: Path) -> str:
+        """Run a command and give all that it prints."""
+        variables = {
+            **packages.environ(),
+            "PATH": f"{self.environment.python.parent}:/usr/bin:/bin",
+            "XFORMD_SERVER": self.server,
+            "COLUMNS": "200",
+        }
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+        return done.stdout.decode()
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """Give the files that a page shows in full, by the names that it gives them."""
+    return dict(NAMED_BLOCK.findall(page.read_text()))
+
+
+def blocks_of(page: Path, kind: str) -> list[str]:
+    return [text for language, text in BLOCK.findall(page.read_text()) if language == kind]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    """A reader who wrote the README's plugin from the README alone, and installed it and the examples with pip."""
+    folder = tmp_path_factory.mktemp("reader")
+    environment = packages.create_environment(folder / "environment")
+    written = folder / "xformd-whisper"
+    written.mkdir()
+    for name, text in files_of(ROOT / "README.md").items():
+        (written / name).write_text(text)
+    sources = [written, *sorted(ROOT.glob("plugins-example/xformd-*"))]
+    packages.install(environment, [packages.build_wheel(source, folder) for source in sources])
+    script = environment.python.parent / "xformd"
+    script.write_text(f"#!{environment.python}\nfrom xformd.cli import main\nmain()\n")
+    script.chmod(0o755)
+    with serving(folder, "--plugins", command=(str(environment.python), "-m", "xformd")) as server:
+        assert not [line for line in server.greeting if line.startswith("failed")]
+        yield Reader(environment, server.address)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder to follow a page in, with the poem that the plugins' pages speak of."""
+    (tmp_path / "poem.txt").write_text("The Owl and the Pussy-cat went to sea\n")
+    (tmp_path / "netcat.py").write_text(NETCAT)
+    return tmp_path
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def steps_of(block: str) -> Iterator[tuple[str, str]]:
+    """Give each command of a console block and what it must print."""
+    command: str | None = None
+    expected = ""
+    for line in block.splitlines(keepends=True):
+        if line.startswith("$ "):
+            if command is not None:
+                yield command, expected
+            command, expected = line[2:].rstrip("\n"), ""
+        else:
+            expected += line
+    assert command is not None
+    yield command, expected
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page, "console")], ids=name_of)
+def test_each_command_prints_what_the_page_shows(reader: Reader, desk: Path, page: Path) -> None:
+    for block in blocks_of(page, "console"):
+        for command, expected in steps_of(block):
+            assert (command, reader.run(["bash", "-c", command], desk)) == (command, expected)
+
+
+def test_the_pages_that_show_commands_are_found() -> None:
+    shown = {name_of(page) for page in PAGES if blocks_of(page, "console")}
+    assert {"README.md", "docs/cli.md", "plugins-example/xformd-shout/README.md"} <= shown
+
+
+def test_the_client_page_prints_what_it_says(reader: Reader, desk: Path) -> None:
+    page = ROOT / "docs" / "client.md"
+    (program,) = blocks_of(page, "python")
+    (expected,) = blocks_of(page, "text")
+    assert reader.run(["python", "-c", program], desk) == expected
+
+
+def test_the_fallback_of_the_readme_works(reader: Reader, desk: Path) -> None:
+    _, fallback = blocks_of(ROOT / "README.md", "python")
+    host, _, port = reader.server.partition(":")
+    program = fallback.replace('"127.0.0.1", 11000', f'"{host}", {port}') + (
+        "\nfrom twisted.internet.task import react\nreact(lambda reactor: transformed('The Owl!').addCallback(print))\n"
+    )
+    assert reader.run(["python", "-c", program], desk) == "the owl..\n"
+
+
+def test_the_plugin_page_shows_the_files_that_are_installed() -> None:
+    folder = ROOT / "plugins-example" / "xformd-shout"
+    shown = files_of(folder / "README.md")
+    assert {"xformd_shout.py", "pyproject.toml", "tests/test_shout.py"} <= set(shown) | {"pyproject.toml"}
+    for name in ("xformd_shout.py", "pyproject.toml", "tests/test_shout.py"):
+        assert (folder / name).read_text() in blocks_of(folder / "README.md", "python") + blocks_of(
+            folder / "README.md", "toml"
+        )
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_snippets_of_the_plugin_page_are_transforms_whose_examples_hold(
+    reader: Reader, desk: Path, number: int
+) -> None:
+    blocks = blocks_of(ROOT / "plugins-example" / "xformd-shout" / "README.md", "python")
+    snippets = [text for text in blocks if "hookimpl" not in text and "pytest" not in text]
+    (name,) = re.findall(r"def (\w+)\(", snippets[number])
+    hook = f"\n@xformd.hookimpl\ndef xformd_transforms():\n    return [{name}]\n"
+    (desk / "loose").mkdir()
+    (desk / "loose" / "snippet.py").write_text(snippets[number] + hook)
+    printed = reader.run(["xformd", "check", "--plugins-dir", "loose", "snippet.py"], desk)
+    assert printed == f"ok      {name.replace('_', '-')}: 1 example\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_is_of_a_kind_that_is_executed_or_marked_as_not(page: Path) -> None:
+    assert {language for language, _ in BLOCK.findall(page.read_text())} <= KINDS
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|javascript:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -22,6 +22,8 @@ class Limits:
     max_request_bytes: int = _limit(10 * MIB, "one request is held in memory whole")
     max_result_bytes: int = _limit(10 * MIB, "one result is held in memory whole")
     max_connections: int = _limit(10_000, "each connection costs memory and a file descriptor")
+    max_in_flight: int = _limit(64, "one session must not take the whole server")
+    max_unread_output_bytes: int = _limit(MIB, "a client that does not read must not fill the server's memory")
     request_timeout_s: float = _limit(30.0, "a client that drips bytes must not hold a connection forever")
     idle_timeout_s: float = _limit(300.0, "a client that says nothing must not hold a connection forever")
     write_timeout_s: float = _limit(30.0, "a client that does not read must not hold a reply forever")

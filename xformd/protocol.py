@@ -1,19 +1,15 @@
-"""The server's side of a connection: bytes to requests, requests to the service, results to bytes.
+"""The server's side of a connection: its transport, its deadlines, its end; and which form of the protocol it speaks.
 
-One connection serves one request in the classic form. Its law: whatever arrives, in whatever pieces, each state has
-a deadline that no byte from the peer can extend, and what is held in memory is bounded by the limits.
+The law: whatever arrives, in whatever pieces, each state has a deadline that no byte from the peer can extend, and what
+is held in memory is bounded by the limits.
 """
-
-import enum
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
-    IConsumer,
-    IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
-    IPullProducer,
+    IPushProducer,
     IReactorTime,
     ISSLTransport,
     ITCPTransport,
@@ -23,198 +19,199 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.errors import XformError
+from xformd.deadline import Deadline
+from xformd.errors import BadFrame, TooLarge, XformError
+from xformd.forms import Form
+from xformd.forms.classic import ClassicForm
+from xformd.forms.session import SessionForm
 from xformd.limits import Limits
+from xformd.output import IStreamTransport, Output
 from xformd.service import TransformService
-from xformd.wire import classic, netstring
-
-CHUNK_BYTES = 64 * 1024
-"""How much of a long reply is handed to the transport at a time."""
+from xformd.wire import netstring, session
 
 
-class IStreamTransport(ITCPTransport, IConsumer):
+class IServerTransport(ITCPTransport, IStreamTransport, IPushProducer):
     """What Twisted's stream servers hand to a protocol."""
-
-
-class State(enum.Enum):
-    """Where a connection stands."""
-
-    WAITING = enum.auto()  # for the first byte
-    READING = enum.auto()  # the request
-    RUNNING = enum.auto()  # the transform
-    CLOSING = enum.auto()  # the reply, or nothing, is on its way; what still arrives is thrown away
 
 
 @implementer(IHalfCloseableProtocol)
 class TransformProtocol(Protocol):
-    """One connection.
+    """One connection. Its first netstring says which form it speaks.
 
     Args:
         factory: whose connection it is.
     """
 
     factory: "TransformFactory"
-    transport: IStreamTransport
+    transport: IServerTransport
 
     log = Logger()
 
     def __init__(self, factory: "TransformFactory") -> None:
         self.factory = factory
-        self._state = State.WAITING
-        self._reader = classic.OneString(factory.limits.max_request_bytes)
-        self._running: Deferred[bytes] | None = None
-        self._deadline: IDelayedCall | None = None
-        self._has_trailing_bytes = False
+        self.service = factory.service
+        self.limits = factory.limits
+        self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
+        self._form: Form | None = None
+        self._deadline = Deadline(factory.clock, self._expire)
+        self._has_begun = False  # the first byte is here
+        self._is_closing = False
+        self._lingers = False
+        self._is_flushed = False  # what was to be sent is with the transport
+        self._is_paused = False
         self._peer_has_finished = False
 
+    # What Twisted calls.
+
     def connectionMade(self) -> None:
-        """Wait for a request, but not forever."""
+        """Wait for a first byte, but not forever."""
         self.factory.connections.add(self)
-        self._set_deadline(self.factory.limits.idle_timeout_s)
+        limits = self.limits
+        self._output = Output(
+            self.transport, self.factory.clock, limits.write_timeout_s, self._expire, self._output_drained
+        )
+        self._deadline.set(limits.idle_timeout_s)
 
     def dataReceived(self, data: bytes) -> None:
-        """Collect the request; run it when it is whole."""
-        if self._state is State.WAITING:
-            self._state = State.READING
-            self._set_deadline(self.factory.limits.request_timeout_s)
-        if self._state is not State.READING:
-            self._has_trailing_bytes = True
+        """Hand over what arrives; throw it away once the end has begun."""
+        if self._is_closing:
             return
-        try:
-            string = self._reader.receive(data)
-            if string is not None:
-                self._has_trailing_bytes = self._reader.has_trailing_bytes
-                self._run(classic.decode_request(string))
-        except XformError as error:
-            self._refuse(error)
+        if self._form is not None:
+            self._form.receive(data)
+            return
+        if not self._has_begun:
+            self._has_begun = True
+            self._deadline.set(self.limits.request_timeout_s)
+        self._find_form(data)
 
     def readConnectionLost(self) -> None:
-        """Note that the peer has sent all that it will; its reply still goes out."""
+        """Note that the peer has sent all that it will; what it asked for still goes out."""
         self._peer_has_finished = True
-        if self._state is State.READING:
-            try:
-                self._reader.receive_eof()
-            except XformError as error:
-                self._refuse(error)
-        elif self._state is not State.RUNNING:
-            self.transport.loseConnection()
+        if self._is_closing:
+            if self._is_flushed:
+                self.transport.loseConnection()
+        elif self._form is not None:
+            self._form.receive_end()
+        elif self._has_begun:
+            self._refuse(BadFrame("the stream ended inside a netstring"))
+        else:
+            self.close()
 
     def writeConnectionLost(self) -> None:
         """Nothing to do: this side is only ever ended by the server itself."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
         """Give up what nobody waits for any more."""
-        self._state = State.CLOSING
-        self._clear_deadline()
-        if self._running is not None:
-            self._running.cancel()
+        self._is_closing = True
+        self._deadline.close()
+        self._output.close()
+        if self._form is not None:
+            self._form.lost()
         self.factory.connection_ended(self)
 
+    # What its form calls.
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much output waits for the peer."""
+        return self._output.unread_bytes
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+        self._output.write(data)
+
+    def expect(self, seconds: float | None) -> None:
+        """Abort unless something else is expected within so many seconds; None expects nothing."""
+        if seconds is None:
+            self._deadline.clear()
+        else:
+            self._deadline.set(seconds)
+
+    def pause_reading(self) -> None:
+        """Let the peer wait."""
+        if not self._is_paused:
+            self._is_paused = True
+            self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """Let the peer go on."""
+        if self._is_paused:
+            self._is_paused = False
+            self.transport.resumeProducing()
+
+    def close(self, *, linger: bool = False) -> None:
+        """Send what is left, then close; with ``linger``, let the peer finish what it is sending."""
+        self._is_closing = True
+        self._lingers = linger
+        self.resume_reading()
+        self._finish_closing()
+
+    def log_refusal(self, error: XformError) -> None:
+        """Tell the operator why a peer was refused."""
+        self.log.info("refused {peer}: {code}: {message}", peer=self._peer(), code=error.code, message=error.message)
+
+    # What its factory calls.
+
     def stop(self) -> None:
-        """Close unless a whole request has been accepted: that one is still answered."""
-        if self._state in (State.WAITING, State.READING):
-            self._state = State.CLOSING
-            self.transport.loseConnection()
+        """Close, but answer first what has been accepted."""
+        if self._form is not None:
+            self._form.stop()
+        elif not self._is_closing:
+            self.close()
 
     def abort(self) -> None:
         """Close now, whatever is on its way."""
         self.transport.abortConnection()
 
-    def _run(self, request: classic.Request) -> None:
-        self._state = State.RUNNING
-        self._clear_deadline()  # the service has its own
-        result = self.factory.service.xform(request.spec, request.poem)
-        if isinstance(result, Deferred):
-            self._running = result
-            result.addCallbacks(self._reply, self._fail)
-        else:
-            self._reply(result)
-
-    def _fail(self, failure: Failure) -> None:
-        error = failure.value
-        assert isinstance(error, XformError)  # what the service promises
-        if self._state is State.RUNNING:
-            self._refuse(error)
-
-    def _reply(self, poem: bytes) -> None:
-        self._state = State.CLOSING
-        self._set_deadline(self.factory.limits.write_timeout_s)
-        reply = netstring.encode(poem)
-        if len(reply) <= CHUNK_BYTES:
-            self.transport.write(reply)
-            self._close()
-        else:
-            self.transport.registerProducer(_LongReply(self, reply), False)
+    def _find_form(self, data: bytes) -> None:
+        try:
+            strings = self._decoder.decode(data, max_strings=1)
+        except netstring.NetstringError as error:
+            self._refuse((TooLarge if error.violation == "too_long" else BadFrame)(error.message))
+            return
+        if strings == [session.OPENING]:
+            self._form = SessionForm(self, self._decoder)
+        elif strings:
+            self._form = ClassicForm(self, strings[0], has_trailing_bytes=self._decoder.has_unread)
 
     def _refuse(self, error: XformError) -> None:
-        """Close and send nothing: that is how the classic form says no."""
-        self._state = State.CLOSING
-        self.log.info("refused {peer}: {code}: {message}", peer=self._peer(), code=error.code, message=error.message)
-        self._close(linger=True)
+        self.log_refusal(error)
+        self.close(linger=True)
 
-    def reply_progressed(self) -> None:
-        """Note that the client has taken a part of a long reply."""
-        self._set_deadline(self.factory.limits.write_timeout_s)
+    def _output_drained(self) -> None:
+        if self._is_closing:
+            self._finish_closing()
+        elif self._form is not None:
+            self._form.output_drained()
 
-    def reply_written(self) -> None:
-        """Note that the client has taken all of a long reply but its last part."""
-        self.transport.unregisterProducer()
-        self._close()
-
-    def _close(self, *, linger: bool = False) -> None:
+    def _finish_closing(self) -> None:
         # Closing a socket on which input is unread resets the connection, and the peer may lose what it was sent,
         # or take the refusal for a fault: so end this side, and throw away the rest of what it sends, for a while.
-        linger = linger or self._has_trailing_bytes
-        if linger and not self._peer_has_finished and self._can_half_close():
-            self._set_deadline(self.factory.limits.linger_timeout_s)
+        if self._output.unread_bytes or self._is_flushed:
+            return
+        self._is_flushed = True
+        self._output.close()
+        self.transport.unregisterProducer()
+        if self._lingers and not self._peer_has_finished and self._can_half_close():
+            self._deadline.set(self.limits.linger_timeout_s)
             self.transport.loseWriteConnection()
         else:
+            self._deadline.set(self.limits.write_timeout_s)
             self.transport.loseConnection()
 
     def _can_half_close(self) -> bool:
         # TLS says that it can, and would cut the stream under its own feet.
         return IHalfCloseableDescriptor.providedBy(self.transport) and not ISSLTransport.providedBy(self.transport)
 
-    def _set_deadline(self, seconds: float) -> None:
-        self._clear_deadline()
-        self._deadline = self.factory.clock.callLater(seconds, self._expire)
-
-    def _clear_deadline(self) -> None:
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
-
     def _expire(self) -> None:
-        if self._state is State.READING:
-            self.log.info("cut off {peer}: its request took too long to arrive", peer=self._peer())
-        elif self._state is State.CLOSING:
-            self.log.info("cut off {peer}: it neither took its reply nor closed", peer=self._peer())
+        why = "it neither took what it was sent nor closed" if self._is_closing else "it took too long"
+        self.log.info("cut off {peer}: {why}", peer=self._peer(), why=why)
         self.abort()
 
     def _peer(self) -> str:
         peer = self.transport.getPeer()
         host = getattr(peer, "host", None)
         return f"{host}:{peer.port}" if host is not None else "a local client"
-
-
-@implementer(IPullProducer)
-class _LongReply:
-    """Hands a long reply to the transport in parts, so that each part the client takes moves its deadline."""
-
-    def __init__(self, connection: TransformProtocol, reply: bytes) -> None:
-        self._connection = connection
-        self._rest = memoryview(reply)
-
-    def resumeProducing(self) -> None:
-        """Write the next part."""
-        part, self._rest = self._rest[:CHUNK_BYTES], self._rest[CHUNK_BYTES:]
-        self._connection.reply_progressed()
-        self._connection.transport.write(bytes(part))
-        if not self._rest:
-            self._connection.reply_written()
-
-    def stopProducing(self) -> None:
-        """Forget the rest: the connection is gone."""
-        self._rest = memoryview(b"")
 
 
 class TransformFactory(ServerFactory):

@@ -41,6 +41,14 @@ class _Call:
     options: Mapping[str, OptionValue]
 
 
+@attrs.frozen
+class _Budget:
+    """How long a request may take: until when, and how many seconds that was at its start."""
+
+    ends_at: float
+    allowed_s: float
+
+
 class TransformService:
     """Runs transforms.
 
@@ -57,12 +65,13 @@ class TransformService:
         self._limits = limits
         self._clock = clock
 
-    def xform(self, spec: Spec, poem: bytes) -> bytes | Deferred[bytes]:
+    def xform(self, spec: Spec, poem: bytes, *, timeout_s: float | None = None) -> bytes | Deferred[bytes]:
         """Transform a poem.
 
         Args:
             spec: which transforms, in turn, with what options.
             poem: the poem, as it came.
+            timeout_s: how many seconds the caller wants to wait, where that is less than the limit.
 
         Returns:
             The result at once where every step gives its own at once, else a Deferred of it. Cancelling the
@@ -73,12 +82,14 @@ class TransformService:
         """
         try:
             calls = [self._resolve(step.name, step.options) for step in spec.steps]
-            deadline = self._clock.seconds() + self._limits.transform_timeout_s
+            limit_s = self._limits.transform_timeout_s
+            allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
+            budget = _Budget(self._clock.seconds() + allowed_s, allowed_s)
             for index, call in enumerate(calls):
-                result = self._run(call, poem, deadline)
+                result = self._run(call, poem, budget)
                 if isinstance(result, Deferred):
                     rest = calls[index + 1 :]
-                    return Deferred.fromCoroutine(self._go_on(result, rest, deadline)) if rest else result
+                    return Deferred.fromCoroutine(self._go_on(result, rest, budget)) if rest else result
                 poem = result
         except XformError:
             raise
@@ -90,14 +101,14 @@ class TransformService:
         entry = self.registry.resolve(name)
         return _Call(entry, entry.transform.convert(options))
 
-    async def _go_on(self, pending: Deferred[bytes], rest: list[_Call], deadline: float) -> bytes:
+    async def _go_on(self, pending: Deferred[bytes], rest: list[_Call], budget: _Budget) -> bytes:
         poem = await pending
         for call in rest:
-            result = self._run(call, poem, deadline)
+            result = self._run(call, poem, budget)
             poem = await result if isinstance(result, Deferred) else result
         return poem
 
-    def _run(self, call: _Call, poem: bytes, deadline: float) -> bytes | Deferred[bytes]:
+    def _run(self, call: _Call, poem: bytes, budget: _Budget) -> bytes | Deferred[bytes]:
         try:
             result = inline.run(call.entry.transform, call.options, poem)
         except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
@@ -105,7 +116,7 @@ class TransformService:
             raise error from error.__cause__
         if isinstance(result, Deferred):
             result.addCallbacks(self._check_size, lambda failure: self._fail(call, failure), callbackArgs=(call,))
-            return self._under_deadline(call, result, deadline)
+            return self._under_deadline(call, result, budget)
         return self._check_size(result, call)
 
     def _check_size(self, result: bytes, call: _Call) -> bytes:
@@ -115,13 +126,13 @@ class TransformService:
             raise TooLarge(f"the result of {name} has {len(result)} bytes; the limit is {limit} bytes")
         return result
 
-    def _under_deadline(self, call: _Call, work: Deferred[bytes], deadline: float) -> Deferred[bytes]:
+    def _under_deadline(self, call: _Call, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
         """Give a Deferred that ends in time, also when the work behind it does not."""
         transform = call.entry.transform
-        allowed = self._limits.transform_timeout_s
-        remaining = deadline - self._clock.seconds()
-        if transform.timeout_s is not None and transform.timeout_s < remaining:
-            allowed = remaining = transform.timeout_s
+        allowed_s = budget.allowed_s
+        remaining_s = budget.ends_at - self._clock.seconds()
+        if transform.timeout_s is not None and transform.timeout_s < remaining_s:
+            allowed_s = remaining_s = transform.timeout_s
 
         def settle(result: bytes | Failure) -> None:
             if timer.active():
@@ -138,8 +149,8 @@ class TransformService:
 
         cancelled = Cancelled(f"{transform.name} was given up")
         outcome: Deferred[bytes] = Deferred(lambda _: give_up(cancelled))
-        expired = TransformTimeout(f"{transform.name} took longer than its {allowed:g} s")
-        timer = self._clock.callLater(max(0.0, remaining), give_up, expired)
+        expired = TransformTimeout(f"{transform.name} took longer than its {allowed_s:g} s")
+        timer = self._clock.callLater(max(0.0, remaining_s), give_up, expired)
         work.addBoth(settle)
         return outcome
 

@@ -61,6 +61,11 @@ class Decoder:
         """Whether bytes wait that no call has looked at yet, because ``max_strings`` was reached."""
         return self._position < len(self._data)
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether a string has begun and is not complete."""
+        return self._length is not None
+
     def decode(self, data: bytes = b"", max_strings: int | None = None) -> list[bytes]:
         """Take bytes in and give the strings that they complete.
 

@@ -1,0 +1,57 @@
+"""One deadline that moves: cheap to set on every read, and never later than it should be."""
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+
+class Deadline:
+    """Calls something when time is up, unless the deadline is moved or cleared before.
+
+    Moving it later costs no timer: the one that is running finds out, when it fires, that it was too early.
+
+    Args:
+        clock: a reactor, or a clock in its place.
+        expire: what to call.
+    """
+
+    def __init__(self, clock: IReactorTime, expire: Callable[[], None]) -> None:
+        self._clock = clock
+        self._expire = expire
+        self._at: float | None = None
+        self._timer: IDelayedCall | None = None
+
+    def set(self, seconds: float) -> None:
+        """Let time be up so many seconds from now."""
+        self._at = self._clock.seconds() + seconds
+        if self._timer is None:
+            self._timer = self._clock.callLater(seconds, self._fire)
+        elif self._timer.getTime() > self._at:
+            self._timer.reset(seconds)
+
+    def clear(self) -> None:
+        """Let time never be up."""
+        self._at = None
+
+    def close(self) -> None:
+        """Clear it for good, and leave no timer behind."""
+        self._at = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether time is running."""
+        return self._at is not None
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._at is None:
+            return
+        remaining = self._at - self._clock.seconds()
+        if remaining > 0:
+            self._timer = self._clock.callLater(remaining, self._fire)
+        else:
+            self._at = None
+            self._expire()

@@ -1,0 +1,77 @@
+"""How a connection is spoken on: the two forms of the protocol, each from its first string to its last byte.
+
+A form says what happens; the connection under it owns the transport and the deadlines.
+"""
+
+from typing import Protocol
+
+from xformd.errors import XformError
+from xformd.limits import Limits
+from xformd.service import TransformService
+
+
+class Connection(Protocol):
+    """What a form needs of its connection."""
+
+    @property
+    def service(self) -> TransformService:
+        """What answers requests."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """What the peer may do."""
+        ...
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much output waits for the peer."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+        ...
+
+    def close(self, *, linger: bool = False) -> None:
+        """Send what is left, then close; with ``linger``, let the peer finish what it is sending."""
+        ...
+
+    def pause_reading(self) -> None:
+        """Let the peer wait."""
+        ...
+
+    def resume_reading(self) -> None:
+        """Let the peer go on."""
+        ...
+
+    def expect(self, seconds: float | None) -> None:
+        """Abort the connection unless something else is expected within so many seconds; None expects nothing."""
+        ...
+
+    def log_refusal(self, error: XformError) -> None:
+        """Tell the operator why a peer was refused."""
+        ...
+
+
+class Form(Protocol):
+    """What a connection needs of its form."""
+
+    def receive(self, data: bytes) -> None:
+        """Take what has arrived."""
+        ...
+
+    def receive_end(self) -> None:
+        """Note that the peer will send nothing more."""
+        ...
+
+    def output_drained(self) -> None:
+        """Note that the peer has taken everything."""
+        ...
+
+    def stop(self) -> None:
+        """The server is stopping: answer what has been accepted, then close."""
+        ...
+
+    def lost(self) -> None:
+        """The connection is gone: give up what runs for it."""
+        ...

@@ -1,0 +1,68 @@
+"""The classic form, on the server: one request, one reply, close; an error closes without a word."""
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from xformd.errors import XformError
+from xformd.forms import Connection
+from xformd.wire import classic, netstring
+
+
+class ClassicForm:
+    """Answers one request.
+
+    Args:
+        connection: on which it came.
+        string: the inside of the first netstring.
+        has_trailing_bytes: whether something came after it.
+    """
+
+    def __init__(self, connection: Connection, string: bytes, *, has_trailing_bytes: bool) -> None:
+        self._connection = connection
+        self._has_trailing_bytes = has_trailing_bytes
+        self._running: Deferred[bytes] | None = None
+        connection.expect(None)  # the service has its own deadline
+        try:
+            request = classic.decode_request(string)
+            result = connection.service.xform(request.spec, request.poem)
+        except XformError as error:
+            self._refuse(error)
+            return
+        if isinstance(result, Deferred):
+            self._running = result
+            result.addCallbacks(self._reply, self._fail)
+        else:
+            self._reply(result)
+
+    def receive(self, data: bytes) -> None:  # noqa: ARG002 - that is the point
+        """Throw it away: what follows the request is never executed."""
+        self._has_trailing_bytes = True
+
+    def receive_end(self) -> None:
+        """A client that half-closes still gets its reply."""
+
+    def output_drained(self) -> None:
+        """There is no more to say."""
+
+    def stop(self) -> None:
+        """There is one request, and it has been accepted."""
+
+    def lost(self) -> None:
+        """Give up what runs."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+
+    def _reply(self, poem: bytes) -> None:
+        self._connection.write(netstring.encode(poem))
+        self._connection.close(linger=self._has_trailing_bytes)
+
+    def _fail(self, failure: Failure) -> None:
+        error = failure.value
+        assert isinstance(error, XformError)  # what the service promises
+        if self._running is not None:
+            self._refuse(error)
+
+    def _refuse(self, error: XformError) -> None:
+        self._connection.log_refusal(error)
+        self._connection.close(linger=True)

@@ -1,0 +1,257 @@
+"""The session form: many requests on one connection, answered in any order (``docs/wire.md``, "Session").
+
+Both sides, as functions of strings and values: what a netstring of a session means, and which string says a thing.
+What a connection has to remember, which requests are in flight, is ``InFlight``; everything else has no state.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import attrs
+
+from xformd.errors import ERRORS, BadFrame, BadRequest, InternalError, XformError, one_line
+from xformd.spec import MAX_SPEC_BYTES, Spec, parse
+from xformd.wire import netstring
+
+OPENING = b"xformd/2"
+"""What a client says first. It holds no ``.``, so that a server of the classic form refuses it."""
+
+CONNECTION_ID = 0
+"""The id under which the server speaks of the connection itself."""
+
+MAX_ID = 2**53 - 1
+"""The largest integer that every JSON and JavaScript implementation holds exactly."""
+
+MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
+"""What stands before the ``.``: an id, a spec and a few attributes."""
+
+Control = Literal["list", "ping", "cancel"]
+_CONTROLS: Mapping[str, Control] = {"!list": "list", "!ping": "ping", "!cancel": "cancel"}
+
+
+@attrs.frozen
+class Hello:
+    """What a server says of itself when a session begins."""
+
+    server: str
+    max_request_bytes: int
+    max_in_flight: int
+
+
+@attrs.frozen
+class Request:
+    """A poem to transform; ``timeout_ms`` counts from its arrival."""
+
+    id: int
+    spec: Spec
+    poem: bytes
+    timeout_ms: int | None = None
+
+
+@attrs.frozen
+class ControlRequest:
+    """``!list``, ``!ping``, or ``!cancel``, whose id is that of the request to give up."""
+
+    id: int
+    control: Control
+
+
+@attrs.frozen
+class Malformed:
+    """A request that cannot be read, but whose id can: it is answered, and the session goes on."""
+
+    id: int
+    error: BadRequest
+
+
+@attrs.frozen
+class Reply:
+    """The answer to a request."""
+
+    id: int
+    poem: bytes
+
+
+@attrs.frozen
+class Refusal:
+    """An error in place of an answer; with the id 0 it is about the connection, which then closes."""
+
+    id: int
+    error: XformError
+
+
+# The client speaks, the server reads.
+
+
+def encode_opening() -> bytes:
+    """Give the bytes with which a client opens a session."""
+    return netstring.encode(OPENING)
+
+
+def encode_request(request: Request) -> bytes:
+    """Give the bytes of a request."""
+    deadline = b"" if request.timeout_ms is None else b" timeout=%d" % request.timeout_ms
+    return netstring.encode(b"%d %b%b.%b" % (request.id, str(request.spec).encode("ascii"), deadline, request.poem))
+
+
+def encode_control(request: ControlRequest) -> bytes:
+    """Give the bytes of a control message."""
+    return netstring.encode(b"%d !%b." % (request.id, request.control.encode("ascii")))
+
+
+def decode_request(string: bytes) -> Request | ControlRequest | Malformed:
+    """Read what a client said after its opening.
+
+    Args:
+        string: the inside of one netstring.
+
+    Returns:
+        What it asks for.
+
+    Raises:
+        BadFrame: it does not even start with an id: this is no session, and the connection must end.
+    """
+    head, poem = _split(string)
+    number, *words = head.split(" ")
+    request_id = _id(number)
+    if request_id == CONNECTION_ID:
+        raise BadFrame("a client's messages start with an id from 1 on")
+    try:
+        return _decode_words(request_id, words, poem)
+    except BadRequest as error:
+        return Malformed(request_id, error)
+
+
+def _decode_words(request_id: int, words: list[str], poem: bytes | None) -> Request | ControlRequest:
+    if poem is None:
+        raise BadRequest("a request is <id> <transform>.<poem>; this one has no '.' after a transform")
+    if not words:
+        raise BadRequest("a request names its transform after its id and a space")
+    spec, *attributes = words
+    values = _attributes(attributes)
+    if spec.startswith("!"):
+        if spec not in _CONTROLS:
+            raise BadRequest(f"there is no control message {spec[:80]!r}; there are {', '.join(_CONTROLS)}")
+        return ControlRequest(request_id, _CONTROLS[spec])
+    return Request(request_id, parse(spec), poem, _milliseconds(values, "timeout"))
+
+
+# The server speaks, the client reads.
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """Give the bytes with which a server takes up a session."""
+    return netstring.encode(OPENING + b" " + json.dumps(attrs.asdict(hello)).encode("ascii"))
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """Give the bytes of an answer."""
+    return netstring.encode(b"%d ok.%b" % (reply.id, reply.poem))
+
+
+def encode_refusal(refusal: Refusal) -> bytes:
+    """Give the bytes of an error."""
+    error = refusal.error
+    later = "" if error.retry_after_ms is None else f" retry-after={error.retry_after_ms}"
+    return netstring.encode(f"{refusal.id} {error.code}{later}.{one_line(error.message)}".encode())
+
+
+def decode_hello(string: bytes) -> Hello:
+    """Read how a server takes up a session.
+
+    Args:
+        string: the inside of its first netstring.
+
+    Returns:
+        What it says of itself.
+
+    Raises:
+        BadFrame: it speaks something else.
+    """
+    opening, _, text = string.partition(b" ")
+    try:
+        told = json.loads(text)
+        hello = Hello(str(told["server"]), int(told["max_request_bytes"]), int(told["max_in_flight"]))
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise BadFrame("the server's first message is no hello of a session") from error
+    if opening != OPENING or hello.max_in_flight < 1 or hello.max_request_bytes < 1:
+        raise BadFrame("the server's first message is no hello of this version of the session form")
+    return hello
+
+
+def decode_reply(string: bytes) -> Reply | Refusal:
+    """Read what a server said after its hello.
+
+    Args:
+        string: the inside of one netstring.
+
+    Returns:
+        The answer, or the error in its place. A code that this version does not know is an ``InternalError``.
+
+    Raises:
+        BadFrame: it is no message of a session.
+    """
+    head, body = _split(string)
+    number, *words = head.split(" ")
+    reply_id = _id(number)
+    if body is None or not words:
+        raise BadFrame("a server's message is <id> <code>.<text>")
+    code, *attributes = words
+    try:
+        values = _attributes(attributes)
+        retry_after_ms = _milliseconds(values, "retry-after")
+    except BadRequest as error:
+        raise BadFrame(error.message) from error
+    if code == "ok" and reply_id != CONNECTION_ID:
+        return Reply(reply_id, body)
+    message = body.decode(errors="replace")
+    if code not in ERRORS or ERRORS[code].http_status is None:
+        return Refusal(reply_id, InternalError(f"{one_line(code)}: {message}", retry_after_ms=retry_after_ms))
+    return Refusal(reply_id, ERRORS[code](message, retry_after_ms=retry_after_ms))
+
+
+# What both need.
+
+
+def _split(string: bytes) -> tuple[str, bytes | None]:
+    """Give what stands before the first ``.``, and the rest, or None where there is no ``.`` in its place."""
+    dot = string.find(b".", 0, MAX_HEAD_BYTES + 1)
+    # Byte for character, so that whatever was sent can be quoted.
+    if dot < 0:
+        return string[:MAX_HEAD_BYTES].decode("latin-1"), None
+    return string[:dot].decode("latin-1"), string[dot + 1 :]
+
+
+def _id(text: str) -> int:
+    value = _number(text)
+    if value is None or value > MAX_ID:
+        raise BadFrame(f"{text[:80]!r} is no id: a message of a session starts with one, from 1 to 2^53-1")
+    return value
+
+
+def _number(text: str) -> int | None:
+    if not (text.isascii() and text.isdigit()) or len(text) > 16 or (text[0] == "0" and len(text) > 1):
+        return None
+    return int(text)
+
+
+def _attributes(words: Iterable[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise BadRequest(f"{word[:80]!r} is no attribute: write <key>=<value>")
+        if key in values:
+            raise BadRequest(f"the attribute {key[:80]!r} is given twice")
+        values[key] = value
+    return values
+
+
+def _milliseconds(values: Mapping[str, str], key: str) -> int | None:
+    if key not in values:
+        return None
+    milliseconds = _number(values[key])
+    if milliseconds is None:
+        raise BadRequest(f"the attribute {key!r} takes a whole number of milliseconds, not {values[key][:80]!r}")
+    return milliseconds

@@ -1,16 +1,19 @@
-"""Many poems, one after the other: where they come from, where results go, and what is said of those that fail.
+"""Many poems, several at once and delivered in order: where they come from, and where results and complaints go.
 
 One poem that fails never stops the rest, and a result is delivered whole or not at all.
 """
 
+import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import attrs
+from twisted.internet.defer import Deferred
 
 from xformd.errors import ConfigError, XformError
 
@@ -33,6 +36,17 @@ class Sink(Protocol):
         ...
 
 
+@attrs.frozen
+class _Outcome:
+    """What became of one poem: a result to deliver, something to complain of, or both."""
+
+    source: Path
+    result: bytes | None = None
+    complaint: str = ""
+    status: int = 0
+    names_file: bool = False  # the complaint is about the file, and means nothing without its name
+
+
 @attrs.frozen(kw_only=True)
 class Batch:
     """What to do with each poem.
@@ -42,52 +56,64 @@ class Batch:
         complain: is told, on one line, of what fails.
         explain: says what went wrong.
         fallback: whether to deliver the original poem where the transform fails.
+        jobs: how many poems to transform at once.
     """
 
-    transform: Callable[[bytes], Awaitable[bytes]]
+    transform: Callable[[bytes], Coroutine[Deferred[Any], Any, bytes]]
     complain: Callable[[str], None]
     explain: Callable[[XformError], str] = explain
     fallback: bool = False
+    jobs: int = 1
 
-    async def run(self, sources: Iterable[Path], sink: Sink, *, name_them: bool) -> int:
-        """Transform poems.
+    async def run(self, sources: Sequence[Path], sink: Sink, progressed: Callable[[], None]) -> int:
+        """Transform poems, and deliver their results in order.
 
         Args:
             sources: files, or ``-`` for standard input.
             sink: where results go.
-            name_them: whether complaints say which poem they are about.
+            progressed: is called after each poem.
 
         Returns:
             0, or the exit status of the first failure.
         """
         status = 0
-        for source in sources:
-            failed = await self._transform_one(source, sink, f"{source}: " if name_them else "")
+        started: deque[Deferred[_Outcome]] = deque()
+        remaining = iter(sources)
+        while True:
+            for source in itertools.islice(remaining, self.jobs - len(started)):
+                started.append(Deferred.fromCoroutine(self._transform_one(source)))
+            if not started:
+                return status
+            failed = self._deliver(await started.popleft(), sink, name_it=len(sources) > 1)
             status = status or failed
-        return status
+            progressed()
 
-    async def _transform_one(self, source: Path, sink: Sink, where: str) -> int:
+    async def _transform_one(self, source: Path) -> _Outcome:
         try:
             poem = _read(source)
         except OSError as error:
-            self.complain(f"{source}: {error.strerror}")
-            return READ_FAILED
+            return _Outcome(source, None, error.strerror or str(error), READ_FAILED, names_file=True)
         try:
-            result = await self.transform(poem)
+            return _Outcome(source, await self.transform(poem))
         except XformError as error:
-            if not self.fallback:
-                self.complain(where + self.explain(error))
-                return error.exit_status
-            self.complain(f"{where}{self.explain(error)}; original poem follows")
-            result = poem
+            if self.fallback:
+                return _Outcome(source, poem, f"{self.explain(error)}; original poem follows")
+            return _Outcome(source, None, self.explain(error), error.exit_status)
+
+    def _deliver(self, outcome: _Outcome, sink: Sink, *, name_it: bool) -> int:
+        where = f"{outcome.source}: " if name_it or outcome.names_file else ""
+        if outcome.complaint:
+            self.complain(where + outcome.complaint)
+        if outcome.result is None:
+            return outcome.status
         try:
-            sink.write(source, result)
+            sink.write(outcome.source, outcome.result)
         except BrokenPipeError:
             raise  # nobody reads any more: there is no rest to go on with
         except OSError as error:
             self.complain(f"{where}cannot write the result: {error.strerror}")
             return WRITE_FAILED
-        return 0
+        return outcome.status
 
 
 def _read(source: Path) -> bytes:

@@ -7,6 +7,7 @@ plugin and needs no reactor gets none.
 import functools
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from xformd import __version__
-from xformd.cli_options import guest_code, plugin_options, poem_options
+from xformd.cli_options import guest_code, plugin_options, poem_options, server_options
 from xformd.errors import XformError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from xformd.plugins.loader import Selection
 
 CHECK_FAILED = 1
+LIST_TIMEOUT_S = 30.0
 
 
 class _Commands(click.Group):
@@ -83,41 +85,71 @@ def serve(listen: tuple[str, ...], port: int | None, host: str | None, selection
 
 @main.command("list-transforms")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md describes it.")
+@click.option("--server", metavar="ADDRESS", help="Ask this running server, and not the plugins installed here.")
 @plugin_options
-def list_transforms(as_json: bool, selection: "Selection") -> None:
+def list_transforms(as_json: bool, server: str | None, selection: "Selection") -> None:
     """List the transforms of the installed plugins, and the plugins that are not active.
 
     \b
     Examples:
       xformd list-transforms
       xformd list-transforms --json --plugins xformd-shout
+      xformd list-transforms --server 127.0.0.1:11000
     """
     from xformd.plugins import listing, loader
 
     with guest_code() as stdout:
-        registry = loader.load(selection)
-        listed = json.dumps(listing.to_json(registry), indent=2) if as_json else listing.to_table(registry)
-        click.echo(listed, file=stdout)
+        listed = listing.to_json(loader.load(selection)) if server is None else _ask_for_list(server)
+        click.echo(json.dumps(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
+
+
+def _ask_for_list(server: str) -> dict[str, Any]:
+    from xformd import process
+    from xformd.client import TransformProxy
+
+    async def ask() -> dict[str, Any]:
+        return await TransformProxy(server).list_transforms(timeout=LIST_TIMEOUT_S)
+
+    process.start_logging()
+    return process.run_until_done(ask())
+
+
+@main.command()
+@server_options
+def ping(servers: tuple[str, ...], timeout: float) -> None:
+    """Ask servers for a sign of life, each in turn.
+
+    \b
+    Examples:
+      xformd ping
+      xformd ping --server 127.0.0.1:11000 --server unix:/run/xformd.sock
+    """
+    from xformd import process
+    from xformd.client import TransformProxy
+
+    async def ping_all() -> int:
+        status = 0
+        for server in servers:
+            start = time.perf_counter()
+            try:
+                name = await TransformProxy(server).ping(timeout=timeout)
+            except XformError as error:
+                _complain(f"{error.code}: {error.message}")
+                status = status or error.exit_status
+            else:
+                click.echo(f"{server}: {name}, {1000 * (time.perf_counter() - start):.1f} ms")
+        return status
+
+    process.start_logging()
+    if status := process.run_until_done(ping_all()):
+        sys.exit(status)
 
 
 @main.command()
 @poem_options
+@server_options
 @click.option(
-    "--server",
-    envvar="XFORMD_SERVER",
-    show_envvar=True,
-    default="127.0.0.1:11000",
-    show_default=True,
-    metavar="ADDRESS",
-    help="HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock.",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=60,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait for each answer.",
+    "-j", "--jobs", type=click.IntRange(min=1), default=8, show_default=True, help="How many poems to send at once."
 )
 @click.option("--fallback", is_flag=True, help="Where the transform fails, give the original poem.")
 def send(
@@ -125,8 +157,9 @@ def send(
     files: tuple[Path, ...],
     options: dict[str, str],
     output_dir: Path | None,
-    server: str,
+    servers: tuple[str, ...],
     timeout: float,
+    jobs: int,
     fallback: bool,
 ) -> None:
     """Send poems to a server: files, or standard input, to standard output.
@@ -139,19 +172,18 @@ def send(
       xformd send wrap -o width=40 < poem.txt
       xformd send wrap:width=40+number-lines --output-dir out *.txt
     """
-    from twisted.internet import reactor
-
-    from xformd import address, process
+    from xformd import process
     from xformd.batch import Batch
     from xformd.client import TransformProxy
 
     process.start_logging()
-    proxy = TransformProxy(address.client_endpoint(reactor, server), address=server)
+    proxy = TransformProxy(servers)
 
     async def transform(poem: bytes) -> bytes:
         return await proxy.xform(spec, poem, timeout=timeout, **options)
 
-    _run_batch(Batch(transform=transform, complain=_complain, fallback=fallback), files, output_dir, sys.stdout)
+    batch = Batch(transform=transform, complain=_complain, fallback=fallback, jobs=jobs)
+    _run_batch(batch, files, output_dir, sys.stdout)
 
 
 @main.command()
@@ -256,7 +288,7 @@ def _run_batch(batch: "Batch", files: Sequence[Path], output_dir: Path | None, s
     sink = batches.Stream(stdout.buffer) if output_dir is None else batches.Folder(output_dir, sources)
     # A bar is drawn where a person waits, and not into the middle of results on the same terminal.
     drawn = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not stdout.isatty())
-    with click.progressbar(sources, label="poems", file=sys.stderr, hidden=not drawn) as counted:
-        status = process.run_until_done(batch.run(counted, sink, name_them=len(sources) > 1))
+    with click.progressbar(length=len(sources), label="poems", file=sys.stderr, hidden=not drawn) as bar:
+        status = process.run_until_done(batch.run(sources, sink, functools.partial(bar.update, 1)))
     if status:
         sys.exit(status)

@@ -153,3 +153,32 @@ def poem_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(**options)
 
     return with_poems
+
+
+def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what names the servers to ask, and how long to wait for them."""
+
+    @click.option(
+        "--server",
+        "servers",
+        multiple=True,
+        envvar="XFORMD_SERVER",
+        show_envvar=True,
+        default=["127.0.0.1:11000"],
+        show_default=True,
+        metavar="ADDRESS",
+        help="HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Several share the work.",
+    )
+    @click.option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=60,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for each answer.",
+    )
+    @functools.wraps(command)
+    def with_servers(**options: Any) -> Any:
+        return command(**options)
+
+    return with_servers

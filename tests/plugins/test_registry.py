@@ -80,12 +80,14 @@ def test_the_json_tells_all_and_names_no_file() -> None:
     }
     assert listed["transforms"][0]["examples"][0]["poem"] == "\u00ff"
     assert listed["plugins"][0]["reason"] == "it is broken"
-    assert listed["conflicts"] == [{"name": "echo", "distributions": ["a-dist", "b-dist"], "winner": None}]
+    (conflict,) = listed["conflicts"]
+    assert (conflict["distributions"], conflict["winner"]) == (["a-dist", "b-dist"], None)
+    assert conflict["message"].startswith("transform echo is provided by a-dist and b-dist: nobody has it")
     assert "/somewhere" not in json.dumps(listed)
 
 
 def test_the_table_has_a_row_for_each_transform_and_a_line_for_each_problem() -> None:
-    table = listing.to_table(registry_of(shout, same)).splitlines()
+    table = listing.to_table(listing.to_json(registry_of(shout, same))).splitlines()
     assert [line.split()[0] for line in table] == ["NAME", "same", "shout", "failed:", "blocked:", "conflict:"]
     assert "marks=1,loud=true,end=<str>" in table[2]
     assert table[2].endswith("xformd-shout 1.2")
@@ -98,7 +100,7 @@ def test_what_a_plugin_writes_cannot_reach_the_terminal() -> None:
         """Clear the screen: \x1b[2J\ud800."""
         return poem
 
-    assert all(line.isprintable() for line in listing.to_table(registry_of(sly)).splitlines())
+    assert all(line.isprintable() for line in listing.to_table(listing.to_json(registry_of(sly))).splitlines())
 
 
 def test_a_narrow_terminal_shortens_summaries_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +110,6 @@ def test_a_narrow_terminal_shortens_summaries_and_nothing_else(monkeypatch: pyte
         return poem
 
     monkeypatch.setenv("COLUMNS", "60")
-    row = listing.to_table(registry_of(wordy)).splitlines()[1]
+    row = listing.to_table(listing.to_json(registry_of(wordy))).splitlines()[1]
     assert "…" in row
     assert row.endswith("xformd-shout 1.2")

@@ -10,7 +10,7 @@ from typing import Any
 
 from xformd.errors import printable
 from xformd.options import Option
-from xformd.plugins.registry import NOT_SELECTED, Entry, Plugin, Registry
+from xformd.plugins.registry import NOT_SELECTED, Entry, Plugin, Registry, label
 from xformd.transform import Example
 
 
@@ -31,6 +31,7 @@ def to_json(registry: Registry) -> dict[str, Any]:
                 "name": conflict.name,
                 "distributions": conflict.distributions,
                 "winner": conflict.winner.distribution if conflict.winner else None,
+                "message": str(conflict),
             }
             for conflict in registry.conflicts
         ],
@@ -85,17 +86,16 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def to_table(registry: Registry) -> str:
-    """Give the registry as a table, then a line for everything that is not as one would wish.
+def to_table(listed: Mapping[str, Any]) -> str:
+    """Give a listing as a table, then a line for everything that is not as one would wish.
 
     Args:
-        registry: what to describe.
+        listed: what ``to_json`` gives, here or on a server.
 
     Returns:
         Lines, without a final newline.
     """
-    rows = [("NAME", "OPTIONS", "SUMMARY", "FROM")]
-    rows += [_row(entry) for _, entry in sorted(registry.entries.items())]
+    rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *map(_row, listed["transforms"])]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     # Long summaries give way, so that a row stays a row on the terminal at hand.
     fixed = widths[0] + widths[1] + max(len(row[3]) for row in rows) + 6
@@ -104,32 +104,37 @@ def to_table(registry: Registry) -> str:
         f"{name:<{widths[0]}}  {options:<{widths[1]}}  {_shorten(summary, widths[2]):<{widths[2]}}  {source}"
         for name, options, summary, source in rows
     ]
-    return "\n".join(map(printable, [*lines, *problems(registry)]))
+    return "\n".join(map(printable, [*lines, *_problems(listed)]))
 
 
-def problems(registry: Registry) -> Iterable[str]:
+def _problems(listed: Mapping[str, Any]) -> Iterable[str]:
     """Give one line for every plugin that is not active and every conflict."""
-    for plugin in registry.plugins:
-        if plugin.state != "active" and plugin.reason != NOT_SELECTED:
-            yield f"{plugin.state}: plugin {plugin.label}: {plugin.reason}"
-    if others := [plugin.label for plugin in registry.plugins if plugin.reason == NOT_SELECTED]:
+    for plugin in listed["plugins"]:
+        if plugin["state"] != "active" and plugin["reason"] != NOT_SELECTED:
+            yield f"{plugin['state']}: plugin {_label(plugin)}: {plugin['reason']}"
+    if others := [_label(plugin) for plugin in listed["plugins"] if plugin["reason"] == NOT_SELECTED]:
         yield f"blocked: {NOT_SELECTED}: {', '.join(others)}"
-    for conflict in registry.conflicts:
-        yield f"conflict: {conflict}"
+    for conflict in listed["conflicts"]:
+        yield f"conflict: {conflict['message']}"
 
 
-def _row(entry: Entry) -> tuple[str, str, str, str]:
-    options = ",".join(map(_signature, entry.transform.options))
-    source = f"{entry.plugin.distribution} {entry.plugin.version}".rstrip()
-    return entry.transform.name, options, entry.transform.summary, source
+def _label(plugin: Mapping[str, Any]) -> str:
+    return label(plugin["name"], plugin["distribution"], plugin["version"])
 
 
-def _signature(option: Option) -> str:
-    if option.required:
-        return f"{option.name}=<{option.type}>"
-    shown: Mapping[object, str] = {True: "true", False: "false"}
-    default = shown[option.default] if isinstance(option.default, bool) else str(option.default)
-    return f"{option.name}={default if default.strip() == default else repr(default)}"
+def _row(transform: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    options = ",".join(map(_signature, transform["options"]))
+    source = f"{transform['distribution']} {transform['version']}".rstrip()
+    return transform["name"], options, transform["summary"], source
+
+
+def _signature(option: Mapping[str, Any]) -> str:
+    name = option["name"]
+    if option["required"]:
+        return f"{name}=<{option['type']}>"
+    default = option["default"]
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    return f"{name}={shown if shown.strip() == shown else repr(shown)}"
 
 
 def _shorten(text: str, width: int) -> str:

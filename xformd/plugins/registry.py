@@ -21,6 +21,12 @@ NOT_SELECTED = "not selected by --plugins"
 PluginState = Literal["active", "blocked", "failed"]
 
 
+def label(name: str, distribution: str, version: str) -> str:
+    """Say how messages name a plugin: ``xformd-shout 0.1.0 (shout)``."""
+    package = f"{distribution} {version}".rstrip()
+    return package if name == distribution else f"{package} ({name})"
+
+
 @attrs.frozen(kw_only=True)
 class Plugin:
     """One entry point or loose file, and what became of it.
@@ -48,8 +54,7 @@ class Plugin:
     @property
     def label(self) -> str:
         """How messages name it: ``xformd-shout 0.1.0 (shout)``."""
-        distribution = f"{self.distribution} {self.version}".rstrip()
-        return distribution if self.name == self.distribution else f"{distribution} ({self.name})"
+        return label(self.name, self.distribution, self.version)
 
 
 @attrs.frozen

@@ -1,0 +1,104 @@
+"""The classic form, on the client: a connection for each request, to a server that knows nothing else."""
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from xformd.client.connecting import connect
+from xformd.client.errors import RequestCancelled, why
+from xformd.errors import ConnectionFailed, ConnectionLost, RequestRefused, XformError
+from xformd.spec import Spec
+from xformd.wire import classic
+
+
+def ask(
+    endpoint: IStreamClientEndpoint, address: str, spec: Spec, poem: bytes, *, max_result_bytes: int
+) -> Deferred[bytes]:
+    """Send one request.
+
+    Args:
+        endpoint: of the server.
+        address: how messages name it.
+        spec: what to do with the poem.
+        poem: the poem.
+        max_result_bytes: the longest result to accept.
+
+    Returns:
+        A Deferred of the result. Cancelling it closes the connection.
+    """
+    exchange = _Exchange(address, classic.Request(spec, poem), max_result_bytes)
+    connecting = connect(endpoint, exchange)
+    answer: Deferred[bytes] = Deferred(lambda _: exchange.give_up(connecting))
+    exchange.answer = answer
+    connecting.addErrback(exchange.connection_failed)
+    return answer
+
+
+class _Exchange(Protocol):
+    """One connection: a request goes out, an answer or an error comes in."""
+
+    answer: Deferred[bytes] | None = None
+
+    def __init__(self, address: str, request: classic.Request, max_result_bytes: int) -> None:
+        self._address = address
+        self._request = classic.encode_request(request)
+        self._spec = request.spec
+        self._reader = classic.OneString(max_result_bytes)
+        self._has_received = False
+
+    def connectionMade(self) -> None:
+        """Send the request."""
+        assert self.transport is not None
+        self.transport.write(self._request)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Collect the answer."""
+        self._has_received = True
+        try:
+            poem = self._reader.receive(data)
+        except XformError as error:
+            self._settle(Failure(type(error)(f"{self._address} sent no answer that can be read: {error.message}")))
+        else:
+            if poem is not None:
+                self._settle(poem)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Say why there is no answer, if there is none."""
+        if self._has_received or not reason.check(ConnectionDone):
+            how = "closed the connection" if reason.check(ConnectionDone) else f"is gone ({why(reason)})"
+            self._settle(Failure(ConnectionLost(f"{self._address} {how} before the whole answer was there")))
+        else:
+            self._settle(Failure(RequestRefused(self._refused())))
+
+    def connection_failed(self, failure: Failure) -> None:
+        """Say that there is no connection."""
+        self._settle(Failure(connection_failed(self._address, failure)))
+
+    def give_up(self, connecting: Deferred[IProtocol]) -> None:
+        """Close: nobody waits for the answer any more."""
+        self._settle(Failure(RequestCancelled(f"the request to {self._address} was given up")))
+        connecting.cancel()
+
+    def _settle(self, outcome: bytes | Failure) -> None:
+        answer, self.answer = self.answer, None
+        if self.transport is not None:
+            if isinstance(outcome, bytes):
+                self.transport.loseConnection()
+            else:
+                self.transport.abortConnection()  # type: ignore[attr-defined]  # every stream transport has it
+        if answer is not None:
+            answer.callback(outcome)
+
+    def _refused(self) -> str:
+        return (
+            f"{self._address} refused {self._spec} without a word, as the classic form does: check the transform's "
+            "name and options (xformd list-transforms), that the poem is what it takes (UTF-8 text?) and its size; "
+            "the server's log has the reason"
+        )
+
+
+def connection_failed(address: str, failure: Failure) -> ConnectionFailed:
+    """Give the error for a connection that could not be made."""
+    return ConnectionFailed(f"cannot connect to {address}: {why(failure)}; is 'xformd serve' running there?")

@@ -1,0 +1,242 @@
+"""The session form, on the client: one connection that carries many requests.
+
+A request is written only while fewer than the server's ``max_in_flight`` are out; the others wait here, where they
+can still be taken elsewhere.
+"""
+
+import copy
+from collections import deque
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from xformd.client.errors import NotSent, RequestCancelled, why
+from xformd.errors import BadFrame, Busy, ConnectionLost, ShuttingDown, TooLarge, XformError
+from xformd.spec import Spec
+from xformd.wire import netstring, session
+
+Message = session.Request | session.ControlRequest
+
+
+@attrs.define(eq=False)
+class _Pending:
+    """A request that has no answer yet; ``ends_at`` is when its caller stops waiting, by the clock."""
+
+    message: Message
+    answer: Deferred[bytes]
+    ends_at: float | None
+
+
+class SpeaksClassic(Exception):
+    """The server closed at the opening of a session, as one does that knows only the classic form."""
+
+
+class Session(Protocol):
+    """One connection in the session form.
+
+    Args:
+        address: how messages name the server.
+        clock: a reactor, or a clock in its place.
+        max_result_bytes: the longest result to accept.
+
+    Attributes:
+        opened: fires with this session once the server has taken it up; fails with ``SpeaksClassic`` or an
+            ``XformError``.
+        hello: what the server says of itself.
+    """
+
+    def __init__(self, address: str, clock: IReactorTime, max_result_bytes: int) -> None:
+        self.opened: Deferred[Session] = Deferred(lambda _: self.abort())
+        self.closed: Deferred[None] = Deferred()
+        self.hello: session.Hello | None = None
+        self._address = address
+        self._clock = clock
+        self._decoder = netstring.Decoder(max_result_bytes + session.MAX_HEAD_BYTES)
+        self._last_id = 0
+        self._waiting: deque[_Pending] = deque()
+        self._in_flight: dict[int, _Pending] = {}
+        self._given_up: set[int] = set()  # in flight at the server, of no interest here
+        self._goodbye: XformError | None = None
+        self._has_received = False
+        self._is_aborted = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes new requests."""
+        return self.hello is not None and self._goodbye is None and not self._is_aborted
+
+    @property
+    def load(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._in_flight) + len(self._waiting)
+
+    def ask(self, spec: Spec, poem: bytes, ends_at: float | None = None) -> Deferred[bytes]:
+        """Send a poem.
+
+        Args:
+            spec: what to do with it.
+            poem: the poem.
+            ends_at: when its caller stops waiting, by the clock.
+
+        Returns:
+            A Deferred of the result. Cancelling it gives the request up at the server too. It fails with
+            ``NotSent`` where the server is known not to have run it.
+        """
+        return self._enqueue(session.Request(self._next_id(), spec, poem), ends_at)
+
+    def control(self, control: session.Control) -> Deferred[bytes]:
+        """Send a control message, and give a Deferred of what comes back."""
+        return self._enqueue(session.ControlRequest(self._next_id(), control), None)
+
+    def close(self) -> Deferred[None]:
+        """Take nothing new; fires when what is in flight has been answered and the connection is closed."""
+        self._goodbye = self._goodbye or ShuttingDown("this client is closing")
+        self._close_if_done()
+        return self.closed
+
+    def abort(self) -> None:
+        """Close now, and listen to nothing more."""
+        self._is_aborted = True
+        if self.transport is not None:
+            self.transport.abortConnection()  # type: ignore[attr-defined]  # every stream transport has it
+
+    # What Twisted calls.
+
+    def connectionMade(self) -> None:
+        """Open the session."""
+        assert self.transport is not None
+        self.transport.write(session.encode_opening())
+
+    def dataReceived(self, data: bytes) -> None:
+        """Hand each answer to whoever waits for it."""
+        if self._is_aborted:
+            return
+        self._has_received = True
+        try:
+            strings = self._decoder.decode(data)
+            violation = None
+        except netstring.NetstringError as error:
+            strings = error.strings
+            violation = (TooLarge if error.violation == "too_long" else BadFrame)(error.message)
+        try:
+            for string in strings:
+                self._take(string)
+        except BadFrame as error:
+            violation = error
+        if violation is not None:
+            self._break_off(violation)
+        else:
+            self._write_waiting()
+            self._close_if_done()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Fail what was in flight; what was not yet written may go elsewhere."""
+        said = f": {self._goodbye.message}" if self._goodbye else ""
+        lost = ConnectionLost(f"the connection to {self._address} is lost ({why(reason)}){said}")
+        if not self.opened.called:
+            silent = not self._has_received
+            self.opened.errback(SpeaksClassic(self._address) if silent else lost)
+        self._fail_all(lost)
+        if not self.closed.called:
+            self.closed.callback(None)
+
+    # The way of a request.
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def _enqueue(self, message: Message, ends_at: float | None) -> Deferred[bytes]:
+        pending = _Pending(message, Deferred(lambda _: self._give_up(pending)), ends_at)
+        self._waiting.append(pending)
+        self._write_waiting()
+        return pending.answer
+
+    def _write_waiting(self) -> None:
+        if self.hello is None or not self.is_open:
+            return
+        while self._waiting and len(self._in_flight) + len(self._given_up) < self.hello.max_in_flight:
+            self._write(self._waiting.popleft(), self.hello.max_request_bytes)
+
+    def _write(self, pending: _Pending, max_request_bytes: int) -> None:
+        assert self.transport is not None
+        data = self._encode(pending)
+        size = len(data) - data.index(b":") - 2  # without its frame
+        if size > max_request_bytes:
+            message = f"the request has {size} bytes; the limit of {self._address} is {max_request_bytes} bytes"
+            pending.answer.errback(TooLarge(message))
+            return
+        self._in_flight[pending.message.id] = pending
+        self.transport.write(data)
+
+    def _encode(self, pending: _Pending) -> bytes:
+        message = pending.message
+        if isinstance(message, session.ControlRequest):
+            return session.encode_control(message)
+        if pending.ends_at is not None:
+            remaining_s = max(0.0, pending.ends_at - self._clock.seconds())
+            message = attrs.evolve(message, timeout_ms=round(remaining_s * 1000))
+        return session.encode_request(message)
+
+    def _take(self, string: bytes) -> None:
+        if self.hello is None:
+            self.hello = session.decode_hello(string)
+            self.opened.callback(self)
+            return
+        reply = session.decode_reply(string)
+        pending = self._in_flight.pop(reply.id, None)
+        self._given_up.discard(reply.id)
+        if isinstance(reply, session.Reply):
+            if pending is not None:
+                pending.answer.callback(reply.poem)
+        elif reply.id == session.CONNECTION_ID:
+            self._goodbye = reply.error
+            self._fail_waiting(reply.error)
+        elif pending is not None:
+            if isinstance(reply.error, ShuttingDown):
+                self._goodbye = reply.error
+            pending.answer.errback(_as_not_sent(reply.error))
+
+    def _give_up(self, pending: _Pending) -> None:
+        if pending in self._waiting:
+            self._waiting.remove(pending)
+        elif self._in_flight.pop(pending.message.id, None) is not None and self.transport is not None:
+            self._given_up.add(pending.message.id)
+            self.transport.write(session.encode_control(session.ControlRequest(pending.message.id, "cancel")))
+        pending.answer.errback(RequestCancelled(f"the request to {self._address} was given up"))
+
+    # The end.
+
+    def _break_off(self, violation: XformError) -> None:
+        error = type(violation)(f"{self._address} sent no answer that can be read: {violation.message}")
+        self._goodbye = error
+        if not self.opened.called:
+            self.opened.errback(error)
+        self._fail_all(error)
+        self.abort()
+
+    def _fail_all(self, error: XformError) -> None:
+        self._goodbye = self._goodbye or error
+        self._fail_waiting(error)
+        in_flight, self._in_flight = self._in_flight, {}
+        for pending in in_flight.values():
+            pending.answer.errback(copy.copy(error))
+
+    def _fail_waiting(self, error: XformError) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for pending in waiting:
+            pending.answer.errback(NotSent(error, may_reconnect=True))
+
+    def _close_if_done(self) -> None:
+        if self._goodbye is not None and not self._in_flight and not self._waiting and self.transport is not None:
+            self.transport.loseConnection()
+
+
+def _as_not_sent(error: XformError) -> Exception:
+    """Mark an error of which it is known that the server did not run the request."""
+    if isinstance(error, ShuttingDown | Busy):
+        return NotSent(error, may_reconnect=isinstance(error, ShuttingDown))
+    return error

@@ -1,0 +1,161 @@
+"""One server, as a client sees it: the session that is open to it, or how to get one, and when to try again."""
+
+import random
+from collections.abc import Callable
+
+from twisted.internet.defer import (
+    Deferred,
+    TimeoutError,  # noqa: A004
+)
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.python.failure import Failure
+
+from xformd.client import classic
+from xformd.client.connecting import connect
+from xformd.client.errors import NotSent
+from xformd.client.session import Session, SpeaksClassic
+from xformd.errors import ConnectionFailed, XformError
+from xformd.spec import Spec
+
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 30.0
+OPENING_TIMEOUT_S = 10.0
+CLASSIC_FOR_S = 60.0
+"""How long a server is taken for one that knows only the classic form: it may have been upgraded since."""
+
+
+def back_off_s(failures: int, chance: float) -> float:
+    """Say how long to leave a server alone.
+
+    Args:
+        failures: how many attempts in a row have failed.
+        chance: from 0 to 1, so that clients which failed together do not come back together.
+
+    Returns:
+        Seconds: twice as many for each failure, up to a limit, less up to a half.
+    """
+    longest: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 16))
+    return longest * (1 - chance / 2)
+
+
+class Upstream:
+    """One server.
+
+    Args:
+        endpoint: where it is.
+        address: how messages name it.
+        clock: a reactor, or a clock in its place.
+        max_result_bytes: the longest result to accept.
+        chance: gives a number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        address: str,
+        clock: IReactorTime,
+        max_result_bytes: int,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.address = address
+        self._endpoint = endpoint
+        self._clock = clock
+        self._max_result_bytes = max_result_bytes
+        self._chance = chance
+        self._sessions: list[Session] = []  # the last one takes requests; those before it are ending
+        self._openers: list[Deferred[Session | None]] = []
+        self._classic_requests = 0
+        self._classic_until = 0.0
+        self._failures = 0
+        self.rests_until = 0.0
+
+    @property
+    def load(self) -> int:
+        """How many requests it has of us."""
+        return sum(session.load for session in self._sessions) + self._classic_requests + len(self._openers)
+
+    async def ask(self, spec: Spec, poem: bytes, ends_at: float | None) -> bytes:
+        """Send a poem, in the form that the server speaks.
+
+        Raises:
+            NotSent: the server is known not to have run it.
+            XformError: whatever else went wrong.
+        """
+        session = await self._open()
+        if session is not None:
+            return await session.ask(spec, poem, ends_at)
+        self._classic_requests += 1
+        try:
+            return await classic.ask(self._endpoint, self.address, spec, poem, max_result_bytes=self._max_result_bytes)
+        finally:
+            self._classic_requests -= 1
+
+    async def session(self) -> Session | None:
+        """Give the open session; None where the server speaks only the classic form.
+
+        Raises:
+            NotSent: there is no connection.
+        """
+        return await self._open()
+
+    async def close(self) -> None:
+        """Let what is in flight end, and close."""
+        for session in [*self._sessions]:
+            await session.close()
+
+    def _open(self) -> "Deferred[Session | None]":
+        """Give the session, opening one if there is none."""
+        opened: Deferred[Session | None] = Deferred(self._forget_opener)
+        if self._sessions and self._sessions[-1].is_open:
+            opened.callback(self._sessions[-1])
+        elif self._clock.seconds() < self._classic_until:
+            opened.callback(None)
+        else:
+            self._openers.append(opened)
+            if len(self._openers) == 1:
+                Deferred.fromCoroutine(self._connect()).addBoth(self._tell_openers)
+        return opened
+
+    def _forget_opener(self, opened: "Deferred[Session | None]") -> None:
+        if opened in self._openers:
+            self._openers.remove(opened)
+
+    async def _connect(self) -> Session | None:
+        session = Session(self.address, self._clock, self._max_result_bytes)
+        try:
+            await self._wait_for_turn()
+            await connect(self._endpoint, session)
+        except Exception:
+            self._note_failure()
+            raise NotSent(classic.connection_failed(self.address, Failure())) from None
+        try:
+            await session.opened.addTimeout(OPENING_TIMEOUT_S, self._clock)
+        except SpeaksClassic:
+            self._classic_until = self._clock.seconds() + CLASSIC_FOR_S
+            return None
+        except TimeoutError as error:
+            self._note_failure()
+            raise NotSent(ConnectionFailed(f"{self.address} does not answer")) from error
+        except XformError as error:
+            self._note_failure()
+            raise NotSent(error) from error
+        self._failures = 0
+        self._sessions.append(session)
+        session.closed.addCallback(lambda _: self._sessions.remove(session))
+        return session
+
+    async def _wait_for_turn(self) -> None:
+        remaining_s = self.rests_until - self._clock.seconds()
+        if remaining_s > 0:
+            turn: Deferred[None] = Deferred()
+            self._clock.callLater(remaining_s, turn.callback, None)
+            await turn
+
+    def _note_failure(self) -> None:
+        self._failures += 1
+        self.rests_until = self._clock.seconds() + back_off_s(self._failures, self._chance())
+
+    def _tell_openers(self, outcome: Session | Failure | None) -> None:
+        openers, self._openers = self._openers, []
+        for opener in openers:
+            opener.callback(outcome)

@@ -109,10 +109,10 @@ def single_bytes(data: bytes) -> list[bytes]:
 def test_a_request_is_answered_and_the_connection_closed(server: Server, split: Callable[[bytes], list[bytes]]) -> None:
     protocol, wire = server.connect()
     for piece in split(b"14:upper.The Owl!,"):
-        assert not wire.disconnecting
+        assert not wire.write_closed
         protocol.dataReceived(piece)
     assert wire.value() == b"8:THE OWL!,"
-    assert wire.disconnecting
+    assert wire.write_closed
 
 
 def test_what_follows_the_first_request_is_never_executed(server: Server) -> None:
@@ -178,6 +178,26 @@ def test_a_refused_client_may_finish_sending_but_not_forever(server: Server) -> 
     assert not wire.disconnected
     server.clock.advance(1)
     assert wire.disconnected
+
+
+def test_bytes_that_come_after_the_reply_cost_nobody_anything(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:upper.a,")
+    assert (wire.write_closed, wire.disconnecting) == (True, False)
+    protocol.dataReceived(b"late")
+    server.clock.advance(19.9)
+    assert not wire.disconnected
+    protocol.readConnectionLost()
+    assert wire.disconnecting
+
+
+def test_a_server_that_stops_does_not_wait_for_those_who_have_their_reply(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:upper.a,")
+    protocol.writeConnectionLost()  # all has left
+    assert not wire.disconnecting
+    server.factory.drain()
+    assert wire.disconnecting
 
 
 def test_a_refused_client_that_has_half_closed_is_simply_closed(server: Server) -> None:
@@ -279,9 +299,9 @@ def test_draining_answers_what_is_accepted_and_closes_the_rest(server: Server) -
     reading.dataReceived(b"7:upp")
     running.dataReceived(b"7:later.a,")
     drained = server.factory.drain()
-    assert idle_wire.disconnecting
-    assert reading_wire.disconnecting
-    assert not running_wire.disconnecting
+    assert idle_wire.write_closed
+    assert reading_wire.write_closed
+    assert not running_wire.write_closed
     assert server.factory.buildProtocol(None) is None
     reading.dataReceived(b"er.a,")
     server.results[0].callback("done")

@@ -154,7 +154,8 @@ def test_a_transform_that_raises_fails_alone_and_is_logged_once_with_its_plugin(
     service = service_of(clock, broken, upper)
     with pytest.raises(TransformFailed, match=f"^broken raised {type(error).__name__}$") as caught:
         service.xform(parse_readable("broken"), b"")
-    assert caught.value.__cause__ is error
+    assert str(error) in caught.value.detail
+    assert "test_service.py, line " in caught.value.detail
     assert log.lines == ["transform broken of plugin xformd-verses 1.0 (verses) failed"]
     assert log.tracebacks[0]["log_failure"].value is error
     assert service.xform(parse_readable("upper"), b"a") == b"A"
@@ -182,6 +183,57 @@ def test_a_refusal_reaches_the_caller_and_is_no_fault(clock: Clock, log: Log) ->
     with pytest.raises(GibberishError, match="not in my house"):
         service_of(clock, picky).xform(parse_readable("picky"), b"")
     assert log.lines == []
+
+
+def test_an_exception_that_is_raised_again_and_again_holds_no_poem(clock: Clock) -> None:
+    shared = GibberishError("no")
+
+    @transform
+    def picky(poem: str) -> str:
+        raise shared
+
+    service = service_of(clock, picky)
+    for _ in range(3):
+        with pytest.raises(GibberishError, match="no") as caught:
+            service.xform(parse_readable("picky"), b"poem")
+        assert caught.value is not shared
+    assert shared.__traceback__ is None
+
+
+def test_an_exception_that_fails_when_it_is_asked_is_still_explained(clock: Clock) -> None:
+    class Mute(GibberishError):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    @transform
+    def mute(poem: str) -> str:
+        raise Mute("x")
+
+    with pytest.raises(GibberishError):
+        service_of(clock, mute).xform(parse_readable("mute"), b"")
+
+
+def test_no_step_begins_after_the_deadline(clock: Clock) -> None:
+    @transform
+    def slow(poem: str) -> str:
+        clock.advance(31)
+        return poem
+
+    service = service_of(clock, slow, upper, transform_timeout_s=30)
+    assert service.xform(parse_readable("upper+slow"), b"a") == b"A"
+    with pytest.raises(TransformTimeout, match="30 s were over before upper began"):
+        service.xform(parse_readable("slow+upper"), b"a")
+    with pytest.raises(TransformTimeout, match="before slow began"):
+        service.xform(parse_readable("slow+slow"), b"a")
+
+
+def test_an_option_may_be_called_like_anything(clock: Clock) -> None:
+    @transform
+    def odd(text: str, *, poem: str = "", self: str = "", function: str = "", transform: str = "") -> str:
+        return text + poem + self + function + transform
+
+    spec = parse_readable("odd:poem=1,self=2,function=3,transform=4")
+    assert service_of(clock, odd).xform(spec, b"0") == b"01234"
 
 
 def test_an_error_that_only_a_server_may_give_is_a_fault_of_the_transform(clock: Clock, log: Log) -> None:

@@ -120,5 +120,9 @@ def test_options_in_their_own_types_join_the_spec() -> None:
 def test_options_beside_several_steps_are_ambiguous() -> None:
     with pytest.raises(BadRequest, match="into the spec"):
         build("upper+wrap", {"width": 4})
+    with pytest.raises(BadRequest, match="takes a str, an int, a float or a bool, not NoneType"):
+        build("indent", {"prefix": None})
+    with pytest.raises(BadRequest, match="has no UTF-8 form"):
+        build("indent", {"prefix": "\ud800"})
     with pytest.raises(BadRequest, match="'Width' is no option name"):
         build("wrap", {"Width": 4})

@@ -1,6 +1,6 @@
 """@transform reads everything from the function, and refuses what does not fit."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
 
 import pytest
@@ -55,7 +55,7 @@ def wait_perhaps(poem: str) -> "str | Deferred[str]":
     raise NotImplementedError
 
 
-def wait_for_bytes(poem: bytes) -> Awaitable[bytes]:
+def wait_for_bytes(poem: bytes) -> Coroutine[Any, Any, bytes]:
     raise NotImplementedError
 
 
@@ -83,6 +83,16 @@ def capital_option(poem: str, *, Marks: int = 1) -> str: ...  # noqa: N803
 def wrong_result(poem: str) -> bytes: ...
 def wrong_waited_result(poem: str) -> Deferred[bytes]: ...
 def wrong_union(poem: str) -> str | None: ...
+def waits_for_something(poem: str) -> Awaitable[str]: ...
+def yields(poem: str) -> str:
+    yield poem  # type: ignore[misc]
+
+
+class Classy:
+    """No function."""
+
+
+def same_choices(poem: str, *, form: Literal[1, "1"] = 1) -> str: ...
 def unknown_annotation(poem: "Poem") -> str: ...  # type: ignore[name-defined]  # noqa: F821
 
 
@@ -108,6 +118,10 @@ def unknown_annotation(poem: "Poem") -> str: ...  # type: ignore[name-defined]  
         (wrong_result, "the result must be str like the poem, not bytes"),
         (wrong_waited_result, "the result must be str like the poem, not bytes"),
         (wrong_union, "the result must be str like the poem, not NoneType"),
+        (waits_for_something, "the result must be str like the poem, not Awaitable"),
+        (yields, "must be a function that returns the result"),
+        (Classy, "must be a function that returns the result"),
+        (same_choices, "two of its choices are written the same way"),
         (unknown_annotation, "signature cannot be read: name 'Poem' is not defined"),
     ],
 )
@@ -122,6 +136,9 @@ def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], 
     [
         ({"name": "Not A Name"}, "'Not A Name' is no transform name"),
         ({"timeout": 0}, "timeout must be above 0 s"),
+        ({"timeout": "5"}, "timeout must be above 0 s"),
+        ({"examples": [("a", "\ud800")]}, "holds a lone surrogate"),
+        ({"examples": [("a", "b", 5)]}, "must give its options as a dict"),
         ({"examples": [("a",)]}, "missing 1 required positional argument"),
         ({"examples": [(b"a", b"b")]}, "must hold str on both sides"),
         ({"examples": [("a", "b", {"no": 1})]}, "unknown option 'no'"),

@@ -5,6 +5,7 @@ is the short one.
 """
 
 import importlib.util
+import os
 import re
 from typing import Any
 
@@ -16,6 +17,11 @@ from xformd.errors import ConfigError
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11_000
+BACKLOG = 1_024
+"""How many connections may wait to be accepted: clients of the classic form come in bursts."""
+
+MAX_UNIX_PATH_BYTES = 107
+"""Of a Unix socket's name, ``sockaddr_un`` in Linux; a longer one is never an error, it just never connects."""
 
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>[0-9]{1,5}))?\Z")
 
@@ -48,6 +54,8 @@ def client_endpoint(reactor: Any, address: str) -> IStreamClientEndpoint:
             raise ConfigError(f"server address {address!r}: a port is 1 to 65535")
         return tcp_client(reactor, match["host"].strip("[]"), port)
     _need_tls_extra(address, "tls:", "ssl:")
+    if address.startswith("unix:") and len(os.fsencode(address.split(":")[1])) > MAX_UNIX_PATH_BYTES:
+        raise ConfigError(f"server address {address!r}: a Unix socket's path has at most {MAX_UNIX_PATH_BYTES} bytes")
     try:
         endpoint: IStreamClientEndpoint = endpoints.clientFromString(reactor, address)
     except Exception as error:  # each kind of endpoint, and its plugin, raises as it likes
@@ -70,6 +78,8 @@ def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         ConfigError: it is no endpoint string.
     """
     _need_tls_extra(description, "ssl:", "tls:")
+    if description.startswith("stdio"):
+        raise ConfigError(f"--listen {description!r}: standard input is one connection, and no place to listen")
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
     except Exception as error:  # as above
@@ -81,7 +91,7 @@ def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
 
 def tcp_server(host: str, port: int) -> str:
     """Give the server endpoint string for a host and a port."""
-    return f"tcp:{port}:interface={endpoints.quoteStringArgument(host)}"
+    return f"tcp:{port}:interface={endpoints.quoteStringArgument(host)}:backlog={BACKLOG}"
 
 
 def show(address: IAddress) -> str:

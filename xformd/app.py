@@ -1,15 +1,15 @@
 """The composition root: settings in, a Twisted service out that listens, answers and stops in good order."""
 
+import errno
 from typing import Any
 
 import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 
 from xformd import address
-from xformd.errors import ListenFailed
+from xformd.errors import ListenFailed, describe
 from xformd.limits import Limits
 from xformd.plugins import loader
 from xformd.plugins.loader import Selection
@@ -78,7 +78,7 @@ class Server(Service):
             endpoint = address.server_endpoint(self._reactor, description)
             try:
                 port = await endpoint.listen(self._factory)
-            except (CannotListenError, OSError) as error:
+            except Exception as error:  # each kind of endpoint raises as it likes
                 raise _explain(description, error) from error
             self._ports.append(port)
             shown.append(address.show(port.getHost()))
@@ -104,7 +104,8 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     return Server(registry, settings.listen, factory, reactor)
 
 
-def _explain(description: str, error: CannotListenError | OSError) -> ListenFailed:
+def _explain(description: str, error: Exception) -> ListenFailed:
     cause = getattr(error, "socketError", error)
-    reason = getattr(cause, "strerror", None) or str(cause)
-    return ListenFailed(f"cannot listen on {description}: {reason}; is another server running there?")
+    reason = getattr(cause, "strerror", None) or describe(cause)
+    advice = "; is another server running there?" if getattr(cause, "errno", None) == errno.EADDRINUSE else ""
+    return ListenFailed(f"cannot listen on {description}: {reason}{advice}")

@@ -3,6 +3,7 @@
 One poem that fails never stops the rest, and a result is delivered whole or not at all.
 """
 
+import errno
 import itertools
 import os
 import sys
@@ -119,6 +120,8 @@ class Batch:
 def _read(source: Path) -> bytes:
     if source != STDIN:
         return source.read_bytes()
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed")
     if sys.stdin.isatty():
         print("type the poem; end it with Ctrl-D on a line of its own", file=sys.stderr)
     return sys.stdin.buffer.read()
@@ -159,7 +162,7 @@ class Folder:
             if name in seen:
                 raise ConfigError(f"--output-dir {directory}: {seen[name]} and {source} would both become {name}")
             seen[name] = source
-            if (directory / name).resolve() == source.resolve():
+            if _is_same(directory / name, source):
                 raise ConfigError(f"--output-dir {directory}: the result would overwrite {source}")
 
     def write(self, source: Path, result: bytes) -> None:
@@ -178,6 +181,13 @@ class Folder:
     @staticmethod
     def _name(source: Path) -> str:
         return "stdin" if source == STDIN else source.name
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there, or cannot be reached: reading or writing it will say so
+        return False
 
 
 def _umask() -> int:

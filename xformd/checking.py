@@ -1,6 +1,5 @@
 """Runs the examples of transforms: what ``xformd check`` does for a plugin's author."""
 
-import traceback
 from collections.abc import AsyncIterator
 
 import attrs
@@ -8,7 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from xformd import spec
-from xformd.errors import TransformFailed, XformError, one_line
+from xformd.errors import InternalError, TransformFailed, XformError, one_line
 from xformd.limits import Limits
 from xformd.plugins.registry import Entry, Plugin, Registry
 from xformd.service import TransformService
@@ -78,9 +77,9 @@ def explain(error: XformError) -> str:
     Returns:
         One line; where the transform raised, with what it said and where.
     """
-    line, cause = f"{error.code}: {error.message}", error.__cause__
-    if not isinstance(error, TransformFailed) or cause is None:
-        return line
-    frames = traceback.extract_tb(cause.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return one_line(f"{line}: {cause}{place}")
+    line = f"{error.code}: {error.message}"
+    if isinstance(error, InternalError):
+        return f"{line}; --traceback shows what went wrong"
+    if isinstance(error, TransformFailed) and error.detail:
+        return one_line(f"{line}: {error.detail}")
+    return line

@@ -16,7 +16,7 @@ import click
 
 from xformd import __version__
 from xformd.cli_options import guest_code, plugin_options, poem_options, server_options
-from xformd.errors import XformError
+from xformd.errors import ConfigError, XformError, one_line
 
 if TYPE_CHECKING:
     from xformd.batch import Batch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from xformd.plugins.loader import Selection
 
 CHECK_FAILED = 1
+WRITE_FAILED = 73  # EX_CANTCREAT
 LIST_TIMEOUT_S = 30.0
 
 
@@ -33,6 +34,11 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # nobody reads any more, which click knows how to end quietly
+        except OSError as error:
+            _complain(f"cannot write to standard output: {error.strerror}")
+            ctx.exit(WRITE_FAILED)
         except XformError as error:
             for detail in getattr(error, "details", ()):
                 _complain(detail)
@@ -173,17 +179,20 @@ def send(
       xformd send wrap:width=40+number-lines --output-dir out *.txt
     """
     from xformd import process
+    from xformd import spec as specs
     from xformd.batch import Batch
     from xformd.client import TransformProxy
 
     process.start_logging()
-    proxy = TransformProxy(servers)
+    built = str(specs.build(spec, options))
+    with guest_code() as stdout:
+        proxy = TransformProxy(servers)
 
-    async def transform(poem: bytes) -> bytes:
-        return await proxy.xform(spec, poem, timeout=timeout, **options)
+        async def transform(poem: bytes) -> bytes:
+            return await proxy.xform(built, poem, timeout=timeout)
 
-    batch = Batch(transform=transform, complain=_complain, fallback=fallback, jobs=jobs)
-    _run_batch(batch, files, output_dir, sys.stdout)
+        batch = Batch(transform=transform, complain=_complain, fallback=fallback, jobs=jobs)
+        _run_batch(batch, files, output_dir, stdout)
 
 
 @main.command()
@@ -252,15 +261,18 @@ def check(distribution: str | None, selection: "Selection") -> None:
         else:
             plugins = loader.load_distribution(distribution, selection)
 
-        async def check_all() -> bool:
-            passed = True
+        async def check_all() -> list[bool]:
+            passed = []
             for plugin in plugins:
                 async for verdict in checking.check(plugin, reactor):
                     _report(verdict, stdout)
-                    passed = passed and verdict.passed
+                    passed.append(verdict.passed)
             return passed
 
-        if not process.run_until_done(check_all()):
+        passed = process.run_until_done(check_all())
+        if not passed:
+            raise ConfigError("there is nothing to check: what was selected is blocked, or has no transforms")
+        if not all(passed):
             sys.exit(CHECK_FAILED)
 
 
@@ -276,7 +288,7 @@ def _count(number: int, thing: str) -> str:
 
 
 def _complain(message: str) -> None:
-    click.echo(f"xformd: {message}", err=True)
+    click.echo(f"xformd: {one_line(message)}", err=True)
 
 
 def _run_batch(batch: "Batch", files: Sequence[Path], output_dir: Path | None, stdout: TextIO) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from typing import Any, TextIO
 
 import click
 from click.shell_completion import CompletionItem
+
+from xformd.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -23,21 +26,29 @@ def guest_code() -> Iterator[TextIO]:
     Yields:
         The real standard output, for the results.
     """
-    try:
-        descriptor = os.dup(1)
-    except OSError:  # it is closed
-        descriptor = os.open(os.devnull, os.O_WRONLY)
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed: redirect it to a file, or to /dev/null")
+    descriptor = os.dup(1)
     os.dup2(2, 1)
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     stdout = os.fdopen(descriptor, "w", encoding="utf-8", errors="replace")
+    # A stream of its own: a plugin that closes its standard output must not close our standard error.
+    noise = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(noise):
             yield stdout
     finally:
         signal.signal(signal.SIGINT, handler)
         os.dup2(descriptor, 1)
-        with contextlib.suppress(BrokenPipeError):  # whoever read it has been told, or does not care
-            stdout.close()
+        for stream in (stdout, noise):
+            with contextlib.suppress(OSError):  # what could not be written has been said, or nobody is there to read
+                stream.close()
+
+
+def _timeout(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise click.BadParameter(f"{value} is no number of seconds above 0", ctx, param)
+    return value
 
 
 class _SpecType(click.types.StringParamType):
@@ -171,7 +182,8 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=float,
+        callback=_timeout,
         default=60,
         show_default=True,
         metavar="SECONDS",

@@ -32,6 +32,14 @@ def one_line(text: str) -> str:
     return line[: MESSAGE_MAX_CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
+def describe(error: BaseException) -> str:
+    """Say what an exception says, whatever its class does when it is asked."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
+
+
 class XformError(Exception):
     """The root of everything that xformd raises.
 
@@ -107,7 +115,22 @@ class TooLarge(XformError, code="too-large", http_status=413, exit_status=65):
 
 
 class TransformFailed(XformError, code="transform-failed", http_status=500, exit_status=70):
-    """The transform raised, or returned something that is no poem."""
+    """The transform raised, or returned something that is no poem.
+
+    Attributes:
+        detail: what it raised and where; it stays in the process, and the wire carries the message alone.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        poem: str | bytes | None = None,
+        retry_after_ms: int | None = None,
+        detail: str = "",
+    ) -> None:
+        super().__init__(message, poem=poem, retry_after_ms=retry_after_ms)
+        self.detail = one_line(detail)
 
 
 class TransformDied(XformError, code="transform-died", http_status=502, exit_status=70):

@@ -54,6 +54,8 @@ class Option:
             raise DefinitionError(f"{self.name!r} is no option name ({NAME_RULE})")
         if self.type not in get_args(OptionType):
             raise DefinitionError(f"option {self.name!r}: {self.type!r} is no type of option")
+        if len(set(map(str, self.choices))) < len(self.choices):
+            raise DefinitionError(f"option {self.name!r}: two of its choices are written the same way")
         if self.default is not None and not self.accepts(self.default):
             raise DefinitionError(f"the default of option {self.name!r}, {self.default!r}, is not {self.takes}")
 

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
+    Logger,
     LogLevel,
     LogLevelFilterPredicate,
     globalLogBeginner,
@@ -17,10 +18,12 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from xformd import __version__
-from xformd.app import Server, Settings, make_server
+from xformd.app import Settings, make_server
 from xformd.plugins.registry import Registry
 
 Result = TypeVar("Result")
+
+log = Logger()
 
 
 def start_logging(*observers: ILogObserver) -> None:
@@ -45,7 +48,6 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
         What it returns.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C came first.
         BaseException: whatever it raises.
     """
     from twisted.internet import reactor as installed
@@ -55,9 +57,9 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     done = Deferred.fromCoroutine(work).addBoth(outcome.append)
     if not outcome:
         done.addCallback(lambda _: reactor.stop())
+        # The system's own handling: Ctrl-C ends a command also while it waits for a file, or in a transform.
+        reactor.callWhenRunning(_default_signals)
         reactor.run()
-    if not outcome:
-        raise KeyboardInterrupt
     (result,) = outcome
     if isinstance(result, Failure):
         result.raiseException()
@@ -83,27 +85,38 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     failures: list[Failure] = []
 
     def started(addresses: tuple[str, ...]) -> None:
-        for line in _greeting(addresses, server.registry):
-            announce(line)
+        try:
+            for line in _greeting(addresses, server.registry):
+                announce(line)
+        except OSError as error:  # nobody reads it: that is no reason not to serve
+            log.warn("cannot say where it listens: {error}", error=error)
 
     def failed(failure: Failure) -> None:
         failures.append(failure)
         reactor.stop()
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the one that Twisted replaces with its own
     server.listening.addCallbacks(started, failed)
     reactor.callWhenRunning(server.startService)
-    reactor.addSystemEventTrigger("before", "shutdown", _stop, server)
+    reactor.callWhenRunning(_stop_on_signals, reactor)
+    reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
     reactor.run()
     if failures:
         failures[0].raiseException()
 
 
-def _stop(server: Server) -> Deferred[None]:
-    # Whoever signals once more does not want to wait: the system's own handling ends the process at once.
+def _stop_on_signals(reactor: Any) -> None:
+    def stop(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
+        # Whoever signals once more does not want to wait, not even for a transform that blocks.
+        _default_signals()
+        reactor.callFromThread(reactor.stop)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+def _default_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return server.stopService()
 
 
 def _greeting(addresses: tuple[str, ...], registry: Registry) -> Iterator[str]:

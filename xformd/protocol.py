@@ -56,9 +56,10 @@ class TransformProtocol(Protocol):
         self._deadline = Deadline(factory.clock, self._expire)
         self._has_begun = False  # the first byte is here
         self._is_closing = False
-        self._lingers = False
+        self._has_ended = False  # this side
         self._is_flushed = False  # what was to be sent is with the transport
         self._is_paused = False
+        self._has_written = False
         self._peer_has_finished = False
 
     # What Twisted calls.
@@ -98,7 +99,10 @@ class TransformProtocol(Protocol):
             self.close()
 
     def writeConnectionLost(self) -> None:
-        """Nothing to do: this side is only ever ended by the server itself."""
+        """Note that all that was to be sent is with the system, and so is the end of this side."""
+        self._has_ended = True
+        if self.factory.is_stopping:
+            self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
         """Give up what nobody waits for any more."""
@@ -118,6 +122,7 @@ class TransformProtocol(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send."""
+        self._has_written = True
         self._output.write(data)
 
     def expect(self, seconds: float | None) -> None:
@@ -139,10 +144,9 @@ class TransformProtocol(Protocol):
             self._is_paused = False
             self.transport.resumeProducing()
 
-    def close(self, *, linger: bool = False) -> None:
-        """Send what is left, then close; with ``linger``, let the peer finish what it is sending."""
+    def close(self) -> None:
+        """Send what is left, then close; the peer may finish what it is sending."""
         self._is_closing = True
-        self._lingers = linger
         self.resume_reading()
         self._finish_closing()
 
@@ -154,7 +158,9 @@ class TransformProtocol(Protocol):
 
     def stop(self) -> None:
         """Close, but answer first what has been accepted."""
-        if self._form is not None:
+        if self._has_ended:
+            self.transport.loseConnection()
+        elif self._form is not None:
             self._form.stop()
         elif not self._is_closing:
             self.close()
@@ -172,11 +178,11 @@ class TransformProtocol(Protocol):
         if strings == [session.OPENING]:
             self._form = SessionForm(self, self._decoder)
         elif strings:
-            self._form = ClassicForm(self, strings[0], has_trailing_bytes=self._decoder.has_unread)
+            self._form = ClassicForm(self, strings[0])
 
     def _refuse(self, error: XformError) -> None:
         self.log_refusal(error)
-        self.close(linger=True)
+        self.close()
 
     def _output_drained(self) -> None:
         if self._is_closing:
@@ -185,19 +191,19 @@ class TransformProtocol(Protocol):
             self._form.output_drained()
 
     def _finish_closing(self) -> None:
-        # Closing a socket on which input is unread resets the connection, and the peer may lose what it was sent,
-        # or take the refusal for a fault: so end this side, and throw away the rest of what it sends, for a while.
+        # A socket that is closed while the peer still sends resets the connection, and the peer may lose what it was
+        # sent, or take a refusal for a fault: so end this side alone, and throw away what else comes, for a while.
         if self._output.unread_bytes or self._is_flushed:
             return
         self._is_flushed = True
         self._output.close()
         self.transport.unregisterProducer()
-        if self._lingers and not self._peer_has_finished and self._can_half_close():
-            self._deadline.set(self.limits.linger_timeout_s)
-            self.transport.loseWriteConnection()
-        else:
-            self._deadline.set(self.limits.write_timeout_s)
+        limits = self.limits
+        self._deadline.set(limits.write_timeout_s if self._has_written else limits.linger_timeout_s)
+        if self._peer_has_finished or not self._can_half_close():
             self.transport.loseConnection()
+        else:
+            self.transport.loseWriteConnection()
 
     def _can_half_close(self) -> bool:
         # TLS says that it can, and would cut the stream under its own feet.
@@ -241,6 +247,11 @@ class TransformFactory(ServerFactory):
             self.log.warn("closed a new connection: {limit} are open", limit=self.limits.max_connections)
             return None
         return TransformProtocol(self)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it takes nothing new."""
+        return self._drained is not None
 
     def connection_ended(self, connection: TransformProtocol) -> None:
         """Note that a connection is gone."""

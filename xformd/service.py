@@ -4,6 +4,7 @@ Every front (the netstring port, a command, later HTTP) calls this and holds no 
 transform does, its caller sees an ``XformError`` and the operator's log says once what happened.
 """
 
+import traceback
 import uuid
 from collections.abc import Mapping
 
@@ -22,6 +23,7 @@ from xformd.errors import (
     TransformFailed,
     TransformTimeout,
     XformError,
+    describe,
 )
 from xformd.limits import Limits
 from xformd.options import OptionValue
@@ -109,11 +111,12 @@ class TransformService:
         return poem
 
     def _run(self, call: _Call, poem: bytes, budget: _Budget) -> bytes | Deferred[bytes]:
+        if self._clock.seconds() > budget.ends_at:  # a step before it took all the time there was
+            raise TransformTimeout(f"{budget.allowed_s:g} s were over before {call.entry.transform.name} began")
         try:
             result = inline.run(call.entry.transform, call.options, poem)
         except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
-            error = self._explain(call, Failure())
-            raise error from error.__cause__
+            raise self._explain(call, Failure()) from None
         if isinstance(result, Deferred):
             result.addCallbacks(self._check_size, lambda failure: self._fail(call, failure), callbackArgs=(call,))
             return self._under_deadline(call, result, budget)
@@ -161,20 +164,32 @@ class TransformService:
         """Turn what a transform raised into what its caller may know, and log the rest."""
         transform, plugin = call.entry.transform, call.entry.plugin
         error = failure.value
-        if isinstance(error, (*REFUSALS, TransformFailed)):
-            return error
-        if not isinstance(error, CancelledError):  # that is this service, giving the work up
-            self.log.failure(
-                "transform {transform} of plugin {plugin} failed",
-                failure,
-                transform=transform.name,
-                plugin=plugin.label,
-            )
-        failed = TransformFailed(f"{transform.name} raised {type(error).__name__}")
-        failed.__cause__ = error  # for whoever runs it in this process; the wire carries the message alone
-        return failed
+        assert error is not None
+        for refusal in (*REFUSALS, TransformFailed):
+            if isinstance(error, refusal):
+                # A new one: a plugin may raise the same object each time, and its tracebacks hold every poem.
+                explained: XformError = refusal(describe(error))
+                break
+        else:
+            explained = TransformFailed(f"{transform.name} raised {type(error).__name__}", detail=_detail(error))
+            if not isinstance(error, CancelledError):  # that is this service, giving the work up
+                self.log.failure(
+                    "transform {transform} of plugin {plugin} failed",
+                    failure,
+                    transform=transform.name,
+                    plugin=plugin.label,
+                )
+        error.__traceback__ = error.__context__ = None
+        return explained
 
     def _internal_error(self) -> InternalError:
         request_id = uuid.uuid4().hex
         self.log.failure("internal error {request_id}", request_id=request_id)
         return InternalError(request_id)
+
+
+def _detail(error: BaseException) -> str:
+    """Say what was raised and where, for whoever runs the transform in this process."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{describe(error)}{place}"

@@ -1,7 +1,7 @@
 """Reads a function's signature, so that a plugin's author declares nothing twice."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -47,6 +47,8 @@ def read_signature(function: Callable[..., Any]) -> Signature:
     Raises:
         DefinitionError: they do not make a transform; the message says what to write instead.
     """
+    if inspect.isclass(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DefinitionError("it must be a function that returns the result: no class, and no yield")
     try:
         signature = inspect.signature(function, eval_str=True)
     except (NameError, SyntaxError, TypeError, ValueError, AttributeError) as error:
@@ -93,7 +95,7 @@ def _read_result(annotation: object, wanted: type) -> bool:
         members = [_read_result(member, wanted) for member in get_args(annotation)]  # each is checked
         return any(members)
     plain = origin or annotation
-    if isinstance(plain, type) and issubclass(plain, Awaitable):
+    if isinstance(plain, type) and (issubclass(plain, Coroutine) or _is_deferred(plain)):
         arguments = get_args(annotation)
         if arguments:
             _read_result(arguments[-1], wanted)
@@ -102,3 +104,8 @@ def _read_result(annotation: object, wanted: type) -> bool:
         shown = getattr(annotation, "__name__", annotation)
         raise DefinitionError(f"the result must be {wanted.__name__} like the poem, not {shown}")
     return False
+
+
+def _is_deferred(kind: type) -> bool:
+    # By its name: this module, like a plugin that computes, does without Twisted.
+    return any(base.__module__ == "twisted.internet.defer" and base.__name__ == "Deferred" for base in kind.__mro__)

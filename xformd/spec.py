@@ -110,10 +110,21 @@ def build(transform: str, options: Mapping[str, object]) -> Spec:
         raise BadRequest(f"write the options of several steps into the spec: {spec.steps[0].name}:option=value+...")
     (step,) = spec.steps
     texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
-    for name in texts:
+    for name, value in options.items():
         if not is_name(name):
             raise BadRequest(f"{name!r} is no option name ({NAME_RULE})")
+        if not isinstance(value, str | int | float):
+            raise BadRequest(f"the option {name!r} takes a str, an int, a float or a bool, not {type(value).__name__}")
+    _check_text(texts)
     return Spec((Step(step.name, {**step.options, **texts}),))
+
+
+def _check_text(texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadRequest(f"the value of the option {name!r} is no text: it has no UTF-8 form") from None
 
 
 def _encode(value: str) -> str:

@@ -62,12 +62,12 @@ class Transform:
             raise DefinitionError(f"{self.name!r} is no transform name ({NAME_RULE})")
         if not all(isinstance(option, Option) for option in self.options):
             raise DefinitionError(f"transform {self.name!r}: its options must be Option values")
-        if self.timeout_s is not None and not self.timeout_s > 0:
+        if self.timeout_s is not None and not _is_positive(self.timeout_s):
             raise DefinitionError(f"transform {self.name!r}: the timeout must be above 0 s, not {self.timeout_s!r}")
         for example in self.examples:
             self._check_example(example)
 
-    def __call__(self, poem: Any, **options: Any) -> Any:
+    def __call__(self, poem: Any, /, **options: Any) -> Any:
         """Call the function itself: what a plugin's own tests do."""
         return self.function(poem, **options)
 
@@ -137,12 +137,28 @@ class Transform:
         wanted = str if self.kind == "text" else bytes
         if not (isinstance(example.poem, wanted) and isinstance(example.result, wanted)):
             raise DefinitionError(f"{where} must hold {wanted.__name__} on both sides")
+        if not all(map(_is_encodable, (example.poem, example.result))):
+            raise DefinitionError(f"{where} holds a lone surrogate: that is no text")
+        if not isinstance(example.options, Mapping):
+            raise DefinitionError(f"{where} must give its options as a dict")
         known = {option.name: option for option in self.options}
         for name, value in example.options.items():
             if name not in known:
                 raise DefinitionError(f"{where} uses the unknown option {name!r}")
             if not known[name].accepts(value):
                 raise DefinitionError(f"{where} must give option {name!r} {known[name].takes}, not {value!r}")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _is_encodable(poem: str | bytes) -> bool:
+    try:
+        poem.encode() if isinstance(poem, str) else poem
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 ExampleLike = Example | tuple[str, str] | tuple[bytes, bytes] | tuple[Any, Any, Mapping[str, OptionValue]]

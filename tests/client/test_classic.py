@@ -62,7 +62,7 @@ def test_a_request_and_its_answer_in_single_bytes(endpoint: Endpoint) -> None:
         assert not has_fired(answer)
         server.dataReceived(bytes([byte]))
     assert result_of(answer) == b"poem"
-    assert endpoint.wire.disconnecting
+    assert endpoint.wire.aborted
 
 
 @pytest.mark.parametrize(

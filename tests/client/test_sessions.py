@@ -384,6 +384,15 @@ def test_a_result_is_of_the_poems_own_kind(world: World) -> None:
     assert failed.poem == "poem"
 
 
+def test_what_is_no_poem_or_no_timeout_is_a_programming_error(world: World) -> None:
+    proxy = world.proxy()
+    assert world.settle(proxy.xform("cummingsify+upper"[12:], bytearray(b"a"))) == b"A"  # type: ignore[type-var]
+    world.fail(proxy.xform("upper", None), TypeError)  # type: ignore[type-var]
+    for timeout in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
+            proxy.xform("upper", "x", timeout=timeout)
+
+
 def test_options_travel_in_the_spec(world: World) -> None:
     host, log = world.scripted(hello_then(lambda string: b"1 ok."))
     world.settle(world.proxy(host).xform("wrap:indent=2", b"x", width=40, fill=False, ratio=1.5))

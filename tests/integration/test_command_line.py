@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import VERSES, XFORMD, Server, environment, read_to_end, xformd
+from integration.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, read_to_end, xformd
 
 LOOSE = ("--plugins=none", "--plugins-dir", str(VERSES))
 
@@ -187,6 +187,7 @@ def test_an_address_that_makes_no_sense_is_one_line(address: str) -> None:
 )
 def test_a_server_that_speaks_something_else_is_one_line(answer: bytes, status: int, says: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(DEADLINE_S)
 
         def serve_once() -> None:
             connection, _ = listening.accept()

@@ -103,7 +103,7 @@ def test_trimming_and_dedenting_twice_is_trimming_and_dedenting_once(poem: str) 
         (text.titlecase, "don’t o'neill l’été", {}, "Don’t O'neill L’été"),
         (text.titlecase, "ΟΔΥΣΣΕΥΣ ǆ", {}, "Οδυσσευς ǅ"),
         (text.normalize, "Å", {"form": "NFD"}, "A\u030a"),
-        (text.normalize, "\u0301" * 900, {}, "\u0301" * 900),
+        (text.normalize, "\u0301" * 90, {}, "\u0301" * 90),
     ],
 )
 def test_case(transform: Transform, poem: str, options: dict[str, Any], result: str) -> None:
@@ -111,8 +111,9 @@ def test_case(transform: Transform, poem: str, options: dict[str, Any], result: 
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(BadOptions, match="'width' takes 1 or more"):
-        poetry.wrap("a", width=0)
+    for width in (0, 10_001, 4 * 10**18):
+        with pytest.raises(BadOptions, match="'width' takes 1 to 10000"):
+            poetry.wrap("a", width=width, indent=width - 1)
     for indent in (-1, 5):
         with pytest.raises(BadOptions, match="'indent' takes 0 or more"):
             poetry.wrap("a", width=5, indent=indent)
@@ -126,11 +127,15 @@ def test_a_short_request_does_not_grow_without_bound() -> None:
     ):
         with pytest.raises(TooLarge, match="would add"):
             transform(many_lines, **options)
+    assert poetry.wrap("a" + " " * 500_000, width=10) == "a"  # in a moment, and not in the square of one
     with pytest.raises(TooLarge, match="would add"):
         poetry.wrap("a " * 100_000, width=1_001, indent=1_000)
 
 
 def test_marks_that_would_take_forever_to_sort_are_gibberish() -> None:
-    with pytest.raises(GibberishError, match="more than 1000 combining marks"):
+    with pytest.raises(GibberishError, match="more than 100 combining marks"):
         text.normalize("e" + "\u0301\u0316" * 100_000)
+    for hidden in "\u0f73\u0f75\u0f81":  # no marks themselves, they decompose into marks alone
+        with pytest.raises(GibberishError, match="combining marks"):
+            text.normalize(hidden * 1_000, form="NFD")
     text.normalize("日本語" * 100_000)

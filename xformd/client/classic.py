@@ -84,10 +84,8 @@ class _Exchange(Protocol):
     def _settle(self, outcome: bytes | Failure) -> None:
         answer, self.answer = self.answer, None
         if self.transport is not None:
-            if isinstance(outcome, bytes):
-                self.transport.loseConnection()
-            else:
-                self.transport.abortConnection()  # type: ignore[attr-defined]  # every stream transport has it
+            # Also after an answer: a server that answered early may never read the rest of the request.
+            self.transport.abortConnection()  # type: ignore[attr-defined]  # every stream transport has it
         if answer is not None:
             answer.callback(outcome)
 

@@ -1,6 +1,7 @@
 """TransformProxy: transform servers, seen from a program. Here poems get their kind, and requests find a server."""
 
 import json
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -83,7 +84,12 @@ class TransformProxy:
             It fails with what the server answered, or with ``ConnectionFailed``, ``ConnectionLost``,
             ``RequestRefused`` (a server of the classic form closed without an answer), ``BadFrame``, ``TooLarge``,
             ``TransformTimeout``, ``Cancelled``, ``BadRequest`` or ``GibberishError``; each carries the poem.
+
+        Raises:
+            ValueError: the timeout is no number of seconds above 0.
         """
+        if timeout is not None and not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
         ends_at = None if timeout is None else self._reactor.seconds() + timeout
         answer = self._within(timeout, Deferred.fromCoroutine(self._xform(transform, poem, ends_at, options)))
         return answer.addCallbacks(_like, _carrying, callbackArgs=(poem,), errbackArgs=(poem,))
@@ -178,9 +184,11 @@ def _endpoint(reactor: Any, server: Server, address: str | None) -> tuple[IStrea
     return server, address or "the server"
 
 
-def _to_bytes(poem: str | bytes) -> bytes:
-    if isinstance(poem, bytes):
-        return poem
+def _to_bytes(poem: object) -> bytes:
+    if isinstance(poem, bytes | bytearray | memoryview):
+        return bytes(poem)
+    if not isinstance(poem, str):
+        raise TypeError(f"a poem is str or bytes, not {type(poem).__name__}")
     try:
         return poem.encode()
     except UnicodeEncodeError:
@@ -188,7 +196,7 @@ def _to_bytes(poem: str | bytes) -> bytes:
 
 
 def _like(result: bytes, poem: Poem) -> Poem:
-    if isinstance(poem, bytes):
+    if not isinstance(poem, str):
         return result
     try:
         return result.decode()

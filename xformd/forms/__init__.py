@@ -32,8 +32,8 @@ class Connection(Protocol):
         """Send."""
         ...
 
-    def close(self, *, linger: bool = False) -> None:
-        """Send what is left, then close; with ``linger``, let the peer finish what it is sending."""
+    def close(self) -> None:
+        """Send what is left, then close; the peer may finish what it is sending."""
         ...
 
     def pause_reading(self) -> None:

@@ -14,12 +14,10 @@ class ClassicForm:
     Args:
         connection: on which it came.
         string: the inside of the first netstring.
-        has_trailing_bytes: whether something came after it.
     """
 
-    def __init__(self, connection: Connection, string: bytes, *, has_trailing_bytes: bool) -> None:
+    def __init__(self, connection: Connection, string: bytes) -> None:
         self._connection = connection
-        self._has_trailing_bytes = has_trailing_bytes
         self._running: Deferred[bytes] | None = None
         connection.expect(None)  # the service has its own deadline
         try:
@@ -34,9 +32,8 @@ class ClassicForm:
         else:
             self._reply(result)
 
-    def receive(self, data: bytes) -> None:  # noqa: ARG002 - that is the point
+    def receive(self, data: bytes) -> None:
         """Throw it away: what follows the request is never executed."""
-        self._has_trailing_bytes = True
 
     def receive_end(self) -> None:
         """A client that half-closes still gets its reply."""
@@ -55,7 +52,7 @@ class ClassicForm:
 
     def _reply(self, poem: bytes) -> None:
         self._connection.write(netstring.encode(poem))
-        self._connection.close(linger=self._has_trailing_bytes)
+        self._connection.close()
 
     def _fail(self, failure: Failure) -> None:
         error = failure.value
@@ -65,4 +62,4 @@ class ClassicForm:
 
     def _refuse(self, error: XformError) -> None:
         self._connection.log_refusal(error)
-        self._connection.close(linger=True)
+        self._connection.close()

@@ -93,7 +93,7 @@ class SessionForm:
             self._break_off(self._violation)
         elif (self._has_ended or self._is_stopping) and not self._strings and not self._in_flight:
             self._is_closed = True
-            self._connection.close(linger=True)
+            self._connection.close()
         else:
             self._regulate()
 
@@ -189,7 +189,7 @@ class SessionForm:
         self._flush()
         self._connection.log_refusal(error)
         self.lost()
-        self._connection.close(linger=True)
+        self._connection.close()
 
     def _send(self, data: bytes) -> None:
         self._output.append(data)

@@ -89,16 +89,16 @@ def installed() -> list[Candidate]:
 
 
 def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
-    """Find the ``*.py`` files of these directories; those that start with ``_`` are left alone.
+    """Find the ``*.py`` files of these directories; those that start with ``_`` or ``.`` are left alone.
 
     Raises:
         ConfigError: one is no directory, or two files have one name.
     """
     seen: dict[str, Path] = {}
-    for directory in dict.fromkeys(directories):
+    for directory in {path.resolve(): path for path in directories}.values():
         if not directory.is_dir():
             raise ConfigError(f"--plugins-dir {directory}: there is no such directory")
-        for path in sorted(directory.glob("[!_]*.py")):
+        for path in sorted(directory.glob("[!_.]*.py")):
             if path.name in seen:
                 raise ConfigError(f"--plugins-dir: {seen[path.name]} and {path} have one name; rename one of them")
             seen[path.name] = path

@@ -13,7 +13,7 @@ from typing import Any, cast
 import attrs
 import pluggy
 
-from xformd.errors import ConfigError, DefinitionError, one_line
+from xformd.errors import ConfigError, DefinitionError, describe, one_line
 from xformd.plugins import discovery, hookspecs
 from xformd.plugins.discovery import Candidate, normalize
 from xformd.plugins.registry import BUILT_IN, NOT_SELECTED, Conflict, Entry, Plugin, Registry
@@ -60,6 +60,8 @@ def parse_distributions(text: str) -> frozenset[str] | None:
     if text in ("all", "none"):
         return None if text == "all" else frozenset()
     names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ConfigError("--plugins names no distribution; 'none' selects none")
     if names & {"all", "none"}:
         raise ConfigError(f"--plugins {text}: 'all' and 'none' stand alone")
     return names
@@ -215,10 +217,7 @@ def _validate(given: list[object]) -> tuple[Transform, ...]:
 
 
 def _describe(error: BaseException) -> str:
-    try:
-        message = str(error)
-    except Exception:  # a plugin's own exception may fail even at that
-        message = ""
+    message = describe(error)
     if isinstance(error, _PluginError | DefinitionError):
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

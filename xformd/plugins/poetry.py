@@ -4,6 +4,7 @@ A line ends with CRLF or LF. A transform that moves lines moves what they say: t
 poem ends with one, stay as they were.
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -13,30 +14,33 @@ import xformd
 MAX_ADDED_CHARACTERS = 16 * 1024 * 1024
 """A short request must not grow without bound on its way to the result limit."""
 
-_LINE = re.compile(r"(.*?)(\r?\n|\Z)")
-
-Lines = list[tuple[str, str]]
-"""What each line says, and how it ends."""
+MAX_WIDTH = 10_000
+"""Of a line that anybody reads; a wider one is an attempt on the server's memory."""
 
 
-def _split(poem: str) -> Lines:
-    lines = _LINE.findall(poem)
-    if lines[-1] == ("", ""):
-        lines.pop()  # what follows a final line ending is no line
-    return lines
+def _split(poem: str) -> tuple[list[str], list[str]]:
+    """Give what each line says, and how each line ends; what follows a final line ending is no line."""
+    pieces = poem.split("\n")
+    last = pieces.pop()
+    texts = [piece[:-1] if piece.endswith("\r") else piece for piece in pieces]
+    endings = ["\r\n" if piece.endswith("\r") else "\n" for piece in pieces]
+    if last:
+        texts.append(last)
+        endings.append("")
+    return texts, endings
 
 
-def _join(texts: Iterable[str], lines: Lines) -> str:
+def _join(texts: Iterable[str], endings: list[str]) -> str:
     """Put texts where lines were. When there are fewer texts, the poem still ends as it did."""
     texts = list(texts)
-    endings = [ending for _, ending in lines[: len(texts)]]
-    if endings:
-        endings[-1] = lines[-1][1]
-    return "".join([text + ending for text, ending in zip(texts, endings, strict=True)])
+    if texts:
+        endings = [*endings[: len(texts) - 1], endings[-1]]
+    return "".join(itertools.chain.from_iterable(zip(texts, endings, strict=True))) if texts else ""
 
 
 def _each_line(poem: str, change: Callable[[str], str]) -> str:
-    return "".join([change(text) + ending for text, ending in _split(poem)])
+    texts, endings = _split(poem)
+    return _join(map(change, texts), endings)
 
 
 def _check_growth(name: str, added: int) -> None:
@@ -55,8 +59,8 @@ def cummingsify(poem: str) -> str:
 )
 def reverse_lines(poem: str) -> str:
     """Put the last line first."""
-    lines = _split(poem)
-    return _join([text for text, _ in reversed(lines)], lines)
+    texts, endings = _split(poem)
+    return _join(reversed(texts), endings)
 
 
 @xformd.transform(
@@ -68,8 +72,8 @@ def reverse_lines(poem: str) -> str:
 )
 def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -> str:
     """Sort the lines by their characters' code points."""
-    lines = _split(poem)
-    return _join(sorted((text for text, _ in lines), key=str.casefold if ignore_case else None, reverse=reverse), lines)
+    texts, endings = _split(poem)
+    return _join(sorted(texts, key=str.casefold if ignore_case else None, reverse=reverse), endings)
 
 
 @xformd.transform(
@@ -81,11 +85,11 @@ def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -
 )
 def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
     """Keep the first of equal lines, wherever the others stand."""
-    lines = _split(poem)
+    texts, endings = _split(poem)
     first: dict[str, str] = {}
-    for text, _ in lines:
+    for text in texts:
         first.setdefault(text.casefold() if ignore_case else text, text)
-    return _join(first.values(), lines)
+    return _join(first.values(), endings)
 
 
 @xformd.transform(
@@ -97,15 +101,11 @@ def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
 )
 def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
     """Put its number before each line, aligned to the right."""
-    lines = _split(poem)
-    if not lines:
-        return ""
-    last = start + len(lines) - 1
+    texts, endings = _split(poem)
+    last = start + len(texts) - 1
     width = max(len(str(start)), len(str(last)))
-    _check_growth("number-lines", (width + len(separator)) * len(lines))
-    return "".join(
-        [f"{number:>{width}}{separator}{text}{ending}" for number, (text, ending) in enumerate(lines, start)]
-    )
+    _check_growth("number-lines", (width + len(separator)) * len(texts))
+    return _join((f"{number:>{width}}{separator}{text}" for number, text in enumerate(texts, start)), endings)
 
 
 @xformd.transform(
@@ -117,17 +117,18 @@ def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
 )
 def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
     """Break lines that are wider than width between words, and indent what follows a break."""
-    if width < 1:
-        raise xformd.BadOptions(f"wrap: option 'width' takes 1 or more, not {width}")
+    if not 1 <= width <= MAX_WIDTH:
+        raise xformd.BadOptions(f"wrap: option 'width' takes 1 to {MAX_WIDTH}, not {width}")
     if not 0 <= indent < width:
         raise xformd.BadOptions(f"wrap: option 'indent' takes 0 or more and less than width, not {indent}")
-    lines = _split(poem)
-    spaces = sum(text.count(" ") + text.count("\t") for text, _ in lines if len(text) * 2 > width)
+    texts, endings = _split(poem)
+    spaces = sum(text.count(" ") + text.count("\t") for text in texts if len(text) * 2 > width)
     _check_growth("wrap", (indent + 2) * spaces)  # a break stands where a space stood
-    default = next((ending for _, ending in lines if ending), "\n")
+    default = next(filter(None, endings), "\n")
     margin = " " * indent
-    return "".join(
-        [((ending or default) + margin).join(_wrap_line(text, width, indent)) + ending for text, ending in lines]
+    lines = zip(texts, endings, strict=True)
+    return _join(
+        (((ending or default) + margin).join(_wrap_line(text, width, indent)) for text, ending in lines), endings
     )
 
 
@@ -137,7 +138,7 @@ def _wrap_line(text: str, width: int, indent: int) -> Iterator[str]:
         return
     row, used = "", 0
     # Spaces inside a row stay as they are; those at a break go.
-    for space, word in re.findall(r"([ \t]*)([^ \t]+)", text):
+    for space, word in re.findall(r"([ \t]*)([^ \t]+)", text.rstrip(" \t")):
         columns = _columns(word)
         if row and used + len(space) + columns > width:
             yield row
@@ -178,7 +179,7 @@ def indent(poem: str, *, prefix: str = "    ") -> str:
 )
 def dedent(poem: str) -> str:
     """Remove the white space that all lines start with. Blank lines do not count, and become empty."""
-    texts = [text for text, _ in _split(poem) if text.strip()]
+    texts = [text for text in _split(poem)[0] if text.strip()]
     if not texts:
         return _each_line(poem, lambda _: "")
     # What the first and the last in order share, all share.
@@ -194,11 +195,13 @@ def dedent(poem: str) -> str:
 )
 def trim(poem: str) -> str:
     """Remove white space from the ends of lines, and blank lines from the ends of the poem."""
-    lines = [(text.rstrip(), ending) for text, ending in _split(poem)]
-    filled = [index for index, (text, _) in enumerate(lines) if text]
+    texts, endings = _split(poem)
+    texts = [text.rstrip() for text in texts]
+    filled = [index for index, text in enumerate(texts) if text]
     if not filled:
         return ""
-    return "".join([text + ending for text, ending in lines[filled[0] : filled[-1] + 1]])
+    kept = slice(filled[0], filled[-1] + 1)
+    return _join(texts[kept], endings[kept])
 
 
 @xformd.hookimpl

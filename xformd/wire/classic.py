@@ -38,7 +38,8 @@ def decode_request(string: bytes) -> Request:
     """
     dot = string.find(b".", 0, spec.MAX_SPEC_BYTES + 1)
     if dot < 0:
-        raise BadRequest("a request is <transform>.<poem>; this one has no '.' after a transform")
+        within = f" within {spec.MAX_SPEC_BYTES} bytes" if len(string) > spec.MAX_SPEC_BYTES else ""
+        raise BadRequest(f"a request is <transform>.<poem>; this one has no '.' after a transform{within}")
     # Byte for character, so that the parser sees, quotes and counts whatever was sent.
     return Request(spec.parse(string[:dot].decode("latin-1")), string[dot + 1 :])
 

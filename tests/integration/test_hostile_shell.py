@@ -1,0 +1,164 @@
+"""Commands in the odd places that shells put them: closed streams, full disks, impatient people."""
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from integration.processes import (
+    DEADLINE_S,
+    XFORMD,
+    Server,
+    environment,
+    netstring,
+    read_to_end,
+    serving,
+    wait_until,
+    xformd,
+)
+
+
+def shell(command: str, **extra: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell's command line in which ``xformd`` is the command."""
+    line = f'xformd() {{ {" ".join(XFORMD)} "$@"; }}; {command}'
+    return subprocess.run(
+        ["bash", "-c", line],
+        input=b"The Owl\n",
+        capture_output=True,
+        timeout=DEADLINE_S,
+        env=environment(extra),
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["run upper", "send upper", "list-transforms", "list-transforms --json", "check", "ping"]
+)
+def test_a_disk_that_is_full_is_one_line(server: Server, command: str) -> None:
+    done = shell(f"xformd {command} >/dev/full", XFORMD_SERVER=server.address)
+    lines = [line for line in done.stderr.splitlines() if b"printed by" not in line]
+    assert done.returncode == 73
+    assert len(lines) == 1
+    assert b"No space left on device" in lines[0]
+
+
+@pytest.mark.parametrize("command", ["run upper", "send upper", "list-transforms", "check"])
+def test_a_standard_output_that_is_closed_is_one_line(server: Server, command: str) -> None:
+    done = shell(f"xformd {command} >&-", XFORMD_SERVER=server.address)
+    assert done.returncode == 78
+    assert done.stderr == b"xformd: bad-config: standard output is closed: redirect it to a file, or to /dev/null\n"
+
+
+@pytest.mark.parametrize("command", ["run", "send"])
+def test_a_standard_input_that_is_closed_is_one_line(server: Server, command: str) -> None:
+    done = shell(f"xformd {command} upper <&-", XFORMD_SERVER=server.address)
+    assert (done.returncode, done.stderr) == (66, b"xformd: -: standard input is closed\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "says"),
+    [
+        (r"run indent -o $'prefix=\xff'", 64, "the value of the option 'prefix' is no text"),
+        ("send upper --timeout nan", 2, "nan is no number of seconds above 0"),
+        ("send upper --timeout -1", 2, "-1.0 is no number of seconds above 0"),
+        ("send upper -o timeout=3", 64, "upper has no option 'timeout'"),
+        ("serve --listen tcp:99999", 69, "cannot listen on tcp:99999"),
+        ("serve --listen stdio:", 78, "no place to listen"),
+        ("serve --plugins=", 78, "--plugins names no distribution; 'none' selects none"),
+        (r"run upper $'no\nsuch\e[31m'", 66, "no such\ufffd[31m: No such file or directory"),
+        ("send upper --server unix:/" + "a" * 120, 78, "a Unix socket's path has at most 107 bytes"),
+        ("check xformd --block xformd", 78, "there is nothing to check"),
+    ],
+)
+def test_odd_arguments_are_one_line(server: Server, command: str, status: int, says: str) -> None:
+    done = shell(f"xformd {command}", XFORMD_SERVER=server.address)
+    assert done.returncode == status
+    assert says in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_link_that_leads_to_itself_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    done = xformd("run", "upper", str(tmp_path / "loop"), "--output-dir", str(tmp_path / "out"))
+    assert done.returncode == 66
+    assert b"Too many levels of symbolic links" in done.stderr
+
+
+def test_ctrl_c_ends_a_command_that_waits_for_its_poem(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "poem").write_bytes(b"first")
+    arguments = [*XFORMD, "send", "upper", str(tmp_path / "poem"), "-", "--jobs", "1", "--server", server.address]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == b"FIRST"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == -signal.SIGINT
+
+
+def test_ctrl_c_never_delivers_the_original_as_if_it_were_a_result() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(DEADLINE_S)
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        arguments = [*XFORMD, "send", "upper", "--fallback", "--server", address]
+        with subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"poem")
+            process.stdin.close()
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(100)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(DEADLINE_S) == -signal.SIGINT
+                assert process.stdout.read() == b""
+
+
+def test_a_server_whose_greeting_nobody_reads_serves(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    command = f"exec {' '.join(XFORMD)} serve --listen unix:{path} >/dev/full"
+    with subprocess.Popen(["bash", "-c", command], stderr=subprocess.PIPE, env=environment()) as process:
+        try:
+            wait_until(path.exists)
+            assert ask(path, netstring(b"upper.a")) == b"1:A,"
+        finally:
+            process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert b"cannot say where it listens" in log
+    assert b"Traceback" not in log
+
+
+def ask(path: Path, request: bytes) -> bytes:
+    """Send bytes to a Unix socket and give everything that comes back."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(path))
+        client.sendall(request)
+        return read_to_end(client)
+
+
+CLOSES = """
+import sys, xformd
+sys.stdout.close()
+@xformd.transform
+def whisper(poem: str) -> str:
+    sys.stdout.close()
+    return poem.lower()
+@xformd.hookimpl
+def xformd_transforms():
+    return [whisper]
+"""
+
+
+def test_a_plugin_that_closes_its_standard_output_closes_nobody_elses(tmp_path: Path) -> None:
+    (tmp_path / "closes.py").write_text(CLOSES)
+    with serving(tmp_path, "--plugins-dir", str(tmp_path)) as server:
+        assert server.ask(netstring(b"whisper.A")) == b"1:a,"
+        assert server.ask(netstring(b"nope.A")) == b""
+        wait_until(lambda: "no-such-transform" in server.log)
+    ran = xformd("run", "whisper", "--plugins-dir", str(tmp_path), stdin=b"A")
+    assert (ran.returncode, ran.stdout) == (0, b"a")

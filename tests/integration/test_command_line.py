@@ -103,7 +103,7 @@ FAILURES = [
     (("wrap:width=wide",), 64, "bad-options: wrap: option 'width' takes a whole number, not 'wide'"),
     (("upper:loud=1",), 64, "bad-options: upper has no option 'loud'; its options: none"),
     (("repeat",), 64, "bad-options: repeat needs the option 'times': a whole number"),
-    (("wrap:width=0",), 64, "bad-options: wrap: option 'width' takes 1 or more, not 0"),
+    (("wrap:width=0",), 64, "bad-options: wrap: option 'width' takes 1 to 10000, not 0"),
     (("cumingsify",), 66, "no-such-transform: no transform 'cumingsify' here; did you mean 'cummingsify'?"),
     (("picky",), 65, "gibberish: this is no sonnet"),
     (("repeat:times=9999999",), 65, "too-large: the result of repeat has 39999996 bytes; the limit is 10485760 bytes"),

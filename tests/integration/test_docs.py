@@ -23,18 +23,6 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_BLOCK = re.compile(r"`([\w./]+)`[^`]*?:\n\n```(?:python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KINDS = {"console", "python", "sh", "text", "toml"}
 
-NETCAT = """\
-import os, socket, sys
-host, _, port = os.environ["XFORMD_SERVER"].partition(":")
-with socket.create_connection((host, int(port))) as connection:
-    connection.sendall(sys.stdin.buffer.read())
-    connection.shutdown(socket.SHUT_WR)
-    while data := connection.recv(65536):
-        sys.stdout.write(data.decode())
-print()
-"""
-
-
 @attrs.frozen
 class Reader:
     """Somebody who follows the pages, with what they told him to install."""
@@ -94,7 +82,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 def desk(tmp_path: Path) -> Path:
     """A folder to follow a page in, with the poem that the plugins' pages speak of."""
     (tmp_path / "poem.txt").write_text("The Owl and the Pussy-cat went to sea\n")
-    (tmp_path / "netcat.py").write_text(NETCAT)
     return tmp_path
 
 
@@ -131,18 +118,30 @@ def test_the_pages_that_show_commands_are_found() -> None:
 
 def test_the_client_page_prints_what_it_says(reader: Reader, desk: Path) -> None:
     page = ROOT / "docs" / "client.md"
-    (program,) = blocks_of(page, "python")
+    program, _ = blocks_of(page, "python")
     (expected,) = blocks_of(page, "text")
     assert reader.run(["python", "-c", program], desk) == expected
 
 
 def test_the_fallback_of_the_readme_works(reader: Reader, desk: Path) -> None:
-    _, fallback = blocks_of(ROOT / "README.md", "python")
+    _, fallback, _ = blocks_of(ROOT / "README.md", "python")
     host, _, port = reader.server.partition(":")
     program = fallback.replace('"127.0.0.1", 11000', f'"{host}", {port}') + (
         "\nfrom twisted.internet.task import react\nreact(lambda reactor: transformed('The Owl!').addCallback(print))\n"
     )
     assert reader.run(["python", "-c", program], desk) == "the owl..\n"
+
+
+def test_the_plain_sockets_of_the_readme_work(reader: Reader, desk: Path) -> None:
+    *_, program = blocks_of(ROOT / "README.md", "python")
+    host, _, port = reader.server.partition(":")
+    program = program.replace('"127.0.0.1", 11000', f'"{host}", {port}')
+    assert reader.run(["python", "-c", program], desk) == "b'15:here is my poem,'\n"
+
+
+def test_the_asyncio_page_works(reader: Reader, desk: Path) -> None:
+    _, program = blocks_of(ROOT / "docs" / "client.md", "python")
+    assert reader.run(["python", "-W", "error", "-c", program], desk) == "['THE OWL', 'THE PUSSY-CAT']\n"
 
 
 def test_the_plugin_page_shows_the_files_that_are_installed() -> None:

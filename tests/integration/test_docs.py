@@ -23,6 +23,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_BLOCK = re.compile(r"`([\w./]+)`[^`]*?:\n\n```(?:python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KINDS = {"console", "python", "sh", "text", "toml"}
 
+
 @attrs.frozen
 class Reader:
     """Somebody who follows the pages, with what they told him to install."""

@@ -14,6 +14,7 @@ from xformd.limits import Limits
 from xformd.plugins import loader
 from xformd.plugins.loader import Selection
 from xformd.plugins.registry import Registry
+from xformd.prompt import make_prompt
 from xformd.protocol import TransformFactory
 from xformd.service import TransformService
 
@@ -80,6 +81,7 @@ class Server(Service):
                 port = await endpoint.listen(self._factory)
             except Exception as error:  # each kind of endpoint raises as it likes
                 raise _explain(description, error) from error
+            make_prompt(port)
             self._ports.append(port)
             shown.append(address.show(port.getHost()))
         return tuple(shown)

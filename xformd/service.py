@@ -29,7 +29,10 @@ from xformd.limits import Limits
 from xformd.options import OptionValue
 from xformd.plugins.registry import Entry, Registry
 from xformd.runners import inline
-from xformd.spec import Spec
+from xformd.spec import SHORT_CHARACTERS, Spec, Step
+
+MAX_PLANS = 1_024
+"""How many specs are remembered with their transforms and options."""
 
 REFUSALS = (GibberishError, BadOptions, TooLarge)
 """What a transform may raise to say no to a poem or to an option's value; its message reaches the caller."""
@@ -66,6 +69,7 @@ class TransformService:
         self.registry = registry
         self._limits = limits
         self._clock = clock
+        self._plans: dict[Spec, list[_Call]] = {}  # the registry never changes, so neither do they
 
     def xform(self, spec: Spec, poem: bytes, *, timeout_s: float | None = None) -> bytes | Deferred[bytes]:
         """Transform a poem.
@@ -83,7 +87,7 @@ class TransformService:
             XformError: any of the table. From a Deferred the same come as failures, and no other failure does.
         """
         try:
-            calls = [self._resolve(step.name, step.options) for step in spec.steps]
+            calls = self._plans.get(spec) or self._plan(spec)
             limit_s = self._limits.transform_timeout_s
             allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
             budget = _Budget(self._clock.seconds() + allowed_s, allowed_s)
@@ -99,9 +103,18 @@ class TransformService:
             raise self._internal_error() from error
         return poem
 
-    def _resolve(self, name: str, options: Mapping[str, str]) -> _Call:
-        entry = self.registry.resolve(name)
-        return _Call(entry, entry.transform.convert(options))
+    def _plan(self, spec: Spec) -> list[_Call]:
+        """Look up a spec's transforms and convert its options, once for as many requests as come."""
+        calls = [self._resolve(step) for step in spec.steps]
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+        if len(str(spec)) <= SHORT_CHARACTERS:
+            self._plans[spec] = calls
+        return calls
+
+    def _resolve(self, step: Step) -> _Call:
+        entry = self.registry.resolve(step.name)
+        return _Call(entry, entry.transform.convert(dict(step.options)))
 
     async def _go_on(self, pending: Deferred[bytes], rest: list[_Call], budget: _Budget) -> bytes:
         poem = await pending

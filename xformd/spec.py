@@ -5,6 +5,7 @@ people may leave out the encoding wherever the grammar stays clear. Both parse t
 ``Spec`` gives its one canonical wire form. Nothing here knows which transforms exist.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from urllib.parse import unquote_to_bytes
@@ -15,6 +16,9 @@ from xformd.errors import BadRequest
 
 MAX_SPEC_BYTES = 8_192
 """A spec names a handful of transforms; what is longer is an attack, or a poem with its dot missing."""
+
+SHORT_CHARACTERS = 256
+"""Of a spec that is remembered once it has been parsed."""
 
 MAX_STEPS = 32
 """A request may not multiply its own cost without bound."""
@@ -31,24 +35,28 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and _NAME.match(value) is not None
 
 
-@attrs.frozen
+def _sorted_items(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(options.items()))
+
+
+@attrs.frozen(cache_hash=True)
 class Step:
     """One transform of a spec.
 
     Args:
         name: the transform's name.
-        options: option name to its value as text, not yet converted.
+        options: option name to its value as text, not yet converted; kept as sorted pairs.
     """
 
     name: str
-    options: Mapping[str, str] = attrs.field(factory=dict)
+    options: tuple[tuple[str, str], ...] = attrs.field(factory=dict, converter=_sorted_items)
 
     def __str__(self) -> str:
-        options = ",".join(f"{key}={_encode(value)}" for key, value in sorted(self.options.items()))
+        options = ",".join(f"{key}={_encode(value)}" for key, value in self.options)
         return f"{self.name}:{options}" if options else self.name
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Spec:
     """What to do with a poem: one step, or several in turn. ``str()`` gives the canonical wire form."""
 
@@ -70,7 +78,8 @@ def parse(text: str) -> Spec:
     Raises:
         BadRequest: saying what is wrong and at which character (the first is 1).
     """
-    return _parse(text, _WIRE_VALUE)
+    # A server is asked for the same few specs again and again; a long one is not worth its place.
+    return _parse_short(text) if len(text) <= SHORT_CHARACTERS else _parse(text, _WIRE_VALUE)
 
 
 def parse_readable(text: str) -> Spec:
@@ -116,7 +125,7 @@ def build(transform: str, options: Mapping[str, object]) -> Spec:
         if not isinstance(value, str | int | float):
             raise BadRequest(f"the option {name!r} takes a str, an int, a float or a bool, not {type(value).__name__}")
     _check_text(texts)
-    return Spec((Step(step.name, {**step.options, **texts}),))
+    return Spec((Step(step.name, {**dict(step.options), **texts}),))
 
 
 def _check_text(texts: Mapping[str, str]) -> None:
@@ -129,6 +138,11 @@ def _check_text(texts: Mapping[str, str]) -> None:
 
 def _encode(value: str) -> str:
     return _ENCODED.sub(lambda match: b"%%%02X" % match[0][0], value.encode()).decode("ascii")
+
+
+@functools.lru_cache(maxsize=1_024)
+def _parse_short(text: str) -> Spec:
+    return _parse(text, _WIRE_VALUE)
 
 
 def _bad(place: int, message: str) -> BadRequest:

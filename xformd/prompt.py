@@ -1,0 +1,31 @@
+"""A server transport that sends at once what the system takes at once.
+
+Twisted's own waits for the reactor's next turn with every write: two changes to the set of watched sockets and a turn
+of the loop, for an answer that nearly always fits into the socket's buffer. What does not fit goes Twisted's way.
+"""
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import IListeningPort
+
+
+class PromptServer(tcp.Server):
+    """A connection that tries to send before it queues."""
+
+    def write(self, data: bytes) -> None:
+        """Send what can be sent now; queue the rest."""
+        if self.dataBuffer or self._tempDataBuffer or not self.connected or self.disconnecting or self.TLS:
+            tcp.Server.write(self, bytes(data))
+            return
+        sent = 0
+        while sent < len(data):
+            taken = self.writeSomeData(data[sent:] if sent else data)
+            if not isinstance(taken, int) or taken <= 0:  # full, or broken: the reactor will see which
+                tcp.Server.write(self, bytes(data[sent:]))
+                return
+            sent += taken
+
+
+def make_prompt(port: IListeningPort) -> None:
+    """Let a TCP port's connections be prompt; any other port stays as it is."""
+    if isinstance(port, tcp.Port) and port.transport is tcp.Server:
+        port.transport = PromptServer

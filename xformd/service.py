@@ -6,7 +6,7 @@ transform does, its caller sees an ``XformError`` and the operator's log says on
 
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -68,6 +68,7 @@ class TransformService:
     def __init__(self, registry: Registry, limits: Limits, clock: IReactorTime) -> None:
         self.registry = registry
         self._limits = limits
+        self._max_result_bytes = limits.max_result_bytes
         self._clock = clock
         self._plans: dict[Spec, list[_Call]] = {}  # the registry never changes, so neither do they
 
@@ -88,19 +89,29 @@ class TransformService:
         """
         try:
             calls = self._plans.get(spec) or self._plan(spec)
-            limit_s = self._limits.transform_timeout_s
-            allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
-            budget = _Budget(self._clock.seconds() + allowed_s, allowed_s)
-            for index, call in enumerate(calls):
-                result = self._run(call, poem, budget)
-                if isinstance(result, Deferred):
-                    rest = calls[index + 1 :]
-                    return Deferred.fromCoroutine(self._go_on(result, rest, budget)) if rest else result
-                poem = result
+            if len(calls) == 1 and not calls[0].entry.transform.asynchronous:
+                result = self._run(calls[0], poem)
+                if isinstance(result, bytes):
+                    return result  # the way of most requests: no clock, no Deferred
+                return self._under_deadline(calls[0], result, self._budget(timeout_s))
+            return self._in_turn(calls, poem, self._budget(timeout_s))
         except XformError:
             raise
         except Exception as error:
             raise self._internal_error() from error
+
+    def _budget(self, timeout_s: float | None) -> _Budget:
+        limit_s = self._limits.transform_timeout_s
+        allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
+        return _Budget(self._clock.seconds() + allowed_s, allowed_s)
+
+    def _in_turn(self, calls: Sequence[_Call], poem: bytes, budget: _Budget) -> bytes | Deferred[bytes]:
+        for index, call in enumerate(calls):
+            result = self._run_in_time(call, poem, budget)
+            if isinstance(result, Deferred):
+                rest = calls[index + 1 :]
+                return Deferred.fromCoroutine(self._go_on(result, rest, budget)) if rest else result
+            poem = result
         return poem
 
     def _plan(self, spec: Spec) -> list[_Call]:
@@ -116,27 +127,29 @@ class TransformService:
         entry = self.registry.resolve(step.name)
         return _Call(entry, entry.transform.convert(dict(step.options)))
 
-    async def _go_on(self, pending: Deferred[bytes], rest: list[_Call], budget: _Budget) -> bytes:
-        poem = await pending
-        for call in rest:
-            result = self._run(call, poem, budget)
-            poem = await result if isinstance(result, Deferred) else result
-        return poem
+    async def _go_on(self, pending: Deferred[bytes], rest: Sequence[_Call], budget: _Budget) -> bytes:
+        result = self._in_turn(rest, await pending, budget)
+        return await result if isinstance(result, Deferred) else result
 
-    def _run(self, call: _Call, poem: bytes, budget: _Budget) -> bytes | Deferred[bytes]:
+    def _run_in_time(self, call: _Call, poem: bytes, budget: _Budget) -> bytes | Deferred[bytes]:
         if self._clock.seconds() > budget.ends_at:  # a step before it took all the time there was
             raise TransformTimeout(f"{budget.allowed_s:g} s were over before {call.entry.transform.name} began")
+        result = self._run(call, poem)
+        return self._under_deadline(call, result, budget) if isinstance(result, Deferred) else result
+
+    def _run(self, call: _Call, poem: bytes) -> bytes | Deferred[bytes]:
         try:
             result = inline.run(call.entry.transform, call.options, poem)
         except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
             raise self._explain(call, Failure()) from None
         if isinstance(result, Deferred):
-            result.addCallbacks(self._check_size, lambda failure: self._fail(call, failure), callbackArgs=(call,))
-            return self._under_deadline(call, result, budget)
-        return self._check_size(result, call)
+            return result.addCallbacks(
+                self._check_size, lambda failure: self._fail(call, failure), callbackArgs=(call,)
+            )
+        return result if len(result) <= self._max_result_bytes else self._check_size(result, call)
 
     def _check_size(self, result: bytes, call: _Call) -> bytes:
-        limit = self._limits.max_result_bytes
+        limit = self._max_result_bytes
         if len(result) > limit:
             name = call.entry.transform.name
             raise TooLarge(f"the result of {name} has {len(result)} bytes; the limit is {limit} bytes")

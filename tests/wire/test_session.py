@@ -118,7 +118,7 @@ def test_what_does_not_start_with_an_id_is_no_session(string: bytes) -> None:
         (b"7 upper", "no '.'"),
         (b"7 " + b"a" * (MAX_SPEC_BYTES + 2_000) + b".poem", "no '.'"),
         (b"7.poem", "names its transform"),
-        (b"7 .poem", "no transform name"),
+        (b"7 .poem", "names its transform"),
         (b"7  upper.poem", "'upper' is no attribute"),
         (b"7 upper .poem", "'' is no attribute"),
         (b"7 upper timeout.poem", "'timeout' is no attribute"),

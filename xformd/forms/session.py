@@ -28,7 +28,9 @@ class SessionForm:
     def __init__(self, connection: Connection, decoder: netstring.Decoder) -> None:
         self._connection = connection
         self._decoder = decoder
+        self._service = connection.service
         self._max_in_flight = connection.limits.max_in_flight
+        self._max_unread_bytes = connection.limits.max_unread_output_bytes
         self._strings: deque[bytes] = deque()  # decoded, and not taken on yet: at most one read's worth
         self._violation: XformError | None = None  # what came after them
         self._in_flight: dict[int, Deferred[bytes]] = {}
@@ -85,8 +87,12 @@ class SessionForm:
         if self._is_closed or self._is_going_on:
             return
         self._is_going_on = True
-        while self._strings and self._has_room():
-            self._handle(self._strings.popleft())
+        in_flight, strings, max_in_flight = self._in_flight, self._strings, self._max_in_flight
+        may_go_on = self._has_room()
+        while strings and may_go_on:
+            self._handle(strings.popleft())
+            if self._output_bytes > self._max_unread_bytes or len(in_flight) >= max_in_flight:
+                may_go_on = self._has_room()
         self._flush()
         self._is_going_on = False
         if self._violation is not None and not self._strings:
@@ -100,10 +106,9 @@ class SessionForm:
     def _has_room(self) -> bool:
         if len(self._in_flight) >= self._max_in_flight:
             return False
-        limit = self._connection.limits.max_unread_output_bytes
-        if self._output_bytes > limit:
+        if self._output_bytes > self._max_unread_bytes:
             self._flush()
-        return self._connection.unread_bytes <= limit
+        return self._connection.unread_bytes <= self._max_unread_bytes
 
     def _regulate(self) -> None:
         """Read on or not, and set the deadline that fits."""
@@ -143,7 +148,7 @@ class SessionForm:
             return
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
         try:
-            result = self._connection.service.xform(request.spec, request.poem, timeout_s=timeout_s)
+            result = self._service.xform(request.spec, request.poem, timeout_s=timeout_s)
         except XformError as error:
             self._refuse(request.id, error)
             return
@@ -158,7 +163,7 @@ class SessionForm:
             if request.id in self._in_flight:
                 self._in_flight[request.id].cancel()  # which answers it
         elif request.control == "list":
-            listed = json.dumps(listing.to_json(self._connection.service.registry))
+            listed = json.dumps(listing.to_json(self._service.registry))
             self._send(session.encode_reply(session.Reply(request.id, listed.encode())))
         else:
             self._send(session.encode_reply(session.Reply(request.id, b"")))

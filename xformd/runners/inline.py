@@ -25,9 +25,10 @@ def run(transform: Transform, options: Mapping[str, OptionValue], poem: bytes) -
         TransformFailed: the function returned something that is no poem.
         BaseException: whatever else the function raised. From a Deferred the same come as failures.
     """
-    result = transform(transform.decode(poem), **options)
-    if inspect.iscoroutine(result):
-        result = Deferred.fromCoroutine(result)
-    if isinstance(result, Deferred):
-        return result.addCallback(transform.encode)
+    result = transform.function(transform.decode(poem), **options)
+    if type(result) is not str:  # what nearly every transform gives
+        if inspect.iscoroutine(result):
+            result = Deferred.fromCoroutine(result)
+        if isinstance(result, Deferred):
+            return result.addCallback(transform.encode)
     return transform.encode(result)

@@ -4,6 +4,7 @@ Both sides, as functions of strings and values: what a netstring of a session me
 What a connection has to remember, which requests are in flight, is ``InFlight``; everything else has no state.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 import attrs
 
 from xformd.errors import ERRORS, BadFrame, BadRequest, InternalError, XformError, one_line
-from xformd.spec import MAX_SPEC_BYTES, Spec, parse
+from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, Spec, parse
 from xformd.wire import netstring
 
 OPENING = b"xformd/2"
@@ -25,6 +26,8 @@ MAX_ID = 2**53 - 1
 
 MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
 """What stands before the ``.``: an id, a spec and a few attributes."""
+
+_ZERO = ord("0")
 
 Control = Literal["list", "ping", "cancel"]
 _CONTROLS: Mapping[str, Control] = {"!list": "list", "!ping": "ping", "!cancel": "cancel"}
@@ -113,28 +116,38 @@ def decode_request(string: bytes) -> Request | ControlRequest | Malformed:
         BadFrame: it does not even start with an id: this is no session, and the connection must end.
     """
     head, poem = _split(string)
-    number, *words = head.split(" ")
+    number, _, words = head.partition(b" ")
     request_id = _id(number)
     if request_id == CONNECTION_ID:
         raise BadFrame("a client's messages start with an id from 1 on")
     try:
-        return _decode_words(request_id, words, poem)
+        if poem is None:
+            raise BadRequest("a request is <id> <transform>.<poem>; this one has no '.' after a transform")
+        meaning = _short_meaning(words) if len(words) <= SHORT_CHARACTERS else _meaning(words)
     except BadRequest as error:
         return Malformed(request_id, error)
+    if isinstance(meaning, str):
+        return ControlRequest(request_id, meaning)
+    spec, timeout_ms = meaning
+    return Request(request_id, spec, poem, timeout_ms)
 
 
-def _decode_words(request_id: int, words: list[str], poem: bytes | None) -> Request | ControlRequest:
-    if poem is None:
-        raise BadRequest("a request is <id> <transform>.<poem>; this one has no '.' after a transform")
+def _meaning(words: bytes) -> tuple[Spec, int | None] | Control:
+    """Read what stands between a request's id and its ``.``."""
+    # Byte for character, so that whatever was sent can be quoted.
+    spec, *attributes = words.decode("latin-1").split(" ")
     if not words:
         raise BadRequest("a request names its transform after its id and a space")
-    spec, *attributes = words
     values = _attributes(attributes)
     if spec.startswith("!"):
         if spec not in _CONTROLS:
             raise BadRequest(f"there is no control message {spec[:80]!r}; there are {', '.join(_CONTROLS)}")
-        return ControlRequest(request_id, _CONTROLS[spec])
-    return Request(request_id, parse(spec), poem, _milliseconds(values, "timeout"))
+        return _CONTROLS[spec]
+    return parse(spec), _milliseconds(values, "timeout")
+
+
+# A client says the same few things again and again.
+_short_meaning = functools.lru_cache(maxsize=1_024)(_meaning)
 
 
 # The server speaks, the client reads.
@@ -195,11 +208,13 @@ def decode_reply(string: bytes) -> Reply | Refusal:
         BadFrame: it is no message of a session.
     """
     head, body = _split(string)
-    number, *words = head.split(" ")
+    number, space, words = head.partition(b" ")
     reply_id = _id(number)
-    if body is None or not words:
+    if body is None or not space:
         raise BadFrame("a server's message is <id> <code>.<text>")
-    code, *attributes = words
+    if words == b"ok" and reply_id != CONNECTION_ID:
+        return Reply(reply_id, body)
+    code, *attributes = words.decode("latin-1").split(" ")
     try:
         values = _attributes(attributes)
         retry_after_ms = _milliseconds(values, "retry-after")
@@ -216,26 +231,26 @@ def decode_reply(string: bytes) -> Reply | Refusal:
 # What both need.
 
 
-def _split(string: bytes) -> tuple[str, bytes | None]:
+def _split(string: bytes) -> tuple[bytes, bytes | None]:
     """Give what stands before the first ``.``, and the rest, or None where there is no ``.`` in its place."""
     dot = string.find(b".", 0, MAX_HEAD_BYTES + 1)
-    # Byte for character, so that whatever was sent can be quoted.
     if dot < 0:
-        return string[:MAX_HEAD_BYTES].decode("latin-1"), None
-    return string[:dot].decode("latin-1"), string[dot + 1 :]
+        return string[:MAX_HEAD_BYTES], None
+    return string[:dot], string[dot + 1 :]
 
 
-def _id(text: str) -> int:
-    value = _number(text)
+def _id(digits: bytes) -> int:
+    value = _number(digits)
     if value is None or value > MAX_ID:
-        raise BadFrame(f"{text[:80]!r} is no id: a message of a session starts with one, from 1 to 2^53-1")
+        shown = digits[:80].decode("latin-1")
+        raise BadFrame(f"{shown!r} is no id: a message of a session starts with one, from 1 to 2^53-1")
     return value
 
 
-def _number(text: str) -> int | None:
-    if not (text.isascii() and text.isdigit()) or len(text) > 16 or (text[0] == "0" and len(text) > 1):
+def _number(digits: bytes) -> int | None:
+    if not digits.isdigit() or len(digits) > 16 or (digits[0] == _ZERO and len(digits) > 1):
         return None
-    return int(text)
+    return int(digits)
 
 
 def _attributes(words: Iterable[str]) -> dict[str, str]:
@@ -253,7 +268,7 @@ def _attributes(words: Iterable[str]) -> dict[str, str]:
 def _milliseconds(values: Mapping[str, str], key: str) -> int | None:
     if key not in values:
         return None
-    milliseconds = _number(values[key])
+    milliseconds = _number(values[key].encode("latin-1"))
     if milliseconds is None:
         raise BadRequest(f"the attribute {key!r} takes a whole number of milliseconds, not {values[key][:80]!r}")
     return milliseconds

@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH_VENV := .venv-bench
 GUEST_VENV := .venv-guest
 GUEST_BIN := $(GUEST_VENV)/bin
 PLUGINS := $(wildcard plugins-example/xformd-*)
@@ -33,16 +34,22 @@ plugins: $(GUEST_VENV)/installed ## Test the example plugins, installed as a str
 demo: $(GUEST_VENV)/installed ## Start a server with the example plugins and send it a poem
 	@PATH="$(CURDIR)/$(GUEST_BIN):$$PATH" bash demo/demo.sh
 
-bench: $(VENV)/installed ## Print every figure that the README states
-	$(BIN)/python benchmarks/decoding.py
+bench: $(BENCH_VENV)/installed ## Measure xformd against its peers; print every figure that the README states
+	$(BENCH_VENV)/bin/python -m benchmarks
 
 clean: ## Remove what these commands have made
-	rm -rf $(VENV) $(GUEST_VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) $(GUEST_VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/installed: pyproject.toml | python
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[tls]' --group dev
+	touch $@
+
+$(BENCH_VENV)/installed: pyproject.toml | python
+	$(PYTHON) -m venv --clear $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BENCH_VENV)/bin/python -m pip install --quiet --editable . --group bench
 	touch $@
 
 # Not editable, and apart from the tools above: what somebody else's machine would have.

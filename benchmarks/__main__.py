@@ -1,0 +1,120 @@
+"""``python -m benchmarks``: measure, print a table for each work and the figures to reach, write JSON and pictures."""
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import kernel, machine, report, servers, targets
+from benchmarks.commands import Commands
+from benchmarks.in_process import Decoding
+from benchmarks.plan import Plan, Work
+from benchmarks.samples import Result
+from benchmarks.works import Classic, Crowded, Idle, Steady
+
+HERE = Path(__file__).resolve().parent
+MIB = 1024 * 1024
+MANY, SOME = 5_000, 1_000
+_OTHER_FILES = 200
+
+WORKS: tuple[Work, ...] = (
+    Steady("a", "20-byte poems, 4 connections with 64 requests in flight; over HTTP 32 with 1", 20, 4, 64),
+    Steady("b", "600-byte poems, 32 connections with 1 request in flight", 600, 32, 1),
+    Steady("c", "600-byte poems, 32 connections with 16 requests in flight; over HTTP 32 with 1", 600, 32, 16),
+    Steady("d", "1 MiB poems, 4 connections with 1 request in flight", MIB, 4, 1, with_transform=True),
+    Classic("e", "classic: a connection for each 600-byte poem, 8 at a time", 600, 8),
+    Idle("f", "memory of the server's process for each idle connection", 600),
+    Crowded("g", "600-byte poems, 1 request in flight, by the number of connections that take turns", 600),
+    Commands("h", "one command, from start to end, with a 600-byte poem", 600),
+    Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark.
+
+    Args:
+        arguments: of the command line.
+
+    Returns:
+        The exit status: 0 also where figures are not reached; 1 when xformd failed, or an answer was wrong.
+    """
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are ended then, too
+    kernel.allow_open_files(MANY + _OTHER_FILES)
+    facts = machine.describe() | {"rounds": options.rounds, "seconds": options.seconds}
+    print(f"{facts['machine']['processor']}, Python {facts['python']}, {options.rounds} x {options.seconds:g} s")
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="xformd-bench-") as folder:
+        servers.compile_echo(Path(folder))
+        plan = _plan(options, Path(folder))
+        for work in WORKS:
+            if options.work and work.key not in options.work:
+                continue
+            results.append(work.run(plan))
+            print("\n" + report.table(results[-1]), flush=True)
+    _conclude(facts, results, options.output)
+    return int(any(map(_has_failed, results)))
+
+
+def _has_failed(result: Result) -> bool:
+    """Say whether ours could not do its work, or whoever's answer was wrong. A peer that is not there is no failure."""
+    return any(row.is_wrong or (row.error and name.startswith("xformd")) for name, row in result.rows.items())
+
+
+def _plan(options: argparse.Namespace, binaries: Path) -> Plan:
+    server_cpu, generator_cpu = kernel.cpu_pair()
+    return Plan(
+        rounds=options.rounds,
+        seconds=options.seconds,
+        warm_up_s=options.seconds / 3,
+        server_cpu=server_cpu,
+        generator_cpu=generator_cpu,
+        crowd=SOME if options.quick else MANY,
+        servers=servers.catalogue(binaries),
+        peers=frozenset(options.peers),
+    )
+
+
+def _conclude(facts: dict[str, object], results: Sequence[Result], output: Path) -> None:
+    outcomes = targets.compare({result.key: result for result in results})
+    print("\n" + report.verdicts(outcomes))
+    output.mkdir(parents=True, exist_ok=True)
+    written = output / "results.json"
+    written.write_text(report.to_json(facts, results, outcomes))
+    from benchmarks import pictures  # here, since matplotlib takes a second to import
+
+    drawn = pictures.draw(json.loads(written.read_text()), output / "pictures")
+    print("\n" + "\n".join(f"written: {path}" for path in (written, *drawn)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a smoke run of less than a minute: 1 round, 0.15 s each")
+    parser.add_argument("--work", type=_names, default=[], metavar="A,B", help=", ".join(work.key for work in WORKS))
+    known = [name for name in servers.catalogue(HERE) if not name.startswith(servers.OURS)]
+    parser.add_argument("--peers", type=_names, default=[], metavar="X,Y", help=", ".join(known))
+    parser.add_argument("--rounds", type=int, help="measurements of each server for each work [7]")
+    parser.add_argument("--seconds", type=float, help="how long one lasts [0.7]")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where results.json and pictures/ go [benchmarks, or partial/ in it]"
+    )
+    options = parser.parse_args(arguments)
+    for unknown in {*options.work} - {work.key for work in WORKS} | {*options.peers} - {*known}:
+        parser.error(f"there is no {unknown!r}")
+    is_whole = not (options.quick or options.work or options.peers)
+    options.output = options.output or (HERE if is_whole else HERE / "partial")
+    options.rounds = options.rounds or (1 if options.quick else 7)
+    options.seconds = options.seconds or (0.15 if options.quick else 0.7)
+    return options
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The pictures that the README shows, drawn from ``results.json``: the same figures give the same bytes."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+NAMES = {
+    "xformd": "xformd",
+    "xformd-classic": "xformd",
+    "tutorial": "Twisted tutorial style, kept open",
+    "tutorial-classic": "Twisted tutorial style",
+    "fastapi": "FastAPI on uvicorn",
+    "asgi": "bare ASGI on uvicorn",
+    "grpc": "gRPC asyncio",
+    "uvloop": "uvloop by hand",
+    "echo-c": "echo in C (no transform)",
+    "transform alone": "the transform alone",
+}
+CAPTIONS = {
+    "a": "20 bytes, 4 x 64 in flight",
+    "b": "600 bytes, 32 x 1 in flight",
+    "c": "600 bytes, 32 x 16 in flight",
+    "d": "1 MiB, 4 x 1 in flight",
+    "e": "600 bytes, a connection for each",
+}
+OURS, THEIRS, INK = "#1f6f8b", "#b9c2c9", "#333333"
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "xformd",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+Works = Mapping[str, Any]
+
+
+def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw what was measured.
+
+    Args:
+        document: what ``results.json`` holds.
+        folder: where the pictures go.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    works = document["works"]
+    drawn = []
+    with mpl.rc_context(_STYLE):
+        for name, picture in (("cpu", _cpu), ("memory", _memory), ("connections", _connections)):
+            figure = picture(works)
+            if figure is not None:
+                drawn.append(folder / f"{name}.svg")
+                figure.savefig(drawn[-1], metadata={"Date": None}, bbox_inches="tight")
+                plt.close(figure)
+    return drawn
+
+
+def _medians(works: Works, work: str, key: str) -> dict[str, float]:
+    rows = works.get(work, {}).get("rows", {})
+    return {name: row[key]["median"] for name, row in rows.items() if key in row}
+
+
+def _cpu(works: Works) -> Any:
+    """Draw the CPU time of a request: a panel for each work, on one logarithmic axis."""
+    panels = {work: _medians(works, work, "cpu_us") for work in CAPTIONS}
+    panels = {work: medians for work, medians in panels.items() if medians}
+    if not panels:
+        return None
+    heights = [len(medians) + 0.8 for medians in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels), sharex=True, squeeze=False, figsize=(7.5, 0.24 * sum(heights) + 0.6), height_ratios=heights
+    )
+    for axis, (work, medians) in zip(axes[:, 0], panels.items(), strict=True):
+        _bars(axis, medians, lambda value: f"{_three_digits(value)} µs")
+        axis.set_xscale("log")
+        axis.set_title(f"({work}) {CAPTIONS[work]}", loc="left", fontsize=9, fontweight="bold")
+    lowest = min(min(medians.values()) for medians in panels.values())
+    highest = max(max(medians.values()) for medians in panels.values())
+    axes[-1, 0].set_xlim(lowest / 2, highest * 3)
+    axes[-1, 0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes[-1, 0].set_xlabel("server CPU time per request, µs, logarithmic (less is better)")
+    figure.tight_layout(h_pad=0.6)
+    return figure
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _memory(works: Works) -> Any:
+    medians = _medians(works, "f", "kib_each")
+    if not medians:
+        return None
+    figure, axis = plt.subplots(figsize=(7.5, 0.3 * len(medians) + 0.7))
+    _bars(axis, medians, "{:.1f} KiB".format)
+    axis.set_xlim(0, 1.15 * max(medians.values()))
+    axis.set_xlabel("memory of the server's process for each idle connection, KiB (less is better)")
+    return figure
+
+
+def _bars(axis: "Axes", medians: Mapping[str, float], label: Callable[[float], str]) -> None:
+    """Draw horizontal bars, the least first, ours in a colour of its own."""
+    ordered = sorted(medians.items(), key=lambda item: -item[1])
+    colours = [OURS if name.startswith("xformd") else THEIRS for name, _ in ordered]
+    bars = axis.barh([NAMES[name] for name, _ in ordered], [value for _, value in ordered], 0.72, color=colours)
+    axis.bar_label(bars, [label(value) for _, value in ordered], padding=3, fontsize=8)
+    axis.tick_params(axis="y", length=0)
+
+
+def _connections(works: Works) -> Any:
+    """Draw the cost of a request by how many connections are open."""
+    rows = works.get("g", {}).get("rows", {})
+    lines = {name: _by_crowd(row) for name, row in rows.items() if "error" not in row}
+    if not lines:
+        return None
+    figure, axis = plt.subplots(figsize=(7.5, 3.2))
+    for name, points in lines.items():
+        ours = name.startswith("xformd")
+        axis.plot(*zip(*points, strict=True), marker="o", color=OURS if ours else THEIRS, lw=2.5 if ours else 1.5)
+        axis.annotate(NAMES[name], points[-1], xytext=(8, -3), textcoords="offset points", fontsize=8)
+    axis.set_xscale("log")
+    axis.set_xticks([size for size, _ in next(iter(lines.values()))])
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_ylim(0)
+    axis.set_xlabel("open connections, which take turns with one request of 600 bytes each")
+    axis.set_ylabel("server CPU time, µs")
+    return figure
+
+
+def _by_crowd(row: Mapping[str, Any]) -> list[tuple[int, float]]:
+    return [
+        (int(key.rpartition("_")[2]), figure["median"]) for key, figure in row.items() if key.startswith("cpu_us_at")
+    ]

@@ -1,0 +1,205 @@
+"""The servers, ours and its peers: how each is started and ended, and what it speaks."""
+
+import contextlib
+import importlib.util
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import attrs
+
+from benchmarks import traffic
+from benchmarks.kernel import pinned
+
+ROOT = Path(__file__).resolve().parent.parent
+ECHO_SOURCE = ROOT / "benchmarks" / "peers" / "echo.c"
+ECHO_BINARY = "echo"  # in the folder that a run has for such things
+
+OURS = "xformd"
+
+_START_S = 60.0
+_STOP_S = 5.0
+
+
+@attrs.frozen
+class Server:
+    """A server that can be started.
+
+    Attributes:
+        name: as it is called in tables.
+        command: starts it; the first line of its output ends with its address.
+        form: what it speaks; None stands for gRPC, which has a generator of its own.
+        needs: what must be installed, as modules.
+        pipelines: whether a client may send requests before it has the answers to earlier ones.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    form: traffic.Form | None
+    needs: tuple[str, ...] = ()
+    pipelines: bool = True
+
+
+@attrs.frozen
+class Running:
+    """A server that runs."""
+
+    server: Server
+    process: subprocess.Popen[str]
+    address: tuple[str, int]
+
+    @property
+    def pid(self) -> int:
+        """Its process, which may have others."""
+        return self.process.pid
+
+
+def _peer(module: str, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"benchmarks.peers.{module}", *arguments)
+
+
+def _http(name: str, module: str, *needs: str) -> Server:
+    needs = ("uvicorn", "uvloop", "httptools", *needs)
+    return Server(name, _peer(module), traffic.http, needs=needs, pipelines=False)
+
+
+def catalogue(binaries: Path) -> dict[str, Server]:
+    """Give all servers.
+
+    Args:
+        binaries: the folder with what has been compiled.
+    """
+    ours = (sys.executable, "-m", "xformd", "serve", "--port", "0", "--plugins", "none")
+    servers = (
+        Server(OURS, ours, traffic.session),
+        Server("xformd-classic", ours, traffic.classic),
+        Server("tutorial", _peer("tutorial", "--kept-open"), traffic.classic),
+        Server("tutorial-classic", _peer("tutorial"), traffic.classic),
+        _http("fastapi", "fastapi_app", "fastapi"),
+        _http("asgi", "asgi_app"),
+        Server("grpc", _peer("grpc_server"), None, needs=("grpc",)),
+        Server("uvloop", _peer("uvloop_session"), traffic.session, needs=("uvloop",)),
+        Server("echo-c", (str(binaries / ECHO_BINARY),), traffic.echo),
+    )
+    return {server.name: server for server in servers}
+
+
+def compile_echo(binaries: Path) -> None:
+    """Compile the C peer where there is a compiler; without one it is left out, and said to be."""
+    compiler = shutil.which("cc")
+    if compiler:
+        command = [compiler, "-O2", "-o", str(binaries / ECHO_BINARY), str(ECHO_SOURCE)]
+        subprocess.run(command, check=False, timeout=60)
+
+
+def why_not(server: Server) -> str:
+    """Say what keeps a server from being started; nothing, if nothing does."""
+    missing = [module for module in server.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if not shutil.which(server.command[0]):
+        return "not compiled: is there a C compiler?"
+    return ""
+
+
+@contextlib.contextmanager
+def running(servers: Iterable[Server], cpu: int | None) -> Iterator[tuple[list[Running], dict[str, str]]]:
+    """Start servers, all at once, and end them again, each by its process id.
+
+    Args:
+        servers: which.
+        cpu: where they run.
+
+    Yields:
+        The servers that have started; and for each other one, by name, why it has not.
+    """
+    with contextlib.ExitStack() as stack:
+        started = [(server, *_start(server, cpu, stack)) for server in servers]
+        ready, failed = [], {}
+        for server, process, log in started:
+            try:
+                ready.append(Running(server, process, _read_address(process, log)))
+            except RuntimeError as error:
+                failed[server.name] = str(error)
+        yield ready, failed
+
+
+def _start(server: Server, cpu: int | None, stack: contextlib.ExitStack) -> tuple[subprocess.Popen[str], IO[str]]:
+    log = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - the stack closes it
+    with pinned(cpu):
+        process = subprocess.Popen(
+            server.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    stack.callback(_stop, process)
+    return process, log
+
+
+def _read_address(process: subprocess.Popen[str], log: IO[str]) -> tuple[str, int]:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], _START_S)
+    line = process.stdout.readline() if ready else ""
+    host, colon, port = line.strip().rpartition(" ")[2].rpartition(":")
+    if not colon:
+        log.seek(0)
+        complaint = (log.read() or line).strip().rpartition("\n")[2]
+        raise RuntimeError(f"does not start: {complaint[:200]}")
+    return host, int(port)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+@attrs.frozen
+class Ended:
+    """What a command that has ended took."""
+
+    wall_s: float
+    cpu_s: float
+    output: bytes
+
+
+def run_to_end(command: Sequence[str], cpu: int | None, compiled: Path) -> Ended:
+    """Run a Python command from its start to its end.
+
+    Args:
+        command: what to run.
+        cpu: where.
+        compiled: a folder for compiled modules. Where nothing may be written beside the sources, every start would
+            compile what is in a checkout anew, and nothing of what pip has installed.
+
+    Returns:
+        What it took of the clock and of the CPU.
+    """
+    environment = os.environ | {"PYTHONPYCACHEPREFIX": str(compiled), "PYTHONDONTWRITEBYTECODE": ""}
+    with pinned(cpu):
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT, env=environment)
+        assert process.stdout is not None
+        try:
+            with process.stdout:
+                output = process.stdout.read()
+            # Not Popen.wait(): the kernel gives what a process used only to whoever waits for it this way.
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # Ctrl-C, or the end of this process
+            process.kill()
+            raise
+        wall_s = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    return Ended(wall_s, usage.ru_utime + usage.ru_stime, output)

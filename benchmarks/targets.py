@@ -1,0 +1,112 @@
+"""The figures to reach, and whether they are.
+
+A ratio is taken within each round, where both its sides were measured within seconds of each other, and the median of
+those counts.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+
+from benchmarks.commands import IMPORT_REACTOR, SEND
+from benchmarks.in_process import DECODER, RECEIVER, TRANSFORM_ALONE
+from benchmarks.samples import Result, Row
+
+Rows = Mapping[str, Row]
+Values = Callable[[Rows], Sequence[float]]
+
+
+@attrs.frozen
+class Target:
+    """A figure to reach.
+
+    Attributes:
+        work: the key of the work that it comes from.
+        text: what it is.
+        values: takes it from that work's rows, once for each round; nothing where something was not measured.
+        limit: what to reach.
+        at_least: whether more is better.
+    """
+
+    work: str
+    text: str
+    values: Values
+    limit: float
+    at_least: bool = False
+
+
+@attrs.frozen
+class Outcome:
+    """A target beside what was measured; without a value, what it takes was not."""
+
+    target: Target
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def is_reached(self) -> bool | None:
+        """Whether it is reached; None where that is not known."""
+        if self.value is None:
+            return None
+        return self.value >= self.target.limit if self.target.at_least else self.value <= self.target.limit
+
+
+def _values(rows: Rows, name: str, key: str) -> list[float]:
+    return rows[name].values(key) if name in rows else []
+
+
+def ratio(key: str, ours: str, *theirs: str) -> Values:
+    """Give what divides one row's figure by another's, or by the sum of several."""
+
+    def per_round(rows: Rows) -> list[float]:
+        sides = [_values(rows, name, key) for name in (ours, *theirs)]
+        return [first / sum(others) for first, *others in zip(*sides, strict=False)]
+
+    return per_round
+
+
+def only(key: str, name: str) -> Values:
+    """Give what takes a figure as it is."""
+    return lambda rows: _values(rows, name, key)
+
+
+def spread(name: str) -> Values:
+    """Give what divides the largest of a row's figures by the smallest, of their medians: each has noise of its own."""
+
+    def of_medians(rows: Rows) -> list[float]:
+        if name not in rows or not rows[name].rounds or rows[name].error:
+            return []
+        medians = [rows[name].median(key) for key in rows[name].rounds[0]]
+        return [max(medians) / min(medians)]
+
+    return of_medians
+
+
+TARGETS = (
+    Target("a", "xformd / tutorial-style, kept open", ratio("cpu_us", "xformd", "tutorial"), 0.55),
+    Target("a", "FastAPI's ping-pong / xformd", ratio("cpu_us", "fastapi", "xformd"), 50, at_least=True),
+    Target("b", "xformd / uvloop by hand", ratio("cpu_us", "xformd", "uvloop"), 1.6),
+    Target("b", "FastAPI / xformd", ratio("cpu_us", "fastapi", "xformd"), 6, at_least=True),
+    Target("b", "gRPC / xformd", ratio("cpu_us", "grpc", "xformd"), 5, at_least=True),
+    Target("c", "xformd / tutorial-style, kept open", ratio("cpu_us", "xformd", "tutorial"), 0.6),
+    Target("d", "xformd / (transform + echo in C)", ratio("cpu_us", "xformd", TRANSFORM_ALONE, "echo-c"), 1.6),
+    Target("e", "xformd / tutorial-style", ratio("cpu_us", "xformd-classic", "tutorial-classic"), 1.0),
+    Target("f", "KiB for each idle session of xformd", only("kib_each", "xformd"), 12),
+    Target("g", "most / least of xformd's", spread("xformd"), 1.3),
+    Target("h", f"wall time, xformd send / {IMPORT_REACTOR}", ratio("wall_ms", SEND, IMPORT_REACTOR), 1.6),
+    Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
+)
+
+
+def compare(results: Mapping[str, Result]) -> list[Outcome]:
+    """Put each target of the works that have run beside its figure."""
+    return [_compare(target, results[target.work].rows) for target in TARGETS if target.work in results]
+
+
+def _compare(target: Target, rows: Rows) -> Outcome:
+    values = target.values(rows)
+    if not values:
+        return Outcome(target, None, None, None)
+    return Outcome(target, statistics.median(values), min(values), max(values))

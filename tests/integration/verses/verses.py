@@ -59,13 +59,20 @@ async def never(poem: str) -> str:
     return poem
 
 
+running: list[str] = []
+
+
 @xformd.transform
 async def gate(poem: str) -> str:
-    """Say in $GATE/started that it runs, and answer when $GATE/open is there."""
+    """Say in $GATE/started that it runs, and in $GATE/most how many ran at once; answer when $GATE/open is there."""
     folder = Path(os.environ["GATE"])
+    running.append(poem)
+    with (folder / "most").open("a") as most:
+        print(len(running), file=most)
     (folder / "started").touch()
     while not (folder / "open").exists():
         await deferLater(reactor, 0.005)
+    running.pop()
     return poem.upper()
 
 

@@ -1,0 +1,126 @@
+"""Sessions over real sockets: what the wire promises of memory, of the share of one connection, and of deadlines."""
+
+import json
+import select
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from integration.processes import VERSES, Server, netstring, read_to_end, serving, wait_until
+from integration.test_classic_server import resident_bytes
+
+MIB = 1024 * 1024
+OPENING = b"8:xformd/2,"
+LIMITED = (sys.executable, str(Path(__file__).parent / "limited_server.py"))
+
+
+def read_until(connection: socket.socket, enough: Callable[[bytearray], bool]) -> bytearray:
+    """Read until what was read is enough."""
+    received = bytearray()
+    while not enough(received):
+        data = connection.recv(1_000_000)
+        assert data, f"it closed after {len(received)} bytes: {bytes(received[-100:])!r}"
+        received += data
+    return received
+
+
+def test_a_session_by_hand(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(
+            OPENING + netstring(b"7 cummingsify.HERE. IS") + netstring(b"8 nope.x") + netstring(b"9 !ping.")
+        )
+        connection.shutdown(socket.SHUT_WR)
+        received = read_to_end(connection)
+    assert b'xformd/2 {"server": "xformd 0.1.0", "max_request_bytes": 10485760, "max_in_flight": 64},' in received
+    assert netstring(b"7 ok.here. is") in received
+    assert b"8 no-such-transform.no transform 'nope' here" in received
+    assert received.endswith(netstring(b"9 ok."))
+
+
+def test_200_mb_that_are_asked_for_and_never_read_cost_the_server_20_mb_at_most(tmp_path: Path) -> None:
+    with serving(tmp_path, "--plugins=none", "--plugins-dir", str(VERSES)) as server:
+        server.ask(netstring(b"repeat:times=5000000.a"))
+        before = resident_bytes(server)
+        with server.connect() as greedy:
+            greedy.sendall(
+                OPENING + b"".join(netstring(b"%d repeat:times=5000000.a" % number) for number in range(1, 41))
+            )
+            highest = before
+            for _ in range(50):
+                server.ask(b"7:upper.a,")
+                highest = max(highest, resident_bytes(server))
+            assert highest - before < 20 * MIB
+            # It was slow, not dead: once it reads, everything comes.
+            assert read_until(greedy, lambda received: len(received) > 200_000_000)
+
+
+def test_of_a_thousand_requests_on_one_connection_no_more_than_its_share_run(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, "--plugins=none", "--plugins-dir", str(VERSES), GATE=str(tmp_path)) as server,
+        server.connect() as connection,
+    ):
+        requests = b"".join(netstring(b"%d gate.x" % number) for number in range(1, 1_001))
+        connection.sendall(OPENING + requests)
+        wait_until((tmp_path / "started").exists)
+        (tmp_path / "open").touch()
+        read_until(connection, lambda received: received.count(b" ok.") == 1_000)
+        assert max(map(int, (tmp_path / "most").read_text().split())) <= 64
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"1", b"10:", b"10:upp", b"10:upper.", OPENING + b"1", OPENING + b"20:", OPENING + b"20:1 upper.a"],
+    ids=repr,
+)
+def test_a_drip_in_each_state_of_the_parser_is_cut_at_its_deadline(tmp_path: Path, start: bytes) -> None:
+    limits = json.dumps({"request_timeout_s": 1.5, "idle_timeout_s": 60, "max_request_bytes": 99_999})
+    with serving(tmp_path, command=LIMITED, LIMITS=limits) as server, server.connect() as connection:
+        in_length = start in (b"1", OPENING + b"1")
+        connection.sendall(start)
+        began = time.monotonic()
+        cut_after_s = drip_until_cut(connection, b"999:" * in_length + b"x" * 100, began)
+    assert 1.4 <= cut_after_s <= 2.0
+
+
+def drip_until_cut(connection: socket.socket, drip: bytes, began: float) -> float:
+    """Send a byte every 0.3 s until the server has cut the connection off; give how long that took."""
+    for byte in drip:
+        next_byte_at = time.monotonic() + 0.3
+        while (remaining := next_byte_at - time.monotonic()) > 0:
+            ready, _, _ = select.select([connection], [], [], remaining)
+            if ready and is_cut(connection):
+                return time.monotonic() - began
+        try:
+            connection.sendall(bytes([byte]))
+        except OSError:
+            return time.monotonic() - began
+    raise AssertionError("it was never cut off")
+
+
+def is_cut(connection: socket.socket) -> bool:
+    """Whether the connection has been reset; what else arrives, a hello, is read."""
+    try:
+        return connection.recv(65_536) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_sessions_are_told_when_the_server_stops(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, "--plugins=none", "--plugins-dir", str(VERSES), GATE=str(tmp_path)) as server,
+        server.connect() as connection,
+    ):
+        connection.sendall(OPENING + netstring(b"1 gate.poem"))
+        wait_until((tmp_path / "started").exists)
+        server.process.terminate()
+        read_until(connection, lambda received: b"0 shutting-down" in received)
+        connection.sendall(netstring(b"2 upper.a"))
+        (tmp_path / "open").touch()
+        rest = read_to_end(connection)
+        assert b"2 shutting-down retry-after=" in rest
+        assert netstring(b"1 ok.POEM") in rest
+        assert server.process.wait(timeout=20) == 0

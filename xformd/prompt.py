@@ -24,6 +24,14 @@ class PromptServer(tcp.Server):
                 return
             sent += taken
 
+    def loseWriteConnection(self) -> None:
+        """End this side now where nothing is queued: Twisted's own waits for the reactor's next turn."""
+        if self.dataBuffer or self._tempDataBuffer or self._writeDisconnected or not self.connected:
+            tcp.Server.loseWriteConnection(self)
+            return
+        self._writeDisconnected = True
+        self._closeWriteConnection()
+
 
 def make_prompt(port: IListeningPort) -> None:
     """Let a TCP port's connections be prompt; any other port stays as it is."""

@@ -133,7 +133,7 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
     from xformd import process
     from xformd.client import TransformProxy
 
-    async def ping_all() -> int:
+    async def ping_all(stdout: TextIO) -> int:
         status = 0
         for server in servers:
             start = time.perf_counter()
@@ -143,11 +143,13 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
                 _complain(f"{error.code}: {error.message}")
                 status = status or error.exit_status
             else:
-                click.echo(f"{server}: {name}, {1000 * (time.perf_counter() - start):.1f} ms")
+                click.echo(f"{server}: {name}, {1000 * (time.perf_counter() - start):.1f} ms", file=stdout)
         return status
 
     process.start_logging()
-    if status := process.run_until_done(ping_all()):
+    with guest_code() as stdout:
+        status = process.run_until_done(ping_all(stdout))
+    if status:
         sys.exit(status)
 
 

@@ -18,6 +18,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from xformd import __version__
+from xformd.allocator import keep_freed_memory
 from xformd.app import Settings, make_server
 from xformd.plugins.registry import Registry
 
@@ -81,6 +82,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     reactor: Any = installed
     start_logging(terse_observer())
+    keep_freed_memory()
     server = make_server(settings, reactor)
     failures: list[Failure] = []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import VERSES, Server, netstring, read_to_end, serving, wait_until
+from integration.processes import VERSES, Server, netstring, read_to_end, serving, wait_until, xformd
 
 LIMIT = 10 * 1024 * 1024
 
@@ -88,6 +88,29 @@ def test_whatever_is_wrong_the_server_closes_sends_nothing_and_logs_one_line(
         assert read_to_end(connection) == b""
     wait_until(lambda: f":{port}: {code}: " in server.log[before:])
     assert server.ask(b"7:upper.a,") == b"1:A,"
+
+
+CONTESTED = """
+import xformd
+@xformd.transform
+def contested(poem: str) -> str:
+    return poem
+@xformd.hookimpl
+def xformd_transforms():
+    return [contested]
+"""
+
+
+def test_a_name_that_two_plugins_provide_is_nobodys(tmp_path: Path) -> None:
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text(CONTESTED)
+    with serving(tmp_path, "--plugins=none", "--plugins-dir", str(tmp_path)) as server:
+        assert server.read_line().startswith("conflict: transform contested is provided by one.py and two.py: nobody")
+        assert server.ask(netstring(b"contested.poem")) == b""
+        wait_until(lambda: ": ambiguous-transform: " in server.log)
+        sent = xformd("send", "contested", "--server", server.address, stdin=b"poem")
+    assert sent.returncode == 66
+    assert sent.stderr.startswith(b"xformd: ambiguous-transform: transform contested is provided by one.py and two.py")
 
 
 def test_only_a_transforms_own_exception_makes_a_traceback_and_just_one(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_table_has_a_row_for_each_transform_and_a_line_for_each_problem() ->
 def test_what_a_plugin_writes_cannot_reach_the_terminal() -> None:
     @transform
     def sly(poem: str, *, colour: str = "\x1b[31m") -> str:
-        """Clear the screen: \x1b[2J\ud800."""
+        """Clear the screen: \x1b[2J."""
         return poem
 
     assert all(line.isprintable() for line in listing.to_table(listing.to_json(registry_of(sly))).splitlines())

@@ -341,6 +341,19 @@ def test_cancelling_a_request_that_is_not_sent_yet_sends_nothing(world: World, s
     assert not [string for string in log if string.endswith(b"upper.y") or b"!cancel" in string]
 
 
+def test_a_request_that_was_given_up_counts_until_the_server_has_answered_it(world: World) -> None:
+    host, log = world.scripted(hello_then(lambda string: None))
+    proxy = world.proxy(host)
+    first, *_ = [proxy.xform("upper", f"{number}") for number in range(3)]
+    world.network.pump()
+    first.cancel()
+    world.fail(first, xformd.Cancelled)
+    assert log == [b"xformd/2", b"1 upper.0", b"2 upper.1", b"1 !cancel."]
+    host.wires[0].write(encode(b"1 cancelled.given up"))
+    world.network.pump()
+    assert log[-1] == b"3 upper.2"
+
+
 def test_close_waits_for_what_is_in_flight(world: World) -> None:
     proxy = world.proxy()
     answer = proxy.xform("later", "poem")

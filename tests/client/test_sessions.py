@@ -348,6 +348,8 @@ def test_a_request_that_was_given_up_counts_until_the_server_has_answered_it(wor
     world.network.pump()
     first.cancel()
     world.fail(first, xformd.Cancelled)
+    proxy.xform("upper", "3")
+    world.network.pump()
     assert log == [b"xformd/2", b"1 upper.0", b"2 upper.1", b"1 !cancel."]
     host.wires[0].write(encode(b"1 cancelled.given up"))
     world.network.pump()

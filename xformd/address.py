@@ -13,12 +13,8 @@ from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint, IStreamServerEndpoint
 
+from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT
 from xformd.errors import ConfigError
-
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 11_000
-BACKLOG = 1_024
-"""How many connections may wait to be accepted: clients of the classic form come in bursts."""
 
 MAX_UNIX_PATH_BYTES = 107
 """Of a Unix socket's name, ``sockaddr_un`` in Linux; a longer one is never an error, it just never connects."""
@@ -87,11 +83,6 @@ def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         message = f"--listen {description!r}: {error}; write a Twisted server endpoint, such as {example}"
         raise ConfigError(message) from error
     return endpoint
-
-
-def tcp_server(host: str, port: int) -> str:
-    """Give the server endpoint string for a host and a port."""
-    return f"tcp:{port}:interface={endpoints.quoteStringArgument(host)}:backlog={BACKLOG}"
 
 
 def show(address: IAddress) -> str:

@@ -3,35 +3,18 @@
 import errno
 from typing import Any
 
-import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 
 from xformd import address
+from xformd.config import Settings
 from xformd.errors import ListenFailed, describe
-from xformd.limits import Limits
 from xformd.plugins import loader
-from xformd.plugins.loader import Selection
 from xformd.plugins.registry import Registry
 from xformd.prompt import make_prompt
 from xformd.protocol import TransformFactory
 from xformd.service import TransformService
-
-
-@attrs.frozen(kw_only=True)
-class Settings:
-    """What an operator decides.
-
-    Args:
-        listen: Twisted server endpoint strings.
-        selection: which plugins to load.
-        limits: what clients may do.
-    """
-
-    listen: tuple[str, ...] = (address.tcp_server(address.DEFAULT_HOST, address.DEFAULT_PORT),)
-    selection: Selection = loader.EVERYTHING
-    limits: Limits = attrs.field(factory=Limits)
 
 
 class Server(Service):

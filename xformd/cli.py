@@ -79,12 +79,12 @@ def serve(listen: tuple[str, ...], port: int | None, host: str | None, selection
       xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
     """
-    from xformd import address, process
-    from xformd.app import Settings
+    from xformd import process
+    from xformd.config import Settings
+    from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 
     if port is not None or host is not None or not listen:
-        tcp_port = address.DEFAULT_PORT if port is None else port
-        listen = (address.tcp_server(host or address.DEFAULT_HOST, tcp_port), *listen)
+        listen = (tcp_server(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port), *listen)
     with guest_code() as stdout:
         process.serve(Settings(listen=listen, selection=selection), functools.partial(click.echo, file=stdout))
 

@@ -9,19 +9,27 @@ from typing import Any
 import attrs
 
 MIB = 1024 * 1024
+GIB = 1024 * MIB
 
 
-def _limit(default: float, reason: str) -> Any:
-    return attrs.field(default=default, validator=attrs.validators.gt(0), metadata={"reason": reason})
+def _limit(default: float | None, reason: str) -> Any:
+    validator = attrs.validators.gt(0)
+    if default is None:
+        validator = attrs.validators.optional(validator)
+    return attrs.field(default=default, validator=validator, metadata={"reason": reason})
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What one server allows. Every field is a positive number; its metadata holds the ``reason``."""
+    """What one server allows.
+
+    Every field is a positive number, or None where there need be no limit; its metadata holds the ``reason``.
+    """
 
     max_request_bytes: int = _limit(10 * MIB, "one request is held in memory whole")
     max_result_bytes: int = _limit(10 * MIB, "one result is held in memory whole")
     max_connections: int = _limit(10_000, "each connection costs memory and a file descriptor")
+    max_connections_per_peer: int | None = _limit(None, "one address must not take every connection")
     max_in_flight: int = _limit(64, "one session must not take the whole server")
     max_unread_output_bytes: int = _limit(MIB, "a client that does not read must not fill the server's memory")
     request_timeout_s: float = _limit(30.0, "a client that drips bytes must not hold a connection forever")
@@ -29,4 +37,8 @@ class Limits:
     write_timeout_s: float = _limit(30.0, "a client that does not read must not hold a reply forever")
     linger_timeout_s: float = _limit(5.0, "a refused client may finish sending, so that it sees a clean close")
     transform_timeout_s: float = _limit(30.0, "a transform that hangs must not hold its client forever")
+    max_queue: int = _limit(1_000, "a request that would wait too long is better refused at once")
+    worker_memory_bytes: int = _limit(GIB, "a transform that eats memory must not starve the machine")
+    max_jobs_per_worker: int = _limit(10_000, "what a transform leaves behind in its process must not stay forever")
+    max_worker_growth_bytes: int = _limit(256 * MIB, "a transform that leaks must not fill the machine by and by")
     shutdown_grace_s: float = _limit(30.0, "a server that is told to stop must stop")

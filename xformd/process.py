@@ -19,7 +19,8 @@ from twisted.python.failure import Failure
 
 from xformd import __version__
 from xformd.allocator import keep_freed_memory
-from xformd.app import Settings, make_server
+from xformd.app import make_server
+from xformd.config import Settings
 from xformd.plugins.registry import Registry
 
 Result = TypeVar("Result")

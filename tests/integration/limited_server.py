@@ -3,15 +3,16 @@
 import json
 import os
 
-from xformd import address, process
-from xformd.app import Settings
+from xformd import process
+from xformd.config import Settings
+from xformd.endpoint import tcp_server
 from xformd.limits import Limits
 from xformd.plugins.loader import Selection
 
 if __name__ == "__main__":
     process.serve(
         Settings(
-            listen=(address.tcp_server("127.0.0.1", 0),),
+            listen=(tcp_server("127.0.0.1", 0),),
             selection=Selection(distributions=frozenset()),
             limits=Limits(**json.loads(os.environ["LIMITS"])),
         ),

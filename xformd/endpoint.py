@@ -1,0 +1,12 @@
+"""Where a server listens unless it is told otherwise: Twisted endpoint strings, written without Twisted."""
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 11_000
+BACKLOG = 1_024
+"""How many connections may wait to be accepted: clients of the classic form come in bursts."""
+
+
+def tcp_server(host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> str:
+    """Give the server endpoint string for a host and a port."""
+    quoted = host.replace("\\", r"\\").replace(":", r"\:")
+    return f"tcp:{port}:interface={quoted}:backlog={BACKLOG}"

@@ -4,7 +4,7 @@ The names, defaults and consequences are those of the table in ``docs/operating.
 a global: whoever enforces it is handed a ``Limits``.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -13,10 +13,8 @@ GIB = 1024 * MIB
 
 
 def _limit(default: float | None, reason: str) -> Any:
-    validator = attrs.validators.gt(0)
-    if default is None:
-        validator = attrs.validators.optional(validator)
-    return attrs.field(default=default, validator=validator, metadata={"reason": reason})
+    positive = attrs.validators.optional(attrs.validators.gt(0)) if default is None else attrs.validators.gt(0)
+    return attrs.field(default=cast(Any, default), validator=positive, metadata={"reason": reason})
 
 
 @attrs.frozen(kw_only=True)

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IListeningPort
 
 from xformd import address
 from xformd.config import Settings
-from xformd.errors import ListenFailed, describe
+from xformd.errors import ConfigError, ListenFailed, XformError, describe
 from xformd.plugins import loader
 from xformd.plugins.registry import Registry
 from xformd.prompt import make_prompt
@@ -84,9 +84,18 @@ def make_server(settings: Settings, reactor: Any) -> Server:
         ConfigError: the settings name something that is not there.
     """
     registry = loader.load(settings.selection)
+    for name in sorted(settings.inline | settings.isolate):
+        _must_be_there(name, registry)
     service = TransformService(registry, settings.limits, reactor)
     factory = TransformFactory(service, settings.limits, reactor)
     return Server(registry, settings.listen, factory, reactor)
+
+
+def _must_be_there(name: str, registry: Registry) -> None:
+    try:
+        registry.resolve(name)
+    except XformError as error:
+        raise ConfigError(f"inline and isolate: {error.message}") from error
 
 
 def _explain(description: str, error: Exception) -> ListenFailed:

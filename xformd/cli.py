@@ -16,6 +16,7 @@ import click
 
 from xformd import __version__
 from xformd.cli_options import guest_code, plugin_options, poem_options, server_options
+from xformd.cli_serve import config, serve
 from xformd.errors import ConfigError, XformError, one_line
 
 if TYPE_CHECKING:
@@ -59,34 +60,8 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.option(
-    "--listen",
-    multiple=True,
-    metavar="ENDPOINT",
-    help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock. May be given several times.",
-)
-@click.option("--port", type=click.IntRange(0, 65535), help="TCP port to listen on; 0 takes a free one. [11000]")
-@click.option("--host", help="Address of the interface to listen on. [127.0.0.1]")
-@plugin_options
-def serve(listen: tuple[str, ...], port: int | None, host: str | None, selection: "Selection") -> None:
-    """Serve transforms until SIGTERM or Ctrl-C, then answer what has been accepted.
-
-    \b
-    Examples:
-      xformd serve
-      xformd serve --port 0 --plugins xformd-shout
-      xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
-      xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
-    """
-    from xformd import process
-    from xformd.config import Settings
-    from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT, tcp_server
-
-    if port is not None or host is not None or not listen:
-        listen = (tcp_server(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port), *listen)
-    with guest_code() as stdout:
-        process.serve(Settings(listen=listen, selection=selection), functools.partial(click.echo, file=stdout))
+main.add_command(serve)
+main.add_command(config)
 
 
 @main.command("list-transforms")

@@ -15,6 +15,8 @@ from click.shell_completion import CompletionItem
 
 from xformd.errors import ConfigError
 
+Command = Callable[..., Any]
+
 
 @contextlib.contextmanager
 def guest_code() -> Iterator[TextIO]:
@@ -81,65 +83,76 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return pairs
 
 
-def plugin_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def plugin_flags(command: Command) -> Command:
+    """Add the options that select plugins, each under the name of its setting."""
+    for add in (
+        click.option(
+            "--strict/--no-strict", default=None, help="Refuse to start when a plugin fails or a name is contested."
+        ),
+        click.option(
+            "--prefer",
+            multiple=True,
+            callback=_pairs,
+            metavar="NAME=DISTRIBUTION",
+            help="Where several distributions provide a transform, take this one's.",
+        ),
+        click.option(
+            "--block",
+            multiple=True,
+            metavar="NAME",
+            help="Never import this plugin: a distribution, an entry point, or a loose file without .py.",
+        ),
+        click.option(
+            "--plugins-dir",
+            multiple=True,
+            type=click.Path(),
+            metavar="DIR",
+            help="Load the *.py files of this folder as plugins too.",
+        ),
+        click.option(
+            "--plugins",
+            is_flag=False,
+            flag_value="all",
+            metavar="SELECTION",
+            help="Which installed plugins to load: all (the default), none, or distributions with commas between them.",
+        ),
+    ):
+        command = add(command)
+    return command
+
+
+def plugin_options(command: Command) -> Command:
     """Add the options that select plugins, and hand the command a ``Selection``."""
 
-    @click.option(
-        "--plugins",
-        is_flag=False,
-        flag_value="all",
-        default="all",
-        metavar="SELECTION",
-        help="Which installed plugins to load: all (the default), none, or distributions with commas between them.",
-    )
-    @click.option(
-        "--plugins-dir",
-        "directories",
-        multiple=True,
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Load the *.py files of this folder as plugins too.",
-    )
-    @click.option(
-        "--block",
-        "blocked",
-        multiple=True,
-        metavar="NAME",
-        help="Never import this plugin: a distribution, an entry point, or a loose file without .py.",
-    )
-    @click.option(
-        "--prefer",
-        "preferred",
-        multiple=True,
-        callback=_pairs,
-        metavar="NAME=DISTRIBUTION",
-        help="Where several distributions provide a transform, take this one's.",
-    )
-    @click.option("--strict", is_flag=True, help="Refuse to start when a plugin fails or a name is contested.")
+    @plugin_flags
     @functools.wraps(command)
     def with_selection(
-        plugins: str,
-        directories: tuple[Path, ...],
-        blocked: tuple[str, ...],
-        preferred: dict[str, str],
-        strict: bool,
+        plugins: str | None,
+        plugins_dir: tuple[str, ...],
+        block: tuple[str, ...],
+        prefer: dict[str, str],
+        strict: bool | None,
         **others: Any,
     ) -> Any:
         from xformd.plugins.loader import Selection, parse_distributions
 
+        try:
+            distributions = None if plugins is None else parse_distributions(plugins)
+        except ValueError as error:
+            raise ConfigError(f"--plugins {error}") from error
         selection = Selection(
-            distributions=parse_distributions(plugins),
-            blocked=frozenset(blocked),
-            directories=directories,
-            preferred=preferred,
-            strict=strict,
+            distributions=distributions,
+            blocked=frozenset(block),
+            directories=tuple(map(Path, plugins_dir)),
+            preferred=prefer,
+            strict=bool(strict),
         )
         return command(selection=selection, **others)
 
     return with_selection
 
 
-def poem_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def poem_options(command: Command) -> Command:
     """Add what names a transform, its options, the poems and where results go."""
 
     @click.argument("spec", type=_SpecType())
@@ -166,7 +179,7 @@ def poem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_poems
 
 
-def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def server_options(command: Command) -> Command:
     """Add what names the servers to ask, and how long to wait for them."""
 
     @click.option(

@@ -1,11 +1,17 @@
-"""Settings, complete and checked: what a server is made from, wherever each value came from."""
+"""Settings: the table of what an operator may decide, and what a server is made from."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import attrs
 
+from xformd.config import kinds
+from xformd.config.kinds import Kind
 from xformd.endpoint import tcp_server
 from xformd.limits import Limits
 from xformd.plugins import loader
 from xformd.plugins.loader import Selection
+from xformd.spec import is_name
 
 
 @attrs.frozen(kw_only=True)
@@ -28,3 +34,86 @@ class Settings:
     workers: int | None = None
     inline: frozenset[str] = frozenset()
     isolate: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Settings":
+        """Put settings together.
+
+        Args:
+            values: the value of each ``Setting`` of the table, by its name.
+        """
+        return cls(
+            listen=values["listen"],
+            selection=Selection(
+                distributions=values["plugins"],
+                blocked=values["block"],
+                directories=values["plugins_dir"],
+                preferred=values["prefer"],
+                strict=values["strict"],
+            ),
+            limits=Limits(**{field.name: values[field.name] for field in attrs.fields(Limits)}),
+            workers=values["workers"],
+            inline=values["inline"],
+            isolate=values["isolate"],
+        )
+
+
+@attrs.frozen
+class Setting:
+    """One row of the table.
+
+    Args:
+        name: what it is called in a file; the names of its variable and its flag follow from it.
+        kind: what its value is.
+        default: the value when nobody says anything.
+        reason: one line for a person: what it is for.
+    """
+
+    name: str
+    kind: Kind
+    default: Any
+    reason: str
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return f"XFORMD_{self.name.upper()}"
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+
+_TRANSFORMS = kinds.texts("transform name", frozenset, accepts=is_name)
+_PLUGINS = kinds.texts("plugin", frozenset)
+
+
+def _table() -> Iterator[Setting]:
+    listen = kinds.texts("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
+    yield Setting("listen", listen, (tcp_server(),), "where to listen: Twisted server endpoints")
+    yield Setting("plugins", kinds.SELECTION, None, "which installed plugins to load: all, none, or distributions")
+    yield Setting("block", _PLUGINS, frozenset(), "plugins that are never imported")
+    yield Setting("plugins_dir", kinds.FOLDERS, (), "folders whose *.py files are plugins too")
+    yield Setting("prefer", kinds.PREFERENCES, {}, "which distribution has a name that several provide")
+    yield Setting("strict", kinds.SWITCH, False, "refuse to start when a plugin fails or a name is contested")
+    yield Setting("workers", kinds.count(0, "auto"), None, "worker processes: auto is one for each CPU, 0 is none")
+    yield Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, whatever their author says")
+    yield Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, whatever their author says")
+    for field in attrs.fields(Limits):
+        yield Setting(field.name, _kind_of_limit(field), field.default, field.metadata["reason"])
+
+
+def _kind_of_limit(field: "attrs.Attribute[Any]") -> Kind:
+    if field.name.endswith("_bytes"):
+        return kinds.SIZE
+    if field.name.endswith("_s"):
+        return kinds.DURATION
+    return kinds.count(word="none" if field.default is None else None)
+
+
+TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _table()}
+"""Every setting, by its name."""
+
+LIMITS = frozenset(field.name for field in attrs.fields(Limits))
+"""The names of those that are limits."""

@@ -55,15 +55,15 @@ def parse_distributions(text: str) -> frozenset[str] | None:
         The distributions; None for all.
 
     Raises:
-        ConfigError: ``all`` or ``none`` stands beside something else.
+        ValueError: there is none, or ``all`` or ``none`` stands beside one.
     """
     if text in ("all", "none"):
         return None if text == "all" else frozenset()
     names = frozenset(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise ConfigError("--plugins names no distribution; 'none' selects none")
+        raise ValueError("names no distribution; 'none' selects none")
     if names & {"all", "none"}:
-        raise ConfigError(f"--plugins {text}: 'all' and 'none' stand alone")
+        raise ValueError(f"takes 'all' and 'none' alone, not {text!r}")
     return names
 
 

@@ -1,0 +1,144 @@
+"""The commands of an operator: ``serve``, and ``config``, which shows what ``serve`` with the same flags would do."""
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import click
+
+from xformd.cli_options import Command, guest_code, plugin_flags
+from xformd.limits import Limits
+
+if TYPE_CHECKING:
+    from xformd.config import Configuration
+
+_METAVARS = {"bytes": "SIZE", "s": "DURATION"}
+
+
+class _SettingsCommand(click.Command):
+    """Shows the limits in a group of their own, after everything else."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from xformd.config import LIMITS, TABLE
+
+        limits, others = [], []
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and param.name in LIMITS:
+                setting = TABLE[param.name]
+                default = setting.kind.to_toml(setting.default).strip('"')
+                limits.append((record[0], f"{record[1]} [{default}]"))
+            elif record is not None:
+                others.append(record)
+        with formatter.section("Options"):
+            formatter.write_dl(others)
+        with formatter.section("Limits (sizes as 64KiB or 10MiB, durations as 500ms, 30s or 5min)"):
+            formatter.write_dl(limits)
+
+
+def _setting_options(command: Command) -> Command:
+    """Add a flag for each setting, and hand the command the ``Configuration``."""
+
+    @_add_flags
+    @functools.wraps(command)
+    def with_configuration(file: Path | None, host: str | None, port: int | None, **given: Any) -> Any:
+        from xformd.config import TABLE, configure
+
+        others = {name: given.pop(name) for name in set(given) - set(TABLE)}
+        said = {name: value for name, value in given.items() if value is not None and value not in ((), {})}
+        flags = {name: (TABLE[name].flag, value) for name, value in said.items()}
+        if host is not None or port is not None:
+            flags["listen"] = ("--host" if port is None else "--port", (_place(host, port), *given["listen"]))
+        return command(configuration=configure(file, os.environ, flags), **others)
+
+    return with_configuration
+
+
+def _place(host: str | None, port: int | None) -> str:
+    from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT, tcp_server
+
+    return tcp_server(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port)
+
+
+def _add_flags(command: Command) -> Command:
+    for field in reversed(attrs.fields(Limits)):
+        flag = "--" + field.name.replace("_", "-")
+        metavar = _METAVARS.get(field.name.rpartition("_")[2], "N")
+        command = click.option(flag, metavar=metavar, help=field.metadata["reason"])(command)
+    for add in (
+        click.option(
+            "--isolate", multiple=True, metavar="NAME", help="Run this transform in a worker, whatever its author says."
+        ),
+        click.option(
+            "--inline",
+            multiple=True,
+            metavar="NAME",
+            help="Run this transform in the server itself, whatever its author says.",
+        ),
+        click.option("--workers", metavar="N", help="How many worker processes; 0 for none. [one for each CPU]"),
+        plugin_flags,
+        click.option("--host", help="Address of the interface to listen on. [127.0.0.1]"),
+        click.option(
+            "--port", type=click.IntRange(0, 65535), help="TCP port to listen on; 0 takes a free one. [11000]"
+        ),
+        click.option(
+            "--listen",
+            multiple=True,
+            metavar="ENDPOINT",
+            help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock. May be repeated.",
+        ),
+        click.option(
+            "--config",
+            "file",
+            type=click.Path(path_type=Path),
+            envvar="XFORMD_CONFIG",
+            show_envvar=True,
+            metavar="FILE",
+            help="Read settings from this TOML file; variables and flags go before it.",
+        ),
+    ):
+        command = add(command)
+    return command
+
+
+@click.command(cls=_SettingsCommand)
+@_setting_options
+def serve(configuration: "Configuration") -> None:
+    """Serve transforms until SIGTERM or Ctrl-C, then answer what has been accepted.
+
+    Every setting is also one of a file (--config) and of the environment (XFORMD_MAX_QUEUE is --max-queue).
+
+    \b
+    Examples:
+      xformd serve
+      xformd serve --port 0 --plugins xformd-shout
+      xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
+      xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
+      xformd serve --config /etc/xformd.toml --workers 4 --max-queue 100
+    """
+    from xformd import process
+
+    with guest_code() as stdout:
+        process.serve(configuration.settings, functools.partial(click.echo, file=stdout))
+
+
+@click.command(cls=_SettingsCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md describes it.")
+@_setting_options
+def config(configuration: "Configuration", as_json: bool) -> None:
+    """Print every setting of a server: what it is, what for, and who says so.
+
+    It reads what serve would read, with the same flags, and prints a TOML file to start from.
+
+    \b
+    Examples:
+      xformd config
+      xformd config > xformd.toml && xformd serve --config xformd.toml
+      xformd config --config xformd.toml --max-queue 100 --json
+    """
+    from xformd.config import showing
+
+    click.echo(json.dumps(showing.to_json(configuration), indent=2) if as_json else showing.to_toml(configuration))

@@ -1,0 +1,166 @@
+"""Where settings come from: defaults < TOML file < ``XFORMD_*`` environment < flags, each value with its place.
+
+The law: what is misspelled or does not read is one line that names the place, and never passed over.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from xformd.config.file import NotTomlError, statements
+from xformd.config.kinds import FOLDERS, PREFERENCES
+from xformd.config.settings import TABLE, Setting, Settings
+from xformd.errors import ConfigError
+
+NOT_SETTINGS = frozenset({"XFORMD_CONFIG", "XFORMD_SERVER"})
+"""Variables of the command line: which file to read, and which server a client calls."""
+
+_PREFIX = "XFORMD_"
+# What Kubernetes sets in every container beside a service that is called xformd.
+_SERVICE_LINK = re.compile(r"XFORMD_(SERVICE_(HOST|PORT(_.*)?)|PORT_[0-9]+_.*)\Z", re.DOTALL)
+
+
+@attrs.frozen
+class Value:
+    """What a setting is, and who says so.
+
+    Args:
+        setting: which.
+        value: what it is.
+        place: where that stands: ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``.
+    """
+
+    setting: Setting
+    value: Any
+    place: str
+
+
+@attrs.frozen
+class Configuration:
+    """Every setting.
+
+    Args:
+        settings: what a server is made from.
+        values: one for each row of the table, in its order.
+    """
+
+    settings: Settings
+    values: tuple[Value, ...]
+
+
+def configure(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, tuple[str, object]] | None = None,
+) -> Configuration:
+    """Put the settings together. What stands in a higher place replaces the whole value of a lower one.
+
+    Args:
+        file: a TOML file, if there is one.
+        environment: the process's variables.
+        flags: name of a setting to the flag as the operator knows it, and what was given.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: a setting is unknown, or its value is none.
+    """
+    values = {name: Value(setting, setting.default, "default") for name, setting in TABLE.items()}
+    values |= _from_file(file) if file is not None else {}
+    values |= {value.setting.name: value for value in _from_environment(environment or {})}
+    values |= {value.setting.name: value for value in _from_flags(flags or {})}
+    _refuse_both(values["inline"], values["isolate"])
+    settings = Settings.of({name: value.value for name, value in values.items()})
+    return Configuration(settings, tuple(values.values()))
+
+
+def _from_file(file: Path) -> dict[str, Value]:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--config {file}: {error.strerror}") from error
+    values: dict[str, Value] = {}
+    try:
+        for statement in statements(data):
+            place = f"{file}, line {statement.line}"
+            for name, given in statement.content.items():
+                value = _read_from_file(name, given, place)
+                values[name] = _join(values.get(name), value)
+    except NotTomlError as error:
+        raise ConfigError(f"{file}, line {error.line}: this is not TOML: {error.reason}") from error
+    return {name: _beside(file, value) for name, value in values.items()}
+
+
+def _read_from_file(name: str, given: object, place: str) -> Value:
+    setting = TABLE.get(name)
+    if setting is None and isinstance(given, dict | list) and (inside := _names_in(given)) & set(TABLE):
+        raise ConfigError(f"{place}: {min(inside & set(TABLE))} stands in a table, {name!r}; settings stand in none")
+    if setting is None:
+        raise ConfigError(f"{place}: unknown setting {name!r}" + _did_you_mean(name, TABLE))
+    try:
+        return Value(setting, setting.kind.from_toml(given), place)
+    except ValueError as error:
+        raise ConfigError(f"{place}: {name} {error}") from error
+
+
+def _names_in(given: object) -> set[str]:
+    if isinstance(given, list):
+        return set().union(*map(_names_in, given))
+    return set(given) if isinstance(given, dict) else set()
+
+
+def _join(before: Value | None, value: Value) -> Value:
+    """Add to a table what another line says of it."""
+    if before is None or value.setting.kind is not PREFERENCES:
+        return value
+    return attrs.evolve(before, value={**before.value, **value.value})
+
+
+def _beside(file: Path, value: Value) -> Value:
+    """Let a relative folder in a file start where the file lies."""
+    if value.setting.kind is not FOLDERS:
+        return value
+    return attrs.evolve(value, value=tuple(file.parent / folder for folder in value.value))
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterator[Value]:
+    settings = {setting.variable: setting for setting in TABLE.values()}
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(_PREFIX) or variable in NOT_SETTINGS or _is_service_link(variable, text):
+            continue
+        if variable not in settings:
+            raise ConfigError(f"{variable}: unknown setting" + _did_you_mean(variable, settings, _PREFIX))
+        yield _read(settings[variable], variable, text)
+
+
+def _is_service_link(variable: str, text: str) -> bool:
+    return bool(_SERVICE_LINK.match(variable)) or (variable == "XFORMD_PORT" and "://" in text)
+
+
+def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Iterator[Value]:
+    for name, (flag, given) in flags.items():
+        yield _read(TABLE[name], flag, given)
+
+
+def _read(setting: Setting, place: str, given: object) -> Value:
+    kind = setting.kind
+    try:
+        return Value(setting, kind.from_text(given) if isinstance(given, str) else kind.from_toml(given), place)
+    except ValueError as error:
+        raise ConfigError(f"{place} {error}") from error
+
+
+def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    # A prefix that all have in common would make everything near.
+    nearest = difflib.get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
+    return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else "; 'xformd config' lists them"
+
+
+def _refuse_both(inline: Value, isolate: Value) -> None:
+    for name in sorted(inline.value & isolate.value):
+        raise ConfigError(f"{name!r} is both in inline ({inline.place}) and in isolate ({isolate.place})")

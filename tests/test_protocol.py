@@ -78,7 +78,7 @@ class Server:
             return self.results[-1]
 
         all_limits = Limits(**limits)
-        service = TransformService(registry_of(upper, grow, later), all_limits, self.clock)
+        service = TransformService.inline(registry_of(upper, grow, later), all_limits, self.clock)
         self.factory = TransformFactory(service, all_limits, self.clock)
 
     def _cancel(self, _: object) -> None:

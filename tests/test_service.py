@@ -68,7 +68,7 @@ def waiting() -> Waiting:
 
 
 def service_of(clock: Clock, *transforms: Any, **limits: Any) -> TransformService:
-    return TransformService(registry_of(*transforms), Limits(**limits), clock)
+    return TransformService.inline(registry_of(*transforms), Limits(**limits), clock)
 
 
 def test_an_inline_transform_gives_its_result_at_once(clock: Clock) -> None:
@@ -357,7 +357,7 @@ def test_a_result_that_comes_after_the_deadline_is_dropped(clock: Clock) -> None
 
 
 def test_a_fault_of_xformd_itself_gives_an_id_that_is_in_the_log(clock: Clock, log: Log) -> None:
-    service = TransformService(None, Limits(), clock)  # type: ignore[arg-type]
+    service = TransformService.inline(None, Limits(), clock)  # type: ignore[arg-type]
     with pytest.raises(InternalError) as caught:
         service.xform(parse_readable("upper"), b"")
     assert isinstance(caught.value, XformError)

@@ -9,42 +9,53 @@ from twisted.internet.interfaces import IListeningPort
 
 from xformd import address
 from xformd.config import Settings
-from xformd.errors import ConfigError, ListenFailed, XformError, describe
-from xformd.plugins import loader
+from xformd.errors import ListenFailed, describe
+from xformd.generations import Generations
 from xformd.plugins.registry import Registry
 from xformd.prompt import make_prompt
 from xformd.protocol import TransformFactory
-from xformd.service import TransformService
 
 
 class Server(Service):
     """A transform server. Stopping it answers what has been accepted first.
 
     Args:
-        registry: which transforms it has.
+        generations: which transforms it has, and their workers.
         listen: the endpoints to listen on.
         factory: makes its connections.
+        reactor: what it runs on.
 
     Attributes:
         listening: fires with the addresses once it listens on all of them; fails with ``ListenFailed`` or
             ``ConfigError``.
     """
 
-    def __init__(self, registry: Registry, listen: tuple[str, ...], factory: TransformFactory, reactor: Any) -> None:
-        self.registry = registry
+    def __init__(
+        self, generations: Generations, listen: tuple[str, ...], factory: TransformFactory, reactor: Any
+    ) -> None:
         self.listening: Deferred[tuple[str, ...]] = Deferred()
+        self._generations = generations
         self._listen = listen
         self._factory = factory
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
 
+    @property
+    def registry(self) -> Registry:
+        """Which transforms it has now."""
+        return self._generations.service.registry
+
     def startService(self) -> None:
-        """Begin to listen; ``listening`` tells the outcome."""
+        """Begin to listen, and start the workers; ``listening`` tells the outcome."""
         Service.startService(self)
         Deferred.fromCoroutine(self._start()).chainDeferred(self.listening)
 
+    def reload(self) -> Deferred[None]:
+        """Load the plugins anew; fires when that is done, or given up."""
+        return self._generations.reload()
+
     def stopService(self) -> Deferred[None]:
-        """Stop listening, and fire when every accepted request has been answered."""
+        """Stop listening, and fire when every accepted request has been answered and no worker is left."""
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
@@ -55,6 +66,7 @@ class Server(Service):
             if closing is not None:
                 await closing
         await self._factory.drain()
+        await self._generations.stop()
 
     async def _start(self) -> tuple[str, ...]:
         shown = []
@@ -67,6 +79,7 @@ class Server(Service):
             make_prompt(port)
             self._ports.append(port)
             shown.append(address.show(port.getHost()))
+        self._generations.start()
         return tuple(shown)
 
 
@@ -83,19 +96,9 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     Raises:
         ConfigError: the settings name something that is not there.
     """
-    registry = loader.load(settings.selection)
-    for name in sorted(settings.inline | settings.isolate):
-        _must_be_there(name, registry)
-    service = TransformService(registry, settings.limits, reactor)
-    factory = TransformFactory(service, settings.limits, reactor)
-    return Server(registry, settings.listen, factory, reactor)
-
-
-def _must_be_there(name: str, registry: Registry) -> None:
-    try:
-        registry.resolve(name)
-    except XformError as error:
-        raise ConfigError(f"inline and isolate: {error.message}") from error
+    generations = Generations(settings, reactor)
+    factory = TransformFactory(generations.service, settings.limits, reactor)
+    return Server(generations, settings.listen, factory, reactor)
 
 
 def _explain(description: str, error: Exception) -> ListenFailed:

@@ -47,7 +47,7 @@ async def check(plugin: Plugin, clock: IReactorTime) -> AsyncIterator[Verdict]:
     if plugin.state == "failed":
         yield Verdict(plugin.label, 0, (f"plugin {plugin.label}: {plugin.reason}",))
     own = Registry({transform.name: Entry(transform, plugin) for transform in plugin.transforms}, (plugin,))
-    service = TransformService(own, Limits(), clock)
+    service = TransformService.inline(own, Limits(), clock)
     for transform in plugin.transforms:
         failures = [await _try(service, transform, example) for example in transform.examples]
         yield Verdict(transform.name, len(failures), tuple(filter(None, failures)))

@@ -204,7 +204,7 @@ def run(
     process.start_logging(*([process.terse_observer()] if traceback else []))
     parsed = specs.build(spec, options)
     with guest_code() as stdout:
-        service = TransformService(loader.load(selection), Limits(), reactor)
+        service = TransformService.inline(loader.load(selection), Limits(), reactor)
 
         async def transform(poem: bytes) -> bytes:
             result = service.xform(parsed, poem)

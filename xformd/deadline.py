@@ -1,8 +1,18 @@
-"""One deadline that moves: cheap to set on every read, and never later than it should be."""
+"""Deadlines: one that moves and is cheap to set on every read, and one for a Deferred."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xformd.errors import Cancelled, XformError
+
+Result = TypeVar("Result")
+
+log = Logger()
 
 
 class Deadline:
@@ -55,3 +65,39 @@ class Deadline:
         else:
             self._at = None
             self._expire()
+
+
+def within(
+    clock: IReactorTime, seconds: float, name: str, work: Deferred[Result], expired: XformError
+) -> Deferred[Result]:
+    """Give a Deferred that ends in time, also when the work behind it does not.
+
+    Args:
+        clock: a reactor, or a clock in its place.
+        seconds: how long to wait.
+        name: of what works.
+        work: is cancelled when time is up, or when the Deferred that is given is cancelled; what becomes of it then
+            is nobody's business any more.
+        expired: what to fail with when time is up.
+
+    Returns:
+        Fires with what the work fires with; fails with ``expired``, or with ``Cancelled`` when it is cancelled.
+    """
+
+    def settle(result: Result | Failure) -> None:
+        if timer.active():
+            timer.cancel()
+        if not outcome.called:
+            outcome.callback(result)
+
+    def give_up(error: XformError) -> None:
+        settle(Failure(error))
+        try:
+            work.cancel()
+        except Exception:  # the canceller may be a plugin's
+            log.failure("transform {transform} failed to be cancelled", transform=name)
+
+    outcome: Deferred[Result] = Deferred(lambda _: give_up(Cancelled(f"{name} was given up")))
+    timer = clock.callLater(max(0.0, seconds), give_up, expired)
+    work.addBoth(settle)
+    return outcome

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from xformd import __version__
 from xformd.allocator import keep_freed_memory
-from xformd.app import make_server
+from xformd.app import Server, make_server
 from xformd.config import Settings
 from xformd.plugins.registry import Registry
 
@@ -69,7 +69,7 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what has been accepted.
+    """Serve until SIGTERM or SIGINT, then answer what has been accepted; load the plugins anew on SIGHUP.
 
     Args:
         settings: what to serve, and where.
@@ -100,14 +100,14 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     server.listening.addCallbacks(started, failed)
     reactor.callWhenRunning(server.startService)
-    reactor.callWhenRunning(_stop_on_signals, reactor)
+    reactor.callWhenRunning(_heed_signals, reactor, server)
     reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
     reactor.run()
     if failures:
         failures[0].raiseException()
 
 
-def _stop_on_signals(reactor: Any) -> None:
+def _heed_signals(reactor: Any, server: Server) -> None:
     def stop(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
         # Whoever signals once more does not want to wait, not even for a transform that blocks.
         _default_signals()
@@ -115,6 +115,7 @@ def _stop_on_signals(reactor: Any) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(server.reload))
 
 
 def _default_signals() -> None:

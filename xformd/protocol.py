@@ -30,6 +30,10 @@ from xformd.service import TransformService
 from xformd.wire import netstring, session
 
 
+LAST_WORD_S = 1.0
+"""How long a client has to take what it is told at the very end."""
+
+
 class IServerTransport(ITCPTransport, IStreamTransport, IPushProducer):
     """What Twisted's stream servers hand to a protocol."""
 
@@ -263,20 +267,24 @@ class TransformFactory(ServerFactory):
         """Answer what has been accepted, take nothing new, and close.
 
         Returns:
-            Fires when the last connection is gone, at the latest after ``shutdown_grace_s``.
+            Fires when the last connection is gone. What is not answered after ``shutdown_grace_s`` is given up.
         """
         drained: Deferred[None] = Deferred()
         self._drained = drained
         for connection in [*self.connections]:
             connection.stop()
         if self.connections:
-            cut = self.clock.callLater(self.limits.shutdown_grace_s, self._abort_all)
-            drained.addCallback(lambda _: cut.cancel() if cut.active() else None)
+            self._cut = self.clock.callLater(self.limits.shutdown_grace_s, self._give_up)
+            drained.addCallback(lambda _: self._cut.cancel() if self._cut.active() else None)
         else:
             drained.callback(None)
         return drained
 
+    def _give_up(self) -> None:
+        self.log.warn("gave up {count} connections after the grace period", count=len(self.connections))
+        self._cut = self.clock.callLater(LAST_WORD_S, self._abort_all)
+        self.service.stop()  # which answers what is in flight
+
     def _abort_all(self) -> None:
-        self.log.warn("closed {count} connections after the grace period", count=len(self.connections))
         for connection in [*self.connections]:
             connection.abort()

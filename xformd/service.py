@@ -4,46 +4,25 @@ Every front (the netstring port, a command, later HTTP) calls this and holds no 
 transform does, its caller sees an ``XformError`` and the operator's log says once what happened.
 """
 
-import traceback
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.errors import (
-    BadOptions,
-    Cancelled,
-    GibberishError,
-    InternalError,
-    TooLarge,
-    TransformFailed,
-    TransformTimeout,
-    XformError,
-    describe,
-)
+from xformd.deadline import within
+from xformd.errors import Cancelled, InternalError, ShuttingDown, TransformTimeout, XformError
+from xformd.generation import Generation, Stage
 from xformd.limits import Limits
-from xformd.options import OptionValue
-from xformd.plugins.registry import Entry, Registry
-from xformd.runners import inline
-from xformd.spec import SHORT_CHARACTERS, Spec, Step
-
-MAX_PLANS = 1_024
-"""How many specs are remembered with their transforms and options."""
-
-REFUSALS = (GibberishError, BadOptions, TooLarge)
-"""What a transform may raise to say no to a poem or to an option's value; its message reaches the caller."""
-
-
-@attrs.frozen
-class _Call:
-    """One step of a spec, ready to run."""
-
-    entry: Entry
-    options: Mapping[str, OptionValue]
+from xformd.plugins.registry import Registry
+from xformd.runners import Caller
+from xformd.runners.calls import name_all
+from xformd.runners.inline import InlineRunner
+from xformd.spec import Spec
 
 
 @attrs.frozen
@@ -58,27 +37,65 @@ class TransformService:
     """Runs transforms.
 
     Args:
-        registry: which transforms there are.
-        limits: how long they may take and how much they may give.
+        generation: which transforms there are, and where they run.
+        limits: how long they may take.
         clock: a reactor, or a clock in its place.
     """
 
     log = Logger()
 
-    def __init__(self, registry: Registry, limits: Limits, clock: IReactorTime) -> None:
-        self.registry = registry
+    def __init__(self, generation: Generation, limits: Limits, clock: IReactorTime) -> None:
+        self._generation = generation
         self._limits = limits
-        self._max_result_bytes = limits.max_result_bytes
         self._clock = clock
-        self._plans: dict[Spec, list[_Call]] = {}  # the registry never changes, so neither do they
+        self._is_stopping = False
+        self._old: set[Generation] = set()
 
-    def xform(self, spec: Spec, poem: bytes, *, timeout_s: float | None = None) -> bytes | Deferred[bytes]:
+    @classmethod
+    def inline(cls, registry: Registry, limits: Limits, clock: IReactorTime) -> "TransformService":
+        """Make a service that runs every transform in the reactor, which a command or a test can do with."""
+        return cls(Generation(registry, InlineRunner(limits.max_result_bytes, clock)), limits, clock)
+
+    @property
+    def registry(self) -> Registry:
+        """Which transforms there are now."""
+        return self._generation.registry
+
+    def describe(self) -> dict[str, Any]:
+        """Give what ``xformd list-transforms --json`` prints, as it is now."""
+        return self._generation.describe()
+
+    def swap(self, generation: Generation) -> Deferred[None]:
+        """Answer from now on with another generation.
+
+        Returns:
+            Fires when the one before has ended what it had begun.
+        """
+        old, self._generation = self._generation, generation
+        self._old.add(old)
+        return old.finished().addCallback(lambda _: self._old.discard(old))
+
+    def stop(self) -> None:
+        """Give up every request in flight, with ``ShuttingDown``."""
+        self._is_stopping = True
+        for generation in (self._generation, *self._old):
+            generation.cancel_all()
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Go on with work that waited until its caller had room for a result."""
+        for generation in (self._generation, *self._old):
+            generation.caller_has_room(caller)
+
+    def xform(
+        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller | None = None
+    ) -> bytes | Deferred[bytes]:
         """Transform a poem.
 
         Args:
             spec: which transforms, in turn, with what options.
             poem: the poem, as it came.
             timeout_s: how many seconds the caller wants to wait, where that is less than the limit.
+            caller: who asks, where that is somebody who asks for several things at once.
 
         Returns:
             The result at once where every step gives its own at once, else a Deferred of it. Cancelling the
@@ -87,135 +104,64 @@ class TransformService:
         Raises:
             XformError: any of the table. From a Deferred the same come as failures, and no other failure does.
         """
+        generation = self._generation
         try:
-            calls = self._plans.get(spec) or self._plan(spec)
-            if len(calls) == 1 and not calls[0].entry.transform.asynchronous:
-                result = self._run(calls[0], poem)
+            stages = generation.plan(spec)
+            if len(stages) == 1:
+                result = stages[0].runner.run(stages[0].calls, poem, caller)
                 if isinstance(result, bytes):
                     return result  # the way of most requests: no clock, no Deferred
-                return self._under_deadline(calls[0], result, self._budget(timeout_s))
-            return self._in_turn(calls, poem, self._budget(timeout_s))
+                result = self._in_time(stages[0], result, self._budget(timeout_s))
+            else:
+                result = self._in_turn(stages, poem, self._budget(timeout_s), caller)
+                if isinstance(result, bytes):
+                    return result
         except XformError:
             raise
         except Exception as error:
             raise self._internal_error() from error
+        generation.note(result)
+        return result.addErrback(self._last_word)
 
     def _budget(self, timeout_s: float | None) -> _Budget:
         limit_s = self._limits.transform_timeout_s
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         return _Budget(self._clock.seconds() + allowed_s, allowed_s)
 
-    def _in_turn(self, calls: Sequence[_Call], poem: bytes, budget: _Budget) -> bytes | Deferred[bytes]:
-        for index, call in enumerate(calls):
-            result = self._run_in_time(call, poem, budget)
+    def _in_turn(
+        self, stages: Sequence[Stage], poem: bytes, budget: _Budget, caller: Caller | None
+    ) -> bytes | Deferred[bytes]:
+        for index, stage in enumerate(stages):
+            if self._clock.seconds() > budget.ends_at:  # a stage before it took all the time there was
+                raise TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
+            result = stage.runner.run(stage.calls, poem, caller)
             if isinstance(result, Deferred):
-                rest = calls[index + 1 :]
-                return Deferred.fromCoroutine(self._go_on(result, rest, budget)) if rest else result
+                pending = self._in_time(stage, result, budget)
+                rest = stages[index + 1 :]
+                return Deferred.fromCoroutine(self._go_on(pending, rest, budget, caller)) if rest else pending
             poem = result
         return poem
 
-    def _plan(self, spec: Spec) -> list[_Call]:
-        """Look up a spec's transforms and convert its options, once for as many requests as come."""
-        calls = [self._resolve(step) for step in spec.steps]
-        if len(self._plans) >= MAX_PLANS:
-            self._plans.clear()
-        if len(str(spec)) <= SHORT_CHARACTERS:
-            self._plans[spec] = calls
-        return calls
-
-    def _resolve(self, step: Step) -> _Call:
-        entry = self.registry.resolve(step.name)
-        return _Call(entry, entry.transform.convert(dict(step.options)))
-
-    async def _go_on(self, pending: Deferred[bytes], rest: Sequence[_Call], budget: _Budget) -> bytes:
-        result = self._in_turn(rest, await pending, budget)
+    async def _go_on(
+        self, pending: Deferred[bytes], rest: Sequence[Stage], budget: _Budget, caller: Caller | None
+    ) -> bytes:
+        result = self._in_turn(rest, await pending, budget, caller)
         return await result if isinstance(result, Deferred) else result
 
-    def _run_in_time(self, call: _Call, poem: bytes, budget: _Budget) -> bytes | Deferred[bytes]:
-        if self._clock.seconds() > budget.ends_at:  # a step before it took all the time there was
-            raise TransformTimeout(f"{budget.allowed_s:g} s were over before {call.entry.transform.name} began")
-        result = self._run(call, poem)
-        return self._under_deadline(call, result, budget) if isinstance(result, Deferred) else result
+    def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
+        name = name_all(stage.calls)
+        expired = TransformTimeout(f"{name} took longer than its {budget.allowed_s:g} s")
+        return within(self._clock, budget.ends_at - self._clock.seconds(), name, work, expired)
 
-    def _run(self, call: _Call, poem: bytes) -> bytes | Deferred[bytes]:
-        try:
-            result = inline.run(call.entry.transform, call.options, poem)
-        except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
-            raise self._explain(call, Failure()) from None
-        if isinstance(result, Deferred):
-            return result.addCallbacks(
-                self._check_size, lambda failure: self._fail(call, failure), callbackArgs=(call,)
-            )
-        return result if len(result) <= self._max_result_bytes else self._check_size(result, call)
-
-    def _check_size(self, result: bytes, call: _Call) -> bytes:
-        limit = self._max_result_bytes
-        if len(result) > limit:
-            name = call.entry.transform.name
-            raise TooLarge(f"the result of {name} has {len(result)} bytes; the limit is {limit} bytes")
-        return result
-
-    def _under_deadline(self, call: _Call, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
-        """Give a Deferred that ends in time, also when the work behind it does not."""
-        transform = call.entry.transform
-        allowed_s = budget.allowed_s
-        remaining_s = budget.ends_at - self._clock.seconds()
-        if transform.timeout_s is not None and transform.timeout_s < remaining_s:
-            allowed_s = remaining_s = transform.timeout_s
-
-        def settle(result: bytes | Failure) -> None:
-            if timer.active():
-                timer.cancel()
-            if not outcome.called:
-                outcome.callback(result)
-
-        def give_up(error: XformError) -> None:
-            settle(Failure(error))
-            try:
-                work.cancel()
-            except Exception:  # the canceller is the plugin's too
-                self.log.failure("transform {transform} failed to be cancelled", transform=transform.name)
-
-        cancelled = Cancelled(f"{transform.name} was given up")
-        outcome: Deferred[bytes] = Deferred(lambda _: give_up(cancelled))
-        expired = TransformTimeout(f"{transform.name} took longer than its {allowed_s:g} s")
-        timer = self._clock.callLater(max(0.0, remaining_s), give_up, expired)
-        work.addBoth(settle)
-        return outcome
-
-    def _fail(self, call: _Call, failure: Failure) -> Failure:
-        return Failure(self._explain(call, failure))
-
-    def _explain(self, call: _Call, failure: Failure) -> XformError:
-        """Turn what a transform raised into what its caller may know, and log the rest."""
-        transform, plugin = call.entry.transform, call.entry.plugin
-        error = failure.value
-        assert error is not None
-        for refusal in (*REFUSALS, TransformFailed):
-            if isinstance(error, refusal):
-                # A new one: a plugin may raise the same object each time, and its tracebacks hold every poem.
-                explained: XformError = refusal(describe(error))
-                break
-        else:
-            explained = TransformFailed(f"{transform.name} raised {type(error).__name__}", detail=_detail(error))
-            if not isinstance(error, CancelledError):  # that is this service, giving the work up
-                self.log.failure(
-                    "transform {transform} of plugin {plugin} failed",
-                    failure,
-                    transform=transform.name,
-                    plugin=plugin.label,
-                )
-        error.__traceback__ = error.__context__ = None
-        return explained
+    def _last_word(self, failure: Failure) -> Failure:
+        if self._is_stopping and failure.check(Cancelled):
+            return Failure(ShuttingDown("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000))
+        if isinstance(failure.value, XformError):
+            return failure
+        self.log.failure("a runner broke its word", failure)
+        return Failure(self._internal_error())
 
     def _internal_error(self) -> InternalError:
         request_id = uuid.uuid4().hex
         self.log.failure("internal error {request_id}", request_id=request_id)
         return InternalError(request_id)
-
-
-def _detail(error: BaseException) -> str:
-    """Say what was raised and where, for whoever runs the transform in this process."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{describe(error)}{place}"

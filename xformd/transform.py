@@ -45,6 +45,7 @@ class Transform:
         inline: the author's word that it takes microseconds and never blocks.
         asynchronous: it is an ``async def``, or says that it returns something to wait for.
         timeout_s: how many seconds it may take, where that is less than the server allows.
+        memory_bytes: how much its worker may take on for it, where that is less than the server allows.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Transform:
     inline: bool = False
     asynchronous: bool = False
     timeout_s: float | None = None
+    memory_bytes: int | None = None
 
     def __attrs_post_init__(self) -> None:
         if not is_name(self.name):
@@ -64,6 +66,10 @@ class Transform:
             raise DefinitionError(f"transform {self.name!r}: its options must be Option values")
         if self.timeout_s is not None and not _is_positive(self.timeout_s):
             raise DefinitionError(f"transform {self.name!r}: the timeout must be above 0 s, not {self.timeout_s!r}")
+        if self.memory_bytes is not None and not _is_positive(self.memory_bytes):
+            raise DefinitionError(
+                f"transform {self.name!r}: the memory must be above 0 bytes, not {self.memory_bytes!r}"
+            )
         for example in self.examples:
             self._check_example(example)
 
@@ -175,6 +181,7 @@ def transform(
     examples: Iterable[ExampleLike] = (),
     inline: bool = False,
     timeout: float | None = None,
+    memory: int | None = None,
 ) -> Callable[[Callable[..., Any]], Transform]: ...
 
 
@@ -186,6 +193,7 @@ def transform(
     examples: Iterable[ExampleLike] = (),
     inline: bool = False,
     timeout: float | None = None,
+    memory: int | None = None,
 ) -> Transform | Callable[[Callable[..., Any]], Transform]:
     """Make a transform from a function; use it bare or with arguments.
 
@@ -199,6 +207,7 @@ def transform(
         examples: ``Example`` values, or tuples ``(poem, result)`` and ``(poem, result, options)``.
         inline: your word that the function takes microseconds and never blocks: it may run in the reactor.
         timeout: how many seconds it may take; the operator's limit caps it.
+        memory: how many bytes it may need besides what its worker has already; the operator's limit caps it.
 
     Returns:
         The transform, or a decorator that makes it.
@@ -224,6 +233,7 @@ def transform(
             inline=inline,
             asynchronous=signature.asynchronous,
             timeout_s=timeout,
+            memory_bytes=memory,
         )
 
     return make if function is None else make(function)

@@ -13,7 +13,6 @@ from twisted.python.failure import Failure
 from xformd import __version__
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, XformError
 from xformd.forms import Connection
-from xformd.plugins import listing
 from xformd.wire import netstring, session
 
 
@@ -58,6 +57,11 @@ class SessionForm:
             self._awaits_rest = False
         self._go_on()
 
+    @property
+    def takes_results(self) -> bool:
+        """Whether the client reads what it has asked for."""
+        return self._output_bytes + self._connection.unread_bytes <= self._max_unread_bytes
+
     def receive_end(self) -> None:
         """The client will send nothing more: answer what is in flight, then close."""
         self._has_ended = True
@@ -67,6 +71,7 @@ class SessionForm:
 
     def output_drained(self) -> None:
         """The client reads again: go on."""
+        self._service.caller_has_room(self)
         self._go_on()
 
     def stop(self) -> None:
@@ -148,7 +153,7 @@ class SessionForm:
             return
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
         try:
-            result = self._service.xform(request.spec, request.poem, timeout_s=timeout_s)
+            result = self._service.xform(request.spec, request.poem, timeout_s=timeout_s, caller=self)
         except XformError as error:
             self._refuse(request.id, error)
             return
@@ -163,7 +168,7 @@ class SessionForm:
             if request.id in self._in_flight:
                 self._in_flight[request.id].cancel()  # which answers it
         elif request.control == "list":
-            listed = json.dumps(listing.to_json(self._service.registry))
+            listed = json.dumps(self._service.describe())
             self._send(session.encode_reply(session.Reply(request.id, listed.encode())))
         else:
             self._send(session.encode_reply(session.Reply(request.id, b"")))

@@ -5,7 +5,7 @@ because a server will tell it to its clients.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from xformd.errors import printable
@@ -14,23 +14,25 @@ from xformd.plugins.registry import NOT_SELECTED, Entry, Plugin, Registry, label
 from xformd.transform import Example
 
 
-def to_json(registry: Registry) -> dict[str, Any]:
+def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, Any]:
     """Give the registry as values that ``json.dumps`` takes.
 
     Args:
         registry: what to describe.
+        quarantined: names of transforms that are in quarantine.
 
     Returns:
         ``{"transforms": [...], "plugins": [...], "conflicts": [...]}``, each sorted the same way every time.
     """
     return {
-        "transforms": [_transform(entry) for _, entry in sorted(registry.entries.items())],
+        "transforms": [_transform(entry, quarantined) for _, entry in sorted(registry.entries.items())],
         "plugins": [_plugin(plugin) for plugin in registry.plugins],
         "conflicts": [
             {
                 "name": conflict.name,
                 "distributions": conflict.distributions,
                 "winner": conflict.winner.distribution if conflict.winner else None,
+                "preferred": conflict.preferred,
                 "message": str(conflict),
             }
             for conflict in registry.conflicts
@@ -38,7 +40,7 @@ def to_json(registry: Registry) -> dict[str, Any]:
     }
 
 
-def _transform(entry: Entry) -> dict[str, Any]:
+def _transform(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
     transform = entry.transform
     return {
         "name": transform.name,
@@ -46,6 +48,11 @@ def _transform(entry: Entry) -> dict[str, Any]:
         "kind": transform.kind,
         "options": [_option(option) for option in transform.options],
         "examples": [_example(example) for example in transform.examples],
+        "inline": transform.inline,
+        "asynchronous": transform.asynchronous,
+        "timeout_s": transform.timeout_s,
+        "memory_bytes": transform.memory_bytes,
+        "state": "quarantined" if transform.name in quarantined else "active",
         "plugin": entry.plugin.name,
         "distribution": entry.plugin.distribution,
         "version": entry.plugin.version,
@@ -108,7 +115,10 @@ def to_table(listed: Mapping[str, Any]) -> str:
 
 
 def _problems(listed: Mapping[str, Any]) -> Iterable[str]:
-    """Give one line for every plugin that is not active and every conflict."""
+    """Give one line for everything that is not as one would wish."""
+    for transform in listed["transforms"]:
+        if transform.get("state") == "quarantined":  # servers before 0.2 do not say
+            yield f"quarantined: transform {transform['name']}: it has killed its worker too often"
     for plugin in listed["plugins"]:
         if plugin["state"] != "active" and plugin["reason"] != NOT_SELECTED:
             yield f"{plugin['state']}: plugin {_label(plugin)}: {plugin['reason']}"

@@ -1,1 +1,41 @@
-"""Where a transform runs."""
+"""Where a transform runs: in the reactor, or in a worker process. One seam, and nobody above it knows which."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from xformd.runners.calls import Call
+
+
+class Caller(Protocol):
+    """Somebody who asks for several things at once."""
+
+    @property
+    def takes_results(self) -> bool:
+        """Whether there is room for another result; ``TransformService.caller_has_room`` tells when there is again."""
+        ...
+
+
+class Runner(Protocol):
+    """A place where transforms run."""
+
+    def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> bytes | Deferred[bytes]:
+        """Give a poem to one transform after the other.
+
+        Args:
+            calls: the transforms with their options, in turn.
+            poem: the poem, as it came.
+            caller: who asks; work that waits does not begin while its caller has no room for a result.
+
+        Returns:
+            The result, or a Deferred of it. Cancelling the Deferred ends the work.
+
+        Raises:
+            XformError: and nothing else. From a Deferred the same come as failures.
+        """
+        ...
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Begin what waits for this."""
+        ...

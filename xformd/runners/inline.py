@@ -1,34 +1,75 @@
 """Runs a transform in the reactor's own thread: at once, or as a Deferred where the transform gives one."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from xformd.options import OptionValue
-from xformd.transform import Transform
+from xformd.deadline import within
+from xformd.errors import TransformTimeout, XformError
+from xformd.runners import Caller
+from xformd.runners.calls import Call, check_size, explain, is_expected
 
 
-def run(transform: Transform, options: Mapping[str, OptionValue], poem: bytes) -> bytes | Deferred[bytes]:
-    """Give a poem to a transform.
+class InlineRunner:
+    """Runs one step at a time, here and now.
 
     Args:
-        transform: what to run.
-        options: its options, converted.
-        poem: the poem, as it came.
-
-    Returns:
-        The result; a Deferred of it from an ``async def`` or from a function that gave a Deferred.
-
-    Raises:
-        GibberishError: a text transform was given bytes that are not UTF-8.
-        TransformFailed: the function returned something that is no poem.
-        BaseException: whatever else the function raised. From a Deferred the same come as failures.
+        max_result_bytes: how long a result may be.
+        clock: a reactor, or a clock in its place.
     """
-    result = transform.function(transform.decode(poem), **options)
-    if type(result) is not str:  # what nearly every transform gives
-        if inspect.iscoroutine(result):
-            result = Deferred.fromCoroutine(result)
-        if isinstance(result, Deferred):
-            return result.addCallback(transform.encode)
-    return transform.encode(result)
+
+    log = Logger()
+
+    def __init__(self, max_result_bytes: int, clock: IReactorTime) -> None:
+        self._max_result_bytes = max_result_bytes
+        self._clock = clock
+
+    def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> bytes | Deferred[bytes]:
+        """Give a poem to a transform, whoever asks; see ``Runner.run``."""
+        del caller  # it asks for one thing at a time here
+        (call,) = calls
+        transform = call.entry.transform
+        try:
+            result = transform.function(transform.decode(poem), **call.options)
+            if type(result) is not str:  # what nearly every transform gives
+                if inspect.iscoroutine(result):
+                    result = Deferred.fromCoroutine(result)
+                if isinstance(result, Deferred):
+                    return self._wait(call, result)
+            encoded = transform.encode(result)
+            return encoded if len(encoded) <= self._max_result_bytes else self._check(encoded, call)
+        except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
+            raise self._explain(Failure(), call) from None
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Nothing ever waits here."""
+
+    def _wait(self, call: Call, work: Deferred[Any]) -> Deferred[bytes]:
+        transform = call.entry.transform
+        result: Deferred[bytes] = work.addCallback(transform.encode).addCallback(self._check, call)
+        result.addErrback(lambda failure: Failure(self._explain(failure, call)))
+        if transform.timeout_s is None:
+            return result
+        expired = TransformTimeout(f"{call.name} took longer than its {transform.timeout_s:g} s")
+        return within(self._clock, transform.timeout_s, call.name, result, expired)
+
+    def _check(self, result: bytes, call: Call) -> bytes:
+        return check_size(call, result, self._max_result_bytes)
+
+    def _explain(self, failure: Failure, call: Call) -> XformError:
+        error = failure.value
+        assert error is not None
+        # A CancelledError is this service, giving the work up.
+        if not is_expected(error) and not isinstance(error, CancelledError):
+            self.log.failure(
+                "transform {transform} of plugin {plugin} failed",
+                failure,
+                transform=call.name,
+                plugin=call.entry.plugin.label,
+            )
+        return explain(call, error)

@@ -1,0 +1,209 @@
+"""Makes generations of plugins and workers, and swaps them on a reload.
+
+The law: a reload that would break what works changes nothing, and no request fails because of one that goes well.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+
+from xformd import spec
+from xformd.config import Settings
+from xformd.errors import ConfigError
+from xformd.generation import Generation
+from xformd.plugins import loader
+from xformd.plugins.described import registry_from
+from xformd.plugins.registry import BUILT_IN, Registry
+from xformd.runners.inline import InlineRunner
+from xformd.runners.orders import Orders, Report
+from xformd.runners.placement import Placement
+from xformd.runners.quarantine import Quarantine
+from xformd.runners.supervisor import Proof
+from xformd.runners.worker_process import WorkerProcess
+from xformd.runners.workers import WorkerPool
+from xformd.service import TransformService
+from xformd.wire import session
+
+RELOAD_TIMEOUT_S = 60.0
+"""A new worker that is not ready by then does not become one."""
+
+
+class Generations:
+    """What a server's service answers with, from its start to its end.
+
+    Args:
+        settings: what the operator wants.
+        reactor: what it runs on.
+
+    Attributes:
+        service: answers requests.
+
+    Raises:
+        ConfigError: the settings name something that is not there.
+    """
+
+    log = Logger()
+
+    def __init__(self, settings: Settings, reactor: Any) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._placement = Placement(settings.inline, settings.isolate)
+        self._inline = InlineRunner(settings.limits.max_result_bytes, reactor)
+        registry = loader.load(settings.selection)
+        self._placement.check(registry)
+        self._pool = self._make_pool(registry)
+        self._retiring: set[WorkerPool] = set()
+        self._is_reloading = self._is_asked_again = self._is_stopping = False
+        self.service = TransformService(self._generation(registry), settings.limits, reactor)
+
+    def start(self) -> None:
+        """Start the workers."""
+        if self._pool is not None:
+            self._pool.start()
+
+    def stop(self) -> Deferred[Any]:
+        """End every worker, of this generation and of those before; fires when no process is left."""
+        self._is_stopping = True
+        pools = [pool for pool in (self._pool, *self._retiring) if pool is not None]
+        return DeferredList([pool.stop() for pool in pools])
+
+    def reload(self) -> Deferred[None]:
+        """Load the plugins anew, start fresh workers, and go over to them if nothing that worked is broken.
+
+        Returns:
+            Fires when that is done, or given up; a reload that is asked for meanwhile is done after it.
+        """
+        self._is_asked_again = True
+        return Deferred.fromCoroutine(self._reload_while_asked())
+
+    async def _reload_while_asked(self) -> None:
+        if self._is_reloading:
+            return
+        self._is_reloading = True
+        while self._is_asked_again and not self._is_stopping:
+            self._is_asked_again = False
+            try:
+                await self._reload()
+            except ConfigError as error:
+                for line in (*error.details, error.message):
+                    self.log.error("not reloaded: {line}", line=line)
+            except Exception:
+                self.log.failure("not reloaded")
+        self._is_reloading = False
+
+    async def _reload(self) -> None:
+        before = self.service.registry
+        importlib.invalidate_caches()
+        registry = loader.load(self._settings.selection)
+        pool = self._make_pool(registry)
+        try:
+            if pool is not None:
+                report = await self._prove(pool)
+                registry = registry_from(report.listed, registry, self._placement.is_isolated)
+            self._placement.check(registry)
+            if broken := [*what_breaks(before, registry)]:
+                raise ConfigError("what worked before would not work any more", details=broken)
+        except BaseException:
+            if pool is not None:
+                pool.stop()
+            raise
+        self._swap(registry, pool)
+        for line in what_changes(before, registry):
+            self.log.info("{line}", line=line)
+
+    async def _prove(self, pool: WorkerPool) -> Report:
+        self._retiring.add(pool)  # so that a stop meanwhile ends it too
+        try:
+            pool.start()
+            pool.supervisor.ready.addTimeout(RELOAD_TIMEOUT_S, self._reactor)
+            return await pool.supervisor.ready
+        finally:
+            self._retiring.discard(pool)
+
+    def _swap(self, registry: Registry, pool: WorkerPool | None) -> None:
+        old, self._pool = self._pool, pool
+        finished = self.service.swap(self._generation(registry))
+        if old is not None:
+            self._retiring.add(old)
+            finished.addCallback(lambda _: old.stop())
+            finished.addCallback(lambda _: self._retiring.discard(old))
+
+    def _generation(self, registry: Registry) -> Generation:
+        quarantine = self._pool.quarantine if self._pool is not None else None
+        return Generation(registry, self._inline, self._pool, self._placement, quarantine)
+
+    def _make_pool(self, registry: Registry) -> WorkerPool | None:
+        """Make a pool whose workers load the same plugins; it does not start any yet."""
+        settings, limits = self._settings, self._settings.limits
+        size = (os.cpu_count() or 1) if settings.workers is None else settings.workers
+        if size == 0:
+            return None
+        told = Orders(
+            selection=attrs.evolve(settings.selection, strict=False),
+            max_request_bytes=max(limits.max_request_bytes, limits.max_result_bytes),
+            max_result_bytes=limits.max_result_bytes,
+            memory_bytes=limits.worker_memory_bytes,
+        )
+        return WorkerPool(
+            size=size,
+            launch=lambda events: WorkerProcess(told, events, self._reactor),
+            proof=choose_proof(registry, self._placement),
+            quarantine=Quarantine(),
+            limits=limits,
+            clock=self._reactor,
+        )
+
+
+def choose_proof(registry: Registry, placement: Placement) -> Proof | None:
+    """Choose the example that each worker must run well first.
+
+    It is a built-in transform's: a plugin whose example does not hold must not keep every other from running.
+    """
+    for name, entry in sorted(registry.entries.items()):
+        transform = entry.transform
+        if entry.plugin.distribution == BUILT_IN and placement.is_isolated(transform) and transform.examples:
+            example = transform.examples[0]
+            poem, result = (side.encode() if isinstance(side, str) else side for side in (example.poem, example.result))
+            return Proof(session.Request(1, spec.build(name, example.options), poem), result)
+    return None
+
+
+def what_breaks(before: Registry, after: Registry) -> Iterator[str]:
+    """Name what worked before and would not any more.
+
+    Args:
+        before: what there was.
+        after: what there would be. A plugin that is not installed any more, or that gives less than before, is as
+            somebody wants it.
+    """
+    failed = {plugin.distribution: plugin for plugin in after.with_state("failed")}
+    ambiguous = {conflict.name: conflict for conflict in after.conflicts if conflict.winner is None}
+    for name, entry in sorted(before.entries.items()):
+        if name in after.entries:
+            continue
+        if name in ambiguous:
+            yield f"transform {name}: {ambiguous[name]}"
+        elif (plugin := failed.get(entry.plugin.distribution)) is not None:
+            yield f"transform {name}: plugin {plugin.label} failed: {plugin.reason}"
+
+
+def what_changes(before: Registry, after: Registry) -> Iterator[str]:
+    """Say what a reload has brought."""
+    yield f"reloaded: {len(after.entries)} transforms from {len(after.with_state('active'))} plugins"
+    old = {plugin.distribution: plugin.version for plugin in before.plugins}
+    new = {plugin.distribution: plugin.version for plugin in after.plugins}
+    for distribution in sorted(old.keys() | new.keys()):
+        was, now = old.get(distribution, "not there"), new.get(distribution, "gone")
+        if was != now:
+            yield f"{distribution}: {was} -> {now}"
+    for name, entry in sorted(after.entries.items()):
+        version = new.get(entry.plugin.distribution, entry.plugin.version)
+        if version != entry.plugin.version:
+            yield f"transform {name} runs in the server: it stays that of {entry.plugin.version} until a restart"
+    for plugin in after.with_state("failed"):
+        yield f"failed: plugin {plugin.label}: {plugin.reason}"

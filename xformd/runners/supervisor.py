@@ -1,0 +1,303 @@
+"""Keeps enough workers alive: starts them, has each prove itself, ends those that are worn, and replaces what ends.
+
+A worker that ends before it was ready delays the next start, longer each time; nothing else does.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from xformd.limits import Limits
+from xformd.runners import upkeep
+from xformd.runners.orders import Report
+from xformd.runners.worker_process import WorkerEvents
+from xformd.wire import session
+
+START_TIMEOUT_S = 60.0
+"""A worker that has not run its example by then is given up."""
+
+MEASURE_EVERY_S = 1.0
+"""How often the memory of a worker that does jobs is looked at."""
+
+WorkerState = Literal["starting", "idle", "busy"]
+
+
+class Worker(Protocol):
+    """What is needed of a worker process."""
+
+    pid: int | None
+
+    def send(self, request: session.Request) -> None:
+        """Give it a job."""
+        ...
+
+    def kill(self, why: str = "") -> None:
+        """End it; ``worker_ended`` says when that is done."""
+        ...
+
+    def resident_bytes(self) -> int:
+        """Give how much memory it has in use."""
+        ...
+
+
+Launch = Callable[[WorkerEvents], Worker]
+"""Starts a worker; raises ``OSError`` where the system cannot."""
+
+
+@attrs.frozen
+class Proof:
+    """An example that a worker must run well before it is given work."""
+
+    request: session.Request
+    result: bytes
+
+
+@attrs.define(eq=False)
+class Seat:
+    """What is known of one worker.
+
+    Args:
+        worker: its process.
+        state: what it does.
+        job: whatever its user notes here while it is busy.
+        jobs: how many it has been given.
+    """
+
+    worker: Worker
+    state: WorkerState = "starting"
+    job: Any = None
+    jobs: int = 0
+    first_resident_bytes: int = 0
+    measured_at: float = 0.0
+    start_timer: IDelayedCall | None = None
+
+
+class SupervisorEvents(Protocol):
+    """Who uses the workers hears of these."""
+
+    def worker_idle(self) -> None:
+        """There is a worker to take."""
+        ...
+
+    def worker_began(self, seat: Seat, step: int) -> None:
+        """A busy worker begins a step."""
+        ...
+
+    def worker_answered(self, seat: Seat, answer: session.Reply | session.Refusal) -> None:
+        """A busy worker has answered: release it."""
+        ...
+
+    def worker_died(self, seat: Seat, reason: str) -> None:
+        """A busy worker is gone."""
+        ...
+
+
+class Supervisor:
+    """Keeps workers.
+
+    Args:
+        count: how many.
+        launch: starts one.
+        proof: what each must do first; None for nothing.
+        events: hears of them.
+        limits: how worn one may be.
+        clock: a reactor, or a clock in its place.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        count: int,
+        launch: Launch,
+        proof: Proof | None,
+        events: SupervisorEvents,
+        limits: Limits,
+        clock: IReactorTime,
+    ) -> None:
+        self._count = count
+        self._launch = launch
+        self._proof = proof
+        self._events = events
+        self._limits = limits
+        self._clock = clock
+        self._seats: dict[Worker, Seat] = {}
+        self._idle: list[Seat] = []
+        self._ending: set[Worker] = set()
+        self._failures = 0
+        self._next_start: IDelayedCall | None = None
+        self._is_stopping = False
+        self._stopped: list[Deferred[None]] = []
+        self.ready: Deferred[Report] = Deferred()
+        """Fires when the first worker has proved itself."""
+
+    # What its user calls.
+
+    def start(self) -> None:
+        """Start as many workers as are missing."""
+        self._next_start = None
+        while not self._is_stopping and len(self._seats) < self._count:
+            try:
+                worker = self._launch(self)
+            except OSError as error:
+                self._start_failed(f"a worker cannot be started: {error.strerror or error}")
+                return
+            seat = Seat(worker)
+            seat.start_timer = self._clock.callLater(START_TIMEOUT_S, self._start_expired, seat)
+            self._seats[worker] = seat
+
+    def take(self) -> Seat | None:
+        """Give an idle worker, if there is one; it is busy until it is released or discarded."""
+        if not self._idle:
+            return None
+        seat = self._idle.pop()
+        seat.state = "busy"
+        seat.jobs += 1
+        return seat
+
+    def release(self, seat: Seat) -> None:
+        """Take a worker back that has answered."""
+        seat.job = None
+        if why := upkeep.why_worn(seat.jobs, self._growth_bytes(seat), self._limits):
+            self.log.debug("worker {pid} {why}: a fresh one takes its place", pid=seat.worker.pid, why=why)
+            self.discard(seat, why)
+        else:
+            self._be_idle(seat)
+
+    def discard(self, seat: Seat, why: str) -> None:
+        """End a worker."""
+        if self._forget(seat):
+            self._ending.add(seat.worker)
+            seat.worker.kill(why)
+            self._replace()
+
+    def states(self) -> Counter[WorkerState]:
+        """Count the workers by what they do."""
+        return Counter(seat.state for seat in self._seats.values())
+
+    def stop(self) -> Deferred[None]:
+        """End every worker; fires when no process is left."""
+        stopped: Deferred[None] = Deferred()
+        self._is_stopping = True
+        self._stopped.append(stopped)
+        if self._next_start is not None:
+            self._next_start.cancel()
+            self._next_start = None
+        for seat in [*self._seats.values()]:
+            self.discard(seat, "the server is stopping")
+        self._check_stopped()
+        return stopped
+
+    # What workers tell.
+
+    def worker_reported(self, worker: Worker, report: Report) -> None:
+        """Let it prove itself."""
+        if (seat := self._seats.get(worker)) is None:
+            return
+        seat.job = report
+        if self._proof is None:
+            self._ready(seat)
+        else:
+            worker.send(self._proof.request)
+
+    def worker_began(self, worker: Worker, step: int) -> None:
+        """Pass it on."""
+        seat = self._seats.get(worker)
+        if seat is not None and seat.state == "busy":
+            self._events.worker_began(seat, step)
+
+    def worker_answered(self, worker: Worker, answer: session.Reply | session.Refusal) -> None:
+        """Look at its proof, or pass on what it answers to a job."""
+        if (seat := self._seats.get(worker)) is None:
+            return
+        if seat.state == "busy" and answer.id == seat.jobs:
+            self._events.worker_answered(seat, answer)
+        elif seat.state == "starting" and self._proof is not None:
+            self._judge(seat, self._proof, answer)
+        else:
+            worker.kill("answered what nobody had asked")
+
+    def worker_ended(self, worker: Worker, reason: str) -> None:
+        """Replace it."""
+        self._ending.discard(worker)
+        seat = self._seats.get(worker)
+        if seat is not None and self._forget(seat):
+            self._lose(seat, reason)
+        self._check_stopped()
+
+    def _lose(self, seat: Seat, reason: str) -> None:
+        if seat.state == "starting":
+            self._start_failed(f"a worker {reason} before it was ready")
+            return
+        if seat.state == "idle":
+            self.log.warn("worker {pid} {reason} while it had nothing to do", pid=seat.worker.pid, reason=reason)
+        self._replace()
+        if seat.state == "busy":
+            self._events.worker_died(seat, reason)
+
+    def _judge(self, seat: Seat, proof: Proof, answer: session.Reply | session.Refusal) -> None:
+        if isinstance(answer, session.Reply) and answer.poem == proof.result:
+            self._ready(seat)
+            return
+        said = "something else" if isinstance(answer, session.Reply) else answer.error.message
+        seat.worker.kill(f"answered the example {proof.request.spec} with {said}")
+
+    def _ready(self, seat: Seat) -> None:
+        self._failures = 0
+        self._stop_timer(seat)
+        seat.first_resident_bytes = seat.worker.resident_bytes()
+        report, seat.job = seat.job, None
+        if not self.ready.called:
+            self.ready.callback(report)
+        self._be_idle(seat)
+
+    def _be_idle(self, seat: Seat) -> None:
+        seat.state = "idle"
+        self._idle.append(seat)
+        self._events.worker_idle()
+
+    def _growth_bytes(self, seat: Seat) -> int:
+        now = self._clock.seconds()
+        if now - seat.measured_at < MEASURE_EVERY_S:
+            return 0
+        seat.measured_at = now
+        return seat.worker.resident_bytes() - seat.first_resident_bytes
+
+    def _replace(self) -> None:
+        if self._next_start is None:
+            self.start()
+
+    def _start_failed(self, what: str) -> None:
+        self._failures += 1
+        delay_s = upkeep.start_delay_s(self._failures)
+        if not self._is_stopping and self._next_start is None:
+            self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
+            self._next_start = self._clock.callLater(delay_s, self.start)
+
+    def _start_expired(self, seat: Seat) -> None:
+        seat.start_timer = None
+        seat.worker.kill(f"was not ready after {START_TIMEOUT_S:g} s")
+
+    def _stop_timer(self, seat: Seat) -> None:
+        if seat.start_timer is not None:
+            seat.start_timer.cancel()
+            seat.start_timer = None
+
+    def _forget(self, seat: Seat) -> bool:
+        """Strike a worker off; say whether it was still on the list."""
+        if self._seats.pop(seat.worker, None) is None:
+            return False
+        self._stop_timer(seat)
+        if seat in self._idle:
+            self._idle.remove(seat)
+        return True
+
+    def _check_stopped(self) -> None:
+        while self._stopped and not self._ending:
+            self._stopped.pop().callback(None)

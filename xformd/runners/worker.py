@@ -1,0 +1,145 @@
+"""A worker process: loads the plugins that the server has, and runs one job after the other on its main thread.
+
+It speaks with the server over one socket, in netstrings. First it is told what to load (``Orders``) and answers with
+what it has (``Report``); from then on it gets requests of the session form and answers them. Before each step of a
+job but the first it says which (``step``), so that the server knows whom to blame. The server ends it by killing it.
+"""
+
+import gc
+import os
+import resource
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from xformd.errors import TransformDied, XformError
+from xformd.plugins import listing, loader
+from xformd.plugins.registry import Registry
+from xformd.runners import calls, orders
+from xformd.runners.calls import Call
+from xformd.wire import netstring, session
+
+RECEIVE_BYTES = 256 * 1024
+
+
+def main(channel_descriptor: int) -> NoReturn:
+    """Serve until the server is gone."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+        _serve(_Channel(socket.socket(fileno=channel_descriptor)))
+    except (OSError, EOFError):
+        pass  # the server is gone, or a transform has closed what is not its own
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)  # whatever threads a plugin has left running
+
+
+def _serve(channel: "_Channel") -> NoReturn:
+    told = orders.decode_orders(channel.receive())
+    channel.limit(told.max_request_bytes)
+    _limit_memory(told.memory_bytes)
+    registry = loader.load(told.selection)
+    channel.send(orders.encode_report(orders.Report(os.getpid(), listing.to_json(registry))))
+    job = _Job(registry, told, channel)
+    gc.freeze()  # what is loaded stays: there is no use in looking through it again and again
+    while True:
+        job.run(channel.receive())
+
+
+class _Channel:
+    """The socket to the server, a netstring at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._decoder = netstring.Decoder(orders.MAX_ORDERS_BYTES)
+
+    def limit(self, max_poem_bytes: int) -> None:
+        """Say how long a poem can be."""
+        self._decoder = netstring.Decoder(max_poem_bytes + session.MAX_HEAD_BYTES)
+
+    def receive(self) -> bytes:
+        """Wait for the next netstring."""
+        while True:
+            data = self._connection.recv(RECEIVE_BYTES)
+            if not data:
+                raise EOFError
+            if strings := self._decoder.decode(data):
+                (string,) = strings  # the server sends one thing at a time
+                return string
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, all of them."""
+        self._connection.sendall(data)
+
+
+class _Job:
+    """Runs jobs.
+
+    Args:
+        registry: what there is to run.
+        told: by the server.
+        channel: to the server.
+    """
+
+    def __init__(self, registry: Registry, told: orders.Orders, channel: _Channel) -> None:
+        self._registry = registry
+        self._told = told
+        self._channel = channel
+
+    def run(self, string: bytes) -> None:
+        """Do what the server asks, and answer."""
+        request = session.decode_request(string)
+        assert isinstance(request, session.Request)  # the server sends nothing else
+        try:
+            steps = [calls.prepare(step, self._registry) for step in request.spec.steps]
+            result = self._run_all(steps, request.poem)
+        except XformError as error:
+            self._channel.send(session.encode_refusal(session.Refusal(request.id, error)))
+            if isinstance(error, TransformDied):
+                os._exit(0)
+        else:
+            self._channel.send(session.encode_reply(session.Reply(request.id, result)))
+
+    def _run_all(self, steps: list[Call], poem: bytes) -> bytes:
+        for index, call in enumerate(steps):
+            if index:
+                self._channel.send(orders.encode_step(index))
+            poem = self._run_one(call, poem)
+        return poem
+
+    def _run_one(self, call: Call, poem: bytes) -> bytes:
+        own_limit = call.entry.transform.memory_bytes
+        most = self._told.memory_bytes
+        limit = most if own_limit is None else min(most, _address_space_bytes() + own_limit)
+        _limit_memory(limit)
+        try:
+            return calls.run(call, poem, self._told.max_result_bytes)
+        except MemoryError:
+            _limit_memory(resource.RLIM_INFINITY)  # so that there is enough to say so
+            raise TransformDied(f"{call.name} ran out of memory; its worker may use {limit} bytes") from None
+        except BaseException as error:  # SystemExit and its like come from the transform: nothing else runs in there
+            if not calls.is_expected(error):
+                print(f"transform {call.name} of plugin {call.entry.plugin.label} failed", file=sys.stderr)
+                traceback.print_exception(error)
+            raise calls.explain(call, error) from None
+        finally:
+            _limit_memory(most)
+
+
+def _limit_memory(limit_bytes: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY and (limit_bytes == resource.RLIM_INFINITY or limit_bytes > hard):
+        limit_bytes = hard
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
+
+
+def _address_space_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # not Linux
+        return 0
+    return pages * resource.getpagesize()

@@ -1,0 +1,237 @@
+"""A pool of worker processes, with a bounded queue in front of them.
+
+The law: a worker runs one job at a time, every job is answered once, and whatever becomes of a worker, no other job
+is harmed.
+"""
+
+from collections.abc import Sequence
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xformd.errors import Busy, ShuttingDown, TransformDied, TransformTimeout, Unavailable, XformError
+from xformd.limits import Limits
+from xformd.runners import Caller, upkeep
+from xformd.runners.calls import Call
+from xformd.runners.quarantine import MAX_DEATHS, Quarantine
+from xformd.runners.queue import Queue
+from xformd.runners.supervisor import Launch, Proof, Seat, Supervisor
+from xformd.spec import Spec
+from xformd.wire import session
+
+
+@attrs.define(eq=False)
+class _Job:
+    """Some steps for one worker, and who waits for their result.
+
+    Args:
+        calls: the steps.
+        poem: for the first.
+        caller: who asks.
+        outcome: fires once.
+        seat: the worker that runs it; None while it waits.
+        step: which of the steps runs.
+        began_at: when it got its worker.
+        timer: ends it when the step that runs takes longer than its transform's own limit.
+    """
+
+    calls: Sequence[Call]
+    poem: bytes
+    caller: Caller | None
+    outcome: Deferred[bytes]
+    seat: Seat | None = None
+    step: int = 0
+    began_at: float = 0.0
+    timer: IDelayedCall | None = None
+
+    @property
+    def call(self) -> Call:
+        """The step that runs."""
+        return self.calls[self.step]
+
+
+class WorkerPool:
+    """Runs jobs in worker processes.
+
+    Args:
+        size: how many jobs run at a time. One process more waits, warm, to take the place of one that ends.
+        launch: starts a worker.
+        proof: an example that each must run first.
+        quarantine: remembers which transforms kill workers.
+        limits: how long the queue, and how worn a worker may be.
+        clock: a reactor, or a clock in its place.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        launch: Launch,
+        proof: Proof | None,
+        quarantine: Quarantine,
+        limits: Limits,
+        clock: IReactorTime,
+    ) -> None:
+        self._size = size
+        self.quarantine = quarantine
+        self._limits = limits
+        self._clock = clock
+        self._queue: Queue[_Job] = Queue()
+        self._running: set[_Job] = set()
+        self._mean_job_s = 0.0
+        self._refusal: XformError | None = None
+        self.supervisor = Supervisor(
+            count=size + 1, launch=launch, proof=proof, events=self, limits=limits, clock=clock
+        )
+
+    def start(self) -> None:
+        """Start the workers."""
+        self.supervisor.start()
+
+    # What a service calls.
+
+    def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> Deferred[bytes]:
+        """Give a poem to a worker, now or when one is free; see ``Runner.run``."""
+        error = self._refusal or self._quarantined(calls) or self._full()
+        if error is not None:
+            raise error
+        job = _Job(calls, poem, caller, Deferred(lambda _: self._give_up(job, "its job was given up")))
+        self._queue.put(job)
+        self._dispatch()
+        return job.outcome
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Go on with what had to wait for this."""
+        self._queue.caller_has_room(caller)
+        self._dispatch()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._queue)
+
+    def stop(self) -> Deferred[None]:
+        """Give up what is left, and end every worker; fires when no process is left."""
+        self._refusal = ShuttingDown("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000)
+        unfinished = [*self._queue.clear(), *self._running]
+        self._running.clear()
+        stopped = self.supervisor.stop()
+        for job in unfinished:
+            self._stop_timer(job)
+            job.outcome.errback(Failure(self._refusal))
+        return stopped
+
+    # What the supervisor tells.
+
+    def worker_idle(self) -> None:
+        """Give the next job to it."""
+        self._dispatch()
+
+    def worker_began(self, seat: Seat, step: int) -> None:
+        """Note which of its job's steps runs."""
+        job: _Job = seat.job
+        if step != job.step + 1 or step >= len(job.calls):
+            seat.worker.kill("began what nobody had asked")
+            return
+        self.quarantine.survived(job.call.name)
+        job.step = step
+        self._begin_step(job)
+
+    def worker_answered(self, seat: Seat, answer: session.Reply | session.Refusal) -> None:
+        """Give the worker its next job, then the answer to who waits for it."""
+        job: _Job = seat.job
+        self._leave(job)
+        if isinstance(answer, session.Refusal) and isinstance(answer.error, TransformDied):
+            self.supervisor.discard(seat, answer.error.message)
+            self._count_death(job, answer.error.message)
+        else:
+            if self.quarantine.survived(job.call.name):
+                self.log.info("transform {name} is out of quarantine", name=job.call.name)
+            self.supervisor.release(seat)
+        self._settle(job, answer.poem if isinstance(answer, session.Reply) else Failure(answer.error))
+
+    def worker_died(self, seat: Seat, reason: str) -> None:
+        """Tell who waits for its job, and nobody else."""
+        job: _Job = seat.job
+        self._leave(job)
+        died = f"the worker of {job.call.name} {reason}"
+        self._count_death(job, died)
+        self._settle(job, Failure(TransformDied(died)))
+
+    def _dispatch(self) -> None:
+        while len(self._running) < self._size and (job := self._queue.first()) is not None:
+            if (error := self._quarantined(job.calls)) is not None:  # since it came
+                self._queue.remove(job)
+                self._settle(job, Failure(error))
+                continue
+            if (seat := self.supervisor.take()) is None:
+                return
+            self._queue.remove(job)
+            job.seat, seat.job = seat, job
+            job.began_at = self._clock.seconds()
+            self._running.add(job)
+            self._begin_step(job)
+            seat.worker.send(session.Request(seat.jobs, Spec(tuple(call.step for call in job.calls)), job.poem))
+
+    def _begin_step(self, job: _Job) -> None:
+        self._stop_timer(job)
+        self.quarantine.begin(job.call.name)
+        allowed_s = job.call.entry.transform.timeout_s
+        if allowed_s is not None:
+            error = TransformTimeout(f"{job.call.name} took longer than its {allowed_s:g} s")
+            job.timer = self._clock.callLater(allowed_s, self._expire, job, error)
+
+    def _expire(self, job: _Job, error: XformError) -> None:
+        job.timer = None
+        self._give_up(job, "took too long")
+        self._settle(job, Failure(error))
+
+    def _give_up(self, job: _Job, why: str) -> None:
+        """Take a job from the queue, or from its worker, which does not outlive it."""
+        if self._queue.remove(job):
+            return
+        if job in self._running and job.seat is not None:
+            self._leave(job)
+            self.quarantine.undecided(job.call.name)
+            self.supervisor.discard(job.seat, why)
+
+    def _leave(self, job: _Job) -> None:
+        self._running.discard(job)
+        self._stop_timer(job)
+        self._mean_job_s += (self._clock.seconds() - job.began_at - self._mean_job_s) / 16
+
+    def _settle(self, job: _Job, outcome: bytes | Failure) -> None:
+        job.poem = b""
+        job.outcome.callback(outcome)
+
+    def _stop_timer(self, job: _Job) -> None:
+        if job.timer is not None:
+            job.timer.cancel()
+            job.timer = None
+
+    def _count_death(self, job: _Job, died: str) -> None:
+        name, plugin = job.call.name, job.call.entry.plugin.label
+        self.log.warn("transform {name} of plugin {plugin}: {died}", name=name, plugin=plugin, died=died)
+        if self.quarantine.died(name, self._clock.seconds()):
+            self.log.error(
+                "transform {name} is in quarantine: it has killed {count} workers", name=name, count=MAX_DEATHS
+            )
+
+    def _quarantined(self, calls: Sequence[Call]) -> XformError | None:
+        for call in calls:
+            wait_s = self.quarantine.wait_s(call.name, self._clock.seconds())
+            if wait_s is not None:
+                message = f"{call.name} has killed its worker too often, and rests for a while"
+                return Unavailable(message, retry_after_ms=int(wait_s * 1000) + 1)
+        return None
+
+    def _full(self) -> XformError | None:
+        if len(self._queue) < self._limits.max_queue:
+            return None
+        later_ms = upkeep.retry_after_ms(len(self._queue), self._size, self._mean_job_s)
+        return Busy(f"{len(self._queue)} requests are waiting already", retry_after_ms=later_ms)

@@ -320,8 +320,13 @@ def test_draining_ends_with_the_grace_period(log: Log) -> None:
     protocol.dataReceived(b"7:later.a,")
     server.factory.drain()
     server.clock.advance(3)
+    assert server.cancelled == 1
+    assert wire.write_closed
+    assert not wire.disconnected
+    server.clock.advance(1)
     assert wire.disconnected
-    assert log.lines == ["closed 1 connections after the grace period"]
+    assert log.lines[0] == "gave up 1 connections after the grace period"
+    assert "shutting-down" in log.lines[1]
 
 
 def test_draining_a_server_without_connections_takes_no_time(server: Server) -> None:

@@ -68,7 +68,7 @@ class Deadline:
 
 
 def within(
-    clock: IReactorTime, seconds: float, name: str, work: Deferred[Result], expired: XformError
+    clock: IReactorTime, seconds: float, name: str, work: Deferred[Result], expired: Callable[[], XformError]
 ) -> Deferred[Result]:
     """Give a Deferred that ends in time, also when the work behind it does not.
 
@@ -78,10 +78,10 @@ def within(
         name: of what works.
         work: is cancelled when time is up, or when the Deferred that is given is cancelled; what becomes of it then
             is nobody's business any more.
-        expired: what to fail with when time is up.
+        expired: makes what to fail with when time is up.
 
     Returns:
-        Fires with what the work fires with; fails with ``expired``, or with ``Cancelled`` when it is cancelled.
+        Fires with what the work fires with; fails with what ``expired`` makes, or with ``Cancelled``.
     """
 
     def settle(result: Result | Failure) -> None:
@@ -90,14 +90,14 @@ def within(
         if not outcome.called:
             outcome.callback(result)
 
-    def give_up(error: XformError) -> None:
-        settle(Failure(error))
+    def give_up(make_error: Callable[[], XformError]) -> None:
+        settle(Failure(make_error()))
         try:
             work.cancel()
         except Exception:  # the canceller may be a plugin's
             log.failure("transform {transform} failed to be cancelled", transform=name)
 
-    outcome: Deferred[Result] = Deferred(lambda _: give_up(Cancelled(f"{name} was given up")))
+    outcome: Deferred[Result] = Deferred(lambda _: give_up(lambda: Cancelled(f"{name} was given up")))
     timer = clock.callLater(max(0.0, seconds), give_up, expired)
     work.addBoth(settle)
     return outcome

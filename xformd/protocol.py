@@ -29,7 +29,6 @@ from xformd.output import IStreamTransport, Output
 from xformd.service import TransformService
 from xformd.wire import netstring, session
 
-
 LAST_WORD_S = 1.0
 """How long a client has to take what it is told at the very end."""
 

@@ -20,7 +20,7 @@ from xformd.generation import Generation, Stage
 from xformd.limits import Limits
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller
-from xformd.runners.calls import name_all
+from xformd.runners.calls import name_all, took_too_long
 from xformd.runners.inline import InlineRunner
 from xformd.spec import Spec
 
@@ -150,8 +150,8 @@ class TransformService:
 
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
         name = name_all(stage.calls)
-        expired = TransformTimeout(f"{name} took longer than its {budget.allowed_s:g} s")
-        return within(self._clock, budget.ends_at - self._clock.seconds(), name, work, expired)
+        remaining_s = budget.ends_at - self._clock.seconds()
+        return within(self._clock, remaining_s, name, work, lambda: took_too_long(name, budget.allowed_s))
 
     def _last_word(self, failure: Failure) -> Failure:
         if self._is_stopping and failure.check(Cancelled):

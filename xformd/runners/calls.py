@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from xformd.errors import BadOptions, GibberishError, TooLarge, TransformFailed, XformError, describe
+from xformd.errors import BadOptions, GibberishError, TooLarge, TransformFailed, TransformTimeout, XformError, describe
 from xformd.options import OptionValue
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import Step
@@ -44,6 +44,11 @@ def prepare(step: Step, registry: Registry) -> Call:
     """
     entry = registry.resolve(step.name)
     return Call(step, entry, entry.transform.convert(dict(step.options)))
+
+
+def took_too_long(name: str, allowed_s: float) -> TransformTimeout:
+    """Say that something did not end in its time."""
+    return TransformTimeout(f"{name} took longer than its {allowed_s:g} s")
 
 
 def name_all(calls: Sequence[Call]) -> str:

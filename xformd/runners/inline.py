@@ -10,9 +10,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.deadline import within
-from xformd.errors import TransformTimeout, XformError
+from xformd.errors import XformError
 from xformd.runners import Caller
-from xformd.runners.calls import Call, check_size, explain, is_expected
+from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
 
 
 class InlineRunner:
@@ -55,8 +55,8 @@ class InlineRunner:
         result.addErrback(lambda failure: Failure(self._explain(failure, call)))
         if transform.timeout_s is None:
             return result
-        expired = TransformTimeout(f"{call.name} took longer than its {transform.timeout_s:g} s")
-        return within(self._clock, transform.timeout_s, call.name, result, expired)
+        limit_s = transform.timeout_s
+        return within(self._clock, limit_s, call.name, result, lambda: took_too_long(call.name, limit_s))
 
     def _check(self, result: bytes, call: Call) -> bytes:
         return check_size(call, result, self._max_result_bytes)

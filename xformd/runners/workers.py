@@ -12,10 +12,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.errors import Busy, ShuttingDown, TransformDied, TransformTimeout, Unavailable, XformError
+from xformd.errors import Busy, ShuttingDown, TransformDied, Unavailable, XformError
 from xformd.limits import Limits
 from xformd.runners import Caller, upkeep
-from xformd.runners.calls import Call
+from xformd.runners.calls import Call, took_too_long
 from xformd.runners.quarantine import MAX_DEATHS, Quarantine
 from xformd.runners.queue import Queue
 from xformd.runners.supervisor import Launch, Proof, Seat, Supervisor
@@ -183,13 +183,12 @@ class WorkerPool:
         self.quarantine.begin(job.call.name)
         allowed_s = job.call.entry.transform.timeout_s
         if allowed_s is not None:
-            error = TransformTimeout(f"{job.call.name} took longer than its {allowed_s:g} s")
-            job.timer = self._clock.callLater(allowed_s, self._expire, job, error)
+            job.timer = self._clock.callLater(allowed_s, self._expire, job, allowed_s)
 
-    def _expire(self, job: _Job, error: XformError) -> None:
+    def _expire(self, job: _Job, allowed_s: float) -> None:
         job.timer = None
         self._give_up(job, "took too long")
-        self._settle(job, Failure(error))
+        self._settle(job, Failure(took_too_long(job.call.name, allowed_s)))
 
     def _give_up(self, job: _Job, why: str) -> None:
         """Take a job from the queue, or from its worker, which does not outlive it."""

@@ -128,6 +128,16 @@ def test_200_connections_to_64_descriptors(tmp_path: Path, crowd: ExitStack) -> 
         assert "Traceback" not in server.log
 
 
+def test_the_limit_is_raised_where_the_system_lets_it(tmp_path: Path, crowd: ExitStack) -> None:
+    command = ("bash", "-c", 'ulimit -Sn 64; ulimit -Hn 400; exec "$@"', "bash", *XFORMD)
+    with serving(tmp_path, "--plugins=none", "--max-connections=150", "--workers=1", command=command) as server:
+        connections = [crowd.enter_context(server.connect()) for _ in range(150)]
+        for connection in connections:
+            connection.sendall(netstring(b"upper.a"))
+            assert connection.recv(100) == b"1:A,"
+        assert server.log == ""
+
+
 @pytest.mark.parametrize("all_of_them", [b"false", b"true"])
 def test_a_transform_that_takes_every_descriptor(tmp_path: Path, crowd: ExitStack, all_of_them: bytes) -> None:
     plugins = tmp_path / "plugins"

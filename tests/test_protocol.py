@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHalfCloseableDescriptor
+from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -22,6 +22,8 @@ from xformd.limits import Limits
 from xformd.output import PART_BYTES
 from xformd.protocol import TransformFactory, TransformProtocol
 from xformd.service import TransformService
+
+HERE = IPv4Address("TCP", "127.0.0.1", 1)
 
 
 @transform(inline=True)
@@ -84,8 +86,8 @@ class Server:
     def _cancel(self, _: object) -> None:
         self.cancelled += 1
 
-    def connect(self) -> tuple[TransformProtocol, Wire]:
-        protocol = self.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+    def connect(self, peer: IAddress = HERE) -> tuple[TransformProtocol, Wire]:
+        protocol = self.factory.buildProtocol(peer)
         assert protocol is not None
         wire = Wire()
         protocol.makeConnection(wire)
@@ -213,7 +215,7 @@ def test_a_client_that_leaves_without_a_word_is_no_news(server: Server, log: Log
     assert wire.disconnecting
     protocol.connectionLost(Failure(ConnectionDone()))
     assert log.lines == []
-    assert server.factory.connections == set()
+    assert not server.factory.connections
     assert server.clock.getDelayedCalls() == []
 
 
@@ -287,9 +289,27 @@ def test_connections_over_the_limit_are_closed_at_once(log: Log) -> None:
     first, _ = server.connect()
     server.connect()
     assert server.factory.buildProtocol(None) is None
-    assert log.lines == ["closed a new connection: 2 are open"]
+    says = "closed a new connection: 2 are open; max_connections, or ulimit -n, allows no more"
+    assert log.lines == [says]
     first.connectionLost(Failure(ConnectionDone()))
     server.connect()
+
+
+def test_a_peer_has_no_more_connections_than_its_share(log: Log) -> None:
+    server = Server(max_connections_per_peer=2)
+    greedy = IPv4Address("TCP", "192.0.2.1", 1)
+    first, _ = server.connect(greedy)
+    server.connect(IPv4Address("TCP", "192.0.2.1", 2))
+    assert server.factory.buildProtocol(greedy) is None
+    says = "closed a new connection: 2 are open from 192.0.2.1, which is max_connections_per_peer"
+    assert log.lines == [says]
+    server.connect(IPv4Address("TCP", "192.0.2.2", 1))
+    server.connect(IPv6Address("TCP", "::1", 1))
+    for _ in range(3):
+        server.connect(UNIXAddress(None))
+    first.connectionLost(Failure(ConnectionDone()))
+    server.connect(greedy)
+    assert server.factory.buildProtocol(greedy) is None
 
 
 def test_draining_answers_what_is_accepted_and_closes_the_rest(server: Server) -> None:

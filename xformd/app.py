@@ -5,15 +5,20 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
+from twisted.logger import globalLogPublisher
 
 from xformd import address
 from xformd.config import Settings
+from xformd.descriptors import AcceptErrors
 from xformd.errors import ListenFailed, describe
 from xformd.generations import Generations
 from xformd.plugins.registry import Registry
 from xformd.prompt import make_prompt
 from xformd.protocol import TransformFactory
+
+REST_S = 1.0
+NO_DESCRIPTORS = "no file descriptors are left; raise ulimit -n (LimitNOFILE), or lower max_connections"
 
 
 class Server(Service):
@@ -39,6 +44,8 @@ class Server(Service):
         self._factory = factory
         self._reactor = reactor
         self._ports: list[IListeningPort] = []
+        self._accept_errors = AcceptErrors(self._ran_out, self._rest)
+        self._resting: IDelayedCall | None = None
 
     @property
     def registry(self) -> Registry:
@@ -48,6 +55,7 @@ class Server(Service):
     def startService(self) -> None:
         """Begin to listen, and start the workers; ``listening`` tells the outcome."""
         Service.startService(self)
+        globalLogPublisher.addObserver(self._accept_errors)
         Deferred.fromCoroutine(self._start()).chainDeferred(self.listening)
 
     def reload(self) -> Deferred[None]:
@@ -60,6 +68,10 @@ class Server(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        globalLogPublisher.removeObserver(self._accept_errors)
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         ports, self._ports = self._ports, []
         for port in ports:
             closing = port.stopListening()
@@ -81,6 +93,24 @@ class Server(Service):
             shown.append(address.show(port.getHost()))
         self._generations.start()
         return tuple(shown)
+
+    def _ran_out(self) -> None:
+        self._factory.refusals.refused("descriptors", NO_DESCRIPTORS)
+
+    def _rest(self, cause: str) -> None:
+        """Let new connections wait: who has not been accepted would wake the reactor at once, again and again."""
+        if self._resting is not None or not self._ports:
+            return
+        advice = NO_DESCRIPTORS if cause == "EMFILE" else f"the system says {cause}"
+        self._factory.refusals.log.warn("new connections wait for {rest_s} s: {advice}", rest_s=REST_S, advice=advice)
+        for port in self._ports:
+            port.stopReading()  # type: ignore[attr-defined]  # what accepts, reads
+        self._resting = self._reactor.callLater(REST_S, self._resume)
+
+    def _resume(self) -> None:
+        self._resting = None
+        for port in self._ports:
+            port.startReading()  # type: ignore[attr-defined]
 
 
 def make_server(settings: Settings, reactor: Any) -> Server:

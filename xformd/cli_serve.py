@@ -3,36 +3,33 @@
 import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
+from xformd import quantities
 from xformd.cli_options import Command, guest_code, plugin_flags
 from xformd.limits import Limits
 
 if TYPE_CHECKING:
     from xformd.config import Configuration
 
-_METAVARS = {"bytes": "SIZE", "s": "DURATION"}
+_LIMITS = frozenset(field.name for field in attrs.fields(Limits))
 
 
 class _SettingsCommand(click.Command):
     """Shows the limits in a group of their own, after everything else."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from xformd.config import LIMITS, TABLE
-
-        limits, others = [], []
+        limits: list[tuple[str, str]] = []
+        others: list[tuple[str, str]] = []
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None and param.name in LIMITS:
-                setting = TABLE[param.name]
-                default = setting.kind.to_toml(setting.default).strip('"')
-                limits.append((record[0], f"{record[1]} [{default}]"))
-            elif record is not None:
-                others.append(record)
+            if record is not None:
+                (limits if param.name in _LIMITS else others).append(record)
         with formatter.section("Options"):
             formatter.write_dl(others)
         with formatter.section("Limits (sizes as 64KiB or 10MiB, durations as 500ms, 30s or 5min)"):
@@ -63,11 +60,19 @@ def _place(host: str | None, port: int | None) -> str:
     return tcp_server(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port)
 
 
+def _limit_flag(field: "attrs.Attribute[Any]") -> Callable[[Command], Command]:
+    metavar, default = "N", "none" if field.default is None else str(field.default)
+    if field.name.endswith("_bytes") and field.default is not None:
+        metavar, default = "SIZE", quantities.show_size(field.default)
+    elif field.name.endswith("_s") and field.default is not None:
+        metavar, default = "DURATION", quantities.show_duration(field.default)
+    flag = "--" + field.name.replace("_", "-")
+    return click.option(flag, metavar=metavar, help=f"{field.metadata['reason']} [{default}]")
+
+
 def _add_flags(command: Command) -> Command:
     for field in reversed(attrs.fields(Limits)):
-        flag = "--" + field.name.replace("_", "-")
-        metavar = _METAVARS.get(field.name.rpartition("_")[2], "N")
-        command = click.option(flag, metavar=metavar, help=field.metadata["reason"])(command)
+        command = _limit_flag(field)(command)
     for add in (
         click.option(
             "--isolate", multiple=True, metavar="NAME", help="Run this transform in a worker, whatever its author says."

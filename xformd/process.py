@@ -1,10 +1,12 @@
 """What a process needs around Twisted: a log, signals, and a reactor that runs until the work is done."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import (
     FilteringLogObserver,
@@ -17,7 +19,7 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from xformd import __version__
+from xformd import __version__, descriptors
 from xformd.allocator import keep_freed_memory
 from xformd.app import Server, make_server
 from xformd.config import Settings
@@ -84,7 +86,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     reactor: Any = installed
     start_logging(terse_observer())
     keep_freed_memory()
-    server = make_server(settings, reactor)
+    server = make_server(_within_descriptors(settings), reactor)
     failures: list[Failure] = []
 
     def started(addresses: tuple[str, ...]) -> None:
@@ -105,6 +107,25 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     reactor.run()
     if failures:
         failures[0].raiseException()
+
+
+def _within_descriptors(settings: Settings) -> Settings:
+    """Make room for the connections that are allowed, and allow no more than there is room for."""
+    allowed = settings.limits.max_connections
+    workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
+    open_now = descriptors.open_descriptors()
+    limit = descriptors.raise_limit(descriptors.needed(allowed, open_now, workers))
+    room = descriptors.room(limit, open_now, workers)
+    if room >= allowed:
+        return settings
+    log.warn(
+        "ulimit -n is {limit} and has room for {room} connections, not for the {allowed} of max_connections; "
+        "raise it (LimitNOFILE), or lower max_connections",
+        limit=limit,
+        room=room,
+        allowed=allowed,
+    )
+    return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=room))
 
 
 def _heed_signals(reactor: Any, server: Server) -> None:

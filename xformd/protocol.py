@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xformd.connections import Connections
 from xformd.deadline import Deadline
 from xformd.errors import BadFrame, TooLarge, XformError
 from xformd.forms import Form
@@ -26,6 +27,7 @@ from xformd.forms.classic import ClassicForm
 from xformd.forms.session import SessionForm
 from xformd.limits import Limits
 from xformd.output import IStreamTransport, Output
+from xformd.refusals import RefusalLog
 from xformd.service import TransformService
 from xformd.wire import netstring, session
 
@@ -43,6 +45,7 @@ class TransformProtocol(Protocol):
 
     Args:
         factory: whose connection it is.
+        peer: the IP address of its client, if that has one.
     """
 
     factory: "TransformFactory"
@@ -50,8 +53,9 @@ class TransformProtocol(Protocol):
 
     log = Logger()
 
-    def __init__(self, factory: "TransformFactory") -> None:
+    def __init__(self, factory: "TransformFactory", peer: str | None = None) -> None:
         self.factory = factory
+        self.peer = peer
         self.service = factory.service
         self.limits = factory.limits
         self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
@@ -69,7 +73,7 @@ class TransformProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Wait for a first byte, but not forever."""
-        self.factory.connections.add(self)
+        self.factory.connections.add(self, self.peer)
         limits = self.limits
         self._output = Output(
             self.transport, self.factory.clock, limits.write_timeout_s, self._expire, self._output_drained
@@ -239,17 +243,19 @@ class TransformFactory(ServerFactory):
         self.service = service
         self.limits = limits
         self.clock = clock
-        self.connections: set[TransformProtocol] = set()
+        self.connections: Connections[TransformProtocol] = Connections(limits)
+        self.refusals = RefusalLog(clock)
         self._drained: Deferred[None] | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> TransformProtocol | None:  # type: ignore[override]  # noqa: ARG002
+    def buildProtocol(self, addr: IAddress | None) -> TransformProtocol | None:  # type: ignore[override]
         """Take a connection, unless there are too many or the server is stopping."""
         if self._drained is not None:
             return None
-        if len(self.connections) >= self.limits.max_connections:
-            self.log.warn("closed a new connection: {limit} are open", limit=self.limits.max_connections)
+        peer: str | None = getattr(addr, "host", None)
+        if refusal := self.connections.refusal(peer):
+            self.refusals.refused(refusal.kind, refusal.reason)
             return None
-        return TransformProtocol(self)
+        return TransformProtocol(self, peer)
 
     @property
     def is_stopping(self) -> bool:
@@ -270,7 +276,7 @@ class TransformFactory(ServerFactory):
         """
         drained: Deferred[None] = Deferred()
         self._drained = drained
-        for connection in [*self.connections]:
+        for connection in self.connections:
             connection.stop()
         if self.connections:
             self._cut = self.clock.callLater(self.limits.shutdown_grace_s, self._give_up)
@@ -285,5 +291,5 @@ class TransformFactory(ServerFactory):
         self.service.stop()  # which answers what is in flight
 
     def _abort_all(self) -> None:
-        for connection in [*self.connections]:
+        for connection in self.connections:
             connection.abort()

@@ -1,9 +1,7 @@
 """Sessions over real sockets: what the wire promises of memory, of the share of one connection, and of deadlines."""
 
-import json
 import select
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,6 @@ from integration.test_classic_server import resident_bytes
 
 MIB = 1024 * 1024
 OPENING = b"8:xformd/2,"
-LIMITED = (sys.executable, str(Path(__file__).parent / "limited_server.py"))
 
 
 def read_until(connection: socket.socket, enough: Callable[[bytearray], bool]) -> bytearray:
@@ -77,8 +74,8 @@ def test_of_a_thousand_requests_on_one_connection_no_more_than_its_share_run(tmp
     ids=repr,
 )
 def test_a_drip_in_each_state_of_the_parser_is_cut_at_its_deadline(tmp_path: Path, start: bytes) -> None:
-    limits = json.dumps({"request_timeout_s": 1.5, "idle_timeout_s": 60, "max_request_bytes": 99_999})
-    with serving(tmp_path, command=LIMITED, LIMITS=limits) as server, server.connect() as connection:
+    limits = ("--request-timeout-s", "1500ms", "--idle-timeout-s", "1min", "--max-request-bytes", "99999")
+    with serving(tmp_path, "--plugins=none", *limits) as server, server.connect() as connection:
         in_length = start in (b"1", OPENING + b"1")
         connection.sendall(start)
         began = time.monotonic()
@@ -119,8 +116,7 @@ def test_sessions_are_told_when_the_server_stops(tmp_path: Path) -> None:
         server.process.terminate()
         read_until(connection, lambda received: b"0 shutting-down" in received)
         connection.sendall(netstring(b"2 upper.a"))
+        read_until(connection, lambda received: b"2 shutting-down retry-after=" in received)
         (tmp_path / "open").touch()
-        rest = read_to_end(connection)
-        assert b"2 shutting-down retry-after=" in rest
-        assert netstring(b"1 ok.POEM") in rest
+        assert netstring(b"1 ok.POEM") in read_to_end(connection)
         assert server.process.wait(timeout=20) == 0

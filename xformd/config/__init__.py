@@ -1,6 +1,6 @@
 """What an operator decides: defaults < TOML file < ``XFORMD_*`` environment < flags. No Twisted in here."""
 
-from xformd.config.settings import LIMITS, TABLE, Setting, Settings
+from xformd.config.settings import TABLE, Setting, Settings
 from xformd.config.sources import Configuration, Value, configure
 
-__all__ = ["LIMITS", "TABLE", "Configuration", "Setting", "Settings", "Value", "configure"]
+__all__ = ["TABLE", "Configuration", "Setting", "Settings", "Value", "configure"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from xformd import quantities
 from xformd.options import Option
 from xformd.plugins.loader import parse_distributions
 
@@ -22,9 +23,6 @@ MAX_DURATION_S = 1e9
 _SWITCH = Option("switch", "bool")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _WHOLE = re.compile(r"[0-9]{1,20}\Z")
-_QUANTITY = re.compile(r"(?P<number>[0-9]{1,20}(\.[0-9]{1,20})?) ?(?P<unit>[A-Za-z]*)\Z")
-_SIZES = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_DURATIONS = {"": 1, "ms": 0.001, "s": 1, "min": 60, "h": 3600}
 
 
 @attrs.frozen(kw_only=True)
@@ -102,37 +100,17 @@ def texts(
 
 
 def _size_from(value: object) -> int:
-    size = _quantity(value, _SIZES) if isinstance(value, str) else value
-    if type(size) in (int, float) and 0 < size <= MAX_NUMBER and size == int(size):  # type: ignore[operator, call-overload]
-        return int(size)  # type: ignore[call-overload, no-any-return]
+    size = quantities.read_size(value) if isinstance(value, str) else value
+    if type(size) is int and 0 < size <= MAX_NUMBER:
+        return size
     raise _refusal("a number of bytes above 0, as 65536, '64KiB', '10MiB' or '1GiB'", value)
 
 
-def _size_to_toml(value: int) -> str:
-    for name, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if value % size == 0:
-            return f'"{value // size}{name}"'
-    return str(value)
-
-
 def _duration_from(value: object) -> float:
-    seconds = _quantity(value, _DURATIONS) if isinstance(value, str) else value
-    if type(seconds) in (int, float) and 0 < seconds <= MAX_DURATION_S:  # type: ignore[operator]
-        return float(seconds)  # type: ignore[arg-type]
+    seconds = quantities.read_duration(value) if isinstance(value, str) else value
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds <= MAX_DURATION_S:
+        return float(seconds)
     raise _refusal("a number of seconds above 0, as 2.5, '500ms', '30s' or '5min'", value)
-
-
-def _duration_to_toml(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(value)
-
-
-def _quantity(text: str, units: Mapping[str, float]) -> float | None:
-    match = _QUANTITY.match(text)
-    factor = units.get(match["unit"].lower()) if match else None
-    if match is None or factor is None:
-        return None
-    number = match["number"]
-    return (int(number) if number.isdigit() else float(number)) * factor
 
 
 def _switch_from_text(text: str) -> bool:
@@ -203,6 +181,11 @@ def _quote(text: str) -> str:
     return json.dumps(readable, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def _size_to_toml(size_bytes: int) -> str:
+    shown = quantities.show_size(size_bytes)
+    return shown if shown.isdigit() else _quote(shown)
+
+
 def _refusal(wanted: str, value: object) -> ValueError:
     shown = str(value).lower() if isinstance(value, bool) else repr(value)
     return ValueError(f"takes {wanted}, not {shown}")
@@ -216,8 +199,13 @@ def _full(folders: Iterable[Path]) -> list[Path]:
     return [folder.absolute() for folder in folders]
 
 
-SIZE = Kind(from_text=_size_from, from_toml=_size_from, to_toml=_size_to_toml, unit="bytes")
-DURATION = Kind(from_text=_duration_from, from_toml=_duration_from, to_toml=_duration_to_toml, unit="seconds")
+SIZE = Kind(
+    from_text=_size_from,
+    from_toml=_size_from,
+    to_toml=_size_to_toml,
+    unit="bytes",
+)
+DURATION = Kind(from_text=_duration_from, from_toml=_duration_from, to_toml=quantities.show_duration, unit="seconds")
 SWITCH = Kind(from_text=_switch_from_text, from_toml=_switch_from_toml, to_toml=lambda value: str(value).lower())
 FOLDERS = Kind(
     from_text=lambda text: tuple(map(Path, _FOLDER_NAMES.from_text(text))),

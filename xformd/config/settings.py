@@ -114,6 +114,3 @@ def _kind_of_limit(field: "attrs.Attribute[Any]") -> Kind:
 
 TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _table()}
 """Every setting, by its name."""
-
-LIMITS = frozenset(field.name for field in attrs.fields(Limits))
-"""The names of those that are limits."""

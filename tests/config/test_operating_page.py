@@ -1,0 +1,44 @@
+"""The page for operators says what the code says."""
+
+import re
+from pathlib import Path
+
+import attrs
+
+from xformd.config import TABLE, configure
+from xformd.limits import Limits
+
+PAGE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+ROW = re.compile(r"^\| `(?P<name>\w+)`[^|]*\| (?P<default>[^|]+) \|", re.MULTILINE)
+
+
+def shown(name: str, default: float | None) -> str:
+    """Write a default as a person would."""
+    if default is None:
+        return "none"
+    if not name.endswith("_bytes"):
+        return f"{default:,.0f}"
+    mib = default / 2**20
+    return f"{mib / 1024:.0f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
+
+
+def test_the_table_has_every_limit_with_its_default() -> None:
+    table = PAGE.partition("\n## Limits\n")[2].partition("\n## ")[0]
+    assert dict(ROW.findall(table)) == {field.name: shown(field.name, field.default) for field in attrs.fields(Limits)}
+
+
+def test_every_other_setting_is_named() -> None:
+    limits = {field.name for field in attrs.fields(Limits)}
+    section = PAGE.partition("\n## Settings\n")[2].partition("\n## ")[0]
+    sentence = section.partition("The settings that are no limits are ")[2].partition(".")[0]
+    assert re.findall(r"`(\w+)`", sentence) == [name for name in TABLE if name not in limits]
+
+
+def test_the_example_is_a_file_of_settings(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "xformd.toml"
+    file.write_text(example)
+    settings = configure(file).settings
+    assert (settings.workers, settings.inline, settings.isolate) == (4, {"markdown"}, {"shout"})
+    assert settings.limits.max_request_bytes == 65_536
+    assert settings.selection.preferred == {"shout": "xformd-shout"}

@@ -1,0 +1,160 @@
+"""A server that meets the limit on open files: alive, idle, terse, and well again once there is room."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from integration.processes import XFORMD, Server, netstring, serving, wait_until
+
+LIMIT = 64
+FEW_DESCRIPTORS = ("bash", "-c", f'ulimit -n {LIMIT}; exec "$@"', "bash", *XFORMD)
+OPENING = netstring(b"xformd/2")
+
+HOARD = '''
+"""A plugin that leaves the server without a descriptor."""
+
+import os
+
+import xformd
+from twisted.internet import tcp
+
+held = []
+
+
+@xformd.transform(inline=True)
+def hoard(poem: str, *, all_of_them: bool = False) -> str:
+    """Open files until there are no more."""
+    if all_of_them:
+        tcp._reservedFD.__enter__()  # Twisted keeps one, to close what it cannot accept
+    while True:
+        try:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            return str(len(held))
+
+
+@xformd.transform(inline=True)
+def release(poem: str) -> str:
+    """Close them all."""
+    while held:
+        os.close(held.pop())
+    return poem
+
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [hoard, release]
+'''
+
+
+def cpu_s(server: Server) -> float:
+    """Give the CPU time that a server has used."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_idle_for_a_second(server: Server) -> bool:
+    """Whether it uses next to no CPU time while nothing happens that it could help."""
+    before = cpu_s(server)
+    end = time.monotonic() + 1
+    while (remaining := end - time.monotonic()) > 0:
+        time.sleep(remaining)
+    return cpu_s(server) - before < 0.2
+
+
+def call(session: socket.socket, number: int, request: bytes) -> bytes:
+    """Send one request of a session and give the next message that comes."""
+    session.sendall(netstring(b"%d %b" % (number, request)))
+    return session.recv(65_536)
+
+
+def open_session(server: Server) -> socket.socket:
+    session = server.connect()
+    session.sendall(OPENING)
+    assert b":xformd/2 {" in session.recv(65_536)
+    return session
+
+
+def answers(server: Server) -> bool:
+    """Whether it takes a new connection, and answers there."""
+    try:
+        return server.ask(netstring(b"upper.d")) == b"1:D,"
+    except ConnectionResetError:
+        return False
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server has closed a connection that was told nothing."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+@pytest.fixture
+def crowd() -> Iterator[ExitStack]:
+    """Holds connections until the test lets them go."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_200_connections_to_64_descriptors(tmp_path: Path, crowd: ExitStack) -> None:
+    with serving(tmp_path, "--plugins=none", command=FEW_DESCRIPTORS) as server:
+        assert server.log.count("\n") == 1
+        assert "ulimit -n is 64 and has room for" in server.log
+        with open_session(server) as session:
+            connections = [crowd.enter_context(server.connect()) for _ in range(200)]
+            wait_until(lambda: sum(map(is_closed, connections)) > 200 - LIMIT)
+            assert call(session, 1, b"upper.a") == netstring(b"1 ok.A")
+            assert is_idle_for_a_second(server)
+            assert call(session, 2, b"upper.b") == netstring(b"2 ok.B")
+            still_open = [connection for connection in connections if not is_closed(connection)]
+            assert len(still_open) >= 8
+            still_open[-1].setblocking(True)
+            still_open[-1].sendall(netstring(b"upper.c"))
+            assert still_open[-1].recv(100) == b"1:C,"
+            assert server.log.count("\n") <= 4
+            crowd.close()
+            wait_until(lambda: answers(server))
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+def test_the_limit_is_raised_where_the_system_lets_it(tmp_path: Path, crowd: ExitStack) -> None:
+    command = ("bash", "-c", 'ulimit -Sn 64; ulimit -Hn 400; exec "$@"', "bash", *XFORMD)
+    with serving(tmp_path, "--plugins=none", "--max-connections=150", "--workers=1", command=command) as server:
+        connections = [crowd.enter_context(server.connect()) for _ in range(150)]
+        for connection in connections:
+            connection.sendall(netstring(b"upper.a"))
+            assert connection.recv(100) == b"1:A,"
+        assert server.log == ""
+
+
+@pytest.mark.parametrize("all_of_them", [b"false", b"true"])
+def test_a_transform_that_takes_every_descriptor(tmp_path: Path, crowd: ExitStack, all_of_them: bytes) -> None:
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    (plugins / "hoard.py").write_text(HOARD)
+    with serving(tmp_path, "--plugins=none", "--plugins-dir", str(plugins), command=FEW_DESCRIPTORS) as server:
+        with open_session(server) as session:
+            assert b"1 ok." in call(session, 1, b"hoard:all_of_them=%b." % all_of_them)
+            for _ in range(100):
+                crowd.enter_context(server.connect())
+            wait_until(lambda: "no file descriptors are left; raise ulimit -n" in server.log)
+            began = time.monotonic()
+            assert is_idle_for_a_second(server)
+            assert call(session, 2, b"upper.a") == netstring(b"2 ok.A")
+            assert server.log.count("\n") <= 4 + time.monotonic() - began
+            assert call(session, 3, b"release.a") == netstring(b"3 ok.a")
+            crowd.close()
+            wait_until(lambda: answers(server))
+        assert server.stop() == 0
+        assert "Traceback" not in server.log

@@ -1,0 +1,37 @@
+"""How many descriptors a server needs, and how many connections a limit leaves room for."""
+
+import pytest
+
+from xformd.descriptors import AcceptErrors, needed, open_descriptors, room
+
+
+@pytest.mark.parametrize("connections", [1, 100, 10_000])
+@pytest.mark.parametrize("workers", [0, 2, 64])
+def test_what_is_needed_is_enough(connections: int, workers: int) -> None:
+    assert room(needed(connections, 10, workers), 10, workers) >= connections
+
+
+def test_a_lower_limit_leaves_room_for_the_rest_as_well() -> None:
+    assert room(1024, 10, 3) == 1024 - 10 - 32 - 4 * 8
+    assert room(64, 8, 64) == 24
+    assert room(16, 12, 2) == 1
+
+
+def test_descriptors_are_counted() -> None:
+    with open("/dev/null"), open("/dev/null"):  # noqa: PTH123
+        two_more = open_descriptors()
+    assert two_more == open_descriptors() + 2
+
+
+def test_what_twisted_says_of_other_things_is_passed_over() -> None:
+    heard: list[str] = []
+    observer = AcceptErrors(lambda: heard.append("closed"), heard.append)
+    port = "twisted.internet.tcp.Port"
+    observer({"log_namespace": port, "log_format": "EMFILE encountered; releasing reserved file descriptor."})
+    observer({"log_namespace": port})
+    observer({"log_namespace": "xformd", "acceptError": "EMFILE"})
+    observer({})
+    assert heard == []
+    observer({"log_namespace": port, "log_format": "EMFILE recovery: Closed socket from {address}"})
+    observer({"log_namespace": port, "log_format": "Could not accept", "acceptError": "ENFILE"})
+    assert heard == ["closed", "ENFILE"]

@@ -39,6 +39,19 @@ def named(name: str) -> set[int]:
     return found
 
 
+def leaves(pids: set[int]) -> set[int]:
+    """Give those of the processes that are nobody's parent: the workers, where each has a process that watches it."""
+    return pids - {parent for pid in pids if (parent := _parent(pid))}
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[1])
+
+
 def is_alive(pid: int) -> bool:
     """Whether this process is there, and no zombie."""
     try:

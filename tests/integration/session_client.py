@@ -5,7 +5,7 @@ import select
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -108,11 +108,24 @@ class Session:
         while not self._answers:
             ready, _, _ = select.select([self.socket], [], [], max(0.0, ends_at - time.monotonic()))
             assert ready, f"no answer within {within_s} s; {len(self._sent_at)} requests wait"
-            data = self.socket.recv(1_000_000)
-            if not data:
-                raise ConnectionError(f"the server closed; {len(self._sent_at)} requests wait")
-            self._decode(data, time.monotonic())
+            self.read()
         return self._answers.popleft()
+
+    def read(self) -> None:
+        """Read what has come, and take the time of it; ``receive`` gives it.
+
+        Raises:
+            ConnectionError: the server has closed the connection.
+        """
+        data = self.socket.recv(1_000_000)
+        if not data:
+            raise ConnectionError(f"the server closed; {len(self._sent_at)} requests wait")
+        self._decode(data, time.monotonic())
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._sent_at)
 
     def collect(self, ids: Iterable[int]) -> list[Answer]:
         """Give the answers to these requests, in the order of the requests; others are dropped."""
@@ -146,6 +159,15 @@ class Session:
         pairs = dict(attribute.split("=", 1) for attribute in attributes)
         elapsed_s = now - self._sent_at.pop(int(number), now)
         self._answers.append(Answer(int(number), code, pairs, poem, now, elapsed_s))
+
+
+def read_all(sessions: Sequence[Session]) -> None:
+    """Read on all sessions, whichever has something, until each request has its answer."""
+    while waiting := {session.socket: session for session in sessions if session.waiting}:
+        ready, _, _ = select.select(waiting, [], [], DEADLINE_S)
+        assert ready, f"no answer within {DEADLINE_S} s"
+        for readable in ready:
+            waiting[readable].read()
 
 
 class Load:

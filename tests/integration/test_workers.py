@@ -1,9 +1,9 @@
 """The pool as its callers see it: where steps run, how many wait, what happens when workers are killed."""
 
-import os
 import re
-import signal
 import time
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from integration.hostile import (
 )
 from integration.packages import Environment
 from integration.processes import wait_until
-from integration.session_client import Answer, Load, Session, step
+from integration.session_client import Answer, Load, Session, read_all, retry_after_s, step
 
 QUEUE = 10
 SENT = 100
@@ -36,34 +36,36 @@ def test_consecutive_steps_go_to_one_worker_in_one_job(hostile_environment: Envi
         pids = [answer.poem.split()[1:] for answer in answers]
         assert {(len(each), len(set(each))) for each in pids} == {(3, 1)}
         workers = {int(each[0]) for each in pids}
-        assert len(workers) == WORKERS
+        assert len(workers) > 1
         assert workers <= hostile.processes()
 
 
 def test_past_the_queue_requests_are_busy_at_once(hostile_environment: Environment, tmp_path: Path) -> None:
     """A hundred at once over four sessions: those that run and those that wait are answered, and the rest refused."""
-    with hostile_server(hostile_environment, tmp_path, XFORMD_MAX_QUEUE=str(QUEUE)) as hostile:
+    with (
+        hostile_server(hostile_environment, tmp_path, XFORMD_MAX_QUEUE=str(QUEUE)) as hostile,
+        ExitStack() as stack,
+    ):
         hostile.worker_pids()
-        sessions = [Session(hostile.server) for _ in range(4)]
-
-        def measure() -> float:
-            requests = [(step("sleep", seconds=0.2), b"poem")] * (SENT // len(sessions))
-            sent = [session.send(*requests) for session in sessions]
-            answers = [answer for session, ids in zip(sessions, sent, strict=True) for answer in session.collect(ids)]
-            busy = [answer for answer in answers if answer.code == "busy"]
-            assert codes(answers).count("ok") == WORKERS + QUEUE
-            assert len(busy) == SENT - WORKERS - QUEUE
-            assert all(int(answer.attributes["retry-after"]) > 0 for answer in busy)
-            return max(answer.elapsed_s for answer in busy)
-
-        assert best_of(3, 0.05, measure) <= 0.05
+        sessions = [stack.enter_context(Session(hostile.server)) for _ in range(4)]
+        assert best_of(3, 0.05, lambda: overrun(sessions)) <= 0.05
         assert sessions[0].ask("pid").code == "ok"
-        for session in sessions:
-            session.close()
+
+
+def overrun(sessions: list[Session]) -> float:
+    """Send more at once than may run and wait; give how long the slowest of the refusals took."""
+    requests = [(step("sleep", seconds=0.2), b"poem")] * (SENT // len(sessions))
+    sent = [session.send(*requests) for session in sessions]
+    read_all(sessions)  # together: an answer's time is that at which it is read
+    answers = [answer for session, ids in zip(sessions, sent, strict=True) for answer in session.collect(ids)]
+    busy = [answer for answer in answers if answer.code == "busy"]
+    assert Counter(codes(answers)) == {"ok": WORKERS + QUEUE, "busy": SENT - WORKERS - QUEUE}
+    assert all(retry_after_s(answer) > 0 for answer in busy)
+    return max(answer.elapsed_s for answer in busy)
 
 
 def test_killing_all_workers_under_load_loses_what_ran_alone(hostile_environment: Environment, tmp_path: Path) -> None:
-    """The server answers again within 0.5 s, and no more requests are lost than there are workers."""
+    """The server answers again within 0.5 s, and no more requests are lost than workers were killed."""
 
     def measure() -> float:
         folder = tmp_path / new_marker()
@@ -75,14 +77,15 @@ def test_killing_all_workers_under_load_loses_what_ran_alone(hostile_environment
 
 
 def kill_all_workers(hostile: Hostile) -> float:
-    """Kill all workers under load; give how long it took until a request was answered well again."""
+    """Kill all workers under load, the warm spare too; give how long it took until one answered again."""
     seen: list[Answer] = []
-    workers = hostile.worker_pids()
+    at_work = hostile.worker_pids()
+    workers = process_table.leaves(hostile.processes())
+    assert at_work <= workers
     with Load(hostile.server, f"{step('sleep', seconds=0.02)}+pid", seen=seen.append) as load:
         wait_until(lambda: load.codes["ok"] > 50)
         killed_at = time.monotonic()
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
+        process_table.kill(workers)
         wait_until(lambda: load.codes["ok"] > 150)
     lost = [answer for answer in seen if answer.code != "ok"]
     assert (load.trouble, {answer.code for answer in lost}) == ("", {"transform-died"})

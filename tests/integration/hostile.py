@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,17 +93,20 @@ def install(folder: Path) -> Environment:
 
 
 @contextmanager
-def hostile_server(environment: Environment, folder: Path, *arguments: str, **extra: str) -> Iterator[Hostile]:
+def hostile_server(
+    environment: Environment, folder: Path, *arguments: str, command: Sequence[str] = (), **extra: str
+) -> Iterator[Hostile]:
     """Run a server with the hostile transforms until the block ends; whatever it then leaves is ended.
 
     Args:
         environment: with the plugin in it.
         folder: for its log, and for notes.
         arguments: after ``serve``; those that select plugins take the place of the hostile ones.
+        command: what to run in place of the environment's xformd.
         extra: adds to its environment, and to ``DEFAULTS``.
     """
     token = secrets.token_hex(8)
-    command = (str(environment.python), "-m", "xformd")
+    command = command or (str(environment.python), "-m", "xformd")
     selection = () if any(argument.startswith("--plugins") for argument in arguments) else ("--plugins=xformd-hostile",)
     variables = {**DEFAULTS, "HOSTILE_FOLDER": str(folder), process_table.TOKEN: token, **extra}
     try:

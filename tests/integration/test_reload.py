@@ -15,6 +15,8 @@ from integration.packages import Environment, Package
 from integration.processes import wait_until
 from integration.session_client import Answer, Load, Session, step
 
+OUTSTANDING = 4
+
 MODULE = """
 import xformd
 
@@ -81,7 +83,7 @@ def test_a_plugin_upgraded_with_pip_answers_anew_after_sighup_and_no_request_fai
 ) -> None:
     seen: list[Answer] = []
     with serving_edition(tmp_path, wheels["first"]) as (hostile, environment):
-        with Load(hostile.server, "edition", outstanding=4, seen=seen.append) as load:
+        with Load(hostile.server, "edition", outstanding=OUTSTANDING, seen=seen.append) as load:
             wait_until(lambda: load.codes["ok"] > 20)
             packages.install(environment, [wheels["second"]])
             assert answers_with(hostile, "1.0")
@@ -92,8 +94,8 @@ def test_a_plugin_upgraded_with_pip_answers_anew_after_sighup_and_no_request_fai
         assert (load.trouble, set(load.codes)) == ("", {"ok"})
         versions = [answer.poem.split()[-1] for answer in seen]
         assert (versions[0], versions[-1]) == (b"1.0", b"2.0")
-        # Once one session has seen the new one, none sees the old one.
-        assert set(versions[after:]) == {b"2.0"}
+        # Beside what was in flight when it was first seen, which may end on the old one.
+        assert set(versions[after + OUTSTANDING :]) == {b"2.0"}
 
 
 @pytest.mark.parametrize("worse", ["broken", "renamed"])
@@ -142,7 +144,7 @@ def test_a_sighup_every_second_fails_no_request_under_load(hostile_environment: 
     """Three of them here; ten and ten thousand requests in ``make soak``."""
     with hostile_server(hostile_environment, tmp_path) as hostile:
         old = hostile.worker_pids()
-        with Load(hostile.server, "pid", outstanding=4) as load:
+        with Load(hostile.server, "pid", outstanding=OUTSTANDING) as load:
             for _ in range(3):
                 reload(hostile)
                 next_at = time.monotonic() + 1

@@ -6,9 +6,9 @@ and no process of it is left.
 
 from collections.abc import Iterator
 
-import attrs
 import pytest
 
+from integration.faults import FAULTS, MEDDLERS, Fault
 from integration.hostile import GONE_S, Hostile, hostile_server, new_marker, within
 from integration.packages import Environment
 from integration.processes import wait_until
@@ -16,68 +16,12 @@ from integration.session_client import Answer, Session, step
 
 COMPANIONS = 7
 
-OK = ("ok",)
-FAILED = ("transform-failed",)
-DIED = ("transform-died",)
-TIMEOUT = ("timeout",)
-
 LIMIT_S = 1.5
 """More than the companions need, who wait beside a worker that is held."""
 
 IN_TIME_S = LIMIT_S + 1.0
 """Loose: whether each figure is reached is measured in ``test_deadlines.py``, alone."""
 
-
-@attrs.frozen
-class Fault:
-    """What a hostile transform does to its request.
-
-    Args:
-        name: of the transform.
-        code: what its request is answered with.
-        says: a word of the message.
-        options: of the transform.
-    """
-
-    name: str
-    code: tuple[str, ...]
-    says: str = ""
-    options: dict[str, str] = attrs.field(factory=dict)
-
-    def __str__(self) -> str:
-        return "-".join([self.name, *self.options.values()])
-
-
-CRASH, HANG = {"then": "crash"}, {"then": "hang"}
-
-FAULTS = (
-    Fault("raises", FAILED, "ValueError"),
-    Fault("wrong-type", FAILED, "int"),
-    Fault("unpicklable", FAILED, "Clingy"),
-    Fault("system-exit", FAILED, "SystemExit"),
-    Fault("keyboard-interrupt", FAILED, "KeyboardInterrupt"),
-    Fault("huge", ("too-large",), "10485760"),
-    Fault("sleep", TIMEOUT, options={"seconds": "30"}),
-    Fault("loop-python", TIMEOUT),
-    Fault("loop-c", TIMEOUT),
-    Fault("deaf", TIMEOUT),
-    Fault("own-session", TIMEOUT),
-    Fault("exit-0", DIED),
-    Fault("exit-1", DIED),
-    Fault("segfault", DIED),
-    Fault("memory-bomb", DIED, "memory"),
-    Fault("close-descriptors", DIED),
-    Fault("half-reply", DIED),
-    Fault("fork", DIED, options=CRASH),
-    Fault("setsid", DIED, options=CRASH),
-    Fault("daemonise", DIED, options=CRASH),
-    Fault("fork-2", TIMEOUT, options=HANG),
-    Fault("setsid-2", TIMEOUT, options=HANG),
-    Fault("daemonise-2", TIMEOUT, options=HANG),
-    Fault("never", TIMEOUT),
-)
-
-MEDDLERS = ("prints", "reads-stdin", "chdir", "umask", "set-locale", "signals", "thread")
 
 each_fault = pytest.mark.parametrize("fault", FAULTS, ids=str)
 

@@ -9,7 +9,7 @@ GUEST_BIN := $(GUEST_VENV)/bin
 PLUGINS := $(wildcard plugins-example/xformd-*)
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint unit plugins demo bench clean
+.PHONY: help test lint unit plugins demo bench soak clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ demo: $(GUEST_VENV)/installed ## Start a server with the example plugins and sen
 
 bench: $(BENCH_VENV)/installed ## Measure xformd against its peers; print every figure that the README states
 	$(BENCH_VENV)/bin/python -m benchmarks
+
+soak: $(VENV)/installed ## Load a server with hostile transforms for three minutes; fail if a promise is broken
+	$(BIN)/python tests/soak.py
 
 clean: ## Remove what these commands have made
 	rm -rf $(VENV) $(BENCH_VENV) $(GUEST_VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -22,7 +22,7 @@ TIMEOUT_S = 60
 """Far more than any process here takes: only one that hangs gets there."""
 
 VERSION = "1.2.3"
-"""Of every package."""
+"""Of every package, unless it says otherwise."""
 
 
 @attrs.frozen
@@ -33,18 +33,20 @@ class Package:
         distribution: its name.
         entry_points: of the group ``xformd``: name to module.
         files: path to text, for each of its ``*.py`` files.
+        version: its version.
     """
 
     distribution: str
     entry_points: Mapping[str, str]
     files: Mapping[str, str]
+    version: str = VERSION
 
     @property
     def pyproject(self) -> str:
         """What its ``pyproject.toml`` says."""
         points = "".join(f'{name} = "{module}"\n' for name, module in self.entry_points.items())
         return (
-            f'[project]\nname = "{self.distribution}"\nversion = "{VERSION}"\n'
+            f'[project]\nname = "{self.distribution}"\nversion = "{self.version}"\n'
             f"[project.entry-points.xformd]\n{points}"
             '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
             "[tool.hatch.build]\nignore-vcs = true\n"

@@ -1,0 +1,114 @@
+"""Transforms that leave something behind: processes that bear the marker as their name, a thread, memory.
+
+The processes keep every descriptor of the worker open, and are deaf to signals.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
+
+import xformd
+from xformd_hostile.traces import go_deaf, hang, name_process, note
+
+Then = Literal["return", "hang", "crash"]
+Leave = Callable[[str], None]
+
+COPIES = 2
+"""Of each that leaves a process, so that twenty kills quarantine none of them."""
+
+_leaked: list[bytes] = []
+
+
+def _linger(marker: str, ready: int) -> None:
+    """Be the process that is left, and say so once it can be found."""
+    try:
+        go_deaf()
+        name_process(marker)
+        os.write(ready, b"!")
+        hang()
+    finally:
+        os._exit(0)
+
+
+def _forked(marker: str, *, new_session: bool = False, twice: bool = False) -> None:
+    """Leave a process, and wait until it is there."""
+    is_ready, ready = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if new_session:
+            os.setsid()
+        if twice and os.fork() != 0:
+            os._exit(0)
+        _linger(marker, ready)
+    os.close(ready)
+    if twice:
+        os.waitpid(child, 0)
+    os.read(is_ready, 1)
+    os.close(is_ready)
+
+
+def _finish(poem: str, then: Then) -> str:
+    if then == "hang":
+        hang()
+    if then == "crash":
+        os._exit(1)
+    return poem
+
+
+def _leaver(name: str, summary: str, leave: Leave) -> xformd.Transform:
+    def transform(poem: str, *, marker: str = "", then: Then = "return") -> str:
+        note(marker)
+        if marker:
+            leave(marker)
+        return _finish(poem, then)
+
+    transform.__doc__ = summary
+    return xformd.transform(name=name, examples=[("Owl", "Owl")])(transform)
+
+
+@xformd.transform(examples=[("Owl", "Owl")])
+def thread(poem: str, *, marker: str = "") -> str:
+    """Start a thread that does not end, and that Python waits for."""
+    note(marker)
+    if marker:
+        threading.Thread(target=hang, daemon=False).start()
+    return poem
+
+
+@xformd.transform(examples=[("Owl", "Owl")])
+def leak(poem: str, *, size_bytes: int = 0, marker: str = "") -> str:
+    """Keep memory for ever."""
+    note(marker)
+    _leaked.append(b"x" * size_bytes)
+    return poem
+
+
+_KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("fork", "Leave a process behind.", {}),
+    ("setsid", "Leave a process behind that has a session of its own.", {"new_session": True}),
+    ("daemonise", "Leave a process behind that nobody is the parent of.", {"new_session": True, "twice": True}),
+)
+
+
+def _leavers() -> list[xformd.Transform]:
+    return [
+        _leaver(f"{name}{copy}", summary, lambda marker, how=how: _forked(marker, **how))  # type: ignore[misc]
+        for name, summary, how in _KINDS
+        for copy in ("", *(f"-{number}" for number in range(2, COPIES + 1)))
+    ]
+
+
+@xformd.transform
+def own_session(poem: str, *, marker: str = "") -> str:
+    """Leave the process group of the worker, where it may, and hang."""
+    note(marker)
+    try:
+        os.setsid()
+    except PermissionError:  # it leads its group already: then its child goes
+        _forked(marker, new_session=True)
+    hang()
+    return poem
+
+
+TRANSFORMS = (*_leavers(), thread, leak, own_session)

@@ -1,0 +1,151 @@
+"""How a server ends: on SIGTERM every accepted request is answered, and however it ends, no process is left."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from integration import process_table
+from integration.hostile import GONE_S, Hostile, best_of, hostile_server, new_marker, seconds_until, within
+from integration.packages import Environment
+from integration.processes import DEADLINE_S, wait_until
+from integration.session_client import Answer, Session, step
+
+GRACE_S = 1.0
+
+
+def assert_no_process_is_left(hostile: Hostile) -> None:
+    assert within(GONE_S, lambda: not hostile.processes()), hostile.processes()
+
+
+def start_hung(hostile: Hostile, session: Session, name: str, **options: str) -> tuple[str, int]:
+    """Send a request that hangs, wait until it does, and give its marker and its id."""
+    marker = new_marker()
+    (number,) = session.send((step(name, marker=marker, **options), b""))
+    hostile.wait_for(marker)
+    if name not in ("deaf", "sleep"):
+        wait_until(lambda: bool(process_table.named(marker)))
+    return marker, number
+
+
+def receive_notice(session: Session) -> Answer:
+    """Give what the server says of the connection itself."""
+    while (answer := session.receive()).id != 0:
+        pass
+    return answer
+
+
+def test_on_sigterm_every_request_in_flight_and_in_the_queue_is_answered(
+    hostile_environment: Environment, tmp_path: Path
+) -> None:
+    first = new_marker()
+    poems = [f"poem {number}".encode() for number in range(8)]
+    with hostile_server(hostile_environment, tmp_path, XFORMD_SHUTDOWN_GRACE_S="15") as hostile:
+        assert hostile.worker_pids() <= hostile.processes()
+        with Session(hostile.server) as session:
+            spec = step("sleep", seconds=0.3, marker=first)
+            ids = session.send(*[(spec, poem) for poem in poems])
+            hostile.wait_for(first)
+            hostile.server.process.terminate()
+            answers = session.collect(ids)
+            assert [(answer.code, answer.poem) for answer in answers] == [("ok", poem) for poem in poems]
+            with pytest.raises(ConnectionError):
+                session.receive()
+        assert hostile.server.process.wait(DEADLINE_S) == 0
+        assert_no_process_is_left(hostile)
+
+
+def test_an_idle_server_ends_at_once_on_sigterm_with_the_processes_that_transforms_have_left(
+    hostile_environment: Environment, tmp_path: Path
+) -> None:
+    with hostile_server(hostile_environment, tmp_path, XFORMD_SHUTDOWN_GRACE_S="15") as hostile:
+        markers = [new_marker() for _ in range(4)]
+        with Session(hostile.server) as session:
+            for name, marker in zip(("fork", "setsid", "daemonise", "thread"), markers, strict=True):
+                assert session.ask(step(name, marker=marker), b"poem").poem == b"poem"
+        assert any(process_table.named(marker) for marker in markers[:3]) or all(map(hostile.started, markers))
+        start = time.monotonic()
+        assert hostile.server.stop() == 0
+        assert time.monotonic() - start < 5
+        assert_no_process_is_left(hostile)
+        assert not any(map(process_table.named, markers))
+
+
+def test_what_hangs_past_the_grace_period_is_answered_shutting_down_and_killed(
+    hostile_environment: Environment, tmp_path: Path
+) -> None:
+    with (
+        hostile_server(hostile_environment, tmp_path, XFORMD_SHUTDOWN_GRACE_S=str(GRACE_S)) as hostile,
+        Session(hostile.server) as session,
+    ):
+        _, deaf = start_hung(hostile, session, "deaf")
+        (good,) = session.send((step("sleep", seconds=0.2), b"poem"))
+        asked_at = time.monotonic()
+        hostile.server.process.terminate()
+        # Each on its own: the notice to the connection comes in between.
+        answers = dict(collect_until_close(session))
+        assert (answers[good], answers[deaf]) == ("ok", "shutting-down")
+        assert hostile.server.process.wait(DEADLINE_S) == 0
+        assert time.monotonic() - asked_at < GRACE_S + 2
+        assert_no_process_is_left(hostile)
+
+
+def collect_until_close(session: Session) -> list[tuple[int, str]]:
+    """Give id and code of all that comes until the server closes."""
+    received = []
+    while True:
+        try:
+            answer = session.receive()
+        except ConnectionError:
+            return received
+        received.append((answer.id, answer.code))
+
+
+def test_a_second_sigterm_ends_the_server_at_once(hostile_environment: Environment, tmp_path: Path) -> None:
+    def measure() -> float:
+        folder = tmp_path / new_marker()
+        folder.mkdir()
+        with (
+            hostile_server(hostile_environment, folder, XFORMD_SHUTDOWN_GRACE_S="30") as hostile,
+            Session(hostile.server) as session,
+        ):
+            start_hung(hostile, session, "deaf")
+            hostile.server.process.terminate()
+            assert receive_notice(session).code == "shutting-down"
+            assert hostile.server.process.poll() is None
+            hostile.server.process.terminate()
+            took_s = seconds_until(lambda: hostile.server.process.poll() is not None)
+            assert_no_process_is_left(hostile)
+            return took_s
+
+    assert best_of(3, 0.5, measure) <= 0.5
+
+
+def test_half_a_second_after_sigkill_of_the_server_no_process_is_left(
+    hostile_environment: Environment, tmp_path: Path
+) -> None:
+    """Its workers are deaf, or hang with a process of their own that has left their session."""
+
+    def measure() -> float:
+        folder = tmp_path / new_marker()
+        folder.mkdir()
+        with (
+            hostile_server(hostile_environment, folder, XFORMD_WORKERS="4") as hostile,
+            Session(hostile.server) as session,
+        ):
+            markers = [start_hung(hostile, session, "deaf")[0]]
+            markers += [start_hung(hostile, session, name, then="hang")[0] for name in ("fork", "setsid", "daemonise")]
+            assert all(map(hostile.left_of, markers))
+            assert len(hostile.processes()) >= 7  # four workers, and what three of them have left
+            hostile.server.stop(signal.SIGKILL)
+            return seconds_until(lambda: not hostile.processes() and not any(map(hostile.left_of, markers)))
+
+    assert best_of(3, GONE_S, measure) <= GONE_S
+
+
+def test_idle_workers_do_not_outlive_a_killed_server_either(hostile_environment: Environment, tmp_path: Path) -> None:
+    with hostile_server(hostile_environment, tmp_path) as hostile:
+        assert hostile.worker_pids() <= hostile.processes()
+        hostile.server.stop(signal.SIGKILL)
+        assert_no_process_is_left(hostile)

@@ -1,0 +1,147 @@
+"""The pool as its callers see it: where steps run, how many wait, what happens when workers are killed."""
+
+import re
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from integration import process_table
+from integration.hostile import (
+    GONE_S,
+    WORKERS,
+    Hostile,
+    best_of,
+    codes,
+    hostile_server,
+    new_marker,
+    within,
+)
+from integration.packages import Environment
+from integration.processes import wait_until
+from integration.session_client import Answer, Load, Session, read_all, retry_after_s, step
+
+QUEUE = 10
+SENT = 100
+
+
+def test_consecutive_steps_go_to_one_worker_in_one_job(hostile_environment: Environment, tmp_path: Path) -> None:
+    """Among many at once, each has all its steps in one process, and they run in more than one."""
+    spec = f"pid+{step('sleep', seconds=0.005)}+pid+pid"
+    with hostile_server(hostile_environment, tmp_path) as hostile, Session(hostile.server) as session:
+        answers = session.collect(session.send(*[(spec, b"poem")] * 40))
+        assert codes(answers) == ["ok"] * 40
+        pids = [answer.poem.split()[1:] for answer in answers]
+        assert {(len(each), len(set(each))) for each in pids} == {(3, 1)}
+        workers = {int(each[0]) for each in pids}
+        assert len(workers) > 1
+        assert workers <= hostile.processes()
+
+
+def test_past_the_queue_requests_are_busy_at_once(hostile_environment: Environment, tmp_path: Path) -> None:
+    """A hundred at once over four sessions: those that run and those that wait are answered, and the rest refused."""
+    with (
+        hostile_server(hostile_environment, tmp_path, XFORMD_MAX_QUEUE=str(QUEUE)) as hostile,
+        ExitStack() as stack,
+    ):
+        hostile.worker_pids()
+        sessions = [stack.enter_context(Session(hostile.server)) for _ in range(4)]
+        assert best_of(3, 0.05, lambda: overrun(sessions)) <= 0.05
+        assert sessions[0].ask("pid").code == "ok"
+
+
+def overrun(sessions: list[Session]) -> float:
+    """Send more at once than may run and wait; give how long the slowest of the refusals took."""
+    requests = [(step("sleep", seconds=0.2), b"poem")] * (SENT // len(sessions))
+    sent = [session.send(*requests) for session in sessions]
+    read_all(sessions)  # together: an answer's time is that at which it is read
+    answers = [answer for session, ids in zip(sessions, sent, strict=True) for answer in session.collect(ids)]
+    busy = [answer for answer in answers if answer.code == "busy"]
+    assert Counter(codes(answers)) == {"ok": WORKERS + QUEUE, "busy": SENT - WORKERS - QUEUE}
+    assert all(retry_after_s(answer) > 0 for answer in busy)
+    return max(answer.elapsed_s for answer in busy)
+
+
+def test_killing_all_workers_under_load_loses_what_ran_alone(hostile_environment: Environment, tmp_path: Path) -> None:
+    """The server answers again within 0.5 s, and no more requests are lost than workers were killed."""
+
+    def measure() -> float:
+        folder = tmp_path / new_marker()
+        folder.mkdir()
+        with hostile_server(hostile_environment, folder) as hostile:
+            return kill_all_workers(hostile)
+
+    assert best_of(3, 0.5, measure) <= 0.5
+
+
+def kill_all_workers(hostile: Hostile) -> float:
+    """Kill all workers under load, the warm spare too; give how long it took until one answered again."""
+    seen: list[Answer] = []
+    at_work = hostile.worker_pids()
+    workers = process_table.leaves(hostile.processes())
+    assert at_work <= workers
+    with Load(hostile.server, f"{step('sleep', seconds=0.02)}+pid", seen=seen.append) as load:
+        wait_until(lambda: load.codes["ok"] > 50)
+        killed_at = time.monotonic()
+        process_table.kill(workers)
+        wait_until(lambda: load.codes["ok"] > 150)
+    lost = [answer for answer in seen if answer.code != "ok"]
+    assert (load.trouble, {answer.code for answer in lost}) == ("", {"transform-died"})
+    assert len(lost) <= len(workers)
+    # What a dead worker had answered before, and still lay in a socket, is no sign of life.
+    fresh = [answer for answer in seen if answer.code == "ok" and int(answer.poem.split()[-1]) not in workers]
+    return min(answer.at for answer in fresh) - killed_at
+
+
+def test_twenty_kills_leave_no_grandchild(hostile_environment: Environment, tmp_path: Path) -> None:
+    """Six transforms that leave processes behind, each killed three or four times: none is quarantined for it."""
+    names = [f"{name}{copy}" for name in ("fork", "setsid", "daemonise") for copy in ("", "-2")]
+    with hostile_server(hostile_environment, tmp_path) as hostile, Session(hostile.server) as session:
+        for number in range(20):
+            marker = new_marker()
+            (sent,) = session.send((step(names[number % 6], marker=marker, then="hang"), b""), timeout_ms=5_000)
+            wait_until(lambda marker=marker: bool(process_table.named(marker)))  # type: ignore[misc]
+            session.cancel(sent)
+            assert codes(session.collect([sent])) == ["cancelled"]
+            assert within(GONE_S, lambda marker=marker: not hostile.left_of(marker)), marker  # type: ignore[misc]
+
+
+def test_a_transform_that_leaks_is_given_fresh_workers_and_no_request_fails(
+    hostile_environment: Environment, tmp_path: Path
+) -> None:
+    """Sixty calls leak more together than one worker may have."""
+    spec = f"{step('leak', size_bytes=25_000_000)}+pid"
+    with hostile_server(
+        hostile_environment, tmp_path, XFORMD_WORKERS="1", XFORMD_WORKER_MEMORY_BYTES=str(1024**3)
+    ) as hostile:
+        with Session(hostile.server) as session:
+            answers = [session.ask(spec) for _ in range(60)]
+    assert codes(answers) == ["ok"] * 60
+    assert len({answer.poem for answer in answers}) > 1
+
+
+def test_a_slow_inline_transform_is_named_in_the_log_once_a_minute(
+    hostile_environment: Environment, tmp_path: Path
+) -> None:
+    with hostile_server(hostile_environment, tmp_path) as hostile:
+        with Session(hostile.server) as session:
+            assert codes([session.ask("block-reactor") for _ in range(3)]) == ["ok"] * 3
+        hostile.server.stop()
+        lines = [line for line in hostile.server.log.splitlines() if "block-reactor" in line]
+    assert len(lines) == 1
+    assert re.search("isolate", lines[0])
+
+
+@pytest.mark.parametrize("spec", ["never", "sleep:seconds=30"])
+def test_a_listing_and_a_ping_are_answered_while_every_worker_is_held(
+    hostile_environment: Environment, tmp_path: Path, spec: str
+) -> None:
+    with hostile_server(hostile_environment, tmp_path) as hostile, Session(hostile.server) as session:
+        ids = session.send(*[(spec, b"")] * 20, timeout_ms=2_000)
+        assert session.ask("!ping").elapsed_s < 0.5
+        assert session.ask("cummingsify", b"INLINE").poem == b"inline"
+        for number in ids:
+            session.cancel(number)
+        assert codes(session.collect(ids)) == ["cancelled"] * 20

@@ -1,0 +1,245 @@
+"""``make soak``: about three minutes of everything at once, for the promises that only time and load can break.
+
+It stops by itself, says every few seconds how things stand, prints its figures, and ends with status 1 if a promise is
+broken.
+"""
+
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+
+import attrs
+
+from integration import hostile
+from integration.faults import FAULTS, MEDDLERS, Fault
+from integration.hostile import GONE_S, Hostile, hostile_server, new_marker, within
+from integration.processes import wait_until
+from integration.session_client import Load, Session, step
+from integration.test_classic_server import resident_bytes
+
+MIB = 1024 * 1024
+POEM_BYTES = 1_000
+
+LENGTH_S = 170.0
+HARD_END_S = 300
+"""If it is not over by then, something hangs that promised not to."""
+
+SETTLED_S = 20.0
+GROWTH_MAX_BYTES = 10 * MIB
+
+ROUNDS, WINDOW_S = 5, 3.5
+CRASHES_A_ROUND = 20
+GOOD_SHARE = 0.8
+
+RELOAD_REQUESTS, RELOADS = 10_000, 10
+
+
+@attrs.define
+class Soak:
+    """A soak under way.
+
+    Args:
+        hostile: the server.
+        began_at: when, by the monotonic clock.
+
+    Attributes:
+        broken: the promises that were not kept, each as a sentence.
+        hostile_codes: how the hostile requests of the mixed load were answered.
+    """
+
+    hostile: Hostile
+    began_at: float = attrs.field(factory=time.monotonic)
+    broken: list[str] = attrs.field(factory=list)
+    hostile_codes: Counter[str] = attrs.field(factory=Counter)
+
+    @property
+    def elapsed_s(self) -> float:
+        """How long it has gone on."""
+        return time.monotonic() - self.began_at
+
+    def say(self, text: str) -> None:
+        """Print a line with the time."""
+        print(f"{self.elapsed_s:6.1f} s  {text}", flush=True)
+
+    def judge(self, is_kept: bool, text: str) -> None:
+        """Print a figure, and remember it if it breaks a promise."""
+        self.say(f"{'ok' if is_kept else 'BROKEN'}: {text}")
+        if not is_kept:
+            self.broken.append(text)
+
+    def judge_good(self, load: Load, name: str) -> None:
+        """See that good traffic was answered well, all of it."""
+        bad = {code: count for code, count in load.codes.items() if code != "ok"}
+        self.judge(
+            not bad and not load.trouble, f"{name}: {load.total} good requests; failed: {bad or load.trouble or 0}"
+        )
+
+    def reload(self) -> None:
+        """Send SIGHUP."""
+        self.hostile.server.process.send_signal(signal.SIGHUP)
+
+    def good(self, outstanding: int = 4) -> Load:
+        """Give good traffic that goes to workers."""
+        return Load(self.hostile.server, "pid", outstanding=outstanding, padding_bytes=POEM_BYTES)
+
+
+def main() -> int:
+    """Run the soak; give the exit status."""
+    signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"BROKEN: not over after {HARD_END_S} s"))
+    signal.alarm(HARD_END_S)
+    with tempfile.TemporaryDirectory(prefix="xformd-soak-") as name:
+        folder = Path(name)
+        with hostile_server(hostile.install(folder), folder, XFORMD_SHUTDOWN_GRACE_S="10") as running:
+            soak = Soak(running)
+            run(soak)
+        if soak.broken:
+            print(f"the end of its log:\n{running.server.log[-2_000:]}")
+    print("\n".join(f"BROKEN: {text}" for text in soak.broken) or "every promise was kept")
+    return int(bool(soak.broken))
+
+
+def run(soak: Soak) -> None:
+    """Do one thing after the other."""
+    mix(soak, until_s=SETTLED_S)
+    settled_bytes = resident_bytes(soak.hostile.server)
+    soak.say(f"resident memory of the server: {settled_bytes / MIB:.1f} MiB")
+    compare_throughput(soak)
+    reload_under_load(soak)
+    mix(soak, until_s=LENGTH_S)
+    grown_bytes = resident_bytes(soak.hostile.server) - settled_bytes
+    soak.judge(grown_bytes <= GROWTH_MAX_BYTES, f"resident memory grew by {grown_bytes / MIB:.1f} MiB; 10 are allowed")
+    stop(soak)
+
+
+def mix(soak: Soak, until_s: float) -> None:
+    """Send good traffic and every kind of hostile one, with a SIGHUP now and then."""
+    with soak.good() as load, soak.good(outstanding=1) as other, beside(misbehave, soak), beside(come_and_go, soak):
+        while soak.elapsed_s < until_s:
+            wait_until_s(soak, min(until_s, soak.elapsed_s + 10))
+            soak.reload()
+            memory = f"{resident_bytes(soak.hostile.server) / MIB:.1f} MiB"
+            soak.say(f"{load.total + other.total} good, {soak.hostile_codes.total()} hostile, {memory}, SIGHUP")
+    for each in (load, other):
+        soak.judge_good(each, "mixed load")
+    soak.say(f"hostile: {dict(soak.hostile_codes)}")
+
+
+def wait_until_s(soak: Soak, elapsed_s: float) -> None:
+    """Let the load go on for a while; a server that dies meanwhile ends the soak."""
+    while soak.elapsed_s < elapsed_s:
+        status = soak.hostile.server.process.poll()
+        assert status is None, f"the server ended with {status}: {soak.hostile.server.log[-2_000:]}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def beside(work: Callable[[Soak, threading.Event], None], soak: Soak) -> Iterator[None]:
+    """Let work go on in a thread until the block ends; what it raises breaks the soak."""
+    is_over = threading.Event()
+
+    def guarded() -> None:
+        try:
+            work(soak, is_over)
+        except (AssertionError, OSError) as error:
+            soak.judge(False, f"{work.__name__}: {type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def misbehave(soak: Soak, is_over: threading.Event) -> None:
+    """Send every hostile request in turn; one that is quarantined is unavailable, and that is right too."""
+    requests = cycle((*FAULTS, *(Fault(name, ("ok",)) for name in MEDDLERS)))
+    with Session(soak.hostile.server) as session:
+        while not is_over.is_set():
+            fault = next(requests)
+            marked = {} if fault.name == "never" else {"marker": new_marker()}
+            limit_ms = 300 if fault.code == ("timeout",) else 10_000
+            answer = session.ask(step(fault.name, **fault.options, **marked), b"The Owl", timeout_ms=limit_ms)
+            soak.hostile_codes[answer.code] += 1
+            if answer.code not in (*fault.code, "unavailable"):
+                soak.judge(False, f"{fault}: {answer.code} in place of {fault.code}: {answer.poem[:100]!r}")
+
+
+def come_and_go(soak: Soak, is_over: threading.Event) -> None:
+    """Be clients that ask for something long, and leave, or cancel, or half-close in the middle of a request."""
+    while not is_over.wait(0.2):
+        with Session(soak.hostile.server) as session:
+            ids = session.send(*[(step("sleep", seconds=5), b"poem")] * 5)
+            session.cancel(ids[0])
+            soak.hostile_codes[session.collect(ids[:1])[0].code] += 1
+        with soak.hostile.server.connect() as connection:
+            connection.sendall(b"100:pid.half a po")
+
+
+def compare_throughput(soak: Soak) -> None:
+    """Measure good traffic alone and with crashes in it, in turn.
+
+    What is promised is of one transform that crashes, a hundred requests of it: quarantine is a part of the answer. The
+    figure of many that crash, each too seldom for that, is printed besides.
+    """
+    good: Counter[str] = Counter()
+    fresh = (f"crash-{number}" for number in range(ROUNDS + 1, 26))
+    with soak.good(outstanding=8) as load:
+        for number in range(1, ROUNDS + 1):
+            good["alone"] += measure(soak, load, [])
+            good["crashing"] += measure(soak, load, [f"crash-{number}"] * CRASHES_A_ROUND)
+            four = [next(fresh) for _ in range(4)]
+            good["scattered"] += measure(soak, load, four * 4)
+            soak.say(f"good requests so far: {dict(good)}")
+    soak.judge_good(load, "beside crashes")
+    share, scattered = good["crashing"] / good["alone"], good["scattered"] / good["alone"]
+    rate = good["alone"] / (ROUNDS * WINDOW_S)
+    soak.judge(
+        share >= GOOD_SHARE, f"{share:.0%} of {rate:,.0f} good requests/s beside 100 that crash; 80 % are promised"
+    )
+    soak.say(f"for information: {scattered:.0%} beside 80 crashes that quarantine does not stop, 4.6 each second")
+
+
+def measure(soak: Soak, load: Load, crashes: list[str]) -> int:
+    """Give how many good requests were answered while these crashed, evenly over the first four fifths of the time."""
+    start, before = soak.elapsed_s, load.codes["ok"]
+    with Session(soak.hostile.server) as session:
+        for number, name in enumerate(crashes):
+            session.send((name, b"The Owl"))
+            wait_until_s(soak, start + 0.8 * WINDOW_S * (number + 1) / len(crashes))
+        wait_until_s(soak, start + WINDOW_S)
+    return load.codes["ok"] - before
+
+
+def reload_under_load(soak: Soak) -> None:
+    """Send a SIGHUP every second while ten thousand requests, or more, are answered."""
+    old = soak.hostile.worker_pids()
+    sent = 0
+    with soak.good() as load:
+        while load.total < RELOAD_REQUESTS or sent < RELOADS:
+            soak.reload()
+            sent += 1
+            wait_until_s(soak, soak.elapsed_s + 1)
+        wait_until(lambda: not (soak.hostile.worker_pids() & old))
+    soak.judge_good(load, f"with {sent} SIGHUPs, one a second")
+    soak.judge(load.total >= RELOAD_REQUESTS, f"{load.total} requests; {RELOAD_REQUESTS} are asked for")
+
+
+def stop(soak: Soak) -> None:
+    """End the server, and look for what it leaves."""
+    status = soak.hostile.server.stop()
+    soak.judge(status == 0, f"exit status {status} after SIGTERM")
+    left = 0 if within(GONE_S, lambda: not soak.hostile.processes()) else len(soak.hostile.processes())
+    soak.judge(left == 0, f"{left} processes left")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

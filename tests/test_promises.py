@@ -1,0 +1,54 @@
+"""The page of promises names tests that are there, for each promise; and a promise that only the source can show."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import xformd
+
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "docs" / "promises.md"
+
+ROWS = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)
+NAMED = sorted(set(re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE.read_text())))
+
+NOT_YET = {"10"}
+"""The caching proxy's."""
+
+UNPICKLING = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "multiprocessing", "concurrent"}
+
+
+def test_there_are_ten_promises_and_each_names_a_test() -> None:
+    assert [number for number, _, _ in ROWS] == [str(number) for number in range(1, 11)]
+    assert {number for number, _, shown_by in ROWS if "::test_" not in shown_by} == NOT_YET
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED, ids=lambda value: value)
+def test_a_test_that_the_page_names_is_there(file: str, name: str) -> None:
+    tree = ast.parse((TESTS / file).read_text())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert name in functions
+
+
+def test_no_module_can_unpickle() -> None:
+    assert [path for path in package() if modules(path) & UNPICKLING] == []
+
+
+def package() -> list[Path]:
+    """Give the files of the package."""
+    paths = sorted(Path(xformd.__file__).parent.rglob("*.py"))
+    assert len(paths) > 20
+    return paths
+
+
+def modules(path: Path) -> set[str]:
+    """Give the top-level modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found

@@ -23,14 +23,11 @@ from xformd.runners.inline import InlineRunner
 from xformd.runners.orders import Orders, Report
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import Quarantine
-from xformd.runners.supervisor import Proof
+from xformd.runners.supervisor import Proof, StartFailed
 from xformd.runners.worker_process import WorkerProcess
 from xformd.runners.workers import WorkerPool
 from xformd.service import TransformService
 from xformd.wire import session
-
-RELOAD_TIMEOUT_S = 60.0
-"""A new worker that is not ready by then does not become one."""
 
 
 class Generations:
@@ -64,6 +61,7 @@ class Generations:
     def start(self) -> None:
         """Start the workers."""
         if self._pool is not None:
+            self._pool.supervisor.ready.addErrback(lambda _: None)  # the log has said it, and another start follows
             self._pool.start()
 
     def stop(self) -> Deferred[Any]:
@@ -120,8 +118,9 @@ class Generations:
         self._retiring.add(pool)  # so that a stop meanwhile ends it too
         try:
             pool.start()
-            pool.supervisor.ready.addTimeout(RELOAD_TIMEOUT_S, self._reactor)
             return await pool.supervisor.ready
+        except StartFailed as error:
+            raise ConfigError(f"no worker gets ready: {error}") from error
         finally:
             self._retiring.discard(pool)
 
@@ -178,9 +177,9 @@ def what_breaks(before: Registry, after: Registry) -> Iterator[str]:
 
     Args:
         before: what there was.
-        after: what there would be. A plugin that is not installed any more, or that gives less than before, is as
-            somebody wants it.
+        after: what there would be. Who takes a whole distribution away wants its transforms gone.
     """
+    there = {plugin.distribution for plugin in after.plugins}
     failed = {plugin.distribution: plugin for plugin in after.with_state("failed")}
     ambiguous = {conflict.name: conflict for conflict in after.conflicts if conflict.winner is None}
     for name, entry in sorted(before.entries.items()):
@@ -190,6 +189,8 @@ def what_breaks(before: Registry, after: Registry) -> Iterator[str]:
             yield f"transform {name}: {ambiguous[name]}"
         elif (plugin := failed.get(entry.plugin.distribution)) is not None:
             yield f"transform {name}: plugin {plugin.label} failed: {plugin.reason}"
+        elif entry.plugin.distribution in there:
+            yield f"transform {name} is gone from {entry.plugin.distribution}; if that is meant, restart the server"
 
 
 def what_changes(before: Registry, after: Registry) -> Iterator[str]:

@@ -21,6 +21,8 @@ from xformd.wire import session
 START_TIMEOUT_S = 60.0
 """A worker that has not run its example by then is given up."""
 
+MAX_FAILED_STARTS = 3
+
 MEASURE_EVERY_S = 1.0
 """How often the memory of a worker that does jobs is looked at."""
 
@@ -47,6 +49,10 @@ class Worker(Protocol):
 
 Launch = Callable[[WorkerEvents], Worker]
 """Starts a worker; raises ``OSError`` where the system cannot."""
+
+
+class StartFailed(Exception):
+    """No worker gets ready."""
 
 
 @attrs.frozen
@@ -135,7 +141,7 @@ class Supervisor:
         self._is_stopping = False
         self._stopped: list[Deferred[None]] = []
         self.ready: Deferred[Report] = Deferred()
-        """Fires when the first worker has proved itself."""
+        """Fires when the first worker has proved itself; fails when ``MAX_FAILED_STARTS`` in a row have not."""
 
     # What its user calls.
 
@@ -275,6 +281,8 @@ class Supervisor:
 
     def _start_failed(self, what: str) -> None:
         self._failures += 1
+        if self._failures == MAX_FAILED_STARTS and not self.ready.called:
+            self.ready.errback(StartFailed(what))
         delay_s = upkeep.start_delay_s(self._failures)
         if not self._is_stopping and self._next_start is None:
             self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)

@@ -1,11 +1,12 @@
 """Where a transform runs: in the reactor, or in a worker process. One seam, and nobody above it knows which."""
 
 from collections.abc import Sequence
-from typing import Protocol
-
-from twisted.internet.defer import Deferred
+from typing import TYPE_CHECKING, Protocol, Union
 
 from xformd.runners.calls import Call
+
+if TYPE_CHECKING:  # a worker imports this package too, and needs no Twisted
+    from twisted.internet.defer import Deferred
 
 
 class Caller(Protocol):
@@ -20,7 +21,7 @@ class Caller(Protocol):
 class Runner(Protocol):
     """A place where transforms run."""
 
-    def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> bytes | Deferred[bytes]:
+    def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> Union[bytes, "Deferred[bytes]"]:
         """Give a poem to one transform after the other.
 
         Args:

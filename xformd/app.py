@@ -114,18 +114,19 @@ def make_server(settings: Settings, reactor: Any) -> Server:
         ConfigError: the settings name something that is not there.
     """
     registry = loader.load(settings.selection)
-    for name in sorted(settings.inline | settings.isolate):
-        _must_be_there(name, registry)
+    _refuse_strangers("inline", settings.inline, registry)
+    _refuse_strangers("isolate", settings.isolate, registry)
     service = TransformService(registry, settings.limits, reactor)
     factory = TransformFactory(service, settings.limits, reactor)
     return Server(registry, settings.listen, factory, reactor)
 
 
-def _must_be_there(name: str, registry: Registry) -> None:
-    try:
-        registry.resolve(name)
-    except XformError as error:
-        raise ConfigError(f"inline and isolate: {error.message}") from error
+def _refuse_strangers(setting: str, names: frozenset[str], registry: Registry) -> None:
+    for name in sorted(names):
+        try:
+            registry.resolve(name)
+        except XformError as error:
+            raise ConfigError(f"{setting}: {error.message}") from error
 
 
 def _explain(description: str, error: Exception) -> ListenFailed:

@@ -30,6 +30,7 @@ def test_what_twisted_says_of_other_things_is_passed_over() -> None:
     observer({"log_namespace": port, "log_format": "EMFILE encountered; releasing reserved file descriptor."})
     observer({"log_namespace": port})
     observer({"log_namespace": "xformd", "acceptError": "EMFILE"})
+    observer({"log_namespace": port, "log_format": "Could not accept", "acceptError": "ECONNABORTED"})
     observer({})
     assert heard == []
     observer({"log_namespace": port, "log_format": "EMFILE recovery: Closed socket from {address}"})

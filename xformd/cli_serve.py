@@ -83,7 +83,7 @@ def _add_flags(command: Command) -> Command:
             metavar="NAME",
             help="Run this transform in the server itself, whatever its author says.",
         ),
-        click.option("--workers", metavar="N", help="How many worker processes; 0 for none. [one for each CPU]"),
+        click.option("--workers", metavar="N", help="Worker processes: auto is one for each CPU, 0 is none. [auto]"),
         plugin_flags,
         click.option("--host", help="Address of the interface to listen on. [127.0.0.1]"),
         click.option(
@@ -146,4 +146,6 @@ def config(configuration: "Configuration", as_json: bool) -> None:
     """
     from xformd.config import showing
 
-    click.echo(json.dumps(showing.to_json(configuration), indent=2) if as_json else showing.to_toml(configuration))
+    shown = json.dumps(showing.to_json(configuration), indent=2) if as_json else showing.to_toml(configuration)
+    with guest_code() as stdout:
+        click.echo(shown, file=stdout)

@@ -17,6 +17,11 @@ SPARE = 32
 SPARE_PER_WORKER = 8
 """Descriptors for the pipes of one worker process, and of one that takes its place."""
 
+GUESSED_OPEN = 16
+
+STUCK = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"})
+"""Why the system keeps a new connection waiting; it would say so again at once."""
+
 
 def needed(connections: int, open_now: int, workers: int) -> int:
     """Say how many descriptors a server may come to use.
@@ -59,8 +64,11 @@ def raise_limit(wanted: int) -> int:
 
 
 def open_descriptors() -> int:
-    """Count this process's open descriptors."""
-    return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - one of them is the listing's own
+    """Count this process's open descriptors; where the system does not tell, guess."""
+    try:
+        return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - one of them is the listing's own
+    except OSError:
+        return GUESSED_OPEN
 
 
 @implementer(ILogObserver)
@@ -80,7 +88,7 @@ class AcceptErrors:
         """Look at what was logged."""
         if not event.get("log_namespace", "").startswith("twisted.internet."):
             return
-        if "acceptError" in event:
+        if event.get("acceptError") in STUCK:
             self._stuck(event["acceptError"])
         elif (event.get("log_format") or "").startswith("EMFILE recovery: Closed"):
             self._closed()

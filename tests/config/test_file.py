@@ -64,6 +64,8 @@ def test_the_ends_of_lines_may_be_those_of_windows() -> None:
         (b'a = """\n\n', 3),
         (b"a = 1\nb = '\xff'\n", 2),
         (b"a = 1\rb = 2\n", 1),
+        (b"a = [\n1]\nb = %s\nc = 1\n" % (b"9" * 5_000), 3),
+        (b"a = 1\nb = " + b"[" * 100_000 + b"\n", 2),
     ],
 )
 def test_what_is_no_toml_is_named_with_its_line(data: bytes, line: int) -> None:

@@ -93,10 +93,11 @@ def test_a_mistake_is_one_line_and_its_own_status(tmp_path: Path, command: str) 
         assert done.stderr.decode() == f"xformd: bad-config: {says}\n"
 
 
-def test_a_transform_that_is_to_run_elsewhere_must_be_there() -> None:
-    done = xformd("serve", "--plugins=none", "--port=0", "--isolate", "uper")
+@pytest.mark.parametrize("setting", ["inline", "isolate"])
+def test_a_transform_that_is_to_run_elsewhere_must_be_there(setting: str) -> None:
+    done = xformd("serve", "--plugins=none", "--port=0", f"--{setting}", "uper")
     assert done.returncode == 78
-    assert done.stderr == b"xformd: bad-config: inline and isolate: no transform 'uper' here; did you mean 'upper'?\n"
+    assert done.stderr.decode() == f"xformd: bad-config: {setting}: no transform 'uper' here; did you mean 'upper'?\n"
 
 
 def test_variables_of_settings_do_not_disturb_a_client() -> None:

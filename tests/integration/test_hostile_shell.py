@@ -35,7 +35,7 @@ def shell(command: str, **extra: str) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.parametrize(
-    "command", ["run upper", "send upper", "list-transforms", "list-transforms --json", "check", "ping"]
+    "command", ["run upper", "send upper", "list-transforms", "list-transforms --json", "check", "ping", "config"]
 )
 def test_a_disk_that_is_full_is_one_line(server: Server, command: str) -> None:
     done = shell(f"xformd {command} >/dev/full", XFORMD_SERVER=server.address)
@@ -45,7 +45,7 @@ def test_a_disk_that_is_full_is_one_line(server: Server, command: str) -> None:
     assert b"No space left on device" in lines[0]
 
 
-@pytest.mark.parametrize("command", ["run upper", "send upper", "list-transforms", "check"])
+@pytest.mark.parametrize("command", ["run upper", "send upper", "list-transforms", "check", "config"])
 def test_a_standard_output_that_is_closed_is_one_line(server: Server, command: str) -> None:
     done = shell(f"xformd {command} >&-", XFORMD_SERVER=server.address)
     assert done.returncode == 78

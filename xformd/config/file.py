@@ -60,10 +60,8 @@ def statements(data: bytes) -> Iterator[Statement]:
     lines = text.split("\n")
     try:
         tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        match = _PLACE.search(str(error))
-        line = match["line"] if match else None
-        raise NotTomlError(int(line or len(lines)), _PLACE.sub("", str(error))) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, or 5,000 brackets, is none of its own
+        raise NotTomlError(_line_of(error, lines), _PLACE.sub("", str(error))) from error
     header, start = "", 0
     for end in range(1, len(lines) + 1):
         statement = "\n".join(lines[start:end])
@@ -76,6 +74,19 @@ def statements(data: bytes) -> Iterator[Statement]:
         if statement.strip() and not statement.lstrip().startswith("#"):
             yield Statement(start + 1, content)
         start = end
+
+
+def _line_of(error: Exception, lines: list[str]) -> int:
+    if match := _PLACE.search(str(error)):
+        return int(match["line"] or len(lines))
+    for end in range(1, len(lines)):
+        try:
+            tomllib.loads("\n".join(lines[:end]))
+        except tomllib.TOMLDecodeError:
+            continue  # it ends inside a statement
+        except (ValueError, RecursionError):
+            return end
+    return len(lines)
 
 
 def _parse(text: str) -> dict[str, Any] | None:

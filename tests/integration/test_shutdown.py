@@ -64,7 +64,7 @@ def test_an_idle_server_ends_at_once_on_sigterm_with_the_processes_that_transfor
         with Session(hostile.server) as session:
             for name, marker in zip(("fork", "setsid", "daemonise", "thread"), markers, strict=True):
                 assert session.ask(step(name, marker=marker), b"poem").poem == b"poem"
-        assert any(process_table.named(marker) for marker in markers[:3]) or all(map(hostile.started, markers))
+        assert all(map(hostile.started, markers))
         start = time.monotonic()
         assert hostile.server.stop() == 0
         assert time.monotonic() - start < 5
@@ -80,7 +80,7 @@ def test_what_hangs_past_the_grace_period_is_answered_shutting_down_and_killed(
         Session(hostile.server) as session,
     ):
         _, deaf = start_hung(hostile, session, "deaf")
-        (good,) = session.send((step("sleep", seconds=0.2), b"poem"))
+        _, good = start_hung(hostile, session, "sleep", seconds="0.3")
         asked_at = time.monotonic()
         hostile.server.process.terminate()
         # Each on its own: the notice to the connection comes in between.

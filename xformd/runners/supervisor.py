@@ -23,7 +23,7 @@ START_TIMEOUT_S = 60.0
 
 MAX_FAILED_STARTS = 3
 
-MEASURE_EVERY_S = 1.0
+MEASURE_EVERY_S = 0.02
 """How often the memory of a worker that does jobs is looked at."""
 
 WorkerState = Literal["starting", "idle", "busy"]

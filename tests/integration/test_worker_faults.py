@@ -71,7 +71,7 @@ def test_a_fault_is_that_of_its_own_request_alone(hostile: Hostile, fault: Fault
         assert hostile.started(marker), "it never ran, so this test has shown nothing"
 
 
-@pytest.mark.parametrize(("name", "hung"), zip(MEDDLERS, cycle(HUNG), strict=False))
+@pytest.mark.parametrize(("name", "hung"), [*zip(MEDDLERS, cycle(HUNG), strict=False)])
 def test_meddling_with_the_process_changes_no_answer(hostile: Hostile, name: str, hung: str) -> None:
     marker = new_marker()
     with Session(hostile.server) as session:

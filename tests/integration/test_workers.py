@@ -134,6 +134,18 @@ def test_a_slow_inline_transform_is_named_in_the_log_once_a_minute(
     assert re.search("isolate", lines[0])
 
 
+def test_the_operator_decides_what_runs_in_the_server(hostile_environment: Environment, tmp_path: Path) -> None:
+    """Both ways: what its author leaves to workers runs in the server, and what he vouched for holds nobody up."""
+    with (
+        hostile_server(hostile_environment, tmp_path, "--inline=pid", "--isolate=block-reactor") as hostile,
+        Session(hostile.server) as session,
+    ):
+        assert session.ask("pid").poem.split() == [str(hostile.server.process.pid).encode()]
+        (held,) = session.send((step("block-reactor", seconds=1), b"poem"))
+        assert session.ask("!ping").elapsed_s < 0.5
+        assert codes(session.collect([held])) == ["ok"]
+
+
 @pytest.mark.parametrize("spec", ["never", "sleep:seconds=30"])
 def test_a_listing_and_a_ping_are_answered_while_every_worker_is_held(
     hostile_environment: Environment, tmp_path: Path, spec: str

@@ -94,8 +94,8 @@ def test_a_plugin_upgraded_with_pip_answers_anew_after_sighup_and_no_request_fai
         assert (load.trouble, set(load.codes)) == ("", {"ok"})
         versions = [answer.poem.split()[-1] for answer in seen]
         assert (versions[0], versions[-1]) == (b"1.0", b"2.0")
-        # Beside what was in flight when it was first seen, which may end on the old one.
-        assert set(versions[after + OUTSTANDING :]) == {b"2.0"}
+        # What was in flight when it was first seen may end on the old one, and nothing else.
+        assert versions[after:].count(b"1.0") <= OUTSTANDING
 
 
 @pytest.mark.parametrize("worse", ["broken", "renamed"])

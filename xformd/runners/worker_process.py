@@ -17,7 +17,7 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.errors import BadFrame, one_line
+from xformd.errors import BadFrame, one_line, printable
 from xformd.runners import orders, reaper
 from xformd.runners.channel import BUFFER_BYTES, Channel
 from xformd.wire import netstring, session
@@ -150,7 +150,7 @@ class WorkerProcess(ProcessProtocol):
         for line in lines:
             self._lines += 1
             if self._lines <= MAX_LINES:
-                text = one_line(line[:MAX_LINE_BYTES].decode(errors="replace"))
+                text = printable(line[:MAX_LINE_BYTES].decode(errors="replace"))
                 self.log.info("worker {pid}: {text}", pid=self.pid or "that starts", text=text)
             elif self._lines == MAX_LINES + 1:
                 self.log.info("worker {pid} prints too much; the rest is left out", pid=self.pid)

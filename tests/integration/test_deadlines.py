@@ -109,6 +109,17 @@ def test_a_client_that_leaves_ends_the_work(single: Hostile, opening: str) -> No
         assert session.ask("pid").code == "ok"
 
 
+def test_of_what_a_client_leaves_in_the_queue_nothing_begins(single: Hostile) -> None:
+    """Else each request that is given up would make room for the next one, and cost a worker more."""
+    markers = [new_marker() for _ in range(10)]
+    with Session(single.server) as session:
+        session.send(*[(step("sleep", seconds=30, marker=marker), b"") for marker in markers])
+        single.wait_for(markers[0])
+    with Session(single.server) as session:
+        assert session.ask("pid").code == "ok"
+    assert [marker for marker in markers if single.started(marker)] == markers[:1]
+
+
 def leave_session(hostile: Hostile, spec: str, wait: Callable[[], object]) -> None:
     """Send a request in a session, and leave once it runs."""
     with Session(hostile.server) as session:

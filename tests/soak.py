@@ -186,6 +186,7 @@ def come_and_go(soak: Soak, is_over: threading.Event) -> None:
             ids = session.send(*[(step("sleep", seconds=5), b"poem")] * 5)
             session.cancel(ids[0])
             soak.hostile_codes[session.collect(ids[:1])[0].code] += 1
+            session.abort()
         with soak.hostile.server.connect() as connection:
             connection.sendall(b"100:pid.half a po")
 

@@ -41,6 +41,9 @@ SETTLE_S = 0.8
 CRASHES_A_ROUND = 20
 GOOD_SHARE = 0.8
 
+COME_AND_GO_S = 1.0
+"""Whoever leaves costs the workers that ran for him: oftener, and little but starts of workers would be measured."""
+
 RELOAD_REQUESTS, RELOADS = 10_000, 10
 
 
@@ -178,11 +181,12 @@ def misbehave(soak: Soak, is_over: threading.Event) -> None:
 
 def come_and_go(soak: Soak, is_over: threading.Event) -> None:
     """Be clients that ask for something long, and leave, or cancel, or half-close in the middle of a request."""
-    while not is_over.wait(0.2):
+    while not is_over.wait(COME_AND_GO_S):
         with Session(soak.hostile.server) as session:
             ids = session.send(*[(step("sleep", seconds=5), b"poem")] * 5)
             session.cancel(ids[0])
             soak.hostile_codes[session.collect(ids[:1])[0].code] += 1
+            session.abort()
         with soak.hostile.server.connect() as connection:
             connection.sendall(b"100:pid.half a po")
 

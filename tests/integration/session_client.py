@@ -2,6 +2,8 @@
 
 import itertools
 import select
+import socket
+import struct
 import threading
 import time
 from collections import Counter, deque
@@ -49,6 +51,12 @@ def step(name: str, **options: object) -> str:
     return f"{name}:{given}" if given else name
 
 
+def abort(connection: socket.socket) -> None:
+    """Close a connection with a reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
 class Session:
     """A connection in the session form. Nothing here waits for longer than ``DEADLINE_S``.
 
@@ -73,6 +81,10 @@ class Session:
     def close(self) -> None:
         """Leave."""
         self.socket.close()
+
+    def abort(self) -> None:
+        """Leave so that the server sees it: after a plain close it may think that its answers are still wanted."""
+        abort(self.socket)
 
     def send(self, *requests: tuple[str, bytes], timeout_ms: int | None = None) -> list[int]:
         """Send requests in one write.

@@ -1,9 +1,7 @@
 """A limit ends the work itself: within 0.2 s, whatever the transform ignores, and also when the client gives up."""
 
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
 
@@ -19,7 +17,7 @@ from integration.hostile import (
 )
 from integration.packages import Environment
 from integration.processes import netstring
-from integration.session_client import Session, step
+from integration.session_client import Session, abort, step
 
 HUNG = {
     "sleeps": ("sleep", {"seconds": "30"}),
@@ -109,11 +107,24 @@ def test_a_client_that_leaves_ends_the_work(single: Hostile, opening: str) -> No
         assert session.ask("pid").code == "ok"
 
 
+def test_of_what_a_client_leaves_in_the_queue_nothing_begins(single: Hostile) -> None:
+    """Else each request that is given up would make room for the next one, and cost a worker more."""
+    markers = [new_marker() for _ in range(10)]
+    with Session(single.server) as session:
+        session.send(*[(step("sleep", seconds=30, marker=marker), b"") for marker in markers])
+        single.wait_for(markers[0])
+        session.abort()
+    with Session(single.server) as session:
+        assert session.ask("pid").code == "ok"
+    assert [marker for marker in markers if single.started(marker)] == markers[:1]
+
+
 def leave_session(hostile: Hostile, spec: str, wait: Callable[[], object]) -> None:
     """Send a request in a session, and leave once it runs."""
     with Session(hostile.server) as session:
         session.send((spec, b""))
         wait()
+        session.abort()
 
 
 def leave_classic(hostile: Hostile, spec: str, wait: Callable[[], object]) -> None:
@@ -123,9 +134,9 @@ def leave_classic(hostile: Hostile, spec: str, wait: Callable[[], object]) -> No
     """
     request = f"{spec}.".encode()
     with hostile.server.connect() as connection:
-        connection.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
         connection.sendall(netstring(request))
         wait()
+        abort(connection)
 
 
 def test_a_request_whose_deadline_passes_in_the_queue_never_runs(single: Hostile) -> None:
@@ -152,7 +163,7 @@ def test_a_request_that_is_given_up_in_the_queue_never_runs(single: Hostile, how
             other.cancel(number)
             assert codes(other.collect([number])) == ["cancelled"]
         else:
-            other.close()
+            other.abort()
         assert codes(session.collect([held])) == ["ok"]
         assert session.ask("pid").code == "ok"
     assert not single.started(given_up)

@@ -4,9 +4,10 @@ Every front (the netstring port, a command, later HTTP) calls this and holds no 
 transform does, its caller sees an ``XformError`` and the operator's log says once what happened.
 """
 
+import time
 import traceback
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred
@@ -30,9 +31,15 @@ from xformd.options import OptionValue
 from xformd.plugins.registry import Entry, Registry
 from xformd.runners import inline
 from xformd.spec import SHORT_CHARACTERS, Spec, Step
+from xformd.wire import session
 
 MAX_PLANS = 1_024
 """How many specs are remembered with their transforms and options."""
+
+HELD_S = 0.05
+"""Whoever runs longer in the reactor keeps everybody else waiting noticeably."""
+
+_WARN_EVERY_S = 60.0
 
 REFUSALS = (GibberishError, BadOptions, TooLarge)
 """What a transform may raise to say no to a poem or to an option's value; its message reaches the caller."""
@@ -54,6 +61,21 @@ class _Budget:
     allowed_s: float
 
 
+@attrs.frozen
+class Ready:
+    """A request's words, looked up and converted: one transform that runs at once.
+
+    Args:
+        run: gives it a poem; whatever comes of that is for ``conclude``, unless it is bytes of a fair length.
+        conclude: takes what ``run`` gave, or the failure with what it raised. It does what ``xform`` does then.
+        held: is to be told when it has run for more than ``HELD_S``, and for how many seconds.
+    """
+
+    run: inline.Run
+    conclude: Callable[[bytes | Deferred[bytes] | Failure], bytes | Deferred[bytes]]
+    held: Callable[[float], None]
+
+
 class TransformService:
     """Runs transforms.
 
@@ -61,16 +83,26 @@ class TransformService:
         registry: which transforms there are.
         limits: how long they may take and how much they may give.
         clock: a reactor, or a clock in its place.
+        stopwatch: what measures how long a transform holds the reactor, in seconds.
     """
 
     log = Logger()
 
-    def __init__(self, registry: Registry, limits: Limits, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        limits: Limits,
+        clock: IReactorTime,
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.registry = registry
         self._limits = limits
-        self._max_result_bytes = limits.max_result_bytes
+        self.max_result_bytes = limits.max_result_bytes
+        self.stopwatch = stopwatch
         self._clock = clock
         self._plans: dict[Spec, list[_Call]] = {}  # the registry never changes, so neither do they
+        self._ready: dict[bytes, Ready | None] = {}  # nor does this
+        self._warned_s: dict[str, float] = {}
 
     def xform(self, spec: Spec, poem: bytes, *, timeout_s: float | None = None) -> bytes | Deferred[bytes]:
         """Transform a poem.
@@ -99,6 +131,59 @@ class TransformService:
             raise
         except Exception as error:
             raise self._internal_error() from error
+
+    def ready(self, words: bytes) -> Ready | None:
+        """Look up what stands between a request's id and its ``.``, for a front that answers many in one loop.
+
+        Args:
+            words: a spec in its wire form, and any attributes.
+
+        Returns:
+            What to run, for one step that runs at once; None for anything else, which is for ``xform``.
+        """
+        if words in self._ready:
+            return self._ready[words]
+        if len(words) > SHORT_CHARACTERS:
+            return None
+        if len(self._ready) >= MAX_PLANS:
+            self._ready.clear()
+        ready = self._ready[words] = self._make_ready(words)
+        return ready
+
+    def _make_ready(self, words: bytes) -> Ready | None:
+        request = session.decode_request(b"1 %b." % words)
+        if not isinstance(request, session.Request):
+            return None
+        try:
+            call, *others = self._plans.get(request.spec) or self._plan(request.spec)
+        except XformError:
+            return None
+        if others or not call.entry.transform.inline or call.entry.transform.asynchronous:
+            return None
+        timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
+
+        def conclude(result: bytes | Deferred[bytes] | Failure) -> bytes | Deferred[bytes]:
+            concluded = self._conclude(call, result)
+            if isinstance(concluded, bytes):
+                return concluded
+            return self._under_deadline(call, concluded, self._budget(timeout_s))
+
+        run = inline.bind(call.entry.transform, call.options)
+        return Ready(run, conclude, lambda seconds: self._warn_of_hold(call, seconds))
+
+    def _warn_of_hold(self, call: _Call, seconds: float) -> None:
+        """Tell the operator that everybody has waited for a transform; not more than once a minute for each."""
+        name, now_s = call.entry.transform.name, self.stopwatch()
+        if now_s - self._warned_s.get(name, -_WARN_EVERY_S) < _WARN_EVERY_S:
+            return
+        self._warned_s[name] = now_s
+        self.log.warn(
+            "transform {transform} of plugin {plugin} held the server for {milliseconds:.0f} ms;"
+            " --isolate {transform} runs it in a worker",
+            transform=name,
+            plugin=call.entry.plugin.label,
+            milliseconds=seconds * 1000,
+        )
 
     def _budget(self, timeout_s: float | None) -> _Budget:
         limit_s = self._limits.transform_timeout_s
@@ -138,18 +223,27 @@ class TransformService:
         return self._under_deadline(call, result, budget) if isinstance(result, Deferred) else result
 
     def _run(self, call: _Call, poem: bytes) -> bytes | Deferred[bytes]:
+        started_s = self.stopwatch()
+        result: bytes | Deferred[bytes] | Failure
         try:
             result = inline.run(call.entry.transform, call.options, poem)
         except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
-            raise self._explain(call, Failure()) from None
+            result = Failure()
+        if (held_s := self.stopwatch() - started_s) > HELD_S:
+            self._warn_of_hold(call, held_s)
+        return self._conclude(call, result)
+
+    def _conclude(self, call: _Call, result: bytes | Deferred[bytes] | Failure) -> bytes | Deferred[bytes]:
+        if isinstance(result, Failure):
+            raise self._explain(call, result)
         if isinstance(result, Deferred):
             return result.addCallbacks(
                 self._check_size, lambda failure: self._fail(call, failure), callbackArgs=(call,)
             )
-        return result if len(result) <= self._max_result_bytes else self._check_size(result, call)
+        return result if len(result) <= self.max_result_bytes else self._check_size(result, call)
 
     def _check_size(self, result: bytes, call: _Call) -> bytes:
-        limit = self._max_result_bytes
+        limit = self.max_result_bytes
         if len(result) > limit:
             name = call.entry.transform.name
             raise TooLarge(f"the result of {name} has {len(result)} bytes; the limit is {limit} bytes")

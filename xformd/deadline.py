@@ -20,14 +20,16 @@ class Deadline:
         self._expire = expire
         self._at: float | None = None
         self._timer: IDelayedCall | None = None
+        self._timer_at = 0.0
 
     def set(self, seconds: float) -> None:
         """Let time be up so many seconds from now."""
-        self._at = self._clock.seconds() + seconds
+        self._at = at = self._clock.seconds() + seconds
         if self._timer is None:
-            self._timer = self._clock.callLater(seconds, self._fire)
-        elif self._timer.getTime() > self._at:
+            self._start(seconds)
+        elif self._timer_at > at:
             self._timer.reset(seconds)
+            self._timer_at = at
 
     def clear(self) -> None:
         """Let time never be up."""
@@ -51,7 +53,11 @@ class Deadline:
             return
         remaining = self._at - self._clock.seconds()
         if remaining > 0:
-            self._timer = self._clock.callLater(remaining, self._fire)
+            self._start(remaining)
         else:
             self._at = None
             self._expire()
+
+    def _start(self, seconds: float) -> None:
+        self._timer = self._clock.callLater(seconds, self._fire)
+        self._timer_at = self._clock.seconds() + seconds

@@ -141,8 +141,12 @@ class TransformService:
         Returns:
             What to run, for one step that runs at once; None for anything else, which is for ``xform``.
         """
-        if words in self._ready:
+        try:
             return self._ready[words]
+        except KeyError:
+            return self._remember(words)
+
+    def _remember(self, words: bytes) -> Ready | None:
         if len(words) > SHORT_CHARACTERS:
             return None
         if len(self._ready) >= MAX_PLANS:

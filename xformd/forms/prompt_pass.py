@@ -56,7 +56,7 @@ def answer(
     Returns:
         Where the first byte is that has not been dealt with; and what is left to be said of the request before it.
     """
-    size, max_result_bytes, now = len(data), service.max_result_bytes, service.stopwatch
+    size, max_result_bytes = len(data), service.max_result_bytes
     known: bytes | None = None
     ready: Ready | None = None
     outcome: Outcome | None = None
@@ -65,8 +65,8 @@ def answer(
     while room_bytes >= 0 and (match := _match_head(data, position)):
         length, number, words = match.groups()
         if words != known:  # only where they change are they looked up, and is the clock read
-            _note(ready, now() - started_s)
-            ready, known, started_s = service.ready(words), words, now()
+            ready, started_s = _turn_to(service, words, ready, started_s)
+            known = words
         if ready is None:
             break
         start, end = match.end(), match.start(2) + int(length)
@@ -83,10 +83,16 @@ def answer(
         reply = b"%d:%b ok.%b," % (len(number) + 4 + len(result), number, result)
         replies.append(reply)
         room_bytes -= len(reply)
-    _note(ready, now() - started_s)
+    if ready is not None and (held_s := service.stopwatch() - started_s) > HELD_S:
+        ready.held(held_s)
     return position, outcome
 
 
-def _note(ready: Ready | None, seconds: float) -> None:
-    if ready is not None and seconds > HELD_S:
-        ready.held(seconds)
+def _turn_to(
+    service: TransformService, words: bytes, last: Ready | None, last_started_s: float
+) -> tuple[Ready | None, float]:
+    """Look words up and start the clock for them; it stops for what ran last."""
+    now_s = service.stopwatch()
+    if last is not None and now_s - last_started_s > HELD_S:
+        last.held(now_s - last_started_s)
+    return service.ready(words), now_s

@@ -32,10 +32,14 @@ class SessionForm:
         self._max_in_flight = connection.limits.max_in_flight
         self._max_unread_bytes = connection.limits.max_unread_output_bytes
         self._max_request_bytes = connection.limits.max_request_bytes
+        self._idle_timeout_s = connection.limits.idle_timeout_s
         self._violation: XformError | None = None  # what came after all that has been taken on
         self._in_flight: dict[int, Deferred[bytes]] = {}
         self._output: list[bytes] = []
         self._output_bytes = 0
+        self._is_at_rest = (
+            False  # nothing waits to be read or sent, no request is here in part, and more may be taken on
+        )
         self._awaits_rest = False  # the deadline that is running is that of a request of which a part is here
         self._is_going_on = False
         self._has_ended = False  # the client will send nothing more
@@ -46,9 +50,24 @@ class SessionForm:
 
     def receive(self, data: bytes) -> None:
         """Take on what has arrived, as much of it as may run; the rest waits in the decoder."""
-        if not self._is_closed:
-            self._decoder.feed(data)
+        if not self._is_at_rest or len(data) > self._max_request_bytes:
+            if not self._is_closed:
+                self._decoder.feed(data)
+                self._go_on()
+            return
+        # What nearly every read goes through, so it leaves out all that cannot have changed.
+        replies: list[bytes] = []
+        end, outcome = prompt_pass.answer(self._service, data, 0, self._in_flight, self._max_unread_bytes, replies)
+        self._decoder.feed(data, end)
+        if end < len(data) or outcome is not None:
+            self._note_answers(replies, outcome)
             self._go_on()
+            return
+        self._connection.write(b"".join(replies))
+        if self._connection.unread_bytes:
+            self._go_on()
+        elif not self._in_flight:
+            self._connection.expect(self._idle_timeout_s)
 
     def receive_end(self) -> None:
         """The client will send nothing more: answer what is in flight, then close."""
@@ -62,12 +81,14 @@ class SessionForm:
     def stop(self) -> None:
         """Say that the server is stopping; what is in flight is still answered, and nothing more is taken on."""
         self._is_stopping = True
+        self._is_at_rest = False
         self._send(session.encode_refusal(session.Refusal(session.CONNECTION_ID, _shutting_down())))
         self._go_on()
 
     def lost(self) -> None:
         """Give up what runs: nobody waits for it any more."""
         self._is_closed = True
+        self._is_at_rest = False
         for running in [*self._in_flight.values()]:
             running.cancel()
 
@@ -76,6 +97,7 @@ class SessionForm:
         if self._is_closed or self._is_going_on:
             return
         self._is_going_on = True
+        self._is_at_rest = False
         while self._has_room() and self._take_on_some():
             pass
         self._flush()
@@ -119,11 +141,14 @@ class SessionForm:
         if end == position:
             return False
         self._decoder.skip_to(end)
+        self._note_answers(replies, outcome)
+        return True
+
+    def _note_answers(self, replies: list[bytes], outcome: prompt_pass.Outcome | None) -> None:
         self._awaits_rest = False
         self._send(b"".join(replies))
         if outcome is not None:
             self._settle(outcome.request_id, lambda: outcome.ready.conclude(outcome.result))
-        return True
 
     def _has_room(self) -> bool:
         if len(self._in_flight) >= self._max_in_flight:
@@ -140,13 +165,13 @@ class SessionForm:
             self._awaits_rest = False
             return
         self._connection.resume_reading()
-        limits = self._connection.limits
         if not self._decoder.is_inside:
+            self._is_at_rest = not self._is_stopping
             self._awaits_rest = False
-            self._connection.expect(None if self._in_flight else limits.idle_timeout_s)
+            self._connection.expect(None if self._in_flight else self._idle_timeout_s)
         elif not self._awaits_rest:
             self._awaits_rest = True
-            self._connection.expect(limits.request_timeout_s)
+            self._connection.expect(self._connection.limits.request_timeout_s)
 
     def _handle(self, string: bytes) -> None:
         try:

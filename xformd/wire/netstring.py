@@ -70,12 +70,18 @@ class Decoder:
         """Go on at a place further on in ``unread``, where a netstring begins: somebody else has read up to there."""
         self._position = position
 
-    def feed(self, data: bytes) -> None:
-        """Take bytes in, without looking at them."""
+    def feed(self, data: bytes, position: int = 0) -> None:
+        """Take bytes in, without looking at them.
+
+        Args:
+            data: the next bytes of the stream.
+            position: how many of them somebody else has read, up to where a netstring begins. More than none only
+                where no others wait.
+        """
         if self._position < len(self._data):
             data = self._data[self._position :] + data
         self._dropped += self._position
-        self._data, self._position = data, 0
+        self._data, self._position = data, position
 
     @property
     def is_inside(self) -> bool:

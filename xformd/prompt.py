@@ -14,15 +14,14 @@ class PromptServer(tcp.Server):
     def write(self, data: bytes) -> None:
         """Send what can be sent now; queue the rest."""
         if self.dataBuffer or self._tempDataBuffer or not self.connected or self.disconnecting or self.TLS:
-            tcp.Server.write(self, bytes(data))
+            tcp.Server.write(self, data)
             return
-        sent = 0
-        while sent < len(data):
-            taken = self.writeSomeData(data[sent:] if sent else data)
-            if not isinstance(taken, int) or taken <= 0:  # full, or broken: the reactor will see which
-                tcp.Server.write(self, bytes(data[sent:]))
-                return
-            sent += taken
+        try:
+            sent = self.socket.send(data)
+        except OSError:  # full, or broken: the reactor will see which
+            sent = 0
+        if sent < len(data):
+            tcp.Server.write(self, data[sent:])
 
     def loseWriteConnection(self) -> None:
         """End this side now where nothing is queued: Twisted's own waits for the reactor's next turn."""

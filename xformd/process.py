@@ -1,5 +1,6 @@
 """What a process needs around Twisted: a log, signals, and a reactor that runs until the work is done."""
 
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -78,6 +79,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         ConfigError: the settings name something that is not there.
         ListenFailed: the server cannot listen where it was told to.
     """
+    _install_prompt_reactor()
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
@@ -104,6 +106,13 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     reactor.run()
     if failures:
         failures[0].raiseException()
+
+
+def _install_prompt_reactor() -> None:
+    with contextlib.suppress(ImportError):  # this system has no epoll: Twisted's choice will do
+        from xformd.prompt_reactor import install
+
+        install()
 
 
 def _stop_on_signals(reactor: Any) -> None:

@@ -36,7 +36,7 @@ class Reader:
     def fileno(self) -> int:
         return self._read
 
-    def doRead(self) -> None:  # noqa: N802 - Twisted's name
+    def doRead(self) -> None:
         self._events.append("read")
         os.read(self._read, 1)
         raise ValueError("while it reads")

@@ -4,24 +4,45 @@ Twisted's own waits for the reactor's next turn with every write: two changes to
 of the loop, for an answer that nearly always fits into the socket's buffer. What does not fit goes Twisted's way.
 """
 
-from twisted.internet import tcp
+from typing import Any
+
+from twisted.internet import main, tcp
 from twisted.internet.interfaces import IListeningPort
+
+READ_BYTES = 256 * 1024
+"""Taken from a socket at a time: four times what Twisted takes."""
 
 
 class PromptServer(tcp.Server):
     """A connection that tries to send before it queues."""
 
+    def doRead(self) -> Any:
+        """Read once, as Twisted's own does, but more at a time: a long poem comes in fewer pieces."""
+        try:
+            data = self.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return main.CONNECTION_LOST
+        if not data:
+            return main.CONNECTION_DONE
+        self.protocol.dataReceived(data)
+        return None
+
     def write(self, data: bytes) -> None:
         """Send what can be sent now; queue the rest."""
-        if self.dataBuffer or self._tempDataBuffer or not self.connected or self.disconnecting or self.TLS:
-            tcp.Server.write(self, data)
-            return
-        try:
-            sent = self.socket.send(data)
-        except OSError:  # full, or broken: the reactor will see which
-            sent = 0
+        sent = self.send_now(data)
         if sent < len(data):
             tcp.Server.write(self, data[sent:])
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send what can be sent now, and say how many bytes that was: none while anything is queued."""
+        if self.dataBuffer or self._tempDataBuffer or not self.connected or self.disconnecting or self.TLS:
+            return 0
+        try:
+            return self.socket.send(data)
+        except OSError:  # full, or broken: the reactor will see which
+            return 0
 
     def loseWriteConnection(self) -> None:
         """End this side now where nothing is queued: Twisted's own waits for the reactor's next turn."""

@@ -8,9 +8,12 @@ from typing import Any
 
 from twisted.internet import main, tcp
 from twisted.internet.interfaces import IListeningPort
+from twisted.python.failure import Failure
 
 READ_BYTES = 256 * 1024
 """Taken from a socket at a time: four times what Twisted takes."""
+
+_BOTH_ENDED = Failure(main.CONNECTION_DONE)
 
 
 class PromptServer(tcp.Server):
@@ -25,7 +28,10 @@ class PromptServer(tcp.Server):
         except OSError:
             return main.CONNECTION_LOST
         if not data:
-            return main.CONNECTION_DONE
+            if not self._writeDisconnected:
+                return main.CONNECTION_DONE
+            self.connectionLost(_BOTH_ENDED)  # without asking around what is to become of the other side
+            return None
         self.protocol.dataReceived(data)
         return None
 
@@ -50,6 +56,7 @@ class PromptServer(tcp.Server):
             tcp.Server.loseWriteConnection(self)
             return
         self._writeDisconnected = True
+        self._shouldShutdown = False  # later, with the rest: closing the socket does that
         self._closeWriteConnection()
 
 

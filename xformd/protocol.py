@@ -71,7 +71,7 @@ class TransformProtocol(Protocol):
         self._output = Output(
             self.transport, self.factory.clock, limits.write_timeout_s, self._expire, self._output_drained
         )
-        self._deadline.set(limits.idle_timeout_s)
+        self._deadline.set(limits.idle_timeout_s, soon_s=limits.request_timeout_s)
 
     def dataReceived(self, data: bytes) -> None:
         """Hand over what arrives; throw it away once the end has begun."""

@@ -10,8 +10,8 @@ from twisted.internet import main, tcp
 from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
-READ_BYTES = 256 * 1024
-"""Taken from a socket at a time: four times what Twisted takes."""
+LONG_READ_BYTES = 256 * 1024
+"""Taken from a socket at a time while so much of one string is missing: four times what Twisted takes."""
 
 _BOTH_ENDED = Failure(main.CONNECTION_DONE)
 
@@ -19,10 +19,12 @@ _BOTH_ENDED = Failure(main.CONNECTION_DONE)
 class PromptServer(tcp.Server):
     """A connection that tries to send before it queues."""
 
+    _read_bytes = tcp.Server.bufferSize
+
     def doRead(self) -> Any:
-        """Read once, as Twisted's own does, but more at a time: a long poem comes in fewer pieces."""
+        """Read once, as Twisted's own does, but more at a time inside a long poem: it comes in fewer pieces."""
         try:
-            data = self.socket.recv(READ_BYTES)
+            data = self.socket.recv(self._read_bytes)
         except BlockingIOError:
             return None
         except OSError:
@@ -34,6 +36,10 @@ class PromptServer(tcp.Server):
             return None
         self.protocol.dataReceived(data)
         return None
+
+    def expect_bytes(self, count: int) -> None:
+        """Be told that so many bytes are missing of one string. Otherwise a long read is many requests at once."""
+        self._read_bytes = LONG_READ_BYTES if count >= LONG_READ_BYTES else self.bufferSize
 
     def write(self, data: bytes) -> None:
         """Send what can be sent now; queue the rest."""

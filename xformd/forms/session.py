@@ -37,9 +37,7 @@ class SessionForm:
         self._in_flight: dict[int, Deferred[bytes]] = {}
         self._output: list[bytes] = []
         self._output_bytes = 0
-        self._is_at_rest = (
-            False  # nothing waits to be read or sent, no request is here in part, and more may be taken on
-        )
+        self._is_at_rest = False  # no request waits or is here in part, and more may be taken on
         self._awaits_rest = False  # the deadline that is running is that of a request of which a part is here
         self._is_going_on = False
         self._has_ended = False  # the client will send nothing more
@@ -165,6 +163,7 @@ class SessionForm:
             self._awaits_rest = False
             return
         self._connection.resume_reading()
+        self._connection.expect_bytes(self._decoder.missing_bytes)
         if not self._decoder.is_inside:
             self._is_at_rest = not self._is_stopping
             self._awaits_rest = False

@@ -88,6 +88,11 @@ class Decoder:
         """Whether a string has begun and is not complete."""
         return self._length is not None
 
+    @property
+    def missing_bytes(self) -> int:
+        """How much is missing of the string that is being read; none while its length is."""
+        return self._length - self._body.tell() if self._body is not None and self._length is not None else 0
+
     def decode(self, data: bytes = b"", max_strings: int | None = None) -> list[bytes]:
         """Take bytes in and give the strings that they complete.
 

@@ -30,14 +30,23 @@ class Deadline:
         self._expire = expire
         self._at: float | None = None
         self._timer: IDelayedCall | None = None
+        self._timer_at = 0.0
 
-    def set(self, seconds: float) -> None:
-        """Let time be up so many seconds from now."""
-        self._at = self._clock.seconds() + seconds
+    def set(self, seconds: float, *, soon_s: float | None = None) -> None:
+        """Let time be up so many seconds from now.
+
+        Args:
+            seconds: how many.
+            soon_s: where the deadline is likely to be moved nearer, to about so many seconds: the timer that this
+                starts fires then first, so that it need not be moved.
+        """
+        now = self._clock.seconds()
+        self._at = at = now + seconds
         if self._timer is None:
-            self._timer = self._clock.callLater(seconds, self._fire)
-        elif self._timer.getTime() > self._at:
+            self._start(now, seconds if soon_s is None else min(seconds, soon_s))
+        elif self._timer_at > at:
             self._timer.reset(seconds)
+            self._timer_at = at
 
     def clear(self) -> None:
         """Let time never be up."""
@@ -59,12 +68,17 @@ class Deadline:
         self._timer = None
         if self._at is None:
             return
-        remaining = self._at - self._clock.seconds()
+        now = self._clock.seconds()
+        remaining = self._at - now
         if remaining > 0:
-            self._timer = self._clock.callLater(remaining, self._fire)
+            self._start(now, remaining)
         else:
             self._at = None
             self._expire()
+
+    def _start(self, now: float, seconds: float) -> None:
+        self._timer = self._clock.callLater(seconds, self._fire)
+        self._timer_at = now + seconds
 
 
 def within(

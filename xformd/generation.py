@@ -4,6 +4,7 @@ A reload makes a new one. What an old one has begun, it ends.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -13,6 +14,7 @@ from xformd.plugins import listing
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller, Runner
 from xformd.runners.calls import Call, prepare
+from xformd.runners.inline import InlineRunner, Outcome, Run
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import Quarantine
 from xformd.spec import SHORT_CHARACTERS, Spec
@@ -29,6 +31,21 @@ class Stage:
     calls: tuple[Call, ...]
 
 
+@attrs.frozen
+class Ready:
+    """A request's words, looked up and converted: one transform that runs at once.
+
+    Args:
+        run: gives it a poem; whatever comes of that is for ``conclude``, unless it is bytes of a fair length.
+        conclude: takes what ``run`` gave, or the failure with what it raised. It does what ``xform`` does then.
+        held: is to be told when it has run for more than ``HELD_S``, and for how many seconds.
+    """
+
+    run: Run
+    conclude: Callable[[Outcome], bytes | Deferred[bytes]]
+    held: Callable[[float], None]
+
+
 class Generation:
     """What can be run, and what is running.
 
@@ -43,14 +60,16 @@ class Generation:
     def __init__(
         self,
         registry: Registry,
-        inline: Runner,
+        inline: InlineRunner,
         workers: Runner | None = None,
         placement: Placement | None = None,
         quarantine: Quarantine | None = None,
     ) -> None:
         self.registry = registry
         self._quarantine = quarantine or Quarantine()
-        self._inline = inline
+        self.inline = inline
+        self.ready: dict[bytes, Ready | None] = {}
+        """What ``TransformService.ready`` has found out, by the words of a request."""
         self._workers = workers
         self._placement = placement or Placement()
         self._plans: dict[Spec, list[Stage]] = {}
@@ -101,7 +120,7 @@ class Generation:
         stages: list[Stage] = []
         for workers, group in itertools.groupby(calls, self._workers_for):
             if workers is None:
-                stages.extend(Stage(self._inline, (call,)) for call in group)
+                stages.extend(Stage(self.inline, (call,)) for call in group)
             else:
                 stages.append(Stage(workers, tuple(group)))
         if len(str(spec)) <= SHORT_CHARACTERS:

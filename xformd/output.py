@@ -5,6 +5,7 @@ The transport is given a part at a time, so that each part the peer takes can be
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime, ITransport
 from zope.interface import implementer
@@ -23,7 +24,7 @@ class Output:
     """The output of one connection.
 
     Args:
-        transport: where it goes.
+        transport: where it goes. One that has a ``send_now`` is asked first how much the system takes at once.
         clock: a reactor, or a clock in its place.
         write_timeout_s: how long the peer may take nothing at all.
         give_up: is called when it has taken nothing for so long.
@@ -42,6 +43,9 @@ class Output:
         self._write_timeout_s = write_timeout_s
         self._deadline = Deadline(clock, give_up)
         self._drained = drained
+        # Its own alone: TLS hands on what it does not know to the socket under it, and that would send plain text.
+        own = getattr(type(transport), "send_now", None)
+        self._send_now: Callable[[memoryview], int] = partial(own, transport) if own else _send_nothing
         self._waiting: deque[memoryview] = deque()
         self._is_blocked = False  # the transport holds a part that the peer has not taken
         self.unread_bytes = 0
@@ -74,14 +78,20 @@ class Output:
         self._deadline.clear()
         while self._waiting and not self._is_blocked:
             data = self._waiting.popleft()
-            part, rest = data[:PART_BYTES], data[PART_BYTES:]
+            sent = self._send_now(data)
+            part, rest = data[sent : sent + PART_BYTES], data[sent + PART_BYTES :]
             if rest:
                 self._waiting.appendleft(rest)
-            self.unread_bytes -= len(part)
-            self._transport.write(bytes(part))
+            self.unread_bytes -= sent + len(part)
+            if part:
+                self._transport.write(bytes(part))
         if not self._is_blocked:
             self._drained()
 
     def stopProducing(self) -> None:
         """Forget what is left: the connection is gone."""
         self.close()
+
+
+def _send_nothing(_: memoryview) -> int:
+    return 0

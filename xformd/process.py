@@ -1,5 +1,6 @@
 """What a process needs around Twisted: a log, signals, and a reactor that runs until the work is done."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -81,6 +82,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         ConfigError: the settings name something that is not there.
         ListenFailed: the server cannot listen where it was told to.
     """
+    _install_prompt_reactor()
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
@@ -126,6 +128,13 @@ def _within_descriptors(settings: Settings) -> Settings:
         allowed=allowed,
     )
     return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=room))
+
+
+def _install_prompt_reactor() -> None:
+    with contextlib.suppress(ImportError):  # this system has no epoll: Twisted's choice will do
+        from xformd.prompt_reactor import install
+
+        install()
 
 
 def _heed_signals(reactor: Any, server: Server) -> None:

@@ -4,6 +4,8 @@ The law: whatever arrives, in whatever pieces, each state has a deadline that no
 is held in memory is bounded by the limits.
 """
 
+from typing import Any, cast
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -78,7 +80,8 @@ class TransformProtocol(Protocol):
         self._output = Output(
             self.transport, self.factory.clock, limits.write_timeout_s, self._expire, self._output_drained
         )
-        self._deadline.set(limits.idle_timeout_s)
+        self._is_prompt = hasattr(self.transport, "expect_bytes")
+        self._deadline.set(limits.idle_timeout_s, soon_s=limits.request_timeout_s)
 
     def dataReceived(self, data: bytes) -> None:
         """Hand over what arrives; throw it away once the end has begun."""
@@ -139,6 +142,11 @@ class TransformProtocol(Protocol):
         else:
             self._deadline.set(seconds)
 
+    def expect_bytes(self, count: int) -> None:
+        """Read more at a time, where the transport can, while so much is missing of one string."""
+        if self._is_prompt:
+            cast(Any, self.transport).expect_bytes(count)
+
     def pause_reading(self) -> None:
         """Let the peer wait."""
         if not self._is_paused:
@@ -182,6 +190,7 @@ class TransformProtocol(Protocol):
         except netstring.NetstringError as error:
             self._refuse((TooLarge if error.violation == "too_long" else BadFrame)(error.message))
             return
+        self.expect_bytes(self._decoder.missing_bytes)
         if strings == [session.OPENING]:
             self._form = SessionForm(self, self._decoder)
         elif strings:

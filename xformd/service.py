@@ -4,8 +4,9 @@ Every front (the netstring port, a command, later HTTP) calls this and holds no 
 transform does, its caller sees an ``XformError`` and the operator's log says once what happened.
 """
 
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -16,13 +17,14 @@ from twisted.python.failure import Failure
 
 from xformd.deadline import within
 from xformd.errors import Cancelled, InternalError, ShuttingDown, TransformTimeout, XformError
-from xformd.generation import Generation, Stage
+from xformd.generation import MAX_PLANS, Generation, Ready, Stage
 from xformd.limits import Limits
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller
 from xformd.runners.calls import name_all, took_too_long
-from xformd.runners.inline import InlineRunner
-from xformd.spec import Spec
+from xformd.runners.inline import InlineRunner, Outcome, bind
+from xformd.spec import SHORT_CHARACTERS, Spec
+from xformd.wire import session
 
 
 @attrs.frozen
@@ -48,13 +50,21 @@ class TransformService:
         self._generation = generation
         self._limits = limits
         self._clock = clock
+        self.max_result_bytes = limits.max_result_bytes
+        self.stopwatch = generation.inline.stopwatch
         self._is_stopping = False
         self._old: set[Generation] = set()
 
     @classmethod
-    def inline(cls, registry: Registry, limits: Limits, clock: IReactorTime) -> "TransformService":
+    def inline(
+        cls,
+        registry: Registry,
+        limits: Limits,
+        clock: IReactorTime,
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> "TransformService":
         """Make a service that runs every transform in the reactor, which a command or a test can do with."""
-        return cls(Generation(registry, InlineRunner(limits.max_result_bytes, clock)), limits, clock)
+        return cls(Generation(registry, InlineRunner(limits.max_result_bytes, clock, stopwatch)), limits, clock)
 
     @property
     def registry(self) -> Registry:
@@ -120,6 +130,50 @@ class TransformService:
             raise
         except Exception as error:
             raise self._internal_error() from error
+        return self._note(generation, result)
+
+    def ready(self, words: bytes) -> Ready | None:
+        """Look up what stands between a request's id and its ``.``, for a front that answers many in one loop.
+
+        Args:
+            words: a spec in its wire form, and any attributes.
+
+        Returns:
+            What to run, for one step that runs at once; None for anything else, which is for ``xform``.
+        """
+        generation = self._generation
+        try:
+            return generation.ready[words]
+        except KeyError:
+            if len(words) > SHORT_CHARACTERS:
+                return None
+        if len(generation.ready) >= MAX_PLANS:
+            generation.ready.clear()
+        ready = generation.ready[words] = self._make_ready(generation, words)
+        return ready
+
+    def _make_ready(self, generation: Generation, words: bytes) -> Ready | None:
+        request = session.decode_request(b"1 %b." % words)
+        if not isinstance(request, session.Request):
+            return None
+        try:
+            stage, *others = generation.plan(request.spec)
+        except Exception:  # for xform to say
+            return None
+        call, inline = stage.calls[0], generation.inline
+        if others or stage.runner is not inline or call.entry.transform.asynchronous:
+            return None
+        timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
+
+        def conclude(outcome: Outcome) -> bytes | Deferred[bytes]:
+            result = inline.conclude(call, outcome)
+            if isinstance(result, bytes):
+                return result
+            return self._note(generation, self._in_time(stage, result, self._budget(timeout_s)))
+
+        return Ready(bind(call), conclude, lambda seconds: inline.note_hold(call, seconds))
+
+    def _note(self, generation: Generation, result: Deferred[bytes]) -> Deferred[bytes]:
         generation.note(result)
         return result.addErrback(self._last_word)
 

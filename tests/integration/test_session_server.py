@@ -117,6 +117,6 @@ def test_sessions_are_told_when_the_server_stops(tmp_path: Path) -> None:
         read_until(connection, lambda received: b"0 shutting-down" in received)
         connection.sendall(netstring(b"2 upper.a"))
         read_until(connection, lambda received: b"2 shutting-down retry-after=" in received)
-        (tmp_path / "open").touch()
+        (tmp_path / "open").touch()  # not before: the server closes once nothing is in flight
         assert netstring(b"1 ok.POEM") in read_to_end(connection)
         assert server.process.wait(timeout=20) == 0

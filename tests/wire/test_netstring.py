@@ -157,3 +157,25 @@ def test_a_string_that_arrives_in_single_bytes_costs_little_more_than_its_length
         tracemalloc.stop()
     assert peak < 1.5 * length
     assert decoder.decode(b",") == [b"x" * length]
+
+
+def test_a_decoder_says_how_much_is_missing_of_a_string() -> None:
+    decoder = Decoder(1_000)
+    missing = []
+    for piece in (b"1", b"0:", b"abc", b"defghij", b",", b"3:a"):
+        decoder.decode(piece)
+        missing.append(decoder.missing_bytes)
+    assert missing == [0, 10, 7, 0, 0, 2]
+
+
+def test_what_somebody_else_has_read_counts_for_the_place_of_an_error() -> None:
+    decoder = Decoder(1_000)
+    decoder.feed(b"1:a,1:b,1:c,", 4)
+    assert decoder.decode(max_strings=1) == [b"b"]
+    data, position = decoder.unread
+    assert data[position:] == b"1:c,"
+    decoder.skip_to(len(data))
+    decoder.feed(b"1:d,", 4)
+    with pytest.raises(NetstringError) as raised:
+        decoder.decode(b"1:ex")
+    assert raised.value.offset == 19

@@ -48,6 +48,10 @@ class Connection(Protocol):
         """Abort the connection unless something else is expected within so many seconds; None expects nothing."""
         ...
 
+    def expect_bytes(self, count: int) -> None:
+        """Be told how many bytes are missing of the string that is being read."""
+        ...
+
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
         ...

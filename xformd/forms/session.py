@@ -5,14 +5,14 @@ At most ``max_in_flight`` of them run at a time, and nothing is taken on while t
 """
 
 import json
-from collections import deque
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd import __version__
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, XformError
-from xformd.forms import Connection
+from xformd.forms import Connection, prompt_pass
 from xformd.wire import netstring, session
 
 
@@ -30,11 +30,13 @@ class SessionForm:
         self._service = connection.service
         self._max_in_flight = connection.limits.max_in_flight
         self._max_unread_bytes = connection.limits.max_unread_output_bytes
-        self._strings: deque[bytes] = deque()  # decoded, and not taken on yet: at most one read's worth
-        self._violation: XformError | None = None  # what came after them
+        self._max_request_bytes = connection.limits.max_request_bytes
+        self._idle_timeout_s = connection.limits.idle_timeout_s
+        self._violation: XformError | None = None  # what came after all that has been taken on
         self._in_flight: dict[int, Deferred[bytes]] = {}
         self._output: list[bytes] = []
         self._output_bytes = 0
+        self._is_at_rest = False  # no request waits or is here in part, and more may be taken on
         self._awaits_rest = False  # the deadline that is running is that of a request of which a part is here
         self._is_going_on = False
         self._has_ended = False  # the client will send nothing more
@@ -44,18 +46,25 @@ class SessionForm:
         self.receive(b"")
 
     def receive(self, data: bytes) -> None:
-        """Decode a read's worth of requests in one pass, and take on as many as may run."""
-        if self._is_closed:
+        """Take on what has arrived, as much of it as may run; the rest waits in the decoder."""
+        if not self._is_at_rest or len(data) > self._max_request_bytes:
+            if not self._is_closed:
+                self._decoder.feed(data)
+                self._go_on()
             return
-        try:
-            strings = self._decoder.decode(data)
-        except netstring.NetstringError as error:
-            strings = error.strings
-            self._violation = (TooLarge if error.violation == "too_long" else BadFrame)(error.message)
-        if strings:
-            self._strings.extend(strings)
-            self._awaits_rest = False
-        self._go_on()
+        # What nearly every read goes through, so it leaves out all that cannot have changed.
+        replies: list[bytes] = []
+        end, outcome = prompt_pass.answer(self._service, data, 0, self._in_flight, self._max_unread_bytes, replies)
+        self._decoder.feed(data, end)
+        if end < len(data) or outcome is not None:
+            self._note_answers(replies, outcome)
+            self._go_on()
+            return
+        self._connection.write(b"".join(replies))
+        if self._connection.unread_bytes:
+            self._go_on()
+        elif not self._in_flight:
+            self._connection.expect(self._idle_timeout_s)
 
     @property
     def takes_results(self) -> bool:
@@ -65,8 +74,6 @@ class SessionForm:
     def receive_end(self) -> None:
         """The client will send nothing more: answer what is in flight, then close."""
         self._has_ended = True
-        if self._decoder.is_inside:
-            self._violation = BadFrame("the stream ended inside a netstring")
         self._go_on()
 
     def output_drained(self) -> None:
@@ -77,13 +84,14 @@ class SessionForm:
     def stop(self) -> None:
         """Say that the server is stopping; what is in flight is still answered, and nothing more is taken on."""
         self._is_stopping = True
+        self._is_at_rest = False
         self._send(session.encode_refusal(session.Refusal(session.CONNECTION_ID, _shutting_down())))
         self._go_on()
 
     def lost(self) -> None:
         """Give up what runs: nobody waits for it any more."""
         self._is_closed = True
-        self._strings.clear()
+        self._is_at_rest = False
         for running in [*self._in_flight.values()]:
             running.cancel()
 
@@ -92,21 +100,58 @@ class SessionForm:
         if self._is_closed or self._is_going_on:
             return
         self._is_going_on = True
-        in_flight, strings, max_in_flight = self._in_flight, self._strings, self._max_in_flight
-        may_go_on = self._has_room()
-        while strings and may_go_on:
-            self._handle(strings.popleft())
-            if self._output_bytes > self._max_unread_bytes or len(in_flight) >= max_in_flight:
-                may_go_on = self._has_room()
+        self._is_at_rest = False
+        while self._has_room() and self._take_on_some():
+            pass
         self._flush()
         self._is_going_on = False
-        if self._violation is not None and not self._strings:
+        decoder = self._decoder
+        if self._has_ended and decoder.is_inside and not decoder.has_unread:
+            self._violation = self._violation or BadFrame("the stream ended inside a netstring")
+        if self._violation is not None:
             self._break_off(self._violation)
-        elif (self._has_ended or self._is_stopping) and not self._strings and not self._in_flight:
+        elif (self._has_ended or self._is_stopping) and not decoder.has_unread and not self._in_flight:
             self._is_closed = True
             self._connection.close()
         else:
             self._regulate()
+
+    def _take_on_some(self) -> bool:
+        """Take on plain requests, as many as come, or else one message of any kind; say whether there may be more."""
+        decoder = self._decoder
+        if self._violation is not None or not decoder.has_unread:
+            return False
+        if not decoder.is_inside and not self._is_stopping and self._answer_at_once():
+            return True
+        try:
+            strings = decoder.decode(max_strings=1)
+        except netstring.NetstringError as error:
+            self._violation = (TooLarge if error.violation == "too_long" else BadFrame)(error.message)
+            return False
+        for string in strings:
+            self._awaits_rest = False
+            self._handle(string)
+        return bool(strings)
+
+    def _answer_at_once(self) -> bool:
+        """Answer plain requests; say whether any was."""
+        data, position = self._decoder.unread
+        if len(data) > self._max_request_bytes:
+            return False
+        room_bytes = self._max_unread_bytes - self._output_bytes
+        replies: list[bytes] = []
+        end, outcome = prompt_pass.answer(self._service, data, position, self._in_flight, room_bytes, replies)
+        if end == position:
+            return False
+        self._decoder.skip_to(end)
+        self._note_answers(replies, outcome)
+        return True
+
+    def _note_answers(self, replies: list[bytes], outcome: prompt_pass.Outcome | None) -> None:
+        self._awaits_rest = False
+        self._send(b"".join(replies))
+        if outcome is not None:
+            self._settle(outcome.request_id, lambda: outcome.ready.conclude(outcome.result))
 
     def _has_room(self) -> bool:
         if len(self._in_flight) >= self._max_in_flight:
@@ -117,19 +162,20 @@ class SessionForm:
 
     def _regulate(self) -> None:
         """Read on or not, and set the deadline that fits."""
-        if self._strings or not self._has_room():
+        if self._decoder.has_unread or not self._has_room():
             self._connection.pause_reading()
             self._connection.expect(None)
             self._awaits_rest = False
             return
         self._connection.resume_reading()
-        limits = self._connection.limits
+        self._connection.expect_bytes(self._decoder.missing_bytes)
         if not self._decoder.is_inside:
+            self._is_at_rest = not self._is_stopping
             self._awaits_rest = False
-            self._connection.expect(None if self._in_flight else limits.idle_timeout_s)
+            self._connection.expect(None if self._in_flight else self._idle_timeout_s)
         elif not self._awaits_rest:
             self._awaits_rest = True
-            self._connection.expect(limits.request_timeout_s)
+            self._connection.expect(self._connection.limits.request_timeout_s)
 
     def _handle(self, string: bytes) -> None:
         try:
@@ -152,16 +198,20 @@ class SessionForm:
             self._refuse(request.id, _shutting_down())
             return
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
+        xform = self._service.xform
+        self._settle(request.id, lambda: xform(request.spec, request.poem, timeout_s=timeout_s, caller=self))
+
+    def _settle(self, request_id: int, work: Callable[[], bytes | Deferred[bytes]]) -> None:
         try:
-            result = self._service.xform(request.spec, request.poem, timeout_s=timeout_s, caller=self)
+            result = work()
         except XformError as error:
-            self._refuse(request.id, error)
+            self._refuse(request_id, error)
             return
         if isinstance(result, Deferred):
-            self._in_flight[request.id] = result
-            result.addCallbacks(self._answer, self._fail, callbackArgs=(request.id,), errbackArgs=(request.id,))
+            self._in_flight[request_id] = result
+            result.addCallbacks(self._answer, self._fail, callbackArgs=(request_id,), errbackArgs=(request_id,))
         else:
-            self._send(session.encode_reply(session.Reply(request.id, result)))
+            self._send(session.encode_reply(session.Reply(request_id, result)))
 
     def _control(self, request: session.ControlRequest) -> None:
         if request.control == "cancel":
@@ -191,7 +241,6 @@ class SessionForm:
         self._send(session.encode_refusal(session.Refusal(request_id, error)))
 
     def _violate(self, error: XformError) -> None:
-        self._strings.clear()  # what comes after a violation means nothing
         self._violation = error
 
     def _break_off(self, error: XformError) -> None:

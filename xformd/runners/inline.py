@@ -1,8 +1,8 @@
 """Runs a transform in the reactor's own thread: at once, or as a Deferred where the transform gives one."""
 
 import inspect
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -13,6 +13,18 @@ from xformd.deadline import within
 from xformd.errors import XformError
 from xformd.runners import Caller
 from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
+from xformd.transform import Transform
+
+Run = Callable[[bytes], bytes | Deferred[bytes]]
+"""Gives a poem to one transform, with its options; raises whatever that raises."""
+
+Outcome = bytes | Deferred[bytes] | Failure
+"""What came of running a transform: what it gave, encoded, or what it raised."""
+
+HELD_S = 0.05
+"""Whoever runs longer in the reactor keeps everybody else waiting noticeably."""
+
+WARN_EVERY_S = 60.0
 
 
 class InlineRunner:
@@ -21,45 +33,65 @@ class InlineRunner:
     Args:
         max_result_bytes: how long a result may be.
         clock: a reactor, or a clock in its place.
+        stopwatch: what measures how long a transform holds the reactor, in seconds.
     """
 
     log = Logger()
 
-    def __init__(self, max_result_bytes: int, clock: IReactorTime) -> None:
-        self._max_result_bytes = max_result_bytes
+    def __init__(
+        self, max_result_bytes: int, clock: IReactorTime, stopwatch: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.max_result_bytes = max_result_bytes
+        self.stopwatch = stopwatch
         self._clock = clock
+        self._warned_s: dict[str, float] = {}
 
     def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> bytes | Deferred[bytes]:
         """Give a poem to a transform, whoever asks; see ``Runner.run``."""
         del caller  # it asks for one thing at a time here
         (call,) = calls
-        transform = call.entry.transform
+        started_s = self.stopwatch()
+        outcome: Outcome
         try:
-            result = transform.function(transform.decode(poem), **call.options)
-            if type(result) is not str:  # what nearly every transform gives
-                if inspect.iscoroutine(result):
-                    result = Deferred.fromCoroutine(result)
-                if isinstance(result, Deferred):
-                    return self._wait(call, result)
-            encoded = transform.encode(result)
-            return encoded if len(encoded) <= self._max_result_bytes else self._check(encoded, call)
+            outcome = _run(call, poem)
         except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
-            raise self._explain(Failure(), call) from None
+            outcome = Failure()
+        if (held_s := self.stopwatch() - started_s) > HELD_S:
+            self.note_hold(call, held_s)
+        return self.conclude(call, outcome)
 
     def caller_has_room(self, caller: Caller) -> None:
         """Nothing ever waits here."""
 
-    def _wait(self, call: Call, work: Deferred[Any]) -> Deferred[bytes]:
-        transform = call.entry.transform
-        result: Deferred[bytes] = work.addCallback(transform.encode).addCallback(self._check, call)
-        result.addErrback(lambda failure: Failure(self._explain(failure, call)))
-        if transform.timeout_s is None:
-            return result
-        limit_s = transform.timeout_s
-        return within(self._clock, limit_s, call.name, result, lambda: took_too_long(call.name, limit_s))
+    def conclude(self, call: Call, outcome: Outcome) -> bytes | Deferred[bytes]:
+        """Turn what came of running a transform into what ``run`` gives, or raises."""
+        if isinstance(outcome, bytes):
+            return outcome if len(outcome) <= self.max_result_bytes else self._check(outcome, call)
+        if isinstance(outcome, Failure):
+            raise self._explain(outcome, call)
+        outcome.addCallback(self._check, call)
+        outcome.addErrback(lambda failure: Failure(self._explain(failure, call)))
+        limit_s = call.entry.transform.timeout_s
+        if limit_s is None:
+            return outcome
+        return within(self._clock, limit_s, call.name, outcome, lambda: took_too_long(call.name, limit_s))
+
+    def note_hold(self, call: Call, seconds: float) -> None:
+        """Tell the operator that everybody has waited for a transform; not more than once a minute for each."""
+        now_s = self.stopwatch()
+        if now_s - self._warned_s.get(call.name, -WARN_EVERY_S) < WARN_EVERY_S:
+            return
+        self._warned_s[call.name] = now_s
+        self.log.warn(
+            "transform {transform} of plugin {plugin} held the server for {milliseconds:.0f} ms;"
+            " --isolate {transform} runs it in a worker",
+            transform=call.name,
+            plugin=call.entry.plugin.label,
+            milliseconds=seconds * 1000,
+        )
 
     def _check(self, result: bytes, call: Call) -> bytes:
-        return check_size(call, result, self._max_result_bytes)
+        return check_size(call, result, self.max_result_bytes)
 
     def _explain(self, failure: Failure, call: Call) -> XformError:
         error = failure.value
@@ -73,3 +105,47 @@ class InlineRunner:
                 plugin=call.entry.plugin.label,
             )
         return explain(call, error)
+
+
+def bind(call: Call) -> Run:
+    """Give what runs one step, with as little as possible to decide for each poem.
+
+    Args:
+        call: the transform, and its options.
+
+    Returns:
+        Takes a poem. What comes of it is for ``InlineRunner.conclude``.
+    """
+    transform = call.entry.transform
+    if transform.kind != "text" or call.options:
+        return lambda poem: _run(call, poem)
+    function = transform.function
+
+    def run_on_text(poem: bytes) -> bytes | Deferred[bytes]:
+        try:
+            text = poem.decode()
+        except UnicodeDecodeError:
+            return _run(call, poem)  # which says what is wrong
+        result = function(text)
+        if type(result) is str:
+            try:
+                return result.encode()
+            except UnicodeEncodeError:
+                pass
+        return _finish(transform, result)
+
+    return run_on_text
+
+
+def _run(call: Call, poem: bytes) -> bytes | Deferred[bytes]:
+    transform = call.entry.transform
+    return _finish(transform, transform.function(transform.decode(poem), **call.options))
+
+
+def _finish(transform: Transform, result: object) -> bytes | Deferred[bytes]:
+    if type(result) is not str:  # what nearly every transform gives
+        if inspect.iscoroutine(result):
+            result = Deferred.fromCoroutine(result)
+        if isinstance(result, Deferred):
+            return result.addCallback(transform.encode)
+    return transform.encode(result)

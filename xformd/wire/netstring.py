@@ -62,9 +62,36 @@ class Decoder:
         return self._position < len(self._data)
 
     @property
+    def unread(self) -> tuple[bytes, int]:
+        """The bytes that wait to be looked at, with what came before them in the same read; and where they begin."""
+        return self._data, self._position
+
+    def skip_to(self, position: int) -> None:
+        """Go on at a place further on in ``unread``, where a netstring begins: somebody else has read up to there."""
+        self._position = position
+
+    def feed(self, data: bytes, position: int = 0) -> None:
+        """Take bytes in, without looking at them.
+
+        Args:
+            data: the next bytes of the stream.
+            position: how many of them somebody else has read, up to where a netstring begins. More than none only
+                where no others wait.
+        """
+        if self._position < len(self._data):
+            data = self._data[self._position :] + data
+        self._dropped += self._position
+        self._data, self._position = data, position
+
+    @property
     def is_inside(self) -> bool:
         """Whether a string has begun and is not complete."""
         return self._length is not None
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much is missing of the string that is being read; none while its length is."""
+        return self._length - self._body.tell() if self._body is not None and self._length is not None else 0
 
     def decode(self, data: bytes = b"", max_strings: int | None = None) -> list[bytes]:
         """Take bytes in and give the strings that they complete.
@@ -81,7 +108,8 @@ class Decoder:
         """
         if self._error is not None:
             raise self._error
-        self._append(data)
+        if data:
+            self.feed(data)
         strings: list[bytes] = []
         data, position, match_header = self._data, self._position, self._match_header
         size, max_length = len(data), self._max_length
@@ -108,12 +136,6 @@ class Decoder:
             raise self._error
         if self._length is not None or self.has_unread:
             self._fail("incomplete", len(self._data), [], "the stream ended inside a netstring")
-
-    def _append(self, data: bytes) -> None:
-        if self.has_unread:
-            data = self._data[self._position :] + data
-        self._dropped += self._position
-        self._data, self._position = data, 0
 
     def _advance(self, data: bytes, position: int, strings: list[bytes]) -> int:
         """Take one byte of a length, or what there is of a body, or a terminator; return the next position."""

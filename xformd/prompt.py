@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.python.failure import Failure
 
 LONG_READ_BYTES = 256 * 1024
-"""Taken from a socket at a time while so much of one string is missing: four times what Twisted takes."""
+"""Taken from a socket at a time while more of one string is missing than a common read brings."""
 
 _BOTH_ENDED = Failure(main.CONNECTION_DONE)
 
@@ -39,7 +39,7 @@ class PromptServer(tcp.Server):
 
     def expect_bytes(self, count: int) -> None:
         """Be told that so many bytes are missing of one string. Otherwise a long read is many requests at once."""
-        self._read_bytes = LONG_READ_BYTES if count >= LONG_READ_BYTES else self.bufferSize
+        self._read_bytes = LONG_READ_BYTES if count > self.bufferSize else self.bufferSize
 
     def write(self, data: bytes) -> None:
         """Send what can be sent now; queue the rest."""

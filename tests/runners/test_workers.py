@@ -304,7 +304,49 @@ def test_a_pool_that_never_started_stops_at_once(clock: Clock) -> None:
     assert pool.workers == []
 
 
+def test_many_refusals_of_a_stopped_pool_do_not_add_up(clock: Clock) -> None:
+    pool = Pool(clock)
+    pool.pool.stop()
+    errors = []
+    for _ in range(3):
+        with pytest.raises(ShuttingDown) as caught:
+            pool.run()
+        errors.append(caught.value)
+    assert len(set(map(id, errors))) == 3
+
+
 # Whoever hears of an outcome may do anything at all.
+
+
+def test_who_hears_of_the_stop_may_cancel_what_else_he_asked_for(clock: Clock) -> None:
+    pool = Pool(clock, size=2).start()
+    results = [pool.run(poem=b"%d" % number) for number in range(4)]
+    heard: list[Any] = []
+
+    def hear(failure: Any) -> None:
+        heard.append(failure)
+        for result in results:
+            result.cancel()
+
+    for result in results:
+        result.addErrback(hear)
+    stopped = pool.pool.stop()
+    assert len(heard) == 4
+    for worker in pool.workers:
+        worker.end()
+    assert has_fired(stopped)
+
+
+def test_who_hears_of_an_outcome_may_cancel_one_that_is_just_coming(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS - 1)
+    clock.advance(1)
+    slow = Pool.run(pool, "lower", b"slow")
+    waiting = pool.run("upper", b"waiting")
+    waiting.addErrback(lambda _: slow.cancel())
+    pool.pool.quarantine.died("upper", clock.seconds())
+    pool.worker_of(b"slow").answer()  # gives the next job to the worker first: that one is refused
+    error_of(slow, CancelledError)
 
 
 def test_who_hears_of_an_outcome_may_ask_again_and_stop_from_inside(clock: Clock) -> None:

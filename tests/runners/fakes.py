@@ -54,6 +54,7 @@ class FakeWorker:
         self.killed: list[str] = []
         self.memory_bytes = 1_000
         self.has_ended = False
+        self._answered = 0
 
     # What the server does with it.
 
@@ -80,9 +81,11 @@ class FakeWorker:
         """Answer the last request, with its poem where no other is given."""
         last = self.sent[-1] if self.sent else PROOF.request
         result = last.poem if poem is None else poem
+        self._answered = last.id if request_id is None and len(self.sent) > 1 else self._answered
         self._events.worker_answered(self, Reply(last.id if request_id is None else request_id, result))
 
     def refuse(self, error: Any) -> None:
+        self._answered = self.sent[-1].id
         self._events.worker_answered(self, Refusal(self.sent[-1].id, error))
 
     def begin(self, step: int) -> None:
@@ -90,6 +93,11 @@ class FakeWorker:
 
     def hang_up(self) -> None:
         self._events.worker_hung_up(self)
+
+    @property
+    def has_job(self) -> bool:
+        """Whether it has been given a job that it has not answered; its first request was the proof."""
+        return len(self.sent) > 1 and self._answered < self.sent[-1].id
 
     def end(self, reason: str = "was killed by SIGSEGV") -> None:
         assert not self.has_ended
@@ -114,11 +122,6 @@ class Launcher:
     def alive(self) -> list[FakeWorker]:
         """Those that have not ended, nor been killed."""
         return [worker for worker in self.workers if not worker.has_ended and not worker.killed]
-
-    @property
-    def busy(self) -> list[FakeWorker]:
-        """Those whose last request is a job that is not answered; only for workers that answer through ``Pool``."""
-        return [worker for worker in self.alive if len(worker.sent) > 1]
 
 
 class Asker:

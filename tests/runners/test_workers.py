@@ -3,17 +3,17 @@
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from deferreds import error_of, has_fired, result_of
+from deferreds import error_of, has_fired, outcome_of, result_of
 from logs import Log
-from runners.fakes import Asker, Pool
+from runners.fakes import Asker, FakeWorker, Pool
 from xformd import Busy, GibberishError, ShuttingDown, TransformDied, TransformTimeout, Unavailable
 from xformd.runners.quarantine import MAX_DEATHS, PAUSE_S
-from xformd.wire.session import Request
 
 SEGFAULT = "was killed by SIGSEGV"
 
@@ -246,6 +246,19 @@ def test_a_step_that_ends_well_in_a_pipeline_ends_its_quarantine(clock: Clock) -
     assert pool.pool.quarantine.names == frozenset()
 
 
+def test_what_waits_while_its_transform_goes_into_quarantine_is_answered_unrun(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS - 1)
+    last = pool.run("upper", b"last")
+    waiting, other = pool.run("upper", b"waiting"), pool.run("lower", b"other")
+    pool.worker_of(b"last").end()
+    error_of(last, TransformDied)
+    error_of(waiting, Unavailable)
+    assert b"waiting" not in pool.poems()
+    pool.worker_of(b"other").answer()
+    assert result_of(other) == b"other"
+
+
 def test_work_waits_for_room_for_its_result_and_holds_up_nobody(clock: Clock) -> None:
     pool = Pool(clock).start()
     full, other = Asker(), Asker()
@@ -315,6 +328,53 @@ def test_many_refusals_of_a_stopped_pool_do_not_add_up(clock: Clock) -> None:
     assert len(set(map(id, errors))) == 3
 
 
+# A worker that is gone must not keep what waits from the warm spare.
+
+
+def end(pool: Pool, result: Deferred[bytes]) -> None:
+    pool.worker_of(b"1").end()
+
+
+def cancel(pool: Pool, result: Deferred[bytes]) -> None:
+    result.addErrback(lambda _: None)
+    result.cancel()
+
+
+def run_out_of_memory(pool: Pool, result: Deferred[bytes]) -> None:
+    pool.worker_of(b"1").refuse(TransformDied("ran out of memory"))
+
+
+def answer_for_the_last_time(pool: Pool, result: Deferred[bytes]) -> None:
+    pool.worker_of(b"1").answer()
+
+
+@pytest.mark.parametrize("leave", [end, cancel, run_out_of_memory, answer_for_the_last_time])
+def test_the_warm_spare_takes_over_at_once(clock: Clock, leave: Any) -> None:
+    pool = Pool(clock, max_jobs_per_worker=1).start()
+    first, second = pool.run(poem=b"1"), pool.run(poem=b"2")
+    leave(pool, first)
+    outcome_of(first)
+    pool.worker_of(b"2").answer()
+    assert result_of(second) == b"2"
+
+
+def test_the_warm_spare_takes_over_from_a_step_that_took_too_long(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    first, _ = pool.run("hasty", b"1"), pool.run(poem=b"2")
+    clock.advance(2)
+    error_of(first, TransformTimeout)
+    assert pool.worker_of(b"2")
+
+
+def test_the_last_death_before_a_quarantine_lets_no_other_job_begin(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS - 1)
+    last, waiting = pool.run("upper", b"last"), pool.run("upper", b"waiting")
+    pool.worker_of(b"last").refuse(TransformDied("upper ran out of memory"))
+    error_of(last, TransformDied)
+    error_of(waiting, Unavailable)
+
+
 # Whoever hears of an outcome may do anything at all.
 
 
@@ -365,76 +425,101 @@ def test_who_hears_of_an_outcome_may_ask_again_and_stop_from_inside(clock: Clock
     assert clock.getDelayedCalls() == []
 
 
-EVENTS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["run", "run", "run", "full", "room", "cancel", "answer", "refuse", "die", "end", "report", "wrong", "time"]
-        ),
-        st.integers(0, 5),
-    ),
-    max_size=40,
-)
+class Events(RuleBasedStateMachine):
+    """A pool to which anything happens in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.asker = Asker()
+        self.results: list[Deferred[bytes]] = []
+        self.outcomes: list[int] = []
+
+    @initialize(size=st.integers(1, 3))
+    def start(self, size: int) -> None:
+        self.size = size
+        self.pool = Pool(self.clock, size=size, max_queue=5, max_jobs_per_worker=3)
+        self.pool.pool.start()
+
+    @property
+    def busy(self) -> list[FakeWorker]:
+        return [worker for worker in self.pool.launcher.alive if worker.has_job]
+
+    @rule(spec=st.sampled_from(["upper", "hasty", "lower+hasty"]), has_caller=st.booleans())
+    def run(self, spec: str, has_caller: bool) -> None:
+        try:
+            result = self.pool.run(spec, b"x", self.asker if has_caller else None)
+        except (Busy, Unavailable):
+            return
+        index = len(self.results)
+        self.results.append(result)
+        result.addBoth(lambda _: self.outcomes.append(index))
+
+    @rule(has_room=st.booleans())
+    def change_room(self, has_room: bool) -> None:
+        self.asker.takes_results = has_room
+        if has_room:
+            self.pool.pool.caller_has_room(self.asker)
+
+    @precondition(lambda self: self.results)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.results)).cancel()
+
+    @rule(seconds=st.floats(0, 40))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @precondition(lambda self: any(worker.pid is None for worker in self.pool.launcher.alive))
+    @rule(data=st.data(), proves=st.booleans())
+    def report(self, data: st.DataObject, proves: bool) -> None:
+        starting = [worker for worker in self.pool.launcher.alive if worker.pid is None]
+        worker = data.draw(st.sampled_from(starting))
+        if proves:
+            worker.be_ready()
+        else:
+            worker.report()
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data(), error=st.sampled_from([None, GibberishError("no"), TransformDied("no")]))
+    def answer(self, data: st.DataObject, error: Any) -> None:
+        worker = data.draw(st.sampled_from(self.busy))
+        if error is None:
+            worker.answer()
+        else:
+            worker.refuse(error)
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data(), step=st.integers(0, 2))
+    def begin(self, data: st.DataObject, step: int) -> None:
+        data.draw(st.sampled_from(self.busy)).begin(step)
+
+    @precondition(lambda self: self.pool.launcher.alive)
+    @rule(data=st.data())
+    def say_nonsense(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.pool.launcher.alive)).answer(b"?", request_id=77)
+
+    @precondition(lambda self: not all(worker.has_ended for worker in self.pool.workers))
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from([worker for worker in self.pool.workers if not worker.has_ended])).end()
+
+    @invariant()
+    def no_more_than_size_run(self) -> None:
+        if hasattr(self, "pool"):
+            assert len(self.busy) <= self.size
+
+    def teardown(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        stopped = self.pool.pool.stop()
+        assert sorted(self.outcomes) == list(range(len(self.results)))
+        for worker in self.pool.workers:
+            if not worker.has_ended:
+                worker.end()
+        assert has_fired(stopped)
+        assert self.clock.getDelayedCalls() == []
 
 
-@given(size=st.integers(1, 3), events=EVENTS)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_happens_each_job_is_answered_once_and_nothing_is_left(
-    size: int, events: list[tuple[str, int]]
-) -> None:
-    clock = Clock()
-    pool = Pool(clock, size=size, max_queue=5, max_jobs_per_worker=3)
-    asker = Asker()
-    results: list[Deferred[bytes]] = []
-    outcomes: list[int] = []
-    pool.pool.start()
-
-    def owed(worker: Any) -> Request | None:
-        return worker.sent[-1] if len(worker.sent) > 1 and worker.sent[-1].id not in answered[worker] else None
-
-    answered: dict[Any, set[int]] = {}
-    for event, number in events:
-        alive = [worker for worker in pool.workers if not worker.has_ended]
-        chosen = alive[number % len(alive)] if alive else None
-        if chosen is not None:
-            answered.setdefault(chosen, set())
-        if event == "run":
-            try:
-                result = pool.run(["upper", "hasty", "lower+hasty"][number % 3], b"x", asker if number > 3 else None)
-            except (Busy, Unavailable):
-                continue
-            index = len(results)
-            results.append(result)
-            result.addBoth(lambda _, index=index: outcomes.append(index))
-        elif event in ("full", "room"):
-            asker.takes_results = event == "room"
-            if event == "room":
-                pool.pool.caller_has_room(asker)
-        elif event == "cancel" and results:
-            results[number % len(results)].cancel()
-        elif event == "time":
-            clock.advance(number)
-        elif chosen is None:
-            pass
-        elif event == "end":
-            chosen.end()
-        elif event == "report" and chosen.pid is None and not chosen.killed:
-            chosen.be_ready() if number else chosen.report()
-        elif event == "wrong" and not chosen.killed:
-            chosen.answer(b"?", request_id=77)
-        elif (request := owed(chosen)) is not None and not chosen.killed:
-            answered[chosen].add(request.id)
-            if event == "answer":
-                chosen.answer()
-            elif event == "refuse":
-                chosen.refuse(GibberishError("no"))
-            elif event == "die":
-                chosen.refuse(TransformDied("no"))
-        running = [worker for worker in pool.launcher.alive if worker in answered and owed(worker)]
-        assert len(running) <= size
-    stopped = pool.pool.stop()
-    assert sorted(outcomes) == list(range(len(results)))
-    for worker in pool.workers:
-        if not worker.has_ended:
-            worker.end()
-    assert has_fired(stopped)
-    assert clock.getDelayedCalls() == []
+TestEvents = Events.TestCase
+TestEvents.settings = settings(max_examples=60, stateful_step_count=40)

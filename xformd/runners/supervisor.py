@@ -237,9 +237,9 @@ class Supervisor:
             return
         if seat.state == "idle":
             self.log.warn("worker {pid} {reason} while it had nothing to do", pid=seat.worker.pid, reason=reason)
-        self._replace()
-        if seat.state == "busy":
+        else:
             self._events.worker_died(seat, reason)
+        self._replace()
 
     def _judge(self, seat: Seat, proof: Proof, answer: session.Reply | session.Refusal) -> None:
         if isinstance(answer, session.Reply) and answer.poem == proof.result:
@@ -270,6 +270,8 @@ class Supervisor:
         return seat.worker.resident_bytes() - seat.first_resident_bytes
 
     def _replace(self) -> None:
+        if self._idle:  # the spare goes on where the one that is gone has stopped
+            self._events.worker_idle()
         if self._next_start is None:
             self.start()
 

@@ -147,8 +147,8 @@ class WorkerPool:
         job: _Job = seat.job
         self._leave(job)
         if isinstance(answer, session.Refusal) and isinstance(answer.error, TransformDied):
-            self.supervisor.discard(seat, answer.error.message)
             self._count_death(job, answer.error.message)
+            self.supervisor.discard(seat, answer.error.message)
         else:
             if self.quarantine.survived(job.call.name):
                 self.log.info("transform {name} is out of quarantine", name=job.call.name)

@@ -12,7 +12,7 @@ from xformd.limits import Limits
 from xformd.runners.calls import Call, prepare
 from xformd.runners.orders import Report
 from xformd.runners.quarantine import Quarantine
-from xformd.runners.supervisor import Proof
+from xformd.runners.seat import Proof
 from xformd.runners.workers import WorkerPool
 from xformd.spec import parse
 from xformd.wire.session import Refusal, Reply, Request
@@ -54,11 +54,13 @@ class FakeWorker:
         self.killed: list[str] = []
         self.memory_bytes = 1_000
         self.has_ended = False
+        self.has_hung_up = False
         self._answered = 0
 
     # What the server does with it.
 
     def send(self, request: Request) -> None:
+        assert not self.is_useless, "a worker that is about to end was given a job"
         self.sent.append(request)
 
     def kill(self, why: str = "") -> None:
@@ -68,6 +70,11 @@ class FakeWorker:
         return self.memory_bytes
 
     # What the test lets it do.
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether the server knows that it will do no more work."""
+        return self.has_ended or self.has_hung_up or bool(self.killed)
 
     def report(self) -> None:
         self.pid = self._pid
@@ -92,6 +99,7 @@ class FakeWorker:
         self._events.worker_began(self, step)
 
     def hang_up(self) -> None:
+        self.has_hung_up = True
         self._events.worker_hung_up(self)
 
     @property

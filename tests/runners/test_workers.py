@@ -443,7 +443,7 @@ class Events(RuleBasedStateMachine):
 
     @property
     def busy(self) -> list[FakeWorker]:
-        return [worker for worker in self.pool.launcher.alive if worker.has_job]
+        return [worker for worker in self.pool.launcher.alive if worker.has_job and not worker.has_hung_up]
 
     @rule(spec=st.sampled_from(["upper", "hasty", "lower+hasty"]), has_caller=st.booleans())
     def run(self, spec: str, has_caller: bool) -> None:
@@ -470,10 +470,12 @@ class Events(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
-    @precondition(lambda self: any(worker.pid is None for worker in self.pool.launcher.alive))
+    @precondition(
+        lambda self: any(worker.pid is None and not worker.has_hung_up for worker in self.pool.launcher.alive)
+    )
     @rule(data=st.data(), proves=st.booleans())
     def report(self, data: st.DataObject, proves: bool) -> None:
-        starting = [worker for worker in self.pool.launcher.alive if worker.pid is None]
+        starting = [worker for worker in self.pool.launcher.alive if worker.pid is None and not worker.has_hung_up]
         worker = data.draw(st.sampled_from(starting))
         if proves:
             worker.be_ready()
@@ -498,6 +500,11 @@ class Events(RuleBasedStateMachine):
     @rule(data=st.data())
     def say_nonsense(self, data: st.DataObject) -> None:
         data.draw(st.sampled_from(self.pool.launcher.alive)).answer(b"?", request_id=77)
+
+    @precondition(lambda self: self.pool.launcher.alive)
+    @rule(data=st.data())
+    def hang_up(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.pool.launcher.alive)).hang_up()
 
     @precondition(lambda self: not all(worker.has_ended for worker in self.pool.workers))
     @rule(data=st.data())

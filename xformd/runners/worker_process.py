@@ -48,6 +48,10 @@ class WorkerEvents(Protocol):
         """It has answered."""
         ...
 
+    def worker_hung_up(self, worker: "WorkerProcess") -> None:
+        """It will do no more work, and is about to end."""
+        ...
+
     def worker_ended(self, worker: "WorkerProcess", reason: str) -> None:
         """It is gone, and so is every process that came from it."""
         ...
@@ -128,9 +132,11 @@ class WorkerProcess(ProcessProtocol):
     def _receive(self, data: bytes) -> None:
         try:
             for string in self._decoder.decode(data):
-                self._handle(string)
+                if not self._why:  # what it says after that for which it was killed means nothing
+                    self._handle(string)
         except (BadFrame, ValueError) as error:
             self.kill(f"said what no worker says: {one_line(str(error))}")
+            self._events.worker_hung_up(self)
 
     def _handle(self, string: bytes) -> None:
         if self.pid is None:
@@ -145,6 +151,7 @@ class WorkerProcess(ProcessProtocol):
     def _channel_lost(self) -> None:
         # Mostly the process ends with it, and says itself how.
         self._process.closeStdin()
+        self._events.worker_hung_up(self)
 
     def _print(self, lines: Sequence[bytes]) -> None:
         for line in lines:

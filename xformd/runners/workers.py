@@ -18,7 +18,8 @@ from xformd.runners import Caller, upkeep
 from xformd.runners.calls import Call, took_too_long
 from xformd.runners.quarantine import MAX_DEATHS, Quarantine
 from xformd.runners.queue import Queue
-from xformd.runners.supervisor import Launch, Proof, Seat, Supervisor
+from xformd.runners.seat import Launch, Proof, Seat
+from xformd.runners.supervisor import Supervisor
 from xformd.spec import Spec
 from xformd.wire import session
 

@@ -23,7 +23,8 @@ from xformd.runners.inline import InlineRunner
 from xformd.runners.orders import Orders, Report
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import Quarantine
-from xformd.runners.supervisor import Proof, StartFailed
+from xformd.runners.seat import Proof
+from xformd.runners.supervisor import StartFailed
 from xformd.runners.worker_process import WorkerProcess
 from xformd.runners.workers import WorkerPool
 from xformd.service import TransformService

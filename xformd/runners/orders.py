@@ -50,10 +50,10 @@ class Report:
 def encode_orders(orders: Orders) -> bytes:
     """Give the bytes that a server sends first."""
     told = attrs.asdict(orders)
-    told["selection"] = {
-        name: sorted(map(str, value)) if isinstance(value, frozenset | tuple) else value
-        for name, value in attrs.asdict(orders.selection).items()
-    }
+    selection = told["selection"]
+    for name in ("distributions", "blocked"):
+        selection[name] = None if selection[name] is None else sorted(selection[name])
+    selection["directories"] = [str(directory) for directory in orders.selection.directories]
     return netstring.encode(json.dumps(told).encode())
 
 
@@ -67,6 +67,7 @@ def decode_orders(string: bytes) -> Orders:
         blocked=frozenset(selected["blocked"]),
         directories=tuple(map(Path, selected["directories"])),
         preferred=selected["preferred"],
+        strict=selected["strict"],
     )
     return Orders(selection=selection, **told)
 
@@ -82,7 +83,10 @@ def decode_report(string: bytes) -> Report:
     Raises:
         ValueError: it is something else.
     """
-    pid, listed = json.loads(string)
+    try:
+        pid, listed = json.loads(string)
+    except (ValueError, TypeError, RecursionError):
+        pid, listed = None, None
     if not isinstance(pid, int) or not isinstance(listed, dict):
         raise ValueError("a report is a process id and a listing")
     return Report(pid, listed)

@@ -4,10 +4,8 @@ A worker that ends before it was ready delays the next start, longer each time; 
 """
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -15,7 +13,7 @@ from twisted.logger import Logger
 from xformd.limits import Limits
 from xformd.runners import upkeep
 from xformd.runners.orders import Report
-from xformd.runners.worker_process import WorkerEvents
+from xformd.runners.seat import Launch, Proof, Seat, Worker, WorkerState
 from xformd.wire import session
 
 START_TIMEOUT_S = 60.0
@@ -26,61 +24,9 @@ MAX_FAILED_STARTS = 3
 MEASURE_EVERY_S = 0.02
 """How often the memory of a worker that does jobs is looked at."""
 
-WorkerState = Literal["starting", "idle", "busy"]
-
-
-class Worker(Protocol):
-    """What is needed of a worker process."""
-
-    pid: int | None
-
-    def send(self, request: session.Request) -> None:
-        """Give it a job."""
-        ...
-
-    def kill(self, why: str = "") -> None:
-        """End it; ``worker_ended`` says when that is done."""
-        ...
-
-    def resident_bytes(self) -> int:
-        """Give how much memory it has in use."""
-        ...
-
-
-Launch = Callable[[WorkerEvents], Worker]
-"""Starts a worker; raises ``OSError`` where the system cannot."""
-
 
 class StartFailed(Exception):
     """No worker gets ready."""
-
-
-@attrs.frozen
-class Proof:
-    """An example that a worker must run well before it is given work."""
-
-    request: session.Request
-    result: bytes
-
-
-@attrs.define(eq=False)
-class Seat:
-    """What is known of one worker.
-
-    Args:
-        worker: its process.
-        state: what it does.
-        job: whatever its user notes here while it is busy.
-        jobs: how many it has been given.
-    """
-
-    worker: Worker
-    state: WorkerState = "starting"
-    job: Any = None
-    jobs: int = 0
-    first_resident_bytes: int = 0
-    measured_at: float = 0.0
-    start_timer: IDelayedCall | None = None
 
 
 class SupervisorEvents(Protocol):
@@ -227,7 +173,14 @@ class Supervisor:
         elif seat.state == "starting" and self._proof is not None:
             self._judge(seat, self._proof, answer)
         else:
+            self.worker_hung_up(worker)
             worker.kill("answered what nobody had asked")
+
+    def worker_hung_up(self, worker: Worker) -> None:
+        """Give it nothing more to do; what it has is lost when it ends, and not before, so that it is known why."""
+        seat = self._seats.get(worker)
+        if seat is not None and seat in self._idle:
+            self._idle.remove(seat)
 
     def worker_ended(self, worker: Worker, reason: str) -> None:
         """Replace it."""
@@ -243,9 +196,9 @@ class Supervisor:
             return
         if seat.state == "idle":
             self.log.warn("worker {pid} {reason} while it had nothing to do", pid=seat.worker.pid, reason=reason)
-        self._replace()
-        if seat.state == "busy":
+        else:
             self._events.worker_died(seat, reason)
+        self._replace()
 
     def _judge(self, seat: Seat, proof: Proof, answer: session.Reply | session.Refusal) -> None:
         if isinstance(answer, session.Reply) and answer.poem == proof.result:
@@ -259,9 +212,9 @@ class Supervisor:
         self._stop_timer(seat)
         seat.first_resident_bytes = seat.worker.resident_bytes()
         report, seat.job = seat.job, None
+        self._be_idle(seat)
         if not self.ready.called:
             self.ready.callback(report)
-        self._be_idle(seat)
 
     def _be_idle(self, seat: Seat) -> None:
         seat.state = "idle"
@@ -276,17 +229,20 @@ class Supervisor:
         return seat.worker.resident_bytes() - seat.first_resident_bytes
 
     def _replace(self) -> None:
+        if self._idle:  # the spare goes on where the one that is gone has stopped
+            self._events.worker_idle()
         if self._next_start is None:
             self.start()
 
     def _start_failed(self, what: str) -> None:
+        if self._is_stopping or self._next_start is not None:
+            return  # those that were started together fail together: that is one failure
         self._failures += 1
         if self._failures == MAX_FAILED_STARTS and not self.ready.called:
             self.ready.errback(StartFailed(what))
         delay_s = upkeep.start_delay_s(self._failures)
-        if not self._is_stopping and self._next_start is None:
-            self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
-            self._next_start = self._clock.callLater(delay_s, self.start)
+        self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
+        self._next_start = self._clock.callLater(delay_s, self.start)
 
     def _start_expired(self, seat: Seat) -> None:
         seat.start_timer = None

@@ -30,8 +30,8 @@ def main(channel_descriptor: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         _serve(_Channel(socket.socket(fileno=channel_descriptor)))
-    except (OSError, EOFError):
-        pass  # the server is gone, or a transform has closed what is not its own
+    except _Gone:
+        pass  # the server, or a transform has closed what is not its own
     except BaseException:
         traceback.print_exc()
     finally:
@@ -50,8 +50,12 @@ def _serve(channel: "_Channel") -> NoReturn:
         job.run(channel.receive())
 
 
+class _Gone(Exception):
+    """There is nobody to speak to."""
+
+
 class _Channel:
-    """The socket to the server, a netstring at a time."""
+    """The socket to the server, a netstring at a time. Every method may raise ``_Gone``."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -64,16 +68,22 @@ class _Channel:
     def receive(self) -> bytes:
         """Wait for the next netstring."""
         while True:
-            data = self._connection.recv(RECEIVE_BYTES)
+            try:
+                data = self._connection.recv(RECEIVE_BYTES)
+            except OSError as error:
+                raise _Gone from error
             if not data:
-                raise EOFError
+                raise _Gone
             if strings := self._decoder.decode(data):
                 (string,) = strings  # the server sends one thing at a time
                 return string
 
     def send(self, data: bytes) -> None:
         """Send bytes, all of them."""
-        self._connection.sendall(data)
+        try:
+            self._connection.sendall(data)
+        except OSError as error:
+            raise _Gone from error
 
 
 class _Job:

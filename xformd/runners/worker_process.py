@@ -3,6 +3,7 @@
 It knows how to start, to speak and to end; what to run, and what an end means, is for the pool.
 """
 
+import contextlib
 import resource
 import signal
 import socket
@@ -48,6 +49,10 @@ class WorkerEvents(Protocol):
         """It has answered."""
         ...
 
+    def worker_hung_up(self, worker: "WorkerProcess") -> None:
+        """It will do no more work, and is about to end."""
+        ...
+
     def worker_ended(self, worker: "WorkerProcess", reason: str) -> None:
         """It is gone, and so is every process that came from it."""
         ...
@@ -74,22 +79,28 @@ class WorkerProcess(ProcessProtocol):
         self._lines = 0
         self.pid: int | None = None  # the worker's own, once it has reported
         self._decoder = netstring.Decoder(max(orders.MAX_REPORT_BYTES, told.max_result_bytes + session.MAX_HEAD_BYTES))
+        self._process: IProcessTransport | None = None
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             self._channel = Channel(ours, self._receive, self._channel_lost, reactor)
-            try:
-                self._process: IProcessTransport = reactor.spawnProcess(
-                    self,
-                    sys.executable,
-                    [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
-                    env=None,
-                    childFDs={0: "w", 1: "r", 2: "r", reaper.CHANNEL: theirs.fileno()},
-                )
-            except BaseException:
-                self._channel.close()
-                raise
+            undo.callback(self._channel.close)
+            self._process = self._spawn(reactor, theirs)
+            undo.pop_all()
         self._channel.send(orders.encode_orders(told))
+
+    def _spawn(self, reactor: Any, channel: socket.socket) -> IProcessTransport:
+        process: IProcessTransport = reactor.spawnProcess(
+            self,
+            sys.executable,
+            [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
+            env=None,
+            childFDs={0: "w", 1: "r", 2: "r", reaper.CHANNEL: channel.fileno()},
+        )
+        if self._why:
+            raise ChildProcessError(f"it {self._why}")
+        return process
 
     def send(self, request: session.Request) -> None:
         """Give it a job."""
@@ -100,7 +111,7 @@ class WorkerProcess(ProcessProtocol):
         """End it, and all that came from it; ``worker_ended`` comes when that is done."""
         self._why = self._why or why
         self._channel.close()
-        self._process.closeStdin()
+        self._let_go()
 
     def resident_bytes(self) -> int:
         """Give how much memory it has in use, in bytes; 0 where the system does not tell."""
@@ -119,18 +130,25 @@ class WorkerProcess(ProcessProtocol):
     def processExited(self, reason: Failure) -> None:
         """Tell that it is gone. Not in ``processEnded``, which waits for whoever holds its pipes."""
         self._channel.close()
+        self._why = self._why or _explain(reason.value)
+        if self._process is not None:  # else it is still being spawned, and nobody knows of it
+            self._events.worker_ended(self, self._why)
+
+    def processEnded(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
+        """Log what was left when its pipes were closed."""
         for rest in self._logs.values():
             self._print([rest] if rest else [])
-        self._events.worker_ended(self, self._why or _explain(reason.value))
 
     # What the channel calls.
 
     def _receive(self, data: bytes) -> None:
         try:
             for string in self._decoder.decode(data):
-                self._handle(string)
+                if not self._why:  # what it says after that for which it was killed means nothing
+                    self._handle(string)
         except (BadFrame, ValueError) as error:
             self.kill(f"said what no worker says: {one_line(str(error))}")
+            self._events.worker_hung_up(self)
 
     def _handle(self, string: bytes) -> None:
         if self.pid is None:
@@ -144,7 +162,12 @@ class WorkerProcess(ProcessProtocol):
 
     def _channel_lost(self) -> None:
         # Mostly the process ends with it, and says itself how.
-        self._process.closeStdin()
+        self._let_go()
+        self._events.worker_hung_up(self)
+
+    def _let_go(self) -> None:
+        if self._process is not None:
+            self._process.closeStdin()
 
     def _print(self, lines: Sequence[bytes]) -> None:
         for line in lines:

@@ -18,7 +18,8 @@ from xformd.runners import Caller, upkeep
 from xformd.runners.calls import Call, took_too_long
 from xformd.runners.quarantine import MAX_DEATHS, Quarantine
 from xformd.runners.queue import Queue
-from xformd.runners.supervisor import Launch, Proof, Seat, Supervisor
+from xformd.runners.seat import Launch, Proof, Seat
+from xformd.runners.supervisor import Supervisor
 from xformd.spec import Spec
 from xformd.wire import session
 
@@ -84,7 +85,7 @@ class WorkerPool:
         self._queue: Queue[_Job] = Queue()
         self._running: set[_Job] = set()
         self._mean_job_s = 0.0
-        self._refusal: XformError | None = None
+        self._is_stopping = False
         self.supervisor = Supervisor(
             count=size + 1, launch=launch, proof=proof, events=self, limits=limits, clock=clock
         )
@@ -97,7 +98,7 @@ class WorkerPool:
 
     def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> Deferred[bytes]:
         """Give a poem to a worker, now or when one is free; see ``Runner.run``."""
-        error = self._refusal or self._quarantined(calls) or self._full()
+        error = _shutting_down() if self._is_stopping else self._quarantined(calls) or self._full()
         if error is not None:
             raise error
         job = _Job(calls, poem, caller, Deferred(lambda _: self._give_up(job, "its job was given up")))
@@ -117,13 +118,13 @@ class WorkerPool:
 
     def stop(self) -> Deferred[None]:
         """Give up what is left, and end every worker; fires when no process is left."""
-        self._refusal = ShuttingDown("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000)
+        self._is_stopping = True
         unfinished = [*self._queue.clear(), *self._running]
         self._running.clear()
         stopped = self.supervisor.stop()
         for job in unfinished:
             self._stop_timer(job)
-            job.outcome.errback(Failure(self._refusal))
+            self._settle(job, Failure(_shutting_down()))
         return stopped
 
     # What the supervisor tells.
@@ -147,8 +148,8 @@ class WorkerPool:
         job: _Job = seat.job
         self._leave(job)
         if isinstance(answer, session.Refusal) and isinstance(answer.error, TransformDied):
-            self.supervisor.discard(seat, answer.error.message)
             self._count_death(job, answer.error.message)
+            self.supervisor.discard(seat, answer.error.message)
         else:
             if self.quarantine.survived(job.call.name):
                 self.log.info("transform {name} is out of quarantine", name=job.call.name)
@@ -206,7 +207,8 @@ class WorkerPool:
 
     def _settle(self, job: _Job, outcome: bytes | Failure) -> None:
         job.poem = b""
-        job.outcome.callback(outcome)
+        if not job.outcome.called:  # who has heard of another outcome may have cancelled this one
+            job.outcome.callback(outcome)
 
     def _stop_timer(self, job: _Job) -> None:
         if job.timer is not None:
@@ -234,3 +236,7 @@ class WorkerPool:
             return None
         later_ms = upkeep.retry_after_ms(len(self._queue), self._size, self._mean_job_s)
         return Busy(f"{len(self._queue)} requests are waiting already", retry_after_ms=later_ms)
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000)

@@ -1,0 +1,100 @@
+"""A folder with a plugin of transforms that do what they should not."""
+
+from pathlib import Path
+
+import pytest
+
+HOSTILE = """
+import os, signal, subprocess, sys, time
+import xformd
+
+@xformd.transform
+def shout(poem: str, *, marks: int = 1) -> str:
+    return poem.upper() + "!" * marks
+
+@xformd.transform
+def refuse(poem: str) -> str:
+    raise xformd.GibberishError("not in my house")
+
+@xformd.transform
+def broken(poem: str) -> str:
+    raise ValueError("no \\\\x00 poem")
+
+@xformd.transform
+def leave(poem: str) -> str:
+    raise SystemExit(7)
+
+@xformd.transform
+def wrong(poem: str) -> str:
+    return 3
+
+@xformd.transform
+def gossip(poem: str) -> str:
+    print("to print", poem)
+    os.write(1, b"to descriptor 1\\n")
+    print("to stderr", file=sys.stderr)
+    return poem + sys.stdin.read()
+
+@xformd.transform
+def grow(poem: bytes) -> bytes:
+    return b"x" * 1_000_001
+
+@xformd.transform
+def hoard(poem: bytes) -> bytes:
+    hoard = []
+    for size in [1 << 26, 1 << 20, 1 << 14, *range(512, 0, -16)]:
+        try:
+            while True:
+                hoard.append(bytes(size))
+        except MemoryError:
+            pass
+    raise MemoryError
+
+@xformd.transform(memory=100_000_000)
+def modest(poem: bytes) -> bytes:
+    return b"%d" % len(bytearray(int(poem)))
+
+@xformd.transform
+def die(poem: str) -> str:
+    os.kill(os.getpid(), getattr(signal, poem)) if poem.startswith("SIG") else os._exit(int(poem))
+
+@xformd.transform
+def pids(poem: str) -> str:
+    return f"{os.getpid()} {os.getppid()} {os.getsid(0)}"
+
+@xformd.transform
+def detach(poem: str) -> str:
+    started = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        grandchild = os.fork()
+        if grandchild == 0:
+            time.sleep(1000)
+        os.write(writing, b"%d" % grandchild)
+        signal.raise_signal(signal.SIGKILL)
+    return f"{started.pid} {os.read(reading, 100).decode()}"
+
+@xformd.transform
+def block(poem: str) -> str:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+    return poem
+
+@xformd.transform
+def close_all(poem: str) -> str:
+    os.closerange(0, 100)
+    return poem
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [t for t in globals().values() if isinstance(t, xformd.Transform)]
+"""
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder."""
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "hostile.py").write_text(HOSTILE)
+    return folder

@@ -1,0 +1,120 @@
+"""The queue against a plain list that does the same slowly."""
+
+from typing import Any
+
+import attrs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runners.fakes import Asker
+from xformd.runners.queue import Queue
+
+
+@attrs.define(eq=False)
+class Item:
+    number: int
+    caller: Any = None
+
+
+def test_things_come_out_in_the_order_in_which_they_went_in() -> None:
+    queue: Queue[Item] = Queue()
+    items = [Item(number) for number in range(3)]
+    for item in items:
+        queue.put(item)
+    for item in items:
+        assert queue.first() is item
+        assert queue.first() is item
+        assert queue.remove(item)
+        assert not queue.remove(item)
+    assert queue.first() is None
+    assert len(queue) == 0
+
+
+def test_who_has_no_room_waits_aside_and_comes_back_at_the_end() -> None:
+    queue: Queue[Item] = Queue()
+    full = Asker()
+    full.takes_results = False
+    held, free = Item(0, full), Item(1)
+    queue.put(held)
+    queue.put(free)
+    assert queue.first() is free
+    assert len(queue) == 2
+    full.takes_results = True
+    assert queue.first() is free
+    queue.caller_has_room(full)
+    queue.remove(free)
+    assert queue.first() is held
+
+
+def test_nothing_is_kept_of_a_caller_whose_things_are_gone() -> None:
+    queue: Queue[Item] = Queue()
+    full = Asker()
+    full.takes_results = False
+    items = [Item(number, full) for number in range(2)]
+    for item in items:
+        queue.put(item)
+    assert queue.first() is None
+    assert all(map(queue.remove, items))
+    assert not queue._aside
+    assert not queue.remove(Item(3, full))
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["put", "take", "remove", "full", "room", "clear"]), st.integers(0, 3)), max_size=60
+)
+
+
+class Model:
+    """A line, and what is aside."""
+
+    def __init__(self) -> None:
+        self.line: list[Item] = []
+        self.aside: list[Item] = []
+
+    def first(self) -> Item | None:
+        while self.line and self.line[0].caller is not None and not self.line[0].caller.takes_results:
+            self.aside.append(self.line.pop(0))
+        return self.line[0] if self.line else None
+
+    def remove(self, item: Item) -> bool:
+        for items in (self.line, self.aside):
+            if item in items:
+                items.remove(item)
+                return True
+        return False
+
+    def caller_has_room(self, caller: Any) -> None:
+        self.line += [item for item in self.aside if item.caller is caller]
+        self.aside = [item for item in self.aside if item.caller is not caller]
+
+
+@given(OPERATIONS)
+def test_it_does_what_two_lists_do(operations: list[tuple[str, int]]) -> None:
+    queue: Queue[Item] = Queue()
+    model = Model()
+    askers = [None, None, Asker(), Asker()]
+    items: list[Item] = []
+    for operation, number in operations:
+        asker = askers[number]
+        if operation == "put":
+            items.append(Item(len(items), asker))
+            queue.put(items[-1])
+            model.line.append(items[-1])
+        elif operation == "take":
+            item = queue.first()
+            assert item is model.first()
+            assert item is None or queue.remove(item) is model.remove(item) is True
+        elif operation == "remove" and items:
+            item = items[number % len(items)]
+            assert queue.remove(item) is model.remove(item)
+        elif operation == "clear" and number == 0:
+            assert sorted(item.number for item in queue.clear()) == sorted(
+                item.number for item in model.line + model.aside
+            )
+            model = Model()
+        elif asker is not None and operation in ("full", "room"):
+            asker.takes_results = operation == "room"
+            if asker.takes_results:
+                queue.caller_has_room(asker)
+                model.caller_has_room(asker)
+        assert len(queue) == len(model.line) + len(model.aside)

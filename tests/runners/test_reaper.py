@@ -1,0 +1,91 @@
+"""The reaper, as a real process: nothing that comes from a worker outlives it, and it ends as the worker did."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration.processes import wait_until
+from runners.live import DEADLINE_S, REAPER, Live, descriptors, is_running, live
+
+
+@pytest.fixture
+def reaper(hostile: Path) -> Iterator[Live]:
+    with live(REAPER) as process:
+        process.begin(hostile)
+        yield process
+
+
+def pids(reaper: Live, spec: str = "pids") -> list[int]:
+    answer = reaper.xform(spec)
+    assert isinstance(answer, bytes)
+    return list(map(int, answer.split()))
+
+
+def test_the_worker_is_its_child_in_a_session_of_its_own(reaper: Live) -> None:
+    worker, parent, session = pids(reaper)
+    assert parent == reaper.process.pid
+    assert session == worker
+    assert os.getsid(parent) == parent
+
+
+def test_the_worker_reads_nothing_and_the_reaper_holds_nothing_open(reaper: Live) -> None:
+    assert reaper.xform("gossip", b"poem") == b"poem"
+    held = descriptors(reaper.process.pid)
+    assert sum("socket" in name for name in held) == 0
+    worker, _, _ = pids(reaper)
+    reaper.close_channel()
+    printed, _ = reaper.end()
+    assert printed.endswith(b"to descriptor 1\n")
+    assert not is_running(worker)
+
+
+def test_the_worker_dies_with_its_reaper(reaper: Live) -> None:
+    worker, parent, _ = pids(reaper)
+    os.kill(parent, signal.SIGKILL)
+    wait_until(lambda: not is_running(worker))
+    with pytest.raises(EOFError):
+        reaper.receive()
+
+
+def test_who_closes_its_standard_input_ends_the_worker_and_all_that_came_from_it(reaper: Live) -> None:
+    worker, _, _ = pids(reaper)
+    children = pids(reaper, "detach")
+    assert all(map(is_running, children))
+    reaper.ask("block")
+    reaper.close_input()
+    assert reaper.process.wait(DEADLINE_S) == -signal.SIGKILL
+    assert not any(map(is_running, [worker, *children]))
+
+
+def test_what_a_worker_leaves_behind_ends_with_it(reaper: Live) -> None:
+    children = pids(reaper, "detach")
+    reaper.ask("die", b"0")
+    assert reaper.process.wait(DEADLINE_S) == 0
+    assert not any(map(is_running, children))
+
+
+def test_a_child_that_ends_before_the_worker_is_no_end(reaper: Live) -> None:
+    daemon = pids(reaper, "detach")[1]
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{daemon}").exists())
+    assert reaper.xform("upper", b"a") == b"A"
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        (b"0", 0),
+        (b"1", 1),
+        (b"255", 255),
+        (b"SIGKILL", -signal.SIGKILL),
+        (b"SIGSEGV", -signal.SIGSEGV),
+        (b"SIGTERM", -signal.SIGTERM),
+        (b"SIGABRT", -signal.SIGABRT),
+    ],
+)
+def test_it_ends_the_way_the_worker_did(reaper: Live, how: bytes, status: int) -> None:
+    reaper.ask("die", how)
+    assert reaper.process.wait(DEADLINE_S) == status

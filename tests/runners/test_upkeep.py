@@ -1,0 +1,37 @@
+"""When to start a worker, when one is worn, when to ask again."""
+
+import pytest
+
+from xformd.limits import Limits
+from xformd.runners.upkeep import retry_after_ms, start_delay_s, why_worn
+
+
+@pytest.mark.parametrize(("failures", "delay_s"), [(0, 0), (1, 0.1), (2, 0.2), (7, 6.4), (8, 10), (10_000, 10)])
+def test_the_delay_doubles_up_to_ten_seconds(failures: int, delay_s: float) -> None:
+    assert start_delay_s(failures) == pytest.approx(delay_s)
+
+
+LIMITS = Limits(max_jobs_per_worker=10, max_worker_growth_bytes=100)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "growth_bytes", "why"),
+    [
+        (9, 100, ""),
+        (0, -5, ""),
+        (10, 0, "has done 10 jobs"),
+        (1, 101, "has grown by 101 bytes"),
+    ],
+)
+def test_a_worker_is_worn_by_jobs_or_by_growth(jobs: int, growth_bytes: int, why: str) -> None:
+    assert why_worn(jobs, growth_bytes, LIMITS) == why
+
+
+@pytest.mark.parametrize(
+    ("waiting", "workers", "mean_job_s", "expected_ms"),
+    [(1_000, 4, 0, 100), (100, 2, 0.1, 2_500), (1_000, 1, 10, 30_000), (10, 1, 0.001, 100)],
+)
+def test_one_should_come_back_when_half_are_likely_to_be_done(
+    waiting: int, workers: int, mean_job_s: float, expected_ms: int
+) -> None:
+    assert retry_after_ms(waiting, workers, mean_job_s) == expected_ms

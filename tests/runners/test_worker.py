@@ -1,0 +1,152 @@
+"""A worker, as a real process: it is told what to load, says what it has, and answers one job after the other."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runners.live import DEADLINE_S, WORKER, Live, live
+from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed
+from xformd.runners import orders
+from xformd.wire import netstring
+
+
+@pytest.fixture
+def started() -> Iterator[Live]:
+    with live(WORKER) as worker:
+        yield worker
+
+
+@pytest.fixture
+def worker(started: Live, hostile: Path) -> Live:
+    started.begin(hostile)
+    return started
+
+
+def test_it_says_who_it_is_and_what_it_has(started: Live, hostile: Path) -> None:
+    report = started.begin(hostile)
+    assert report.pid == started.process.pid
+    names = {described["name"] for described in report.listed["transforms"]}
+    assert {"shout", "upper"} <= names
+
+
+def test_it_answers_one_job_after_the_other(worker: Live) -> None:
+    assert worker.xform("shout:marks=2", "é".encode()) == "É!!".encode()
+    assert worker.xform("upper", b"x" * 900_000) == b"X" * 900_000
+    assert worker.xform("upper") == b""
+
+
+def test_it_says_which_step_it_begins(worker: Live) -> None:
+    worker.ask("shout+shout+shout", b"a")
+    assert [orders.decode_step(worker.receive()) for _ in range(2)] == [1, 2]
+    assert worker.answer() == b"A!!!"
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "message"),
+    [
+        ("refuse", GibberishError, "not in my house"),
+        ("nope", NoSuchTransform, "no transform 'nope' here"),
+        ("shout:loud=1", BadOptions, "shout has no option 'loud'"),
+        ("shout:marks=x", BadOptions, "shout: option 'marks' takes a whole number"),
+        ("grow", TooLarge, "the result of grow has 1000001 bytes; the limit is 1000000 bytes"),
+        ("broken", TransformFailed, "broken raised ValueError"),
+        ("leave", TransformFailed, "leave raised SystemExit"),
+        ("wrong", TransformFailed, "wrong returned int where it must return str"),
+    ],
+)
+def test_what_goes_wrong_is_told_and_the_next_job_runs(worker: Live, spec: str, kind: type, message: str) -> None:
+    error = worker.xform(spec, b"poem")
+    assert isinstance(error, kind)
+    assert message in str(error)
+    assert worker.xform("upper", b"a") == b"A"
+
+
+def test_a_fault_leaves_its_traceback_in_the_log_and_a_refusal_does_not(worker: Live) -> None:
+    worker.xform("refuse")
+    worker.xform("broken")
+    worker.xform("leave")
+    worker.close_channel()
+    _, complaints = worker.end()
+    text = complaints.decode()
+    assert "transform broken of plugin hostile.py (hostile) failed" in text
+    assert "ValueError: no" in text
+    assert "in leave" in text
+    assert "GibberishError" not in text
+
+
+def test_what_it_prints_goes_to_the_log_and_never_to_the_channel(worker: Live) -> None:
+    worker.close_input()
+    assert worker.xform("gossip", b"poem") == b"poem"
+    worker.close_channel()
+    printed, complaints = worker.end()
+    assert printed == b"to print poem\nto descriptor 1\n"
+    assert complaints == b"to stderr\n"
+
+
+def test_who_takes_all_the_memory_dies_and_it_says_so(worker: Live) -> None:
+    error = worker.xform("hoard")
+    assert isinstance(error, TransformDied)
+    assert str(error) == f"hoard ran out of memory; its worker may use {2**30} bytes"
+    assert worker.process.wait(DEADLINE_S) == 0
+
+
+def test_a_transforms_own_limit_is_what_it_may_take_on_besides(worker: Live) -> None:
+    assert worker.xform("modest", b"50000000") == b"50000000"
+    assert worker.xform("upper", b"a") == b"A"
+    error = worker.xform("modest", b"200000000")
+    assert isinstance(error, TransformDied)
+
+
+def test_the_limit_of_one_transform_is_not_that_of_the_next(worker: Live) -> None:
+    worker.ask("modest+hoard", b"1")
+    assert orders.decode_step(worker.receive()) == 1
+    assert f"its worker may use {2**30} bytes" in str(worker.answer())
+
+
+def test_it_ends_when_the_server_is_gone(worker: Live) -> None:
+    worker.close_channel()
+    assert worker.end() == (b"", b"")
+    assert worker.process.returncode == 1
+
+
+def test_it_ends_when_a_transform_has_closed_its_channel(worker: Live) -> None:
+    worker.ask("close-all")
+    with pytest.raises(EOFError):
+        worker.receive()
+    assert worker.process.wait(DEADLINE_S) == 1
+
+
+@pytest.mark.parametrize("data", [b"rubbish", netstring.encode(b"rubbish")])
+def test_what_it_cannot_do_is_in_the_log(started: Live, data: bytes) -> None:
+    started.channel.sendall(data)
+    _, complaints = started.end()
+    assert b"Error" in complaints
+    assert started.process.returncode == 1
+
+
+def test_a_plugin_folder_that_is_gone_is_in_the_log(started: Live, tmp_path: Path) -> None:
+    with pytest.raises(EOFError):
+        started.begin(tmp_path / "gone")
+    assert b"there is no such directory" in started.end()[1]
+
+
+def test_a_plugin_folder_that_cannot_be_read_is_in_the_log(started: Live, tmp_path: Path) -> None:
+    with pytest.raises(EOFError):
+        started.begin(Path("/" + "x" * 5_000))
+    assert b"OSError" in started.end()[1]
+
+
+def test_it_dies_by_a_signal_as_any_process(worker: Live) -> None:
+    worker.ask("die", b"SIGSEGV")
+    with pytest.raises(EOFError):
+        worker.receive()
+    assert worker.process.wait(DEADLINE_S) == -signal.SIGSEGV
+
+
+def test_it_ends_when_nobody_takes_its_answer(worker: Live) -> None:
+    worker.ask("upper", b"x" * 900_000)
+    worker.close_channel()
+    assert worker.end() == (b"", b"")
+    assert worker.process.returncode == 1

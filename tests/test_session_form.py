@@ -228,6 +228,25 @@ def test_a_client_that_half_closes_gets_what_is_in_flight_and_the_close(server: 
     assert client.wire.disconnecting
 
 
+def test_a_client_that_has_ended_its_side_and_may_be_gone_is_not_waited_for_long(log: Log) -> None:
+    """Each answer shows that it is still there; work that gives none holds nobody's worker for longer."""
+    server = Server(linger_timeout_s=5)
+    client = Client(server)
+    for request_id in (1, 2):
+        client.ask(request_id, "later")
+    client.protocol.readConnectionLost()
+    server.clock.advance(4)
+    server.results[0].callback("done")
+    assert client.replies() == {1: b"done"}
+    server.clock.advance(4)
+    assert not client.wire.disconnected
+    server.clock.advance(1)
+    assert client.wire.disconnected
+    client.lose()
+    assert server.cancelled == 1
+    assert log.lines == ["cut off 192.168.1.1:54321: it took too long"]
+
+
 def test_a_client_that_half_closes_inside_a_request_is_told(client: Client) -> None:
     client.say(b"12:1 upp")
     client.protocol.readConnectionLost()

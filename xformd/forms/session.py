@@ -15,6 +15,9 @@ from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, XformErr
 from xformd.forms import Connection, prompt_pass
 from xformd.wire import netstring, session
 
+LONG_BYTES = 64 * 1024
+"""A reply so long is sent as it lies, and not copied into its frame."""
+
 
 class SessionForm:
     """Answers requests until the client or the server has had enough.
@@ -72,7 +75,7 @@ class SessionForm:
         return self._output_bytes + self._connection.unread_bytes <= self._max_unread_bytes
 
     def receive_end(self) -> None:
-        """The client will send nothing more: answer what is in flight, then close."""
+        """The client will send nothing more: answer what is in flight, if that comes soon, then close."""
         self._has_ended = True
         self._go_on()
 
@@ -172,10 +175,17 @@ class SessionForm:
         if not self._decoder.is_inside:
             self._is_at_rest = not self._is_stopping
             self._awaits_rest = False
-            self._connection.expect(None if self._in_flight else self._idle_timeout_s)
+            self._connection.expect(self._answer_timeout_s() if self._in_flight else self._idle_timeout_s)
         elif not self._awaits_rest:
             self._awaits_rest = True
             self._connection.expect(self._connection.limits.request_timeout_s)
+
+    def _answer_timeout_s(self) -> float | None:
+        """Say how long the next answer may take: the service has limits of its own.
+
+        But a client that has ended its side may be gone, which only an answer to it would show.
+        """
+        return self._connection.limits.linger_timeout_s if self._has_ended else None
 
     def _handle(self, string: bytes) -> None:
         try:
@@ -225,9 +235,15 @@ class SessionForm:
 
     def _answer(self, poem: bytes, request_id: int) -> None:
         del self._in_flight[request_id]
-        if not self._is_closed:
+        if self._is_closed:
+            return
+        if len(poem) < LONG_BYTES:
             self._send(session.encode_reply(session.Reply(request_id, poem)))
-            self._go_on()
+        else:
+            self._flush()
+            for part in session.frame_reply(session.Reply(request_id, poem)):
+                self._connection.write(part)
+        self._go_on()
 
     def _fail(self, failure: Failure, request_id: int) -> None:
         del self._in_flight[request_id]

@@ -114,8 +114,10 @@ class Supervisor:
         return seat
 
     def release(self, seat: Seat) -> None:
-        """Take a worker back that has answered."""
+        """Take a worker back that has answered; one that has been struck off meanwhile stays so."""
         seat.job = None
+        if seat.worker not in self._seats:
+            return
         if why := upkeep.why_worn(seat.jobs, self._growth_bytes(seat), self._limits):
             self.log.debug("worker {pid} {why}: a fresh one takes its place", pid=seat.worker.pid, why=why)
             self.discard(seat, why)

@@ -23,6 +23,8 @@ from xformd.runners.supervisor import Supervisor
 from xformd.spec import Spec
 from xformd.wire import session
 
+LONG_BYTES = 64 * 1024
+
 
 @attrs.define(eq=False)
 class _Job:
@@ -147,14 +149,29 @@ class WorkerPool:
         """Give the worker its next job, then the answer to who waits for it."""
         job: _Job = seat.job
         self._leave(job)
-        if isinstance(answer, session.Refusal) and isinstance(answer.error, TransformDied):
-            self._count_death(job, answer.error.message)
-            self.supervisor.discard(seat, answer.error.message)
-        else:
-            if self.quarantine.survived(job.call.name):
-                self.log.info("transform {name} is out of quarantine", name=job.call.name)
+        if isinstance(answer, session.Refusal):
+            self._refused(seat, job, answer.error)
+            return
+        self._survived(job)
+        if len(answer.poem) < LONG_BYTES:
             self.supervisor.release(seat)
-        self._settle(job, answer.poem if isinstance(answer, session.Reply) else Failure(answer.error))
+            self._settle(job, answer.poem)
+        else:  # the other way round, so that who does not read it is not given another
+            self._settle(job, answer.poem)
+            self.supervisor.release(seat)
+
+    def _refused(self, seat: Seat, job: _Job, error: XformError) -> None:
+        if isinstance(error, TransformDied):
+            self._count_death(job, error.message)
+            self.supervisor.discard(seat, error.message)
+        else:
+            self._survived(job)
+            self.supervisor.release(seat)
+        self._settle(job, Failure(error))
+
+    def _survived(self, job: _Job) -> None:
+        if self.quarantine.survived(job.call.name):
+            self.log.info("transform {name} is out of quarantine", name=job.call.name)
 
     def worker_died(self, seat: Seat, reason: str) -> None:
         """Tell who waits for its job, and nobody else."""

@@ -160,9 +160,13 @@ def encode_hello(hello: Hello) -> bytes:
 
 def encode_reply(reply: Reply) -> bytes:
     """Give the bytes of an answer."""
-    # Framed here, in one copy of the poem: it may be long.
+    return b"".join(frame_reply(reply))  # in one copy of the poem: it may be long
+
+
+def frame_reply(reply: Reply) -> tuple[bytes, bytes, bytes]:
+    """Give the bytes of an answer in three parts, of which the poem is one."""
     head = b"%d ok." % reply.id
-    return b"%d:%b%b," % (len(head) + len(reply.poem), head, reply.poem)
+    return b"%d:%b" % (len(head) + len(reply.poem), head), reply.poem, b","
 
 
 def encode_refusal(refusal: Refusal) -> bytes:

@@ -97,6 +97,7 @@ def test_a_transforms_own_limit_is_what_it_may_take_on_besides(worker: Live) -> 
     assert worker.xform("upper", b"a") == b"A"
     error = worker.xform("modest", b"200000000")
     assert isinstance(error, TransformDied)
+    assert worker.process.wait(DEADLINE_S) == 0
 
 
 def test_the_limit_of_one_transform_is_not_that_of_the_next(worker: Live) -> None:

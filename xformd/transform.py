@@ -68,9 +68,8 @@ class Transform:
         if self.timeout_s is not None and not _is_positive(self.timeout_s):
             raise DefinitionError(f"transform {self.name!r}: the timeout must be above 0 s, not {self.timeout_s!r}")
         if self.memory_bytes is not None and not (type(self.memory_bytes) is int and self.memory_bytes > 0):
-            raise DefinitionError(
-                f"transform {self.name!r}: the memory must be a whole number of bytes above 0, not {self.memory_bytes!r}"
-            )
+            rule = "the memory must be a whole number of bytes above 0"
+            raise DefinitionError(f"transform {self.name!r}: {rule}, not {self.memory_bytes!r}")
         for example in self.examples:
             self._check_example(example)
 

@@ -144,3 +144,15 @@ def test_it_tells_which_transforms_are_in_quarantine(workers: Workers) -> None:
     generation = Generation(REGISTRY, workers, workers, None, quarantine)
     states = {described["name"]: described["state"] for described in generation.describe()["transforms"]}
     assert states == {"patient": "active", "plain": "quarantined", "quick": "active"}
+
+
+def test_what_came_last_is_given_up_first(workers: Workers) -> None:
+    # It may wait behind what runs, and would otherwise take its place, only to be ended there.
+    generation = make(workers)
+    given_up: list[int] = []
+    for number in range(20):
+        request: Deferred[bytes] = Deferred(lambda _, number=number: given_up.append(number))
+        generation.note(request)
+        request.addErrback(lambda _: None)
+    generation.cancel_all()
+    assert given_up == [*reversed(range(20))]

@@ -357,6 +357,21 @@ def test_cancel_takes_a_request_from_the_queue_unrun(server: Server, pool: Pool)
     assert pool.poems() == [b"1"]
 
 
+def test_a_client_that_leaves_takes_its_work_along(server: Server, pool: Pool) -> None:
+    client, other = Client(server), Client(server)
+    client.ask(1, poem=b"1")
+    client.ask(2, poem=b"2")
+    other.ask(1, poem=b"other")
+    worker = pool.worker_of(b"1")
+    client.lose()
+    assert worker.killed
+    pool.worker_of(b"other").answer()
+    assert other.replies() == {1: b"other"}
+    assert b"2" not in pool.poems()
+    worker.end()
+    pool.prove()
+
+
 def test_a_client_hears_that_its_worker_died_and_the_session_goes_on(server: Server, pool: Pool) -> None:
     client = Client(server)
     client.ask(1, poem=b"1")

@@ -10,19 +10,25 @@ from twisted.internet.task import Clock
 from deferreds import error_of, has_fired, result_of
 from logs import Log
 from registries import registry_of
+from runners.fakes import REGISTRY, Asker, Pool
 from xformd import (
     BadOptions,
+    Busy,
     Cancelled,
     GibberishError,
     InternalError,
     NoSuchTransform,
+    ShuttingDown,
     TooLarge,
     TransformFailed,
     TransformTimeout,
     XformError,
     transform,
 )
+from xformd.generation import Generation
 from xformd.limits import Limits
+from xformd.runners.inline import InlineRunner
+from xformd.runners.quarantine import MAX_DEATHS
 from xformd.service import TransformService
 from xformd.spec import parse_readable
 
@@ -362,3 +368,131 @@ def test_a_fault_of_xformd_itself_gives_an_id_that_is_in_the_log(clock: Clock, l
         service.xform(parse_readable("upper"), b"")
     assert isinstance(caught.value, XformError)
     assert log.lines == [f"internal error {caught.value.message}"]
+
+
+# With workers.
+
+
+class Site:
+    """A service with a pool of fake workers."""
+
+    def __init__(self, clock: Clock, **limits: Any) -> None:
+        self.clock = clock
+        self.limits = Limits(**limits)
+        self.inline = InlineRunner(1_000, clock)
+        self.pool = Pool(clock, **limits).start()
+        self.service = TransformService(self.generation(self.pool), self.limits, clock)
+
+    def generation(self, pool: Pool) -> Generation:
+        return Generation(REGISTRY, self.inline, pool.pool, None, pool.pool.quarantine)
+
+    def xform(self, spec: str, poem: bytes, **options: Any) -> Deferred[bytes]:
+        result = self.service.xform(parse_readable(spec), poem, **options)
+        assert isinstance(result, Deferred)
+        return result
+
+
+@pytest.fixture
+def site(clock: Clock) -> Site:
+    return Site(clock)
+
+
+def test_a_worker_runs_what_needs_one(site: Site) -> None:
+    result = site.xform("upper+lower", b"x")
+    site.pool.worker_of(b"x").answer(b"X")
+    assert result_of(result) == b"X"
+    assert site.clock.getDelayedCalls() == []
+
+
+def test_a_request_whose_deadline_passes_while_it_waits_never_runs(site: Site) -> None:
+    first, second = site.xform("upper", b"1"), site.xform("upper", b"2", timeout_s=5)
+    site.clock.advance(5)
+    assert error_of(second, TransformTimeout).message == "upper took longer than its 5 s"
+    site.pool.worker_of(b"1").answer()
+    assert result_of(first) == b"1"
+    assert site.pool.poems() == [b"1"]
+    assert site.pool.pool.waiting == 0
+
+
+def test_a_request_that_runs_past_its_deadline_ends_with_its_worker(site: Site) -> None:
+    result = site.xform("upper+lower", b"1", timeout_s=5)
+    worker = site.pool.worker_of(b"1")
+    site.clock.advance(5)
+    assert error_of(result, TransformTimeout).message == "upper+lower took longer than its 5 s"
+    assert worker.killed == ["its job was given up"]
+
+
+def test_cancelling_ends_the_work_wherever_it_is(site: Site) -> None:
+    running, waiting = site.xform("upper", b"1"), site.xform("upper", b"2")
+    worker = site.pool.worker_of(b"1")
+    waiting.cancel()
+    error_of(waiting, Cancelled)
+    assert site.pool.pool.waiting == 0
+    running.cancel()
+    error_of(running, Cancelled)
+    assert worker.killed
+
+
+def test_a_stop_gives_up_what_is_in_flight_in_every_generation(site: Site) -> None:
+    old = site.xform("upper", b"old")
+    swapped = site.service.swap(site.generation(Pool(site.clock).start()))
+    new = site.xform("upper", b"new")
+    site.service.stop()
+    for result in (old, new):
+        assert error_of(result, ShuttingDown).retry_after_ms == 1_000
+    assert has_fired(swapped)
+
+
+def test_a_swap_is_over_when_the_old_generation_has_ended_what_it_began(site: Site) -> None:
+    old = site.xform("upper", b"old")
+    fresh = Pool(site.clock).start()
+    swapped = site.service.swap(site.generation(fresh))
+    new = site.xform("upper", b"new")
+    fresh.worker_of(b"new").answer()
+    assert result_of(new) == b"new"
+    assert not has_fired(swapped)
+    site.pool.worker_of(b"old").answer()
+    assert result_of(old) == b"old"
+    assert has_fired(swapped)
+
+
+def test_room_is_told_to_every_generation(site: Site) -> None:
+    asker = Asker()
+    asker.takes_results = False
+    held = site.xform("upper", b"old", caller=asker)
+    site.service.swap(site.generation(Pool(site.clock).start()))
+    assert site.pool.poems() == []
+    asker.takes_results = True
+    site.service.caller_has_room(asker)
+    site.pool.worker_of(b"old").answer()
+    assert result_of(held) == b"old"
+
+
+def test_a_full_queue_is_told_at_once(clock: Clock) -> None:
+    site = Site(clock, max_queue=1)
+    site.xform("upper", b"1")
+    site.xform("upper", b"2")
+    with pytest.raises(Busy):
+        site.xform("upper", b"3")
+
+
+def test_a_quarantine_is_shown(site: Site) -> None:
+    for _ in range(MAX_DEATHS):
+        site.pool.pool.quarantine.died("upper", 0)
+    states = {described["name"]: described["state"] for described in site.service.describe()["transforms"]}
+    assert states == {"hasty": "active", "lower": "active", "upper": "quarantined"}
+
+
+def test_a_runner_that_breaks_its_word_is_a_fault_of_xformd(clock: Clock, log: Log) -> None:
+    broken: Deferred[bytes] = Deferred()
+
+    class Runner(InlineRunner):
+        def run(self, *_: object) -> Deferred[bytes]:
+            return broken
+
+    service = TransformService(Generation(REGISTRY, Runner(1, clock)), Limits(), clock)
+    result = service.xform(parse_readable("upper"), b"")
+    assert isinstance(result, Deferred)
+    broken.errback(ValueError("not of the table"))
+    assert log.lines == [f"internal error {error_of(result, InternalError).message}"]
+    assert isinstance(log.tracebacks[0]["log_failure"].value, ValueError)

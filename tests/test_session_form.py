@@ -1,5 +1,6 @@
 """Sessions on the server, in memory: a client made of the pure wire code talks to a real protocol."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,8 +11,12 @@ from twisted.python.failure import Failure
 
 import xformd
 from logs import Log, captured
+from runners.fakes import REGISTRY, Pool
 from test_protocol import Server, Wire
+from xformd.generation import Generation
 from xformd.protocol import TransformProtocol
+from xformd.runners.inline import InlineRunner
+from xformd.service import TransformService
 from xformd.spec import parse
 from xformd.wire import session
 from xformd.wire.netstring import Decoder, encode
@@ -342,3 +347,71 @@ def test_the_transport_is_told_how_much_of_a_poem_is_missing(server: Server, mon
     assert told[-1] == 1_000_008 - (100_000 - len(b"1000008:"))
     client.say(request[100_000:])
     assert told[-1] == 0
+
+
+# With workers.
+
+
+@pytest.fixture
+def pool(server: Server) -> Pool:
+    """Workers for what the server is asked for."""
+    limits = server.factory.limits
+    pool = Pool(server.clock).start()
+    generation = Generation(REGISTRY, InlineRunner(10 * MIB, server.clock), pool.pool)
+    server.factory.service = TransformService(generation, limits, server.clock)
+    return pool
+
+
+def test_work_does_not_begin_while_its_client_does_not_read(server: Server, pool: Pool) -> None:
+    client = Client(server)
+    for request_id in (1, 2, 3):
+        client.ask(request_id, poem=b"%d" % request_id)
+    pool.worker_of(b"1").answer(b"x" * 2 * MIB)  # more than a client may leave unread
+    assert pool.poems() == [b"1"]
+    while client.wire.held_bytes > 65_536:
+        client.wire.taken()
+    pool.worker_of(b"2").answer()
+    pool.worker_of(b"3").answer()
+    assert list(client.replies()) == [1, 2, 3]
+
+
+def test_cancel_takes_a_request_from_the_queue_unrun(server: Server, pool: Pool) -> None:
+    client = Client(server)
+    client.ask(1, poem=b"1")
+    client.ask(2, poem=b"2")
+    client.control(2, "cancel")
+    assert client.replies() == {2: xformd.Cancelled}
+    pool.worker_of(b"1").answer()
+    assert client.replies() == {1: b"1"}
+    assert pool.poems() == [b"1"]
+
+
+def test_a_client_that_leaves_takes_its_work_along(server: Server, pool: Pool) -> None:
+    client, other = Client(server), Client(server)
+    client.ask(1, poem=b"1")
+    client.ask(2, poem=b"2")
+    other.ask(1, poem=b"other")
+    worker = pool.worker_of(b"1")
+    client.lose()
+    assert worker.killed
+    pool.worker_of(b"other").answer()
+    assert other.replies() == {1: b"other"}
+    assert b"2" not in pool.poems()
+    worker.end()
+    pool.prove()
+
+
+def test_a_client_hears_that_its_worker_died_and_the_session_goes_on(server: Server, pool: Pool) -> None:
+    client = Client(server)
+    client.ask(1, poem=b"1")
+    client.ask(2, poem=b"2")
+    pool.worker_of(b"1").end()
+    pool.worker_of(b"2").answer()
+    assert client.replies() == {1: xformd.TransformDied, 2: b"2"}
+
+
+def test_the_list_says_what_is_in_quarantine(server: Server, pool: Pool) -> None:
+    client = Client(server)
+    client.control(1, "list")
+    listed = json.loads(client.replies()[1])
+    assert {described["state"] for described in listed["transforms"]} == {"active"}

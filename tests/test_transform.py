@@ -33,6 +33,15 @@ def test_name_options_and_summary_come_from_the_function() -> None:
     assert shout_loud.examples == (Example("The Owl", "THE OWL!"), Example("a", "A!!", {"marks": 2}))
 
 
+def test_a_transform_may_say_how_much_memory_it_needs() -> None:
+    @transform(memory=512 * 1024 * 1024)
+    def big(poem: str) -> str:
+        return poem
+
+    assert big.memory_bytes == 512 * 1024 * 1024
+    assert shout_loud.memory_bytes is None
+
+
 def test_the_decorator_works_bare_and_the_result_is_still_a_function() -> None:
     @transform
     def swap(poem: bytes) -> bytes:
@@ -137,6 +146,12 @@ def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], 
         ({"name": "Not A Name"}, "'Not A Name' is no transform name"),
         ({"timeout": 0}, "timeout must be above 0 s"),
         ({"timeout": "5"}, "timeout must be above 0 s"),
+        ({"timeout": float("nan")}, "timeout must be above 0 s"),
+        ({"timeout": float("inf")}, "timeout must be above 0 s"),
+        ({"memory": 0}, "memory must be a whole number of bytes above 0, not 0"),
+        ({"memory": 512e6}, "memory must be a whole number of bytes above 0, not 512000000.0"),
+        ({"memory": True}, "memory must be a whole number of bytes above 0, not True"),
+        ({"memory": "1G"}, "memory must be a whole number of bytes above 0, not '1G'"),
         ({"examples": [("a", "\ud800")]}, "holds a lone surrogate"),
         ({"examples": [("a", "b", 5)]}, "must give its options as a dict"),
         ({"examples": [("a",)]}, "missing 1 required positional argument"),

@@ -73,7 +73,7 @@ class Generation:
         self._workers = workers
         self._placement = placement or Placement()
         self._plans: dict[Spec, list[Stage]] = {}
-        self._in_flight: set[Deferred[Any]] = set()
+        self._in_flight: dict[Deferred[Any], None] = {}  # in the order in which they came
         self._finished: Deferred[None] | None = None
 
     def plan(self, spec: Spec) -> list[Stage]:
@@ -101,7 +101,7 @@ class Generation:
 
     def note(self, request: Deferred[bytes]) -> None:
         """Remember a request until it has its outcome."""
-        self._in_flight.add(request)
+        self._in_flight[request] = None
         request.addBoth(self._forget, request)
 
     def finished(self) -> Deferred[None]:
@@ -111,8 +111,8 @@ class Generation:
         return self._finished
 
     def cancel_all(self) -> None:
-        """Give up every request in flight."""
-        for request in [*self._in_flight]:
+        """Give up every request in flight; the last comes first, lest it begins when one before it ends."""
+        for request in [*reversed(self._in_flight)]:
             request.cancel()
 
     def _make_plan(self, spec: Spec) -> list[Stage]:
@@ -133,7 +133,7 @@ class Generation:
         return self._workers if self._placement.is_isolated(call.entry.transform) else None
 
     def _forget(self, outcome: Any, request: Deferred[bytes]) -> Any:
-        self._in_flight.discard(request)
+        self._in_flight.pop(request, None)
         self._check_finished()
         return outcome
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError  # noqa: A004
 from twisted.logger import Logger
 
 from xformd import spec
@@ -24,11 +24,14 @@ from xformd.runners.orders import Orders, Report
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import Quarantine
 from xformd.runners.seat import Proof
-from xformd.runners.supervisor import StartFailed
+from xformd.runners.supervisor import NotReady
 from xformd.runners.worker_process import WorkerProcess
 from xformd.runners.workers import WorkerPool
 from xformd.service import TransformService
 from xformd.wire import session
+
+RELOAD_TIMEOUT_S = 60.0
+"""A new worker that is not ready by then does not become one."""
 
 
 class Generations:
@@ -56,18 +59,20 @@ class Generations:
         self._placement.check(registry)
         self._pool = self._make_pool(registry)
         self._retiring: set[WorkerPool] = set()
+        self._proving: Deferred[Report | NotReady] | None = None
         self._is_reloading = self._is_asked_again = self._is_stopping = False
         self.service = TransformService(self._generation(registry), settings.limits, reactor)
 
     def start(self) -> None:
         """Start the workers."""
         if self._pool is not None:
-            self._pool.supervisor.ready.addErrback(lambda _: None)  # the log has said it, and another start follows
             self._pool.start()
 
     def stop(self) -> Deferred[Any]:
         """End every worker, of this generation and of those before; fires when no process is left."""
         self._is_stopping = True
+        if self._proving is not None:
+            self._proving.cancel()
         pools = [pool for pool in (self._pool, *self._retiring) if pool is not None]
         return DeferredList([pool.stop() for pool in pools])
 
@@ -98,7 +103,7 @@ class Generations:
     async def _reload(self) -> None:
         before = self.service.registry
         importlib.invalidate_caches()
-        registry = loader.load(self._settings.selection)
+        registry = keep_imported(before, loader.load(self._settings.selection))
         pool = self._make_pool(registry)
         try:
             if pool is not None:
@@ -109,29 +114,38 @@ class Generations:
                 raise ConfigError("what worked before would not work any more", details=broken)
         except BaseException:
             if pool is not None:
-                pool.stop()
+                self._retire(pool)
             raise
         self._swap(registry, pool)
         for line in what_changes(before, registry):
             self.log.info("{line}", line=line)
 
     async def _prove(self, pool: WorkerPool) -> Report:
-        self._retiring.add(pool)  # so that a stop meanwhile ends it too
+        pool.start()
+        self._proving = pool.supervisor.ready.addTimeout(RELOAD_TIMEOUT_S, self._reactor)
         try:
-            pool.start()
-            return await pool.supervisor.ready
-        except StartFailed as error:
-            raise ConfigError(f"no worker gets ready: {error}") from error
+            ready = await self._proving
+        except TimeoutError:
+            reason = f"no fresh worker was ready within {RELOAD_TIMEOUT_S:g} s; the log says why"
+            raise ConfigError(reason) from None
+        except CancelledError:
+            raise ConfigError("the server is stopping") from None
         finally:
-            self._retiring.discard(pool)
+            self._proving = None
+        if isinstance(ready, NotReady):
+            raise ConfigError(f"no worker gets ready: {ready.reason}")
+        return ready
 
     def _swap(self, registry: Registry, pool: WorkerPool | None) -> None:
         old, self._pool = self._pool, pool
         finished = self.service.swap(self._generation(registry))
         if old is not None:
             self._retiring.add(old)
-            finished.addCallback(lambda _: old.stop())
-            finished.addCallback(lambda _: self._retiring.discard(old))
+            finished.addCallback(lambda _: self._retire(old))
+
+    def _retire(self, pool: WorkerPool) -> None:
+        self._retiring.add(pool)  # a stop waits for it too
+        pool.stop().addCallback(lambda _: self._retiring.discard(pool))
 
     def _generation(self, registry: Registry) -> Generation:
         quarantine = self._pool.quarantine if self._pool is not None else None
@@ -171,6 +185,20 @@ def choose_proof(registry: Registry, placement: Placement) -> Proof | None:
             poem, result = (side.encode() if isinstance(side, str) else side for side in (example.poem, example.result))
             return Proof(session.Request(1, spec.build(name, example.options), poem), result)
     return None
+
+
+def keep_imported(before: Registry, installed: Registry) -> Registry:
+    """Say of what this process had imported already which version it is: an upgrade does not change it here.
+
+    Args:
+        before: what there was.
+        installed: what loading once more gave, with the versions that are installed now.
+    """
+    entries = dict(installed.entries)
+    for name in entries.keys() & before.entries.keys():
+        if entries[name].transform.function is before.entries[name].transform.function:
+            entries[name] = before.entries[name]
+    return attrs.evolve(installed, entries=entries)
 
 
 def what_breaks(before: Registry, after: Registry) -> Iterator[str]:

@@ -129,7 +129,7 @@ class TransformService:
         except XformError:
             raise
         except Exception as error:
-            raise self._internal_error() from error
+            raise self._internal_error(Failure()) from error
         return self._note(generation, result)
 
     def ready(self, words: bytes) -> Ready | None:
@@ -212,10 +212,9 @@ class TransformService:
             return Failure(ShuttingDown("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000))
         if isinstance(failure.value, XformError):
             return failure
-        self.log.failure("a runner broke its word", failure)
-        return Failure(self._internal_error())
+        return Failure(self._internal_error(failure))
 
-    def _internal_error(self) -> InternalError:
+    def _internal_error(self, failure: Failure) -> InternalError:
         request_id = uuid.uuid4().hex
-        self.log.failure("internal error {request_id}", request_id=request_id)
+        self.log.failure("internal error {request_id}", failure, request_id=request_id)
         return InternalError(request_id)

@@ -5,6 +5,7 @@ nothing is declared twice. What does not fit is refused here, when the plugin is
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
@@ -66,10 +67,9 @@ class Transform:
             raise DefinitionError(f"transform {self.name!r}: its options must be Option values")
         if self.timeout_s is not None and not _is_positive(self.timeout_s):
             raise DefinitionError(f"transform {self.name!r}: the timeout must be above 0 s, not {self.timeout_s!r}")
-        if self.memory_bytes is not None and not _is_positive(self.memory_bytes):
-            raise DefinitionError(
-                f"transform {self.name!r}: the memory must be above 0 bytes, not {self.memory_bytes!r}"
-            )
+        if self.memory_bytes is not None and not (type(self.memory_bytes) is int and self.memory_bytes > 0):
+            rule = "the memory must be a whole number of bytes above 0"
+            raise DefinitionError(f"transform {self.name!r}: {rule}, not {self.memory_bytes!r}")
         for example in self.examples:
             self._check_example(example)
 
@@ -156,7 +156,7 @@ class Transform:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _is_encodable(poem: str | bytes) -> bool:

@@ -1,6 +1,6 @@
 """Workers in memory: what a real one would tell, the test tells."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -55,6 +55,7 @@ class FakeWorker:
         self.memory_bytes = 1_000
         self.has_ended = False
         self.has_hung_up = False
+        self.listed: Mapping[str, Any] = {}
         self._answered = 0
 
     # What the server does with it.
@@ -78,7 +79,7 @@ class FakeWorker:
 
     def report(self) -> None:
         self.pid = self._pid
-        self._events.worker_reported(self, Report(self._pid, {}))
+        self._events.worker_reported(self, Report(self._pid, self.listed))
 
     def be_ready(self) -> None:
         self.report()

@@ -18,7 +18,16 @@ DEADLINE_S = 20.0
 
 WORKER = "from xformd.runners.worker import main; main(3)"
 REAPER = "from xformd.runners.reaper import main; main()"
-_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.close(int(sys.argv[1])); "
+
+# In an interpreter of its own: what measures coverage opens a file at once, and would have the descriptor otherwise.
+_START = """
+import os, sys
+channel = int(sys.argv[1])
+if channel != 3:
+    os.dup2(channel, 3)
+    os.close(channel)
+os.execv(sys.executable, [sys.executable, "-P", "-c", sys.argv[2]])
+"""
 
 
 class Live:
@@ -87,7 +96,7 @@ def live(what: str) -> Iterator[Live]:
     with ours:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START + what, str(theirs.fileno())],
+                [sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), what],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -97,7 +106,11 @@ def live(what: str) -> Iterator[Live]:
             try:
                 yield Live(process, ours)
             finally:
-                process.kill()
+                ours.close()
+                try:  # let it end by itself, so that its coverage is known
+                    process.wait(1)
+                except subprocess.TimeoutExpired:
+                    process.kill()
 
 
 def is_running(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from integration.processes import wait_until
 from runners.live import DEADLINE_S, REAPER, Live, descriptors, is_running, live
+from xformd.runners import reaper as module
 
 
 @pytest.fixture
@@ -89,3 +91,73 @@ def test_a_child_that_ends_before_the_worker_is_no_end(reaper: Live) -> None:
 def test_it_ends_the_way_the_worker_did(reaper: Live, how: bytes, status: int) -> None:
     reaper.ask("die", how)
     assert reaper.process.wait(DEADLINE_S) == status
+
+
+# In this process, for one that a signal ends leaves no record of what it has run.
+
+
+class EndedError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """How this process would have ended."""
+    noted: list[tuple[str, int]] = []
+
+    def end(status: int) -> None:
+        noted.append(("exit", status))
+        raise EndedError
+
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr("os.kill", lambda _, number: noted.append(("kill", number)))
+    monkeypatch.setattr("signal.signal", lambda number, _: noted.append(("default", number)))
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (3 << 8, [("exit", 3)]),
+        (signal.SIGKILL, [("kill", signal.SIGKILL), ("exit", 0xFF & -signal.SIGKILL)]),
+        (signal.SIGTERM, [("default", 15), ("kill", 15), ("exit", 0xFF & -15)]),
+    ],
+)
+def test_it_ends_by_the_same_signal_and_at_any_rate(
+    ends: list[tuple[str, int]], status: int, expected: list[tuple[str, int]]
+) -> None:
+    with pytest.raises(EndedError):
+        module._end_as(status)
+    assert ends == expected
+
+
+@pytest.fixture
+def standard_input() -> Iterator[int]:
+    """The other end of this process's standard input."""
+    kept = os.dup(0)
+    reading, writing = os.pipe()
+    os.dup2(reading, 0)
+    os.close(reading)
+    yield writing
+    os.dup2(kept, 0)
+    os.close(kept)
+
+
+def test_the_end_of_its_input_kills_the_worker_and_what_comes_before_does_not(standard_input: int) -> None:
+    wakeups, waker = os.pipe()
+    with subprocess.Popen(["sleep", "1000"]) as worker:
+        os.write(standard_input, b"still here")
+        os.write(waker, b"?")  # a signal, but no child has ended
+        os.close(standard_input)
+        assert os.WTERMSIG(module._watch(worker.pid, wakeups)) == signal.SIGKILL
+        worker.returncode = -signal.SIGKILL
+    os.close(wakeups)
+    os.close(waker)
+
+
+def test_where_the_system_does_not_list_children_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        assert child.pid in module._children()
+        monkeypatch.setattr(module, "Path", lambda _: Path("/no/such/file"))
+        assert module._children() == []
+        child.kill()

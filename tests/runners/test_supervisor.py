@@ -14,7 +14,7 @@ from xformd import TransformDied
 from xformd.limits import Limits
 from xformd.runners.orders import Report
 from xformd.runners.seat import Seat
-from xformd.runners.supervisor import MEASURE_EVERY_S, START_TIMEOUT_S, Supervisor
+from xformd.runners.supervisor import MEASURE_EVERY_S, START_TIMEOUT_S, NotReady, Supervisor
 from xformd.wire.session import Refusal, Reply, Request
 
 
@@ -300,3 +300,13 @@ def test_stopping_waits_for_those_that_are_ending_already(clock: Clock, staff: S
     assert has_fired(stopped)
     assert len(staff.workers) == 3
     assert clock.getDelayedCalls() == []
+
+
+def test_after_three_failed_starts_it_says_that_none_gets_ready_and_goes_on(clock: Clock, staff: Staff) -> None:
+    for _ in range(3):
+        assert not has_fired(staff.supervisor.ready)
+        staff.workers[-1].end("ended with exit status 1")
+        clock.advance(1)
+    assert result_of(staff.supervisor.ready) == NotReady("a worker ended with exit status 1 before it was ready")
+    staff.workers[-1].be_ready()
+    assert staff.supervisor.take() is not None

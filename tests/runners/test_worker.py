@@ -1,6 +1,8 @@
 """A worker, as a real process: it is told what to load, says what it has, and answers one job after the other."""
 
+import resource
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from runners.live import DEADLINE_S, WORKER, Live, live
 from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed
 from xformd.runners import orders
+from xformd.runners import worker as module
 from xformd.wire import netstring
 
 
@@ -97,6 +100,7 @@ def test_a_transforms_own_limit_is_what_it_may_take_on_besides(worker: Live) -> 
     assert worker.xform("upper", b"a") == b"A"
     error = worker.xform("modest", b"200000000")
     assert isinstance(error, TransformDied)
+    assert worker.process.wait(DEADLINE_S) == 0
 
 
 def test_the_limit_of_one_transform_is_not_that_of_the_next(worker: Live) -> None:
@@ -150,3 +154,39 @@ def test_it_ends_when_nobody_takes_its_answer(worker: Live) -> None:
     worker.close_channel()
     assert worker.end() == (b"", b"")
     assert worker.process.returncode == 1
+
+
+# In this process: what a machine would have to be set up for.
+
+
+def test_a_channel_that_breaks_is_gone() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"unread")
+        ours.close()
+        with pytest.raises(module._Gone):
+            module._Channel(theirs).receive()
+
+
+@pytest.mark.parametrize(
+    ("hard", "wanted", "expected"),
+    [
+        (resource.RLIM_INFINITY, 5, 5),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+        (10, 5, 5),
+        (10, 11, 10),
+        (10, resource.RLIM_INFINITY, 10),
+    ],
+)
+def test_the_system_may_allow_less(monkeypatch: pytest.MonkeyPatch, hard: int, wanted: int, expected: int) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1, hard))
+    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    module._limit_memory(wanted)
+    assert limits == [(expected, hard)]
+
+
+def test_where_the_system_does_not_tell_a_transforms_own_limit_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module._address_space_bytes() > 1_000_000
+    monkeypatch.setattr(module, "Path", lambda _: Path("/no/such/file"))
+    assert module._address_space_bytes() == 0

@@ -71,8 +71,9 @@ class SessionForm:
 
     @property
     def takes_results(self) -> bool:
-        """Whether the client reads what it has asked for."""
-        return self._output_bytes + self._connection.unread_bytes <= self._max_unread_bytes
+        """Whether the client is there, and reads what it has asked for."""
+        unread_bytes = self._output_bytes + self._connection.unread_bytes
+        return not self._is_closed and unread_bytes <= self._max_unread_bytes
 
     def receive_end(self) -> None:
         """The client will send nothing more: answer what is in flight, if that comes soon, then close."""

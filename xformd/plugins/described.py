@@ -54,6 +54,11 @@ def _transform(described: Mapping[str, Any]) -> Transform:
     )
 
 
+def _contested(name: str) -> Transform:
+    """Stand for a transform that no request can reach, of which a listing gives no more than its name."""
+    return Transform(name, _run_elsewhere, "text")
+
+
 def _run_elsewhere(*_: object) -> NoReturn:
     raise RuntimeError("this transform is known by its description, and runs in a worker")
 
@@ -81,12 +86,13 @@ def _plugin(
         source=sources.get((distribution, name), ""),
         state=described["state"],
         reason=described["reason"],
-        transforms=tuple(transforms[name] for name in described["transforms"] if name in transforms),
+        transforms=tuple(transforms.get(name) or _contested(name) for name in described["transforms"]),
         import_time_s=described["import_time_ms"] / 1000,
     )
 
 
 def _conflict(described: Mapping[str, Any], plugins: list[Plugin]) -> Conflict:
-    owners = [plugin for plugin in plugins if plugin.distribution in described["distributions"]]
+    name = described["name"]
+    owners = [plugin for plugin in plugins if any(transform.name == name for transform in plugin.transforms)]
     winner = next((plugin for plugin in owners if plugin.distribution == described["winner"]), None)
-    return Conflict(described["name"], tuple(owners), winner, described["preferred"])
+    return Conflict(name, tuple(owners), winner, described["preferred"])

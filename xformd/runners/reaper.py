@@ -34,11 +34,7 @@ def main() -> NoReturn:
     reaper = os.getpid()
     worker = os.fork()
     if worker == 0:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.close(wakeups)
-        os.close(waker)
-        _become_worker(reaper)
+        _become_worker(reaper, wakeups, waker)
     for descriptor in (1, 2, CHANNEL):  # whoever waits for their end shall not wait for this process
         os.close(descriptor)
     status = _watch(worker, wakeups)
@@ -46,9 +42,13 @@ def main() -> NoReturn:
     _end_as(status)
 
 
-def _become_worker(reaper: int) -> NoReturn:
+def _become_worker(reaper: int, *pipe: int) -> NoReturn:
     from xformd.runners import worker
 
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for descriptor in pipe:
+        os.close(descriptor)
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != reaper:  # it was quicker to die than this process to say that it minds

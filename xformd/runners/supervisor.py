@@ -6,6 +6,7 @@ A worker that ends before it was ready delays the next start, longer each time; 
 from collections import Counter
 from typing import Protocol
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -25,8 +26,15 @@ MEASURE_EVERY_S = 0.02
 """How often the memory of a worker that does jobs is looked at."""
 
 
-class StartFailed(Exception):
-    """No worker gets ready."""
+@attrs.frozen
+class NotReady:
+    """``MAX_FAILED_STARTS`` in a row have failed.
+
+    Args:
+        reason: of the last.
+    """
+
+    reason: str
 
 
 class SupervisorEvents(Protocol):
@@ -86,8 +94,8 @@ class Supervisor:
         self._next_start: IDelayedCall | None = None
         self._is_stopping = False
         self._stopped: list[Deferred[None]] = []
-        self.ready: Deferred[Report] = Deferred()
-        """Fires when the first worker has proved itself; fails when ``MAX_FAILED_STARTS`` in a row have not."""
+        self.ready: Deferred[Report | NotReady] = Deferred()
+        """Fires once: when the first worker has proved itself, or when it looks as if none ever would."""
 
     # What its user calls.
 
@@ -241,7 +249,7 @@ class Supervisor:
             return  # those that were started together fail together: that is one failure
         self._failures += 1
         if self._failures == MAX_FAILED_STARTS and not self.ready.called:
-            self.ready.errback(StartFailed(what))
+            self.ready.callback(NotReady(what))
         delay_s = upkeep.start_delay_s(self._failures)
         self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
         self._next_start = self._clock.callLater(delay_s, self.start)

@@ -14,6 +14,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from xformd.allocator import keep_freed_memory
 from xformd.errors import TransformDied, XformError
 from xformd.plugins import listing, loader
 from xformd.plugins.registry import Registry
@@ -39,6 +40,7 @@ def main(channel_descriptor: int) -> NoReturn:
 
 
 def _serve(channel: "_Channel") -> NoReturn:
+    keep_freed_memory()
     told = orders.decode_orders(channel.receive())
     channel.limit(told.max_request_bytes)
     _limit_memory(told.memory_bytes)

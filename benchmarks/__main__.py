@@ -32,7 +32,7 @@ WORKS: tuple[Work, ...] = (
     Commands("h", "one command, from start to end, with a 600-byte poem", 600),
     Pools("i", "a pool of 2 workers without a network, 1 call in flight", 1),
     Pools("j", "a pool of 2 workers without a network, 8 calls in flight", 8),
-    Isolation("k", "the price of isolation: a server with 2 workers, 1 connection with 8 requests in flight", 8),
+    Isolation("k", "the price of isolation: a server with 2 workers, 8 connections with 1 request in flight", 8),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 

@@ -104,7 +104,7 @@ class Isolation:
 
     key: str
     title: str
-    outstanding: int
+    connections: int
 
     def run(self, plan: Plan) -> Result:
         """Measure it."""
@@ -125,8 +125,8 @@ class Isolation:
 
     def _measure(self, running: Running, size: int, plan: Plan) -> Callable[[], Figures]:
         def measure() -> Figures:
-            messages = traffic.session(size, self.outstanding)
-            with generator(running.address, messages, 1, self.outstanding) as opened:
+            # One request in flight on each: a worker that waits for a CPU can be overtaken by a whole cycle of ids.
+            with generator(running.address, traffic.session(size, 1), self.connections, 1) as opened:
                 return measure_load(opened, running.pid, plan)
 
         return measure

@@ -20,9 +20,13 @@ from xformd.plugins import listing, loader
 from xformd.plugins.registry import Registry
 from xformd.runners import calls, orders
 from xformd.runners.calls import Call
+from xformd.spec import Spec
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
+
+MAX_PLANS = 256
+"""How many specs are remembered with their transforms and options."""
 
 
 def main(channel_descriptor: int) -> NoReturn:
@@ -91,20 +95,29 @@ class _Job:
         self._registry = registry
         self._told = told
         self._channel = channel
+        self._plans: dict[Spec, list[Call]] = {}
 
     def run(self, string: bytes) -> None:
         """Do what the server asks, and answer."""
         request = session.decode_request(string)
         assert isinstance(request, session.Request)  # the server sends nothing else
         try:
-            steps = [calls.prepare(step, self._registry) for step in request.spec.steps]
-            result = self._run_all(steps, request.poem)
+            result = self._run_all(self._plan(request.spec), request.poem)
         except XformError as error:
             self._channel.send(session.encode_refusal(session.Refusal(request.id, error)))
             if isinstance(error, TransformDied):
                 os._exit(0)
         else:
             self._channel.send(session.encode_reply(session.Reply(request.id, result)))
+
+    def _plan(self, spec: Spec) -> list[Call]:
+        """Look up transforms and convert options, once for as many jobs as come."""
+        if (plan := self._plans.get(spec)) is None:
+            plan = [calls.prepare(step, self._registry) for step in spec.steps]
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[spec] = plan
+        return plan
 
     def _run_all(self, steps: list[Call], poem: bytes) -> bytes:
         for index, call in enumerate(steps):
@@ -133,10 +146,11 @@ class _Job:
 
 
 def _limit_memory(limit_bytes: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY and (limit_bytes == resource.RLIM_INFINITY or limit_bytes > hard):
         limit_bytes = hard
-    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
+    if limit_bytes != soft:  # a transform may have changed it
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
 
 
 def _address_space_bytes() -> int:

@@ -8,6 +8,7 @@ job but the first it says which (``step``), so that the server knows whom to bla
 import gc
 import os
 import resource
+import select
 import socket
 import sys
 import traceback
@@ -61,6 +62,8 @@ class _Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._arrival = select.poll()
+        self._arrival.register(connection, select.POLLIN)
         self._decoder = netstring.Decoder(orders.MAX_ORDERS_BYTES)
 
     def limit(self, max_poem_bytes: int) -> None:
@@ -70,6 +73,9 @@ class _Channel:
     def receive(self) -> bytes:
         """Wait for the next netstring."""
         while True:
+            # A recv() that waits is woken for nothing when the server reads the answer before: Linux tells whoever
+            # sleeps on a Unix socket that there is room to write. A poll() for input sleeps on.
+            self._arrival.poll()
             data = self._connection.recv(RECEIVE_BYTES)
             if not data:
                 raise EOFError

@@ -12,6 +12,7 @@ from benchmarks import kernel, machine, report, servers, targets
 from benchmarks.commands import Commands
 from benchmarks.in_process import Decoding
 from benchmarks.plan import Plan, Work
+from benchmarks.pools import HOSTS, Isolation, Pools
 from benchmarks.samples import Result
 from benchmarks.works import Classic, Crowded, Idle, Steady
 
@@ -29,6 +30,9 @@ WORKS: tuple[Work, ...] = (
     Idle("f", "memory of the server's process for each idle connection", 600),
     Crowded("g", "600-byte poems, 1 request in flight, by the number of connections that take turns", 600),
     Commands("h", "one command, from start to end, with a 600-byte poem", 600),
+    Pools("i", "a pool of 2 workers without a network, 1 call in flight", 1),
+    Pools("j", "a pool of 2 workers without a network, 8 calls in flight", 8),
+    Isolation("k", "the price of isolation: a server with 2 workers, 8 connections with 1 request in flight", 8),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 
@@ -95,7 +99,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of less than a minute: 1 round, 0.15 s each")
     parser.add_argument("--work", type=_names, default=[], metavar="A,B", help=", ".join(work.key for work in WORKS))
-    known = [name for name in servers.catalogue(HERE) if not name.startswith(servers.OURS)]
+    known = [name for name in (*servers.catalogue(HERE), *HOSTS) if not name.startswith(servers.OURS)]
     parser.add_argument("--peers", type=_names, default=[], metavar="X,Y", help=", ".join(known))
     parser.add_argument("--rounds", type=int, help="measurements of each server for each work [7]")
     parser.add_argument("--seconds", type=float, help="how long one lasts [0.7]")

@@ -25,6 +25,10 @@ NAMES = {
     "uvloop": "uvloop by hand",
     "echo-c": "echo in C (no transform)",
     "transform alone": "the transform alone",
+    "xformd-workers": "xformd's workers",
+    "xformd-inline": "xformd, inline",
+    "ProcessPoolExecutor": "ProcessPoolExecutor",
+    "pebble": "pebble",
 }
 CAPTIONS = {
     "a": "20 bytes, 4 x 64 in flight",
@@ -64,7 +68,7 @@ def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:
     works = document["works"]
     drawn = []
     with mpl.rc_context(_STYLE):
-        for name, picture in (("cpu", _cpu), ("memory", _memory), ("connections", _connections)):
+        for name, picture in _PICTURES.items():
             figure = picture(works)
             if figure is not None:
                 drawn.append(folder / f"{name}.svg")
@@ -82,21 +86,27 @@ def _cpu(works: Works) -> Any:
     """Draw the CPU time of a request: a panel for each work, on one logarithmic axis."""
     panels = {work: _medians(works, work, "cpu_us") for work in CAPTIONS}
     panels = {work: medians for work, medians in panels.items() if medians}
+    titles = {work: f"({work}) {caption}" for work, caption in CAPTIONS.items()}
+    return _panels(panels, titles, "server CPU time per request, µs, logarithmic (less is better)")
+
+
+def _panels(panels: Mapping[str, Mapping[str, float]], titles: Mapping[str, str], label: str) -> Any:
+    """Draw bars in panels above each other, on one logarithmic axis."""
     if not panels:
         return None
     heights = [len(medians) + 0.8 for medians in panels.values()]
     figure, axes = plt.subplots(
         len(panels), sharex=True, squeeze=False, figsize=(7.5, 0.24 * sum(heights) + 0.6), height_ratios=heights
     )
-    for axis, (work, medians) in zip(axes[:, 0], panels.items(), strict=True):
+    for axis, (key, medians) in zip(axes[:, 0], panels.items(), strict=True):
         _bars(axis, medians, lambda value: f"{_three_digits(value)} µs")
         axis.set_xscale("log")
-        axis.set_title(f"({work}) {CAPTIONS[work]}", loc="left", fontsize=9, fontweight="bold")
+        axis.set_title(titles[key], loc="left", fontsize=9, fontweight="bold")
     lowest = min(min(medians.values()) for medians in panels.values())
     highest = max(max(medians.values()) for medians in panels.values())
     axes[-1, 0].set_xlim(lowest / 2, highest * 3)
     axes[-1, 0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes[-1, 0].set_xlabel("server CPU time per request, µs, logarithmic (less is better)")
+    axes[-1, 0].set_xlabel(label)
     figure.tight_layout(h_pad=0.6)
     return figure
 
@@ -146,7 +156,26 @@ def _connections(works: Works) -> Any:
     return figure
 
 
+def _pools(works: Works) -> Any:
+    """Draw the CPU time of a call in a pool of workers: a panel for each size of poem."""
+    rows = works.get("j", {}).get("rows", {})
+    panels: dict[str, dict[str, float]] = {}
+    for key, row in rows.items():
+        if "cpu_us" in row:
+            panels.setdefault(row["load"], {})[key.partition(",")[0]] = row["cpu_us"]["median"]
+    titles = {size: f"{size}, 8 calls in flight" for size in panels}
+    return _panels(panels, titles, "CPU time per call, of all processes, µs, logarithmic (less is better)")
+
+
 def _by_crowd(row: Mapping[str, Any]) -> list[tuple[int, float]]:
     return [
         (int(key.rpartition("_")[2]), figure["median"]) for key, figure in row.items() if key.startswith("cpu_us_at")
     ]
+
+
+_PICTURES: dict[str, Callable[[Works], Any]] = {
+    "cpu": _cpu,
+    "memory": _memory,
+    "connections": _connections,
+    "workers": _pools,
+}

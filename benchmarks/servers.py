@@ -23,6 +23,8 @@ ECHO_SOURCE = ROOT / "benchmarks" / "peers" / "echo.c"
 ECHO_BINARY = "echo"  # in the folder that a run has for such things
 
 OURS = "xformd"
+# The CPU time of a worker that is replaced would be lost to whoever measures.
+_WORKERS = ("--workers", "2", "--max-jobs-per-worker", "1000000000")
 
 _START_S = 60.0
 _STOP_S = 5.0
@@ -80,6 +82,8 @@ def catalogue(binaries: Path) -> dict[str, Server]:
     servers = (
         Server(OURS, ours, traffic.session),
         Server("xformd-classic", ours, traffic.classic),
+        Server("xformd --isolate", (*ours, *_WORKERS, "--isolate", traffic.TRANSFORM), traffic.session),
+        Server("xformd --inline", (*ours, *_WORKERS, "--inline", traffic.TRANSFORM), traffic.session),
         Server("tutorial", _peer("tutorial", "--kept-open"), traffic.classic),
         Server("tutorial-classic", _peer("tutorial"), traffic.classic),
         _http("fastapi", "fastapi_app", "fastapi"),

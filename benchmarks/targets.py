@@ -11,6 +11,7 @@ import attrs
 
 from benchmarks.commands import IMPORT_REACTOR, SEND
 from benchmarks.in_process import DECODER, RECEIVER, TRANSFORM_ALONE
+from benchmarks.pools import WORKERS, row_key
 from benchmarks.samples import Result, Row
 
 Rows = Mapping[str, Row]
@@ -96,6 +97,8 @@ TARGETS = (
     Target("f", "KiB for each idle session of xformd", only("kib_each", "xformd"), 12),
     Target("g", "most / least of xformd's", spread("xformd"), 1.3),
     Target("h", f"wall time, xformd send / {IMPORT_REACTOR}", ratio("wall_ms", SEND, IMPORT_REACTOR), 1.6),
+    Target("i", "µs of a call without its transform, 1 KB", only("overhead_us", row_key(WORKERS, "1 KB")), 84),
+    Target("j", "calls/s, 1 KB", only("per_s", row_key(WORKERS, "1 KB")), 13_000, at_least=True),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )
 

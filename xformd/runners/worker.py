@@ -8,20 +8,26 @@ job but the first it says which (``step``), so that the server knows whom to bla
 import gc
 import os
 import resource
+import select
 import socket
 import sys
 import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from xformd.allocator import keep_freed_memory
 from xformd.errors import TransformDied, XformError
 from xformd.plugins import listing, loader
 from xformd.plugins.registry import Registry
 from xformd.runners import calls, orders
 from xformd.runners.calls import Call
+from xformd.spec import Spec
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
+
+MAX_PLANS = 256
+"""How many specs are remembered with their transforms and options."""
 
 
 def main(channel_descriptor: int) -> NoReturn:
@@ -39,6 +45,7 @@ def main(channel_descriptor: int) -> NoReturn:
 
 
 def _serve(channel: "_Channel") -> NoReturn:
+    keep_freed_memory()
     told = orders.decode_orders(channel.receive())
     channel.limit(told.max_request_bytes)
     _limit_memory(told.memory_bytes)
@@ -59,6 +66,8 @@ class _Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._arrival = select.poll()
+        self._arrival.register(connection, select.POLLIN)
         self._decoder = netstring.Decoder(orders.MAX_ORDERS_BYTES)
 
     def limit(self, max_poem_bytes: int) -> None:
@@ -68,6 +77,9 @@ class _Channel:
     def receive(self) -> bytes:
         """Wait for the next netstring."""
         while True:
+            # A recv() that waits is woken for nothing when the server reads the answer before: Linux tells whoever
+            # sleeps on a Unix socket that there is room to write. A poll() for input sleeps on.
+            self._arrival.poll()
             try:
                 data = self._connection.recv(RECEIVE_BYTES)
             except OSError as error:
@@ -99,20 +111,29 @@ class _Job:
         self._registry = registry
         self._told = told
         self._channel = channel
+        self._plans: dict[Spec, list[Call]] = {}
 
     def run(self, string: bytes) -> None:
         """Do what the server asks, and answer."""
         request = session.decode_request(string)
         assert isinstance(request, session.Request)  # the server sends nothing else
         try:
-            steps = [calls.prepare(step, self._registry) for step in request.spec.steps]
-            result = self._run_all(steps, request.poem)
+            result = self._run_all(self._plan(request.spec), request.poem)
         except XformError as error:
             self._channel.send(session.encode_refusal(session.Refusal(request.id, error)))
             if isinstance(error, TransformDied):
                 os._exit(0)
         else:
             self._channel.send(session.encode_reply(session.Reply(request.id, result)))
+
+    def _plan(self, spec: Spec) -> list[Call]:
+        """Look up transforms and convert options, once for as many jobs as come."""
+        if (plan := self._plans.get(spec)) is None:
+            plan = [calls.prepare(step, self._registry) for step in spec.steps]
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[spec] = plan
+        return plan
 
     def _run_all(self, steps: list[Call], poem: bytes) -> bytes:
         for index, call in enumerate(steps):
@@ -141,10 +162,11 @@ class _Job:
 
 
 def _limit_memory(limit_bytes: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY and (limit_bytes == resource.RLIM_INFINITY or limit_bytes > hard):
         limit_bytes = hard
-    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
+    if limit_bytes != soft:  # a transform may have changed it
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
 
 
 def _address_space_bytes() -> int:

@@ -94,8 +94,15 @@ def encode_opening() -> bytes:
 
 def encode_request(request: Request) -> bytes:
     """Give the bytes of a request."""
+    # Framed here, in one copy of the poem: it may be long.
     deadline = b"" if request.timeout_ms is None else b" timeout=%d" % request.timeout_ms
-    return netstring.encode(b"%d %b%b.%b" % (request.id, str(request.spec).encode("ascii"), deadline, request.poem))
+    head = b"%d %b%b." % (request.id, _written(request.spec), deadline)
+    return b"%d:%b%b," % (len(head) + len(request.poem), head, request.poem)
+
+
+@functools.lru_cache(maxsize=256)
+def _written(spec: Spec) -> bytes:
+    return str(spec).encode("ascii")
 
 
 def encode_control(request: ControlRequest) -> bytes:

@@ -1,0 +1,44 @@
+"""What long poems cost a worker in memory that comes fresh from the system."""
+
+import itertools
+import platform
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from integration.hostile import MIB, hostile_server
+from integration.packages import Environment
+from integration.session_client import Session
+
+POEM = b"x" * MIB
+PAGE_BYTES = 4096
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory: run it on glibc")
+def test_long_poems_go_through_memory_that_a_worker_has_already(
+    hostile_environment: Environment, tmp_path: Path
+) -> None:
+    """Mostly, the buffers of a poem together need fewer fresh pages than one of them has."""
+    faults: dict[int, list[int]] = defaultdict(list)
+    with (
+        hostile_server(hostile_environment, tmp_path, XFORMD_WORKERS="1") as hostile,
+        Session(hostile.server) as session,
+    ):
+        for _ in range(30):
+            pid = ask(session)
+            faults[pid].append(page_faults(pid))
+    fresh = [after - before for counts in faults.values() for before, after in itertools.pairwise(counts)]
+    assert statistics.median(fresh) < MIB / PAGE_BYTES
+
+
+def ask(session: Session) -> int:
+    """Send a long poem; give the process id of the worker that it went through."""
+    return int(session.ask("pid", POEM).poem.split()[-1])
+
+
+def page_faults(pid: int) -> int:
+    """Count how often the kernel has given a process a page without reading a file."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(after_name[7])

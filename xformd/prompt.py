@@ -43,6 +43,8 @@ class PromptServer(tcp.Server):
 
     def write(self, data: bytes) -> None:
         """Send what can be sent now; queue the rest."""
+        if not data:
+            return  # a broken socket tells of its error once, and sending nothing would be told, and tell nobody
         sent = self.send_now(data)
         if sent < len(data):
             tcp.Server.write(self, data[sent:])

@@ -54,6 +54,10 @@ def hoard(poem: bytes) -> bytes:
 def modest(poem: bytes) -> bytes:
     return b"%d" % len(bytearray(int(poem)))
 
+@xformd.transform(memory=1_000_000)
+def tiny(poem: bytes) -> bytes:
+    return poem
+
 @xformd.transform
 def die(poem: str) -> str:
     os.kill(os.getpid(), getattr(signal, poem)) if poem.startswith("SIG") else os._exit(int(poem))

@@ -109,6 +109,13 @@ def test_the_limit_of_one_transform_is_not_that_of_the_next(worker: Live) -> Non
     assert f"its worker may use {2**30} bytes" in str(worker.answer())
 
 
+def test_what_one_transform_may_take_on_does_not_bound_the_next_poem(started: Live, hostile: Path) -> None:
+    started.begin(hostile, max_request_bytes=60_000_000, max_result_bytes=60_000_000)
+    assert started.xform("tiny", b"a") == b"a"
+    poem = b"x" * 30_000_000
+    assert started.xform("upper", poem) == poem.upper()
+
+
 def test_it_ends_when_the_server_is_gone(worker: Live) -> None:
     worker.close_channel()
     assert worker.end() == (b"", b"")

@@ -150,7 +150,8 @@ class _Job:
         try:
             return calls.run(call, poem, self._told.max_result_bytes)
         except MemoryError:
-            _limit_memory(resource.RLIM_INFINITY)  # so that there is enough to say so
+            most = resource.RLIM_INFINITY  # to the end, so that there is enough to say so
+            _limit_memory(most)
             raise TransformDied(f"{call.name} ran out of memory; its worker may use {limit} bytes") from None
         except BaseException as error:  # SystemExit and its like come from the transform: nothing else runs in there
             if not calls.is_expected(error):

@@ -52,6 +52,16 @@ def test_the_worker_dies_with_its_reaper(reaper: Live) -> None:
         reaper.receive()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_is_meant_for_the_server_ends_neither(reaper: Live, number: int) -> None:
+    """A service manager signals every process of a service, and the server wants its workers until it has answered."""
+    worker, parent, _ = pids(reaper)
+    for pid in (worker, parent):
+        os.kill(pid, number)
+    assert reaper.xform("pids") == b"%d %d %d" % (worker, parent, worker)
+    assert is_running(parent)
+
+
 def test_who_closes_its_standard_input_ends_the_worker_and_all_that_came_from_it(reaper: Live) -> None:
     worker, _, _ = pids(reaper)
     children = pids(reaper, "detach")
@@ -84,7 +94,7 @@ def test_a_child_that_ends_before_the_worker_is_no_end(reaper: Live) -> None:
         (b"255", 255),
         (b"SIGKILL", -signal.SIGKILL),
         (b"SIGSEGV", -signal.SIGSEGV),
-        (b"SIGTERM", -signal.SIGTERM),
+        (b"SIGUSR1", -signal.SIGTERM),
         (b"SIGABRT", -signal.SIGABRT),
     ],
 )

@@ -29,7 +29,10 @@ def main() -> NoReturn:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wakeups, waker = os.pipe()
     os.set_blocking(waker, False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    # They are meant for the server, which wants its workers until it has answered. Handled, not ignored: what a plugin
+    # starts would inherit that.
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     reaper = os.getpid()
     worker = os.fork()

@@ -94,7 +94,7 @@ def test_a_child_that_ends_before_the_worker_is_no_end(reaper: Live) -> None:
         (b"255", 255),
         (b"SIGKILL", -signal.SIGKILL),
         (b"SIGSEGV", -signal.SIGSEGV),
-        (b"SIGUSR1", -signal.SIGTERM),
+        (b"SIGUSR1", -signal.SIGUSR1),
         (b"SIGABRT", -signal.SIGABRT),
     ],
 )

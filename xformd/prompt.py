@@ -4,6 +4,7 @@ Twisted's own waits for the reactor's next turn with every write: two changes to
 of the loop, for an answer that nearly always fits into the socket's buffer. What does not fit goes Twisted's way.
 """
 
+import socket
 from typing import Any
 
 from twisted.internet import main, tcp
@@ -13,6 +14,8 @@ from twisted.python.failure import Failure
 LONG_READ_BYTES = 256 * 1024
 """Taken from a socket at a time while more of one string is missing than a common read brings."""
 
+_MORE_FOLLOWS: int = getattr(socket, "MSG_MORE", 0)  # Linux has it
+
 _BOTH_ENDED = Failure(main.CONNECTION_DONE)
 
 
@@ -20,6 +23,7 @@ class PromptServer(tcp.Server):
     """A connection that tries to send before it queues."""
 
     _read_bytes = tcp.Server.bufferSize
+    _send_flags = 0
 
     def doRead(self) -> Any:
         """Read once, as Twisted's own does, but more at a time inside a long poem: it comes in fewer pieces."""
@@ -41,6 +45,10 @@ class PromptServer(tcp.Server):
         """Be told that so many bytes are missing of one string. Otherwise a long read is many requests at once."""
         self._read_bytes = LONG_READ_BYTES if count > self.bufferSize else self.bufferSize
 
+    def expect_end(self) -> None:
+        """Be told that this side ends right after the next write: the system sends both in one segment."""
+        self._send_flags = _MORE_FOLLOWS
+
     def write(self, data: bytes) -> None:
         """Send what can be sent now; queue the rest."""
         if not data:
@@ -54,7 +62,7 @@ class PromptServer(tcp.Server):
         if self.dataBuffer or self._tempDataBuffer or not self.connected or self.disconnecting or self.TLS:
             return 0
         try:
-            return self.socket.send(data)
+            return self.socket.send(data, self._send_flags)
         except OSError:  # full, or broken: the reactor will see which
             return 0
 

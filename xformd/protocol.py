@@ -135,6 +135,13 @@ class TransformProtocol(Protocol):
         self._has_written = True
         self._output.write(data)
 
+    def finish(self, data: bytes) -> None:
+        """Send the last there is, then close."""
+        if self._is_prompt:
+            cast(Any, self.transport).expect_end()
+        self.write(data)
+        self.close()
+
     def expect(self, seconds: float | None) -> None:
         """Abort unless something else is expected within so many seconds; None expects nothing."""
         if seconds is None:

@@ -32,6 +32,10 @@ class Connection(Protocol):
         """Send."""
         ...
 
+    def finish(self, data: bytes) -> None:
+        """Send the last there is, then close."""
+        ...
+
     def close(self) -> None:
         """Send what is left, then close; the peer may finish what it is sending."""
         ...

@@ -51,8 +51,7 @@ class ClassicForm:
             running.cancel()
 
     def _reply(self, poem: bytes) -> None:
-        self._connection.write(netstring.encode(poem))
-        self._connection.close()
+        self._connection.finish(netstring.encode(poem))
 
     def _fail(self, failure: Failure) -> None:
         error = failure.value

@@ -4,7 +4,6 @@ The law: a reload that would break what works changes nothing, and no request fa
 """
 
 import importlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,8 +153,7 @@ class Generations:
     def _make_pool(self, registry: Registry) -> WorkerPool | None:
         """Make a pool whose workers load the same plugins; it does not start any yet."""
         settings, limits = self._settings, self._settings.limits
-        size = (os.cpu_count() or 1) if settings.workers is None else settings.workers
-        if size == 0:
+        if settings.worker_count == 0:
             return None
         told = Orders(
             selection=attrs.evolve(settings.selection, strict=False),
@@ -164,7 +162,7 @@ class Generations:
             memory_bytes=limits.worker_memory_bytes,
         )
         return WorkerPool(
-            size=size,
+            size=settings.worker_count,
             launch=lambda events: WorkerProcess(told, events, self._reactor),
             proof=choose_proof(registry, self._placement),
             quarantine=Quarantine(),

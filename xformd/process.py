@@ -1,7 +1,6 @@
 """What a process needs around Twisted: a log, signals, and a reactor that runs until the work is done."""
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -114,7 +113,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 def _within_descriptors(settings: Settings) -> Settings:
     """Make room for the connections that are allowed, and allow no more than there is room for."""
     allowed = settings.limits.max_connections
-    workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
+    workers = settings.worker_count
     open_now = descriptors.open_descriptors()
     limit = descriptors.raise_limit(descriptors.needed(allowed, open_now, workers))
     room = descriptors.room(limit, open_now, workers)

@@ -1,5 +1,6 @@
 """Settings: the table of what an operator may decide, and what a server is made from."""
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,6 +35,11 @@ class Settings:
     workers: int | None = None
     inline: frozenset[str] = frozenset()
     isolate: frozenset[str] = frozenset()
+
+    @property
+    def worker_count(self) -> int:
+        """How many worker processes run jobs at a time."""
+        return usable_cpus() if self.workers is None else self.workers
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Settings":
@@ -114,3 +120,10 @@ def _kind_of_limit(field: "attrs.Attribute[Any]") -> Kind:
 
 TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _table()}
 """Every setting, by its name."""
+
+
+def usable_cpus() -> int:
+    """Count the CPUs that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

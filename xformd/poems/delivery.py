@@ -42,9 +42,10 @@ def to_folder(folder: Path, addresses: Sequence[str]) -> Write:
     """
     seen: dict[str, str] = {}
     for address in addresses:
-        other = seen.setdefault(file_name(address), address)
-        if other is not address:
-            raise ConfigError(f"--output-dir {folder}: {other} and {address} would both become {file_name(address)}")
+        name = file_name(address)
+        if name in seen:
+            raise ConfigError(f"--output-dir {folder}: {seen[name]} and {address} would both become {name}")
+        seen[name] = address
     return lambda address, poem: write_whole(folder / file_name(address), poem)
 
 

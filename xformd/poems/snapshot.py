@@ -120,13 +120,13 @@ def _copy(path: Path) -> tuple[Poem, Fingerprint]:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):
-            raise Unreadable("Is no regular file")
+            raise Unreadable("it is no regular file")
         poem = _spool(file) if before.st_size > MEMORY_MAX_BYTES else MemoryPoem(file.read())
         fingerprint = Fingerprint.of(os.fstat(file.fileno()))
     if fingerprint != Fingerprint.of(before) or poem.size_bytes != before.st_size:
-        raise Unreadable("It changed while it was read")
+        raise Unreadable("it changed while it was read")
     if not poem.size_bytes:
-        raise Unreadable("It is empty")  # which a file is for a moment while it is written anew
+        raise Unreadable("it is empty")  # which a file is for a moment while it is written anew
     return poem, fingerprint
 
 

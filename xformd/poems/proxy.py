@@ -73,7 +73,8 @@ class CachingProxyService(Service):
 
         Returns:
             The poem itself where it is there, else a Deferred of the caller's own: cancelling it ends this wait
-            alone, and the download with it when nobody else waits. It fails as that of ``xformd.poems.get_poem``.
+            alone (with Twisted's ``CancelledError``), and the download too when nobody else waits. It fails as that of
+            ``xformd.poems.get_poem``.
         """
         return self._poems.get(self._address, self._download)
 

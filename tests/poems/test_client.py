@@ -116,6 +116,7 @@ def test_a_poem_that_is_too_long_is_given_up_at_the_byte_that_shows_it(
     network.pump()
     assert not has_fired(poem)
     host.wires[0].write(b"x")
+    host.wires[0].write(b"and on")
     network.pump()
     assert error_of(poem, xformd.TooLarge).message == "owl:1 sends more than 10 bytes"
     assert host.wires[0].is_gone

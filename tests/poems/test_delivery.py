@@ -17,6 +17,19 @@ def test_a_stream_gets_the_bytes_and_nothing_else() -> None:
     assert stream.getvalue() == b"The Owl\r\0"
 
 
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_what_comes_next_begins_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    write = to_stream(Terminal())
+    write("a:1", b"The Owl\n")
+    assert capsys.readouterr().err == ""
+    write("a:1", b"The Owl")
+    assert capsys.readouterr().err == "\n"
+
+
 @pytest.mark.parametrize(
     ("address", "name"),
     [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableDescriptor
 from twisted.internet.task import Clock
@@ -179,8 +179,9 @@ def test_without_a_poem_the_connection_is_reset_and_the_log_says_why_once_a_seco
     assert log.lines[1].startswith("closed 2 new connections in the last second: no poem: connection-failed")
 
 
-def test_a_source_that_is_broken_is_shown_with_its_traceback(clock: Clock, log: Log) -> None:
-    wire = connect(PoemFactory(Given(ZeroDivisionError()), clock))
+@pytest.mark.parametrize("poem", [ZeroDivisionError(), "a text is no poem", succeed(None)], ids=repr)
+def test_a_source_that_is_broken_is_shown_with_its_traceback(clock: Clock, log: Log, poem: object) -> None:
+    wire = connect(PoemFactory(Given(poem), clock))
     assert wire.disconnected
     assert len(log.tracebacks) == 1
 

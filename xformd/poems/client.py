@@ -7,7 +7,7 @@ a server meant to say more that closed in order. An empty poem is taken for a se
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
@@ -111,10 +111,8 @@ def _given_up(name: str) -> RequestCancelled:
 
 
 def _limit(work: Deferred[Any], timeout_s: float, clock: Any, message: str) -> None:
-    def expired(result: object, _: float) -> object:
-        if isinstance(result, Failure) and result.check(CancelledError):
-            raise TransformTimeout(message)
-        return result
+    def expired(*_: object) -> NoReturn:
+        raise TransformTimeout(message)
 
     if not work.called:
         work.addTimeout(timeout_s, clock, onTimeoutCancel=expired)

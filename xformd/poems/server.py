@@ -12,7 +12,7 @@ from typing import Any
 from typing import Protocol as Interface
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -90,7 +90,7 @@ class PoemProtocol(Protocol):
     def __init__(self, factory: "PoemFactory", peer: str | None) -> None:
         self._factory = factory
         self._peer = peer
-        self._waiting: Deferred[None] | None = None
+        self._waiting: Deferred[Any] | None = None
         self._poem: Poem | None = None
         self._pace: Pace | None = None
         self._sent_bytes = 0
@@ -102,15 +102,10 @@ class PoemProtocol(Protocol):
         """Get the poem, and send it when it is there."""
         self._factory.connections.add(self, self._peer)
         self._linger(_RESET_ON_CLOSE)
-        try:
-            poem = self._factory.source.get_poem()
-        except Exception:
-            self._fail(Failure())
-        else:
-            if isinstance(poem, Deferred):
-                self._waiting = poem.addCallbacks(self._send, self._fail)
-            else:
-                self._send(poem)
+        # Its type says what may come, and mypy cannot choose among the overloads for it.
+        get_poem: Callable[[], Any] = self._factory.source.get_poem
+        self._waiting = maybeDeferred(get_poem).addCallback(self._send)
+        self._waiting.addErrback(self._fail)
 
     def dataReceived(self, data: bytes) -> None:
         """Take no notice: what a client says changes no poem."""

@@ -32,6 +32,13 @@ def addresses_of(server: Server) -> list[str]:
     return [line.rpartition(" ")[2] for line in server.greeting if " listening on " in line]
 
 
+def connections(server: Server) -> int:
+    """Count the sockets of a server that are connected to somebody."""
+    port = int(server.address.rpartition(":")[2])
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01" for line in lines)
+
+
 class Peer:
     """A server in a thread.
 

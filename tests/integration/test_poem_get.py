@@ -152,18 +152,11 @@ def test_a_server_that_is_killed_half_way_gives_no_short_poem(tmp_path: Path) ->
     with poem_server(tmp_path, "serve", str(owl), "--slow", "200") as server:
         command = [*XFORMD, "poem", "get", server.address]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
-            wait_until(lambda: connections(server) > 0)
+            wait_until(lambda: poems.connections(server) > 0)
             server.process.kill()
             printed, said = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, printed) == (69, b"")
     assert said.startswith(b"xformd: connection-")
-
-
-def connections(server: Server) -> int:
-    """Count the sockets of a server that are connected to somebody."""
-    port = int(server.address.rpartition(":")[2])
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return sum(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01" for line in lines)
 
 
 def test_each_poem_has_a_file_of_its_own(tmp_path: Path) -> None:

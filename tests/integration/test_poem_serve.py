@@ -43,6 +43,19 @@ def test_a_client_that_says_something_gets_the_poem_all_the_same(tmp_path: Path,
         assert server.ask(b"GET / HTTP/1.1\r\n\r\n" * 100) == POEM * 20_000
 
 
+def test_a_client_that_takes_its_time_gets_what_the_server_has_long_sent(tmp_path: Path, owl: Path) -> None:
+    owl.write_bytes(POEM * 5_000)
+    with poem_server(tmp_path, "serve", str(owl)) as server:
+        descriptors = Path(f"/proc/{server.process.pid}/fd")
+        before = len([*descriptors.iterdir()])
+        client = server.connect()
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == POEM[:1]
+        wait_until(lambda: len([*descriptors.iterdir()]) == before)
+        with client:
+            assert POEM[:1] + read_to_end(client) == POEM * 5_000
+
+
 def test_the_file_is_read_again_when_it_changes_and_the_last_good_poem_stays(tmp_path: Path, owl: Path) -> None:
     with poem_server(tmp_path, "serve", str(owl)) as server:
         owl.write_bytes(b"The Cat")

@@ -13,6 +13,7 @@ import pytest
 from integration import poems
 from integration.poems import Peer, peer, poem_server
 from integration.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until, xformd
+from integration.test_listening import write_certificate
 
 OWL, CAT = b"THE OWL\n", b"THE CAT\n"
 
@@ -250,3 +251,30 @@ def test_a_proxy_and_its_upstream_are_the_same_to_a_client(tmp_path: Path) -> No
     with peer(poems.sends(OWL)) as owl, poem_server(tmp_path, "proxy", owl.address) as proxy:
         assert isinstance(owl, Peer)
         assert get(owl.address, proxy.address, proxy.address).stdout == 3 * OWL
+
+
+def test_over_tls_a_poem_comes_whole_and_a_stream_that_is_cut_off_is_a_failure(tmp_path: Path) -> None:
+    pytest.importorskip("OpenSSL", reason="pip install 'xformd[tls]'")
+    trusted, owl = tmp_path / "trusted", tmp_path / "owl.txt"
+    trusted.mkdir()
+    key, certificate = tmp_path / "key.pem", trusted / "certificate.pem"
+    write_certificate(key, certificate)
+    place = f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1"
+    for poem, slow in ((OWL * 50_000, ()), (OWL * 100, ("--slow", "200"))):
+        owl.write_bytes(poem)
+        with poem_server(tmp_path, "serve", str(owl), *slow, "--listen", place) as server:
+            port = poems.addresses_of(server)[0].rpartition(":")[2]
+            address = f"tls:localhost:{port}:trustRoots={trusted}:endpoint=tcp\\:127.0.0.1\\:{port}"
+            if not slow:
+                got = get(address)
+                assert (got.returncode, got.stdout == poem, got.stderr) == (0, True, b"")
+                continue
+            command = [*XFORMD, "poem", "get", address]
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+            ) as process:
+                wait_until(lambda: poems.connections(server) > 0)
+                server.process.kill()
+                printed, said = process.communicate(timeout=DEADLINE_S)
+            assert (process.returncode, printed) == (69, b"")
+            assert said.startswith(b"xformd: connection-")

@@ -27,17 +27,16 @@ class Wire(StringTransport):
     takes = True
     protocol: Any
 
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        super().registerProducer(producer, streaming)
-        producer.resumeProducing()
-
     def write(self, data: bytes) -> None:
         super().write(data)
-        if self.takes and self.producer is not None:
-            self.producer.resumeProducing()
+        if not self.takes:
+            assert self.producer is not None
+            self.producer.pauseProducing()
 
     def loseWriteConnection(self) -> None:
         self.is_half_closed = True
+        if self.takes:
+            self.protocol.writeConnectionLost()
 
     def abortConnection(self) -> None:
         super().abortConnection()
@@ -179,7 +178,9 @@ def test_without_a_poem_the_connection_is_reset_and_the_log_says_why_once_a_seco
     assert log.lines[1].startswith("closed 2 new connections in the last second: no poem: connection-failed")
 
 
-@pytest.mark.parametrize("poem", [ZeroDivisionError(), "a text is no poem", succeed(None)], ids=repr)
+@pytest.mark.parametrize(
+    "poem", [ZeroDivisionError(), "a text is no poem", succeed(None)], ids=["raises", "text", "nothing"]
+)
 def test_a_source_that_is_broken_is_shown_with_its_traceback(clock: Clock, log: Log, poem: object) -> None:
     wire = connect(PoemFactory(Given(poem), clock))
     assert wire.disconnected

@@ -3,7 +3,7 @@
 import attrs
 
 CHUNK_BYTES = 65_536
-"""At most so much of a poem is in memory for each reader."""
+"""A poem is read in pieces of this size; Twisted holds two of them at most for each reader."""
 
 TICK_S = 0.05
 """A slow poem comes in pieces of so many seconds, so that it is seen to come."""

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
-    IPullProducer,
+    IPushProducer,
     IReactorTime,
     ISSLTransport,
 )
@@ -75,7 +75,7 @@ class PoemService(Service):
         return self._current()
 
 
-@implementer(IHalfCloseableProtocol, IPullProducer)
+@implementer(IHalfCloseableProtocol, IPushProducer)
 class PoemProtocol(Protocol):
     """One connection: the poem goes out, whenever there is one, and nothing is expected to come in.
 
@@ -96,7 +96,7 @@ class PoemProtocol(Protocol):
         self._sent_bytes = 0
         self._timer: IDelayedCall | None = None
         self._deadline = Deadline(factory.clock, self._expire)
-        self._client_is_done = self._is_finished = False
+        self._is_paused = self._client_is_done = self._is_finished = self._is_flushed = False
 
     def connectionMade(self) -> None:
         """Get the poem, and send it when it is there."""
@@ -111,20 +111,19 @@ class PoemProtocol(Protocol):
         """Take no notice: what a client says changes no poem."""
 
     def resumeProducing(self) -> None:
-        """Send the next piece: the one before is on its way. Called by the transport."""
-        assert self._poem is not None
+        """Go on: the client takes more. Called by the transport."""
+        self._is_paused = False
         self._deadline.clear()
-        remaining = self._poem.size_bytes - self._sent_bytes
-        if not remaining:
-            self._finish()
-        elif self._pace is None:
-            self._write(min(CHUNK_BYTES, remaining))
-        else:
-            step = self._pace.next(self._sent_bytes, self._poem.size_bytes, self._factory.clock.seconds())
-            self._timer = self._factory.clock.callLater(step.wait_s, self._write, step.size_bytes)
+        self._produce()
+
+    def pauseProducing(self) -> None:
+        """Wait: the client has enough to take. Called by the transport."""
+        self._is_paused = True
+        self._deadline.set(self._factory.stall_timeout_s)
 
     def stopProducing(self) -> None:
-        """Send no more: the connection is gone."""
+        """Send no more: the connection is gone. Called by the transport."""
+        self._is_finished = True
         self._stop_timer()
 
     def readConnectionLost(self) -> None:
@@ -132,11 +131,17 @@ class PoemProtocol(Protocol):
         self._client_is_done = True
         if self._poem is None:
             self.transport.abortConnection()
-        elif self._is_finished:
+        elif self._is_flushed:
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """The close is on its way; who has more to say may say it, so that nothing resets what we sent."""
+        """The whole poem and its end are with the system: nothing can cut them short any more."""
+        self._is_flushed = True
+        self._linger(_CLOSE_IN_ORDER)
+        if self._client_is_done:
+            self.transport.loseConnection()
+        else:
+            self._deadline.set(self._factory.linger_timeout_s)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
         """Leave nothing behind: no timer, and no wait for a poem."""
@@ -154,37 +159,51 @@ class PoemProtocol(Protocol):
         self._poem = MemoryPoem(poem) if isinstance(poem, bytes) else poem
         clock, bytes_per_s = self._factory.clock, self._factory.bytes_per_s
         self._pace = Pace(bytes_per_s, clock.seconds()) if bytes_per_s is not None else None
-        self.transport.registerProducer(self, False)  # which asks for the first piece
+        self.transport.registerProducer(self, True)
+        self._produce()
 
     def _fail(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._factory.failed(failure)
         self.transport.abortConnection()
 
-    def _write(self, size_bytes: int) -> None:
+    def _produce(self) -> None:
         assert self._poem is not None
+        while not (self._is_paused or self._is_finished or self._timer is not None):
+            remaining = self._poem.size_bytes - self._sent_bytes
+            if not remaining:
+                self._finish()
+            elif self._pace is None:
+                self._write(self._poem, min(CHUNK_BYTES, remaining))
+            else:
+                step = self._pace.next(self._sent_bytes, self._poem.size_bytes, self._factory.clock.seconds())
+                self._timer = self._factory.clock.callLater(step.wait_s, self._go_on, self._poem, step.size_bytes)
+
+    def _go_on(self, poem: Poem, size_bytes: int) -> None:
         self._timer = None
-        piece = self._poem.read(self._sent_bytes, size_bytes)
+        self._write(poem, size_bytes)
+        self._produce()
+
+    def _write(self, poem: Poem, size_bytes: int) -> None:
+        piece = poem.read(self._sent_bytes, size_bytes)
         self._sent_bytes += len(piece)
-        self._deadline.set(self._factory.stall_timeout_s)
         self.transport.write(piece)
 
     def _finish(self) -> None:
         self._is_finished = True
-        self._linger(_CLOSE_IN_ORDER)
         self.transport.unregisterProducer()
-        if self._client_is_done or not self._can_half_close():
+        self._deadline.set(self._factory.stall_timeout_s)
+        if self._can_half_close():
+            # Closing both sides at once would reset the connection if the client had said anything: a browser does.
+            self.transport.loseWriteConnection()
+        else:
             self.transport.loseConnection()
-            return
-        # Closing both sides at once would reset the connection if the client had said anything: a browser does.
-        self._deadline.set(self._factory.linger_timeout_s)
-        self.transport.loseWriteConnection()
 
     def _can_half_close(self) -> bool:
         return IHalfCloseableDescriptor.providedBy(self.transport) and not ISSLTransport.providedBy(self.transport)
 
     def _expire(self) -> None:
-        if self._is_finished:
+        if self._is_flushed:
             self.transport.loseConnection()
         else:
             self.log.info("cut off {peer}: it takes nothing", peer=self._peer or "a local client")

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -22,10 +22,11 @@ from twisted.python.failure import Failure
 
 from xformd import __version__, descriptors
 from xformd.allocator import keep_freed_memory
-from xformd.app import make_server
-from xformd.config import Settings
 from xformd.listening import Listening
-from xformd.plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from xformd.config import Settings
+    from xformd.plugins.registry import Registry
 
 Result = TypeVar("Result")
 AnyServer = TypeVar("AnyServer", bound=Listening)
@@ -73,7 +74,7 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     return result
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then answer what has been accepted; load the plugins anew on SIGHUP.
 
     Args:
@@ -84,6 +85,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         ConfigError: the settings name something that is not there.
         ListenFailed: the server cannot listen where it was told to.
     """
+    from xformd.app import make_server  # which a client's command does not need
+
     start_logging(terse_observer())
     keep_freed_memory()
     run_server(
@@ -138,7 +141,7 @@ def run_server(
         failures[0].raiseException()
 
 
-def _within_descriptors(settings: Settings) -> Settings:
+def _within_descriptors(settings: "Settings") -> "Settings":
     """Make room for the connections that are allowed, and allow no more than there is room for."""
     allowed = settings.limits.max_connections
     workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
@@ -180,7 +183,7 @@ def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
         yield f"xformd {__version__} listening on {address}"
 
 
-def _greeting(addresses: tuple[str, ...], registry: Registry) -> Iterator[str]:
+def _greeting(addresses: tuple[str, ...], registry: "Registry") -> Iterator[str]:
     yield from listening_lines(addresses)
     active = registry.with_state("active")
     yield f"{len(registry.entries)} transforms from {len(active)} plugins"

@@ -115,7 +115,7 @@ def test_the_poem_is_fetched_again_after_its_time_and_the_old_one_stands_in_whil
             assert f"no fresh poem: connection-failed: cannot connect to {upstream.address}" in proxy.log
             assert "the old one, of 0." in proxy.log
             wait_until(lambda: ask(proxy) is None)
-            assert 1.4 < time.monotonic() - start < 2.5
+            assert 1.4 < time.monotonic() - start < 4
 
 
 def test_without_an_upstream_clients_see_a_failure_and_the_log_has_the_reason(tmp_path: Path) -> None:

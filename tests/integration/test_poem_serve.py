@@ -101,7 +101,7 @@ def test_a_slow_poem_takes_its_time_for_each_client_and_all_at_once(tmp_path: Pa
         for reader in readers:
             with reader:
                 assert read_to_end(reader) == b"x" * 100
-        assert 0.45 < time.monotonic() - start < 1.0
+        assert 0.45 < time.monotonic() - start < 2.0
 
 
 def test_a_server_that_stops_lets_its_clients_read_to_the_end(tmp_path: Path, owl: Path) -> None:

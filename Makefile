@@ -31,7 +31,7 @@ plugins: $(GUEST_VENV)/installed ## Test the example plugins, installed as a str
 	for plugin in $(PLUGINS); do (cd $$plugin && $(CURDIR)/$(GUEST_BIN)/python -m pytest) || exit 1; done
 	$(GUEST_BIN)/xformd check
 
-demo: $(GUEST_VENV)/installed ## Start a server with the example plugins and send it a poem
+demo: $(GUEST_VENV)/installed ## Start poem servers, a proxy and a transform server, and send poems through them
 	@PATH="$(CURDIR)/$(GUEST_BIN):$$PATH" bash demo/demo.sh
 
 bench: $(BENCH_VENV)/installed ## Measure xformd against its peers; print every figure that the README states
@@ -56,9 +56,9 @@ $(BENCH_VENV)/installed: pyproject.toml | python
 	touch $@
 
 # Not editable, and apart from the tools above: what somebody else's machine would have.
-$(GUEST_VENV)/installed: $(shell find xformd plugins-example -name '*.py' -o -name pyproject.toml) pyproject.toml | python
+$(GUEST_VENV)/installed: $(shell find xformd twistd plugins-example -name '*.py' -o -name pyproject.toml) pyproject.toml | python
 	$(PYTHON) -m venv --clear $(GUEST_VENV)
-	$(GUEST_BIN)/python -m pip install --quiet . $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
+	$(GUEST_BIN)/python -m pip install --quiet '.[proxy]' $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
 	touch $@
 
 .PHONY: python

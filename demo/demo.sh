@@ -1,23 +1,38 @@
 #!/usr/bin/env bash
-# A server with two plugins, a poem through each way to call it, and the end of the server.
+# The whole family: a transform server with two plugins, a poem through each way to call it, poem servers, a proxy, and
+# the client that gets poems from all of them at once; and the end of the servers.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 folder=$(mktemp -d)
-trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true; rm -rf "$folder"' EXIT
+servers=()
+end() {
+    kill "${servers[@]}" 2>/dev/null || true
+    wait "${servers[@]}" 2>/dev/null || true
+    rm -rf "$folder"
+}
+trap end EXIT
 
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
 
-say 'xformd serve --plugins --port 0 &'
-xformd serve --plugins --port 0 >"$folder/greeting" &
-server=$!
-for _ in $(seq 300); do
-    grep -q 'transforms from' "$folder/greeting" && break
-    kill -0 "$server" || { echo "the server did not start"; exit 1; }
-    sleep 0.1
-done
-cat "$folder/greeting"
-address=$(sed -n 's/.* listening on //p' "$folder/greeting")
+# start NAME LAST-LINE COMMAND...: run a server, wait for the last line of its greeting, set $address.
+start() {
+    local greeting="$folder/$1" last=$2
+    shift 2
+    say "$* &"
+    "$@" >"$greeting" &
+    servers+=($!)
+    for _ in $(seq 300); do
+        grep -q "$last" "$greeting" && break
+        kill -0 "${servers[-1]}" || { echo "the server did not start"; exit 1; }
+        sleep 0.1
+    done
+    cat "$greeting"
+    address=$(sed -n 's/.* listening on //p' "$greeting")
+}
+
+start transforms 'transforms from' xformd serve --plugins --port 0
+server=${servers[0]}
 export XFORMD_SERVER=$address
 
 say 'xformd send cummingsify owl.txt'
@@ -39,7 +54,32 @@ cat <&3
 echo
 exec 3>&-
 
-say 'kill %1; wait %1'
+anywhere=tcp:0:interface=127.0.0.1
+start poem 'the poem of' xformd poem serve owl.txt --listen "$anywhere"
+fast=$address
+start slow 'the poem of' xformd poem serve owl.txt --slow 70 --listen "$anywhere" # 2 s for each client
+slow=$address
+start proxy 'the poem of' xformd poem proxy "$slow" --ttl 60 --listen "$anywhere"
+proxy=$address
+
+# elapsed COMMAND...: run a command, set $took_ms.
+elapsed() {
+    local before=${EPOCHREALTIME/[.,]/}
+    "$@"
+    took_ms=$(((${EPOCHREALTIME/[.,]/} - before) / 1000))
+}
+
+say "xformd poem get --transform cummingsify $fast $slow $slow $proxy    # three of them take 2 s each"
+elapsed xformd poem get --transform cummingsify "$fast" "$slow" "$slow" "$proxy"
+echo "four poems in $took_ms ms"
+((took_ms < 5000)) || { echo "they did not come at once"; exit 1; }
+echo 'one after the other would have taken 6 s: they came at once'
+
+say "xformd poem get $proxy    # from its cache"
+elapsed xformd poem get "$proxy"
+echo "one poem in $took_ms ms, and not in 2 s"
+
+say "kill %1; wait %1"
 kill "$server"
 wait "$server"
 echo "the server has stopped with status $?"

@@ -31,12 +31,13 @@ def tcp_client(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
     return endpoints.HostnameEndpoint(reactor, host, port)
 
 
-def client_endpoint(reactor: Any, address: str) -> IStreamClientEndpoint:
+def client_endpoint(reactor: Any, address: str, default_port: int = DEFAULT_PORT) -> IStreamClientEndpoint:
     """Read the address of a server.
 
     Args:
         reactor: what will connect.
         address: ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, or a Twisted client endpoint string.
+        default_port: where the address names none.
 
     Returns:
         The endpoint to connect to.
@@ -45,7 +46,7 @@ def client_endpoint(reactor: Any, address: str) -> IStreamClientEndpoint:
         ConfigError: it is none of these.
     """
     if match := _HOST_AND_PORT.match(address):
-        port = int(match["port"] or DEFAULT_PORT)
+        port = int(match["port"] or default_port)
         if not 0 < port < 65_536:
             raise ConfigError(f"server address {address!r}: a port is 1 to 65535")
         return tcp_client(reactor, match["host"].strip("[]"), port)

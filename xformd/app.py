@@ -1,27 +1,17 @@
 """The composition root: settings in, a Twisted service out that listens, answers and stops in good order."""
 
-import errno
 from typing import Any
 
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IListeningPort
-from twisted.logger import globalLogPublisher
 
-from xformd import address
 from xformd.config import Settings
-from xformd.descriptors import AcceptErrors
-from xformd.errors import ListenFailed, describe
 from xformd.generations import Generations
+from xformd.listening import Listening
 from xformd.plugins.registry import Registry
-from xformd.prompt import make_prompt
 from xformd.protocol import TransformFactory
 
-REST_S = 1.0
-NO_DESCRIPTORS = "no file descriptors are left; raise ulimit -n (LimitNOFILE), or lower max_connections"
 
-
-class Server(Service):
+class Server(Listening):
     """A transform server. Stopping it answers what has been accepted first.
 
     Args:
@@ -29,88 +19,31 @@ class Server(Service):
         listen: the endpoints to listen on.
         factory: makes its connections.
         reactor: what it runs on.
-
-    Attributes:
-        listening: fires with the addresses once it listens on all of them; fails with ``ListenFailed`` or
-            ``ConfigError``.
     """
 
     def __init__(
         self, generations: Generations, listen: tuple[str, ...], factory: TransformFactory, reactor: Any
     ) -> None:
-        self.listening: Deferred[tuple[str, ...]] = Deferred()
+        super().__init__(listen, factory, reactor, is_prompt=True)
         self._generations = generations
-        self._listen = listen
-        self._factory = factory
-        self._reactor = reactor
-        self._ports: list[IListeningPort] = []
-        self._accept_errors = AcceptErrors(self._ran_out, self._rest)
-        self._resting: IDelayedCall | None = None
 
     @property
     def registry(self) -> Registry:
         """Which transforms it has now."""
         return self._generations.service.registry
 
-    def startService(self) -> None:
-        """Begin to listen, and start the workers; ``listening`` tells the outcome."""
-        Service.startService(self)
-        globalLogPublisher.addObserver(self._accept_errors)
-        Deferred.fromCoroutine(self._start()).chainDeferred(self.listening)
-
     def reload(self) -> Deferred[None]:
         """Load the plugins anew; fires when that is done, or given up."""
         return self._generations.reload()
 
-    def stopService(self) -> Deferred[None]:
-        """Stop listening, and fire when every accepted request has been answered and no worker is left."""
-        Service.stopService(self)
-        return Deferred.fromCoroutine(self._stop())
+    async def _start(self) -> tuple[str, ...]:
+        shown = await super()._start()
+        self._generations.start()
+        return shown
 
     async def _stop(self) -> None:
-        globalLogPublisher.removeObserver(self._accept_errors)
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
-        ports, self._ports = self._ports, []
-        for port in ports:
-            closing = port.stopListening()
-            if closing is not None:
-                await closing
-        await self._factory.drain()
+        await super()._stop()
         await self._generations.stop()
-
-    async def _start(self) -> tuple[str, ...]:
-        shown = []
-        for description in self._listen:
-            endpoint = address.server_endpoint(self._reactor, description)
-            try:
-                port = await endpoint.listen(self._factory)
-            except Exception as error:  # each kind of endpoint raises as it likes
-                raise _explain(description, error) from error
-            make_prompt(port)
-            self._ports.append(port)
-            shown.append(address.show(port.getHost()))
-        self._generations.start()
-        return tuple(shown)
-
-    def _ran_out(self) -> None:
-        self._factory.refusals.refused("descriptors", NO_DESCRIPTORS)
-
-    def _rest(self, cause: str) -> None:
-        """Let new connections wait: who has not been accepted would wake the reactor at once, again and again."""
-        if self._resting is not None or not self._ports:
-            return
-        advice = NO_DESCRIPTORS if cause == "EMFILE" else f"the system says {cause}"
-        self._factory.refusals.log.warn("new connections wait for {rest_s} s: {advice}", rest_s=REST_S, advice=advice)
-        for port in self._ports:
-            port.stopReading()  # type: ignore[attr-defined]  # what accepts, reads
-        self._resting = self._reactor.callLater(REST_S, self._resume)
-
-    def _resume(self) -> None:
-        self._resting = None
-        for port in self._ports:
-            port.startReading()  # type: ignore[attr-defined]
 
 
 def make_server(settings: Settings, reactor: Any) -> Server:
@@ -129,10 +62,3 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     generations = Generations(settings, reactor)
     factory = TransformFactory(generations.service, settings.limits, reactor)
     return Server(generations, settings.listen, factory, reactor)
-
-
-def _explain(description: str, error: Exception) -> ListenFailed:
-    cause = getattr(error, "socketError", error)
-    reason = getattr(cause, "strerror", None) or describe(cause)
-    advice = "; is another server running there?" if getattr(cause, "errno", None) == errno.EADDRINUSE else ""
-    return ListenFailed(f"cannot listen on {description}: {reason}{advice}")

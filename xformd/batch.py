@@ -5,9 +5,7 @@ One poem that fails never stops the rest, and a result is delivered whole or not
 
 import errno
 import itertools
-import os
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from xformd.errors import ConfigError, XformError
+from xformd.files import write_whole
 
 STDIN = Path("-")
 
@@ -167,16 +166,7 @@ class Folder:
 
     def write(self, source: Path, result: bytes) -> None:
         """Write a result. Nobody ever sees half of one: the file appears when it is whole."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self._directory, prefix=".xformd-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(result)
-            Path(temporary).chmod(0o666 & ~_umask())
-            Path(temporary).replace(self._directory / self._name(source))
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(self._directory / self._name(source), result)
 
     @staticmethod
     def _name(source: Path) -> str:
@@ -188,9 +178,3 @@ def _is_same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:  # one of them is not there, or cannot be reached: reading or writing it will say so
         return False
-
-
-def _umask() -> int:
-    umask = os.umask(0)  # the only way to read it is to set it
-    os.umask(umask)
-    return umask

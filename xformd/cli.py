@@ -16,6 +16,7 @@ import click
 
 from xformd import __version__
 from xformd.cli_options import guest_code, plugin_options, poem_options, server_options
+from xformd.cli_poem import poem
 from xformd.cli_serve import config, serve
 from xformd.errors import ConfigError, XformError, one_line
 
@@ -57,11 +58,13 @@ def main() -> None:
     xformd list-transforms                      what it can do
     xformd send cummingsify poem.txt            send it a poem
     xformd run wrap:width=40+upper poem.txt     the same, without a server
+    xformd poem get 127.0.0.1:10000             fetch one, from a poem server
     """
 
 
 main.add_command(serve)
 main.add_command(config)
+main.add_command(poem)
 
 
 @main.command("list-transforms")

@@ -2,6 +2,8 @@
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11_000
+DEFAULT_POEM_PORT = 10_000
+DEFAULT_POEM_PROXY_PORT = 10_001
 BACKLOG = 1_024
 """How many connections may wait to be accepted: clients of the classic form come in bursts."""
 

@@ -1,10 +1,11 @@
 """What a process needs around Twisted: a log, signals, and a reactor that runs until the work is done."""
 
 import contextlib
+import functools
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -21,11 +22,14 @@ from twisted.python.failure import Failure
 
 from xformd import __version__, descriptors
 from xformd.allocator import keep_freed_memory
-from xformd.app import Server, make_server
-from xformd.config import Settings
-from xformd.plugins.registry import Registry
+from xformd.listening import Listening
+
+if TYPE_CHECKING:
+    from xformd.config import Settings
+    from xformd.plugins.registry import Registry
 
 Result = TypeVar("Result")
+AnyServer = TypeVar("AnyServer", bound=Listening)
 
 log = Logger()
 
@@ -70,7 +74,7 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     return result
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then answer what has been accepted; load the plugins anew on SIGHUP.
 
     Args:
@@ -82,17 +86,45 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
         ListenFailed: the server cannot listen where it was told to.
     """
     _install_prompt_reactor()
+    from xformd.app import make_server  # which a client's command does not need
+
+    start_logging(terse_observer())
+    keep_freed_memory()
+    run_server(
+        lambda reactor: make_server(_within_descriptors(settings), reactor),
+        lambda server, addresses: _greeting(addresses, server.registry),
+        announce,
+        hang_up=lambda server: server.reload(),
+    )
+
+
+def run_server(
+    make: Callable[[Any], AnyServer],
+    greet: Callable[[AnyServer, tuple[str, ...]], Iterable[str]],
+    announce: Callable[[str], None],
+    hang_up: Callable[[AnyServer], object] | None = None,
+) -> None:
+    """Run any server until SIGTERM or SIGINT, and let it end what it has accepted.
+
+    Args:
+        make: puts it together, for a reactor.
+        greet: says, given the server and the addresses where it listens, what there is to say of it.
+        announce: is told that, line by line.
+        hang_up: is called on SIGHUP.
+
+    Raises:
+        ConfigError: it cannot be put together, or its endpoints are none.
+        ListenFailed: it cannot listen where it was told to.
+    """
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
-    start_logging(terse_observer())
-    keep_freed_memory()
-    server = make_server(_within_descriptors(settings), reactor)
+    server = make(reactor)
     failures: list[Failure] = []
 
     def started(addresses: tuple[str, ...]) -> None:
         try:
-            for line in _greeting(addresses, server.registry):
+            for line in greet(server, addresses):
                 announce(line)
         except OSError as error:  # nobody reads it: that is no reason not to serve
             log.warn("cannot say where it listens: {error}", error=error)
@@ -103,14 +135,14 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     server.listening.addCallbacks(started, failed)
     reactor.callWhenRunning(server.startService)
-    reactor.callWhenRunning(_heed_signals, reactor, server)
+    reactor.callWhenRunning(_heed_signals, reactor, None if hang_up is None else functools.partial(hang_up, server))
     reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
     reactor.run()
     if failures:
         failures[0].raiseException()
 
 
-def _within_descriptors(settings: Settings) -> Settings:
+def _within_descriptors(settings: "Settings") -> "Settings":
     """Make room for the connections that are allowed, and allow no more than there is room for."""
     allowed = settings.limits.max_connections
     workers = settings.worker_count
@@ -136,7 +168,7 @@ def _install_prompt_reactor() -> None:
         install()
 
 
-def _heed_signals(reactor: Any, server: Server) -> None:
+def _heed_signals(reactor: Any, hang_up: Callable[[], object] | None) -> None:
     def stop(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
         # Whoever signals once more does not want to wait, not even for a transform that blocks.
         _default_signals()
@@ -144,7 +176,8 @@ def _heed_signals(reactor: Any, server: Server) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(server.reload))
+    if hang_up is not None:
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(hang_up))
 
 
 def _default_signals() -> None:
@@ -152,9 +185,14 @@ def _default_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _greeting(addresses: tuple[str, ...], registry: Registry) -> Iterator[str]:
+def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
+    """Say where a server listens."""
     for address in addresses:
         yield f"xformd {__version__} listening on {address}"
+
+
+def _greeting(addresses: tuple[str, ...], registry: "Registry") -> Iterator[str]:
+    yield from listening_lines(addresses)
     active = registry.with_state("active")
     yield f"{len(registry.entries)} transforms from {len(active)} plugins"
     for plugin in registry.with_state("failed"):

@@ -47,12 +47,12 @@ class Server:
         address: where it listens.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, ready: str = "transforms from") -> None:
         self.process = process
         self._log = log
         self._pending = b""
         self.greeting: list[str] = []
-        while not any("transforms from" in line for line in self.greeting):
+        while not any(ready in line for line in self.greeting):
             self.greeting.append(self.read_line())
         self.address = self.greeting[0].rpartition(" ")[2]
 
@@ -95,22 +95,27 @@ class Server:
 
 def read_to_end(connection: socket.socket) -> bytes:
     """Give everything that comes until the peer closes."""
-    received = b""
-    while data := connection.recv(65_536):
-        received += data
-    return received
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: str, command: Sequence[str] = XFORMD, keep: Sequence[int] = (), **extra: str
+    folder: Path,
+    *arguments: str,
+    command: Sequence[str] = XFORMD,
+    verb: Sequence[str] = ("serve",),
+    ready: str = "transforms from",
+    keep: Sequence[int] = (),
+    **extra: str,
 ) -> Iterator[Server]:
     """Run a server on a free port until the block ends.
 
     Args:
         folder: for its log.
-        arguments: after ``serve``; a free port is taken where they name no place to listen.
+        arguments: after the verb; a free port is taken where they name no place to listen.
         command: what to run.
+        verb: what it is to do.
+        ready: what stands in the last line of its greeting.
         keep: descriptors that it inherits.
         extra: adds to its environment.
     """
@@ -119,7 +124,7 @@ def serving(
     with (
         log.open("wb") as stderr,
         subprocess.Popen(
-            [*command, "serve", *where, *arguments],
+            [*command, *verb, *where, *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=environment(extra),
@@ -127,7 +132,7 @@ def serving(
         ) as process,
     ):
         try:
-            yield Server(process, log)
+            yield Server(process, log, ready)
         finally:
             process.terminate()
             try:

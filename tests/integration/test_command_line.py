@@ -29,7 +29,7 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
 
 
 def test_help_and_version_load_neither_plugins_nor_twisted(tmp_path: Path) -> None:
-    for arguments in (["--help"], ["--version"], ["send", "--help"], ["serve", "--help"]):
+    for arguments in (["--help"], ["--version"], ["send", "--help"], ["serve", "--help"], ["poem", "get", "--help"]):
         shown = subprocess.run(
             [XFORMD[0], "-X", "importtime", *XFORMD[1:], *arguments], capture_output=True, env=environment(), check=True
         )
@@ -45,9 +45,11 @@ def test_importing_xformd_installs_no_reactor_and_needs_no_twisted() -> None:
     assert subprocess.run([XFORMD[0], "-c", code], capture_output=True, check=True).stdout == b"False\n"
 
 
-@pytest.mark.parametrize("command", ["serve", "list-transforms", "send", "run", "check"])
+@pytest.mark.parametrize(
+    "command", ["serve", "list-transforms", "send", "run", "check", "poem serve", "poem get", "poem proxy"]
+)
 def test_each_command_has_help_with_examples(command: str) -> None:
-    shown = xformd(command, "--help")
+    shown = xformd(*command.split(), "--help")
     assert b"Examples:\n    xformd " in shown.stdout
 
 

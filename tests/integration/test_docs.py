@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from integration import packages
+from integration.poems import peer, sends
 from integration.processes import DEADLINE_S, serving
 
 pytestmark = pytest.mark.xdist_group("docs")
@@ -31,13 +32,14 @@ class Reader:
     environment: packages.Environment
     server: str
 
-    def run(self, command: list[str], folder: Path) -> str:
-        """Run a command and give all that it prints."""
+    def run(self, command: list[str], folder: Path, **extra: str) -> str:
+        """Run a command and give all that it prints; ``extra`` adds to its environment."""
         variables = {
             **packages.environ(),
             "PATH": f"{self.environment.python.parent}:/usr/bin:/bin",
             "XFORMD_SERVER": self.server,
             "COLUMNS": "200",
+            **extra,
         }
         done = subprocess.run(
             command,
@@ -143,6 +145,23 @@ def test_the_plain_sockets_of_the_readme_work(reader: Reader, desk: Path) -> Non
 def test_the_asyncio_page_works(reader: Reader, desk: Path) -> None:
     _, program = blocks_of(ROOT / "docs" / "client.md", "python")
     assert reader.run(["python", "-W", "error", "-c", program], desk) == "['THE OWL', 'THE PUSSY-CAT']\n"
+
+
+POETRY = ROOT / "docs" / "poetry.md"
+
+
+@pytest.mark.parametrize("number", range(len(blocks_of(POETRY, "python"))))
+def test_the_poetry_page_prints_what_it_says(reader: Reader, desk: Path, number: int) -> None:
+    program, expected = blocks_of(POETRY, "python")[number], blocks_of(POETRY, "text")[number]
+    with peer(sends(b"The OWL and the Pussy-cat\n")) as first, peer(sends(b"went to SEA\n")) as second:
+        servers = f"{first.address} {second.address}"
+        # Twisted keeps a descriptor of /dev/null in reserve to its end, which is no business of the page.
+        strict = ["-W", "error", "-W", "ignore::ResourceWarning"]
+        assert reader.run(["python", *strict, "-c", program], desk, POEM_SERVERS=servers) == expected
+
+
+def test_each_program_of_the_poetry_page_says_what_it_prints() -> None:
+    assert len(blocks_of(POETRY, "python")) == len(blocks_of(POETRY, "text")) >= 6
 
 
 def test_the_plugin_page_shows_the_files_that_are_installed() -> None:

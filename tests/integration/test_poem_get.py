@@ -1,0 +1,280 @@
+"""``xformd poem get`` as a user runs it: good servers, slow ones and bad ones, and a transform that may fail."""
+
+import contextlib
+import os
+import pty
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from integration import poems
+from integration.poems import Peer, peer, poem_server
+from integration.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until, xformd
+from integration.test_listening import write_certificate
+
+OWL, CAT = b"THE OWL\n", b"THE CAT\n"
+
+
+def get(*arguments: str, **extra: str) -> subprocess.CompletedProcess[bytes]:
+    return xformd("poem", "get", *arguments, **extra)
+
+
+def released(poem: bytes, may_send: threading.Event) -> poems.Talk:
+    """Make a server whose poem comes when the test says so."""
+
+    def talk(connection: object) -> None:
+        may_send.wait(DEADLINE_S)
+        connection.sendall(poem)  # type: ignore[attr-defined]
+
+    return talk
+
+
+def test_ten_slow_poems_of_2_s_each_come_together_in_less_than_2_5_s() -> None:
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(peer(poems.sends_in(b"poem %d\n" % number, 2.0))) for number in range(10)]
+        got = get("--ordered", *[server.address for server in slow])
+        ended = time.monotonic()
+        assert got.stdout == b"".join(b"poem %d\n" % number for number in range(10))
+        assert (got.returncode, got.stderr) == (0, b"")
+        assert 2.0 <= ended - min(server.connected_at[0] for server in slow) < 2.5
+
+
+def test_a_slow_server_of_ours_serves_all_at_once_too(tmp_path: Path) -> None:
+    owl = tmp_path / "owl.txt"
+    owl.write_bytes(OWL)
+    with poem_server(tmp_path, "serve", str(owl), "--slow", "8", listen=10) as server:
+        start = time.monotonic()
+        got = get(*poems.addresses_of(server))
+        assert got.stdout == 10 * OWL
+        assert 1.0 <= time.monotonic() - start < 5
+
+
+def test_poems_are_printed_as_they_arrive_or_in_the_order_of_the_addresses() -> None:
+    with peer(poems.sends_in(OWL, 0.3)) as slow, peer(poems.sends(CAT)) as fast:
+        assert get(slow.address, fast.address).stdout == CAT + OWL
+        assert get("--ordered", slow.address, fast.address).stdout == OWL + CAT
+
+
+def test_each_poem_is_printed_as_soon_as_it_is_there() -> None:
+    may_send = threading.Event()
+    with peer(poems.sends(OWL)) as fast, peer(released(CAT, may_send)) as slow:
+        command = [*XFORMD, "poem", "get", slow.address, fast.address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(len(OWL)) == OWL
+            may_send.set()
+            assert process.stdout.read() == CAT
+            assert process.wait(DEADLINE_S) == 0
+
+
+def test_each_poem_goes_through_the_transform(server: Server) -> None:
+    with peer(poems.sends(OWL)) as owl, peer(poems.sends(CAT)) as cat:
+        got = get(
+            "--transform", "cummingsify+number-lines", "--via", server.address, "--ordered", owl.address, cat.address
+        )
+    assert (got.returncode, got.stdout, got.stderr) == (0, b"1. the owl\n1. the cat\n", b"")
+
+
+def test_a_transform_that_fails_gives_the_original_and_says_so() -> None:
+    with peer(poems.sends(OWL)) as owl:
+        got = get("--transform", "cummingsify", "--via", "127.0.0.1:1", owl.address)
+    assert got.stdout == OWL
+    assert got.stderr.decode() == (
+        "cummingsify failed: connection-failed: cannot connect to 127.0.0.1:1: Connection refused; "
+        "is 'xformd serve' running there?; original poem follows\n"
+    )
+    assert got.returncode == 1
+
+
+def test_when_the_transform_server_stops_half_way_every_poem_is_printed(tmp_path: Path) -> None:
+    may_send = threading.Event()
+    with (
+        serving(tmp_path, "--plugins=none", "--workers", "0") as transforms,
+        peer(poems.sends(OWL)) as first,
+        peer(released(CAT, may_send)) as second,
+        peer(released(b"THE PIG\n", may_send)) as third,
+    ):
+        command = [*XFORMD, "poem", "get", "--transform", "cummingsify", "--via", transforms.address, "--ordered"]
+        with subprocess.Popen(
+            [*command, first.address, second.address, third.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(len(OWL)) == b"the owl\n"
+            transforms.stop()
+            may_send.set()
+            rest, said = process.communicate(timeout=DEADLINE_S)
+        assert rest == CAT + b"THE PIG\n"
+        assert [line.partition(":")[0] for line in said.decode().splitlines()] == ["cummingsify failed"] * 2
+        assert said.count(b"; original poem follows\n") == 2
+        assert process.returncode == 1
+
+
+def test_bad_servers_are_named_with_their_reasons_and_the_good_one_is_printed() -> None:
+    bad = [poems.drips, poems.never_answers, poems.floods, poems.resets_half_way, poems.closes]
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(peer(talk)) for talk in bad]
+        good = stack.enter_context(peer(poems.sends(OWL)))
+        where = [running.address for running in peers]
+        start = time.monotonic()
+        got = get("--timeout", "1", "--max-bytes", "1MiB", *where, "127.0.0.1:1", "no:such:endpoint", good.address)
+        assert time.monotonic() - start < 4
+    assert (got.returncode, got.stdout) == (1, OWL)
+    said = got.stderr.decode()
+    assert said.count("\n") == 7
+    for line in (
+        f"xformd: timeout: no whole poem from {where[0]} within 1 s\n",
+        f"xformd: timeout: no whole poem from {where[1]} within 1 s\n",
+        f"xformd: too-large: {where[2]} sends more than 1048576 bytes\n",
+        f"xformd: connection-lost: {where[3]} is gone (Connection to the other side was lost in a non-clean fashion.) "
+        "after 16 bytes: no whole poem\n",
+        f"xformd: connection-lost: {where[4]} closed without a word: no poem\n",
+        "xformd: connection-failed: cannot connect to 127.0.0.1:1: Connection refused; "
+        "is a poem server running there?\n",
+        "xformd: bad-config: server address 'no:such:endpoint': ",
+    ):
+        assert line in said
+
+
+def test_when_none_came_the_exit_status_is_that_of_the_first_failure() -> None:
+    with peer(poems.floods) as flood:
+        got = get("--max-bytes", "10", "--ordered", flood.address, "127.0.0.1:1")
+    assert (got.returncode, got.stdout) == (65, b"")
+
+
+def test_a_server_that_is_killed_half_way_gives_no_short_poem(tmp_path: Path) -> None:
+    owl = tmp_path / "owl.txt"
+    owl.write_bytes(OWL * 100)
+    with poem_server(tmp_path, "serve", str(owl), "--slow", "200") as server:
+        command = [*XFORMD, "poem", "get", server.address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+            wait_until(lambda: poems.connections(server) > 0)
+            server.process.kill()
+            printed, said = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, printed) == (69, b"")
+    assert said.startswith(b"xformd: connection-")
+
+
+def test_each_poem_has_a_file_of_its_own(tmp_path: Path) -> None:
+    with peer(poems.sends(OWL)) as owl, peer(poems.resets_half_way) as bad:
+        for _ in range(2):  # once into a folder that is not there, once over what is there
+            got = get("--output-dir", str(tmp_path / "poems"), owl.address, bad.address)
+            assert (got.returncode, got.stdout) == (1, b"")
+            files = {path.name: path.read_bytes() for path in (tmp_path / "poems").iterdir()}
+            assert files == {owl.address.replace(":", "_"): OWL}
+        got = get("--output-dir", "/proc/no", owl.address)
+    assert got.returncode == 73
+    assert got.stderr.decode() == f"xformd: cannot write the poem of {owl.address}: No such file or directory\n"
+
+
+def test_a_reader_who_takes_his_time_costs_no_other_poem() -> None:
+    large = OWL * 50_000
+    with peer(poems.sends(large)) as owl, peer(poems.sends(large)) as cat, peer(poems.sends_in(CAT, 0.3)) as slow:
+        command = [*XFORMD, "poem", "get", "--timeout", "1", owl.address, cat.address, slow.address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:
+            wait_until(lambda: bool(slow.connected_at))
+            start = time.monotonic()
+            wait_until(lambda: time.monotonic() - start > 1.5)
+            printed, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0
+        assert len(printed) == 2 * len(large) + len(CAT)
+
+
+def test_a_reader_who_leaves_ends_the_command_without_a_word() -> None:
+    with peer(poems.sends(OWL * 50_000)) as owl, peer(poems.never_answers) as never:
+        command = [*XFORMD, "poem", "get", owl.address, never.address]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+            assert process.stdout is not None
+            process.stdout.read(4)
+            process.stdout.close()
+            assert process.wait(DEADLINE_S) == 1
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """Run a command with its standard error on a terminal, and give what that shows."""
+    ours, theirs = pty.openpty()
+    shown = b""
+    with subprocess.Popen(
+        [*XFORMD, "poem", "get", *arguments], stdout=subprocess.DEVNULL, stderr=theirs, env=environment()
+    ) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # Linux's way to say that nobody has it open any more
+            while data := os.read(ours, 65_536):
+                shown += data
+        assert process.wait(DEADLINE_S) == 0
+    os.close(ours)
+    return shown.decode()
+
+
+def test_a_terminal_shows_a_line_for_each_server() -> None:
+    with peer(poems.sends_in(OWL, 0.5)) as owl, peer(poems.sends_in(CAT, 0.3)) as cat:
+        shown = on_a_terminal(owl.address, cat.address)
+        for server in (owl, cat):
+            assert f"{server.address}  8 bytes, whole\r\n" in shown
+        assert f"{owl.address}  0 bytes" in shown or f"{owl.address}  connecting" in shown
+        last = shown.rpartition("\x1b[J")[2].splitlines()
+        assert [line.partition("  ")[0] for line in last] == [owl.address, cat.address]
+        assert get(owl.address, cat.address).stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ((), 2, "Missing argument"),
+        (("--via", "127.0.0.1:1", "127.0.0.1:2"), 2, "--via is where --transform is done: say which transform"),
+        (("--transform", "No Transform", "127.0.0.1:2"), 64, "bad-request: "),
+        (("--transform", "upper", "--via", "a:b:c", "127.0.0.1:2"), 78, "bad-config: server address 'a:b:c'"),
+        (("--timeout", "soon", "127.0.0.1:2"), 2, "'soon' is no number of seconds"),
+        (("--output-dir", "x", "127.0.0.1:2", "127.0.0.1:2"), 78, "would both become 127.0.0.1_2"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
+    refused = get(*arguments)
+    assert refused.returncode == status
+    assert says in refused.stderr.decode()
+
+
+def test_the_transform_server_may_stand_in_the_environment(server: Server) -> None:
+    with peer(poems.sends(OWL)) as owl:
+        assert get("--transform", "cummingsify", owl.address, XFORMD_SERVER=server.address).stdout == b"the owl\n"
+        assert get(owl.address, XFORMD_SERVER=server.address).stdout == OWL
+
+
+def test_a_proxy_and_its_upstream_are_the_same_to_a_client(tmp_path: Path) -> None:
+    with peer(poems.sends(OWL)) as owl, poem_server(tmp_path, "proxy", owl.address) as proxy:
+        assert isinstance(owl, Peer)
+        assert get(owl.address, proxy.address, proxy.address).stdout == 3 * OWL
+
+
+def test_over_tls_a_poem_comes_whole_and_a_stream_that_is_cut_off_is_a_failure(tmp_path: Path) -> None:
+    pytest.importorskip("OpenSSL", reason="pip install 'xformd[tls]'")
+    trusted, owl = tmp_path / "trusted", tmp_path / "owl.txt"
+    trusted.mkdir()
+    key, certificate = tmp_path / "key.pem", trusted / "certificate.pem"
+    write_certificate(key, certificate)
+    place = f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1"
+    for poem, slow in ((OWL * 50_000, ()), (OWL * 100, ("--slow", "200"))):
+        owl.write_bytes(poem)
+        with poem_server(tmp_path, "serve", str(owl), *slow, "--listen", place) as server:
+            port = poems.addresses_of(server)[0].rpartition(":")[2]
+            address = f"tls:localhost:{port}:trustRoots={trusted}:endpoint=tcp\\:127.0.0.1\\:{port}"
+            if not slow:
+                got = get(address)
+                assert (got.returncode, got.stdout == poem, got.stderr) == (0, True, b"")
+                continue
+            command = [*XFORMD, "poem", "get", address]
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+            ) as process:
+                wait_until(lambda: poems.connections(server) > 0)
+                server.process.kill()
+                printed, said = process.communicate(timeout=DEADLINE_S)
+            assert (process.returncode, printed) == (69, b"")
+            assert said.startswith(b"xformd: connection-")

@@ -1,0 +1,150 @@
+"""``xformd poem proxy`` over real sockets, in front of servers that do as the test says."""
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from integration import poems
+from integration.poems import peer, poem_server
+from integration.processes import DEADLINE_S, Server, read_to_end, wait_until, xformd
+
+POEM = b"The Owl and the Pussy-cat\n"
+
+
+@contextlib.contextmanager
+def clients(server: Server, number: int) -> Iterator[list[socket.socket]]:
+    """Connect many clients at once."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(server.connect()) for _ in range(number)]
+
+
+def outcome(connection: socket.socket) -> bytes | None:
+    """Give the poem that a client gets; None where its connection is reset."""
+    try:
+        return read_to_end(connection)
+    except ConnectionResetError:
+        return None
+
+
+def ask(server: Server) -> bytes | None:
+    try:
+        with server.connect() as connection:
+            return outcome(connection)
+    except ConnectionResetError:  # so soon that connecting itself has noticed
+        return None
+
+
+def test_100_simultaneous_misses_are_one_call_and_one_that_leaves_harms_none_of_the_others(tmp_path: Path) -> None:
+    may_answer = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        may_answer.wait(DEADLINE_S)
+        connection.sendall(POEM)
+
+    with peer(talk) as upstream, poem_server(tmp_path, "proxy", upstream.address) as proxy:
+        with clients(proxy, 100) as (first, *others):
+            wait_until(lambda: bool(upstream.connected_at))
+            first.close()
+            may_answer.set()
+            assert [outcome(other) for other in others] == [POEM] * 99
+        assert ask(proxy) == POEM
+        assert len(upstream.connected_at) == 1
+        assert proxy.log == ""
+
+
+def test_the_last_client_that_leaves_ends_the_download(tmp_path: Path) -> None:
+    with peer(poems.drips) as upstream, poem_server(tmp_path, "proxy", upstream.address) as proxy:
+        with clients(proxy, 2) as (first, second):
+            wait_until(lambda: bool(upstream.connected_at))
+            first.close()
+            # What the second is not sent shows that the first one's leaving has been dealt with before this time is up.
+            assert select.select([second], [], [], 0.2)[0] == []
+            assert upstream.left == 0
+        wait_until(lambda: upstream.left == 1)
+        assert proxy.log == ""
+
+
+@pytest.mark.parametrize("talk", [poems.never_answers, poems.drips], ids=["never answers", "drips"])
+def test_an_upstream_without_end_fails_at_its_deadline(tmp_path: Path, talk: poems.Talk) -> None:
+    with peer(talk) as upstream, poem_server(tmp_path, "proxy", upstream.address, "--timeout", "1") as proxy:
+        start = time.monotonic()
+        assert ask(proxy) is None
+        assert 1.0 <= time.monotonic() - start < 1.2
+        wait_until(lambda: upstream.left == 1)
+        assert f"no whole poem from {upstream.address} within 1 s" in proxy.log
+
+
+@pytest.mark.parametrize(
+    ("talk", "says"),
+    [
+        (poems.resets_half_way, "after 16 bytes: no whole poem"),
+        (poems.floods, "sends more than 1048576 bytes"),
+        (poems.closes, "closed without a word: no poem"),
+    ],
+    ids=["resets half way", "floods", "closes"],
+)
+def test_what_is_not_whole_is_never_served_nor_kept(tmp_path: Path, talk: poems.Talk, says: str) -> None:
+    talks = iter([talk, poems.sends(POEM)])
+    with (
+        peer(lambda connection: next(talks)(connection)) as upstream,
+        poem_server(tmp_path, "proxy", upstream.address, "--max-bytes", "1MiB") as proxy,
+    ):
+        assert ask(proxy) is None
+        assert says in proxy.log
+        assert [ask(proxy), ask(proxy)] == [POEM, POEM]
+        assert len(upstream.connected_at) == 2
+
+
+def test_the_poem_is_fetched_again_after_its_time_and_the_old_one_stands_in_while_the_upstream_is_down(
+    tmp_path: Path,
+) -> None:
+    with peer(poems.sends(POEM)) as upstream:
+        with poem_server(tmp_path, "proxy", upstream.address, "--ttl", "0.3", "--stale", "1.2") as proxy:
+            start = time.monotonic()
+            assert ask(proxy) == POEM
+            upstream.close()
+            wait_until(lambda: time.monotonic() - start > 0.4)
+            assert [ask(proxy), ask(proxy)] == [POEM, POEM]
+            assert proxy.log.count("\n") == 1
+            assert f"no fresh poem: connection-failed: cannot connect to {upstream.address}" in proxy.log
+            assert "the old one, of 0." in proxy.log
+            wait_until(lambda: ask(proxy) is None)
+            assert 1.4 < time.monotonic() - start < 4
+
+
+def test_without_an_upstream_clients_see_a_failure_and_the_log_has_the_reason(tmp_path: Path) -> None:
+    with poem_server(tmp_path, "proxy", "127.0.0.1:1") as proxy:
+        assert ask(proxy) is None
+        assert "no poem: connection-failed: cannot connect to 127.0.0.1:1: Connection refused" in proxy.log
+        got = xformd("poem", "get", proxy.address)
+        assert (got.returncode, got.stdout) == (69, b"")
+        assert proxy.stop() == 0
+
+
+def test_a_proxy_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
+    with peer(poems.sends_in(POEM, 0.5)) as upstream, poem_server(tmp_path, "proxy", upstream.address) as proxy:
+        with clients(proxy, 1) as (client,):
+            wait_until(lambda: bool(upstream.connected_at))
+            proxy.process.terminate()
+            assert outcome(client) == POEM
+        assert proxy.process.wait(DEADLINE_S) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("no:such:endpoint",), 78, "write HOST:PORT"),
+        (("127.0.0.1:1", "--ttl", "soon"), 2, "'soon' is no number of seconds"),
+        (("127.0.0.1:1", "--timeout", "0"), 2, "'0' is no number of seconds above 0"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
+    refused = xformd("poem", "proxy", *arguments, "--listen", poems.ANYWHERE)
+    assert refused.returncode == status
+    assert says in refused.stderr.decode()

@@ -1,0 +1,55 @@
+"""Lines that are rewritten in place, on a terminal alone."""
+
+import io
+
+import pytest
+from twisted.internet.task import Clock
+
+from xformd.poems.progress import Progress, block
+
+
+def test_each_address_has_a_line_that_fits() -> None:
+    assert block({"a:1": "connecting", "long:1": "7 bytes, whole"}, columns=80, rows=24) == [
+        "a:1     connecting",
+        "long:1  7 bytes, whole",
+    ]
+    assert block({"a:1": "connecting"}, columns=10, rows=24) == ["a:1  conn"]
+
+
+def test_what_has_no_room_is_counted() -> None:
+    assert block({f"a:{n}": "x" for n in range(10)}, columns=80, rows=5) == ["a:0  x", "a:1  x", "... and 8 more"]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    return io.StringIO()
+
+
+def test_lines_are_rewritten_ten_times_a_second_at_most(terminal: io.StringIO, clock: Clock) -> None:
+    progress = Progress(terminal, clock.seconds)
+    progress.says("a:1", "1 bytes")
+    assert terminal.getvalue() == "a:1  1 bytes\n"
+    progress.says("a:1", "2 bytes")
+    clock.advance(0.1)
+    progress.says("a:1", "3 bytes")
+    assert terminal.getvalue() == "a:1  1 bytes\n\x1b[1A\r\x1b[Ja:1  3 bytes\n"
+
+
+def test_what_stays_is_given_room_and_nothing_is_drawn_over_it(terminal: io.StringIO, clock: Clock) -> None:
+    progress = Progress(terminal, clock.seconds)
+    progress.says("a:1", "1 bytes")
+    progress.clear()
+    clock.advance(1)
+    progress.says("a:1", "2 bytes")
+    assert terminal.getvalue() == "a:1  1 bytes\n\x1b[1A\r\x1b[J"
+    progress.draw()
+    assert terminal.getvalue().endswith("\x1b[Ja:1  2 bytes\n")
+
+
+def test_without_a_terminal_nothing_is_shown(clock: Clock) -> None:
+    progress = Progress(None, clock.seconds)
+    progress.says("a:1", "1 bytes")
+    progress.clear()
+    progress.draw()

@@ -1,0 +1,19 @@
+"""The poem servers as an operator gets them: with room for clients, and a word where there is not enough."""
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.task import Clock
+
+from logs import Log
+from xformd import descriptors, poem_app
+
+
+@pytest.mark.parametrize(("limit", "lines"), [(100, 1), (1_000_000, 0)])
+def test_a_limit_on_descriptors_that_is_too_low_is_said(
+    tmp_path: Path, clock: Clock, log: Log, monkeypatch: pytest.MonkeyPatch, limit: int, lines: int
+) -> None:
+    monkeypatch.setattr(descriptors, "raise_limit", lambda wanted: limit)
+    (tmp_path / "owl.txt").write_text("The Owl")
+    poem_app.make_poem_server(tmp_path / "owl.txt", ("tcp:0",), clock)
+    assert [line.partition(" and has room")[0] for line in log.lines] == ["ulimit -n is 100"] * lines

@@ -1,0 +1,11 @@
+"""Poems over the network: a server, a client, and a caching proxy, as services and Deferreds.
+
+The poem protocol is the tutorial's: a client connects and says nothing, the server sends the poem and closes. The
+clean close is the only end that a poem has, so every other end is a failure (``docs/poetry.md``).
+"""
+
+from xformd.poems.client import get_poem
+from xformd.poems.proxy import CachingProxyService
+from xformd.poems.server import PoemFactory, PoemService
+
+__all__ = ["CachingProxyService", "PoemFactory", "PoemService", "get_poem"]

@@ -1,0 +1,173 @@
+"""The client's side of the poem protocol: a Deferred of a whole poem, or of the reason why there is none.
+
+A poem has no length and no end but the close. What can be known: a close in order, after at least one byte, is the end
+of a poem; a reset, a TLS stream that is cut off, a deadline, or too many bytes are not. What cannot be known: whether
+a server meant to say more that closed in order. An empty poem is taken for a server that had none to give.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from xformd import address as addresses
+from xformd.client.connecting import connect
+from xformd.client.errors import RequestCancelled, why
+from xformd.endpoint import DEFAULT_POEM_PORT
+from xformd.errors import ConnectionFailed, ConnectionLost, TooLarge, TransformTimeout, XformError
+from xformd.limits import MIB
+
+MAX_POEM_BYTES = 100 * MIB
+"""Unless told otherwise: a poem is held in memory whole, and a peer may never stop sending."""
+
+
+def get_poem(
+    server: str | IStreamClientEndpoint,
+    *,
+    address: str | None = None,
+    timeout_s: float | None = None,
+    connect_timeout_s: float | None = None,
+    max_bytes: int = MAX_POEM_BYTES,
+    progressed: Callable[[int], None] | None = None,
+    reactor: Any = None,
+) -> Deferred[bytes]:
+    """Get a poem from a server.
+
+    Args:
+        server: ``HOST:PORT``, a Twisted client endpoint string, or any Twisted client endpoint.
+        address: how messages name it; made from ``server`` where it is not given.
+        timeout_s: how long the whole may take; no byte extends it.
+        connect_timeout_s: how long the connection may take.
+        max_bytes: the longest poem to accept.
+        progressed: is called with the number of bytes so far: 0 when there is a connection.
+        reactor: what connects; the running one where none is given.
+
+    Returns:
+        A Deferred of the whole poem, never of a part. It fails with ``ConnectionFailed``, ``ConnectionLost`` (also
+        where the server closed without a byte), ``TransformTimeout``, ``TooLarge``, or ``Cancelled``; cancelling it
+        ends the connection. Each message names the address.
+
+    Raises:
+        ConfigError: the address is none.
+        ValueError: a timeout is no number of seconds above 0.
+    """
+    for seconds in (timeout_s, connect_timeout_s):
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise ValueError(f"a timeout is a number of seconds above 0, not {seconds!r}")
+    if reactor is None:
+        from twisted.internet import reactor
+    endpoint, name = find_server(reactor, server, address)
+    reader = PoemReader(name, max_bytes, progressed or (lambda _: None))
+    connecting: Deferred[Any] = connect(endpoint, reader)
+    if connect_timeout_s is not None:
+        _limit(connecting, connect_timeout_s, reactor, f"no connection to {name} within {connect_timeout_s:g} s")
+    poem = Deferred.fromCoroutine(_read(connecting, reader, name))
+    if timeout_s is not None:
+        _limit(poem, timeout_s, reactor, f"no whole poem from {name} within {timeout_s:g} s")
+    return poem
+
+
+def find_server(
+    reactor: Any, server: str | IStreamClientEndpoint, address: str | None
+) -> tuple[IStreamClientEndpoint, str]:
+    """Give a poem server's endpoint, and what messages call it.
+
+    Args:
+        reactor: what will connect.
+        server: its address, or its endpoint.
+        address: what to call it; made from ``server`` where it is None.
+
+    Raises:
+        ConfigError: the address is none.
+    """
+    if isinstance(server, str):
+        return addresses.client_endpoint(reactor, server, DEFAULT_POEM_PORT), address or server
+    return server, address or "the poem server"
+
+
+async def _read(connecting: Deferred[Any], reader: "PoemReader", name: str) -> bytes:
+    try:
+        await connecting
+    except CancelledError:
+        raise _given_up(name) from None
+    except XformError:
+        raise
+    except Exception:  # each kind of endpoint fails as it likes
+        reason = why(Failure())
+        raise ConnectionFailed(f"cannot connect to {name}: {reason}; is a poem server running there?") from None
+    try:
+        return await reader.poem
+    except CancelledError:
+        raise _given_up(name) from None
+
+
+def _given_up(name: str) -> RequestCancelled:
+    return RequestCancelled(f"the poem of {name} was given up")
+
+
+def _limit(work: Deferred[Any], timeout_s: float, clock: Any, message: str) -> None:
+    def expired(*_: object) -> NoReturn:
+        raise TransformTimeout(message)
+
+    if not work.called:
+        work.addTimeout(timeout_s, clock, onTimeoutCancel=expired)
+
+
+class PoemReader(Protocol):
+    """One connection to a poem server.
+
+    Args:
+        address: how messages name the server.
+        max_bytes: the longest poem to accept.
+        progressed: is called with the number of bytes so far.
+
+    Attributes:
+        poem: fires with the whole poem. Cancelling it ends the connection.
+    """
+
+    transport: Any
+
+    def __init__(self, address: str, max_bytes: int, progressed: Callable[[int], None]) -> None:
+        self.poem: Deferred[bytes] = Deferred(lambda _: self.transport.abortConnection())
+        self._address = address
+        self._max_bytes = max_bytes
+        self._progressed = progressed
+        self._pieces: list[bytes] = []
+        self._received_bytes = 0
+
+    def connectionMade(self) -> None:
+        """Say that there is a connection; the server speaks first."""
+        self._progressed(0)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Collect the poem."""
+        if self.poem.called:
+            return
+        self._received_bytes += len(data)
+        if self._received_bytes > self._max_bytes:
+            self._pieces.clear()
+            self._settle(Failure(TooLarge(f"{self._address} sends more than {self._max_bytes} bytes")))
+            self.transport.abortConnection()
+            return
+        self._pieces.append(data)
+        self._progressed(self._received_bytes)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Take a close in order for the end of the poem, and any other end for a failure."""
+        pieces, self._pieces = self._pieces, []
+        if not reason.check(ConnectionDone):
+            message = f"{self._address} is gone ({why(reason)}) after {self._received_bytes} bytes: no whole poem"
+            self._settle(Failure(ConnectionLost(message)))
+        elif not pieces:
+            self._settle(Failure(ConnectionLost(f"{self._address} closed without a word: no poem")))
+        else:
+            self._settle(b"".join(pieces))
+
+    def _settle(self, outcome: bytes | Failure) -> None:
+        if not self.poem.called:
+            self.poem.callback(outcome)

@@ -1,0 +1,190 @@
+"""``twistd xformd-poem``: what twistd's plugin is made of, in the words of ``xformd poem serve`` and ``poem proxy``."""
+
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService, Service
+from twisted.logger import Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+
+from xformd import poem_app, quantities
+from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, tcp_server
+from xformd.errors import ConfigError
+from xformd.listening import Listening
+
+log = Logger()
+
+
+def size(text: str) -> int:
+    """Read a number of bytes."""
+    size_bytes = quantities.read_size(text)
+    if not size_bytes:
+        raise ValueError("it is no number of bytes above 0")
+    return size_bytes
+
+
+def duration(text: str) -> float:
+    """Read a number of seconds."""
+    duration_s = quantities.read_duration(text)
+    if duration_s is None:
+        raise ValueError("it is no number of seconds")
+    return duration_s
+
+
+def timeout(text: str) -> float:
+    """Read a number of seconds above 0."""
+    if not (duration_s := duration(text)):
+        raise ValueError("it is no number of seconds above 0")
+    return duration_s
+
+
+class _Listening(usage.Options):
+    default_port: int
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self["listen"] = []
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Where to listen: a Twisted server endpoint; may be repeated."""
+        self["listen"].append(endpoint)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        return tuple(self["listen"]) or (tcp_server(port=self.default_port),)
+
+
+class ServeOptions(_Listening):
+    """Of ``twistd xformd-poem serve``."""
+
+    synopsis = "[options] FILE"
+    default_port = DEFAULT_POEM_PORT
+    optParameters = [["slow", None, None, "Bytes a second.", size]]  # noqa: RUF012 - Twisted's form
+
+    def parseArgs(self, file: str, *rest: str) -> None:  # type: ignore[override]
+        """Take the poem's file."""
+        _need_nothing_after("FILE", rest)
+        self["file"] = file
+
+    def make(self, reactor: Any) -> Listening:
+        """Put the server together."""
+        # twistd changes to another folder before it starts.
+        file = Path(self["file"]).absolute()
+        return poem_app.make_poem_server(file, self.places, reactor, bytes_per_s=self["slow"])
+
+
+class ProxyOptions(_Listening):
+    """Of ``twistd xformd-poem proxy``."""
+
+    synopsis = "[options] UPSTREAM"
+    default_port = DEFAULT_POEM_PROXY_PORT
+    optParameters = [  # noqa: RUF012 - Twisted's form
+        ["ttl", None, None, "A poem is fresh for so many seconds.", duration],
+        ["stale", None, None, "For so long after that it stands in for a fresh one.", duration],
+        ["max-bytes", None, None, "Take no poem that is longer.", size],
+        ["connect-timeout", None, None, "Seconds to wait for the connection to the upstream.", timeout],
+        ["timeout", None, None, "And for the whole poem.", timeout],
+    ]
+
+    def parseArgs(self, upstream: str, *rest: str) -> None:  # type: ignore[override]
+        """Take the address of the upstream."""
+        _need_nothing_after("UPSTREAM", rest)
+        self["upstream"] = upstream
+
+    def make(self, reactor: Any) -> Listening:
+        """Put the proxy together."""
+        names = {
+            "ttl": "ttl_s",
+            "stale": "stale_s",
+            "max-bytes": "max_bytes",
+            "connect-timeout": "connect_timeout_s",
+            "timeout": "timeout_s",
+        }
+        options = {names[flag]: self[flag] for flag in names if self[flag] is not None}
+        return poem_app.make_poem_proxy(self["upstream"], self.places, reactor, **options)
+
+
+class Options(usage.Options):
+    """Of ``twistd xformd-poem``."""
+
+    synopsis = "serve FILE | proxy UPSTREAM"
+    subCommands = [  # noqa: RUF012 - Twisted's form
+        ["serve", None, ServeOptions, "Serve the poem of a file."],
+        ["proxy", None, ProxyOptions, "Serve the poem of another server from a cache."],
+    ]
+    subOptions: ServeOptions | ProxyOptions
+
+    def postOptions(self) -> None:
+        """See to it that there is something to do."""
+        if self.subCommand is None:
+            raise usage.UsageError("say 'serve FILE' or 'proxy UPSTREAM'")
+
+
+def makeService(options: Options) -> IService:
+    """Give twistd the service that its arguments ask for.
+
+    Args:
+        options: as they were parsed.
+
+    Returns:
+        A service: it listens when it is started.
+
+    Raises:
+        SystemExit: something is named that is not there.
+    """
+    from twisted.internet import reactor
+
+    try:
+        return StartOrFail(options.subOptions.make(reactor), reactor)
+    except ConfigError as error:
+        raise SystemExit(f"xformd: {error.code}: {error.message}") from None
+
+
+class StartOrFail(Service):
+    """Starts a server; one that cannot listen ends the process, as twistd's own services do.
+
+    Args:
+        server: what to start.
+        reactor: what it runs on.
+    """
+
+    def __init__(self, server: Listening, reactor: Any) -> None:
+        self._server = server
+        self._reactor = reactor
+        self._error: BaseException | None = None
+        self._is_starting = False
+        server.listening.addCallbacks(self._started, self._failed)
+
+    def startService(self) -> None:
+        """Start it.
+
+        Raises:
+            ListenFailed: it cannot listen.
+        """
+        Service.startService(self)
+        self._is_starting = True
+        self._server.startService()
+        self._is_starting = False
+        if self._error is not None:
+            raise self._error
+
+    def stopService(self) -> Any:
+        """Stop it in good order."""
+        Service.stopService(self)
+        return self._server.stopService()
+
+    def _started(self, addresses: tuple[str, ...]) -> None:
+        for address in addresses:
+            log.info("listening on {address}", address=address)
+
+    def _failed(self, failure: Failure) -> None:
+        self._error = failure.value
+        if not self._is_starting:  # an endpoint that took its time to find out
+            log.critical("{reason}", reason=failure.getErrorMessage())
+            self._reactor.stop()
+
+
+def _need_nothing_after(argument: str, rest: tuple[str, ...]) -> None:
+    if rest:
+        raise usage.UsageError(f"{rest[0]!r} comes after {argument}: options go before it")

@@ -80,7 +80,9 @@ class Server:
             return self.results[-1]
 
         all_limits = Limits(**limits)
-        service = TransformService.inline(registry_of(upper, grow, later), all_limits, self.clock)
+        service = TransformService.inline(
+            registry_of(upper, grow, later), all_limits, self.clock, stopwatch=self.clock.seconds
+        )
         self.factory = TransformFactory(service, all_limits, self.clock)
 
     def _cancel(self, _: object) -> None:

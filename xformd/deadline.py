@@ -55,6 +55,7 @@ class Deadline:
     def close(self) -> None:
         """Clear it for good, and leave no timer behind."""
         self._at = None
+        self._expire = _nobody_waits  # so that what is gone is gone at once, and not when the collector finds it
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -79,6 +80,10 @@ class Deadline:
     def _start(self, now: float, seconds: float) -> None:
         self._timer = self._clock.callLater(seconds, self._fire)
         self._timer_at = now + seconds
+
+
+def _nobody_waits() -> None:
+    """Do nothing."""
 
 
 def within(

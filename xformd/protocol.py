@@ -4,6 +4,7 @@ The law: whatever arrives, in whatever pieces, each state has a deadline that no
 is held in memory is bounded by the limits.
 """
 
+import functools
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
@@ -28,7 +29,7 @@ from xformd.forms import Form
 from xformd.forms.classic import ClassicForm
 from xformd.forms.session import SessionForm
 from xformd.limits import Limits
-from xformd.output import IStreamTransport, Output
+from xformd.output import PART_BYTES, IStreamTransport, Output
 from xformd.refusals import RefusalLog
 from xformd.service import TransformService
 from xformd.wire import netstring, session
@@ -62,6 +63,7 @@ class TransformProtocol(Protocol):
         self.limits = factory.limits
         self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
         self._form: Form | None = None
+        self._output: Output | None = None  # once there is something to send that may have to wait
         self._deadline = Deadline(factory.clock, self._expire)
         self._has_begun = False  # the first byte is here
         self._is_closing = False
@@ -76,12 +78,8 @@ class TransformProtocol(Protocol):
     def connectionMade(self) -> None:
         """Wait for a first byte, but not forever."""
         self.factory.connections.add(self, self.peer)
-        limits = self.limits
-        self._output = Output(
-            self.transport, self.factory.clock, limits.write_timeout_s, self._expire, self._output_drained
-        )
         self._is_prompt = hasattr(self.transport, "expect_bytes")
-        self._deadline.set(limits.idle_timeout_s, soon_s=limits.request_timeout_s)
+        self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
 
     def dataReceived(self, data: bytes) -> None:
         """Hand over what arrives; throw it away once the end has begun."""
@@ -118,9 +116,11 @@ class TransformProtocol(Protocol):
         """Give up what nobody waits for any more."""
         self._is_closing = True
         self._deadline.close()
-        self._output.close()
-        if self._form is not None:
-            self._form.lost()
+        if self._output is not None:
+            self._output.close()
+        form, self._form = self._form, None  # which refers to this: two that hold each other take a collector to part
+        if form is not None:
+            form.lost()
         self.factory.connection_ended(self)
 
     # What its form calls.
@@ -128,18 +128,26 @@ class TransformProtocol(Protocol):
     @property
     def unread_bytes(self) -> int:
         """How much output waits for the peer."""
-        return self._output.unread_bytes
+        return 0 if self._output is None else self._output.unread_bytes
 
     def write(self, data: bytes) -> None:
         """Send."""
         self._has_written = True
+        if self._output is None:
+            self._output = Output(
+                self.transport, self.factory.clock, self.limits.write_timeout_s, self._expire, self._output_drained
+            )
         self._output.write(data)
 
     def finish(self, data: bytes) -> None:
         """Send the last there is, then close."""
         if self._is_prompt:
             cast(Any, self.transport).expect_end()
-        self.write(data)
+        if self._output is None and len(data) <= PART_BYTES:  # what the transport can hold needs nobody to hold it back
+            self._has_written = True
+            self.transport.write(data)
+        else:
+            self.write(data)
         self.close()
 
     def expect(self, seconds: float | None) -> None:
@@ -216,21 +224,18 @@ class TransformProtocol(Protocol):
     def _finish_closing(self) -> None:
         # A socket that is closed while the peer still sends resets the connection, and the peer may lose what it was
         # sent, or take a refusal for a fault: so end this side alone, and throw away what else comes, for a while.
-        if self._output.unread_bytes or self._is_flushed:
+        if self.unread_bytes or self._is_flushed:
             return
         self._is_flushed = True
-        self._output.close()
-        self.transport.unregisterProducer()
+        if self._output is not None:
+            self._output.close()
+            self.transport.unregisterProducer()
         limits = self.limits
         self._deadline.set(limits.write_timeout_s if self._has_written else limits.linger_timeout_s)
-        if self._peer_has_finished or not self._can_half_close():
+        if self._peer_has_finished or not _can_half_close(type(self.transport)):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
-
-    def _can_half_close(self) -> bool:
-        # TLS says that it can, and would cut the stream under its own feet.
-        return IHalfCloseableDescriptor.providedBy(self.transport) and not ISSLTransport.providedBy(self.transport)
 
     def _expire(self) -> None:
         why = "it neither took what it was sent nor closed" if self._is_closing else "it took too long"
@@ -241,6 +246,12 @@ class TransformProtocol(Protocol):
         peer = self.transport.getPeer()
         host = getattr(peer, "host", None)
         return f"{host}:{peer.port}" if host is not None else "a local client"
+
+
+@functools.cache
+def _can_half_close(transport: type) -> bool:
+    # TLS says that it can, and would cut the stream under its own feet.
+    return IHalfCloseableDescriptor.implementedBy(transport) and not ISSLTransport.implementedBy(transport)
 
 
 class TransformFactory(ServerFactory):

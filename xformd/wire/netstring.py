@@ -4,6 +4,7 @@ The law here: the result never depends on how the bytes were split, the first by
 acceptable netstring is the one at which decoding ends, and a length over the limit costs no memory.
 """
 
+import functools
 import io
 import re
 from typing import Literal, NoReturn
@@ -36,6 +37,11 @@ def encode(string: bytes) -> bytes:
     return b"%d:%b," % (len(string), string)
 
 
+@functools.cache
+def _header_pattern(max_digits: int) -> re.Pattern[bytes]:
+    return re.compile(rb"(0|[1-9][0-9]{0,%d}):" % (max_digits - 1))
+
+
 class Decoder:
     """An incremental decoder: feed it what arrives, take the strings that are complete.
 
@@ -47,8 +53,7 @@ class Decoder:
 
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
-        most_digits_after_first = len(str(max_length)) - 1
-        self._match_header = re.compile(rb"(0|[1-9][0-9]{0,%d}):" % most_digits_after_first).match
+        self._match_header = _header_pattern(len(str(max_length))).match
         self._data = b""  # what arrived last, up to _position already decoded
         self._position = 0
         self._dropped = 0  # stream offset of the first byte of _data

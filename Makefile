@@ -24,7 +24,8 @@ lint: $(VENV)/installed ## Run ruff, mypy and the import contract
 
 unit: $(VENV)/installed ## Run the tests with coverage
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --cov --cov-report=
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup -m 'not timing' --cov --cov-report=
+	$(BIN)/python -m pytest -m timing
 	$(BIN)/coverage report
 
 plugins: $(GUEST_VENV)/installed ## Test the example plugins, installed as a stranger would

@@ -32,6 +32,7 @@ def released(poem: bytes, may_send: threading.Event) -> poems.Talk:
     return talk
 
 
+@pytest.mark.timing
 def test_ten_slow_poems_of_2_s_each_come_together_in_less_than_2_5_s() -> None:
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(peer(poems.sends_in(b"poem %d\n" % number, 2.0))) for number in range(10)]

@@ -102,6 +102,7 @@ def collect_until_close(session: Session) -> list[tuple[int, str]]:
         received.append((answer.id, answer.code))
 
 
+@pytest.mark.timing
 def test_a_second_sigterm_ends_the_server_at_once(hostile_environment: Environment, tmp_path: Path) -> None:
     def measure() -> float:
         folder = tmp_path / new_marker()
@@ -122,6 +123,7 @@ def test_a_second_sigterm_ends_the_server_at_once(hostile_environment: Environme
     assert best_of(3, 0.5, measure) <= 0.5
 
 
+@pytest.mark.timing
 def test_half_a_second_after_sigkill_of_the_server_no_process_is_left(
     hostile_environment: Environment, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def test_consecutive_steps_go_to_one_worker_in_one_job(hostile_environment: Envi
         assert workers <= hostile.processes()
 
 
+@pytest.mark.timing
 def test_past_the_queue_requests_are_busy_at_once(hostile_environment: Environment, tmp_path: Path) -> None:
     """A hundred at once over four sessions: those that run and those that wait are answered, and the rest refused."""
     with (
@@ -64,6 +65,7 @@ def overrun(sessions: list[Session]) -> float:
     return max(answer.elapsed_s for answer in busy)
 
 
+@pytest.mark.timing
 def test_killing_all_workers_under_load_loses_what_ran_alone(hostile_environment: Environment, tmp_path: Path) -> None:
     """The server answers again within 0.5 s, and no more requests are lost than workers were killed."""
 

@@ -439,7 +439,7 @@ def test_a_stop_gives_up_what_is_in_flight_in_every_generation(site: Site) -> No
     new = site.xform("upper", b"new")
     site.service.stop()
     for result in (old, new):
-        assert error_of(result, ShuttingDown).retry_after_ms == 1_000
+        assert error_of(result, ShuttingDown).retry_after_ms is None  # it may have begun
     assert has_fired(swapped)
 
 

@@ -23,14 +23,14 @@ from xformd.runners.orders import Orders, Report
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import Quarantine
 from xformd.runners.seat import Proof
-from xformd.runners.supervisor import NotReady
+from xformd.runners.supervisor import START_TIMEOUT_S, NotReady
 from xformd.runners.worker_process import WorkerProcess
 from xformd.runners.workers import WorkerPool
 from xformd.service import TransformService
 from xformd.wire import session
 
-RELOAD_TIMEOUT_S = 60.0
-"""A new worker that is not ready by then does not become one."""
+RELOAD_TIMEOUT_S = 2 * START_TIMEOUT_S + 10.0
+"""Fresh workers of which none is ready by then do not get ready; the log has said why by then."""
 
 
 class Generations:

@@ -183,12 +183,18 @@ class TransformService:
         return _Budget(self._clock.seconds() + allowed_s, allowed_s)
 
     def _in_turn(
-        self, stages: Sequence[Stage], poem: bytes, budget: _Budget, caller: Caller | None
+        self,
+        stages: Sequence[Stage],
+        poem: bytes,
+        budget: _Budget,
+        caller: Caller | None,
+        *,
+        is_admitted: bool = False,
     ) -> bytes | Deferred[bytes]:
         for index, stage in enumerate(stages):
             if self._clock.seconds() > budget.ends_at:  # a stage before it took all the time there was
                 raise TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
-            result = stage.runner.run(stage.calls, poem, caller)
+            result = stage.runner.run(stage.calls, poem, caller, is_admitted=is_admitted or index > 0)
             if isinstance(result, Deferred):
                 pending = self._in_time(stage, result, budget)
                 rest = stages[index + 1 :]
@@ -199,7 +205,7 @@ class TransformService:
     async def _go_on(
         self, pending: Deferred[bytes], rest: Sequence[Stage], budget: _Budget, caller: Caller | None
     ) -> bytes:
-        result = self._in_turn(rest, await pending, budget, caller)
+        result = self._in_turn(rest, await pending, budget, caller, is_admitted=True)
         return await result if isinstance(result, Deferred) else result
 
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
@@ -209,7 +215,7 @@ class TransformService:
 
     def _last_word(self, failure: Failure) -> Failure:
         if self._is_stopping and failure.check(Cancelled):
-            return Failure(ShuttingDown("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000))
+            return Failure(ShuttingDown("the server stopped before this was done"))  # it may have begun: no retry-after
         if isinstance(failure.value, XformError):
             return failure
         return Failure(self._internal_error(failure))

@@ -188,6 +188,14 @@ def test_a_server_that_is_stopping_is_asked_again_on_a_new_connection(world: Wor
     assert log.count(b"1 upper.x") == 2
 
 
+def test_what_a_stopping_server_had_begun_is_not_sent_again(world: World) -> None:
+    host, log = world.scripted(hello_then(lambda string: b"1 shutting-down.the server stopped before this was done"))
+    first = world.proxy(host).xform("upper", "x")
+    world.network.pump()
+    error_of(first, xformd.ShuttingDown)
+    assert log.count(b"1 upper.x") == 1
+
+
 def test_a_server_that_says_goodbye_gets_nothing_new(world: World) -> None:
     proxy = world.proxy()
     running = proxy.xform("later", "x")

@@ -225,17 +225,17 @@ def test_what_a_busy_worker_tells_is_passed_on(staff: Staff) -> None:
     first, _ = staff.workers
     first.be_ready()
     seat = staff.take()
-    first.send(Request(seat.jobs, PROOF.request.spec, b"x"))
+    first.send(Request(seat.request_id, PROOF.request.spec, b"x"))
     first.begin(1)
     first.answer(b"X")
-    assert staff.user.heard == [("began", seat, 1), ("answered", seat, Reply(1, b"X"))]
+    assert staff.user.heard == [("began", seat, 1), ("answered", seat, Reply(2, b"X"))]
 
 
 def test_a_busy_worker_that_answers_something_else_is_ended_and_so_is_its_job(staff: Staff) -> None:
     first, _ = staff.workers
     first.be_ready()
     seat = staff.take()
-    first.answer(b"X", 2)
+    first.answer(b"X", 1)  # to the example, once more
     assert first.killed
     assert staff.user.heard == []
     first.end()

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from deferreds import error_of, has_fired, outcome_of, result_of
 from logs import Log
-from runners.fakes import Asker, FakeWorker, Pool
+from runners.fakes import Asker, FakeWorker, Pool, calls_of
 from xformd import Busy, GibberishError, ShuttingDown, TransformDied, TransformTimeout, Unavailable
 from xformd.runners.quarantine import MAX_DEATHS, PAUSE_S
 
@@ -283,8 +283,8 @@ def test_stopping_answers_every_job_and_fires_when_no_process_is_left(clock: Clo
     full.takes_results = False
     results = [pool.run("hasty", b"1"), pool.run(poem=b"2"), pool.run(poem=b"3", caller=full)]
     stopped, again = pool.pool.stop(), pool.pool.stop()
-    for result in results:
-        assert error_of(result, ShuttingDown).retry_after_ms == 1_000
+    waits_ms = [error_of(result, ShuttingDown).retry_after_ms for result in results]
+    assert waits_ms == [None, 1_000, 1_000]  # who may ask again is who has not begun
     with pytest.raises(ShuttingDown):
         pool.run()
     first, second = pool.workers
@@ -530,3 +530,34 @@ class Events(RuleBasedStateMachine):
 
 TestEvents = Events.TestCase
 TestEvents.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+def test_a_later_part_of_a_request_that_has_begun_is_never_too_much(clock: Clock) -> None:
+    """It would be refused as busy, and its client would take that for never begun."""
+    pool = Pool(clock, max_queue=1).start()
+    for poem in (b"1", b"2"):
+        pool.run(poem=poem)
+    with pytest.raises(Busy):
+        pool.run(poem=b"3")
+    later = pool.pool.run(calls_of("upper"), b"4", is_admitted=True)
+    for poem in (b"1", b"2", b"4"):
+        pool.worker_of(poem).answer()
+    assert result_of(later) == b"4"
+
+
+def test_a_quarantine_lets_one_request_try_whichever_of_its_steps_is_meant(clock: Clock) -> None:
+    pool = Pool(clock, size=2).start()
+    for number in range(MAX_DEATHS):
+        died = pool.run("lower", b"%d" % number)
+        pool.worker_of(b"%d" % number).end()
+        error_of(died, TransformDied)
+        pool.prove()
+    clock.advance(PAUSE_S)
+    tried = pool.run("upper+lower", b"tried")
+    with pytest.raises(Unavailable):
+        pool.run("upper+lower", b"too many")
+    pool.worker_of(b"tried").refuse(GibberishError("no"))  # its first step: nothing is decided
+    error_of(tried, GibberishError)
+    again = pool.run("lower", b"again")
+    pool.worker_of(b"again").answer()
+    assert result_of(again) == b"again"

@@ -236,7 +236,7 @@ class Session(Protocol):
 
 
 def _as_not_sent(error: XformError) -> Exception:
-    """Mark an error of which it is known that the server did not run the request."""
-    if isinstance(error, ShuttingDown | Busy):
+    """Mark an error of which it is known that the server did not run the request: it says when to ask again."""
+    if isinstance(error, ShuttingDown | Busy) and error.retry_after_ms is not None:
         return NotSent(error, may_reconnect=isinstance(error, ShuttingDown))
     return error

@@ -21,13 +21,16 @@ class Caller(Protocol):
 class Runner(Protocol):
     """A place where transforms run."""
 
-    def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> Union[bytes, "Deferred[bytes]"]:
+    def run(
+        self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None, *, is_admitted: bool = False
+    ) -> Union[bytes, "Deferred[bytes]"]:
         """Give a poem to one transform after the other.
 
         Args:
             calls: the transforms with their options, in turn.
             poem: the poem, as it came.
             caller: who asks; work that waits does not begin while its caller has no room for a result.
+            is_admitted: whether a part of the same request has run already, so that it is too late to be busy.
 
         Returns:
             The result, or a Deferred of it. Cancelling the Deferred ends the work.

@@ -46,9 +46,11 @@ class InlineRunner:
         self._clock = clock
         self._warned_s: dict[str, float] = {}
 
-    def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> bytes | Deferred[bytes]:
-        """Give a poem to a transform, whoever asks; see ``Runner.run``."""
-        del caller  # it asks for one thing at a time here
+    def run(
+        self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None, *, is_admitted: bool = False
+    ) -> bytes | Deferred[bytes]:
+        """Give a poem to one transform, whoever asks; see ``Runner.run``."""
+        del caller, is_admitted  # nothing ever waits here
         (call,) = calls
         started_s = self.stopwatch()
         outcome: Outcome

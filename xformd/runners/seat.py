@@ -60,3 +60,8 @@ class Seat:
     first_resident_bytes: int = 0
     measured_at: float = 0.0
     start_timer: IDelayedCall | None = None
+
+    @property
+    def request_id(self) -> int:
+        """The id of the request that it has; its example had the first."""
+        return self.jobs + 1

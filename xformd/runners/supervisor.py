@@ -178,7 +178,7 @@ class Supervisor:
         """Look at its proof, or pass on what it answers to a job."""
         if (seat := self._seats.get(worker)) is None:
             return
-        if seat.state == "busy" and answer.id == seat.jobs:
+        if seat.state == "busy" and answer.id == seat.request_id:
             self._events.worker_answered(seat, answer)
         elif seat.state == "starting" and self._proof is not None:
             self._judge(seat, self._proof, answer)

@@ -98,9 +98,13 @@ class WorkerPool:
 
     # What a service calls.
 
-    def run(self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None) -> Deferred[bytes]:
+    def run(
+        self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None, *, is_admitted: bool = False
+    ) -> Deferred[bytes]:
         """Give a poem to a worker, now or when one is free; see ``Runner.run``."""
-        error = _shutting_down() if self._is_stopping else self._quarantined(calls) or self._full()
+        error = _shutting_down() if self._is_stopping else self._quarantined(calls)
+        if error is None and not is_admitted:
+            error = self._full()
         if error is not None:
             raise error
         job = _Job(calls, poem, caller, Deferred(lambda _: self._give_up(job, "its job was given up")))
@@ -121,11 +125,13 @@ class WorkerPool:
     def stop(self) -> Deferred[None]:
         """Give up what is left, and end every worker; fires when no process is left."""
         self._is_stopping = True
-        unfinished = [*self._queue.clear(), *self._running]
+        waiting, running = self._queue.clear(), [*self._running]
         self._running.clear()
         stopped = self.supervisor.stop()
-        for job in unfinished:
+        for job in running:
             self._stop_timer(job)
+            self._settle(job, Failure(ShuttingDown("the server stopped before this was done")))
+        for job in waiting:
             self._settle(job, Failure(_shutting_down()))
         return stopped
 
@@ -141,7 +147,7 @@ class WorkerPool:
         if step != job.step + 1 or step >= len(job.calls):
             seat.worker.kill("began what nobody had asked")
             return
-        self.quarantine.survived(job.call.name)
+        self._survived(job)
         job.step = step
         self._begin_step(job)
 
@@ -193,12 +199,13 @@ class WorkerPool:
             job.seat, seat.job = seat, job
             job.began_at = self._clock.seconds()
             self._running.add(job)
+            for call in job.calls:
+                self.quarantine.begin(call.name)
             self._begin_step(job)
-            seat.worker.send(session.Request(seat.jobs, Spec(tuple(call.step for call in job.calls)), job.poem))
+            seat.worker.send(session.Request(seat.request_id, Spec(tuple(call.step for call in job.calls)), job.poem))
 
     def _begin_step(self, job: _Job) -> None:
         self._stop_timer(job)
-        self.quarantine.begin(job.call.name)
         allowed_s = job.call.entry.transform.timeout_s
         if allowed_s is not None:
             job.timer = self._clock.callLater(allowed_s, self._expire, job, allowed_s)
@@ -213,13 +220,15 @@ class WorkerPool:
         if self._queue.remove(job):
             return
         if job in self._running and job.seat is not None:
-            self._leave(job)
             self.quarantine.undecided(job.call.name)
+            self._leave(job)
             self.supervisor.discard(job.seat, why)
 
     def _leave(self, job: _Job) -> None:
         self._running.discard(job)
         self._stop_timer(job)
+        for call in job.calls[job.step + 1 :]:  # these have not begun
+            self.quarantine.undecided(call.name)
         self._mean_job_s += (self._clock.seconds() - job.began_at - self._mean_job_s) / 16
 
     def _settle(self, job: _Job, outcome: bytes | Failure) -> None:

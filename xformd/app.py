@@ -42,8 +42,10 @@ class Server(Listening):
         return shown
 
     async def _stop(self) -> None:
-        await super()._stop()
-        await self._generations.stop()
+        try:
+            await super()._stop()
+        finally:
+            await self._generations.stop()
 
 
 def make_server(settings: Settings, reactor: Any) -> Server:

@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
-from twisted.logger import globalLogPublisher
+from twisted.logger import Logger, globalLogPublisher
 
 from xformd import address
 from xformd.descriptors import AcceptErrors
@@ -41,6 +41,8 @@ class Listening(Service):
         listening: fires with the addresses once it listens on all of them; fails with ``ListenFailed`` or
             ``ConfigError``.
     """
+
+    log = Logger()
 
     def __init__(
         self, listen: tuple[str, ...], factory: DrainableFactory, reactor: Any, *, is_prompt: bool = False
@@ -86,9 +88,12 @@ class Listening(Service):
             self._resting = None
         ports, self._ports = self._ports, []
         for port in ports:
-            closing = port.stopListening()
-            if closing is not None:
-                await closing
+            try:
+                closing = port.stopListening()
+                if closing is not None:
+                    await closing
+            except Exception as error:  # its file may be gone, say; what has been accepted is answered all the same
+                self.log.warn("a port did not close in order: {error}", error=describe(error))
         await self._factory.drain()
 
     def _ran_out(self) -> None:

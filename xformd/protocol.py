@@ -308,7 +308,7 @@ class TransformFactory(ServerFactory):
         if self.connections:
             self._cut = self.clock.callLater(self.limits.shutdown_grace_s, self._give_up)
             drained.addCallback(lambda _: self._cut.cancel() if self._cut.active() else None)
-        else:
+        elif not drained.called:  # the last one may have gone while it was told
             drained.callback(None)
         return drained
 

@@ -1,6 +1,7 @@
 """How a server ends: on SIGTERM every accepted request is answered, and however it ends, no process is left."""
 
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from integration import process_table
 from integration.hostile import GONE_S, Hostile, best_of, hostile_server, new_marker, seconds_until, within
 from integration.packages import Environment
-from integration.processes import DEADLINE_S, wait_until
+from integration.processes import DEADLINE_S, VERSES, netstring, read_to_end, serving, wait_until
 from integration.session_client import Answer, Session, step
 
 GRACE_S = 1.0
@@ -151,3 +152,29 @@ def test_idle_workers_do_not_outlive_a_killed_server_either(hostile_environment:
         assert hostile.worker_pids() <= hostile.processes()
         hostile.server.stop(signal.SIGKILL)
         assert_no_process_is_left(hostile)
+
+
+def test_a_stop_with_an_idle_session_leaves_no_process_and_no_traceback(
+    hostile_environment: Environment, tmp_path: Path
+) -> None:
+    with hostile_server(hostile_environment, tmp_path) as hostile, Session(hostile.server) as session:
+        assert session.ask("pid").code == "ok"
+        assert hostile.server.stop() == 0
+        assert not hostile.processes()
+        assert "Traceback" not in hostile.server.log
+
+
+def test_a_stop_after_its_socket_has_gone_from_its_folder_answers_what_was_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    plugins = ("--plugins=none", "--plugins-dir", str(VERSES))
+    with serving(tmp_path, "--listen", f"unix:{path}", *plugins, GATE=str(tmp_path)) as server:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            client.sendall(netstring(b"gate.poem"))
+            wait_until((tmp_path / "started").exists)
+            path.unlink()
+            server.process.terminate()
+            wait_until(lambda: "did not close in order" in server.log)
+            (tmp_path / "open").touch()
+            assert read_to_end(client) == netstring(b"POEM")
+        assert server.process.wait(DEADLINE_S) == 0

@@ -50,6 +50,15 @@ def hoard(poem: bytes) -> bytes:
             pass
     raise MemoryError
 
+@xformd.transform
+def twofold(poem: str) -> str:
+    child = os.fork()
+    if child == 0 and poem == "raise":
+        raise ValueError("as a child")
+    if child:
+        os.waitpid(child, 0)
+    return poem
+
 @xformd.transform(memory=100_000_000)
 def modest(poem: bytes) -> bytes:
     return b"%d" % len(bytearray(int(poem)))

@@ -40,6 +40,13 @@ def test_it_answers_one_job_after_the_other(worker: Live) -> None:
     assert worker.xform("upper") == b""
 
 
+@pytest.mark.parametrize("poem", [b"return", b"raise"])
+def test_a_child_that_a_transform_lets_come_back_does_not_answer_too(worker: Live, poem: bytes) -> None:
+    for _ in range(3):
+        assert worker.xform("twofold", poem) == poem
+        assert worker.xform("shout", b"a") == b"A!"
+
+
 def test_it_says_which_step_it_begins(worker: Live) -> None:
     worker.ask("shout+shout+shout", b"a")
     assert [orders.decode_step(worker.receive()) for _ in range(2)] == [1, 2]

@@ -35,7 +35,9 @@ def main(channel_descriptor: int) -> NoReturn:
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-        _serve(_Channel(socket.socket(fileno=channel_descriptor)))
+        connection = socket.socket(fileno=channel_descriptor)
+        connection.set_inheritable(False)  # what a plugin starts has no business with it
+        _serve(_Channel(connection))
     except _Gone:
         pass  # the server, or a transform has closed what is not its own
     except BaseException:
@@ -112,6 +114,7 @@ class _Job:
         self._told = told
         self._channel = channel
         self._plans: dict[Spec, list[Call]] = {}
+        self._pid = os.getpid()
 
     def run(self, string: bytes) -> None:
         """Do what the server asks, and answer."""
@@ -154,12 +157,19 @@ class _Job:
             _limit_memory(most)
             raise TransformDied(f"{call.name} ran out of memory; its worker may use {limit} bytes") from None
         except BaseException as error:  # SystemExit and its like come from the transform: nothing else runs in there
+            self._end_if_forked()
             if not calls.is_expected(error):
                 print(f"transform {call.name} of plugin {call.entry.plugin.label} failed", file=sys.stderr)
                 traceback.print_exception(error)
             raise calls.explain(call, error) from None
         finally:
+            self._end_if_forked()
             _limit_memory(most)
+
+    def _end_if_forked(self) -> None:
+        """End a child of this process that a transform has made and let come back: it must not answer too."""
+        if os.getpid() != self._pid:
+            os._exit(0)
 
 
 def _limit_memory(limit_bytes: int) -> None:

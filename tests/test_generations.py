@@ -14,7 +14,7 @@ from registries import registry_of
 from runners.fakes import FakeWorker, Launcher
 from xformd import Example, ShuttingDown, Transform, transform
 from xformd.config import Settings
-from xformd.errors import ConfigError
+from xformd.errors import ConfigError, NoSuchTransform
 from xformd.generations import RELOAD_TIMEOUT_S, Generations, choose_proof, what_breaks, what_changes
 from xformd.plugins import listing, loader
 from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
@@ -61,7 +61,7 @@ class Site:
         self.installed: Registry | Exception = FIRST
         self.launcher = Launcher()
         monkeypatch.setattr("xformd.generations.WorkerProcess", lambda told, events, reactor: self.launcher(events))
-        monkeypatch.setattr(loader, "load", lambda selection: self._load())
+        monkeypatch.setattr(loader, "load", lambda selection, only=None: self._load())
         self.generations = Generations(Settings(**{"workers": 1, **settings}), clock)
         self.service = self.generations.service
 
@@ -162,14 +162,34 @@ def test_a_reload_that_would_break_something_changes_nothing(site: Site, log: Lo
 @pytest.mark.parametrize("error", [ConfigError("no such folder"), ValueError("a fault of ours")])
 def test_a_reload_that_cannot_load_changes_nothing(site: Site, log: Log, error: Exception) -> None:
     before = site.alive
+    reloaded = site.generations.reload()
+    fresh = [worker for worker in site.alive if worker not in before]
     site.install(error)
-    assert has_fired(site.generations.reload())
-    assert site.alive == before
+    for worker in fresh:
+        worker.listed = listing.to_json(FIRST)
+        worker.report()
+    assert has_fired(reloaded)
+    assert [worker for worker in site.alive if not worker.killed] == before
     is_expected = isinstance(error, ConfigError)
     assert log.lines == ["not reloaded: no such folder" if is_expected else "not reloaded"]
     assert len(log.tracebacks) == (0 if is_expected else 1)
     site.reload(SECOND)
     assert "other" in site.service.registry.entries
+
+
+def test_a_plugin_that_fails_in_workers_alone_is_said_and_listed_as_failed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    site = Site(clock, monkeypatch)
+    site.generations.start()
+    for worker in site.alive:
+        worker.listed = listing.to_json(failing(FIRST))
+        worker.report()
+    assert log.lines == ["plugin xformd-verses 1.0 (verses) fails in workers: it is broken"]
+    (plugin,) = site.generations.service.describe()["plugins"]
+    assert (plugin["state"], plugin["reason"]) == ("failed", "it is broken")
+    with pytest.raises(NoSuchTransform):
+        site.xform("plain")
 
 
 def test_a_reload_whose_workers_are_never_ready_changes_nothing(clock: Clock, site: Site, log: Log) -> None:

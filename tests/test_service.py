@@ -496,3 +496,11 @@ def test_a_runner_that_breaks_its_word_is_a_fault_of_xformd(clock: Clock, log: L
     broken.errback(ValueError("not of the table"))
     assert log.lines == [f"internal error {error_of(result, InternalError).message}"]
     assert isinstance(log.tracebacks[0]["log_failure"].value, ValueError)
+
+
+@pytest.mark.parametrize("spec", ["later", "upper", "upper+later"])
+def test_what_has_no_time_left_when_it_comes_never_begins(clock: Clock, waiting: Waiting, spec: str) -> None:
+    service = service_of(clock, upper, waiting.transform)
+    with pytest.raises(TransformTimeout, match="no time was left"):
+        service.xform(parse_readable(spec), b"a", timeout_s=0)
+    assert waiting.asked == []

@@ -16,7 +16,7 @@ from xformd.config import Settings
 from xformd.errors import ConfigError
 from xformd.generation import Generation
 from xformd.plugins import loader
-from xformd.plugins.described import registry_from
+from xformd.plugins.described import registry_from, runs_here
 from xformd.plugins.registry import BUILT_IN, Registry
 from xformd.runners.inline import InlineRunner
 from xformd.runners.orders import Orders, Report
@@ -65,6 +65,7 @@ class Generations:
     def start(self) -> None:
         """Start the workers."""
         if self._pool is not None:
+            self._pool.supervisor.ready.addCallback(self._adopt)
             self._pool.start()
 
     def stop(self) -> Deferred[Any]:
@@ -102,12 +103,12 @@ class Generations:
     async def _reload(self) -> None:
         before = self.service.registry
         importlib.invalidate_caches()
-        registry = keep_imported(before, loader.load(self._settings.selection))
-        pool = self._make_pool(registry)
+        pool = self._make_pool(before)
         try:
-            if pool is not None:
-                report = await self._prove(pool)
-                registry = registry_from(report.listed, registry, self._placement.is_isolated)
+            if pool is None:
+                registry = keep_imported(before, loader.load(self._settings.selection))
+            else:
+                registry = self._learn(before, await self._prove(pool))
             self._placement.check(registry)
             if broken := [*what_breaks(before, registry)]:
                 raise ConfigError("what worked before would not work any more", details=broken)
@@ -118,6 +119,27 @@ class Generations:
         self._swap(registry, pool)
         for line in what_changes(before, registry):
             self.log.info("{line}", line=line)
+
+    def _learn(self, before: Registry, report: Report) -> Registry:
+        """Make a registry of what a worker has loaded, and lived: only then is what must run here imported here."""
+        is_isolated = self._placement.is_isolated
+        wanted = runs_here(report.listed, is_isolated)
+        lenient = attrs.evolve(self._settings.selection, strict=False, lenient=True)
+        own = loader.load(lenient, only=lambda candidate: (candidate.distribution, candidate.name) in wanted)
+        return registry_from(report.listed, keep_imported(before, own), is_isolated)
+
+    def _adopt(self, ready: Report | NotReady) -> None:
+        """Take note of plugins that work here, and fail in every worker."""
+        if isinstance(ready, NotReady):
+            return
+        before = self.service.registry
+        registry = registry_from(ready.listed, before, self._placement.is_isolated)
+        active = {(plugin.distribution, plugin.name) for plugin in before.with_state("active")}
+        failed = [plugin for plugin in registry.with_state("failed") if (plugin.distribution, plugin.name) in active]
+        for plugin in failed:
+            self.log.error("plugin {plugin} fails in workers: {why}", plugin=plugin.label, why=plugin.reason)
+        if failed:
+            self.service.swap(self._generation(registry))
 
     async def _prove(self, pool: WorkerPool) -> Report:
         pool.start()
@@ -140,6 +162,7 @@ class Generations:
         finished = self.service.swap(self._generation(registry))
         if old is not None:
             self._retiring.add(old)
+            old.wind_down()
             finished.addCallback(lambda _: self._retire(old))
 
     def _retire(self, pool: WorkerPool) -> None:
@@ -156,7 +179,7 @@ class Generations:
         if settings.worker_count == 0:
             return None
         told = Orders(
-            selection=attrs.evolve(settings.selection, strict=False),
+            selection=attrs.evolve(settings.selection, strict=False, lenient=True),
             max_request_bytes=max(limits.max_request_bytes, limits.max_result_bytes),
             max_result_bytes=limits.max_result_bytes,
             memory_bytes=limits.worker_memory_bytes,

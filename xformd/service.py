@@ -117,6 +117,8 @@ class TransformService:
         generation = self._generation
         try:
             stages = generation.plan(spec)
+            if timeout_s is not None and timeout_s <= 0:
+                raise TransformTimeout(f"no time was left for {spec} when it came")
             if len(stages) == 1:
                 result = stages[0].runner.run(stages[0].calls, poem, caller)
                 if isinstance(result, bytes):
@@ -161,7 +163,7 @@ class TransformService:
         except Exception:  # for xform to say
             return None
         call, inline = stage.calls[0], generation.inline
-        if others or stage.runner is not inline or call.entry.transform.asynchronous:
+        if others or stage.runner is not inline or call.entry.transform.asynchronous or request.timeout_ms == 0:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
 

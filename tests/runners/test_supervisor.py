@@ -14,7 +14,7 @@ from xformd import TransformDied
 from xformd.limits import Limits
 from xformd.runners.orders import Report
 from xformd.runners.seat import Seat
-from xformd.runners.supervisor import MEASURE_EVERY_S, START_TIMEOUT_S, NotReady, Supervisor
+from xformd.runners.supervisor import MAX_STRANGERS, MEASURE_EVERY_S, START_TIMEOUT_S, NotReady, Supervisor
 from xformd.wire.session import Refusal, Reply, Request
 
 
@@ -310,3 +310,29 @@ def test_after_three_failed_starts_it_says_that_none_gets_ready_and_goes_on(cloc
     assert result_of(staff.supervisor.ready) == NotReady("a worker ended with exit status 1 before it was ready")
     staff.workers[-1].be_ready()
     assert staff.supervisor.take() is not None
+
+
+def listing_of(*versions: str) -> dict[str, Any]:
+    return {"transforms": [{"name": name, "distribution": name, "version": "1"} for name in versions]}
+
+
+def test_a_worker_with_other_plugins_than_the_first_is_not_taken_while_they_may_be_being_installed(
+    clock: Clock, staff: Staff, log: Log
+) -> None:
+    first, second = staff.workers
+    for worker in (first, second):
+        worker.listed = listing_of("owl", "cat")
+        worker.be_ready()
+    second.end()
+    for _ in range(MAX_STRANGERS):
+        stranger = staff.workers[-1]
+        stranger.listed = listing_of("owl")
+        stranger.report()
+        assert stranger.killed == ["has other plugins than those before (cat from nowhere, not from cat 1)"]
+        stranger.end()
+        clock.advance(10)
+    last = staff.workers[-1]
+    last.listed = listing_of("owl")
+    last.be_ready()
+    assert log.lines[-1] == "a worker has cat from nowhere, not from cat 1; SIGHUP makes all alike"
+    assert {staff.take().worker for _ in range(2)} == {first, last}

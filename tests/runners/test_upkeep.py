@@ -1,8 +1,11 @@
 """When to start a worker, when one is worn, when to ask again."""
 
+from typing import Any
+
 import pytest
 
 from xformd.limits import Limits
+from xformd.runners import upkeep
 from xformd.runners.upkeep import retry_after_ms, start_delay_s, why_worn
 
 
@@ -35,3 +38,22 @@ def test_one_should_come_back_when_half_are_likely_to_be_done(
     waiting: int, workers: int, mean_job_s: float, expected_ms: int
 ) -> None:
     assert retry_after_ms(waiting, workers, mean_job_s) == expected_ms
+
+
+def listing_of(**versions: str) -> dict[str, Any]:
+    listed = [{"name": name, "distribution": f"x-{name}", "version": version} for name, version in versions.items()]
+    return {"transforms": listed}
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "said"),
+    [
+        ({}, listing_of(owl="1"), ""),
+        (listing_of(owl="1"), listing_of(owl="1"), ""),
+        (listing_of(owl="1"), listing_of(owl="2"), "owl from x-owl 2, not from x-owl 1"),
+        (listing_of(owl="1", cat="1"), listing_of(owl="1"), "cat from nowhere, not from x-cat 1"),
+        (listing_of(owl="1"), listing_of(owl="1", cat="1"), "cat, which is new"),
+    ],
+)
+def test_the_first_difference_between_the_plugins_of_two_workers(first: Any, other: Any, said: str) -> None:
+    assert upkeep.difference(first, other) == said

@@ -561,3 +561,16 @@ def test_a_quarantine_lets_one_request_try_whichever_of_its_steps_is_meant(clock
     again = pool.run("lower", b"again")
     pool.worker_of(b"again").answer()
     assert result_of(again) == b"again"
+
+
+def test_a_pool_that_winds_down_keeps_the_workers_that_it_needs(clock: Clock) -> None:
+    pool = Pool(clock, size=3).start()
+    running = pool.run(poem=b"1")
+    pool.pool.wind_down()
+    busy = pool.worker_of(b"1")
+    assert [worker for worker in pool.workers if not worker.killed] == [busy]
+    later = pool.run(poem=b"2")  # another part of what has been accepted
+    busy.answer()
+    assert result_of(running) == b"1"
+    pool.worker_of(b"2").answer()
+    assert result_of(later) == b"2"

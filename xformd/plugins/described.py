@@ -12,6 +12,23 @@ from xformd.plugins.registry import Conflict, Entry, Plugin, Registry
 from xformd.transform import Example, Transform
 
 
+def runs_here(listed: Mapping[str, Any], is_isolated: Callable[[Transform], bool]) -> frozenset[tuple[str, str]]:
+    """Say which plugins have a transform that does not run in a worker.
+
+    Args:
+        listed: what ``listing.to_json`` gave in a worker.
+        is_isolated: whether a transform runs in a worker.
+
+    Returns:
+        The distribution and the name of each.
+    """
+    return frozenset(
+        (described["distribution"], described["plugin"])
+        for described in listed["transforms"]
+        if not is_isolated(_transform(described))
+    )
+
+
 def registry_from(listed: Mapping[str, Any], own: Registry, is_isolated: Callable[[Transform], bool]) -> Registry:
     """Make a registry of what a worker has, and of what runs here.
 

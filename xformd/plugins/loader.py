@@ -6,7 +6,7 @@ reason. A plugin that is not selected is never imported.
 
 import inspect
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ class Selection:
         directories: where loose ``*.py`` plugins lie.
         preferred: transform name to the distribution that shall have it.
         strict: whether a failure or an unsettled conflict is an error.
+        lenient: whether a name that is not there is none.
     """
 
     distributions: frozenset[str] | None = None
@@ -39,6 +40,7 @@ class Selection:
     directories: tuple[Path, ...] = ()
     preferred: Mapping[str, str] = attrs.field(factory=dict)
     strict: bool = False
+    lenient: bool = False
 
 
 EVERYTHING = Selection()
@@ -67,11 +69,12 @@ def parse_distributions(text: str) -> frozenset[str] | None:
     return names
 
 
-def load(selection: Selection = EVERYTHING) -> Registry:
+def load(selection: Selection = EVERYTHING, only: Callable[[Candidate], bool] | None = None) -> Registry:
     """Find, import and check the selected plugins.
 
     Args:
         selection: which.
+        only: which of them to import; None for all. The others count as blocked.
 
     Returns:
         Everything that works, and what failed with its reason.
@@ -80,9 +83,10 @@ def load(selection: Selection = EVERYTHING) -> Registry:
         ConfigError: the selection names something that is not there, or it is strict and something failed.
     """
     candidates = [*discovery.built_in(), *discovery.installed(), *discovery.loose(selection.directories)]
-    _check_names(selection, candidates)
-    plugins = tuple(_load_one(candidate, _why_not(candidate, selection)) for candidate in candidates)
-    registry = _assemble(plugins, selection.preferred)
+    if not selection.lenient:
+        _check_names(selection, candidates)
+    plugins = tuple(_load_one(candidate, _why_not(candidate, selection, only)) for candidate in candidates)
+    registry = _assemble(plugins, selection)
     if selection.strict:
         _refuse_problems(registry)
     return registry
@@ -120,8 +124,10 @@ def _check_names(selection: Selection, candidates: list[Candidate]) -> None:
             raise ConfigError(f"--block {name}: no such plugin or distribution; there are {listed}")
 
 
-def _why_not(candidate: Candidate, selection: Selection) -> str:
+def _why_not(candidate: Candidate, selection: Selection, only: Callable[[Candidate], bool] | None) -> str:
     """Say why a plugin is kept out; nothing for one that is not."""
+    if only is not None and not only(candidate):
+        return "not wanted here"
     if any(candidate.has_name(name) for name in selection.blocked):
         return "blocked by --block"
     if selection.distributions is None or candidate.is_built_in or candidate.is_loose:
@@ -223,12 +229,14 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _assemble(plugins: Iterable[Plugin], preferred: Mapping[str, str]) -> Registry:
-    plugins = tuple(plugins)
+def _assemble(plugins: tuple[Plugin, ...], selection: Selection) -> Registry:
     owners: dict[str, list[Entry]] = {}
     for plugin in plugins:
         for transform in plugin.transforms:
             owners.setdefault(transform.name, []).append(Entry(transform, plugin))
+    preferred = selection.preferred
+    if selection.lenient:
+        preferred = {name: wanted for name, wanted in preferred.items() if _is_among(wanted, owners.get(name, ()))}
     entries: dict[str, Entry] = {}
     conflicts: list[Conflict] = []
     for name, rivals in sorted(owners.items()):
@@ -246,7 +254,7 @@ def _assemble(plugins: Iterable[Plugin], preferred: Mapping[str, str]) -> Regist
 def _choose(name: str, rivals: list[Entry], preferred: str | None) -> Entry | None:
     """Say who has a name: the preferred one, else the only one, else the built-in, else nobody."""
     if preferred is not None:
-        chosen = [rival for rival in rivals if normalize(rival.plugin.distribution) == normalize(preferred)]
+        chosen = [rival for rival in rivals if _is_among(preferred, [rival])]
         if len(chosen) == 1:
             return chosen[0]
         owners = " and ".join(sorted(rival.plugin.label for rival in rivals))
@@ -254,6 +262,10 @@ def _choose(name: str, rivals: list[Entry], preferred: str | None) -> Entry | No
     if len(rivals) == 1:
         return rivals[0]
     return next((rival for rival in rivals if rival.plugin.distribution == BUILT_IN), None)
+
+
+def _is_among(distribution: str, rivals: Iterable[Entry]) -> bool:
+    return any(normalize(rival.plugin.distribution) == normalize(distribution) for rival in rivals)
 
 
 def _refuse_problems(registry: Registry) -> None:

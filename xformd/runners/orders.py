@@ -68,6 +68,7 @@ def decode_orders(string: bytes) -> Orders:
         directories=tuple(map(Path, selected["directories"])),
         preferred=selected["preferred"],
         strict=selected["strict"],
+        lenient=selected["lenient"],
     )
     return Orders(selection=selection, **told)
 

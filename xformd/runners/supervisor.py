@@ -4,7 +4,8 @@ A worker that ends before it was ready delays the next start, longer each time; 
 """
 
 from collections import Counter
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -21,6 +22,9 @@ START_TIMEOUT_S = 60.0
 """A worker that has not run its example by then is given up."""
 
 MAX_FAILED_STARTS = 3
+
+MAX_STRANGERS = 5
+"""So many workers in a row with other plugins than the first are not taken; the next one is, with a warning."""
 
 MEASURE_EVERY_S = 0.02
 """How often the memory of a worker that does jobs is looked at."""
@@ -91,6 +95,7 @@ class Supervisor:
         self._idle: list[Seat] = []
         self._ending: set[Worker] = set()
         self._failures = 0
+        self._listed: Mapping[str, Any] = {}  # what the first worker had
         self._next_start: IDelayedCall | None = None
         self._is_stopping = False
         self._stopped: list[Deferred[None]] = []
@@ -139,6 +144,12 @@ class Supervisor:
             seat.worker.kill(why)
             self._replace()
 
+    def reduce(self, count: int) -> None:
+        """Keep no more than so many from now on; who is busy is left alone."""
+        self._count = count
+        for seat in self._idle[: max(0, len(self._seats) - count)]:
+            self.discard(seat, "is not needed any more")
+
     def states(self) -> Counter[WorkerState]:
         """Count the workers by what they do."""
         return Counter(seat.state for seat in self._seats.values())
@@ -162,6 +173,11 @@ class Supervisor:
         """Let it prove itself."""
         if (seat := self._seats.get(worker)) is None:
             return
+        if difference := upkeep.difference(self._listed, report.listed):
+            if self._failures < MAX_STRANGERS:  # somebody may be in the middle of an installation
+                worker.kill(f"has other plugins than those before ({difference})")
+                return
+            self.log.warn("a worker has {difference}; SIGHUP makes all alike", difference=difference)
         seat.job = report
         if self._proof is None:
             self._ready(seat)
@@ -222,6 +238,7 @@ class Supervisor:
         self._stop_timer(seat)
         seat.first_resident_bytes = seat.worker.resident_bytes()
         report, seat.job = seat.job, None
+        self._listed = self._listed or report.listed
         self._be_idle(seat)
         if not self.ready.called:
             self.ready.callback(report)

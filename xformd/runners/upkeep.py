@@ -1,5 +1,8 @@
 """Decisions about workers, as functions of values: when to start another, when one is worn, when to ask again."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from xformd.limits import Limits
 
 FIRST_DELAY_S = 0.1
@@ -45,3 +48,25 @@ def retry_after_ms(waiting: int, workers: int, mean_job_s: float) -> int:
         Milliseconds until half of them are likely to be done: from a tenth of a second to half a minute.
     """
     return int(1000 * min(30.0, max(0.1, waiting * mean_job_s / workers / 2)))
+
+
+def difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Say in what the plugins of two workers differ.
+
+    Args:
+        first: what the first has listed; nothing where there was none yet.
+        other: what another has listed.
+
+    Returns:
+        The first difference; nothing where there is none.
+    """
+    versions, others = _versions(first), _versions(other)
+    for name, source in sorted(versions.items()):
+        if others.get(name) != source:
+            return f"{name} from {others.get(name, 'nowhere')}, not from {source}"
+    added = others.keys() - versions.keys() if versions else ()
+    return f"{min(added)}, which is new" if added else ""
+
+
+def _versions(listed: Mapping[str, Any]) -> dict[str, str]:
+    return {each["name"]: f"{each['distribution']} {each['version']}" for each in listed.get("transforms", ())}

@@ -122,6 +122,10 @@ class WorkerPool:
         """How many jobs wait."""
         return len(self._queue)
 
+    def wind_down(self) -> None:
+        """Keep no more workers than what has been accepted needs: nothing new will come."""
+        self.supervisor.reduce(max(1, min(self._size, len(self._running) + len(self._queue))))
+
     def stop(self) -> Deferred[None]:
         """Give up what is left, and end every worker; fires when no process is left."""
         self._is_stopping = True

@@ -33,6 +33,10 @@ RELOAD_TIMEOUT_S = 2 * START_TIMEOUT_S + 10.0
 """Fresh workers of which none is ready by then do not get ready; the log has said why by then."""
 
 
+END_TIMEOUT_S = 5.0
+"""Long after a process has ended that was killed, unless the system cannot end it."""
+
+
 class Generations:
     """What a server's service answers with, from its start to its end.
 
@@ -74,7 +78,11 @@ class Generations:
         if self._proving is not None:
             self._proving.cancel()
         pools = [pool for pool in (self._pool, *self._retiring) if pool is not None]
-        return DeferredList([pool.stop() for pool in pools])
+        stopped = DeferredList([pool.stop() for pool in pools])
+        return stopped.addTimeout(END_TIMEOUT_S, self._reactor, self._give_up_waiting)
+
+    def _give_up_waiting(self, result: object, seconds: float) -> None:  # noqa: ARG002 - Twisted's signature
+        self.log.error("some worker processes have not ended {seconds:g} s after they were killed", seconds=seconds)
 
     def reload(self) -> Deferred[None]:
         """Load the plugins anew, start fresh workers, and go over to them if nothing that worked is broken.

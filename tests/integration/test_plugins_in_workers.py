@@ -77,3 +77,12 @@ def test_a_request_that_has_no_time_left_when_it_comes_costs_no_worker(tmp_path:
         before = session.ask("pid").poem
         assert session.ask("pid", timeout_ms=0).code == "timeout"
         assert session.ask("pid").poem == before
+
+
+def test_one_session_with_much_to_do_does_not_hold_up_another(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(NAP)
+    with serving(tmp_path, *arguments(tmp_path)) as server, Session(server) as greedy, Session(server) as modest:
+        assert modest.ask("pid").code == "ok"
+        greedy.send(*[("nap:seconds=0%2E2", b"")] * 20)  # four seconds of work
+        for _ in range(3):
+            assert modest.ask("pid").elapsed_s < 2

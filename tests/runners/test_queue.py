@@ -30,6 +30,20 @@ def test_things_come_out_in_the_order_in_which_they_went_in() -> None:
     assert len(queue) == 0
 
 
+def test_a_caller_with_little_does_not_wait_for_one_with_much() -> None:
+    queue: Queue[Item] = Queue()
+    greedy, modest = Asker(), Asker()
+    for number in range(4):
+        queue.put(Item(number, greedy))
+    queue.put(Item(10, modest))
+    queue.put(Item(20))
+    order = []
+    while (item := queue.first()) is not None:
+        order.append(item.number)
+        queue.remove(item)
+    assert order == [0, 10, 20, 1, 2, 3]
+
+
 def test_who_has_no_room_waits_aside_and_comes_back_at_the_end() -> None:
     queue: Queue[Item] = Queue()
     full = Asker()
@@ -65,31 +79,47 @@ OPERATIONS = st.lists(
 
 
 class Model:
-    """A line, and what is aside."""
+    """The line of each caller, in the order of their turns, and the callers that are aside."""
 
     def __init__(self) -> None:
-        self.line: list[Item] = []
-        self.aside: list[Item] = []
+        self.lines: list[list[Item]] = []
+        self.aside: list[list[Item]] = []
+
+    def _line_of(self, item: Item) -> list[Item]:
+        for line in self.lines + self.aside:
+            if item.caller is not None and line[0].caller is item.caller:
+                return line
+        self.lines.append([])
+        return self.lines[-1]
+
+    def put(self, item: Item) -> None:
+        self._line_of(item).append(item)
 
     def first(self) -> Item | None:
-        while self.line and self.line[0].caller is not None and not self.line[0].caller.takes_results:
-            self.aside.append(self.line.pop(0))
-        return self.line[0] if self.line else None
+        while self.lines and self.lines[0][0].caller is not None and not self.lines[0][0].caller.takes_results:
+            self.aside.append(self.lines.pop(0))
+        return self.lines[0][0] if self.lines else None
 
     def remove(self, item: Item) -> bool:
-        for items in (self.line, self.aside):
-            if item in items:
-                items.remove(item)
-                return True
+        for lines in (self.lines, self.aside):
+            for line in lines:
+                if item in line:
+                    lines.remove(line)
+                    lines.extend([rest] if (rest := [other for other in line if other is not item]) else [])
+                    return True
         return False
 
     def caller_has_room(self, caller: Any) -> None:
-        self.line += [item for item in self.aside if item.caller is caller]
-        self.aside = [item for item in self.aside if item.caller is not caller]
+        back = [line for line in self.aside if line[0].caller is caller]
+        self.aside = [line for line in self.aside if line[0].caller is not caller]
+        self.lines += back
+
+    def items(self) -> list[Item]:
+        return [item for line in self.lines + self.aside for item in line]
 
 
 @given(OPERATIONS)
-def test_it_does_what_two_lists_do(operations: list[tuple[str, int]]) -> None:
+def test_it_does_what_plain_lists_do(operations: list[tuple[str, int]]) -> None:
     queue: Queue[Item] = Queue()
     model = Model()
     askers = [None, None, Asker(), Asker()]
@@ -99,7 +129,7 @@ def test_it_does_what_two_lists_do(operations: list[tuple[str, int]]) -> None:
         if operation == "put":
             items.append(Item(len(items), asker))
             queue.put(items[-1])
-            model.line.append(items[-1])
+            model.put(items[-1])
         elif operation == "take":
             item = queue.first()
             assert item is model.first()
@@ -108,13 +138,11 @@ def test_it_does_what_two_lists_do(operations: list[tuple[str, int]]) -> None:
             item = items[number % len(items)]
             assert queue.remove(item) is model.remove(item)
         elif operation == "clear" and number == 0:
-            assert sorted(item.number for item in queue.clear()) == sorted(
-                item.number for item in model.line + model.aside
-            )
+            assert {item.number for item in queue.clear()} == {item.number for item in model.items()}
             model = Model()
         elif asker is not None and operation in ("full", "room"):
             asker.takes_results = operation == "room"
             if asker.takes_results:
                 queue.caller_has_room(asker)
                 model.caller_has_room(asker)
-        assert len(queue) == len(model.line) + len(model.aside)
+        assert len(queue) == len(model.items())

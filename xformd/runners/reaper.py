@@ -106,7 +106,7 @@ def _children() -> list[int]:
 
 
 def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have become somebody else's
         os.kill(pid, signal.SIGKILL)
 
 

@@ -29,6 +29,10 @@ OPENING = encode(b"xformd/2")
 PEER = IPv4Address("TCP", "127.0.0.1", 1)
 
 
+def shout(poem: str, *, marks: int = 1) -> str:
+    return poem.upper() + "!" * marks
+
+
 class Side:
     """A server with one session; everything that its transforms were asked is kept.
 
@@ -59,10 +63,6 @@ class Side:
         def upper(poem: str) -> str:
             self.ran.append(poem)
             return poem.upper()
-
-        def shout(poem: str, *, marks: int = 1) -> str:
-            self.ran.append(poem)
-            return poem.upper() + "!" * marks
 
         def backwards(poem: bytes, *, times: int = 1, more: int = 0) -> bytes:
             self.ran.append(poem)

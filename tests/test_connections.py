@@ -39,8 +39,8 @@ def test_peers_that_are_gone_are_forgotten() -> None:
     connections: Connections[int] = Connections(Limits(max_connections_per_peer=2))
     for number in range(100):
         connections.add(number, f"10.0.0.{number // 2}")
-    assert (len(connections), len(connections.peers)) == (100, 50)
+    assert (len(connections), len(connections._counts)) == (100, 50)
     for number in connections:
         connections.discard(number)
         connections.discard(number)
-    assert (len(connections), connections.peers) == (0, frozenset())
+    assert (len(connections), connections._counts) == (0, {})

@@ -1,8 +1,10 @@
 """How many descriptors a server needs, and how many connections a limit leaves room for."""
 
+import resource
+
 import pytest
 
-from xformd.descriptors import AcceptErrors, needed, open_descriptors, room
+from xformd.descriptors import AcceptErrors, needed, open_descriptors, raise_limit, room
 
 
 @pytest.mark.parametrize("connections", [1, 100, 10_000])
@@ -15,6 +17,41 @@ def test_a_lower_limit_leaves_room_for_the_rest_as_well() -> None:
     assert room(1024, 10, 3) == 1024 - 10 - 32 - 4 * 8
     assert room(64, 8, 64) == 24
     assert room(16, 12, 2) == 1
+
+
+UNLIMITED = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "holds", "asked"),
+    [
+        (1_024, 4_096, 500, 1_024, []),
+        (1_024, 4_096, 2_000, 2_000, [(2_000, 4_096)]),
+        (1_024, 4_096, 9_000, 4_096, [(4_096, 4_096)]),
+        (1_024, UNLIMITED, 9_000, 9_000, [(9_000, UNLIMITED)]),
+        (UNLIMITED, UNLIMITED, 9_000, 9_000, []),
+    ],
+)
+def test_the_limit_is_raised_as_far_as_it_is_wanted_and_goes(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, holds: int, asked: list[tuple[int, int]]
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    assert raise_limit(wanted) == holds
+    assert limits == asked
+
+
+@pytest.mark.parametrize("error", [OSError("not permitted"), ValueError("current limit exceeds maximum limit")])
+def test_a_system_that_has_a_lower_limit_than_it_says_keeps_it(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1_024, 4_096))
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    assert raise_limit(2_000) == 1_024
 
 
 def test_descriptors_are_counted() -> None:

@@ -1,6 +1,9 @@
 """Reloads: a fresh generation takes over when nothing that worked is broken, and no request notices."""
 
+import importlib.util
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,8 +19,11 @@ from xformd import Example, ShuttingDown, Transform, transform
 from xformd.config import Settings
 from xformd.errors import ConfigError, NoSuchTransform
 from xformd.generations import RELOAD_TIMEOUT_S, Generations, choose_proof, what_breaks, what_changes
+from xformd.limits import Limits
 from xformd.plugins import listing, loader
+from xformd.plugins.loader import Selection
 from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
+from xformd.runners.orders import Orders
 from xformd.runners.placement import Placement
 from xformd.spec import parse
 
@@ -60,10 +66,15 @@ class Site:
     def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.installed: Registry | Exception = FIRST
         self.launcher = Launcher()
-        monkeypatch.setattr("xformd.generations.WorkerProcess", lambda told, events, reactor: self.launcher(events))
+        self.told: list[Orders] = []
+        monkeypatch.setattr("xformd.generations.WorkerProcess", lambda told, events, _: self._launch(told, events))
         monkeypatch.setattr(loader, "load", lambda selection, only=None: self._load())
         self.generations = Generations(Settings(**{"workers": 1, **settings}), clock)
         self.service = self.generations.service
+
+    def _launch(self, told: Orders, events: Any) -> FakeWorker:
+        self.told.append(told)
+        return self.launcher(events)
 
     def _load(self) -> Registry:
         if isinstance(self.installed, Exception):
@@ -123,6 +134,40 @@ def test_requests_are_answered_by_workers_and_in_the_reactor(site: Site) -> None
     site.alive[-1].answer(b"POEM")
     assert result_of(result) == b"POEM"
     assert site.xform("quick") == b"a"
+
+
+@pytest.mark.parametrize(("request_bytes", "result_bytes"), [(10, 1_000), (1_000, 10)])
+def test_a_worker_takes_what_another_step_may_have_given(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, request_bytes: int, result_bytes: int
+) -> None:
+    limits = Limits(max_request_bytes=request_bytes, max_result_bytes=result_bytes)
+    for told in Site(clock, monkeypatch, limits=limits).start().told:
+        assert told.max_request_bytes == 1_000
+        assert told.max_result_bytes == result_bytes
+
+
+def test_workers_are_not_strict_for_their_server_has_been(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What breaks later, on a disk that others write to, must not keep every other transform from running."""
+    selection = Selection(strict=True, blocked=frozenset({"x"}))
+    told = Site(clock, monkeypatch, selection=selection).start().told
+    assert [one.selection for one in told] == [attrs.evolve(selection, strict=False, lenient=True)] * 2
+
+
+def test_a_reload_finds_what_was_installed_a_moment_ago(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.util.find_spec("xformd_installed_since") is None  # from now on Python knows what is in there
+    seen = tmp_path.stat()
+    (tmp_path / "xformd_installed_since.py").touch()
+    os.utime(tmp_path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # as on a disk whose clock is coarse
+    found: list[object] = []
+    monkeypatch.setattr(
+        site, "_load", lambda: found.append(importlib.util.find_spec("xformd_installed_since")) or FIRST
+    )
+    site.reload(FIRST)
+    assert found
+    assert None not in found
 
 
 def test_a_reload_brings_what_is_new_and_ends_the_old_workers(site: Site, log: Log) -> None:

@@ -41,6 +41,28 @@ def test_what_is_sent_at_once_and_what_waits_make_one_stream(writes: list[int], 
     output.close()
 
 
+def test_who_waits_for_room_is_not_told_before_there_is_any() -> None:
+    socket, drained = Socket([]), []
+    output = Output(socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(output.unread_bytes))
+    output.write(b"x" * 5 * PART_BYTES)
+    socket.taken()
+    assert output.unread_bytes == PART_BYTES
+    assert drained == []
+    socket.taken()
+    assert drained == [0]
+
+
+def test_a_transport_that_says_again_that_it_is_full_gains_no_time() -> None:
+    clock, given_up = Clock(), []
+    output = Output(Socket([]), clock, 30, lambda: given_up.append(clock.seconds()), lambda: None)
+    output.pauseProducing()
+    for _ in range(4):
+        clock.advance(10)
+        output.pauseProducing()
+    assert given_up == [30]
+    output.close()
+
+
 class Encrypting(Wire):
     """A transport over another, to which it hands on what it does not know, as Twisted's TLS does."""
 

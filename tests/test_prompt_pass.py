@@ -11,18 +11,26 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 import xformd
+from deferreds import has_fired
 from logs import Log, captured
 from registries import registry_of
 from test_protocol import Wire
 from xformd import transform
 from xformd.forms import prompt_pass
+from xformd.generation import Generation
 from xformd.limits import Limits
 from xformd.protocol import TransformFactory
+from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
-from xformd.spec import Spec, parse
+from xformd.spec import SHORT_CHARACTERS, Spec, parse
 from xformd.wire.netstring import encode
 
 OPENING = encode(b"xformd/2")
+PEER = IPv4Address("TCP", "127.0.0.1", 1)
+
+
+def shout(poem: str, *, marks: int = 1) -> str:
+    return poem.upper() + "!" * marks
 
 
 class Side:
@@ -39,11 +47,13 @@ class Side:
         self.cancelled = 0
         self.now_s = 0.0
         all_limits = Limits(**limits)
+        self.clock = Clock()
         registry = registry_of(*self._transforms())
-        self.service = TransformService.inline(registry, all_limits, Clock(), stopwatch=lambda: self.now_s)
+        self.inline = InlineRunner(all_limits.max_result_bytes, self.clock, lambda: self.now_s)
+        self.service = TransformService(Generation(registry, self.inline), all_limits, self.clock)
         if is_careful:
             self.service.ready = lambda words: None  # type: ignore[method-assign]
-        protocol = TransformFactory(self.service, all_limits, Clock()).buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        protocol = TransformFactory(self.service, all_limits, self.clock).buildProtocol(PEER)
         assert protocol is not None
         self.protocol = protocol
         self.wire = Wire()
@@ -66,6 +76,9 @@ class Side:
             self.now_s += float(poem)
             return poem
 
+        def ponderous(poem: str) -> str:
+            return heavy(poem)
+
         def moody(poem: str) -> str:
             self.ran.append(poem)
             return self._give(poem)  # type: ignore[no-any-return]
@@ -74,7 +87,10 @@ class Side:
             self.ran.append(poem)
             return poem
 
-        return [*map(transform(inline=True), (upper, backwards, slowly, heavy, moody)), transform(outside)]
+        return [
+            *map(transform(inline=True), (upper, shout, backwards, slowly, heavy, ponderous, moody)),
+            transform(outside),
+        ]
 
     def _give(self, poem: str) -> Any:
         """Give what a transform may give, by the poem's first character."""
@@ -113,7 +129,8 @@ class Side:
 
 POEMS = st.sampled_from([b"", b"a", b".", b"1,2:", b"w", b"g", b"s", b"u", b"n", b"l", b"\xff", b"a" * 90])
 SPECS = [
-    *(b"upper", b"moody", b"backwards", b"backwards:times=2", b"backwards:times=60", b"backwards:times=x", b"slowly"),
+    *(b"upper", b"moody", b"backwards", b"backwards:times=2", b"shout:marks=3", b"backwards:times=60"),
+    *(b"backwards:times=x", b"slowly"),
     *(b"outside", b"upper+upper", b"nope", b"", b"upper ", b"upper timeout=9", b"moody timeout=x", b"upper a=1 a=2"),
     *(b"!ping", b"!cancel", b"!no", b"Upper", b"upper:", b"upper" + b" k=" + b"v" * 300),
 ]
@@ -146,6 +163,8 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 @example(([encode(b"1 moody.w"), encode(b"1 upper.a")], b""), [], [], 100_000, 100_000, 64)
 @example(([encode(b"1 moody.l"), encode(b"2 upper.a")], b""), [], [], 100_000, 100_000, 64)
 @example(([encode(b"9007199254740992 upper.a")], b""), [], [], 100_000, 100_000, 64)
+@example(([encode(b"1 shout:marks=3.a")], b""), [], [], 100_000, 100_000, 64)
+@example(([encode(b"1 upper." + 60 * b"a")], b""), [len(OPENING)], [], 60, 100_000, 64)
 @example(([encode(b"01 upper.a")], b""), [], [], 100_000, 100_000, 64)
 @example(([encode(b"0 upper.a")], b""), [], [], 100_000, 100_000, 64)
 @example(([encode(b"1 upper." + 60 * b"a"), encode(b"2 upper.a")], b""), [], [], 60, 100_000, 64)
@@ -209,6 +228,12 @@ def test_after_a_request_that_was_cut_in_two_the_rest_takes_the_hot_path_again(m
     assert len(careful) == 2
 
 
+def test_long_words_are_not_remembered() -> None:
+    service = Side(is_careful=False).service
+    assert service.ready(b"upper k=" + b"v" * (SHORT_CHARACTERS - 8)) is not None
+    assert service.ready(b"upper k=" + b"v" * (SHORT_CHARACTERS - 7)) is None
+
+
 def test_words_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xformd.service.MAX_PLANS", 10)
     side = Side(is_careful=False)
@@ -232,6 +257,52 @@ def test_a_transform_that_holds_the_server_is_named_once_a_minute(is_careful: bo
     assert log.lines == [warning.format(120)]
     side.say(encode(b"7 heavy.2"))
     assert log.lines == [warning.format(120), warning.format(2000)]
+
+
+def test_each_transform_that_holds_the_server_is_named(log: Log) -> None:
+    side = Side(is_careful=False)
+    side.say(OPENING + encode(b"1 heavy.0.1") + encode(b"2 ponderous.0.2"))
+    assert [line.partition(" of ")[0] for line in log.lines] == ["transform heavy", "transform ponderous"]
+
+
+def waiting_side(monkeypatch: pytest.MonkeyPatch, *requests: bytes) -> Side:
+    """Give a server with requests that wait for a transform that said it would give its results at once."""
+    side = Side(is_careful=False, transform_timeout_s=30)
+    careful = careful_requests(side, monkeypatch)
+    side.say(OPENING + b"".join(map(encode, requests)))
+    assert len(side.waiting) == len(requests)
+    assert careful == []
+    side.wire.clear()
+    return side
+
+
+def test_who_waits_after_all_waits_no_longer_than_his_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = waiting_side(monkeypatch, b"1 moody.w", b"2 moody timeout=1500.w", b"3 moody timeout=99999.w")
+    side.clock.advance(1.4)
+    assert side.wire.value() == b""
+    side.clock.advance(0.1)
+    assert b":2 timeout.moody took longer than its 1.5 s," in side.wire.value()
+    side.clock.advance(28.4)
+    assert side.cancelled == 1
+    side.clock.advance(0.1)
+    assert side.cancelled == 3
+    assert side.wire.value().count(b" timeout.moody took longer than its 30 s,") == 2
+
+
+def test_a_stop_gives_up_what_waits_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = waiting_side(monkeypatch, b"1 moody.w", b"2 moody.w")
+    side.service.stop()
+    assert side.cancelled == 2
+    assert side.wire.value().count(b" shutting-down.") == 2
+
+
+def test_a_swap_waits_for_what_waits_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = waiting_side(monkeypatch, b"1 moody.w")
+    swapped = side.service.swap(Generation(registry_of(), side.inline))
+    assert not has_fired(swapped)
+    side.waiting[0].callback("done")
+    assert side.wire.value() == b"9:1 ok.done,"
+    assert has_fired(swapped)
 
 
 def test_requests_of_one_transform_that_hold_the_server_together_are_told() -> None:

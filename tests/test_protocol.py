@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor
+from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor, ISSLTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -88,10 +88,10 @@ class Server:
     def _cancel(self, _: object) -> None:
         self.cancelled += 1
 
-    def connect(self, peer: IAddress = HERE) -> tuple[TransformProtocol, Wire]:
+    def connect(self, peer: IAddress = HERE, wire: Wire | None = None) -> tuple[TransformProtocol, Wire]:
         protocol = self.factory.buildProtocol(peer)
         assert protocol is not None
-        wire = Wire()
+        wire = wire or Wire()
         protocol.makeConnection(wire)
         return protocol, wire
 
@@ -202,6 +202,27 @@ def test_a_server_that_stops_does_not_wait_for_those_who_have_their_reply(server
     assert not wire.disconnecting
     server.factory.drain()
     assert wire.disconnecting
+
+
+def test_a_server_that_stops_closes_as_soon_as_a_reply_has_left(server: Server) -> None:
+    protocol, wire = server.connect()
+    protocol.dataReceived(b"7:upper.a,")
+    server.factory.drain()
+    assert (wire.write_closed, wire.disconnecting) == (True, False)  # the reply is on its way to the system
+    protocol.writeConnectionLost()
+    assert wire.disconnecting
+
+
+@implementer(ISSLTransport)
+class EncryptedWire(Wire):
+    def getPeerCertificate(self) -> None: ...
+
+
+def test_an_encrypted_connection_is_closed_as_a_whole(server: Server) -> None:
+    protocol, wire = server.connect(wire=EncryptedWire())  # type: ignore[no-untyped-call]
+    protocol.dataReceived(b"7:upper.a,")
+    assert wire.value() == b"1:A,"
+    assert (wire.write_closed, wire.disconnecting) == (False, True)
 
 
 def test_a_refused_client_that_has_half_closed_is_simply_closed(server: Server) -> None:

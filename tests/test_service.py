@@ -1,6 +1,8 @@
 """TransformService: whatever a transform does, its caller gets an error of the table and the log says it once."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -454,6 +456,22 @@ def test_a_swap_is_over_when_the_old_generation_has_ended_what_it_began(site: Si
     site.pool.worker_of(b"old").answer()
     assert result_of(old) == b"old"
     assert has_fired(swapped)
+
+
+def test_a_generation_that_has_ended_what_it_began_is_forgotten(site: Site) -> None:
+    fresh, newest = Pool(site.clock).start(), Pool(site.clock).start()
+    old = site.generation(fresh)
+    remembered = weakref.ref(old)
+    site.service.swap(old)
+    del old
+    result = site.xform("upper", b"a")
+    site.service.swap(site.generation(newest))
+    gc.collect()
+    assert remembered() is not None
+    fresh.worker_of(b"a").answer()
+    assert result_of(result) == b"a"
+    gc.collect()
+    assert remembered() is None
 
 
 def test_room_is_told_to_every_generation(site: Site) -> None:

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 
 import xformd
 from logs import Log, captured
+from registries import registry_of
 from runners.fakes import REGISTRY, Pool
 from test_protocol import Server, Wire
 from xformd.generation import Generation
@@ -175,6 +176,21 @@ def test_a_client_that_does_not_read_gets_no_more_than_its_share(server: Server,
         client.wire.taken()
         answered += len(client.replies())
     assert answered == 99
+
+
+def test_nor_does_one_that_asks_for_one_thing_at_a_time(server: Server, client: Client) -> None:
+    for number in range(1, 20):
+        client.ask(number, "grow")
+        assert client.protocol.unread_bytes <= 2 * MIB
+    assert client.wire.producerState == "paused"
+
+
+def test_a_request_that_is_too_large_is_refused_though_it_comes_whole() -> None:
+    client = Client(Server(max_request_bytes=50))
+    client.ask(1, poem=b"a" * 42)
+    client.ask(2, poem=b"a" * 43)
+    assert client.replies() == {1: b"A" * 42, 0: xformd.TooLarge}
+    assert client.wire.write_closed
 
 
 def test_a_client_that_takes_nothing_is_aborted(server: Server, client: Client) -> None:
@@ -373,6 +389,24 @@ def test_work_does_not_begin_while_its_client_does_not_read(server: Server, pool
     pool.worker_of(b"2").answer()
     pool.worker_of(b"3").answer()
     assert list(client.replies()) == [1, 2, 3]
+
+
+def test_what_is_about_to_be_sent_counts_as_unread(server: Server, pool: Pool) -> None:
+    @xformd.transform(inline=True)
+    def fill(poem: str) -> str:
+        return poem * 700_000
+
+    registry = registry_of(fill, *(entry.transform for entry in REGISTRY.entries.values()))
+    generation = Generation(registry, InlineRunner(10 * MIB, server.clock), pool.pool)
+    server.factory.service = TransformService(generation, server.factory.limits, server.clock)
+    client = Client(server)
+    client.ask(1, "fill")
+    assert client.wire.producerState == "producing"
+    client.say(encode(b"2 fill.a") + encode(b"3 upper.x"))
+    assert pool.poems() == []
+    while client.protocol.unread_bytes:
+        client.wire.taken()
+    assert pool.poems() == [b"x"]
 
 
 def test_cancel_takes_a_request_from_the_queue_unrun(server: Server, pool: Pool) -> None:

@@ -46,11 +46,6 @@ class Connections(Generic[Connection]):
         """Give those that are open now, whatever is closed meanwhile."""
         return iter([*self._peers])
 
-    @property
-    def peers(self) -> frozenset[str]:
-        """The addresses that have connections."""
-        return frozenset(self._counts)
-
     def refusal(self, peer: str | None) -> Refusal | None:
         """Say why one more may not come from this peer; None if it may."""
         if len(self._peers) >= self._max_total:

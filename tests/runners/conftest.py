@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 HOSTILE = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, tempfile, time
 import xformd
 
 @xformd.transform
@@ -41,11 +41,13 @@ def grow(poem: bytes) -> bytes:
 
 @xformd.transform
 def hoard(poem: bytes) -> bytes:
-    hoard = []
-    for size in [1 << 26, 1 << 20, 1 << 14, *range(512, 0, -16)]:
+    hoard = [None] * 1_000_000  # a list that grows would be the first to find no room
+    index = 0
+    for size in [1 << 26, 1 << 20, 1 << 14, 1 << 12, 1 << 10, 1 << 9, *range(496, 0, -16), 2]:
         try:
             while True:
-                hoard.append(bytes(size))
+                hoard[index] = bytes(size)
+                index += 1
         except MemoryError:
             pass
     raise MemoryError
@@ -62,6 +64,22 @@ def twofold(poem: str) -> str:
 @xformd.transform(memory=100_000_000)
 def modest(poem: bytes) -> bytes:
     return b"%d" % len(bytearray(int(poem)))
+
+@xformd.transform(memory=2**40)
+def greedy(poem: bytes) -> bytes:
+    return b"%d" % len(bytes(int(poem)))
+
+@xformd.transform
+def interrupted(poem: bytes) -> bytes:
+    files = [tempfile.TemporaryFile() for _ in range(20)]
+    signal.raise_signal(signal.SIGTERM)
+    for file in files:
+        file.seek(0)
+    return b"".join(file.read() for file in files)
+
+@xformd.transform
+def child_signal(poem: str) -> str:
+    return str(signal.getsignal(signal.SIGCHLD).name)
 
 @xformd.transform(memory=1_000_000)
 def tiny(poem: bytes) -> bytes:

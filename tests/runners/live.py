@@ -121,6 +121,6 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def descriptors(pid: int) -> list[str]:
+def descriptors(pid: int) -> list[int]:
     """Give what a process has open."""
-    return [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    return [int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()]

@@ -12,8 +12,9 @@ from zope.interface import implementer
 class FakeProcess:
     """What ``spawnProcess`` gives."""
 
-    def __init__(self, protocol: Any, channel: socket.socket) -> None:
+    def __init__(self, protocol: Any, args: list[str], channel: socket.socket) -> None:
         self.protocol = protocol
+        self.args = args
         self.channel = channel  # the worker's end
         self.stdin_closed = 0
 
@@ -57,7 +58,7 @@ class FakeReactor:
 
     def spawnProcess(self, protocol: Any, executable: str, args: list[str], env: Any, childFDs: Any) -> FakeProcess:
         self.spawning(protocol)
-        process = FakeProcess(protocol, socket.socket(fileno=os.dup(childFDs[3])))
+        process = FakeProcess(protocol, args, socket.socket(fileno=os.dup(childFDs[3])))
         process.channel.settimeout(20)
         self.processes.append(process)
         return process

@@ -1,8 +1,10 @@
 """The reaper, as a real process: nothing that comes from a worker outlives it, and it ends as the worker did."""
 
 import os
+import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from integration.processes import wait_until
 from runners.live import DEADLINE_S, REAPER, Live, descriptors, is_running, live
 from xformd.runners import reaper as module
+from xformd.runners.reaper import CHANNEL
 
 
 @pytest.fixture
@@ -35,13 +38,40 @@ def test_the_worker_is_its_child_in_a_session_of_its_own(reaper: Live) -> None:
 
 def test_the_worker_reads_nothing_and_the_reaper_holds_nothing_open(reaper: Live) -> None:
     assert reaper.xform("gossip", b"poem") == b"poem"
-    held = descriptors(reaper.process.pid)
-    assert sum("socket" in name for name in held) == 0
+    wait_until(lambda: not {1, 2, CHANNEL} & {*descriptors(reaper.process.pid)})
     worker, _, _ = pids(reaper)
     reaper.close_channel()
     printed, _ = reaper.end()
     assert printed.endswith(b"to descriptor 1\n")
     assert not is_running(worker)
+
+
+def test_neither_leaves_a_core_file(hostile: Path) -> None:
+    """A worker's may hold poems, and is as large as what it had in memory."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        with live(REAPER) as reaper:
+            reaper.begin(hostile)
+            worker, parent, _ = pids(reaper)
+            for pid in (worker, parent):
+                assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+def test_a_worker_whose_reaper_is_gone_already_does_not_begin() -> None:
+    with live("from xformd.runners.reaper import _become_worker; _become_worker(0)") as orphan:
+        orphan.close_channel()
+        assert orphan.process.wait(DEADLINE_S) == 0
+
+
+def test_a_signal_writes_into_no_file_of_a_transform(reaper: Live) -> None:
+    assert reaper.xform("interrupted") == b""
+
+
+def test_a_transform_finds_the_end_of_a_child_as_in_any_process(reaper: Live) -> None:
+    assert reaper.xform("child-signal") == b"SIG_DFL"
 
 
 def test_the_worker_dies_with_its_reaper(reaper: Live) -> None:
@@ -163,6 +193,34 @@ def test_the_end_of_its_input_kills_the_worker_and_what_comes_before_does_not(st
         worker.returncode = -signal.SIGKILL
     os.close(wakeups)
     os.close(waker)
+
+
+GROUP = """
+import os, sys, time
+from pathlib import Path
+from xformd.runners import reaper
+reading, writing = os.pipe()
+worker = os.fork()
+if worker == 0:
+    os.setsid()
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+    os.write(writing, b"%d" % child)
+    os._exit(0)
+child = os.read(reading, 100)
+os.waitpid(worker, 0)
+reaper.Path = lambda _: Path("/no/such/file")
+reaper._sweep(worker)
+print(child.decode())
+"""
+
+
+def test_where_the_system_does_not_list_children_those_of_the_workers_group_end() -> None:
+    with subprocess.Popen([sys.executable, "-c", GROUP], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+    wait_until(lambda: not is_running(child))
 
 
 def test_where_the_system_does_not_list_children_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,17 @@ def test_a_worker_makes_room_when_it_has_grown(clock: Clock) -> None:
     assert worker.killed == ["has grown by 1001 bytes"]
 
 
+def test_growth_is_noticed_soon_however_much_a_worker_has_to_do(clock: Clock) -> None:
+    staff = Staff(clock, max_worker_growth_bytes=1_000)
+    worker = staff.workers[0]
+    worker.be_ready()
+    worker.memory_bytes = 1_000_000
+    while not worker.killed:
+        clock.advance(0.001)
+        staff.supervisor.release(staff.take())
+    assert clock.seconds() < 0.1
+
+
 def test_stopping_waits_for_those_that_are_ending_already(clock: Clock, staff: Staff) -> None:
     first, second = staff.workers
     first.be_ready()

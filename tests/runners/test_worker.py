@@ -5,11 +5,14 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from runners.fakes import REGISTRY
 from runners.live import DEADLINE_S, WORKER, Live, live
 from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed
+from xformd.plugins.loader import EVERYTHING
 from xformd.runners import orders
 from xformd.runners import worker as module
 from xformd.wire import netstring
@@ -110,6 +113,19 @@ def test_a_transforms_own_limit_is_what_it_may_take_on_besides(worker: Live) -> 
     assert worker.process.wait(DEADLINE_S) == 0
 
 
+def test_a_transforms_own_limit_is_no_more_than_the_operators(started: Live, hostile: Path) -> None:
+    started.begin(hostile, memory_bytes=2**29)
+    assert str(started.xform("greedy", b"600000000")) == f"greedy ran out of memory; its worker may use {2**29} bytes"
+
+
+def test_the_operators_limit_holds_while_plugins_are_imported(started: Live, tmp_path: Path) -> None:
+    (tmp_path / "glutton.py").write_text("hoard = bytes(600_000_000)")
+    listed = started.begin(tmp_path, memory_bytes=2**29).listed
+    (reason,) = [plugin["reason"] for plugin in listed["plugins"] if plugin["name"] == "glutton"]
+    assert "MemoryError" in reason
+    assert started.xform("upper", b"a") == b"A"
+
+
 def test_the_limit_of_one_transform_is_not_that_of_the_next(worker: Live) -> None:
     worker.ask("modest+hoard", b"1")
     assert orders.decode_step(worker.receive()) == 1
@@ -180,6 +196,23 @@ def test_a_channel_that_breaks_is_gone() -> None:
         ours.close()
         with pytest.raises(module._Gone):
             module._Channel(theirs).receive()
+
+
+def test_specs_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Channel:
+        sent: ClassVar[list[bytes]] = []
+
+        def send(self, data: bytes) -> None:
+            self.sent.append(data)
+
+    monkeypatch.setattr(module, "MAX_PLANS", 10)
+    monkeypatch.setattr(module, "_limit_memory", lambda _: None)
+    told = orders.Orders(selection=EVERYTHING, max_request_bytes=100, max_result_bytes=100, memory_bytes=1)
+    job = module._Job(REGISTRY, told, Channel())  # type: ignore[arg-type]
+    for steps in range(1, 31):
+        job.run(b"%d %b.a" % (steps, b"+".join([b"upper"] * steps)))
+        assert len(job._plans) <= 10
+        assert Channel.sent[-1] == netstring.encode(b"%d ok.A" % steps)
 
 
 @pytest.mark.parametrize(

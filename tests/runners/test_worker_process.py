@@ -1,12 +1,17 @@
 """The server's side of a worker: what it tells of it, and what it writes into the log."""
 
+import ast
 import errno
 import gc
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from twisted.internet.error import ConnectionDone, ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
@@ -52,10 +57,10 @@ class Heard:
 class Started:
     """A worker that a test plays."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Orders = TOLD) -> None:
         self.reactor = FakeReactor()
         self.heard = Heard()
-        self.worker = WorkerProcess(TOLD, self.heard, self.reactor)
+        self.worker = WorkerProcess(told, self.heard, self.reactor)
         (self.process,) = self.reactor.processes
 
     def say(self, data: bytes) -> None:
@@ -95,7 +100,12 @@ def test_it_is_told_what_to_load_and_says_what_it_has(started: Started) -> None:
     started.say(orders.encode_report(REPORT))
     assert started.heard.events == [("reported", REPORT)]
     assert started.worker.pid == os.getpid()
-    assert started.worker.resident_bytes() > 1_000_000
+
+
+def test_the_memory_that_it_uses_is_what_it_has_touched(ready: Started) -> None:
+    status = Path("/proc/self/status").read_text()
+    resident_bytes = int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    assert ready.worker.resident_bytes() == pytest.approx(resident_bytes, rel=0.1)
 
 
 def test_a_worker_that_is_gone_uses_no_memory(started: Started) -> None:
@@ -162,7 +172,48 @@ def test_its_end_is_told_in_words(ready: Started, end: Exception, reason: str) -
     assert ready.heard.events == [("ended", reason)]
 
 
+@pytest.mark.parametrize("max_result_bytes", [1_000, 200_000_000])
+def test_a_result_may_be_as_long_as_the_limit(max_result_bytes: int) -> None:
+    """And longer than any report: which is too long is clear from the first digits on."""
+    made = Started(attrs.evolve(TOLD, max_result_bytes=max_result_bytes))
+    made.say(orders.encode_report(REPORT))
+    head = b"9007199254740991 ok."
+    made.say(b"%d:%b" % (len(head) + max_result_bytes, head))
+    assert made.heard.events == [("reported", REPORT)]
+    made.worker.kill("the test is over")
+    made.process.channel.close()
+
+
 # Starting it.
+
+
+def test_it_can_import_what_the_server_can_and_nothing_that_lies_around(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here, package = tmp_path / "here", tmp_path / "there" / "xformd"
+    here.mkdir()
+    for name in ("__init__", "runners/__init__", "runners/reaper"):
+        module = package / f"{name}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text("def main():\n    import sys\n    print(sys.path)\n")
+    monkeypatch.syspath_prepend(package.parent)
+    started = Started()
+    started.worker.kill("the test is over")
+    started.process.channel.close()
+    ran = subprocess.run(started.process.args, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+    path = ast.literal_eval(ran.stdout.decode())
+    assert path[: len(sys.path)] == sys.path
+    assert not {"", ".", str(here)} & {*path}
+
+
+def test_it_can_import_what_has_been_installed_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    started = Started()
+    started.worker.kill("the test is over")
+    started.process.channel.close()
+    command = started.process.args[-1].replace("from xformd.runners.reaper import main; main()", "print(sys.path)")
+    ran = subprocess.run([*started.process.args[:-1], command], capture_output=True, timeout=20, check=True)
+    assert "site-packages" in ran.stdout.decode()
 
 
 def test_a_system_that_has_no_process_to_give_leaves_nothing_open() -> None:

@@ -159,6 +159,18 @@ def test_a_worker_that_begins_what_nobody_asked_for_is_ended(clock: Clock, step:
     assert error_of(result, TransformDied).message == "the worker of upper began what nobody had asked"
 
 
+def test_a_worker_that_begins_a_step_after_the_last_is_ended(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    result = pool.run("upper+lower", b"x")
+    worker = pool.worker_of(b"x")
+    worker.begin(1)
+    assert worker.killed == []
+    worker.begin(2)
+    assert worker.killed == ["began what nobody had asked"]
+    worker.end()
+    assert error_of(result, TransformDied).message == "the worker of lower began what nobody had asked"
+
+
 def test_a_worker_that_begins_a_step_while_it_has_no_job_is_not_heeded(clock: Clock) -> None:
     pool = Pool(clock).start()
     pool.workers[0].begin(1)

@@ -72,16 +72,3 @@ class OneString:
         except netstring.NetstringError as error:
             raise (TooLarge if error.violation == "too_long" else BadFrame)(error.message) from error
         return strings[0] if strings else None
-
-    @property
-    def has_trailing_bytes(self) -> bool:
-        """Whether something came after the string, in the same read."""
-        return self._decoder.has_unread
-
-    def receive_eof(self) -> None:
-        """Say that the peer has ended its side.
-
-        Raises:
-            BadFrame: it ended inside its string. A peer that sent nothing at all broke no rule.
-        """
-        self._decoder.finish()

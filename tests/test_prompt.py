@@ -1,0 +1,64 @@
+"""The prompt transport: what it sends at once, and what it leaves to Twisted."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.protocol import Protocol
+
+from runners.reactors import FakeReactor
+from xformd.prompt import PromptServer
+
+
+class Connected:
+    """A transport, and the other end of its socket."""
+
+    def __init__(self) -> None:
+        ours, self.socket = socket.socketpair()
+        ours.setblocking(False)
+        self.socket.setblocking(False)
+        self.reactor = FakeReactor()
+        self.protocol = Protocol()
+        self.transport = PromptServer(ours, self.protocol, ("", 0), None, 0, self.reactor)  # type: ignore[no-untyped-call, arg-type]
+        self.protocol.makeConnection(self.transport)
+
+    def arrived(self) -> bytes:
+        """Give what the system has to offer at the other end."""
+        try:
+            return self.socket.recv(10_000_000)
+        except BlockingIOError:
+            return b""
+
+
+@pytest.fixture
+def connected() -> Iterator[Connected]:
+    made = Connected()
+    yield made
+    made.transport._closeSocket(True)  # type: ignore[no-untyped-call]
+    made.socket.close()
+
+
+def test_what_the_system_takes_is_sent_at_once(connected: Connected) -> None:
+    connected.transport.write(b"abc")
+    assert connected.arrived() == b"abc"
+    assert not connected.reactor.writers
+
+
+def test_what_it_does_not_take_follows_in_order(connected: Connected) -> None:
+    poem = bytes(range(256)) * 10_000
+    connected.transport.write(poem)
+    connected.transport.write(b"the end")
+    assert connected.reactor.writers == {connected.transport}
+    arrived = connected.arrived()
+    while connected.reactor.writers:
+        connected.transport.doWrite()  # type: ignore[no-untyped-call]
+        arrived += connected.arrived()
+    assert arrived + connected.arrived() == poem + b"the end"
+
+
+def test_nothing_is_sent_in_plain_once_a_connection_is_encrypted(connected: Connected) -> None:
+    ssl = pytest.importorskip("twisted.internet.ssl", reason="pip install 'xformd[tls]'")
+    connected.transport.startTLS(ssl.CertificateOptions(), normal=False)
+    connected.transport.write(b"secret")
+    assert connected.transport.send_now(b"secret") == 0
+    assert b"secret" not in connected.arrived()

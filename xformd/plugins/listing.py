@@ -52,6 +52,7 @@ def _transform(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
         "asynchronous": transform.asynchronous,
         "timeout_s": transform.timeout_s,
         "memory_bytes": transform.memory_bytes,
+        "deterministic": transform.deterministic,
         "state": "quarantined" if transform.name in quarantined else "active",
         "plugin": entry.plugin.name,
         "distribution": entry.plugin.distribution,

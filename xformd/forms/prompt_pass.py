@@ -90,9 +90,7 @@ def answer(
     return position, outcome
 
 
-def _turn_to(
-    service: Service, words: bytes, last: Ready | None, last_started_s: float
-) -> tuple[Ready | None, float]:
+def _turn_to(service: Service, words: bytes, last: Ready | None, last_started_s: float) -> tuple[Ready | None, float]:
     """Look words up and start the clock for them; it stops for what ran last."""
     now_s = service.stopwatch()
     if last is not None and now_s - last_started_s > HELD_S:

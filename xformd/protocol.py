@@ -296,7 +296,7 @@ class TransformFactory(ServerFactory):
         if self.connections:
             self._cut = self.clock.callLater(self.limits.shutdown_grace_s, self._give_up)
             drained.addCallback(lambda _: self._cut.cancel() if self._cut.active() else None)
-        else:
+        elif not drained.called:  # else the last one has ended here and now, and has said so
             drained.callback(None)
         return drained
 

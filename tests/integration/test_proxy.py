@@ -172,7 +172,7 @@ def test_the_clients_own_deadline_holds(shared: Counted, tmp_path: Path) -> None
 
 
 def test_an_upstream_that_never_answers_is_a_timeout(tmp_path: Path) -> None:
-    with poems.peer(poems.never_answers) as upstream:
+    with poems.peer(poems.only_listens) as upstream:
         with proxying(tmp_path, upstream.address, "--transform-timeout-s", "1") as proxy, Session(proxy) as session:
             answer = session.ask("counted", b"owl")
             assert answer.code == "timeout"

@@ -90,6 +90,10 @@ class Upstream:
         self._classic_requests += 1
         try:
             return await classic.ask(self._endpoint, self.address, spec, poem, max_result_bytes=self._max_result_bytes)
+        except ConnectionFailed as error:
+            self._classic_until = 0.0  # what comes back may be another server
+            self._note_failure()
+            raise NotSent(error) from error
         finally:
             self._classic_requests -= 1
 

@@ -200,14 +200,14 @@ def test_the_cache_holds_its_bytes(shared: Counted, tmp_path: Path) -> None:
                 memory = rss_bytes(proxy)
         cache = listing(proxy)["cache"]
         assert (cache["hits"], cache["misses"]) == (0, 600)
-        assert 1.8 * MIB < cache["bytes"] <= 2 * MIB
+        assert 1.6 * MIB < cache["bytes"] <= 2 * MIB
         assert rss_bytes(proxy) - memory < 8 * MIB  # of 50 MB that went through
 
 
 def test_short_results_count_for_what_they_cost(shared: Counted, tmp_path: Path) -> None:
     with proxying(tmp_path, shared.address, "--cache-bytes", "64KiB") as proxy, Session(proxy) as session:
         session.collect(session.send(*[("upper", b"%d" % number) for number in range(2000)]))
-        assert 60_000 < listing(proxy)["cache"]["bytes"] <= 65_536
+        assert 50_000 < listing(proxy)["cache"]["bytes"] <= 65_536
 
 
 def test_a_request_in_flight_is_answered_before_the_proxy_ends(environment: Environment, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
@@ -32,6 +32,7 @@ from xformd.errors import (
 from xformd.generation import MAX_PLANS, Ready
 from xformd.limits import MIB, Limits
 from xformd.proxying.catalogue import Catalogue
+from xformd.proxying.digests import Digests
 from xformd.proxying.lookout import Lookout
 from xformd.runners import Caller
 from xformd.runners.inline import Outcome
@@ -51,14 +52,6 @@ CLOSE_TIMEOUT_S = 1.0
 """An upstream that does not answer must not keep the proxy from stopping: nobody waits for it any more."""
 
 RETRY_AFTER_MS = 1_000
-
-
-class _Hash(Protocol):
-    """What has been fed with all of a key but the poem."""
-
-    def copy(self) -> "_Hash": ...
-    def update(self, data: bytes, /) -> None: ...
-    def digest(self) -> bytes: ...
 
 
 class CachingTransformService:
@@ -110,11 +103,12 @@ class CachingTransformService:
             longest_delay_s=LONGEST_DELAY_S,
         )
         policy = Policy(ttl_s=ttl_s)
-        self._cache: BoundedCache[bytes, bytes] = BoundedCache(cache_bytes, policy, reactor)
+        self._digests = Digests(cache_bytes // 8)
+        self._cache: BoundedCache[bytes, bytes] = BoundedCache(cache_bytes - cache_bytes // 8, policy, reactor)
         self._results: ReadThrough[bytes, bytes] = ReadThrough(
             self._cache, policy, reactor, size_of=_size_of, fell_back=_never
         )
-        self._seeds: dict[Spec, _Hash | None] = {}
+        self._seeds: dict[Spec, bytes | None] = {}
         self._ready: dict[bytes, Ready | None] = {}
         self._in_flight: dict[Deferred[bytes], None] = {}
         self._asking = 0
@@ -142,7 +136,7 @@ class CachingTransformService:
             "cache": {
                 "hits": self._results.hits,
                 "misses": self._results.misses,
-                "bytes": self._cache.size_bytes,
+                "bytes": self._cache.size_bytes + self._digests.size_bytes,
             },
         }
 
@@ -184,20 +178,18 @@ class CachingTransformService:
             raise TooLarge(f"the result has {len(outcome)} bytes; the limit is {self.max_result_bytes} bytes")
         return outcome
 
-    def _answer(self, seed: _Hash | None, spec: Spec, poem: bytes, timeout_s: float | None) -> bytes | Deferred[bytes]:
+    def _answer(self, seed: bytes | None, spec: Spec, poem: bytes, timeout_s: float | None) -> bytes | Deferred[bytes]:
         limit_s = self._limits.transform_timeout_s
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         if seed is None:
             return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001)), allowed_s)
-        key = seed.copy()
-        key.update(poem)
         # Who waits together may wait for different times: each has its own deadline, and the last one cancels.
-        result = self._look_up(key.digest(), lambda: Deferred.fromCoroutine(self._ask_again(spec, poem)))
+        result = self._look_up(seed, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem)))
         return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
 
-    def _look_up(self, key: bytes, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
+    def _look_up(self, seed: bytes, poem: bytes, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
         try:
-            return self._results.get(key, fetch)
+            return self._results.get(seed + self._digests.of(poem), fetch)
         except Exception:
             self.log.failure("the cache failed; an upstream is asked instead")
             return fetch()
@@ -253,16 +245,16 @@ class CachingTransformService:
         self.log.failure("internal error {request_id}", failure, request_id=request_id)
         return InternalError(request_id)
 
-    def _seed(self, spec: Spec) -> _Hash | None:
+    def _seed(self, spec: Spec) -> bytes | None:
         """Begin the key of a spec's results; None where they are not to be kept."""
         try:
             return self._seeds[spec]
         except KeyError:
             editions = self._catalogue.editions(spec)
-        seed: _Hash | None = None
+        seed: bytes | None = None
         if editions is not None:
             words = repr((str(spec), [(e.origin.distribution, e.origin.version, e.since) for e in editions])).encode()
-            seed = hashlib.sha256(b"%d:%b" % (len(words), words))
+            seed = hashlib.sha256(words).digest()
         if len(str(spec)) <= SHORT_CHARACTERS:
             if len(self._seeds) >= MAX_PLANS:
                 self._seeds.clear()

@@ -376,6 +376,12 @@ def test_draining_a_server_without_connections_takes_no_time(server: Server) -> 
     assert server.factory.drain().called
 
 
+def test_draining_goes_well_with_a_connection_that_ends_here_and_now(server: Server) -> None:
+    protocol, wire = server.connect()
+    wire.loseWriteConnection = lambda: protocol.connectionLost(Failure(ConnectionDone()))  # type: ignore[method-assign]
+    assert server.factory.drain().called
+
+
 @given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b"7:", b"upper.", b"a,", b"1:", b"later.a,"]))))
 def test_nothing_that_a_client_sends_makes_a_traceback(pieces: list[bytes]) -> None:
     server = Server(max_request_bytes=50)

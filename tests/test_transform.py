@@ -42,6 +42,15 @@ def test_a_transform_may_say_how_much_memory_it_needs() -> None:
     assert shout_loud.memory_bytes is None
 
 
+def test_a_transform_is_not_taken_for_deterministic_unless_it_says_so() -> None:
+    @transform(deterministic=True)
+    def steady(poem: str) -> str:
+        return poem
+
+    assert steady.deterministic
+    assert not shout_loud.deterministic
+
+
 def test_the_decorator_works_bare_and_the_result_is_still_a_function() -> None:
     @transform
     def swap(poem: bytes) -> bytes:

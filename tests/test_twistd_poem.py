@@ -12,7 +12,8 @@ import xformd
 from deferreds import result_of
 from logs import Log
 from xformd import poem_app
-from xformd.twistd_poem import Options, StartOrFail
+from xformd.listening import StartOrFail
+from xformd.twistd_poem import Options
 
 
 class Made:

@@ -17,6 +17,7 @@ import click
 from xformd import __version__
 from xformd.cli_options import guest_code, plugin_options, poem_options, server_options
 from xformd.cli_poem import poem
+from xformd.cli_proxy import proxy
 from xformd.cli_serve import config, serve
 from xformd.errors import ConfigError, XformError, one_line
 
@@ -65,6 +66,7 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(config)
 main.add_command(poem)
+main.add_command(proxy)
 
 
 @main.command("list-transforms")

@@ -13,6 +13,8 @@ from typing import Any, TextIO
 import click
 from click.shell_completion import CompletionItem
 
+from xformd import quantities
+from xformd.endpoint import tcp_server
 from xformd.errors import ConfigError
 
 Command = Callable[..., Any]
@@ -51,6 +53,42 @@ def _timeout(ctx: click.Context, param: click.Parameter, value: float) -> float:
     if not 0 < value < math.inf:
         raise click.BadParameter(f"{value} is no number of seconds above 0", ctx, param)
     return value
+
+
+def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Read an option that is a number of bytes."""
+    size = None if value is None else quantities.read_size(value)
+    if value is not None and not size:
+        raise click.BadParameter(f"{value!r} is no number of bytes above 0, such as 100000 or 10MiB", ctx, param)
+    return size
+
+
+def read_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read an option that is a number of seconds."""
+    duration_s = None if value is None else quantities.read_duration(value)
+    if value is not None and duration_s is None:
+        raise click.BadParameter(f"{value!r} is no number of seconds, such as 0.5, 30 or 5min", ctx, param)
+    return duration_s
+
+
+def read_timeout(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read an option that is a number of seconds above 0."""
+    duration_s = read_duration(ctx, param, value)
+    if value is not None and not duration_s:
+        raise click.BadParameter(f"{value!r} is no number of seconds above 0", ctx, param)
+    return duration_s
+
+
+def listen_option(default_port: int) -> Callable[[Command], Command]:
+    """Add the option that says where to listen."""
+    return click.option(
+        "--listen",
+        multiple=True,
+        default=[tcp_server(port=default_port)],
+        show_default=True,
+        metavar="ENDPOINT",
+        help="Where to listen: a Twisted server endpoint, such as unix:/run/poem.sock. May be repeated.",
+    )
 
 
 class _SpecType(click.types.StringParamType):

@@ -8,50 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xformd import quantities
-from xformd.cli_options import Command, guest_code
-from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, tcp_server
+from xformd.cli_options import guest_code, listen_option, read_duration, read_size, read_timeout
+from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT
 from xformd.errors import one_line
 
 if TYPE_CHECKING:
     from xformd.listening import Listening
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    size = None if value is None else quantities.read_size(value)
-    if value is not None and not size:
-        raise click.BadParameter(f"{value!r} is no number of bytes above 0, such as 100000 or 10MiB", ctx, param)
-    return size
-
-
-def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    duration_s = None if value is None else quantities.read_duration(value)
-    if value is not None and duration_s is None:
-        raise click.BadParameter(f"{value!r} is no number of seconds, such as 0.5, 30 or 5min", ctx, param)
-    return duration_s
-
-
-def _timeout(ctx: click.Context, param: click.Parameter, value: str) -> float | None:
-    duration_s = _duration(ctx, param, value)
-    if not duration_s:
-        raise click.BadParameter(f"{value!r} is no number of seconds above 0", ctx, param)
-    return duration_s
-
-
-def _listen_option(default_port: int) -> Callable[[Command], Command]:
-    return click.option(
-        "--listen",
-        multiple=True,
-        default=[tcp_server(port=default_port)],
-        show_default=True,
-        metavar="ENDPOINT",
-        help="Where to listen: a Twisted server endpoint, such as unix:/run/poem.sock. May be repeated.",
-    )
-
-
 _MAX_BYTES = click.option(
     "--max-bytes",
-    callback=_size,
+    callback=read_size,
     default="100MiB",
     show_default=True,
     metavar="N",
@@ -66,8 +33,8 @@ def poem() -> None:
 
 @poem.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_listen_option(DEFAULT_POEM_PORT)
-@click.option("--slow", callback=_size, metavar="BYTES_PER_SECOND", help="Send it to each client at this speed.")
+@listen_option(DEFAULT_POEM_PORT)
+@click.option("--slow", callback=read_size, metavar="BYTES_PER_SECOND", help="Send it to each client at this speed.")
 def serve(file: Path, listen: tuple[str, ...], slow: int | None) -> None:
     """Serve the poem of a file to whoever connects, until SIGTERM or Ctrl-C.
 
@@ -88,11 +55,11 @@ def serve(file: Path, listen: tuple[str, ...], slow: int | None) -> None:
 
 @poem.command()
 @click.argument("upstream")
-@_listen_option(DEFAULT_POEM_PROXY_PORT)
-@click.option("--ttl", callback=_duration, metavar="S", help="A poem is fresh for so long. [for ever]")
+@listen_option(DEFAULT_POEM_PROXY_PORT)
+@click.option("--ttl", callback=read_duration, metavar="S", help="A poem is fresh for so long. [for ever]")
 @click.option(
     "--stale",
-    callback=_duration,
+    callback=read_duration,
     default="0",
     show_default=True,
     metavar="S",
@@ -101,14 +68,14 @@ def serve(file: Path, listen: tuple[str, ...], slow: int | None) -> None:
 @_MAX_BYTES
 @click.option(
     "--connect-timeout",
-    callback=_timeout,
+    callback=read_timeout,
     default="10",
     show_default=True,
     metavar="S",
     help="How long to wait for the connection to the upstream.",
 )
 @click.option(
-    "--timeout", callback=_timeout, default="60", show_default=True, metavar="S", help="And for the whole poem."
+    "--timeout", callback=read_timeout, default="60", show_default=True, metavar="S", help="And for the whole poem."
 )
 def proxy(upstream: str, listen: tuple[str, ...], ttl: float | None, connect_timeout: float, **given: Any) -> None:
     """Serve the poem of another server, fetched once and kept in memory.
@@ -156,7 +123,7 @@ def _run(make: "Callable[[Any], Listening]", what: str) -> None:
 )
 @click.option(
     "--timeout",
-    callback=_timeout,
+    callback=read_timeout,
     default="60",
     show_default=True,
     metavar="S",

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 _LIMITS = frozenset(field.name for field in attrs.fields(Limits))
 
 
-class _SettingsCommand(click.Command):
+class SettingsCommand(click.Command):
     """Shows the limits in a group of their own, after everything else."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the two groups."""
         limits: list[tuple[str, str]] = []
         others: list[tuple[str, str]] = []
         for param in self.get_params(ctx):
@@ -60,7 +61,8 @@ def _place(host: str | None, port: int | None) -> str:
     return tcp_server(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port)
 
 
-def _limit_flag(field: "attrs.Attribute[Any]") -> Callable[[Command], Command]:
+def limit_flag(field: "attrs.Attribute[Any]") -> Callable[[Command], Command]:
+    """Make the flag of a limit."""
     metavar, default = "N", "none" if field.default is None else str(field.default)
     if field.name.endswith("_bytes") and field.default is not None:
         metavar, default = "SIZE", quantities.show_size(field.default)
@@ -72,7 +74,7 @@ def _limit_flag(field: "attrs.Attribute[Any]") -> Callable[[Command], Command]:
 
 def _add_flags(command: Command) -> Command:
     for field in reversed(attrs.fields(Limits)):
-        command = _limit_flag(field)(command)
+        command = limit_flag(field)(command)
     for add in (
         click.option(
             "--isolate", multiple=True, metavar="NAME", help="Run this transform in a worker, whatever its author says."
@@ -109,7 +111,7 @@ def _add_flags(command: Command) -> Command:
     return command
 
 
-@click.command(cls=_SettingsCommand)
+@click.command(cls=SettingsCommand)
 @_setting_options
 def serve(configuration: "Configuration") -> None:
     """Serve transforms until SIGTERM or Ctrl-C, then answer what has been accepted.
@@ -130,7 +132,7 @@ def serve(configuration: "Configuration") -> None:
         process.serve(configuration.settings, functools.partial(click.echo, file=stdout))
 
 
-@click.command(cls=_SettingsCommand)
+@click.command(cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md describes it.")
 @_setting_options
 def config(configuration: "Configuration", as_json: bool) -> None:

@@ -7,6 +7,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger, globalLogPublisher
+from twisted.python.failure import Failure
 
 from xformd import address
 from xformd.descriptors import AcceptErrors
@@ -113,6 +114,52 @@ class Listening(Service):
         self._resting = None
         for port in self._ports:
             port.startReading()  # type: ignore[attr-defined]
+
+
+class StartOrFail(Service):
+    """Starts a server; one that cannot listen ends the process, as twistd's own services do.
+
+    Args:
+        server: what to start.
+        reactor: what it runs on.
+    """
+
+    log = Logger()
+
+    def __init__(self, server: Listening, reactor: Any) -> None:
+        self._server = server
+        self._reactor = reactor
+        self._error: BaseException | None = None
+        self._is_starting = False
+        server.listening.addCallbacks(self._started, self._failed)
+
+    def startService(self) -> None:
+        """Start it.
+
+        Raises:
+            ListenFailed: it cannot listen.
+        """
+        Service.startService(self)
+        self._is_starting = True
+        self._server.startService()
+        self._is_starting = False
+        if self._error is not None:
+            raise self._error
+
+    def stopService(self) -> Any:
+        """Stop it in good order."""
+        Service.stopService(self)
+        return self._server.stopService()
+
+    def _started(self, addresses: tuple[str, ...]) -> None:
+        for shown in addresses:
+            self.log.info("listening on {address}", address=shown)
+
+    def _failed(self, failure: Failure) -> None:
+        self._error = failure.value
+        if not self._is_starting:  # an endpoint that took its time to find out
+            self.log.critical("{reason}", reason=failure.getErrorMessage())
+            self._reactor.stop()
 
 
 def _explain(description: str, error: Exception) -> ListenFailed:

@@ -85,17 +85,25 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
         ConfigError: the settings name something that is not there.
         ListenFailed: the server cannot listen where it was told to.
     """
-    _install_prompt_reactor()
+    prepare_to_serve()
     from xformd.app import make_server  # which a client's command does not need
 
-    start_logging(terse_observer())
-    keep_freed_memory()
     run_server(
-        lambda reactor: make_server(_within_descriptors(settings), reactor),
+        lambda reactor: make_server(within_descriptors(settings), reactor),
         lambda server, addresses: _greeting(addresses, server.registry),
         announce,
         hang_up=lambda server: server.reload(),
     )
+
+
+def prepare_to_serve() -> None:
+    """Make this process one that serves transforms; before anything else installs a reactor."""
+    with contextlib.suppress(ImportError):  # this system has no epoll: Twisted's choice will do
+        from xformd.prompt_reactor import install
+
+        install()
+    start_logging(terse_observer())
+    keep_freed_memory()
 
 
 def run_server(
@@ -142,8 +150,15 @@ def run_server(
         failures[0].raiseException()
 
 
-def _within_descriptors(settings: "Settings") -> "Settings":
-    """Make room for the connections that are allowed, and allow no more than there is room for."""
+def within_descriptors(settings: "Settings") -> "Settings":
+    """Make room for the connections that are allowed, and allow no more than there is room for.
+
+    Args:
+        settings: what the operator wants.
+
+    Returns:
+        The same with no more connections than there can be; the log says so where there are fewer.
+    """
     allowed = settings.limits.max_connections
     workers = settings.worker_count
     open_now = descriptors.open_descriptors()
@@ -159,13 +174,6 @@ def _within_descriptors(settings: "Settings") -> "Settings":
         allowed=allowed,
     )
     return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=room))
-
-
-def _install_prompt_reactor() -> None:
-    with contextlib.suppress(ImportError):  # this system has no epoll: Twisted's choice will do
-        from xformd.prompt_reactor import install
-
-        install()
 
 
 def _heed_signals(reactor: Any, hang_up: Callable[[], object] | None) -> None:

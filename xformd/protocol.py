@@ -25,13 +25,12 @@ from zope.interface import implementer
 from xformd.connections import Connections
 from xformd.deadline import Deadline
 from xformd.errors import BadFrame, TooLarge, XformError
-from xformd.forms import Form
+from xformd.forms import Form, Service
 from xformd.forms.classic import ClassicForm
 from xformd.forms.session import SessionForm
 from xformd.limits import Limits
 from xformd.output import PART_BYTES, IStreamTransport, Output
 from xformd.refusals import RefusalLog
-from xformd.service import TransformService
 from xformd.wire import netstring, session
 
 LAST_WORD_S = 1.0
@@ -266,7 +265,7 @@ class TransformFactory(ServerFactory):
     noisy = False
     log = Logger()
 
-    def __init__(self, service: TransformService, limits: Limits, clock: IReactorTime) -> None:
+    def __init__(self, service: Service, limits: Limits, clock: IReactorTime) -> None:
         self.service = service
         self.limits = limits
         self.clock = clock

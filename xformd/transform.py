@@ -47,6 +47,8 @@ class Transform:
         asynchronous: it is an ``async def``, or says that it returns something to wait for.
         timeout_s: how many seconds it may take, where that is less than the server allows.
         memory_bytes: how much its worker may take on for it, where that is less than the server allows.
+        deterministic: the author's word that the same poem and options give the same result, every time, everywhere
+            and for everybody, until the plugin's version changes: a proxy may keep results.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Transform:
     asynchronous: bool = False
     timeout_s: float | None = None
     memory_bytes: int | None = None
+    deterministic: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not is_name(self.name):
@@ -182,6 +185,7 @@ def transform(
     inline: bool = False,
     timeout: float | None = None,
     memory: int | None = None,
+    deterministic: bool = False,
 ) -> Callable[[Callable[..., Any]], Transform]: ...
 
 
@@ -194,6 +198,7 @@ def transform(
     inline: bool = False,
     timeout: float | None = None,
     memory: int | None = None,
+    deterministic: bool = False,
 ) -> Transform | Callable[[Callable[..., Any]], Transform]:
     """Make a transform from a function; use it bare or with arguments.
 
@@ -208,6 +213,8 @@ def transform(
         inline: your word that the function takes microseconds and never blocks: it may run in the reactor.
         timeout: how many seconds it may take; the operator's limit caps it.
         memory: how many bytes it may need besides what its worker has already; the operator's limit caps it.
+        deterministic: your word that the same poem and options always give the same result, for this version of the
+            plugin: caching proxies may then keep results.
 
     Returns:
         The transform, or a decorator that makes it.
@@ -234,6 +241,7 @@ def transform(
             asynchronous=signature.asynchronous,
             timeout_s=timeout,
             memory_bytes=memory,
+            deterministic=deterministic,
         )
 
     return make if function is None else make(function)

@@ -3,17 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from twisted.application.service import IService, Service
-from twisted.logger import Logger
+from twisted.application.service import IService
 from twisted.python import usage
-from twisted.python.failure import Failure
 
 from xformd import poem_app, quantities
 from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, tcp_server
 from xformd.errors import ConfigError
-from xformd.listening import Listening
-
-log = Logger()
+from xformd.listening import Listening, StartOrFail
 
 
 def size(text: str) -> int:
@@ -139,50 +135,6 @@ def makeService(options: Options) -> IService:
         return StartOrFail(options.subOptions.make(reactor), reactor)
     except ConfigError as error:
         raise SystemExit(f"xformd: {error.code}: {error.message}") from None
-
-
-class StartOrFail(Service):
-    """Starts a server; one that cannot listen ends the process, as twistd's own services do.
-
-    Args:
-        server: what to start.
-        reactor: what it runs on.
-    """
-
-    def __init__(self, server: Listening, reactor: Any) -> None:
-        self._server = server
-        self._reactor = reactor
-        self._error: BaseException | None = None
-        self._is_starting = False
-        server.listening.addCallbacks(self._started, self._failed)
-
-    def startService(self) -> None:
-        """Start it.
-
-        Raises:
-            ListenFailed: it cannot listen.
-        """
-        Service.startService(self)
-        self._is_starting = True
-        self._server.startService()
-        self._is_starting = False
-        if self._error is not None:
-            raise self._error
-
-    def stopService(self) -> Any:
-        """Stop it in good order."""
-        Service.stopService(self)
-        return self._server.stopService()
-
-    def _started(self, addresses: tuple[str, ...]) -> None:
-        for address in addresses:
-            log.info("listening on {address}", address=address)
-
-    def _failed(self, failure: Failure) -> None:
-        self._error = failure.value
-        if not self._is_starting:  # an endpoint that took its time to find out
-            log.critical("{reason}", reason=failure.getErrorMessage())
-            self._reactor.stop()
 
 
 def _need_nothing_after(argument: str, rest: tuple[str, ...]) -> None:

@@ -151,6 +151,52 @@ def test_an_old_server_is_asked_in_the_classic_form_and_remembered_for_a_while(w
     assert world.settle(proxy.ping()) == f"xformd {xformd.__version__}"
 
 
+class Dying(Protocol):
+    """A server that dies before it has looked at what it was sent."""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.abortConnection()  # type: ignore[union-attr]
+
+
+def test_a_server_that_dies_at_the_opening_is_not_taken_for_an_old_one(world: World) -> None:
+    host = world.network.host(Factory.forProtocol(Dying))
+    proxy = world.proxy(host)
+    world.fail(proxy.xform("upper", "poem"), xformd.ConnectionLost)
+    host.factory = world.server.factory
+    world.clock.advance(LONGEST_DELAY_S)
+    assert world.settle(proxy.ping()) == f"xformd {xformd.__version__}"
+
+
+def test_an_old_server_that_is_gone_is_left_out_and_another_one_asked(world: World) -> None:
+    old = world.network.host(Factory.forProtocol(Tutorial))
+    proxy = world.proxy(old, world.host)
+    assert world.settle(proxy.xform("cummingsify", "HERE")) == "here"
+    old.factory = None
+    assert [world.settle(proxy.xform("upper", "poem")) for _ in range(3)] == ["POEM"] * 3
+
+
+def test_what_comes_back_in_the_place_of_an_old_server_may_be_a_newer_one(world: World) -> None:
+    host = world.network.host(Factory.forProtocol(Tutorial))
+    proxy = world.proxy(host)
+    assert world.settle(proxy.xform("cummingsify", "HERE")) == "here"
+    host.factory = None
+    world.fail(proxy.xform("cummingsify", "HERE"), xformd.ConnectionFailed)
+    host.factory = world.server.factory
+    ping = proxy.ping()
+    world.clock.advance(LONGEST_DELAY_S)
+    assert world.settle(ping) == f"xformd {xformd.__version__}"
+
+
+def test_a_server_that_does_not_answer_is_left_out_no_longer_than_the_caller_says(world: World) -> None:
+    host = world.network.host()
+    proxy = world.proxy(host, longest_delay_s=0.5)
+    for _ in range(10):
+        answer = proxy.xform("upper", "poem")
+        world.network.pump()
+        world.clock.advance(0.5)
+        world.fail(answer, xformd.ConnectionFailed)
+
+
 # Connections that fail
 
 

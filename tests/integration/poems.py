@@ -147,3 +147,9 @@ def never_answers(connection: socket.socket) -> None:
     """Wait until the client has had enough."""
     if not connection.recv(1):
         raise ConnectionResetError
+
+
+def only_listens(connection: socket.socket) -> None:
+    """Take whatever the client says, and never say a word."""
+    while connection.recv(65_536):
+        pass

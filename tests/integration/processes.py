@@ -106,6 +106,7 @@ def serving(
     verb: Sequence[str] = ("serve",),
     ready: str = "transforms from",
     keep: Sequence[int] = (),
+    where: Sequence[str] = ("--port", "0"),
     **extra: str,
 ) -> Iterator[Server]:
     """Run a server on a free port until the block ends.
@@ -117,9 +118,10 @@ def serving(
         verb: what it is to do.
         ready: what stands in the last line of its greeting.
         keep: descriptors that it inherits.
+        where: what makes it take a free port.
         extra: adds to its environment.
     """
-    where = () if "--listen" in arguments else ("--port", "0")
+    where = () if "--listen" in arguments else where
     log = folder / "server.log"
     with (
         log.open("wb") as stderr,

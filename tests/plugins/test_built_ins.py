@@ -37,6 +37,7 @@ def test_the_built_ins_are_all_there_and_have_examples_and_summaries() -> None:
     names = "cummingsify upper titlecase reverse-lines sort-lines unique-lines number-lines wrap indent dedent trim "
     assert {transform.name for transform in TRANSFORMS} == set((names + "normalize rot13").split())
     assert all(transform.examples and transform.summary for transform in TRANSFORMS)
+    assert all(transform.deterministic for transform in TRANSFORMS)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=by_name)

@@ -78,6 +78,7 @@ def test_the_json_tells_all_and_names_no_file() -> None:
         "asynchronous": False,
         "timeout_s": None,
         "memory_bytes": None,
+        "deterministic": False,
         "state": "active",
         "plugin": "shout",
         "distribution": "xformd-shout",

@@ -14,7 +14,7 @@ from xformd import address as addresses
 from xformd import spec
 from xformd.client.errors import NotSent, RequestCancelled
 from xformd.client.session import Session
-from xformd.client.upstream import Upstream
+from xformd.client.upstream import LONGEST_DELAY_S, Upstream
 from xformd.errors import (
     ConnectionFailed,
     GibberishError,
@@ -43,8 +43,9 @@ class TransformProxy:
             several of these.
         port: of the host; left out with the other forms.
         reactor: what connects; the running one where none is given.
-        address: how messages name a single server; made from what is given where it is not.
+        address: how messages name a server; made from what is given where it is not.
         max_result_bytes: the longest result to accept.
+        longest_delay_s: how many seconds a server that does not answer is left out, at most.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TransformProxy:
         reactor: Any = None,
         address: str | None = None,
         max_result_bytes: int = Limits().max_result_bytes,
+        longest_delay_s: float = LONGEST_DELAY_S,
     ) -> None:
         if reactor is None:
             from twisted.internet import reactor
@@ -65,7 +67,10 @@ class TransformProxy:
         else:
             several = list(servers) if isinstance(servers, list | tuple) else [cast(Server, servers)]
             named = [_endpoint(reactor, server, address) for server in several]
-        self._upstreams = [Upstream(endpoint, name, reactor, max_result_bytes) for endpoint, name in named]
+        self._upstreams = [
+            Upstream(endpoint, name, reactor, max_result_bytes, longest_delay_s=longest_delay_s)
+            for endpoint, name in named
+        ]
         self._is_closed = False
 
     def xform(
@@ -173,7 +178,7 @@ class TransformProxy:
 
     def _expired(self, result: object, timeout: float) -> object:
         if isinstance(result, Failure) and result.check(CancelledError):
-            names = " or ".join(upstream.address for upstream in self._upstreams)
+            names = " or ".join(dict.fromkeys(upstream.address for upstream in self._upstreams))
             raise TransformTimeout(f"no answer from {names} within {timeout:g} s")
         return result
 

@@ -9,6 +9,7 @@ from collections import deque
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -137,7 +138,8 @@ class Session(Protocol):
         said = f": {self._goodbye.message}" if self._goodbye else ""
         lost = ConnectionLost(f"the connection to {self._address} is lost ({why(reason)}){said}")
         if not self.opened.called:
-            silent = not self._has_received
+            # A reset is no answer: so ends the connection to a server that dies before it has looked at it.
+            silent = not self._has_received and reason.check(ConnectionDone)
             self.opened.errback(SpeaksClassic(self._address) if silent else lost)
         self._fail_all(lost)
         if not self.closed.called:

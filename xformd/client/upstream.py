@@ -47,6 +47,7 @@ class Upstream:
         clock: a reactor, or a clock in its place.
         max_result_bytes: the longest result to accept.
         chance: gives a number from 0 to 1.
+        longest_delay_s: how long it is left alone, at most, when it does not answer.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Upstream:
         clock: IReactorTime,
         max_result_bytes: int,
         chance: Callable[[], float] = random.random,
+        longest_delay_s: float = LONGEST_DELAY_S,
     ) -> None:
         self.address = address
         self._endpoint = endpoint
         self._clock = clock
         self._max_result_bytes = max_result_bytes
         self._chance = chance
+        self._longest_delay_s = longest_delay_s
         self._sessions: list[Session] = []  # the last one takes requests; those before it are ending
         self._openers: list[Deferred[Session | None]] = []
         self._classic_requests = 0
@@ -87,6 +90,10 @@ class Upstream:
         self._classic_requests += 1
         try:
             return await classic.ask(self._endpoint, self.address, spec, poem, max_result_bytes=self._max_result_bytes)
+        except ConnectionFailed as error:
+            self._classic_until = 0.0  # what comes back may be another server
+            self._note_failure()
+            raise NotSent(error) from error
         finally:
             self._classic_requests -= 1
 
@@ -153,7 +160,8 @@ class Upstream:
 
     def _note_failure(self) -> None:
         self._failures += 1
-        self.rests_until = self._clock.seconds() + back_off_s(self._failures, self._chance())
+        delay_s = min(self._longest_delay_s, back_off_s(self._failures, self._chance()))
+        self.rests_until = self._clock.seconds() + delay_s
 
     def _tell_openers(self, outcome: Session | Failure | None) -> None:
         openers, self._openers = self._openers, []

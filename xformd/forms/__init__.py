@@ -3,18 +3,57 @@
 A form says what happens; the connection under it owns the transport and the deadlines.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
 
 from xformd.errors import XformError
+from xformd.generation import Ready
 from xformd.limits import Limits
-from xformd.service import TransformService
+from xformd.runners import Caller
+from xformd.spec import Spec
+
+
+class Service(Protocol):
+    """What answers requests: here (``TransformService``), or by asking other servers."""
+
+    @property
+    def max_result_bytes(self) -> int:
+        """The longest result."""
+        ...
+
+    def stopwatch(self) -> float:
+        """Give seconds, to tell how long something has held the reactor."""
+        ...
+
+    def xform(
+        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller | None = None
+    ) -> bytes | Deferred[bytes]:
+        """Transform a poem; see ``TransformService.xform``."""
+        ...
+
+    def ready(self, words: bytes) -> Ready | None:
+        """Look up what a request says before its poem; None leaves it to ``xform``."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Give what ``!list`` answers, as values that JSON has."""
+        ...
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Go on with work that waited until its caller had room for a result."""
+        ...
+
+    def stop(self) -> None:
+        """Give up every request in flight, with ``ShuttingDown``."""
+        ...
 
 
 class Connection(Protocol):
     """What a form needs of its connection."""
 
     @property
-    def service(self) -> TransformService:
+    def service(self) -> Service:
         """What answers requests."""
         ...
 

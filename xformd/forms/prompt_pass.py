@@ -12,9 +12,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from xformd.forms import Service
 from xformd.generation import Ready
 from xformd.runners.inline import HELD_S
-from xformd.service import TransformService
 
 _COMMA = ord(",")
 
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def answer(
-    service: TransformService,
+    service: Service,
     data: bytes,
     position: int,
     in_flight: Container[int] | None,
@@ -90,9 +90,7 @@ def answer(
     return position, outcome
 
 
-def _turn_to(
-    service: TransformService, words: bytes, last: Ready | None, last_started_s: float
-) -> tuple[Ready | None, float]:
+def _turn_to(service: Service, words: bytes, last: Ready | None, last_started_s: float) -> tuple[Ready | None, float]:
     """Look words up and start the clock for them; it stops for what ran last."""
     now_s = service.stopwatch()
     if last is not None and now_s - last_started_s > HELD_S:

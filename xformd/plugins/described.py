@@ -68,6 +68,7 @@ def _transform(described: Mapping[str, Any]) -> Transform:
         asynchronous=described["asynchronous"],
         timeout_s=described["timeout_s"],
         memory_bytes=described["memory_bytes"],
+        deterministic=described["deterministic"],
     )
 
 

@@ -52,6 +52,7 @@ def _transform(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
         "asynchronous": transform.asynchronous,
         "timeout_s": transform.timeout_s,
         "memory_bytes": transform.memory_bytes,
+        "deterministic": transform.deterministic,
         "state": "quarantined" if transform.name in quarantined else "active",
         "plugin": entry.plugin.name,
         "distribution": entry.plugin.distribution,
@@ -111,11 +112,11 @@ def to_table(listed: Mapping[str, Any]) -> str:
         f"{name:<{widths[0]}}  {options:<{widths[1]}}  {_shorten(summary, widths[2]):<{widths[2]}}  {source}"
         for name, options, summary, source in rows
     ]
-    return "\n".join(map(printable, [*lines, *_problems(listed)]))
+    return "\n".join(map(printable, [*lines, *_remarks(listed)]))
 
 
-def _problems(listed: Mapping[str, Any]) -> Iterable[str]:
-    """Give one line for everything that is not as one would wish."""
+def _remarks(listed: Mapping[str, Any]) -> Iterable[str]:
+    """Give one line for everything that is not as one would wish, and for a proxy's cache."""
     for transform in listed["transforms"]:
         if transform.get("state") == "quarantined":  # servers before 0.2 do not say
             yield f"quarantined: transform {transform['name']}: it has killed its worker too often"
@@ -126,6 +127,8 @@ def _problems(listed: Mapping[str, Any]) -> Iterable[str]:
         yield f"blocked: {NOT_SELECTED}: {', '.join(others)}"
     for conflict in listed["conflicts"]:
         yield f"conflict: {conflict['message']}"
+    if (cache := listed.get("cache")) is not None:  # which a proxy has
+        yield f"cache: {cache['hits']:,} hits, {cache['misses']:,} misses, {cache['bytes']:,} bytes"
 
 
 def _label(plugin: Mapping[str, Any]) -> str:

@@ -48,14 +48,18 @@ def _check_growth(name: str, added: int) -> None:
         raise xformd.TooLarge(f"{name} would add {added} characters; the limit is {MAX_ADDED_CHARACTERS}")
 
 
-@xformd.transform(examples=[("HERE IS MY POEM", "here is my poem"), ("ΟΔΥΣΣΕΥΣ", "οδυσσευς")], inline=True)
+@xformd.transform(
+    examples=[("HERE IS MY POEM", "here is my poem"), ("ΟΔΥΣΣΕΥΣ", "οδυσσευς")], inline=True, deterministic=True
+)
 def cummingsify(poem: str) -> str:
     """Lower-case the poem, as e. e. cummings would."""
     return poem.lower()
 
 
 @xformd.transform(
-    examples=[("one\ntwo\nthree", "three\ntwo\none"), ("a\r\nb\r\n", "b\r\na\r\n"), ("", "")], inline=True
+    examples=[("one\ntwo\nthree", "three\ntwo\none"), ("a\r\nb\r\n", "b\r\na\r\n"), ("", "")],
+    inline=True,
+    deterministic=True,
 )
 def reverse_lines(poem: str) -> str:
     """Put the last line first."""
@@ -68,7 +72,8 @@ def reverse_lines(poem: str) -> str:
         ("pear\napple\nfig\n", "apple\nfig\npear\n"),
         ("b\nC\na", "a\nb\nC", {"ignore_case": True}),
         ("a\nc\nb", "c\nb\na", {"reverse": True}),
-    ]
+    ],
+    deterministic=True,
 )
 def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -> str:
     """Sort the lines by their characters' code points."""
@@ -81,7 +86,8 @@ def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -
         ("a\nb\na\n", "a\nb\n"),
         ("b\na\nb", "b\na"),
         ("Owl\nowl", "Owl", {"ignore_case": True}),
-    ]
+    ],
+    deterministic=True,
 )
 def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
     """Keep the first of equal lines, wherever the others stand."""
@@ -97,7 +103,8 @@ def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
         ("The Owl\nand the Cat\n", "1. The Owl\n2. and the Cat\n"),
         ("a\nb", " 9) a\n10) b", {"start": 9, "separator": ") "}),
         ("", ""),
-    ]
+    ],
+    deterministic=True,
 )
 def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
     """Put its number before each line, aligned to the right."""
@@ -113,7 +120,8 @@ def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
         ("The quick brown fox jumps", "The quick\nbrown fox\njumps", {"width": 10}),
         ("The quick brown fox\r\n", "The quick\r\n  brown\r\n  fox\r\n", {"width": 9, "indent": 2}),
         ("日本 日本 日本", "日本 日本\n日本", {"width": 9}),
-    ]
+    ],
+    deterministic=True,
 )
 def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
     """Break lines that are wider than width between words, and indent what follows a break."""
@@ -163,7 +171,8 @@ def _columns(text: str) -> int:
         ("The Owl\n\nand the Cat\n", "    The Owl\n\n    and the Cat\n"),
         ("a\r\nb", "> a\r\n> b", {"prefix": "> "}),
         ("", ""),
-    ]
+    ],
+    deterministic=True,
 )
 def indent(poem: str, *, prefix: str = "    ") -> str:
     """Put a prefix before every line that is not blank."""
@@ -175,7 +184,8 @@ def indent(poem: str, *, prefix: str = "    ") -> str:
     examples=[
         ("    The Owl\n      and the Cat\n", "The Owl\n  and the Cat\n"),
         ("  a\r\n \r\n  b", "a\r\n\r\nb"),
-    ]
+    ],
+    deterministic=True,
 )
 def dedent(poem: str) -> str:
     """Remove the white space that all lines start with. Blank lines do not count, and become empty."""
@@ -191,7 +201,8 @@ def dedent(poem: str) -> str:
 
 
 @xformd.transform(
-    examples=[("\n\n  The Owl  \nand the Cat\t\n\n", "  The Owl\nand the Cat\n"), (" \r\n", ""), ("a ", "a")]
+    examples=[("\n\n  The Owl  \nand the Cat\t\n\n", "  The Owl\nand the Cat\n"), (" \r\n", ""), ("a ", "a")],
+    deterministic=True,
 )
 def trim(poem: str) -> str:
     """Remove white space from the ends of lines, and blank lines from the ends of the poem."""

@@ -22,7 +22,7 @@ _WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARK}]|['\u2019](?=[^\W_]))*")
 _MANY_ABOVE_ASCII = re.compile(rf"[\u0300-\U0010ffff]{{{MAX_MARKS},}}")
 
 
-@xformd.transform(examples=[("The Owl", "THE OWL"), ("straße", "STRASSE"), ("", "")], inline=True)
+@xformd.transform(examples=[("The Owl", "THE OWL"), ("straße", "STRASSE"), ("", "")], inline=True, deterministic=True)
 def upper(poem: str) -> str:
     """Upper-case the poem."""
     return poem.upper()
@@ -33,7 +33,8 @@ def upper(poem: str) -> str:
         ("the owl and the pussy-cat", "The Owl And The Pussy-Cat"),
         ("THEY'RE 3RD", "They're 3rd"),
         ("e\u0301cole", "E\u0301cole"),
-    ]
+    ],
+    deterministic=True,
 )
 def titlecase(poem: str) -> str:
     """Start each word with a capital and lower-case its rest."""
@@ -45,7 +46,8 @@ def titlecase(poem: str) -> str:
         ("e\u0301", "é"),
         ("é", "e\u0301", {"form": "NFD"}),
         ("ﬁne ①", "fine 1", {"form": "NFKC"}),
-    ]
+    ],
+    deterministic=True,
 )
 def normalize(poem: str, *, form: Literal["NFC", "NFD", "NFKC", "NFKD"] = "NFC") -> str:
     """Bring the text into a Unicode normalization form."""
@@ -62,7 +64,7 @@ def _is_mark(character: str) -> bool:
     return unicodedata.combining(unicodedata.normalize("NFKD", character)[0]) > 0
 
 
-@xformd.transform(examples=[("Gur Bjy", "The Owl"), ("naïve", "anïir")], inline=True)
+@xformd.transform(examples=[("Gur Bjy", "The Owl"), ("naïve", "anïir")], inline=True, deterministic=True)
 def rot13(poem: str) -> str:
     """Move each of the 26 letters by 13: twice gives the poem back."""
     return poem.translate(_ROT13)

@@ -1,0 +1,261 @@
+"""``xformd proxy`` in front of real servers."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from integration import counted, packages, poems
+from integration.counted import Counted, counting, proxying
+from integration.packages import Environment
+from integration.processes import Server, netstring, read_to_end, wait_until, xformd
+from integration.session_client import Load, Session, retry_after_s, step
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment with the first version of the plugin."""
+    return counted.install("1.0", tmp_path_factory.mktemp("counted"))
+
+
+@pytest.fixture(scope="module")
+def shared(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counted]:
+    """A server that no test stops, and whose gate none opens."""
+    with counting(environment, tmp_path_factory.mktemp("shared")) as upstream:
+        yield upstream
+
+
+def classic(server: Server, spec: str, poem: bytes) -> bytes:
+    return server.ask(netstring(spec.encode() + b"." + poem))
+
+
+def listing(server: Server) -> Any:
+    with Session(server) as session:
+        return json.loads(session.ask("!list").poem)
+
+
+def rss_bytes(server: Server) -> int:
+    fields = Path(f"/proc/{server.process.pid}/statm").read_text().split()
+    return int(fields[1]) * 4096
+
+
+def test_100_simultaneous_misses_are_one_call_and_one_that_leaves_harms_none_of_the_others(
+    environment: Environment, tmp_path: Path
+) -> None:
+    spec = step("counted", gate="true")
+    with counting(environment, tmp_path) as upstream, proxying(tmp_path, upstream.address) as proxy:
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(Session(proxy)) for _ in range(60)]
+            for session in sessions:
+                session.send((spec, b"owl"))
+            sockets = [stack.enter_context(proxy.connect()) for _ in range(40)]
+            for connection in sockets:
+                connection.sendall(netstring(spec.encode() + b".owl"))
+            wait_until(lambda: listing(proxy)["cache"]["misses"] == 100)
+            sessions.pop(0).abort()
+            upstream.open_gate()
+            assert {session.receive().poem for session in sessions} == {b"owl 1.0"}
+            assert {read_to_end(connection) for connection in sockets} == {b"7:owl 1.0,"}
+        assert upstream.calls == 1
+        assert classic(proxy, spec, b"owl") == b"7:owl 1.0,"
+        assert upstream.calls == 1
+        assert proxy.log == ""
+
+
+def test_the_last_client_that_leaves_ends_the_work(environment: Environment, tmp_path: Path) -> None:
+    spec = step("counted", gate="true")
+    with counting(environment, tmp_path, "--workers", "1") as upstream, proxying(tmp_path, upstream.address) as proxy:
+        with Session(proxy) as first, Session(proxy) as second:
+            (number,) = first.send((spec, b"owl"))
+            second.send((spec, b"owl"))
+            wait_until(lambda: listing(proxy)["cache"]["misses"] == 2 and upstream.calls == 1)
+            first.cancel(number)
+            assert first.receive().code == "cancelled"
+            second.abort()
+            # The only worker is free again, and it is not the gate that has set it free.
+            with Session(proxy) as third:
+                assert third.ask("counted", b"cat").poem == b"cat 1.0"
+        assert not (upstream.folder / "ended").exists()
+
+
+def test_a_hit_needs_no_upstream_and_a_miss_without_one_is_unavailable(
+    environment: Environment, tmp_path: Path
+) -> None:
+    with counting(environment, tmp_path) as upstream:
+        with proxying(tmp_path, upstream.address, "--refresh", "0.1", "--ttl", "3") as proxy:
+            with Session(proxy) as session:
+                start = time.monotonic()
+                assert session.ask("counted+upper", b"owl").poem == b"OWL 1.0"
+                assert upstream.server.stop() == 0
+                wait_until(lambda: "does not say what it has" in proxy.log)
+                assert session.ask("counted+upper", b"owl").poem == b"OWL 1.0"
+                assert classic(proxy, "counted+upper", b"owl") == b"7:OWL 1.0,"
+                miss = session.ask("counted+upper", b"cat")
+                assert (miss.code, retry_after_s(miss)) == ("unavailable", 1.0)
+                assert b"cannot connect to an upstream: Connection refused" in miss.poem
+                assert upstream.address.encode() not in miss.poem
+                assert classic(proxy, "counted", b"cat") == b""
+                assert any(each["name"] == "counted" for each in listing(proxy)["transforms"])
+                wait_until(lambda: session.ask("counted+upper", b"owl").code == "unavailable")
+                assert 3.0 <= time.monotonic() - start < 5.5
+        assert proxy.log.count("does not say what it has") == 1
+
+
+def test_an_upgraded_plugin_is_not_answered_from_the_old_entry(tmp_path: Path) -> None:
+    environment = counted.install("1.0", tmp_path)
+    newer = counted.build("2.0", tmp_path / "newer")
+    with counting(environment, tmp_path) as upstream:
+        with proxying(tmp_path, upstream.address, "--refresh", "0.2") as proxy, Session(proxy) as session:
+            assert session.ask("counted", b"owl").poem == b"owl 1.0"
+            packages.install(environment, [newer])
+            upstream.server.process.send_signal(signal.SIGHUP)
+            with Session(upstream.server) as direct:
+                wait_until(lambda: direct.ask("counted", b"cat").poem == b"cat 2.0")
+            reloaded_at = time.monotonic()
+            wait_until(lambda: session.ask("counted", b"owl").poem == b"owl 2.0")
+            assert time.monotonic() - reloaded_at < 1
+            assert {session.ask("counted", b"owl").poem for _ in range(20)} == {b"owl 2.0"}
+            assert "has changed: what was kept of 2 transforms is not used any more" in proxy.log
+
+
+def test_of_two_upstreams_one_may_die_and_no_deterministic_request_fails(
+    environment: Environment, tmp_path: Path
+) -> None:
+    with counting(environment, tmp_path) as first, counting(environment, tmp_path) as second:
+        with proxying(tmp_path, first.address, second.address) as proxy:
+            with Load(proxy, step("counted", seconds=0.02)) as load:
+                wait_until(lambda: first.calls > 5 and second.calls > 5)
+                first.server.process.kill()
+                after = load.total
+                wait_until(lambda: load.total > after + 30)
+            assert (load.trouble, set(load.codes)) == ("", {"ok"})
+
+
+def test_what_is_not_deterministic_always_goes_through(shared: Counted, tmp_path: Path) -> None:
+    with proxying(tmp_path, shared.address) as proxy, Session(proxy) as session:
+        before = shared.calls
+        for spec in ("fickle", "upper+fickle"):
+            answers = [session.ask(spec, b"owl") for _ in range(3)]
+            assert {answer.code for answer in answers} == {"ok"}
+            assert len({answer.poem for answer in answers}) == 3
+        assert shared.calls == before + 6
+        assert listing(proxy)["cache"] == {"hits": 0, "misses": 0, "bytes": 0}
+
+
+def test_an_error_passes_through_and_is_not_kept(shared: Counted, tmp_path: Path) -> None:
+    with proxying(tmp_path, shared.address) as proxy, Session(proxy) as session, Session(shared.server) as direct:
+        for spec in ("refuses", "no-such-thing", "wrap:width=wide", "upper:x=1"):
+            wanted = direct.ask(spec, b"owl")
+            assert wanted.code != "ok"
+            before = shared.calls
+            for _ in range(2):
+                answer = session.ask(spec, b"owl")
+                assert (answer.code, answer.poem) == (wanted.code, wanted.poem)
+            assert shared.calls == before + (2 if spec == "refuses" else 0)
+        assert listing(proxy)["cache"]["bytes"] == 0
+
+
+def test_the_clients_own_deadline_holds(shared: Counted, tmp_path: Path) -> None:
+    spec = step("counted", seconds=5)
+    with proxying(tmp_path, shared.address) as proxy, Session(proxy) as session:
+        for asked in (spec, f"{spec}+fickle"):
+            answer = session.ask(asked, b"owl", timeout_ms=300)
+            assert answer.code == "timeout"
+            assert 0.3 <= answer.elapsed_s < 0.5
+
+
+def test_an_upstream_that_never_answers_is_a_timeout(tmp_path: Path) -> None:
+    with poems.peer(poems.only_listens) as upstream:
+        with proxying(tmp_path, upstream.address, "--transform-timeout-s", "1") as proxy, Session(proxy) as session:
+            answer = session.ask("counted", b"owl")
+            assert answer.code == "timeout"
+            assert 1.0 <= answer.elapsed_s < 1.2
+            assert "does not say what it has" in proxy.log
+            assert proxy.stop() == 0
+
+
+def test_a_big_poem_goes_through_and_is_kept(shared: Counted, tmp_path: Path) -> None:
+    poem = bytes(range(256)) * (8 * 4096)
+    with proxying(tmp_path, shared.address) as proxy, Session(proxy) as session:
+        before = shared.calls
+        assert [session.ask("counted", poem).poem for _ in range(3)] == [poem + b" 1.0"] * 3
+        assert classic(proxy, "counted", poem) == netstring(poem + b" 1.0")
+        assert shared.calls == before + 1
+
+
+def test_the_cache_holds_its_bytes(shared: Counted, tmp_path: Path) -> None:
+    with proxying(tmp_path, shared.address, "--cache-bytes", "2MiB") as proxy, Session(proxy) as session:
+        memory = 0
+        for number in range(600):
+            poem = b"%d" % number + bytes(100_000)
+            assert session.ask("cummingsify", poem).poem == poem
+            if number == 100:
+                memory = rss_bytes(proxy)
+        cache = listing(proxy)["cache"]
+        assert (cache["hits"], cache["misses"]) == (0, 600)
+        assert 1.6 * MIB < cache["bytes"] <= 2 * MIB
+        assert rss_bytes(proxy) - memory < 8 * MIB  # of 50 MB that went through
+
+
+def test_short_results_count_for_what_they_cost(shared: Counted, tmp_path: Path) -> None:
+    with proxying(tmp_path, shared.address, "--cache-bytes", "64KiB") as proxy, Session(proxy) as session:
+        session.collect(session.send(*[("upper", b"%d" % number) for number in range(2000)]))
+        assert 50_000 < listing(proxy)["cache"]["bytes"] <= 65_536
+
+
+def test_a_request_in_flight_is_answered_before_the_proxy_ends(environment: Environment, tmp_path: Path) -> None:
+    with counting(environment, tmp_path) as upstream, proxying(tmp_path, upstream.address) as proxy:
+        with Session(proxy) as session:
+            (number,) = session.send((step("counted", gate="true"), b"owl"))
+            wait_until(lambda: upstream.calls == 1)
+            proxy.process.terminate()
+            assert session.receive().code == "shutting-down"
+            upstream.open_gate()
+            (answer,) = session.collect([number])
+            assert answer.poem == b"owl 1.0"
+        assert proxy.process.wait(10) == 0
+        assert proxy.log == ""
+
+
+def test_a_proxy_that_starts_before_its_upstream_says_so_and_finds_it_later(
+    environment: Environment, tmp_path: Path
+) -> None:
+    place = f"unix:{tmp_path}/upstream.sock"
+    with proxying(tmp_path, place, "--refresh", "0.1") as proxy:
+        assert "does not say what it has: cannot connect" in proxy.log
+        with counting(environment, tmp_path, "--listen", place) as upstream, Session(proxy) as session:
+            wait_until(lambda: "says again what it has" in proxy.log)
+            assert [session.ask("counted", b"owl").poem for _ in range(2)] == [b"owl 1.0"] * 2
+            assert upstream.calls == 1
+
+
+def test_the_command_shows_what_the_cache_has_done(shared: Counted, tmp_path: Path) -> None:
+    with proxying(tmp_path, shared.address) as proxy:
+        for _ in range(3):
+            assert xformd("send", "upper", "--server", proxy.address, stdin=b"owl").stdout == b"OWL"
+        table = xformd("list-transforms", "--server", proxy.address).stdout.decode()
+        assert "cache: 2 hits, 1 misses, 1,027 bytes" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ((), 2, "Missing argument 'UPSTREAM...'"),
+        (("no:such:endpoint",), 78, "write HOST:PORT"),
+        (("127.0.0.1:1", "--ttl", "soon"), 2, "'soon' is no number of seconds"),
+        (("127.0.0.1:1", "--cache-bytes", "0"), 2, "'0' is no number of bytes above 0"),
+        (("127.0.0.1:1", "--max-queue", "many"), 78, "--max-queue takes a whole number from 1, not 'many'"),
+        (("127.0.0.1:1", "--listen", "unix:/no/such/socket"), 69, "cannot listen on unix:/no/such/socket: No such"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
+    refused = xformd("proxy", *arguments)
+    assert refused.returncode == status
+    assert says in refused.stderr.decode()

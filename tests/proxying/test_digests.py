@@ -1,0 +1,40 @@
+"""The hash of a poem, remembered or not."""
+
+from hashlib import sha256
+
+import pytest
+
+from xformd.proxying.digests import LONG_BYTES, Digests
+
+
+def poem(number: int, size: int = LONG_BYTES) -> bytes:
+    return b"%d" % number * size
+
+
+@pytest.mark.parametrize("size", [0, 1, LONG_BYTES - 1, LONG_BYTES, 3 * LONG_BYTES, 3 * LONG_BYTES + 1])
+def test_a_digest_is_that_of_the_poem_however_often_it_is_asked_for(size: int) -> None:
+    digests = Digests(3 * LONG_BYTES)
+    for _ in range(2):
+        assert [digests.of(poem(number, size)) for number in range(9)] == [
+            sha256(poem(number, size)).digest() for number in range(9)
+        ]
+
+
+def test_it_remembers_the_last_long_poems_within_its_bytes() -> None:
+    digests = Digests(3 * LONG_BYTES)
+    sizes = []
+    for number in range(9):
+        digests.of(poem(number))
+        digests.of(poem(number))
+        sizes.append(digests.size_bytes // LONG_BYTES)
+    assert sizes == [1, 2, 3, 3, 3, 3, 3, 3, 3]
+    digests.of(b"short")
+    digests.of(poem(1, 4 * LONG_BYTES))
+    assert digests.size_bytes == 3 * LONG_BYTES
+
+
+def test_a_poem_that_is_remembered_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = Digests(3 * LONG_BYTES)
+    known = digests.of(poem(1))
+    monkeypatch.setattr("xformd.proxying.digests.hashlib", None)
+    assert digests.of(b"1" * LONG_BYTES) == known

@@ -64,5 +64,20 @@ def test_a_server_that_rests_can_be_stopped_and_does_not_wake_up_again(site: Sit
     assert has_fired(site.listening.stopService())
     assert site.done == ["stopReading", "stopListening"]
     assert site.reactor.getDelayedCalls() == []
+
+
+def test_one_that_has_stopped_heeds_no_other_servers_trouble(site: Site, log: Log) -> None:
+    assert has_fired(site.listening.stopService())
+    TWISTED.info("EMFILE recovery: Closed socket from {address}", address="a client of another")
     site.run_out()
-    assert site.reactor.getDelayedCalls() == []
+    assert [line for line in log.lines if "max_connections" in line] == []
+
+
+def test_one_that_listens_nowhere_yet_has_nothing_to_rest_from(log: Log) -> None:
+    reactor = MemoryReactorClock()  # type: ignore[no-untyped-call]
+    listening = Listening((), Factory(reactor), reactor)
+    listening.startService()
+    TWISTED.error("Could not accept new connection ({acceptError})", acceptError="EMFILE")
+    assert reactor.getDelayedCalls() == []
+    assert len(log.lines) == 1
+    assert has_fired(listening.stopService())

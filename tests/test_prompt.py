@@ -47,9 +47,9 @@ def test_what_the_system_takes_is_sent_at_once(connected: Connected) -> None:
 def test_what_it_does_not_take_follows_in_order(connected: Connected) -> None:
     poem = bytes(range(256)) * 10_000
     connected.transport.write(poem)
-    connected.transport.write(b"the end")
-    assert connected.reactor.writers == {connected.transport}
     arrived = connected.arrived()
+    connected.transport.write(b"the end")  # for which there is room, but not yet its turn
+    assert connected.reactor.writers == {connected.transport}
     while connected.reactor.writers:
         connected.transport.doWrite()  # type: ignore[no-untyped-call]
         arrived += connected.arrived()
@@ -58,7 +58,7 @@ def test_what_it_does_not_take_follows_in_order(connected: Connected) -> None:
 
 def test_nothing_is_sent_in_plain_once_a_connection_is_encrypted(connected: Connected) -> None:
     ssl = pytest.importorskip("twisted.internet.ssl", reason="pip install 'xformd[tls]'")
-    connected.transport.startTLS(ssl.CertificateOptions(), normal=False)
+    connected.transport.startTLS(ssl.CertificateOptions())
     connected.transport.write(b"secret")
     assert connected.transport.send_now(b"secret") == 0
     assert b"secret" not in connected.arrived()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xformd import quantities
-from xformd.cli_options import Command, guest_code
+from xformd.cli_options import Command, guest_code, only_flags
 from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, tcp_server
 from xformd.errors import one_line
 
@@ -133,7 +133,7 @@ def _run(make: "Callable[[Any], Listening]", what: str) -> None:
     from xformd import process
 
     process.start_logging(process.terse_observer())
-    with guest_code() as stdout:
+    with guest_code() as stdout, only_flags():
         process.run_server(
             make,
             lambda _, addresses: [*process.listening_lines(addresses), what],

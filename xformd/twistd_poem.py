@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from xformd import poem_app, quantities
 from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, tcp_server
-from xformd.errors import ConfigError
+from xformd.errors import ConfigError, describe
 from xformd.listening import Listening
 
 log = Logger()
@@ -179,9 +179,12 @@ class StartOrFail(Service):
             log.info("listening on {address}", address=address)
 
     def _failed(self, failure: Failure) -> None:
-        self._error = failure.value
+        error: Any = failure.value
+        if isinstance(error, ConfigError) and error.setting == "listen":
+            error = error.begin_with("--listen")
+        self._error = error
         if not self._is_starting:  # an endpoint that took its time to find out
-            log.critical("{reason}", reason=failure.getErrorMessage())
+            log.critical("{reason}", reason=describe(error))
             self._reactor.stop()
 
 

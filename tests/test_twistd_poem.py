@@ -116,6 +116,13 @@ def test_a_server_that_cannot_listen_does_not_start() -> None:
         service.startService()
 
 
+def test_a_place_that_is_none_is_named_with_its_option(log: Log) -> None:
+    server = Server()
+    StartOrFail(server, Reactor()).startService()  # type: ignore[arg-type]
+    server.listening.errback(Failure(xformd.ConfigError("'owl' is none", setting="listen")))
+    assert log.lines == ["--listen: 'owl' is none"]
+
+
 def test_a_server_that_finds_out_later_that_it_cannot_listen_ends_the_process(log: Log) -> None:
     server, reactor = Server(), Reactor()
     StartOrFail(server, reactor).startService()  # type: ignore[arg-type]

@@ -50,7 +50,8 @@ def client_endpoint(reactor: Any, address: str, default_port: int = DEFAULT_PORT
         if not 0 < port < 65_536:
             raise ConfigError(f"server address {address!r}: a port is 1 to 65535")
         return tcp_client(reactor, match["host"].strip("[]"), port)
-    _need_tls_extra(address, "tls:", "ssl:")
+    if reason := _lacks_tls(address, "tls:", "ssl:"):
+        raise ConfigError(reason)
     if address.startswith("unix:") and len(os.fsencode(address.split(":")[1])) > MAX_UNIX_PATH_BYTES:
         raise ConfigError(f"server address {address!r}: a Unix socket's path has at most {MAX_UNIX_PATH_BYTES} bytes")
     try:
@@ -74,15 +75,17 @@ def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
     Raises:
         ConfigError: it is no endpoint string.
     """
-    _need_tls_extra(description, "ssl:", "tls:")
+    if reason := _lacks_tls(description, "ssl:", "tls:"):
+        raise ConfigError(reason, setting="listen")
     if description.startswith("stdio"):
-        raise ConfigError(f"--listen {description!r}: standard input is one connection, and no place to listen")
+        reason = f"{description!r}: standard input is one connection, and no place to listen"
+        raise ConfigError(reason, setting="listen")
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
     except Exception as error:  # as above
         example = f"tcp:{DEFAULT_PORT}:interface={DEFAULT_HOST}"
-        message = f"--listen {description!r}: {error}; write a Twisted server endpoint, such as {example}"
-        raise ConfigError(message) from error
+        reason = f"{description!r}: {error}; write a Twisted server endpoint, such as {example}"
+        raise ConfigError(reason, setting="listen") from error
     return endpoint
 
 
@@ -96,6 +99,8 @@ def show(address: IAddress) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _need_tls_extra(description: str, *prefixes: str) -> None:
+def _lacks_tls(description: str, *prefixes: str) -> str:
+    """Say what to install; nothing where an address needs no TLS, or it is there."""
     if description.startswith(prefixes) and importlib.util.find_spec("OpenSSL") is None:
-        raise ConfigError(f"{description!r} needs TLS: pip install 'xformd[tls]'")
+        return f"{description!r} needs TLS: pip install 'xformd[tls]'"
+    return ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from xformd import __version__
-from xformd.cli_options import guest_code, plugin_options, poem_options, server_options
+from xformd.cli_options import Selected, guest_code, plugin_options, poem_options, server_options
 from xformd.cli_poem import poem
 from xformd.cli_proxy import proxy
 from xformd.cli_serve import config, serve
@@ -24,7 +24,6 @@ from xformd.errors import ConfigError, XformError, one_line
 if TYPE_CHECKING:
     from xformd.batch import Batch
     from xformd.checking import Verdict
-    from xformd.plugins.loader import Selection
 
 CHECK_FAILED = 1
 WRITE_FAILED = 73  # EX_CANTCREAT
@@ -73,20 +72,30 @@ main.add_command(proxy)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md describes it.")
 @click.option("--server", metavar="ADDRESS", help="Ask this running server, and not the plugins installed here.")
 @plugin_options
-def list_transforms(as_json: bool, server: str | None, selection: "Selection") -> None:
+def list_transforms(as_json: bool, server: str | None, selected: Selected) -> None:
     """List the transforms of the installed plugins, and the plugins that are not active.
+
+    With the same file, variables and flags it has the plugins that serve would have.
 
     \b
     Examples:
       xformd list-transforms
       xformd list-transforms --json --plugins xformd-shout
+      xformd list-transforms --config /etc/xformd.toml
       xformd list-transforms --server 127.0.0.1:11000
     """
-    from xformd.plugins import listing, loader
+    from xformd.plugins import listing
 
     with guest_code() as stdout:
-        listed = listing.to_json(loader.load(selection)) if server is None else _ask_for_list(server)
+        listed = _list_here(selected) if server is None else _ask_for_list(server)
         click.echo(json.dumps(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
+
+
+def _list_here(selected: Selected) -> dict[str, Any]:
+    from xformd.plugins import listing, loader
+
+    with selected() as selection:
+        return listing.to_json(loader.load(selection))
 
 
 def _ask_for_list(server: str) -> dict[str, Any]:
@@ -186,7 +195,7 @@ def run(
     files: tuple[Path, ...],
     options: dict[str, str],
     output_dir: Path | None,
-    selection: "Selection",
+    selected: Selected,
     traceback: bool,
 ) -> None:
     """Transform poems in this process, without a server.
@@ -195,6 +204,7 @@ def run(
     Examples:
       xformd run cummingsify poem.txt
       xformd run --plugins-dir . shout:marks=3 < poem.txt
+      xformd run --config /etc/xformd.toml shout poem.txt
     """
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
@@ -209,7 +219,8 @@ def run(
     process.start_logging(*([process.terse_observer()] if traceback else []))
     parsed = specs.build(spec, options)
     with guest_code() as stdout:
-        service = TransformService.inline(loader.load(selection), Limits(), reactor)
+        with selected() as selection:
+            service = TransformService.inline(loader.load(selection), Limits(), reactor)
 
         async def transform(poem: bytes) -> bytes:
             result = service.xform(parsed, poem)
@@ -222,7 +233,7 @@ def run(
 @main.command()
 @click.argument("distribution", required=False)
 @plugin_options
-def check(distribution: str | None, selection: "Selection") -> None:
+def check(distribution: str | None, selected: Selected) -> None:
     """Run every example of every transform, or of one distribution's.
 
     \b
@@ -230,6 +241,7 @@ def check(distribution: str | None, selection: "Selection") -> None:
       xformd check
       xformd check xformd-shout
       xformd check --plugins-dir . shout.py
+      xformd check --config /etc/xformd.toml
     """
     from twisted.internet import reactor
 
@@ -238,10 +250,11 @@ def check(distribution: str | None, selection: "Selection") -> None:
 
     process.start_logging()
     with guest_code() as stdout:
-        if distribution is None:
-            plugins = loader.load(selection).plugins
-        else:
-            plugins = loader.load_distribution(distribution, selection)
+        with selected() as selection:
+            if distribution is None:
+                plugins = loader.load(selection).plugins
+            else:
+                plugins = loader.load_distribution(distribution, selection)
 
         async def check_all() -> list[bool]:
             passed = []

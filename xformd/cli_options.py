@@ -6,9 +6,9 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -17,7 +17,15 @@ from xformd import quantities
 from xformd.endpoint import tcp_server
 from xformd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from xformd.config import Configuration
+    from xformd.plugins.loader import Selection
+
 Command = Callable[..., Any]
+Selected = Callable[[], "contextlib.AbstractContextManager[Selection]"]
+"""What reads which plugins to load, and names the place of what is wrong with that."""
+
+PLUGIN_SETTINGS = ("plugins", "plugins_dir", "block", "prefer", "strict")
 
 
 @contextlib.contextmanager
@@ -159,33 +167,96 @@ def plugin_flags(command: Command) -> Command:
     return command
 
 
-def plugin_options(command: Command) -> Command:
-    """Add the options that select plugins, and hand the command a ``Selection``."""
+def config_option(command: Command) -> Command:
+    """Add the option that names a file of settings."""
+    return click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        envvar="XFORMD_CONFIG",
+        show_envvar=True,
+        metavar="FILE",
+        help="Read settings from this TOML file; variables and flags go before it.",
+    )(command)
 
+
+def flags_of(given: Mapping[str, Any]) -> dict[str, tuple[str, object]]:
+    """Give the flags that were given, for ``configure``.
+
+    Args:
+        given: name of a setting to what click made of its flag, which may be nothing.
+    """
+    from xformd.config import TABLE
+
+    said = {name: value for name, value in given.items() if value is not None and value not in ((), {})}
+    return {name: (TABLE[name].flag, value) for name, value in said.items()}
+
+
+@contextlib.contextmanager
+def configured(
+    file: Path | None, flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str] = os.environ
+) -> "Iterator[Configuration]":
+    """Read the settings, and say of what goes wrong with one of them where it was set.
+
+    Args:
+        file: a TOML file, if there is one.
+        flags: as for ``configure``.
+        environment: the variables that count.
+
+    Yields:
+        The settings.
+
+    Raises:
+        ConfigError: they cannot be read, or the block raised it.
+    """
+    from xformd.config import configure
+
+    configuration = configure(file, environment, flags)
+    try:
+        yield configuration
+    except ConfigError as error:
+        located = configuration.locate(error)
+        if located is error:
+            raise
+        raise located from error
+
+
+@contextlib.contextmanager
+def only_flags() -> Iterator[None]:
+    """Say of what goes wrong with a setting which flag it is, for a command that has nothing else."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.setting is None:
+            raise
+        from xformd.config import TABLE
+
+        raise error.begin_with(TABLE[error.setting].flag) from error
+
+
+def plugin_options(command: Command) -> Command:
+    """Add the options that select plugins, and hand the command what reads the ``Selection`` when it is needed.
+
+    Of the environment only the variables of these options count: a command that is no server must not stop at a
+    variable of somebody else's. A file is all ours, and checked from end to end.
+    """
+
+    @config_option
     @plugin_flags
     @functools.wraps(command)
-    def with_selection(
-        plugins: str | None,
-        plugins_dir: tuple[str, ...],
-        block: tuple[str, ...],
-        prefer: dict[str, str],
-        strict: bool | None,
-        **others: Any,
-    ) -> Any:
-        from xformd.plugins.loader import Selection, parse_distributions
+    def with_selection(file: Path | None, **options: Any) -> Any:
+        given = {name: options.pop(name) for name in PLUGIN_SETTINGS}
 
-        try:
-            distributions = None if plugins is None else parse_distributions(plugins)
-        except ValueError as error:
-            raise ConfigError(f"--plugins {error}") from error
-        selection = Selection(
-            distributions=distributions,
-            blocked=frozenset(block),
-            directories=tuple(map(Path, plugins_dir)),
-            preferred=prefer,
-            strict=bool(strict),
-        )
-        return command(selection=selection, **others)
+        @contextlib.contextmanager
+        def selected() -> "Iterator[Selection]":
+            from xformd.config import TABLE
+
+            variables = {TABLE[name].variable for name in PLUGIN_SETTINGS} & set(os.environ)
+            environment = {variable: os.environ[variable] for variable in variables}
+            with configured(file, flags_of(given), environment) as configuration:
+                yield configuration.settings.selection
+
+        return command(selected=selected, **options)
 
     return with_selection
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xformd.cli_options import guest_code, listen_option, read_duration, read_size, read_timeout
+from xformd.cli_options import (
+    guest_code,
+    listen_option,
+    only_flags,
+    read_duration,
+    read_size,
+    read_timeout,
+)
 from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT
 from xformd.errors import one_line
 
@@ -100,7 +107,7 @@ def _run(make: "Callable[[Any], Listening]", what: str) -> None:
     from xformd import process
 
     process.start_logging(process.terse_observer())
-    with guest_code() as stdout:
+    with guest_code() as stdout, only_flags():
         process.run_server(
             make,
             lambda _, addresses: [*process.listening_lines(addresses), what],

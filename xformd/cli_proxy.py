@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import click
 
-from xformd.cli_options import guest_code, read_size, read_timeout
+from xformd.cli_options import guest_code, only_flags, read_size, read_timeout
 from xformd.cli_serve import SettingsCommand, limit_flag
 from xformd.endpoint import DEFAULT_HOST, DEFAULT_PROXY_PORT, tcp_server
 from xformd.limits import Limits
@@ -82,7 +82,7 @@ def proxy(
         allowed = process.within_descriptors(settings)
         return proxy_app.make_proxy(upstreams, settings.listen, allowed.limits, reactor, **options)
 
-    with guest_code() as stdout:
+    with guest_code() as stdout, only_flags():
         process.run_server(
             make,
             lambda _, addresses: [*process.listening_lines(addresses), f"the transforms of {', '.join(upstreams)}"],

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import attrs
 import click
 
 from xformd import quantities
-from xformd.cli_options import Command, guest_code, plugin_flags
+from xformd.cli_options import Command, config_option, configured, flags_of, guest_code, plugin_flags
 from xformd.limits import Limits
 
 if TYPE_CHECKING:
@@ -43,14 +42,16 @@ def _setting_options(command: Command) -> Command:
     @_add_flags
     @functools.wraps(command)
     def with_configuration(file: Path | None, host: str | None, port: int | None, **given: Any) -> Any:
-        from xformd.config import TABLE, configure
+        from xformd.config import TABLE
 
         others = {name: given.pop(name) for name in set(given) - set(TABLE)}
-        said = {name: value for name, value in given.items() if value is not None and value not in ((), {})}
-        flags = {name: (TABLE[name].flag, value) for name, value in said.items()}
+        flags = flags_of(given)
         if host is not None or port is not None:
-            flags["listen"] = ("--host" if port is None else "--port", (_place(host, port), *given["listen"]))
-        return command(configuration=configure(file, os.environ, flags), **others)
+            place = "--host" if port is None else "--port"
+            both = f"{place} and --listen" if given["listen"] else place
+            flags["listen"] = (both, (_place(host, port), *given["listen"]))
+        with configured(file, flags) as configuration:
+            return command(configuration=configuration, **others)
 
     return with_configuration
 
@@ -97,15 +98,7 @@ def _add_flags(command: Command) -> Command:
             metavar="ENDPOINT",
             help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock. May be repeated.",
         ),
-        click.option(
-            "--config",
-            "file",
-            type=click.Path(path_type=Path),
-            envvar="XFORMD_CONFIG",
-            show_envvar=True,
-            metavar="FILE",
-            help="Read settings from this TOML file; variables and flags go before it.",
-        ),
+        config_option,
     ):
         command = add(command)
     return command

@@ -190,13 +190,29 @@ class RequestRefused(ConnectionLost, code="refused", exit_status=69):
 class ConfigError(XformError, code="bad-config", exit_status=78):
     """Settings that do not go together, or that name something that is not there.
 
-    Attributes:
+    Args:
+        reason: one line for a person; where it is about a setting, the rest of a line that begins with its name.
         details: where there are several problems, each on a line.
+        setting: whose value is wrong, as a file names it: ``plugins_dir``. None for an error about no single one.
+        entry: the key, where that value is a table and one line of it is wrong.
     """
 
-    def __init__(self, message: str, *, details: Iterable[str] = ()) -> None:
-        super().__init__(message)
+    def __init__(
+        self, reason: str, *, details: Iterable[str] = (), setting: str | None = None, entry: str | None = None
+    ) -> None:
+        super().__init__(reason if setting is None else f"{setting}: {reason}")
+        self.reason = reason
         self.details = tuple(map(one_line, details))
+        self.setting = setting
+        self.entry = entry
+
+    def begin_with(self, subject: str) -> "ConfigError":
+        """Say the same of the place where the setting was set.
+
+        Args:
+            subject: how the operator knows it: ``xformd.toml, line 3: block``, ``XFORMD_BLOCK`` or ``--block``.
+        """
+        return ConfigError(f"{subject}: {self.reason}", details=self.details)
 
 
 class ListenFailed(XformError, code="listen-failed", exit_status=69):

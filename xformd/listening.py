@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from xformd import address
 from xformd.descriptors import AcceptErrors
-from xformd.errors import ListenFailed, describe
+from xformd.errors import ConfigError, ListenFailed, describe
 from xformd.prompt import make_prompt
 from xformd.refusals import RefusalLog
 
@@ -156,9 +156,12 @@ class StartOrFail(Service):
             self.log.info("listening on {address}", address=shown)
 
     def _failed(self, failure: Failure) -> None:
-        self._error = failure.value
+        error: Any = failure.value
+        if isinstance(error, ConfigError) and error.setting == "listen":
+            error = error.begin_with("--listen")
+        self._error = error
         if not self._is_starting:  # an endpoint that took its time to find out
-            self.log.critical("{reason}", reason=failure.getErrorMessage())
+            self.log.critical("{reason}", reason=describe(error))
             self._reactor.stop()
 
 

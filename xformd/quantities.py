@@ -9,7 +9,7 @@ _DURATIONS = {"": 1, "ms": 0.001, "s": 1, "min": 60, "h": 3600}
 
 
 def read_size(text: str) -> int | None:
-    """Read a number of bytes; give None for what is none, or no whole one."""
+    """Read a number of bytes; give None for what cannot be read, or is no whole one."""
     size = _read(text, _SIZES)
     return int(size) if size is not None and size == int(size) else None
 
@@ -23,7 +23,7 @@ def show_size(size_bytes: int) -> str:
 
 
 def read_duration(text: str) -> float | None:
-    """Read a number of seconds; give None for what is none."""
+    """Read a number of seconds; give None for what cannot be read."""
     return _read(text, _DURATIONS)
 
 

@@ -182,8 +182,10 @@ def test_a_table_s_mistake_is_named_with_its_own_line(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none.toml") == f"--config {tmp_path}/none.toml: No such file or directory"
-    assert refusal(tmp_path) == f"--config {tmp_path}: Is a directory"
+    assert (
+        refusal(tmp_path / "none.toml") == f"cannot read settings from {tmp_path}/none.toml: No such file or directory"
+    )
+    assert refusal(tmp_path) == f"cannot read settings from {tmp_path}: Is a directory"
     (tmp_path / "bytes.toml").write_bytes(b"max_queue = 1\n\xff")
     assert refusal(tmp_path / "bytes.toml") == f"{tmp_path}/bytes.toml, line 2: this is not TOML: it is not UTF-8"
 
@@ -228,3 +230,28 @@ def test_a_transform_cannot_be_in_two_places(tmp_path: Path) -> None:
     file.write_text("inline = ['upper', 'lower']\n")
     message = refusal(file, isolate=("lower",))
     assert message == f"'lower' is both in inline ({file}, line 1) and in isolate (--isolate)"
+
+
+def located(configuration: Configuration, error: ConfigError) -> str:
+    return configuration.locate(error).message
+
+
+def test_an_error_about_a_setting_is_told_where_that_was_set(tmp_path: Path) -> None:
+    text = "\nblock = ['a']\nprefer.b = 'c'\nprefer.d = 'e'\n"
+    configuration = from_toml(tmp_path, text, {"XFORMD_ISOLATE": "f"}, inline=("g",))
+    file = tmp_path / "xformd.toml"
+    assert located(configuration, ConfigError("is wrong", setting="block")) == f"{file}, line 2: block: is wrong"
+    assert located(configuration, ConfigError("is wrong", setting="isolate")) == "XFORMD_ISOLATE: is wrong"
+    assert located(configuration, ConfigError("is wrong", setting="inline")) == "--inline: is wrong"
+    assert located(configuration, ConfigError("is wrong", setting="listen")) == "listen: is wrong"
+    for entry, line in (("b", 3), ("d", 4)):
+        error = ConfigError("is wrong", setting="prefer", entry=entry)
+        assert located(configuration, error) == f"{file}, line {line}: prefer: is wrong"
+
+
+def test_an_error_keeps_its_details_and_one_about_no_setting_stays_as_it_is() -> None:
+    configuration = configure(environment={"XFORMD_STRICT": "yes"})
+    detailed = configuration.locate(ConfigError("is wrong", setting="strict", details=["one", "two"]))
+    assert (detailed.message, detailed.details) == ("XFORMD_STRICT: is wrong", ("one", "two"))
+    other = ConfigError("the server is stopping")
+    assert configuration.locate(other) is other

@@ -155,7 +155,7 @@ def test_a_preference_for_a_distribution_without_the_transform_is_refused(
 ) -> None:
     """`--prefer` must name one of those that provide it, and the refusal says which they are."""
     done = environment.xformd("list-transforms", "--prefer", f"contested={distribution}")
-    assert_refused(done, 78, f"--prefer contested={distribution}", *RIVALS)
+    assert_refused(done, 78, "--prefer: ", f"contested={distribution}", *RIVALS)
 
 
 def test_a_built_in_keeps_its_name(environment: Environment, listing: Listing, table: list[str]) -> None:
@@ -227,7 +227,11 @@ def test_loose_files_are_plugins_and_fail_alone(environment: Environment, tmp_pa
 def test_a_folder_of_loose_files_must_be_there(environment: Environment, tmp_path: Path) -> None:
     """`--plugins-dir` names the folder that is missing, and files that have one name."""
     missing = tmp_path / "nosuch"
-    assert_refused(environment.xformd("list-transforms", "--plugins-dir", missing), 78, f"--plugins-dir {missing}")
+    assert_refused(
+        environment.xformd("list-transforms", "--plugins-dir", missing),
+        78,
+        f"--plugins-dir: there is no folder {missing}",
+    )
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same.py").touch()

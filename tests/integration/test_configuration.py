@@ -39,7 +39,11 @@ def test_every_setting_has_a_flag(tmp_path: Path) -> None:
         (("--port", "7"), ["tcp:7:interface=127.0.0.1:backlog=1024"], "--port"),
         (("--host", "::1"), [r"tcp:11000:interface=\:\:1:backlog=1024"], "--host"),
         (("--listen", "tcp:8"), ["tcp:8"], "--listen"),
-        (("--listen", "tcp:8", "--port", "7"), ["tcp:7:interface=127.0.0.1:backlog=1024", "tcp:8"], "--port"),
+        (
+            ("--listen", "tcp:8", "--port", "7"),
+            ["tcp:7:interface=127.0.0.1:backlog=1024", "tcp:8"],
+            "--port and --listen",
+        ),
     ],
 )
 def test_ports_and_hosts_are_places_to_listen(arguments: tuple[str, ...], listen: list[str], place: str) -> None:
@@ -86,7 +90,7 @@ def test_a_mistake_is_one_line_and_its_own_status(tmp_path: Path, command: str) 
         (("--config", str(file)), {}, f"{file}, line 2: unknown setting 'max_que'; did you mean 'max_queue'?"),
         ((), {"XFORMD_MAX_QUE": "5"}, "XFORMD_MAX_QUE: unknown setting; did you mean 'XFORMD_MAX_QUEUE'?"),
         (("--max-queue", "many"), {}, "--max-queue takes a whole number from 1, not 'many'"),
-        (("--config", "none.toml"), {}, "--config none.toml: No such file or directory"),
+        (("--config", "none.toml"), {}, "cannot read settings from none.toml: No such file or directory"),
     ):
         done = xformd(command, *arguments, **variables)
         assert (done.returncode, done.stdout) == (78, b"")
@@ -97,7 +101,7 @@ def test_a_mistake_is_one_line_and_its_own_status(tmp_path: Path, command: str) 
 def test_a_transform_that_is_to_run_elsewhere_must_be_there(setting: str) -> None:
     done = xformd("serve", "--plugins=none", "--port=0", f"--{setting}", "uper")
     assert done.returncode == 78
-    assert done.stderr.decode() == f"xformd: bad-config: {setting}: no transform 'uper' here; did you mean 'upper'?\n"
+    assert done.stderr.decode() == f"xformd: bad-config: --{setting}: no transform 'uper' here; did you mean 'upper'?\n"
 
 
 def test_variables_of_settings_do_not_disturb_a_client() -> None:

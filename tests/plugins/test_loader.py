@@ -44,6 +44,24 @@ def test_a_preference_for_what_nobody_provides_is_refused(installed: None) -> No
         loader.load(Selection(preferred={"owl": "other"}))
 
 
+def test_checking_one_distribution_does_not_ask_for_those_that_are_preferred_to_it(installed: None) -> None:
+    settled = Selection(preferred={"echo": "other", "owl": "elsewhere"})
+    assert [plugin.name for plugin in loader.load_distribution("both", settled)] == ["one", "two"]
+
+
+def test_checking_one_distribution_strictly_accepts_what_is_settled(installed: None) -> None:
+    with pytest.raises(ConfigError, match="strict: these plugins do not all work, or contest a name"):
+        loader.load_distribution("both", Selection(strict=True))
+    settled = Selection(preferred={"echo": "other"}, strict=True)
+    assert len(loader.load_distribution("both", settled)) == 2
+
+
+def test_a_distribution_that_is_not_there_cannot_be_checked(installed: None) -> None:
+    with pytest.raises(ConfigError, match=r"^no distribution 'owl' with xformd plugins is installed") as caught:
+        loader.load_distribution("owl")
+    assert caught.value.setting is None
+
+
 def test_one_of_a_distributions_plugins_can_be_kept_out(installed: None) -> None:
     registry = loader.load(Selection(blocked=frozenset({"one", "three"})))
     assert registry.resolve("echo").plugin.name == "two"

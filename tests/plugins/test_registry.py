@@ -25,7 +25,11 @@ def registry_of(*transforms: Transform) -> Registry:
     plugin = Plugin(name="shout", distribution="xformd-shout", version="1.2", source="shout", transforms=transforms)
     broken = Plugin(name="b", distribution="broken", version="1", source="b", state="failed", reason="it is broken")
     loose = Plugin(
-        name="x", distribution="x.py", source="/somewhere/x.py", state="blocked", reason="blocked by --block"
+        name="x",
+        distribution="x.py",
+        source="/somewhere/x.py",
+        state="blocked",
+        reason="blocked by the setting 'block'",
     )
     rivals = tuple(Plugin(name="e", distribution=name, version="1", source="e") for name in ("b-dist", "a-dist"))
     conflict = Conflict("echo", rivals, None)

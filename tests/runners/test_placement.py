@@ -55,7 +55,7 @@ def placement_of(setting: str, name: str) -> Placement:
 def test_what_cannot_be_is_refused(setting: str, name: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         placement_of(setting, name).check(REGISTRY)
-    assert caught.value.message == message
+    assert (caught.value.message, caught.value.setting) == (message, setting)
 
 
 def test_what_can_be_is_taken() -> None:

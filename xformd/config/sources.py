@@ -5,7 +5,7 @@ The law: what is misspelled or does not read is one line that names the place, a
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,15 @@ class Value:
         setting: which.
         value: what it is.
         place: where that stands: ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``.
+        subject: how a message about it begins: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``.
+        subjects: the same for each key, where it is a table in a file.
     """
 
     setting: Setting
     value: Any
     place: str
+    subject: str
+    subjects: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -50,6 +54,13 @@ class Configuration:
 
     settings: Settings
     values: tuple[Value, ...]
+
+    def locate(self, error: ConfigError) -> ConfigError:
+        """Say of an error where the setting that it is about was set; give any other as it is."""
+        for value in self.values:
+            if value.setting.name == error.setting:
+                return error.begin_with(value.subjects.get(error.entry or "", value.subject))
+        return error
 
 
 def configure(
@@ -68,9 +79,9 @@ def configure(
         The settings.
 
     Raises:
-        ConfigError: a setting is unknown, or its value is none.
+        ConfigError: a setting is unknown, or its value cannot be read.
     """
-    values = {name: Value(setting, setting.default, "default") for name, setting in TABLE.items()}
+    values = {name: Value(setting, setting.default, "default", name) for name, setting in TABLE.items()}
     values |= _from_file(file) if file is not None else {}
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
@@ -83,7 +94,7 @@ def _from_file(file: Path) -> dict[str, Value]:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"--config {file}: {error.strerror}") from error
+        raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
     values: dict[str, Value] = {}
     try:
         for statement in statements(data):
@@ -102,10 +113,7 @@ def _read_from_file(name: str, given: object, place: str) -> Value:
         raise ConfigError(f"{place}: {min(inside & set(TABLE))} stands in a table, {name!r}; settings stand in none")
     if setting is None:
         raise ConfigError(f"{place}: unknown setting {name!r}" + _did_you_mean(name, TABLE))
-    try:
-        return Value(setting, setting.kind.from_toml(given), place)
-    except ValueError as error:
-        raise ConfigError(f"{place}: {name} {error}") from error
+    return _read(setting, setting.kind.from_toml, given, place, f"{place}: {name}")
 
 
 def _names_in(given: object) -> set[str]:
@@ -116,9 +124,11 @@ def _names_in(given: object) -> set[str]:
 
 def _join(before: Value | None, value: Value) -> Value:
     """Add to a table what another line says of it."""
-    if before is None or value.setting.kind is not PREFERENCES:
+    if value.setting.kind is not PREFERENCES:
         return value
-    return attrs.evolve(before, value={**before.value, **value.value})
+    before = before or attrs.evolve(value, value={})
+    subjects = {**before.subjects, **dict.fromkeys(value.value, value.subject)}
+    return attrs.evolve(before, value={**before.value, **value.value}, subjects=subjects)
 
 
 def _beside(file: Path, value: Value) -> Value:
@@ -135,7 +145,8 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[Value]:
             continue
         if variable not in settings:
             raise ConfigError(f"{variable}: unknown setting" + _did_you_mean(variable, settings, _PREFIX))
-        yield _read(settings[variable], variable, text)
+        setting = settings[variable]
+        yield _read(setting, setting.kind.from_text, text, variable, variable)
 
 
 def _is_service_link(variable: str, text: str) -> bool:
@@ -144,15 +155,15 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Iterator[Value]:
     for name, (flag, given) in flags.items():
-        yield _read(TABLE[name], flag, given)
+        kind = TABLE[name].kind
+        yield _read(TABLE[name], kind.from_text if isinstance(given, str) else kind.from_toml, given, flag, flag)
 
 
-def _read(setting: Setting, place: str, given: object) -> Value:
-    kind = setting.kind
+def _read(setting: Setting, read: Callable[[Any], Any], given: object, place: str, subject: str) -> Value:
     try:
-        return Value(setting, kind.from_text(given) if isinstance(given, str) else kind.from_toml(given), place)
+        return Value(setting, read(given), place, subject)
     except ValueError as error:
-        raise ConfigError(f"{place} {error}") from error
+        raise ConfigError(f"{subject} {error}") from error
 
 
 def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

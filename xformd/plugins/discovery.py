@@ -34,7 +34,7 @@ class Candidate:
         version: of the distribution; empty where there is none.
         source: what is imported.
         load: imports it; may raise anything.
-        is_loose: whether it is a file of ``--plugins-dir``.
+        is_loose: whether it is a file of a folder of ``plugins_dir``.
     """
 
     name: str
@@ -97,10 +97,11 @@ def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
     seen: dict[str, Path] = {}
     for directory in {path.resolve(): path for path in directories}.values():
         if not directory.is_dir():
-            raise ConfigError(f"--plugins-dir {directory}: there is no such directory")
+            raise ConfigError(f"there is no folder {directory}", setting="plugins_dir")
         for path in sorted(directory.glob("[!_.]*.py")):
             if path.name in seen:
-                raise ConfigError(f"--plugins-dir: {seen[path.name]} and {path} have one name; rename one of them")
+                reason = f"{seen[path.name]} and {path} have one name; rename one of them"
+                raise ConfigError(reason, setting="plugins_dir")
             seen[path.name] = path
             yield Candidate(
                 name=path.stem,

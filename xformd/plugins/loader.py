@@ -48,7 +48,7 @@ EVERYTHING = Selection()
 
 
 def parse_distributions(text: str) -> frozenset[str] | None:
-    """Read the value of ``--plugins``.
+    """Read the value of the setting ``plugins``.
 
     Args:
         text: ``all``, ``none``, or distributions with commas between them.
@@ -97,31 +97,42 @@ def load_distribution(distribution: str, selection: Selection = EVERYTHING) -> t
 
     Args:
         distribution: its name, or that of a loose file.
-        selection: what else is selected.
+        selection: what else is selected. Who is preferred does not matter: the others are not there.
 
     Returns:
         Its plugins, in whatever state.
 
     Raises:
-        ConfigError: as for ``load``.
+        ConfigError: it is not there, or as for ``load``.
     """
     wanted = normalize(distribution)
-    is_loose = any(normalize(file.distribution) == wanted for file in discovery.loose(selection.directories))
-    only = attrs.evolve(selection, distributions=frozenset(() if is_loose else {distribution}))
-    return tuple(plugin for plugin in load(only).plugins if normalize(plugin.distribution) == wanted)
+    candidates = [*discovery.built_in(), *discovery.installed(), *discovery.loose(selection.directories)]
+    named = [candidate for candidate in candidates if normalize(candidate.distribution) == wanted]
+    if not named:
+        raise ConfigError(_not_installed(distribution, {candidate.distribution for candidate in candidates}))
+    installed = {candidate.distribution for candidate in named if not candidate.is_loose}
+    only = attrs.evolve(selection, distributions=frozenset(installed), preferred={}, strict=False)
+    registry = load(only)
+    if selection.strict:
+        contested = tuple(one for one in registry.conflicts if one.name not in selection.preferred)
+        _refuse_problems(attrs.evolve(registry, conflicts=contested))
+    return tuple(plugin for plugin in registry.plugins if normalize(plugin.distribution) == wanted)
 
 
 def _check_names(selection: Selection, candidates: list[Candidate]) -> None:
-    there = sorted({candidate.distribution for candidate in candidates if not candidate.is_loose})
+    there = {candidate.distribution for candidate in candidates if not candidate.is_loose}
     normal = {normalize(name) for name in there}
     for name in sorted(selection.distributions or ()):
         if normalize(name) not in normal:
-            listed = ", ".join(there)
-            raise ConfigError(f"no distribution {name!r} with xformd plugins is installed; there are {listed}")
+            raise ConfigError(_not_installed(name, there), setting="plugins")
     for name in sorted(selection.blocked):
         if not any(candidate.has_name(name) for candidate in candidates):
-            listed = ", ".join(sorted({candidate.name for candidate in candidates} | {*there}))
-            raise ConfigError(f"--block {name}: no such plugin or distribution; there are {listed}")
+            listed = ", ".join(sorted({candidate.name for candidate in candidates} | there))
+            raise ConfigError(f"there is no plugin or distribution {name!r}; there are {listed}", setting="block")
+
+
+def _not_installed(name: str, there: Iterable[str]) -> str:
+    return f"no distribution {name!r} with xformd plugins is installed; there are {', '.join(sorted(there))}"
 
 
 def _why_not(candidate: Candidate, selection: Selection, only: Callable[[Candidate], bool] | None) -> str:
@@ -129,7 +140,7 @@ def _why_not(candidate: Candidate, selection: Selection, only: Callable[[Candida
     if only is not None and not only(candidate):
         return "not wanted here"
     if any(candidate.has_name(name) for name in selection.blocked):
-        return "blocked by --block"
+        return "blocked by the setting 'block'"
     if selection.distributions is None or candidate.is_built_in or candidate.is_loose:
         return ""
     selected = {normalize(name) for name in selection.distributions}
@@ -247,7 +258,7 @@ def _assemble(plugins: tuple[Plugin, ...], selection: Selection) -> Registry:
             owned_by = tuple(rival.plugin for rival in rivals)
             conflicts.append(Conflict(name, owned_by, winner.plugin if winner else None, preferred=name in preferred))
     for name in sorted(set(preferred) - set(owners)):
-        raise ConfigError(f"--prefer {name}={preferred[name]}: no loaded plugin provides a transform {name!r}")
+        raise ConfigError(f"no loaded plugin provides a transform {name!r}", setting="prefer", entry=name)
     return Registry(entries, plugins, tuple(conflicts))
 
 
@@ -258,7 +269,7 @@ def _choose(name: str, rivals: list[Entry], preferred: str | None) -> Entry | No
         if len(chosen) == 1:
             return chosen[0]
         owners = " and ".join(sorted(rival.plugin.label for rival in rivals))
-        raise ConfigError(f"--prefer {name}={preferred}: {name} is provided by {owners}")
+        raise ConfigError(f"{name}={preferred}, but {name} is provided by {owners}", setting="prefer", entry=name)
     if len(rivals) == 1:
         return rivals[0]
     return next((rival for rival in rivals if rival.plugin.distribution == BUILT_IN), None)
@@ -272,4 +283,4 @@ def _refuse_problems(registry: Registry) -> None:
     problems = [f"plugin {plugin.label}: {plugin.reason}" for plugin in registry.with_state("failed")]
     problems += [str(conflict) for conflict in registry.conflicts if not conflict.preferred]
     if problems:
-        raise ConfigError("--strict: these plugins do not all work, or contest a name", details=problems)
+        raise ConfigError("these plugins do not all work, or contest a name", details=problems, setting="strict")

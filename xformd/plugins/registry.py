@@ -15,7 +15,7 @@ from xformd.transform import Transform
 BUILT_IN = "xformd"
 """The distribution of the built-in transforms."""
 
-NOT_SELECTED = "not selected by --plugins"
+NOT_SELECTED = "not selected by the setting 'plugins'"
 """The reason of a plugin that nobody blocked by name."""
 
 PluginState = Literal["active", "blocked", "failed"]

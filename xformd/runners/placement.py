@@ -40,6 +40,7 @@ class Placement:
         try:
             entry = registry.resolve(name)
         except XformError as error:
-            raise ConfigError(f"{setting}: {error.message}") from error
+            raise ConfigError(error.message, setting=setting) from error
         if setting == "isolate" and entry.transform.asynchronous:
-            raise ConfigError(f"isolate: {name} is asynchronous, and needs the reactor that runs in the server alone")
+            reason = f"{name} is asynchronous, and needs the reactor that runs in the server alone"
+            raise ConfigError(reason, setting=setting)

@@ -43,7 +43,10 @@ class Side:
         self.service = TransformService.inline(registry, all_limits, Clock(), stopwatch=lambda: self.now_s)
         if is_careful:
             self.service.ready = lambda words: None  # type: ignore[method-assign]
-        protocol = TransformFactory(self.service, all_limits, Clock()).buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        self.clock = Clock()
+        protocol = TransformFactory(self.service, all_limits, self.clock).buildProtocol(
+            IPv4Address("TCP", "127.0.0.1", 1)
+        )
         assert protocol is not None
         self.protocol = protocol
         self.wire = Wire()
@@ -96,6 +99,7 @@ class Side:
 
     def _go_on(self) -> None:
         self.wire.taken()
+        self.clock.advance(0)  # what has had its turn has another
         if self.protocol._is_paused:
             self.waiting.pop(0).callback("done")
 

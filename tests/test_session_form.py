@@ -1,5 +1,6 @@
 """Sessions on the server, in memory: a client made of the pure wire code talks to a real protocol."""
 
+import itertools
 import json
 from typing import Any
 
@@ -213,6 +214,73 @@ def test_ping_and_list(client: Client) -> None:
     replies = client.replies()
     assert replies[5] == b""
     assert b'"name": "upper"' in replies[6]
+
+
+def tick(server: Server, seconds: float) -> None:
+    """Let so much time go by whenever somebody looks how late it is."""
+    times = itertools.count(0.0, seconds)
+    server.factory.service.stopwatch = lambda: next(times)
+
+
+class Flood(Client):
+    """A client that has sent a hundred pings in one read, on a server that takes a millisecond for each."""
+
+    def __init__(self, server: Server, *, before: bytes = b"") -> None:
+        tick(server, 0.001)
+        super().__init__(server)
+        self.say(before + b"".join(encode(b"%d !ping." % number) for number in range(1_000, 1_100)))
+
+
+def test_a_flood_has_one_turn_after_the_other_and_is_not_read_meanwhile(server: Server) -> None:
+    other, flood = Client(server), Flood(server)
+    turns = [[*flood.replies()]]
+    flood.wire.write = lambda data: turns.append([*map(number_of, Decoder(MIB).decode(data))])  # type: ignore[method-assign]
+    assert flood.protocol._is_paused
+    other.ask(1)
+    assert other.replies() == {1: b"A"}
+    server.clock.advance(0)
+    assert [*itertools.chain(*turns)] == [*range(1_000, 1_100)]
+    assert {len(turn) for turn in turns[:-1]} <= {*range(5, 20)}
+    assert not flood.protocol._is_paused
+    flood.ask(1)
+    assert turns[-1] == [1]
+
+
+def number_of(string: bytes) -> int:
+    return session.decode_reply(string).id
+
+
+def test_an_answer_that_comes_meanwhile_gives_a_flood_no_other_turn(server: Server) -> None:
+    flood = Flood(server, before=encode(b"1 later.x"))
+    flood.replies()
+    server.results[0].callback("late")
+    assert flood.replies() == {1: b"late"}
+    assert flood.protocol._is_paused
+
+
+def test_a_flood_whose_client_is_gone_has_no_other_turn(server: Server) -> None:
+    flood = Flood(server)
+    flood.lose(ConnectionLost())
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_a_flood_that_ends_is_answered_to_the_last_message(server: Server) -> None:
+    flood = Flood(server)
+    flood.protocol.readConnectionLost()
+    assert not flood.wire.disconnecting
+    server.clock.advance(0)
+    assert [*flood.replies()] == [*range(1_000, 1_100)]
+    assert flood.wire.disconnecting
+
+
+def test_what_is_plain_has_turns_too(server: Server) -> None:
+    client = Client(server)
+    tick(server, 0.01)
+    client.say(b"".join(encode(b"%d upper.a" % number) for number in range(1_000, 3_000)))
+    assert len(client.replies()) < 2_000
+    assert client.protocol._is_paused
+    server.clock.advance(0)
+    assert [*client.replies()][-1] == 2_999
 
 
 def test_a_client_that_leaves_has_its_requests_dropped(server: Server, client: Client, log: Log) -> None:

@@ -5,11 +5,13 @@ is held in memory is bounded by the limits.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
+    IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IPushProducer,
@@ -72,6 +74,7 @@ class TransformProtocol(Protocol):
         self._is_paused = False
         self._has_written = False
         self._peer_has_finished = False
+        self._next_turn: IDelayedCall | None = None
 
     # What Twisted calls.
 
@@ -116,6 +119,9 @@ class TransformProtocol(Protocol):
         """Give up what nobody waits for any more."""
         self._is_closing = True
         self._deadline.close()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         if self._output is not None:
             self._output.close()
         form, self._form = self._form, None  # which refers to this: two that hold each other take a collector to part
@@ -180,6 +186,10 @@ class TransformProtocol(Protocol):
         self.resume_reading()
         self._finish_closing()
 
+    def soon(self, go_on: Callable[[], None]) -> None:
+        """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
+        self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
+
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
         self.log.info("refused {peer}: {code}: {message}", peer=self._peer(), code=error.code, message=error.message)
@@ -198,6 +208,10 @@ class TransformProtocol(Protocol):
     def abort(self) -> None:
         """Close now, whatever is on its way."""
         self.transport.abortConnection()
+
+    def _take_turn(self, go_on: Callable[[], None]) -> None:
+        self._next_turn = None
+        go_on()
 
     def _find_form(self, data: bytes) -> None:
         try:

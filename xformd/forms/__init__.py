@@ -3,6 +3,7 @@
 A form says what happens; the connection under it owns the transport and the deadlines.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from xformd.errors import XformError
@@ -54,6 +55,10 @@ class Connection(Protocol):
 
     def expect_bytes(self, count: int) -> None:
         """Be told how many bytes are missing of the string that is being read."""
+        ...
+
+    def soon(self, go_on: Callable[[], None]) -> None:
+        """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
         ...
 
     def log_refusal(self, error: XformError) -> None:

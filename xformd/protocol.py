@@ -30,6 +30,7 @@ from xformd.errors import BadFrame, TooLarge, XformError
 from xformd.forms import Form
 from xformd.forms.classic import ClassicForm
 from xformd.forms.session import SessionForm
+from xformd.hangups import HangUps
 from xformd.limits import Limits
 from xformd.output import PART_BYTES, IStreamTransport, Output
 from xformd.refusals import RefusalLog
@@ -119,6 +120,7 @@ class TransformProtocol(Protocol):
         """Give up what nobody waits for any more."""
         self._is_closing = True
         self._deadline.close()
+        self.factory.hang_ups.forget(self)
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
@@ -173,11 +175,14 @@ class TransformProtocol(Protocol):
         if not self._is_paused:
             self._is_paused = True
             self.transport.pauseProducing()
+            if (fileno := getattr(self.transport, "fileno", None)) is not None:
+                self.factory.hang_ups.watch(self, fileno())
 
     def resume_reading(self) -> None:
         """Let the peer go on."""
         if self._is_paused:
             self._is_paused = False
+            self.factory.hang_ups.forget(self)
             self.transport.resumeProducing()
 
     def close(self) -> None:
@@ -286,6 +291,7 @@ class TransformFactory(ServerFactory):
         self.clock = clock
         self.connections: Connections[TransformProtocol] = Connections(limits)
         self.refusals = RefusalLog(clock)
+        self.hang_ups = HangUps(clock)
         self._drained: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> TransformProtocol | None:  # type: ignore[override]

@@ -67,7 +67,7 @@ class TransformProtocol(Protocol):
         self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
         self._form: Form | None = None
         self._output: Output | None = None  # once there is something to send that may have to wait
-        self._deadline = Deadline(factory.clock, self._expire)
+        self._deadline = Deadline(factory.clock, self._time_is_up)
         self._has_begun = False  # the first byte is here
         self._is_closing = False
         self._has_ended = False  # this side
@@ -205,6 +205,8 @@ class TransformProtocol(Protocol):
         """Close, but answer first what has been accepted."""
         if self._has_ended:
             self.transport.loseConnection()
+        elif self._is_flushed:
+            self._await_end()
         elif self._form is not None:
             self._form.stop()
         elif not self._is_closing:
@@ -249,12 +251,25 @@ class TransformProtocol(Protocol):
         if self._output is not None:
             self._output.close()
             self.transport.unregisterProducer()
-        limits = self.limits
-        self._deadline.set(limits.write_timeout_s if self._has_written else limits.linger_timeout_s)
+        self._await_end()
         if self._peer_has_finished or not _can_half_close(type(self.transport)):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
+
+    def _await_end(self) -> None:
+        limits = self.limits
+        if self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
+            self._deadline.set(LAST_WORD_S)
+        else:
+            self._deadline.set(limits.write_timeout_s if self._has_written else limits.linger_timeout_s)
+
+    def _time_is_up(self) -> None:
+        if self._is_flushed and self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
+            # Only the peer's own last word of TLS is missing. What it has been sent still reaches it.
+            cast(Any, self.transport).transport.loseConnection()
+        else:
+            self._expire()
 
     def _expire(self) -> None:
         why = "it neither took what it was sent nor closed" if self._is_closing else "it took too long"

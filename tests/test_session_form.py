@@ -368,19 +368,29 @@ def test_each_request_has_a_deadline_of_its_own(server: Server, client: Client) 
     assert not client.wire.disconnected
 
 
-def test_an_idle_session_is_closed_and_a_busy_one_is_not(server: Server) -> None:
+def test_an_idle_session_is_told_and_closed_and_a_busy_one_is_not() -> None:
     server = Server(idle_timeout_s=10, transform_timeout_s=1_000)
     idle, busy = Client(server), Client(server)
     busy.ask(1, "later")
     server.clock.advance(10)
-    assert idle.wire.disconnected
+    assert idle.strings() == [b"0 timeout.nothing was asked for 10 s"]
+    assert (idle.wire.write_closed, idle.wire.disconnected) == (True, False)
     server.clock.advance(500)
-    assert not busy.wire.disconnected
+    assert idle.wire.disconnected  # it neither closed its side nor went on
+    assert not busy.wire.write_closed
     server.results[0].callback("done")
     server.clock.advance(9.9)
-    assert not busy.wire.disconnected
+    assert not busy.wire.write_closed
     server.clock.advance(0.1)
-    assert busy.wire.disconnected
+    assert busy.wire.write_closed
+
+
+def test_a_slow_request_is_cut_off_without_a_word() -> None:
+    client = Client(server := Server(idle_timeout_s=10, request_timeout_s=5))
+    client.say(b"10:1 upper")
+    server.clock.advance(5)
+    assert client.wire.disconnected
+    assert client.strings() == []
 
 
 PIECES = [b"1 upper.a", b"2 later.b", b"3 nope.c", b"2 !cancel.", b"4 !ping.", b"5 !list.", b"x", b"6 grow.a"]

@@ -268,7 +268,7 @@ class TransformProtocol(Protocol):
         if self._is_flushed and self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
             # Only the peer's own last word of TLS is missing. What it has been sent still reaches it.
             cast(Any, self.transport).transport.loseConnection()
-        else:
+        elif self._is_closing or self._form is None or not self._form.expire():
             self._expire()
 
     def _expire(self) -> None:

@@ -81,6 +81,10 @@ class Form(Protocol):
         """Note that the peer has taken everything."""
         ...
 
+    def expire(self) -> bool:
+        """What was expected has not come in its time: end in good order, or say that this must be cut off."""
+        ...
+
     def stop(self) -> None:
         """The server is stopping: answer what has been accepted, then close."""
         ...

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd import __version__
-from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, XformError
+from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, TransformTimeout, XformError
 from xformd.forms import Connection, prompt_pass
 from xformd.wire import netstring, session
 
@@ -88,6 +88,13 @@ class SessionForm:
         """The client reads again: go on."""
         self._service.caller_has_room(self)
         self._go_on()
+
+    def expire(self) -> bool:
+        """End a session that has been at rest for too long, and say so; anything else must be cut off."""
+        if not self._is_at_rest or self._in_flight or self._connection.unread_bytes:
+            return False
+        self._break_off(TransformTimeout(f"nothing was asked for {self._idle_timeout_s:g} s"))
+        return True
 
     def stop(self) -> None:
         """Say that the server is stopping; what is in flight is still answered, and nothing more is taken on."""

@@ -1,5 +1,7 @@
 """One generation: where the steps of a spec run, and what is still to be answered."""
 
+import json
+
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -144,6 +146,21 @@ def test_it_tells_which_transforms_are_in_quarantine(workers: Workers) -> None:
     generation = Generation(REGISTRY, workers, workers, None, quarantine)
     states = {described["name"]: described["state"] for described in generation.describe()["transforms"]}
     assert states == {"patient": "active", "plain": "quarantined", "quick": "active"}
+
+
+def test_its_listing_is_made_anew_when_a_quarantine_begins_or_ends_alone(workers: Workers) -> None:
+    quarantine = Quarantine()
+    generation = Generation(REGISTRY, workers, workers, None, quarantine)
+    told = [generation.listing(), generation.listing()]
+    assert told[0] is told[1]
+    for _ in range(MAX_DEATHS):
+        quarantine.died("plain", 0)
+    told.append(generation.listing())
+    quarantine.begin("plain")
+    quarantine.survived("plain")
+    told.append(generation.listing())
+    assert [b'"quarantined"' in listing for listing in told] == [False, False, True, False]
+    assert json.loads(told[0]) == generation.describe()
 
 
 def test_what_came_last_is_given_up_first(workers: Workers) -> None:

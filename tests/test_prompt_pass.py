@@ -112,6 +112,7 @@ class Side:
 
     def _go_on(self) -> None:
         self.wire.taken()
+        self.clock.advance(0)  # what has had its turn has another
         if self.protocol._is_paused:
             self.waiting.pop(0).callback("done")
 

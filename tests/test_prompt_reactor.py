@@ -81,3 +81,25 @@ def test_a_process_keeps_the_reactor_that_it_has() -> None:
     from twisted.internet import reactor  # noqa: F401
 
     assert install() is False
+
+
+STEPPED = """
+import time
+true_time, offset_s = time.time, [0]
+time.time = lambda: true_time() + offset_s[0]
+from xformd.prompt_reactor import install
+install()
+from twisted.internet import reactor
+called = []
+reactor.callLater(30, called.append, "late")
+reactor.callLater(0.01, called.append, "soon")
+offset_s[0] = step
+reactor.callLater(0.1, reactor.stop)
+reactor.run()
+assert called == ["soon"], called
+"""
+
+
+@pytest.mark.parametrize("step", [-3_600, 3_600])
+def test_a_clock_that_is_set_moves_no_deadline(step: int) -> None:
+    subprocess.run([sys.executable, "-c", f"step = {step}{STEPPED}"], check=True, timeout=10)

@@ -183,6 +183,33 @@ def test_an_async_transform_that_raises_fails_alone_and_is_logged_once(
     assert len(log.tracebacks) == len(log) == 1
 
 
+def test_a_transform_that_fails_again_and_again_leaves_one_traceback_a_second_and_a_count(
+    clock: Clock, log: Log
+) -> None:
+    @transform
+    def broken(poem: str) -> str:
+        raise ValueError("no")
+
+    service = service_of(clock, broken)
+
+    def fail(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(TransformFailed):
+                service.xform(parse_readable("broken"), b"")
+
+    failed = "transform broken of plugin xformd-verses 1.0 (verses) failed"
+    fail(1)
+    clock.advance(0.5)
+    fail(3)
+    assert log.lines == [failed]
+    clock.advance(0.5)
+    assert log.lines == [failed, f"{failed} 3 more times within a second"]
+    fail(1)
+    assert len(log.tracebacks) == 2
+    clock.advance(5)
+    assert len(log) == 3
+
+
 def test_a_refusal_reaches_the_caller_and_is_no_fault(clock: Clock, log: Log) -> None:
     @transform
     def picky(poem: str) -> str:

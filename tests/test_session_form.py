@@ -1,5 +1,6 @@
 """Sessions on the server, in memory: a client made of the pure wire code talks to a real protocol."""
 
+import itertools
 import json
 from typing import Any
 
@@ -231,6 +232,73 @@ def test_ping_and_list(client: Client) -> None:
     assert b'"name": "upper"' in replies[6]
 
 
+def tick(server: Server, seconds: float) -> None:
+    """Let so much time go by whenever somebody looks how late it is."""
+    times = itertools.count(0.0, seconds)
+    server.factory.service.stopwatch = lambda: next(times)
+
+
+class Flood(Client):
+    """A client that has sent a hundred pings in one read, on a server that takes a millisecond for each."""
+
+    def __init__(self, server: Server, *, before: bytes = b"") -> None:
+        tick(server, 0.001)
+        super().__init__(server)
+        self.say(before + b"".join(encode(b"%d !ping." % number) for number in range(1_000, 1_100)))
+
+
+def test_a_flood_has_one_turn_after_the_other_and_is_not_read_meanwhile(server: Server) -> None:
+    other, flood = Client(server), Flood(server)
+    turns = [[*flood.replies()]]
+    flood.wire.write = lambda data: turns.append([*map(number_of, Decoder(MIB).decode(data))])  # type: ignore[method-assign]
+    assert flood.protocol._is_paused
+    other.ask(1)
+    assert other.replies() == {1: b"A"}
+    server.clock.advance(0)
+    assert [*itertools.chain(*turns)] == [*range(1_000, 1_100)]
+    assert {len(turn) for turn in turns[:-1]} <= {*range(5, 20)}
+    assert not flood.protocol._is_paused
+    flood.ask(1)
+    assert turns[-1] == [1]
+
+
+def number_of(string: bytes) -> int:
+    return session.decode_reply(string).id
+
+
+def test_an_answer_that_comes_meanwhile_gives_a_flood_no_other_turn(server: Server) -> None:
+    flood = Flood(server, before=encode(b"1 later.x"))
+    flood.replies()
+    server.results[0].callback("late")
+    assert flood.replies() == {1: b"late"}
+    assert flood.protocol._is_paused
+
+
+def test_a_flood_whose_client_is_gone_has_no_other_turn(server: Server) -> None:
+    flood = Flood(server)
+    flood.lose(ConnectionLost())
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_a_flood_that_ends_is_answered_to_the_last_message(server: Server) -> None:
+    flood = Flood(server)
+    flood.protocol.readConnectionLost()
+    assert not flood.wire.disconnecting
+    server.clock.advance(0)
+    assert [*flood.replies()] == [*range(1_000, 1_100)]
+    assert flood.wire.disconnecting
+
+
+def test_what_is_plain_has_turns_too(server: Server) -> None:
+    client = Client(server)
+    tick(server, 0.01)
+    client.say(b"".join(encode(b"%d upper.a" % number) for number in range(1_000, 3_000)))
+    assert len(client.replies()) < 2_000
+    assert client.protocol._is_paused
+    server.clock.advance(0)
+    assert [*client.replies()][-1] == 2_999
+
+
 def test_a_client_that_leaves_has_its_requests_dropped(server: Server, client: Client, log: Log) -> None:
     client.ask(1, "later")
     client.ask(2, "later")
@@ -316,19 +384,29 @@ def test_each_request_has_a_deadline_of_its_own(server: Server, client: Client) 
     assert not client.wire.disconnected
 
 
-def test_an_idle_session_is_closed_and_a_busy_one_is_not(server: Server) -> None:
+def test_an_idle_session_is_told_and_closed_and_a_busy_one_is_not() -> None:
     server = Server(idle_timeout_s=10, transform_timeout_s=1_000)
     idle, busy = Client(server), Client(server)
     busy.ask(1, "later")
     server.clock.advance(10)
-    assert idle.wire.disconnected
+    assert idle.strings() == [b"0 timeout.nothing was asked for 10 s"]
+    assert (idle.wire.write_closed, idle.wire.disconnected) == (True, False)
     server.clock.advance(500)
-    assert not busy.wire.disconnected
+    assert idle.wire.disconnected  # it neither closed its side nor went on
+    assert not busy.wire.write_closed
     server.results[0].callback("done")
     server.clock.advance(9.9)
-    assert not busy.wire.disconnected
+    assert not busy.wire.write_closed
     server.clock.advance(0.1)
-    assert busy.wire.disconnected
+    assert busy.wire.write_closed
+
+
+def test_a_slow_request_is_cut_off_without_a_word() -> None:
+    client = Client(server := Server(idle_timeout_s=10, request_timeout_s=5))
+    client.say(b"10:1 upper")
+    server.clock.advance(5)
+    assert client.wire.disconnected
+    assert client.strings() == []
 
 
 PIECES = [b"1 upper.a", b"2 later.b", b"3 nope.c", b"2 !cancel.", b"4 !ping.", b"5 !list.", b"x", b"6 grow.a"]

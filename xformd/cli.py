@@ -6,6 +6,7 @@ plugin and needs no reactor gets none.
 
 import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +32,15 @@ LIST_TIMEOUT_S = 30.0
 
 
 class _Commands(click.Group):
-    """Turns our errors into one line and an exit status."""
+    """Turns our errors into one line and an exit status, and ends the process with it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except SystemExit as end:
+            if end.code is None or isinstance(end.code, int):
+                _leave(end.code or 0)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -46,6 +55,17 @@ class _Commands(click.Group):
                 _complain(detail)
             _complain(f"{error.code}: {error.message}")
             ctx.exit(error.exit_status)
+
+
+def _leave(status: int) -> None:
+    """End the process: what a plugin has left running, a thread or an exit handler, is not waited for."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except (OSError, ValueError):
+        return  # which the interpreter tells of in its own way
+    os._exit(status)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,6 +4,7 @@ A reload makes a new one. What an old one has begun, it ends.
 """
 
 import itertools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,7 @@ class Generation:
         self.inline = inline
         self.ready: dict[bytes, Ready | None] = {}
         """What ``TransformService.ready`` has found out, by the words of a request."""
+        self._listing: tuple[frozenset[str], bytes] | None = None  # who was in quarantine then, and what was told
         self._workers = workers
         self._placement = placement or Placement()
         self._plans: dict[Spec, list[Stage]] = {}
@@ -93,6 +95,13 @@ class Generation:
     def describe(self) -> dict[str, Any]:
         """Give what ``xformd list-transforms --json`` prints."""
         return listing.to_json(self.registry, self._quarantine.names)
+
+    def listing(self) -> bytes:
+        """Give the same, as JSON: made once for as many as ask until something changes."""
+        quarantined = self._quarantine.names
+        if self._listing is None or self._listing[0] != quarantined:
+            self._listing = (quarantined, json.dumps(self.describe()).encode())
+        return self._listing[1]
 
     def caller_has_room(self, caller: Caller) -> None:
         """Go on with work that waited until its caller had room for a result."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -85,6 +86,8 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
         ConfigError: the settings name something that is not there.
         ListenFailed: the server cannot listen where it was told to.
     """
+    _default_signals()
+    signal.signal(signal.SIGHUP, _ignore)  # whoever wants the plugins anew gets them: they are being loaded
     prepare_to_serve()
     from xformd.app import make_server  # which a client's command does not need
 
@@ -189,8 +192,19 @@ def _heed_signals(reactor: Any, hang_up: Callable[[], object] | None) -> None:
 
 
 def _default_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # What the first process of a container leaves to the system is not heeded there. Elsewhere it is, also in a
+    # transform that blocks, where no handler of Python's would run.
+    handler = _end_at_once if os.getpid() == 1 else signal.SIG_DFL
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+
+
+def _end_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
+    os._exit(128 + number)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Ignore a signal so that no child does: only what is left to the system is inherited."""
 
 
 def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:

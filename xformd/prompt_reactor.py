@@ -1,9 +1,11 @@
 """Twisted's epoll reactor without the log context that it builds for each event, a tenth of a small request's cost.
 
-That context is what ``twisted.python.log`` shows as *system*; nothing here logs that way. All else is Twisted's own.
+That context is what ``twisted.python.log`` shows as *system*; nothing here logs that way. Its time is not that of the
+day, which may be set back or forth, but one that only goes on. All else is Twisted's own.
 """
 
 import sys
+import time
 
 from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
@@ -14,6 +16,7 @@ class PromptReactor(EPollReactor):
     """Handles the events of a turn one after the other, each with nothing around it."""
 
     log = Logger()
+    seconds = staticmethod(time.monotonic)
 
     def doPoll(self, timeout: float | None) -> None:
         """Wait for events, not longer than so many seconds, and handle them."""

@@ -5,11 +5,13 @@ is held in memory is bounded by the limits.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
+    IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IPushProducer,
@@ -28,6 +30,7 @@ from xformd.errors import BadFrame, TooLarge, XformError
 from xformd.forms import Form, Service
 from xformd.forms.classic import ClassicForm
 from xformd.forms.session import SessionForm
+from xformd.hangups import HangUps
 from xformd.limits import Limits
 from xformd.output import PART_BYTES, IStreamTransport, Output
 from xformd.refusals import RefusalLog
@@ -63,7 +66,7 @@ class TransformProtocol(Protocol):
         self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
         self._form: Form | None = None
         self._output: Output | None = None  # once there is something to send that may have to wait
-        self._deadline = Deadline(factory.clock, self._expire)
+        self._deadline = Deadline(factory.clock, self._time_is_up)
         self._has_begun = False  # the first byte is here
         self._is_closing = False
         self._has_ended = False  # this side
@@ -71,6 +74,7 @@ class TransformProtocol(Protocol):
         self._is_paused = False
         self._has_written = False
         self._peer_has_finished = False
+        self._next_turn: IDelayedCall | None = None
 
     # What Twisted calls.
 
@@ -115,6 +119,10 @@ class TransformProtocol(Protocol):
         """Give up what nobody waits for any more."""
         self._is_closing = True
         self._deadline.close()
+        self.factory.hang_ups.forget(self)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
         if self._output is not None:
             self._output.close()
         form, self._form = self._form, None  # which refers to this: two that hold each other take a collector to part
@@ -166,11 +174,14 @@ class TransformProtocol(Protocol):
         if not self._is_paused:
             self._is_paused = True
             self.transport.pauseProducing()
+            if (fileno := getattr(self.transport, "fileno", None)) is not None:
+                self.factory.hang_ups.watch(self, fileno())
 
     def resume_reading(self) -> None:
         """Let the peer go on."""
         if self._is_paused:
             self._is_paused = False
+            self.factory.hang_ups.forget(self)
             self.transport.resumeProducing()
 
     def close(self) -> None:
@@ -178,6 +189,10 @@ class TransformProtocol(Protocol):
         self._is_closing = True
         self.resume_reading()
         self._finish_closing()
+
+    def soon(self, go_on: Callable[[], None]) -> None:
+        """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
+        self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
 
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
@@ -189,6 +204,8 @@ class TransformProtocol(Protocol):
         """Close, but answer first what has been accepted."""
         if self._has_ended:
             self.transport.loseConnection()
+        elif self._is_flushed:
+            self._await_end()
         elif self._form is not None:
             self._form.stop()
         elif not self._is_closing:
@@ -197,6 +214,10 @@ class TransformProtocol(Protocol):
     def abort(self) -> None:
         """Close now, whatever is on its way."""
         self.transport.abortConnection()
+
+    def _take_turn(self, go_on: Callable[[], None]) -> None:
+        self._next_turn = None
+        go_on()
 
     def _find_form(self, data: bytes) -> None:
         try:
@@ -229,12 +250,25 @@ class TransformProtocol(Protocol):
         if self._output is not None:
             self._output.close()
             self.transport.unregisterProducer()
-        limits = self.limits
-        self._deadline.set(limits.write_timeout_s if self._has_written else limits.linger_timeout_s)
+        self._await_end()
         if self._peer_has_finished or not _can_half_close(type(self.transport)):
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
+
+    def _await_end(self) -> None:
+        limits = self.limits
+        if self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
+            self._deadline.set(LAST_WORD_S)
+        else:
+            self._deadline.set(limits.write_timeout_s if self._has_written else limits.linger_timeout_s)
+
+    def _time_is_up(self) -> None:
+        if self._is_flushed and self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
+            # Only the peer's own last word of TLS is missing. What it has been sent still reaches it.
+            cast(Any, self.transport).transport.loseConnection()
+        elif self._is_closing or self._form is None or not self._form.expire():
+            self._expire()
 
     def _expire(self) -> None:
         why = "it neither took what it was sent nor closed" if self._is_closing else "it took too long"
@@ -271,6 +305,7 @@ class TransformFactory(ServerFactory):
         self.clock = clock
         self.connections: Connections[TransformProtocol] = Connections(limits)
         self.refusals = RefusalLog(clock)
+        self.hang_ups = HangUps(clock)
         self._drained: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> TransformProtocol | None:  # type: ignore[override]

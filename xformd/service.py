@@ -75,6 +75,10 @@ class TransformService:
         """Give what ``xformd list-transforms --json`` prints, as it is now."""
         return self._generation.describe()
 
+    def listing(self) -> bytes:
+        """Give the same, as JSON."""
+        return self._generation.listing()
+
     def swap(self, generation: Generation) -> Deferred[None]:
         """Answer from now on with another generation.
 

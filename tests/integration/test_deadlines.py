@@ -111,6 +111,20 @@ def test_a_client_that_leaves_ends_the_work(single: Hostile, opening: str) -> No
         assert session.ask("pid").code == "ok"
 
 
+def test_a_client_that_leaves_with_as_much_in_flight_as_may_be_ends_the_work(single: Hostile) -> None:
+    """It is not read then, and what it has sent besides still waits to be."""
+    marker = new_marker()
+    spec = step("sleep", seconds=30, marker=marker)
+    leaver = Session(single.server)
+    leaver.send(*[(spec, b"")] * 100)
+    single.wait_for(marker)
+    leaver.send(*[(spec, b"x" * 1_000)] * 20)
+    leaver.abort()
+    assert within(1 + GONE_S, lambda: not single.left_of(marker))
+    with Session(single.server) as session:
+        assert session.ask("pid").code == "ok"
+
+
 def test_of_what_a_client_leaves_in_the_queue_nothing_begins(single: Hostile) -> None:
     """Else each request that is given up would make room for the next one, and cost a worker more."""
     markers = [new_marker() for _ in range(10)]

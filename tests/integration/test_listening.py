@@ -1,6 +1,7 @@
 """Where a server listens, what it says of it, and what it says where it cannot."""
 
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
@@ -96,13 +97,31 @@ def test_a_socket_that_systemd_opened(tmp_path: Path) -> None:
             assert server.stop() == 0
 
 
-def test_tls(tmp_path: Path) -> None:
+def tls_endpoint(folder: Path) -> tuple[str, Path]:
+    """Give where to listen, and a folder with the certificate to trust."""
     pytest.importorskip("OpenSSL", reason="pip install 'xformd[tls]'")
-    trusted = tmp_path / "trusted"
+    trusted = folder / "trusted"
     trusted.mkdir()
-    key, certificate = tmp_path / "key.pem", trusted / "certificate.pem"
+    key, certificate = folder / "key.pem", trusted / "certificate.pem"
     write_certificate(key, certificate)
-    endpoint = f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1"
+    return f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1", trusted
+
+
+def test_an_idle_tls_session_that_does_not_read_holds_no_stop(tmp_path: Path) -> None:
+    endpoint, trusted = tls_endpoint(tmp_path)
+    context = ssl.create_default_context(cafile=trusted / "certificate.pem")
+    with serving(tmp_path, "--listen", endpoint, "--shutdown-grace-s", "60", "--write-timeout-s", "60") as server:
+        with context.wrap_socket(server.connect(), server_hostname="localhost") as session:
+            session.sendall(netstring(b"xformd/2") + netstring(b"1 upper.a"))
+            received = b""
+            while b"1 ok.A" not in received:
+                received += session.recv(1_000)
+            assert server.stop() == 0
+            assert b"0 shutting-down" in read_to_end(session)
+
+
+def test_tls(tmp_path: Path) -> None:
+    endpoint, trusted = tls_endpoint(tmp_path)
     with serving(tmp_path, "--listen", endpoint) as server:
         port = server.address.rpartition(":")[2]
         address = f"tls:localhost:{port}:trustRoots={trusted}:endpoint=tcp\\:127.0.0.1\\:{port}"

@@ -2,6 +2,7 @@
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from integration.processes import VERSES, Server, netstring, read_to_end, serving, wait_until
+from integration.session_client import Session
 from integration.test_classic_server import resident_bytes
 
 MIB = 1024 * 1024
@@ -121,3 +123,36 @@ def test_sessions_are_told_when_the_server_stops(tmp_path: Path) -> None:
         (tmp_path / "open").touch()  # not before: the server closes once nothing is in flight
         assert netstring(b"1 ok.POEM") in read_to_end(connection)
         assert server.process.wait(timeout=20) == 0
+
+
+BROKEN_PLUGIN = """
+import xformd
+
+@xformd.transform(inline=True)
+def broken(poem: str) -> str:
+    raise ValueError("no")
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [broken]
+"""
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("message", [b"%d !list.", b"%d upperr.x", b"%d broken.x"])
+def test_one_sessions_flood_does_not_stall_another(tmp_path: Path, message: bytes) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN_PLUGIN)
+    flood = OPENING + b"".join(netstring(message % number) for number in range(1, 10_000)) + netstring(b"10000 !ping.")
+    with serving(tmp_path, "--plugins=none", "--plugins-dir", str(tmp_path)) as server, Session(server) as other:
+        assert other.ask("upper").code == "ok"
+        with server.connect() as flooding:
+            threading.Thread(target=flooding.sendall, args=(flood,), daemon=True).start()
+            last = netstring(b"10000 ok.")
+            drain = threading.Thread(target=read_until, args=(flooding, lambda received: received.endswith(last)))
+            drain.start()
+            elapsed_s = []
+            while drain.is_alive():
+                elapsed_s.append(other.ask("upper").elapsed_s)
+            drain.join()
+        assert max(elapsed_s) < 0.25
+        assert len(server.log) < 100_000

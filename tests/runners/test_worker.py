@@ -163,7 +163,7 @@ def test_what_it_cannot_do_is_in_the_log(started: Live, data: bytes) -> None:
 def test_a_plugin_folder_that_is_gone_is_in_the_log(started: Live, tmp_path: Path) -> None:
     with pytest.raises(EOFError):
         started.begin(tmp_path / "gone")
-    assert b"there is no such directory" in started.end()[1]
+    assert b"plugins_dir: there is no folder" in started.end()[1]
 
 
 def test_a_plugin_folder_that_cannot_be_read_is_in_the_log(started: Live, tmp_path: Path) -> None:

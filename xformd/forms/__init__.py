@@ -3,6 +3,7 @@
 A form says what happens; the connection under it owns the transport and the deadlines.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -36,8 +37,8 @@ class Service(Protocol):
         """Look up what a request says before its poem; None leaves it to ``xform``."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """Give what ``!list`` answers, as values that JSON has."""
+    def listing(self) -> bytes:
+        """Give what ``!list`` answers, as JSON."""
         ...
 
     def caller_has_room(self, caller: Caller) -> None:
@@ -95,6 +96,10 @@ class Connection(Protocol):
         """Be told how many bytes are missing of the string that is being read."""
         ...
 
+    def soon(self, go_on: Callable[[], None]) -> None:
+        """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
+        ...
+
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
         ...
@@ -113,6 +118,10 @@ class Form(Protocol):
 
     def output_drained(self) -> None:
         """Note that the peer has taken everything."""
+        ...
+
+    def expire(self) -> bool:
+        """What was expected has not come in its time: end in good order, or say that this must be cut off."""
         ...
 
     def stop(self) -> None:

@@ -41,6 +41,10 @@ class ClassicForm:
     def output_drained(self) -> None:
         """There is no more to say."""
 
+    def expire(self) -> bool:
+        """Nothing is said in this form but the reply."""
+        return False
+
     def stop(self) -> None:
         """There is one request, and it has been accepted."""
 

@@ -1,22 +1,25 @@
 """The session form, on the server: many requests on one connection, answered in any order.
 
 At most ``max_in_flight`` of them run at a time, and nothing is taken on while the peer leaves more than
-``max_unread_output_bytes`` unread: the connection is then not read, so that TCP slows the peer down.
+``max_unread_output_bytes`` unread: the connection is then not read, so that TCP slows the peer down. What one read
+brings may be thousands of messages: others are heard after ``TURN_S`` of them.
 """
 
-import json
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd import __version__
-from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, XformError
+from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, TransformTimeout, XformError
 from xformd.forms import Connection, prompt_pass
 from xformd.wire import netstring, session
 
 LONG_BYTES = 64 * 1024
 """A reply so long is sent as it lies, and not copied into its frame."""
+
+TURN_S = 0.01
+"""How long one connection's messages are worked at before it is the others' turn."""
 
 
 class SessionForm:
@@ -42,6 +45,7 @@ class SessionForm:
         self._is_at_rest = False  # no request waits or is here in part, and more may be taken on
         self._awaits_rest = False  # the deadline that is running is that of a request of which a part is here
         self._is_going_on = False
+        self._awaits_turn = False  # its time is over, and messages are left
         self._has_ended = False  # the client will send nothing more
         self._is_stopping = False
         self._is_closed = False
@@ -85,6 +89,13 @@ class SessionForm:
         self._service.caller_has_room(self)
         self._go_on()
 
+    def expire(self) -> bool:
+        """End a session that has been at rest for too long, and say so; anything else must be cut off."""
+        if not self._is_at_rest or self._in_flight or self._connection.unread_bytes:
+            return False
+        self._break_off(TransformTimeout(f"nothing was asked for {self._idle_timeout_s:g} s"))
+        return True
+
     def stop(self) -> None:
         """Say that the server is stopping; what is in flight is still answered, and nothing more is taken on."""
         self._is_stopping = True
@@ -105,8 +116,8 @@ class SessionForm:
             return
         self._is_going_on = True
         self._is_at_rest = False
-        while self._has_room() and self._take_on_some():
-            pass
+        if not self._awaits_turn:
+            self._take_turn()
         self._flush()
         self._is_going_on = False
         decoder = self._decoder
@@ -119,6 +130,21 @@ class SessionForm:
             self._connection.close()
         else:
             self._regulate()
+
+    def _take_turn(self) -> None:
+        """Take on what may be taken on, as long as this turn lasts; the rest has another turn."""
+        stopwatch = self._service.stopwatch
+        ends_s = stopwatch() + TURN_S
+        while self._has_room() and self._take_on_some():
+            if stopwatch() > ends_s:
+                if self._decoder.has_unread:
+                    self._awaits_turn = True
+                    self._connection.soon(self._next_turn)
+                return
+
+    def _next_turn(self) -> None:
+        self._awaits_turn = False
+        self._go_on()
 
     def _take_on_some(self) -> bool:
         """Take on plain requests, as many as come, or else one message of any kind; say whether there may be more."""
@@ -229,8 +255,7 @@ class SessionForm:
             if request.id in self._in_flight:
                 self._in_flight[request.id].cancel()  # which answers it
         elif request.control == "list":
-            listed = json.dumps(self._service.describe())
-            self._send(session.encode_reply(session.Reply(request.id, listed.encode())))
+            self._send(session.encode_reply(session.Reply(request.id, self._service.listing())))
         else:
             self._send(session.encode_reply(session.Reply(request.id, b"")))
 

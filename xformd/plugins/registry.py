@@ -4,6 +4,7 @@ Nothing here loads anything. A request looks its names up in a dict, and nothing
 """
 
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -134,10 +135,17 @@ class Registry:
         for conflict in self.conflicts:
             if conflict.name == name:
                 raise AmbiguousTransform(str(conflict))
-        nearest = difflib.get_close_matches(name, self.entries, n=1)
-        advice = f"did you mean {nearest[0]!r}?" if nearest else "see 'xformd list-transforms'"
+        nearest = _nearest(name, tuple(self.entries))
+        advice = f"did you mean {nearest!r}?" if nearest else "see 'xformd list-transforms'"
         raise NoSuchTransform(f"no transform {name!r} here; {advice}")
 
     def with_state(self, state: PluginState) -> tuple[Plugin, ...]:
         """Give the plugins in this state, in the order of discovery."""
         return tuple(plugin for plugin in self.plugins if plugin.state == state)
+
+
+# It takes long, and whoever has a name wrong says it again and again.
+@functools.lru_cache(maxsize=1_024)
+def _nearest(name: str, names: tuple[str, ...]) -> str | None:
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return nearest[0] if nearest else None

@@ -1,6 +1,7 @@
 """CachingTransformService: a service as the forms know it, whose results come from its cache or from other servers."""
 
 import hashlib
+import json
 import math
 import time
 import uuid
@@ -139,6 +140,10 @@ class CachingTransformService:
                 "bytes": self._cache.size_bytes + self._digests.size_bytes,
             },
         }
+
+    def listing(self) -> bytes:
+        """Give the same, as JSON."""
+        return json.dumps(self.describe()).encode()
 
     def caller_has_room(self, caller: Caller) -> None:
         """Nothing waits for this here: the upstreams begin when they like."""

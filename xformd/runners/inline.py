@@ -13,6 +13,7 @@ from xformd.deadline import within
 from xformd.errors import XformError
 from xformd.runners import Caller
 from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
+from xformd.runners.failures import FailureLog
 from xformd.transform import Transform
 
 Run = Callable[[bytes], bytes | Deferred[bytes]]
@@ -44,6 +45,7 @@ class InlineRunner:
         self.max_result_bytes = max_result_bytes
         self.stopwatch = stopwatch
         self._clock = clock
+        self._failures = FailureLog(clock)
         self._warned_s: dict[str, float] = {}
 
     def run(
@@ -100,12 +102,7 @@ class InlineRunner:
         assert error is not None
         # A CancelledError is this service, giving the work up.
         if not is_expected(error) and not isinstance(error, CancelledError):
-            self.log.failure(
-                "transform {transform} of plugin {plugin} failed",
-                failure,
-                transform=call.name,
-                plugin=call.entry.plugin.label,
-            )
+            self._failures.failed(call, failure)
         return explain(call, error)
 
 

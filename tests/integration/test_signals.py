@@ -1,0 +1,90 @@
+"""Signals at odd times and in odd places: while plugins are imported, and as the first process of a container."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from integration.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until
+from integration.session_client import Session
+
+CONTAINER = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child")
+SLOW_TO_IMPORT = """
+import pathlib, time
+import xformd
+
+here = pathlib.Path(__file__).parent
+(here / "importing").touch()
+ends_at = time.monotonic() + 20
+while not (here / "go on").exists() and time.monotonic() < ends_at:
+    time.sleep(0.005)
+
+@xformd.transform
+def nap(poem: str, *, seconds: float = 0.0) -> str:
+    time.sleep(seconds)
+    return poem
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [nap]
+"""
+
+
+@contextmanager
+def importing(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Start a server that waits in the import of a plugin, and give its process and its log."""
+    (folder / "slow.py").write_text(SLOW_TO_IMPORT)
+    command = [*XFORMD, "serve", "--port", "0", "--plugins=none", "--plugins-dir", str(folder), "--workers", "1"]
+    log = folder / "server.log"
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment()) as process,
+    ):
+        try:
+            wait_until((folder / "importing").exists)
+            yield process, log
+        finally:
+            process.kill()
+
+
+def test_a_sighup_while_plugins_are_imported_is_not_the_end(tmp_path: Path) -> None:
+    with importing(tmp_path) as (process, log):
+        process.send_signal(signal.SIGHUP)
+        (tmp_path / "go on").touch()
+        server = Server(process, log)
+        with Session(server) as session:
+            assert session.ask("nap", b"a").poem == b"a"
+        assert server.stop() == 0
+
+
+def test_a_sigterm_while_plugins_are_imported_is(tmp_path: Path) -> None:
+    with importing(tmp_path) as (process, _):
+        process.terminate()
+        assert process.wait(DEADLINE_S) == -signal.SIGTERM
+
+
+def can_contain() -> bool:
+    """Whether this system lets us have a first process of our own."""
+    try:
+        return subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not can_contain(), reason="needs unshare(1), and the right to use it")
+def test_a_second_sigterm_ends_also_the_first_process_of_a_container(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_TO_IMPORT)
+    (tmp_path / "go on").touch()
+    loose = ("--plugins=none", "--plugins-dir", str(tmp_path), "--workers", "1")
+    with serving(tmp_path, *loose, command=(*CONTAINER, *XFORMD)) as server, Session(server) as session:
+        pid = server.process.pid
+        first = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        session.send(("nap:seconds=60", b""))
+        os.kill(first, signal.SIGTERM)
+        assert session.receive().code == "shutting-down"
+        os.kill(first, signal.SIGTERM)
+        assert server.process.wait(DEADLINE_S) == 128 + signal.SIGTERM

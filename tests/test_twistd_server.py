@@ -51,7 +51,7 @@ def test_what_may_be_repeated_is_collected_and_folders_are_found_from_anywhere()
 
 
 def test_what_makes_no_sense_is_said() -> None:
-    with pytest.raises(ConfigError, match="--max-queue takes a whole number from 1, not '0'"):
+    with pytest.raises(ConfigError, match="--max-queue takes a whole number from 1, not 0"):
         settings("--max-queue", "0")
     with pytest.raises(UsageError, match="type enforcement"):
         settings("--port", "x")

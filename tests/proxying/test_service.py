@@ -342,7 +342,7 @@ def test_an_answer_of_no_such_transform_makes_it_look_soon(world: World) -> None
     assert isinstance(world.ask(proxy, "steady"), Deferred)
     lists = b"".join(wire.peer.sent for wire in world.hosts["one"].wires).count(b"!list")
     for _ in range(100):
-        world.ask(proxy, "nope")
+        error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
     turn(world, 1)
     assert b"".join(wire.peer.sent for wire in world.hosts["one"].wires).count(b"!list") == lists + 1
 
@@ -392,12 +392,25 @@ def test_what_is_no_listing_is_said_and_nothing_is_kept(world: World, log: Log) 
     assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b'{"transforms": 3}'] * 2
 
 
+def test_a_fault_in_looking_is_logged_and_does_not_end_it(
+    world: World, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = world.proxy()
+    with monkeypatch.context() as broken:
+        broken.setattr(proxy._catalogue, "learn", None)
+        turn(world, REFRESH_S)
+    assert log.lines == ["cannot tell what one has"]
+    upgraded(world, "one", "2.0")
+    turn(world, REFRESH_S)
+    assert log.lines[1:] == ["one has changed: what was kept of 2 transforms is not used any more"]
+
+
 def test_however_often_it_is_made_wonder_it_looks_within_a_second(world: World) -> None:
     proxy = world.proxy()
     world.ask(proxy, "steady")
     upgraded(world, "one", "2.0")
     for _ in range(2):
-        world.ask(proxy, "nope")
+        error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
         turn(world, 0.5)
     assert isinstance(world.ask(proxy, "steady"), Deferred)
 

@@ -74,7 +74,7 @@ class Lookout:
         for call in self._next.values():
             if call.active():
                 call.cancel()
-        return DeferredList([proxy.close() for proxy in self._proxies.values()])
+        return DeferredList([proxy.close() for proxy in self._proxies.values()], consumeErrors=True)
 
     def _look(self, address: str) -> Deferred[None]:
         looking = Deferred.fromCoroutine(self._ask(address))

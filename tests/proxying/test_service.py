@@ -1,8 +1,10 @@
 """The caching proxy for transforms, over a network in memory, in front of real protocols."""
 
+import gc
 import sys
 from typing import Any
 
+import attrs
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -10,16 +12,20 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 
 import xformd
+from client.test_sessions import Scripted, Tutorial, hello_then
 from deferreds import error_of, has_fired, result_of
 from logs import Log
 from network import Host, Network
 from registries import registry_of
 from xformd import address, transform
+from xformd.generation import Generation
 from xformd.limits import Limits
+from xformd.plugins.registry import Entry, Registry
 from xformd.protocol import TransformFactory
 from xformd.proxying import CachingTransformService
 from xformd.proxying.lookout import LIST_TIMEOUT_S
 from xformd.runners import Caller
+from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
 from xformd.spec import parse
 
@@ -83,6 +89,16 @@ class World:
         answer = proxy.xform(parse(spec), poem, **more)
         self.network.pump()
         return answer
+
+    def says(self, name: str, answer: str | None) -> None:
+        """Add an upstream that says the same to every request, with its id in place of the braces."""
+
+        def reply(string: bytes) -> bytes | None:
+            number = string.partition(b" ")[0].decode()
+            return None if answer is None else answer.replace("{}", number).encode()
+
+        factory = Factory.forProtocol(lambda: Scripted([], hello_then(reply)))  # type: ignore[arg-type]
+        self.hosts[name] = self.network.host(factory)
 
     def _endpoint(self, reactor: object, name: str, default_port: int = 0) -> IStreamClientEndpoint:
         return self.hosts[name]
@@ -187,23 +203,16 @@ def test_a_lost_connection_is_asked_once_more_where_that_harms_nobody(world: Wor
     error_of(once, xformd.Unavailable)
 
 
-def test_an_upstream_that_stops_is_unavailable_and_this_server_is_not_stopping(world: World) -> None:
-    proxy = world.proxy()
-    answer = world.ask(proxy, "fickle-later")
-    factory = world.hosts["one"].factory
-    assert isinstance(factory, TransformFactory)
-    factory.drain()
-    factory.service.stop()
-    world.hosts["one"].factory = None
-    world.network.pump()
-    world.clock.advance(1)
-    world.network.pump()
-    error_of(answer, xformd.Unavailable)
+@pytest.mark.parametrize("code", ["shutting-down", "bad-frame"])
+def test_what_is_about_the_upstreams_connection_is_unavailable_and_not_about_this_one(world: World, code: str) -> None:
+    world.says("odd", f"{{}} {code} retry-after=7.go away")
+    answer = world.ask(world.proxy("odd"), "steady")
+    turn(world, 1)
+    error = error_of(answer, xformd.Unavailable)
+    assert (error.message, error.retry_after_ms) == ("go away", 7)
 
 
 def test_a_server_of_the_classic_form_is_asked_and_nothing_kept(world: World) -> None:
-    from client.test_sessions import Tutorial
-
     world.hosts["old"] = world.network.host(Factory.forProtocol(Tutorial))
     proxy = world.proxy("old")
     assert [result_of(world.ask(proxy, "cummingsify", b"OWL")) for _ in range(2)] == [b"owl"] * 2
@@ -289,12 +298,6 @@ def test_without_cachetools_it_says_what_to_install(world: World, monkeypatch: p
 
 def upgraded(world: World, name: str, version: str) -> None:
     """Change the version of an upstream's plugin."""
-    import attrs
-
-    from xformd.generation import Generation
-    from xformd.plugins.registry import Entry, Registry
-    from xformd.runners.inline import InlineRunner
-
     factory = world.hosts[name].factory
     assert isinstance(factory, TransformFactory)
     service = factory.service
@@ -340,7 +343,7 @@ def test_an_answer_of_no_such_transform_makes_it_look_soon(world: World) -> None
     assert isinstance(world.ask(proxy, "steady"), Deferred)
     lists = b"".join(wire.peer.sent for wire in world.hosts["one"].wires).count(b"!list")
     for _ in range(100):
-        world.ask(proxy, "nope")
+        error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
     turn(world, 1)
     assert b"".join(wire.peer.sent for wire in world.hosts["one"].wires).count(b"!list") == lists + 1
 
@@ -384,14 +387,60 @@ def test_an_upstream_that_hangs_holds_up_neither_the_start_nor_the_others(world:
 
 
 def test_what_is_no_listing_is_said_and_nothing_is_kept(world: World, log: Log) -> None:
-    from client.test_sessions import Scripted, hello_then
-
-    said: list[bytes] = []
-    factory = Factory.forProtocol(lambda: Scripted(said, hello_then(lambda _: b'1 ok.{"transforms": 3}')))  # type: ignore[arg-type]
-    world.hosts["odd"] = world.network.host(factory)
+    world.says("odd", '{} ok.{"transforms": 3}')
     proxy = world.proxy("odd")
     assert log.lines == ["odd does not say what it has: what it says is no listing: its transforms are none"]
+    assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b'{"transforms": 3}'] * 2
+
+
+def test_a_fault_in_looking_is_logged_and_does_not_end_it(
+    world: World, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = world.proxy()
+    with monkeypatch.context() as broken:
+        broken.setattr(proxy._catalogue, "learn", None)
+        turn(world, REFRESH_S)
+    assert log.lines == ["cannot tell what one has"]
+    upgraded(world, "one", "2.0")
+    turn(world, REFRESH_S)
+    assert log.lines[1:] == ["one has changed: what was kept of 2 transforms is not used any more"]
+
+
+def test_however_often_it_is_made_wonder_it_looks_within_a_second(world: World) -> None:
+    proxy = world.proxy()
+    world.ask(proxy, "steady")
+    upgraded(world, "one", "2.0")
+    for _ in range(2):
+        error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
+        turn(world, 0.5)
     assert isinstance(world.ask(proxy, "steady"), Deferred)
+
+
+def test_an_upstream_that_was_down_for_long_is_asked_within_a_second_of_its_return(world: World) -> None:
+    proxy = world.proxy()
+    host = world.hosts["one"]
+    factory, host.factory = host.factory, None
+    for wire in host.wires:
+        wire.peer.lose(ConnectionResetError())
+    for _ in range(20):
+        failed = world.ask(proxy, "steady", b"cat")
+        turn(world, 1)
+        error_of(failed, xformd.Unavailable)
+    host.factory = factory
+    answer = world.ask(proxy, "steady", b"cat")
+    turn(world, 1)
+    assert result_of(answer) == b"CAT"
+
+
+def test_an_upstream_that_never_answers_does_not_keep_it_from_closing(world: World, log: Log) -> None:
+    world.says("mute", None)
+    proxy = world.proxy("mute")
+    closing = proxy.close()
+    turn(world, 1)
+    assert has_fired(closing)
+    del closing
+    gc.collect()  # which would log an error that nobody has seen
+    assert log.lines == []
 
 
 # What the forms ask for

@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from xformd.client import TransformProxy
 from xformd.errors import XformError
@@ -73,7 +74,7 @@ class Lookout:
         for call in self._next.values():
             if call.active():
                 call.cancel()
-        return DeferredList([proxy.close() for proxy in self._proxies.values()])
+        return DeferredList([proxy.close() for proxy in self._proxies.values()], consumeErrors=True)
 
     def _look(self, address: str) -> Deferred[None]:
         looking = Deferred.fromCoroutine(self._ask(address))
@@ -108,6 +109,8 @@ class Lookout:
             self._silent.add(address)
             self.log.warn("{upstream} does not say what it has: {reason}", upstream=address, reason=reason)
 
-    def _wait(self, _: object, address: str) -> None:
+    def _wait(self, outcome: Failure | None, address: str) -> None:
+        if isinstance(outcome, Failure):  # a fault in here must not end the looking
+            self.log.failure("cannot tell what {upstream} has", outcome, upstream=address)
         if not self._is_stopped:
             self._next[address] = self._reactor.callLater(self._refresh_s, functools.partial(self._look, address))

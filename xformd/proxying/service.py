@@ -127,7 +127,7 @@ class CachingTransformService:
 
     def close(self) -> Deferred[Any]:
         """Close the connections to the upstreams; fires when that is done, or has taken long enough."""
-        closing: Deferred[Any] = DeferredList([self._lookout.stop(), self._upstreams.close()])
+        closing: Deferred[Any] = DeferredList([self._lookout.stop(), self._upstreams.close()], consumeErrors=True)
         return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor, onTimeoutCancel=_never)
 
     def describe(self) -> dict[str, Any]:

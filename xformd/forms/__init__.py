@@ -4,7 +4,7 @@ A form says what happens; the connection under it owns the transport and the dea
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.internet.defer import Deferred
 

@@ -96,7 +96,7 @@ def test_the_tac_of_the_page_is_a_server(tmp_path: Path) -> None:
     [
         (("--workers", "many"), "xformd: bad-config: --workers takes a whole number from 0, or 'auto', not 'many'"),
         (("--plugins", "xformd-nowhere"), "xformd-nowhere"),
-        (("--config", "/no/such/file"), "xformd: bad-config: --config /no/such/file: No such file"),
+        (("--config", "/no/such/file"), "xformd: bad-config: cannot read settings from /no/such/file: No such file"),
         (("--listen", "unix:/no/such/socket"), "cannot listen on unix:/no/such/socket: No such"),
         (("--port", "x"), "Parameter type enforcement failed"),
     ],

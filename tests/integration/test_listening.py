@@ -107,17 +107,24 @@ def tls_endpoint(folder: Path) -> tuple[str, Path]:
     return f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1", trusted
 
 
-def test_an_idle_tls_session_that_does_not_read_holds_no_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("request_", "reply", "last_word"),
+    [(netstring(b"xformd/2") + netstring(b"1 upper.a"), b"1 ok.A,", b"0 shutting-down"), (b"7:upper.a,", b"1:A,", b"")],
+    ids=["session", "classic"],
+)
+def test_an_idle_tls_client_that_does_not_read_holds_no_stop(
+    tmp_path: Path, request_: bytes, reply: bytes, last_word: bytes
+) -> None:
     endpoint, trusted = tls_endpoint(tmp_path)
     context = ssl.create_default_context(cafile=trusted / "certificate.pem")
     with serving(tmp_path, "--listen", endpoint, "--shutdown-grace-s", "60", "--write-timeout-s", "60") as server:
         with context.wrap_socket(server.connect(), server_hostname="localhost") as session:
-            session.sendall(netstring(b"xformd/2") + netstring(b"1 upper.a"))
+            session.sendall(request_)
             received = b""
-            while b"1 ok.A" not in received:
+            while reply not in received:
                 received += session.recv(1_000)
             assert server.stop() == 0
-            assert b"0 shutting-down" in read_to_end(session)
+            assert last_word in read_to_end(session)
 
 
 def test_tls(tmp_path: Path) -> None:

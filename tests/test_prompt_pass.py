@@ -16,10 +16,10 @@ from logs import Log, captured
 from registries import registry_of
 from test_protocol import Wire
 from xformd import transform
+from xformd.factory import TransformFactory
 from xformd.forms import prompt_pass
 from xformd.generation import Generation
 from xformd.limits import Limits
-from xformd.protocol import TransformFactory
 from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
 from xformd.spec import SHORT_CHARACTERS, Spec, parse

@@ -18,9 +18,10 @@ from zope.interface import implementer
 from logs import Log, captured
 from registries import registry_of
 from xformd import transform
+from xformd.factory import TransformFactory
 from xformd.limits import Limits
 from xformd.output import PART_BYTES
-from xformd.protocol import TransformFactory, TransformProtocol
+from xformd.protocol import TransformProtocol
 from xformd.service import TransformService
 
 HERE = IPv4Address("TCP", "127.0.0.1", 1)

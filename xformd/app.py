@@ -5,10 +5,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from xformd.config import Settings
+from xformd.factory import TransformFactory
 from xformd.generations import Generations
 from xformd.listening import Listening
 from xformd.plugins.registry import Registry
-from xformd.protocol import TransformFactory
 
 
 class Server(Listening):

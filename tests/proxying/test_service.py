@@ -18,10 +18,10 @@ from logs import Log
 from network import Host, Network
 from registries import registry_of
 from xformd import address, transform
+from xformd.factory import TransformFactory
 from xformd.generation import Generation
 from xformd.limits import Limits
 from xformd.plugins.registry import Entry, Registry
-from xformd.protocol import TransformFactory
 from xformd.proxying import CachingTransformService
 from xformd.proxying.lookout import LIST_TIMEOUT_S
 from xformd.runners import Caller

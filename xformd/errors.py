@@ -154,7 +154,17 @@ class Cancelled(XformError, code="cancelled", http_status=499, exit_status=75):
 
 
 class ShuttingDown(XformError, code="shutting-down", http_status=503, exit_status=75, retryable=True):
-    """The server is stopping."""
+    """The server is stopping. With ``retry_after_ms`` the request has not begun; without, it may have."""
+
+    @classmethod
+    def before_it_began(cls) -> "ShuttingDown":
+        """Make the error for what has not begun, and may be asked for again."""
+        return cls("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000)
+
+    @classmethod
+    def before_it_was_done(cls) -> "ShuttingDown":
+        """Make the error for what may have begun."""
+        return cls("the server stopped before this was done")
 
 
 class Unauthorized(XformError, code="unauthorized", http_status=401, exit_status=77):

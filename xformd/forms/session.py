@@ -13,10 +13,8 @@ from twisted.python.failure import Failure
 from xformd import __version__
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, TransformTimeout, XformError
 from xformd.forms import Connection, prompt_pass
+from xformd.output import PART_BYTES
 from xformd.wire import netstring, session
-
-LONG_BYTES = 64 * 1024
-"""A reply so long is sent as it lies, and not copied into its frame."""
 
 TURN_S = 0.01
 """How long one connection's messages are worked at before it is the others' turn."""
@@ -100,7 +98,7 @@ class SessionForm:
         """Say that the server is stopping; what is in flight is still answered, and nothing more is taken on."""
         self._is_stopping = True
         self._is_at_rest = False
-        self._send(session.encode_refusal(session.Refusal(session.CONNECTION_ID, _shutting_down())))
+        self._send(session.encode_refusal(session.Refusal(session.CONNECTION_ID, ShuttingDown.before_it_began())))
         self._go_on()
 
     def lost(self) -> None:
@@ -232,7 +230,7 @@ class SessionForm:
             self._violate(BadRequest(f"the id {request.id} is that of a request in flight"))
             return
         if self._is_stopping:
-            self._refuse(request.id, _shutting_down())
+            self._refuse(request.id, ShuttingDown.before_it_began())
             return
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
         xform = self._service.xform
@@ -263,9 +261,9 @@ class SessionForm:
         del self._in_flight[request_id]
         if self._is_closed:
             return
-        if len(poem) < LONG_BYTES:
+        if len(poem) < PART_BYTES:
             self._send(session.encode_reply(session.Reply(request_id, poem)))
-        else:
+        else:  # as it lies: it is not copied into its frame
             self._flush()
             for part in session.frame_reply(session.Reply(request_id, poem)):
                 self._connection.write(part)
@@ -306,7 +304,3 @@ class SessionForm:
     def _hello(self) -> session.Hello:
         limits = self._connection.limits
         return session.Hello(f"xformd {__version__}", limits.max_request_bytes, limits.max_in_flight)
-
-
-def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000)

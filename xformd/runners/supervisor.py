@@ -3,7 +3,6 @@
 A worker that ends before it was ready delays the next start, longer each time; nothing else does.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -15,7 +14,7 @@ from twisted.logger import Logger
 from xformd.limits import Limits
 from xformd.runners import upkeep
 from xformd.runners.orders import Report
-from xformd.runners.seat import Launch, Proof, Seat, Worker, WorkerState
+from xformd.runners.seat import Launch, Proof, Seat, Worker
 from xformd.wire import session
 
 START_TIMEOUT_S = 60.0
@@ -149,10 +148,6 @@ class Supervisor:
         self._count = count
         for seat in self._idle[: max(0, len(self._seats) - count)]:
             self.discard(seat, "is not needed any more")
-
-    def states(self) -> Counter[WorkerState]:
-        """Count the workers by what they do."""
-        return Counter(seat.state for seat in self._seats.values())
 
     def stop(self) -> Deferred[None]:
         """End every worker; fires when no process is left."""

@@ -24,6 +24,7 @@ from xformd.spec import Spec
 from xformd.wire import session
 
 LONG_BYTES = 64 * 1024
+"""Of a result: its caller gets it before the next job begins, and may have no room for another."""
 
 
 @attrs.define(eq=False)
@@ -102,7 +103,7 @@ class WorkerPool:
         self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None, *, is_admitted: bool = False
     ) -> Deferred[bytes]:
         """Give a poem to a worker, now or when one is free; see ``Runner.run``."""
-        error = _shutting_down() if self._is_stopping else self._quarantined(calls)
+        error = ShuttingDown.before_it_began() if self._is_stopping else self._quarantined(calls)
         if error is None and not is_admitted:
             error = self._full()
         if error is not None:
@@ -124,7 +125,7 @@ class WorkerPool:
 
     def wind_down(self) -> None:
         """Keep no more workers than what has been accepted needs: nothing new will come."""
-        self.supervisor.reduce(max(1, min(self._size, len(self._running) + len(self._queue))))
+        self.supervisor.reduce(max(1, min(self._size, len(self._running) + self.waiting)))
 
     def stop(self) -> Deferred[None]:
         """Give up what is left, and end every worker; fires when no process is left."""
@@ -134,9 +135,9 @@ class WorkerPool:
         stopped = self.supervisor.stop()
         for job in running:
             self._stop_timer(job)
-            self._settle(job, Failure(ShuttingDown("the server stopped before this was done")))
+            self._settle(job, Failure(ShuttingDown.before_it_was_done()))
         for job in waiting:
-            self._settle(job, Failure(_shutting_down()))
+            self._settle(job, Failure(ShuttingDown.before_it_began()))
         return stopped
 
     # What the supervisor tells.
@@ -262,11 +263,7 @@ class WorkerPool:
         return None
 
     def _full(self) -> XformError | None:
-        if len(self._queue) < self._limits.max_queue:
+        if self.waiting < self._limits.max_queue:
             return None
-        later_ms = upkeep.retry_after_ms(len(self._queue), self._size, self._mean_job_s)
-        return Busy(f"{len(self._queue)} requests are waiting already", retry_after_ms=later_ms)
-
-
-def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000)
+        later_ms = upkeep.retry_after_ms(self.waiting, self._size, self._mean_job_s)
+        return Busy(f"{self.waiting} requests are waiting already", retry_after_ms=later_ms)

@@ -143,9 +143,9 @@ class WorkerProcess(ProcessProtocol):
 
     def _receive(self, data: bytes) -> None:
         try:
-            for string in self._decoder.decode(data):
-                if not self._why:  # what it says after that for which it was killed means nothing
-                    self._handle(string)
+            strings = self._decoder.decode(data)
+            while strings and not self._why:  # what it says after that for which it was killed means nothing
+                self._handle(strings.pop(0))
         except (BadFrame, ValueError) as error:
             self.kill(f"said what no worker says: {one_line(str(error))}")
             self._events.worker_hung_up(self)
@@ -158,7 +158,9 @@ class WorkerProcess(ProcessProtocol):
         elif (step := orders.decode_step(string)) is not None:
             self._events.worker_began(self, step)
         else:
-            self._events.worker_answered(self, session.decode_reply(string))
+            answer = session.decode_reply(string)
+            del string  # it may be long, and the answer holds its poem
+            self._events.worker_answered(self, answer)
 
     def _channel_lost(self) -> None:
         # Mostly the process ends with it, and says itself how.

@@ -4,26 +4,18 @@ import contextlib
 import functools
 import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.logger import (
-    FilteringLogObserver,
-    ILogObserver,
-    Logger,
-    LogLevel,
-    LogLevelFilterPredicate,
-    globalLogBeginner,
-    textFileLogObserver,
-)
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd import __version__, descriptors
 from xformd.allocator import keep_freed_memory
 from xformd.listening import Listening
+from xformd.logs import start_server_log
 
 if TYPE_CHECKING:
     from xformd.config import Settings
@@ -33,18 +25,6 @@ Result = TypeVar("Result")
 AnyServer = TypeVar("AnyServer", bound=Listening)
 
 log = Logger()
-
-
-def start_logging(*observers: ILogObserver) -> None:
-    """Send Twisted's log to these observers, and to nothing else."""
-    globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False, discardBuffer=True)
-
-
-def terse_observer() -> ILogObserver:
-    """Give an observer that writes what an operator wants to know to standard error."""
-    levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
-    levels.setLogLevelForNamespace("xformd", LogLevel.info)
-    return FilteringLogObserver(textFileLogObserver(sys.stderr), [levels])
 
 
 def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
@@ -88,7 +68,7 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
     """
     _default_signals()
     signal.signal(signal.SIGHUP, _ignore)  # whoever wants the plugins anew gets them: they are being loaded
-    prepare_to_serve()
+    prepare_to_serve(settings.log_format)
     from xformd.app import make_server  # which a client's command does not need
 
     run_server(
@@ -99,13 +79,17 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
     )
 
 
-def prepare_to_serve() -> None:
-    """Make this process one that serves transforms; before anything else installs a reactor."""
+def prepare_to_serve(log_format: str = "text") -> None:
+    """Make this process one that serves transforms; before anything else installs a reactor.
+
+    Args:
+        log_format: of its log: ``text`` or ``json``.
+    """
     with contextlib.suppress(ImportError):  # this system has no epoll: Twisted's choice will do
         from xformd.prompt_reactor import install
 
         install()
-    start_logging(terse_observer())
+    start_server_log(log_format)
     keep_freed_memory()
 
 

@@ -19,7 +19,8 @@ from xformd.errors import ConfigError
 from xformd.listening import StartOrFail
 
 _REPEATED = ("listen", "block", "plugins_dir", "prefer", "inline", "isolate")
-_SINGLE = [setting for name, setting in TABLE.items() if name not in _REPEATED and name != "strict"]
+_ELSEWHERE = ("strict", "log_format")  # a flag without a value; twistd's own, --logger
+_SINGLE = [setting for name, setting in TABLE.items() if name not in (*_REPEATED, *_ELSEWHERE)]
 
 
 class Options(usage.Options):

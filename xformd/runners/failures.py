@@ -1,9 +1,9 @@
-"""Tells the operator of transforms that fail: with a traceback at most once a second for each."""
+"""Tells the operator of transforms that fail: with a traceback at most once a second for each, and without a poem."""
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from xformd.faults import Fault
 from xformd.runners.calls import Call
 
 PERIOD_S = 1.0
@@ -23,19 +23,25 @@ class FailureLog:
         self._logged_s: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def failed(self, call: Call, failure: Failure) -> None:
+    def failed(self, call: Call, fault: Fault) -> None:
         """Note that a transform has failed.
 
         Args:
             call: what failed.
-            failure: with what.
+            fault: with what.
         """
         name, label = call.name, call.entry.plugin.label
         now_s = self._clock.seconds()
         ends_s = self._logged_s.get(name, now_s - PERIOD_S) + PERIOD_S
         if now_s >= ends_s:
             self._logged_s[name] = now_s
-            self.log.failure("transform {transform} of plugin {plugin} failed", failure, transform=name, plugin=label)
+            self.log.error(
+                "transform {transform} of plugin {plugin} failed\n{traceback}",
+                transform=name,
+                plugin=label,
+                error=fault.error,
+                traceback=fault.traceback,
+            )
             return
         if name not in self._left_out:
             self._left_out[name] = 0

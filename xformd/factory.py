@@ -5,10 +5,12 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
+from xformd.accounting import Accounts
 from xformd.connections import Connections
 from xformd.forms import Service
 from xformd.hangups import HangUps
 from xformd.limits import Limits
+from xformd.metrics import Door
 from xformd.protocol import LAST_WORD_S, TransformProtocol
 from xformd.refusals import RefusalLog
 
@@ -20,13 +22,19 @@ class TransformFactory(ServerFactory):
         service: what answers the requests.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
+        accounts: the same service, counted for each form; None where nobody counts.
+
+    Attributes:
+        cut_off: how many connections it has ended because they took too long.
     """
 
     noisy = False
     log = Logger()
 
-    def __init__(self, service: Service, limits: Limits, clock: IReactorTime) -> None:
+    def __init__(self, service: Service, limits: Limits, clock: IReactorTime, accounts: Accounts | None = None) -> None:
         self.service = service
+        self.accounts = accounts
+        self.cut_off = 0
         self.limits = limits
         self.clock = clock
         self.connections: Connections[TransformProtocol] = Connections(limits)
@@ -43,6 +51,11 @@ class TransformFactory(ServerFactory):
             self.refusals.refused(refusal.kind, refusal.reason)
             return None
         return TransformProtocol(self, peer)
+
+    @property
+    def door(self) -> Door:
+        """What has become of its connections."""
+        return Door(len(self.connections), self.refusals.counts, self.cut_off)
 
     @property
     def is_stopping(self) -> bool:

@@ -7,10 +7,12 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
+from xformd.accounting import Accounts
 from xformd.connections import Connections, Refusal
 from xformd.forms import Connection, Form, Service
 from xformd.hangups import HangUps
 from xformd.limits import Limits
+from xformd.metrics import Door
 from xformd.protocol import LAST_WORD_S, TransformProtocol
 from xformd.refusals import RefusalLog
 
@@ -22,7 +24,11 @@ class TransformFactory(ServerFactory):
         service: what answers the requests.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
+        accounts: the same service, counted for each form; None where nobody counts.
         make_form: says how a connection is spoken on; without it that is for its first netstring to say.
+
+    Attributes:
+        cut_off: how many connections it has ended because they took too long.
     """
 
     noisy = False
@@ -33,10 +39,13 @@ class TransformFactory(ServerFactory):
         service: Service,
         limits: Limits,
         clock: IReactorTime,
+        accounts: Accounts | None = None,
         make_form: Callable[[Connection], Form] | None = None,
     ) -> None:
         self.make_form = make_form
         self.service = service
+        self.accounts = accounts
+        self.cut_off = 0
         self.limits = limits
         self.clock = clock
         self.connections: Connections[TransformProtocol] = Connections(limits)
@@ -65,6 +74,11 @@ class TransformFactory(ServerFactory):
         """
         del refusal
         return False
+
+    @property
+    def door(self) -> Door:
+        """What has become of its connections."""
+        return Door(len(self.connections), self.refusals.counts, self.cut_off)
 
     @property
     def is_stopping(self) -> bool:

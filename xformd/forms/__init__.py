@@ -104,6 +104,10 @@ class Connection(Protocol):
         """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
         ...
 
+    def count_refusal(self, error: XformError) -> None:
+        """Count a request that never reached the service."""
+        ...
+
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
         ...

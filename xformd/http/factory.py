@@ -24,7 +24,7 @@ class HttpFactory(TransformFactory):
 
     def __init__(self, application: Any, service: Service, limits: Limits, clock: IReactorTime) -> None:
         shared, self._slots = answering(application), Slots()
-        super().__init__(service, limits, clock, lambda connection: HttpForm(connection, shared, self._slots))
+        super().__init__(service, limits, clock, make_form=lambda connection: HttpForm(connection, shared, self._slots))
 
     def make_room(self, refusal: Refusal) -> bool:
         """End a connection that has nothing to do, where there are too many."""

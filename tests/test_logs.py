@@ -108,11 +108,6 @@ def test_as_text_it_reads_as_a_log_does() -> None:
     assert line[10:].partition(" ")[2] == "[xformd.owl#warn] it failed\n\tTraceback:\n\t  there"
 
 
-def test_as_text_the_id_of_a_request_is_shown_once() -> None:
-    assert as_text(event(peer="a", request_id="7f")).endswith("a left (request 7f)")
-    assert as_text(event("internal error {request_id}", request_id="7f")).endswith("internal error 7f")
-
-
 class Hostile:
     def __repr__(self) -> str:
         raise RuntimeError(POEM)

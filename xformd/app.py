@@ -1,13 +1,17 @@
 """The composition root: settings in, a Twisted service out that listens, answers and stops in good order."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
+from xformd.accounting import Accounts
 from xformd.config import Settings
+from xformd.errors import ConfigError
 from xformd.factory import TransformFactory
 from xformd.generations import Generations
 from xformd.listening import Listening
+from xformd.metrics import Metrics
 from xformd.plugins.registry import Registry
 
 
@@ -19,13 +23,20 @@ class Server(Listening):
         listen: the endpoints to listen on.
         factory: makes its connections.
         reactor: what it runs on.
+        others: where else it is answered, over HTTP.
     """
 
     def __init__(
-        self, generations: Generations, listen: tuple[str, ...], factory: TransformFactory, reactor: Any
+        self,
+        generations: Generations,
+        listen: tuple[str, ...],
+        factory: TransformFactory,
+        reactor: Any,
+        others: Sequence[Listening] = (),
     ) -> None:
         super().__init__(listen, factory, reactor, is_prompt=True)
         self._generations = generations
+        self._others = others
 
     @property
     def registry(self) -> Registry:
@@ -38,12 +49,16 @@ class Server(Listening):
 
     async def _start(self) -> tuple[str, ...]:
         shown = await super()._start()
+        for other in self._others:
+            other.startService()
+            shown += await other.listening
         self._generations.start()
         return shown
 
     async def _stop(self) -> None:
         try:
-            await super()._stop()
+            own = Deferred.fromCoroutine(super()._stop())
+            await gatherResults([own, *(other.stopService() for other in self._others)])
         finally:
             await self._generations.stop()
 
@@ -62,5 +77,45 @@ def make_server(settings: Settings, reactor: Any) -> Server:
         ConfigError: the settings name something that is not there.
     """
     generations = Generations(settings, reactor)
+    if settings.answers_http:
+        return _make_with_http(settings, generations, reactor)
     factory = TransformFactory(generations.service, settings.limits, reactor)
     return Server(generations, settings.listen, factory, reactor)
+
+
+def _make_with_http(settings: Settings, generations: Generations, reactor: Any) -> Server:
+    """Put together a server that counts what it does, and answers HTTP too."""
+    try:
+        from xformd.exposition import Exposition, Sources
+        from xformd.http.application import Parts, make_application, make_watching_application
+        from xformd.http.factory import HttpFactory
+        from xformd.http.health import Health
+    except ImportError as error:
+        setting = "http" if settings.http else "metrics"
+        raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
+    metrics, service, limits = Metrics(), generations.service, settings.limits
+    factory = TransformFactory(service, limits, reactor, Accounts.of(service, metrics))
+    doors = {"netstring": factory}
+    exposition = Exposition(
+        Sources(
+            metrics,
+            generations.vitals,
+            lambda: service.registry,
+            lambda: {front: each.door for front, each in doors.items()},
+        )
+    )
+    parts = Parts(
+        service=service,
+        metrics=metrics,
+        limits=limits,
+        health=Health(generations.vitals, lambda: factory.is_stopping),
+        render_metrics=exposition.render,
+        origins=settings.cors,
+    )
+    doors["http"] = HttpFactory(make_application(parts), metrics, service, limits, reactor)
+    doors["metrics"] = HttpFactory(make_watching_application(parts), metrics, service, limits, reactor)
+    others = [
+        Listening(listen, doors[front], reactor, is_prompt=True, setting=front, scheme="http://")
+        for front, listen in (("http", settings.http), ("metrics", settings.metrics))
+    ]
+    return Server(generations, settings.listen, factory, reactor, others)

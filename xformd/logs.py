@@ -111,9 +111,6 @@ class Lines:
 def as_text(event: LogEvent) -> str:
     """Give an event as lines for a person; those after the first are indented."""
     message, traceback = _told(event)
-    request_id = event.get("request_id")
-    if isinstance(request_id, str) and request_id not in message:
-        message = f"{message} (request {request_id})"
     told = f"{message}\n{traceback}" if traceback else message
     level = getattr(event.get("log_level"), "name", "-")
     line = f"{formatTime(event.get('log_time'))} [{event.get('log_namespace', '-')}#{level}] {told}"

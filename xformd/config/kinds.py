@@ -22,6 +22,7 @@ MAX_DURATION_S = 1e9
 
 _SWITCH = Option("switch", "bool")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*?#@]+\Z")
 _WHOLE = re.compile(r"[0-9]{1,20}\Z")
 
 
@@ -75,6 +76,11 @@ def choice(*words: str) -> Kind:
         raise _refusal(" or ".join(map(repr, words)), value)
 
     return Kind(from_text=from_toml, from_toml=from_toml, to_toml=_quote)
+
+
+def is_origin(text: str) -> bool:
+    """Whether this is what a browser sends as ``Origin``, or the ``*`` that stands for all."""
+    return text == "*" or _ORIGIN.match(text) is not None
 
 
 def texts(

@@ -1,10 +1,12 @@
 """Tells the operator of transforms that fail: with a traceback at most once a second for each, and without a poem."""
 
+import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xformd.faults import Fault
 from xformd.runners.calls import Call
+from xformd.runners.trace import Trace, log_fields
 
 PERIOD_S = 1.0
 
@@ -23,12 +25,13 @@ class FailureLog:
         self._logged_s: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def failed(self, call: Call, fault: Fault) -> None:
+    def failed(self, call: Call, fault: Fault, trace: Trace | None = None) -> None:
         """Note that a transform has failed.
 
         Args:
             call: what failed.
             fault: with what.
+            trace: of the request.
         """
         name, label = call.name, call.entry.plugin.label
         now_s = self._clock.seconds()
@@ -36,11 +39,11 @@ class FailureLog:
         if now_s >= ends_s:
             self._logged_s[name] = now_s
             self.log.error(
-                "transform {transform} of plugin {plugin} failed\n{traceback}",
+                "transform {transform} of plugin {plugin} failed{log_of_request}\n{traceback}",
                 transform=name,
                 plugin=label,
-                error=fault.error,
-                traceback=fault.traceback,
+                **attrs.asdict(fault),
+                **log_fields(trace),
             )
             return
         if name not in self._left_out:

@@ -1,0 +1,74 @@
+"""``/transforms`` and ``/openapi.json``: what there is, as ``xformd list-transforms --json`` and OpenAPI tell it."""
+
+import json
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from xformd.errors import XformError
+from xformd.http import openapi, problems, requests
+from xformd.limits import Limits
+from xformd.plugins.registry import Registry
+
+
+class Described(Protocol):
+    """What says which transforms there are; ``TransformService`` does."""
+
+    @property
+    def registry(self) -> Registry:
+        """Which there are."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Give what ``xformd list-transforms --json`` prints."""
+        ...
+
+    def listing(self) -> bytes:
+        """Give the same, as JSON."""
+        ...
+
+
+class Describing:
+    """Says what there is.
+
+    Args:
+        service: what knows it.
+        limits: what clients may do.
+    """
+
+    def __init__(self, service: Described, limits: Limits) -> None:
+        self._service = service
+        self._limits = limits
+
+    def routes(self) -> list[Route]:
+        """Give what is answered here."""
+        return [
+            Route("/transforms", self._all),
+            Route("/transforms/{name}", self._one),
+            Route("/openapi.json", self._api),
+        ]
+
+    async def _all(self, request: Request) -> Response:
+        del request
+        return _json(self._service.listing())
+
+    async def _one(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        try:
+            self._service.registry.resolve(name)
+        except XformError as error:
+            request_id = requests.request_id(dict(request.scope["headers"]))
+            problem = problems.details(error, request_id)
+            return Response(json.dumps(problem), problem["status"], {"x-request-id": request_id}, problems.MEDIA_TYPE)
+        (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
+        return _json(json.dumps(described).encode())
+
+    async def _api(self, request: Request) -> Response:
+        del request
+        return _json(json.dumps(openapi.build(self._service.describe(), self._limits)).encode())
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json", headers={"cache-control": "no-cache"})

@@ -43,7 +43,7 @@ class IServerTransport(ITCPTransport, IStreamTransport, IPushProducer):
 
 @implementer(IHalfCloseableProtocol)
 class TransformProtocol(Protocol):
-    """One connection. Its first netstring says which form it speaks.
+    """One connection. Its first netstring says which form it speaks, unless the factory knows already.
 
     Args:
         factory: whose connection it is.
@@ -81,6 +81,8 @@ class TransformProtocol(Protocol):
         self.factory.connections.add(self, self.peer)
         self._is_prompt = hasattr(self.transport, "expect_bytes")
         self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
+        if self.factory.make_form is not None:
+            self._form = self.factory.make_form(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Hand over what arrives; throw it away once the end has begun."""

@@ -80,6 +80,10 @@ class Connection(Protocol):
         """Send what is left, then close; the peer may finish what it is sending."""
         ...
 
+    def abort(self) -> None:
+        """Close now, whatever is on its way."""
+        ...
+
     def pause_reading(self) -> None:
         """Let the peer wait."""
         ...

@@ -47,6 +47,8 @@ def test_vitals_are_told() -> None:
     assert samples["xformd_queue_length",] == 3
     assert samples["xformd_queue_limit",] == 100
     assert samples["xformd_workers", ("state", "busy")] == 4
+    assert samples["xformd_workers_needed",] == 1
+    assert samples["xformd_workers_proven",] == 6
     assert samples["xformd_worker_starts_total",] == 9
     assert samples["xformd_worker_failed_starts_total",] == 1
     assert samples["xformd_worker_deaths_total",] == 2

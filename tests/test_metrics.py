@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.metrics import BYTES, FOLD_AT, MAX_TRANSFORMS, NONE, OTHERS, SECONDS, Histogram, Metrics
+from xformd.metrics import BYTES, FOLD_AT, MAX_TRANSFORMS, NONE, OTHERS, SECONDS, UNKNOWN, Histogram, Metrics
 
 INF = float("inf")
 
@@ -89,3 +89,10 @@ def test_the_transforms_that_are_told_apart_are_bounded() -> None:
     assert len([*metrics.run_seconds]) <= MAX_TRANSFORMS
     assert {OTHERS, NONE} <= labels
     assert sum(metrics.requests.values()) == MAX_TRANSFORMS + 51
+
+
+def test_a_name_that_is_not_registered_stands_under_one_label_wherever_that_is_found_out() -> None:
+    metrics = Metrics()
+    metrics.refused("http", "no-such-transform")
+    metrics.refused("http", "bad-request")
+    assert metrics.requests == {(UNKNOWN, "http", "no-such-transform"): 1, (NONE, "http", "bad-request"): 1}

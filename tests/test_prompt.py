@@ -4,10 +4,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.tcp import Port
 
 from runners.reactors import FakeReactor
-from xformd.prompt import PromptServer
+from xformd.prompt import PromptServer, make_prompt
 
 
 class Connected:
@@ -62,3 +63,18 @@ def test_nothing_is_sent_in_plain_once_a_connection_is_encrypted(connected: Conn
     connected.transport.write(b"secret")
     assert connected.transport.send_now(b"secret") == 0
     assert b"secret" not in connected.arrived()
+
+
+def test_an_answer_does_not_wait_until_the_client_has_acknowledged_the_last() -> None:
+    made: list[Protocol] = []
+    factory = Factory.forProtocol(lambda: made.append(Protocol()) or made[-1])  # type: ignore[arg-type, func-returns-value]
+    port = Port(0, factory, interface="127.0.0.1", reactor=FakeReactor())  # type: ignore[no-untyped-call, arg-type]
+    port.startListening()  # type: ignore[no-untyped-call]
+    make_prompt(port)
+    with socket.create_connection(port.socket.getsockname()):
+        port.doRead()  # type: ignore[no-untyped-call]
+        (accepted,) = made
+        assert isinstance(accepted.transport, PromptServer)
+        assert accepted.transport.getTcpNoDelay()  # type: ignore[no-untyped-call]
+        accepted.transport._closeSocket(True)  # type: ignore[no-untyped-call]
+    port._closeSocket(True)  # type: ignore[no-untyped-call]

@@ -80,3 +80,6 @@ def make_prompt(port: IListeningPort) -> None:
     """Let a TCP port's connections be prompt; any other port stays as it is."""
     if isinstance(port, tcp.Port) and port.transport is tcp.Server:
         port.transport = PromptServer
+        # Its connections inherit this. An answer would wait for what was sent before it to be acknowledged, and a
+        # client that has nothing to say puts that off for 40 ms.
+        port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -57,6 +57,18 @@ def test_what_it_does_not_take_follows_in_order(connected: Connected) -> None:
     assert arrived + connected.arrived() == poem + b"the end"
 
 
+@pytest.mark.parametrize(("expected_bytes", "read_bytes"), [(0, 65_536), (65_536, 65_536), (65_537, 100_000)])
+def test_a_string_that_is_longer_than_a_common_read_is_read_in_a_longer_one(
+    connected: Connected, expected_bytes: int, read_bytes: int
+) -> None:
+    reads: list[int] = []
+    connected.protocol.dataReceived = lambda data: reads.append(len(data))  # type: ignore[method-assign]
+    connected.socket.send(b"x" * 100_000)
+    connected.transport.expect_bytes(expected_bytes)
+    connected.transport.doRead()
+    assert reads == [read_bytes]
+
+
 def test_nothing_is_sent_in_plain_once_a_connection_is_encrypted(connected: Connected) -> None:
     ssl = pytest.importorskip("twisted.internet.ssl", reason="pip install 'xformd[tls]'")
     connected.transport.startTLS(ssl.CertificateOptions())

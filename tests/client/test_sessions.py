@@ -9,13 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from zope.interface import directlyProvides
 
 import xformd
 from deferreds import error_of, has_fired, result_of
 from network import Host, Network
 from test_protocol import Server
 from xformd import TransformProxy
+from xformd.client.session import Session
 from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S, back_off_s
 from xformd.wire.netstring import Decoder, encode
 
@@ -81,6 +86,15 @@ def test_many_requests_go_over_one_connection(world: World) -> None:
     assert [result_of(answer) for answer in answers] == [f"POEM {number}" for number in range(100)]
     assert world.settle(proxy.xform("upper", b"bytes")) == b"BYTES"
     assert len(world.host.wires) == 1
+
+
+def test_a_request_does_not_wait_until_the_server_has_acknowledged_the_last() -> None:
+    told: list[bool] = []
+    transport = StringTransport()
+    transport.setTcpNoDelay = told.append  # type: ignore[attr-defined]
+    directlyProvides(transport, ITCPTransport)
+    Session("127.0.0.1:1", Clock(), 1_000).makeConnection(transport)
+    assert told == [True]
 
 
 def test_no_more_is_sent_than_the_server_takes_on(world: World) -> None:

@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from xformd.proxying.digests import LONG_BYTES, Digests
+from xformd.proxying.digests import LONG_BYTES, Digests, sketch
 
 
 def poem(number: int, size: int = LONG_BYTES) -> bytes:
@@ -38,3 +38,13 @@ def test_a_poem_that_is_remembered_is_not_hashed_again(monkeypatch: pytest.Monke
     known = digests.of(poem(1))
     monkeypatch.setattr("xformd.proxying.digests.hashlib", None)
     assert digests.of(b"1" * LONG_BYTES) == known
+
+
+def test_poems_that_differ_where_no_sketch_looks_are_told_apart_and_the_last_is_remembered() -> None:
+    owl = b"o" * 2 * LONG_BYTES
+    cat = owl[:5_001] + b"c" + owl[5_002:]
+    assert sketch(owl) == sketch(cat)
+    digests = Digests(10 * LONG_BYTES)
+    for poem in (owl, cat, cat, owl):
+        assert digests.of(poem) == sha256(poem).digest()
+        assert digests.size_bytes == len(poem)

@@ -10,7 +10,7 @@ from collections import deque
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IReactorTime, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
@@ -109,6 +109,8 @@ class Session(Protocol):
     def connectionMade(self) -> None:
         """Open the session."""
         assert self.transport is not None
+        if ITCPTransport.providedBy(self.transport):  # else a request would wait until the last has been acknowledged
+            self.transport.setTcpNoDelay(True)
         self.transport.write(session.encode_opening())
 
     def dataReceived(self, data: bytes) -> None:

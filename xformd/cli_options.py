@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from xformd import quantities
-from xformd.endpoint import tcp_server
+from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 from xformd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -288,18 +288,26 @@ def poem_options(command: Command) -> Command:
     return with_poems
 
 
-def server_options(command: Command) -> Command:
-    """Add what names the servers to ask, and how long to wait for them."""
-
-    @click.option(
-        "--server",
-        "servers",
+def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # noqa: A002 - click's word
+    """Add the option that names the servers which transform."""
+    return click.option(
+        *names,
         multiple=True,
         envvar="XFORMD_SERVER",
         show_envvar=True,
-        default=["127.0.0.1:11000"],
+        default=[f"{DEFAULT_HOST}:{DEFAULT_PORT}"],
         show_default=True,
         metavar="ADDRESS",
+        help=help,
+    )
+
+
+def server_options(command: Command) -> Command:
+    """Add what names the servers to ask, and how long to wait for them."""
+
+    @address_option(
+        "--server",
+        "servers",
         help="HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Several share the work.",
     )
     @click.option(

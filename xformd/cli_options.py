@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import os
 import signal
 import sys
@@ -55,12 +54,6 @@ def guest_code() -> Iterator[TextIO]:
         for stream in (stdout, noise):
             with contextlib.suppress(OSError):  # what could not be written has been said, or nobody is there to read
                 stream.close()
-
-
-def _timeout(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise click.BadParameter(f"{value} is no number of seconds above 0", ctx, param)
-    return value
 
 
 def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -312,11 +305,10 @@ def server_options(command: Command) -> Command:
     )
     @click.option(
         "--timeout",
-        type=float,
-        callback=_timeout,
-        default=60,
+        callback=read_timeout,
+        default="60",
         show_default=True,
-        metavar="SECONDS",
+        metavar="S",
         help="How long to wait for each answer.",
     )
     @functools.wraps(command)

@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.python.failure import Failure
 
 from xformd.errors import XformError
+from xformd.files import WRITE_FAILED
 
 SOME_CAME = 1
-WRITE_FAILED = 73  # EX_CANTCREAT
 
 
 @attrs.frozen

@@ -136,6 +136,14 @@ def test_cancelling_ends_the_connection_and_is_twisteds_own_error(
     assert clock.getDelayedCalls() == []
 
 
+def test_a_server_without_an_address_is_called_what_it_is(network: Network, host: Host, clock: Clock) -> None:
+    poem = get_poem(host, reactor=clock)
+    network.pump()
+    host.wires[0].loseConnection()
+    network.pump()
+    assert error_of(poem, xformd.ConnectionLost).message == "the poem server closed without a word: no poem"
+
+
 def test_what_is_no_address_or_no_timeout_is_said_at_once(host: Host, clock: Clock) -> None:
     with pytest.raises(xformd.ConfigError, match="write HOST:PORT"):
         get_poem("no:such:endpoint", reactor=clock)

@@ -100,11 +100,11 @@ class Gathering:
             for arriving in started:
                 yield await arriving
             return
-        queue: DeferredQueue[Arrival | Failure] = DeferredQueue()
+        queue: DeferredQueue[tuple[Arrival | Failure]] = DeferredQueue()  # which cannot hand on a Failure by itself
         for arriving in started:
-            arriving.addBoth(queue.put)
+            arriving.addBoth(lambda outcome: queue.put((outcome,)))
         for _ in started:
-            arrival = await queue.get()
+            (arrival,) = await queue.get()
             if isinstance(arrival, Failure):
                 arrival.raiseException()
             yield arrival

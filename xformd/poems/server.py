@@ -147,7 +147,7 @@ class PoemProtocol(Protocol):
         """Leave nothing behind: no timer, and no wait for a poem."""
         self._stop_timer()
         self._deadline.close()
-        if self._waiting is not None and self._poem is None:
+        if self._waiting is not None:
             self._waiting.cancel()
         self._factory.connection_ended(self)
 

@@ -31,10 +31,16 @@ def test_it_remembers_the_last_long_poems_within_its_bytes() -> None:
     digests.of(b"short")
     digests.of(poem(1, 4 * LONG_BYTES))
     assert digests.size_bytes == 3 * LONG_BYTES
+    digests.of(poem(9, 3 * LONG_BYTES))
+    assert digests.size_bytes == 3 * LONG_BYTES
 
 
-def test_a_poem_that_is_remembered_is_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_poem_that_is_remembered_is_not_hashed_again_and_one_that_had_to_go_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     digests = Digests(3 * LONG_BYTES)
-    known = digests.of(poem(1))
+    known = [digests.of(poem(number)) for number in range(4)]
     monkeypatch.setattr("xformd.proxying.digests.hashlib", None)
-    assert digests.of(b"1" * LONG_BYTES) == known
+    assert [digests.of(b"%d" % number * LONG_BYTES) for number in (1, 2, 3)] == known[1:]
+    with pytest.raises(AttributeError, match="sha256"):
+        digests.of(poem(0))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableDescriptor
@@ -142,6 +143,17 @@ def test_what_the_transport_has_done_with_gets_no_more(clock: Clock) -> None:
     wire.protocol.resumeProducing()
     clock.advance(1)
     assert wire.value() == b""
+
+
+def test_who_is_cut_off_is_named(clock: Clock, log: Log) -> None:
+    factory = PoemFactory(PoemService(b"The Owl"), clock, stall_timeout_s=300)
+    protocol = factory.buildProtocol(IPv4Address("TCP", "192.0.2.7", 1))
+    assert protocol is not None
+    wire = Wire()
+    wire.takes, wire.protocol = False, protocol
+    protocol.makeConnection(wire)
+    clock.advance(300)
+    assert log.lines == ["cut off 192.0.2.7: it takes nothing"]
 
 
 def test_a_client_that_does_not_take_the_end_is_cut_off_in_the_end(clock: Clock, log: Log) -> None:

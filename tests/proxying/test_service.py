@@ -283,12 +283,17 @@ def test_stopping_gives_up_what_waits(world: World) -> None:
     proxy.stop()
     for answer in answers:
         assert error_of(answer, xformd.ShuttingDown).retry_after_ms == 1000
-    error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)  # which is no wait that was given up
     closing = proxy.close()
     world.network.pump()
     world.clock.advance(1)
     assert has_fired(closing)
     assert world.clock.getDelayedCalls() == []
+
+
+def test_what_fails_by_itself_while_it_stops_is_told_as_what_it_is(world: World) -> None:
+    proxy = world.proxy()
+    proxy.stop()
+    error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
 
 
 # The cache and its failures

@@ -1,4 +1,4 @@
-"""What the poetry commands do without an option is what the library does without an argument."""
+"""What the poetry commands do without an option, and that each option arrives."""
 
 import inspect
 import math
@@ -49,3 +49,14 @@ def test_a_command_has_the_defaults_of_the_library(command: Command, function: A
     assert {name: math.inf if said[name] is None else said[name] for name in names} == {
         name: meant[parameter] for name, parameter in names.items()
     }
+
+
+def test_every_option_of_a_poem_proxy_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(cli_poem, "_run", lambda make, what: made.extend([make.args, make.keywords]))
+    flags = ["--ttl=1min", "--stale=3", "--max-bytes=1MiB", "--connect-timeout=2", "--timeout=500ms", "--listen=tcp:1"]
+    cli_poem.proxy.main([*flags, "owl:1"], standalone_mode=False)
+    assert made == [
+        ("owl:1", ("tcp:1",)),
+        {"ttl_s": 60, "stale_s": 3, "max_bytes": 1024 * 1024, "connect_timeout_s": 2, "timeout_s": 0.5},
+    ]

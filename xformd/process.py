@@ -163,20 +163,17 @@ def within_descriptors(settings: "Settings") -> "Settings":
         The same with no more connections than there can be; the log says so where there are fewer.
     """
     allowed = settings.limits.max_connections
-    workers = settings.worker_count
-    open_now = descriptors.open_descriptors()
-    limit = descriptors.raise_limit(descriptors.needed(allowed, open_now, workers))
-    room = descriptors.room(limit, open_now, workers)
-    if room >= allowed:
+    room = descriptors.make_room(allowed, settings.worker_count)
+    if room.connections == allowed:
         return settings
     log.warn(
         "ulimit -n is {limit} and has room for {room} connections, not for the {allowed} of max_connections; "
         "raise it (LimitNOFILE), or lower max_connections",
-        limit=limit,
-        room=room,
+        limit=room.limit,
+        room=room.connections,
         allowed=allowed,
     )
-    return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=room))
+    return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=room.connections))
 
 
 def _heed_signals(reactor: Any, hang_up: Callable[[], object] | None) -> None:

@@ -127,7 +127,10 @@ class PoemProtocol(Protocol):
         self._stop_timer()
 
     def readConnectionLost(self) -> None:
-        """The client has said all. It may yet read; but one that has nothing to read yet has left."""
+        """The client has said all. It may yet read; but one that has nothing to read yet has left.
+
+        One that closed altogether looks no different until it is sent something, and its wait must not hold a download.
+        """
         self._client_is_done = True
         if self._poem is None:
             self.transport.abortConnection()

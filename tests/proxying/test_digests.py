@@ -20,6 +20,21 @@ def test_a_digest_is_that_of_the_poem_however_often_it_is_asked_for(size: int) -
         ]
 
 
+def test_a_poem_that_takes_all_the_room_is_remembered() -> None:
+    digests = Digests(3 * LONG_BYTES)
+    digests.of(poem(1, 3 * LONG_BYTES))
+    assert digests.size_bytes == 3 * LONG_BYTES
+
+
+def test_a_poem_that_had_to_make_room_is_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = Digests(3 * LONG_BYTES)
+    known = [digests.of(poem(number)) for number in range(4)]
+    monkeypatch.setattr("xformd.proxying.digests.hashlib", None)
+    assert [digests.of(poem(number)) for number in (1, 2, 3)] == known[1:]
+    with pytest.raises(AttributeError, match="sha256"):
+        digests.of(poem(0))
+
+
 def test_it_remembers_the_last_long_poems_within_its_bytes() -> None:
     digests = Digests(3 * LONG_BYTES)
     sizes = []

@@ -55,6 +55,7 @@ class Session(Protocol):
         self.hello: session.Hello | None = None
         self._address = address
         self._clock = clock
+        self._max_result_bytes = max_result_bytes
         self._decoder = netstring.Decoder(max_result_bytes + session.MAX_HEAD_BYTES)
         self._last_id = 0
         self._waiting: deque[_Pending] = deque()
@@ -195,7 +196,7 @@ class Session(Protocol):
         self._given_up.discard(reply.id)
         if isinstance(reply, session.Reply):
             if pending is not None:
-                pending.answer.callback(reply.poem)
+                pending.answer.callback(self._within_limit(reply.poem, pending.message))
         elif reply.id == session.CONNECTION_ID:
             self._goodbye = reply.error
             self._fail_waiting(reply.error)
@@ -203,6 +204,12 @@ class Session(Protocol):
             if isinstance(reply.error, ShuttingDown):
                 self._goodbye = reply.error
             pending.answer.errback(_as_not_sent(reply.error))
+
+    def _within_limit(self, poem: bytes, message: Message) -> bytes | Failure:
+        # What the decoder lets pass may have a head of any length, and a poem that is longer by that.
+        if len(poem) <= self._max_result_bytes or isinstance(message, session.ControlRequest):
+            return poem
+        return Failure(TooLarge(f"the result has {len(poem)} bytes; the limit is {self._max_result_bytes} bytes"))
 
     def _give_up(self, pending: _Pending) -> None:
         if pending in self._waiting:

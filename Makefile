@@ -47,19 +47,19 @@ clean: ## Remove what these commands have made
 $(VENV)/installed: pyproject.toml | python
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[tls]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[tls,http]' --group dev
 	touch $@
 
 $(BENCH_VENV)/installed: pyproject.toml | python
 	$(PYTHON) -m venv --clear $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BENCH_VENV)/bin/python -m pip install --quiet --editable . --group bench
+	$(BENCH_VENV)/bin/python -m pip install --quiet --editable '.[http]' --group bench
 	touch $@
 
 # Not editable, and apart from the tools above: what somebody else's machine would have.
 $(GUEST_VENV)/installed: $(shell find xformd twistd plugins-example -name '*.py' -o -name pyproject.toml) pyproject.toml | python
 	$(PYTHON) -m venv --clear $(GUEST_VENV)
-	$(GUEST_BIN)/python -m pip install --quiet '.[proxy]' $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
+	$(GUEST_BIN)/python -m pip install --quiet '.[proxy,http]' $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
 	touch $@
 
 .PHONY: python

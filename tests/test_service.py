@@ -532,7 +532,7 @@ def test_a_runner_that_breaks_its_word_is_a_fault_of_xformd(clock: Clock, log: L
     broken: Deferred[bytes] = Deferred()
 
     class Runner(InlineRunner):
-        def run(self, *_: object) -> Deferred[bytes]:
+        def run(self, *_: object, **__: object) -> Deferred[bytes]:
             return broken
 
     service = TransformService(Generation(REGISTRY, Runner(1, clock)), Limits(), clock)

@@ -51,6 +51,15 @@ def test_a_transform_is_not_taken_for_deterministic_unless_it_says_so() -> None:
     assert not shout_loud.deterministic
 
 
+def test_a_transform_may_say_what_its_results_are() -> None:
+    @transform(media_type="text/html; charset=utf-8")
+    def page(poem: str) -> str:
+        return poem
+
+    assert page.media_type == "text/html; charset=utf-8"
+    assert shout_loud.media_type is None
+
+
 def test_the_decorator_works_bare_and_the_result_is_still_a_function() -> None:
     @transform
     def swap(poem: bytes) -> bytes:
@@ -161,6 +170,11 @@ def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], 
         ({"memory": 512e6}, "memory must be a whole number of bytes above 0, not 512000000.0"),
         ({"memory": True}, "memory must be a whole number of bytes above 0, not True"),
         ({"memory": "1G"}, "memory must be a whole number of bytes above 0, not '1G'"),
+        ({"media_type": "html"}, "media type must be like 'text/html', with parameters or without, not 'html'"),
+        ({"media_type": "text/html\r\nSet-Cookie: owl=1"}, "media type must be like 'text/html'"),
+        ({"media_type": ""}, "media type must be like 'text/html'"),
+        ({"media_type": b"text/html"}, "media type must be like 'text/html'"),
+        ({"media_type": "text/plain; charset=latin-1"}, "text is sent as UTF-8"),
         ({"examples": [("a", "\ud800")]}, "holds a lone surrogate"),
         ({"examples": [("a", "b", 5)]}, "must give its options as a dict"),
         ({"examples": [("a",)]}, "missing 1 required positional argument"),

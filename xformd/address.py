@@ -62,12 +62,13 @@ def client_endpoint(reactor: Any, address: str, default_port: int = DEFAULT_PORT
     return endpoint
 
 
-def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+def server_endpoint(reactor: Any, description: str, setting: str = "listen") -> IStreamServerEndpoint:
     """Read a place to listen.
 
     Args:
         reactor: what will listen.
         description: a Twisted server endpoint string, such as ``tcp:11000:interface=127.0.0.1``.
+        setting: which names it.
 
     Returns:
         The endpoint to listen on.
@@ -76,16 +77,16 @@ def server_endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
         ConfigError: it is no endpoint string.
     """
     if reason := _lacks_tls(description, "ssl:", "tls:"):
-        raise ConfigError(reason, setting="listen")
+        raise ConfigError(reason, setting=setting)
     if description.startswith("stdio"):
         reason = f"{description!r}: standard input is one connection, and no place to listen"
-        raise ConfigError(reason, setting="listen")
+        raise ConfigError(reason, setting=setting)
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
     except Exception as error:  # as above
         example = f"tcp:{DEFAULT_PORT}:interface={DEFAULT_HOST}"
         reason = f"{description!r}: {error}; write a Twisted server endpoint, such as {example}"
-        raise ConfigError(reason, setting="listen") from error
+        raise ConfigError(reason, setting=setting) from error
     return endpoint
 
 

@@ -1,10 +1,12 @@
 """The composition root: settings in, a Twisted service out that listens, answers and stops in good order."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
 from xformd.config import Settings
+from xformd.errors import ConfigError
 from xformd.factory import TransformFactory
 from xformd.generations import Generations
 from xformd.listening import Listening
@@ -19,13 +21,20 @@ class Server(Listening):
         listen: the endpoints to listen on.
         factory: makes its connections.
         reactor: what it runs on.
+        others: where else it is answered, over HTTP.
     """
 
     def __init__(
-        self, generations: Generations, listen: tuple[str, ...], factory: TransformFactory, reactor: Any
+        self,
+        generations: Generations,
+        listen: tuple[str, ...],
+        factory: TransformFactory,
+        reactor: Any,
+        others: Sequence[Listening] = (),
     ) -> None:
         super().__init__(listen, factory, reactor, is_prompt=True)
         self._generations = generations
+        self._others = others
 
     @property
     def registry(self) -> Registry:
@@ -38,12 +47,16 @@ class Server(Listening):
 
     async def _start(self) -> tuple[str, ...]:
         shown = await super()._start()
+        for other in self._others:
+            other.startService()
+            shown += await other.listening
         self._generations.start()
         return shown
 
     async def _stop(self) -> None:
         try:
-            await super()._stop()
+            own = Deferred.fromCoroutine(super()._stop())
+            await gatherResults([own, *(other.stopService() for other in self._others)])
         finally:
             await self._generations.stop()
 
@@ -63,4 +76,18 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     """
     generations = Generations(settings, reactor)
     factory = TransformFactory(generations.service, settings.limits, reactor)
-    return Server(generations, settings.listen, factory, reactor)
+    others = _answer_http(settings, generations, reactor) if settings.answers_http else ()
+    return Server(generations, settings.listen, factory, reactor, others)
+
+
+def _answer_http(settings: Settings, generations: Generations, reactor: Any) -> list[Listening]:
+    try:
+        from xformd.http.application import Parts, make_application
+        from xformd.http.factory import HttpFactory
+    except ImportError as error:
+        setting = "http" if settings.http else "metrics"
+        raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
+    service, limits = generations.service, settings.limits
+    application = make_application(Parts(service=service, limits=limits, origins=settings.cors))
+    factory = HttpFactory(application, service, limits, reactor)
+    return [Listening(settings.http, factory, reactor, is_prompt=True, setting="http", scheme="http://")]

@@ -98,6 +98,21 @@ def _add_flags(command: Command) -> Command:
             metavar="ENDPOINT",
             help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock. May be repeated.",
         ),
+        click.option(
+            "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this other site call over HTTP; * is all."
+        ),
+        click.option(
+            "--metrics",
+            multiple=True,
+            metavar="ENDPOINT",
+            help="Where to answer /metrics, /livez and /readyz over HTTP, and nothing else. May be repeated.",
+        ),
+        click.option(
+            "--http",
+            multiple=True,
+            metavar="ENDPOINT",
+            help="Where to answer HTTP too: a Twisted server endpoint, such as tcp:8000. May be repeated.",
+        ),
         config_option,
     ):
         command = add(command)
@@ -115,6 +130,7 @@ def serve(configuration: "Configuration") -> None:
     Examples:
       xformd serve
       xformd serve --port 0 --plugins xformd-shout
+      xformd serve --http tcp:8000:interface=127.0.0.1
       xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
       xformd serve --config /etc/xformd.toml --workers 4 --max-queue 100

@@ -1,14 +1,18 @@
 """Makes the connections of a server, counts them, and ends them in good order when it stops."""
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
-from xformd.connections import Connections
-from xformd.forms import Service
+from xformd.accounting import Accounts
+from xformd.connections import Connections, Refusal
+from xformd.forms import Connection, Form, Service
 from xformd.hangups import HangUps
 from xformd.limits import Limits
+from xformd.metrics import Door
 from xformd.protocol import LAST_WORD_S, TransformProtocol
 from xformd.refusals import RefusalLog
 
@@ -20,13 +24,28 @@ class TransformFactory(ServerFactory):
         service: what answers the requests.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
+        accounts: the same service, counted for each form; None where nobody counts.
+        make_form: says how a connection is spoken on; without it that is for its first netstring to say.
+
+    Attributes:
+        cut_off: how many connections it has ended because they took too long.
     """
 
     noisy = False
     log = Logger()
 
-    def __init__(self, service: Service, limits: Limits, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        service: Service,
+        limits: Limits,
+        clock: IReactorTime,
+        accounts: Accounts | None = None,
+        make_form: Callable[[Connection], Form] | None = None,
+    ) -> None:
+        self.make_form = make_form
         self.service = service
+        self.accounts = accounts
+        self.cut_off = 0
         self.limits = limits
         self.clock = clock
         self.connections: Connections[TransformProtocol] = Connections(limits)
@@ -39,10 +58,27 @@ class TransformFactory(ServerFactory):
         if self._drained is not None:
             return None
         peer: str | None = getattr(addr, "host", None)
-        if refusal := self.connections.refusal(peer):
+        if (refusal := self.connections.refusal(peer)) and not self.make_room(refusal):
             self.refusals.refused(refusal.kind, refusal.reason)
             return None
         return TransformProtocol(self, peer)
+
+    def make_room(self, refusal: Refusal) -> bool:
+        """End a connection for the sake of a new one.
+
+        Args:
+            refusal: why there is no room.
+
+        Returns:
+            Whether there is room now; here there never is, for every connection may be of use.
+        """
+        del refusal
+        return False
+
+    @property
+    def door(self) -> Door:
+        """What has become of its connections."""
+        return Door(len(self.connections), self.refusals.counts, self.cut_off)
 
     @property
     def is_stopping(self) -> bool:

@@ -3,6 +3,7 @@
 A reload makes a new one. What an old one has begun, it ends.
 """
 
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred
 
+from xformd.metrics import Tally
 from xformd.plugins import listing
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller, Runner
@@ -19,6 +21,7 @@ from xformd.runners.inline import InlineRunner, Outcome, Run
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import Quarantine
 from xformd.spec import SHORT_CHARACTERS, Spec
+from xformd.transform import Transform
 
 MAX_PLANS = 1_024
 """How many specs are remembered with their transforms and options."""
@@ -32,7 +35,7 @@ class Stage:
     calls: tuple[Call, ...]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Ready:
     """A request's words, looked up and converted: one transform that runs at once.
 
@@ -40,11 +43,17 @@ class Ready:
         run: gives it a poem; whatever comes of that is for ``conclude``, unless it is bytes of a fair length.
         conclude: takes what ``run`` gave, or the failure with what it raised. It does what ``xform`` does then.
         held: is to be told when it has run for more than ``HELD_S``, and for how many seconds.
+        name: the transform's.
+        tally: takes down what it runs, and how long that takes; None where nobody counts.
+        counted: the same with a tally, by whose it is.
     """
 
     run: Run
     conclude: Callable[[Outcome], bytes | Deferred[bytes]]
     held: Callable[[float], None]
+    name: str = ""
+    tally: Tally | None = None
+    counted: dict[object, "Ready"] = attrs.field(factory=dict)
 
 
 class Generation:
@@ -103,6 +112,21 @@ class Generation:
             self._listing = (quarantined, json.dumps(self.describe()).encode())
         return self._listing[1]
 
+    @functools.cached_property
+    def needs_workers(self) -> bool:
+        """Whether some of its transforms run in workers."""
+        return any(self._is_isolated(entry.transform) for entry in self.registry.entries.values())
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests wait for something."""
+        return len(self._in_flight)
+
+    @property
+    def quarantined(self) -> frozenset[str]:
+        """Which transforms are in quarantine."""
+        return self._quarantine.names
+
     def caller_has_room(self, caller: Caller) -> None:
         """Go on with work that waited until its caller had room for a result."""
         if self._workers is not None:
@@ -139,7 +163,10 @@ class Generation:
         return stages
 
     def _workers_for(self, call: Call) -> Runner | None:
-        return self._workers if self._placement.is_isolated(call.entry.transform) else None
+        return self._workers if self._is_isolated(call.entry.transform) else None
+
+    def _is_isolated(self, transform: Transform) -> bool:
+        return self._workers is not None and self._placement.is_isolated(transform)
 
     def _forget(self, outcome: Any, request: Deferred[bytes]) -> Any:
         self._in_flight.pop(request, None)

@@ -4,6 +4,7 @@ The law: a reload that would break what works changes nothing, and no request fa
 """
 
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from xformd.runners.supervisor import START_TIMEOUT_S, NotReady
 from xformd.runners.worker_process import WorkerProcess
 from xformd.runners.workers import WorkerPool
 from xformd.service import TransformService
+from xformd.vitals import Vitals, WorkerHistory
 from xformd.wire import session
 
 RELOAD_TIMEOUT_S = 2 * START_TIMEOUT_S + 10.0
@@ -60,6 +62,7 @@ class Generations:
         self._inline = InlineRunner(settings.limits.max_result_bytes, reactor)
         registry = loader.load(settings.selection)
         self._placement.check(registry)
+        self._history = WorkerHistory()
         self._pool = self._make_pool(registry)
         self._retiring: set[WorkerPool] = set()
         self._proving: Deferred[Report | NotReady] | None = None
@@ -71,6 +74,24 @@ class Generations:
         if self._pool is not None:
             self._pool.supervisor.ready.addCallback(self._adopt)
             self._pool.start()
+
+    def vitals(self) -> Vitals:
+        """Say how the server is now."""
+        now = self._pool.supervisor.states if self._pool is not None else {}
+        pools = {pool for pool in (self._pool, *self._retiring) if pool is not None}
+        workers = Counter(dict.fromkeys(("starting", "idle", "busy", "ending"), 0))
+        for pool in pools:
+            workers.update(pool.supervisor.states)
+        return Vitals(
+            queue_length=sum(pool.waiting for pool in pools),
+            max_queue=self._settings.limits.max_queue,
+            workers=workers,
+            proven_workers=now.get("idle", 0) + now.get("busy", 0),
+            needs_workers=self.service.needs_workers,
+            history=attrs.evolve(self._history),
+            quarantined=self.service.quarantined,
+            in_flight=self.service.in_flight,
+        )
 
     def stop(self) -> Deferred[Any]:
         """End every worker, of this generation and of those before; fires when no process is left."""
@@ -199,6 +220,7 @@ class Generations:
             quarantine=Quarantine(),
             limits=limits,
             clock=self._reactor,
+            history=self._history,
         )
 
 

@@ -37,6 +37,8 @@ class Listening(Service):
         factory: makes its connections.
         reactor: what it runs on.
         is_prompt: whether what it writes is sent at once; not for a factory whose connections have producers.
+        setting: which names the endpoints.
+        scheme: what stands before an address that is shown, such as ``http://``.
 
     Attributes:
         listening: fires with the addresses once it listens on all of them; fails with ``ListenFailed`` or
@@ -46,13 +48,22 @@ class Listening(Service):
     log = Logger()
 
     def __init__(
-        self, listen: tuple[str, ...], factory: DrainableFactory, reactor: Any, *, is_prompt: bool = False
+        self,
+        listen: tuple[str, ...],
+        factory: DrainableFactory,
+        reactor: Any,
+        *,
+        is_prompt: bool = False,
+        setting: str = "listen",
+        scheme: str = "",
     ) -> None:
         self.listening: Deferred[tuple[str, ...]] = Deferred()
         self._listen = listen
         self._factory = factory
         self._reactor = reactor
         self._is_prompt = is_prompt
+        self._setting = setting
+        self._scheme = scheme
         self._ports: list[IListeningPort] = []
         self._accept_errors = AcceptErrors(self._ran_out, self._rest)
         self._resting: IDelayedCall | None = None
@@ -71,7 +82,7 @@ class Listening(Service):
     async def _start(self) -> tuple[str, ...]:
         shown = []
         for description in self._listen:
-            endpoint = address.server_endpoint(self._reactor, description)
+            endpoint = address.server_endpoint(self._reactor, description, self._setting)
             try:
                 port = await endpoint.listen(cast(Any, self._factory))
             except Exception as error:  # each kind of endpoint raises as it likes
@@ -79,7 +90,7 @@ class Listening(Service):
             if self._is_prompt:
                 make_prompt(port)
             self._ports.append(port)
-            shown.append(address.show(port.getHost()))
+            shown.append(self._scheme + address.show(port.getHost()))
         return tuple(shown)
 
     async def _stop(self) -> None:
@@ -157,8 +168,8 @@ class StartOrFail(Service):
 
     def _failed(self, failure: Failure) -> None:
         error: Any = failure.value
-        if isinstance(error, ConfigError) and error.setting == "listen":
-            error = error.begin_with("--listen")
+        if isinstance(error, ConfigError) and error.setting is not None:
+            error = error.begin_with(f"--{error.setting}")
         self._error = error
         if not self._is_starting:  # an endpoint that took its time to find out
             self.log.critical("{reason}", reason=describe(error))

@@ -1,6 +1,5 @@
 """What a process needs around Twisted: a log, signals, and a reactor that runs until the work is done."""
 
-import contextlib
 import functools
 import os
 import signal
@@ -88,7 +87,7 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
     """
     _default_signals()
     signal.signal(signal.SIGHUP, _ignore)  # whoever wants the plugins anew gets them: they are being loaded
-    prepare_to_serve()
+    prepare_to_serve(with_loop=settings.answers_http)
     from xformd.app import make_server  # which a client's command does not need
 
     run_server(
@@ -99,12 +98,21 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
     )
 
 
-def prepare_to_serve() -> None:
-    """Make this process one that serves transforms; before anything else installs a reactor."""
-    with contextlib.suppress(ImportError):  # this system has no epoll: Twisted's choice will do
-        from xformd.prompt_reactor import install
+def prepare_to_serve(*, with_loop: bool = False) -> None:
+    """Make this process one that serves transforms; before anything else installs a reactor.
 
-        install()
+    Args:
+        with_loop: whether asyncio's tasks run here too, as HTTP's do.
+    """
+    try:
+        from xformd import loop_reactor, prompt_reactor
+    except ImportError:  # this system has no epoll
+        if with_loop:
+            from twisted.internet import asyncioreactor
+
+            asyncioreactor.install()
+    else:
+        (loop_reactor if with_loop else prompt_reactor).install()
     start_logging(terse_observer())
     keep_freed_memory()
 
@@ -163,17 +171,19 @@ def within_descriptors(settings: "Settings") -> "Settings":
         The same with no more connections than there can be; the log says so where there are fewer.
     """
     allowed = settings.limits.max_connections
+    fronts = 1 + settings.answers_http  # each of which allows so many
     workers = settings.worker_count
     open_now = descriptors.open_descriptors()
-    limit = descriptors.raise_limit(descriptors.needed(allowed, open_now, workers))
-    room = descriptors.room(limit, open_now, workers)
+    limit = descriptors.raise_limit(descriptors.needed(fronts * allowed, open_now, workers))
+    room = max(1, descriptors.room(limit, open_now, workers) // fronts)
     if room >= allowed:
         return settings
     log.warn(
-        "ulimit -n is {limit} and has room for {room} connections, not for the {allowed} of max_connections; "
+        "ulimit -n is {limit} and has room for {room} connections{each}, not for the {allowed} of max_connections; "
         "raise it (LimitNOFILE), or lower max_connections",
         limit=limit,
         room=room,
+        each=" on each port" if fronts > 1 else "",
         allowed=allowed,
     )
     return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=room))

@@ -23,9 +23,10 @@ from zope.interface import implementer
 
 from xformd.deadline import Deadline
 from xformd.errors import BadFrame, TooLarge, XformError
-from xformd.forms import Form
+from xformd.forms import Form, Service
 from xformd.forms.classic import ClassicForm
 from xformd.forms.session import SessionForm
+from xformd.metrics import Front
 from xformd.output import PART_BYTES, IStreamTransport, Output
 from xformd.wire import netstring, session
 
@@ -42,7 +43,7 @@ class IServerTransport(ITCPTransport, IStreamTransport, IPushProducer):
 
 @implementer(IHalfCloseableProtocol)
 class TransformProtocol(Protocol):
-    """One connection. Its first netstring says which form it speaks.
+    """One connection. Its first netstring says which form it speaks, unless the factory knows already.
 
     Args:
         factory: whose connection it is.
@@ -57,7 +58,8 @@ class TransformProtocol(Protocol):
     def __init__(self, factory: "TransformFactory", peer: str | None = None) -> None:
         self.factory = factory
         self.peer = peer
-        self.service = factory.service
+        self.service: Service = factory.service
+        self._front: Front = "netstring"
         self.limits = factory.limits
         self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
         self._form: Form | None = None
@@ -79,6 +81,8 @@ class TransformProtocol(Protocol):
         self.factory.connections.add(self, self.peer)
         self._is_prompt = hasattr(self.transport, "expect_bytes")
         self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
+        if self.factory.make_form is not None:
+            self._form = self.factory.make_form(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Hand over what arrives; throw it away once the end has begun."""
@@ -190,6 +194,11 @@ class TransformProtocol(Protocol):
         """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
         self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
 
+    def count_refusal(self, error: XformError) -> None:
+        """Count a request that never reached the service."""
+        if self.factory.accounts is not None:
+            self.factory.accounts.metrics.refused(self._front, error.code)
+
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
         self.log.info("refused {peer}: {code}: {message}", peer=self._peer(), code=error.code, message=error.message)
@@ -223,11 +232,18 @@ class TransformProtocol(Protocol):
             return
         self.expect_bytes(self._decoder.missing_bytes)
         if strings == [session.OPENING]:
+            self._front = "session"
+            if (accounts := self.factory.accounts) is not None:
+                self.service = accounts.session
             self._form = SessionForm(self, self._decoder)
         elif strings:
+            self._front = "classic"
+            if (accounts := self.factory.accounts) is not None:
+                self.service = accounts.classic
             self._form = ClassicForm(self, strings[0])
 
     def _refuse(self, error: XformError) -> None:
+        self.count_refusal(error)
         self.log_refusal(error)
         self.close()
 
@@ -268,6 +284,7 @@ class TransformProtocol(Protocol):
 
     def _expire(self) -> None:
         why = "it neither took what it was sent nor closed" if self._is_closing else "it took too long"
+        self.factory.cut_off += 1
         self.log.info("cut off {peer}: {why}", peer=self._peer(), why=why)
         self.abort()
 

@@ -1,5 +1,7 @@
 """Tells the operator of connections that are refused: at most one line a second for each kind."""
 
+from collections import Counter
+
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -11,12 +13,16 @@ class RefusalLog:
 
     Args:
         clock: a reactor, or a clock in its place.
+
+    Attributes:
+        counts: how many there were, by kind.
     """
 
     log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
+        self.counts: Counter[str] = Counter()
         self._more: dict[str, tuple[int, str]] = {}  # not logged yet: how many, and the last one's reason
 
     def refused(self, kind: str, reason: str) -> None:
@@ -26,6 +32,7 @@ class RefusalLog:
             kind: what it has in common with others.
             reason: why, for a person.
         """
+        self.counts[kind] += 1
         if kind in self._more:
             count, _ = self._more[kind]
             self._more[kind] = (count + 1, reason)

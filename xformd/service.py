@@ -23,6 +23,7 @@ from xformd.plugins.registry import Registry
 from xformd.runners import Caller
 from xformd.runners.calls import name_all, took_too_long
 from xformd.runners.inline import InlineRunner, Outcome, bind
+from xformd.runners.trace import Trace
 from xformd.spec import SHORT_CHARACTERS, Spec
 from xformd.wire import session
 
@@ -89,6 +90,21 @@ class TransformService:
         self._old.add(old)
         return old.finished().addCallback(lambda _: self._old.discard(old))
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests wait for something."""
+        return sum(generation.in_flight for generation in (self._generation, *self._old))
+
+    @property
+    def needs_workers(self) -> bool:
+        """Whether there are transforms that run in workers."""
+        return self._generation.needs_workers
+
+    @property
+    def quarantined(self) -> frozenset[str]:
+        """Which transforms are in quarantine."""
+        return self._generation.quarantined
+
     def stop(self) -> None:
         """Give up every request in flight, with ``ShuttingDown``."""
         self._is_stopping = True
@@ -101,7 +117,13 @@ class TransformService:
             generation.caller_has_room(caller)
 
     def xform(
-        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller | None = None
+        self,
+        spec: Spec,
+        poem: bytes,
+        *,
+        timeout_s: float | None = None,
+        caller: Caller | None = None,
+        trace: Trace | None = None,
     ) -> bytes | Deferred[bytes]:
         """Transform a poem.
 
@@ -110,6 +132,7 @@ class TransformService:
             poem: the poem, as it came.
             timeout_s: how many seconds the caller wants to wait, where that is less than the limit.
             caller: who asks, where that is somebody who asks for several things at once.
+            trace: takes the times of the request, and gives it an id in the log.
 
         Returns:
             The result at once where every step gives its own at once, else a Deferred of it. Cancelling the
@@ -124,19 +147,19 @@ class TransformService:
             if timeout_s is not None and timeout_s <= 0:
                 raise TransformTimeout(f"no time was left for {spec} when it came")
             if len(stages) == 1:
-                result = stages[0].runner.run(stages[0].calls, poem, caller)
+                result = stages[0].runner.run(stages[0].calls, poem, caller, trace=trace)
                 if isinstance(result, bytes):
                     return result  # the way of most requests: no clock, no Deferred
                 result = self._in_time(stages[0], result, self._budget(timeout_s))
             else:
-                result = self._in_turn(stages, poem, self._budget(timeout_s), caller)
+                result = self._in_turn(stages, poem, self._budget(timeout_s), caller, trace)
                 if isinstance(result, bytes):
                     return result
         except XformError:
             raise
         except Exception as error:
-            raise self._internal_error(Failure()) from error
-        return self._note(generation, result)
+            raise self._internal_error(Failure(), trace) from error
+        return self._note(generation, result, trace)
 
     def ready(self, words: bytes) -> Ready | None:
         """Look up what stands between a request's id and its ``.``, for a front that answers many in one loop.
@@ -177,11 +200,13 @@ class TransformService:
                 return result
             return self._note(generation, self._in_time(stage, result, self._budget(timeout_s)))
 
-        return Ready(bind(call), conclude, lambda seconds: inline.note_hold(call, seconds))
+        return Ready(bind(call), conclude, lambda seconds: inline.note_hold(call, seconds), call.name)
 
-    def _note(self, generation: Generation, result: Deferred[bytes]) -> Deferred[bytes]:
+    def _note(self, generation: Generation, result: Deferred[bytes], trace: Trace | None = None) -> Deferred[bytes]:
         generation.note(result)
-        return result.addErrback(self._last_word)
+        if trace is not None:  # a request may have its outcome before its work has an end
+            result.addBoth(_end, trace)
+        return result.addErrback(self._last_word, trace)
 
     def _budget(self, timeout_s: float | None) -> _Budget:
         limit_s = self._limits.transform_timeout_s
@@ -194,24 +219,30 @@ class TransformService:
         poem: bytes,
         budget: _Budget,
         caller: Caller | None,
+        trace: Trace | None,
         *,
         is_admitted: bool = False,
     ) -> bytes | Deferred[bytes]:
         for index, stage in enumerate(stages):
             if self._clock.seconds() > budget.ends_at:  # a stage before it took all the time there was
                 raise TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
-            result = stage.runner.run(stage.calls, poem, caller, is_admitted=is_admitted or index > 0)
+            result = stage.runner.run(stage.calls, poem, caller, is_admitted=is_admitted or index > 0, trace=trace)
             if isinstance(result, Deferred):
                 pending = self._in_time(stage, result, budget)
                 rest = stages[index + 1 :]
-                return Deferred.fromCoroutine(self._go_on(pending, rest, budget, caller)) if rest else pending
+                return Deferred.fromCoroutine(self._go_on(pending, rest, budget, caller, trace)) if rest else pending
             poem = result
         return poem
 
     async def _go_on(
-        self, pending: Deferred[bytes], rest: Sequence[Stage], budget: _Budget, caller: Caller | None
+        self,
+        pending: Deferred[bytes],
+        rest: Sequence[Stage],
+        budget: _Budget,
+        caller: Caller | None,
+        trace: Trace | None,
     ) -> bytes:
-        result = self._in_turn(rest, await pending, budget, caller, is_admitted=True)
+        result = self._in_turn(rest, await pending, budget, caller, trace, is_admitted=True)
         return await result if isinstance(result, Deferred) else result
 
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
@@ -219,14 +250,19 @@ class TransformService:
         remaining_s = budget.ends_at - self._clock.seconds()
         return within(self._clock, remaining_s, name, work, lambda: took_too_long(name, budget.allowed_s))
 
-    def _last_word(self, failure: Failure) -> Failure:
+    def _last_word(self, failure: Failure, trace: Trace | None) -> Failure:
         if self._is_stopping and failure.check(Cancelled):
             return Failure(ShuttingDown.before_it_was_done())  # it may have begun: no retry-after
         if isinstance(failure.value, XformError):
             return failure
-        return Failure(self._internal_error(failure))
+        return Failure(self._internal_error(failure, trace))
 
-    def _internal_error(self, failure: Failure) -> InternalError:
-        request_id = uuid.uuid4().hex
+    def _internal_error(self, failure: Failure, trace: Trace | None) -> InternalError:
+        request_id = (trace.request_id if trace is not None else None) or uuid.uuid4().hex
         self.log.failure("internal error {request_id}", failure, request_id=request_id)
         return InternalError(request_id)
+
+
+def _end(outcome: bytes | Failure, trace: Trace) -> bytes | Failure:
+    trace.ends()
+    return outcome

@@ -24,7 +24,8 @@ MAX_STEPS = 32
 """A request may not multiply its own cost without bound."""
 
 NAME_RULE = "a-z, then up to 63 of a-z 0-9 - _"
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
+NAME_PATTERN = "[a-z][a-z0-9_-]{0,63}"
+_NAME = re.compile(rf"{NAME_PATTERN}\Z")
 _WIRE_VALUE = re.compile(r"(?:[A-Za-z0-9_~-]|%[0-9A-Fa-f]{2})*")
 _READABLE_VALUE = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _ENCODED = re.compile(rb"[^A-Za-z0-9_~-]")

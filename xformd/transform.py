@@ -12,6 +12,7 @@ from typing import Any, overload
 import attrs
 
 from xformd.errors import BadOptions, DefinitionError, GibberishError, TransformFailed, one_line
+from xformd.media_type import charset, is_media_type
 from xformd.options import Option, OptionValue
 from xformd.signature import PoemKind, read_signature
 from xformd.spec import NAME_RULE, is_name
@@ -49,6 +50,7 @@ class Transform:
         memory_bytes: how much its worker may take on for it, where that is less than the server allows.
         deterministic: the author's word that the same poem and options give the same result, every time, everywhere
             and for everybody, until the plugin's version changes: a proxy may keep results.
+        media_type: what its results are in HTTP's words, such as ``text/html``; None for plain text, or plain bytes.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Transform:
     timeout_s: float | None = None
     memory_bytes: int | None = None
     deterministic: bool = False
+    media_type: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if not is_name(self.name):
@@ -73,6 +76,7 @@ class Transform:
         if self.memory_bytes is not None and not (type(self.memory_bytes) is int and self.memory_bytes > 0):
             rule = "the memory must be a whole number of bytes above 0"
             raise DefinitionError(f"transform {self.name!r}: {rule}, not {self.memory_bytes!r}")
+        self._check_media_type()
         for example in self.examples:
             self._check_example(example)
 
@@ -139,6 +143,15 @@ class Transform:
         wanted = "str" if self.kind == "text" else "bytes"
         raise TransformFailed(f"{self.name} returned {type(result).__name__} where it must return {wanted}")
 
+    def _check_media_type(self) -> None:
+        if self.media_type is None:
+            return
+        if not is_media_type(self.media_type):
+            rule = "the media type must be like 'text/html', with parameters or without"
+            raise DefinitionError(f"transform {self.name!r}: {rule}, not {self.media_type!r}")
+        if self.kind == "text" and charset(self.media_type) not in (None, "utf-8"):
+            raise DefinitionError(f"transform {self.name!r}: text is sent as UTF-8, not as {self.media_type!r} says")
+
     def _check_example(self, example: object) -> None:
         where = f"transform {self.name!r}: the example {example!r}"
         if not isinstance(example, Example):
@@ -186,6 +199,7 @@ def transform(
     timeout: float | None = None,
     memory: int | None = None,
     deterministic: bool = False,
+    media_type: str | None = None,
 ) -> Callable[[Callable[..., Any]], Transform]: ...
 
 
@@ -199,6 +213,7 @@ def transform(
     timeout: float | None = None,
     memory: int | None = None,
     deterministic: bool = False,
+    media_type: str | None = None,
 ) -> Transform | Callable[[Callable[..., Any]], Transform]:
     """Make a transform from a function; use it bare or with arguments.
 
@@ -215,6 +230,8 @@ def transform(
         memory: how many bytes it may need besides what its worker has already; the operator's limit caps it.
         deterministic: your word that the same poem and options always give the same result, for this version of the
             plugin: caching proxies may then keep results.
+        media_type: what the results are, such as ``text/html``, for callers by HTTP; plain text, or plain bytes, where
+            nothing is said.
 
     Returns:
         The transform, or a decorator that makes it.
@@ -242,6 +259,7 @@ def transform(
             timeout_s=timeout,
             memory_bytes=memory,
             deterministic=deterministic,
+            media_type=media_type,
         )
 
     return make if function is None else make(function)

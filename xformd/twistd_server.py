@@ -18,7 +18,7 @@ from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 from xformd.errors import ConfigError
 from xformd.listening import StartOrFail
 
-_REPEATED = ("listen", "block", "plugins_dir", "prefer", "inline", "isolate")
+_REPEATED = ("listen", "http", "metrics", "cors", "block", "plugins_dir", "prefer", "inline", "isolate")
 _SINGLE = [setting for name, setting in TABLE.items() if name not in _REPEATED and name != "strict"]
 
 

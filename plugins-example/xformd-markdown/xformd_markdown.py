@@ -30,7 +30,8 @@ MAX_NESTING = 100
         ("~~owl~~", "<p>~~owl~~</p>\n"),
         ("~~owl~~", "<p><s>owl</s></p>\n", {"preset": "default"}),
         ("", ""),
-    ]
+    ],
+    media_type="text/html",
 )
 def markdown(
     poem: str,

@@ -49,6 +49,7 @@ def transforms(draw: st.DrawFn, name: str) -> Transform:
         timeout_s=draw(st.none() | st.integers(1, 9) | st.floats(0.1, 9)),
         memory_bytes=draw(st.none() | st.integers(1, 10**12)),
         deterministic=draw(st.booleans()),
+        media_type=draw(st.sampled_from([None, "text/html", "text/csv; header=present"])),
     )
 
 

@@ -9,7 +9,7 @@ from xformd.plugins import listing
 from xformd.plugins.registry import Conflict, Entry, Plugin, Registry
 
 
-@transform(examples=[("a", "A!", {"marks": 1})])
+@transform(examples=[("a", "A!", {"marks": 1})], media_type="text/html")
 def shout(poem: str, *, marks: int = 1, loud: bool = True, end: str) -> str:
     """Say it louder."""
     return poem
@@ -77,12 +77,23 @@ def test_the_json_tells_all_and_names_no_file() -> None:
             {"name": "loud", "type": "bool", "required": False, "default": True},
             {"name": "end", "type": "str", "required": True},
         ],
+        "options_schema": {
+            "type": "object",
+            "properties": {
+                "marks": {"type": "integer", "default": 1},
+                "loud": {"type": "boolean", "default": True},
+                "end": {"type": "string"},
+            },
+            "required": ["end"],
+            "additionalProperties": False,
+        },
         "examples": [{"poem": "a", "result": "A!", "options": {"marks": 1}}],
         "inline": False,
         "asynchronous": False,
         "timeout_s": None,
         "memory_bytes": None,
         "deterministic": False,
+        "media_type": "text/html",
         "state": "active",
         "plugin": "shout",
         "distribution": "xformd-shout",

@@ -15,6 +15,7 @@ from xformd.limits import Limits
 from xformd.runners.orders import Report
 from xformd.runners.seat import Seat
 from xformd.runners.supervisor import MAX_STRANGERS, MEASURE_EVERY_S, START_TIMEOUT_S, NotReady, Supervisor
+from xformd.vitals import WorkerHistory
 from xformd.wire.session import Refusal, Reply, Request
 
 
@@ -44,6 +45,7 @@ class Staff:
     def __init__(self, clock: Clock, count: int = 2, **options: Any) -> None:
         self.user = User()
         self.launcher = Launcher()
+        self.history = WorkerHistory()
         self.supervisor = Supervisor(
             count=count,
             launch=self.launcher,
@@ -51,6 +53,7 @@ class Staff:
             events=self.user,
             limits=Limits(**options),
             clock=clock,
+            history=self.history,
         )
         self.supervisor.start()
 

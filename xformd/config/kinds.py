@@ -22,6 +22,7 @@ MAX_DURATION_S = 1e9
 
 _SWITCH = Option("switch", "bool")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*?#@]+\Z")
 _WHOLE = re.compile(r"[0-9]{1,20}\Z")
 
 
@@ -64,6 +65,11 @@ def count(minimum: int = 1, word: str | None = None) -> Kind:
         from_toml=from_toml,
         to_toml=lambda value: _quote(str(word)) if value is None else str(value),
     )
+
+
+def is_origin(text: str) -> bool:
+    """Whether this is what a browser sends as ``Origin``, or the ``*`` that stands for all."""
+    return text == "*" or _ORIGIN.match(text) is not None
 
 
 def texts(

@@ -20,7 +20,10 @@ class Settings:
     """What an operator decides.
 
     Args:
-        listen: Twisted server endpoint strings.
+        listen: where to answer netstrings, as Twisted server endpoint strings.
+        http: where to answer HTTP, likewise.
+        metrics: where to answer HTTP with metrics and health alone, likewise.
+        cors: origins of other sites whose pages may call over HTTP; ``*`` stands for all.
         selection: which plugins to load.
         limits: what clients and transforms may do.
         workers: how many worker processes; None for as many as there are CPUs, 0 for none: then every transform runs
@@ -30,11 +33,19 @@ class Settings:
     """
 
     listen: tuple[str, ...] = (tcp_server(),)
+    http: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    cors: frozenset[str] = frozenset()
     selection: Selection = loader.EVERYTHING
     limits: Limits = attrs.field(factory=Limits)
     workers: int | None = None
     inline: frozenset[str] = frozenset()
     isolate: frozenset[str] = frozenset()
+
+    @property
+    def answers_http(self) -> bool:
+        """Whether anything is answered over HTTP."""
+        return bool(self.http or self.metrics)
 
     @property
     def worker_count(self) -> int:
@@ -50,6 +61,9 @@ class Settings:
         """
         return cls(
             listen=values["listen"],
+            http=values["http"],
+            metrics=values["metrics"],
+            cors=values["cors"],
             selection=Selection(
                 distributions=values["plugins"],
                 blocked=values["block"],
@@ -92,12 +106,17 @@ class Setting:
 
 
 _TRANSFORMS = kinds.texts("transform name", frozenset, accepts=is_name)
+_ORIGINS = kinds.texts("origin such as https://example.org", frozenset, accepts=kinds.is_origin)
 _PLUGINS = kinds.texts("plugin", frozenset)
 
 
 def _table() -> Iterator[Setting]:
     listen = kinds.texts("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
+    also = kinds.texts("Twisted server endpoint", tuple, separators=r"\s+")
     yield Setting("listen", listen, (tcp_server(),), "where to listen: Twisted server endpoints")
+    yield Setting("http", also, (), "where to answer HTTP too: Twisted server endpoints")
+    yield Setting("metrics", also, (), "where to answer HTTP with metrics and health alone: Twisted server endpoints")
+    yield Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * is all")
     yield Setting("plugins", kinds.SELECTION, None, "which installed plugins to load: all, none, or distributions")
     yield Setting("block", _PLUGINS, frozenset(), "plugins that are never imported")
     yield Setting("plugins_dir", kinds.FOLDERS, (), "folders whose *.py files are plugins too")

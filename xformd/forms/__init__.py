@@ -80,6 +80,10 @@ class Connection(Protocol):
         """Send what is left, then close; the peer may finish what it is sending."""
         ...
 
+    def abort(self) -> None:
+        """Close now, whatever is on its way."""
+        ...
+
     def pause_reading(self) -> None:
         """Let the peer wait."""
         ...
@@ -98,6 +102,10 @@ class Connection(Protocol):
 
     def soon(self, go_on: Callable[[], None]) -> None:
         """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
+        ...
+
+    def count_refusal(self, error: XformError) -> None:
+        """Count a request that never reached the service."""
         ...
 
     def log_refusal(self, error: XformError) -> None:

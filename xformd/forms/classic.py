@@ -22,6 +22,11 @@ class ClassicForm:
         connection.expect(None)  # the service has its own deadline
         try:
             request = classic.decode_request(string)
+        except XformError as error:
+            connection.count_refusal(error)
+            self._refuse(error)
+            return
+        try:
             result = connection.service.xform(request.spec, request.poem)
         except XformError as error:
             self._refuse(error)

@@ -122,6 +122,7 @@ class SessionForm:
         if self._has_ended and decoder.is_inside and not decoder.has_unread:
             self._violation = self._violation or BadFrame("the stream ended inside a netstring")
         if self._violation is not None:
+            self._connection.count_refusal(self._violation)
             self._break_off(self._violation)
         elif (self._has_ended or self._is_stopping) and not decoder.has_unread and not self._in_flight:
             self._is_closed = True
@@ -223,14 +224,14 @@ class SessionForm:
         elif isinstance(message, session.ControlRequest):
             self._control(message)
         else:
-            self._refuse(message.id, message.error)
+            self._turn_away(message.id, message.error)
 
     def _take_on(self, request: session.Request) -> None:
         if request.id in self._in_flight:
             self._violate(BadRequest(f"the id {request.id} is that of a request in flight"))
             return
         if self._is_stopping:
-            self._refuse(request.id, ShuttingDown.before_it_began())
+            self._turn_away(request.id, ShuttingDown.before_it_began())
             return
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
         xform = self._service.xform
@@ -276,6 +277,11 @@ class SessionForm:
         if not self._is_closed:
             self._refuse(request_id, error)
             self._go_on()
+
+    def _turn_away(self, request_id: int, error: XformError) -> None:
+        """Refuse a request that never reaches the service."""
+        self._connection.count_refusal(error)
+        self._refuse(request_id, error)
 
     def _refuse(self, request_id: int, error: XformError) -> None:
         self._send(session.encode_refusal(session.Refusal(request_id, error)))

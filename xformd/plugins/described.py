@@ -69,6 +69,7 @@ def _transform(described: Mapping[str, Any]) -> Transform:
         timeout_s=described["timeout_s"],
         memory_bytes=described["memory_bytes"],
         deterministic=described["deterministic"],
+        media_type=described["media_type"],
     )
 
 

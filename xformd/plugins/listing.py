@@ -11,6 +11,7 @@ from typing import Any
 from xformd.errors import printable
 from xformd.options import Option
 from xformd.plugins.registry import NOT_SELECTED, Entry, Plugin, Registry, label
+from xformd.plugins.schema import options_schema
 from xformd.transform import Example
 
 
@@ -47,12 +48,14 @@ def _transform(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
         "summary": transform.summary,
         "kind": transform.kind,
         "options": [_option(option) for option in transform.options],
+        "options_schema": options_schema(transform.options),
         "examples": [_example(example) for example in transform.examples],
         "inline": transform.inline,
         "asynchronous": transform.asynchronous,
         "timeout_s": transform.timeout_s,
         "memory_bytes": transform.memory_bytes,
         "deterministic": transform.deterministic,
+        "media_type": transform.media_type,
         "state": "quarantined" if transform.name in quarantined else "active",
         "plugin": entry.plugin.name,
         "distribution": entry.plugin.distribution,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Union
 
 from xformd.runners.calls import Call
+from xformd.runners.trace import Trace
 
 if TYPE_CHECKING:  # a worker imports this package too, and needs no Twisted
     from twisted.internet.defer import Deferred
@@ -22,7 +23,13 @@ class Runner(Protocol):
     """A place where transforms run."""
 
     def run(
-        self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None, *, is_admitted: bool = False
+        self,
+        calls: Sequence[Call],
+        poem: bytes,
+        caller: Caller | None = None,
+        *,
+        is_admitted: bool = False,
+        trace: Trace | None = None,
     ) -> Union[bytes, "Deferred[bytes]"]:
         """Give a poem to one transform after the other.
 
@@ -31,6 +38,7 @@ class Runner(Protocol):
             poem: the poem, as it came.
             caller: who asks; work that waits does not begin while its caller has no room for a result.
             is_admitted: whether a part of the same request has run already, so that it is too late to be busy.
+            trace: takes the time that it waits and runs, where somebody wants to know.
 
         Returns:
             The result, or a Deferred of it. Cancelling the Deferred ends the work.

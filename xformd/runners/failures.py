@@ -5,6 +5,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.runners.calls import Call
+from xformd.runners.trace import Trace, log_fields
 
 PERIOD_S = 1.0
 
@@ -23,19 +24,26 @@ class FailureLog:
         self._logged_s: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def failed(self, call: Call, failure: Failure) -> None:
+    def failed(self, call: Call, failure: Failure, trace: Trace | None = None) -> None:
         """Note that a transform has failed.
 
         Args:
             call: what failed.
             failure: with what.
+            trace: of the request.
         """
         name, label = call.name, call.entry.plugin.label
         now_s = self._clock.seconds()
         ends_s = self._logged_s.get(name, now_s - PERIOD_S) + PERIOD_S
         if now_s >= ends_s:
             self._logged_s[name] = now_s
-            self.log.failure("transform {transform} of plugin {plugin} failed", failure, transform=name, plugin=label)
+            self.log.failure(
+                "transform {transform} of plugin {plugin} failed{of_request}",
+                failure,
+                transform=name,
+                plugin=label,
+                **log_fields(trace),
+            )
             return
         if name not in self._left_out:
             self._left_out[name] = 0

@@ -14,6 +14,7 @@ from xformd.errors import XformError
 from xformd.runners import Caller
 from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
 from xformd.runners.failures import FailureLog
+from xformd.runners.trace import Trace
 from xformd.transform import Transform
 
 Run = Callable[[bytes], bytes | Deferred[bytes]]
@@ -49,11 +50,19 @@ class InlineRunner:
         self._warned_s: dict[str, float] = {}
 
     def run(
-        self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None, *, is_admitted: bool = False
+        self,
+        calls: Sequence[Call],
+        poem: bytes,
+        caller: Caller | None = None,
+        *,
+        is_admitted: bool = False,
+        trace: Trace | None = None,
     ) -> bytes | Deferred[bytes]:
         """Give a poem to one transform, whoever asks; see ``Runner.run``."""
         del caller, is_admitted  # nothing ever waits here
         (call,) = calls
+        if trace is not None:
+            trace.runs()
         started_s = self.stopwatch()
         outcome: Outcome
         try:
@@ -62,19 +71,21 @@ class InlineRunner:
             outcome = Failure()
         if (held_s := self.stopwatch() - started_s) > HELD_S:
             self.note_hold(call, held_s)
-        return self.conclude(call, outcome)
+        if trace is not None:
+            outcome = _end(trace, outcome)
+        return self.conclude(call, outcome, trace)
 
     def caller_has_room(self, caller: Caller) -> None:
         """Nothing ever waits here."""
 
-    def conclude(self, call: Call, outcome: Outcome) -> bytes | Deferred[bytes]:
+    def conclude(self, call: Call, outcome: Outcome, trace: Trace | None = None) -> bytes | Deferred[bytes]:
         """Turn what came of running a transform into what ``run`` gives, or raises."""
         if isinstance(outcome, bytes):
             return outcome if len(outcome) <= self.max_result_bytes else self._check(outcome, call)
         if isinstance(outcome, Failure):
-            raise self._explain(outcome, call)
+            raise self._explain(outcome, call, trace)
         outcome.addCallback(self._check, call)
-        outcome.addErrback(lambda failure: Failure(self._explain(failure, call)))
+        outcome.addErrback(lambda failure: Failure(self._explain(failure, call, trace)))
         limit_s = call.entry.transform.timeout_s
         if limit_s is None:
             return outcome
@@ -97,12 +108,12 @@ class InlineRunner:
     def _check(self, result: bytes, call: Call) -> bytes:
         return check_size(call, result, self.max_result_bytes)
 
-    def _explain(self, failure: Failure, call: Call) -> XformError:
+    def _explain(self, failure: Failure, call: Call, trace: Trace | None) -> XformError:
         error = failure.value
         assert error is not None
         # A CancelledError is this service, giving the work up.
         if not is_expected(error) and not isinstance(error, CancelledError):
-            self._failures.failed(call, failure)
+            self._failures.failed(call, failure, trace)
         return explain(call, error)
 
 
@@ -134,6 +145,19 @@ def bind(call: Call) -> Run:
         return _finish(transform, result)
 
     return run_on_text
+
+
+def _end(trace: Trace, outcome: Outcome) -> Outcome:
+    """Stop the clock: now, or once a Deferred has its outcome."""
+
+    def end(result: bytes | Failure) -> bytes | Failure:
+        trace.ends()
+        return result
+
+    if isinstance(outcome, Deferred):
+        return outcome.addBoth(end)
+    trace.ends()
+    return outcome
 
 
 def _run(call: Call, poem: bytes) -> bytes | Deferred[bytes]:

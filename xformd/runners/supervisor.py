@@ -3,6 +3,7 @@
 A worker that ends before it was ready delays the next start, longer each time; nothing else does.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from xformd.limits import Limits
 from xformd.runners import upkeep
 from xformd.runners.orders import Report
 from xformd.runners.seat import Launch, Proof, Seat, Worker
+from xformd.vitals import WorkerHistory
 from xformd.wire import session
 
 START_TIMEOUT_S = 60.0
@@ -70,6 +72,7 @@ class Supervisor:
         events: hears of them.
         limits: how worn one may be.
         clock: a reactor, or a clock in its place.
+        history: where to count what becomes of them.
     """
 
     log = Logger()
@@ -83,6 +86,7 @@ class Supervisor:
         events: SupervisorEvents,
         limits: Limits,
         clock: IReactorTime,
+        history: WorkerHistory,
     ) -> None:
         self._count = count
         self._launch = launch
@@ -90,6 +94,7 @@ class Supervisor:
         self._events = events
         self._limits = limits
         self._clock = clock
+        self._history = history
         self._seats: dict[Worker, Seat] = {}
         self._idle: list[Seat] = []
         self._ending: set[Worker] = set()
@@ -112,9 +117,16 @@ class Supervisor:
             except OSError as error:
                 self._start_failed(f"a worker cannot be started: {error.strerror or error}")
                 return
+            self._history.starts += 1
             seat = Seat(worker)
             seat.start_timer = self._clock.callLater(START_TIMEOUT_S, self._start_expired, seat)
             self._seats[worker] = seat
+
+    @property
+    def states(self) -> Mapping[str, int]:
+        """How many workers are in each state; those that have been killed and have not ended yet are ``ending``."""
+        counts = Counter[str](seat.state for seat in self._seats.values())
+        return {**counts, "ending": len(self._ending)}
 
     def take(self) -> Seat | None:
         """Give an idle worker, if there is one; it is busy until it is released or discarded."""
@@ -216,6 +228,7 @@ class Supervisor:
             self._start_failed(f"a worker {reason} before it was ready")
             return
         if seat.state == "idle":
+            self._history.deaths += 1
             self.log.warn("worker {pid} {reason} while it had nothing to do", pid=seat.worker.pid, reason=reason)
         else:
             self._events.worker_died(seat, reason)
@@ -260,6 +273,7 @@ class Supervisor:
         if self._is_stopping or self._next_start is not None:
             return  # those that were started together fail together: that is one failure
         self._failures += 1
+        self._history.failed_starts += 1
         if self._failures == MAX_FAILED_STARTS and not self.ready.called:
             self.ready.callback(NotReady(what))
         delay_s = upkeep.start_delay_s(self._failures)

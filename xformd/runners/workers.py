@@ -20,7 +20,9 @@ from xformd.runners.quarantine import MAX_DEATHS, Quarantine
 from xformd.runners.queue import Queue
 from xformd.runners.seat import Launch, Proof, Seat
 from xformd.runners.supervisor import Supervisor
+from xformd.runners.trace import Trace, log_fields
 from xformd.spec import Spec
+from xformd.vitals import WorkerHistory
 from xformd.wire import session
 
 LONG_BYTES = 64 * 1024
@@ -36,6 +38,7 @@ class _Job:
         poem: for the first.
         caller: who asks.
         outcome: fires once.
+        trace: takes its times; None where nobody wants to know them.
         seat: the worker that runs it; None while it waits.
         step: which of the steps runs.
         began_at: when it got its worker.
@@ -46,6 +49,7 @@ class _Job:
     poem: bytes
     caller: Caller | None
     outcome: Deferred[bytes]
+    trace: Trace | None = None
     seat: Seat | None = None
     step: int = 0
     began_at: float = 0.0
@@ -67,6 +71,7 @@ class WorkerPool:
         quarantine: remembers which transforms kill workers.
         limits: how long the queue, and how worn a worker may be.
         clock: a reactor, or a clock in its place.
+        history: where to count what becomes of workers; one of its own where none is given.
     """
 
     log = Logger()
@@ -80,6 +85,7 @@ class WorkerPool:
         quarantine: Quarantine,
         limits: Limits,
         clock: IReactorTime,
+        history: WorkerHistory | None = None,
     ) -> None:
         self._size = size
         self.quarantine = quarantine
@@ -89,8 +95,15 @@ class WorkerPool:
         self._running: set[_Job] = set()
         self._mean_job_s = 0.0
         self._is_stopping = False
+        self._history = WorkerHistory() if history is None else history
         self.supervisor = Supervisor(
-            count=size + 1, launch=launch, proof=proof, events=self, limits=limits, clock=clock
+            count=size + 1,
+            launch=launch,
+            proof=proof,
+            events=self,
+            limits=limits,
+            clock=clock,
+            history=self._history,
         )
 
     def start(self) -> None:
@@ -100,7 +113,13 @@ class WorkerPool:
     # What a service calls.
 
     def run(
-        self, calls: Sequence[Call], poem: bytes, caller: Caller | None = None, *, is_admitted: bool = False
+        self,
+        calls: Sequence[Call],
+        poem: bytes,
+        caller: Caller | None = None,
+        *,
+        is_admitted: bool = False,
+        trace: Trace | None = None,
     ) -> Deferred[bytes]:
         """Give a poem to a worker, now or when one is free; see ``Runner.run``."""
         error = ShuttingDown.before_it_began() if self._is_stopping else self._quarantined(calls)
@@ -108,7 +127,9 @@ class WorkerPool:
             error = self._full()
         if error is not None:
             raise error
-        job = _Job(calls, poem, caller, Deferred(lambda _: self._give_up(job, "its job was given up")))
+        job = _Job(calls, poem, caller, Deferred(lambda _: self._give_up(job, "its job was given up")), trace)
+        if trace is not None:
+            trace.waits()
         self._queue.put(job)
         self._dispatch()
         return job.outcome
@@ -204,6 +225,8 @@ class WorkerPool:
             job.seat, seat.job = seat, job
             job.began_at = self._clock.seconds()
             self._running.add(job)
+            if job.trace is not None:
+                job.trace.runs()
             for call in job.calls:
                 self.quarantine.begin(call.name)
             self._begin_step(job)
@@ -232,6 +255,8 @@ class WorkerPool:
     def _leave(self, job: _Job) -> None:
         self._running.discard(job)
         self._stop_timer(job)
+        if job.trace is not None:
+            job.trace.ends()
         for call in job.calls[job.step + 1 :]:  # these have not begun
             self.quarantine.undecided(call.name)
         self._mean_job_s += (self._clock.seconds() - job.began_at - self._mean_job_s) / 16
@@ -248,7 +273,14 @@ class WorkerPool:
 
     def _count_death(self, job: _Job, died: str) -> None:
         name, plugin = job.call.name, job.call.entry.plugin.label
-        self.log.warn("transform {name} of plugin {plugin}: {died}", name=name, plugin=plugin, died=died)
+        self._history.deaths += 1
+        self.log.warn(
+            "transform {name} of plugin {plugin}: {died}{of_request}",
+            name=name,
+            plugin=plugin,
+            died=died,
+            **log_fields(job.trace),
+        )
         if self.quarantine.died(name, self._clock.seconds()):
             self.log.error(
                 "transform {name} is in quarantine: it has killed {count} workers", name=name, count=MAX_DEATHS

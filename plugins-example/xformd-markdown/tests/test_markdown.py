@@ -22,6 +22,10 @@ def test_xformd_finds_the_transform_through_the_entry_point() -> None:
     assert list(entry_point.load().xformd_transforms()) == [markdown]
 
 
+def test_the_result_is_called_html() -> None:
+    assert markdown.media_type == "text/html"
+
+
 @with_every_preset
 @pytest.mark.parametrize("poem", ["<script>alert(1)</script>", "an <script>alert(1)</script> owl"])
 def test_raw_html_is_escaped(preset: Preset, poem: str) -> None:

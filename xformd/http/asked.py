@@ -1,0 +1,102 @@
+"""What one transform request asks for: which transforms, and what HTTP wants to know of their result."""
+
+import hashlib
+from collections.abc import Mapping
+
+import attrs
+
+from xformd.errors import BadRequest, GibberishError, TooLarge
+from xformd.http import requests
+from xformd.media_type import content_type
+from xformd.plugins.registry import Entry, Registry
+from xformd.spec import Spec
+
+MAX_QUERY_POEM_BYTES = 16 * 1024
+"""Of a poem in an address: what is longer belongs into a body."""
+
+MAX_AGE_S = 60
+"""How long a result may be kept without asking whether it is still true: a plugin may have been upgraded."""
+
+
+@attrs.frozen
+class Asked:
+    """What a request asks for.
+
+    Args:
+        spec: what to do.
+        entries: the transforms that do it, in turn.
+    """
+
+    spec: Spec
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, spec: Spec, registry: Registry) -> "Asked":
+        """Look up what a spec names.
+
+        Raises:
+            XformError: a name means nothing here.
+        """
+        return cls(spec, tuple(registry.resolve(step.name) for step in spec.steps))
+
+    @property
+    def made_by(self) -> bytes:
+        """The names and versions: ``wrap/0.1.0+upper/0.1.0``."""
+        return "+".join(f"{each.transform.name}/{each.plugin.version or '-'}" for each in self.entries).encode()
+
+    @property
+    def media_type(self) -> bytes:
+        """Of the result."""
+        last = self.entries[-1].transform
+        return content_type(last.media_type, last.kind).encode()
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the same poem always gives the same result."""
+        return all(each.transform.deterministic for each in self.entries)
+
+    def validators(self, poem: bytes) -> list[tuple[bytes, bytes]]:
+        """Give the headers that let a client keep the result for this poem, and ask whether it is still true."""
+        digest = hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.made_by, self.media_type))
+        digest.update(poem)
+        etag = b'"%b"' % digest.hexdigest()[:32].encode()
+        return [(b"etag", etag), (b"cache-control", b"public, max-age=%d" % MAX_AGE_S)]
+
+    def decoded(self, poem: bytes, headers: Mapping[bytes, bytes]) -> bytes:
+        """Give a poem in UTF-8, whatever charset it came in; bytes are left alone.
+
+        Raises:
+            BadRequest: the charset is none that is known here.
+            GibberishError: the poem is not in that charset.
+        """
+        charset = requests.charset(headers)
+        if charset is None or self.entries[0].transform.kind == "bytes":
+            return poem
+        try:
+            return poem.decode(charset).encode()
+        except UnicodeError:
+            raise GibberishError(f"the poem is not in {charset}, as its Content-Type says") from None
+
+
+def poem_of(parameters: dict[str, str]) -> bytes:
+    """Take the poem out of the parameters of an address.
+
+    Raises:
+        BadRequest: there is none.
+        TooLarge: it is too long for an address.
+    """
+    text = parameters.pop("poem", None)
+    if text is None:
+        raise BadRequest("a GET takes its poem as ?poem=...; POST takes it as the body")
+    poem = text.encode()
+    if len(poem) > MAX_QUERY_POEM_BYTES:
+        raise TooLarge(f"a poem in an address has at most {MAX_QUERY_POEM_BYTES} bytes; POST it as the body")
+    return poem
+
+
+def is_known(headers: Mapping[bytes, bytes], etag: bytes) -> bool:
+    """Say whether a client has this result already (RFC 9110, If-None-Match)."""
+    given = headers.get(b"if-none-match")
+    if given is None:
+        return False
+    return given.strip() == b"*" or etag in [tag.strip().removeprefix(b"W/") for tag in given.split(b",")]

@@ -1,0 +1,31 @@
+"""Makes the HTTP connections of a server. When they are too many, one that has nothing to do gives way."""
+
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from xformd.connections import Refusal
+from xformd.factory import TransformFactory
+from xformd.forms import Service
+from xformd.http.form import HttpForm, answering
+from xformd.http.slots import Slots
+from xformd.limits import Limits
+
+
+class HttpFactory(TransformFactory):
+    """Makes connections that an ASGI application answers.
+
+    Args:
+        application: what answers.
+        service: whose requests are given up when the grace period is over.
+        limits: what a connection may cost.
+        clock: a reactor, or a clock in its place.
+    """
+
+    def __init__(self, application: Any, service: Service, limits: Limits, clock: IReactorTime) -> None:
+        shared, self._slots = answering(application), Slots()
+        super().__init__(service, limits, clock, make_form=lambda connection: HttpForm(connection, shared, self._slots))
+
+    def make_room(self, refusal: Refusal) -> bool:
+        """End a connection that has nothing to do, where there are too many."""
+        return refusal.kind == "total" and self._slots.make_room()

@@ -55,5 +55,5 @@ def visit(opening: Opener) -> Visit:
 
 def address_of(server: Server) -> str:
     """Where the page is."""
-    (line,) = [line for line in server.greeting if "http" in line]
-    return f"http://{line.rpartition(' ')[2]}/"
+    (line,) = [line for line in server.greeting if "http://" in line]
+    return f"{line.rpartition(' ')[2]}/"

@@ -131,10 +131,10 @@ def test_a_call_is_as_short_as_a_person_would_write_it(visit: Visit) -> None:
     visit.open("#fields:number=3,loud=true,who=me,share=0%2E25&poem=owl")
     visit.page.get_by_role("tab", name="Python").click()
     shown = visit.page.locator("#call").text_content() or ""
-    assert 'proxy.xform("fields", "owl", loud=True, number=3, share=0.25, who="me")' in shown
+    assert 'proxy.xform("fields", "owl", number=3, loud=True, who="me", share=0.25)' in shown
     visit.page.get_by_role("tab", name="curl").click()
     assert visit.page.locator("#call").text_content() == textwrap.dedent(f"""\
-        curl {visit.address}transform/fields:loud=true,number=3,share=0%252E25,who=me \\
+        curl {visit.address}transform/fields:loud=true,number=3,share=0%2E25,who=me \\
           --data-raw owl""")
     visit.page.keyboard.press("ArrowRight")
     assert visit.page.locator("#call").text_content() == (

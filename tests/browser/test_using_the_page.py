@@ -74,10 +74,10 @@ def test_the_last_answer_wins(visit: Visit) -> None:
     visit.open("#hold&poem=x")
     visit.shows("after 0.0")
     seconds = visit.field("seconds")
-    with visit.page.expect_request(re.compile("seconds=0%252E6")):
+    with visit.page.expect_request(re.compile("seconds=0%2E6")):
         seconds.fill("0.6")
     # What the server is told to forget may come all the same: here the answer is on its way.
-    with visit.page.expect_request(re.compile("seconds=0%252E1")):
+    with visit.page.expect_request(re.compile("seconds=0%2E1")):
         seconds.fill("0.1")
     visit.shows("after 0.1")
     visit.page.wait_for_timeout(700)

@@ -16,6 +16,7 @@ from xformd.errors import InternalError
 from xformd.http import problems, requests
 from xformd.http.batches import Batching
 from xformd.http.describing import Describing
+from xformd.http.page import page
 from xformd.http.transforming import PREFIX, Transforming
 from xformd.limits import Limits
 
@@ -52,7 +53,11 @@ def make_application(parts: Parts) -> ASGIApp:
     transforming = Transforming(parts.service, parts.limits)
     batching = Batching(parts.service, parts.limits)
     others = Starlette(
-        routes=[Route("/batch", batching, methods=["POST"]), *Describing(parts.service).routes()],
+        routes=[
+            Route("/", _show_page),
+            Route("/batch", batching, methods=["POST"]),
+            *Describing(parts.service).routes(),
+        ],
         exception_handlers={HTTPException: _refuse, Exception: _fail},
     )
 
@@ -76,6 +81,18 @@ def _allow(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
         expose_headers=_EXPOSED,
         max_age=600,
     )
+
+
+async def _show_page(request: Request) -> Response:
+    del request
+    document, policy = page()
+    headers = {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+    return Response(document, media_type="text/html", headers=headers)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

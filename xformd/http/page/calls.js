@@ -3,8 +3,8 @@
 
 const INLINE_POEM_CHARACTERS = 2000;
 const NETSTRING_PORT = 11000;
-// Control characters and those that turn the direction of text.
-const UNSEEN = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/;
+// Control characters, and those that turn the direction of text.
+const UNSEEN = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/;
 const LOCAL = new Set(["localhost", "127.0.0.1", "[::1]", ""]);
 
 const shellQuote = (text) => (/^[\w@%+=:,.\/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -21,7 +21,7 @@ function inlinePoem(poem) {
     : null;
 }
 
-const transformUrl = (steps) => new URL(`transform/${printSpec(steps).replaceAll("%", "%25")}`, location.href).href;
+const transformUrl = (steps) => new URL(`transform/${printSpec(steps)}`, location.href).href;
 
 function curlCall(steps, poem) {
   const text = inlinePoem(poem);

@@ -13,6 +13,7 @@ from benchmarks.commands import Commands
 from benchmarks.in_process import Decoding
 from benchmarks.plan import Plan, Work
 from benchmarks.pools import HOSTS, Isolation, Pools
+from benchmarks.proxies import Hits
 from benchmarks.samples import Result
 from benchmarks.works import Classic, Crowded, Idle, Steady
 
@@ -33,6 +34,9 @@ WORKS: tuple[Work, ...] = (
     Pools("i", "a pool of 2 workers without a network, 1 call in flight", 1),
     Pools("j", "a pool of 2 workers without a network, 8 calls in flight", 8),
     Isolation("k", "the price of isolation: a server with 2 workers, 8 connections with 1 request in flight", 8),
+    Hits(
+        "l", "hits of a caching proxy beside asking: 100 KB poems, a transform of 5 ms, 8 connections with 1 in flight"
+    ),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +24,8 @@ ECHO_BINARY = "echo"  # in the folder that a run has for such things
 
 OURS = "xformd"
 # The CPU time of a worker that is replaced would be lost to whoever measures.
-_WORKERS = ("--workers", "2", "--max-jobs-per-worker", "1000000000")
+FOR_EVER = ("--max-jobs-per-worker", "1000000000")
+_WORKERS = ("--workers", "2", *FOR_EVER)
 
 _START_S = 60.0
 _STOP_S = 5.0
@@ -40,6 +41,7 @@ class Server:
         form: what it speaks; None stands for gRPC, which has a generator of its own.
         needs: what must be installed, as modules.
         pipelines: whether a client may send requests before it has the answers to earlier ones.
+        environ: variables that it needs besides those that there are.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Server:
     form: traffic.Form | None
     needs: tuple[str, ...] = ()
     pipelines: bool = True
+    environ: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -139,7 +142,13 @@ def _start(server: Server, cpu: int | None, stack: contextlib.ExitStack) -> tupl
     log = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - the stack closes it
     with pinned(cpu):
         process = subprocess.Popen(
-            server.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+            server.command,
+            cwd=ROOT,
+            env=os.environ | server.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
     stack.callback(_stop, process)
     return process, log

@@ -12,6 +12,7 @@ import attrs
 from benchmarks.commands import IMPORT_REACTOR, SEND
 from benchmarks.in_process import DECODER, RECEIVER, TRANSFORM_ALONE
 from benchmarks.pools import WORKERS, row_key
+from benchmarks.proxies import ONE_WORKER, PROXY, TWO_WORKERS
 from benchmarks.samples import Result, Row
 
 Rows = Mapping[str, Row]
@@ -99,6 +100,20 @@ TARGETS = (
     Target("h", f"wall time, xformd send / {IMPORT_REACTOR}", ratio("wall_ms", SEND, IMPORT_REACTOR), 1.6),
     Target("i", "µs of a call without its transform, 1 KB", only("overhead_us", row_key(WORKERS, "1 KB")), 84),
     Target("j", "calls/s, 1 KB", only("per_s", row_key(WORKERS, "1 KB")), 13_000, at_least=True),
+    Target(
+        "l",
+        "a proxy's hits/s / answers/s of a server with 1 worker",
+        ratio("per_s", PROXY, ONE_WORKER),
+        50,
+        at_least=True,
+    ),
+    Target(
+        "l",
+        "a proxy's hits/s / answers/s of a server with 2 workers",
+        ratio("per_s", PROXY, TWO_WORKERS),
+        50,
+        at_least=True,
+    ),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole family: a transform server with two plugins, a poem through each way to call it, poem servers, a proxy, and
-# the client that gets poems from all of them at once; and the end of the servers.
+# the client that gets poems from all of them at once; a caching proxy for transforms; and the end of the servers.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -78,6 +78,17 @@ echo 'one after the other would have taken 6 s: they came at once'
 say "xformd poem get $proxy    # from its cache"
 elapsed xformd poem get "$proxy"
 echo "one poem in $took_ms ms, and not in 2 s"
+
+start cache 'the transforms of' xformd proxy "$XFORMD_SERVER" --port 0
+cache=$address
+
+say "xformd send cummingsify owl.txt --server $cache    # and once more, which no upstream sees"
+for _ in 1 2; do
+    xformd send cummingsify owl.txt --server "$cache"
+done
+
+say "xformd list-transforms --server $cache | tail -n 1"
+xformd list-transforms --server "$cache" | tail -n 1
 
 say "kill %1; wait %1"
 kill "$server"

@@ -5,11 +5,13 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from xformd.accounting import Accounts
 from xformd.config import Settings
 from xformd.errors import ConfigError
 from xformd.factory import TransformFactory
 from xformd.generations import Generations
 from xformd.listening import Listening
+from xformd.metrics import Metrics
 from xformd.plugins.registry import Registry
 
 
@@ -75,19 +77,45 @@ def make_server(settings: Settings, reactor: Any) -> Server:
         ConfigError: the settings name something that is not there.
     """
     generations = Generations(settings, reactor)
+    if settings.answers_http:
+        return _make_with_http(settings, generations, reactor)
     factory = TransformFactory(generations.service, settings.limits, reactor)
-    others = _answer_http(settings, generations, reactor) if settings.answers_http else ()
-    return Server(generations, settings.listen, factory, reactor, others)
+    return Server(generations, settings.listen, factory, reactor)
 
 
-def _answer_http(settings: Settings, generations: Generations, reactor: Any) -> list[Listening]:
+def _make_with_http(settings: Settings, generations: Generations, reactor: Any) -> Server:
+    """Put together a server that counts what it does, and answers HTTP too."""
     try:
-        from xformd.http.application import Parts, make_application
+        from xformd.exposition import Exposition, Sources
+        from xformd.http.application import Parts, make_application, make_watching_application
         from xformd.http.factory import HttpFactory
+        from xformd.http.health import Health
     except ImportError as error:
         setting = "http" if settings.http else "metrics"
         raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
-    service, limits = generations.service, settings.limits
-    application = make_application(Parts(service=service, limits=limits, origins=settings.cors))
-    factory = HttpFactory(application, service, limits, reactor)
-    return [Listening(settings.http, factory, reactor, is_prompt=True, setting="http", scheme="http://")]
+    metrics, service, limits = Metrics(), generations.service, settings.limits
+    factory = TransformFactory(service, limits, reactor, Accounts.of(service, metrics))
+    doors = {"netstring": factory}
+    exposition = Exposition(
+        Sources(
+            metrics,
+            generations.vitals,
+            lambda: service.registry,
+            lambda: {front: each.door for front, each in doors.items()},
+        )
+    )
+    parts = Parts(
+        service=service,
+        metrics=metrics,
+        limits=limits,
+        health=Health(generations.vitals, lambda: factory.is_stopping),
+        render_metrics=exposition.render,
+        origins=settings.cors,
+    )
+    doors["http"] = HttpFactory(make_application(parts), metrics, service, limits, reactor)
+    doors["metrics"] = HttpFactory(make_watching_application(parts), metrics, service, limits, reactor)
+    others = [
+        Listening(listen, doors[front], reactor, is_prompt=True, setting=front, scheme="http://")
+        for front, listen in (("http", settings.http), ("metrics", settings.metrics))
+    ]
+    return Server(generations, settings.listen, factory, reactor, others)

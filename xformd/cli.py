@@ -21,13 +21,13 @@ from xformd.cli_poem import poem
 from xformd.cli_proxy import proxy
 from xformd.cli_serve import config, serve
 from xformd.errors import ConfigError, XformError, one_line
+from xformd.files import WRITE_FAILED
 
 if TYPE_CHECKING:
     from xformd.batch import Batch
     from xformd.checking import Verdict
 
 CHECK_FAILED = 1
-WRITE_FAILED = 73  # EX_CANTCREAT
 LIST_TIMEOUT_S = 30.0
 
 

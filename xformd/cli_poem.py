@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xformd.cli_options import (
+    address_option,
     guest_code,
     listen_option,
     only_flags,
@@ -118,16 +119,7 @@ def _run(make: "Callable[[Any], Listening]", what: str) -> None:
 @poem.command()
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
 @click.option("--transform", "spec", metavar="SPEC", help="Send each poem through this transform as it arrives.")
-@click.option(
-    "--via",
-    multiple=True,
-    envvar="XFORMD_SERVER",
-    show_envvar=True,
-    default=["127.0.0.1:11000"],
-    show_default=True,
-    metavar="ADDRESS",
-    help="The xformd server that transforms. Several share the work.",
-)
+@address_option("--via", help="The xformd server that transforms. Several share the work.")
 @click.option(
     "--timeout",
     callback=read_timeout,

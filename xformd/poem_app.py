@@ -100,7 +100,7 @@ async def get_poems(wanted: Wanted, write: Write, say: Callable[[str], None]) ->
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
-    descriptors.raise_limit(descriptors.needed(len(wanted.addresses), descriptors.open_descriptors(), 0))
+    descriptors.make_room(len(wanted.addresses), 0)
     progress = Progress(sys.stderr if sys.stderr.isatty() else None, reactor.seconds)
     delivery = Delivery(write, say, progress, reactor)
     transform = None if wanted.spec is None else _transform(wanted.spec, wanted, reactor)
@@ -140,9 +140,11 @@ def _listening(source: PoemSource, listen: tuple[str, ...], reactor: Any, bytes_
 def _room() -> int:
     """Make room for as many connections as there may be, and say how many there is room for."""
     wanted = Limits().max_connections
-    open_now = descriptors.open_descriptors()
-    limit = descriptors.raise_limit(descriptors.needed(wanted, open_now, 0))
-    room = min(wanted, descriptors.room(limit, open_now, 0))
-    if room < wanted:
-        log.warn("ulimit -n is {limit} and has room for {room} clients; raise it for more", limit=limit, room=room)
-    return room
+    room = descriptors.make_room(wanted, 0)
+    if room.connections < wanted:
+        log.warn(
+            "ulimit -n is {limit} and has room for {room} clients; raise it for more",
+            limit=room.limit,
+            room=room.connections,
+        )
+    return room.connections

@@ -172,21 +172,19 @@ def within_descriptors(settings: "Settings") -> "Settings":
     """
     allowed = settings.limits.max_connections
     fronts = 1 + settings.answers_http  # each of which allows so many
-    workers = settings.worker_count
-    open_now = descriptors.open_descriptors()
-    limit = descriptors.raise_limit(descriptors.needed(fronts * allowed, open_now, workers))
-    room = max(1, descriptors.room(limit, open_now, workers) // fronts)
-    if room >= allowed:
+    room = descriptors.make_room(fronts * allowed, settings.worker_count)
+    each = max(1, room.connections // fronts)
+    if each == allowed:
         return settings
     log.warn(
-        "ulimit -n is {limit} and has room for {room} connections{each}, not for the {allowed} of max_connections; "
+        "ulimit -n is {limit} and has room for {room} connections{where}, not for the {allowed} of max_connections; "
         "raise it (LimitNOFILE), or lower max_connections",
-        limit=limit,
-        room=room,
-        each=" on each port" if fronts > 1 else "",
+        limit=room.limit,
+        room=each,
+        where=" on each port" if fronts > 1 else "",
         allowed=allowed,
     )
-    return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=room))
+    return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=each))
 
 
 def _heed_signals(reactor: Any, hang_up: Callable[[], object] | None) -> None:

@@ -212,7 +212,7 @@ def test_a_server_that_speaks_something_else_is_one_line(answer: bytes, status: 
 def test_a_server_that_never_answers_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        failed = xformd("send", "upper", "--server", address, "--timeout", "0.3", stdin=b"poem")
+        failed = xformd("send", "upper", "--server", address, "--timeout", "300ms", stdin=b"poem")
     assert failed.returncode == 75
     assert failed.stderr.decode() == f"xformd: timeout: no answer from {address} within 0.3 s\n"
 

@@ -37,7 +37,5 @@ async def send_error(send: Send, error: XformError, request_id: str) -> None:
 
     Where a part of the request may still be on its way, the connection ends with this: nobody reads it.
     """
-    headers = [(b"x-request-id", request_id.encode())]
-    if error.code == "too-large":
-        headers.append((b"connection", b"close"))
+    headers = [(b"connection", b"close")] if error.code == "too-large" else []
     await send_problem(send, problems.details(error, request_id), headers)

@@ -1,5 +1,6 @@
-"""The ASGI application: which path is answered by what."""
+"""The ASGI applications of a server: which path is answered by what."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -12,13 +13,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from twisted.logger import Logger
 
+from xformd.accounting import Accounted
 from xformd.errors import InternalError
 from xformd.http import problems, requests
 from xformd.http.batches import Batching
 from xformd.http.describing import Describing
+from xformd.http.health import Health
 from xformd.http.page import page
 from xformd.http.transforming import PREFIX, Transforming
 from xformd.limits import Limits
+from xformd.metrics import Metrics
+from xformd.service import TransformService
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _EXPOSED = ("x-transform", "server-timing", "x-request-id", "retry-after", "etag")
 _PATH = PREFIX.decode()
@@ -28,21 +35,27 @@ log = Logger()
 
 @attrs.frozen(kw_only=True)
 class Parts:
-    """What the application is made of.
+    """What the applications are made of.
 
     Args:
-        service: what transforms, and says which transforms there are.
+        service: transforms, and says which transforms there are.
+        metrics: where requests are counted.
         limits: what clients may do.
+        health: says how the server is.
+        render_metrics: gives the figures as Prometheus reads them.
         origins: of other sites whose pages may call this server; ``*`` is all.
     """
 
-    service: Any
+    service: TransformService
+    metrics: Metrics
     limits: Limits
+    health: Health
+    render_metrics: Callable[[], bytes]
     origins: frozenset[str] = frozenset()
 
 
 def make_application(parts: Parts) -> ASGIApp:
-    """Put the application together.
+    """Put together what answers everything.
 
     Args:
         parts: what it is made of.
@@ -50,16 +63,12 @@ def make_application(parts: Parts) -> ASGIApp:
     Returns:
         An ASGI application for HTTP.
     """
-    transforming = Transforming(parts.service, parts.limits)
-    batching = Batching(parts.service, parts.limits)
-    others = Starlette(
-        routes=[
-            Route("/", _show_page),
-            Route("/batch", batching, methods=["POST"]),
-            *Describing(parts.service).routes(),
-        ],
-        exception_handlers={HTTPException: _refuse, Exception: _fail},
-    )
+    counted = Accounted(parts.service, parts.metrics, "http")
+    transforming = Transforming(counted, parts.service, parts.metrics, parts.limits)
+    batching = Batching(counted, parts.metrics, parts.limits)
+    described = Describing(parts.service, parts.limits).routes()
+    own = [Route("/", _show_page), Route("/batch", batching, methods=["POST"])]
+    others = _answer([*own, *described, *_watching(parts)])
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(_PATH):
@@ -68,6 +77,23 @@ def make_application(parts: Parts) -> ASGIApp:
             await others(scope, receive, send)
 
     return _allow(parts.origins, application)
+
+
+def make_watching_application(parts: Parts) -> ASGIApp:
+    """Put together what answers those who watch the server, and nobody else."""
+    return _answer(_watching(parts))
+
+
+def _watching(parts: Parts) -> list[Route]:
+    async def metrics(request: Request) -> Response:
+        del request
+        return Response(parts.render_metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
+
+    return [Route("/metrics", metrics), *parts.health.routes()]
+
+
+def _answer(routes: Sequence[Route]) -> Starlette:
+    return Starlette(routes=routes, exception_handlers={HTTPException: _refuse, Exception: _fail})
 
 
 def _allow(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
@@ -99,15 +125,17 @@ async def _refuse(request: Request, error: Exception) -> Response:
     """Say in a problem what Starlette says in a line: no such path, no such method."""
     assert isinstance(error, HTTPException)
     detail = f"{request.method} {request.url.path} is not here; GET /openapi.json says what is"
-    return _respond(problems.plain(error.status_code, detail), error.headers)
+    request_id = requests.request_id(dict(request.scope["headers"]))
+    return _respond(problems.plain(error.status_code, detail, request_id), error.headers)
 
 
 async def _fail(request: Request, error: Exception) -> Response:
     request_id = requests.request_id(dict(request.scope["headers"]))
     log.failure("internal error {request_id}", request_id=request_id)
     del error
-    return _respond(problems.details(InternalError(request_id), request_id), {"x-request-id": request_id})
+    return _respond(problems.details(InternalError(request_id), request_id))
 
 
 def _respond(problem: dict[str, Any], headers: Any = None) -> Response:
-    return JSONResponse(problem, problem["status"], dict(headers or {}), problems.MEDIA_TYPE)
+    given = {"x-request-id": problem["request_id"], **dict(headers or {})}
+    return JSONResponse(problem, problem["status"], given, problems.MEDIA_TYPE)

@@ -18,6 +18,7 @@ from xformd.errors import BadRequest, InternalError, XformError
 from xformd.http import answers, bodies, problems, requests
 from xformd.http.transforming import Service
 from xformd.limits import Limits
+from xformd.metrics import Metrics
 from xformd.spec import Spec
 
 MEDIA_TYPE = b"application/x-ndjson"
@@ -84,14 +85,16 @@ class Batching:
     """The ASGI application for a batch.
 
     Args:
-        service: what transforms.
+        service: what transforms, and counts what it is asked.
+        metrics: where to count what does not get as far as that.
         limits: how long a batch may be, and how many of its lines run at a time.
     """
 
     log = Logger()
 
-    def __init__(self, service: Service, limits: Limits) -> None:
+    def __init__(self, service: Service, metrics: Metrics, limits: Limits) -> None:
         self._service = service
+        self._metrics = metrics
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +105,7 @@ class Batching:
             timeout_s = requests.timeout_s(headers)
             body = await bodies.read(headers, receive, self._limits.max_request_bytes)
         except XformError as error:
+            self._metrics.refused("http", error.code)
             await answers.send_error(send, error, request_id)
             return
         about = [(b"content-type", MEDIA_TYPE), (b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
@@ -117,6 +121,10 @@ class Batching:
         """Run a line; what is given is its answer, and no error."""
         try:
             line = read_line(text)
+        except XformError as error:
+            self._metrics.refused("http", error.code)
+            return write_error(index, error)
+        try:
             result = self._service.xform(line.spec, line.poem, timeout_s=timeout_s)
         except XformError as error:
             return write_error(index, error)

@@ -1,4 +1,4 @@
-"""``/transforms``: what there is, told as ``xformd list-transforms --json`` tells it."""
+"""``/transforms`` and ``/openapi.json``: what there is, as ``xformd list-transforms --json`` and OpenAPI tell it."""
 
 import json
 from typing import Any, Protocol
@@ -8,7 +8,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from xformd.errors import XformError
-from xformd.http import problems, requests
+from xformd.http import openapi, problems, requests
+from xformd.limits import Limits
 from xformd.plugins.registry import Registry
 
 
@@ -20,8 +21,12 @@ class Described(Protocol):
         """Which there are."""
         ...
 
-    def listing(self) -> bytes:
+    def describe(self) -> dict[str, Any]:
         """Give what ``xformd list-transforms --json`` prints."""
+        ...
+
+    def listing(self) -> bytes:
+        """Give the same, as JSON."""
         ...
 
 
@@ -30,14 +35,20 @@ class Describing:
 
     Args:
         service: what knows it.
+        limits: what clients may do.
     """
 
-    def __init__(self, service: Described) -> None:
+    def __init__(self, service: Described, limits: Limits) -> None:
         self._service = service
+        self._limits = limits
 
     def routes(self) -> list[Route]:
         """Give what is answered here."""
-        return [Route("/transforms", self._all), Route("/transforms/{name}", self._one)]
+        return [
+            Route("/transforms", self._all),
+            Route("/transforms/{name}", self._one),
+            Route("/openapi.json", self._api),
+        ]
 
     async def _all(self, request: Request) -> Response:
         del request
@@ -51,9 +62,12 @@ class Describing:
             request_id = requests.request_id(dict(request.scope["headers"]))
             problem = problems.details(error, request_id)
             return Response(json.dumps(problem), problem["status"], {"x-request-id": request_id}, problems.MEDIA_TYPE)
-        listed: dict[str, Any] = json.loads(self._service.listing())
-        (described,) = (each for each in listed["transforms"] if each["name"] == name)
+        (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
         return _json(json.dumps(described).encode())
+
+    async def _api(self, request: Request) -> Response:
+        del request
+        return _json(json.dumps(openapi.build(self._service.describe(), self._limits)).encode())
 
 
 def _json(body: bytes) -> Response:

@@ -10,6 +10,7 @@ from xformd.forms import Service
 from xformd.http.form import HttpForm, answering
 from xformd.http.slots import Slots
 from xformd.limits import Limits
+from xformd.metrics import Metrics
 
 
 class HttpFactory(TransformFactory):
@@ -17,13 +18,16 @@ class HttpFactory(TransformFactory):
 
     Args:
         application: what answers.
+        metrics: where to count what no application has seen.
         service: whose requests are given up when the grace period is over.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
     """
 
-    def __init__(self, application: Any, service: Service, limits: Limits, clock: IReactorTime) -> None:
-        shared, self._slots = answering(application), Slots()
+    def __init__(
+        self, application: Any, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
+    ) -> None:
+        shared, self._slots = answering(application, metrics), Slots()
         super().__init__(service, limits, clock, make_form=lambda connection: HttpForm(connection, shared, self._slots))
 
     def make_room(self, refusal: Refusal) -> bool:

@@ -16,6 +16,7 @@ from xformd.errors import BadRequest, TooLarge, XformError
 from xformd.forms import Connection
 from xformd.http import dates, problems
 from xformd.http.slots import Slots
+from xformd.metrics import Metrics
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request's line and headers, its trailers, and what frames its body: nobody needs more, and it is kept."""
@@ -31,15 +32,17 @@ class Answering:
     """What the connections of one HTTP port have in common.
 
     Args:
+        metrics: where to count what no application has seen.
         config: uvicorn's, with the application.
         state: uvicorn's, of a running server.
     """
 
+    metrics: Metrics
     config: Config
     state: ServerState = attrs.field(factory=ServerState)
 
 
-def answering(application: Any) -> Answering:
+def answering(application: Any, metrics: Metrics) -> Answering:
     """Prepare to answer with an ASGI application."""
     config = Config(
         application,
@@ -53,7 +56,7 @@ def answering(application: Any) -> Answering:
         timeout_keep_alive=_NEVER_S,  # the connection's own deadline sees to it
     )
     config.load()
-    return Answering(config)
+    return Answering(metrics, config)
 
 
 class HttpForm(HttpToolsProtocol):
@@ -70,6 +73,7 @@ class HttpForm(HttpToolsProtocol):
         self._connection = connection
         self._limits = connection.limits
         self._slots = slots
+        self._metrics = answering.metrics
         self._overhead_bytes = 0
         self._is_receiving = False  # a part of a request is here, and not all of it
         self._own_transport = _Transport(connection, self)
@@ -164,6 +168,7 @@ class HttpForm(HttpToolsProtocol):
 
     def _refuse(self, status: int, error: XformError) -> None:
         """Answer what no application has seen, and close."""
+        self._metrics.refused("http", error.code)
         self._connection.log_refusal(error)
         if not self._is_running or not self.cycle.response_started:
             self._own_transport.write(problems.raw(status, error))

@@ -40,15 +40,16 @@ def details(error: XformError, request_id: str | None = None, status: int | None
     return problem
 
 
-def plain(status: int, detail: str) -> dict[str, Any]:
+def plain(status: int, detail: str, request_id: str) -> dict[str, Any]:
     """Say what is wrong where only HTTP has a word for it: no such path, no such method."""
-    title = http.HTTPStatus(status).phrase
-    return {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": BadRequest.code}
+    return {**details(BadRequest(detail), request_id, status), "title": http.HTTPStatus(status).phrase.lower()}
 
 
 def headers(problem: dict[str, Any]) -> list[tuple[bytes, bytes]]:
     """Give the headers that a problem needs besides its length."""
     given = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
+    if (request_id := problem.get("request_id")) is not None:
+        given.append((b"x-request-id", request_id.encode()))
     if (wait_ms := problem.get("retry_after_ms")) is not None:
         given.append((b"retry-after", b"%d" % -(-wait_ms // _MS)))  # whole seconds, rather too long than too short
     return given

@@ -127,7 +127,10 @@ class PoemProtocol(Protocol):
         self._stop_timer()
 
     def readConnectionLost(self) -> None:
-        """The client has said all. It may yet read; but one that has nothing to read yet has left."""
+        """The client has said all. It may yet read; but one that has nothing to read yet has left.
+
+        One that closed altogether looks no different until it is sent something, and its wait must not hold a download.
+        """
         self._client_is_done = True
         if self._poem is None:
             self.transport.abortConnection()
@@ -147,7 +150,7 @@ class PoemProtocol(Protocol):
         """Leave nothing behind: no timer, and no wait for a poem."""
         self._stop_timer()
         self._deadline.close()
-        if self._waiting is not None and self._poem is None:
+        if self._waiting is not None:
             self._waiting.cancel()
         self._factory.connection_ended(self)
 

@@ -128,7 +128,7 @@ class CachingTransformService:
     def close(self) -> Deferred[Any]:
         """Close the connections to the upstreams; fires when that is done, or has taken long enough."""
         closing: Deferred[Any] = DeferredList([self._lookout.stop(), self._upstreams.close()], consumeErrors=True)
-        return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor, onTimeoutCancel=_never)
+        return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
     def describe(self) -> dict[str, Any]:
         """Give what the upstreams have, and what the cache has done."""
@@ -235,7 +235,9 @@ class CachingTransformService:
         if isinstance(error, NoSuchTransform):
             self._lookout.look_soon()
         if self._is_stopping and isinstance(error, Cancelled):
-            return Failure(ShuttingDown("the proxy is stopping; ask again, here or elsewhere", retry_after_ms=1_000))
+            return Failure(
+                ShuttingDown("the proxy is stopping; ask again, here or elsewhere", retry_after_ms=RETRY_AFTER_MS)
+            )
         if not isinstance(error, XformError):
             return Failure(self._internal_error(failure))
         if isinstance(error, RequestRefused):

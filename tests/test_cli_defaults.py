@@ -1,0 +1,62 @@
+"""What the poetry commands do without an option, and that each option arrives."""
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+from click import Command
+
+from xformd import cli_poem, cli_proxy
+from xformd.poems import CachingProxyService, get_poem
+from xformd.proxying import CachingTransformService
+
+
+def given(command: Command, *words: str) -> dict[str, Any]:
+    """Give what a command makes of its arguments."""
+    with command.make_context("it", [*words]) as context:
+        return context.params
+
+
+def defaults(function: Any) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "names"),
+    [
+        (
+            cli_poem.proxy,
+            CachingProxyService,
+            {
+                "ttl": "ttl_s",
+                "stale": "stale_s",
+                "max_bytes": "max_bytes",
+                "connect_timeout": "connect_timeout_s",
+                "timeout": "timeout_s",
+            },
+        ),
+        (cli_poem.get, get_poem, {"max_bytes": "max_bytes"}),
+        (
+            cli_proxy.proxy,
+            CachingTransformService,
+            {"cache_bytes": "cache_bytes", "ttl": "ttl_s", "refresh": "refresh_s"},
+        ),
+    ],
+)
+def test_a_command_has_the_defaults_of_the_library(command: Command, function: Any, names: dict[str, str]) -> None:
+    said, meant = given(command, "127.0.0.1:1"), defaults(function)
+    assert {name: math.inf if said[name] is None else said[name] for name in names} == {
+        name: meant[parameter] for name, parameter in names.items()
+    }
+
+
+def test_every_option_of_a_poem_proxy_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(cli_poem, "_run", lambda make, what: made.extend([make.args, make.keywords]))
+    flags = ["--ttl=1min", "--stale=3", "--max-bytes=1MiB", "--connect-timeout=2", "--timeout=500ms", "--listen=tcp:1"]
+    cli_poem.proxy.main([*flags, "owl:1"], standalone_mode=False)
+    assert made == [
+        ("owl:1", ("tcp:1",)),
+        {"ttl_s": 60, "stale_s": 3, "max_bytes": 1024 * 1024, "connect_timeout_s": 2, "timeout_s": 0.5},
+    ]

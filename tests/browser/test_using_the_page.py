@@ -32,7 +32,6 @@ def test_a_name_that_begins_with_what_is_sought_comes_first(visit: Visit) -> Non
 
 def test_each_option_has_a_field_of_its_kind(visit: Visit) -> None:
     visit.open("#fields&poem=x")
-    page = visit.page
     kinds = {
         label: visit.field(label).evaluate("field => field.type")
         for label in ("who", "number", "share", "loud", "tone", "constructor")

@@ -92,6 +92,15 @@ def listen_option(default_port: int) -> Callable[[Command], Command]:
     )
 
 
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to write the log: as text, or as JSON, an object on each line.",
+)
+
+
 class _SpecType(click.types.StringParamType):
     """A spec as a person writes it; its transform names complete."""
 

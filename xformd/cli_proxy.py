@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import click
 
-from xformd.cli_options import guest_code, only_flags, read_size, read_timeout
+from xformd.cli_options import guest_code, log_format_option, only_flags, read_size, read_timeout
 from xformd.cli_serve import SettingsCommand, limit_flag
 from xformd.endpoint import DEFAULT_HOST, DEFAULT_PROXY_PORT, tcp_server
 from xformd.limits import OF_WORKERS, Limits
@@ -48,6 +48,7 @@ def _limit_flags(command: Any) -> Any:
     metavar="S",
     help="Ask the upstreams so often what they have: an upgraded plugin is noticed within this time.",
 )
+@log_format_option
 @_limit_flags
 def proxy(
     upstreams: tuple[str, ...], host: str | None, port: int | None, listen: tuple[str, ...], **given: Any
@@ -73,7 +74,7 @@ def proxy(
     options = {"cache_bytes": given["cache_bytes"], "refresh_s": given["refresh"]}
     options["ttl_s"] = math.inf if given["ttl"] is None else given["ttl"]
 
-    process.prepare_to_serve()
+    process.prepare_to_serve(given["log_format"])
     from xformd import proxy_app  # after the reactor has been chosen
 
     def make(reactor: Any) -> proxy_app.ProxyServer:

@@ -201,7 +201,7 @@ class TransformProtocol(Protocol):
 
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
-        self.log.info("refused {peer}: {code}: {message}", peer=self._peer(), code=error.code, message=error.message)
+        self.log.info("refused {peer}: {code}: {reason}", peer=self._peer(), code=error.code, reason=error.logged)
 
     # What its factory calls.
 

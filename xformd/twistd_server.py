@@ -19,7 +19,8 @@ from xformd.listening import StartOrFail
 from xformd.twistd_options import told_at_once
 
 _REPEATED = ("listen", "http", "metrics", "cors", "block", "plugins_dir", "prefer", "inline", "isolate")
-_SINGLE = [setting for name, setting in TABLE.items() if name not in _REPEATED and name != "strict"]
+_ELSEWHERE = ("strict", "log_format")  # a flag without a value; twistd's own, --logger
+_SINGLE = [setting for name, setting in TABLE.items() if name not in (*_REPEATED, *_ELSEWHERE)]
 
 
 class Options(usage.Options):

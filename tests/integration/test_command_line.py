@@ -132,6 +132,7 @@ def test_run_tells_where_a_transform_raised_and_shows_the_traceback_when_asked()
     assert b"verses.py, line " in run("raises").stderr
     assert b"Traceback" not in run("raises").stderr
     assert b"Traceback" in run("raises", "--traceback").stderr
+    assert b"ValueError: a verse too many" in run("raises", "--traceback").stderr
 
 
 @pytest.mark.parametrize(("arguments", "status", "says"), FAILURES)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -30,6 +31,7 @@ from xformd.errors import (
     Unavailable,
     XformError,
 )
+from xformd.faults import Fault
 from xformd.generation import MAX_PLANS, Ready
 from xformd.limits import MIB, Limits
 from xformd.proxying.catalogue import Catalogue
@@ -249,7 +251,9 @@ class CachingTransformService:
 
     def _internal_error(self, failure: Failure) -> InternalError:
         request_id = uuid.uuid4().hex
-        self.log.failure("internal error {request_id}", failure, request_id=request_id)
+        assert failure.value is not None
+        told = attrs.asdict(Fault.of(failure.value, failure.getTracebackObject()))
+        self.log.error("internal error {request_id}\n{traceback}", request_id=request_id, **told)
         return InternalError(request_id)
 
     def _seed(self, spec: Spec) -> bytes | None:

@@ -1,4 +1,4 @@
-"""A real server counts what real clients ask, on every front, and what becomes of its workers; Prometheus can read it."""
+"""A real server counts what real clients ask, on every front, and Prometheus can read it."""
 
 import contextlib
 import http.client

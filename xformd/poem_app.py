@@ -101,7 +101,7 @@ async def get_poems(wanted: Wanted, write: Write, say: Callable[[str], None]) ->
 
     reactor: Any = installed
     descriptors.raise_limit(descriptors.needed(len(wanted.addresses), descriptors.open_descriptors(), 0))
-    progress = Progress(sys.stderr if sys.stderr.isatty() else None, reactor.seconds)
+    progress = Progress(sys.stderr if sys.stderr and sys.stderr.isatty() else None, reactor.seconds)
     delivery = Delivery(write, say, progress, reactor)
     transform = None if wanted.spec is None else _transform(wanted.spec, wanted, reactor)
 

@@ -16,7 +16,7 @@ def size(text: str) -> int:
     """Read a number of bytes."""
     size_bytes = quantities.read_size(text)
     if not size_bytes:
-        raise ValueError("it is no number of bytes above 0")
+        raise ValueError(f"{text!r} is no number of bytes above 0")
     return size_bytes
 
 
@@ -24,14 +24,14 @@ def duration(text: str) -> float:
     """Read a number of seconds."""
     duration_s = quantities.read_duration(text)
     if duration_s is None:
-        raise ValueError("it is no number of seconds")
+        raise ValueError(f"{text!r} is no number of seconds")
     return duration_s
 
 
 def timeout(text: str) -> float:
     """Read a number of seconds above 0."""
     if not (duration_s := duration(text)):
-        raise ValueError("it is no number of seconds above 0")
+        raise ValueError(f"{text!r} is no number of seconds above 0")
     return duration_s
 
 

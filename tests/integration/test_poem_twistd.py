@@ -60,10 +60,10 @@ def refused(*arguments: str) -> tuple[int, str]:
         ((), "say 'serve FILE' or 'proxy UPSTREAM'"),
         (("serve", "/no/such/file"), "xformd: bad-config: cannot serve /no/such/file: No such file or directory"),
         (("serve", "README.md", "--slow", "1"), "'--slow' comes after FILE: options go before it"),
-        (("serve", "--slow", "0", "README.md"), "it is no number of bytes above 0"),
+        (("serve", "--slow", "0", "README.md"), "'0' is no number of bytes above 0"),
         (("proxy", "127.0.0.1:1", "--ttl", "1"), "'--ttl' comes after UPSTREAM: options go before it"),
-        (("proxy", "--ttl", "soon", "127.0.0.1:1"), "it is no number of seconds"),
-        (("proxy", "--timeout", "0", "127.0.0.1:1"), "it is no number of seconds above 0"),
+        (("proxy", "--ttl", "soon", "127.0.0.1:1"), "'soon' is no number of seconds"),
+        (("proxy", "--timeout", "0", "127.0.0.1:1"), "'0' is no number of seconds above 0"),
         (
             ("proxy", "--listen", "unix:/no/such/socket", "127.0.0.1:1"),
             "cannot listen on unix:/no/such/socket: No such",

@@ -134,6 +134,8 @@ def run_server(
     failures: list[Failure] = []
 
     def started(addresses: tuple[str, ...]) -> None:
+        if not addresses:
+            return  # it was stopped before it listened
         try:
             for line in greet(server, addresses):
                 announce(line)

@@ -106,7 +106,7 @@ def proxy(upstream: str, listen: tuple[str, ...], ttl: float | None, connect_tim
 def _run(make: "Callable[[Any], Listening]", what: str) -> None:
     from xformd import process
 
-    process.start_logging(process.terse_observer())
+    process.prepare_to_serve()
     with guest_code() as stdout, only_flags():
         process.run_server(
             make,

@@ -100,7 +100,7 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
 
 
 def prepare_to_serve() -> None:
-    """Make this process one that serves transforms; before anything else installs a reactor."""
+    """Make this process one that serves; before anything else installs a reactor."""
     with contextlib.suppress(ImportError):  # this system has no epoll: Twisted's choice will do
         from xformd.prompt_reactor import install
 

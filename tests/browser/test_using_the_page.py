@@ -67,19 +67,34 @@ def test_the_line_endings_of_an_example_reach_the_transform(visit: Visit) -> Non
     visit.open("#reverse-lines&poem=x")
     visit.page.locator(".example").nth(1).click()
     visit.shows("b\r\na\r\n")
+    with visit.page.expect_request(re.compile("/transform/")) as again:
+        visit.page.get_by_role("button", name="Run", exact=True).click()
+    assert again.value.post_data == "a\r\nb\r\n"
+
+
+def test_a_run_that_is_not_the_last_one_any_more_is_given_up(visit: Visit) -> None:
+    visit.open("#hold&poem=x")
+    visit.shows("after 0.0")
+    with visit.page.expect_request(re.compile("seconds=15")):
+        visit.field("seconds").fill("15")
+    with visit.page.expect_event("requestfailed", lambda request: "seconds=15" in request.url):
+        visit.field("seconds").fill("0.1")
+    visit.shows("after 0.1")
 
 
 def test_the_last_answer_wins(visit: Visit) -> None:
+    """Also where an answer is here already when it is given up: then there is nothing left to give up."""
+    visit.page.add_init_script("AbortController.prototype.abort = () => {}")
     visit.open("#hold&poem=x")
     visit.shows("after 0.0")
-    seconds = visit.field("seconds")
-    with visit.page.expect_request(re.compile("seconds=0%2E6")):
-        seconds.fill("0.6")
-    # What the server is told to forget may come all the same: here the answer is on its way.
-    with visit.page.expect_request(re.compile("seconds=0%2E1")):
-        seconds.fill("0.1")
+    with visit.page.expect_request(re.compile("seconds=0%2E6")) as slow:
+        visit.field("seconds").fill("0.6")
+    visit.field("seconds").fill("0.1")
     visit.shows("after 0.1")
-    visit.page.wait_for_timeout(700)
+    answer = slow.value.response()
+    assert answer is not None
+    assert answer.body() == b"after 0.6"
+    visit.page.evaluate("new Promise((turned) => setTimeout(turned, 50))")
     assert visit.result().text_content() == "after 0.1"
 
 
@@ -222,6 +237,15 @@ def test_a_pipeline_is_built_run_and_changed_by_keyboard_alone(visit: Visit) -> 
     keys.press("Enter")
     assert visit.steps() == ["number-lines"]
     assert focused(visit).startswith("Remove: number-lines")
+
+
+def test_a_step_that_is_added_with_enter_stays(visit: Visit) -> None:
+    visit.open("#wrap&poem=owl")
+    visit.page.get_by_role("button", name="Add a step").click()
+    visit.page.keyboard.type("upper")
+    visit.page.keyboard.press("Enter")
+    assert focused(visit).startswith("Remove: upper")
+    assert visit.steps() == ["wrap", "upper"]
 
 
 def focused(visit: Visit) -> str:

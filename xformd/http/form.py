@@ -51,6 +51,7 @@ def answering(application: Any, metrics: Metrics) -> Answering:
         interface="asgi3",
         lifespan="off",
         log_config=None,
+        log_level="error",  # what it refuses, we log
         access_log=False,
         proxy_headers=False,
         timeout_keep_alive=_NEVER_S,  # the connection's own deadline sees to it

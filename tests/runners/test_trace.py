@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from deferreds import error_of, result_of
 from logs import Log
 from registries import registry_of
-from runners.fakes import REGISTRY, Pool
+from runners.fakes import REGISTRY, Pool, calls_of
 from xformd import Cancelled, InternalError, TransformDied, TransformFailed, TransformTimeout, transform
 from xformd.generation import Generation
 from xformd.limits import Limits
@@ -89,6 +89,17 @@ def test_a_job_waits_for_its_worker_and_then_runs(clock: Clock) -> None:
     assert (times(first), times(second)) == ((0, 3), (3, 4))
 
 
+def test_a_job_that_is_done_runs_no_longer_whoever_asked(clock: Clock) -> None:
+    pool, trace = Pool(clock).start(), Trace(clock=clock.seconds)
+    result = pool.pool.run(calls_of("upper"), b"a", trace=trace)
+    clock.advance(3)
+    pool.worker_of(b"a").answer()
+    assert result_of(result) == b"a"
+    clock.advance(4)
+    trace.ends()
+    assert times(trace) == (0, 3)
+
+
 def test_the_steps_of_a_pipeline_add_up(clock: Clock) -> None:
     site = Site(clock)
     trace = site.trace()
@@ -141,7 +152,7 @@ def test_a_failure_in_the_log_names_the_request(clock: Clock, log: Log, request_
     with pytest.raises(TransformFailed):
         site.service.xform(parse_readable("broken"), b"a", trace=site.trace(request_id))
     assert log.lines == [f"transform broken of plugin xformd-verses 1.0 (verses) failed{told}"]
-    assert log[0]["request_id"] == request_id
+    assert log[0].get("request_id") == request_id
 
 
 def test_a_fault_of_xformd_answers_with_the_id_that_the_request_has(clock: Clock, log: Log) -> None:

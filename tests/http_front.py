@@ -1,4 +1,4 @@
-"""The HTTP front in memory: the real application on real connections, without sockets, on a clock that the test moves."""
+"""The HTTP front in memory: the real application and connections, no sockets, and a clock that the test moves."""
 
 import asyncio
 import json
@@ -260,7 +260,7 @@ class Client:
 class Front:
     """A front with a few transforms, and one whose results the test decides."""
 
-    def __init__(self, *, origins: frozenset[str] = frozenset(), **limits: Any) -> None:
+    def __init__(self, *, origins: frozenset[str] = frozenset(), application: Any = None, **limits: Any) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
         self.waiting: list[Deferred[str]] = []
@@ -283,7 +283,9 @@ class Front:
             render_metrics=lambda: b"",
             origins=origins,
         )
-        self.factory = HttpFactory(make_application(parts), self.metrics, self.service, self.limits, self.clock)
+        self.factory = HttpFactory(
+            application or make_application(parts), self.metrics, self.service, self.limits, self.clock
+        )
 
     def connect(self) -> Client:
         """Open a connection."""

@@ -9,7 +9,7 @@ GUEST_BIN := $(GUEST_VENV)/bin
 PLUGINS := $(wildcard plugins-example/xformd-*)
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint unit plugins demo bench fuzz soak clean
+.PHONY: help test lint unit plugins demo bench fuzz soak screenshots clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ fuzz: $(VENV)/installed ## Let schemathesis ask a running server whatever its de
 
 soak: $(VENV)/installed ## Load a server with hostile transforms for three minutes; fail if a promise is broken
 	$(BIN)/python tests/soak.py
+
+screenshots: $(VENV)/installed ## Draw the README's pictures of the page, in Chromium
+	XFORMD_PICTURES=1 $(BIN)/python -m pytest tests/browser/test_look_of_the_page.py -k pictures
 
 clean: ## Remove what these commands have made
 	rm -rf $(VENV) $(BENCH_VENV) $(GUEST_VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -54,7 +54,7 @@ def test_a_command_has_the_defaults_of_the_library(command: Command, function: A
 
 def test_every_option_of_a_poem_proxy_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(cli_poem, "_run", lambda make, what: made.extend([make.args, make.keywords]))
+    monkeypatch.setattr(cli_poem, "_run", lambda make, what, log_format: made.extend([make.args, make.keywords]))
     flags = ["--ttl=1min", "--stale=3", "--max-bytes=1MiB", "--connect-timeout=2", "--timeout=500ms", "--listen=tcp:1"]
     cli_poem.proxy.main([*flags, "owl:1"], standalone_mode=False)
     assert made == [
@@ -67,7 +67,7 @@ def test_every_option_of_a_poem_proxy_arrives(monkeypatch: pytest.MonkeyPatch) -
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The proxy for transforms that would be put together: its places, its limits and its options."""
     noted: list[Any] = []
-    monkeypatch.setattr(process, "prepare_to_serve", lambda: None)
+    monkeypatch.setattr(process, "prepare_to_serve", lambda log_format: None)
     monkeypatch.setattr(process, "within_descriptors", lambda settings: settings)
     monkeypatch.setattr(process, "run_server", lambda make, *_: make("reactor"))
     monkeypatch.setattr(proxy_app, "make_proxy", lambda _, *rest, **options: noted.extend([*rest, options]))

@@ -108,9 +108,9 @@ def proxy(upstream: str, listen: tuple[str, ...], ttl: float | None, connect_tim
 
 
 def _run(make: "Callable[[Any], Listening]", what: str, log_format: str) -> None:
-    from xformd import logs, process
+    from xformd import process
 
-    logs.start_server_log(log_format)
+    process.prepare_to_serve(log_format)
     with guest_code() as stdout, only_flags():
         process.run_server(
             make,

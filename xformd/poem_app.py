@@ -22,6 +22,9 @@ from xformd.poems.server import PoemFactory, PoemService, PoemSource
 
 log = Logger()
 
+LONGEST_DELAY_S = 1.0
+"""How long a poem waits, at most, before it is tried again to reach a transform server: the original is at hand."""
+
 
 def make_poem_server(
     poem: Path, listen: tuple[str, ...], reactor: Any, *, bytes_per_s: float | None = None
@@ -101,9 +104,9 @@ async def get_poems(wanted: Wanted, write: Write, say: Callable[[str], None]) ->
 
     reactor: Any = installed
     descriptors.make_room(len(wanted.addresses), 0)
-    progress = Progress(sys.stderr if sys.stderr.isatty() else None, reactor.seconds)
+    progress = Progress(sys.stderr if sys.stderr and sys.stderr.isatty() else None, reactor.seconds)
     delivery = Delivery(write, say, progress, reactor)
-    transform = None if wanted.spec is None else _transform(wanted.spec, wanted, reactor)
+    transform = None if wanted.spec is None else make_transform(wanted.spec, wanted, reactor)
 
     def fetch(address: str) -> Deferred[bytes]:
         return get_poem(
@@ -126,9 +129,20 @@ async def get_poems(wanted: Wanted, write: Write, say: Callable[[str], None]) ->
     return await gathering.run(wanted.addresses)
 
 
-def _transform(text: str, wanted: Wanted, reactor: Any) -> Callable[[bytes], Deferred[bytes]]:
+def make_transform(text: str, wanted: Wanted, reactor: Any) -> Callable[[bytes], Deferred[bytes]]:
+    """Give what sends a poem to the transform servers.
+
+    Args:
+        text: the transform.
+        wanted: the servers, and how long to wait for each poem.
+        reactor: what connects.
+
+    Raises:
+        BadRequest: the transform is none.
+        ConfigError: an address is none.
+    """
     built = str(spec.build(text, {}))  # so that a spec that is none is said before anything is fetched
-    proxy = TransformProxy(wanted.via, reactor=reactor)
+    proxy = TransformProxy(wanted.via, reactor=reactor, longest_delay_s=LONGEST_DELAY_S)
     return lambda poem: proxy.xform(built, poem, timeout=wanted.timeout_s)
 
 

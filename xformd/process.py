@@ -79,7 +79,7 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
 
 
 def prepare_to_serve(log_format: str = "text", *, with_loop: bool = False) -> None:
-    """Make this process one that serves transforms; before anything else installs a reactor.
+    """Make this process one that serves; before anything else installs a reactor.
 
     Args:
         log_format: of its log: ``text`` or ``json``.
@@ -123,6 +123,8 @@ def run_server(
     failures: list[Failure] = []
 
     def started(addresses: tuple[str, ...]) -> None:
+        if not addresses:
+            return  # it was stopped before it listened
         try:
             for line in greet(server, addresses):
                 announce(line)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from browser.visits import PLUGINS, Visit, chromium
+from browser.visits import PLUGINS, Visit, browsing, chromium
 from integration.processes import Server, serving
 
 if TYPE_CHECKING:
@@ -19,16 +19,18 @@ Opener = Callable[..., Visit]
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose plugins are those of these tests."""
+    chromium()
+    plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2")
+    with serving(tmp_path_factory.mktemp("server"), *plugins, "--http=tcp:0:interface=127.0.0.1") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def server(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose plugins are those of these tests."""
-    plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2")
-    with serving(tmp_path_factory.mktemp("server"), *plugins, "--http=tcp:0:interface=127.0.0.1") as running:
+def browser(server: Server) -> Iterator["Browser"]:
+    """A browser that ends before the server, which would wait for it to hang up."""
+    with browsing() as running:
         yield running
 
 

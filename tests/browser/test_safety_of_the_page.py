@@ -10,7 +10,9 @@ from browser.visits import Visit
 
 pytestmark = pytest.mark.xdist_group("browser-sharing")
 
-COUNT_FOREIGN = "document.querySelectorAll('body img, body b, body script:not(:last-of-type), body iframe, body style').length"
+COUNT_FOREIGN = (
+    "document.querySelectorAll('body img, body b, body script:not(:last-of-type), body iframe, body style').length"
+)
 
 
 def test_markup_of_a_plugin_stays_text(visit: Visit) -> None:
@@ -79,7 +81,9 @@ def test_a_transform_in_quarantine_is_told(visit: Visit) -> None:
 def test_the_browser_holds_the_policy(opening: Opener, script: str) -> None:
     visit = opening()
     visit.open()
-    with visit.page.expect_console_message(lambda message: "Content Security Policy" in message.text or "requires 'Trusted" in message.text):
+    with visit.page.expect_console_message(
+        lambda message: "Content Security Policy" in message.text or "requires 'Trusted" in message.text
+    ):
         visit.page.evaluate(f"(() => {{ try {{ {script} }} catch (error) {{ console.error(String(error)) }} }})()")
     assert visit.page.title() == "xformd"
     assert visit.complaints

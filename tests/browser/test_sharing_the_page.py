@@ -76,7 +76,9 @@ def test_a_long_poem_is_not_in_the_link_and_comes_back_all_the_same(visit: Visit
     visit.shows(long.upper())
 
 
-@pytest.mark.parametrize("fragment", ["#", "#&poem=x", "#%", "#Wrap:&poem=%", "#wrap:width&poem", "#+&hex=zz", "#a:b=%ff"])
+@pytest.mark.parametrize(
+    "fragment", ["#", "#&poem=x", "#%", "#Wrap:&poem=%", "#wrap:width&poem", "#+&hex=zz", "#a:b=%ff"]
+)
 def test_a_link_that_means_nothing_breaks_nothing(visit: Visit, fragment: str) -> None:
     visit.open(fragment)
     visit.choose("upper")
@@ -88,12 +90,12 @@ def test_a_link_that_means_nothing_breaks_nothing(visit: Visit, fragment: str) -
 
 @pytest.mark.parametrize("name", ["curl", "xformd send", "Python"])
 @pytest.mark.parametrize("poem", ["HERE IS\nMY POEM\n", HOSTILE, "", "@file", "-x"])
-def test_a_call_that_is_copied_gives_what_the_page_shows(
-    visit: Visit, name: str, poem: str, tmp_path: Path
-) -> None:
+def test_a_call_that_is_copied_gives_what_the_page_shows(visit: Visit, name: str, poem: str, tmp_path: Path) -> None:
     visit.open(f"#indent&poem={quote(poem, safe='')}")
     visit.field("prefix").fill(HOSTILE.replace("\n", ""))
-    wanted = "".join(HOSTILE.replace("\n", "") + line if line.strip() else line for line in poem.splitlines(keepends=True))
+    wanted = "".join(
+        HOSTILE.replace("\n", "") + line if line.strip() else line for line in poem.splitlines(keepends=True)
+    )
     visit.shows(wanted)
     assert called(visit, name, tmp_path) == wanted
 
@@ -110,7 +112,9 @@ def called(visit: Visit, name: str, folder: Path) -> str:
     visit.page.get_by_role("tab", name=name).click()
     text = visit.page.locator("#call").text_content() or ""
     if name == "curl":
-        return run_in_shell(f"curl() {{ command curl --silent --fail-with-body --no-progress-meter \"$@\"; }}; {text}", folder)
+        return run_in_shell(
+            f'curl() {{ command curl --silent --fail-with-body --no-progress-meter "$@"; }}; {text}', folder
+        )
     if name == "xformd send":
         return run_in_shell(f"export XFORMD_SERVER={visit.server.address}; {text}", folder)
     (folder / "call.py").write_text(text.replace("11000", visit.server.address.rpartition(":")[2]))

@@ -150,9 +150,12 @@ def test_what_asks_for_patience_is_asked_again_when_its_time_has_come(visit: Vis
         lambda route: route.fulfill(status=429, content_type="application/problem+json", body=busy),
         times=1,
     )
+    visit.stop_the_clock()
     visit.open("#upper&poem=owl")
     visit.page.get_by_text("Trying again in 2 seconds.").wait_for()
+    visit.page.clock.run_for(500)
     visit.page.get_by_text("Trying again in 1 second.").wait_for()
+    visit.page.clock.run_for(1_000)
     visit.shows("OWL")
     assert not visit.page.locator("#problem").is_visible()
     visit.is_refused()

@@ -30,18 +30,23 @@ _ARGUMENTS = (
 )
 
 
-@contextlib.contextmanager
-def chromium() -> Iterator["Browser"]:
-    """Run the system's Chromium."""
+def chromium() -> str:
+    """Give where the system's Chromium is, or skip the test."""
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("install playwright: pip install --group dev")
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("install Chromium: apt-get install chromium")
+    return path
+
+
+@contextlib.contextmanager
+def browsing() -> Iterator["Browser"]:
+    """Run a browser until the block ends."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(_ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(_ARGUMENTS))
         yield browser
         browser.close()
 
@@ -110,17 +115,20 @@ class Visit:
 
     def becomes(self, selector: str, text: str) -> None:
         """Check that a text becomes all that an element says."""
-        from playwright.sync_api import TimeoutError as TookTooLong
+        from playwright.sync_api import expect
 
-        script = "([selector, text]) => document.querySelector(selector)?.textContent === text"
-        try:
-            self.page.wait_for_function(script, arg=[selector, text], timeout=5_000)
-        except TookTooLong:
-            assert self.page.locator(selector).text_content() == text
+        expect(self.page.locator(selector)).to_have_js_property("textContent", text)
+
+    def stop_the_clock(self) -> None:
+        """Let time pass in the page only where a test says so."""
+        self.page.clock.install(time=0)
+        self.page.clock.pause_at(1)
 
     def is_refused(self, times: int = 1) -> None:
         """Take it that the server refused something, which the browser itself says on the console."""
-        refused = [line for line in self.complaints if line.startswith("Failed to load resource") and "/transform/" in line]
+        refused = [
+            line for line in self.complaints if line.startswith("Failed to load resource") and "/transform/" in line
+        ]
         assert len(refused) >= times, self.complaints
         for line in refused:
             self.complaints.remove(line)

@@ -460,6 +460,68 @@ def test_when_no_server_answers_the_caller_is_told(world: World) -> None:
     world.fail(proxy.xform("upper", "x"), xformd.ConnectionFailed)
 
 
+def test_a_server_that_was_given_up_and_does_not_say_so_is_not_the_next_choice(world: World) -> None:
+    hung, _ = world.scripted(hello_then(lambda string: None))
+    proxy = world.proxy(hung, world.host)
+    given_up = proxy.xform("upper", "x", timeout=1)
+    world.network.pump()
+    world.clock.advance(1)
+    world.fail(given_up, xformd.TransformTimeout)
+    assert world.settle(proxy.xform("upper", "y")) == "Y"
+
+
+def test_while_a_server_is_being_reached_whoever_waits_goes_elsewhere_and_nobody_dials_twice(world: World) -> None:
+    mute, _ = world.scripted(lambda string: None)
+    proxy = world.proxy(mute, world.host)
+    impatient = proxy.xform("upper", "x", timeout=1)
+    world.network.pump()
+    world.clock.advance(1)
+    world.fail(impatient, xformd.TransformTimeout)
+    assert world.settle(proxy.xform("upper", "y")) == "Y"
+    alone = world.proxy(mute)
+    for _ in range(3):
+        answer = alone.xform("upper", "x", timeout=1)
+        world.network.pump()
+        world.clock.advance(1)
+        world.fail(answer, xformd.TransformTimeout)
+    assert len(mute.wires) == 2  # one for each proxy
+
+
+def test_nobody_waits_for_a_server_that_has_failed_while_another_answers(world: World) -> None:
+    mute, _ = world.scripted(lambda string: None)
+    proxy = world.proxy(mute, world.host)
+    first = proxy.xform("upper", "x")
+    world.network.pump()
+    world.clock.advance(OPENING_TIMEOUT_S)
+    assert world.settle(first) == "X"
+    world.clock.advance(LONGEST_DELAY_S)
+    assert [world.settle(proxy.xform("upper", "y")) for _ in range(3)] == ["Y"] * 3
+    assert len(mute.wires) == 2  # it is tried again meanwhile
+
+
+def test_a_server_that_has_failed_is_used_again_once_it_answers(world: World) -> None:
+    host, log = world.scripted(hello_then(lambda string: None))
+    back, host.factory = host.factory, None
+    proxy = world.proxy(host, world.host)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    host.factory = back
+    world.clock.advance(LONGEST_DELAY_S)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    proxy.xform("upper", "y")
+    world.network.pump()
+    assert log == [b"xformd/2", b"1 upper.y"]
+
+
+def test_an_old_server_that_has_failed_is_used_again_too(world: World) -> None:
+    old = world.network.host()
+    proxy = world.proxy(old, world.host)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    old.factory = Factory.forProtocol(Tutorial)
+    world.clock.advance(LONGEST_DELAY_S)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    assert world.settle(proxy.xform("cummingsify", "HERE")) == "here"
+
+
 # Deadlines, cancellation, the end
 
 
@@ -543,6 +605,17 @@ def test_close_waits_for_what_is_in_flight(world: World) -> None:
     assert world.settle(closed) is None
     assert result_of(answer) == "done"
     assert world.host.wires[0].is_gone
+
+
+def test_closing_ends_an_attempt_to_connect_that_nobody_waits_for(world: World) -> None:
+    mute, _ = world.scripted(lambda string: None)
+    proxy = world.proxy(mute)
+    impatient = proxy.xform("upper", "x", timeout=1)
+    world.network.pump()
+    world.clock.advance(1)
+    world.fail(impatient, xformd.TransformTimeout)
+    assert world.settle(proxy.close()) is None
+    assert mute.wires[0].is_gone
 
 
 def test_a_proxy_is_an_async_context_manager(world: World) -> None:

@@ -243,6 +243,13 @@ def test_a_terminal_shows_a_line_for_each_server() -> None:
         assert get(owl.address, cat.address).stderr == b""
 
 
+def test_without_a_standard_error_poems_come_all_the_same() -> None:
+    with peer(poems.sends(OWL)) as owl:
+        words = ["sh", "-c", 'exec "$0" "$@" 2>&-', *XFORMD, "poem", "get", owl.address]
+        got = subprocess.run(words, stdout=subprocess.PIPE, env=environment(), timeout=DEADLINE_S, check=False)
+        assert (got.returncode, got.stdout) == (0, OWL)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [

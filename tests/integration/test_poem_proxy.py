@@ -125,6 +125,25 @@ def test_the_poem_is_fetched_again_after_its_time_and_the_old_one_stands_in_whil
             assert 1.4 < time.monotonic() - start < 4
 
 
+CLOCK = """
+import pathlib, time
+
+real, is_set_back = time.time, pathlib.Path(__file__).with_name("set-back").exists
+time.time = lambda: real() - (3600 if is_set_back() else 0)
+"""
+
+
+def test_who_sets_the_clock_back_does_not_keep_a_poem_fresh(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CLOCK)
+    with (
+        peer(poems.sends(POEM)) as upstream,
+        poem_server(tmp_path, "proxy", upstream.address, "--ttl", "0.2", PYTHONPATH=str(tmp_path)) as proxy,
+    ):
+        assert ask(proxy) == POEM
+        (tmp_path / "set-back").touch()
+        wait_until(lambda: ask(proxy) == POEM and len(upstream.connected_at) == 2)
+
+
 def test_without_an_upstream_clients_see_a_failure_and_the_log_has_the_reason(tmp_path: Path) -> None:
     with poem_server(tmp_path, "proxy", "127.0.0.1:1") as proxy:
         assert ask(proxy) is None

@@ -16,6 +16,11 @@ def test_each_address_has_a_line_that_fits() -> None:
     assert block({"a:1": "connecting"}, columns=10, rows=24) == ["a:1  conn"]
 
 
+def test_an_address_may_not_play_with_the_terminal() -> None:
+    (line,) = block({"\x1b[2J:1": "connecting"}, columns=80, rows=24)
+    assert line == "\N{REPLACEMENT CHARACTER}[2J:1  connecting"
+
+
 def test_what_has_no_room_is_counted() -> None:
     assert block({f"a:{n}": "x" for n in range(10)}, columns=80, rows=5) == ["a:0  x", "a:1  x", "... and 8 more"]
     assert block({f"a:{n}": "x" for n in range(10)}, columns=10, rows=3) == ["... and 1"]

@@ -440,6 +440,18 @@ def test_what_an_upstream_has_said_last_holds_while_it_is_down(world: World, log
     assert len(log.lines) == 1
 
 
+def test_an_upstream_that_was_down_is_asked_what_it_has_soon_after_its_return(world: World) -> None:
+    host = world.hosts["one"]
+    factory, host.factory = host.factory, None
+    proxy = world.proxy()
+    turn(world, REFRESH_S / 2)
+    host.factory = factory
+    for _ in range(2):  # it may have to wait before it connects
+        turn(world, 1)
+    world.ask(proxy, "steady")
+    assert world.ask(proxy, "steady") == b"OWL"
+
+
 def test_an_upstream_that_hangs_holds_up_neither_the_start_nor_the_others(world: World) -> None:
     world.add("two").is_slow = True
     service = CachingTransformService(("one", "two"), Limits(), world.clock, refresh_s=1.0)

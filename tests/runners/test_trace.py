@@ -9,6 +9,7 @@ from logs import Log
 from registries import registry_of
 from runners.fakes import REGISTRY, Pool, calls_of
 from xformd import Cancelled, InternalError, TransformDied, TransformFailed, TransformTimeout, transform
+from xformd.faults import Fault
 from xformd.generation import Generation
 from xformd.limits import Limits
 from xformd.runners.inline import InlineRunner
@@ -153,6 +154,35 @@ def test_a_failure_in_the_log_names_the_request(clock: Clock, log: Log, request_
         site.service.xform(parse_readable("broken"), b"a", trace=site.trace(request_id))
     assert log.lines == [f"transform broken of plugin xformd-verses 1.0 (verses) failed{told}"]
     assert log[0].get("request_id") == request_id
+
+
+def test_a_failure_in_a_worker_names_the_request_and_its_step(clock: Clock, log: Log) -> None:
+    site = Site(clock)
+    result = site.xform("upper+lower", site.trace("7e57"))
+    worker = site.pool.worker_of(b"a")
+    worker.begin(1)
+    worker.fault(Fault("ValueError", "Traceback:\n  there"))
+    worker.refuse(TransformFailed("lower raised ValueError"))
+    error_of(result, TransformFailed)
+    assert log.lines == ["transform lower of plugin xformd-verses 1.0 (verses) failed (request 7e57)"]
+    assert (log[0]["request_id"], log[0]["error"]) == ("7e57", "ValueError")
+    assert log[0]["traceback"] == "Traceback:\n  there"
+
+
+def test_a_worker_that_has_no_job_blames_nobody(clock: Clock, log: Log) -> None:
+    site = Site(clock)
+    site.pool.workers[0].fault(Fault("ValueError", "there"))
+    assert log == []
+
+
+def test_an_example_that_fails_in_a_worker_is_told_with_its_place(clock: Clock, log: Log) -> None:
+    pool = Pool(clock)
+    pool.pool.start()
+    worker = pool.workers[0]
+    worker.report()
+    worker.fault(Fault("ValueError", "there"))
+    assert log.lines == ["the example upper failed"]
+    assert (log[0]["error"], log[0]["traceback"]) == ("ValueError", "there")
 
 
 def test_a_fault_of_xformd_answers_with_the_id_that_the_request_has(clock: Clock, log: Log) -> None:

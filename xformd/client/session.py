@@ -72,8 +72,8 @@ class Session(Protocol):
 
     @property
     def load(self) -> int:
-        """How many requests have no answer yet."""
-        return len(self._in_flight) + len(self._waiting)
+        """How many requests have no answer yet; one that was given up has one when the server says so."""
+        return len(self._in_flight) + len(self._given_up) + len(self._waiting)
 
     def ask(self, spec: Spec, poem: bytes, ends_at: float | None = None) -> Deferred[bytes]:
         """Send a poem.

@@ -111,7 +111,7 @@ class Setting:
 
 
 _TRANSFORMS = kinds.texts("transform name", frozenset, accepts=is_name)
-_ORIGINS = kinds.texts("origin such as https://example.org", frozenset, accepts=kinds.is_origin)
+_ORIGINS = kinds.texts("https://example.org-like origin", frozenset, accepts=kinds.is_origin)
 _PLUGINS = kinds.texts("plugin", frozenset)
 
 

@@ -13,6 +13,8 @@ from xformd.spec import SHORT_CHARACTERS, Spec
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}\Z")
 
+MAX_TIMEOUT_MS = 10**12 - 1
+
 _MAX_FIELDS = 1_000
 _MILLISECONDS = re.compile(rb"[0-9]{1,12}\Z")
 _UTF_8 = "utf-8"
@@ -107,13 +109,13 @@ def timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
     """Say how many seconds the client wants to wait; None where it does not say.
 
     Raises:
-        BadRequest: ``X-Timeout-Ms`` is no number.
+        BadRequest: ``X-Timeout-Ms`` is no number above 0.
     """
     value = headers.get(b"x-timeout-ms")
     if value is None:
         return None
-    if not _MILLISECONDS.match(value):
-        raise BadRequest("X-Timeout-Ms takes a whole number of milliseconds")
+    if not _MILLISECONDS.match(value) or not int(value):
+        raise BadRequest(f"X-Timeout-Ms takes a whole number of milliseconds, 1 to {MAX_TIMEOUT_MS}")
     return int(value) / 1_000
 
 

@@ -3,9 +3,13 @@
 from typing import Any
 
 from xformd.errors import ERRORS
+from xformd.http.requests import MAX_TIMEOUT_MS
 from xformd.spec import MAX_SPEC_BYTES, NAME_PATTERN
 
 Json = dict[str, Any]
+
+_OPTION = f"{NAME_PATTERN}=([^%+,]|%[2-7][0-9A-Fa-f])*"
+_STEP = f"{NAME_PATTERN}(:{_OPTION}(,{_OPTION})*)?"
 
 _TEXT: Json = {"type": "string"}
 _COUNT: Json = {"type": "integer", "minimum": 0}
@@ -76,7 +80,7 @@ PARAMETERS: Json = {
         "in": "path",
         "required": True,
         "description": "A transform's name, with options as `wrap:width=40`, or several with `+` between them.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_SPEC_BYTES},
+        "schema": {"type": "string", "pattern": f"^{_STEP}([+]{_STEP})*$", "maxLength": MAX_SPEC_BYTES},
         "examples": {
             "one": {"value": "upper"},
             "options": {"value": "wrap:width=7,indent=2"},
@@ -101,7 +105,7 @@ PARAMETERS: Json = {
         "name": "X-Timeout-Ms",
         "in": "header",
         "description": "How long the caller will wait, where that is less than the server allows.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 2**53 - 1},
+        "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
     },
     "etag": {
         "name": "If-None-Match",

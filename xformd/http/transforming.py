@@ -77,7 +77,8 @@ class Transforming:
                 asked, poem = await self._taken(self._from_address(scope))
                 await self._answer_or_not(asked, poem, headers, trace, receive, send)
             else:
-                await self._refuse_method(send, f"{scope['method']}: a transform takes its poem by POST", trace)
+                detail = f"{scope['method']}: a transform takes its poem by POST"
+                await self._refuse_method(send, detail, trace, self._allowed(scope))
         except XformError as error:
             await answers.send_error(send, error, str(trace.request_id))
         except Exception:
@@ -135,10 +136,18 @@ class Transforming:
         else:
             await self._answer(asked, poem, headers, trace, receive, send, validators)
 
-    async def _refuse_method(self, send: Send, detail: str, trace: Trace) -> None:
+    def _allowed(self, scope: Scope) -> bytes:
+        """Say which methods there are for a spec."""
+        try:
+            is_deterministic = self._asked(scope, {}).is_deterministic
+        except XformError:
+            is_deterministic = False
+        return b"GET, HEAD, POST" if is_deterministic else b"POST"
+
+    async def _refuse_method(self, send: Send, detail: str, trace: Trace, allowed: bytes = b"POST") -> None:
         problem = problems.plain(405, detail, str(trace.request_id))
         self._metrics.refused("http", problem["code"])
-        await answers.send_problem(send, problem, [(b"allow", b"POST")])
+        await answers.send_problem(send, problem, [(b"allow", allowed)])
 
 
 async def while_there(work: Deferred[bytes], receive: Receive) -> bytes:

@@ -223,6 +223,13 @@ class PoemProtocol(Protocol):
             timer.cancel()
 
 
+class _TurnedAway(Protocol):
+    """A client for whom there is no room: a close in order would be an empty poem to it."""
+
+    def connectionMade(self) -> None:
+        self.transport.abortConnection()  # type: ignore[union-attr]
+
+
 class PoemFactory(ServerFactory):
     """Makes the connections of a poem server, counts them, and ends them.
 
@@ -258,14 +265,14 @@ class PoemFactory(ServerFactory):
         self._shutdown_grace_s = shutdown_grace_s
         self._drained: Deferred[None] | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> PoemProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """Take a connection, unless there are too many or the server is stopping."""
         peer: str | None = getattr(addr, "host", None)
         if self._drained is not None:
             return None
         if refusal := self.connections.refusal(peer):
             self.refusals.refused(refusal.kind, refusal.reason)
-            return None
+            return _TurnedAway()
         return PoemProtocol(self, peer)
 
     def failed(self, failure: Failure) -> None:

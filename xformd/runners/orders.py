@@ -1,5 +1,6 @@
 """What a server and its workers say to each other besides the messages of the session form. Pure."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,7 +121,8 @@ def decode_fault(string: bytes) -> Fault | None:
     told = string.removeprefix(_FAULT)
     if told == string:
         return None
-    match json.loads(told):
-        case {"error": str(error), "traceback": str(traceback)}:
-            return Fault(error, traceback)
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(told):
+            case {"error": str(error), "traceback": str(traceback)}:
+                return Fault(error, traceback)
     raise ValueError("a fault is an error and its traceback")

@@ -207,7 +207,7 @@ class Supervisor:
         seat = self._seats.get(worker)
         if seat is not None and seat.state == "busy":
             self._events.worker_faulted(seat, fault)
-        elif seat is not None and self._proof is not None:
+        elif seat is not None and seat.state == "starting" and self._proof is not None:
             self.log.error(
                 "the example {spec} failed\n{traceback}",
                 spec=str(self._proof.request.spec),

@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import kernel, machine, report, servers, targets
 from benchmarks.commands import Commands
 from benchmarks.in_process import Decoding
+from benchmarks.page import PageWork
 from benchmarks.plan import Plan, Work
 from benchmarks.pools import HOSTS, Isolation, Pools
 from benchmarks.proxies import Hits
@@ -37,6 +38,7 @@ WORKS: tuple[Work, ...] = (
     Hits(
         "l", "hits of a caching proxy beside asking: 100 KB poems, a transform of 5 ms, 8 connections with 1 in flight"
     ),
+    PageWork("page", "the page in a browser, with a poem of 1 KB", 1_000),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 

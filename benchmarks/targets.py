@@ -11,6 +11,7 @@ import attrs
 
 from benchmarks.commands import IMPORT_REACTOR, SEND
 from benchmarks.in_process import DECODER, RECEIVER, TRANSFORM_ALONE
+from benchmarks.page import BROWSER
 from benchmarks.pools import WORKERS, row_key
 from benchmarks.proxies import ONE_WORKER, PROXY, TWO_WORKERS
 from benchmarks.samples import Result, Row
@@ -114,6 +115,10 @@ TARGETS = (
         50,
         at_least=True,
     ),
+    Target("page", "ms to the first paint", only("paint_ms", BROWSER), 200),
+    Target("page", "ms from a click to its result", only("click_ms", BROWSER), 50),
+    Target("page", "ms from a click to its result from a worker", only("click_worker_ms", BROWSER), 50),
+    Target("page", "KB of the page", only("page_kb", BROWSER), 100),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )
 

@@ -1,7 +1,7 @@
 """A server and a browser for each file of tests, and a page for each test, which must give no cause for complaint.
 
-For each file and not for all: while Playwright runs, its event loop counts as this thread's, and tests of another folder
-that want one of their own would be told so.
+For each file and not for all: while Playwright runs, its event loop counts as this thread's, and tests of another
+folder that want one of their own would be told so.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Opener = Callable[..., Visit]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose plugins are those of these tests."""
     chromium()
-    plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2")
+    plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=1")
     with serving(tmp_path_factory.mktemp("server"), *plugins, "--http=tcp:0:interface=127.0.0.1") as running:
         yield running
 

@@ -12,6 +12,7 @@ from browser.visits import Visit, run_in_shell
 
 pytestmark = pytest.mark.xdist_group("browser-sharing")
 
+CALLS = ("curl", "xformd send", "Python")
 HOSTILE = """it's "quoted" $HOME `date` $(date) !! \\n \\ %s %41 --data @file; # 日本 👩\u200d🚀\n'"""
 
 
@@ -88,23 +89,22 @@ def test_a_link_that_means_nothing_breaks_nothing(visit: Visit, fragment: str) -
     visit.complaints[:] = [line for line in visit.complaints if "Failed to load resource" not in line]
 
 
-@pytest.mark.parametrize("name", ["curl", "xformd send", "Python"])
-@pytest.mark.parametrize("poem", ["HERE IS\nMY POEM\n", HOSTILE, "", "@file", "-x"])
-def test_a_call_that_is_copied_gives_what_the_page_shows(visit: Visit, name: str, poem: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("poem", [HOSTILE, "", "@file"])
+def test_a_call_that_is_copied_gives_what_the_page_shows(visit: Visit, poem: str, tmp_path: Path) -> None:
+    prefix = HOSTILE.replace("\n", "")
     visit.open(f"#indent&poem={quote(poem, safe='')}")
-    visit.field("prefix").fill(HOSTILE.replace("\n", ""))
-    wanted = "".join(
-        HOSTILE.replace("\n", "") + line if line.strip() else line for line in poem.splitlines(keepends=True)
-    )
+    visit.field("prefix").fill(prefix)
+    wanted = "".join(f"{prefix}{line}" for line in poem.splitlines(keepends=True))
     visit.shows(wanted)
-    assert called(visit, name, tmp_path) == wanted
+    for name in CALLS:
+        assert (name, called(visit, name, tmp_path)) == (name, wanted)
 
 
-@pytest.mark.parametrize("name", ["curl", "xformd send", "Python"])
-def test_a_call_of_several_steps_gives_what_the_page_shows(visit: Visit, name: str, tmp_path: Path) -> None:
+def test_a_call_of_several_steps_gives_what_the_page_shows(visit: Visit, tmp_path: Path) -> None:
     visit.open("#wrap:width=7+number-lines:separator=%2E%20&poem=one%20two%20three")
     visit.shows("1. one two\n2. three")
-    assert called(visit, name, tmp_path) == "1. one two\n2. three"
+    for name in CALLS:
+        assert (name, called(visit, name, tmp_path)) == (name, "1. one two\n2. three")
 
 
 def called(visit: Visit, name: str, folder: Path) -> str:
@@ -124,7 +124,7 @@ def called(visit: Visit, name: str, folder: Path) -> str:
 @pytest.mark.parametrize("poem", ["owl\x1b[201~rm -rf", "owl\x03", "owl\u202elwo", "x" * 2_001])
 def test_what_a_terminal_would_act_on_is_in_no_call(visit: Visit, poem: str) -> None:
     visit.open(f"#upper&poem={quote(poem)}")
-    for name in ("curl", "xformd send", "Python"):
+    for name in CALLS:
         visit.page.get_by_role("tab", name=name).click()
         text = visit.page.locator("#call").text_content() or ""
         assert "poem.txt" in text

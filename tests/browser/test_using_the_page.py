@@ -32,7 +32,6 @@ def test_a_name_that_begins_with_what_is_sought_comes_first(visit: Visit) -> Non
 
 def test_each_option_has_a_field_of_its_kind(visit: Visit) -> None:
     visit.open("#fields&poem=x")
-    page = visit.page
     kinds = {
         label: visit.field(label).evaluate("field => field.type")
         for label in ("who", "number", "share", "loud", "tone", "constructor")
@@ -174,7 +173,7 @@ def test_a_server_that_is_gone_is_said_and_asked_again(visit: Visit) -> None:
 def test_bytes_go_in_and_come_out_as_hexadecimal(visit: Visit) -> None:
     visit.open("#flip&hex=00%20ff")
     assert visit.page.get_by_label("hex").is_checked()
-    visit.page.wait_for_function("document.querySelector('#result').textContent.includes('ff 00')")
+    visit.result().filter(has_text="ff 00").wait_for()
     visit.poem().fill("9e 9d 9")
     visit.page.get_by_text("This is no hexadecimal").wait_for()
     visit.poem().fill("9e 9d 9c")

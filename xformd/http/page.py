@@ -42,4 +42,4 @@ def _read(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    return "'sha256-{}'".format(base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

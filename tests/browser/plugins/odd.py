@@ -10,7 +10,7 @@ MARKUP = "<img src=x onerror=\"document.title='taken'\"><script>document.title='
 
 @xformd.transform(examples=[(MARKUP, f"{MARKUP}{MARKUP}", {"text": MARKUP})])
 def odd(poem: str, *, text: str = MARKUP, pick: Literal["<b>one</b>", "two"] = "two") -> str:
-    """<img src=x onerror="document.title='taken'"> <script>document.title='taken'</script>"""
+    """<img src=x onerror="document.title='taken'"> <script>document.title='taken'</script>."""
     return f"{poem}{text}"
 
 

@@ -43,7 +43,7 @@ function drawTrouble(listing) {
     ...listing.conflicts.map(({ name, message }) => [`${name} is contested`, message]),
   ];
   const items = lines.map(([subject, reason]) => element("li", {}, element("strong", {}, subject), ` ${reason}`));
-  byId("trouble").replaceChildren(element("h2", {}, "Not as one would wish"), element("ul", {}, ...items));
+  byId("trouble").replaceChildren(element("h2", {}, "Needs attention"), element("ul", {}, ...items));
   byId("trouble").hidden = !lines.length;
 }
 

@@ -49,8 +49,8 @@ const outcome = {
 function changeSteps(change) {
   rememberNow();
   change();
-  remember("pushState");
   runNow(outcome);
+  remember("pushState");
   drawPipeline();
 }
 

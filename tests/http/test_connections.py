@@ -427,7 +427,7 @@ def test_when_the_grace_period_is_over_what_is_left_is_answered_too() -> None:
 
 def test_a_fault_of_the_application_is_in_the_log_and_not_in_the_answer(log: Log) -> None:
     async def test() -> None:
-        async def broken(*_: object) -> None:
+        async def broken(scope: object, receive: object, send: object) -> None:
             raise RuntimeError("our fault")
 
         front = Front(application=broken)

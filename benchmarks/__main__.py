@@ -14,7 +14,8 @@ from benchmarks.in_process import Decoding
 from benchmarks.plan import Plan, Work
 from benchmarks.pools import HOSTS, Isolation, Pools
 from benchmarks.samples import Result
-from benchmarks.works import Classic, Crowded, Idle, Steady
+from benchmarks.siege import Siege
+from benchmarks.works import BESIDE_HTTP, HTTP_PEERS, Classic, Crowded, Idle, Steady
 
 HERE = Path(__file__).resolve().parent
 MIB = 1024 * 1024
@@ -33,6 +34,9 @@ WORKS: tuple[Work, ...] = (
     Pools("i", "a pool of 2 workers without a network, 1 call in flight", 1),
     Pools("j", "a pool of 2 workers without a network, 8 calls in flight", 8),
     Isolation("k", "the price of isolation: a server with 2 workers, 8 connections with 1 request in flight", 8),
+    Steady("l", "over HTTP: 600-byte poems, 32 connections with 1 request in flight", 600, 32, 1, HTTP_PEERS),
+    Steady("m", "netstrings beside an HTTP port that nobody uses: (b) again", 600, 32, 1, BESIDE_HTTP),
+    Siege("n", "over HTTP: 600-byte poems, while 640 slow connections are after 64 slots", 600),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 

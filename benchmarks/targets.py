@@ -13,6 +13,7 @@ from benchmarks.commands import IMPORT_REACTOR, SEND
 from benchmarks.in_process import DECODER, RECEIVER, TRANSFORM_ALONE
 from benchmarks.pools import WORKERS, row_key
 from benchmarks.samples import Result, Row
+from benchmarks.servers import BESIEGED
 
 Rows = Mapping[str, Row]
 Values = Callable[[Rows], Sequence[float]]
@@ -99,6 +100,10 @@ TARGETS = (
     Target("h", f"wall time, xformd send / {IMPORT_REACTOR}", ratio("wall_ms", SEND, IMPORT_REACTOR), 1.6),
     Target("i", "µs of a call without its transform, 1 KB", only("overhead_us", row_key(WORKERS, "1 KB")), 84),
     Target("j", "calls/s, 1 KB", only("per_s", row_key(WORKERS, "1 KB")), 13_000, at_least=True),
+    Target("l", "xformd over HTTP / FastAPI", ratio("cpu_us", "xformd-http", "fastapi"), 0.75),
+    Target("m", "xformd's netstrings with --http / without", ratio("cpu_us", "xformd --http", "xformd"), 1.1),
+    Target("n", "share of good requests that slow ones leave", only("kept", BESIEGED), 0.9, at_least=True),
+    Target("n", "of 1,000 of them, to be sent again", only("lost", BESIEGED), 5),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )
 

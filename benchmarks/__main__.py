@@ -11,8 +11,10 @@ from pathlib import Path
 from benchmarks import kernel, machine, report, servers, targets
 from benchmarks.commands import Commands
 from benchmarks.in_process import Decoding
+from benchmarks.page import PageWork
 from benchmarks.plan import Plan, Work
 from benchmarks.pools import HOSTS, Isolation, Pools
+from benchmarks.proxies import Hits
 from benchmarks.samples import Result
 from benchmarks.siege import Siege
 from benchmarks.works import BESIDE_HTTP, HTTP_PEERS, Classic, Crowded, Idle, Steady
@@ -34,9 +36,13 @@ WORKS: tuple[Work, ...] = (
     Pools("i", "a pool of 2 workers without a network, 1 call in flight", 1),
     Pools("j", "a pool of 2 workers without a network, 8 calls in flight", 8),
     Isolation("k", "the price of isolation: a server with 2 workers, 8 connections with 1 request in flight", 8),
-    Steady("l", "over HTTP: 600-byte poems, 32 connections with 1 request in flight", 600, 32, 1, HTTP_PEERS),
-    Steady("m", "netstrings beside an HTTP port that nobody uses: (b) again", 600, 32, 1, BESIDE_HTTP),
-    Siege("n", "over HTTP: 600-byte poems, while 640 slow connections are after 64 slots", 600),
+    Hits(
+        "l", "hits of a caching proxy beside asking: 100 KB poems, a transform of 5 ms, 8 connections with 1 in flight"
+    ),
+    PageWork("page", "the page in a browser, with a poem of 1 KB", 1_000),
+    Steady("m", "over HTTP: 600-byte poems, 32 connections with 1 request in flight", 600, 32, 1, HTTP_PEERS),
+    Steady("n", "netstrings beside an HTTP port that nobody uses: (b) again", 600, 32, 1, BESIDE_HTTP),
+    Siege("o", "over HTTP: 600-byte poems, while 640 slow connections are after 64 slots", 600),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -23,14 +23,15 @@ ECHO_SOURCE = ROOT / "benchmarks" / "peers" / "echo.c"
 ECHO_BINARY = "echo"  # in the folder that a run has for such things
 
 OURS = "xformd"
-# The CPU time of a worker that is replaced would be lost to whoever measures.
 _HTTP = ("--http", "tcp:0:interface=127.0.0.1")
 _HTTP_NEEDS = ("uvicorn", "httptools", "starlette", "prometheus_client")
 BESIEGED = "xformd-http, few slots"
 SLOTS = 64
 """How many connections that one allows."""
 
-_WORKERS = ("--workers", "2", "--max-jobs-per-worker", "1000000000")
+# The CPU time of a worker that is replaced would be lost to whoever measures.
+FOR_EVER = ("--max-jobs-per-worker", "1000000000")
+_WORKERS = ("--workers", "2", *FOR_EVER)
 
 _START_S = 60.0
 _STOP_S = 5.0
@@ -47,6 +48,7 @@ class Server:
         needs: what must be installed, as modules.
         pipelines: whether a client may send requests before it has the answers to earlier ones.
         line: which line of its output ends with its address.
+        environ: variables that it needs besides those that there are.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Server:
     needs: tuple[str, ...] = ()
     pipelines: bool = True
     line: int = 1
+    environ: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -157,7 +160,13 @@ def _start(server: Server, cpu: int | None, stack: contextlib.ExitStack) -> tupl
     log = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - the stack closes it
     with pinned(cpu):
         process = subprocess.Popen(
-            server.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True
+            server.command,
+            cwd=ROOT,
+            env=os.environ | server.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
     stack.callback(_stop, process)
     return process, log

@@ -11,7 +11,9 @@ import attrs
 
 from benchmarks.commands import IMPORT_REACTOR, SEND
 from benchmarks.in_process import DECODER, RECEIVER, TRANSFORM_ALONE
+from benchmarks.page import BROWSER
 from benchmarks.pools import WORKERS, row_key
+from benchmarks.proxies import ONE_WORKER, PROXY, TWO_WORKERS
 from benchmarks.samples import Result, Row
 from benchmarks.servers import BESIEGED
 
@@ -100,10 +102,28 @@ TARGETS = (
     Target("h", f"wall time, xformd send / {IMPORT_REACTOR}", ratio("wall_ms", SEND, IMPORT_REACTOR), 1.6),
     Target("i", "µs of a call without its transform, 1 KB", only("overhead_us", row_key(WORKERS, "1 KB")), 84),
     Target("j", "calls/s, 1 KB", only("per_s", row_key(WORKERS, "1 KB")), 13_000, at_least=True),
-    Target("l", "xformd over HTTP / FastAPI", ratio("cpu_us", "xformd-http", "fastapi"), 0.75),
-    Target("m", "xformd's netstrings with --http / without", ratio("cpu_us", "xformd --http", "xformd"), 1.1),
-    Target("n", "share of good requests that slow ones leave", only("kept", BESIEGED), 0.9, at_least=True),
-    Target("n", "of 1,000 of them, to be sent again", only("lost", BESIEGED), 5),
+    Target(
+        "l",
+        "a proxy's hits/s / answers/s of a server with 1 worker",
+        ratio("per_s", PROXY, ONE_WORKER),
+        50,
+        at_least=True,
+    ),
+    Target(
+        "l",
+        "a proxy's hits/s / answers/s of a server with 2 workers",
+        ratio("per_s", PROXY, TWO_WORKERS),
+        50,
+        at_least=True,
+    ),
+    Target("page", "ms to the first paint", only("paint_ms", BROWSER), 200),
+    Target("page", "ms from a click to its result", only("click_ms", BROWSER), 50),
+    Target("page", "ms from a click to its result from a worker", only("click_worker_ms", BROWSER), 50),
+    Target("page", "KB of the page", only("page_kb", BROWSER), 100),
+    Target("m", "xformd over HTTP / FastAPI", ratio("cpu_us", "xformd-http", "fastapi"), 0.75),
+    Target("n", "xformd's netstrings with --http / without", ratio("cpu_us", "xformd --http", "xformd"), 1.1),
+    Target("o", "share of good requests that slow ones leave", only("kept", BESIEGED), 0.9, at_least=True),
+    Target("o", "of 1,000 of them, to be sent again", only("lost", BESIEGED), 5),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )
 

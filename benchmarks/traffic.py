@@ -76,13 +76,13 @@ def netstring(string: bytes) -> bytes:
     return b"%d:%b," % (len(string), string)
 
 
-def session(size: int, outstanding: int) -> Traffic:
+def session(size: int, outstanding: int, transform: str = TRANSFORM) -> Traffic:
     """Give the session form's traffic: each request has an id."""
     numbered = list(enumerate(poems(size, outstanding), _FIRST_NUMBER))
     return Traffic(
         opening=SESSION_OPENING,
         has_hello=True,
-        requests=tuple(netstring(b"%d %b.%b" % (number, TRANSFORM.encode(), poem)) for number, poem in numbered),
+        requests=tuple(netstring(b"%d %b.%b" % (number, transform.encode(), poem)) for number, poem in numbered),
         replies=tuple(netstring(b"%d ok.%b" % (number, cummingsify(poem))) for number, poem in numbered),
         any_order=True,
     )

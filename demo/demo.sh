@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole family: a transform server with two plugins, a poem through each way to call it, poem servers, a proxy, and
-# the client that gets poems from all of them at once; and the end of the servers.
+# the client that gets poems from all of them at once; a caching proxy for transforms; and the end of the servers.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -15,7 +15,8 @@ trap end EXIT
 
 say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
 
-# start NAME LAST-LINE COMMAND...: run a server, wait for the last line of its greeting, set $address.
+# start NAME LAST-LINE COMMAND...: run a server, wait for the last line of its greeting, set $address, and $http where it
+# answers HTTP too.
 start() {
     local greeting="$folder/$1" last=$2
     shift 2
@@ -28,11 +29,14 @@ start() {
         sleep 0.1
     done
     cat "$greeting"
-    address=$(sed -n 's/.* listening on //p' "$greeting")
+    address=$(sed -n '1s/.* listening on //p' "$greeting")
+    http=$(sed -n 's/.* listening on http/http/p' "$greeting")
 }
 
-start transforms 'transforms from' xformd serve --plugins --port 0
+anywhere=tcp:0:interface=127.0.0.1
+start transforms 'transforms from' xformd serve --plugins --port 0 --http "$anywhere"
 server=${servers[0]}
+front=$http
 export XFORMD_SERVER=$address
 
 say 'xformd send cummingsify owl.txt'
@@ -54,7 +58,15 @@ cat <&3
 echo
 exec 3>&-
 
-anywhere=tcp:0:interface=127.0.0.1
+if command -v curl >/dev/null; then
+    say "curl $front/transform/wrap?width=24 --data-binary @owl.txt"
+    curl -sS "$front/transform/wrap?width=24" --data-binary @owl.txt
+
+    say "curl $front/readyz"
+    curl -sS "$front/readyz"
+    echo
+fi
+
 start poem 'the poem of' xformd poem serve owl.txt --listen "$anywhere"
 fast=$address
 start slow 'the poem of' xformd poem serve owl.txt --slow 70 --listen "$anywhere" # 2 s for each client
@@ -78,6 +90,17 @@ echo 'one after the other would have taken 6 s: they came at once'
 say "xformd poem get $proxy    # from its cache"
 elapsed xformd poem get "$proxy"
 echo "one poem in $took_ms ms, and not in 2 s"
+
+start cache 'the transforms of' xformd proxy "$XFORMD_SERVER" --port 0
+cache=$address
+
+say "xformd send cummingsify owl.txt --server $cache    # and once more, which no upstream sees"
+for _ in 1 2; do
+    xformd send cummingsify owl.txt --server "$cache"
+done
+
+say "xformd list-transforms --server $cache | tail -n 1"
+xformd list-transforms --server "$cache" | tail -n 1
 
 say "kill %1; wait %1"
 kill "$server"

@@ -11,13 +11,13 @@ class Log(list[LogEvent]):
 
     @property
     def lines(self) -> list[str]:
-        """Each event's message."""
-        return [formatEvent(event) for event in self]
+        """Each event's message, without its traceback."""
+        return [formatEvent(event).removesuffix(event.get("traceback", "")).rstrip("\n") for event in self]
 
     @property
     def tracebacks(self) -> list[LogEvent]:
-        """The events that hold a failure."""
-        return [event for event in self if "log_failure" in event]
+        """The events that hold a traceback."""
+        return [event for event in self if "log_failure" in event or "traceback" in event]
 
 
 @contextmanager

@@ -210,6 +210,17 @@ def test_a_stale_answer_stands_in_for_one_that_fails_and_then_no_more(clock: Clo
     error_of(failed, ZeroDivisionError)
 
 
+def test_who_leaves_is_no_sign_that_the_upstream_is_down(clock: Clock, upstream: Upstream) -> None:
+    reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
+    reading.read.get("owl", lambda: succeed(b"old"))
+    clock.advance(14)
+    leaving = reading.read.get("owl", upstream)
+    assert isinstance(leaving, Deferred)
+    leaving.cancel()
+    error_of(leaving, CancelledError)
+    assert reading.said == []
+
+
 def test_an_answer_that_went_while_the_upstream_was_asked_is_not_given(clock: Clock, upstream: Upstream) -> None:
     reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
     reading.read.get("owl", lambda: succeed(b"old"))

@@ -4,7 +4,8 @@ import resource
 
 import pytest
 
-from xformd.descriptors import AcceptErrors, needed, open_descriptors, raise_limit, room
+from xformd import descriptors
+from xformd.descriptors import AcceptErrors, Room, make_room, needed, open_descriptors, raise_limit, room
 
 
 @pytest.mark.parametrize("connections", [1, 100, 10_000])
@@ -52,6 +53,17 @@ def test_a_system_that_has_a_lower_limit_than_it_says_keeps_it(
     monkeypatch.setattr("resource.getrlimit", lambda _: (1_024, 4_096))
     monkeypatch.setattr("resource.setrlimit", refuse)
     assert raise_limit(2_000) == 1_024
+
+
+@pytest.mark.parametrize(("limit", "connections"), [(1_000_000, 100), (100, 32)])
+def test_there_is_room_for_what_is_wanted_or_for_what_the_limit_leaves(
+    monkeypatch: pytest.MonkeyPatch, limit: int, connections: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(descriptors, "open_descriptors", lambda: 20)
+    monkeypatch.setattr(descriptors, "raise_limit", lambda wanted: asked.append(wanted) or limit)
+    assert make_room(100, 1) == Room(limit, connections)
+    assert asked == [needed(100, 20, 1)]
 
 
 def test_descriptors_are_counted() -> None:

@@ -95,6 +95,7 @@ def test_the_source_distribution_has_what_its_pages_and_tests_refer_to(shipped: 
         "demo/demo.sh",
         "benchmarks/results.json",
         "twistd/xformd_poem.py",
+        "twistd/xformd_proxy.py",
     ]
     assert {PurePosixPath(name) for name in needed} <= set(shipped)
     folders = {parent for path in shipped for parent in path.parents}

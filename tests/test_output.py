@@ -41,6 +41,15 @@ def test_what_is_sent_at_once_and_what_waits_make_one_stream(writes: list[int], 
     output.close()
 
 
+def test_what_leaves_at_once_has_not_waited() -> None:
+    socket, drained = Socket([5 * PART_BYTES]), []
+    output = Output(socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(1))
+    output.write(b"x" * 5 * PART_BYTES)
+    assert socket.value() == b"x" * 5 * PART_BYTES
+    assert drained == []
+    output.close()
+
+
 def test_who_waits_for_room_is_not_told_before_there_is_any() -> None:
     socket, drained = Socket([]), []
     output = Output(socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(output.unread_bytes))

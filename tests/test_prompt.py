@@ -4,10 +4,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from twisted.internet.protocol import Protocol
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.tcp import Port
 
 from runners.reactors import FakeReactor
-from xformd.prompt import PromptServer
+from xformd.prompt import PromptServer, make_prompt
 
 
 class Connected:
@@ -56,9 +57,36 @@ def test_what_it_does_not_take_follows_in_order(connected: Connected) -> None:
     assert arrived + connected.arrived() == poem + b"the end"
 
 
+@pytest.mark.parametrize(("expected_bytes", "read_bytes"), [(0, 65_536), (65_536, 65_536), (65_537, 100_000)])
+def test_a_string_that_is_longer_than_a_common_read_is_read_in_a_longer_one(
+    connected: Connected, expected_bytes: int, read_bytes: int
+) -> None:
+    reads: list[int] = []
+    connected.protocol.dataReceived = lambda data: reads.append(len(data))  # type: ignore[method-assign]
+    connected.socket.send(b"x" * 100_000)
+    connected.transport.expect_bytes(expected_bytes)
+    connected.transport.doRead()
+    assert reads == [read_bytes]
+
+
 def test_nothing_is_sent_in_plain_once_a_connection_is_encrypted(connected: Connected) -> None:
     ssl = pytest.importorskip("twisted.internet.ssl", reason="pip install 'xformd[tls]'")
     connected.transport.startTLS(ssl.CertificateOptions())
     connected.transport.write(b"secret")
     assert connected.transport.send_now(b"secret") == 0
     assert b"secret" not in connected.arrived()
+
+
+def test_an_answer_does_not_wait_until_the_client_has_acknowledged_the_last() -> None:
+    made: list[Protocol] = []
+    factory = Factory.forProtocol(lambda: made.append(Protocol()) or made[-1])  # type: ignore[arg-type, func-returns-value]
+    port = Port(0, factory, interface="127.0.0.1", reactor=FakeReactor())  # type: ignore[no-untyped-call, arg-type]
+    port.startListening()  # type: ignore[no-untyped-call]
+    make_prompt(port)
+    with socket.create_connection(port.socket.getsockname()):
+        port.doRead()  # type: ignore[no-untyped-call]
+        (accepted,) = made
+        assert isinstance(accepted.transport, PromptServer)
+        assert accepted.transport.getTcpNoDelay()  # type: ignore[no-untyped-call]
+        accepted.transport._closeSocket(True)  # type: ignore[no-untyped-call]
+    port._closeSocket(True)  # type: ignore[no-untyped-call]

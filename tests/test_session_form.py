@@ -432,15 +432,20 @@ def test_nothing_that_a_client_sends_makes_a_traceback_or_leaves_a_timer(pieces:
     assert server.clock.getDelayedCalls() == []
 
 
-def test_the_transport_is_told_how_much_of_a_poem_is_missing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_transport_is_told_how_long_a_request_is_and_that_the_next_may_be_as_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[int] = []
     monkeypatch.setattr(Wire, "expect_bytes", lambda _, count: told.append(count), raising=False)
     client = Client(server)
     request = encode(b"1 upper." + b"a" * 1_000_000)
     client.say(request[:100_000])
-    assert told[-1] == 1_000_008 - (100_000 - len(b"1000008:"))
+    assert told[-1] == 1_000_008
     client.say(request[100_000:])
-    assert told[-1] == 0
+    assert told[-1] == 1_000_008
+    client.say(b"9:2 up")
+    client.say(b"per.a,")
+    assert told[-1] == 9
 
 
 # With workers.

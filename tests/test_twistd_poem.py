@@ -69,9 +69,9 @@ def test_every_option_of_a_proxy_arrives(monkeypatch: pytest.MonkeyPatch) -> Non
         ((), "say 'serve FILE' or"),
         (("serve", "a", "b"), "'b' comes after FILE"),
         (("proxy", "a", "--ttl", "1"), "'--ttl' comes after UPSTREAM"),
-        (("serve", "--slow", "0", "a"), "no number of bytes above 0"),
-        (("proxy", "--ttl", "x", "a"), "no number of seconds"),
-        (("proxy", "--timeout", "0", "a"), "no number of seconds above 0"),
+        (("serve", "--slow", "0", "a"), "'0' is no number of bytes above 0"),
+        (("proxy", "--ttl", "x", "a"), "'x' is no number of seconds"),
+        (("proxy", "--timeout", "0", "a"), "'0' is no number of seconds above 0"),
     ],
 )
 def test_what_makes_no_sense_is_said(words: tuple[str, ...], says: str) -> None:

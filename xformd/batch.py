@@ -15,12 +15,11 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from xformd.errors import ConfigError, XformError
-from xformd.files import write_whole
+from xformd.files import WRITE_FAILED, write_whole
 
 STDIN = Path("-")
 
 READ_FAILED = 66  # EX_NOINPUT
-WRITE_FAILED = 73  # EX_CANTCREAT
 
 
 def explain(error: XformError) -> str:

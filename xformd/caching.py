@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -230,6 +230,8 @@ class ReadThrough(Generic[Key, Value]):
         return value
 
     def _fall_back(self, failure: Failure, key: Key) -> Value | Failure:
+        if failure.check(CancelledError):
+            return failure  # who waited has left, which says nothing of what was asked
         entry = self._look_up(key)
         if entry is None or self._policy.judge(self._age_s(entry)) is Freshness.GONE:
             return failure

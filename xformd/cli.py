@@ -21,13 +21,13 @@ from xformd.cli_poem import poem
 from xformd.cli_proxy import proxy
 from xformd.cli_serve import config, serve
 from xformd.errors import ConfigError, XformError, one_line
+from xformd.files import WRITE_FAILED
 
 if TYPE_CHECKING:
     from xformd.batch import Batch
     from xformd.checking import Verdict
 
 CHECK_FAILED = 1
-WRITE_FAILED = 73  # EX_CANTCREAT
 LIST_TIMEOUT_S = 30.0
 
 
@@ -119,13 +119,13 @@ def _list_here(selected: Selected) -> dict[str, Any]:
 
 
 def _ask_for_list(server: str) -> dict[str, Any]:
-    from xformd import process
+    from xformd import logs, process
     from xformd.client import TransformProxy
 
     async def ask() -> dict[str, Any]:
         return await TransformProxy(server).list_transforms(timeout=LIST_TIMEOUT_S)
 
-    process.start_logging()
+    logs.start()
     return process.run_until_done(ask())
 
 
@@ -139,7 +139,7 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
       xformd ping
       xformd ping --server 127.0.0.1:11000 --server unix:/run/xformd.sock
     """
-    from xformd import process
+    from xformd import logs, process
     from xformd.client import TransformProxy
 
     async def ping_all(stdout: TextIO) -> int:
@@ -155,7 +155,7 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
                 click.echo(f"{server}: {name}, {1000 * (time.perf_counter() - start):.1f} ms", file=stdout)
         return status
 
-    process.start_logging()
+    logs.start()
     with guest_code() as stdout:
         status = process.run_until_done(ping_all(stdout))
     if status:
@@ -189,12 +189,12 @@ def send(
       xformd send wrap -o width=40 < poem.txt
       xformd send wrap:width=40+number-lines --output-dir out *.txt
     """
-    from xformd import process
+    from xformd import logs
     from xformd import spec as specs
     from xformd.batch import Batch
     from xformd.client import TransformProxy
 
-    process.start_logging()
+    logs.start()
     built = str(specs.build(spec, options))
     with guest_code() as stdout:
         proxy = TransformProxy(servers)
@@ -229,18 +229,20 @@ def run(
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
 
-    from xformd import checking, process
+    from xformd import checking, logs
     from xformd import spec as specs
     from xformd.batch import Batch
+    from xformd.faults import Fault
     from xformd.limits import Limits
     from xformd.plugins import loader
     from xformd.service import TransformService
 
-    process.start_logging(*([process.terse_observer()] if traceback else []))
+    logs.start(*([logs.observer()] if traceback else []))
     parsed = specs.build(spec, options)
     with guest_code() as stdout:
         with selected() as selection:
-            service = TransformService.inline(loader.load(selection), Limits(), reactor)
+            look = Fault.in_full if traceback else Fault.of
+            service = TransformService.inline(loader.load(selection), Limits(), reactor, look=look)
 
         async def transform(poem: bytes) -> bytes:
             result = service.xform(parsed, poem)
@@ -265,10 +267,10 @@ def check(distribution: str | None, selected: Selected) -> None:
     """
     from twisted.internet import reactor
 
-    from xformd import checking, process
+    from xformd import checking, logs, process
     from xformd.plugins import loader
 
-    process.start_logging()
+    logs.start()
     with guest_code() as stdout:
         with selected() as selection:
             if distribution is None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from xformd import quantities
-from xformd.endpoint import tcp_server
+from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 from xformd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,12 +56,6 @@ def guest_code() -> Iterator[TextIO]:
                 stream.close()
 
 
-def _timeout(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise click.BadParameter(f"{value} is no number of seconds above 0", ctx, param)
-    return value
-
-
 def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Read an option that is a number of bytes."""
     size = None if value is None else quantities.read_size(value)
@@ -97,6 +90,15 @@ def listen_option(default_port: int) -> Callable[[Command], Command]:
         metavar="ENDPOINT",
         help="Where to listen: a Twisted server endpoint, such as unix:/run/poem.sock. May be repeated.",
     )
+
+
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to write the log: as text, or as JSON, an object on each line.",
+)
 
 
 class _SpecType(click.types.StringParamType):
@@ -288,27 +290,34 @@ def poem_options(command: Command) -> Command:
     return with_poems
 
 
-def server_options(command: Command) -> Command:
-    """Add what names the servers to ask, and how long to wait for them."""
-
-    @click.option(
-        "--server",
-        "servers",
+def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # noqa: A002 - click's word
+    """Add the option that names the servers which transform."""
+    return click.option(
+        *names,
         multiple=True,
         envvar="XFORMD_SERVER",
         show_envvar=True,
-        default=["127.0.0.1:11000"],
+        default=[f"{DEFAULT_HOST}:{DEFAULT_PORT}"],
         show_default=True,
         metavar="ADDRESS",
+        help=help,
+    )
+
+
+def server_options(command: Command) -> Command:
+    """Add what names the servers to ask, and how long to wait for them."""
+
+    @address_option(
+        "--server",
+        "servers",
         help="HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Several share the work.",
     )
     @click.option(
         "--timeout",
-        type=float,
-        callback=_timeout,
-        default=60,
+        callback=read_timeout,
+        default="60",
         show_default=True,
-        metavar="SECONDS",
+        metavar="S",
         help="How long to wait for each answer.",
     )
     @functools.wraps(command)

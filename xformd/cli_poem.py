@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from xformd.cli_options import (
+    address_option,
     guest_code,
     listen_option,
+    log_format_option,
     only_flags,
     read_duration,
     read_size,
@@ -42,7 +44,8 @@ def poem() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @listen_option(DEFAULT_POEM_PORT)
 @click.option("--slow", callback=read_size, metavar="BYTES_PER_SECOND", help="Send it to each client at this speed.")
-def serve(file: Path, listen: tuple[str, ...], slow: int | None) -> None:
+@log_format_option
+def serve(file: Path, listen: tuple[str, ...], slow: int | None, log_format: str) -> None:
     """Serve the poem of a file to whoever connects, until SIGTERM or Ctrl-C.
 
     The file is read again when it has changed; while it cannot be read, the last good poem stays.
@@ -57,7 +60,7 @@ def serve(file: Path, listen: tuple[str, ...], slow: int | None) -> None:
 
     make = functools.partial(poem_app.make_poem_server, file, listen, bytes_per_s=slow)
     speed = "" if slow is None else f", {slow} bytes a second"
-    _run(make, f"the poem of {file}{speed}")
+    _run(make, f"the poem of {file}{speed}", log_format)
 
 
 @poem.command()
@@ -84,6 +87,7 @@ def serve(file: Path, listen: tuple[str, ...], slow: int | None) -> None:
 @click.option(
     "--timeout", callback=read_timeout, default="60", show_default=True, metavar="S", help="And for the whole poem."
 )
+@log_format_option
 def proxy(upstream: str, listen: tuple[str, ...], ttl: float | None, connect_timeout: float, **given: Any) -> None:
     """Serve the poem of another server, fetched once and kept in memory.
 
@@ -100,13 +104,13 @@ def proxy(upstream: str, listen: tuple[str, ...], ttl: float | None, connect_tim
     if ttl is not None:
         options["ttl_s"] = ttl
     make = functools.partial(poem_app.make_poem_proxy, upstream, listen, connect_timeout_s=connect_timeout, **options)
-    _run(make, f"the poem of {upstream}, from a cache")
+    _run(make, f"the poem of {upstream}, from a cache", given["log_format"])
 
 
-def _run(make: "Callable[[Any], Listening]", what: str) -> None:
+def _run(make: "Callable[[Any], Listening]", what: str, log_format: str) -> None:
     from xformd import process
 
-    process.start_logging(process.terse_observer())
+    process.prepare_to_serve(log_format)
     with guest_code() as stdout, only_flags():
         process.run_server(
             make,
@@ -118,16 +122,7 @@ def _run(make: "Callable[[Any], Listening]", what: str) -> None:
 @poem.command()
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
 @click.option("--transform", "spec", metavar="SPEC", help="Send each poem through this transform as it arrives.")
-@click.option(
-    "--via",
-    multiple=True,
-    envvar="XFORMD_SERVER",
-    show_envvar=True,
-    default=["127.0.0.1:11000"],
-    show_default=True,
-    metavar="ADDRESS",
-    help="The xformd server that transforms. Several share the work.",
-)
+@address_option("--via", help="The xformd server that transforms. Several share the work.")
 @click.option(
     "--timeout",
     callback=read_timeout,
@@ -156,13 +151,13 @@ def get(addresses: tuple[str, ...], spec: str | None, output_dir: Path | None, *
       xformd poem get --transform cummingsify --via 127.0.0.1:11000 127.0.0.1:10000 127.0.0.1:10001
       xformd poem get --ordered --timeout 5 --output-dir poems 127.0.0.1:10000 127.0.0.1:10001
     """
-    from xformd import poem_app, process
+    from xformd import logs, poem_app, process
     from xformd.poems import delivery
 
     context = click.get_current_context()
     if spec is None and context.get_parameter_source("via") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--via is where --transform is done: say which transform")
-    process.start_logging()
+    logs.start()
     with guest_code() as stdout:
         write = delivery.to_folder(output_dir, addresses) if output_dir else delivery.to_stream(stdout.buffer)
         wanted = poem_app.Wanted(

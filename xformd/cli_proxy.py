@@ -7,18 +7,16 @@ from typing import Any
 import attrs
 import click
 
-from xformd.cli_options import guest_code, only_flags, read_size, read_timeout
+from xformd.cli_options import guest_code, log_format_option, only_flags, read_size, read_timeout
 from xformd.cli_serve import SettingsCommand, limit_flag
 from xformd.endpoint import DEFAULT_HOST, DEFAULT_PROXY_PORT, tcp_server
-from xformd.limits import Limits
+from xformd.limits import OF_WORKERS, Limits
 
-_OF_WORKERS = frozenset({"worker_memory_bytes", "max_jobs_per_worker", "max_worker_growth_bytes"})
-LIMITS = tuple(field for field in attrs.fields(Limits) if field.name not in _OF_WORKERS)
-"""What a proxy has to limit: it has no workers."""
+_LIMITS = tuple(field for field in attrs.fields(Limits) if field.name not in OF_WORKERS)
 
 
 def _limit_flags(command: Any) -> Any:
-    for field in reversed(LIMITS):
+    for field in reversed(_LIMITS):
         command = limit_flag(field)(command)
     return command
 
@@ -50,6 +48,7 @@ def _limit_flags(command: Any) -> Any:
     metavar="S",
     help="Ask the upstreams so often what they have: an upgraded plugin is noticed within this time.",
 )
+@log_format_option
 @_limit_flags
 def proxy(
     upstreams: tuple[str, ...], host: str | None, port: int | None, listen: tuple[str, ...], **given: Any
@@ -69,13 +68,13 @@ def proxy(
     from xformd.config import Settings, configure
 
     places = listen if host is None and port is None else (_place(host, port), *listen)
-    flags = {field.name: ("--" + field.name.replace("_", "-"), given[field.name]) for field in LIMITS}
+    flags = {field.name: ("--" + field.name.replace("_", "-"), given[field.name]) for field in _LIMITS}
     limits = configure(flags={name: flag for name, flag in flags.items() if flag[1] is not None}).settings.limits
     settings = Settings(listen=places or (_place(host, port),), limits=limits, workers=0)
     options = {"cache_bytes": given["cache_bytes"], "refresh_s": given["refresh"]}
     options["ttl_s"] = math.inf if given["ttl"] is None else given["ttl"]
 
-    process.prepare_to_serve()
+    process.prepare_to_serve(given["log_format"])
     from xformd import proxy_app  # after the reactor has been chosen
 
     def make(reactor: Any) -> proxy_app.ProxyServer:

@@ -78,6 +78,11 @@ def _add_flags(command: Command) -> Command:
         command = limit_flag(field)(command)
     for add in (
         click.option(
+            "--log-format",
+            metavar="[text|json]",
+            help="How to write the log: as text, or as JSON, an object on each line. [text]",
+        ),
+        click.option(
             "--isolate", multiple=True, metavar="NAME", help="Run this transform in a worker, whatever its author says."
         ),
         click.option(

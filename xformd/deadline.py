@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.errors import Cancelled, XformError
+from xformd.faults import Fault
 
 Result = TypeVar("Result")
 
@@ -113,8 +115,13 @@ def within(
         settle(Failure(make_error()))
         try:
             work.cancel()
-        except Exception:  # the canceller may be a plugin's
-            log.failure("transform {transform} failed to be cancelled", transform=name)
+        except Exception as error:  # the canceller may be a plugin's
+            fault = Fault.of(error)
+            log.error(
+                "transform {transform} failed to be cancelled\n{traceback}",
+                transform=name,
+                **attrs.asdict(fault),
+            )
 
     outcome: Deferred[Result] = Deferred(lambda _: give_up(lambda: Cancelled(f"{name} was given up")))
     timer = clock.callLater(max(0.0, seconds), give_up, expired)

@@ -8,6 +8,7 @@ import os
 import resource
 from collections.abc import Callable
 
+import attrs
 from twisted.logger import ILogObserver, LogEvent
 from zope.interface import implementer
 
@@ -69,6 +70,31 @@ def open_descriptors() -> int:
         return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - one of them is the listing's own
     except OSError:
         return GUESSED_OPEN
+
+
+@attrs.frozen
+class Room:
+    """What there is room for.
+
+    Args:
+        limit: how many descriptors there may be.
+        connections: how many connections may be open, of those that are wanted.
+    """
+
+    limit: int
+    connections: int
+
+
+def make_room(connections: int, workers: int) -> Room:
+    """Raise the limit as far as so many connections need, and say how many of them there is room for.
+
+    Args:
+        connections: how many are wanted.
+        workers: how many worker processes there will be.
+    """
+    open_now = open_descriptors()
+    limit = raise_limit(needed(connections, open_now, workers))
+    return Room(limit, min(connections, room(limit, open_now, workers)))
 
 
 @implementer(ILogObserver)

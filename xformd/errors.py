@@ -10,6 +10,9 @@ from typing import ClassVar
 
 MESSAGE_MAX_CHARACTERS = 1_000
 
+NOT_OURS = "what it says may quote the poem"
+"""What a log has in place of a message in which a transform speaks, or that quotes what a client sent."""
+
 
 def printable(text: str) -> str:
     """Replace what is not printable: controls, terminal escapes, lone surrogates."""
@@ -47,6 +50,7 @@ class XformError(Exception):
         message: one line for a person: what is wrong and what to do about it.
         poem: the poem that was sent, so that a caller can fall back to it.
         retry_after_ms: how many milliseconds to wait before another try, where the server said so.
+        logged: what a log says in place of the message, where that may quote the poem.
 
     Attributes:
         code: the name of this error on the wire, in logs and in metrics.
@@ -64,11 +68,20 @@ class XformError(Exception):
     message: str = ""
     poem: str | bytes | None = None
     retry_after_ms: int | None = None
+    logged: str = NOT_OURS
 
-    def __init__(self, message: str, *, poem: str | bytes | None = None, retry_after_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        poem: str | bytes | None = None,
+        retry_after_ms: int | None = None,
+        logged: str | None = None,
+    ) -> None:
         self.message = one_line(message)
         self.poem = poem
         self.retry_after_ms = retry_after_ms
+        self.logged = self.message if logged is None else logged
         super().__init__(self.message)
 
     def __init_subclass__(
@@ -127,9 +140,10 @@ class TransformFailed(XformError, code="transform-failed", http_status=500, exit
         *,
         poem: str | bytes | None = None,
         retry_after_ms: int | None = None,
+        logged: str | None = None,
         detail: str = "",
     ) -> None:
-        super().__init__(message, poem=poem, retry_after_ms=retry_after_ms)
+        super().__init__(message, poem=poem, retry_after_ms=retry_after_ms, logged=logged)
         self.detail = one_line(detail)
 
 

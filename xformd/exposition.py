@@ -100,6 +100,8 @@ def _vitals(vitals: Vitals) -> Iterator[Metric]:
     for state, count in vitals.workers.items():
         workers.add_metric([state], count)
     yield workers
+    yield _gauge("xformd_workers_needed", "1 if there are transforms that run in workers.", vitals.needs_workers)
+    yield _gauge("xformd_workers_proven", "Workers that have run their example well.", vitals.proven_workers)
     history = vitals.history
     for name, text, count in (
         ("xformd_worker_starts", "Worker processes that were started.", history.starts),

@@ -4,6 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
+WRITE_FAILED = 73
+"""The exit status of a command that could not write what it had: EX_CANTCREAT."""
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file. Nobody ever sees half of it: it appears when it is whole.

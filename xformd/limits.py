@@ -40,3 +40,7 @@ class Limits:
     max_jobs_per_worker: int = _limit(10_000, "what a transform leaves behind in its process must not stay forever")
     max_worker_growth_bytes: int = _limit(256 * MIB, "a transform that leaks must not fill the machine by and by")
     shutdown_grace_s: float = _limit(30.0, "a server that is told to stop must stop")
+
+
+OF_WORKERS = frozenset({"worker_memory_bytes", "max_jobs_per_worker", "max_worker_growth_bytes"})
+"""Limits that mean nothing to a server without workers, such as a caching proxy."""

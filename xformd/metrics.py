@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import attrs
 
+from xformd.errors import AmbiguousTransform, NoSuchTransform
+
 Front = Literal["netstring", "classic", "session", "http"]
 """How a request came. ``netstring`` is a connection that ends before it has said which form it speaks."""
 
@@ -25,7 +27,7 @@ UNKNOWN = "(unknown)"
 """The transform of a request for one that is not registered."""
 
 NONE = "(none)"
-"""The transform of a request that cannot be read, or whose front is stopping."""
+"""The transform of a request that never reached the service: it cannot be read, say, or its front is stopping."""
 
 OTHERS = "(others)"
 """The transform of what comes after ``MAX_TRANSFORMS``, which takes many a reload."""
@@ -41,6 +43,9 @@ SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 
 BYTES = tuple(16 * 4**power for power in range(11))
 """The bounds of sizes, in bytes: 16, 64, ... 16 MiB."""
+
+
+_UNKNOWN_CODES = (NoSuchTransform.code, AmbiguousTransform.code)
 
 
 class Histogram:
@@ -169,8 +174,13 @@ class Metrics:
         self.requests[self._bounded(transform), front, code] += 1
 
     def refused(self, front: Front, code: str) -> None:
-        """Count a request that never reached the service."""
-        self.requests[NONE, front, code] += 1
+        """Count a request that never reached the service.
+
+        Args:
+            front: how it came.
+            code: that of the error.
+        """
+        self.requests[UNKNOWN if code in _UNKNOWN_CODES else NONE, front, code] += 1
 
     def run_seconds_of(self, transform: str) -> Histogram:
         """Give the histogram of a transform's run time, in seconds."""

@@ -45,7 +45,7 @@ class Output:
         self._drained = drained
         # Its own alone: TLS hands on what it does not know to the socket under it, and that would send plain text.
         own = getattr(type(transport), "send_now", None)
-        self._send_now: Callable[[memoryview], int] = partial(own, transport) if own else _send_nothing
+        self._send_now: Callable[[bytes | memoryview], int] = partial(own, transport) if own else _send_nothing
         self._waiting: deque[memoryview] = deque()
         self._is_blocked = False  # the transport holds a part that the peer has not taken
         self.unread_bytes = 0
@@ -53,13 +53,17 @@ class Output:
 
     def write(self, data: bytes) -> None:
         """Send, or keep until the peer has taken what was before."""
-        if not self._is_blocked and len(data) <= PART_BYTES:
+        if self._is_blocked:
+            self._keep(memoryview(data))
+        elif len(data) <= PART_BYTES:
             self._transport.write(data)
-            return
-        self._waiting.append(memoryview(data))
-        self.unread_bytes += len(data)
-        if not self._is_blocked:
+        elif (sent := self._send_now(data)) < len(data):
+            self._keep(memoryview(data)[sent:])
             self.resumeProducing()
+
+    def _keep(self, data: memoryview) -> None:
+        self._waiting.append(data)
+        self.unread_bytes += len(data)
 
     def close(self) -> None:
         """Forget what is left: the connection is gone, or about to be."""
@@ -93,5 +97,5 @@ class Output:
         self.close()
 
 
-def _send_nothing(_: memoryview) -> int:
+def _send_nothing(_: bytes | memoryview) -> int:
     return 0

@@ -22,6 +22,9 @@ from xformd.poems.server import PoemFactory, PoemService, PoemSource
 
 log = Logger()
 
+LONGEST_DELAY_S = 1.0
+"""How long a poem waits, at most, before it is tried again to reach a transform server: the original is at hand."""
+
 
 def make_poem_server(
     poem: Path, listen: tuple[str, ...], reactor: Any, *, bytes_per_s: float | None = None
@@ -100,10 +103,10 @@ async def get_poems(wanted: Wanted, write: Write, say: Callable[[str], None]) ->
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
-    descriptors.raise_limit(descriptors.needed(len(wanted.addresses), descriptors.open_descriptors(), 0))
-    progress = Progress(sys.stderr if sys.stderr.isatty() else None, reactor.seconds)
+    descriptors.make_room(len(wanted.addresses), 0)
+    progress = Progress(sys.stderr if sys.stderr and sys.stderr.isatty() else None, reactor.seconds)
     delivery = Delivery(write, say, progress, reactor)
-    transform = None if wanted.spec is None else _transform(wanted.spec, wanted, reactor)
+    transform = None if wanted.spec is None else make_transform(wanted.spec, wanted, reactor)
 
     def fetch(address: str) -> Deferred[bytes]:
         return get_poem(
@@ -126,9 +129,20 @@ async def get_poems(wanted: Wanted, write: Write, say: Callable[[str], None]) ->
     return await gathering.run(wanted.addresses)
 
 
-def _transform(text: str, wanted: Wanted, reactor: Any) -> Callable[[bytes], Deferred[bytes]]:
+def make_transform(text: str, wanted: Wanted, reactor: Any) -> Callable[[bytes], Deferred[bytes]]:
+    """Give what sends a poem to the transform servers.
+
+    Args:
+        text: the transform.
+        wanted: the servers, and how long to wait for each poem.
+        reactor: what connects.
+
+    Raises:
+        BadRequest: the transform is none.
+        ConfigError: an address is none.
+    """
     built = str(spec.build(text, {}))  # so that a spec that is none is said before anything is fetched
-    proxy = TransformProxy(wanted.via, reactor=reactor)
+    proxy = TransformProxy(wanted.via, reactor=reactor, longest_delay_s=LONGEST_DELAY_S)
     return lambda poem: proxy.xform(built, poem, timeout=wanted.timeout_s)
 
 
@@ -140,9 +154,11 @@ def _listening(source: PoemSource, listen: tuple[str, ...], reactor: Any, bytes_
 def _room() -> int:
     """Make room for as many connections as there may be, and say how many there is room for."""
     wanted = Limits().max_connections
-    open_now = descriptors.open_descriptors()
-    limit = descriptors.raise_limit(descriptors.needed(wanted, open_now, 0))
-    room = min(wanted, descriptors.room(limit, open_now, 0))
-    if room < wanted:
-        log.warn("ulimit -n is {limit} and has room for {room} clients; raise it for more", limit=limit, room=room)
-    return room
+    room = descriptors.make_room(wanted, 0)
+    if room.connections < wanted:
+        log.warn(
+            "ulimit -n is {limit} and has room for {room} clients; raise it for more",
+            limit=room.limit,
+            room=room.connections,
+        )
+    return room.connections

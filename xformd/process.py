@@ -3,26 +3,18 @@
 import functools
 import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.logger import (
-    FilteringLogObserver,
-    ILogObserver,
-    Logger,
-    LogLevel,
-    LogLevelFilterPredicate,
-    globalLogBeginner,
-    textFileLogObserver,
-)
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd import __version__, descriptors
 from xformd.allocator import keep_freed_memory
 from xformd.listening import Listening
+from xformd.logs import start_server_log
 
 if TYPE_CHECKING:
     from xformd.config import Settings
@@ -32,18 +24,6 @@ Result = TypeVar("Result")
 AnyServer = TypeVar("AnyServer", bound=Listening)
 
 log = Logger()
-
-
-def start_logging(*observers: ILogObserver) -> None:
-    """Send Twisted's log to these observers, and to nothing else."""
-    globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False, discardBuffer=True)
-
-
-def terse_observer() -> ILogObserver:
-    """Give an observer that writes what an operator wants to know to standard error."""
-    levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
-    levels.setLogLevelForNamespace("xformd", LogLevel.info)
-    return FilteringLogObserver(textFileLogObserver(sys.stderr), [levels])
 
 
 def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
@@ -87,7 +67,7 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
     """
     _default_signals()
     signal.signal(signal.SIGHUP, _ignore)  # whoever wants the plugins anew gets them: they are being loaded
-    prepare_to_serve(with_loop=settings.answers_http)
+    prepare_to_serve(settings.log_format, with_loop=settings.answers_http)
     from xformd.app import make_server  # which a client's command does not need
 
     run_server(
@@ -98,10 +78,11 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
     )
 
 
-def prepare_to_serve(*, with_loop: bool = False) -> None:
-    """Make this process one that serves transforms; before anything else installs a reactor.
+def prepare_to_serve(log_format: str = "text", *, with_loop: bool = False) -> None:
+    """Make this process one that serves; before anything else installs a reactor.
 
     Args:
+        log_format: of its log: ``text`` or ``json``.
         with_loop: whether asyncio's tasks run here too, as HTTP's do.
     """
     try:
@@ -113,7 +94,7 @@ def prepare_to_serve(*, with_loop: bool = False) -> None:
             asyncioreactor.install()
     else:
         (loop_reactor if with_loop else prompt_reactor).install()
-    start_logging(terse_observer())
+    start_server_log(log_format)
     keep_freed_memory()
 
 
@@ -142,6 +123,8 @@ def run_server(
     failures: list[Failure] = []
 
     def started(addresses: tuple[str, ...]) -> None:
+        if not addresses:
+            return  # it was stopped before it listened
         try:
             for line in greet(server, addresses):
                 announce(line)
@@ -172,21 +155,19 @@ def within_descriptors(settings: "Settings") -> "Settings":
     """
     allowed = settings.limits.max_connections
     fronts = 1 + settings.answers_http  # each of which allows so many
-    workers = settings.worker_count
-    open_now = descriptors.open_descriptors()
-    limit = descriptors.raise_limit(descriptors.needed(fronts * allowed, open_now, workers))
-    room = max(1, descriptors.room(limit, open_now, workers) // fronts)
-    if room >= allowed:
+    room = descriptors.make_room(fronts * allowed, settings.worker_count)
+    each = max(1, room.connections // fronts)
+    if each == allowed:
         return settings
     log.warn(
-        "ulimit -n is {limit} and has room for {room} connections{each}, not for the {allowed} of max_connections; "
+        "ulimit -n is {limit} and has room for {room} connections{where}, not for the {allowed} of max_connections; "
         "raise it (LimitNOFILE), or lower max_connections",
-        limit=limit,
-        room=room,
-        each=" on each port" if fronts > 1 else "",
+        limit=room.limit,
+        room=each,
+        where=" on each port" if fronts > 1 else "",
         allowed=allowed,
     )
-    return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=room))
+    return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=each))
 
 
 def _heed_signals(reactor: Any, hang_up: Callable[[], object] | None) -> None:

@@ -165,7 +165,7 @@ class TransformProtocol(Protocol):
             self._deadline.set(seconds)
 
     def expect_bytes(self, count: int) -> None:
-        """Read more at a time, where the transport can, while so much is missing of one string."""
+        """Read more at a time, where the transport can, while strings are so long."""
         if self._is_prompt:
             cast(Any, self.transport).expect_bytes(count)
 
@@ -201,7 +201,7 @@ class TransformProtocol(Protocol):
 
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
-        self.log.info("refused {peer}: {code}: {message}", peer=self._peer(), code=error.code, message=error.message)
+        self.log.info("refused {peer}: {code}: {reason}", peer=self._peer(), code=error.code, reason=error.logged)
 
     # What its factory calls.
 
@@ -230,7 +230,7 @@ class TransformProtocol(Protocol):
         except netstring.NetstringError as error:
             self._refuse((TooLarge if error.violation == "too_long" else BadFrame)(error.message))
             return
-        self.expect_bytes(self._decoder.missing_bytes)
+        self.expect_bytes(self._decoder.string_bytes)
         if strings == [session.OPENING]:
             self._front = "session"
             if (accounts := self.factory.accounts) is not None:

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from xformd.deadline import within
 from xformd.errors import Cancelled, InternalError, ShuttingDown, TransformTimeout, XformError
+from xformd.faults import Fault, Look
 from xformd.generation import MAX_PLANS, Generation, Ready, Stage
 from xformd.limits import Limits
 from xformd.plugins.registry import Registry
@@ -63,9 +64,10 @@ class TransformService:
         limits: Limits,
         clock: IReactorTime,
         stopwatch: Callable[[], float] = time.perf_counter,
+        look: Look = Fault.of,
     ) -> "TransformService":
         """Make a service that runs every transform in the reactor, which a command or a test can do with."""
-        return cls(Generation(registry, InlineRunner(limits.max_result_bytes, clock, stopwatch)), limits, clock)
+        return cls(Generation(registry, InlineRunner(limits.max_result_bytes, clock, stopwatch, look)), limits, clock)
 
     @property
     def registry(self) -> Registry:
@@ -259,7 +261,9 @@ class TransformService:
 
     def _internal_error(self, failure: Failure, trace: Trace | None) -> InternalError:
         request_id = (trace.request_id if trace is not None else None) or uuid.uuid4().hex
-        self.log.failure("internal error {request_id}", failure, request_id=request_id)
+        assert failure.value is not None
+        told = attrs.asdict(Fault.of(failure.value, failure.getTracebackObject()))
+        self.log.error("internal error {request_id}\n{traceback}", request_id=request_id, **told)
         return InternalError(request_id)
 
 

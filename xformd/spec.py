@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import attrs
 
-from xformd.errors import BadRequest
+from xformd.errors import NOT_OURS, BadRequest
 
 MAX_SPEC_BYTES = 8_192
 """A spec names a handful of transforms; what is longer is an attack, or a poem with its dot missing."""
@@ -147,7 +147,8 @@ def _parse_short(text: str) -> Spec:
 
 
 def _bad(place: int, message: str) -> BadRequest:
-    return BadRequest(f"spec, character {place + 1}: {message}")
+    where = f"spec, character {place + 1}"
+    return BadRequest(f"{where}: {message}", logged=f"{where}: {NOT_OURS}")
 
 
 def _parse(text: str, value_pattern: re.Pattern[str]) -> Spec:

@@ -6,52 +6,13 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from xformd import poem_app, quantities
-from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, tcp_server
-from xformd.errors import ConfigError
+from xformd import poem_app
+from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT
 from xformd.listening import Listening, StartOrFail
+from xformd.twistd_options import ListeningOptions, duration, size, timeout, told_at_once
 
 
-def size(text: str) -> int:
-    """Read a number of bytes."""
-    size_bytes = quantities.read_size(text)
-    if not size_bytes:
-        raise ValueError("it is no number of bytes above 0")
-    return size_bytes
-
-
-def duration(text: str) -> float:
-    """Read a number of seconds."""
-    duration_s = quantities.read_duration(text)
-    if duration_s is None:
-        raise ValueError("it is no number of seconds")
-    return duration_s
-
-
-def timeout(text: str) -> float:
-    """Read a number of seconds above 0."""
-    if not (duration_s := duration(text)):
-        raise ValueError("it is no number of seconds above 0")
-    return duration_s
-
-
-class _Listening(usage.Options):
-    default_port: int
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self["listen"] = []
-
-    def opt_listen(self, endpoint: str) -> None:
-        """Where to listen: a Twisted server endpoint; may be repeated."""
-        self["listen"].append(endpoint)
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        return tuple(self["listen"]) or (tcp_server(port=self.default_port),)
-
-
-class ServeOptions(_Listening):
+class ServeOptions(ListeningOptions):
     """Of ``twistd xformd-poem serve``."""
 
     synopsis = "[options] FILE"
@@ -70,7 +31,7 @@ class ServeOptions(_Listening):
         return poem_app.make_poem_server(file, self.places, reactor, bytes_per_s=self["slow"])
 
 
-class ProxyOptions(_Listening):
+class ProxyOptions(ListeningOptions):
     """Of ``twistd xformd-poem proxy``."""
 
     synopsis = "[options] UPSTREAM"
@@ -131,10 +92,8 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
-    try:
+    with told_at_once():
         return StartOrFail(options.subOptions.make(reactor), reactor)
-    except ConfigError as error:
-        raise SystemExit(f"xformd: {error.code}: {error.message}") from None
 
 
 def _need_nothing_after(argument: str, rest: tuple[str, ...]) -> None:

@@ -15,11 +15,12 @@ from xformd.allocator import keep_freed_memory
 from xformd.app import Server, make_server
 from xformd.config import TABLE, Setting, Settings, configure
 from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT, tcp_server
-from xformd.errors import ConfigError
 from xformd.listening import StartOrFail
+from xformd.twistd_options import told_at_once
 
 _REPEATED = ("listen", "http", "metrics", "cors", "block", "plugins_dir", "prefer", "inline", "isolate")
-_SINGLE = [setting for name, setting in TABLE.items() if name not in _REPEATED and name != "strict"]
+_ELSEWHERE = ("strict", "log_format")  # a flag without a value; twistd's own, --logger
+_SINGLE = [setting for name, setting in TABLE.items() if name not in (*_REPEATED, *_ELSEWHERE)]
 
 
 class Options(usage.Options):
@@ -115,10 +116,7 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
-    try:
+    with told_at_once():
         server = make_server(process.within_descriptors(options.settings(os.environ)), reactor)
-    except ConfigError as error:
-        lines = (*error.details, f"{error.code}: {error.message}")
-        raise SystemExit("\n".join(f"xformd: {line}" for line in lines)) from None
     keep_freed_memory()
     return ReloadingServer(server, reactor)

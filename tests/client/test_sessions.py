@@ -9,13 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from zope.interface import directlyProvides
 
 import xformd
 from deferreds import error_of, has_fired, result_of
 from network import Host, Network
 from test_protocol import Server
 from xformd import TransformProxy
+from xformd.client.session import Session
 from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S, back_off_s
 from xformd.wire.netstring import Decoder, encode
 
@@ -83,6 +88,15 @@ def test_many_requests_go_over_one_connection(world: World) -> None:
     assert len(world.host.wires) == 1
 
 
+def test_a_request_does_not_wait_until_the_server_has_acknowledged_the_last() -> None:
+    told: list[bool] = []
+    transport = StringTransport()
+    transport.setTcpNoDelay = told.append  # type: ignore[attr-defined]
+    directlyProvides(transport, ITCPTransport)
+    Session("127.0.0.1:1", Clock(), 1_000).makeConnection(transport)
+    assert told == [True]
+
+
 def test_no_more_is_sent_than_the_server_takes_on(world: World) -> None:
     proxy = world.proxy()
     answers = [proxy.xform("later", "x") for _ in range(70)]
@@ -117,6 +131,15 @@ def test_a_request_over_the_servers_limit_is_refused_before_it_is_sent(world: Wo
     error = world.fail(world.proxy(host, address="there").xform("upper", "x" * 993), xformd.TooLarge)
     assert error.message == "the request has 1001 bytes; the limit of there is 1000 bytes"
     assert log == [b"xformd/2"]
+
+
+def test_a_result_over_our_own_limit_is_refused_and_the_session_goes_on(world: World) -> None:
+    proxy = world.proxy(max_result_bytes=5)
+    error = world.fail(proxy.xform("upper", "sonnet"), xformd.TooLarge)
+    assert error.message == "the result has 6 bytes; the limit is 5 bytes"
+    assert world.settle(proxy.xform("upper", "haiku")) == "HAIKU"
+    assert "transforms" in world.settle(proxy.list_transforms())  # which is no result
+    assert len(world.host.wires) == 1
 
 
 # An old server
@@ -175,6 +198,36 @@ def test_an_old_server_that_is_gone_is_left_out_and_another_one_asked(world: Wor
     assert [world.settle(proxy.xform("upper", "poem")) for _ in range(3)] == ["POEM"] * 3
 
 
+def test_servers_of_the_classic_form_share_the_work(world: World) -> None:
+    hosts = [world.network.host(Factory.forProtocol(Tutorial)) for _ in range(2)]
+    proxy = world.proxy(*hosts)
+    first = [proxy.xform("cummingsify", "FIRST") for _ in hosts]
+    assert [world.settle(answer) for answer in first] == ["first"] * 2
+    for host in hosts:
+        assert len(host.wires) == 2  # an opening, and the first poem
+        host.factory = Factory.forProtocol(Protocol)  # which never answers
+    waiting = [proxy.xform("cummingsify", "HERE") for _ in range(20)]
+    world.network.pump()
+    assert [len(host.wires) - 2 for host in hosts] == [10, 10]
+    for answer in waiting:
+        answer.cancel()
+        world.fail(answer, xformd.Cancelled)
+    assert [upstream.load for upstream in proxy._upstreams] == [0, 0]
+
+
+def test_an_old_server_that_is_gone_is_left_alone_for_a_while(world: World) -> None:
+    host = world.network.host(Factory.forProtocol(Tutorial))
+    proxy = world.proxy(host)
+    assert world.settle(proxy.xform("cummingsify", "HERE")) == "here"
+    host.factory = None
+    world.fail(proxy.xform("cummingsify", "HERE"), xformd.ConnectionFailed)
+    again = proxy.xform("cummingsify", "HERE")
+    world.network.pump()
+    assert not has_fired(again)
+    world.clock.advance(LONGEST_DELAY_S)
+    world.fail(again, xformd.ConnectionFailed)
+
+
 def test_what_comes_back_in_the_place_of_an_old_server_may_be_a_newer_one(world: World) -> None:
     host = world.network.host(Factory.forProtocol(Tutorial))
     proxy = world.proxy(host)
@@ -195,6 +248,38 @@ def test_a_server_that_does_not_answer_is_left_out_no_longer_than_the_caller_say
         world.network.pump()
         world.clock.advance(0.5)
         world.fail(answer, xformd.ConnectionFailed)
+
+
+def test_attempts_get_rarer_while_a_server_does_not_answer_and_begin_anew_after_it_has(world: World) -> None:
+    host = world.network.host()
+    proxy = world.proxy(host)
+    for _ in range(2):
+        host.factory = None
+        for wire in host.wires:
+            wire.peer.lose(ConnectionLost())
+        for failures in range(1, 6):
+            # Less up to a half by chance: as many seconds are long enough for the attempt, and a half of them are not.
+            failed = proxy.xform("upper", "x")
+            world.network.pump()
+            if failures > 1:
+                world.clock.advance(back_off_s(failures - 1, 1) * 0.99)
+                world.network.pump()
+                assert not has_fired(failed)
+                world.clock.advance(back_off_s(failures - 1, 0))
+            world.fail(failed, xformd.ConnectionFailed)
+        host.factory = world.server.factory
+        answer = proxy.xform("upper", "x")
+        world.clock.advance(back_off_s(5, 0))
+        assert world.settle(answer) == "X"
+
+
+def test_a_connection_that_is_gone_is_forgotten(world: World) -> None:
+    proxy = world.proxy()
+    for _ in range(3):
+        assert world.settle(proxy.xform("upper", "x")) == "X"
+        world.host.wires[-1].peer.lose(ConnectionLost())
+    assert len(world.host.wires) == 3
+    assert [session for upstream in proxy._upstreams for session in upstream._sessions] == []
 
 
 # Connections that fail
@@ -295,6 +380,25 @@ def test_a_server_that_accepts_and_never_answers_is_a_server_that_fails(world: W
     assert world.fail(answer, xformd.ConnectionFailed).message == "there does not answer"
 
 
+def test_a_server_that_fails_at_the_opening_is_left_alone_for_a_while(world: World) -> None:
+    mute, _ = world.scripted(lambda string: None)
+    dying = world.network.host(Factory.forProtocol(Dying))
+    for host in (mute, dying):
+        proxy = world.proxy(host)
+        answer = proxy.xform("upper", "x")
+        world.network.pump()
+        if host is mute:
+            world.clock.advance(OPENING_TIMEOUT_S)
+        world.fail(answer, xformd.XformError)
+        before = len(host.wires)
+        proxy.xform("upper", "x")
+        world.network.pump()
+        assert len(host.wires) == before
+        world.clock.advance(LONGEST_DELAY_S)
+        world.network.pump()
+        assert len(host.wires) == before + 1
+
+
 @pytest.mark.parametrize(
     ("first", "kind"),
     [(b"HTTP/1.1 400", xformd.BadFrame), (b"1:x,", xformd.BadFrame), (b"99999999:", xformd.TooLarge)],
@@ -342,9 +446,80 @@ def test_requests_are_shared_among_the_servers_that_answer(world: World) -> None
     assert {result_of(answer) for answer in answers} == {"y"}
 
 
+def test_what_waits_for_a_connection_counts_as_work(world: World) -> None:
+    other = Server()
+    proxy = world.proxy(world.host, world.network.host(other.factory))
+    for _ in range(20):
+        proxy.xform("later", "x")
+    world.network.pump()
+    assert (len(world.server.results), len(other.results)) == (10, 10)
+
+
 def test_when_no_server_answers_the_caller_is_told(world: World) -> None:
     proxy = world.proxy(world.network.host(), world.network.host())
     world.fail(proxy.xform("upper", "x"), xformd.ConnectionFailed)
+
+
+def test_a_server_that_was_given_up_and_does_not_say_so_is_not_the_next_choice(world: World) -> None:
+    hung, _ = world.scripted(hello_then(lambda string: None))
+    proxy = world.proxy(hung, world.host)
+    given_up = proxy.xform("upper", "x", timeout=1)
+    world.network.pump()
+    world.clock.advance(1)
+    world.fail(given_up, xformd.TransformTimeout)
+    assert world.settle(proxy.xform("upper", "y")) == "Y"
+
+
+def test_while_a_server_is_being_reached_whoever_waits_goes_elsewhere_and_nobody_dials_twice(world: World) -> None:
+    mute, _ = world.scripted(lambda string: None)
+    proxy = world.proxy(mute, world.host)
+    impatient = proxy.xform("upper", "x", timeout=1)
+    world.network.pump()
+    world.clock.advance(1)
+    world.fail(impatient, xformd.TransformTimeout)
+    assert world.settle(proxy.xform("upper", "y")) == "Y"
+    alone = world.proxy(mute)
+    for _ in range(3):
+        answer = alone.xform("upper", "x", timeout=1)
+        world.network.pump()
+        world.clock.advance(1)
+        world.fail(answer, xformd.TransformTimeout)
+    assert len(mute.wires) == 2  # one for each proxy
+
+
+def test_nobody_waits_for_a_server_that_has_failed_while_another_answers(world: World) -> None:
+    mute, _ = world.scripted(lambda string: None)
+    proxy = world.proxy(mute, world.host)
+    first = proxy.xform("upper", "x")
+    world.network.pump()
+    world.clock.advance(OPENING_TIMEOUT_S)
+    assert world.settle(first) == "X"
+    world.clock.advance(LONGEST_DELAY_S)
+    assert [world.settle(proxy.xform("upper", "y")) for _ in range(3)] == ["Y"] * 3
+    assert len(mute.wires) == 2  # it is tried again meanwhile
+
+
+def test_a_server_that_has_failed_is_used_again_once_it_answers(world: World) -> None:
+    host, log = world.scripted(hello_then(lambda string: None))
+    back, host.factory = host.factory, None
+    proxy = world.proxy(host, world.host)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    host.factory = back
+    world.clock.advance(LONGEST_DELAY_S)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    proxy.xform("upper", "y")
+    world.network.pump()
+    assert log == [b"xformd/2", b"1 upper.y"]
+
+
+def test_an_old_server_that_has_failed_is_used_again_too(world: World) -> None:
+    old = world.network.host()
+    proxy = world.proxy(old, world.host)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    old.factory = Factory.forProtocol(Tutorial)
+    world.clock.advance(LONGEST_DELAY_S)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    assert world.settle(proxy.xform("cummingsify", "HERE")) == "here"
 
 
 # Deadlines, cancellation, the end
@@ -395,6 +570,14 @@ def test_cancelling_a_request_that_is_not_sent_yet_sends_nothing(world: World, s
     assert not [string for string in log if string.endswith(b"upper.y") or b"!cancel" in string]
 
 
+def test_who_gives_up_before_there_is_a_connection_costs_nobody_else_theirs(world: World) -> None:
+    proxy = world.proxy()
+    answers = [proxy.xform("upper", "x") for _ in range(3)]
+    answers[1].cancel()
+    world.fail(answers[1], xformd.Cancelled)
+    assert [result_of(answers[number]) for number in (0, 2)] == ["X", "X"]
+
+
 def test_a_request_that_was_given_up_counts_until_the_server_has_answered_it(world: World) -> None:
     host, log = world.scripted(hello_then(lambda string: None))
     proxy = world.proxy(host)
@@ -422,6 +605,17 @@ def test_close_waits_for_what_is_in_flight(world: World) -> None:
     assert world.settle(closed) is None
     assert result_of(answer) == "done"
     assert world.host.wires[0].is_gone
+
+
+def test_closing_ends_an_attempt_to_connect_that_nobody_waits_for(world: World) -> None:
+    mute, _ = world.scripted(lambda string: None)
+    proxy = world.proxy(mute)
+    impatient = proxy.xform("upper", "x", timeout=1)
+    world.network.pump()
+    world.clock.advance(1)
+    world.fail(impatient, xformd.TransformTimeout)
+    assert world.settle(proxy.close()) is None
+    assert mute.wires[0].is_gone
 
 
 def test_a_proxy_is_an_async_context_manager(world: World) -> None:

@@ -17,6 +17,7 @@ EVERYTHING: dict[str, Any] = {
     "workers": "0",
     "inline": ("upper", "lower"),
     "isolate": ("wrap",),
+    "log_format": "json",
     "max_connections_per_peer": "7",
     "max_queue": "77",
     "max_request_bytes": "1537",

@@ -151,6 +151,8 @@ def test_durations(text: str, seconds: float) -> None:
         ("idle_timeout_s = nan", "as 2.5, '500ms', '30s' or '5min', not nan"),
         ("idle_timeout_s = '0s'", "as 2.5, '500ms', '30s' or '5min', not '0s'"),
         ("idle_timeout_s = '5 minutes'", "as 2.5, '500ms', '30s' or '5min', not '5 minutes'"),
+        ("log_format = 'xml'", "log_format takes 'text' or 'json', not 'xml'"),
+        ("log_format = 1", "log_format takes 'text' or 'json', not 1"),
         ("strict = 1", "strict takes true or false, not 1"),
         ("strict = 'yes'", "strict takes true or false, not 'yes'"),
         ("listen = []", "listen takes at least 1 Twisted server endpoint"),

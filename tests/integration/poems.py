@@ -18,12 +18,12 @@ Talk = Callable[[socket.socket], None]
 
 
 @contextlib.contextmanager
-def poem_server(folder: Path, verb: str, *arguments: str, listen: int = 1) -> Iterator[Server]:
-    """Run ``poem serve`` or ``poem proxy`` on free ports until the block ends."""
+def poem_server(folder: Path, verb: str, *arguments: str, listen: int = 1, **extra: str) -> Iterator[Server]:
+    """Run ``poem serve`` or ``poem proxy`` on free ports until the block ends; ``extra`` adds to its environment."""
     own = folder / f"{verb}-{next(_numbers)}"
     own.mkdir()
     places = [word for _ in range(listen) for word in ("--listen", ANYWHERE)]
-    with serving(own, *arguments, *places, verb=("poem", verb), ready="the poem of") as server:
+    with serving(own, *arguments, *places, verb=("poem", verb), ready="the poem of", **extra) as server:
         yield server
 
 

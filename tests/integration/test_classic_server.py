@@ -122,7 +122,7 @@ def test_only_a_transforms_own_exception_makes_a_traceback_and_just_one(tmp_path
     assert log.count("Traceback") == 2
     assert log.count("transform raises of plugin verses.py (verses) failed") == 1
     assert log.count("transform exits of plugin verses.py (verses) failed") == 1
-    assert log.count("ValueError: a verse too many") == 1
+    assert log.count("ValueError\n") == 1
 
 
 def test_a_request_over_the_limit_is_refused_at_its_digit_and_costs_no_memory(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def test_run_tells_where_a_transform_raised_and_shows_the_traceback_when_asked()
     assert b"verses.py, line " in run("raises").stderr
     assert b"Traceback" not in run("raises").stderr
     assert b"Traceback" in run("raises", "--traceback").stderr
+    assert b"ValueError: a verse too many" in run("raises", "--traceback").stderr
 
 
 @pytest.mark.parametrize(("arguments", "status", "says"), FAILURES)
@@ -212,7 +213,7 @@ def test_a_server_that_speaks_something_else_is_one_line(answer: bytes, status: 
 def test_a_server_that_never_answers_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        failed = xformd("send", "upper", "--server", address, "--timeout", "0.3", stdin=b"poem")
+        failed = xformd("send", "upper", "--server", address, "--timeout", "300ms", stdin=b"poem")
     assert failed.returncode == 75
     assert failed.stderr.decode() == f"xformd: timeout: no answer from {address} within 0.3 s\n"
 

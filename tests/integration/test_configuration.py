@@ -28,7 +28,15 @@ def test_each_value_is_shown_with_its_place(tmp_path: Path) -> None:
 
 def test_every_setting_has_a_flag(tmp_path: Path) -> None:
     flags = {name: "--" + name.replace("_", "-") for name in values()}
-    given = {"strict": "", "cors": "*", "plugins": "none", "prefer": "a=b", "inline": "one", "isolate": "two"}
+    given = {
+        "strict": "",
+        "log_format": "json",
+        "cors": "*",
+        "plugins": "none",
+        "prefer": "a=b",
+        "inline": "one",
+        "isolate": "two",
+    }
     arguments = [f"{flag}={given.get(name, '7')}".removesuffix("=") for name, flag in flags.items()]
     assert {place for _, place in values(*arguments).values()} == set(flags.values())
 

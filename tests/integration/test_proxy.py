@@ -3,6 +3,7 @@
 import functools
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +16,8 @@ from integration import counted, packages, poems
 from integration.counted import Counted, counting, proxying
 from integration.hostile import best_of
 from integration.packages import Environment
-from integration.processes import Server, netstring, read_to_end, wait_until, xformd
+from integration.processes import DEADLINE_S, XFORMD, Server, netstring, read_to_end, wait_until, xformd
+from integration.processes import environment as variables
 from integration.session_client import Load, Session, retry_after_s, step
 
 MIB = 1024 * 1024
@@ -246,6 +248,15 @@ def test_a_proxy_that_starts_before_its_upstream_says_so_and_finds_it_later(
             wait_until(lambda: "says again what it has" in proxy.log)
             assert [session.ask("counted", b"owl").poem for _ in range(2)] == [b"owl 1.0"] * 2
             assert upstream.calls == 1
+
+
+def test_a_proxy_that_is_stopped_before_it_listens_does_not_say_that_it_is_there() -> None:
+    with poems.peer(poems.only_listens) as upstream:
+        words = [*XFORMD, "proxy", "--port", "0", upstream.address]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables()) as proxy:
+            wait_until(lambda: bool(upstream.connected_at))
+            proxy.terminate()
+            assert proxy.communicate(timeout=DEADLINE_S) == (b"", None)
 
 
 def test_the_command_shows_what_the_cache_has_done(shared: Counted, tmp_path: Path) -> None:

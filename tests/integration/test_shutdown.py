@@ -178,3 +178,10 @@ def test_a_stop_after_its_socket_has_gone_from_its_folder_answers_what_was_accep
             (tmp_path / "open").touch()
             assert read_to_end(client) == netstring(b"POEM")
         assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_a_server_with_http_is_gone_as_soon_as_its_workers_are(tmp_path: Path) -> None:
+    with serving(tmp_path, "--plugins=none", "--workers=1", "--http", "tcp:0:interface=127.0.0.1") as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert seconds_until(lambda: server.process.poll() is not None) < 3  # 5 s is when it gives up waiting
+    assert "have not ended" not in server.log

@@ -3,7 +3,6 @@
 import re
 import secrets
 import signal
-import subprocess
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ import pytest
 
 from integration import process_table
 from integration.packages import build_wheel
-from integration.processes import DEADLINE_S, Server, environment, serving, wait_until
+from integration.poems import ANYWHERE
+from integration.processes import Server, serving, wait_until
 from integration.session_client import Session
-from integration.test_poem_twistd import TWISTD, address_of
+from integration.test_poem_twistd import TWISTD, address_of, refused
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 LOOSE = """
@@ -91,6 +91,18 @@ def test_the_tac_of_the_page_is_a_server(tmp_path: Path) -> None:
         assert server.stop() == -signal.SIGTERM
 
 
+def test_a_caching_proxy_answers_from_what_it_has_kept(tmp_path: Path) -> None:
+    own = tmp_path / "proxy"
+    own.mkdir()
+    with serving(tmp_path, "--plugins=none", "--workers", "0") as upstream:
+        flags = ("--listen", ANYWHERE, "--cache-bytes", "1MiB", "--max-in-flight", "7", upstream.address)
+        with twistd(own, *flags, verb=("xformd-proxy",)) as (proxy, _), Session(proxy) as session:
+            assert session.ask("upper", b"owl").poem == b"OWL"
+            assert upstream.stop() == 0
+            assert session.ask("upper", b"owl").poem == b"OWL"
+            assert proxy.stop() == -signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -102,13 +114,27 @@ def test_the_tac_of_the_page_is_a_server(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_ends_twistd_and_is_said(arguments: tuple[str, ...], says: str) -> None:
-    done = subprocess.run(
-        [*TWISTD, "xformd", *arguments], capture_output=True, env=environment(), timeout=DEADLINE_S, check=False
-    )
-    assert done.returncode == 1
-    assert says in (done.stdout + done.stderr).decode()
+    assert says in refused("xformd", *arguments)
 
 
-def test_the_plugin_is_where_twistd_looks_once_xformd_is_installed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "name an UPSTREAM"),
+        (("--max-queue", "many", "127.0.0.1:1"), "xformd: bad-config: --max-queue takes a whole number from 1"),
+        (("no:such:endpoint",), "xformd: bad-config: server address 'no:such:endpoint'"),
+    ],
+)
+def test_what_cannot_be_of_a_proxy_ends_twistd_too(arguments: tuple[str, ...], says: str) -> None:
+    assert says in refused("xformd-proxy", *arguments)
+
+
+def test_a_proxy_that_cannot_listen_ends_once_it_has_asked_its_upstreams() -> None:
+    said = refused("xformd-proxy", "--listen", "unix:/no/such/socket", "127.0.0.1:1", status=0)  # twistd had started
+    assert "cannot listen on unix:/no/such/socket: No such" in said
+
+
+def test_the_plugins_are_where_twistd_looks_once_xformd_is_installed(tmp_path: Path) -> None:
     wheel = build_wheel(Path(__file__).parents[2], tmp_path)
-    assert "twisted/plugins/xformd_server.py" in zipfile.ZipFile(wheel).namelist()
+    plugins = {f"twisted/plugins/xformd_{name}.py" for name in ("server", "poem", "proxy")}
+    assert plugins <= {*zipfile.ZipFile(wheel).namelist()}

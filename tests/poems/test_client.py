@@ -7,11 +7,13 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost as Lost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
 
 import xformd
 from deferreds import error_of, has_fired, result_of
 from network import Host, Network
 from xformd.poems import get_poem
+from xformd.poems.client import find_server
 
 
 class Mute(Protocol):
@@ -134,6 +136,19 @@ def test_cancelling_ends_the_connection_and_is_twisteds_own_error(
     network.pump()
     assert [wire.is_gone for wire in host.wires] == [True] * is_connected
     assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(("address", "name"), [(None, "localhost:1"), ("the owl's", "the owl's")])
+def test_a_server_has_the_name_that_it_is_given_or_its_address(address: str | None, name: str) -> None:
+    assert find_server(MemoryReactorClock(), "localhost:1", address)[1] == name
+
+
+def test_a_server_without_an_address_is_called_what_it_is(network: Network, host: Host, clock: Clock) -> None:
+    poem = get_poem(host, reactor=clock)
+    network.pump()
+    host.wires[0].loseConnection()
+    network.pump()
+    assert error_of(poem, xformd.ConnectionLost).message == "the poem server closed without a word: no poem"
 
 
 def test_what_is_no_address_or_no_timeout_is_said_at_once(host: Host, clock: Clock) -> None:

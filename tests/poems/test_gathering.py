@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 
 import xformd
 from deferreds import error_of, has_fired, result_of
@@ -79,6 +79,7 @@ def test_where_the_transform_fails_the_original_follows_and_that_is_some() -> No
     done = table.run("owl")
     table.downloads["owl"].callback(b"The Owl")
     table.transforms[b"The Owl"].errback(xformd.ConnectionFailed("cannot connect to x:1"))
+    assert table.states["owl"][-1] == "7 bytes, cummingsify failed"
     assert table.heard == [
         "cummingsify failed: connection-failed: cannot connect to x:1; original poem follows",
         ("owl", b"The Owl"),
@@ -99,17 +100,22 @@ def test_a_download_that_fails_is_said_and_the_rest_goes_on() -> None:
     done = table.run("owl", "cat")
     table.downloads["owl"].errback(xformd.ConnectionLost("owl is gone"))
     assert table.heard == ["connection-lost: owl is gone"]
+    assert table.states["owl"] == ["connecting", "failed: connection-lost"]
     table.downloads["cat"].callback(b"The Cat")
     assert table.heard[1:] == [("cat", b"The Cat")]
     assert result_of(done) == 1
 
 
-def test_a_poem_that_cannot_be_written_did_not_come() -> None:
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [(OSError(28, "No space left on device"), "No space left on device"), (OSError("it is odd"), "it is odd")],
+)
+def test_a_poem_that_cannot_be_written_did_not_come(trouble: OSError, reason: str) -> None:
     table = Table()
     done = table.run("owl")
-    table.refuses_to_write = OSError(28, "No space left on device")
+    table.refuses_to_write = trouble
     table.downloads["owl"].callback(b"The Owl")
-    assert table.heard == ["cannot write the poem of owl: No space left on device"]
+    assert table.heard == [f"cannot write the poem of owl: {reason}"]
     assert result_of(done) == 73
 
 
@@ -122,11 +128,15 @@ def test_when_nobody_reads_any_more_there_is_no_rest_to_go_on_with() -> None:
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_a_defect_is_not_swallowed(ordered: bool) -> None:
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_defect_is_not_swallowed(ordered: bool, when: str) -> None:
     table = Table(ordered=ordered)
+    if when == "at once":
+        table.downloads["owl"] = fail(ZeroDivisionError())
     done = table.run("owl")
-    assert not has_fired(done)
-    table.downloads["owl"].errback(ZeroDivisionError())
+    if when == "later":
+        assert not has_fired(done)
+        table.downloads["owl"].errback(ZeroDivisionError())
     error_of(done, ZeroDivisionError)
 
 

@@ -162,6 +162,25 @@ def test_while_the_upstream_is_down_the_old_poem_is_served_for_a_time_and_the_lo
     assert log.lines[1:] == ["owl:1 answers again"]
 
 
+def test_each_outage_is_said_once_and_so_is_its_end(network: Network, host: Host, clock: Clock, log: Log) -> None:
+    proxy = make(host, clock, ttl_s=10, stale_s=100)
+    up = host.factory
+    ask(proxy)
+    answer(network, host, b"old")
+    for _ in range(2):
+        host.factory = None
+        clock.advance(10)
+        for _ in range(2):
+            assert isinstance(proxy.get_poem(), Deferred)
+            network.pump()
+        host.factory = up
+        for _ in range(2):
+            ask(proxy)
+            answer(network, host, b"new")
+            clock.advance(10)
+    assert [line.partition(":")[0] for line in log.lines] == ["no fresh poem", "owl"] * 2
+
+
 def test_an_address_that_is_none_is_said_at_once(clock: Clock) -> None:
     with pytest.raises(xformd.ConfigError, match="write HOST:PORT"):
         CachingProxyService("no:such:endpoint", reactor=clock)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableDescriptor
@@ -125,6 +126,47 @@ def test_a_client_that_takes_a_piece_now_and_then_is_not_cut_off(clock: Clock) -
     assert (len(wire.value()), wire.disconnected, wire.disconnecting) == (3 * CHUNK_BYTES, False, True)
 
 
+def test_a_client_that_takes_what_comes_is_not_cut_off_for_a_stall_that_is_over(clock: Clock) -> None:
+    wire = connect(PoemFactory(PoemService(b"x" * 400), clock, bytes_per_s=1, stall_timeout_s=300))
+    wire.protocol.pauseProducing()
+    clock.advance(1)
+    wire.protocol.resumeProducing()
+    clock.pump([1] * 350)
+    assert not wire.disconnected
+
+
+def test_what_the_transport_has_done_with_gets_no_more(clock: Clock) -> None:
+    wire = connect(PoemFactory(PoemService(b"x" * 200), clock, bytes_per_s=100))
+    assert (wire.producer, wire.streaming) == (wire.protocol, True)
+    wire.protocol.stopProducing()
+    assert clock.getDelayedCalls() == []
+    wire.protocol.resumeProducing()
+    clock.advance(1)
+    assert wire.value() == b""
+
+
+def test_who_is_cut_off_is_named(clock: Clock, log: Log) -> None:
+    factory = PoemFactory(PoemService(b"The Owl"), clock, stall_timeout_s=300)
+    protocol = factory.buildProtocol(IPv4Address("TCP", "192.0.2.7", 1))
+    assert protocol is not None
+    wire = Wire()
+    wire.takes, wire.protocol = False, protocol
+    protocol.makeConnection(wire)
+    clock.advance(300)
+    assert log.lines == ["cut off 192.0.2.7: it takes nothing"]
+
+
+def test_a_client_that_does_not_take_the_end_is_cut_off_in_the_end(clock: Clock, log: Log) -> None:
+    wire = connect(PoemFactory(PoemService(b"The Owl"), clock, stall_timeout_s=300), HalfCloseableWire, takes=False)
+    wire.protocol.resumeProducing()
+    assert (wire.is_half_closed, wire.producer) == (True, None)
+    clock.advance(299)
+    assert not wire.disconnected
+    clock.advance(1)
+    assert wire.disconnected
+    assert log.lines == ["cut off a local client: it takes nothing"]
+
+
 def test_a_slow_server_sends_by_the_clock(clock: Clock) -> None:
     wire = connect(PoemFactory(PoemService(b"x" * 200), clock, bytes_per_s=100))
     assert wire.value() == b""
@@ -190,10 +232,11 @@ def test_a_source_that_is_broken_is_shown_with_its_traceback(clock: Clock, log: 
 def test_there_is_an_end_to_the_connections(clock: Clock, log: Log) -> None:
     factory = PoemFactory(PoemService(b"x"), clock, max_connections=1)
     wire = connect(factory, takes=False)
-    assert factory.buildProtocol(None) is None
+    refused = connect(factory)
+    assert (refused.disconnected, refused.value()) == (True, b"")  # not closed in order: that is an empty poem to many
     assert "1 are open" in log.lines[0]
     wire.protocol.connectionLost(Failure(ConnectionDone()))
-    assert factory.buildProtocol(None) is not None
+    assert connect(factory).value() == b"x"
 
 
 def test_a_server_that_stops_lets_its_clients_read_to_the_end(clock: Clock) -> None:
@@ -207,6 +250,16 @@ def test_a_server_that_stops_lets_its_clients_read_to_the_end(clock: Clock) -> N
     wire.protocol.connectionLost(Failure(ConnectionDone()))
     assert has_fired(drained)
     assert clock.getDelayedCalls() == []
+
+
+def test_a_server_that_stops_waits_for_the_last_of_its_clients(clock: Clock) -> None:
+    factory = PoemFactory(PoemService(b"The Owl"), clock)
+    first, last = connect(factory, takes=False), connect(factory, takes=False)
+    drained = factory.drain()
+    first.protocol.connectionLost(Failure(ConnectionDone()))
+    assert not has_fired(drained)
+    last.protocol.connectionLost(Failure(ConnectionDone()))
+    assert has_fired(drained)
 
 
 def test_who_still_reads_after_the_grace_period_is_cut_off(clock: Clock, log: Log) -> None:

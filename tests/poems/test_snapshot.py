@@ -62,6 +62,16 @@ def test_a_file_that_has_not_changed_is_not_read_again(path: Path, monkeypatch: 
     assert file.current() is first
 
 
+def test_a_file_of_old_that_changes_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    monkeypatch.setattr(snapshot, "RACY_NS", 0)
+    file = PoemFile(path)
+    path.write_bytes(b"The Pussy-cat")
+    assert text_of(file.current()) == b"The Pussy-cat"
+    path.unlink()
+    assert text_of(file.current()) == b"The Pussy-cat"
+    assert log.lines == [f"cannot read {path}: No such file or directory; the last good poem stays"]
+
+
 @pytest.mark.parametrize(("age_ns", "expected"), [(0, b"The Cat"), (10**10, b"The Owl")])
 def test_a_file_whose_change_cannot_be_seen_is_read_again_if_it_was_young(
     path: Path, monkeypatch: pytest.MonkeyPatch, age_ns: int, expected: bytes
@@ -78,6 +88,8 @@ def test_what_has_just_changed_is_racy() -> None:
     print_ = Fingerprint(device=1, inode=1, size_bytes=1, mtime_ns=10**18, ctime_ns=10**18)
     assert print_.is_racy(10**18 + 1)
     assert not print_.is_racy(10**18 + 10**9)
+    moved = Fingerprint(device=1, inode=1, size_bytes=1, mtime_ns=1, ctime_ns=10**18)
+    assert moved.is_racy(10**18 + 1)
 
 
 @pytest.mark.parametrize(
@@ -103,13 +115,26 @@ def test_a_file_that_cannot_be_read_leaves_the_last_good_poem_and_one_line_in_th
         path.unlink(missing_ok=True)
     path.write_bytes(b"The Cat")
     assert text_of(file.current()) == b"The Cat"
+    assert text_of(file.current()) == b"The Cat"
     assert log.lines[1:] == [f"{path} can be read again"]
+
+
+def test_each_time_that_a_file_cannot_be_read_is_said(path: Path, log: Log) -> None:
+    file = PoemFile(path)
+    for _ in range(2):
+        path.unlink()
+        file.current()
+        path.write_bytes(b"The Owl")
+        file.current()
+    assert [line.partition(f"{path}")[0] for line in log.lines] == ["cannot read ", ""] * 2
 
 
 def test_at_the_start_there_must_be_a_poem(path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(Unreadable, match="it is empty"):
         PoemFile(path)
+    with pytest.raises(Unreadable, match="it changed while it was read"):
+        PoemFile(Path("/proc/version"))  # which says that it has no bytes, and has
 
 
 @pytest.mark.parametrize("size", [100, len(LARGE)])
@@ -118,6 +143,7 @@ def test_a_file_that_changes_while_it_is_read_gives_nobody_half_of_each(
 ) -> None:
     file = PoemFile(path)
     path.write_bytes(b"a" * size)
+    os.utime(path, ns=(0, 0))  # so that it differs from what comes, however coarse the file system's clock is
     take = os.fstat
     changes = iter([lambda: None, lambda: path.write_bytes(b"b" * size)])
 
@@ -126,7 +152,6 @@ def test_a_file_that_changes_while_it_is_read_gives_nobody_half_of_each(
         return take(descriptor)
 
     monkeypatch.setattr(snapshot.os, "fstat", changed_between)
-    time.sleep(0.01)  # the clock of the file system ticks
     assert text_of(file.current()) == b"The Owl"
     monkeypatch.undo()
     assert text_of(file.current()) == b"b" * size

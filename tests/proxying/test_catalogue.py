@@ -8,7 +8,7 @@ from xformd.proxying.catalogue import Catalogue
 from xformd.spec import parse
 
 
-def row(name: str, version: str = "1.0", *, deterministic: object = True, distribution: str = "verses") -> Any:
+def row(name: str, version: str | None = "1.0", *, deterministic: object = True, distribution: str = "verses") -> Any:
     return {"name": name, "distribution": distribution, "version": version, "deterministic": deterministic}
 
 
@@ -34,10 +34,12 @@ def test_what_is_deterministic_and_has_a_version_is_kept() -> None:
             row("fickle", deterministic=False),
             row("loose", ""),
             row("odd", deterministic="yes"),
+            row("none", None),
             row("x"),
         )
     )
-    assert [name for name in ("steady", "fickle", "loose", "odd", "unknown") if is_kept(made, name)] == ["steady"]
+    names = ("steady", "fickle", "loose", "odd", "none", "unknown")
+    assert [name for name in names if is_kept(made, name)] == ["steady"]
 
 
 def test_a_transform_of_a_server_that_does_not_say_is_not_kept() -> None:
@@ -105,7 +107,8 @@ def test_the_listings_are_shown_as_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "told", [None, [], {}, listing() | {"plugins": None}, listing("owl"), listing({"summary": "no name"})]
+    "told",
+    [None, [], {}, listing() | {"plugins": None}, listing("owl"), listing(["name"]), listing({"summary": "no name"})],
 )
 def test_what_is_no_listing_is_refused_and_changes_nothing(told: object) -> None:
     made = catalogue(a=listing(row("owl")))

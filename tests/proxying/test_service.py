@@ -1,15 +1,18 @@
 """The caching proxy for transforms, over a network in memory, in front of real protocols."""
 
 import gc
+import json
 import sys
+import weakref
 from typing import Any
 
 import attrs
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 import xformd
 from client.test_sessions import Scripted, Tutorial, hello_then
@@ -196,6 +199,7 @@ def test_a_lost_connection_is_asked_once_more_where_that_harms_nobody(world: Wor
     world.network.pump()
     error = error_of(through, xformd.Unavailable)
     assert error.retry_after_ms == 1000
+    assert error.message.startswith("the connection to an upstream")
     assert not has_fired(once)
     for wire in world.hosts["one"].wires:
         wire.peer.lose(ConnectionResetError())
@@ -220,6 +224,43 @@ def test_a_server_of_the_classic_form_is_asked_and_nothing_kept(world: World) ->
     assert proxy.describe()["transforms"] == []
 
 
+def test_a_server_that_has_become_one_of_the_classic_form_is_asked_once_and_its_refusal_told(world: World) -> None:
+    proxy = world.proxy()
+    host = world.hosts["one"]
+    host.factory = Factory.forProtocol(Tutorial)
+    for wire in host.wires:
+        wire.peer.lose(ConnectionResetError())
+    answer = world.ask(proxy, "steady")
+    assert "refused steady without a word" in error_of(answer, xformd.TransformFailed).message
+    assert [wire.peer.sent.partition(b":")[2] for wire in host.wires].count(b"steady.owl,") == 1
+
+
+def test_a_result_over_the_limit_is_neither_given_nor_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, max_result_bytes=1_000)
+    proxy = world.proxy()
+    for size in (1_001, 100_000):
+        answer = world.ask(proxy, "steady", b"x" * size)
+        turn(world, 1)
+        error_of(answer, xformd.TooLarge)
+        assert len(proxy._cache) == 0
+    assert result_of(world.ask(proxy, "steady", b"x" * 1_000)) == b"X" * 1_000
+
+
+def test_a_defect_is_told_to_the_log_and_the_client_gets_a_number_to_look_for(world: World, log: Log) -> None:
+    proxy = world.proxy()
+    proxy._upstreams.xform = lambda *_, **__: fail(ZeroDivisionError("oh"))  # type: ignore[assignment]
+    error = error_of(world.ask(proxy, "steady"), xformd.InternalError)
+    assert error.message in log.lines[0]
+    assert len(log.tracebacks) == 1
+
+
+def test_what_has_been_answered_is_forgotten(world: World) -> None:
+    proxy = world.proxy()
+    seen = [weakref.ref(world.ask(proxy, spec)) for spec in ("steady", "fickle")]
+    gc.collect()
+    assert [reference() for reference in seen] == [None, None]
+
+
 def test_past_the_queue_it_is_busy_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, max_queue=2)
     proxy = world.proxy()
@@ -241,7 +282,7 @@ def test_stopping_gives_up_what_waits(world: World) -> None:
     answers = [world.ask(proxy, "later"), world.ask(proxy, "fickle-later")]
     proxy.stop()
     for answer in answers:
-        error_of(answer, xformd.ShuttingDown)
+        assert error_of(answer, xformd.ShuttingDown).retry_after_ms == 1000
     closing = proxy.close()
     world.network.pump()
     world.clock.advance(1)
@@ -249,7 +290,32 @@ def test_stopping_gives_up_what_waits(world: World) -> None:
     assert world.clock.getDelayedCalls() == []
 
 
+def test_what_fails_by_itself_while_it_stops_is_told_as_what_it_is(world: World) -> None:
+    proxy = world.proxy()
+    proxy.stop()
+    error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
+
+
 # The cache and its failures
+
+
+def test_a_result_is_kept_for_so_long(world: World) -> None:
+    proxy = world.proxy(ttl_s=5)
+    world.ask(proxy, "steady")
+    turn(world, 4.9)
+    assert world.ask(proxy, "steady") == b"OWL"
+    turn(world, 0.1)
+    assert isinstance(world.ask(proxy, "steady"), Deferred)
+
+
+def test_what_is_kept_and_what_is_remembered_of_poems_share_the_bytes(world: World) -> None:
+    proxy = world.proxy(cache_bytes=100_000)
+    sizes = []
+    for number in range(20):
+        world.ask(proxy, "steady", b"%d" % number * 10_000)
+        sizes.append(cache(proxy)["bytes"])
+    assert sizes[0] == 2 * 10_000 + 1024
+    assert 80_000 < max(sizes) <= 100_000
 
 
 class BrokenResults:
@@ -374,6 +440,18 @@ def test_what_an_upstream_has_said_last_holds_while_it_is_down(world: World, log
     assert len(log.lines) == 1
 
 
+def test_an_upstream_that_was_down_is_asked_what_it_has_soon_after_its_return(world: World) -> None:
+    host = world.hosts["one"]
+    factory, host.factory = host.factory, None
+    proxy = world.proxy()
+    turn(world, REFRESH_S / 2)
+    host.factory = factory
+    for _ in range(2):  # it may have to wait before it connects
+        turn(world, 1)
+    world.ask(proxy, "steady")
+    assert world.ask(proxy, "steady") == b"OWL"
+
+
 def test_an_upstream_that_hangs_holds_up_neither_the_start_nor_the_others(world: World) -> None:
     world.add("two").is_slow = True
     service = CachingTransformService(("one", "two"), Limits(), world.clock, refresh_s=1.0)
@@ -384,6 +462,27 @@ def test_an_upstream_that_hangs_holds_up_neither_the_start_nor_the_others(world:
     assert has_fired(started)
     assert result_of(world.ask(service, "steady")) == b"OWL"
     assert world.ask(service, "steady") == b"OWL"
+
+
+def test_an_upstream_that_was_silent_for_long_is_heard_at_the_next_look_and_each_silence_is_said(
+    world: World, log: Log
+) -> None:
+    world.proxy()
+    host = world.hosts["one"]
+    for _ in range(2):
+        factory, host.factory = host.factory, None
+        for wire in host.wires:
+            wire.peer.lose(ConnectionResetError())
+        for _ in range(10):
+            turn(world, REFRESH_S)
+            turn(world, 1)
+        host.factory = factory
+        turn(world, REFRESH_S)
+        turn(world, 1)
+    assert [line.partition(":")[0] for line in log.lines] == [
+        "one does not say what it has",
+        "one says again what it has",
+    ] * 2
 
 
 def test_what_is_no_listing_is_said_and_nothing_is_kept(world: World, log: Log) -> None:
@@ -435,12 +534,29 @@ def test_an_upstream_that_was_down_for_long_is_asked_within_a_second_of_its_retu
 def test_an_upstream_that_never_answers_does_not_keep_it_from_closing(world: World, log: Log) -> None:
     world.says("mute", None)
     proxy = world.proxy("mute")
+    answer = world.ask(proxy, "steady")
+    proxy.stop()
+    error_of(answer, xformd.ShuttingDown)
     closing = proxy.close()
     turn(world, 1)
     assert has_fired(closing)
+    turn(world, LIST_TIMEOUT_S)
+    assert world.clock.getDelayedCalls() == []
     del closing
     gc.collect()  # which would log an error that nobody has seen
     assert log.lines == []
+
+
+def test_an_answer_that_comes_while_it_closes_starts_nothing_new(world: World) -> None:
+    proxy = world.proxy()
+    answer = proxy.xform(parse("nope"), b"owl")
+    assert isinstance(answer, Deferred)
+    closing = proxy.close()
+    world.network.pump()
+    error_of(answer, xformd.NoSuchTransform)
+    assert has_fired(closing)
+    turn(world, 2 * REFRESH_S)
+    assert b"".join(wire.peer.sent for wire in world.hosts["one"].wires).count(b"!list") == 1
 
 
 # What the forms ask for
@@ -460,6 +576,34 @@ def test_words_are_remembered_within_bounds(world: World) -> None:
         proxy.xform(parse(f"steady:x={number}"), b"")
     assert len(proxy._ready) <= 1024
     assert len(proxy._seeds) <= 1024
+    proxy.ready(b"steady timeout=1999")
+    assert proxy.ready(b"steady timeout=1998") is proxy.ready(b"steady timeout=1998")
+    kept = proxy.ready(b"steady timeout=1")
+    proxy.ready(b"steady timeout=2")
+    assert proxy.ready(b"steady timeout=1") is kept
+    remembered = [spec for spec in proxy._seeds if "x=" in str(spec)]
+    assert len(remembered) > 900
+    proxy.xform(parse("steady:x=" + "1" * 300), b"")
+    assert [spec for spec in proxy._seeds if "x=" in str(spec)] == remembered
+
+
+def test_the_careful_path_takes_what_the_quick_one_met(world: World, log: Log) -> None:
+    ready = world.proxy().ready(b"steady")
+    assert ready is not None
+    with pytest.raises(xformd.Busy):
+        ready.conclude(Failure(xformd.Busy("later")))
+    with pytest.raises(xformd.InternalError):
+        ready.conclude(Failure(ZeroDivisionError()))
+    assert len(log.tracebacks) == 1
+    limit = Limits().max_result_bytes
+    assert ready.conclude(b"x" * limit) == b"x" * limit
+    with pytest.raises(xformd.TooLarge, match=f"has {limit + 1} bytes; the limit is {limit} bytes"):
+        ready.conclude(b"x" * (limit + 1))
+
+
+def test_its_listing_is_the_json_of_what_it_describes(world: World) -> None:
+    proxy = world.proxy()
+    assert json.loads(proxy.listing()) == proxy.describe()
 
 
 def test_a_caller_without_room_is_no_concern_of_a_proxy(world: World) -> None:

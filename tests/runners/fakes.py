@@ -8,6 +8,7 @@ from twisted.internet.task import Clock
 
 from registries import registry_of
 from xformd import transform
+from xformd.faults import Fault
 from xformd.limits import Limits
 from xformd.runners.calls import Call, prepare
 from xformd.runners.orders import Report
@@ -95,6 +96,9 @@ class FakeWorker:
     def refuse(self, error: Any) -> None:
         self._answered = self.sent[-1].id
         self._events.worker_answered(self, Refusal(self.sent[-1].id, error))
+
+    def fault(self, fault: Fault) -> None:
+        self._events.worker_faulted(self, fault)
 
     def begin(self, step: int) -> None:
         self._events.worker_began(self, step)

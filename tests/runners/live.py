@@ -63,8 +63,10 @@ class Live:
         return self._requests
 
     def answer(self) -> bytes | Exception:
-        """Give the next answer's poem, or its error."""
-        reply = session.decode_reply(self.receive())
+        """Give the next answer's poem, or its error; what it tells of a fault before that is passed over."""
+        while orders.decode_fault(string := self.receive()) is not None:
+            pass
+        reply = session.decode_reply(string)
         assert reply.id == self._requests
         return reply.poem if isinstance(reply, session.Reply) else reply.error
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xformd.faults import Fault
 from xformd.plugins.loader import Selection
 from xformd.runners import orders
 from xformd.runners.orders import Orders, Report
@@ -75,3 +76,21 @@ def test_a_step_comes_out_as_it_went_in(step: int) -> None:
 )
 def test_anything_else_is_no_step(string: bytes) -> None:
     assert orders.decode_step(string) is None
+
+
+def test_a_fault_comes_out_as_it_went_in() -> None:
+    fault = Fault("ValueError", "Traceback:\n  there\nValueError")
+    assert orders.decode_fault(inside(orders.encode_fault(fault))) == fault
+
+
+@pytest.mark.parametrize("string", [b"", b"fault", b"1 ok.fault {}", b"step 1"])
+def test_anything_else_is_no_fault(string: bytes) -> None:
+    assert orders.decode_fault(string) is None
+
+
+@pytest.mark.parametrize(
+    "string", [b"", b"{}", b"[]", b'{"error": 1, "traceback": ""}', b'{"error": ""}', b"\xff", b"[" * 100_000]
+)
+def test_what_only_begins_like_a_fault_is_told_apart(string: bytes) -> None:
+    with pytest.raises(ValueError, match="a fault is an error and its traceback"):
+        orders.decode_fault(b"fault " + string)

@@ -76,17 +76,22 @@ def test_what_goes_wrong_is_told_and_the_next_job_runs(worker: Live, spec: str, 
     assert worker.xform("upper", b"a") == b"A"
 
 
-def test_a_fault_leaves_its_traceback_in_the_log_and_a_refusal_does_not(worker: Live) -> None:
-    worker.xform("refuse")
-    worker.xform("broken")
-    worker.xform("leave")
+@pytest.mark.parametrize(("spec", "error"), [("broken", "ValueError"), ("leave", "SystemExit")])
+def test_a_fault_is_told_with_its_place_and_without_its_words(worker: Live, spec: str, error: str) -> None:
+    worker.ask(spec, b"poem")
+    fault = orders.decode_fault(worker.receive())
+    assert fault is not None
+    assert fault.error == error
+    assert f", in {spec}\n{error}" in fault.traceback
+    assert "no poem" not in fault.traceback
+    assert isinstance(worker.answer(), TransformFailed)
     worker.close_channel()
-    _, complaints = worker.end()
-    text = complaints.decode()
-    assert "transform broken of plugin hostile.py (hostile) failed" in text
-    assert "ValueError: no" in text
-    assert "in leave" in text
-    assert "GibberishError" not in text
+    assert worker.end() == (b"", b"")
+
+
+def test_a_refusal_is_no_fault(worker: Live) -> None:
+    worker.ask("refuse")
+    assert isinstance(worker.answer(), GibberishError)
 
 
 def test_what_it_prints_goes_to_the_log_and_never_to_the_channel(worker: Live) -> None:

@@ -159,13 +159,30 @@ def test_a_string_that_arrives_in_single_bytes_costs_little_more_than_its_length
     assert decoder.decode(b",") == [b"x" * length]
 
 
-def test_a_decoder_says_how_much_is_missing_of_a_string() -> None:
+def test_a_decoder_says_how_long_a_string_is_from_its_length_on_until_the_next_ones_is_there() -> None:
     decoder = Decoder(1_000)
-    missing = []
-    for piece in (b"1", b"0:", b"abc", b"defghij", b",", b"3:a"):
+    lengths = []
+    for piece in (b"1", b"0:", b"abc", b"defghij", b",", b"3", b":a", b"bc,", b"2:ab,4:abcd,"):
         decoder.decode(piece)
-        missing.append(decoder.missing_bytes)
-    assert missing == [0, 10, 7, 0, 0, 2]
+        lengths.append(decoder.string_bytes)
+    assert lengths == [0, 10, 10, 10, 10, 10, 3, 3, 4]
+
+
+@pytest.mark.parametrize("reader", ["the decoder", "somebody else"])
+def test_nothing_is_held_of_what_has_been_read(reader: str) -> None:
+    decoder = Decoder(10**6)
+    tracemalloc.start()
+    try:
+        data = encode(b"x" * 10**6)
+        if reader == "the decoder":
+            assert len(decoder.decode(data)) == 1
+        else:
+            decoder.feed(data, len(data))
+        del data
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 10_000
 
 
 def test_what_somebody_else_has_read_counts_for_the_place_of_an_error() -> None:

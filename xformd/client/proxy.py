@@ -35,8 +35,8 @@ class TransformProxy:
 
     It opens one session to each server that it uses and sends all requests on it; a server that knows only the
     classic form gets a connection for each. A request goes to the server that has the least to do for this proxy;
-    one that does not answer is left out for a while. A request is sent again only where the server is known not to
-    have run it.
+    one that does not answer is left out for a while, and while others answer, no request waits for it. A request is
+    sent again only where the server is known not to have run it.
 
     Args:
         servers: a host; or ``HOST:PORT``, or any Twisted client endpoint, such as one for TLS or a Unix socket; or
@@ -142,9 +142,13 @@ class TransformProxy:
         now = self._reactor.seconds()
         untried = [upstream for upstream in self._upstreams if upstream not in tried] or self._upstreams
         rested = [upstream for upstream in untried if upstream.rests_until <= now]
-        if rested:
-            return min(rested, key=lambda upstream: upstream.load)
-        return min(untried, key=lambda upstream: upstream.rests_until)
+        if not rested:
+            return min(untried, key=lambda upstream: upstream.rests_until)
+        answering = [upstream for upstream in rested if not upstream.is_failing]
+        for upstream in rested if answering else ():
+            if upstream.is_failing:
+                upstream.reach()  # with no request to wait for it: it may accept and never answer
+        return min(answering or rested, key=lambda upstream: upstream.load)
 
     def _within(self, timeout: float | None, answer: Deferred[Answer]) -> Deferred[Answer]:
         if timeout is not None and not answer.called:

@@ -10,7 +10,7 @@ from collections import deque
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IReactorTime, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
@@ -55,6 +55,7 @@ class Session(Protocol):
         self.hello: session.Hello | None = None
         self._address = address
         self._clock = clock
+        self._max_result_bytes = max_result_bytes
         self._decoder = netstring.Decoder(max_result_bytes + session.MAX_HEAD_BYTES)
         self._last_id = 0
         self._waiting: deque[_Pending] = deque()
@@ -71,8 +72,8 @@ class Session(Protocol):
 
     @property
     def load(self) -> int:
-        """How many requests have no answer yet."""
-        return len(self._in_flight) + len(self._waiting)
+        """How many requests have no answer yet; one that was given up has one when the server says so."""
+        return len(self._in_flight) + len(self._given_up) + len(self._waiting)
 
     def ask(self, spec: Spec, poem: bytes, ends_at: float | None = None) -> Deferred[bytes]:
         """Send a poem.
@@ -109,6 +110,8 @@ class Session(Protocol):
     def connectionMade(self) -> None:
         """Open the session."""
         assert self.transport is not None
+        if ITCPTransport.providedBy(self.transport):  # else a request would wait until the last has been acknowledged
+            self.transport.setTcpNoDelay(True)
         self.transport.write(session.encode_opening())
 
     def dataReceived(self, data: bytes) -> None:
@@ -193,7 +196,7 @@ class Session(Protocol):
         self._given_up.discard(reply.id)
         if isinstance(reply, session.Reply):
             if pending is not None:
-                pending.answer.callback(reply.poem)
+                pending.answer.callback(self._within_limit(reply.poem, pending.message))
         elif reply.id == session.CONNECTION_ID:
             self._goodbye = reply.error
             self._fail_waiting(reply.error)
@@ -201,6 +204,12 @@ class Session(Protocol):
             if isinstance(reply.error, ShuttingDown):
                 self._goodbye = reply.error
             pending.answer.errback(_as_not_sent(reply.error))
+
+    def _within_limit(self, poem: bytes, message: Message) -> bytes | Failure:
+        # What the decoder lets pass may have a head of any length, and a poem that is longer by that.
+        if len(poem) <= self._max_result_bytes or isinstance(message, session.ControlRequest):
+            return poem
+        return Failure(TooLarge(f"the result has {len(poem)} bytes; the limit is {self._max_result_bytes} bytes"))
 
     def _give_up(self, pending: _Pending) -> None:
         if pending in self._waiting:

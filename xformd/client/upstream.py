@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import (
     Deferred,
@@ -67,6 +68,7 @@ class Upstream:
         self._longest_delay_s = longest_delay_s
         self._sessions: list[Session] = []  # the last one takes requests; those before it are ending
         self._openers: list[Deferred[Session | None]] = []
+        self._connecting: Deferred[Any] | None = None
         self._classic_requests = 0
         self._classic_until = 0.0
         self._failures = 0
@@ -74,8 +76,20 @@ class Upstream:
 
     @property
     def load(self) -> int:
-        """How many requests it has of us."""
-        return sum(session.load for session in self._sessions) + self._classic_requests + len(self._openers)
+        """How many requests it has of us; an attempt to reach it counts, also when nobody waits for it any more."""
+        waiting = max(len(self._openers), self._connecting is not None)
+        return sum(session.load for session in self._sessions) + self._classic_requests + waiting
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it could not be reached when that was tried last."""
+        return self._failures > 0
+
+    def reach(self) -> None:
+        """Open a session, unless that is under way."""
+        if self._connecting is None:
+            self._connecting = Deferred.fromCoroutine(self._connect())
+            self._connecting.addBoth(self._tell_openers)
 
     async def ask(self, spec: Spec, poem: bytes, ends_at: float | None) -> bytes:
         """Send a poem, in the form that the server speaks.
@@ -107,6 +121,8 @@ class Upstream:
 
     async def close(self) -> None:
         """Let what is in flight end, and close."""
+        if self._connecting is not None and not self._openers:
+            self._connecting.cancel()
         for session in [*self._sessions]:
             await session.close()
 
@@ -119,8 +135,7 @@ class Upstream:
             opened.callback(None)
         else:
             self._openers.append(opened)
-            if len(self._openers) == 1:
-                Deferred.fromCoroutine(self._connect()).addBoth(self._tell_openers)
+            self.reach()
         return opened
 
     def _forget_opener(self, opened: "Deferred[Session | None]") -> None:
@@ -139,6 +154,7 @@ class Upstream:
             await session.opened.addTimeout(OPENING_TIMEOUT_S, self._clock)
         except SpeaksClassic:
             self._classic_until = self._clock.seconds() + CLASSIC_FOR_S
+            self._failures = 0
             return None
         except TimeoutError as error:
             self._note_failure()
@@ -164,6 +180,7 @@ class Upstream:
         self.rests_until = self._clock.seconds() + delay_s
 
     def _tell_openers(self, outcome: Session | Failure | None) -> None:
+        self._connecting = None
         openers, self._openers = self._openers, []
         for opener in openers:
             opener.callback(outcome)

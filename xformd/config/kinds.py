@@ -67,6 +67,17 @@ def count(minimum: int = 1, word: str | None = None) -> Kind:
     )
 
 
+def choice(*words: str) -> Kind:
+    """Give the kind of one of several words."""
+
+    def from_toml(value: object) -> str:
+        if isinstance(value, str) and value in words:
+            return value
+        raise _refusal(" or ".join(map(repr, words)), value)
+
+    return Kind(from_text=from_toml, from_toml=from_toml, to_toml=_quote)
+
+
 def is_origin(text: str) -> bool:
     """Whether this is what a browser sends as ``Origin``, or the ``*`` that stands for all."""
     return text == "*" or _ORIGIN.match(text) is not None

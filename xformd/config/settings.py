@@ -14,6 +14,8 @@ from xformd.plugins import loader
 from xformd.plugins.loader import Selection
 from xformd.spec import is_name
 
+LOG_FORMATS = ("text", "json")
+
 
 @attrs.frozen(kw_only=True)
 class Settings:
@@ -30,6 +32,7 @@ class Settings:
             in the reactor.
         inline: transforms that run in the reactor, whatever their author says.
         isolate: transforms that run in a worker, whatever their author says.
+        log_format: how the log is written: ``text`` or ``json``.
     """
 
     listen: tuple[str, ...] = (tcp_server(),)
@@ -41,6 +44,7 @@ class Settings:
     workers: int | None = None
     inline: frozenset[str] = frozenset()
     isolate: frozenset[str] = frozenset()
+    log_format: str = "text"
 
     @property
     def answers_http(self) -> bool:
@@ -75,6 +79,7 @@ class Settings:
             workers=values["workers"],
             inline=values["inline"],
             isolate=values["isolate"],
+            log_format=values["log_format"],
         )
 
 
@@ -106,7 +111,7 @@ class Setting:
 
 
 _TRANSFORMS = kinds.texts("transform name", frozenset, accepts=is_name)
-_ORIGINS = kinds.texts("origin such as https://example.org", frozenset, accepts=kinds.is_origin)
+_ORIGINS = kinds.texts("https://example.org-like origin", frozenset, accepts=kinds.is_origin)
 _PLUGINS = kinds.texts("plugin", frozenset)
 
 
@@ -125,6 +130,7 @@ def _table() -> Iterator[Setting]:
     yield Setting("workers", kinds.count(0, "auto"), None, "worker processes: auto is one for each CPU, 0 is none")
     yield Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, whatever their author says")
     yield Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, whatever their author says")
+    yield Setting("log_format", kinds.choice(*LOG_FORMATS), "text", "how the log is written: as text, or JSON per line")
     for field in attrs.fields(Limits):
         yield Setting(field.name, _kind_of_limit(field), field.default, field.metadata["reason"])
 

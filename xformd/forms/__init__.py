@@ -97,7 +97,7 @@ class Connection(Protocol):
         ...
 
     def expect_bytes(self, count: int) -> None:
-        """Be told how many bytes are missing of the string that is being read."""
+        """Be told how long the string is that is being read, or the last one: the next may be as long."""
         ...
 
     def soon(self, go_on: Callable[[], None]) -> None:

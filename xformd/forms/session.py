@@ -197,7 +197,7 @@ class SessionForm:
             self._awaits_rest = False
             return
         self._connection.resume_reading()
-        self._connection.expect_bytes(self._decoder.missing_bytes)
+        self._connection.expect_bytes(self._decoder.string_bytes)
         if not self._decoder.is_inside:
             self._is_at_rest = not self._is_stopping
             self._awaits_rest = False

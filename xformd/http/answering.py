@@ -56,6 +56,7 @@ def answering(application: Any, metrics: Metrics) -> Answering:
         interface="asgi3",
         lifespan="off",
         log_config=None,
+        log_level="error",  # what it refuses, we log
         access_log=False,
         proxy_headers=False,
     )

@@ -19,6 +19,7 @@ from xformd.http import problems, requests
 from xformd.http.batches import Batching
 from xformd.http.describing import Describing
 from xformd.http.health import Health
+from xformd.http.page import page
 from xformd.http.transforming import PREFIX, Transforming
 from xformd.limits import Limits
 from xformd.metrics import Metrics
@@ -65,7 +66,8 @@ def make_application(parts: Parts) -> ASGIApp:
     transforming = Transforming(counted, parts.service, parts.metrics, parts.limits)
     batching = Batching(counted, parts.metrics, parts.limits)
     described = Describing(parts.service, parts.limits).routes()
-    others = _answer([Route("/batch", batching, methods=["POST"]), *described, *_watching(parts)])
+    own = [Route("/", _show_page), Route("/batch", batching, methods=["POST"])]
+    others = _answer([*own, *described, *_watching(parts)])
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["raw_path"].startswith(PREFIX):
@@ -104,6 +106,18 @@ def _allow(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
         expose_headers=_EXPOSED,
         max_age=600,
     )
+
+
+async def _show_page(request: Request) -> Response:
+    del request
+    document, policy = page()
+    headers = {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+    return Response(document, media_type="text/html", headers=headers)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

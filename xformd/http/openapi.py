@@ -19,6 +19,7 @@ _RESOLVES = (404, 409, *_RUNS)
 # A caller that has gone hears nothing (cancelled), and there are no credentials yet.
 _NEVER_SENT = ("bad-frame", "cancelled", "unauthorized", "forbidden")
 _RETRYABLE = (429, 503)
+_NOT_DETERMINISTIC = 405
 _ANSWER = ("X-Transform", "Server-Timing", "X-Request-Id")
 _CACHED = ("ETag", "Cache-Control")
 
@@ -48,14 +49,14 @@ def build(listed: Mapping[str, Any], limits: Limits) -> Json:
             "schemas": SCHEMAS,
             "parameters": PARAMETERS,
             "headers": HEADERS,
-            "responses": {str(status): _problem(status, codes) for status, codes in _codes().items()},
+            "responses": {str(status): _problem(status, codes) for status, codes in sorted(_codes().items())},
         },
     }
 
 
 def _codes() -> dict[int, list[str]]:
     """Group the codes that are sent by their status."""
-    found: dict[int, list[str]] = {}
+    found: dict[int, list[str]] = {_NOT_DETERMINISTIC: ["bad-request"]}
     for code, error in sorted(ERRORS.items()):
         if error.http_status is not None and code not in _NEVER_SENT:
             found.setdefault(error.http_status, []).append(code)
@@ -67,6 +68,7 @@ def _problem(status: int, codes: Iterable[str]) -> Json:
     schema = {
         "allOf": [reference("schemas", "Problem")],
         "properties": {"status": {"const": status}, "code": {"enum": [*codes]}},
+        "required": ["request_id"],
     }
     names = ("X-Request-Id", "Retry-After") if status in _RETRYABLE else ("X-Request-Id",)
     return {
@@ -127,7 +129,7 @@ def _option(described: Mapping[str, Any], name: str, schema: Json) -> Json:
 def _poem(described: Mapping[str, Any], limits: Limits) -> Json:
     media_type, schema = ("text/plain", {"type": "string"}) if described["kind"] == "text" else (_BYTES, {})
     content = {"schema": schema, "examples": _examples(described, "poem")}
-    return {"description": _size(limits), "required": True, "content": {media_type: content}}
+    return {"description": _size(limits), "content": {media_type: content}}
 
 
 def _answer(described: Mapping[str, Any], headers: Iterable[str]) -> Json:
@@ -162,7 +164,7 @@ def _any_spec(limits: Limits) -> Json:
             "summary": "Run one transform, or several in turn.",
             "description": "More options of a single transform may stand in the query.",
             "parameters": [reference("parameters", "timeout")],
-            "requestBody": {"description": _size(limits), "required": True, "content": {"*/*": {}}},
+            "requestBody": {"description": _size(limits), "content": _ANY_POEM},
             "responses": {"200": {**answer, "headers": _headers(_ANSWER)}, **_problems(_RESOLVES)},
         },
         "get": {
@@ -173,7 +175,7 @@ def _any_spec(limits: Limits) -> Json:
             "responses": {
                 "200": {**answer, "headers": _headers(_ANSWER + _CACHED)},
                 "304": _NOT_MODIFIED,
-                **_problems(_RESOLVES),
+                **_problems((*_RESOLVES, _NOT_DETERMINISTIC)),
             },
         },
     }
@@ -199,6 +201,7 @@ def _json(description: str, schema: Json) -> Json:
 
 
 _BYTES = "application/octet-stream"
+_ANY_POEM: Json = {"text/plain": {"schema": {"type": "string"}}, _BYTES: {"schema": {}}}
 _LINES = "application/x-ndjson"
 _NOT_MODIFIED: Json = {"description": "The caller has it already.", "headers": _headers(_CACHED)}
 
@@ -209,7 +212,6 @@ _BATCH: Json = {
     "tags": ["any transform"],
     "parameters": [reference("parameters", "timeout")],
     "requestBody": {
-        "required": True,
         "description": "Lines of JSON, each a `BatchRequest`.",
         "content": {_LINES: {"schema": {"type": "string"}, "example": '{"spec": "upper", "poem": "The Owl"}\n'}},
     },

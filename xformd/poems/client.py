@@ -150,7 +150,6 @@ class PoemReader(Protocol):
             return
         self._received_bytes += len(data)
         if self._received_bytes > self._max_bytes:
-            self._pieces.clear()
             self._settle(Failure(TooLarge(f"{self._address} sends more than {self._max_bytes} bytes")))
             self.transport.abortConnection()
             return

@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.python.failure import Failure
 
 from xformd.errors import XformError
+from xformd.files import WRITE_FAILED
 
 SOME_CAME = 1
-WRITE_FAILED = 73  # EX_CANTCREAT
 
 
 @attrs.frozen
@@ -100,11 +100,11 @@ class Gathering:
             for arriving in started:
                 yield await arriving
             return
-        queue: DeferredQueue[Arrival | Failure] = DeferredQueue()
+        queue: DeferredQueue[tuple[Arrival | Failure]] = DeferredQueue()  # which cannot hand on a Failure by itself
         for arriving in started:
-            arriving.addBoth(queue.put)
+            arriving.addBoth(lambda outcome: queue.put((outcome,)))
         for _ in started:
-            arrival = await queue.get()
+            (arrival,) = await queue.get()
             if isinstance(arrival, Failure):
                 arrival.raiseException()
             yield arrival

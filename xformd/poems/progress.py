@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
+from xformd.errors import printable
+
 PERIOD_S = 0.1
 """Faster than this nobody reads."""
 
@@ -23,7 +25,7 @@ def block(states: Mapping[str, str], columns: int, rows: int) -> list[str]:
         A line for each address, or as many as there is room for and one that says how many are left out.
     """
     width = max(map(len, states), default=0)
-    lines = [f"{address:<{width}}  {state}"[: max(1, columns - 1)] for address, state in states.items()]
+    lines = [printable(f"{address:<{width}}  {state}")[: max(1, columns - 1)] for address, state in states.items()]
     room = max(1, rows - 2)
     if len(lines) <= room:
         return lines

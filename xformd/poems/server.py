@@ -127,7 +127,10 @@ class PoemProtocol(Protocol):
         self._stop_timer()
 
     def readConnectionLost(self) -> None:
-        """The client has said all. It may yet read; but one that has nothing to read yet has left."""
+        """The client has said all. It may yet read; but one that has nothing to read yet has left.
+
+        One that closed altogether looks no different until it is sent something, and its wait must not hold a download.
+        """
         self._client_is_done = True
         if self._poem is None:
             self.transport.abortConnection()
@@ -147,7 +150,7 @@ class PoemProtocol(Protocol):
         """Leave nothing behind: no timer, and no wait for a poem."""
         self._stop_timer()
         self._deadline.close()
-        if self._waiting is not None and self._poem is None:
+        if self._waiting is not None:
             self._waiting.cancel()
         self._factory.connection_ended(self)
 
@@ -220,6 +223,13 @@ class PoemProtocol(Protocol):
             timer.cancel()
 
 
+class _TurnedAway(Protocol):
+    """A client for whom there is no room: a close in order would be an empty poem to it."""
+
+    def connectionMade(self) -> None:
+        self.transport.abortConnection()  # type: ignore[union-attr]
+
+
 class PoemFactory(ServerFactory):
     """Makes the connections of a poem server, counts them, and ends them.
 
@@ -255,14 +265,14 @@ class PoemFactory(ServerFactory):
         self._shutdown_grace_s = shutdown_grace_s
         self._drained: Deferred[None] | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> PoemProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """Take a connection, unless there are too many or the server is stopping."""
         peer: str | None = getattr(addr, "host", None)
         if self._drained is not None:
             return None
         if refusal := self.connections.refusal(peer):
             self.refusals.refused(refusal.kind, refusal.reason)
-            return None
+            return _TurnedAway()
         return PoemProtocol(self, peer)
 
     def failed(self, failure: Failure) -> None:

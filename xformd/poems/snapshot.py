@@ -159,10 +159,9 @@ class PoemFile:
     def current(self) -> Poem:
         """Give the poem, from the file if it has changed; where it cannot be read, the last good one."""
         try:
-            if self._seen is None or self._seen != Fingerprint.of(self._path.stat()):
+            if self._seen != Fingerprint.of(self._path.stat()):
                 self._poem = self._read()
         except (OSError, Unreadable) as error:
-            self._seen = None
             self._complain(getattr(error, "strerror", None) or str(error))
         else:
             if self._complaint:

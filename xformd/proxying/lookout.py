@@ -14,10 +14,10 @@ from xformd.errors import XformError
 from xformd.proxying.catalogue import Catalogue
 
 LIST_TIMEOUT_S = 5.0
-"""Whoever does not say by then what it has, is asked again after the usual time."""
+"""Whoever does not say by then what it has, is asked again."""
 
 LEAST_GAP_S = 1.0
-"""Clients that ask for what is not there must not keep an upstream busy with lists."""
+"""Clients that ask for what is not there, and upstreams that do not say it, must not keep anybody busy with lists."""
 
 
 class Lookout:
@@ -26,7 +26,7 @@ class Lookout:
     Args:
         upstreams: their addresses.
         catalogue: what to keep up to date.
-        refresh_s: how many seconds after an answer to ask again.
+        refresh_s: how many seconds after an answer to ask again; after none it is a second.
         longest_delay_s: how long to wait, at most, before another attempt to connect.
         changed: is called when results from before are not to be used any more.
         reactor: what it runs on.
@@ -113,4 +113,6 @@ class Lookout:
         if isinstance(outcome, Failure):  # a fault in here must not end the looking
             self.log.failure("cannot tell what {upstream} has", outcome, upstream=address)
         if not self._is_stopped:
-            self._next[address] = self._reactor.callLater(self._refresh_s, functools.partial(self._look, address))
+            # Whoever was down may come back with something new, and until it says what it has, nothing of it is kept.
+            pause_s = min(LEAST_GAP_S, self._refresh_s) if address in self._silent else self._refresh_s
+            self._next[address] = self._reactor.callLater(pause_s, functools.partial(self._look, address))

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -30,6 +31,7 @@ from xformd.errors import (
     Unavailable,
     XformError,
 )
+from xformd.faults import Fault
 from xformd.generation import MAX_PLANS, Ready
 from xformd.limits import MIB, Limits
 from xformd.proxying.catalogue import Catalogue
@@ -128,7 +130,7 @@ class CachingTransformService:
     def close(self) -> Deferred[Any]:
         """Close the connections to the upstreams; fires when that is done, or has taken long enough."""
         closing: Deferred[Any] = DeferredList([self._lookout.stop(), self._upstreams.close()], consumeErrors=True)
-        return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor, onTimeoutCancel=_never)
+        return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
     def describe(self) -> dict[str, Any]:
         """Give what the upstreams have, and what the cache has done."""
@@ -235,7 +237,9 @@ class CachingTransformService:
         if isinstance(error, NoSuchTransform):
             self._lookout.look_soon()
         if self._is_stopping and isinstance(error, Cancelled):
-            return Failure(ShuttingDown("the proxy is stopping; ask again, here or elsewhere", retry_after_ms=1_000))
+            return Failure(
+                ShuttingDown("the proxy is stopping; ask again, here or elsewhere", retry_after_ms=RETRY_AFTER_MS)
+            )
         if not isinstance(error, XformError):
             return Failure(self._internal_error(failure))
         if isinstance(error, RequestRefused):
@@ -247,7 +251,9 @@ class CachingTransformService:
 
     def _internal_error(self, failure: Failure) -> InternalError:
         request_id = uuid.uuid4().hex
-        self.log.failure("internal error {request_id}", failure, request_id=request_id)
+        assert failure.value is not None
+        told = attrs.asdict(Fault.of(failure.value, failure.getTracebackObject()))
+        self.log.error("internal error {request_id}\n{traceback}", request_id=request_id, **told)
         return InternalError(request_id)
 
     def _seed(self, spec: Spec) -> bytes | None:

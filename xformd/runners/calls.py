@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
-from xformd.errors import BadOptions, GibberishError, TooLarge, TransformFailed, TransformTimeout, XformError, describe
+from xformd.errors import (
+    NOT_OURS,
+    BadOptions,
+    GibberishError,
+    TooLarge,
+    TransformFailed,
+    TransformTimeout,
+    XformError,
+    describe,
+)
 from xformd.options import OptionValue
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import Step
@@ -106,7 +115,7 @@ def explain(call: Call, error: BaseException) -> XformError:
     error.__traceback__ = error.__context__ = None
     for refusal in (*REFUSALS, TransformFailed):
         if isinstance(error, refusal):
-            return refusal(describe(error))
+            return refusal(describe(error), logged=NOT_OURS)
     return TransformFailed(f"{call.name} raised {type(error).__name__}", detail=detail)
 
 

@@ -1,9 +1,10 @@
-"""Tells the operator of transforms that fail: with a traceback at most once a second for each."""
+"""Tells the operator of transforms that fail: with a traceback at most once a second for each, and without a poem."""
 
+import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from xformd.faults import Fault
 from xformd.runners.calls import Call
 from xformd.runners.trace import Trace, log_fields
 
@@ -24,12 +25,12 @@ class FailureLog:
         self._logged_s: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def failed(self, call: Call, failure: Failure, trace: Trace | None = None) -> None:
+    def failed(self, call: Call, fault: Fault, trace: Trace | None = None) -> None:
         """Note that a transform has failed.
 
         Args:
             call: what failed.
-            failure: with what.
+            fault: with what.
             trace: of the request.
         """
         name, label = call.name, call.entry.plugin.label
@@ -37,11 +38,11 @@ class FailureLog:
         ends_s = self._logged_s.get(name, now_s - PERIOD_S) + PERIOD_S
         if now_s >= ends_s:
             self._logged_s[name] = now_s
-            self.log.failure(
-                "transform {transform} of plugin {plugin} failed{of_request}",
-                failure,
+            self.log.error(
+                "transform {transform} of plugin {plugin} failed{log_of_request}\n{traceback}",
                 transform=name,
                 plugin=label,
+                **attrs.asdict(fault),
                 **log_fields(trace),
             )
             return

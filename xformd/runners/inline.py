@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 
 from xformd.deadline import within
 from xformd.errors import XformError
+from xformd.faults import Fault, Look
 from xformd.runners import Caller
 from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
 from xformd.runners.failures import FailureLog
@@ -36,17 +37,23 @@ class InlineRunner:
         max_result_bytes: how long a result may be.
         clock: a reactor, or a clock in its place.
         stopwatch: what measures how long a transform holds the reactor, in seconds.
+        look: what the log has of what a transform raises.
     """
 
     log = Logger()
 
     def __init__(
-        self, max_result_bytes: int, clock: IReactorTime, stopwatch: Callable[[], float] = time.perf_counter
+        self,
+        max_result_bytes: int,
+        clock: IReactorTime,
+        stopwatch: Callable[[], float] = time.perf_counter,
+        look: Look = Fault.of,
     ) -> None:
         self.max_result_bytes = max_result_bytes
         self.stopwatch = stopwatch
         self._clock = clock
         self._failures = FailureLog(clock)
+        self._look = look
         self._warned_s: dict[str, float] = {}
 
     def run(
@@ -113,7 +120,7 @@ class InlineRunner:
         assert error is not None
         # A CancelledError is this service, giving the work up.
         if not is_expected(error) and not isinstance(error, CancelledError):
-            self._failures.failed(call, failure, trace)
+            self._failures.failed(call, self._look(error, failure.getTracebackObject()), trace)
         return explain(call, error)
 
 

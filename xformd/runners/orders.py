@@ -1,5 +1,6 @@
 """What a server and its workers say to each other besides the messages of the session form. Pure."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from xformd.faults import Fault
 from xformd.plugins.loader import Selection
 from xformd.wire import netstring
 
@@ -15,6 +17,7 @@ MAX_REPORT_BYTES = 64 * 1024 * 1024
 """A plugin may come with many long examples."""
 
 _STEP = b"step "
+_FAULT = b"fault "
 
 
 @attrs.frozen(kw_only=True)
@@ -102,3 +105,24 @@ def decode_step(string: bytes) -> int | None:
     """Read what ``encode_step`` gave; None for anything else."""
     digits = string.removeprefix(_STEP)
     return int(digits) if digits != string and digits.isdigit() and len(digits) < 4 else None
+
+
+def encode_fault(fault: Fault) -> bytes:
+    """Give the bytes with which a worker says what its transform has raised, before it refuses the job."""
+    return netstring.encode(_FAULT + json.dumps(attrs.asdict(fault)).encode())
+
+
+def decode_fault(string: bytes) -> Fault | None:
+    """Read what ``encode_fault`` gave; None for anything else.
+
+    Raises:
+        ValueError: it begins like a fault, and is none.
+    """
+    told = string.removeprefix(_FAULT)
+    if told == string:
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(told):
+            case {"error": str(error), "traceback": str(traceback)}:
+                return Fault(error, traceback)
+    raise ValueError("a fault is an error and its traceback")

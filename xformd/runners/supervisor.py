@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from xformd.faults import Fault
 from xformd.limits import Limits
 from xformd.runners import upkeep
 from xformd.runners.orders import Report
@@ -51,6 +52,10 @@ class SupervisorEvents(Protocol):
 
     def worker_began(self, seat: Seat, step: int) -> None:
         """A busy worker begins a step."""
+        ...
+
+    def worker_faulted(self, seat: Seat, fault: Fault) -> None:
+        """The transform that a busy worker runs has raised something that it must not raise."""
         ...
 
     def worker_answered(self, seat: Seat, answer: session.Reply | session.Refusal) -> None:
@@ -196,6 +201,18 @@ class Supervisor:
         seat = self._seats.get(worker)
         if seat is not None and seat.state == "busy":
             self._events.worker_began(seat, step)
+
+    def worker_faulted(self, worker: Worker, fault: Fault) -> None:
+        """Pass it on; of an example nobody else would tell."""
+        seat = self._seats.get(worker)
+        if seat is not None and seat.state == "busy":
+            self._events.worker_faulted(seat, fault)
+        elif seat is not None and seat.state == "starting" and self._proof is not None:
+            self.log.error(
+                "the example {spec} failed\n{traceback}",
+                spec=str(self._proof.request.spec),
+                **attrs.asdict(fault),
+            )
 
     def worker_answered(self, worker: Worker, answer: session.Reply | session.Refusal) -> None:
         """Look at its proof, or pass on what it answers to a job."""

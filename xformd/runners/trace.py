@@ -54,7 +54,9 @@ def log_fields(trace: Trace | None) -> Mapping[str, Any]:
     """Give what a line in the log says of the request that it is about.
 
     Returns:
-        ``request_id``, and ``of_request``: the same for the line's text, empty where there is none.
+        ``request_id`` where there is one, and ``log_of_request``: the same for the line's text, which is no field.
     """
     request_id = trace.request_id if trace is not None else None
-    return {"request_id": request_id, "of_request": f" (request {request_id})" if request_id else ""}
+    if request_id is None:
+        return {"log_of_request": ""}
+    return {"request_id": request_id, "log_of_request": f" (request {request_id})"}

@@ -2,7 +2,8 @@
 
 It speaks with the server over one socket, in netstrings. First it is told what to load (``Orders``) and answers with
 what it has (``Report``); from then on it gets requests of the session form and answers them. Before each step of a
-job but the first it says which (``step``), so that the server knows whom to blame. The server ends it by killing it.
+job but the first it says which (``step``), so that the server knows whom to blame, and of what a transform raises
+it says type and place (``fault``). The server ends it by killing it.
 """
 
 import gc
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 from xformd.allocator import keep_freed_memory
 from xformd.errors import TransformDied, XformError
+from xformd.faults import Fault, on_uncaught
 from xformd.plugins import listing, loader
 from xformd.plugins.registry import Registry
 from xformd.runners import calls, orders
@@ -35,6 +37,7 @@ def main(channel_descriptor: int) -> NoReturn:
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+        on_uncaught(lambda where, fault: print(f"{where}: {fault.error}\n{fault.traceback}", file=sys.stderr))
         connection = socket.socket(fileno=channel_descriptor)
         connection.set_inheritable(False)  # what a plugin starts has no business with it
         _serve(_Channel(connection))
@@ -159,8 +162,7 @@ class _Job:
         except BaseException as error:  # SystemExit and its like come from the transform: nothing else runs in there
             self._end_if_forked()
             if not calls.is_expected(error):
-                print(f"transform {call.name} of plugin {call.entry.plugin.label} failed", file=sys.stderr)
-                traceback.print_exception(error)
+                self._channel.send(orders.encode_fault(Fault.of(error)))
             raise calls.explain(call, error) from None
         finally:
             self._end_if_forked()

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.errors import BadFrame, one_line, printable
+from xformd.faults import Fault
 from xformd.runners import orders, reaper
 from xformd.runners.channel import BUFFER_BYTES, Channel
 from xformd.wire import netstring, session
@@ -43,6 +44,10 @@ class WorkerEvents(Protocol):
 
     def worker_began(self, worker: "WorkerProcess", step: int) -> None:
         """It begins a step of its job, counted from 0; it does not say so of the first."""
+        ...
+
+    def worker_faulted(self, worker: "WorkerProcess", fault: Fault) -> None:
+        """Its transform has raised something that it must not raise; the answer comes next."""
         ...
 
     def worker_answered(self, worker: "WorkerProcess", answer: session.Reply | session.Refusal) -> None:
@@ -157,6 +162,8 @@ class WorkerProcess(ProcessProtocol):
             self._events.worker_reported(self, report)
         elif (step := orders.decode_step(string)) is not None:
             self._events.worker_began(self, step)
+        elif (fault := orders.decode_fault(string)) is not None:
+            self._events.worker_faulted(self, fault)
         else:
             answer = session.decode_reply(string)
             del string  # it may be long, and the answer holds its poem

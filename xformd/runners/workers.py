@@ -13,9 +13,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.errors import Busy, ShuttingDown, TransformDied, Unavailable, XformError
+from xformd.faults import Fault
 from xformd.limits import Limits
 from xformd.runners import Caller, upkeep
 from xformd.runners.calls import Call, took_too_long
+from xformd.runners.failures import FailureLog
 from xformd.runners.quarantine import MAX_DEATHS, Quarantine
 from xformd.runners.queue import Queue
 from xformd.runners.seat import Launch, Proof, Seat
@@ -91,6 +93,7 @@ class WorkerPool:
         self.quarantine = quarantine
         self._limits = limits
         self._clock = clock
+        self._failures = FailureLog(clock)
         self._queue: Queue[_Job] = Queue()
         self._running: set[_Job] = set()
         self._mean_job_s = 0.0
@@ -176,6 +179,11 @@ class WorkerPool:
         self._survived(job)
         job.step = step
         self._begin_step(job)
+
+    def worker_faulted(self, seat: Seat, fault: Fault) -> None:
+        """Tell the operator; who waits for its job hears when it is refused."""
+        job: _Job = seat.job
+        self._failures.failed(job.call, fault, job.trace)
 
     def worker_answered(self, seat: Seat, answer: session.Reply | session.Refusal) -> None:
         """Give the worker its next job, then the answer to who waits for it."""
@@ -275,7 +283,7 @@ class WorkerPool:
         name, plugin = job.call.name, job.call.entry.plugin.label
         self._history.deaths += 1
         self.log.warn(
-            "transform {name} of plugin {plugin}: {died}{of_request}",
+            "transform {name} of plugin {plugin}: {died}{log_of_request}",
             name=name,
             plugin=plugin,
             died=died,

@@ -59,6 +59,7 @@ class Decoder:
         self._dropped = 0  # stream offset of the first byte of _data
         self._length: int | None = None  # of the string being read; None before its first digit
         self._body: io.BytesIO | None = None  # of the string being read; None while in its length
+        self._last_length = 0  # of the last string given
         self._error: NetstringError | None = None
 
     @property
@@ -86,6 +87,9 @@ class Decoder:
         if self._position < len(self._data):
             data = self._data[self._position :] + data
         self._dropped += self._position
+        if position == len(data):  # nothing is held of it: an idle connection's last read may be long
+            self._dropped += position
+            data, position = b"", 0
         self._data, self._position = data, position
 
     @property
@@ -94,9 +98,9 @@ class Decoder:
         return self._length is not None
 
     @property
-    def missing_bytes(self) -> int:
-        """How much is missing of the string that is being read; none while its length is."""
-        return self._length - self._body.tell() if self._body is not None and self._length is not None else 0
+    def string_bytes(self) -> int:
+        """How long the string is that is being read, or the last one, where there is none or its length is not here."""
+        return self._length if self._body is not None and self._length is not None else self._last_length
 
     def decode(self, data: bytes = b"", max_strings: int | None = None) -> list[bytes]:
         """Take bytes in and give the strings that they complete.
@@ -128,6 +132,11 @@ class Decoder:
                     position = end + 1
                     continue
             position = self._advance(data, position, strings)
+        if strings:
+            self._last_length = len(strings[-1])
+        if position == size:
+            self._dropped += size
+            self._data, position = b"", 0
         self._position = position
         return strings
 

@@ -1,0 +1,61 @@
+"""A server and a browser for each file of tests, and a page for each test, which must give no cause for complaint.
+
+For each file and not for all: while Playwright runs, its event loop counts as this thread's, and tests of another
+folder that want one of their own would be told so.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from browser.visits import PLUGINS, Visit, browsing, chromium
+from integration.processes import Server, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+Opener = Callable[..., Visit]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose plugins are those of these tests."""
+    chromium()
+    plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=1")
+    with serving(tmp_path_factory.mktemp("server"), *plugins, "--http=tcp:0:interface=127.0.0.1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser(server: Server) -> Iterator["Browser"]:
+    """A browser that ends before the server, which would wait for it to hang up."""
+    with browsing() as running:
+        yield running
+
+
+@pytest.fixture
+def opening(browser: "Browser", server: Server) -> Iterator[Opener]:
+    """What makes visits; the arguments are those of a browser context."""
+    made: list[Visit] = []
+
+    def visit(**settings: Any) -> Visit:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings})
+        made.append(Visit(context.new_page(), server, address_of(server)))
+        return made[-1]
+
+    yield visit
+    for each in made:
+        each.page.context.close()
+    assert [complaint for each in made for complaint in each.complaints] == []
+
+
+@pytest.fixture
+def visit(opening: Opener) -> Visit:
+    return opening()
+
+
+def address_of(server: Server) -> str:
+    """Where the page is."""
+    (line,) = [line for line in server.greeting if "http://" in line]
+    return f"{line.rpartition(' ')[2]}/"

@@ -1,0 +1,166 @@
+"""For everybody, on every screen; and the pictures of it in the README."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from browser.conftest import Opener, address_of
+from browser.visits import Visit
+from integration.processes import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.xdist_group("browser-using")
+
+PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
+TELEPHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+DESK = {"viewport": {"width": 1280, "height": 800}}
+SHOWN = "#wrap:width=32,indent=2+number-lines"
+WRONG = "#wrap:width=wide+uper&poem=owl"
+
+
+def axe_finds(visit: Visit) -> list[str]:
+    """Run axe-core, which comes with its package, in the page; a policy does not hold for the one who debugs."""
+    bundled = pytest.importorskip(
+        "axe_playwright_python", reason="install axe-playwright-python: pip install --group dev"
+    )
+    visit.page.evaluate((Path(bundled.__file__).parent / "axe.min.js").read_text())
+    found = visit.page.evaluate("axe.run().then(found => found.violations)")
+    return [f"{rule['id']}: {node['html']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", [DESK, TELEPHONE], ids=["desk", "telephone"])
+def test_axe_finds_nothing(opening: Opener, scheme: str, screen: dict[str, object]) -> None:
+    visit = opening(color_scheme=scheme, **screen)
+    visit.open(SHOWN)
+    visit.page.locator("#figures .chart").first.wait_for()
+    visit.page.locator(".example").first.wait_for()
+    assert axe_finds(visit) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_an_error(opening: Opener, scheme: str) -> None:
+    visit = opening(color_scheme=scheme)
+    visit.open(WRONG)
+    visit.page.locator(".step .error:visible").first.wait_for()
+    assert axe_finds(visit) == []
+    visit.is_refused()
+
+
+def test_axe_would_find_something(visit: Visit) -> None:
+    visit.open()
+    visit.page.evaluate("document.documentElement.removeAttribute('lang')")
+    assert [line.partition(":")[0] for line in axe_finds(visit)] == ["html-has-lang"]
+
+
+@pytest.mark.parametrize("width", [320, 390, 600])
+def test_a_telephone_does_not_scroll_sideways(opening: Opener, width: int) -> None:
+    visit = opening(**{**TELEPHONE, "viewport": {"width": width, "height": 844}})
+    long = "x" * 3_000
+    visit.open(f"#fields:who={'y' * 300},number=1+wrap+number-lines+odd+sort-lines&poem={long}")
+    visit.result().filter(has_text="yyy").wait_for()
+    visit.page.get_by_role("button", name="Transforms", exact=True).click()
+    visit.page.get_by_role("searchbox").wait_for()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+    visit.choose("upper")
+    visit.shows(long.upper())
+    assert not visit.page.get_by_role("searchbox").is_visible()
+
+
+def test_figures_are_drawn_from_the_metrics(visit: Visit) -> None:
+    page = visit.page
+    visit.stop_the_clock()
+    visit.open("#upper&poem=owl")
+    with page.expect_response("**/metrics"):
+        page.clock.run_for(1_000)
+    for _ in range(4):
+        page.request.post(f"{visit.address}transform/upper", data="owl")
+        page.request.post(f"{visit.address}transform/refuse", data="owl")
+    with page.expect_response("**/metrics"):
+        page.clock.run_for(2_000)
+    visit.becomes(".chart:nth-child(1) strong", "4.0/s")
+    visit.becomes(".chart:nth-child(2) strong", "2.0/s")
+    assert re.fullmatch(r"[\d.]+ (µs|ms|s) / [\d.]+ (µs|ms|s)", told(visit, 3))
+    assert re.fullmatch(r"\d+ \w+(, \d+ \w+)*", told(visit, 4))
+
+
+def told(visit: Visit, chart: int) -> str:
+    return visit.page.locator(f".chart:nth-child({chart}) strong").inner_text()
+
+
+def test_a_figure_is_what_the_difference_of_two_looks_says(visit: Visit) -> None:
+    """Half of ten runs took less than 1 ms, and all but one less than 3; what came before does not count."""
+    looks = [(1_000, 50, (100, 200, 300)), (1_010, 51, (105, 209, 310))]
+    visit.page.route(
+        "**/metrics", lambda route: route.fulfill(body=exposition(*looks.pop(0) if looks else (0, 0, (0, 0, 0))))
+    )
+    visit.stop_the_clock()
+    visit.open("#upper&poem=owl")
+    for delay_ms in (1_000, 2_000):
+        with visit.page.expect_response("**/metrics"):
+            visit.page.clock.run_for(delay_ms)
+    visit.becomes(".chart:nth-child(1) strong", "5.5/s")
+    visit.becomes(".chart:nth-child(2) strong", "0.5/s")
+    visit.becomes(".chart:nth-child(3) strong", "1.0 ms / 3.0 ms")
+    visit.becomes(".chart:nth-child(4) strong", "2 idle, 1 busy")
+    with visit.page.expect_response("**/metrics"):
+        visit.page.clock.run_for(2_000)  # a server that has started anew
+    visit.becomes(".chart:nth-child(1) strong", "0/s")
+
+
+def exposition(answered: int, failed: int, below: tuple[int, int, int]) -> str:
+    """Write what a server tells; ``below`` are the runs of up to 1 ms, 3 ms and any time."""
+    lines = [
+        "# HELP xformd_requests_total Requests.",
+        f'xformd_requests_total{{transform="a\\"}}b,",front="http",code="ok"}} {answered}',
+        f'xformd_requests_total{{transform="wrap",front="classic",code="gibberish"}} {failed}.0',
+        'xformd_workers{state="idle"} 2',
+        'xformd_workers{state="busy"} 1',
+        'xformd_workers{state="starting"} 0',
+    ]
+    bounds = zip(("0.001", "0.003", "+Inf"), below, strict=True)
+    lines += [f'xformd_run_seconds_bucket{{transform="wrap",le="{bound}"}} {number}' for bound, number in bounds]
+    return "\n".join(lines)
+
+
+def test_without_metrics_there_are_no_figures(visit: Visit) -> None:
+    asked = []
+    visit.page.on("request", lambda request: asked.append(request.url))
+    visit.page.route("**/metrics", lambda route: route.fulfill(status=404))
+    visit.stop_the_clock()
+    visit.open("#upper&poem=owl")
+    for _ in range(3):
+        visit.page.clock.run_for(3_000)
+    visit.shows("OWL")
+    assert not visit.page.locator("#figures").is_visible()
+    assert len([url for url in asked if url.endswith("/metrics")]) == 1
+    visit.complaints[:] = [line for line in visit.complaints if not line.endswith("/metrics")]
+
+
+@pytest.mark.skipif("XFORMD_PICTURES" not in os.environ, reason="make screenshots writes the pictures")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pictures_of_the_readme(browser: "Browser", tmp_path: Path, scheme: str) -> None:
+    with serving(tmp_path, "--plugins=none", "--workers=2", "--http=tcp:0:interface=127.0.0.1") as server:
+        context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", **DESK)
+        visit = Visit(context.new_page(), server, address_of(server))
+        page = visit.page
+        visit.stop_the_clock()
+        visit.open(SHOWN)
+        for moment in range(48):
+            for number in range(3 + (moment * 7) % 5 + moment % 9):
+                spec = "wrap:width=0" if not number and moment % 11 == 6 else "wrap+number-lines"
+                page.request.post(f"{visit.address}transform/{spec}", data="The Owl " * 40)
+            with page.expect_response("**/metrics"):
+                page.clock.run_for(2_000)
+        page.clock.resume()
+        page.get_by_role("button", name="Run", exact=True).click()
+        page.locator("#result-facts", has_not_text=" 0.0 ms").wait_for()
+        page.mouse.move(0, 0)
+        PICTURES.mkdir(exist_ok=True)
+        page.screenshot(path=PICTURES / f"page-{scheme}.png")
+        context.close()

@@ -1,0 +1,99 @@
+"""What the author of a plugin, of a link or of a poem has written stays text."""
+
+from urllib.parse import quote
+
+import pytest
+
+from browser.conftest import Opener
+from browser.plugins.odd import MARKUP
+from browser.visits import Visit
+
+pytestmark = pytest.mark.xdist_group("browser-sharing")
+
+COUNT_FOREIGN = (
+    "document.querySelectorAll('body img, body b, body script:not(:last-of-type), body iframe, body style').length"
+)
+
+
+def test_markup_of_a_plugin_stays_text(visit: Visit) -> None:
+    visit.open(f"#odd&poem={quote(MARKUP)}")
+    visit.shows(MARKUP * 2)
+    page = visit.page
+    assert MARKUP.partition(">")[2] in (page.locator(".step .summary").text_content() or "")
+    assert visit.field("text").input_value() == MARKUP
+    assert visit.field("pick").locator("option").all_text_contents() == ["<b>one</b>", "two"]
+    assert "<img src=x" in (page.locator(".example").text_content() or "")
+    page.locator(".example").click()
+    visit.shows(MARKUP * 2)
+    assert "<script>" in (page.locator("#trouble").text_content() or "")
+    page.get_by_role("searchbox").fill("<script>")
+    assert page.locator("#transforms .name").all_inner_texts() == ["odd"]
+    nothing_was_taken(visit)
+
+
+def test_markup_of_an_error_stays_text(visit: Visit) -> None:
+    visit.open(f"#odd:pick={quote(MARKUP).replace('.', '%2E')}&poem=x")
+    visit.page.locator('[data-option="pick"] .error').wait_for()
+    assert "<img src=x onerror=" in (visit.page.locator('[data-option="pick"] .error').text_content() or "")
+    nothing_was_taken(visit)
+    visit.is_refused()
+
+
+def test_markup_of_a_link_stays_text(visit: Visit) -> None:
+    visit.open(f"#upper:{'a' * 60}={quote(MARKUP).replace('.', '%2E')}&poem={quote(MARKUP)}")
+    visit.page.locator(".step .error:visible").wait_for()
+    nothing_was_taken(visit)
+    visit.is_refused()
+
+
+def nothing_was_taken(visit: Visit) -> None:
+    assert visit.page.title() == "xformd"
+    assert visit.page.evaluate(COUNT_FOREIGN) == 0
+
+
+def test_a_plugin_that_has_failed_is_told_with_its_reason(visit: Visit) -> None:
+    visit.open()
+    told = visit.page.locator("#trouble").inner_text()
+    assert "torn failed" in told
+    assert "RuntimeError" in told
+
+
+def test_a_transform_in_quarantine_is_told(visit: Visit) -> None:
+    listing = visit.page.request.get(f"{visit.address}transforms").json()
+    for transform in listing["transforms"]:
+        transform["state"] = "quarantined" if transform["name"] == "hold" else "active"
+    visit.page.route("**/transforms", lambda route: route.fulfill(json=listing))
+    visit.open("#hold&poem=x")
+    visit.page.locator(".step .mark", has_text="quarantined").wait_for()
+    assert visit.page.locator("#transforms .mark", has_text="quarantined").count() == 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title=1'}))",
+        "document.body.innerHTML = '<p>'",
+        "document.body.append(Object.assign(document.createElement('img'), {src: 'http://127.0.0.1:9/x.png'}))",
+        "fetch('http://127.0.0.1:9/')",
+        "document.body.append(Object.assign(document.createElement('iframe'), {src: '/'}))",
+    ],
+)
+def test_the_browser_holds_the_policy(opening: Opener, script: str) -> None:
+    visit = opening()
+    visit.open()
+    with visit.page.expect_console_message(
+        lambda message: "Content Security Policy" in message.text or "requires 'Trusted" in message.text
+    ):
+        visit.page.evaluate(f"(() => {{ try {{ {script} }} catch (error) {{ console.error(String(error)) }} }})()")
+    assert visit.page.title() == "xformd"
+    assert visit.complaints
+    visit.complaints.clear()
+
+
+def test_only_the_server_is_asked(visit: Visit) -> None:
+    asked: list[str] = []
+    visit.page.on("request", lambda request: asked.append(request.url))
+    visit.open("#upper&poem=owl")
+    visit.shows("OWL")
+    assert len(asked) >= 3
+    assert [url for url in asked if not url.startswith((visit.address, "data:", "blob:"))] == []

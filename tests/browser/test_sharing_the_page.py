@@ -1,0 +1,154 @@
+"""A pipeline: put together, changed, shared by its link, and called from elsewhere."""
+
+import re
+import textwrap
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from browser.conftest import Opener
+from browser.visits import Visit, run_in_shell
+
+pytestmark = pytest.mark.xdist_group("browser-sharing")
+
+CALLS = ("curl", "xformd send", "Python")
+HOSTILE = """it's "quoted" $HOME `date` $(date) !! \\n \\ %s %41 --data @file; # 日本 👩\u200d🚀\n'"""
+
+
+def test_a_pipeline_is_put_together_and_its_link_gives_the_same(visit: Visit, opening: Opener) -> None:
+    visit.open("#trim&poem=x")
+    visit.choose("sort-lines")
+    visit.add("number-lines")
+    visit.add("upper")
+    visit.field("separator").fill(". + ")
+    visit.write("pear\napple")
+    visit.shows("1. + APPLE\n2. + PEAR")
+    visit.page.get_by_role("button", name="Move earlier: upper, step 3 of 3").click()
+    visit.page.get_by_role("button", name="Move earlier: upper, step 2 of 3").click()
+    assert visit.steps() == ["upper", "sort-lines", "number-lines"]
+    visit.page.get_by_role("button", name="Remove: sort-lines").click()
+    visit.shows("1. + PEAR\n2. + APPLE")
+
+    other = opening()
+    other.open(visit.page.evaluate("location.hash"))
+    other.shows("1. + PEAR\n2. + APPLE")
+    assert other.steps() == ["upper", "number-lines"]
+    assert other.field("separator").input_value() == ". + "
+    assert other.poem().input_value() == "pear\napple"
+
+
+def test_the_link_is_copied(opening: Opener) -> None:
+    visit = opening(permissions=["clipboard-read", "clipboard-write"])
+    visit.open("#wrap&poem=x")
+    visit.field("width").fill("9")
+    visit.page.get_by_role("button", name="Copy link").click()
+    visit.page.get_by_role("button", name="Copied").wait_for()
+    copied = visit.page.evaluate("navigator.clipboard.readText()")
+    assert copied == f"{visit.address}#wrap:width=9&poem=x"
+
+
+def test_the_back_button_gives_what_was_there_with_what_was_typed(visit: Visit) -> None:
+    visit.open("#upper&poem=owl")
+    visit.write("cat")
+    visit.choose("reverse-lines")
+    visit.add("trim")
+    visit.shows("cat")
+    visit.page.go_back()
+    assert visit.steps() == ["reverse-lines"]
+    visit.page.go_back()
+    assert visit.steps() == ["upper"]
+    visit.shows("CAT")
+    visit.page.go_forward()
+    visit.shows("cat")
+
+
+def test_a_long_poem_is_not_in_the_link_and_comes_back_all_the_same(visit: Visit) -> None:
+    visit.open("#upper&poem=owl")
+    long = "a long poem " * 1_000
+    visit.write(long)
+    visit.shows(long.upper())
+    visit.choose("reverse-lines")
+    visit.shows(long)
+    assert len(visit.page.url) < 1_000
+    visit.write("cat")
+    visit.shows("cat")
+    visit.page.go_back()
+    visit.shows(long.upper())
+
+
+@pytest.mark.parametrize(
+    "fragment", ["#", "#&poem=x", "#%", "#Wrap:&poem=%", "#wrap:width&poem", "#+&hex=zz", "#a:b=%ff"]
+)
+def test_a_link_that_means_nothing_breaks_nothing(visit: Visit, fragment: str) -> None:
+    visit.open(fragment)
+    visit.choose("upper")
+    visit.page.get_by_label("hex").uncheck()
+    visit.write("owl")
+    visit.shows("OWL")
+    visit.complaints[:] = [line for line in visit.complaints if "Failed to load resource" not in line]
+
+
+@pytest.mark.parametrize("poem", [HOSTILE, "", "@file"])
+def test_a_call_that_is_copied_gives_what_the_page_shows(visit: Visit, poem: str, tmp_path: Path) -> None:
+    prefix = HOSTILE.replace("\n", "")
+    visit.open(f"#indent&poem={quote(poem, safe='')}")
+    visit.field("prefix").fill(prefix)
+    wanted = "".join(f"{prefix}{line}" for line in poem.splitlines(keepends=True))
+    visit.shows(wanted)
+    for name in CALLS:
+        assert (name, called(visit, name, tmp_path)) == (name, wanted)
+
+
+def test_a_call_of_several_steps_gives_what_the_page_shows(visit: Visit, tmp_path: Path) -> None:
+    visit.open("#wrap:width=7+number-lines:separator=%2E%20&poem=one%20two%20three")
+    visit.shows("1. one two\n2. three")
+    for name in CALLS:
+        assert (name, called(visit, name, tmp_path)) == (name, "1. one two\n2. three")
+
+
+def called(visit: Visit, name: str, folder: Path) -> str:
+    """Run the call as it stands, but for the port, which the page cannot know; Python's print adds a line's end."""
+    visit.page.get_by_role("tab", name=name).click()
+    text = visit.page.locator("#call").text_content() or ""
+    if name == "curl":
+        return run_in_shell(
+            f'curl() {{ command curl --silent --fail-with-body --no-progress-meter "$@"; }}; {text}', folder
+        )
+    if name == "xformd send":
+        return run_in_shell(f"export XFORMD_SERVER={visit.server.address}; {text}", folder)
+    (folder / "call.py").write_text(text.replace("11000", visit.server.address.rpartition(":")[2]))
+    return run_in_shell("python call.py", folder).removesuffix("\n")
+
+
+@pytest.mark.parametrize("poem", ["owl\x1b[201~rm -rf", "owl\x03", "owl\u202elwo", "x" * 2_001])
+def test_what_a_terminal_would_act_on_is_in_no_call(visit: Visit, poem: str) -> None:
+    visit.open(f"#upper&poem={quote(poem)}")
+    for name in CALLS:
+        visit.page.get_by_role("tab", name=name).click()
+        text = visit.page.locator("#call").text_content() or ""
+        assert "poem.txt" in text
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+
+
+def test_a_call_is_as_short_as_a_person_would_write_it(visit: Visit) -> None:
+    visit.open("#fields:number=3,loud=true,who=me,share=0%2E25&poem=owl")
+    visit.page.get_by_role("tab", name="Python").click()
+    shown = visit.page.locator("#call").text_content() or ""
+    assert 'proxy.xform("fields", "owl", number=3, loud=True, who="me", share=0.25)' in shown
+    visit.page.get_by_role("tab", name="curl").click()
+    assert visit.page.locator("#call").text_content() == textwrap.dedent(f"""\
+        curl {visit.address}transform/fields:loud=true,number=3,share=0%2E25,who=me \\
+          --data-raw owl""")
+    visit.page.keyboard.press("ArrowRight")
+    assert visit.page.locator("#call").text_content() == (
+        "printf %s owl |\n  xformd send fields:loud=true,number=3,share=0%2E25,who=me"
+    )
+
+
+def test_a_call_is_copied(opening: Opener) -> None:
+    visit = opening(permissions=["clipboard-read", "clipboard-write"])
+    visit.open("#upper&poem=owl")
+    visit.page.locator("#copy-call").click()
+    visit.page.get_by_role("button", name="Copied").wait_for()
+    assert visit.page.evaluate("navigator.clipboard.readText()") == visit.page.locator("#call").text_content()

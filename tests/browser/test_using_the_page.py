@@ -1,0 +1,267 @@
+"""One transform: found, given its options, run; and what is said when it does not."""
+
+import re
+
+import pytest
+
+from browser.conftest import Opener
+from browser.visits import Visit
+
+pytestmark = pytest.mark.xdist_group("browser-using")
+
+
+def test_a_transform_is_searched_given_an_option_and_run(visit: Visit) -> None:
+    visit.open()
+    visit.page.get_by_role("searchbox").fill("wide words")
+    assert visit.page.locator("#transforms .name").all_inner_texts() == ["wrap"]
+    visit.choose("wrap")
+    visit.write("one two three")
+    visit.field("width").fill("7")
+    visit.shows("one two\nthree")
+    visit.field("indent").fill("2")
+    visit.shows("one two\n  three")
+
+
+def test_a_name_that_begins_with_what_is_sought_comes_first(visit: Visit) -> None:
+    visit.open()
+    visit.page.get_by_role("searchbox").fill("in")
+    assert visit.page.locator("#transforms .name").first.inner_text() == "indent"
+    visit.page.get_by_role("searchbox").press("Enter")
+    assert visit.steps() == ["indent"]
+
+
+def test_each_option_has_a_field_of_its_kind(visit: Visit) -> None:
+    visit.open("#fields&poem=x")
+    kinds = {
+        label: visit.field(label).evaluate("field => field.type")
+        for label in ("who", "number", "share", "loud", "tone", "constructor")
+    }
+    assert kinds == {
+        "who": "text",
+        "number": "number",
+        "share": "number",
+        "loud": "checkbox",
+        "tone": "select-one",
+        "constructor": "text",
+    }
+    assert visit.field("who").get_attribute("aria-required") == "true"
+    assert [visit.field(label).input_value() for label in ("share", "tone", "constructor")] == ["0.5", "low", "none"]
+    visit.field("who").fill("an owl, +a cat. 100%")
+    visit.field("number").fill("-3")
+    visit.field("share").fill("0.25")
+    visit.field("loud").check()
+    visit.field("tone").select_option("high")
+    visit.shows("'an owl, +a cat. 100%' -3 0.25 True high none")
+    visit.is_refused()  # while what it needs was missing
+
+
+def test_an_example_is_run_by_a_click(visit: Visit) -> None:
+    visit.open("#sort-lines&poem=x")
+    visit.page.locator(".example", has_text="ignore_case").click()
+    visit.shows("a\nb\nC")
+    assert visit.field("ignore_case").is_checked()
+    assert visit.poem().input_value() == "b\nC\na"
+
+
+def test_the_line_endings_of_an_example_reach_the_transform(visit: Visit) -> None:
+    visit.open("#reverse-lines&poem=x")
+    visit.page.locator(".example").nth(1).click()
+    visit.shows("b\r\na\r\n")
+
+
+def test_the_last_answer_wins(visit: Visit) -> None:
+    visit.open("#hold&poem=x")
+    visit.shows("after 0.0")
+    seconds = visit.field("seconds")
+    with visit.page.expect_request(re.compile("seconds=0%2E6")):
+        seconds.fill("0.6")
+    # What the server is told to forget may come all the same: here the answer is on its way.
+    with visit.page.expect_request(re.compile("seconds=0%2E1")):
+        seconds.fill("0.1")
+    visit.shows("after 0.1")
+    visit.page.wait_for_timeout(700)
+    assert visit.result().text_content() == "after 0.1"
+
+
+def test_what_is_wrong_with_an_option_is_said_at_its_field(visit: Visit) -> None:
+    visit.open("#upper+wrap:width=7+number-lines&poem=one%20two")
+    width = visit.step(2).get_by_label("width")
+    width.fill("0")
+    error = visit.step(2).locator('[data-option="width"] .error')
+    error.wait_for()
+    assert error.inner_text() == "wrap: option 'width' takes 1 to 10000, not 0"
+    assert width.get_attribute("aria-invalid") == "true"
+    assert width.get_attribute("aria-describedby") == error.get_attribute("id")
+    assert visit.page.locator("#problem").inner_text() == "bad-options\n\nSee step 2, wrap."
+    width.fill("3")
+    visit.shows("1. ONE\n2. TWO")
+    assert not error.is_visible()
+    assert width.get_attribute("aria-invalid") is None
+    visit.is_refused()
+
+
+@pytest.mark.parametrize("said", ["7.5", "wide", ""])
+def test_what_a_link_says_of_a_number_is_shown_as_it_is(visit: Visit, said: str) -> None:
+    encoded = said.replace(".", "%2E")
+    visit.open(f"#wrap:width={encoded}&poem=one%20two")
+    visit.page.locator('[data-option="width"] .error', has_text=f"not '{said}'").wait_for()
+    assert visit.field("width").input_value() == said
+    visit.is_refused()
+
+
+def test_an_option_that_is_missing_is_said_at_its_field(visit: Visit) -> None:
+    visit.open("#fields:number=1&poem=x")
+    error = visit.page.locator('[data-option="who"] .error')
+    error.wait_for()
+    assert error.inner_text() == "fields needs the option 'who': a text"
+    visit.is_refused()
+
+
+def test_of_two_steps_alike_the_one_with_the_wrong_value_is_meant(visit: Visit) -> None:
+    visit.open("#wrap:width=7+wrap:width=wide&poem=x")
+    visit.step(2).locator('[data-option="width"] .error').wait_for()
+    assert not visit.step(1).locator('[data-option="width"] .error').is_visible()
+    visit.is_refused()
+
+
+def test_a_transform_that_is_not_there_is_said_at_its_step_with_the_nearest(visit: Visit) -> None:
+    visit.open("#uper+trim&poem=owl")
+    error = visit.step(1).locator(".step-error")
+    error.wait_for()
+    assert "no transform 'uper' here" in error.inner_text()
+    error.get_by_role("button", name="Use upper").click()
+    visit.shows("OWL")
+    assert visit.steps() == ["upper", "trim"]
+    visit.is_refused()
+
+
+def test_what_is_wrong_with_the_poem_is_said_at_the_result(visit: Visit) -> None:
+    visit.open("#refuse&poem=x")
+    visit.page.locator("#problem .code").wait_for()
+    assert visit.page.locator("#problem").inner_text() == "gibberish\n\nno <b>verse</b> in it"
+    visit.is_refused()
+
+
+def test_what_asks_for_patience_is_asked_again_when_its_time_has_come(visit: Visit) -> None:
+    busy = '{"code": "busy", "detail": "the queue is full", "retry_after_ms": 1200}'
+    visit.page.route(
+        re.compile("/transform/upper"),
+        lambda route: route.fulfill(status=429, content_type="application/problem+json", body=busy),
+        times=1,
+    )
+    visit.stop_the_clock()
+    visit.open("#upper&poem=owl")
+    visit.page.get_by_text("Trying again in 2 seconds.").wait_for()
+    visit.page.clock.run_for(500)
+    visit.page.get_by_text("Trying again in 1 second.").wait_for()
+    visit.page.clock.run_for(1_000)
+    visit.shows("OWL")
+    assert not visit.page.locator("#problem").is_visible()
+    visit.is_refused()
+
+
+def test_a_server_that_is_gone_is_said_and_asked_again(visit: Visit) -> None:
+    visit.open("#upper&poem=owl")
+    visit.page.route(re.compile("/transform/"), lambda route: route.abort("connectionrefused"), times=1)
+    visit.write("cat")
+    visit.page.get_by_text("The server does not answer.", exact=True).wait_for()
+    visit.page.get_by_role("button", name="Try now").click()
+    visit.shows("CAT")
+    visit.is_refused()
+
+
+def test_bytes_go_in_and_come_out_as_hexadecimal(visit: Visit) -> None:
+    visit.open("#flip&hex=00%20ff")
+    assert visit.page.get_by_label("hex").is_checked()
+    visit.result().filter(has_text="ff 00").wait_for()
+    visit.poem().fill("9e 9d 9")
+    visit.page.get_by_text("This is no hexadecimal").wait_for()
+    visit.poem().fill("9e 9d 9c")
+    visit.shows("abc")
+    assert not visit.page.locator("#poem-error").is_visible()
+    visit.page.get_by_label("hex").uncheck()  # and what that means as text is another poem
+    visit.page.locator(".example").click()
+    assert visit.poem().input_value() == "ff 00"
+
+
+def test_a_file_is_opened_and_the_result_saved_byte_for_byte(visit: Visit) -> None:
+    visit.open("#flip&poem=x")
+    sent = bytes(range(256))
+    visit.page.locator("#file").set_input_files(
+        {"name": "poem", "mimeType": "application/octet-stream", "buffer": sent}
+    )
+    visit.page.get_by_text("shown as hex").wait_for()
+    with visit.page.expect_download() as download:
+        visit.page.get_by_role("button", name="Save").click()
+    assert download.value.path().read_bytes() == bytes(255 - byte for byte in sent)
+
+
+def test_a_pipeline_is_built_run_and_changed_by_keyboard_alone(visit: Visit) -> None:
+    visit.open("#upper&poem=one%20two")
+    visit.shows("ONE TWO")
+    keys = visit.page.keyboard
+    keys.press("Tab")
+    assert focused(visit) == "Skip to the poem"
+    keys.press("Control+k")
+    keys.type("wrap")
+    keys.press("ArrowDown")
+    keys.press("Enter")
+    assert visit.steps() == ["wrap"]
+    tab_to(visit, "Add a step")
+    keys.press("Enter")
+    keys.type("number")
+    keys.press("Enter")
+    assert visit.steps() == ["wrap", "number-lines"]
+    keys.press("Shift+Tab")
+    assert focused(visit).startswith("Remove: number-lines")
+    keys.press("Alt+ArrowLeft")
+    assert visit.steps() == ["number-lines", "wrap"]
+    assert "number-lines" in focused(visit)
+    visit.shows("1. one two")
+    tab_to(visit, "Remove: wrap")
+    keys.press("Enter")
+    assert visit.steps() == ["number-lines"]
+    assert focused(visit).startswith("Remove: number-lines")
+
+
+def focused(visit: Visit) -> str:
+    name: str = visit.page.evaluate(
+        "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+    )
+    return name
+
+
+def tab_to(visit: Visit, name: str) -> None:
+    for _ in range(60):
+        if focused(visit).startswith(name):
+            return
+        visit.page.keyboard.press("Tab")
+    raise AssertionError(f"{name} is not reached with the tabulator")
+
+
+def test_where_the_focus_is_can_be_seen(visit: Visit) -> None:
+    visit.open()
+    for _ in range(12):
+        visit.page.keyboard.press("Tab")
+        outline = visit.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid", focused(visit)
+
+
+def test_the_result_is_told_to_who_cannot_see_it(visit: Visit) -> None:
+    visit.open("#upper&poem=owl")
+    announcer = visit.page.locator("#announcer")
+    assert announcer.get_attribute("aria-live") == "polite"
+    visit.becomes("#announcer", "Result: OWL")
+
+
+def test_the_theme_is_chosen_and_kept(opening: Opener) -> None:
+    visit = opening(color_scheme="light")
+    background = "getComputedStyle(document.body).backgroundColor"
+    visit.open()
+    light = visit.page.evaluate(background)
+    visit.page.get_by_role("button", name="Theme: auto").click()
+    visit.page.get_by_role("button", name="Theme: light").click()
+    assert visit.page.evaluate(background) != light
+    visit.open()
+    assert visit.page.get_by_role("button", name="Theme: dark").is_visible()
+    assert visit.page.evaluate(background) != light

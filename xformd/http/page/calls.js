@@ -1,0 +1,78 @@
+// The calls to copy for what is on the screen. Whatever a poem or an option holds must reach the server as it is, and
+// nothing that a terminal would act on, or that looks like something else than it is, may be pasted into one.
+
+const INLINE_POEM_CHARACTERS = 2000;
+const NETSTRING_PORT = 11000;
+// Control characters, and those that turn the direction of text.
+const UNSEEN = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/;
+const LOCAL = new Set(["localhost", "127.0.0.1", "[::1]", ""]);
+
+const shellQuote = (text) => (/^[\w@%+=:,.\/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+function pythonQuote(text) {
+  const escape = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(text.toWellFormed()).replace(new RegExp(UNSEEN, "g"), escape);
+}
+
+// A poem that is short and plain stands in the command; any other is a file.
+function inlinePoem(poem) {
+  return !poem.hex && poem.text.length <= INLINE_POEM_CHARACTERS && !UNSEEN.test(poem.text)
+    ? poem.text.toWellFormed()
+    : null;
+}
+
+const transformUrl = (steps) => new URL(`transform/${printSpec(steps)}`, location.href).href;
+
+function curlCall(steps, poem) {
+  const text = inlinePoem(poem);
+  const body = text === null ? "--data-binary @poem.txt" : `--data-raw ${shellQuote(text)}`;
+  return `curl ${shellQuote(transformUrl(steps))} \\\n  ${body}`;
+}
+
+function sendCall(steps, poem) {
+  const text = inlinePoem(poem);
+  const server = LOCAL.has(location.hostname) ? "" : ` --server ${shellQuote(`${location.hostname}:${NETSTRING_PORT}`)}`;
+  const command = `xformd send ${shellQuote(printSpec(steps))}${server}`;
+  return text === null ? `${command} poem.txt` : `printf %s ${shellQuote(text)} |\n  ${command}`;
+}
+
+function pythonCall(steps, poem, find) {
+  const text = inlinePoem(poem);
+  const host = LOCAL.has(location.hostname) ? "127.0.0.1" : location.hostname;
+  const read = `    poem = Path("poem.txt").read_bytes()${poem.hex ? "" : ".decode()"}`;
+  const argument = text === null ? "poem" : pythonQuote(text);
+  return [
+    ...(text === null ? ["from pathlib import Path", ""] : []),
+    "from twisted.internet.task import react",
+    "",
+    "from xformd import TransformProxy",
+    "",
+    "",
+    "async def main(reactor):",
+    ...(text === null ? [read] : []),
+    `    async with TransformProxy(${pythonQuote(host)}, ${NETSTRING_PORT}) as proxy:`,
+    `        print(await proxy.xform(${pythonArguments(steps, argument, find)}))`,
+    "",
+    "",
+    "react(main)",
+  ].join("\n");
+}
+
+// One step whose options are known has keywords; anything else is a spec. "timeout" is a parameter of xform() itself.
+function pythonArguments(steps, poem, find) {
+  const [{ name, options }] = steps;
+  const known = find(name)?.options ?? [];
+  const keywords = Object.keys(options).map((key) => known.find((option) => option.name === key && key !== "timeout"));
+  if (steps.length > 1 || keywords.includes(undefined)) return `${pythonQuote(printSpec(steps))}, ${poem}`;
+  const pairs = keywords.map((option) => `${option.name}=${pythonValue(option, options[option.name])}`);
+  return [pythonQuote(name), poem, ...pairs].join(", ");
+}
+
+function pythonValue(option, text) {
+  if (option.type === "bool" && /^(true|false)$/.test(text)) return text === "true" ? "True" : "False";
+  if (option.type === "int" && /^-?(0|[1-9]\d{0,17})$/.test(text)) return text;
+  if (option.type === "float" && /^-?(0|[1-9]\d{0,17})(\.\d+)?$/.test(text)) return text;
+  return pythonQuote(text);
+}
+
+const CALLS = { curl: curlCall, "xformd send": sendCall, Python: pythonCall };

@@ -1,0 +1,59 @@
+// What there is to choose from: transforms by name and summary, and what is not as one would wish.
+
+const NOT_SELECTED = "not selected";
+
+// Names that begin with what is sought come first, then names that hold it, then summaries; each word must be found.
+function searchTransforms(transforms, sought) {
+  const words = sought.toLowerCase().split(/\s+/).filter(Boolean);
+  const rank = ({ name, summary, distribution }) => {
+    const text = `${name} ${summary} ${distribution}`.toLowerCase();
+    if (!words.every((word) => text.includes(word))) return 3;
+    return !words.length || name.startsWith(words[0]) ? 0 : name.includes(words[0]) ? 1 : 2;
+  };
+  const ranked = transforms.map((transform) => [rank(transform), transform]).filter(([place]) => place < 3);
+  return ranked.sort(([one], [other]) => one - other).map(([, transform]) => transform);
+}
+
+// choose(name) is the row's own action; add(name) that of its plus.
+function drawCatalogue(listing, sought, current, choose, add) {
+  const found = searchTransforms(listing.transforms, sought);
+  byId("transforms").replaceChildren(...found.map((transform) => drawRow(transform, current, choose, add)));
+  byId("found").textContent = sought ? `${count(found.length, "transform")} found` : count(found.length, "transform");
+}
+
+function drawRow(transform, current, choose, add) {
+  const { name, summary, distribution, version } = transform;
+  const isUsed = current.includes(name);
+  const title = `${distribution} ${version}`.trim();
+  const main = element(
+    "button",
+    { type: "button", class: "transform", title, "data-name": name, "aria-current": isUsed ? "true" : null, click: () => choose(name) },
+    element("span", { class: "name" }, name, ...marks(transform)),
+    element("span", { class: "fine" }, summary),
+  );
+  const label = `Add ${name} as a step`;
+  const plus = button("+", () => add(name), { class: "quiet icon", "aria-label": label, title: label });
+  return element("li", {}, main, plus);
+}
+
+function drawTrouble(listing) {
+  const failed = listing.plugins.filter(({ state, reason }) => state !== "active" && !reason.startsWith(NOT_SELECTED));
+  const lines = [
+    ...failed.map(({ name, distribution, state, reason }) => [`${distribution}: ${name} ${state}`, reason]),
+    ...listing.conflicts.map(({ name, message }) => [`${name} is contested`, message]),
+  ];
+  const items = lines.map(([subject, reason]) => element("li", {}, element("strong", {}, subject), ` ${reason}`));
+  byId("trouble").replaceChildren(element("h2", {}, "Needs attention"), element("ul", {}, ...items));
+  byId("trouble").hidden = !lines.length;
+}
+
+// The arrow keys walk from the search through the rows and back.
+function walkRows(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || event.altKey) return;
+  const stops = [byId("search"), ...document.querySelectorAll("#transforms .transform")];
+  const next = stops[stops.indexOf(document.activeElement) + step];
+  if (!stops.includes(document.activeElement) || !next) return;
+  event.preventDefault();
+  next.focus();
+}

@@ -1,0 +1,108 @@
+// The smaller panels: examples to click, the calls to copy, the poem's size, the theme.
+
+const EXAMPLE_CHARACTERS = 22;
+const THEMES = ["auto", "light", "dark"];
+
+let call = "curl";
+
+// Of the first step alone: it is the one that gets the poem.
+function drawExamples(known, use) {
+  const examples = (known?.examples ?? []).filter(({ poem }) => poem !== "");
+  byId("examples-section").hidden = !examples.length;
+  byId("examples-title").textContent = `Try ${known?.name}`;
+  byId("examples").replaceChildren(...examples.map((example) => element("li", {}, drawExample(example, use))));
+}
+
+function drawExample(example, use) {
+  const options = Object.entries(example.options).map(([name, value]) => `${name}=${value}`).join(", ");
+  const parts = [
+    element("span", {}, clip(example.poem)),
+    element("span", { class: "arrow", "aria-hidden": "true" }, "→"),
+    element("span", {}, clip(example.result)),
+  ];
+  if (options) parts.push(element("span", { class: "fine" }, clip(options)));
+  return element("button", { type: "button", class: "example", click: () => use(example) }, ...parts);
+}
+
+function clip(text) {
+  const line = text.replace(/\r?\n/g, "⏎");
+  return line.length > EXAMPLE_CHARACTERS ? `${line.slice(0, EXAMPLE_CHARACTERS - 1)}…` : line;
+}
+
+function drawCalls(find) {
+  byId("call").textContent = state.steps.length ? CALLS[call](state.steps, state.poem, find) : "";
+}
+
+function makeCallTabs(find) {
+  const tabs = Object.keys(CALLS).map((name) =>
+    element("button", { type: "button", role: "tab", "aria-controls": "call", click: () => choose(name) }, name),
+  );
+  const choose = (name) => {
+    call = name;
+    for (const tab of tabs) {
+      const isChosen = tab.textContent === name;
+      tab.setAttribute("aria-selected", String(isChosen));
+      tab.tabIndex = isChosen ? 0 : -1;
+    }
+    drawCalls(find);
+  };
+  byId("call-tabs").append(...tabs);
+  byId("call-tabs").addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    const next = tabs.at((tabs.indexOf(document.activeElement) + step) % tabs.length);
+    choose(next.textContent);
+    next.focus();
+  });
+  choose(call);
+}
+
+function drawPoem() {
+  const area = byId("poem");
+  if (area.value !== state.poem.text) area.value = state.poem.text;
+  byId("hex").checked = state.poem.hex;
+  drawPoemSize();
+}
+
+function drawPoemSize() {
+  const bytes = poemBytes();
+  byId("poem-size").textContent = bytes ? count(bytes.length, "byte") : "";
+}
+
+// A switch between text and hexadecimal keeps the bytes where it can.
+function switchHex(hex) {
+  const bytes = poemBytes();
+  if (hex) state.poem = { text: toHex(bytes), hex };
+  else if (bytes) state.poem = { text: new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes), hex };
+  else state.poem.hex = hex;
+}
+
+function poemFrom(bytes) {
+  const text = decodeText(bytes);
+  return text === null ? { text: toHex(bytes), hex: true } : { text, hex: false };
+}
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  byId("theme").textContent = `Theme: ${theme}`;
+}
+
+// A browser may keep nothing, and say so with an exception.
+function startTheme() {
+  const stored = quietly(() => localStorage.getItem("theme"));
+  let theme = THEMES.includes(stored) ? stored : "auto";
+  setTheme(theme);
+  byId("theme").addEventListener("click", () => {
+    theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
+    setTheme(theme);
+    quietly(() => localStorage.setItem("theme", theme));
+  });
+}
+
+function quietly(action) {
+  try {
+    return action();
+  } catch {
+    return undefined;
+  }
+}

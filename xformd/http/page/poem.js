@@ -1,0 +1,39 @@
+// Poems as bytes, and how they are shown: text where they are text, else hexadecimal.
+
+const HEX_SHOWN_BYTES = 16384;
+const ROW_BYTES = 16;
+
+const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+// The text that bytes are, or null.
+function decodeText(bytes) {
+  try {
+    const text = strict.decode(bytes);
+    return /[\0-\x08\x0e-\x1a\x1c-\x1f]/.test(text) ? null : text;
+  } catch {
+    return null;
+  }
+}
+
+const toHex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(" ");
+
+// The bytes of "c3 a9", or null where that is no hexadecimal.
+function fromHex(text) {
+  const digits = text.replace(/\s+/g, "");
+  if (digits.length % 2 || /[^0-9a-f]/i.test(digits)) return null;
+  return Uint8Array.from(digits.match(/../g) ?? [], (pair) => parseInt(pair, 16));
+}
+
+// The bytes of an example of a bytes transform, in which each character stands for the byte of its number.
+const fromLatin1 = (text) => Uint8Array.from(text, (character) => character.charCodeAt(0));
+
+function hexDump(bytes) {
+  const rows = [];
+  for (let at = 0; at < Math.min(bytes.length, HEX_SHOWN_BYTES); at += ROW_BYTES) {
+    const row = bytes.subarray(at, at + ROW_BYTES);
+    const signs = Array.from(row, (byte) => (byte > 31 && byte < 127 ? String.fromCharCode(byte) : "·")).join("");
+    rows.push(`${at.toString(16).padStart(6, "0")}  ${toHex(row).padEnd(3 * ROW_BYTES)} ${signs}`);
+  }
+  if (bytes.length > HEX_SHOWN_BYTES) rows.push(`… ${count(bytes.length - HEX_SHOWN_BYTES, "more byte")}`);
+  return rows.join("\n");
+}

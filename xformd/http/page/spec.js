@@ -1,0 +1,39 @@
+// The request language, as docs/wire.md has it: steps to "wrap:width=40+upper", and back.
+
+function encodeValue(text) {
+  const encode = (character) => `%${character.charCodeAt(0).toString(16).toUpperCase()}`;
+  return encodeURIComponent(text.toWellFormed()).replace(/[.!*'()]/g, encode);
+}
+
+// A step is {name, options}; options are texts, and print in one order however they were set.
+function printStep({ name, options }) {
+  const pairs = Object.keys(options).sort().map((key) => `${key}=${encodeValue(options[key])}`);
+  return pairs.length ? `${name}:${pairs.join(",")}` : name;
+}
+
+const printSpec = (steps) => steps.map(printStep).join("+");
+
+// Links are written by anybody: what does not parse gives no step at all.
+function parseSpec(text) {
+  try {
+    return text ? text.split("+").map(parseStep) : [];
+  } catch {
+    return [];
+  }
+}
+
+const NAME = /^[a-z][a-z0-9_-]{0,63}$/;
+
+function parseStep(text) {
+  const [name, rest] = cut(text, ":");
+  const pairs = rest === undefined ? [] : rest.split(",").map((pair) => cut(pair, "="));
+  for (const word of [name, ...pairs.map(([key]) => key)]) {
+    if (!NAME.test(word)) throw new SyntaxError(`no name: ${word}`);
+  }
+  return { name, options: Object.fromEntries(pairs.map(([key, value = ""]) => [key, decodeURIComponent(value)])) };
+}
+
+function cut(text, separator) {
+  const at = text.indexOf(separator);
+  return at < 0 ? [text] : [text.slice(0, at), text.slice(at + 1)];
+}

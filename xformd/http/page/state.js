@@ -1,0 +1,84 @@
+// What is on the screen, kept in the address's fragment: "#wrap:width=40+upper&poem=The%20Owl". What is put together
+// gets an entry in the browser's history, what is typed does not.
+
+const LINK_POEM_CHARACTERS = 4000;
+const WRITE_DELAY_MS = 300;
+const SAMPLE = `The Owl and the Pussy-cat went to sea
+In a beautiful pea-green boat,
+They took some honey, and plenty of money,
+Wrapped up in a five-pound note.
+
+The Owl looked up to the stars above,
+And sang to a small guitar,
+"O lovely Pussy! O Pussy, my love,
+What a beautiful Pussy you are!"
+`;
+
+// steps: {id, name, options}; the ids keep a step's place in the document while it moves.
+const state = { steps: [], poem: { text: SAMPLE, hex: false } };
+let lastId = 0;
+let writing;
+
+// Without a prototype: an option may be called "constructor".
+const makeOptions = (options) => Object.assign(Object.create(null), options);
+
+function makeStep(name, options = {}) {
+  lastId += 1;
+  return { id: lastId, name, options: makeOptions(options) };
+}
+
+function poemBytes() {
+  return state.poem.hex ? fromHex(state.poem.text) : new TextEncoder().encode(state.poem.text);
+}
+
+function isPoemInLink() {
+  return encodeURIComponent(state.poem.text.toWellFormed()).length <= LINK_POEM_CHARACTERS;
+}
+
+function printFragment() {
+  const poem = `&${state.poem.hex ? "hex" : "poem"}=${encodeURIComponent(state.poem.text.toWellFormed())}`;
+  return `#${printSpec(state.steps)}${isPoemInLink() ? poem : ""}`;
+}
+
+// Whether there was anything to read.
+function readFragment() {
+  const fragment = location.hash.slice(1);
+  if (!fragment) return false;
+  const [spec, rest] = cut(fragment, "&");
+  state.steps = parseSpec(spec).map(({ name, options }) => makeStep(name, options));
+  const [kind, text] = cut(rest ?? "", "=");
+  if (kind === "poem" || kind === "hex") state.poem = { text: decodeLoosely(text ?? ""), hex: kind === "hex" };
+  else if (history.state?.poem) state.poem = history.state.poem; // it was too long for the fragment
+  return true;
+}
+
+function decodeLoosely(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+// The history keeps the poem too: the browser gives it back where the fragment cannot.
+function remember(how) {
+  clearTimeout(writing);
+  writing = undefined;
+  const fragment = printFragment();
+  if (how === "pushState" && fragment === location.hash) return;
+  try {
+    history[how]({ poem: state.poem }, "", fragment);
+  } catch {
+    history[how](null, "", fragment); // the poem is more than a history may keep
+  }
+}
+
+// Browsers complain of an address that changes with each key.
+function rememberSoon() {
+  clearTimeout(writing);
+  writing = setTimeout(() => remember("replaceState"), WRITE_DELAY_MS);
+}
+
+function rememberNow() {
+  if (writing !== undefined) remember("replaceState"); // so that what was typed is what the back button gives
+}

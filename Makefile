@@ -9,7 +9,7 @@ GUEST_BIN := $(GUEST_VENV)/bin
 PLUGINS := $(wildcard plugins-example/xformd-*)
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint unit plugins demo bench soak screenshots clean
+.PHONY: help test lint unit plugins demo bench fuzz soak screenshots clean
 
 help: ## Say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ demo: $(GUEST_VENV)/installed ## Start poem servers, a proxy and a transform ser
 
 bench: $(BENCH_VENV)/installed ## Measure xformd against its peers; print every figure that the README states
 	$(BENCH_VENV)/bin/python -m benchmarks
+
+fuzz: $(VENV)/installed ## Let schemathesis ask a running server whatever its description allows, for some minutes
+	FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/integration/test_fuzzing.py
 
 soak: $(VENV)/installed ## Load a server with hostile transforms for three minutes; fail if a promise is broken
 	$(BIN)/python tests/soak.py

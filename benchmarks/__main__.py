@@ -16,7 +16,8 @@ from benchmarks.plan import Plan, Work
 from benchmarks.pools import HOSTS, Isolation, Pools
 from benchmarks.proxies import Hits
 from benchmarks.samples import Result
-from benchmarks.works import Classic, Crowded, Idle, Steady
+from benchmarks.siege import Siege
+from benchmarks.works import BESIDE_HTTP, HTTP_PEERS, Classic, Crowded, Idle, Steady
 
 HERE = Path(__file__).resolve().parent
 MIB = 1024 * 1024
@@ -39,6 +40,9 @@ WORKS: tuple[Work, ...] = (
         "l", "hits of a caching proxy beside asking: 100 KB poems, a transform of 5 ms, 8 connections with 1 in flight"
     ),
     PageWork("page", "the page in a browser, with a poem of 1 KB", 1_000),
+    Steady("m", "over HTTP: 600-byte poems, 32 connections with 1 request in flight", 600, 32, 1, HTTP_PEERS),
+    Steady("n", "netstrings beside an HTTP port that nobody uses: (b) again", 600, 32, 1, BESIDE_HTTP),
+    Siege("o", "over HTTP: 600-byte poems, while 640 slow connections are after 64 slots", 600),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 

@@ -100,18 +100,17 @@ class AnyOrder:
 
 
 class HttpResponses:
-    """One HTTP response at a time; all of them have one size, since the poems have."""
+    """One HTTP response at a time. Their heads may differ: one may say how long the transform took."""
 
     def __init__(self, traffic: Traffic) -> None:
         self._bodies = traffic.replies
         self._index = 0
-        self._size: int | None = None
         self._received = b""
 
     def take(self, data: bytes) -> int:
         """Check what arrived, and count the replies that it completes."""
         self._received += data
-        size = self._size = self._size or self._response_size()
+        size = self._response_size()
         if size is None or len(self._received) < size:
             return 0
         response, self._received = self._received, b""

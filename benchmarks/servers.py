@@ -23,6 +23,12 @@ ECHO_SOURCE = ROOT / "benchmarks" / "peers" / "echo.c"
 ECHO_BINARY = "echo"  # in the folder that a run has for such things
 
 OURS = "xformd"
+_HTTP = ("--http", "tcp:0:interface=127.0.0.1")
+_HTTP_NEEDS = ("uvicorn", "httptools", "starlette", "prometheus_client")
+BESIEGED = "xformd-http, few slots"
+SLOTS = 64
+"""How many connections that one allows."""
+
 # The CPU time of a worker that is replaced would be lost to whoever measures.
 FOR_EVER = ("--max-jobs-per-worker", "1000000000")
 _WORKERS = ("--workers", "2", *FOR_EVER)
@@ -41,6 +47,7 @@ class Server:
         form: what it speaks; None stands for gRPC, which has a generator of its own.
         needs: what must be installed, as modules.
         pipelines: whether a client may send requests before it has the answers to earlier ones.
+        line: which line of its output ends with its address.
         environ: variables that it needs besides those that there are.
     """
 
@@ -49,6 +56,7 @@ class Server:
     form: traffic.Form | None
     needs: tuple[str, ...] = ()
     pipelines: bool = True
+    line: int = 1
     environ: Mapping[str, str] = attrs.field(factory=dict)
 
 
@@ -85,6 +93,16 @@ def catalogue(binaries: Path) -> dict[str, Server]:
     servers = (
         Server(OURS, ours, traffic.session),
         Server("xformd-classic", ours, traffic.classic),
+        Server("xformd --http", (*ours, *_HTTP), traffic.session, needs=_HTTP_NEEDS),
+        Server("xformd-http", (*ours, *_HTTP), traffic.xformd_http, needs=_HTTP_NEEDS, pipelines=False, line=2),
+        Server(
+            BESIEGED,
+            (*ours, *_HTTP, "--max-connections", str(SLOTS)),
+            traffic.xformd_http,
+            needs=_HTTP_NEEDS,
+            pipelines=False,
+            line=2,
+        ),
         Server("xformd --isolate", (*ours, *_WORKERS, "--isolate", traffic.TRANSFORM), traffic.session),
         Server("xformd --inline", (*ours, *_WORKERS, "--inline", traffic.TRANSFORM), traffic.session),
         Server("tutorial", _peer("tutorial", "--kept-open"), traffic.classic),
@@ -132,7 +150,7 @@ def running(servers: Iterable[Server], cpu: int | None) -> Iterator[tuple[list[R
         ready, failed = [], {}
         for server, process, log in started:
             try:
-                ready.append(Running(server, process, _read_address(process, log)))
+                ready.append(Running(server, process, _read_address(server, process, log)))
             except RuntimeError as error:
                 failed[server.name] = str(error)
         yield ready, failed
@@ -154,11 +172,12 @@ def _start(server: Server, cpu: int | None, stack: contextlib.ExitStack) -> tupl
     return process, log
 
 
-def _read_address(process: subprocess.Popen[str], log: IO[str]) -> tuple[str, int]:
+def _read_address(server: Server, process: subprocess.Popen[str], log: IO[str]) -> tuple[str, int]:
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], _START_S)
-    line = process.stdout.readline() if ready else ""
-    host, colon, port = line.strip().rpartition(" ")[2].rpartition(":")
+    lines = [process.stdout.readline() for _ in range(server.line if ready else 0)]
+    line = lines[-1] if ready else ""
+    host, colon, port = line.strip().rpartition(" ")[2].removeprefix("http://").rpartition(":")
     if not colon:
         log.seek(0)
         complaint = (log.read() or line).strip().rpartition("\n")[2]

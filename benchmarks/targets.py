@@ -15,6 +15,7 @@ from benchmarks.page import BROWSER
 from benchmarks.pools import WORKERS, row_key
 from benchmarks.proxies import ONE_WORKER, PROXY, TWO_WORKERS
 from benchmarks.samples import Result, Row
+from benchmarks.servers import BESIEGED
 
 Rows = Mapping[str, Row]
 Values = Callable[[Rows], Sequence[float]]
@@ -119,6 +120,10 @@ TARGETS = (
     Target("page", "ms from a click to its result", only("click_ms", BROWSER), 50),
     Target("page", "ms from a click to its result from a worker", only("click_worker_ms", BROWSER), 50),
     Target("page", "KB of the page", only("page_kb", BROWSER), 100),
+    Target("m", "xformd over HTTP / FastAPI", ratio("cpu_us", "xformd-http", "fastapi"), 0.75),
+    Target("n", "xformd's netstrings with --http / without", ratio("cpu_us", "xformd --http", "xformd"), 1.1),
+    Target("o", "share of good requests that slow ones leave", only("kept", BESIEGED), 0.9, at_least=True),
+    Target("o", "of 1,000 of them, to be sent again", only("lost", BESIEGED), 5),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )
 

@@ -105,16 +105,27 @@ def echo(size: int, outstanding: int) -> Traffic:
     return Traffic(opening=b"", has_hello=False, requests=requests, replies=requests)
 
 
-def http(size: int, outstanding: int) -> Traffic:
-    """Give HTTP's traffic: a poem is the body of a POST."""
+def http(size: int, outstanding: int, folder: str = "/") -> Traffic:
+    """Give HTTP's traffic: a poem is the body of a POST.
+
+    Args:
+        size: of each poem, in bytes.
+        outstanding: how many of them a connection has in flight at most.
+        folder: what stands before the transform's name.
+    """
     head = (
-        "POST /{} HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\r\n"
+        "POST {}{} HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\r\n"
     )
     written = poems(size, outstanding)
     return Traffic(
         opening=b"",
         has_hello=False,
-        requests=tuple(head.format(TRANSFORM, size).encode() + poem for poem in written),
+        requests=tuple(head.format(folder, TRANSFORM, size).encode() + poem for poem in written),
         replies=tuple(cummingsify(poem) for poem in written),
         is_http=True,
     )
+
+
+def xformd_http(size: int, outstanding: int) -> Traffic:
+    """Give the same for xformd, which has a transform's name below ``/transform/``."""
+    return http(size, outstanding, "/transform/")

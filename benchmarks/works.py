@@ -19,6 +19,8 @@ from benchmarks.samples import STEADY_COLUMNS, Column, Figures, Load, Result, Ro
 from benchmarks.servers import Running
 
 PIPELINING_PEERS = ("xformd", "tutorial", "uvloop", "grpc", "asgi", "fastapi", "echo-c")
+HTTP_PEERS = ("xformd-http", "fastapi", "asgi")
+BESIDE_HTTP = ("xformd", "xformd --http")
 CROWD_PEERS = ("xformd", "tutorial", "uvloop", "fastapi")
 _PING_PONG = (32, 1)
 _SETTLE_S = 0.5

@@ -45,6 +45,7 @@ class Server:
     Attributes:
         greeting: what it printed when it started.
         address: where it listens.
+        http: where it answers HTTP; empty where it does not.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, ready: str = "transforms from") -> None:
@@ -55,6 +56,7 @@ class Server:
         while not any(ready in line for line in self.greeting):
             self.greeting.append(self.read_line())
         self.address = self.greeting[0].rpartition(" ")[2]
+        self.http = next((line.rpartition(" ")[2] for line in self.greeting if " listening on http://" in line), "")
 
     def read_line(self) -> str:
         """Give the next line of its standard output."""

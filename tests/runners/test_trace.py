@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from deferreds import error_of, result_of
 from logs import Log
 from registries import registry_of
-from runners.fakes import REGISTRY, Pool
+from runners.fakes import REGISTRY, Pool, calls_of
 from xformd import Cancelled, InternalError, TransformDied, TransformFailed, TransformTimeout, transform
 from xformd.faults import Fault
 from xformd.generation import Generation
@@ -88,6 +88,17 @@ def test_a_job_waits_for_its_worker_and_then_runs(clock: Clock) -> None:
     site.pool.worker_of(b"2").answer()
     assert result_of(result) == b"2"
     assert (times(first), times(second)) == ((0, 3), (3, 4))
+
+
+def test_a_job_that_is_done_runs_no_longer_whoever_asked(clock: Clock) -> None:
+    pool, trace = Pool(clock).start(), Trace(clock=clock.seconds)
+    result = pool.pool.run(calls_of("upper"), b"a", trace=trace)
+    clock.advance(3)
+    pool.worker_of(b"a").answer()
+    assert result_of(result) == b"a"
+    clock.advance(4)
+    trace.ends()
+    assert times(trace) == (0, 3)
 
 
 def test_the_steps_of_a_pipeline_add_up(clock: Clock) -> None:

@@ -28,7 +28,6 @@ from xformd.service import TransformService
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _EXPOSED = ("x-transform", "server-timing", "x-request-id", "retry-after", "etag")
-_PATH = PREFIX.decode()
 
 log = Logger()
 
@@ -71,7 +70,7 @@ def make_application(parts: Parts) -> ASGIApp:
     others = _answer([*own, *described, *_watching(parts)])
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith(_PATH):
+        if scope["raw_path"].startswith(PREFIX):
             await transforming(scope, receive, send)
         else:
             await others(scope, receive, send)

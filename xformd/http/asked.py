@@ -55,6 +55,15 @@ class Asked:
         """Whether the same poem always gives the same result."""
         return all(each.transform.deterministic for each in self.entries)
 
+    def check_options(self) -> None:
+        """See to it that the transforms take the options that they are given.
+
+        Raises:
+            BadOptions: one of them does not.
+        """
+        for step, entry in zip(self.spec.steps, self.entries, strict=True):
+            entry.transform.convert(dict(step.options))
+
     def validators(self, poem: bytes) -> list[tuple[bytes, bytes]]:
         """Give the headers that let a client keep the result for this poem, and ask whether it is still true."""
         digest = hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.made_by, self.media_type))

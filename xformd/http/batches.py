@@ -15,7 +15,8 @@ from twisted.python.failure import Failure
 
 from xformd import spec
 from xformd.errors import BadRequest, InternalError, XformError
-from xformd.http import answers, bodies, problems, requests
+from xformd.http import problems, requests
+from xformd.http.exchange import Exchange
 from xformd.http.transforming import Service
 from xformd.limits import Limits
 from xformd.metrics import Metrics
@@ -99,18 +100,21 @@ class Batching:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever becomes of it."""
-        headers = dict(scope["headers"])
-        request_id = requests.request_id(headers)
+        exchange = Exchange.of(scope, receive, send)
         try:
-            timeout_s = requests.timeout_s(headers)
-            body = await bodies.read(headers, receive, self._limits.max_request_bytes)
+            timeout_s = requests.timeout_s(exchange.headers)
+            body = await exchange.body(self._limits.max_request_bytes)
         except XformError as error:
             self._metrics.refused("http", error.code)
-            await answers.send_error(send, error, request_id)
+            await exchange.answer_error(error)
             return
-        about = [(b"content-type", MEDIA_TYPE), (b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
+        about = [
+            (b"content-type", MEDIA_TYPE),
+            (b"x-request-id", exchange.request_id.encode()),
+            (b"cache-control", b"no-store"),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": about})
-        leaving = asyncio.get_running_loop().create_task(bodies.gone(receive))
+        leaving = asyncio.get_running_loop().create_task(exchange.gone())
         answer = _Answer(send, leaving, self._limits.max_in_flight)
         try:
             await answer.send_all(self._begin(index, line, timeout_s) for index, line in enumerate(lines_of(body)))

@@ -7,7 +7,8 @@ from twisted.internet.interfaces import IReactorTime
 from xformd.connections import Refusal
 from xformd.factory import TransformFactory
 from xformd.forms import Service
-from xformd.http.form import HttpForm, answering
+from xformd.http.answering import answering
+from xformd.http.form import HttpForm
 from xformd.http.slots import Slots
 from xformd.limits import Limits
 from xformd.metrics import Metrics

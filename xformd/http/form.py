@@ -1,62 +1,33 @@
 """How HTTP is spoken on a connection: uvicorn's protocol, between our transport and an ASGI application.
 
-uvicorn parses, and answers in turn what is pipelined. What it leaves open is decided here: how long a request may
-take to arrive, how long its head may be, and how a connection ends.
+uvicorn and its parser turn bytes into requests and answers into bytes. What they leave open is decided here: which
+requests are read at all, how long they may take to arrive, how much is kept of them, and how a connection ends.
 """
 
 import asyncio
 from typing import Any
 
-import attrs
-from uvicorn.config import Config
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
-from xformd.errors import BadRequest, TooLarge, XformError
+from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.forms import Connection
-from xformd.http import dates, problems
+from xformd.http import dates, heads, problems
+from xformd.http.answering import Answering
+from xformd.http.heads import MAX_HEAD_BYTES, Head, RefusedHead
 from xformd.http.slots import Slots
-from xformd.metrics import Metrics
+from xformd.http.transport import HttpTransport
 
-MAX_HEAD_BYTES = 64 * 1024
-"""Of a request's line and headers, its trailers, and what frames its body: nobody needs more, and it is kept."""
+PIECE_BYTES = 4 * 1024
+"""Parsed at a time: a read full of short requests would be thousands, each of which takes some KiB."""
 
-_NEVER_S = 10**8
+PROBE_S = 0.5
+"""After how long a client that sends nothing more is asked whether it still reads."""
 
 _FRAMING_BYTES = 8
 """So many for each byte of a body go with it, if a client sends it byte by byte."""
 
-
-@attrs.frozen
-class Answering:
-    """What the connections of one HTTP port have in common.
-
-    Args:
-        metrics: where to count what no application has seen.
-        config: uvicorn's, with the application.
-        state: uvicorn's, of a running server.
-    """
-
-    metrics: Metrics
-    config: Config
-    state: ServerState = attrs.field(factory=ServerState)
-
-
-def answering(application: Any, metrics: Metrics) -> Answering:
-    """Prepare to answer with an ASGI application."""
-    config = Config(
-        application,
-        http=HttpForm,
-        ws="none",
-        interface="asgi3",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        timeout_keep_alive=_NEVER_S,  # the connection's own deadline sees to it
-    )
-    config.load()
-    return Answering(metrics, config)
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class HttpForm(HttpToolsProtocol):
@@ -70,37 +41,50 @@ class HttpForm(HttpToolsProtocol):
 
     def __init__(self, connection: Connection, answering: Answering, slots: Slots) -> None:
         super().__init__(answering.config, answering.state, {}, asyncio.get_running_loop())
+        self.logger = answering.faults
         self._connection = connection
         self._limits = connection.limits
         self._slots = slots
         self._metrics = answering.metrics
-        self._overhead_bytes = 0
+        self._current: RequestResponseCycle | None = None  # what is being answered; those after it are in the pipeline
+        self._head: Head | None = None  # of the request that is arriving, once it is whole
         self._is_receiving = False  # a part of a request is here, and not all of it
-        self._own_transport = _Transport(connection, self)
+        self._is_replaying = False
+        self._refusal: RefusedHead | None = None
+        self._overhead_bytes = 0
+        self._body_left_bytes = 0
+        self._backlog = b""  # what came after a request that is not answered yet
+        self._last_word: bytes | None = None  # before the connection ends; set, nothing more is taken
+        self._has_peer_finished = False
+        self._probing: asyncio.TimerHandle | None = None
+        self._own_transport = HttpTransport(connection, self)
         self.connection_made(self._own_transport)
         slots.idle(connection)
 
     @property
     def _is_running(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
-        return cycle is not None and not cycle.response_complete
+        cycle = self._current
+        return cycle is not None and not cycle.response_complete and not cycle.disconnected
 
     # What the connection calls.
 
     def receive(self, data: bytes) -> None:
         """Take what has arrived."""
-        self._overhead_bytes += len(data)
-        self.data_received(data)
-        if self._overhead_bytes > MAX_HEAD_BYTES and not self._own_transport.is_closing():
-            self._refuse(431, TooLarge(f"the head of a request has at most {MAX_HEAD_BYTES} bytes"))
+        if self._backlog:
+            self._backlog += data
+        else:
+            self._parse(data)
 
     def receive_end(self) -> None:
         """The client will send nothing more: answer what is here whole, then close."""
-        if self._is_running and not self._is_receiving:
-            self.cycle.keep_alive = False
-        else:
-            self._abandon()
-            self._own_transport.close()
+        if self._has_peer_finished:
+            return
+        self._has_peer_finished = True
+        if not self._backlog:
+            self._end()
+        if self._is_running:
+            self._connection.pause_reading()  # who is not read is watched for being gone
+            self._probing = self.loop.call_later(PROBE_S, self._probe)
 
     def output_drained(self) -> None:
         """The client has taken everything."""
@@ -112,130 +96,207 @@ class HttpForm(HttpToolsProtocol):
             seconds = self._limits.request_timeout_s
             self._refuse(408, BadRequest(f"the request was not here after {seconds:g} s (request_timeout_s)"))
         else:
-            self._own_transport.close()
+            self._end()
         return True
 
     def stop(self) -> None:
         """The server is stopping: answer what is here whole, then close."""
-        self.receive_end()
+        if self._is_receiving:
+            self._refuse(503, ShuttingDown.before_it_began())
+        else:
+            self._end()
 
     def lost(self) -> None:
         """The connection is gone: whoever answers is told."""
         self._slots.busy(self._connection)
+        self._last_word, self._backlog = b"", b""
+        self.pipeline.clear()
+        if self._current is not None:
+            _give_up(self._current)
+        if self._probing is not None:
+            self._probing.cancel()
+        self._own_transport.lost()
         self.connection_lost(ConnectionResetError())
+
+    # What the transport asks.
+
+    def may_read(self) -> bool:
+        """Say whether more can be taken."""
+        return not self._backlog and not self._has_peer_finished
 
     # What uvicorn calls.
 
     def on_message_begin(self) -> None:
         """Give a request its time to arrive, from its first byte."""
+        if self._is_replaying:
+            return
         super().on_message_begin()
-        self._overhead_bytes = 0
-        self._is_receiving = True
+        self._is_receiving, self._head = True, None
         if not self._is_running:
             self._connection.expect(self._limits.request_timeout_s)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer."""
+        """Begin to answer, unless this is nothing to answer."""
+        if self._is_replaying:
+            return
+        version = self.parser.get_http_version()
+        try:
+            self._head = head = heads.read(version, self.url, self.headers)
+        except RefusedHead as refusal:
+            self._refusal = refusal
+            raise
+        self.url = head.target
+        self._body_left_bytes = head.body_bytes
+        self.expect_100_continue = self.expect_100_continue and version == "1.1"
         self.server_state.default_headers = dates.header()
         super().on_headers_complete()
+        self.headers = []  # for trailers, which are nobody's headers
 
     def on_body(self, body: bytes) -> None:
         """Hand over a piece of the body."""
         self._overhead_bytes -= len(body) * (1 + _FRAMING_BYTES)
+        self._body_left_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Give the answer all the time that it needs: the service has deadlines of its own."""
+        if self.parser.should_upgrade() and self._head is not None and self._head.framing:
+            return  # the parser thinks that another protocol follows, and it is the body
         super().on_message_complete()
-        self._is_receiving = False
+        self._is_receiving, self._overhead_bytes = False, 0
         if self._is_running:
             self._slots.busy(self._connection)
             self._connection.expect(None)
+        else:
+            self._await_request()
 
     def on_response_complete(self) -> None:
-        """Send the answer, and wait for what comes next."""
-        self._own_transport.flush()
-        super().on_response_complete()
-        if not self._is_running:
-            self._slots.idle(self._connection)
-            limits = self._limits
-            self._connection.expect(limits.request_timeout_s if self._is_receiving else limits.idle_timeout_s)
+        """Send the answer, and go on with what comes next."""
+        transport = self._own_transport
+        transport.flush()
+        if transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            if self._is_receiving and not self.pipeline:
+                self._await_request()
+        elif self._last_word is not None:
+            self._close()
+        else:
+            self._await_request()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        del msg  # which says less
-        self._refuse(400, BadRequest("this is no HTTP/1.1 request"))
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._current = cycle
+        super()._start_asgi_task(cycle, app)
+
+    # How requests arrive.
+
+    def _parse(self, data: bytes) -> None:
+        """Take requests from what has arrived, but not many more than are answered."""
+        view, position = memoryview(data), 0
+        while position < len(data) and self._last_word is None and not self._has_enough():
+            position += self._feed(view[position : position + max(PIECE_BYTES, self._body_left_bytes)])
+        if position < len(data) and self._last_word is None:
+            self._backlog = data[position:]
+            self._connection.pause_reading()
+
+    def _has_enough(self) -> bool:
+        return bool(self.pipeline) or (self._is_running and not self._is_receiving)
+
+    def _feed(self, piece: memoryview) -> int:
+        """Parse some bytes, and say how many of them were taken."""
+        taken = len(piece)
+        self._overhead_bytes += taken
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:  # which is refused by not taking it up
+            taken = upgrade.args[0]
+            self._replay()
+        except httptools.HttpParserError:
+            refusal = self._refusal or RefusedHead(400, BadRequest("this is no HTTP/1.1 request"))
+            self._refuse(refusal.status, refusal.error)
+        if self._overhead_bytes > MAX_HEAD_BYTES and self._last_word is None:
+            refusal = heads.too_large()
+            self._refuse(refusal.status, refusal.error)
+        return taken
+
+    def _replay(self) -> None:
+        """Let the parser see the body of a request in which it saw the beginning of another protocol."""
+        if self._head is not None and self._head.framing:
+            self._is_replaying = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % self._head.framing)
+            self._is_replaying = False
+
+    def _go_on(self) -> None:
+        """Take more of what has arrived before."""
+        data, self._backlog = self._backlog, b""
+        if self._last_word is not None:
+            return
+        self._parse(data)
+        if self._backlog:
+            return
+        if self._has_peer_finished:
+            self._end()
+        elif not self.flow.read_paused:
+            self._own_transport.resume_reading()
+
+    def _await_request(self) -> None:
+        """Wait for what the client sends next, or for the rest of it."""
+        has_head = self._is_receiving and self._head is not None
+        if has_head and self.expect_100_continue and not self._is_running:
+            self._end()  # it was not told to send the body: nobody knows whether what comes is that
+            return
+        self._slots.idle(self._connection)
+        limits = self._limits
+        self._connection.expect(limits.request_timeout_s if self._is_receiving else limits.idle_timeout_s)
+        if self._backlog:
+            self.loop.call_soon(self._go_on)
+
+    # How a connection ends.
 
     def _refuse(self, status: int, error: XformError) -> None:
         """Answer what no application has seen, and close."""
         self._metrics.refused("http", error.code)
         self._connection.log_refusal(error)
-        if not self._is_running or not self.cycle.response_started:
-            self._own_transport.write(problems.raw(status, error))
-        self._abandon()
+        has_answer = self._is_receiving and self._head is not None and self.cycle.response_started
+        self._end(b"" if has_answer else problems.raw(status, error))
+
+    def _end(self, last_word: bytes = b"") -> None:
+        """Take nothing more; answer what is here whole, say a last word, and close."""
+        if self._last_word is not None:
+            return
+        self._last_word, self._backlog = last_word, b""
+        last: RequestResponseCycle | None = self.cycle
+        if self._is_receiving and self._head is not None:
+            if self.pipeline:
+                self.pipeline.popleft()
+                last = self.pipeline[0][0] if self.pipeline else self._current
+            else:
+                _give_up(self.cycle)
+        self._is_receiving = False
+        if not self._is_running:
+            self._close()
+            return
+        self._connection.expect(None)
+        if not last_word and last is not None:
+            last.keep_alive = False  # and says so
+
+    def _close(self) -> None:
+        self._own_transport.write(self._last_word or b"")
         self._own_transport.close()
 
-    def _abandon(self) -> None:
-        """Tell whoever answers that nobody waits for it."""
-        self._is_receiving = False
-        self.pipeline.clear()
-        if self._is_running:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-
-
-class _Transport(asyncio.Transport):
-    """What uvicorn writes to: sends head and body of an answer together."""
-
-    def __init__(self, connection: Connection, form: HttpForm) -> None:
-        super().__init__()
-        self._connection = connection
-        self._form = form
-        self._max_unread_bytes = connection.limits.max_unread_output_bytes
-        self._waiting: list[bytes] = []
-        self._flushing: asyncio.Handle | None = None
-        self._is_closing = False
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Say nothing: no application asks, and looking it up costs as much as a request."""
-        del name
-        return default
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send, at the end of this turn of the loop if nothing asks for it before."""
-        if self._is_closing:
+    def _probe(self) -> None:
+        """Find out whether a client is gone, or has only sent all that it will: who is gone answers with a reset."""
+        self._probing = None
+        cycle = self._current
+        if cycle is None or cycle.disconnected or cycle.response_started:
             return
-        self._waiting.append(bytes(data))
-        if self._flushing is None:
-            self._flushing = self._form.loop.call_soon(self.flush)
+        if cycle.scope["http_version"] == "1.1":
+            self._own_transport.write(_CONTINUE)
 
-    def flush(self) -> None:
-        """Send what waits."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        if self._waiting and not self._is_closing:
-            data, self._waiting = b"".join(self._waiting), []
-            self._connection.write(data)
-            if self._connection.unread_bytes > self._max_unread_bytes:
-                self._form.pause_writing()
 
-    def close(self) -> None:
-        """Send what waits, and close."""
-        self.flush()
-        if not self._is_closing:
-            self._is_closing = True
-            self._connection.close()
-
-    def is_closing(self) -> bool:
-        """Whether nothing more can be sent."""
-        return self._is_closing
-
-    def pause_reading(self) -> None:
-        """Let the client wait."""
-        self._connection.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Let the client go on."""
-        if not self._is_closing:
-            self._connection.resume_reading()
+def _give_up(cycle: RequestResponseCycle) -> None:
+    """Tell whoever answers that nobody waits for it."""
+    cycle.disconnected = True
+    cycle.message_event.set()

@@ -68,6 +68,7 @@ def _problem(status: int, codes: Iterable[str]) -> Json:
     schema = {
         "allOf": [reference("schemas", "Problem")],
         "properties": {"status": {"const": status}, "code": {"enum": [*codes]}},
+        "required": ["request_id"],
     }
     names = ("X-Request-Id", "Retry-After") if status in _RETRYABLE else ("X-Request-Id",)
     return {

@@ -8,10 +8,8 @@ from xformd.spec import MAX_SPEC_BYTES, NAME_PATTERN
 
 Json = dict[str, Any]
 
-_OPTION = f"{NAME_PATTERN}=([^%+,]|%[2-7][0-9A-Fa-f])*"
-_STEP = f"{NAME_PATTERN}(:{_OPTION}(,{_OPTION})*)?"
-
 _TEXT: Json = {"type": "string"}
+_BASE64: Json = {"type": "string", "contentEncoding": "base64"}
 _COUNT: Json = {"type": "integer", "minimum": 0}
 
 
@@ -33,9 +31,13 @@ def _list(item: Json) -> Json:
     return {"type": "array", "items": item}
 
 
+def _one_of(*names: str) -> Json:
+    return {"oneOf": [{"required": [name]} for name in names]}
+
+
 SCHEMAS: Json = {
     "Problem": _object(
-        "type title status detail code request_id",
+        "type title status detail code",
         type={"type": "string", "format": "uri", "pattern": "^urn:xformd:error:"},
         title=_TEXT,
         status={"type": "integer"},
@@ -45,10 +47,13 @@ SCHEMAS: Json = {
         nearest={**_TEXT, "description": "The name that was meant, perhaps."},
         retry_after_ms={**_COUNT, "description": "When to ask again."},
     ),
-    "BatchRequest": _object("spec poem", spec=_TEXT, poem=_TEXT),
+    "BatchRequest": {
+        **_object("spec", spec=_TEXT, poem=_TEXT, poem_base64=_BASE64),
+        **_one_of("poem", "poem_base64"),
+    },
     "BatchAnswer": {
-        **_object("index", index=_COUNT, result=_TEXT, error=reference("schemas", "Problem")),
-        "oneOf": [{"required": ["result"]}, {"required": ["error"]}],
+        **_object("index", index=_COUNT, result=_TEXT, result_base64=_BASE64, error=reference("schemas", "Problem")),
+        **_one_of("result", "result_base64", "error"),
     },
     "Example": _object("poem result options", poem=_TEXT, result=_TEXT, options={"type": "object"}),
     "Transform": _object(
@@ -80,7 +85,7 @@ PARAMETERS: Json = {
         "in": "path",
         "required": True,
         "description": "A transform's name, with options as `wrap:width=40`, or several with `+` between them.",
-        "schema": {"type": "string", "pattern": f"^{_STEP}([+]{_STEP})*$", "maxLength": MAX_SPEC_BYTES},
+        "schema": {"type": "string", "pattern": "^[a-z]", "maxLength": MAX_SPEC_BYTES},
         "examples": {
             "one": {"value": "upper"},
             "options": {"value": "wrap:width=7,indent=2"},

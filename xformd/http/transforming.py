@@ -1,16 +1,16 @@
 """``/transform/{spec}``: one poem in, one out. Written on ASGI alone: it is what a busy server does all day."""
 
-import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from xformd.errors import AmbiguousTransform, Cancelled, InternalError, NoSuchTransform, XformError
-from xformd.http import answers, bodies, problems, requests
+from xformd.errors import AmbiguousTransform, InternalError, NoSuchTransform, XformError
+from xformd.http import problems, requests
 from xformd.http.asked import Asked, is_known, poem_of
+from xformd.http.exchange import Exchange, Headers
 from xformd.limits import Limits
 from xformd.metrics import NONE, UNKNOWN, Metrics
 from xformd.plugins.registry import Registry
@@ -19,10 +19,8 @@ from xformd.spec import Spec
 
 PREFIX = b"/transform/"
 
-Headers = Sequence[tuple[bytes, bytes]]
-
 # What a transform makes of anybody's poem is a document of nobody: it runs nothing, and is part of no site.
-_HARMLESS: Headers = [
+_HARMLESS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; sandbox"),
 ]
@@ -67,113 +65,80 @@ class Transforming:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever becomes of it."""
-        headers = dict(scope["headers"])
-        trace = Trace(requests.request_id(headers))
+        exchange = Exchange.of(scope, receive, send)
         try:
-            if scope["method"] == "POST":
-                asked, poem = await self._taken(self._from_body(scope, headers, receive))
-                await self._answer(asked, poem, headers, trace, receive, send)
-            elif scope["method"] in ("GET", "HEAD"):
-                asked, poem = await self._taken(self._from_address(scope))
-                await self._answer_or_not(asked, poem, headers, trace, receive, send)
+            if exchange.method == "POST":
+                await self._post(exchange)
+            elif exchange.method in ("GET", "HEAD"):
+                await self._get(exchange)
             else:
-                detail = f"{scope['method']}: a transform takes its poem by POST"
-                await self._refuse_method(send, detail, trace, self._allowed(scope))
+                detail = f"{exchange.method}: a transform takes its poem by POST"
+                await self._refuse_method(exchange, detail, self._allowed(exchange))
         except XformError as error:
-            await answers.send_error(send, error, str(trace.request_id))
+            await exchange.answer_error(error)
         except Exception:
-            self.log.failure("internal error {request_id}", request_id=trace.request_id)
-            await answers.send_error(send, InternalError(str(trace.request_id)), str(trace.request_id))
+            self.log.failure("internal error {request_id}", request_id=exchange.request_id)
+            await exchange.answer_error(InternalError(exchange.request_id))
 
-    async def _taken(self, request: Coroutine[Any, Any, tuple[Asked, bytes]]) -> tuple[Asked, bytes]:
+    async def _post(self, exchange: Exchange) -> None:
         try:
-            return await request
+            asked = self._asked(exchange, requests.read_query(exchange.scope["query_string"]))
+            timeout_s = requests.timeout_s(exchange.headers)
+            poem = asked.decoded(await exchange.body(self._limits.max_request_bytes), exchange.headers)
         except XformError as error:
-            names_none = isinstance(error, (NoSuchTransform, AmbiguousTransform))
-            self._metrics.count(UNKNOWN if names_none else NONE, "http", error.code)
+            self._count(error)
             raise
+        await self._run(exchange, asked, poem, timeout_s)
 
-    async def _from_body(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> tuple[Asked, bytes]:
-        asked = self._asked(scope, requests.read_query(scope["query_string"]))
-        poem = await bodies.read(headers, receive, self._limits.max_request_bytes)
-        return asked, asked.decoded(poem, headers)
-
-    async def _from_address(self, scope: Scope) -> tuple[Asked, bytes]:
-        parameters = requests.read_query(scope["query_string"])
-        poem = poem_of(parameters)
-        return self._asked(scope, parameters), poem
-
-    def _asked(self, scope: Scope, options: Mapping[str, str]) -> Asked:
-        segment = scope["raw_path"].removeprefix(PREFIX)
-        return Asked.of(requests.read_spec(segment, options), self._known.registry)
-
-    async def _answer(
-        self,
-        asked: Asked,
-        poem: bytes,
-        headers: Mapping[bytes, bytes],
-        trace: Trace,
-        receive: Receive,
-        send: Send,
-        more: Headers = (),
-    ) -> None:
-        result = self._service.xform(asked.spec, poem, timeout_s=requests.timeout_s(headers), trace=trace)
-        if not isinstance(result, bytes):
-            result = await while_there(result, receive)
-        await answers.send_body(send, 200, [*_about(asked, trace), *more], result)
-
-    async def _answer_or_not(
-        self, asked: Asked, poem: bytes, headers: Mapping[bytes, bytes], trace: Trace, receive: Receive, send: Send
-    ) -> None:
+    async def _get(self, exchange: Exchange) -> None:
+        try:
+            parameters = requests.read_query(exchange.scope["query_string"])
+            poem = poem_of(parameters)
+            asked = self._asked(exchange, parameters)
+            timeout_s = requests.timeout_s(exchange.headers)
+        except XformError as error:
+            self._count(error)
+            raise
         if not asked.is_deterministic:
             detail = f"{asked.spec} does not always give the same result: POST the poem"
-            await self._refuse_method(send, detail, trace)
+            await self._refuse_method(exchange, detail, b"POST")
             return
         validators = asked.validators(poem)
-        if is_known(headers, validators[0][1]):
-            known = [*validators, (b"x-request-id", str(trace.request_id).encode())]
-            await answers.send_body(send, 304, known, b"")
-        else:
-            await self._answer(asked, poem, headers, trace, receive, send, validators)
+        if not is_known(exchange.headers, validators[0][1]):
+            await self._run(exchange, asked, poem, timeout_s, validators)
+            return
+        asked.check_options()  # what is wrong is told, whether the result is known or not
+        await exchange.answer(304, [*validators, (b"x-request-id", exchange.request_id.encode())], b"")
 
-    def _allowed(self, scope: Scope) -> bytes:
+    async def _run(
+        self, exchange: Exchange, asked: Asked, poem: bytes, timeout_s: float | None, more: Headers = ()
+    ) -> None:
+        result = self._service.xform(asked.spec, poem, timeout_s=timeout_s, trace=exchange.trace)
+        if not isinstance(result, bytes):
+            result = await exchange.while_there(result)
+        await exchange.answer(200, [*_about(asked, exchange.trace), *more], result)
+
+    def _asked(self, exchange: Exchange, options: Mapping[str, str]) -> Asked:
+        segment = exchange.scope["raw_path"].removeprefix(PREFIX)
+        return Asked.of(requests.read_spec(segment, options), self._known.registry)
+
+    def _allowed(self, exchange: Exchange) -> bytes:
         """Say which methods there are for a spec."""
         try:
-            is_deterministic = self._asked(scope, {}).is_deterministic
+            is_deterministic = self._asked(exchange, {}).is_deterministic
         except XformError:
             is_deterministic = False
         return b"GET, HEAD, POST" if is_deterministic else b"POST"
 
-    async def _refuse_method(self, send: Send, detail: str, trace: Trace, allowed: bytes = b"POST") -> None:
-        problem = problems.plain(405, detail, str(trace.request_id))
+    async def _refuse_method(self, exchange: Exchange, detail: str, allowed: bytes) -> None:
+        problem = problems.plain(405, detail, exchange.request_id)
         self._metrics.refused("http", problem["code"])
-        await answers.send_problem(send, problem, [(b"allow", allowed)])
+        await exchange.answer_problem(problem, [(b"allow", allowed)])
 
-
-async def while_there(work: Deferred[bytes], receive: Receive) -> bytes:
-    """Wait for a result, and give it up when the client goes away.
-
-    Args:
-        work: what is waited for.
-        receive: gives the events of the request, whose body has been read (ASGI).
-
-    Returns:
-        The result.
-
-    Raises:
-        XformError: whatever the work fails with; ``Cancelled`` when the client is gone.
-    """
-    loop = asyncio.get_running_loop()
-    result = work.asFuture(loop)
-    leaving = loop.create_task(bodies.gone(receive))
-    try:
-        await asyncio.wait((result, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
-            raise Cancelled("the client has gone")
-        return result.result()
-    finally:
-        leaving.cancel()
-        result.cancel()
+    def _count(self, error: XformError) -> None:
+        """Count a request that does not get as far as the service."""
+        names_none = isinstance(error, (NoSuchTransform, AmbiguousTransform))
+        self._metrics.count(UNKNOWN if names_none else NONE, "http", error.code)
 
 
 def _about(asked: Asked, trace: Trace) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,198 @@
+"""The work with slow connections that take every slot: what is left for those who send whole requests."""
+
+import contextlib
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import attrs
+
+from benchmarks.answers import WrongAnswer
+from benchmarks.kernel import cpu_seconds, pinned
+from benchmarks.load import PATIENCE_S, Address
+from benchmarks.plan import Plan, interleave, measuring
+from benchmarks.samples import MICROSECONDS, Column, Figures, Result
+from benchmarks.servers import BESIEGED, ROOT, SLOTS, Running
+from benchmarks.traffic import Traffic
+
+SLOW_ONES = 10 * SLOTS
+STAYING, COMING = 12, 4
+_READ_BYTES = 64 * 1024
+_LEAST_S = 2.0  # so that each of the slow ones has had its turn
+
+
+class Visitor:
+    """A good client, with one request in flight.
+
+    Args:
+        address: of the server.
+        traffic: what to send, and what must come back.
+        stays: whether its connection stays open; else there is one for each request.
+    """
+
+    def __init__(self, address: Address, traffic: Traffic, stays: bool) -> None:
+        self._address = address
+        self._traffic = traffic
+        self._stays = stays
+        self._index = 0
+        self._received = b""
+        self.lost = 0
+        self.socket = socket.create_connection(address, timeout=PATIENCE_S)
+
+    def send(self) -> None:
+        """Send the next request."""
+        with contextlib.suppress(OSError):  # whose connection is gone finds out when it reads
+            self.socket.sendall(self._traffic.requests[self._index])
+
+    def receive(self) -> bool:
+        """Read once; say whether a request has been answered. One that is cut off before that is sent again."""
+        try:
+            data = self.socket.recv(_READ_BYTES)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.lost += 1
+            self._come_again()
+            return False
+        self._received += data
+        expected = self._traffic.replies[self._index]
+        if not self._received.startswith(b"HTTP/1.1 200 OK\r\n"[: len(self._received)]):
+            raise WrongAnswer(f"expected a poem, not {self._received[:200]!r}")
+        if not self._received.endswith(expected):
+            return False
+        self._received, self._index = b"", (self._index + 1) % len(self._traffic.requests)
+        if not self._stays:
+            self._come_again(and_send=False)
+        return True
+
+    def _come_again(self, *, and_send: bool = True) -> None:
+        self.socket.close()
+        self._received = b""
+        self.socket = socket.create_connection(self._address, timeout=PATIENCE_S)
+        if and_send:
+            self.send()
+
+
+@attrs.frozen
+class Visit:
+    """What good clients saw.
+
+    Attributes:
+        answered: requests.
+        lost: those that had to be sent again.
+        wall_s: how long it took.
+        cpu_us: what each cost the server.
+    """
+
+    answered: int
+    lost: int
+    wall_s: float
+    cpu_us: float = 0.0
+
+
+class Visitors:
+    """Good clients, some of which stay, and some of which come anew for each request.
+
+    Args:
+        address: of the server.
+        traffic: what they send.
+    """
+
+    def __init__(self, address: Address, traffic: Traffic) -> None:
+        self._visitors = [Visitor(address, traffic, number < STAYING) for number in range(STAYING + COMING)]
+
+    def run(self, seconds: float) -> Visit:
+        """Load the server for some time."""
+        lost = sum(each.lost for each in self._visitors)
+        answered, start = 0, time.perf_counter()
+        for each in self._visitors:
+            each.send()
+        waiting = set(self._visitors)
+        while waiting:
+            by_socket = {each.socket: each for each in waiting}
+            ready, _, _ = select.select(by_socket, [], [], PATIENCE_S)
+            if not ready:
+                raise TimeoutError(f"the server has not answered for {PATIENCE_S:g} s")
+            goes_on = time.perf_counter() - start < seconds
+            for each in (by_socket[one] for one in ready):
+                if each.receive():
+                    answered += 1
+                    each.send() if goes_on else waiting.discard(each)
+        lost = sum(each.lost for each in self._visitors) - lost
+        return Visit(answered, lost, time.perf_counter() - start)
+
+    def close(self) -> None:
+        """Go."""
+        for each in self._visitors:
+            each.socket.close()
+
+
+@contextlib.contextmanager
+def _slow_ones(address: Address) -> Iterator[None]:
+    """Let the slow ones do what they do, and end them."""
+    command = [sys.executable, "-m", "benchmarks.peers.slow_loris", address[0], str(address[1]), str(SLOW_ONES)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != b"ready\n":
+                raise RuntimeError("the slow ones do not start")
+            yield
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@attrs.frozen
+class Siege:
+    """Good requests, without and with slow connections that take every slot."""
+
+    key: str
+    title: str
+    size: int
+    columns: tuple[Column, ...] = (
+        Column("cpu_us", "server CPU µs/request without"),
+        Column("besieged_cpu_us", "with"),
+        Column("kept", "kept", ".0%", has_range=True),
+        Column("per_s", "requests/s without", ",.0f"),
+        Column("besieged_per_s", "with", ",.0f"),
+        Column("lost", "lost of 1,000", ".1f"),
+    )
+
+    def run(self, plan: Plan) -> Result:
+        """Measure it."""
+        rows = plan.rows([BESIEGED])
+        with plan.running(rows) as started:
+            interleave(rows, measuring(self._measure, started, plan), plan.rounds)
+        return Result(self.key, self.title, self.columns, rows)
+
+    def _measure(self, running: Running, plan: Plan) -> Figures:
+        assert running.server.form is not None
+        seconds = max(_LEAST_S, plan.seconds) if plan.seconds >= 0.5 else plan.seconds
+        with pinned(plan.generator_cpu):
+            visitors = Visitors(running.address, running.server.form(self.size, 1))
+            with contextlib.closing(visitors):
+                visitors.run(plan.warm_up_s)
+                free = _serve(visitors, running.pid, seconds)
+                with _slow_ones(running.address):
+                    besieged = _serve(visitors, running.pid, seconds)
+        return {
+            "cpu_us": free.cpu_us,
+            "besieged_cpu_us": besieged.cpu_us,
+            "kept": free.cpu_us / besieged.cpu_us,
+            "per_s": free.answered / free.wall_s,
+            "besieged_per_s": besieged.answered / besieged.wall_s,
+            "lost": 1_000 * besieged.lost / besieged.answered,
+        }
+
+
+def _serve(visitors: Visitors, pid: int, seconds: float) -> Visit:
+    before = cpu_seconds(pid)
+    visit = visitors.run(seconds)
+    return attrs.evolve(visit, cpu_us=MICROSECONDS * (cpu_seconds(pid) - before) / visit.answered)

@@ -1,0 +1,70 @@
+"""Raw requests, good and bad: each gets what it must, however it is split, and no fault of ours comes to light."""
+
+import pytest
+
+import http_front
+from http_front import Answer, Case, Client, Front, run
+from logs import Log
+
+CASES = http_front.cases()
+SHORT = [case for case in CASES if len(case.send) < 1_000]
+GOOD = http_front.request("/transform/upper", b"still here")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_a_request_gets(case: Case, log: Log) -> None:
+    async def test() -> None:
+        client = Front().connect()
+        await client.send(case.send)
+        await expect(client, case)
+
+    run(test())
+    assert not log.tracebacks
+
+
+@pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
+def test_it_is_the_same_byte_by_byte(case: Case) -> None:
+    async def test() -> None:
+        client = Front().connect()
+        await client.send(case.send, step=1)
+        await expect(client, case)
+
+    run(test())
+
+
+@pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
+def test_it_is_the_same_at_every_split(case: Case) -> None:
+    async def test() -> None:
+        front = Front()
+        for end in range(1, len(case.send)):
+            client = front.connect()
+            await client.send(case.send[:end])
+            await client.send(case.send[end:])
+            await expect(client, case)
+
+    run(test())
+
+
+async def expect(client: Client, case: Case) -> None:
+    """Hold what came against what must come."""
+    found = client.received()
+    assert [answer.status for answer in found] == [*case.status]
+    for answer in found:
+        check_form(answer)
+    if case.body is not None:
+        assert found[-1].body == case.body
+    assert client.is_closed is not case.open
+    if case.open:
+        (after,) = await client.ask(GOOD)
+        assert (after.status, after.body) == (200, b"STILL HERE")
+    else:
+        await client.send(GOOD)
+        assert not client.received(), "what follows the end is not executed"
+
+
+def check_form(answer: Answer) -> None:
+    """Check what holds for every answer."""
+    if answer.status >= 400:
+        assert answer.problem["status"] == answer.status
+        assert answer.problem["code"]
+        assert answer.problem["detail"]

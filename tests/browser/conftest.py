@@ -22,7 +22,7 @@ Opener = Callable[..., Visit]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose plugins are those of these tests."""
     chromium()
-    plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=1")
+    plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2")
     with serving(tmp_path_factory.mktemp("server"), *plugins, "--http=tcp:0:interface=127.0.0.1") as running:
         yield running
 

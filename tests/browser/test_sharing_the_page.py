@@ -46,6 +46,10 @@ def test_the_link_is_copied(opening: Opener) -> None:
     visit.page.get_by_role("button", name="Copied").wait_for()
     copied = visit.page.evaluate("navigator.clipboard.readText()")
     assert copied == f"{visit.address}#wrap:width=9&poem=x"
+    visit.write("a long poem " * 1_000)
+    visit.page.locator("#share").click()
+    visit.page.get_by_role("button", name="Copied without the poem").wait_for()
+    assert visit.page.evaluate("navigator.clipboard.readText()") == f"{visit.address}#wrap:width=9"
 
 
 def test_the_back_button_gives_what_was_there_with_what_was_typed(visit: Visit) -> None:
@@ -144,6 +148,14 @@ def test_a_call_is_as_short_as_a_person_would_write_it(visit: Visit) -> None:
     assert visit.page.locator("#call").text_content() == (
         "printf %s owl |\n  xformd send fields:loud=true,number=3,share=0%2E25,who=me"
     )
+
+
+def test_an_option_that_has_the_name_of_a_parameter_of_xform_is_no_keyword(visit: Visit) -> None:
+    visit.open("#refuse:timeout=2&poem=owl")
+    visit.page.get_by_role("tab", name="Python").click()
+    assert 'proxy.xform("refuse:timeout=2", "owl")' in (visit.page.locator("#call").text_content() or "")
+    visit.page.locator("#problem .code").wait_for()
+    visit.is_refused()
 
 
 def test_a_call_is_copied(opening: Opener) -> None:

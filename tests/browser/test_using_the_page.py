@@ -153,7 +153,7 @@ def test_a_transform_that_is_not_there_is_said_at_its_step_with_the_nearest(visi
 def test_what_is_wrong_with_the_poem_is_said_at_the_result(visit: Visit) -> None:
     visit.open("#refuse&poem=x")
     visit.page.locator("#problem .code").wait_for()
-    assert visit.page.locator("#problem").inner_text() == "gibberish\n\nno <b>verse</b> in it"
+    assert visit.page.locator("#problem").inner_text() == "gibberish\n\nrefuse finds no <b>verse</b> in it"
     visit.is_refused()
 
 
@@ -189,6 +189,8 @@ def test_bytes_go_in_and_come_out_as_hexadecimal(visit: Visit) -> None:
     visit.open("#flip&hex=00%20ff")
     assert visit.page.get_by_label("hex").is_checked()
     visit.result().filter(has_text="ff 00").wait_for()
+    visit.poem().fill("fe ff")  # the result is UTF-8, and no text all the same
+    visit.result().filter(has_text="01 00").wait_for()
     visit.poem().fill("9e 9d 9")
     visit.page.get_by_text("This is no hexadecimal").wait_for()
     visit.poem().fill("9e 9d 9c")

@@ -43,9 +43,9 @@ def flip(poem: bytes) -> bytes:
 
 
 @xformd.transform
-def refuse(poem: str) -> str:
+def refuse(poem: str, *, timeout: int = 1) -> str:
     """Refuse every poem."""
-    raise xformd.GibberishError("no <b>verse</b> in it")
+    raise xformd.GibberishError("refuse finds no <b>verse</b> in it")
 
 
 @xformd.hookimpl

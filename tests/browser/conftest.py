@@ -41,7 +41,7 @@ def opening(browser: "Browser", server: Server) -> Iterator[Opener]:
 
     def visit(**settings: Any) -> Visit:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings})
-        made.append(Visit(context.new_page(), server, address_of(server)))
+        made.append(Visit(context.new_page(), server, f"{server.http}/"))
         return made[-1]
 
     yield visit
@@ -53,9 +53,3 @@ def opening(browser: "Browser", server: Server) -> Iterator[Opener]:
 @pytest.fixture
 def visit(opening: Opener) -> Visit:
     return opening()
-
-
-def address_of(server: Server) -> str:
-    """Where the page is."""
-    (line,) = [line for line in server.greeting if "http://" in line]
-    return f"{line.rpartition(' ')[2]}/"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from browser.conftest import Opener, address_of
+from browser.conftest import Opener
 from browser.visits import Visit
 from integration.processes import serving
 
@@ -147,7 +147,7 @@ def test_without_metrics_there_are_no_figures(visit: Visit) -> None:
 def test_the_pictures_of_the_readme(browser: "Browser", tmp_path: Path, scheme: str) -> None:
     with serving(tmp_path, "--plugins=none", "--workers=2", "--http=tcp:0:interface=127.0.0.1") as server:
         context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", **DESK)
-        visit = Visit(context.new_page(), server, address_of(server))
+        visit = Visit(context.new_page(), server, f"{server.http}/")
         page = visit.page
         visit.stop_the_clock()
         visit.open(SHOWN)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from http_front import Front, request, run
 from xformd.http.page import page
 
 MOST_BYTES = 100_000
@@ -94,6 +95,22 @@ def test_the_script_makes_no_markup_of_text() -> None:
 def test_a_source_is_a_page_that_one_can_read(name: str) -> None:
     lines = (files("xformd.http") / "page" / name).read_text().splitlines()
     assert len(lines) < 300
+
+
+def test_the_server_answers_the_page_with_its_policy() -> None:
+    async def test() -> None:
+        (answer,) = await Front().connect().ask(request("/"))
+        assert answer.status == 200
+        assert answer.body == page()[0]
+        headers = ("content-type", "content-security-policy", "x-content-type-options", "referrer-policy")
+        assert [answer.headers[name] for name in headers] == [
+            "text/html; charset=utf-8",
+            page()[1],
+            "nosniff",
+            "no-referrer",
+        ]
+
+    run(test())
 
 
 def test_the_wheel_has_the_sources_of_the_page(tmp_path: Path) -> None:

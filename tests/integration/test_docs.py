@@ -31,6 +31,7 @@ class Reader:
 
     environment: packages.Environment
     server: str
+    http: str
 
     def run(self, command: list[str], folder: Path, **extra: str) -> str:
         """Run a command and give all that it prints; ``extra`` adds to its environment."""
@@ -38,6 +39,7 @@ class Reader:
             **packages.environ(),
             "PATH": f"{self.environment.python.parent}:/usr/bin:/bin",
             "XFORMD_SERVER": self.server,
+            "SERVER": self.http,
             "COLUMNS": "200",
             **extra,
         }
@@ -76,9 +78,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     script = environment.python.parent / "xformd"
     script.write_text(f"#!{environment.python}\nfrom xformd.cli import main\nmain()\n")
     script.chmod(0o755)
-    with serving(folder, "--plugins", command=(str(environment.python), "-m", "xformd")) as server:
+    http = ("--http", "tcp:0:interface=127.0.0.1")
+    with serving(folder, "--plugins", *http, command=(str(environment.python), "-m", "xformd")) as server:
         assert not [line for line in server.greeting if line.startswith("failed")]
-        yield Reader(environment, server.address)
+        yield Reader(environment, server.address, server.http)
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from integration.processes import Server, serving
+from integration.processes import DEADLINE_S, Server, serving, wait_until
 
 HERE = Path(__file__).parent / "fuzzing"
 ANY_HTTP = ("--plugins=none", "--workers=1", "--http", "tcp:0:interface=127.0.0.1")
@@ -18,9 +20,19 @@ EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that answers HTTP."""
+    """A server that answers HTTP, and is ready."""
     with serving(tmp_path_factory.mktemp("server"), *ANY_HTTP) as running:
+        wait_until(lambda: is_ready(running))
         yield running
+
+
+def is_ready(server: Server) -> bool:
+    try:
+        with urllib.request.urlopen(f"{server.http}/readyz", timeout=DEADLINE_S) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
 
 
 def test_a_running_server_keeps_to_its_description(server: Server, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults
 
 from xformd.accounting import Accounts
@@ -85,13 +86,16 @@ def make_server(settings: Settings, reactor: Any) -> Server:
 
 def _make_with_http(settings: Settings, generations: Generations, reactor: Any) -> Server:
     """Put together a server that counts what it does, and answers HTTP too."""
+    setting = "http" if settings.http else "metrics"
+    if not _runs_asyncio(reactor):
+        advice = "twistd --reactor=asyncio xformd ..., or xformd serve"
+        raise ConfigError(f"HTTP needs a reactor on which asyncio runs: {advice}", setting=setting)
     try:
         from xformd.exposition import Exposition, Sources
         from xformd.http.application import Parts, make_application, make_watching_application
         from xformd.http.factory import HttpFactory
         from xformd.http.health import Health
     except ImportError as error:
-        setting = "http" if settings.http else "metrics"
         raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
     metrics, service, limits = Metrics(), generations.service, settings.limits
     factory = TransformFactory(service, limits, reactor, Accounts.of(service, metrics))
@@ -119,3 +123,14 @@ def _make_with_http(settings: Settings, generations: Generations, reactor: Any) 
         for front, listen in (("http", settings.http), ("metrics", settings.metrics))
     ]
     return Server(generations, settings.listen, factory, reactor, others)
+
+
+def _runs_asyncio(reactor: Any) -> bool:
+    """Say whether asyncio's tasks run where this reactor turns. What only stands in for one is taken at its word."""
+    return getattr(reactor, "runs_asyncio", False) or not isinstance(reactor, ReactorBase) or _is_asyncio_s(reactor)
+
+
+def _is_asyncio_s(reactor: Any) -> bool:
+    from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+
+    return isinstance(reactor, AsyncioSelectorReactor)

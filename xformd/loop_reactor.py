@@ -24,6 +24,8 @@ class LoopReactor(PromptReactor):
         loop: what to run on.
     """
 
+    runs_asyncio = True
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._alarm: asyncio.TimerHandle | None = None

@@ -111,6 +111,10 @@ def test_a_caching_proxy_answers_from_what_it_has_kept(tmp_path: Path) -> None:
         (("--config", "/no/such/file"), "xformd: bad-config: cannot read settings from /no/such/file: No such file"),
         (("--listen", "unix:/no/such/socket"), "cannot listen on unix:/no/such/socket: No such"),
         (("--port", "x"), "Parameter type enforcement failed"),
+        (
+            ("--http", "tcp:0"),
+            "xformd: bad-config: http: HTTP needs a reactor on which asyncio runs: twistd --reactor=asyncio xformd",
+        ),
     ],
 )
 def test_what_cannot_be_ends_twistd_and_is_said(arguments: tuple[str, ...], says: str) -> None:

@@ -220,7 +220,7 @@ def test_loose_files_are_plugins_and_fail_alone(environment: Environment, tmp_pa
     states = {plugin["distribution"]: (plugin["state"], plugin["reason"]) for plugin in listing["plugins"]}
     assert states["loose.py"] == ("active", "")
     missing = "ModuleNotFoundError: No module named 'nope_not_there'"
-    assert states["torn.py"] == ("failed", f"import of {tmp_path / 'torn.py'} failed: {missing}")
+    assert states["torn.py"] == ("failed", f"import of torn.py failed: {missing}")
     assert environment.xformd("run", "loose", "--plugins-dir", tmp_path, poem="Owl").stdout == "loose file: Owl"
 
 

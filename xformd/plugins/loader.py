@@ -176,7 +176,9 @@ def _transforms_of(candidate: Candidate) -> tuple[Transform, ...]:
     except DefinitionError:
         raise
     except BaseException as error:
-        raise _PluginError(f"import of {candidate.source} failed: {_describe(error)}") from error
+        # Clients are told of this too: a file's name is enough for whoever knows the folder.
+        what = candidate.distribution if candidate.is_loose else candidate.source
+        raise _PluginError(f"import of {what} failed: {_describe(error)}") from error
     return _validate(_call_hook(candidate, module))
 
 

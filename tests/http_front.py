@@ -241,9 +241,9 @@ class Client:
         """How much the server has sent."""
         return len(self.wire.value())
 
-    def received(self) -> list[Answer]:
+    def received(self, *, to_head: bool = False) -> list[Answer]:
         """Give the answers so far, and forget them."""
-        found = answers(self.wire.value())
+        found = answers(self.wire.value(), to_head=to_head)
         self.wire.clear()
         return found
 

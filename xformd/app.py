@@ -86,36 +86,11 @@ def make_server(settings: Settings, reactor: Any) -> Server:
 def _make_with_http(settings: Settings, generations: Generations, reactor: Any) -> Server:
     """Put together a server that counts what it does, and answers HTTP too."""
     try:
-        from xformd.exposition import Exposition, Sources
-        from xformd.http.application import Parts, make_application, make_watching_application
-        from xformd.http.factory import HttpFactory
-        from xformd.http.health import Health
+        from xformd.fronts import make_fronts
     except ImportError as error:
         setting = "http" if settings.http else "metrics"
         raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
-    metrics, service, limits = Metrics(), generations.service, settings.limits
-    factory = TransformFactory(service, limits, reactor, Accounts.of(service, metrics))
-    doors = {"netstring": factory}
-    exposition = Exposition(
-        Sources(
-            metrics,
-            generations.vitals,
-            lambda: service.registry,
-            lambda: {front: each.door for front, each in doors.items()},
-        )
-    )
-    parts = Parts(
-        service=service,
-        metrics=metrics,
-        limits=limits,
-        health=Health(generations.vitals, lambda: factory.is_stopping),
-        render_metrics=exposition.render,
-        origins=settings.cors,
-    )
-    doors["http"] = HttpFactory(make_application(parts), metrics, service, limits, reactor)
-    doors["metrics"] = HttpFactory(make_watching_application(parts), metrics, service, limits, reactor)
-    others = [
-        Listening(listen, doors[front], reactor, is_prompt=True, setting=front, scheme="http://")
-        for front, listen in (("http", settings.http), ("metrics", settings.metrics))
-    ]
+    metrics, service = Metrics(), generations.service
+    factory = TransformFactory(service, settings.limits, reactor, Accounts.of(service, metrics))
+    others = make_fronts(settings, generations, factory, metrics, reactor)
     return Server(generations, settings.listen, factory, reactor, others)

@@ -91,37 +91,12 @@ def _make_with_http(settings: Settings, generations: Generations, reactor: Any) 
         advice = "twistd --reactor=asyncio xformd ..., or xformd serve"
         raise ConfigError(f"HTTP needs a reactor on which asyncio runs: {advice}", setting=setting)
     try:
-        from xformd.exposition import Exposition, Sources
-        from xformd.http.application import Parts, make_application, make_watching_application
-        from xformd.http.factory import HttpFactory
-        from xformd.http.health import Health
+        from xformd.fronts import make_fronts
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
-    metrics, service, limits = Metrics(), generations.service, settings.limits
-    factory = TransformFactory(service, limits, reactor, Accounts.of(service, metrics))
-    doors = {"netstring": factory}
-    exposition = Exposition(
-        Sources(
-            metrics,
-            generations.vitals,
-            lambda: service.registry,
-            lambda: {front: each.door for front, each in doors.items()},
-        )
-    )
-    parts = Parts(
-        service=service,
-        metrics=metrics,
-        limits=limits,
-        health=Health(generations.vitals, lambda: factory.is_stopping),
-        render_metrics=exposition.render,
-        origins=settings.cors,
-    )
-    doors["http"] = HttpFactory(make_application(parts), metrics, service, limits, reactor)
-    doors["metrics"] = HttpFactory(make_watching_application(parts), metrics, service, limits, reactor)
-    others = [
-        Listening(listen, doors[front], reactor, is_prompt=True, setting=front, scheme="http://")
-        for front, listen in (("http", settings.http), ("metrics", settings.metrics))
-    ]
+    metrics, service = Metrics(), generations.service
+    factory = TransformFactory(service, settings.limits, reactor, Accounts.of(service, metrics))
+    others = make_fronts(settings, generations, factory, metrics, reactor)
     return Server(generations, settings.listen, factory, reactor, others)
 
 

@@ -19,9 +19,6 @@ from xformd.metrics import Door, Histogram, Metrics
 from xformd.plugins.registry import Registry
 from xformd.vitals import Vitals
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Of what ``render`` gives."""
-
 
 @attrs.frozen
 class Sources:

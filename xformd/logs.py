@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -92,7 +92,7 @@ class Lines:
         tell: gives the text of an event.
     """
 
-    def __init__(self, out: TextIO, tell: Any) -> None:
+    def __init__(self, out: TextIO, tell: Callable[[LogEvent], str]) -> None:
         self._out = out
         self._tell = tell
 

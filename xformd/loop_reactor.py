@@ -51,6 +51,16 @@ class LoopReactor(PromptReactor):
         self._set_alarm()
         return call
 
+    def stop(self) -> None:
+        """Stop in a turn that comes soon: whoever asks may be a task, and no turn of the reactor."""
+        super().stop()
+        self._loop.call_soon(self._turn)
+
+    def crash(self) -> None:
+        """End the loop, whoever had the last of what the reactor waited for."""
+        super().crash()
+        self._loop.stop()
+
     def _moveCallLaterSooner(self, call: DelayedCall) -> None:  # noqa: N802 - Twisted's name
         super()._moveCallLaterSooner(call)
         self._set_alarm()
@@ -65,8 +75,6 @@ class LoopReactor(PromptReactor):
         self._is_turning = False
         if self._started:
             self._set_alarm()
-        else:
-            self._loop.stop()
 
     def _reap(self) -> None:
         reapAllProcesses()

@@ -43,8 +43,3 @@ class Vitals:
     history: WorkerHistory
     quarantined: frozenset[str]
     in_flight: int
-
-    @property
-    def deaths(self) -> int:
-        """How many workers have died since the server's start."""
-        return self.history.deaths

@@ -1,6 +1,7 @@
 """The ASGI applications of a server: which path is answered by what."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -8,13 +9,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from xformd.accounting import Accounted
-from xformd.errors import InternalError
+from xformd.errors import InternalError, XformError
 from xformd.http import problems, requests
 from xformd.http.batches import Batching
 from xformd.http.describing import Describing
@@ -67,7 +69,7 @@ def make_application(parts: Parts) -> ASGIApp:
     batching = Batching(counted, parts.metrics, parts.limits)
     described = Describing(parts.service, parts.limits).routes()
     own = [Route("/", _show_page), Route("/batch", batching, methods=["POST"])]
-    others = _answer([*own, *described, *_watching(parts)])
+    others = _routed([*own, *described, *_watching(parts)])
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["raw_path"].startswith(PREFIX):
@@ -75,12 +77,12 @@ def make_application(parts: Parts) -> ASGIApp:
         else:
             await others(scope, receive, send)
 
-    return _allow(parts.origins, application)
+    return _with_cors(parts.origins, application)
 
 
 def make_watching_application(parts: Parts) -> ASGIApp:
     """Put together what answers those who watch the server, and nobody else."""
-    return _answer(_watching(parts))
+    return _routed(_watching(parts))
 
 
 def _watching(parts: Parts) -> list[Route]:
@@ -91,11 +93,11 @@ def _watching(parts: Parts) -> list[Route]:
     return [Route("/metrics", metrics), *parts.health.routes()]
 
 
-def _answer(routes: Sequence[Route]) -> Starlette:
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refuse, Exception: _fail})
+def _routed(routes: Sequence[Route]) -> Starlette:
+    return Starlette(routes=routes, exception_handlers=_HANDLERS)
 
 
-def _allow(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
+def _with_cors(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
     if not origins:
         return application
     return CORSMiddleware(
@@ -124,17 +126,27 @@ async def _refuse(request: Request, error: Exception) -> Response:
     """Say in a problem what Starlette says in a line: no such path, no such method."""
     assert isinstance(error, HTTPException)
     detail = f"{request.method} {request.url.path} is not here; GET /openapi.json says what is"
-    request_id = requests.request_id(dict(request.scope["headers"]))
-    return _respond(problems.plain(error.status_code, detail, request_id), error.headers)
+    return _respond(problems.plain(error.status_code, detail, _id_of(request)), error.headers)
+
+
+async def _explain(request: Request, error: Exception) -> Response:
+    assert isinstance(error, XformError)
+    return _respond(problems.details(error, _id_of(request)))
 
 
 async def _fail(request: Request, error: Exception) -> Response:
-    request_id = requests.request_id(dict(request.scope["headers"]))
-    log.failure("internal error {request_id}", request_id=request_id)
-    del error
+    request_id = _id_of(request)
+    log.failure("internal error {request_id}", Failure(error), request_id=request_id)
     return _respond(problems.details(InternalError(request_id), request_id))
 
 
-def _respond(problem: dict[str, Any], headers: Any = None) -> Response:
-    given = {"x-request-id": problem["request_id"], **dict(headers or {})}
-    return JSONResponse(problem, problem["status"], given, problems.MEDIA_TYPE)
+def _id_of(request: Request) -> str:
+    return requests.request_id(dict(request.scope["headers"]))
+
+
+def _respond(problem: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    own = {name.decode(): value.decode() for name, value in problems.headers(problem)}
+    return Response(json.dumps(problem), problem["status"], {**own, **(headers or {})})
+
+
+_HANDLERS: Mapping[Any, Any] = {HTTPException: _refuse, XformError: _explain, Exception: _fail}

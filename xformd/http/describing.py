@@ -7,8 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from xformd.errors import XformError
-from xformd.http import openapi, problems, requests
+from xformd.http import openapi
 from xformd.limits import Limits
 from xformd.plugins.registry import Registry
 
@@ -56,12 +55,7 @@ class Describing:
 
     async def _one(self, request: Request) -> Response:
         name = request.path_params["name"]
-        try:
-            self._service.registry.resolve(name)
-        except XformError as error:
-            request_id = requests.request_id(dict(request.scope["headers"]))
-            problem = problems.details(error, request_id)
-            return Response(json.dumps(problem), problem["status"], {"x-request-id": request_id}, problems.MEDIA_TYPE)
+        self._service.registry.resolve(name)
         (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
         return _json(json.dumps(described).encode())
 

@@ -11,11 +11,10 @@ from xformd import media_type, spec
 from xformd.errors import BadRequest
 from xformd.spec import SHORT_CHARACTERS, Spec
 
-REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}\Z")
-
 MAX_TIMEOUT_MS = 10**12 - 1
 
 _MAX_FIELDS = 1_000
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}\Z")
 _MILLISECONDS = re.compile(rb"[0-9]{1,12}\Z")
 _UTF_8 = "utf-8"
 # Python knows more, such as punycode, which takes long.
@@ -122,7 +121,7 @@ def timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
 def request_id(headers: Mapping[bytes, bytes]) -> str:
     """Give the id of a request: the client's own where it has one that is fit for a log, else a new one."""
     own = headers.get(b"x-request-id")
-    if own is not None and REQUEST_ID.match(own):
+    if own is not None and _REQUEST_ID.match(own):
         return own.decode()
     return f"{random.getrandbits(64):016x}"  # not secret: it only has to be another one each time
 

@@ -7,17 +7,19 @@ from starlette.types import Receive, Scope, Send
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from xformd.errors import AmbiguousTransform, InternalError, NoSuchTransform, XformError
+from xformd.errors import InternalError, XformError
 from xformd.http import problems, requests
-from xformd.http.asked import Asked, is_known, poem_of
+from xformd.http.asked import MAX_AGE_S, Asked, is_known, poem_of
 from xformd.http.exchange import Exchange, Headers
 from xformd.limits import Limits
-from xformd.metrics import NONE, UNKNOWN, Metrics
+from xformd.metrics import Metrics
 from xformd.plugins.registry import Registry
 from xformd.runners.trace import Trace
 from xformd.spec import Spec
 
 PREFIX = b"/transform/"
+
+_MAX_AGE = b"public, max-age=%d" % MAX_AGE_S
 
 # What a transform makes of anybody's poem is a document of nobody: it runs nothing, and is part of no site.
 _HARMLESS = [
@@ -86,7 +88,7 @@ class Transforming:
             timeout_s = requests.timeout_s(exchange.headers)
             poem = asked.decoded(await exchange.body(self._limits.max_request_bytes), exchange.headers)
         except XformError as error:
-            self._count(error)
+            self._metrics.refused("http", error.code)
             raise
         await self._run(exchange, asked, poem, timeout_s)
 
@@ -97,14 +99,15 @@ class Transforming:
             asked = self._asked(exchange, parameters)
             timeout_s = requests.timeout_s(exchange.headers)
         except XformError as error:
-            self._count(error)
+            self._metrics.refused("http", error.code)
             raise
         if not asked.is_deterministic:
             detail = f"{asked.spec} does not always give the same result: POST the poem"
             await self._refuse_method(exchange, detail, b"POST")
             return
-        validators = asked.validators(poem)
-        if not is_known(exchange.headers, validators[0][1]):
+        etag = asked.etag(poem)
+        validators = [(b"etag", etag), (b"cache-control", _MAX_AGE)]
+        if not is_known(exchange.headers, etag):
             await self._run(exchange, asked, poem, timeout_s, validators)
             return
         asked.check_options()  # what is wrong is told, whether the result is known or not
@@ -134,11 +137,6 @@ class Transforming:
         problem = problems.plain(405, detail, exchange.request_id)
         self._metrics.refused("http", problem["code"])
         await exchange.answer_problem(problem, [(b"allow", allowed)])
-
-    def _count(self, error: XformError) -> None:
-        """Count a request that does not get as far as the service."""
-        names_none = isinstance(error, (NoSuchTransform, AmbiguousTransform))
-        self._metrics.count(UNKNOWN if names_none else NONE, "http", error.code)
 
 
 def _about(asked: Asked, trace: Trace) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,99 @@
+"""Which path is answered by what, and what each answer says besides."""
+
+import json
+
+import pytest
+
+from http_front import Front, request, run
+from logs import Log
+from xformd.http.application import METRICS_TYPE, Parts, make_application, make_watching_application
+from xformd.http.health import Health
+
+
+def parts() -> Parts:
+    whole = Front()
+
+    def fail() -> object:
+        raise RuntimeError("our fault")
+
+    return Parts(
+        service=whole.service,
+        metrics=whole.metrics,
+        limits=whole.limits,
+        health=Health(fail, fail),  # type: ignore[arg-type]
+        render_metrics=lambda: b"xformd_in_flight 0\n",
+    )
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_metrics_are_read_by_prometheus(is_whole: bool) -> None:
+    async def test() -> None:
+        front = Front(application=(make_application if is_whole else make_watching_application)(parts()))
+        (answer,) = await front.ask(request("/metrics"))
+        assert (answer.status, answer.body) == (200, b"xformd_in_flight 0\n")
+        assert answer.headers["content-type"] == METRICS_TYPE
+        assert answer.headers["cache-control"] == "no-store"
+        for target in ("/transforms", "/batch", "/"):
+            (answer,) = await front.ask(request(target))
+            assert (answer.status == 404) is not is_whole
+
+    run(test())
+
+
+def test_a_fault_of_ours_is_told_by_its_id_alone(log: Log) -> None:
+    async def test() -> None:
+        front = Front(application=make_application(parts()))
+        (answer,) = await front.ask(request("/readyz", x_request_id="7e57"))
+        assert (answer.status, answer.problem["code"], answer.problem["detail"]) == (500, "internal", "7e57")
+        assert answer.headers["x-request-id"] == "7e57"
+
+    run(test())
+    assert "internal error 7e57" in log.lines
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "status", "detail"),
+    [
+        ("/poems", "GET", 404, "GET /poems is not here; GET /openapi.json says what is"),
+        ("/batch", "GET", 405, "GET /batch is not here; GET /openapi.json says what is"),
+        ("/transforms/wrp", "GET", 404, None),
+        ("/transform/wrp", "GET", 400, None),
+        ("/transform/wrp", "PUT", 405, "PUT: a transform takes its poem by POST"),
+    ],
+)
+def test_every_refusal_has_the_same_form(target: str, method: str, status: int, detail: str | None) -> None:
+    async def test() -> None:
+        (answer,) = await Front().ask(request(target, method=method, x_request_id="7e57"))
+        assert (answer.status, answer.problem["status"], answer.problem["request_id"]) == (status, status, "7e57")
+        assert answer.headers["x-request-id"] == "7e57"
+        assert answer.headers["cache-control"] == "no-store"
+        assert detail in (None, answer.problem["detail"])
+        if status == 405:
+            assert answer.headers["allow"] == "POST"
+
+    run(test())
+
+
+def test_what_there_is_is_asked_for_anew_each_time() -> None:
+    async def test() -> None:
+        front = Front(max_request_bytes=4_321)
+        for target in ("/", "/transforms", "/transforms/markup", "/openapi.json"):
+            (answer,) = await front.ask(request(target))
+            assert (answer.status, answer.headers["cache-control"]) == (200, "no-cache")
+            if target == "/transforms/markup":
+                assert json.loads(answer.body)["name"] == "markup"
+        assert "/transform/{spec}" in json.loads(answer.body)["paths"]
+        assert b"4321" in answer.body or b"4,321" in answer.body
+
+    run(test())
+
+
+def test_the_page_comes_with_its_policy() -> None:
+    async def test() -> None:
+        (answer,) = await Front().ask(request("/"))
+        assert answer.headers["content-type"].startswith("text/html")
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+
+    run(test())

@@ -1,0 +1,49 @@
+"""The lines of a batch and of its answer, one by one."""
+
+import pytest
+
+from http_front import Front, request, run
+from xformd.errors import BadRequest, NoSuchTransform
+from xformd.http.batches import lines_of, read_line, write_error, write_result
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'"spec"',
+        b'["spec", "poem"]',
+        b'{"spec": "upper"}',
+        b'{"spec": "upper", "poem": "a", "poem_base64": "YQ=="}',
+        b'{"spec": "upper", "poem": "a", "more": 1}',
+        b'{"spec": "upper", "text": "a"}',
+        b'{"spec": 1, "poem": "a"}',
+        b'{"spec": "upper", "poem": 1}',
+        b'{"spec": "upper", "poem": null}',
+        b'{"spec": "upper", "poem_base64": 1}',
+        b'{"spec": "upper", "poem_base64": "Y Q=="}',
+        b'{"spec": "upper", "poem": "\\ud800"}',
+        b"\xff",
+    ],
+)
+def test_what_is_no_line_is_told_what_one_is(text: bytes) -> None:
+    with pytest.raises(BadRequest, match="this is no line of a batch"):
+        read_line(text)
+
+
+def test_a_line_is_written_as_people_read_it() -> None:
+    assert write_result(3, "é".encode()).decode() == '{"index": 3, "result": "é"}\n'
+    assert write_result(3, b"\xff") == b'{"index": 3, "result_base64": "/w=="}\n'
+    assert b'"index": 3, "error": {' in write_error(3, NoSuchTransform("none"))
+
+
+@pytest.mark.parametrize("body", [b"a\nbc", b"a\nbc\n", b"\n\na\r\n \nbc"])
+def test_a_line_ends_with_its_line(body: bytes) -> None:
+    assert [*lines_of(body)] == [b"a", b"bc"]
+
+
+def test_the_answer_has_the_request_s_id_and_is_kept_by_nobody() -> None:
+    async def test() -> None:
+        (answer,) = await Front().ask(request("/batch", b"", x_request_id="7e57"))
+        assert (answer.headers["x-request-id"], answer.headers["cache-control"]) == ("7e57", "no-store")
+
+    run(test())

@@ -1,0 +1,72 @@
+"""Health: when a server takes requests, when not for each transform, and what it says to those who ask."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from http_front import Front, request, run
+from xformd.http.application import Parts, make_watching_application
+from xformd.http.health import Health, judge
+from xformd.vitals import Vitals, WorkerHistory
+
+WELL = Vitals(
+    queue_length=0,
+    max_queue=2,
+    workers={"idle": 1},
+    proven_workers=1,
+    needs_workers=True,
+    history=WorkerHistory(),
+    quarantined=frozenset(),
+    in_flight=3,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_stopping", "status", "reasons"),
+    [
+        ({}, False, "ready", []),
+        ({}, True, "not ready", ["the server is stopping"]),
+        ({"proven_workers": 0}, False, "not ready", ["no worker has run its example yet"]),
+        ({"proven_workers": 0, "needs_workers": False}, False, "ready", []),
+        ({"queue_length": 1}, False, "ready", []),
+        ({"queue_length": 2}, False, "not ready", ["the queue is full: 2 jobs wait"]),
+        ({"quarantined": {"b", "a"}}, False, "degraded", [f"transform {name} is in quarantine" for name in "ab"]),
+        ({"quarantined": {"a"}}, True, "not ready", ["the server is stopping", "transform a is in quarantine"]),
+    ],
+)
+def test_a_server_is_judged_by_its_vitals(
+    changes: dict[str, Any], is_stopping: bool, status: str, reasons: list[str]
+) -> None:
+    vitals = attrs.evolve(WELL, **changes)
+    assert judge(vitals, is_stopping=is_stopping) == {
+        "status": status,
+        "reasons": reasons,
+        "quarantined": sorted(vitals.quarantined),
+        "workers": {"idle": 1},
+        "queue_length": vitals.queue_length,
+        "in_flight": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("vitals", "is_stopping", "status"),
+    [(WELL, False, 200), (attrs.evolve(WELL, quarantined={"a"}), False, 200), (WELL, True, 503)],
+)
+def test_what_is_asked_is_answered_by_its_status(vitals: Vitals, is_stopping: bool, status: int) -> None:
+    async def test() -> None:
+        front = watched(Health(lambda: vitals, lambda: is_stopping))
+        for target, expected in (("/livez", 200), ("/readyz", status)):
+            (answer,) = await front.ask(request(target))
+            assert (answer.status, answer.headers["cache-control"]) == (expected, "no-store")
+
+    run(test())
+
+
+def watched(health: Health) -> Front:
+    """Give a front that answers those alone who watch a server."""
+    whole = Front()
+    parts = Parts(
+        service=whole.service, metrics=whole.metrics, limits=whole.limits, health=health, render_metrics=lambda: b"1"
+    )
+    return Front(application=make_watching_application(parts))

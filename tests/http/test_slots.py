@@ -1,0 +1,58 @@
+"""Which connection gives way where there are too many: the longest idle, and none that has a request."""
+
+from twisted.internet.address import IPv4Address
+
+from http_front import Client, Front, request, run
+
+
+def is_taken(front: Front) -> bool:
+    return front.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 2)) is not None
+
+
+def aborted(*clients: Client) -> list[bool]:
+    """Say which the server has ended; those are gone then."""
+    found = [client.wire.disconnected for client in clients]
+    for client in clients:
+        if client.wire.disconnected and client.protocol in client.protocol.factory.connections:
+            client.leave()
+    return found
+
+
+def test_the_one_that_has_been_idle_the_longest_gives_way_and_nobody_who_waits_for_an_answer() -> None:
+    async def test() -> None:
+        front = Front(max_connections=3)
+        busy, used, fresh = (front.connect() for _ in range(3))
+        await busy.send(request("/transform/later", b"owl"))
+        await used.ask(request("/transform/upper", b"owl"))
+        assert is_taken(front)
+        assert aborted(busy, used, fresh) == [False, False, True]
+        front.connect()
+        await used.ask(request("/transform/upper", b"owl"))
+        await used.send(request("/transform/later", b"owl"))
+        assert is_taken(front)
+        assert aborted(busy, used) == [False, False]
+
+    run(test())
+
+
+def test_where_everybody_is_busy_or_gone_the_new_one_is_refused() -> None:
+    async def test() -> None:
+        front = Front(max_connections=1)
+        gone = front.connect()
+        gone.leave()
+        busy = front.connect()
+        await busy.send(request("/transform/later", b"owl"))
+        assert not is_taken(front)
+        assert not gone.wire.disconnected
+
+    run(test())
+
+
+def test_nobody_gives_way_to_a_peer_that_has_too_many() -> None:
+    async def test() -> None:
+        front = Front(max_connections_per_peer=1)
+        idle = front.connect()
+        assert not is_taken(front)
+        assert not idle.wire.disconnected
+
+    run(test())

@@ -14,6 +14,7 @@ from xformd.http.exchange import Exchange, Headers
 from xformd.limits import Limits
 from xformd.metrics import NONE, UNKNOWN, Metrics
 from xformd.plugins.registry import Registry
+from xformd.runners import Caller
 from xformd.runners.trace import Trace
 from xformd.spec import Spec
 
@@ -30,9 +31,19 @@ class Service(Protocol):
     """What transforms; ``TransformService`` does."""
 
     def xform(
-        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, trace: Trace | None = None
+        self,
+        spec: Spec,
+        poem: bytes,
+        *,
+        timeout_s: float | None = None,
+        caller: Caller | None = None,
+        trace: Trace | None = None,
     ) -> bytes | Deferred[bytes]:
         """Transform a poem; see ``TransformService.xform``."""
+        ...
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Go on with what waited for this; see ``TransformService.caller_has_room``."""
         ...
 
 

@@ -95,7 +95,8 @@ class Transforming:
         try:
             asked = self._asked(exchange, requests.read_query(exchange.scope["query_string"]))
             timeout_s = requests.timeout_s(exchange.headers)
-            poem = asked.decoded(await exchange.body(self._limits.max_request_bytes), exchange.headers)
+            max_bytes = self._limits.max_request_bytes
+            poem = asked.decoded(await exchange.body(max_bytes), exchange.headers, max_bytes)
         except XformError as error:
             self._count(error)
             raise

@@ -93,3 +93,10 @@ def test_a_poem_is_measured_in_utf_8_whatever_it_came_in(tmp_path: Path, name: s
         answer = ask(server, "POST", f"/transform/{name}", b"\xe9" * 501, Content_Type=type_)
         assert (answer.status, json.loads(answer.read())["code"]) == (413, "too-large")
         assert ask(server, "POST", "/transform/upper", b"\xe9" * 500, Content_Type=type_).status == 200
+
+
+def test_a_poem_in_an_address_is_no_longer_than_one_in_a_body(tmp_path: Path) -> None:
+    with serving(tmp_path, *HTTP, "--max-request-bytes=1000") as server:
+        answer = ask(server, "GET", f"/transform/upper?poem={'o' * 1001}")
+        assert (answer.status, json.loads(answer.read())["code"]) == (413, "too-large")
+        assert ask(server, "GET", f"/transform/upper?poem={'o' * 1000}").status == 200

@@ -96,8 +96,12 @@ class Asked:
         return decoded
 
 
-def poem_of(parameters: dict[str, str]) -> bytes:
+def poem_of(parameters: dict[str, str], max_bytes: int) -> bytes:
     """Take the poem out of the parameters of an address.
+
+    Args:
+        parameters: of the query; the poem is gone from them afterwards.
+        max_bytes: how long a poem may be anywhere.
 
     Raises:
         BadRequest: there is none.
@@ -107,6 +111,8 @@ def poem_of(parameters: dict[str, str]) -> bytes:
     if text is None:
         raise BadRequest("a GET takes its poem as ?poem=...; POST takes it as the body")
     poem = text.encode()
+    if len(poem) > max_bytes:
+        raise TooLarge(f"the poem has {len(poem)} bytes; the limit is {max_bytes} bytes")
     if len(poem) > MAX_QUERY_POEM_BYTES:
         raise TooLarge(f"a poem in an address has at most {MAX_QUERY_POEM_BYTES} bytes; POST it as the body")
     return poem

@@ -105,7 +105,7 @@ class Transforming:
     async def _get(self, exchange: Exchange) -> None:
         try:
             parameters = requests.read_query(exchange.scope["query_string"])
-            poem = poem_of(parameters)
+            poem = poem_of(parameters, self._limits.max_request_bytes)
             asked = self._asked(exchange, parameters)
             timeout_s = requests.timeout_s(exchange.headers)
         except XformError as error:

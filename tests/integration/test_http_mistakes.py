@@ -82,3 +82,21 @@ def test_no_poem_of_an_http_request_is_logged(server: Server) -> None:
     assert ask(server, "POST", "/batch", lines.encode()).read().count(b"transform-failed") >= 3
     wait_until(lambda: "the worker of dies" in server.log)
     assert poem.lower() not in server.log.lower()
+
+
+@pytest.mark.parametrize(
+    "name", ["upper", "refuses"]
+)  # in the server, and in a worker, which a poem too long would end
+def test_a_poem_is_measured_in_utf_8_whatever_it_came_in(tmp_path: Path, name: str) -> None:
+    with serving(tmp_path, *HTTP, "--max-request-bytes=1000") as server:
+        type_ = "text/plain; charset=latin-1"
+        answer = ask(server, "POST", f"/transform/{name}", b"\xe9" * 501, Content_Type=type_)
+        assert (answer.status, json.loads(answer.read())["code"]) == (413, "too-large")
+        assert ask(server, "POST", "/transform/upper", b"\xe9" * 500, Content_Type=type_).status == 200
+
+
+def test_a_poem_in_an_address_is_no_longer_than_one_in_a_body(tmp_path: Path) -> None:
+    with serving(tmp_path, *HTTP, "--max-request-bytes=1000") as server:
+        answer = ask(server, "GET", f"/transform/upper?poem={'o' * 1001}")
+        assert (answer.status, json.loads(answer.read())["code"]) == (413, "too-large")
+        assert ask(server, "GET", f"/transform/upper?poem={'o' * 1000}").status == 200

@@ -70,24 +70,37 @@ class Asked:
         digest.update(poem)
         return b'"%b"' % digest.hexdigest()[:32].encode()
 
-    def decoded(self, poem: bytes, headers: Mapping[bytes, bytes]) -> bytes:
+    def decoded(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
         """Give a poem in UTF-8, whatever charset it came in; bytes are left alone.
+
+        Args:
+            poem: as it came.
+            headers: of the request.
+            max_bytes: how long it may be in UTF-8, where it may be several times as long as it came.
 
         Raises:
             BadRequest: the charset is none that is known here.
             GibberishError: the poem is not in that charset.
+            TooLarge: it is too long in UTF-8.
         """
         charset = requests.charset(headers)
         if charset is None or self.entries[0].transform.kind == "bytes":
             return poem
         try:
-            return poem.decode(charset).encode()
+            decoded = poem.decode(charset).encode()
         except UnicodeError:
             raise GibberishError(f"the poem is not in {charset}, as its Content-Type says") from None
+        if len(decoded) > max_bytes:
+            raise TooLarge(f"the poem has {len(decoded)} bytes in UTF-8; the limit is {max_bytes} bytes")
+        return decoded
 
 
-def poem_of(parameters: dict[str, str]) -> bytes:
+def poem_of(parameters: dict[str, str], max_bytes: int) -> bytes:
     """Take the poem out of the parameters of an address.
+
+    Args:
+        parameters: of the query; the poem is gone from them afterwards.
+        max_bytes: how long a poem may be anywhere.
 
     Raises:
         BadRequest: there is none.
@@ -97,6 +110,8 @@ def poem_of(parameters: dict[str, str]) -> bytes:
     if text is None:
         raise BadRequest("a GET takes its poem as ?poem=...; POST takes it as the body")
     poem = text.encode()
+    if len(poem) > max_bytes:
+        raise TooLarge(f"the poem has {len(poem)} bytes; the limit is {max_bytes} bytes")
     if len(poem) > MAX_QUERY_POEM_BYTES:
         raise TooLarge(f"a poem in an address has at most {MAX_QUERY_POEM_BYTES} bytes; POST it as the body")
     return poem

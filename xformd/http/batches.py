@@ -2,9 +2,10 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -20,6 +21,8 @@ from xformd.http.exchange import Exchange
 from xformd.http.transforming import Service
 from xformd.limits import Limits
 from xformd.metrics import Metrics
+from xformd.runners import Caller
+from xformd.runners.trace import Trace
 from xformd.spec import Spec
 
 MEDIA_TYPE = b"application/x-ndjson"
@@ -115,13 +118,19 @@ class Batching:
         ]
         await send({"type": "http.response.start", "status": 200, "headers": about})
         leaving = asyncio.get_running_loop().create_task(exchange.gone())
-        answer = _Answer(send, leaving, self._limits.max_in_flight)
+        answer = _Answer(send, leaving, self._limits.max_in_flight, self._service.caller_has_room)
+
+        def begin(index: int, text: bytes) -> bytes | Deferred[bytes]:
+            return self._begin(index, text, timeout_s, answer, Trace(exchange.request_id))
+
         try:
-            await answer.send_all(self._begin(index, line, timeout_s) for index, line in enumerate(lines_of(body)))
+            await answer.send_all(itertools.starmap(begin, enumerate(lines_of(body))))
         finally:
             answer.close()
 
-    def _begin(self, index: int, text: bytes, timeout_s: float | None) -> bytes | Deferred[bytes]:
+    def _begin(
+        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, trace: Trace
+    ) -> bytes | Deferred[bytes]:
         """Run a line; what is given is its answer, and no error."""
         try:
             line = read_line(text)
@@ -129,7 +138,7 @@ class Batching:
             self._metrics.refused("http", error.code)
             return write_error(index, error)
         try:
-            result = self._service.xform(line.spec, line.poem, timeout_s=timeout_s)
+            result = self._service.xform(line.spec, line.poem, timeout_s=timeout_s, caller=caller, trace=trace)
         except XformError as error:
             return write_error(index, error)
         if isinstance(result, bytes):
@@ -147,18 +156,26 @@ class Batching:
 
 
 class _Answer:
-    """What goes back to the client of one batch.
+    """What goes back to the client of one batch, who is one caller, however many lines wait for a worker.
 
     Args:
         send: takes the events of the answer (ASGI).
         leaving: ends when the client is gone.
         max_running: how many lines run at a time.
+        tell_room: is called when there is room for results again.
+
+    Attributes:
+        takes_results: whether the client reads what is sent; what waits for a worker waits for this too.
     """
 
-    def __init__(self, send: Send, leaving: "asyncio.Task[None]", max_running: int) -> None:
+    def __init__(
+        self, send: Send, leaving: "asyncio.Task[None]", max_running: int, tell_room: Callable[[Caller], None]
+    ) -> None:
+        self.takes_results = True
         self._send = send
         self._leaving = leaving
         self._max_running = max_running
+        self._tell_room = tell_room
         self._running: set[asyncio.Future[bytes]] = set()
         self._waiting: list[bytes] = []
 
@@ -201,4 +218,7 @@ class _Answer:
     async def _flush(self, *, more: bool) -> None:
         if self._waiting or not more:
             body, self._waiting = b"".join(self._waiting), []
+            self.takes_results = False
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            self.takes_results = True
+            self._tell_room(self)

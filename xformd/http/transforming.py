@@ -14,6 +14,7 @@ from xformd.http.exchange import Exchange, Headers
 from xformd.limits import Limits
 from xformd.metrics import Metrics
 from xformd.plugins.registry import Registry
+from xformd.runners import Caller
 from xformd.runners.trace import Trace
 from xformd.spec import Spec
 
@@ -32,9 +33,19 @@ class Service(Protocol):
     """What transforms; ``TransformService`` does."""
 
     def xform(
-        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, trace: Trace | None = None
+        self,
+        spec: Spec,
+        poem: bytes,
+        *,
+        timeout_s: float | None = None,
+        caller: Caller | None = None,
+        trace: Trace | None = None,
     ) -> bytes | Deferred[bytes]:
         """Transform a poem; see ``TransformService.xform``."""
+        ...
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Go on with what waited for this; see ``TransformService.caller_has_room``."""
         ...
 
 
@@ -86,7 +97,8 @@ class Transforming:
         try:
             asked = self._asked(exchange, requests.read_query(exchange.scope["query_string"]))
             timeout_s = requests.timeout_s(exchange.headers)
-            poem = asked.decoded(await exchange.body(self._limits.max_request_bytes), exchange.headers)
+            max_bytes = self._limits.max_request_bytes
+            poem = asked.decoded(await exchange.body(max_bytes), exchange.headers, max_bytes)
         except XformError as error:
             self._metrics.refused("http", error.code)
             raise
@@ -95,7 +107,7 @@ class Transforming:
     async def _get(self, exchange: Exchange) -> None:
         try:
             parameters = requests.read_query(exchange.scope["query_string"])
-            poem = poem_of(parameters)
+            poem = poem_of(parameters, self._limits.max_request_bytes)
             asked = self._asked(exchange, parameters)
             timeout_s = requests.timeout_s(exchange.headers)
         except XformError as error:

@@ -40,10 +40,10 @@ def test_the_last_says_what_the_result_is() -> None:
 
 def test_the_first_takes_the_poem() -> None:
     headers = {b"content-type": b"text/plain; charset=latin-1"}
-    assert asked("text+image").decoded(b"\xe9", headers) == "é".encode()
-    assert asked("image+text").decoded(b"\xe9", headers) == b"\xe9"
+    assert asked("text+image").decoded(b"\xe9", headers, 100) == "é".encode()
+    assert asked("image+text").decoded(b"\xe9", headers, 100) == b"\xe9"
     with pytest.raises(GibberishError, match="ascii"):
-        asked("text").decoded(b"\xe9", {b"content-type": b"text/plain; charset=ascii"})
+        asked("text").decoded(b"\xe9", {b"content-type": b"text/plain; charset=ascii"}, 100)
 
 
 def test_one_that_is_another_every_time_makes_the_whole_so() -> None:
@@ -75,9 +75,9 @@ def test_options_are_checked_without_a_poem() -> None:
 
 
 def test_a_poem_in_an_address_is_measured_in_bytes() -> None:
-    assert poem_of({"poem": "é" * (MAX_QUERY_POEM_BYTES // 2)})
+    assert poem_of({"poem": "é" * (MAX_QUERY_POEM_BYTES // 2)}, 2 * MAX_QUERY_POEM_BYTES)
     with pytest.raises(TooLarge):
-        poem_of({"poem": "é" * (MAX_QUERY_POEM_BYTES // 2) + "a"})
+        poem_of({"poem": "é" * (MAX_QUERY_POEM_BYTES // 2) + "a"}, 2 * MAX_QUERY_POEM_BYTES)
 
 
 @pytest.mark.parametrize(

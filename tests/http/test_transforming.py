@@ -39,6 +39,9 @@ class Broken:
             return result
         raise RuntimeError("our fault")
 
+    def caller_has_room(self, *_: object) -> None:
+        """Nothing waits here."""
+
 
 def transforming(service: Broken) -> Front:
     return Front(application=Transforming(service, service, Metrics(), Limits()))

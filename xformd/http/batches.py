@@ -144,13 +144,12 @@ class Batching:
         if isinstance(result, bytes):
             return write_result(index, result)
         return result.addCallbacks(
-            lambda done: write_result(index, done), lambda failure: self._explain(index, failure)
+            lambda done: write_result(index, done), lambda failure: self._explain(index, failure, str(trace.request_id))
         )
 
-    def _explain(self, index: int, failure: Failure) -> bytes:
+    def _explain(self, index: int, failure: Failure, request_id: str) -> bytes:
         if isinstance(failure.value, XformError):
             return write_error(index, failure.value)
-        request_id = requests.request_id({})
         self.log.failure("internal error {request_id}", failure, request_id=request_id)
         return write_error(index, InternalError(request_id))
 

@@ -163,7 +163,7 @@ def test_connections_that_come_and_go_leave_nothing(server: Server) -> None:
 
 
 def test_slow_ones_keep_nobody_out(tmp_path: Path) -> None:
-    with serving(tmp_path, "--plugins=none", "--workers=0", "--max-connections", "8", *HTTP) as server:
+    with serving(tmp_path, "--plugins=none", "--workers=0", "--max-connections", "32", *HTTP) as server:
         with exchange(server) as staying:
             assert staying.ask(OWL).status == 200
             slow = []

@@ -228,3 +228,17 @@ def test_every_request_of_a_long_session_is_counted_once(server: Counting) -> No
         ("upper", "session", "ok"): sent["upper"],
         ("(unknown)", "session", "no-such-transform"): sent["nope"],
     }
+
+
+def test_what_is_asked_reaches_the_service_as_it_was(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reader:
+        takes_results = True
+
+    seen: list[dict[str, Any]] = []
+    caller = Reader()
+    service = TransformService.inline(ISOLATED, Limits(), clock)
+    monkeypatch.setattr(service, "xform", lambda *_, **asked: seen.append(asked) or b"")
+    trace = Trace()
+    counted = Accounted(service, Metrics(), "session")
+    counted.xform(parse("upper"), b"", timeout_s=2.0, caller=caller, trace=trace)
+    assert seen == [{"timeout_s": 2.0, "caller": caller, "trace": trace}]

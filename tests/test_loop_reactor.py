@@ -105,7 +105,10 @@ def test_a_child_that_ends_is_noticed(site: Loop) -> None:
         def processEnded(self, reason: object) -> None:
             site.reactor.stop()
 
-    site.run(lambda: site.reactor.spawnProcess(Child(), "/bin/sh", ["sh", "-c", "exit 0"], env=dict(os.environ)))
+    def begin() -> None:  # without a pipe, whose end would tell the same
+        site.reactor.spawnProcess(Child(), "/bin/sh", ["sh", "-c", "sleep 0.1"], env=dict(os.environ), childFDs={})
+
+    site.run(begin)
 
 
 def test_it_stops_whoever_asks_and_whoever_it_has_to_wait_for(site: Loop) -> None:

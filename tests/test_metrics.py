@@ -85,14 +85,25 @@ def test_the_transforms_that_are_told_apart_are_bounded() -> None:
         metrics.tally(f"t{number}", "session")
     metrics.refused("session", "bad-request")
     labels = {transform for transform, _, _ in metrics.requests}
-    assert len(labels) <= MAX_TRANSFORMS + 1
-    assert len([*metrics.run_seconds]) <= MAX_TRANSFORMS
+    assert len(labels) == MAX_TRANSFORMS - 3 + len({OTHERS, NONE}), "three labels of its own are among them"
+    assert len([*metrics.run_seconds]) == MAX_TRANSFORMS - 3 + len({OTHERS})
     assert {OTHERS, NONE} <= labels
     assert sum(metrics.requests.values()) == MAX_TRANSFORMS + 51
 
 
 def test_a_name_that_is_not_registered_stands_under_one_label_wherever_that_is_found_out() -> None:
     metrics = Metrics()
-    metrics.refused("http", "no-such-transform")
-    metrics.refused("http", "bad-request")
-    assert metrics.requests == {(UNKNOWN, "http", "no-such-transform"): 1, (NONE, "http", "bad-request"): 1}
+    for code in ("no-such-transform", "ambiguous-transform", "bad-request"):
+        metrics.refused("http", code)
+    assert metrics.requests == {
+        (UNKNOWN, "http", "no-such-transform"): 1,
+        (UNKNOWN, "http", "ambiguous-transform"): 1,
+        (NONE, "http", "bad-request"): 1,
+    }
+
+
+def test_what_nobody_has_asked_for_has_no_line() -> None:
+    metrics = Metrics()
+    metrics.tally("upper", "session")
+    metrics.fold()
+    assert not [*metrics.requests]

@@ -37,7 +37,7 @@ class LoopReactor(PromptReactor):
         loop = self._loop
         loop.add_reader(self._poller.fileno(), self._turn)
         # Loops take the file that Python writes signals to for themselves, and Twisted would not hear of children.
-        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        loop.add_signal_handler(signal.SIGCHLD, reapAllProcesses)
         loop.call_soon(self._turn)
         try:
             loop.run_forever()
@@ -75,10 +75,6 @@ class LoopReactor(PromptReactor):
         self._is_turning = False
         if self._started:
             self._set_alarm()
-
-    def _reap(self) -> None:
-        reapAllProcesses()
-        self._turn()  # what an end has set off may be the reactor's own
 
     def _set_alarm(self) -> None:
         """See that the loop wakes the reactor when its next delayed call is due."""

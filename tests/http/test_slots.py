@@ -35,6 +35,19 @@ def test_the_one_that_has_been_idle_the_longest_gives_way_and_nobody_who_waits_f
     run(test())
 
 
+def test_each_gives_way_once_also_before_it_is_gone() -> None:
+    async def test() -> None:
+        front = Front(max_connections=2)
+        first, second = front.connect(), front.connect()
+        assert is_taken(front)
+        assert [each.wire.disconnected for each in (first, second)] == [True, False]
+        assert is_taken(front)
+        assert second.wire.disconnected
+        assert not is_taken(front)
+
+    run(test())
+
+
 def test_where_everybody_is_busy_or_gone_the_new_one_is_refused() -> None:
     async def test() -> None:
         front = Front(max_connections=1)

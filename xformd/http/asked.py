@@ -65,7 +65,13 @@ class Asked:
             entry.transform.convert(dict(step.options))
 
     def validators(self, poem: bytes) -> list[tuple[bytes, bytes]]:
-        """Give the headers that let a client keep the result for this poem, and ask whether it is still true."""
+        """Give the headers that let a client keep the result for this poem, and ask whether it is still true.
+
+        A plugin without a version, as a loose file is, may be another one after a reload, and nothing tells: what it
+        gives is not to be kept.
+        """
+        if not all(each.plugin.version for each in self.entries):
+            return [(b"cache-control", b"no-store")]
         digest = hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.made_by, self.media_type))
         digest.update(poem)
         etag = b'"%b"' % digest.hexdigest()[:32].encode()
@@ -118,9 +124,14 @@ def poem_of(parameters: dict[str, str], max_bytes: int) -> bytes:
     return poem
 
 
-def is_known(headers: Mapping[bytes, bytes], etag: bytes) -> bool:
-    """Say whether a client has this result already (RFC 9110, If-None-Match)."""
-    given = headers.get(b"if-none-match")
-    if given is None:
+def is_known(headers: Mapping[bytes, bytes], validators: Mapping[bytes, bytes]) -> bool:
+    """Say whether a client has this result already (RFC 9110, If-None-Match).
+
+    Args:
+        headers: of the request.
+        validators: of the result.
+    """
+    given, etag = headers.get(b"if-none-match"), validators.get(b"etag")
+    if given is None or etag is None:
         return False
     return given.strip() == b"*" or etag in [tag.strip().removeprefix(b"W/") for tag in given.split(b",")]

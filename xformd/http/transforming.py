@@ -116,7 +116,7 @@ class Transforming:
             await self._refuse_method(exchange, detail, b"POST")
             return
         validators = asked.validators(poem)
-        if not is_known(exchange.headers, validators[0][1]):
+        if not is_known(exchange.headers, dict(validators)):
             await self._run(exchange, asked, poem, timeout_s, validators)
             return
         asked.check_options()  # what is wrong is told, whether the result is known or not

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -100,3 +101,17 @@ def test_a_poem_in_an_address_is_no_longer_than_one_in_a_body(tmp_path: Path) ->
         answer = ask(server, "GET", f"/transform/upper?poem={'o' * 1001}")
         assert (answer.status, json.loads(answer.read())["code"]) == (413, "too-large")
         assert ask(server, "GET", f"/transform/upper?poem={'o' * 1000}").status == 200
+
+
+def test_what_a_plugin_without_a_version_gives_is_not_kept(tmp_path: Path) -> None:
+    plugin = "import xformd\n\n@xformd.transform(deterministic=True)\ndef owl(poem: str) -> str:\n    return '{}'\n"
+    hook = "\n@xformd.hookimpl\ndef xformd_transforms():\n    return [owl]\n"
+    (tmp_path / "p.py").write_text(plugin.format("hoo") + hook)
+    with serving(tmp_path, *HTTP, "--plugins-dir", str(tmp_path)) as server:
+        answer = ask(server, "GET", "/transform/owl?poem=", If_None_Match="*")
+        assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
+        known = answer.headers["etag"] or "none"
+        (tmp_path / "p.py").write_text(plugin.format("hooo") + hook)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: ask(server, "POST", "/transform/owl").read() == b"hooo")
+        assert ask(server, "GET", "/transform/owl?poem=", If_None_Match=known).read() == b"hooo"

@@ -64,8 +64,15 @@ class Asked:
         for step, entry in zip(self.spec.steps, self.entries, strict=True):
             entry.transform.convert(dict(step.options))
 
-    def etag(self, poem: bytes) -> bytes:
-        """Give the tag of the result for this poem: another one whenever the result may be another one."""
+    def etag(self, poem: bytes) -> bytes | None:
+        """Give the tag of the result for this poem: another one whenever the result may be another one.
+
+        Returns:
+            The tag; None where a plugin has no version, as a loose file: after a reload it may be another one, and
+            nothing would tell.
+        """
+        if not all(each.plugin.version for each in self.entries):
+            return None
         digest = hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.made_by, self.media_type))
         digest.update(poem)
         return b'"%b"' % digest.hexdigest()[:32].encode()
@@ -118,7 +125,12 @@ def poem_of(parameters: dict[str, str], max_bytes: int) -> bytes:
 
 
 def is_known(headers: Mapping[bytes, bytes], etag: bytes) -> bool:
-    """Say whether a client has this result already (RFC 9110, If-None-Match)."""
+    """Say whether a client has this result already (RFC 9110, If-None-Match).
+
+    Args:
+        headers: of the request.
+        etag: of the result.
+    """
     given = headers.get(b"if-none-match")
     if given is None:
         return False

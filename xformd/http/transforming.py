@@ -21,6 +21,7 @@ from xformd.spec import Spec
 PREFIX = b"/transform/"
 
 _MAX_AGE = b"public, max-age=%d" % MAX_AGE_S
+_NOT_KEPT = (b"cache-control", b"no-store")
 
 # What a transform makes of anybody's poem is a document of nobody: it runs nothing, and is part of no site.
 _HARMLESS = [
@@ -118,8 +119,8 @@ class Transforming:
             await self._refuse_method(exchange, detail, b"POST")
             return
         etag = asked.etag(poem)
-        validators = [(b"etag", etag), (b"cache-control", _MAX_AGE)]
-        if not is_known(exchange.headers, etag):
+        validators = [_NOT_KEPT] if etag is None else [(b"etag", etag), (b"cache-control", _MAX_AGE)]
+        if etag is None or not is_known(exchange.headers, etag):
             await self._run(exchange, asked, poem, timeout_s, validators)
             return
         asked.check_options()  # what is wrong is told, whether the result is known or not

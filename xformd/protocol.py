@@ -5,6 +5,7 @@ is held in memory is bounded by the limits.
 """
 
 import functools
+import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -219,6 +220,15 @@ class TransformProtocol(Protocol):
     def abort(self) -> None:
         """Close now, whatever is on its way."""
         self.transport.abortConnection()
+
+    def has_input(self) -> bool:
+        """Whether something has arrived that has not been read yet."""
+        fileno = getattr(self.transport, "fileno", None)
+        if fileno is None:
+            return False
+        poll = select.poll()
+        poll.register(fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _take_turn(self, go_on: Callable[[], None]) -> None:
         self._next_turn = None

@@ -1,5 +1,8 @@
 """Which connection gives way where there are too many: the longest idle, and none that has a request."""
 
+import contextlib
+import socket
+
 from twisted.internet.address import IPv4Address
 
 from http_front import Client, Front, request, run
@@ -59,6 +62,40 @@ def test_where_everybody_is_busy_or_gone_the_new_one_is_refused() -> None:
         assert not gone.wire.disconnected
 
     run(test())
+
+
+def with_input(client: Client, ends: contextlib.ExitStack) -> None:
+    """Let something wait in the client's socket that the server has not read yet."""
+    ours, theirs = map(ends.enter_context, socket.socketpair())
+    theirs.sendall(b"G")
+    client.wire.fileno = ours.fileno
+
+
+def test_one_whose_request_has_not_been_read_yet_does_not_give_way_to_others() -> None:
+    async def test() -> None:
+        front = Front(max_connections=2)
+        first, second = front.connect(), front.connect()
+        with_input(first, ends)
+        assert is_taken(front)
+        assert aborted(first, second) == [False, True]
+        assert is_taken(front)
+        assert aborted(first) == [False]
+
+    with contextlib.ExitStack() as ends:
+        run(test())
+
+
+def test_where_all_have_sent_something_the_longest_idle_gives_way() -> None:
+    async def test() -> None:
+        front = Front(max_connections=2)
+        first, second = front.connect(), front.connect()
+        with_input(first, ends)
+        with_input(second, ends)
+        assert is_taken(front)
+        assert aborted(first, second) == [True, False]
+
+    with contextlib.ExitStack() as ends:
+        run(test())
 
 
 def test_nobody_gives_way_to_a_peer_that_has_too_many() -> None:

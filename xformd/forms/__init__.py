@@ -84,6 +84,10 @@ class Connection(Protocol):
         """Close now, whatever is on its way."""
         ...
 
+    def has_input(self) -> bool:
+        """Whether something has arrived that has not been read yet."""
+        ...
+
     def pause_reading(self) -> None:
         """Let the peer wait."""
         ...

@@ -207,7 +207,7 @@ def test_a_file_is_opened_and_the_result_saved_byte_for_byte(visit: Visit) -> No
     visit.page.locator("#file").set_input_files(
         {"name": "poem", "mimeType": "application/octet-stream", "buffer": sent}
     )
-    visit.page.get_by_text("shown as hex").wait_for()
+    visit.page.locator("#result-facts").get_by_text(re.compile("^256 bytes .* shown as hex$")).wait_for()
     with visit.page.expect_download() as download:
         visit.page.get_by_role("button", name="Save").click()
     assert download.value.path().read_bytes() == bytes(255 - byte for byte in sent)

@@ -92,6 +92,11 @@ class Visit:
     wall_s: float
     cpu_us: float = 0.0
 
+    @property
+    def per_s(self) -> float:
+        """How many were answered in a second."""
+        return self.answered / self.wall_s
+
 
 class Visitors:
     """Good clients, some of which stay, and some of which come anew for each request.
@@ -159,9 +164,9 @@ class Siege:
     columns: tuple[Column, ...] = (
         Column("cpu_us", "server CPU µs/request without"),
         Column("besieged_cpu_us", "with"),
-        Column("kept", "kept", ".0%", has_range=True),
         Column("per_s", "requests/s without", ",.0f"),
         Column("besieged_per_s", "with", ",.0f"),
+        Column("kept", "kept", ".0%", has_range=True),
         Column("lost", "lost of 1,000", ".1f"),
     )
 
@@ -185,9 +190,9 @@ class Siege:
         return {
             "cpu_us": free.cpu_us,
             "besieged_cpu_us": besieged.cpu_us,
-            "kept": free.cpu_us / besieged.cpu_us,
-            "per_s": free.answered / free.wall_s,
-            "besieged_per_s": besieged.answered / besieged.wall_s,
+            "per_s": free.per_s,
+            "besieged_per_s": besieged.per_s,
+            "kept": besieged.per_s / free.per_s,
             "lost": 1_000 * besieged.lost / besieged.answered,
         }
 

@@ -122,7 +122,7 @@ TARGETS = (
     Target("page", "KB of the page", only("page_kb", BROWSER), 100),
     Target("m", "xformd over HTTP / FastAPI", ratio("cpu_us", "xformd-http", "fastapi"), 0.75),
     Target("n", "xformd's netstrings with --http / without", ratio("cpu_us", "xformd --http", "xformd"), 1.1),
-    Target("o", "share of good requests that slow ones leave", only("kept", BESIEGED), 0.9, at_least=True),
+    Target("o", "share of good requests/s that slow ones leave", only("kept", BESIEGED), 0.9, at_least=True),
     Target("o", "of 1,000 of them, to be sent again", only("lost", BESIEGED), 5),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )

@@ -133,10 +133,12 @@ def test_without_metrics_there_are_no_figures(visit: Visit) -> None:
     visit.page.on("request", lambda request: asked.append(request.url))
     visit.page.route("**/metrics", lambda route: route.fulfill(status=404))
     visit.stop_the_clock()
-    visit.open("#upper&poem=owl")
-    for _ in range(3):
+    with visit.page.expect_response("**/metrics"):
+        visit.open("#upper&poem=owl")
         visit.page.clock.run_for(3_000)
     visit.shows("OWL")
+    for _ in range(3):
+        visit.page.clock.run_for(3_000)
     assert not visit.page.locator("#figures").is_visible()
     assert len([url for url in asked if url.endswith("/metrics")]) == 1
     visit.complaints[:] = [line for line in visit.complaints if not line.endswith("/metrics")]

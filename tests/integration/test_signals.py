@@ -83,6 +83,8 @@ def test_a_second_sigterm_ends_also_the_first_process_of_a_container(tmp_path: P
     with serving(tmp_path, *loose, command=(*CONTAINER, *XFORMD)) as server, Session(server) as session:
         pid = server.process.pid
         first = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        session.send(("!ping", b""))
+        session.receive()  # it has been accepted
         session.send(("nap:seconds=60", b""))
         os.kill(first, signal.SIGTERM)
         assert session.receive().code == "shutting-down"

@@ -105,7 +105,7 @@ def main() -> None:
         pool = make_pool()
         reactor.callWhenRunning(pool.start)
         reactor.addSystemEventTrigger("before", "shutdown", pool.stop)
-        looking = LoopingCall(lambda: looking.stop() if pool.supervisor.states["idle"] > WORKERS else None)
+        looking = LoopingCall(lambda: looking.stop() if pool.supervisor.states.get("idle", 0) > WORKERS else None)
         reactor.callWhenRunning(lambda: looking.start(0.02).addCallback(lambda _: Driver(pool).next_order()))
     reactor.run()
 

@@ -13,7 +13,7 @@ from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint, IStreamServerEndpoint
 
-from xformd.endpoint import DEFAULT_HOST, DEFAULT_PORT
+from xformd.endpoint import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT
 from xformd.errors import ConfigError
 
 MAX_UNIX_PATH_BYTES = 107
@@ -84,7 +84,8 @@ def server_endpoint(reactor: Any, description: str, setting: str = "listen") -> 
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
     except Exception as error:  # as above
-        example = f"tcp:{DEFAULT_PORT}:interface={DEFAULT_HOST}"
+        port = DEFAULT_PORT if setting == "listen" else DEFAULT_HTTP_PORT
+        example = f"tcp:{port}:interface={DEFAULT_HOST}"
         reason = f"{description!r}: {error}; write a Twisted server endpoint, such as {example}"
         raise ConfigError(reason, setting=setting) from error
     return endpoint

@@ -74,6 +74,14 @@ def test_every_refusal_has_the_same_form(target: str, method: str, status: int, 
     run(test())
 
 
+def test_who_watches_is_told_what_there_is_to_watch() -> None:
+    async def test() -> None:
+        (answer,) = await Front(application=make_watching_application(parts())).ask(request("/transforms"))
+        assert answer.problem["detail"] == "GET /transforms is not here; /metrics, /livez and /readyz are"
+
+    run(test())
+
+
 def test_what_there_is_is_asked_for_anew_each_time() -> None:
     async def test() -> None:
         front = Front(max_request_bytes=4_321)

@@ -33,7 +33,9 @@ def test_what_is_no_line_is_told_what_one_is(text: bytes) -> None:
 def test_a_line_is_written_as_people_read_it() -> None:
     assert write_result(3, "é".encode()).decode() == '{"index": 3, "result": "é"}\n'
     assert write_result(3, b"\xff") == b'{"index": 3, "result_base64": "/w=="}\n'
-    assert b'"index": 3, "error": {' in write_error(3, NoSuchTransform("none"))
+    written = write_error(3, NoSuchTransform("none"), "7e57")
+    assert b'"index": 3, "error": {' in written
+    assert b'"request_id": "7e57"' in written
 
 
 @pytest.mark.parametrize("body", [b"a\nbc", b"a\nbc\n", b"\n\na\r\n \nbc"])

@@ -27,7 +27,7 @@ WELL = Vitals(
     [
         ({}, False, "ready", []),
         ({}, True, "not ready", ["the server is stopping"]),
-        ({"proven_workers": 0}, False, "not ready", ["no worker has run its example yet"]),
+        ({"proven_workers": 0}, False, "not ready", ["no worker is ready; the log says why, if that lasts"]),
         ({"proven_workers": 0, "needs_workers": False}, False, "ready", []),
         ({"queue_length": 1}, False, "ready", []),
         ({"queue_length": 2}, False, "not ready", ["the queue is full: 2 jobs wait"]),

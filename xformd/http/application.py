@@ -82,7 +82,7 @@ def make_application(parts: Parts) -> ASGIApp:
 
 def make_watching_application(parts: Parts) -> ASGIApp:
     """Put together what answers those who watch the server, and nobody else."""
-    return _routed(_watching(parts))
+    return _routed(_watching(parts), "/metrics, /livez and /readyz are")
 
 
 def _watching(parts: Parts) -> list[Route]:
@@ -93,8 +93,10 @@ def _watching(parts: Parts) -> list[Route]:
     return [Route("/metrics", metrics), *parts.health.routes()]
 
 
-def _routed(routes: Sequence[Route]) -> Starlette:
-    return Starlette(routes=routes, exception_handlers=_HANDLERS)
+def _routed(routes: Sequence[Route], what_is: str = "GET /openapi.json says what is") -> Starlette:
+    answered = Starlette(routes=routes, exception_handlers=_HANDLERS)
+    answered.state.what_is = what_is
+    return answered
 
 
 def _with_cors(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
@@ -125,7 +127,7 @@ async def _show_page(request: Request) -> Response:
 async def _refuse(request: Request, error: Exception) -> Response:
     """Say in a problem what Starlette says in a line: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    detail = f"{request.method} {request.url.path} is not here; GET /openapi.json says what is"
+    detail = f"{request.method} {request.url.path} is not here; {request.app.state.what_is}"
     return _respond(problems.plain(error.status_code, detail, _id_of(request)), error.headers)
 
 

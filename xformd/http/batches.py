@@ -65,9 +65,9 @@ def write_result(index: int, result: bytes) -> bytes:
         return _write({"index": index, "result_base64": base64.b64encode(result).decode()})
 
 
-def write_error(index: int, error: XformError) -> bytes:
-    """Write a line of the answer: what went wrong."""
-    return _write({"index": index, "error": problems.details(error)})
+def write_error(index: int, error: XformError, request_id: str) -> bytes:
+    """Write a line of the answer: what went wrong, in the request that has this id."""
+    return _write({"index": index, "error": problems.details(error, request_id)})
 
 
 def _write(value: dict[str, Any]) -> bytes:
@@ -132,26 +132,27 @@ class Batching:
         self, index: int, text: bytes, timeout_s: float | None, caller: Caller, trace: Trace
     ) -> bytes | Deferred[bytes]:
         """Run a line; what is given is its answer, and no error."""
+        request_id = str(trace.request_id)
         try:
             line = read_line(text)
         except XformError as error:
             self._metrics.refused("http", error.code)
-            return write_error(index, error)
+            return write_error(index, error, request_id)
         try:
             result = self._service.xform(line.spec, line.poem, timeout_s=timeout_s, caller=caller, trace=trace)
         except XformError as error:
-            return write_error(index, error)
+            return write_error(index, error, request_id)
         if isinstance(result, bytes):
             return write_result(index, result)
         return result.addCallbacks(
-            lambda done: write_result(index, done), lambda failure: self._explain(index, failure, str(trace.request_id))
+            lambda done: write_result(index, done), lambda failure: self._explain(index, failure, request_id)
         )
 
     def _explain(self, index: int, failure: Failure, request_id: str) -> bytes:
         if isinstance(failure.value, XformError):
-            return write_error(index, failure.value)
+            return write_error(index, failure.value, request_id)
         self.log.failure("internal error {request_id}", failure, request_id=request_id)
-        return write_error(index, InternalError(request_id))
+        return write_error(index, InternalError(request_id), request_id)
 
 
 class _Answer:

@@ -29,7 +29,7 @@ def judge(vitals: Vitals, *, is_stopping: bool) -> dict[str, Any]:
     if is_stopping:
         reasons.append("the server is stopping")
     if vitals.needs_workers and not vitals.proven_workers:
-        reasons.append("no worker has run its example yet")
+        reasons.append("no worker is ready; the log says why, if that lasts")
     if vitals.queue_length >= vitals.max_queue:
         reasons.append(f"the queue is full: {vitals.queue_length} jobs wait")
     status = NOT_READY if reasons else DEGRADED if vitals.quarantined else READY

@@ -7,7 +7,7 @@ from hypothesis import settings
 from twisted.internet.task import Clock
 from twisted.logger import globalLogBeginner
 
-from logs import Log, captured
+from support.logs import Log, captured
 
 # How long one example takes says more about the machine than about the code.
 settings.register_profile("xformd", deadline=None)

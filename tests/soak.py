@@ -17,12 +17,12 @@ from pathlib import Path
 
 import attrs
 
-from integration import hostile
-from integration.faults import FAULTS, MEDDLERS, Fault
-from integration.hostile import GONE_S, Hostile, hostile_server, new_marker, within
-from integration.processes import wait_until
-from integration.session_client import Load, Session, step
 from integration.test_classic_server import resident_bytes
+from support import hostile
+from support.faults import FAULTS, MEDDLERS, Fault
+from support.hostile import GONE_S, Hostile, hostile_server, new_marker, within
+from support.processes import wait_until
+from support.session_client import Load, Session, step
 
 MIB = 1024 * 1024
 POEM_BYTES = 1_000

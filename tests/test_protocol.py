@@ -15,12 +15,12 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from logs import Log, captured
-from registries import registry_of
+from support.logs import Log, captured
+from support.registries import registry_of
 from xformd import transform
 from xformd.factory import TransformFactory
 from xformd.limits import Limits
-from xformd.output import PART_BYTES
+from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformProtocol
 from xformd.service import TransformService
 

@@ -9,10 +9,10 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from deferreds import error_of, has_fired, result_of
-from logs import Log
-from registries import registry_of
-from runners.fakes import REGISTRY, Asker, Pool
+from support.deferreds import error_of, has_fired, result_of
+from support.fakes import REGISTRY, Asker, Pool
+from support.logs import Log
+from support.registries import registry_of
 from xformd import (
     BadOptions,
     Busy,
@@ -27,8 +27,8 @@ from xformd import (
     XformError,
     transform,
 )
-from xformd.generation import Generation
 from xformd.limits import Limits
+from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.runners.quarantine import MAX_DEATHS
 from xformd.service import TransformService

@@ -9,10 +9,10 @@ from twisted.python.failure import Failure
 from twisted.python.usage import UsageError
 
 import xformd
-from deferreds import result_of
-from logs import Log
-from xformd import poem_app
-from xformd.listening import StartOrFail
+from support.deferreds import result_of
+from support.logs import Log
+from xformd.net.listener import StartOrFail
+from xformd.poems import app
 from xformd.twistd_poem import Options
 
 
@@ -23,7 +23,7 @@ class Made:
         self.arguments: tuple[Any, ...] = ()
         self.options: dict[str, Any] = {}
         for name in ("make_poem_server", "make_poem_proxy"):
-            monkeypatch.setattr(poem_app, name, self._make)
+            monkeypatch.setattr(app, name, self._make)
 
     def _make(self, *arguments: Any, **options: Any) -> None:
         self.arguments, self.options = arguments, options

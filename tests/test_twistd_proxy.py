@@ -6,17 +6,19 @@ import attrs
 import pytest
 from twisted.python.usage import UsageError
 
-from xformd import process, proxy_app, twistd_proxy
+from xformd import twistd_proxy
 from xformd.errors import ConfigError
 from xformd.limits import MIB, OF_WORKERS, Limits
+from xformd.net import run
+from xformd.proxy import app
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is put together, instead of which it is noted."""
     noted: list[Any] = []
-    monkeypatch.setattr(process, "within_descriptors", lambda settings: settings)
-    monkeypatch.setattr(proxy_app, "make_proxy", lambda *arguments, **options: noted.extend([*arguments, options]))
+    monkeypatch.setattr(run, "within_descriptors", lambda settings: settings)
+    monkeypatch.setattr(app, "make_proxy", lambda *arguments, **options: noted.extend([*arguments, options]))
     return noted
 
 
@@ -45,7 +47,7 @@ def test_every_limit_that_does_not_speak_of_workers_arrives(made: list[Any]) -> 
 
 def test_there_may_be_no_more_connections_than_descriptors(made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     few = Limits(max_connections=3)
-    monkeypatch.setattr(process, "within_descriptors", lambda settings: attrs.evolve(settings, limits=few))
+    monkeypatch.setattr(run, "within_descriptors", lambda settings: attrs.evolve(settings, limits=few))
     make("a:1")
     assert made[2] == few
 

@@ -2,4 +2,4 @@
 
 from twisted.application.service import ServiceMaker
 
-xformd_server = ServiceMaker("xformd", "xformd.twistd_server", "A transform server.", "xformd")
+xformd_server = ServiceMaker("xformd", "xformd.twistd", "A transform server.", "xformd")

@@ -35,8 +35,8 @@ from xformd.errors import (
     Unavailable,
     XformError,
 )
-from xformd.options import Option
-from xformd.transform import Example, Transform, transform
+from xformd.plugins.definition import Example, Transform, transform
+from xformd.plugins.options import Option
 
 if TYPE_CHECKING:
     from xformd.client import TransformProxy

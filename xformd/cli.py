@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from xformd import __version__
-from xformd.cli_options import Selected, guest_code, plugin_options, poem_options, server_options
-from xformd.cli_poem import poem
-from xformd.cli_proxy import proxy
-from xformd.cli_serve import config, serve
+from xformd.client.files import WRITE_FAILED
+from xformd.commands.options import Selected, guest_code, plugin_options, poem_options, server_options
+from xformd.commands.poem import poem
+from xformd.commands.proxy import proxy
+from xformd.commands.serve import config, serve
 from xformd.errors import ConfigError, XformError, one_line
-from xformd.files import WRITE_FAILED
 
 if TYPE_CHECKING:
-    from xformd.batch import Batch
-    from xformd.checking import Verdict
+    from xformd.client.batch import Batch
+    from xformd.commands.checking import Verdict
 
 CHECK_FAILED = 1
 LIST_TIMEOUT_S = 30.0
@@ -119,14 +119,15 @@ def _list_here(selected: Selected) -> dict[str, Any]:
 
 
 def _ask_for_list(server: str) -> dict[str, Any]:
-    from xformd import logs, process
     from xformd.client import TransformProxy
+    from xformd.net import run
+    from xformd.telemetry import logs
 
     async def ask() -> dict[str, Any]:
         return await TransformProxy(server).list_transforms(timeout=LIST_TIMEOUT_S)
 
     logs.start()
-    return process.run_until_done(ask())
+    return run.run_until_done(ask())
 
 
 @main.command()
@@ -139,8 +140,9 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
       xformd ping
       xformd ping --server 127.0.0.1:11000 --server unix:/run/xformd.sock
     """
-    from xformd import logs, process
     from xformd.client import TransformProxy
+    from xformd.net import run
+    from xformd.telemetry import logs
 
     async def ping_all(stdout: TextIO) -> int:
         status = 0
@@ -157,7 +159,7 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
 
     logs.start()
     with guest_code() as stdout:
-        status = process.run_until_done(ping_all(stdout))
+        status = run.run_until_done(ping_all(stdout))
     if status:
         sys.exit(status)
 
@@ -189,10 +191,10 @@ def send(
       xformd send wrap -o width=40 < poem.txt
       xformd send wrap:width=40+number-lines --output-dir out *.txt
     """
-    from xformd import logs
     from xformd import spec as specs
-    from xformd.batch import Batch
     from xformd.client import TransformProxy
+    from xformd.client.batch import Batch
+    from xformd.telemetry import logs
 
     logs.start()
     built = str(specs.build(spec, options))
@@ -229,13 +231,14 @@ def run(
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
 
-    from xformd import checking, logs
     from xformd import spec as specs
-    from xformd.batch import Batch
-    from xformd.faults import Fault
+    from xformd.client.batch import Batch
+    from xformd.commands import checking
     from xformd.limits import Limits
     from xformd.plugins import loader
     from xformd.service import TransformService
+    from xformd.telemetry import logs
+    from xformd.telemetry.tracebacks import Fault
 
     logs.start(*([logs.observer()] if traceback else []))
     parsed = specs.build(spec, options)
@@ -267,8 +270,10 @@ def check(distribution: str | None, selected: Selected) -> None:
     """
     from twisted.internet import reactor
 
-    from xformd import checking, logs, process
+    from xformd.commands import checking
+    from xformd.net import run
     from xformd.plugins import loader
+    from xformd.telemetry import logs
 
     logs.start()
     with guest_code() as stdout:
@@ -286,7 +291,7 @@ def check(distribution: str | None, selected: Selected) -> None:
                     passed.append(verdict.passed)
             return passed
 
-        passed = process.run_until_done(check_all())
+        passed = run.run_until_done(check_all())
         if not passed:
             raise ConfigError("there is nothing to check: what was selected is blocked, or has no transforms")
         if not all(passed):
@@ -310,14 +315,14 @@ def _complain(message: str) -> None:
 
 def _run_batch(batch: "Batch", files: Sequence[Path], output_dir: Path | None, stdout: TextIO) -> None:
     """Transform the poems that a command was given, and exit with the status of the first that failed."""
-    from xformd import batch as batches
-    from xformd import process
+    from xformd.client import batch as batches
+    from xformd.net import run
 
     sources = files or (batches.STDIN,)
     sink = batches.Stream(stdout.buffer) if output_dir is None else batches.Folder(output_dir, sources)
     # A bar is drawn where a person waits, and not into the middle of results on the same terminal.
     drawn = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not stdout.isatty())
     with click.progressbar(length=len(sources), label="poems", file=sys.stderr, hidden=not drawn) as bar:
-        status = process.run_until_done(batch.run(sources, sink, functools.partial(bar.update, 1)))
+        status = run.run_until_done(batch.run(sources, sink, functools.partial(bar.update, 1)))
     if status:
         sys.exit(status)

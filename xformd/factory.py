@@ -7,14 +7,14 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
-from xformd.accounting import Accounts
-from xformd.connections import Connections, Refusal
-from xformd.forms import Connection, Form, Service
-from xformd.hangups import HangUps
+from xformd.counting import Accounts
+from xformd.dialects.interfaces import Connection, Form, Service
 from xformd.limits import Limits
-from xformd.metrics import Door
+from xformd.net.connections import Connections, Refusal
+from xformd.net.disconnects import HangUps
 from xformd.protocol import LAST_WORD_S, TransformProtocol
-from xformd.refusals import RefusalLog
+from xformd.telemetry.metrics import Door
+from xformd.telemetry.rate_limited import RefusalLog
 
 
 class TransformFactory(ServerFactory):

@@ -22,13 +22,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.deadline import Deadline
+from xformd.dialects.classic import ClassicForm
+from xformd.dialects.interfaces import Form, Service
+from xformd.dialects.session import SessionForm
 from xformd.errors import BadFrame, TooLarge, XformError
-from xformd.forms import Form, Service
-from xformd.forms.classic import ClassicForm
-from xformd.forms.session import SessionForm
-from xformd.metrics import Front
-from xformd.output import PART_BYTES, IStreamTransport, Output
+from xformd.net.deadline import Deadline
+from xformd.net.write_buffer import PART_BYTES, IStreamTransport, Output
+from xformd.telemetry.metrics import Front
 from xformd.wire import netstring, session
 
 if TYPE_CHECKING:

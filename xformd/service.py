@@ -15,17 +15,17 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.deadline import within
 from xformd.errors import Cancelled, InternalError, ShuttingDown, TransformTimeout, XformError
-from xformd.faults import Fault, Look
-from xformd.generation import MAX_PLANS, Generation, Ready, Stage
 from xformd.limits import Limits
+from xformd.net.deadline import within
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller
 from xformd.runners.calls import name_all, took_too_long
+from xformd.runners.generation import MAX_PLANS, Generation, Ready, Stage
 from xformd.runners.inline import InlineRunner, Outcome, bind
-from xformd.runners.trace import Trace
 from xformd.spec import SHORT_CHARACTERS, Spec
+from xformd.telemetry.timing import Trace
+from xformd.telemetry.tracebacks import Fault, Look
 from xformd.wire import session
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from twisted.python import usage
 
-from xformd import quantities
-from xformd.endpoint import tcp_server
+from xformd.config import quantities
 from xformd.errors import ConfigError
+from xformd.net.defaults import tcp_server
 
 
 def size(text: str) -> int:

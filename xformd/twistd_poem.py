@@ -6,9 +6,9 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from xformd import poem_app
-from xformd.endpoint import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT
-from xformd.listening import Listening, StartOrFail
+from xformd.net.defaults import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT
+from xformd.net.listener import Listening, StartOrFail
+from xformd.poems import app
 from xformd.twistd_options import ListeningOptions, duration, size, timeout, told_at_once
 
 
@@ -28,7 +28,7 @@ class ServeOptions(ListeningOptions):
         """Put the server together."""
         # twistd changes to another folder before it starts.
         file = Path(self["file"]).absolute()
-        return poem_app.make_poem_server(file, self.places, reactor, bytes_per_s=self["slow"])
+        return app.make_poem_server(file, self.places, reactor, bytes_per_s=self["slow"])
 
 
 class ProxyOptions(ListeningOptions):
@@ -59,7 +59,7 @@ class ProxyOptions(ListeningOptions):
             "timeout": "timeout_s",
         }
         options = {names[flag]: self[flag] for flag in names if self[flag] is not None}
-        return poem_app.make_poem_proxy(self["upstream"], self.places, reactor, **options)
+        return app.make_poem_proxy(self["upstream"], self.places, reactor, **options)
 
 
 class Options(usage.Options):

@@ -6,12 +6,13 @@ import attrs
 from twisted.application.service import IService
 from twisted.python import usage
 
-from xformd import process, proxy_app
-from xformd.allocator import keep_freed_memory
 from xformd.config import TABLE, Settings, configure
-from xformd.endpoint import DEFAULT_PROXY_PORT
 from xformd.limits import OF_WORKERS, Limits
-from xformd.listening import StartOrFail
+from xformd.net import run
+from xformd.net.allocator import keep_freed_memory
+from xformd.net.defaults import DEFAULT_PROXY_PORT
+from xformd.net.listener import StartOrFail
+from xformd.proxy import app
 from xformd.twistd_options import ListeningOptions, size, timeout, told_at_once
 
 _LIMITS = [TABLE[field.name] for field in attrs.fields(Limits) if field.name not in OF_WORKERS]
@@ -39,7 +40,7 @@ class Options(ListeningOptions):
                 raise usage.UsageError(f"{word!r} comes after UPSTREAM: options go before it")
         self["upstreams"] = upstreams
 
-    def make(self, reactor: Any) -> proxy_app.ProxyServer:
+    def make(self, reactor: Any) -> app.ProxyServer:
         """Put the proxy together.
 
         Raises:
@@ -47,9 +48,9 @@ class Options(ListeningOptions):
         """
         given = {setting.name: (setting.flag, self[setting.flag.removeprefix("--")]) for setting in _LIMITS}
         limits = configure(flags={name: flag for name, flag in given.items() if flag[1] is not None}).settings.limits
-        settings = process.within_descriptors(Settings(listen=self.places, limits=limits, workers=0))
+        settings = run.within_descriptors(Settings(listen=self.places, limits=limits, workers=0))
         options = {_OWN[flag]: self[flag] for flag in _OWN if self[flag] is not None}
-        return proxy_app.make_proxy(self["upstreams"], settings.listen, settings.limits, reactor, **options)
+        return app.make_proxy(self["upstreams"], settings.listen, settings.limits, reactor, **options)
 
 
 def makeService(options: Options) -> IService:

@@ -11,16 +11,16 @@ from twisted.internet.task import LoopingCall
 from benchmarks import traffic
 from benchmarks.pool_jobs import WORKERS, Order, Tally, orders, tell
 from xformd import spec
-from xformd.allocator import keep_freed_memory
 from xformd.limits import Limits
+from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import loader
 from xformd.runners import Runner
 from xformd.runners.calls import prepare
 from xformd.runners.inline import InlineRunner
-from xformd.runners.orders import Orders
+from xformd.runners.messages import Orders
+from xformd.runners.pool import WorkerPool
 from xformd.runners.quarantine import Quarantine
-from xformd.runners.worker_process import WorkerProcess
-from xformd.runners.workers import WorkerPool
+from xformd.runners.worker_handle import WorkerProcess
 
 reactor: Any = _reactor
 LIMITS = Limits(max_jobs_per_worker=10**9)

@@ -4,18 +4,16 @@ For each file and not for all: while Playwright runs, its event loop counts as t
 folder that want one of their own would be told so.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from browser.visits import PLUGINS, Visit, browsing, chromium
-from integration.processes import Server, serving
+from support.processes import Server, serving
+from support.visits import PLUGINS, Opener, Visit, browsing, chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-Opener = Callable[..., Visit]
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from browser.conftest import Opener
-from browser.visits import Visit
-from integration.processes import serving
+from support.processes import serving
+from support.visits import Opener, Visit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

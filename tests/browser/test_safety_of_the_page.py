@@ -4,9 +4,8 @@ from urllib.parse import quote
 
 import pytest
 
-from browser.conftest import Opener
-from browser.plugins.odd import MARKUP
-from browser.visits import Visit
+from support.page_plugins.odd import MARKUP
+from support.visits import Opener, Visit
 
 pytestmark = pytest.mark.xdist_group("browser-sharing")
 

@@ -7,8 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from browser.conftest import Opener
-from browser.visits import Visit, run_in_shell
+from support.visits import Opener, Visit, run_in_shell
 
 pytestmark = pytest.mark.xdist_group("browser-sharing")
 

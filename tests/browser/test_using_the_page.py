@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from browser.conftest import Opener
-from browser.visits import Visit
+from support.visits import Opener, Visit
 
 pytestmark = pytest.mark.xdist_group("browser-using")
 

@@ -13,7 +13,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 import xformd
-from deferreds import error_of, has_fired, result_of
+from support.deferreds import error_of, has_fired, result_of
 from xformd.client import classic
 from xformd.spec import parse
 

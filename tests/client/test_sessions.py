@@ -16,8 +16,8 @@ from twisted.internet.testing import StringTransport
 from zope.interface import directlyProvides
 
 import xformd
-from deferreds import error_of, has_fired, result_of
-from network import Host, Network
+from support.deferreds import error_of, has_fired, result_of
+from support.network import Host, Network
 from test_protocol import Server
 from xformd import TransformProxy
 from xformd.client.session import Session

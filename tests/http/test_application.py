@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from http_front import Front, request, run
-from logs import Log
+from support.http_front import Front, request, run
+from support.logs import Log
 from xformd.http.application import METRICS_TYPE, Parts, make_application, make_watching_application
 from xformd.http.health import Health
 

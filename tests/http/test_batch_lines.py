@@ -2,9 +2,9 @@
 
 import pytest
 
-from http_front import Front, request, run
+from support.http_front import Front, request, run
 from xformd.errors import BadRequest, NoSuchTransform
-from xformd.http.batches import lines_of, read_line, write_error, write_result
+from xformd.http.batch import lines_of, read_line, write_error, write_result
 
 
 @pytest.mark.parametrize(

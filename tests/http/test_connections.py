@@ -6,9 +6,9 @@ import weakref
 
 import pytest
 
-from http_front import Client, Front, request, run
-from logs import Log
-from xformd.http.form import PIECE_BYTES, PROBE_S
+from support.http_front import Client, Front, request, run
+from support.logs import Log
+from xformd.http.connection import PIECE_BYTES, PROBE_S
 from xformd.http.heads import MAX_HEAD_BYTES
 
 OWL = request("/transform/upper", b"owl")

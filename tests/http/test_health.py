@@ -5,10 +5,10 @@ from typing import Any
 import attrs
 import pytest
 
-from http_front import Front, request, run
+from support.http_front import Front, request, run
 from xformd.http.application import Parts, make_watching_application
 from xformd.http.health import Health, judge
-from xformd.vitals import Vitals, WorkerHistory
+from xformd.telemetry.status import Vitals, WorkerHistory
 
 WELL = Vitals(
     queue_length=0,

@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from registries import registry_of
+from support.registries import registry_of
 from xformd import Transform, transform
 from xformd.http.openapi import build
 from xformd.limits import Limits

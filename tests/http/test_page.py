@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from http_front import Front, request, run
+from support.http_front import Front, request, run
 from xformd.http.page import page
 
 MOST_BYTES = 100_000

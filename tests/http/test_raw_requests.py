@@ -2,9 +2,9 @@
 
 import pytest
 
-import http_front
-from http_front import Answer, Case, Client, Front, run
-from logs import Log
+from support import http_front
+from support.http_front import Answer, Case, Client, Front, run
+from support.logs import Log
 
 CASES = http_front.cases()
 SHORT = [case for case in CASES if len(case.send) < 1_000]

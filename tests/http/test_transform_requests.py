@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from http_front import Answer, Front, request, run
-from xformd.http.asked import MAX_QUERY_POEM_BYTES
+from support.http_front import Answer, Front, request, run
+from xformd.http.request import MAX_QUERY_POEM_BYTES
 
 ASK = "/transform/upper?poem=owl"
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from integration import hostile
-from integration.packages import Environment
-from integration.processes import VERSES, Server, serving
+from support import hostile
+from support.packages import Environment
+from support.processes import VERSES, Server, serving
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from integration.broken_packages import BROKEN, IMPORTED_FOLDER, NOISE, PACKAGES, Broken, good_module, install_all
-from integration.packages import TIMEOUT_S, VERSION, Environment
-from xformd.plugins import poetry, text
+from support.broken_packages import BROKEN, IMPORTED_FOLDER, NOISE, PACKAGES, Broken, good_module, install_all
+from support.packages import TIMEOUT_S, VERSION, Environment
+from xformd.plugins.builtin import poetry, text
 
 pytestmark = pytest.mark.xdist_group("broken_plugins")
 

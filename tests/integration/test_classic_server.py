@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import VERSES, Server, netstring, read_to_end, serving, wait_until, xformd
+from support.processes import VERSES, Server, netstring, read_to_end, serving, wait_until, xformd
 
 LIMIT = 10 * 1024 * 1024
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, read_to_end, xformd
+from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, read_to_end, xformd
 
 LOOSE = ("--plugins=none", "--plugins-dir", str(VERSES))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import netstring, serving, xformd
+from support.processes import netstring, serving, xformd
 
 
 def values(*arguments: str, **extra: str) -> dict[str, tuple[object, str]]:

@@ -5,19 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from integration.hostile import (
-    GONE_S,
-    KILL_S,
-    Hostile,
-    best_of,
-    codes,
-    hostile_server,
-    new_marker,
-    within,
-)
-from integration.packages import Environment
-from integration.processes import netstring
-from integration.session_client import Session, abort, step
+from support.hostile import GONE_S, KILL_S, Hostile, best_of, codes, hostile_server, new_marker, within
+from support.packages import Environment
+from support.processes import netstring
+from support.session_client import Session, abort, step
 
 HUNG = {
     "sleeps": ("sleep", {"seconds": "30"}),

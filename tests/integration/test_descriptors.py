@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import XFORMD, Server, netstring, serving, wait_until
+from support.processes import XFORMD, Server, netstring, serving, wait_until
 
 LIMIT = 64
 FEW_DESCRIPTORS = ("bash", "-c", f'ulimit -n {LIMIT}; exec "$@"', "bash", *XFORMD)

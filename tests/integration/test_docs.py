@@ -12,9 +12,9 @@ from pathlib import Path
 import attrs
 import pytest
 
-from integration import packages
-from integration.poems import peer, sends
-from integration.processes import DEADLINE_S, serving
+from support import packages
+from support.poems import peer, sends
+from support.processes import DEADLINE_S, serving
 
 pytestmark = pytest.mark.xdist_group("docs")
 

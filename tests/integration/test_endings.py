@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import serving, xformd
+from support.processes import serving, xformd
 
 LINGERING = {
     "thread": "threading.Thread(target=time.sleep, args=(60,)).start()",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import DEADLINE_S, Server, serving, wait_until
+from support.processes import DEADLINE_S, Server, serving, wait_until
 
-HERE = Path(__file__).parent / "fuzzing"
+HERE = Path(__file__).parents[1] / "support" / "fuzzing"
 ANY_HTTP = ("--plugins=none", "--workers=1", "--http", "tcp:0:interface=127.0.0.1")
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
 """For `make fuzz`: ask that much of every operation, and something else each time."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import (
+from support.processes import (
     DEADLINE_S,
     XFORMD,
     Server,

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from integration.processes import DEADLINE_S, Server, read_to_end, serving, wait_until
+from support.processes import DEADLINE_S, Server, read_to_end, serving, wait_until
 
 PLUGIN = '''
 import time

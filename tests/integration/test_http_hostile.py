@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import http_front
-from http_front import Case, answers, request
-from integration.http_client import HTTP, Http, abort, connect, exchange
-from integration.processes import DEADLINE_S, Server, read_to_end, serving, wait_until
+from support import http_front
+from support.http_client import HTTP, Http, abort, connect, exchange
+from support.http_front import Case, answers, request
+from support.processes import DEADLINE_S, Server, read_to_end, serving, wait_until
 
 OWL = request("/transform/upper", b"owl")
 HEAD = b"POST /transform/upper HTTP/1.1\r\nHost: a\r\n"

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from integration.processes import DEADLINE_S, Server, serving, wait_until
+from support.processes import DEADLINE_S, Server, serving, wait_until
 
-LEAKY = Path(__file__).parent / "leaky"
+LEAKY = Path(__file__).parents[1] / "support" / "leaky"
 HTTP = ("--plugins=none", "--plugins-dir", str(LEAKY), "--workers=1", "--http", "tcp:0:interface=127.0.0.1")
 
 

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from http_front import request
-from integration.hostile import Hostile, hostile_server, new_marker
-from integration.http_client import HTTP, Http, abort, connect, exchange
-from integration.packages import Environment
-from integration.processes import DEADLINE_S, VERSES, environment, read_to_end, serving, wait_until, xformd
-from integration.session_client import step
 from integration.test_listening import tls_endpoint
+from support.hostile import Hostile, hostile_server, new_marker
+from support.http_client import HTTP, Http, abort, connect, exchange
+from support.http_front import request
+from support.packages import Environment
+from support.processes import DEADLINE_S, VERSES, environment, read_to_end, serving, wait_until, xformd
+from support.session_client import step
 
 OWL = request("/transform/upper", b"owl")
 
@@ -277,7 +277,7 @@ def test_a_poem_in_a_worker_comes_back_as_long_as_it_may_be(tmp_path: Path) -> N
 
 
 def test_importing_the_server_needs_none_of_it() -> None:
-    code = "import sys, xformd.app, xformd.cli; print({'starlette', 'uvicorn', 'asyncio'} & {*sys.modules})"
+    code = "import sys, xformd.server.app, xformd.cli; print({'starlette', 'uvicorn', 'asyncio'} & {*sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env=environment(), timeout=DEADLINE_S, check=True
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import XFORMD, netstring, read_to_end, serving, xformd
+from support.processes import XFORMD, netstring, read_to_end, serving, xformd
 
 
 def test_port_0_takes_a_free_port_and_names_it(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from integration.processes import Server, netstring, serving, wait_until, xformd
-from integration.session_client import Session
+from support.processes import Server, netstring, serving, wait_until, xformd
+from support.session_client import Session
 
 POEM = "TheOwlOfTheLog"
-LEAKY = Path(__file__).parent / "leaky"
+LEAKY = Path(__file__).parents[1] / "support" / "leaky"
 SETTINGS = ("--plugins=none", "--plugins-dir", str(LEAKY), "--workers=1", "--transform-timeout-s=1s")
 
 

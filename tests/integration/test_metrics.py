@@ -12,8 +12,8 @@ import attrs
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from integration.processes import DEADLINE_S, VERSES, Server, netstring, serving, wait_until
-from integration.session_client import Session
+from support.processes import DEADLINE_S, VERSES, Server, netstring, serving, wait_until
+from support.session_client import Session
 
 TO_QUARANTINE = 5
 

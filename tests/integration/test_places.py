@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import VERSES, xformd
+from support.processes import VERSES, xformd
 
 WRONG = {
     "listen": ("nonsense:1", "'nonsense:1': Unknown endpoint type: 'nonsense'; write a Twisted server endpoint, such"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import serving, wait_until
-from integration.session_client import Session
+from support.processes import serving, wait_until
+from support.session_client import Session
 
 NAP = """
 import os, socket, time

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from integration import poems
-from integration.poems import Peer, peer, poem_server
-from integration.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until, xformd
 from integration.test_listening import write_certificate
+from support import poems
+from support.poems import Peer, peer, poem_server
+from support.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until, xformd
 
 OWL, CAT = b"THE OWL\n", b"THE CAT\n"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from integration import poems
-from integration.hostile import best_of
-from integration.poems import peer, poem_server
-from integration.processes import DEADLINE_S, Server, read_to_end, wait_until, xformd
+from support import poems
+from support.hostile import best_of
+from support.poems import peer, poem_server
+from support.processes import DEADLINE_S, Server, read_to_end, wait_until, xformd
 
 POEM = b"The Owl and the Pussy-cat\n"
 

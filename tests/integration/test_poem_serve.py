@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.poems import ANYWHERE, addresses_of, poem_server
-from integration.processes import Server, read_to_end, wait_until, xformd
+from support.poems import ANYWHERE, addresses_of, poem_server
+from support.processes import Server, read_to_end, wait_until, xformd
 
 POEM = b"The Owl and the Pussy-cat\r\nwent to sea \0 without an end"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.poems import ANYWHERE
-from integration.processes import DEADLINE_S, Server, environment, serving, wait_until
+from support.poems import ANYWHERE
+from support.processes import DEADLINE_S, Server, environment, serving, wait_until
 
 TWISTD = (str(Path(sysconfig.get_path("scripts")) / "twistd"), "--nodaemon", "--pidfile=")
 POEM = b"The Owl and the Pussy-cat\n"

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from integration import counted, packages, poems
-from integration.counted import Counted, counting, proxying
-from integration.hostile import best_of
-from integration.packages import Environment
-from integration.processes import DEADLINE_S, XFORMD, Server, netstring, read_to_end, wait_until, xformd
-from integration.processes import environment as variables
-from integration.session_client import Load, Session, retry_after_s, step
+from support import counted, packages, poems
+from support.counted import Counted, counting, proxying
+from support.hostile import best_of
+from support.packages import Environment
+from support.processes import DEADLINE_S, XFORMD, Server, netstring, read_to_end, wait_until, xformd
+from support.processes import environment as variables
+from support.session_client import Load, Session, retry_after_s, step
 
 MIB = 1024 * 1024
 

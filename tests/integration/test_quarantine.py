@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from integration.hostile import Hostile, codes, hostile_server
-from integration.packages import Environment
-from integration.processes import wait_until, xformd
-from integration.session_client import Session, retry_after_s
+from support.hostile import Hostile, codes, hostile_server
+from support.packages import Environment
+from support.processes import wait_until, xformd
+from support.session_client import Session, retry_after_s
 
 DEATHS = 5
 """So many of them within a minute, and the transform is quarantined."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from integration import packages
-from integration.hostile import Hostile, codes, hostile_server, new_marker
-from integration.packages import Environment, Package
-from integration.processes import wait_until
-from integration.session_client import Answer, Load, Session, step
+from support import packages
+from support.hostile import Hostile, codes, hostile_server, new_marker
+from support.packages import Environment, Package
+from support.processes import wait_until
+from support.session_client import Answer, Load, Session, step
 
 OUTSTANDING = 4
 

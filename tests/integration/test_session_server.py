@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import VERSES, Server, netstring, read_to_end, serving, wait_until
-from integration.session_client import Session
 from integration.test_classic_server import resident_bytes
+from support.processes import VERSES, Server, netstring, read_to_end, serving, wait_until
+from support.session_client import Session
 
 MIB = 1024 * 1024
 OPENING = b"8:xformd/2,"

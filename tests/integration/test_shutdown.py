@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from integration import process_table
-from integration.hostile import GONE_S, Hostile, best_of, hostile_server, new_marker, seconds_until, within
-from integration.packages import Environment
-from integration.processes import DEADLINE_S, VERSES, netstring, read_to_end, serving, wait_until
-from integration.session_client import Answer, Session, step
+from support import process_table
+from support.hostile import GONE_S, Hostile, best_of, hostile_server, new_marker, seconds_until, within
+from support.packages import Environment
+from support.processes import DEADLINE_S, VERSES, netstring, read_to_end, serving, wait_until
+from support.session_client import Answer, Session, step
 
 GRACE_S = 1.0
 

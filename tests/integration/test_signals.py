@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until
-from integration.session_client import Session
+from support.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until
+from support.session_client import Session
 
 CONTAINER = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child")
 SLOW_TO_IMPORT = """

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from integration import process_table
-from integration.packages import build_wheel
-from integration.poems import ANYWHERE
-from integration.processes import Server, serving, wait_until
-from integration.session_client import Session
 from integration.test_poem_twistd import TWISTD, address_of, refused
+from support import process_table
+from support.packages import build_wheel
+from support.poems import ANYWHERE
+from support.processes import Server, serving, wait_until
+from support.session_client import Session
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 LOOSE = """

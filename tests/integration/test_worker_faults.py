@@ -9,11 +9,11 @@ from itertools import cycle
 
 import pytest
 
-from integration.faults import FAULTS, MEDDLERS, Fault
-from integration.hostile import GONE_S, Hostile, hostile_server, new_marker, within
-from integration.packages import Environment
-from integration.processes import wait_until
-from integration.session_client import Answer, Session, step
+from support.faults import FAULTS, MEDDLERS, Fault
+from support.hostile import GONE_S, Hostile, hostile_server, new_marker, within
+from support.packages import Environment
+from support.processes import wait_until
+from support.session_client import Answer, Session, step
 
 COMPANIONS = 7
 

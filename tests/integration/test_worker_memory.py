@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from integration.hostile import MIB, hostile_server
-from integration.packages import Environment
-from integration.session_client import Session
+from support.hostile import MIB, hostile_server
+from support.packages import Environment
+from support.session_client import Session
 
 POEM = b"x" * MIB
 PAGE_BYTES = 4096

@@ -8,20 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from integration import process_table
-from integration.hostile import (
-    GONE_S,
-    WORKERS,
-    Hostile,
-    best_of,
-    codes,
-    hostile_server,
-    new_marker,
-    within,
-)
-from integration.packages import Environment
-from integration.processes import wait_until
-from integration.session_client import Answer, Load, Session, read_all, retry_after_s, step
+from support import process_table
+from support.hostile import GONE_S, WORKERS, Hostile, best_of, codes, hostile_server, new_marker, within
+from support.packages import Environment
+from support.processes import wait_until
+from support.session_client import Answer, Load, Session, read_all, retry_after_s, step
 
 QUEUE = 10
 SENT = 100

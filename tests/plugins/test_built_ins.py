@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xformd import BadOptions, Example, GibberishError, TooLarge, Transform
-from xformd.plugins import poetry, text
+from xformd.plugins.builtin import poetry, text
 
 TRANSFORMS: list[Transform] = [*poetry.xformd_transforms(), *text.xformd_transforms()]
 EXAMPLES = [(transform, example) for transform in TRANSFORMS for example in transform.examples]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registries import registry_of
+from support.registries import registry_of
 from xformd import Example, Option, Transform, transform
 from xformd.plugins import listing
 from xformd.plugins.described import registry_from

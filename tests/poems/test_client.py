@@ -10,8 +10,8 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 
 import xformd
-from deferreds import error_of, has_fired, result_of
-from network import Host, Network
+from support.deferreds import error_of, has_fired, result_of
+from support.network import Host, Network
 from xformd.poems import get_poem
 from xformd.poems.client import find_server
 

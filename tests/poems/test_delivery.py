@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 import xformd
-from deferreds import error_of, has_fired, result_of
+from support.deferreds import error_of, has_fired, result_of
 from xformd.poems.delivery import Delivery, file_name, to_folder, to_stream
 
 

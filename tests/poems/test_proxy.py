@@ -9,9 +9,9 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
 import xformd
-from deferreds import error_of, has_fired, result_of
-from logs import Log
-from network import Host, Network
+from support.deferreds import error_of, has_fired, result_of
+from support.logs import Log
+from support.network import Host, Network
 from xformd.poems import CachingProxyService
 
 

@@ -15,10 +15,10 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 import xformd
-from deferreds import has_fired
-from logs import Log
+from support.deferreds import has_fired
+from support.logs import Log
 from xformd.poems import PoemFactory, PoemService
-from xformd.poems.pace import CHUNK_BYTES
+from xformd.poems.rate_limiter import CHUNK_BYTES
 
 
 class Wire(StringTransport):

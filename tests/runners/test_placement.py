@@ -2,7 +2,7 @@
 
 import pytest
 
-from registries import registry_of
+from support.registries import registry_of
 from xformd import transform
 from xformd.errors import ConfigError
 from xformd.runners.placement import Placement

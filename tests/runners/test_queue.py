@@ -6,7 +6,7 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runners.fakes import Asker
+from support.fakes import Asker
 from xformd.runners.queue import Queue
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.processes import wait_until
-from runners.live import DEADLINE_S, REAPER, Live, descriptors, is_running, live
+from support.live import DEADLINE_S, REAPER, Live, descriptors, is_running, live
+from support.processes import wait_until
 from xformd.runners import reaper as module
 from xformd.runners.reaper import CHANNEL
 

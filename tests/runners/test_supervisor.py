@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from deferreds import has_fired, result_of
-from logs import Log
-from runners.fakes import PROOF, FakeWorker, Launcher
+from support.deferreds import has_fired, result_of
+from support.fakes import PROOF, FakeWorker, Launcher
+from support.logs import Log
 from xformd import TransformDied
 from xformd.limits import Limits
-from xformd.runners.orders import Report
+from xformd.runners.messages import Report
 from xformd.runners.seat import Seat
 from xformd.runners.supervisor import MAX_STRANGERS, MEASURE_EVERY_S, START_TIMEOUT_S, NotReady, Supervisor
-from xformd.vitals import WorkerHistory
+from xformd.telemetry.status import WorkerHistory
 from xformd.wire.session import Refusal, Reply, Request
 
 

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import pytest
 
-from runners.fakes import REGISTRY
-from runners.live import DEADLINE_S, WORKER, Live, live
+from support.fakes import REGISTRY
+from support.live import DEADLINE_S, WORKER, Live, live
 from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed
 from xformd.plugins.loader import EVERYTHING
-from xformd.runners import orders
+from xformd.runners import messages
 from xformd.runners import worker as module
 from xformd.wire import netstring
 
@@ -52,7 +52,7 @@ def test_a_child_that_a_transform_lets_come_back_does_not_answer_too(worker: Liv
 
 def test_it_says_which_step_it_begins(worker: Live) -> None:
     worker.ask("shout+shout+shout", b"a")
-    assert [orders.decode_step(worker.receive()) for _ in range(2)] == [1, 2]
+    assert [messages.decode_step(worker.receive()) for _ in range(2)] == [1, 2]
     assert worker.answer() == b"A!!!"
 
 
@@ -79,7 +79,7 @@ def test_what_goes_wrong_is_told_and_the_next_job_runs(worker: Live, spec: str, 
 @pytest.mark.parametrize(("spec", "error"), [("broken", "ValueError"), ("leave", "SystemExit")])
 def test_a_fault_is_told_with_its_place_and_without_its_words(worker: Live, spec: str, error: str) -> None:
     worker.ask(spec, b"poem")
-    fault = orders.decode_fault(worker.receive())
+    fault = messages.decode_fault(worker.receive())
     assert fault is not None
     assert fault.error == error
     assert f", in {spec}\n{error}" in fault.traceback
@@ -133,7 +133,7 @@ def test_the_operators_limit_holds_while_plugins_are_imported(started: Live, tmp
 
 def test_the_limit_of_one_transform_is_not_that_of_the_next(worker: Live) -> None:
     worker.ask("modest+hoard", b"1")
-    assert orders.decode_step(worker.receive()) == 1
+    assert messages.decode_step(worker.receive()) == 1
     assert f"its worker may use {2**30} bytes" in str(worker.answer())
 
 
@@ -212,7 +212,7 @@ def test_specs_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(module, "MAX_PLANS", 10)
     monkeypatch.setattr(module, "_limit_memory", lambda _: None)
-    told = orders.Orders(selection=EVERYTHING, max_request_bytes=100, max_result_bytes=100, memory_bytes=1)
+    told = messages.Orders(selection=EVERYTHING, max_request_bytes=100, max_result_bytes=100, memory_bytes=1)
     job = module._Job(REGISTRY, told, Channel())  # type: ignore[arg-type]
     for steps in range(1, 31):
         job.run(b"%d %b.a" % (steps, b"+".join([b"upper"] * steps)))

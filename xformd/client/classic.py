@@ -6,9 +6,9 @@ from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd.client.connecting import connect
 from xformd.client.errors import RequestCancelled, why
 from xformd.errors import ConnectionFailed, ConnectionLost, RequestRefused, XformError
+from xformd.net.connecting import connect
 from xformd.spec import Spec
 from xformd.wire import classic
 

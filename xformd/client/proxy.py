@@ -10,7 +10,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
-from xformd import address as addresses
 from xformd import spec
 from xformd.client.errors import NotSent, RequestCancelled
 from xformd.client.session import Session
@@ -23,7 +22,8 @@ from xformd.errors import (
     XformError,
 )
 from xformd.limits import Limits
-from xformd.options import OptionValue
+from xformd.net import endpoints as addresses
+from xformd.plugins.options import OptionValue
 
 Poem = TypeVar("Poem", str, bytes)
 Answer = TypeVar("Answer")

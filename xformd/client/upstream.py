@@ -12,10 +12,10 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from xformd.client import classic
-from xformd.client.connecting import connect
 from xformd.client.errors import NotSent
 from xformd.client.session import Session, SpeaksClassic
 from xformd.errors import ConnectionFailed, XformError
+from xformd.net.connecting import connect
 from xformd.spec import Spec
 
 FIRST_DELAY_S = 0.1

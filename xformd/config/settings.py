@@ -6,10 +6,10 @@ from typing import Any
 
 import attrs
 
-from xformd.config import kinds
-from xformd.config.kinds import Kind
-from xformd.endpoint import tcp_server
+from xformd.config import types
+from xformd.config.types import Kind
 from xformd.limits import Limits
+from xformd.net.defaults import tcp_server
 from xformd.plugins import loader
 from xformd.plugins.loader import Selection
 from xformd.spec import is_name
@@ -110,37 +110,37 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
-_TRANSFORMS = kinds.texts("transform name", frozenset, accepts=is_name)
-_ORIGINS = kinds.texts("https://example.org-like origin", frozenset, accepts=kinds.is_origin)
-_PLUGINS = kinds.texts("plugin", frozenset)
+_TRANSFORMS = types.texts("transform name", frozenset, accepts=is_name)
+_ORIGINS = types.texts("https://example.org-like origin", frozenset, accepts=types.is_origin)
+_PLUGINS = types.texts("plugin", frozenset)
 
 
 def _table() -> Iterator[Setting]:
-    listen = kinds.texts("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
-    also = kinds.texts("Twisted server endpoint", tuple, separators=r"\s+")
+    listen = types.texts("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
+    also = types.texts("Twisted server endpoint", tuple, separators=r"\s+")
     yield Setting("listen", listen, (tcp_server(),), "where to listen: Twisted server endpoints")
     yield Setting("http", also, (), "where to answer HTTP too: Twisted server endpoints")
     yield Setting("metrics", also, (), "where to answer HTTP with metrics and health alone: Twisted server endpoints")
     yield Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * is all")
-    yield Setting("plugins", kinds.SELECTION, None, "which installed plugins to load: all, none, or distributions")
+    yield Setting("plugins", types.SELECTION, None, "which installed plugins to load: all, none, or distributions")
     yield Setting("block", _PLUGINS, frozenset(), "plugins that are never imported")
-    yield Setting("plugins_dir", kinds.FOLDERS, (), "folders whose *.py files are plugins too")
-    yield Setting("prefer", kinds.PREFERENCES, {}, "which distribution has a name that several provide")
-    yield Setting("strict", kinds.SWITCH, False, "refuse to start when a plugin fails or a name is contested")
-    yield Setting("workers", kinds.count(0, "auto"), None, "worker processes: auto is one for each CPU, 0 is none")
+    yield Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files are plugins too")
+    yield Setting("prefer", types.PREFERENCES, {}, "which distribution has a name that several provide")
+    yield Setting("strict", types.SWITCH, False, "refuse to start when a plugin fails or a name is contested")
+    yield Setting("workers", types.count(0, "auto"), None, "worker processes: auto is one for each CPU, 0 is none")
     yield Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, whatever their author says")
     yield Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, whatever their author says")
-    yield Setting("log_format", kinds.choice(*LOG_FORMATS), "text", "how the log is written: as text, or JSON per line")
+    yield Setting("log_format", types.choice(*LOG_FORMATS), "text", "how the log is written: as text, or JSON per line")
     for field in attrs.fields(Limits):
         yield Setting(field.name, _kind_of_limit(field), field.default, field.metadata["reason"])
 
 
 def _kind_of_limit(field: "attrs.Attribute[Any]") -> Kind:
     if field.name.endswith("_bytes"):
-        return kinds.SIZE
+        return types.SIZE
     if field.name.endswith("_s"):
-        return kinds.DURATION
-    return kinds.count(word="none" if field.default is None else None)
+        return types.DURATION
+    return types.count(word="none" if field.default is None else None)
 
 
 TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _table()}

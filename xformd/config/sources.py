@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
-from xformd.config.file import NotTomlError, statements
-from xformd.config.kinds import FOLDERS, PREFERENCES
 from xformd.config.settings import TABLE, Setting, Settings
+from xformd.config.toml_lines import NotTomlError, statements
+from xformd.config.types import FOLDERS, PREFERENCES
 from xformd.errors import ConfigError
 
 NOT_SETTINGS = frozenset({"XFORMD_CONFIG", "XFORMD_SERVER"})

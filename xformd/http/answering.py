@@ -10,7 +10,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from xformd.metrics import Metrics
+from xformd.telemetry.metrics import Metrics
 
 
 class _Faults(logging.Handler):

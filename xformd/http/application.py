@@ -15,17 +15,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.accounting import Accounted
+from xformd.counting import Accounted
 from xformd.errors import InternalError, XformError
 from xformd.http import problems, requests
-from xformd.http.batches import Batching
-from xformd.http.describing import Describing
+from xformd.http.batch import Batching
 from xformd.http.health import Health
+from xformd.http.listing import Describing
 from xformd.http.page import page
-from xformd.http.transforming import PREFIX, Transforming
+from xformd.http.transform import PREFIX, Transforming
 from xformd.limits import Limits
-from xformd.metrics import Metrics
 from xformd.service import TransformService
+from xformd.telemetry.metrics import Metrics
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from xformd.errors import Cancelled, TooLarge, XformError
 from xformd.http import problems, requests
-from xformd.runners.trace import Trace
+from xformd.telemetry.timing import Trace
 
 Headers = Iterable[tuple[bytes, bytes]]
 

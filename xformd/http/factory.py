@@ -4,14 +4,14 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from xformd.connections import Refusal
+from xformd.dialects.interfaces import Service
 from xformd.factory import TransformFactory
-from xformd.forms import Service
 from xformd.http.answering import answering
-from xformd.http.form import HttpForm
-from xformd.http.slots import Slots
+from xformd.http.connection import HttpForm
 from xformd.limits import Limits
-from xformd.metrics import Metrics
+from xformd.net.connections import Refusal
+from xformd.net.idle_connections import Slots
+from xformd.telemetry.metrics import Metrics
 
 
 class HttpFactory(TransformFactory):

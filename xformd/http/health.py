@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from xformd.vitals import Vitals
+from xformd.telemetry.status import Vitals
 
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 

@@ -10,7 +10,7 @@ from xformd import __version__
 from xformd.errors import ERRORS
 from xformd.http.schemas import HEADERS, PARAMETERS, SCHEMAS, reference
 from xformd.limits import Limits
-from xformd.media_type import content_type
+from xformd.plugins.media_type import content_type
 
 Json = dict[str, Any]
 

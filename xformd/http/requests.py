@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote
 
-from xformd import media_type, spec
+from xformd import spec
 from xformd.errors import BadRequest
+from xformd.plugins import media_type
 from xformd.spec import SHORT_CHARACTERS, Spec
 
 MAX_TIMEOUT_MS = 10**12 - 1

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, Protocol
 
-from xformd.forms import Connection
+from xformd.dialects.interfaces import Connection
 
 
 class Sender(Protocol):

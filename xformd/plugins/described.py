@@ -7,9 +7,9 @@ what there is now, and takes from its own modules only what it runs itself.
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from xformd.options import Option
+from xformd.plugins.definition import Example, Transform
+from xformd.plugins.options import Option
 from xformd.plugins.registry import Conflict, Entry, Plugin, Registry
-from xformd.transform import Example, Transform
 
 
 def runs_here(listed: Mapping[str, Any], is_isolated: Callable[[Transform], bool]) -> frozenset[tuple[str, str]]:

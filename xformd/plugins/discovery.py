@@ -61,7 +61,7 @@ def normalize(distribution: str) -> str:
 
 def built_in() -> list[Candidate]:
     """Find what comes with xformd. It needs no entry point: it is there also when xformd is not installed."""
-    modules = {name: f"xformd.plugins.{name}" for name in _BUILT_INS}
+    modules = {name: f"xformd.plugins.builtin.{name}" for name in _BUILT_INS}
     return [
         Candidate(
             name=name,

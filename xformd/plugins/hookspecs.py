@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from xformd.transform import Transform
+from xformd.plugins.definition import Transform
 
 hookspec = pluggy.HookspecMarker("xformd")
 

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from xformd.errors import printable
-from xformd.options import Option
+from xformd.plugins.definition import Example
+from xformd.plugins.options import Option
 from xformd.plugins.registry import NOT_SELECTED, Entry, Plugin, Registry, label
 from xformd.plugins.schema import options_schema
-from xformd.transform import Example
 
 
 def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, Any]:

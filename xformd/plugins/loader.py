@@ -15,9 +15,9 @@ import pluggy
 
 from xformd.errors import ConfigError, DefinitionError, describe, one_line
 from xformd.plugins import discovery, hookspecs
+from xformd.plugins.definition import Transform
 from xformd.plugins.discovery import Candidate, normalize
 from xformd.plugins.registry import BUILT_IN, NOT_SELECTED, Conflict, Entry, Plugin, Registry
-from xformd.transform import Transform
 
 HOOK = "xformd_transforms"
 

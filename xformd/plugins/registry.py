@@ -11,7 +11,7 @@ from typing import Literal
 import attrs
 
 from xformd.errors import AmbiguousTransform, NoSuchTransform
-from xformd.transform import Transform
+from xformd.plugins.definition import Transform
 
 BUILT_IN = "xformd"
 """The distribution of the built-in transforms."""

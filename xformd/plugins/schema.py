@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xformd.options import Option, OptionType
+from xformd.plugins.options import Option, OptionType
 
 _TYPES: Mapping[OptionType, str] = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 

@@ -15,12 +15,12 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd import address as addresses
-from xformd.client.connecting import connect
 from xformd.client.errors import RequestCancelled, why
-from xformd.endpoint import DEFAULT_POEM_PORT
 from xformd.errors import ConnectionFailed, ConnectionLost, TooLarge, TransformTimeout, XformError
 from xformd.limits import MIB
+from xformd.net import endpoints as addresses
+from xformd.net.connecting import connect
+from xformd.net.defaults import DEFAULT_POEM_PORT
 
 MAX_POEM_BYTES = 100 * MIB
 """Unless told otherwise: a poem is held in memory whole, and a peer may never stop sending."""

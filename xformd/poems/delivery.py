@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 from twisted.internet.threads import deferToThreadPool
 
+from xformd.client.files import write_whole
 from xformd.errors import ConfigError
-from xformd.files import write_whole
 from xformd.poems.progress import Progress
 
 Write = Callable[[str, bytes], None]

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.caching import BoundedCache, Policy, ReadThrough
+from xformd.cache import BoundedCache, Policy, ReadThrough
 from xformd.errors import XformError
 from xformd.poems.client import MAX_POEM_BYTES, find_server, get_poem
 

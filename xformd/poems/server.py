@@ -27,13 +27,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.connections import Connections
-from xformd.deadline import Deadline
 from xformd.errors import ConfigError, XformError
 from xformd.limits import Limits
-from xformd.poems.pace import CHUNK_BYTES, Pace
-from xformd.poems.snapshot import MemoryPoem, Poem, PoemFile, Unreadable
-from xformd.refusals import RefusalLog
+from xformd.net.connections import Connections
+from xformd.net.deadline import Deadline
+from xformd.poems.rate_limiter import CHUNK_BYTES, Pace
+from xformd.poems.source import MemoryPoem, Poem, PoemFile, Unreadable
+from xformd.telemetry.rate_limited import RefusalLog
 
 STALL_TIMEOUT_S = 300.0
 """A client that takes nothing for so long is cut off. A slow one may seem to: the system buffers megabytes for it."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Union
 
 from xformd.runners.calls import Call
-from xformd.runners.trace import Trace
+from xformd.telemetry.timing import Trace
 
 if TYPE_CHECKING:  # a worker imports this package too, and needs no Twisted
     from twisted.internet.defer import Deferred

@@ -15,7 +15,7 @@ from xformd.errors import (
     XformError,
     describe,
 )
-from xformd.options import OptionValue
+from xformd.plugins.options import OptionValue
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import Step
 

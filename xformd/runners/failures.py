@@ -4,9 +4,9 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from xformd.faults import Fault
 from xformd.runners.calls import Call
-from xformd.runners.trace import Trace, log_fields
+from xformd.telemetry.timing import Trace, log_fields
+from xformd.telemetry.tracebacks import Fault
 
 PERIOD_S = 1.0
 

@@ -9,14 +9,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.deadline import within
 from xformd.errors import XformError
-from xformd.faults import Fault, Look
+from xformd.net.deadline import within
+from xformd.plugins.definition import Transform
 from xformd.runners import Caller
 from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
 from xformd.runners.failures import FailureLog
-from xformd.runners.trace import Trace
-from xformd.transform import Transform
+from xformd.telemetry.timing import Trace
+from xformd.telemetry.tracebacks import Fault, Look
 
 Run = Callable[[bytes], bytes | Deferred[bytes]]
 """Gives a poem to one transform, with its options; raises whatever that raises."""

@@ -3,8 +3,8 @@
 import attrs
 
 from xformd.errors import ConfigError, XformError
+from xformd.plugins.definition import Transform
 from xformd.plugins.registry import Registry
-from xformd.transform import Transform
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 import attrs
 from twisted.internet.interfaces import IDelayedCall
 
-from xformd.runners.worker_process import WorkerEvents
+from xformd.runners.worker_handle import WorkerEvents
 from xformd.wire import session
 
 WorkerState = Literal["starting", "idle", "busy"]

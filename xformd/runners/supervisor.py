@@ -12,12 +12,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from xformd.faults import Fault
 from xformd.limits import Limits
-from xformd.runners import upkeep
-from xformd.runners.orders import Report
+from xformd.runners import policy
+from xformd.runners.messages import Report
 from xformd.runners.seat import Launch, Proof, Seat, Worker
-from xformd.vitals import WorkerHistory
+from xformd.telemetry.status import WorkerHistory
+from xformd.telemetry.tracebacks import Fault
 from xformd.wire import session
 
 START_TIMEOUT_S = 60.0
@@ -147,7 +147,7 @@ class Supervisor:
         seat.job = None
         if seat.worker not in self._seats:
             return
-        if why := upkeep.why_worn(seat.jobs, self._growth_bytes(seat), self._limits):
+        if why := policy.why_worn(seat.jobs, self._growth_bytes(seat), self._limits):
             self.log.debug("worker {pid} {why}: a fresh one takes its place", pid=seat.worker.pid, why=why)
             self.discard(seat, why)
         else:
@@ -185,7 +185,7 @@ class Supervisor:
         """Let it prove itself."""
         if (seat := self._seats.get(worker)) is None:
             return
-        if difference := upkeep.difference(self._listed, report.listed):
+        if difference := policy.difference(self._listed, report.listed):
             if self._failures < MAX_STRANGERS:  # somebody may be in the middle of an installation
                 worker.kill(f"has other plugins than those before ({difference})")
                 return
@@ -293,7 +293,7 @@ class Supervisor:
         self._history.failed_starts += 1
         if self._failures == MAX_FAILED_STARTS and not self.ready.called:
             self.ready.callback(NotReady(what))
-        delay_s = upkeep.start_delay_s(self._failures)
+        delay_s = policy.start_delay_s(self._failures)
         self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
         self._next_start = self._clock.callLater(delay_s, self.start)
 

@@ -16,14 +16,14 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from xformd.allocator import keep_freed_memory
 from xformd.errors import TransformDied, XformError
-from xformd.faults import Fault, on_uncaught
+from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import listing, loader
 from xformd.plugins.registry import Registry
-from xformd.runners import calls, orders
+from xformd.runners import calls, messages
 from xformd.runners.calls import Call
 from xformd.spec import Spec
+from xformd.telemetry.tracebacks import Fault, on_uncaught
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
@@ -51,11 +51,11 @@ def main(channel_descriptor: int) -> NoReturn:
 
 def _serve(channel: "_Channel") -> NoReturn:
     keep_freed_memory()
-    told = orders.decode_orders(channel.receive())
+    told = messages.decode_orders(channel.receive())
     channel.limit(told.max_request_bytes)
     _limit_memory(told.memory_bytes)
     registry = loader.load(told.selection)
-    channel.send(orders.encode_report(orders.Report(os.getpid(), listing.to_json(registry))))
+    channel.send(messages.encode_report(messages.Report(os.getpid(), listing.to_json(registry))))
     job = _Job(registry, told, channel)
     gc.freeze()  # what is loaded stays: there is no use in looking through it again and again
     while True:
@@ -73,7 +73,7 @@ class _Channel:
         self._connection = connection
         self._arrival = select.poll()
         self._arrival.register(connection, select.POLLIN)
-        self._decoder = netstring.Decoder(orders.MAX_ORDERS_BYTES)
+        self._decoder = netstring.Decoder(messages.MAX_ORDERS_BYTES)
 
     def limit(self, max_poem_bytes: int) -> None:
         """Say how long a poem can be."""
@@ -112,7 +112,7 @@ class _Job:
         channel: to the server.
     """
 
-    def __init__(self, registry: Registry, told: orders.Orders, channel: _Channel) -> None:
+    def __init__(self, registry: Registry, told: messages.Orders, channel: _Channel) -> None:
         self._registry = registry
         self._told = told
         self._channel = channel
@@ -144,7 +144,7 @@ class _Job:
     def _run_all(self, steps: list[Call], poem: bytes) -> bytes:
         for index, call in enumerate(steps):
             if index:
-                self._channel.send(orders.encode_step(index))
+                self._channel.send(messages.encode_step(index))
             poem = self._run_one(call, poem)
         return poem
 
@@ -162,7 +162,7 @@ class _Job:
         except BaseException as error:  # SystemExit and its like come from the transform: nothing else runs in there
             self._end_if_forked()
             if not calls.is_expected(error):
-                self._channel.send(orders.encode_fault(Fault.of(error)))
+                self._channel.send(messages.encode_fault(Fault.of(error)))
             raise calls.explain(call, error) from None
         finally:
             self._end_if_forked()

@@ -1,0 +1,103 @@
+"""Statements of a TOML file, and the lines where they begin."""
+
+import tomllib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xformd.config.toml_lines import NotTomlError, statements
+
+
+def found(text: str) -> list[tuple[int, dict[str, Any]]]:
+    return [(statement.line, statement.content) for statement in statements(text.encode())]
+
+
+def test_one_line_is_one_statement() -> None:
+    assert found("a = 1\n\n# b = 2\nc = 3") == [(1, {"a": 1}), (4, {"c": 3})]
+
+
+def test_what_looks_like_a_key_inside_a_string_is_none() -> None:
+    text = "a = \"\"\"\nb = 1\n[c]\n# d\n\"\"\"\ne = '''\nf = 2'''\ng = 3\n"
+    assert found(text) == [(1, {"a": "b = 1\n[c]\n# d\n"}), (6, {"e": "f = 2"}), (8, {"g": 3})]
+
+
+def test_an_array_over_several_lines_begins_where_its_key_stands() -> None:
+    assert found("a = [\n  1, # one\n\n  [2],\n]\nb = 2") == [(1, {"a": [1, [2]]}), (6, {"b": 2})]
+
+
+def test_dotted_and_quoted_keys() -> None:
+    text = 'a.b = 1\n"a".c = 2\n"d.e" = 3\n\'f = 1\' = 4\n"g\\u0041" = 5'
+    assert found(text) == [
+        (1, {"a": {"b": 1}}),
+        (2, {"a": {"c": 2}}),
+        (3, {"d.e": 3}),
+        (4, {"f = 1": 4}),
+        (5, {"gA": 5}),
+    ]
+
+
+def test_a_table_is_around_what_follows_its_header() -> None:
+    text = "[a] # first\n\nb = 1\n\n[[c.d]]\ne = 2\n[[c.d]]\ne = 3"
+    assert found(text) == [
+        (1, {"a": {}}),
+        (3, {"a": {"b": 1}}),
+        (5, {"c": {"d": [{}]}}),
+        (6, {"c": {"d": [{"e": 2}]}}),
+        (7, {"c": {"d": [{}]}}),
+        (8, {"c": {"d": [{"e": 3}]}}),
+    ]
+
+
+def test_the_ends_of_lines_may_be_those_of_windows() -> None:
+    assert found('a = """\r\nx"""\r\nb = 2\r\n') == [(1, {"a": "x"}), (3, {"b": 2})]
+    assert found("\ufeffa = 1") == [(1, {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b"a = 1\nb = = 2\n", 2),
+        (b"a = 1\n\na = 2\n", 3),
+        (b"a = [\n1,\n", 3),
+        (b'a = """\n\n', 3),
+        (b"a = 1\nb = '\xff'\n", 2),
+        (b"a = 1\rb = 2\n", 1),
+        (b"a = [\n1]\nb = %s\nc = 1\n" % (b"9" * 5_000), 3),
+        (b"a = 1\nb = " + b"[" * 100_000 + b"\n", 2),
+    ],
+)
+def test_what_is_no_toml_is_named_with_its_line(data: bytes, line: int) -> None:
+    with pytest.raises(NotTomlError) as caught:
+        list(statements(data))
+    assert caught.value.line == line
+    assert "(at " not in caught.value.reason
+
+
+PIECES = st.sampled_from(
+    [
+        "",
+        "# [x]",
+        "k = 1",
+        "k = [\n[1],\n\n2]",
+        "k = '''\n[a]\nb = 1\n'''",
+        'k = """\\\n  "" """ # k = 2',
+        "k.'a b' = {c = 1}",
+    ]
+)
+
+
+@given(st.lists(PIECES))
+def test_the_lines_are_right_whatever_stands_around(pieces: list[str]) -> None:
+    lines, text = [], ""
+    for number, piece in enumerate(pieces):
+        if "k" in piece:
+            lines.append(text.count("\n") + 1)
+        text += piece.replace("k", f"k{number}", 1) + "\n"
+    read = found(text)
+    assert [line for line, _ in read] == lines
+    merged: dict[str, Any] = {}
+    for _, content in read:
+        merged |= content
+    assert merged == tomllib.loads(text)

@@ -1,0 +1,141 @@
+"""Deadlines: one that moves, and one for a Deferred whose work may not heed it."""
+
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+
+from support.deferreds import error_of, has_fired, result_of
+from support.logs import Log
+from xformd import Cancelled, TransformTimeout
+from xformd.net.deadline import Deadline, within
+
+
+class Work:
+    """Something that takes its time, and notes that it was cancelled."""
+
+    def __init__(self, clock: Clock, seconds: float = 5, canceller: Any = None) -> None:
+        self.cancelled = 0
+        self.deferred: Deferred[bytes] = Deferred(canceller or self._cancel)
+        self.outcome = within(clock, seconds, "upper", self.deferred, lambda: TransformTimeout("too late"))
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
+
+
+def test_what_is_done_in_time_is_given_on(clock: Clock) -> None:
+    done, failed = Work(clock), Work(clock)
+    done.deferred.callback(b"x")
+    failed.deferred.errback(ValueError("x"))
+    assert result_of(done.outcome) == b"x"
+    error_of(failed.outcome, ValueError)
+    assert clock.getDelayedCalls() == []
+
+
+def test_what_is_done_already_leaves_no_timer(clock: Clock) -> None:
+    done: Deferred[bytes] = Deferred()
+    done.callback(b"x")
+    assert result_of(within(clock, 5, "upper", done, lambda: TransformTimeout("too late"))) == b"x"
+    assert clock.getDelayedCalls() == []
+
+
+def test_what_is_late_is_cancelled(clock: Clock) -> None:
+    work = Work(clock)
+    clock.advance(4.9)
+    assert not has_fired(work.outcome)
+    clock.advance(0.1)
+    assert error_of(work.outcome, TransformTimeout).message == "too late"
+    assert work.cancelled == 1
+
+
+def test_time_that_is_over_already_is_over_in_the_next_turn(clock: Clock) -> None:
+    work = Work(clock, seconds=-3)
+    clock.advance(0)
+    error_of(work.outcome, TransformTimeout)
+
+
+def test_giving_up_cancels_the_work_and_its_timer(clock: Clock) -> None:
+    work = Work(clock)
+    work.outcome.cancel()
+    assert error_of(work.outcome, Cancelled).message == "upper was given up"
+    assert work.cancelled == 1
+    assert clock.getDelayedCalls() == []
+
+
+def test_who_cancels_what_is_done_changes_nothing(clock: Clock) -> None:
+    work = Work(clock)
+    work.deferred.callback(b"x")
+    work.outcome.cancel()
+    assert result_of(work.outcome) == b"x"
+
+
+def test_work_that_answers_its_own_cancelling_is_not_heard(clock: Clock) -> None:
+    work = Work(clock, canceller=lambda deferred: deferred.callback(b"after all"))
+    clock.advance(5)
+    error_of(work.outcome, TransformTimeout)
+
+
+def test_work_that_cannot_be_cancelled_is_logged(clock: Clock, log: Log) -> None:
+    def explode(_: object) -> None:
+        raise RuntimeError("boom")
+
+    work = Work(clock, canceller=explode)
+    clock.advance(5)
+    error_of(work.outcome, TransformTimeout)
+    assert log.lines == ["transform upper failed to be cancelled"]
+
+
+def test_who_hears_that_it_is_late_may_cancel_it_too(clock: Clock) -> None:
+    work = Work(clock)
+    work.outcome.addErrback(lambda _: work.deferred.cancel())
+    clock.advance(5)
+    assert has_fired(work.outcome)
+    assert clock.getDelayedCalls() == []
+
+
+def test_cancelling_the_work_itself_is_its_failure(clock: Clock) -> None:
+    work = Work(clock)
+    work.deferred.cancel()
+    error_of(work.outcome, CancelledError)
+    assert clock.getDelayedCalls() == []
+
+
+# The one that moves.
+
+
+def test_a_deadline_moves_without_another_timer(clock: Clock) -> None:
+    expired: list[float] = []
+    deadline = Deadline(clock, lambda: expired.append(clock.seconds()))
+    assert not deadline.is_set
+    deadline.set(5)
+    clock.advance(3)
+    deadline.set(5)
+    assert len(clock.getDelayedCalls()) == 1
+    clock.advance(4)
+    assert expired == []
+    clock.advance(1)
+    assert expired == [8]
+    assert not deadline.is_set
+
+
+def test_a_deadline_can_come_nearer(clock: Clock) -> None:
+    expired: list[float] = []
+    deadline = Deadline(clock, lambda: expired.append(clock.seconds()))
+    deadline.set(50)
+    deadline.set(5)
+    clock.advance(5)
+    assert expired == [5]
+
+
+def test_a_deadline_that_is_cleared_or_closed_never_comes(clock: Clock) -> None:
+    expired: list[int] = []
+    deadline = Deadline(clock, lambda: expired.append(1))
+    deadline.set(5)
+    deadline.clear()
+    clock.advance(10)
+    deadline.set(5)
+    deadline.close()
+    deadline.close()
+    clock.advance(10)
+    assert expired == []
+    assert clock.getDelayedCalls() == []

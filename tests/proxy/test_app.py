@@ -1,0 +1,60 @@
+"""The caching proxy for transforms as a service: it asks before it listens, and closes what it has opened."""
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.testing import MemoryReactorClock
+
+from support.deferreds import has_fired, result_of
+from xformd.limits import Limits
+from xformd.net import listener
+from xformd.proxy.app import ProxyServer
+
+
+class Service:
+    """A service whose upstreams say what they have when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: Deferred[None] = Deferred()
+        self.is_closed = False
+
+    def start(self) -> Deferred[None]:
+        return self.asked
+
+    def close(self) -> Deferred[None]:
+        self.is_closed = True
+        return succeed(None)
+
+
+@pytest.fixture
+def prompt(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The ports whose answers are sent at once."""
+    ports: list[Any] = []
+    monkeypatch.setattr(listener, "make_prompt", ports.append)
+    return ports
+
+
+def make(service: Service, reactor: MemoryReactorClock) -> ProxyServer:
+    return ProxyServer(service, ("tcp:1:interface=127.0.0.1",), Limits(), reactor)  # type: ignore[arg-type]
+
+
+def test_it_listens_once_it_knows_what_there_is_and_closes_at_the_end(prompt: list[Any]) -> None:
+    service, reactor = Service(), MemoryReactorClock()
+    server = make(service, reactor)
+    server.startService()
+    assert not has_fired(server.listening)
+    service.asked.callback(None)
+    assert len(result_of(server.listening)) == len(prompt) == len(reactor.tcpServers) == 1
+    assert has_fired(server.stopService())
+    assert service.is_closed
+
+
+def test_one_that_is_stopped_before_it_knows_never_listens(prompt: list[Any]) -> None:
+    service, reactor = Service(), MemoryReactorClock()
+    server = make(service, reactor)
+    server.startService()
+    assert has_fired(server.stopService())
+    service.asked.callback(None)
+    assert result_of(server.listening) == ()
+    assert reactor.tcpServers == []

@@ -1,0 +1,616 @@
+"""The caching proxy for transforms, over a network in memory, in front of real protocols."""
+
+import gc
+import json
+import sys
+import weakref
+from typing import Any
+
+import attrs
+import pytest
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+import xformd
+from client.test_sessions import Scripted, Tutorial, hello_then
+from support.deferreds import error_of, has_fired, result_of
+from support.logs import Log
+from support.network import Host, Network
+from support.registries import registry_of
+from xformd import transform
+from xformd.factory import TransformFactory
+from xformd.limits import Limits
+from xformd.net import endpoints
+from xformd.plugins.registry import Entry, Registry
+from xformd.proxy import CachingTransformService
+from xformd.proxy.poller import LIST_TIMEOUT_S
+from xformd.runners import Caller
+from xformd.runners.generation import Generation
+from xformd.runners.inline import InlineRunner
+from xformd.service import TransformService
+from xformd.spec import parse
+
+REFRESH_S = 10.0
+
+
+@transform(deterministic=True, inline=True)
+def steady(poem: bytes) -> bytes:
+    return poem.upper()
+
+
+@transform(inline=True)
+def fickle(poem: bytes) -> bytes:
+    return poem.lower()
+
+
+class World:
+    """A proxy, and a server behind it whose results the test decides."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> None:
+        self.network = Network()
+        self.clock = Clock()
+        self.waiting: list[Deferred[bytes]] = []
+        self.cancelled = 0
+        self.hosts: dict[str, Host] = {}
+        monkeypatch.setattr(endpoints, "client_endpoint", self._endpoint)
+        self.limits = Limits(**limits)
+
+        @transform(deterministic=True)
+        def later(poem: bytes) -> Deferred[bytes]:
+            self.waiting.append(Deferred(self._cancel))
+            return self.waiting[-1]
+
+        @transform
+        def fickle_later(poem: bytes) -> Deferred[bytes]:
+            self.waiting.append(Deferred(self._cancel))
+            return self.waiting[-1]
+
+        self.transforms = (steady, fickle, later, fickle_later)
+        self.add("one")
+
+    def add(self, name: str) -> Host:
+        service = TransformService.inline(registry_of(*self.transforms), Limits(), self.clock)
+        self.hosts[name] = self.network.host(TransformFactory(service, Limits(), self.clock))
+        return self.hosts[name]
+
+    def proxy(self, *names: str, **options: Any) -> CachingTransformService:
+        service = CachingTransformService(
+            names or ("one",),
+            self.limits,
+            self.clock,
+            refresh_s=REFRESH_S,
+            **options,  # type: ignore[arg-type]
+        )
+        service.start()
+        self.network.pump()
+        return service
+
+    def ask(self, proxy: CachingTransformService, spec: str, poem: bytes = b"owl", **more: Any) -> Any:
+        """Give what is there at once, or a Deferred that has got all that was on its way."""
+        answer = proxy.xform(parse(spec), poem, **more)
+        self.network.pump()
+        return answer
+
+    def says(self, name: str, answer: str | None) -> None:
+        """Add an upstream that says the same to every request, with its id in place of the braces."""
+
+        def reply(string: bytes) -> bytes | None:
+            number = string.partition(b" ")[0].decode()
+            return None if answer is None else answer.replace("{}", number).encode()
+
+        factory = Factory.forProtocol(lambda: Scripted([], hello_then(reply)))  # type: ignore[arg-type]
+        self.hosts[name] = self.network.host(factory)
+
+    def _endpoint(self, reactor: object, name: str, default_port: int = 0) -> IStreamClientEndpoint:
+        return self.hosts[name]
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def cache(proxy: CachingTransformService) -> dict[str, int]:
+    shown: dict[str, int] = proxy.describe()["cache"]
+    return shown
+
+
+def test_a_miss_is_a_deferred_and_a_hit_the_result_itself(world: World) -> None:
+    proxy = world.proxy()
+    assert result_of(world.ask(proxy, "steady")) == b"OWL"
+    assert world.ask(proxy, "steady") == b"OWL"
+    assert cache(proxy) == {"hits": 1, "misses": 1, "bytes": 3 + 1024}
+
+
+def test_another_poem_or_another_spec_is_another_result(world: World) -> None:
+    proxy = world.proxy()
+    world.ask(proxy, "steady")
+    for spec, poem in (("steady", b"cat"), ("steady+steady", b"owl"), ("steady", b"")):
+        assert isinstance(world.ask(proxy, spec, poem), Deferred)
+
+
+def test_what_is_not_deterministic_goes_through_and_counts_for_nothing(world: World) -> None:
+    proxy = world.proxy()
+    for _ in range(2):
+        assert result_of(world.ask(proxy, "fickle", b"OWL")) == b"owl"
+    assert cache(proxy) == {"hits": 0, "misses": 0, "bytes": 0}
+
+
+def test_simultaneous_misses_are_one_call_and_each_leaves_alone(world: World) -> None:
+    proxy = world.proxy()
+    answers = [world.ask(proxy, "later") for _ in range(3)]
+    answers[0].cancel()
+    error_of(answers[0], xformd.Cancelled)
+    world.network.pump()
+    assert (len(world.waiting), world.cancelled) == (1, 0)
+    world.waiting[0].callback(b"OWL")
+    world.network.pump()
+    assert [result_of(answer) for answer in answers[1:]] == [b"OWL"] * 2
+
+
+def test_the_last_one_that_leaves_gives_up_the_call(world: World) -> None:
+    proxy = world.proxy()
+    answers = [world.ask(proxy, "later") for _ in range(2)]
+    for answer in answers:
+        answer.cancel()
+        error_of(answer, xformd.Cancelled)
+    world.network.pump()
+    assert world.cancelled == 1
+
+
+def test_each_who_waits_has_a_deadline_of_its_own(world: World) -> None:
+    proxy = world.proxy()
+    short, long = world.ask(proxy, "later", timeout_s=1.0), world.ask(proxy, "later", timeout_s=20.0)
+    world.clock.advance(1.0)
+    assert "within 1 s" in error_of(short, xformd.TransformTimeout).message
+    assert not has_fired(long)
+    world.clock.advance(19.0)
+    error_of(long, xformd.TransformTimeout)
+    world.network.pump()
+    assert (len(world.waiting), world.cancelled) == (1, 1)
+
+
+def test_the_deadline_of_what_goes_through_travels(world: World) -> None:
+    proxy = world.proxy()
+    world.ask(proxy, "fickle-later", timeout_s=1.5)
+    assert b" fickle-later timeout=1500." in b"".join(wire.peer.sent for wire in world.hosts["one"].wires)
+
+
+def test_an_error_is_not_kept_and_passes_as_it_is(world: World) -> None:
+    proxy = world.proxy()
+    for number in range(2):
+        answer = world.ask(proxy, "later")
+        world.waiting[number].errback(xformd.GibberishError("this is no sonnet"))
+        world.network.pump()
+        assert error_of(answer, xformd.GibberishError).message == "this is no sonnet"
+    assert cache(proxy)["bytes"] == 0
+
+
+def test_a_lost_connection_is_asked_once_more_where_that_harms_nobody(world: World) -> None:
+    proxy = world.proxy()
+    once, through = world.ask(proxy, "later"), world.ask(proxy, "fickle-later")
+    for wire in world.hosts["one"].wires:
+        wire.peer.lose(ConnectionResetError())
+    world.network.pump()
+    error = error_of(through, xformd.Unavailable)
+    assert error.retry_after_ms == 1000
+    assert error.message.startswith("the connection to an upstream")
+    assert not has_fired(once)
+    for wire in world.hosts["one"].wires:
+        wire.peer.lose(ConnectionResetError())
+    world.network.pump()
+    error_of(once, xformd.Unavailable)
+
+
+@pytest.mark.parametrize("code", ["shutting-down", "bad-frame"])
+def test_what_is_about_the_upstreams_connection_is_unavailable_and_not_about_this_one(world: World, code: str) -> None:
+    world.says("odd", f"{{}} {code} retry-after=7.go away")
+    answer = world.ask(world.proxy("odd"), "steady")
+    turn(world, 1)
+    error = error_of(answer, xformd.Unavailable)
+    assert (error.message, error.retry_after_ms) == ("go away", 7)
+
+
+def test_a_server_of_the_classic_form_is_asked_and_nothing_kept(world: World) -> None:
+    world.hosts["old"] = world.network.host(Factory.forProtocol(Tutorial))
+    proxy = world.proxy("old")
+    assert [result_of(world.ask(proxy, "cummingsify", b"OWL")) for _ in range(2)] == [b"owl"] * 2
+    assert "refused nope without a word" in error_of(world.ask(proxy, "nope"), xformd.TransformFailed).message
+    assert proxy.describe()["transforms"] == []
+
+
+def test_a_server_that_has_become_one_of_the_classic_form_is_asked_once_and_its_refusal_told(world: World) -> None:
+    proxy = world.proxy()
+    host = world.hosts["one"]
+    host.factory = Factory.forProtocol(Tutorial)
+    for wire in host.wires:
+        wire.peer.lose(ConnectionResetError())
+    answer = world.ask(proxy, "steady")
+    assert "refused steady without a word" in error_of(answer, xformd.TransformFailed).message
+    assert [wire.peer.sent.partition(b":")[2] for wire in host.wires].count(b"steady.owl,") == 1
+
+
+def test_a_result_over_the_limit_is_neither_given_nor_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, max_result_bytes=1_000)
+    proxy = world.proxy()
+    for size in (1_001, 100_000):
+        answer = world.ask(proxy, "steady", b"x" * size)
+        turn(world, 1)
+        error_of(answer, xformd.TooLarge)
+        assert len(proxy._cache) == 0
+    assert result_of(world.ask(proxy, "steady", b"x" * 1_000)) == b"X" * 1_000
+
+
+def test_a_defect_is_told_to_the_log_and_the_client_gets_a_number_to_look_for(world: World, log: Log) -> None:
+    proxy = world.proxy()
+    proxy._upstreams.xform = lambda *_, **__: fail(ZeroDivisionError("oh"))  # type: ignore[assignment]
+    error = error_of(world.ask(proxy, "steady"), xformd.InternalError)
+    assert error.message in log.lines[0]
+    assert len(log.tracebacks) == 1
+
+
+def test_what_has_been_answered_is_forgotten(world: World) -> None:
+    proxy = world.proxy()
+    seen = [weakref.ref(world.ask(proxy, spec)) for spec in ("steady", "fickle")]
+    gc.collect()
+    assert [reference() for reference in seen] == [None, None]
+
+
+def test_past_the_queue_it_is_busy_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, max_queue=2)
+    proxy = world.proxy()
+    world.ask(proxy, "later", b"one")
+    through = world.ask(proxy, "fickle-later")
+    with pytest.raises(xformd.Busy, match="2 requests wait") as busy:
+        world.ask(proxy, "fickle-later")
+    assert busy.value.retry_after_ms == 1000
+    error_of(world.ask(proxy, "later", b"two"), xformd.Busy)
+    world.ask(proxy, "later", b"one")  # which is no other call
+    world.waiting[1].callback(b"done")
+    world.network.pump()
+    assert result_of(through) == b"done"
+    assert not has_fired(world.ask(proxy, "later", b"two"))
+
+
+def test_stopping_gives_up_what_waits(world: World) -> None:
+    proxy = world.proxy()
+    answers = [world.ask(proxy, "later"), world.ask(proxy, "fickle-later")]
+    proxy.stop()
+    for answer in answers:
+        assert error_of(answer, xformd.ShuttingDown).retry_after_ms == 1000
+    closing = proxy.close()
+    world.network.pump()
+    world.clock.advance(1)
+    assert has_fired(closing)
+    assert world.clock.getDelayedCalls() == []
+
+
+def test_what_fails_by_itself_while_it_stops_is_told_as_what_it_is(world: World) -> None:
+    proxy = world.proxy()
+    proxy.stop()
+    error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
+
+
+# The cache and its failures
+
+
+def test_a_result_is_kept_for_so_long(world: World) -> None:
+    proxy = world.proxy(ttl_s=5)
+    world.ask(proxy, "steady")
+    turn(world, 4.9)
+    assert world.ask(proxy, "steady") == b"OWL"
+    turn(world, 0.1)
+    assert isinstance(world.ask(proxy, "steady"), Deferred)
+
+
+def test_what_is_kept_and_what_is_remembered_of_poems_share_the_bytes(world: World) -> None:
+    proxy = world.proxy(cache_bytes=100_000)
+    sizes = []
+    for number in range(20):
+        world.ask(proxy, "steady", b"%d" % number * 10_000)
+        sizes.append(cache(proxy)["bytes"])
+    assert sizes[0] == 2 * 10_000 + 1024
+    assert 80_000 < max(sizes) <= 100_000
+
+
+class BrokenResults:
+    hits = misses = 0
+
+    def get(self, *_: object) -> bytes:
+        raise ZeroDivisionError("the cache is on fire")
+
+
+def test_a_cache_that_fails_never_fails_a_request(world: World, log: Log) -> None:
+    proxy = world.proxy()
+    proxy._results = BrokenResults()  # type: ignore[assignment]
+    for _ in range(2):
+        assert result_of(world.ask(proxy, "steady")) == b"OWL"
+    ready = proxy.ready(b"steady")
+    assert ready is not None
+    answer = ready.conclude(ready.run(b"cat"))
+    world.network.pump()
+    assert isinstance(answer, Deferred)
+    assert result_of(answer) == b"CAT"
+    assert log.lines == ["the cache failed; an upstream is asked instead"] * 3
+
+
+def test_a_cache_that_cannot_be_read_or_written_never_fails_a_request(
+    world: World, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = world.proxy()
+
+    def broken(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(proxy._cache, "get", broken)
+    monkeypatch.setattr(proxy._cache, "put", broken)
+    assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b"OWL"] * 2
+    assert set(log.lines) == {"the cache could not be read", "an answer could not be kept"}
+
+
+def test_without_cachetools_it_says_what_to_install(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cachetools", None)
+    with pytest.raises(xformd.errors.ConfigError, match=r"pip install 'xformd\[proxy\]'"):
+        world.proxy()
+
+
+# What the upstreams have
+
+
+def upgraded(world: World, name: str, version: str) -> None:
+    """Change the version of an upstream's plugin."""
+    factory = world.hosts[name].factory
+    assert isinstance(factory, TransformFactory)
+    service = factory.service
+    assert isinstance(service, TransformService)
+    registry = service.registry
+    entries = {
+        key: Entry(entry.transform, attrs.evolve(entry.plugin, version=version))
+        for key, entry in registry.entries.items()
+    }
+    service.swap(Generation(Registry(entries, registry.plugins), InlineRunner(10**6, world.clock)))
+
+
+def turn(world: World, seconds: float) -> None:
+    world.clock.advance(seconds)
+    world.network.pump()
+
+
+def test_an_upgrade_is_noticed_at_the_next_look_and_nothing_old_is_given_after_it(world: World, log: Log) -> None:
+    proxy = world.proxy()
+    world.ask(proxy, "steady")
+    ready = proxy.ready(b"steady")
+    assert ready is not None
+    assert ready.run(b"owl") == b"OWL"
+    upgraded(world, "one", "2.0")
+    turn(world, REFRESH_S - 1)
+    assert world.ask(proxy, "steady") == b"OWL"
+    turn(world, 1)
+    assert isinstance(world.ask(proxy, "steady"), Deferred)
+    assert log.lines == ["one has changed: what was kept of 2 transforms is not used any more"]
+    upgraded(world, "one", "1.0")
+    turn(world, REFRESH_S)
+    again = proxy.ready(b"steady")
+    assert again is not None
+    assert isinstance(again.run(b"owl"), Deferred)
+
+
+def test_an_answer_of_no_such_transform_makes_it_look_soon(world: World) -> None:
+    proxy = world.proxy()
+    world.ask(proxy, "steady")
+    upgraded(world, "one", "2.0")
+    error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
+    turn(world, 1)
+    assert isinstance(world.ask(proxy, "steady"), Deferred)
+    lists = b"".join(wire.peer.sent for wire in world.hosts["one"].wires).count(b"!list")
+    for _ in range(100):
+        error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
+    turn(world, 1)
+    assert b"".join(wire.peer.sent for wire in world.hosts["one"].wires).count(b"!list") == lists + 1
+
+
+def test_upstreams_of_different_versions_are_asked_each_time_until_they_agree(world: World) -> None:
+    world.add("two")
+    upgraded(world, "two", "2.0")
+    proxy = world.proxy("one", "two")
+    for _ in range(2):
+        assert isinstance(world.ask(proxy, "steady"), Deferred)
+    upgraded(world, "one", "2.0")
+    turn(world, REFRESH_S)
+    assert isinstance(world.ask(proxy, "steady"), Deferred)
+    assert world.ask(proxy, "steady") == b"OWL"
+
+
+def test_what_an_upstream_has_said_last_holds_while_it_is_down(world: World, log: Log) -> None:
+    proxy = world.proxy()
+    world.ask(proxy, "steady")
+    world.hosts["one"].factory = None
+    for wire in world.hosts["one"].wires:
+        wire.peer.lose(ConnectionResetError())
+    for _ in range(3):
+        turn(world, REFRESH_S)
+        turn(world, 1)
+    assert world.ask(proxy, "steady") == b"OWL"
+    assert [line for line in log.lines if "does not say what it has" in line] == log.lines
+    assert len(log.lines) == 1
+
+
+def test_an_upstream_that_was_down_is_asked_what_it_has_soon_after_its_return(world: World) -> None:
+    host = world.hosts["one"]
+    factory, host.factory = host.factory, None
+    proxy = world.proxy()
+    turn(world, REFRESH_S / 2)
+    host.factory = factory
+    for _ in range(2):  # it may have to wait before it connects
+        turn(world, 1)
+    world.ask(proxy, "steady")
+    assert world.ask(proxy, "steady") == b"OWL"
+
+
+def test_an_upstream_that_hangs_holds_up_neither_the_start_nor_the_others(world: World) -> None:
+    world.add("two").is_slow = True
+    service = CachingTransformService(("one", "two"), Limits(), world.clock, refresh_s=1.0)
+    started = service.start()
+    world.network.pump()
+    assert not has_fired(started)
+    turn(world, LIST_TIMEOUT_S)
+    assert has_fired(started)
+    assert result_of(world.ask(service, "steady")) == b"OWL"
+    assert world.ask(service, "steady") == b"OWL"
+
+
+def test_an_upstream_that_was_silent_for_long_is_heard_at_the_next_look_and_each_silence_is_said(
+    world: World, log: Log
+) -> None:
+    world.proxy()
+    host = world.hosts["one"]
+    for _ in range(2):
+        factory, host.factory = host.factory, None
+        for wire in host.wires:
+            wire.peer.lose(ConnectionResetError())
+        for _ in range(10):
+            turn(world, REFRESH_S)
+            turn(world, 1)
+        host.factory = factory
+        turn(world, REFRESH_S)
+        turn(world, 1)
+    assert [line.partition(":")[0] for line in log.lines] == [
+        "one does not say what it has",
+        "one says again what it has",
+    ] * 2
+
+
+def test_what_is_no_listing_is_said_and_nothing_is_kept(world: World, log: Log) -> None:
+    world.says("odd", '{} ok.{"transforms": 3}')
+    proxy = world.proxy("odd")
+    assert log.lines == ["odd does not say what it has: what it says is no listing: its transforms are none"]
+    assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b'{"transforms": 3}'] * 2
+
+
+def test_a_fault_in_looking_is_logged_and_does_not_end_it(
+    world: World, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = world.proxy()
+    with monkeypatch.context() as broken:
+        broken.setattr(proxy._catalogue, "learn", None)
+        turn(world, REFRESH_S)
+    assert log.lines == ["cannot tell what one has"]
+    upgraded(world, "one", "2.0")
+    turn(world, REFRESH_S)
+    assert log.lines[1:] == ["one has changed: what was kept of 2 transforms is not used any more"]
+
+
+def test_however_often_it_is_made_wonder_it_looks_within_a_second(world: World) -> None:
+    proxy = world.proxy()
+    world.ask(proxy, "steady")
+    upgraded(world, "one", "2.0")
+    for _ in range(2):
+        error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
+        turn(world, 0.5)
+    assert isinstance(world.ask(proxy, "steady"), Deferred)
+
+
+def test_an_upstream_that_was_down_for_long_is_asked_within_a_second_of_its_return(world: World) -> None:
+    proxy = world.proxy()
+    host = world.hosts["one"]
+    factory, host.factory = host.factory, None
+    for wire in host.wires:
+        wire.peer.lose(ConnectionResetError())
+    for _ in range(20):
+        failed = world.ask(proxy, "steady", b"cat")
+        turn(world, 1)
+        error_of(failed, xformd.Unavailable)
+    host.factory = factory
+    answer = world.ask(proxy, "steady", b"cat")
+    turn(world, 1)
+    assert result_of(answer) == b"CAT"
+
+
+def test_an_upstream_that_never_answers_does_not_keep_it_from_closing(world: World, log: Log) -> None:
+    world.says("mute", None)
+    proxy = world.proxy("mute")
+    answer = world.ask(proxy, "steady")
+    proxy.stop()
+    error_of(answer, xformd.ShuttingDown)
+    closing = proxy.close()
+    turn(world, 1)
+    assert has_fired(closing)
+    turn(world, LIST_TIMEOUT_S)
+    assert world.clock.getDelayedCalls() == []
+    del closing
+    gc.collect()  # which would log an error that nobody has seen
+    assert log.lines == []
+
+
+def test_an_answer_that_comes_while_it_closes_starts_nothing_new(world: World) -> None:
+    proxy = world.proxy()
+    answer = proxy.xform(parse("nope"), b"owl")
+    assert isinstance(answer, Deferred)
+    closing = proxy.close()
+    world.network.pump()
+    error_of(answer, xformd.NoSuchTransform)
+    assert has_fired(closing)
+    turn(world, 2 * REFRESH_S)
+    assert b"".join(wire.peer.sent for wire in world.hosts["one"].wires).count(b"!list") == 1
+
+
+# What the forms ask for
+
+
+def test_words_that_are_no_plain_request_or_not_kept_are_left_to_the_careful_path(world: World) -> None:
+    proxy = world.proxy()
+    for words in (b"fickle", b"!list", b"", b"steady timeout=x", b"nope", b"steady:x=" + b"1" * 300):
+        assert proxy.ready(words) is None
+    assert proxy.ready(b"steady timeout=100") is not None
+
+
+def test_words_are_remembered_within_bounds(world: World) -> None:
+    proxy = world.proxy()
+    for number in range(2000):
+        proxy.ready(b"steady timeout=%d" % number)
+        proxy.xform(parse(f"steady:x={number}"), b"")
+    assert len(proxy._ready) <= 1024
+    assert len(proxy._seeds) <= 1024
+    proxy.ready(b"steady timeout=1999")
+    assert proxy.ready(b"steady timeout=1998") is proxy.ready(b"steady timeout=1998")
+    kept = proxy.ready(b"steady timeout=1")
+    proxy.ready(b"steady timeout=2")
+    assert proxy.ready(b"steady timeout=1") is kept
+    remembered = [spec for spec in proxy._seeds if "x=" in str(spec)]
+    assert len(remembered) > 900
+    proxy.xform(parse("steady:x=" + "1" * 300), b"")
+    assert [spec for spec in proxy._seeds if "x=" in str(spec)] == remembered
+
+
+def test_the_careful_path_takes_what_the_quick_one_met(world: World, log: Log) -> None:
+    ready = world.proxy().ready(b"steady")
+    assert ready is not None
+    with pytest.raises(xformd.Busy):
+        ready.conclude(Failure(xformd.Busy("later")))
+    with pytest.raises(xformd.InternalError):
+        ready.conclude(Failure(ZeroDivisionError()))
+    assert len(log.tracebacks) == 1
+    limit = Limits().max_result_bytes
+    assert ready.conclude(b"x" * limit) == b"x" * limit
+    with pytest.raises(xformd.TooLarge, match=f"has {limit + 1} bytes; the limit is {limit} bytes"):
+        ready.conclude(b"x" * (limit + 1))
+
+
+def test_its_listing_is_the_json_of_what_it_describes(world: World) -> None:
+    proxy = world.proxy()
+    assert json.loads(proxy.listing()) == proxy.describe()
+
+
+def test_a_caller_without_room_is_no_concern_of_a_proxy(world: World) -> None:
+    class Full(Caller):
+        takes_results = False
+
+    proxy = world.proxy()
+    assert result_of(world.ask(proxy, "steady", caller=Full())) == b"OWL"
+    proxy.caller_has_room(Full())

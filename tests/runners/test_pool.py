@@ -1,0 +1,588 @@
+"""The pool: one job at a time for each worker, every job answered once, and no job harmed by another."""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+
+from support.deferreds import error_of, has_fired, outcome_of, result_of
+from support.fakes import Asker, FakeWorker, Pool, calls_of
+from support.logs import Log
+from xformd import Busy, GibberishError, ShuttingDown, TransformDied, TransformTimeout, Unavailable
+from xformd.runners.quarantine import MAX_DEATHS, PAUSE_S
+
+SEGFAULT = "was killed by SIGSEGV"
+
+
+def test_a_job_is_given_to_a_worker_and_its_answer_to_who_asked(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    result = pool.run("upper+lower", b"poem")
+    (request,) = pool.worker_of(b"poem").sent[1:]
+    assert str(request.spec) == "upper+lower"
+    assert not has_fired(result)
+    pool.worker_of(b"poem").answer(b"done")
+    assert result_of(result) == b"done"
+    assert clock.getDelayedCalls() == []
+
+
+def test_no_more_than_size_run_and_the_others_wait_in_the_order_in_which_they_came(clock: Clock) -> None:
+    pool = Pool(clock, size=2).start()
+    results = [pool.run(poem=b"%d" % number) for number in range(5)]
+    assert pool.pool.waiting == 3
+    assert sorted(pool.poems()) == [b"0", b"1"]
+    for number in range(5):
+        pool.worker_of(b"%d" % number).answer()
+        assert result_of(results[number]) == b"%d" % number
+    assert pool.pool.waiting == 0
+
+
+def test_jobs_wait_for_workers_that_start(clock: Clock) -> None:
+    pool = Pool(clock)
+    early = pool.run(poem=b"early")
+    pool.start()
+    pool.worker_of(b"early").answer()
+    assert result_of(early) == b"early"
+
+
+def test_a_refusal_fails_its_job_and_keeps_its_worker(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    result = pool.run(poem=b"a")
+    worker = pool.worker_of(b"a")
+    worker.refuse(GibberishError("no"))
+    assert error_of(result, GibberishError).message == "no"
+    assert not worker.killed
+
+
+def test_past_the_queue_the_answer_is_busy_with_a_time_to_come_back(clock: Clock) -> None:
+    pool = Pool(clock, max_queue=2).start()
+    for _ in range(3):
+        pool.run()
+    with pytest.raises(Busy, match="2 requests are waiting already") as caught:
+        pool.run()
+    assert caught.value.retry_after_ms == 100
+    assert pool.pool.waiting == 2
+
+
+def test_the_time_to_come_back_follows_how_long_jobs_take(clock: Clock) -> None:
+    pool = Pool(clock, max_queue=4).start()
+    pool.run(poem=b"slow")
+    clock.advance(16)
+    pool.worker_of(b"slow").answer()
+    for _ in range(5):
+        pool.run()
+    with pytest.raises(Busy) as caught:
+        pool.run()
+    assert caught.value.retry_after_ms == 2_000  # half of 4 jobs of 1 s
+
+
+def test_a_job_that_is_cancelled_while_it_waits_never_runs(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    running, waiting, last = (pool.run(poem=poem) for poem in (b"1", b"2", b"3"))
+    waiting.cancel()
+    error_of(waiting, CancelledError)
+    assert pool.pool.waiting == 1
+    pool.worker_of(b"1").answer()
+    pool.worker_of(b"3").answer()
+    assert result_of(running), result_of(last)
+    assert b"2" not in pool.poems()
+
+
+def test_cancelling_a_running_job_kills_its_worker_which_is_no_death(clock: Clock, log: Log) -> None:
+    pool = Pool(clock).start()
+    for _ in range(2 * MAX_DEATHS):
+        result = pool.run(poem=b"x")
+        worker = pool.worker_of(b"x")
+        result.cancel()
+        error_of(result, CancelledError)
+        assert worker.killed == ["its job was given up"]
+        worker.end()
+        pool.prove()
+    assert len(pool.launcher.alive) == 2
+    assert log.lines == []
+
+
+def test_a_step_ends_at_its_own_limit_and_so_does_its_worker(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    result = pool.run("hasty", b"x")
+    worker = pool.worker_of(b"x")
+    clock.advance(1.9)
+    assert not has_fired(result)
+    clock.advance(0.1)
+    assert error_of(result, TransformTimeout).message == "hasty took longer than its 2 s"
+    assert worker.killed == ["took too long"]
+    worker.end()
+    assert clock.getDelayedCalls()  # of workers that start
+    pool.prove()
+    assert clock.getDelayedCalls() == []
+
+
+def test_the_limit_counts_from_where_the_step_begins(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    result = pool.run("upper+hasty+hasty+upper", b"x")
+    worker = pool.worker_of(b"x")
+    clock.advance(100)
+    for step in (1, 2):
+        worker.begin(step)
+        clock.advance(1.9)
+    worker.begin(3)
+    clock.advance(100)
+    assert not has_fired(result)
+    worker.answer(b"done")
+    assert result_of(result) == b"done"
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_death_fails_its_own_job_and_is_blamed_on_the_step_that_ran(clock: Clock, log: Log) -> None:
+    pool = Pool(clock, size=2).start()
+    dead, other = pool.run("upper+lower+hasty", b"x"), pool.run(poem=b"y")
+    worker = pool.worker_of(b"x")
+    worker.begin(1)
+    worker.end()
+    assert error_of(dead, TransformDied).message == f"the worker of lower {SEGFAULT}"
+    assert log.lines == [f"transform lower of plugin xformd-verses 1.0 (verses): the worker of lower {SEGFAULT}"]
+    pool.worker_of(b"y").answer()
+    assert result_of(other) == b"y"
+
+
+@pytest.mark.parametrize("step", [0, 2, 4, 999])
+def test_a_worker_that_begins_what_nobody_asked_for_is_ended(clock: Clock, step: int) -> None:
+    pool = Pool(clock).start()
+    result = pool.run("upper+lower+upper+lower", b"x")
+    worker = pool.worker_of(b"x")
+    worker.begin(step)
+    assert worker.killed == ["began what nobody had asked"]
+    worker.end()
+    assert error_of(result, TransformDied).message == "the worker of upper began what nobody had asked"
+
+
+def test_a_worker_that_begins_a_step_after_the_last_is_ended(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    result = pool.run("upper+lower", b"x")
+    worker = pool.worker_of(b"x")
+    worker.begin(1)
+    assert worker.killed == []
+    worker.begin(2)
+    assert worker.killed == ["began what nobody had asked"]
+    worker.end()
+    assert error_of(result, TransformDied).message == "the worker of lower began what nobody had asked"
+
+
+def test_a_worker_that_begins_a_step_while_it_has_no_job_is_not_heeded(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    pool.workers[0].begin(1)
+    assert has_fired(pool.run()) is False
+
+
+def test_a_worker_that_is_out_of_memory_says_so_and_is_replaced(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    result = pool.run(poem=b"x")
+    worker = pool.worker_of(b"x")
+    worker.refuse(TransformDied("upper ran out of memory"))
+    assert error_of(result, TransformDied).message == "upper ran out of memory"
+    assert worker.killed
+    worker.end()
+    pool.prove()
+    assert len(pool.launcher.alive) == 2
+
+
+def kill(pool: Pool, times: int = 1) -> None:
+    """Let jobs of ``upper`` kill their workers."""
+    for _ in range(times):
+        result = pool.run("upper", b"deadly")
+        pool.worker_of(b"deadly").end()
+        error_of(result, TransformDied)
+        pool.prove()
+
+
+def test_a_transform_that_kills_too_often_rests_and_others_go_on(clock: Clock, log: Log) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS)
+    assert log.lines[-1] == "transform upper is in quarantine: it has killed 5 workers"
+    for spec in ("upper", "lower+upper"):
+        with pytest.raises(Unavailable, match="upper has killed its worker too often") as caught:
+            pool.run(spec)
+        assert caught.value.retry_after_ms == PAUSE_S * 1_000 + 1
+    assert pool.pool.quarantine.names == {"upper"}
+    pool.run("lower", b"x")
+    assert pool.worker_of(b"x")
+
+
+def test_one_trial_ends_a_quarantine_and_meanwhile_nobody_else_tries(clock: Clock, log: Log) -> None:
+    pool = Pool(clock, size=2).start()
+    kill(pool, MAX_DEATHS)
+    clock.advance(PAUSE_S)
+    trial = pool.run("upper", b"trial")
+    with pytest.raises(Unavailable):
+        pool.run("upper")
+    pool.worker_of(b"trial").answer()
+    assert result_of(trial) == b"trial"
+    assert log.lines[-1] == "transform upper is out of quarantine"
+    assert pool.pool.quarantine.names == frozenset()
+    pool.run("upper", b"x")
+    assert pool.worker_of(b"x")
+
+
+def test_a_trial_that_dies_begins_the_quarantine_again(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS)
+    clock.advance(1_000)
+    kill(pool)
+    with pytest.raises(Unavailable):
+        pool.run("upper")
+
+
+def test_a_trial_that_is_given_up_decides_nothing_and_the_next_may_try(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS)
+    clock.advance(PAUSE_S)
+    for _ in range(2):
+        trial = pool.run("upper", b"x")
+        worker = pool.worker_of(b"x")
+        trial.cancel()
+        error_of(trial, CancelledError)
+        worker.end()
+        pool.prove()
+    assert pool.pool.quarantine.names == {"upper"}
+
+
+def test_a_step_that_ends_well_in_a_pipeline_ends_its_quarantine(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS)
+    clock.advance(PAUSE_S)
+    pool.run("upper+lower", b"x")
+    pool.worker_of(b"x").begin(1)
+    assert pool.pool.quarantine.names == frozenset()
+
+
+def test_what_waits_while_its_transform_goes_into_quarantine_is_answered_unrun(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS - 1)
+    last = pool.run("upper", b"last")
+    waiting, other = pool.run("upper", b"waiting"), pool.run("lower", b"other")
+    pool.worker_of(b"last").end()
+    error_of(last, TransformDied)
+    error_of(waiting, Unavailable)
+    assert b"waiting" not in pool.poems()
+    pool.worker_of(b"other").answer()
+    assert result_of(other) == b"other"
+
+
+def test_work_waits_for_room_for_its_result_and_holds_up_nobody(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    full, other = Asker(), Asker()
+    full.takes_results = False
+    held, gone, passing = (pool.run(poem=poem, caller=c) for poem, c in ((b"1", full), (b"2", full), (b"3", other)))
+    assert pool.poems() == [b"3"]
+    pool.worker_of(b"3").answer()
+    assert result_of(passing)
+    assert pool.pool.waiting == 2
+    gone.cancel()
+    error_of(gone, CancelledError)
+    full.takes_results = True
+    pool.pool.caller_has_room(full)
+    pool.worker_of(b"1").answer()
+    assert result_of(held) == b"1"
+    assert pool.pool.waiting == 0
+
+
+def test_stopping_answers_every_job_and_fires_when_no_process_is_left(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    full = Asker()
+    full.takes_results = False
+    results = [pool.run("hasty", b"1"), pool.run(poem=b"2"), pool.run(poem=b"3", caller=full)]
+    stopped, again = pool.pool.stop(), pool.pool.stop()
+    waits_ms = [error_of(result, ShuttingDown).retry_after_ms for result in results]
+    assert waits_ms == [None, 1_000, 1_000]  # who may ask again is who has not begun
+    with pytest.raises(ShuttingDown):
+        pool.run()
+    first, second = pool.workers
+    first.end()
+    assert not has_fired(stopped)
+    second.end()
+    assert has_fired(stopped)
+    assert has_fired(again)
+    assert has_fired(pool.pool.stop())
+    assert len(pool.workers) == 2
+    assert clock.getDelayedCalls() == []
+
+
+def test_stopping_ends_workers_that_start_and_a_start_that_is_to_come(clock: Clock) -> None:
+    pool = Pool(clock)
+    pool.pool.start()
+    pool.workers[0].end()
+    assert len(clock.getDelayedCalls()) == 2
+    stopped = pool.pool.stop()
+    assert clock.getDelayedCalls() == []
+    pool.workers[1].end()
+    assert has_fired(stopped)
+    assert len(pool.workers) == 2
+
+
+def test_a_pool_that_never_started_stops_at_once(clock: Clock) -> None:
+    pool = Pool(clock)
+    assert has_fired(pool.pool.stop())
+    pool.pool.start()
+    assert pool.workers == []
+
+
+def test_many_refusals_of_a_stopped_pool_do_not_add_up(clock: Clock) -> None:
+    pool = Pool(clock)
+    pool.pool.stop()
+    errors = []
+    for _ in range(3):
+        with pytest.raises(ShuttingDown) as caught:
+            pool.run()
+        errors.append(caught.value)
+    assert len(set(map(id, errors))) == 3
+
+
+# A worker that is gone must not keep what waits from the warm spare.
+
+
+def end(pool: Pool, result: Deferred[bytes]) -> None:
+    pool.worker_of(b"1").end()
+
+
+def cancel(pool: Pool, result: Deferred[bytes]) -> None:
+    result.addErrback(lambda _: None)
+    result.cancel()
+
+
+def run_out_of_memory(pool: Pool, result: Deferred[bytes]) -> None:
+    pool.worker_of(b"1").refuse(TransformDied("ran out of memory"))
+
+
+def answer_for_the_last_time(pool: Pool, result: Deferred[bytes]) -> None:
+    pool.worker_of(b"1").answer()
+
+
+@pytest.mark.parametrize("leave", [end, cancel, run_out_of_memory, answer_for_the_last_time])
+def test_the_warm_spare_takes_over_at_once(clock: Clock, leave: Any) -> None:
+    pool = Pool(clock, max_jobs_per_worker=1).start()
+    first, second = pool.run(poem=b"1"), pool.run(poem=b"2")
+    leave(pool, first)
+    outcome_of(first)
+    pool.worker_of(b"2").answer()
+    assert result_of(second) == b"2"
+
+
+def test_the_warm_spare_takes_over_from_a_step_that_took_too_long(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    first, _ = pool.run("hasty", b"1"), pool.run(poem=b"2")
+    clock.advance(2)
+    error_of(first, TransformTimeout)
+    assert pool.worker_of(b"2")
+
+
+def test_the_last_death_before_a_quarantine_lets_no_other_job_begin(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS - 1)
+    last, waiting = pool.run("upper", b"last"), pool.run("upper", b"waiting")
+    pool.worker_of(b"last").refuse(TransformDied("upper ran out of memory"))
+    error_of(last, TransformDied)
+    error_of(waiting, Unavailable)
+
+
+# Whoever hears of an outcome may do anything at all.
+
+
+def test_who_hears_of_the_stop_may_cancel_what_else_he_asked_for(clock: Clock) -> None:
+    pool = Pool(clock, size=2).start()
+    results = [pool.run(poem=b"%d" % number) for number in range(4)]
+    heard: list[Any] = []
+
+    def hear(failure: Any) -> None:
+        heard.append(failure)
+        for result in results:
+            result.cancel()
+
+    for result in results:
+        result.addErrback(hear)
+    stopped = pool.pool.stop()
+    assert len(heard) == 4
+    for worker in pool.workers:
+        worker.end()
+    assert has_fired(stopped)
+
+
+def test_who_hears_of_an_outcome_may_cancel_one_that_is_just_coming(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    kill(pool, MAX_DEATHS - 1)
+    clock.advance(1)
+    slow = Pool.run(pool, "lower", b"slow")
+    waiting = pool.run("upper", b"waiting")
+    waiting.addErrback(lambda _: slow.cancel())
+    pool.pool.quarantine.died("upper", clock.seconds())
+    pool.worker_of(b"slow").answer()  # gives the next job to the worker first: that one is refused
+    error_of(slow, CancelledError)
+
+
+def test_who_hears_of_an_outcome_may_ask_again_and_stop_from_inside(clock: Clock) -> None:
+    pool = Pool(clock).start()
+    again: list[Deferred[bytes]] = []
+    result = pool.run(poem=b"1")
+    result.addErrback(lambda _: again.append(pool.run(poem=b"2")))
+    pool.worker_of(b"1").end()
+    stopped: list[Deferred[None]] = []
+    again[0].addBoth(lambda _: stopped.append(pool.pool.stop()))
+    pool.worker_of(b"2").answer()
+    for worker in pool.workers:
+        if not worker.has_ended:
+            worker.end()
+    assert has_fired(stopped[0])
+    assert clock.getDelayedCalls() == []
+
+
+class Events(RuleBasedStateMachine):
+    """A pool to which anything happens in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.asker = Asker()
+        self.results: list[Deferred[bytes]] = []
+        self.outcomes: list[int] = []
+
+    @initialize(size=st.integers(1, 3))
+    def start(self, size: int) -> None:
+        self.size = size
+        self.pool = Pool(self.clock, size=size, max_queue=5, max_jobs_per_worker=3)
+        self.pool.pool.start()
+
+    @property
+    def busy(self) -> list[FakeWorker]:
+        return [worker for worker in self.pool.launcher.alive if worker.has_job and not worker.has_hung_up]
+
+    @rule(spec=st.sampled_from(["upper", "hasty", "lower+hasty"]), has_caller=st.booleans())
+    def run(self, spec: str, has_caller: bool) -> None:
+        try:
+            result = self.pool.run(spec, b"x", self.asker if has_caller else None)
+        except (Busy, Unavailable):
+            return
+        index = len(self.results)
+        self.results.append(result)
+        result.addBoth(lambda _: self.outcomes.append(index))
+
+    @rule(has_room=st.booleans())
+    def change_room(self, has_room: bool) -> None:
+        self.asker.takes_results = has_room
+        if has_room:
+            self.pool.pool.caller_has_room(self.asker)
+
+    @precondition(lambda self: self.results)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.results)).cancel()
+
+    @rule(seconds=st.floats(0, 40))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @precondition(
+        lambda self: any(worker.pid is None and not worker.has_hung_up for worker in self.pool.launcher.alive)
+    )
+    @rule(data=st.data(), proves=st.booleans())
+    def report(self, data: st.DataObject, proves: bool) -> None:
+        starting = [worker for worker in self.pool.launcher.alive if worker.pid is None and not worker.has_hung_up]
+        worker = data.draw(st.sampled_from(starting))
+        if proves:
+            worker.be_ready()
+        else:
+            worker.report()
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data(), error=st.sampled_from([None, GibberishError("no"), TransformDied("no")]))
+    def answer(self, data: st.DataObject, error: Any) -> None:
+        worker = data.draw(st.sampled_from(self.busy))
+        if error is None:
+            worker.answer()
+        else:
+            worker.refuse(error)
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data(), step=st.integers(0, 2))
+    def begin(self, data: st.DataObject, step: int) -> None:
+        data.draw(st.sampled_from(self.busy)).begin(step)
+
+    @precondition(lambda self: self.pool.launcher.alive)
+    @rule(data=st.data())
+    def say_nonsense(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.pool.launcher.alive)).answer(b"?", request_id=77)
+
+    @precondition(lambda self: self.pool.launcher.alive)
+    @rule(data=st.data())
+    def hang_up(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.pool.launcher.alive)).hang_up()
+
+    @precondition(lambda self: not all(worker.has_ended for worker in self.pool.workers))
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from([worker for worker in self.pool.workers if not worker.has_ended])).end()
+
+    @invariant()
+    def no_more_than_size_run(self) -> None:
+        if hasattr(self, "pool"):
+            assert len(self.busy) <= self.size
+
+    def teardown(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        stopped = self.pool.pool.stop()
+        assert sorted(self.outcomes) == list(range(len(self.results)))
+        for worker in self.pool.workers:
+            if not worker.has_ended:
+                worker.end()
+        assert has_fired(stopped)
+        assert self.clock.getDelayedCalls() == []
+
+
+TestEvents = Events.TestCase
+TestEvents.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+def test_a_later_part_of_a_request_that_has_begun_is_never_too_much(clock: Clock) -> None:
+    """It would be refused as busy, and its client would take that for never begun."""
+    pool = Pool(clock, max_queue=1).start()
+    for poem in (b"1", b"2"):
+        pool.run(poem=poem)
+    with pytest.raises(Busy):
+        pool.run(poem=b"3")
+    later = pool.pool.run(calls_of("upper"), b"4", is_admitted=True)
+    for poem in (b"1", b"2", b"4"):
+        pool.worker_of(poem).answer()
+    assert result_of(later) == b"4"
+
+
+def test_a_quarantine_lets_one_request_try_whichever_of_its_steps_is_meant(clock: Clock) -> None:
+    pool = Pool(clock, size=2).start()
+    for number in range(MAX_DEATHS):
+        died = pool.run("lower", b"%d" % number)
+        pool.worker_of(b"%d" % number).end()
+        error_of(died, TransformDied)
+        pool.prove()
+    clock.advance(PAUSE_S)
+    tried = pool.run("upper+lower", b"tried")
+    with pytest.raises(Unavailable):
+        pool.run("upper+lower", b"too many")
+    pool.worker_of(b"tried").refuse(GibberishError("no"))  # its first step: nothing is decided
+    error_of(tried, GibberishError)
+    again = pool.run("lower", b"again")
+    pool.worker_of(b"again").answer()
+    assert result_of(again) == b"again"
+
+
+def test_a_pool_that_winds_down_keeps_the_workers_that_it_needs(clock: Clock) -> None:
+    pool = Pool(clock, size=3).start()
+    running = pool.run(poem=b"1")
+    pool.pool.wind_down()
+    busy = pool.worker_of(b"1")
+    assert [worker for worker in pool.workers if not worker.killed] == [busy]
+    later = pool.run(poem=b"2")  # another part of what has been accepted
+    busy.answer()
+    assert result_of(running) == b"1"
+    pool.worker_of(b"2").answer()
+    assert result_of(later) == b"2"

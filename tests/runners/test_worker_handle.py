@@ -1,0 +1,294 @@
+"""The server's side of a worker: what it tells of it, and what it writes into the log."""
+
+import ast
+import errno
+import gc
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from twisted.internet.error import ConnectionDone, ProcessDone, ProcessTerminated
+from twisted.python.failure import Failure
+
+from support.logs import Log
+from support.reactors import FakeProcess, FakeReactor
+from xformd.plugins.loader import EVERYTHING
+from xformd.runners import messages
+from xformd.runners.messages import Orders, Report
+from xformd.runners.worker_handle import MAX_LINE_BYTES, MAX_LINES, WorkerProcess
+from xformd.spec import parse
+from xformd.wire import netstring
+from xformd.wire.session import Reply, Request, encode_reply
+
+TOLD = Orders(selection=EVERYTHING, max_request_bytes=1_000, max_result_bytes=1_000, memory_bytes=2**30)
+REPORT = Report(os.getpid(), {})
+
+
+class Heard:
+    """Notes what is told of a worker."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def worker_reported(self, worker: WorkerProcess, report: Report) -> None:
+        self.events.append(("reported", report))
+
+    def worker_began(self, worker: WorkerProcess, step: int) -> None:
+        self.events.append(("began", step))
+
+    def worker_answered(self, worker: WorkerProcess, answer: Any) -> None:
+        self.events.append(("answered", answer))
+        if answer.poem == b"kill me":
+            worker.kill("was asked to go")
+
+    def worker_hung_up(self, worker: WorkerProcess) -> None:
+        self.events.append(("hung up", None))
+
+    def worker_ended(self, worker: WorkerProcess, reason: str) -> None:
+        self.events.append(("ended", reason))
+
+
+class Started:
+    """A worker that a test plays."""
+
+    def __init__(self, told: Orders = TOLD) -> None:
+        self.reactor = FakeReactor()
+        self.heard = Heard()
+        self.worker = WorkerProcess(told, self.heard, self.reactor)
+        (self.process,) = self.reactor.processes
+
+    def say(self, data: bytes) -> None:
+        self.process.channel.sendall(data)
+        self.reactor.read()
+
+    def print(self, data: bytes, descriptor: int = 1) -> None:
+        self.worker.childDataReceived(descriptor, data)
+
+    def end(self, reason: Exception | None = None) -> None:
+        self.worker.processExited(Failure(reason or ProcessDone(0)))
+
+
+@pytest.fixture
+def started() -> Iterator[Started]:
+    made = Started()
+    yield made
+    made.worker.kill("the test is over")
+    made.process.channel.close()
+
+
+@pytest.fixture
+def ready(started: Started) -> Started:
+    started.say(messages.encode_report(REPORT))
+    started.heard.events.clear()
+    return started
+
+
+def received(process: FakeProcess) -> bytes:
+    return process.channel.recv(100_000)
+
+
+def test_it_is_told_what_to_load_and_says_what_it_has(started: Started) -> None:
+    (string,) = netstring.Decoder(10_000).decode(received(started.process))
+    assert messages.decode_orders(string) == TOLD
+    assert started.worker.resident_bytes() == 0
+    started.say(messages.encode_report(REPORT))
+    assert started.heard.events == [("reported", REPORT)]
+    assert started.worker.pid == os.getpid()
+
+
+def test_the_memory_that_it_uses_is_what_it_has_touched(ready: Started) -> None:
+    status = Path("/proc/self/status").read_text()
+    resident_bytes = int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    assert ready.worker.resident_bytes() == pytest.approx(resident_bytes, rel=0.1)
+
+
+def test_a_worker_that_is_gone_uses_no_memory(started: Started) -> None:
+    started.say(messages.encode_report(Report(2**30, {})))
+    assert started.worker.resident_bytes() == 0
+
+
+def test_what_it_says_is_told(ready: Started) -> None:
+    ready.worker.send(Request(1, parse("upper+upper"), b"x"))
+    assert received(ready.process).endswith(b"1 upper+upper.x,")
+    ready.say(messages.encode_step(1) + encode_reply(Reply(1, b"X")))
+    assert ready.heard.events == [("began", 1), ("answered", Reply(1, b"X"))]
+
+
+@pytest.mark.parametrize(
+    "data", [b"rubbish", netstring.encode(b"rubbish"), b"99999999999999:", netstring.encode(b"step 1 2")]
+)
+def test_rubbish_ends_it_and_what_follows_means_nothing(ready: Started, data: bytes) -> None:
+    ready.say(data + encode_reply(Reply(1, b"X")))
+    assert ready.heard.events == [("hung up", None)]
+    assert ready.process.stdin_closed
+    ready.end()
+    (_, (what, reason)) = ready.heard.events
+    assert what == "ended"
+    assert reason.startswith("said what no worker says: ")
+
+
+@pytest.mark.parametrize("string", [b"5", b"[1]", b"1 ok.x", b"[" * 100_000])
+def test_a_report_that_is_none_ends_it(started: Started, string: bytes) -> None:
+    started.say(netstring.encode(string))
+    assert started.process.stdin_closed
+    started.end()
+    assert started.heard.events[-1] == ("ended", "said what no worker says: a report is a process id and a listing")
+
+
+def test_what_it_says_after_it_was_killed_means_nothing(ready: Started) -> None:
+    ready.say(encode_reply(Reply(1, b"kill me")) + encode_reply(Reply(2, b"too late")))
+    assert ready.heard.events == [("answered", Reply(1, b"kill me"))]
+    ready.end(ProcessTerminated(None, signal.SIGKILL))
+    assert ready.heard.events[-1] == ("ended", "was asked to go")
+
+
+def test_a_channel_that_it_closes_is_its_end(ready: Started) -> None:
+    ready.process.channel.close()
+    (channel,) = ready.reactor.readers
+    channel.connectionLost(Failure(ConnectionDone()))
+    assert ready.heard.events == [("hung up", None)]
+    assert ready.process.stdin_closed == 1
+    ready.end(ProcessTerminated(1))
+    assert ready.heard.events[-1] == ("ended", "ended with exit status 1")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (ProcessDone(0), "ended with exit status 0"),
+        (ProcessTerminated(3), "ended with exit status 3"),
+        (ProcessTerminated(None, signal.SIGSEGV), "was killed by SIGSEGV"),
+        (ProcessTerminated(None, 99), "was killed by signal 99"),
+    ],
+)
+def test_its_end_is_told_in_words(ready: Started, end: Exception, reason: str) -> None:
+    ready.end(end)
+    assert ready.heard.events == [("ended", reason)]
+
+
+@pytest.mark.parametrize("max_result_bytes", [1_000, 200_000_000])
+def test_a_result_may_be_as_long_as_the_limit(max_result_bytes: int) -> None:
+    """And longer than any report: which is too long is clear from the first digits on."""
+    made = Started(attrs.evolve(TOLD, max_result_bytes=max_result_bytes))
+    made.say(messages.encode_report(REPORT))
+    head = b"9007199254740991 ok."
+    made.say(b"%d:%b" % (len(head) + max_result_bytes, head))
+    assert made.heard.events == [("reported", REPORT)]
+    made.worker.kill("the test is over")
+    made.process.channel.close()
+
+
+# Starting it.
+
+
+def test_it_can_import_what_the_server_can_and_nothing_that_lies_around(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here, package = tmp_path / "here", tmp_path / "there" / "xformd"
+    here.mkdir()
+    for name in ("__init__", "runners/__init__", "runners/reaper"):
+        module = package / f"{name}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text("def main():\n    import sys\n    print(sys.path)\n")
+    monkeypatch.syspath_prepend(package.parent)
+    started = Started()
+    started.worker.kill("the test is over")
+    started.process.channel.close()
+    ran = subprocess.run(started.process.args, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+    path = ast.literal_eval(ran.stdout.decode())
+    assert path[: len(sys.path)] == sys.path
+    assert not {"", ".", str(here)} & {*path}
+
+
+def test_it_can_import_what_has_been_installed_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    started = Started()
+    started.worker.kill("the test is over")
+    started.process.channel.close()
+    command = started.process.args[-1].replace("from xformd.runners.reaper import main; main()", "print(sys.path)")
+    ran = subprocess.run([*started.process.args[:-1], command], capture_output=True, timeout=20, check=True)
+    assert "site-packages" in ran.stdout.decode()
+
+
+def test_a_system_that_has_no_process_to_give_leaves_nothing_open() -> None:
+    reactor, heard = FakeReactor(), Heard()
+
+    def refuse(protocol: Any) -> None:
+        raise OSError(errno.EAGAIN, "no")
+
+    reactor.spawning = refuse
+    with pytest.raises(OSError, match="no"):
+        WorkerProcess(TOLD, heard, reactor)
+    assert not reactor.readers
+    gc.collect()  # a socket that is left open warns, and a warning is an error
+    assert heard.events == []
+
+
+def test_a_reactor_that_cannot_watch_another_socket_leaves_nothing_open() -> None:
+    reactor = FakeReactor()
+    reactor.error = OSError(errno.ENOSPC, "no watches left")
+    with pytest.raises(OSError, match="no watches left"):
+        WorkerProcess(TOLD, Heard(), reactor)
+    gc.collect()
+    assert reactor.processes == []
+
+
+def test_a_process_that_ends_while_it_is_spawned_was_never_started() -> None:
+    # Twisted says so from within spawnProcess, when nobody knows the worker yet.
+    reactor, heard = FakeReactor(), Heard()
+    reactor.spawning = lambda protocol: protocol.processExited(Failure(ProcessTerminated(127)))
+    with pytest.raises(OSError, match="it ended with exit status 127"):
+        WorkerProcess(TOLD, heard, reactor)
+    assert heard.events == []
+    assert not reactor.readers
+    reactor.processes[0].channel.close()
+
+
+# What it prints.
+
+
+def test_what_it_prints_is_logged_line_by_line(ready: Started, log: Log) -> None:
+    ready.print(b"one\ntw")
+    ready.print(b"on stderr\n", 2)
+    ready.print(b"o\n\xff\x1b[31m\nrest")
+    pid = os.getpid()
+    assert log.lines == [f"worker {pid}: {text}" for text in ("one", "on stderr", "two", "\ufffd\ufffd[31m")]
+    ready.worker.processEnded(Failure(ProcessDone(0)))
+    assert log.lines[-1] == f"worker {pid}: rest"
+
+
+def test_what_it_prints_before_it_is_ready_is_logged(started: Started, log: Log) -> None:
+    started.print(b"loading\n")
+    assert log.lines == ["worker that starts: loading"]
+
+
+def test_what_comes_after_its_end_is_logged_once(ready: Started, log: Log) -> None:
+    ready.print(b"Fatal Python ")
+    ready.end(ProcessTerminated(None, signal.SIGSEGV))
+    ready.print(b"error\nin thread")
+    ready.worker.processEnded(Failure(ProcessTerminated(None, signal.SIGSEGV)))
+    pid = os.getpid()
+    assert log.lines == [f"worker {pid}: Fatal Python error", f"worker {pid}: in thread"]
+
+
+def test_a_line_without_an_end_is_cut(ready: Started, log: Log) -> None:
+    for _ in range(3):
+        ready.print(b"x" * MAX_LINE_BYTES)
+    assert len(log.lines) == 1
+    assert max(map(len, ready.worker._logs.values())) <= MAX_LINE_BYTES
+    assert len(log.lines[0]) < MAX_LINE_BYTES + 100
+
+
+def test_who_prints_too_much_is_cut_off_until_the_next_job(ready: Started, log: Log) -> None:
+    ready.print(b"x\n" * 10_000)
+    assert len(log.lines) == MAX_LINES + 1
+    assert log.lines[-1] == f"worker {os.getpid()} prints too much; the rest is left out"
+    ready.worker.send(Request(1, parse("upper"), b"x"))
+    ready.print(b"again\n")
+    assert log.lines[-1].endswith("again")

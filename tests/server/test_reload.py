@@ -1,0 +1,419 @@
+"""Reloads: a fresh generation takes over when nothing that worked is broken, and no request notices."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from support.deferreds import error_of, has_fired, result_of
+from support.fakes import FakeWorker, Launcher
+from support.logs import Log
+from support.registries import registry_of
+from xformd import Example, ShuttingDown, Transform, transform
+from xformd.config import Settings
+from xformd.errors import ConfigError, NoSuchTransform
+from xformd.limits import Limits
+from xformd.plugins import listing, loader
+from xformd.plugins.loader import Selection
+from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
+from xformd.runners.messages import Orders
+from xformd.runners.placement import Placement
+from xformd.server.reload import RELOAD_TIMEOUT_S, Generations, choose_proof, what_breaks, what_changes
+from xformd.spec import parse
+
+
+@transform
+def plain(poem: str) -> str:
+    return poem
+
+
+@transform
+def other(poem: str) -> str:
+    return poem
+
+
+@transform(inline=True)
+def quick(poem: str) -> str:
+    return poem
+
+
+FIRST = registry_of(plain, quick)
+SECOND = registry_of(plain, quick, other)
+
+
+def versioned(registry: Registry, version: str) -> Registry:
+    """Give the same transforms, from another version of their plugin."""
+    (plugin,) = registry.plugins
+    plugin = attrs.evolve(plugin, version=version)
+    return Registry({name: Entry(entry.transform, plugin) for name, entry in registry.entries.items()}, (plugin,))
+
+
+def failing(registry: Registry) -> Registry:
+    """Give what is left when the plugin fails."""
+    (plugin,) = registry.plugins
+    return Registry({}, (attrs.evolve(plugin, state="failed", reason="it is broken", transforms=()),))
+
+
+class Site:
+    """Generations over workers in memory, on a machine whose plugins the test changes."""
+
+    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        self.installed: Registry | Exception = FIRST
+        self.launcher = Launcher()
+        self.told: list[Orders] = []
+        monkeypatch.setattr("xformd.server.reload.WorkerProcess", lambda told, events, _: self._launch(told, events))
+        monkeypatch.setattr(loader, "load", lambda selection, only=None: self._load())
+        self.generations = Generations(Settings(**{"workers": 1, **settings}), clock)
+        self.service = self.generations.service
+
+    def _launch(self, told: Orders, events: Any) -> FakeWorker:
+        self.told.append(told)
+        return self.launcher(events)
+
+    def _load(self) -> Registry:
+        if isinstance(self.installed, Exception):
+            raise self.installed
+        return self.installed
+
+    @property
+    def alive(self) -> list[FakeWorker]:
+        return self.launcher.alive
+
+    def report(self) -> None:
+        """Let each worker that starts say what is installed."""
+        for worker in self.alive:
+            if worker.pid is None:
+                worker.listed = listing.to_json(self._load())
+                worker.report()
+
+    def end_killed(self) -> None:
+        """Let each worker that was killed end."""
+        for worker in self.launcher.workers:
+            if worker.killed and not worker.has_ended:
+                worker.end()
+
+    def start(self) -> "Site":
+        self.generations.start()
+        self.report()
+        return self
+
+    def install(self, registry: Registry | Exception) -> None:
+        self.installed = registry
+
+    def reload(self, registry: Registry) -> Deferred[None]:
+        """Reload to its end."""
+        self.install(registry)
+        reloaded = self.generations.reload()
+        self.report()
+        assert has_fired(reloaded)
+        return reloaded
+
+    def xform(self, spec: str, poem: bytes = b"a") -> Any:
+        return self.service.xform(parse(spec), poem)
+
+
+@pytest.fixture
+def site(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    made = Site(clock, monkeypatch).start()
+    yield made
+    stopped = made.generations.stop()
+    made.end_killed()
+    assert has_fired(stopped)
+    assert clock.getDelayedCalls() == []
+    assert made.alive == []
+
+
+def test_requests_are_answered_by_workers_and_in_the_reactor(site: Site) -> None:
+    result = site.xform("plain+quick", b"poem")
+    site.alive[-1].answer(b"POEM")
+    assert result_of(result) == b"POEM"
+    assert site.xform("quick") == b"a"
+
+
+@pytest.mark.parametrize(("request_bytes", "result_bytes"), [(10, 1_000), (1_000, 10)])
+def test_a_worker_takes_what_another_step_may_have_given(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, request_bytes: int, result_bytes: int
+) -> None:
+    limits = Limits(max_request_bytes=request_bytes, max_result_bytes=result_bytes)
+    for told in Site(clock, monkeypatch, limits=limits).start().told:
+        assert told.max_request_bytes == 1_000
+        assert told.max_result_bytes == result_bytes
+
+
+def test_workers_are_not_strict_for_their_server_has_been(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What breaks later, on a disk that others write to, must not keep every other transform from running."""
+    selection = Selection(strict=True, blocked=frozenset({"x"}))
+    told = Site(clock, monkeypatch, selection=selection).start().told
+    assert [one.selection for one in told] == [attrs.evolve(selection, strict=False, lenient=True)] * 2
+
+
+def test_a_reload_finds_what_was_installed_a_moment_ago(
+    site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.util.find_spec("xformd_installed_since") is None  # from now on Python knows what is in there
+    seen = tmp_path.stat()
+    (tmp_path / "xformd_installed_since.py").touch()
+    os.utime(tmp_path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # as on a disk whose clock is coarse
+    found: list[object] = []
+    monkeypatch.setattr(
+        site, "_load", lambda: found.append(importlib.util.find_spec("xformd_installed_since")) or FIRST
+    )
+    site.reload(FIRST)
+    assert found
+    assert None not in found
+
+
+def test_a_reload_brings_what_is_new_and_ends_the_old_workers(site: Site, log: Log) -> None:
+    before = site.alive
+    site.reload(SECOND)
+    assert "other" in site.service.registry.entries
+    assert all(worker.killed for worker in before)
+    assert len(site.alive) == 2
+    assert log.lines == ["reloaded: 3 transforms from 1 plugins"]
+    site.xform("other", b"x")
+    assert [worker.sent[-1].poem for worker in site.alive if worker.sent] == [b"x"]
+
+
+def test_what_runs_ends_on_the_old_generation(site: Site) -> None:
+    result = site.xform("plain", b"poem")
+    (worker,) = [worker for worker in site.alive if worker.sent]
+    site.reload(SECOND)
+    assert not worker.killed
+    worker.answer(b"old")
+    assert result_of(result) == b"old"
+    assert worker.killed
+
+
+def test_a_reload_that_would_break_something_changes_nothing(site: Site, log: Log) -> None:
+    before = site.alive
+    site.reload(failing(FIRST))
+    assert log.lines == [
+        "not reloaded: transform plain: plugin xformd-verses 1.0 (verses) failed: it is broken",
+        "not reloaded: transform quick: plugin xformd-verses 1.0 (verses) failed: it is broken",
+        "not reloaded: what worked before would not work any more",
+    ]
+    assert site.alive == before
+    assert site.service.registry is FIRST
+    assert site.xform("plain")
+
+
+@pytest.mark.parametrize("error", [ConfigError("no such folder"), ValueError("a fault of ours")])
+def test_a_reload_that_cannot_load_changes_nothing(site: Site, log: Log, error: Exception) -> None:
+    before = site.alive
+    reloaded = site.generations.reload()
+    fresh = [worker for worker in site.alive if worker not in before]
+    site.install(error)
+    for worker in fresh:
+        worker.listed = listing.to_json(FIRST)
+        worker.report()
+    assert has_fired(reloaded)
+    assert [worker for worker in site.alive if not worker.killed] == before
+    is_expected = isinstance(error, ConfigError)
+    assert log.lines == ["not reloaded: no such folder" if is_expected else "not reloaded"]
+    assert len(log.tracebacks) == (0 if is_expected else 1)
+    site.reload(SECOND)
+    assert "other" in site.service.registry.entries
+
+
+def test_a_plugin_that_fails_in_workers_alone_is_said_and_listed_as_failed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    site = Site(clock, monkeypatch)
+    site.generations.start()
+    for worker in site.alive:
+        worker.listed = listing.to_json(failing(FIRST))
+        worker.report()
+    assert log.lines == ["plugin xformd-verses 1.0 (verses) fails in workers: it is broken"]
+    (plugin,) = site.generations.service.describe()["plugins"]
+    assert (plugin["state"], plugin["reason"]) == ("failed", "it is broken")
+    with pytest.raises(NoSuchTransform):
+        site.xform("plain")
+
+
+def test_a_reload_whose_workers_are_never_ready_changes_nothing(clock: Clock, site: Site, log: Log) -> None:
+    before = site.alive
+    reloaded = site.generations.reload()
+    for worker in site.alive:
+        if worker not in before:
+            worker.end("ended with exit status 1")
+    clock.advance(RELOAD_TIMEOUT_S)
+    assert has_fired(reloaded)
+    assert log.lines[-1] == "not reloaded: no fresh worker was ready within 130 s; the log says why"
+    assert log.tracebacks == []
+    assert site.alive == before
+
+
+def test_a_reload_that_is_asked_for_during_another_is_done_after_it(site: Site) -> None:
+    first = site.generations.reload()
+    second = site.generations.reload()
+    third = site.generations.reload()
+    site.report()
+    assert not has_fired(first)
+    site.install(SECOND)
+    site.report()
+    assert has_fired(first)
+    assert "other" in site.service.registry.entries
+    assert len(site.launcher.workers) == 6
+    assert all(map(has_fired, (second, third)))
+
+
+def test_stopping_during_a_reload_ends_both(clock: Clock, site: Site, log: Log) -> None:
+    reloaded = site.generations.reload()
+    assert len(site.alive) == 4
+    stopped = site.generations.stop()
+    assert has_fired(reloaded)
+    assert log.lines == ["not reloaded: the server is stopping"]
+    assert site.alive == []
+    first, *others = site.launcher.workers
+    for worker in others:
+        worker.end()
+    assert not has_fired(stopped)
+    first.end()
+    assert has_fired(stopped)
+    assert clock.getDelayedCalls() == []
+    assert has_fired(site.generations.reload())
+    assert len(site.launcher.workers) == 4
+
+
+def test_stopping_waits_for_the_workers_of_a_reload_that_failed(site: Site) -> None:
+    site.reload(failing(FIRST))
+    refused = [worker for worker in site.launcher.workers if worker.killed]
+    stopped = site.generations.stop()
+    for worker in site.launcher.workers:
+        if worker not in refused:
+            worker.end()
+    assert not has_fired(stopped)
+    for worker in refused:
+        worker.end()
+    assert has_fired(stopped)
+
+
+def test_stopping_answers_what_an_old_generation_runs(site: Site) -> None:
+    result = site.xform("plain", b"poem")
+    site.reload(SECOND)
+    stopped = site.generations.stop()
+    error_of(result, ShuttingDown)
+    site.end_killed()
+    assert has_fired(stopped)
+
+
+def test_a_reload_before_the_start_leaves_one_generation(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(clock, monkeypatch)
+    site.reload(SECOND)
+    site.start()
+    assert len(site.alive) == 2
+    stopped = site.generations.stop()
+    site.end_killed()
+    assert has_fired(stopped)
+
+
+def test_without_workers_a_reload_goes_over_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    site = Site(clock, monkeypatch, workers=0).start()
+    assert site.xform("plain") == b"a"
+    site.reload(SECOND)
+    assert site.xform("other") == b"a"
+    site.reload(failing(SECOND))
+    assert log.lines[-1] == "not reloaded: what worked before would not work any more"
+    assert site.xform("other") == b"a"
+    assert site.launcher.workers == []
+    assert has_fired(site.generations.stop())
+
+
+def test_what_the_operator_places_must_still_be_there(clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    site = Site(clock, monkeypatch, isolate=frozenset({"quick"})).start()
+    site.reload(registry_of(plain))
+    assert log.lines[-1] == "not reloaded: isolate: no transform 'quick' here; see 'xformd list-transforms'"
+    assert "quick" in site.service.registry.entries
+
+
+def test_what_the_operator_places_must_be_there_from_the_start(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="inline: no transform 'nope' here"):
+        Site(clock, monkeypatch, inline=frozenset({"nope"}))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_runs_in_the_server_keeps_the_version_that_runs(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log, workers: int
+) -> None:
+    site = Site(clock, monkeypatch, workers=workers).start()
+    stays = "transform quick runs in the server: it stays that of 1.0 until a restart"
+    for version in ("2.0", "3.0"):
+        log.clear()
+        site.reload(versioned(FIRST, version))
+        assert stays in log.lines
+        assert site.service.registry.resolve("quick").plugin.version == "1.0"
+    assert site.service.registry.resolve("plain").plugin.version == ("3.0" if workers else "1.0")
+    assert "xformd-verses: 2.0 -> 3.0" in log.lines
+
+
+def test_the_number_of_workers_is_that_of_the_processors(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7})
+    assert len(Site(clock, monkeypatch, workers=None).start().alive) == 4
+
+
+# Decisions.
+
+
+def built_in(*transforms: Transform) -> Registry:
+    plugin = Plugin(name="text", distribution=BUILT_IN, source="text", transforms=transforms)
+    return Registry({made.name: Entry(made, plugin) for made in transforms}, (plugin,))
+
+
+def with_example(poem: Any, result: Any, kind: Any = "text", **options: Any) -> Transform:
+    return Transform("shown", print, kind, examples=(Example(poem, result),), **options)
+
+
+def test_the_proof_is_an_example_of_a_built_in_that_runs_in_a_worker() -> None:
+    proof = choose_proof(built_in(plain, with_example("é", "É")), Placement())
+    assert proof is not None
+    assert str(proof.request.spec) == "shown"
+    assert (proof.request.poem, proof.result) == ("é".encode(), "É".encode())
+    proof = choose_proof(built_in(with_example(b"\xff", b"\x00", "bytes")), Placement())
+    assert proof is not None
+    assert (proof.request.poem, proof.result) == (b"\xff", b"\x00")
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [
+        built_in(plain),
+        built_in(with_example("a", "b", inline=True)),
+        registry_of(with_example("a", "b")),
+    ],
+)
+def test_where_there_is_no_such_example_there_is_no_proof(registry: Registry) -> None:
+    assert choose_proof(registry, Placement()) is None
+
+
+def test_a_name_that_becomes_contested_breaks() -> None:
+    conflict = Conflict("plain", FIRST.plugins, None)
+    after = Registry({"quick": FIRST.entries["quick"]}, FIRST.plugins, (conflict,))
+    assert [*what_breaks(FIRST, after)] == [f"transform plain: {conflict}"]
+
+
+def test_a_name_that_a_new_version_leaves_out_breaks() -> None:
+    (line,) = what_breaks(FIRST, registry_of(quick))
+    assert line == "transform plain is gone from xformd-verses; if that is meant, restart the server"
+
+
+def test_what_is_gone_with_its_distribution_does_not_break() -> None:
+    assert [*what_breaks(FIRST, Registry({}, ()))] == []
+
+
+def test_what_comes_goes_and_fails_is_said() -> None:
+    assert [*what_changes(FIRST, Registry({}, ()))] == [
+        "reloaded: 0 transforms from 0 plugins",
+        "xformd-verses: 1.0 -> gone",
+    ]
+    lines = [*what_changes(Registry({}, ()), failing(FIRST))]
+    assert lines[1:] == [
+        "xformd-verses: not there -> 1.0",
+        "failed: plugin xformd-verses 1.0 (verses): it is broken",
+    ]

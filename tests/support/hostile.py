@@ -1,0 +1,156 @@
+"""A server with the hostile transforms, and what a test must know of the processes that it has."""
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from support import packages, process_table
+from support.packages import Environment
+from support.processes import Server, serving, wait_until
+from support.session_client import Answer, Session, step
+
+PLUGIN = Path(__file__).parent / "hostile-plugin"
+
+WORKERS = 2
+MIB = 1024 * 1024
+
+KILL_S = 0.2
+"""How long after its limit a transform may at most be answered for, as the project promises."""
+
+GONE_S = 0.5
+"""How long a process may at most outlive the request, or the server, that it belonged to."""
+
+DEFAULTS = {
+    "XFORMD_WORKERS": str(WORKERS),
+    "XFORMD_SHUTDOWN_GRACE_S": "1",
+    "XFORMD_WORKER_MEMORY_BYTES": str(512 * MIB),
+}
+
+
+@attrs.frozen
+class Hostile:
+    """A running server with the hostile transforms.
+
+    Args:
+        server: the server.
+        folder: where transforms leave their notes.
+        token: what all its processes have in their environment.
+    """
+
+    server: Server
+    folder: Path
+    token: str
+
+    def processes(self) -> set[int]:
+        """Give all processes that the server has started, whoever their parents are now, and that still live."""
+        return process_table.bearing(self.token) - {self.server.process.pid}
+
+    def started(self, marker: str) -> set[int]:
+        """Give the processes in which the transform with this marker began, if it has."""
+        note = self.folder / marker
+        return set(map(int, note.read_text().split())) if note.exists() else set()
+
+    def wait_for(self, marker: str) -> set[int]:
+        """Wait until the transform with this marker has begun, and give the processes where."""
+        wait_until(lambda: bool(self.started(marker)))
+        return self.started(marker)
+
+    def left_of(self, marker: str) -> set[int]:
+        """Give what lives of the processes that this marker's transform ran in, and of those that it has left."""
+        ran_in = {pid for pid in self.started(marker) if process_table.is_alive(pid)}
+        return ran_in | process_table.named(marker)
+
+    def worker_pids(self, count: int = WORKERS) -> set[int]:
+        """Give the processes of so many workers that are at work together."""
+        pids: set[int] = set()
+        spec = f"{step('sleep', seconds=0.05)}+pid"
+        with Session(self.server) as session:
+
+            def look() -> bool:
+                answers = session.collect(session.send(*[(spec, b"")] * (2 * count)))
+                pids.update(int(answer.poem) for answer in answers if answer.code == "ok")
+                return len(pids) >= count
+
+            wait_until(look)
+        return pids
+
+
+def new_marker() -> str:
+    """Give a marker that nobody else has; it fits into a process's name."""
+    return f"h-{secrets.token_hex(5)}"
+
+
+def install(folder: Path) -> Environment:
+    """Build the plugin, and install it into a fresh environment."""
+    wheel = packages.build_wheel(PLUGIN, folder)
+    environment = packages.create_environment(folder / "environment")
+    packages.install(environment, [wheel])
+    return environment
+
+
+@contextmanager
+def hostile_server(
+    environment: Environment, folder: Path, *arguments: str, command: Sequence[str] = (), **extra: str
+) -> Iterator[Hostile]:
+    """Run a server with the hostile transforms until the block ends; whatever it then leaves is ended.
+
+    Args:
+        environment: with the plugin in it.
+        folder: for its log, and for notes.
+        arguments: after ``serve``; those that select plugins take the place of the hostile ones.
+        command: what to run in place of the environment's xformd.
+        extra: adds to its environment, and to ``DEFAULTS``.
+    """
+    token = secrets.token_hex(8)
+    command = command or (str(environment.python), "-m", "xformd")
+    selection = () if any(argument.startswith("--plugins") for argument in arguments) else ("--plugins=xformd-hostile",)
+    variables = {**DEFAULTS, "HOSTILE_FOLDER": str(folder), process_table.TOKEN: token, **extra}
+    try:
+        with serving(folder, *selection, *arguments, command=command, **variables) as server:
+            yield Hostile(server, folder, token)
+    finally:
+        process_table.kill(process_table.bearing(token))
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Say whether something becomes true in time."""
+    ends_at = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > ends_at:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def seconds_until(condition: Callable[[], bool]) -> float:
+    """Wait for something, and give how long it took."""
+    start = time.monotonic()
+    wait_until(condition)
+    return time.monotonic() - start
+
+
+def best_of(tries: int, limit: float, measure: Callable[[], float]) -> float:
+    """Measure until a figure is within its limit, a few times at most: a busy machine is late, and not every time.
+
+    Args:
+        tries: how often at most.
+        limit: what the figure must not exceed.
+        measure: gives the figure; what must hold every time, it asserts.
+
+    Returns:
+        The lowest figure.
+    """
+    figures: list[float] = []
+    while len(figures) < tries and not (figures and figures[-1] <= limit):
+        figures.append(measure())
+    print(f"measured {', '.join(f'{figure:.3f}' for figure in figures)}; the limit is {limit:g}")
+    return min(figures)
+
+
+def codes(answers: list[Answer]) -> list[str]:
+    """Give the codes of answers."""
+    return [answer.code for answer in answers]

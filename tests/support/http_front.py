@@ -1,0 +1,322 @@
+"""The HTTP front in memory: the real application and connections, no sockets, and a clock that the test moves."""
+
+import asyncio
+import json
+import re
+import tomllib
+from collections.abc import Coroutine, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IHalfCloseableDescriptor
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from support.registries import registry_of
+from xformd import GibberishError, transform
+from xformd.http.application import Parts, make_application
+from xformd.http.factory import HttpFactory
+from xformd.http.health import Health
+from xformd.limits import Limits
+from xformd.service import TransformService
+from xformd.telemetry.metrics import Metrics
+from xformd.telemetry.status import Vitals, WorkerHistory
+
+HERE = IPv4Address("TCP", "127.0.0.1", 1)
+
+READ_BYTES = 65_536
+"""What Twisted takes from a socket at a time."""
+
+_STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d) [^\r\n]*\r\n")
+_TURNS = 40
+_WELL = Vitals(
+    queue_length=0,
+    max_queue=10,
+    workers={},
+    proven_workers=0,
+    needs_workers=False,
+    history=WorkerHistory(),
+    quarantined=frozenset(),
+    in_flight=0,
+)
+
+
+@attrs.frozen
+class Answer:
+    """One answer.
+
+    Args:
+        status: of HTTP.
+        headers: names in lower case.
+        body: without what framed it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def problem(self) -> Any:
+        """The body of an error."""
+        assert self.headers["content-type"] == "application/problem+json"
+        return json.loads(self.body)
+
+
+def answers(data: bytes, *, to_head: bool = False) -> list[Answer]:
+    """Read answers, all of them whole.
+
+    Args:
+        data: what a server has sent.
+        to_head: whether the last was asked for without its body.
+    """
+    return list(_answers(data, to_head))
+
+
+def _answers(data: bytes, to_head: bool) -> Iterator[Answer]:
+    while data:
+        head, end, data = data.partition(b"\r\n\r\n")
+        assert end, f"half a head: {head!r}"
+        first, *lines = head.split(b"\r\n")
+        match = _STATUS.fullmatch(first + b"\r\n")
+        assert match, f"no status line: {first!r}"
+        headers = {name.lower(): value for name, _, value in (line.decode().partition(": ") for line in lines)}
+        status = int(match[1])
+        body, data = (b"", data) if status in (100, 304) or (to_head and not data) else _body(headers, data)
+        yield Answer(status, headers, body)
+
+
+def _body(headers: Mapping[str, str], data: bytes) -> tuple[bytes, bytes]:
+    if headers.get("transfer-encoding") != "chunked":
+        length = int(headers["content-length"])
+        assert len(data) >= length, f"half a body: {data!r}"
+        return data[:length], data[length:]
+    body = b""
+    while True:
+        size, _, data = data.partition(b"\r\n")
+        length = int(size, 16)
+        body, data = body + data[:length], data[length + 2 :]
+        if not length:
+            return body, data
+
+
+@attrs.frozen
+class Case:
+    """A raw request of ``data/http.toml``."""
+
+    name: str
+    send: bytes
+    status: tuple[int, ...]
+    open: bool
+    body: bytes | None
+
+
+def cases() -> list[Case]:
+    """Give all raw requests."""
+    table = tomllib.loads((Path(__file__).parents[1] / "data" / "http.toml").read_text())
+    return [_case(each) for each in table["request"]]
+
+
+def _case(given: Mapping[str, Any]) -> Case:
+    parts = given["send"] if isinstance(given["send"], list) else [given["send"]]
+    texts = [part if isinstance(part, str) else part["text"] * part["times"] for part in parts]
+    body = given.get("body")
+    statuses = tuple(given["status"]) * given.get("times", 1)
+    return Case(
+        given["name"],
+        "".join(texts).encode("latin-1"),
+        statuses,
+        given["open"],
+        None if body is None else body.encode(),
+    )
+
+
+@transform(inline=True, deterministic=True)
+def upper(poem: str) -> str:
+    """Raise the voice."""
+    return poem.upper()
+
+
+@transform(inline=True, deterministic=True, media_type="text/html")
+def markup(poem: str) -> str:
+    """Make a document."""
+    return f"<p>{poem}</p>"
+
+
+@transform(inline=True, deterministic=True)
+def wrap(poem: str, *, width: int = 10, fill: str = ".") -> str:
+    """Fill up."""
+    return poem.ljust(width, fill)
+
+
+@transform(inline=True, deterministic=True)
+def repeat(poem: str, *, times: int) -> str:
+    """Say it again."""
+    return poem * times
+
+
+@transform(inline=True, deterministic=True)
+def backwards(poem: bytes) -> bytes:
+    """Reverse the bytes."""
+    return poem[::-1]
+
+
+@transform(inline=True)
+def dice(poem: str) -> str:
+    """Be another one every time."""
+    return poem
+
+
+@transform(inline=True)
+def picky(poem: str) -> str:
+    """Refuse every poem."""
+    raise GibberishError("this is no sonnet")
+
+
+@transform(inline=True)
+def raises(poem: str) -> str:
+    """Raise."""
+    raise ValueError("a verse too many")
+
+
+@implementer(IHalfCloseableDescriptor)
+class Wire(StringTransport):
+    """The server's side of a connection. Its peer takes what it holds when the test says so."""
+
+    is_full = False
+    write_closed = False
+
+    def loseWriteConnection(self) -> None:
+        self.write_closed = True
+
+    def abortConnection(self) -> None:
+        super().abortConnection()  # type: ignore[no-untyped-call]
+        self.disconnected = True
+
+    def readConnectionLost(self, reason: object) -> None: ...
+    def writeConnectionLost(self, reason: object) -> None: ...
+
+
+class Client:
+    """One connection to the front, from the other side."""
+
+    def __init__(self, front: "Front") -> None:
+        self.wire = Wire()
+        protocol = front.factory.buildProtocol(HERE)
+        assert protocol is not None
+        self.protocol = protocol
+        self.protocol.makeConnection(self.wire)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has ended the connection."""
+        return self.wire.write_closed or self.wire.disconnecting or self.wire.disconnected
+
+    async def send(self, data: bytes, step: int = READ_BYTES) -> None:
+        """Send, so many bytes at a time, as far as the server reads; then let it work."""
+        for start in range(0, len(data), step):
+            for _ in range(len(data)):
+                if self.wire.producerState == "producing":
+                    break
+                await asyncio.sleep(0)
+            self.protocol.dataReceived(data[start : start + step])
+            if step > 1:
+                await asyncio.sleep(0)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let the server work until it has nothing to do."""
+        quiet, seen = 0, -1
+        while quiet < _TURNS:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self.sent_bytes == seen else 0
+            seen = self.sent_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """How much the server has sent."""
+        return len(self.wire.value())
+
+    def received(self, *, to_head: bool = False) -> list[Answer]:
+        """Give the answers so far, and forget them."""
+        found = answers(self.wire.value(), to_head=to_head)
+        self.wire.clear()
+        return found
+
+    async def ask(self, data: bytes) -> list[Answer]:
+        """Send, and give what comes back."""
+        await self.send(data)
+        return self.received()
+
+    def leave(self) -> None:
+        """Be gone."""
+        self.protocol.connectionLost(Failure(ConnectionResetError()))
+
+
+class Front:
+    """A front with a few transforms, and one whose results the test decides."""
+
+    def __init__(self, *, origins: frozenset[str] = frozenset(), application: Any = None, **limits: Any) -> None:
+        self.clock = Clock()
+        self.metrics = Metrics()
+        self.waiting: list[Deferred[str]] = []
+        self.cancelled = 0
+        self.limits = Limits(**limits)
+
+        @transform
+        def later(poem: str) -> Deferred[str]:
+            """Wait for the test."""
+            self.waiting.append(Deferred(self._cancel))
+            return self.waiting[-1]
+
+        registry = registry_of(upper, markup, wrap, repeat, backwards, dice, picky, raises, later)
+        self.service = TransformService.inline(registry, self.limits, self.clock, stopwatch=self.clock.seconds)
+        parts = Parts(
+            service=self.service,
+            metrics=self.metrics,
+            limits=self.limits,
+            health=Health(lambda: _WELL, lambda: self.factory.is_stopping),
+            render_metrics=lambda: b"",
+            origins=origins,
+        )
+        self.factory = HttpFactory(
+            application or make_application(parts), self.metrics, self.service, self.limits, self.clock
+        )
+
+    def connect(self) -> Client:
+        """Open a connection."""
+        return Client(self)
+
+    async def ask(self, data: bytes) -> list[Answer]:
+        """Send on a connection of its own, and give what comes back."""
+        return await self.connect().ask(data)
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
+
+
+def request(target: str, body: bytes | None = None, *, method: str | None = None, **headers: str | None) -> bytes:
+    """Write a request: a POST where there is a body.
+
+    Args:
+        target: path and query.
+        body: of a POST.
+        method: another one.
+        headers: with ``_`` for ``-``; None leaves one out.
+    """
+    given: dict[str, str | None] = {"host": "a"}
+    if body is not None:
+        given["content-length"] = str(len(body))
+    given |= {name.replace("_", "-"): value for name, value in headers.items()}
+    lines = [f"{method or ('GET' if body is None else 'POST')} {target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in given.items() if value is not None]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test that needs a loop, on a new one, and not for long."""
+    asyncio.run(asyncio.wait_for(test, 60))

@@ -1,0 +1,126 @@
+"""What an operator is given, the page, the dashboard and the alert rules, speaks of what a server really exposes."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.registries import registry_of
+from telemetry.test_prometheus import VITALS, upper
+from xformd.errors import ERRORS
+from xformd.telemetry.metrics import MAX_TRANSFORMS, NONE, OTHERS, SEVERAL, UNKNOWN, Door, Metrics
+from xformd.telemetry.prometheus import Exposition, Sources
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "metrics.md").read_text()
+DASHBOARD: dict[str, Any] = json.loads((DOCS / "grafana-dashboard.json").read_text())
+RULES: list[dict[str, Any]] = yaml.safe_load((DOCS / "alerts.yml").read_text())["groups"][0]["rules"]
+
+ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| ?([^|]*) \| [^|]+ \|$", re.MULTILINE)
+NAME = re.compile(r"\b(?:xformd|process)_[a-z_]+\b")
+LABEL = re.compile(r'\b([a-z_]+)(?:=~|!=|!~|=)"')
+GROUPED = re.compile(r"\b(?:by|on|without|ignoring) \(([^)]*)\)")
+PROMETHEUS_OWN = {"instance", "job"}
+
+
+def exposed() -> dict[str, tuple[str, set[str], set[str]]]:
+    """Give each metric that there is: its kind, its labels, and the names of its samples."""
+    metrics = Metrics()
+    metrics.count("upper", "session", "ok")
+    metrics.run_seconds_of("upper").observe(1)
+    doors = {"netstring": Door(1, {"total": 1}, 1)}
+    sources = Sources(metrics, lambda: VITALS, lambda: registry_of(upper), lambda: doors)
+    found = {}
+    for family in text_string_to_metric_families(Exposition(sources).render().decode()):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[name] = (family.type, labels, {sample.name for sample in family.samples})
+    return found
+
+
+EXPOSED = exposed()
+SAMPLES = {name for _, _, names in EXPOSED.values() for name in names}
+LABELS = {label for _, labels, _ in EXPOSED.values() for label in labels} | PROMETHEUS_OWN | {"le"}
+
+
+def panels() -> Iterator[dict[str, Any]]:
+    for panel in DASHBOARD["panels"]:
+        yield panel
+        yield from panel.get("panels", ())
+
+
+def queries() -> list[str]:
+    asked = [target["expr"] for panel in panels() for target in panel.get("targets", ())]
+    chosen = [variable["definition"] for variable in DASHBOARD["templating"]["list"]]
+    return [*asked, *(query.removeprefix("label_values(").removesuffix(")") for query in chosen)]
+
+
+def test_the_page_describes_every_metric_and_no_other() -> None:
+    described = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in ROW.findall(PAGE)}
+    assert described == {name: (kind, labels) for name, (kind, labels, _) in EXPOSED.items()}
+
+
+def test_the_page_says_which_labels_stand_for_many() -> None:
+    for label in (SEVERAL, UNKNOWN, NONE, OTHERS):
+        assert f"`{label}`" in PAGE
+    assert MAX_TRANSFORMS == 1_000
+
+
+@pytest.mark.parametrize("query", [*queries(), *(rule["expr"] for rule in RULES)])
+def test_what_is_asked_is_there(query: str) -> None:
+    names = set(NAME.findall(query)) or {"up"}
+    assert names <= SAMPLES | {"up"}
+    asked = set(LABEL.findall(query))
+    asked |= {label.strip() for group in GROUPED.findall(query) for label in group.split(",")}
+    assert asked <= LABELS
+    codes = set("|".join(re.findall(r'code=~?"([^"]+)"', query)).split("|")) - {""}
+    assert codes <= {*ERRORS, "ok"}
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+    assert len({rule["alert"] for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert set(rule["annotations"]) == {"summary", "description"}
+        text = " ".join(rule["annotations"].values())
+        assert set(re.findall(r"\$labels\.(\w+)", text)) <= LABELS
+
+
+def test_grafana_can_import_the_dashboard() -> None:
+    (source,) = DASHBOARD["__inputs"]
+    assert (source["name"], source["type"], source["pluginId"]) == ("DS_PROMETHEUS", "datasource", "prometheus")
+    assert DASHBOARD["id"] is None  # else it would take the place of another
+    assert DASHBOARD["schemaVersion"] >= 36
+    needed = {need["id"] for need in DASHBOARD["__requires"] if need["type"] == "panel"}
+    shown = list(panels())
+    assert {panel["type"] for panel in shown} - {"row"} == needed
+    assert len({panel["id"] for panel in shown}) == len(shown)
+    for panel in shown:
+        if panel["type"] == "row":
+            continue
+        assert panel["title"]
+        references = [target["refId"] for target in panel["targets"]]
+        assert references
+        assert len(set(references)) == len(references)
+        for used in (panel, *panel["targets"]):
+            assert used["datasource"] == {"type": "prometheus", "uid": "${DS_PROMETHEUS}"}
+
+
+def test_the_panels_lie_beside_each_other() -> None:
+    places = [panel["gridPos"] for panel in panels()]
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+    for one, other in combinations(places, 2):
+        apart_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        apart_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert apart_x or apart_y, (one, other)
+
+
+def test_every_variable_of_the_dashboard_is_declared() -> None:
+    declared = {variable["name"] for variable in DASHBOARD["templating"]["list"]} | {"__rate_interval", "DS_PROMETHEUS"}
+    assert set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD["panels"]))) <= declared

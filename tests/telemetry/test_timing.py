@@ -1,0 +1,196 @@
+"""A trace adds up what a request waits and runs, and its id stands in what the log says of it."""
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from support.deferreds import error_of, result_of
+from support.fakes import REGISTRY, Pool, calls_of
+from support.logs import Log
+from support.registries import registry_of
+from xformd import Cancelled, InternalError, TransformDied, TransformFailed, TransformTimeout, transform
+from xformd.limits import Limits
+from xformd.runners.generation import Generation
+from xformd.runners.inline import InlineRunner
+from xformd.service import TransformService
+from xformd.spec import parse_readable
+from xformd.telemetry.timing import Trace
+from xformd.telemetry.tracebacks import Fault
+
+MIB = 1024 * 1024
+
+
+class Site:
+    """A service with one fake worker, and transforms in the reactor whose time the test decides."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.waiting: list[Deferred[str]] = []
+        self.pool = Pool(clock).start()
+
+        @transform(inline=True)
+        def slow(poem: str) -> str:
+            clock.advance(2)
+            return poem
+
+        @transform(inline=True)
+        def broken(poem: str) -> str:
+            raise ValueError(poem)
+
+        @transform
+        def later(poem: str) -> "Deferred[str]":
+            self.waiting.append(Deferred())
+            return self.waiting[-1]
+
+        registry = registry_of(slow, broken, later, *(entry.transform for entry in REGISTRY.entries.values()))
+        generation = Generation(registry, InlineRunner(MIB, clock), self.pool.pool)
+        self.service = TransformService(generation, Limits(), clock)
+
+    def trace(self, request_id: str | None = None) -> Trace:
+        return Trace(request_id, clock=self.clock.seconds)
+
+    def xform(self, spec: str, trace: Trace, poem: bytes = b"a", timeout_s: float | None = None) -> Deferred[bytes]:
+        result = self.service.xform(parse_readable(spec), poem, trace=trace, timeout_s=timeout_s)
+        assert isinstance(result, Deferred)
+        return result
+
+
+def times(trace: Trace) -> tuple[float, float]:
+    return trace.queue_s, trace.run_s
+
+
+def test_what_runs_in_the_reactor_runs_and_never_waits(clock: Clock) -> None:
+    site = Site(clock)
+    trace = site.trace()
+    assert site.service.xform(parse_readable("slow"), b"a", trace=trace) == b"a"
+    assert times(trace) == (0, 2)
+
+
+def test_what_gives_its_result_later_runs_until_then(clock: Clock) -> None:
+    site = Site(clock)
+    trace = site.trace()
+    result = site.xform("later", trace)
+    clock.advance(3)
+    site.waiting[0].callback("done")
+    assert result_of(result) == b"done"
+    clock.advance(3)
+    assert times(trace) == (0, 3)
+
+
+def test_a_job_waits_for_its_worker_and_then_runs(clock: Clock) -> None:
+    site = Site(clock)
+    first, second = site.trace(), site.trace()
+    site.xform("upper", first, b"1")
+    result = site.xform("upper", second, b"2")
+    clock.advance(3)
+    site.pool.worker_of(b"1").answer()
+    clock.advance(4)
+    site.pool.worker_of(b"2").answer()
+    assert result_of(result) == b"2"
+    assert (times(first), times(second)) == ((0, 3), (3, 4))
+
+
+def test_a_job_that_is_done_runs_no_longer_whoever_asked(clock: Clock) -> None:
+    pool, trace = Pool(clock).start(), Trace(clock=clock.seconds)
+    result = pool.pool.run(calls_of("upper"), b"a", trace=trace)
+    clock.advance(3)
+    pool.worker_of(b"a").answer()
+    assert result_of(result) == b"a"
+    clock.advance(4)
+    trace.ends()
+    assert times(trace) == (0, 3)
+
+
+def test_the_steps_of_a_pipeline_add_up(clock: Clock) -> None:
+    site = Site(clock)
+    trace = site.trace()
+    result = site.xform("slow+upper+slow+lower", trace)
+    clock.advance(3)
+    site.pool.worker_of(b"a").answer(b"b")
+    clock.advance(5)
+    site.pool.worker_of(b"b").answer(b"c")
+    assert result_of(result) == b"c"
+    assert times(trace) == (0, 2 + 3 + 2 + 5)
+
+
+def test_the_time_of_what_is_given_up_is_there_when_its_caller_hears_of_it(clock: Clock) -> None:
+    site = Site(clock)
+    for spec, expected in [("upper", (0, 2)), ("later", (0, 2))]:
+        trace = site.trace()
+        seen: list[tuple[float, float]] = []
+        result = site.xform(spec, trace, timeout_s=2)
+        result.addErrback(lambda failure, trace=trace, seen=seen: (seen.append(times(trace)), failure)[1])
+        clock.advance(2)
+        error_of(result, TransformTimeout)
+        assert seen == [expected], spec
+        site.pool.prove()
+
+
+def test_what_leaves_the_queue_unrun_has_waited_alone(clock: Clock) -> None:
+    site = Site(clock)
+    trace = site.trace()
+    site.xform("upper", site.trace(), b"1")
+    result = site.xform("upper", trace, b"2")
+    clock.advance(3)
+    result.cancel()
+    error_of(result, Cancelled)
+    assert times(trace) == (3, 0)
+
+
+def test_a_death_in_the_log_names_the_request(clock: Clock, log: Log) -> None:
+    site = Site(clock)
+    result = site.xform("upper", site.trace("7e57"))
+    site.pool.worker_of(b"a").end("was killed by SIGSEGV")
+    error_of(result, TransformDied)
+    (line,) = [line for line in log.lines if "SIGSEGV" in line]
+    assert line.endswith(" (request 7e57)")
+    assert [event["request_id"] for event in log if "request_id" in event] == ["7e57"]
+
+
+@pytest.mark.parametrize(("request_id", "told"), [("7e57", " (request 7e57)"), (None, "")])
+def test_a_failure_in_the_log_names_the_request(clock: Clock, log: Log, request_id: str | None, told: str) -> None:
+    site = Site(clock)
+    with pytest.raises(TransformFailed):
+        site.service.xform(parse_readable("broken"), b"a", trace=site.trace(request_id))
+    assert log.lines == [f"transform broken of plugin xformd-verses 1.0 (verses) failed{told}"]
+    assert log[0].get("request_id") == request_id
+
+
+def test_a_failure_in_a_worker_names_the_request_and_its_step(clock: Clock, log: Log) -> None:
+    site = Site(clock)
+    result = site.xform("upper+lower", site.trace("7e57"))
+    worker = site.pool.worker_of(b"a")
+    worker.begin(1)
+    worker.fault(Fault("ValueError", "Traceback:\n  there"))
+    worker.refuse(TransformFailed("lower raised ValueError"))
+    error_of(result, TransformFailed)
+    assert log.lines == ["transform lower of plugin xformd-verses 1.0 (verses) failed (request 7e57)"]
+    assert (log[0]["request_id"], log[0]["error"]) == ("7e57", "ValueError")
+    assert log[0]["traceback"] == "Traceback:\n  there"
+
+
+def test_a_worker_that_has_no_job_blames_nobody(clock: Clock, log: Log) -> None:
+    site = Site(clock)
+    site.pool.workers[0].fault(Fault("ValueError", "there"))
+    assert log == []
+
+
+def test_an_example_that_fails_in_a_worker_is_told_with_its_place(clock: Clock, log: Log) -> None:
+    pool = Pool(clock)
+    pool.pool.start()
+    worker = pool.workers[0]
+    worker.report()
+    worker.fault(Fault("ValueError", "there"))
+    assert log.lines == ["the example upper failed"]
+    assert (log[0]["error"], log[0]["traceback"]) == ("ValueError", "there")
+
+
+def test_a_fault_of_xformd_answers_with_the_id_that_the_request_has(clock: Clock, log: Log) -> None:
+    class Runner(InlineRunner):
+        def run(self, *_: object, **__: object) -> bytes:
+            raise ValueError
+
+    service = TransformService(Generation(REGISTRY, Runner(1, clock)), Limits(), clock)
+    with pytest.raises(InternalError, match=r"^7e57$"):
+        service.xform(parse_readable("upper"), b"", trace=Trace("7e57"))
+    assert log.lines == ["internal error 7e57"]

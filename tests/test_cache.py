@@ -1,0 +1,248 @@
+"""What a caching proxy decides: freshness, single flight, bounds, and what stands in for an answer that fails."""
+
+import math
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from support.deferreds import error_of, has_fired, result_of
+from support.logs import Log
+from xformd.cache import BoundedCache, Freshness, Policy, ReadThrough, SingleFlight
+
+
+class Upstream:
+    """Calls that end when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[Deferred[bytes]] = []
+        self.cancelled = 0
+
+    def __call__(self) -> Deferred[bytes]:
+        self.calls.append(Deferred(self._cancel))
+        return self.calls[-1]
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
+
+
+@pytest.fixture
+def upstream() -> Upstream:
+    return Upstream()
+
+
+@pytest.fixture
+def flights() -> SingleFlight[str, bytes]:
+    return SingleFlight()
+
+
+@pytest.mark.parametrize(
+    ("age_s", "freshness"),
+    [
+        (0, Freshness.FRESH),
+        (9.9, Freshness.FRESH),
+        (10, Freshness.STALE),
+        (14.9, Freshness.STALE),
+        (15, Freshness.GONE),
+    ],
+)
+def test_an_answer_is_fresh_then_stale_then_gone(age_s: float, freshness: Freshness) -> None:
+    assert Policy(ttl_s=10, stale_s=5).judge(age_s) is freshness
+
+
+def test_without_a_ttl_an_answer_is_fresh_for_ever_and_with_none_at_all_never() -> None:
+    assert Policy().judge(1e12) is Freshness.FRESH
+    assert Policy(ttl_s=0, stale_s=1).judge(0) is Freshness.STALE
+    assert Policy(ttl_s=0).judge(0) is Freshness.GONE
+    assert Policy(ttl_s=1).lifetime_s == 1
+    assert Policy(stale_s=1).lifetime_s == math.inf
+
+
+def test_a_hundred_simultaneous_misses_make_one_call(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
+    waiting = [flights.join("owl", upstream) for _ in range(100)]
+    assert len(upstream.calls) == 1
+    upstream.calls[0].callback(b"poem")
+    assert [result_of(waiter) for waiter in waiting] == [b"poem"] * 100
+    assert len(set(map(id, waiting))) == 100
+
+
+def test_one_that_leaves_cancels_its_own_wait_alone(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
+    first, *others = (flights.join("owl", upstream) for _ in range(100))
+    first.cancel()
+    error_of(first, CancelledError)
+    assert upstream.cancelled == 0
+    upstream.calls[0].callback(b"poem")
+    assert [result_of(waiter) for waiter in others] == [b"poem"] * 99
+
+
+def test_the_last_that_leaves_cancels_the_call_and_the_next_starts_another(
+    flights: SingleFlight[str, bytes], upstream: Upstream
+) -> None:
+    waiting = [flights.join("owl", upstream) for _ in range(3)]
+    for waiter in waiting:
+        assert upstream.cancelled == 0
+        waiter.cancel()
+        error_of(waiter, CancelledError)
+    assert upstream.cancelled == 1
+    late = flights.join("owl", upstream)
+    assert not has_fired(late)
+    upstream.calls[1].callback(b"poem")
+    assert result_of(late) == b"poem"
+
+
+def test_who_comes_while_the_last_one_leaves_does_not_wait_for_a_dead_call(flights: SingleFlight[str, bytes]) -> None:
+    late: list[Deferred[bytes]] = []
+
+    def join_again(_: object) -> None:
+        late.append(flights.join("owl", lambda: succeed(b"another")))
+
+    waiter = flights.join("owl", lambda: Deferred(join_again))
+    waiter.cancel()
+    error_of(waiter, CancelledError)
+    assert result_of(late[0]) == b"another"
+
+
+def test_who_is_cancelled_by_another_ones_answer_is_left_in_peace(
+    flights: SingleFlight[str, bytes], upstream: Upstream
+) -> None:
+    first, second, third = (flights.join("owl", upstream) for _ in range(3))
+    first.addCallback(lambda _: second.cancel())
+    upstream.calls[0].callback(b"poem")
+    error_of(second, CancelledError)
+    assert result_of(third) == b"poem"
+
+
+def test_one_waiters_trouble_with_the_answer_is_its_own(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
+    first, second = flights.join("owl", upstream), flights.join("owl", upstream)
+    first.addCallback(lambda poem: 1 / 0)
+    upstream.calls[0].callback(b"poem")
+    error_of(first, ZeroDivisionError)
+    assert result_of(second) == b"poem"
+
+
+def test_each_key_has_a_call_of_its_own(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
+    owl, cat = flights.join("owl", upstream), flights.join("cat", upstream)
+    upstream.calls[1].callback(b"cat")
+    assert not has_fired(owl)
+    assert result_of(cat) == b"cat"
+
+
+def test_a_call_that_cannot_even_start_fails_its_waiter_and_is_forgotten(flights: SingleFlight[str, bytes]) -> None:
+    def start() -> Deferred[bytes]:
+        raise ZeroDivisionError
+
+    error_of(flights.join("owl", start), ZeroDivisionError)
+    assert result_of(flights.join("owl", lambda: succeed(b"poem"))) == b"poem"
+
+
+def test_the_cache_drops_what_was_used_least_lately_to_stay_within_its_bytes(clock: Clock) -> None:
+    cache: BoundedCache[str, bytes] = BoundedCache(10, Policy(), clock)
+    for name in ("owl", "cat"):
+        cache.put(name, b"12345", 5)
+    cache.get("owl")
+    cache.put("pig", b"1", 1)
+    assert (cache.size_bytes, len(cache)) == (6, 2)
+    assert cache.get("cat") is None
+    cache.put("owl", b"larger than all", 11)
+    assert cache.get("owl") is None
+
+
+def test_what_is_gone_takes_no_room(clock: Clock) -> None:
+    cache: BoundedCache[str, bytes] = BoundedCache(10, Policy(ttl_s=5, stale_s=5), clock)
+    cache.put("owl", b"12345", 5)
+    clock.advance(9)
+    assert cache.size_bytes == 5
+    clock.advance(1)
+    assert cache.size_bytes == 0
+
+
+class Reading:
+    """A ``ReadThrough`` and what it said."""
+
+    def __init__(self, clock: Clock, policy: Policy, cache: Any = None) -> None:
+        self.said: list[tuple[str, str, float]] = []
+        self.read: ReadThrough[str, bytes] = ReadThrough(
+            cache or BoundedCache(100, policy, clock), policy, clock, size_of=len, fell_back=self._fell_back
+        )
+
+    def _fell_back(self, key: str, failure: Failure, age_s: float) -> None:
+        self.said.append((key, failure.getErrorMessage(), age_s))
+
+
+def test_a_hit_is_the_value_itself_and_a_miss_a_deferred(clock: Clock, upstream: Upstream) -> None:
+    read = Reading(clock, Policy(ttl_s=10)).read
+    miss = read.get("owl", upstream)
+    assert isinstance(miss, Deferred)
+    upstream.calls[0].callback(b"poem")
+    assert result_of(miss) == b"poem"
+    assert read.get("owl", upstream) == b"poem"
+    assert (read.hits, read.misses) == (1, 1)
+    clock.advance(10)
+    assert isinstance(read.get("owl", upstream), Deferred)
+    assert len(upstream.calls) == 2
+
+
+def test_errors_are_not_kept(clock: Clock, upstream: Upstream) -> None:
+    reading = Reading(clock, Policy())
+    failed = reading.read.get("owl", upstream)
+    assert isinstance(failed, Deferred)
+    upstream.calls[0].errback(ZeroDivisionError())
+    error_of(failed, ZeroDivisionError)
+    assert isinstance(reading.read.get("owl", upstream), Deferred)
+    assert len(upstream.calls) == 2
+    assert reading.said == []
+
+
+def test_a_stale_answer_stands_in_for_one_that_fails_and_then_no_more(clock: Clock, upstream: Upstream) -> None:
+    reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
+    reading.read.get("owl", lambda: succeed(b"old"))
+    clock.advance(14)
+    waiting = [reading.read.get("owl", upstream) for _ in range(3)]
+    upstream.calls[0].errback(ZeroDivisionError("down"))
+    assert [result_of(waiter) for waiter in waiting if isinstance(waiter, Deferred)] == [b"old"] * 3
+    assert reading.said == [("owl", "down", 14)]
+    clock.advance(1)
+    failed = reading.read.get("owl", upstream)
+    assert isinstance(failed, Deferred)
+    upstream.calls[1].errback(ZeroDivisionError())
+    error_of(failed, ZeroDivisionError)
+
+
+def test_who_leaves_is_no_sign_that_the_upstream_is_down(clock: Clock, upstream: Upstream) -> None:
+    reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
+    reading.read.get("owl", lambda: succeed(b"old"))
+    clock.advance(14)
+    leaving = reading.read.get("owl", upstream)
+    assert isinstance(leaving, Deferred)
+    leaving.cancel()
+    error_of(leaving, CancelledError)
+    assert reading.said == []
+
+
+def test_an_answer_that_went_while_the_upstream_was_asked_is_not_given(clock: Clock, upstream: Upstream) -> None:
+    reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
+    reading.read.get("owl", lambda: succeed(b"old"))
+    clock.advance(14)
+    failed = reading.read.get("owl", upstream)
+    assert isinstance(failed, Deferred)
+    clock.advance(2)
+    upstream.calls[0].errback(ZeroDivisionError())
+    error_of(failed, ZeroDivisionError)
+
+
+class BrokenCache:
+    def get(self, *_: object) -> None:
+        raise OSError("the cache is on fire")
+
+    def put(self, *_: object) -> None:
+        raise OSError("the cache is on fire")
+
+
+def test_a_cache_that_fails_never_fails_a_request(clock: Clock, log: Log) -> None:
+    read = Reading(clock, Policy(), BrokenCache()).read
+    answer = read.get("owl", lambda: succeed(b"poem"))
+    assert isinstance(answer, Deferred)
+    assert result_of(answer) == b"poem"
+    assert log.lines == ["the cache could not be read", "an answer could not be kept"]

@@ -1,0 +1,1 @@
+"""The commands of ``xformd``, a file for each group."""

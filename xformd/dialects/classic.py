@@ -1,0 +1,73 @@
+"""The classic form, on the server: one request, one reply, close; an error closes without a word."""
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from xformd.dialects.interfaces import Connection
+from xformd.errors import XformError
+from xformd.wire import classic, netstring
+
+
+class ClassicForm:
+    """Answers one request.
+
+    Args:
+        connection: on which it came.
+        string: the inside of the first netstring.
+    """
+
+    def __init__(self, connection: Connection, string: bytes) -> None:
+        self._connection = connection
+        self._running: Deferred[bytes] | None = None
+        connection.expect(None)  # the service has its own deadline
+        try:
+            request = classic.decode_request(string)
+        except XformError as error:
+            connection.count_refusal(error)
+            self._refuse(error)
+            return
+        try:
+            result = connection.service.xform(request.spec, request.poem)
+        except XformError as error:
+            self._refuse(error)
+            return
+        if isinstance(result, Deferred):
+            self._running = result
+            result.addCallbacks(self._reply, self._fail)
+        else:
+            self._reply(result)
+
+    def receive(self, data: bytes) -> None:
+        """Throw it away: what follows the request is never executed."""
+
+    def receive_end(self) -> None:
+        """A client that half-closes still gets its reply."""
+
+    def output_drained(self) -> None:
+        """There is no more to say."""
+
+    def expire(self) -> bool:
+        """Nothing is said in this form but the reply."""
+        return False
+
+    def stop(self) -> None:
+        """There is one request, and it has been accepted."""
+
+    def lost(self) -> None:
+        """Give up what runs."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+
+    def _reply(self, poem: bytes) -> None:
+        self._connection.finish(netstring.encode(poem))
+
+    def _fail(self, failure: Failure) -> None:
+        error = failure.value
+        assert isinstance(error, XformError)  # what the service promises
+        if self._running is not None:
+            self._refuse(error)
+
+    def _refuse(self, error: XformError) -> None:
+        self._connection.log_refusal(error)
+        self._connection.close()

@@ -1,0 +1,145 @@
+"""How a connection is spoken on: the two forms of the protocol, each from its first string to its last byte.
+
+A form says what happens; the connection under it owns the transport and the deadlines.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+
+from xformd.errors import XformError
+from xformd.limits import Limits
+from xformd.runners import Caller
+from xformd.runners.generation import Ready
+from xformd.spec import Spec
+
+
+class Service(Protocol):
+    """What answers requests: here (``TransformService``), or by asking other servers."""
+
+    @property
+    def max_result_bytes(self) -> int:
+        """The longest result."""
+        ...
+
+    def stopwatch(self) -> float:
+        """Give seconds, to tell how long something has held the reactor."""
+        ...
+
+    def xform(
+        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller | None = None
+    ) -> bytes | Deferred[bytes]:
+        """Transform a poem; see ``TransformService.xform``."""
+        ...
+
+    def ready(self, words: bytes) -> Ready | None:
+        """Look up what a request says before its poem; None leaves it to ``xform``."""
+        ...
+
+    def listing(self) -> bytes:
+        """Give what ``!list`` answers, as JSON."""
+        ...
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Go on with work that waited until its caller had room for a result."""
+        ...
+
+    def stop(self) -> None:
+        """Give up every request in flight, with ``ShuttingDown``."""
+        ...
+
+
+class Connection(Protocol):
+    """What a form needs of its connection."""
+
+    @property
+    def service(self) -> Service:
+        """What answers requests."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """What the peer may do."""
+        ...
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much output waits for the peer."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+        ...
+
+    def finish(self, data: bytes) -> None:
+        """Send the last there is, then close."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left, then close; the peer may finish what it is sending."""
+        ...
+
+    def abort(self) -> None:
+        """Close now, whatever is on its way."""
+        ...
+
+    def has_input(self) -> bool:
+        """Whether something has arrived that has not been read yet."""
+        ...
+
+    def pause_reading(self) -> None:
+        """Let the peer wait."""
+        ...
+
+    def resume_reading(self) -> None:
+        """Let the peer go on."""
+        ...
+
+    def expect(self, seconds: float | None) -> None:
+        """Abort the connection unless something else is expected within so many seconds; None expects nothing."""
+        ...
+
+    def expect_bytes(self, count: int) -> None:
+        """Be told how long the string is that is being read, or the last one: the next may be as long."""
+        ...
+
+    def soon(self, go_on: Callable[[], None]) -> None:
+        """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
+        ...
+
+    def count_refusal(self, error: XformError) -> None:
+        """Count a request that never reached the service."""
+        ...
+
+    def log_refusal(self, error: XformError) -> None:
+        """Tell the operator why a peer was refused."""
+        ...
+
+
+class Form(Protocol):
+    """What a connection needs of its form."""
+
+    def receive(self, data: bytes) -> None:
+        """Take what has arrived."""
+        ...
+
+    def receive_end(self) -> None:
+        """Note that the peer will send nothing more."""
+        ...
+
+    def output_drained(self) -> None:
+        """Note that the peer has taken everything."""
+        ...
+
+    def expire(self) -> bool:
+        """What was expected has not come in its time: end in good order, or say that this must be cut off."""
+        ...
+
+    def stop(self) -> None:
+        """The server is stopping: answer what has been accepted, then close."""
+        ...
+
+    def lost(self) -> None:
+        """The connection is gone: give up what runs for it."""
+        ...

@@ -1,0 +1,163 @@
+"""``/transform/{spec}``: one poem in, one out. Written on ASGI alone: it is what a busy server does all day."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from starlette.types import Receive, Scope, Send
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from xformd.errors import InternalError, XformError
+from xformd.http import problems, requests
+from xformd.http.exchange import Exchange, Headers
+from xformd.http.request import MAX_AGE_S, Asked, is_known, poem_of
+from xformd.limits import Limits
+from xformd.plugins.registry import Registry
+from xformd.runners import Caller
+from xformd.spec import Spec
+from xformd.telemetry.metrics import Metrics
+from xformd.telemetry.timing import Trace
+
+PREFIX = b"/transform/"
+
+_MAX_AGE = b"public, max-age=%d" % MAX_AGE_S
+_NOT_KEPT = (b"cache-control", b"no-store")
+
+# What a transform makes of anybody's poem is a document of nobody: it runs nothing, and is part of no site.
+_HARMLESS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; sandbox"),
+]
+
+
+class Service(Protocol):
+    """What transforms; ``TransformService`` does."""
+
+    def xform(
+        self,
+        spec: Spec,
+        poem: bytes,
+        *,
+        timeout_s: float | None = None,
+        caller: Caller | None = None,
+        trace: Trace | None = None,
+    ) -> bytes | Deferred[bytes]:
+        """Transform a poem; see ``TransformService.xform``."""
+        ...
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Go on with what waited for this; see ``TransformService.caller_has_room``."""
+        ...
+
+
+class Known(Protocol):
+    """What knows which transforms there are; ``TransformService`` does."""
+
+    @property
+    def registry(self) -> Registry:
+        """Which there are now."""
+        ...
+
+
+class Transforming:
+    """The ASGI application for one transform request.
+
+    Args:
+        service: what transforms, and counts what it is asked.
+        known: which transforms there are.
+        metrics: where to count what does not get as far as that.
+        limits: how long a poem may be.
+    """
+
+    log = Logger()
+
+    def __init__(self, service: Service, known: Known, metrics: Metrics, limits: Limits) -> None:
+        self._service = service
+        self._known = known
+        self._metrics = metrics
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, whatever becomes of it."""
+        exchange = Exchange.of(scope, receive, send)
+        try:
+            if exchange.method == "POST":
+                await self._post(exchange)
+            elif exchange.method in ("GET", "HEAD"):
+                await self._get(exchange)
+            else:
+                detail = f"{exchange.method}: a transform takes its poem by POST"
+                await self._refuse_method(exchange, detail, self._allowed(exchange))
+        except XformError as error:
+            await exchange.answer_error(error)
+        except Exception:
+            self.log.failure("internal error {request_id}", request_id=exchange.request_id)
+            await exchange.answer_error(InternalError(exchange.request_id))
+
+    async def _post(self, exchange: Exchange) -> None:
+        try:
+            asked = self._asked(exchange, requests.read_query(exchange.scope["query_string"]))
+            timeout_s = requests.timeout_s(exchange.headers)
+            max_bytes = self._limits.max_request_bytes
+            poem = asked.decoded(await exchange.body(max_bytes), exchange.headers, max_bytes)
+        except XformError as error:
+            self._metrics.refused("http", error.code)
+            raise
+        await self._run(exchange, asked, poem, timeout_s)
+
+    async def _get(self, exchange: Exchange) -> None:
+        try:
+            parameters = requests.read_query(exchange.scope["query_string"])
+            poem = poem_of(parameters, self._limits.max_request_bytes)
+            asked = self._asked(exchange, parameters)
+            timeout_s = requests.timeout_s(exchange.headers)
+        except XformError as error:
+            self._metrics.refused("http", error.code)
+            raise
+        if not asked.is_deterministic:
+            detail = f"{asked.spec} does not always give the same result: POST the poem"
+            await self._refuse_method(exchange, detail, b"POST")
+            return
+        etag = asked.etag(poem)
+        validators = [_NOT_KEPT] if etag is None else [(b"etag", etag), (b"cache-control", _MAX_AGE)]
+        if etag is None or not is_known(exchange.headers, etag):
+            await self._run(exchange, asked, poem, timeout_s, validators)
+            return
+        asked.check_options()  # what is wrong is told, whether the result is known or not
+        await exchange.answer(304, [*validators, (b"x-request-id", exchange.request_id.encode())], b"")
+
+    async def _run(
+        self, exchange: Exchange, asked: Asked, poem: bytes, timeout_s: float | None, more: Headers = ()
+    ) -> None:
+        result = self._service.xform(asked.spec, poem, timeout_s=timeout_s, trace=exchange.trace)
+        if not isinstance(result, bytes):
+            result = await exchange.while_there(result)
+        await exchange.answer(200, [*_about(asked, exchange.trace), *more], result)
+
+    def _asked(self, exchange: Exchange, options: Mapping[str, str]) -> Asked:
+        segment = exchange.scope["raw_path"].removeprefix(PREFIX)
+        return Asked.of(requests.read_spec(segment, options), self._known.registry)
+
+    def _allowed(self, exchange: Exchange) -> bytes:
+        """Say which methods there are for a spec."""
+        try:
+            is_deterministic = self._asked(exchange, {}).is_deterministic
+        except XformError:
+            is_deterministic = False
+        return b"GET, HEAD, POST" if is_deterministic else b"POST"
+
+    async def _refuse_method(self, exchange: Exchange, detail: str, allowed: bytes) -> None:
+        problem = problems.plain(405, detail, exchange.request_id)
+        self._metrics.refused("http", problem["code"])
+        await exchange.answer_problem(problem, [(b"allow", allowed)])
+
+
+def _about(asked: Asked, trace: Trace) -> list[tuple[bytes, bytes]]:
+    timing = b"queue;dur=%.2f, run;dur=%.2f" % (1_000 * trace.queue_s, 1_000 * trace.run_s)
+    return [
+        (b"content-type", asked.media_type),
+        (b"x-transform", asked.made_by),
+        (b"server-timing", timing),
+        (b"x-request-id", str(trace.request_id).encode()),
+        *_HARMLESS,
+    ]

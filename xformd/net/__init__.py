@@ -1,0 +1,1 @@
+"""Twisted plumbing that knows no transform: endpoints, listeners, transports, deadlines, the reactor."""

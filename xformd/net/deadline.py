@@ -1,0 +1,129 @@
+"""Deadlines: one that moves and is cheap to set on every read, and one for a Deferred."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xformd.errors import Cancelled, XformError
+from xformd.telemetry.tracebacks import Fault
+
+Result = TypeVar("Result")
+
+log = Logger()
+
+
+class Deadline:
+    """Calls something when time is up, unless the deadline is moved or cleared before.
+
+    Moving it later costs no timer: the one that is running finds out, when it fires, that it was too early.
+
+    Args:
+        clock: a reactor, or a clock in its place.
+        expire: what to call.
+    """
+
+    def __init__(self, clock: IReactorTime, expire: Callable[[], None]) -> None:
+        self._clock = clock
+        self._expire = expire
+        self._at: float | None = None
+        self._timer: IDelayedCall | None = None
+        self._timer_at = 0.0
+
+    def set(self, seconds: float, *, soon_s: float | None = None) -> None:
+        """Let time be up so many seconds from now.
+
+        Args:
+            seconds: how many.
+            soon_s: where the deadline is likely to be moved nearer, to about so many seconds: the timer that this
+                starts fires then first, so that it need not be moved.
+        """
+        now = self._clock.seconds()
+        self._at = at = now + seconds
+        if self._timer is None:
+            self._start(now, seconds if soon_s is None else min(seconds, soon_s))
+        elif self._timer_at > at:
+            self._timer.reset(seconds)
+            self._timer_at = at
+
+    def clear(self) -> None:
+        """Let time never be up."""
+        self._at = None
+
+    def close(self) -> None:
+        """Clear it for good, and leave no timer behind."""
+        self._at = None
+        self._expire = _nobody_waits  # so that what is gone is gone at once, and not when the collector finds it
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether time is running."""
+        return self._at is not None
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self._at is None:
+            return
+        now = self._clock.seconds()
+        remaining = self._at - now
+        if remaining > 0:
+            self._start(now, remaining)
+        else:
+            self._at = None
+            self._expire()
+
+    def _start(self, now: float, seconds: float) -> None:
+        self._timer = self._clock.callLater(seconds, self._fire)
+        self._timer_at = now + seconds
+
+
+def _nobody_waits() -> None:
+    """Do nothing."""
+
+
+def within(
+    clock: IReactorTime, seconds: float, name: str, work: Deferred[Result], expired: Callable[[], XformError]
+) -> Deferred[Result]:
+    """Give a Deferred that ends in time, also when the work behind it does not.
+
+    Args:
+        clock: a reactor, or a clock in its place.
+        seconds: how long to wait.
+        name: of what works.
+        work: is cancelled when time is up, or when the Deferred that is given is cancelled; what becomes of it then
+            is nobody's business any more.
+        expired: makes what to fail with when time is up.
+
+    Returns:
+        Fires with what the work fires with; fails with what ``expired`` makes, or with ``Cancelled``.
+    """
+
+    def settle(result: Result | Failure) -> None:
+        if timer.active():
+            timer.cancel()
+        if not outcome.called:
+            outcome.callback(result)
+
+    def give_up(make_error: Callable[[], XformError]) -> None:
+        settle(Failure(make_error()))
+        try:
+            work.cancel()
+        except Exception as error:  # the canceller may be a plugin's
+            fault = Fault.of(error)
+            log.error(
+                "transform {transform} failed to be cancelled\n{traceback}",
+                transform=name,
+                **attrs.asdict(fault),
+            )
+
+    outcome: Deferred[Result] = Deferred(lambda _: give_up(lambda: Cancelled(f"{name} was given up")))
+    timer = clock.callLater(max(0.0, seconds), give_up, expired)
+    work.addBoth(settle)
+    return outcome

@@ -1,0 +1,52 @@
+"""The composition root of the caching proxy for transforms: what an operator wants in, a Twisted service out."""
+
+from typing import Any
+
+from xformd.factory import TransformFactory
+from xformd.limits import Limits
+from xformd.net.listener import Listening
+from xformd.proxy import CachingTransformService
+
+
+class ProxyServer(Listening):
+    """A caching proxy for transforms. Stopping it answers what has been accepted first.
+
+    Args:
+        service: answers the requests.
+        listen: the endpoints to listen on.
+        limits: what clients may do.
+        reactor: what it runs on.
+    """
+
+    def __init__(self, service: CachingTransformService, listen: tuple[str, ...], limits: Limits, reactor: Any) -> None:
+        super().__init__(listen, TransformFactory(service, limits, reactor), reactor, is_prompt=True)
+        self._service = service
+
+    async def _start(self) -> tuple[str, ...]:
+        await self._service.start()
+        return await super()._start() if self.running else ()
+
+    async def _stop(self) -> None:
+        await super()._stop()
+        await self._service.close()
+
+
+def make_proxy(
+    upstreams: tuple[str, ...], listen: tuple[str, ...], limits: Limits, reactor: Any, **options: Any
+) -> ProxyServer:
+    """Put a caching proxy for transforms together.
+
+    Args:
+        upstreams: the addresses of the servers that transform.
+        listen: the endpoints to listen on.
+        limits: what clients may do.
+        reactor: what it runs on.
+        **options: of ``CachingTransformService``.
+
+    Returns:
+        A Twisted service: it does nothing until it is started.
+
+    Raises:
+        ConfigError: an address is none, or cachetools is not installed.
+    """
+    return ProxyServer(CachingTransformService(upstreams, limits, reactor, **options), listen, limits, reactor)

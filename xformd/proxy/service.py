@@ -1,0 +1,285 @@
+"""CachingTransformService: a service as the forms know it, whose results come from its cache or from other servers."""
+
+import hashlib
+import json
+import math
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xformd.cache import BoundedCache, Policy, ReadThrough
+from xformd.client import TransformProxy
+from xformd.errors import (
+    BadFrame,
+    Busy,
+    Cancelled,
+    ConnectionLost,
+    InternalError,
+    NoSuchTransform,
+    RequestRefused,
+    ShuttingDown,
+    TooLarge,
+    TransformFailed,
+    TransformTimeout,
+    Unavailable,
+    XformError,
+)
+from xformd.limits import MIB, Limits
+from xformd.net.deadline import within
+from xformd.proxy.catalog import Catalogue
+from xformd.proxy.digests import Digests
+from xformd.proxy.poller import Lookout
+from xformd.runners import Caller
+from xformd.runners.generation import MAX_PLANS, Ready
+from xformd.runners.inline import Outcome
+from xformd.spec import SHORT_CHARACTERS, Spec
+from xformd.telemetry.tracebacks import Fault
+from xformd.wire import session
+
+DEFAULT_CACHE_BYTES = 64 * MIB
+DEFAULT_REFRESH_S = 10.0
+
+ENTRY_BYTES = 1_024
+"""What a result counts for besides its own bytes: a million short ones must not take a gigabyte unseen."""
+
+LONGEST_DELAY_S = 1.0
+"""How long to wait, at most, before another attempt to connect: clients are waiting meanwhile."""
+
+CLOSE_TIMEOUT_S = 1.0
+"""An upstream that does not answer must not keep the proxy from stopping: nobody waits for it any more."""
+
+RETRY_AFTER_MS = 1_000
+
+
+class CachingTransformService:
+    """Has the results of other servers: in its cache, or a Deferred away.
+
+    Args:
+        upstreams: their addresses, as those of ``TransformProxy``.
+        limits: what it accepts, and how long a client waits.
+        reactor: what it runs on.
+        cache_bytes: how much to keep.
+        ttl_s: for how many seconds a result is kept; without end where none are given.
+        refresh_s: after how many seconds to ask an upstream anew what it has.
+
+    Raises:
+        ConfigError: an address is none, or cachetools is not installed.
+    """
+
+    log = Logger()
+    stopwatch = staticmethod(time.perf_counter)
+
+    def __init__(
+        self,
+        upstreams: Sequence[str],
+        limits: Limits,
+        reactor: Any,
+        *,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        ttl_s: float = math.inf,
+        refresh_s: float = DEFAULT_REFRESH_S,
+    ) -> None:
+        self.max_result_bytes = limits.max_result_bytes
+        self._limits = limits
+        self._reactor = reactor
+        self._catalogue = Catalogue()
+        self._lookout = Lookout(
+            upstreams,
+            self._catalogue,
+            refresh_s=refresh_s,
+            longest_delay_s=LONGEST_DELAY_S,
+            changed=self._forget_plans,
+            reactor=reactor,
+        )
+        # Clients are told what happened, and no address: it may be a path.
+        self._upstreams = TransformProxy(
+            upstreams,
+            reactor=reactor,
+            address="an upstream",
+            max_result_bytes=limits.max_result_bytes,
+            longest_delay_s=LONGEST_DELAY_S,
+        )
+        policy = Policy(ttl_s=ttl_s)
+        self._digests = Digests(cache_bytes // 8)
+        self._cache: BoundedCache[bytes, bytes] = BoundedCache(cache_bytes - cache_bytes // 8, policy, reactor)
+        self._results: ReadThrough[bytes, bytes] = ReadThrough(
+            self._cache, policy, reactor, size_of=_size_of, fell_back=_never
+        )
+        self._seeds: dict[Spec, bytes | None] = {}
+        self._ready: dict[bytes, Ready | None] = {}
+        self._in_flight: dict[Deferred[bytes], None] = {}
+        self._asking = 0
+        self._is_stopping = False
+
+    def start(self) -> Deferred[Any]:
+        """Ask the upstreams what they have; fires when each has been asked, whatever came of it."""
+        return self._lookout.start()
+
+    def stop(self) -> None:
+        """Give up every request in flight, with ``ShuttingDown``."""
+        self._is_stopping = True
+        for request in [*self._in_flight]:
+            request.cancel()
+
+    def close(self) -> Deferred[Any]:
+        """Close the connections to the upstreams; fires when that is done, or has taken long enough."""
+        closing: Deferred[Any] = DeferredList([self._lookout.stop(), self._upstreams.close()], consumeErrors=True)
+        return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
+
+    def describe(self) -> dict[str, Any]:
+        """Give what the upstreams have, and what the cache has done."""
+        return {
+            **self._catalogue.describe(),
+            "cache": {
+                "hits": self._results.hits,
+                "misses": self._results.misses,
+                "bytes": self._cache.size_bytes + self._digests.size_bytes,
+            },
+        }
+
+    def listing(self) -> bytes:
+        """Give the same, as JSON."""
+        return json.dumps(self.describe()).encode()
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Nothing waits for this here: the upstreams begin when they like."""
+
+    def xform(
+        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller | None = None
+    ) -> bytes | Deferred[bytes]:
+        """Transform a poem, or give what was kept; see ``TransformService.xform``."""
+        del caller
+        return self._answer(self._seed(spec), spec, poem, timeout_s)
+
+    def ready(self, words: bytes) -> Ready | None:
+        """Look up what a request says before its poem; see ``TransformService.ready``."""
+        try:
+            return self._ready[words]
+        except KeyError:
+            if len(words) > SHORT_CHARACTERS:
+                return None
+        if len(self._ready) >= MAX_PLANS:
+            self._ready.clear()
+        ready = self._ready[words] = self._make_ready(words)
+        return ready
+
+    def _make_ready(self, words: bytes) -> Ready | None:
+        request = session.decode_request(b"1 %b." % words)
+        if not isinstance(request, session.Request) or (seed := self._seed(request.spec)) is None:
+            return None
+        timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
+        return Ready(lambda poem: self._answer(seed, request.spec, poem, timeout_s), self._conclude, _never)
+
+    def _conclude(self, outcome: Outcome) -> bytes | Deferred[bytes]:
+        if isinstance(outcome, Failure):
+            if isinstance(outcome.value, XformError):
+                raise outcome.value
+            raise self._internal_error(outcome)
+        if isinstance(outcome, bytes) and len(outcome) > self.max_result_bytes:
+            raise TooLarge(f"the result has {len(outcome)} bytes; the limit is {self.max_result_bytes} bytes")
+        return outcome
+
+    def _answer(self, seed: bytes | None, spec: Spec, poem: bytes, timeout_s: float | None) -> bytes | Deferred[bytes]:
+        limit_s = self._limits.transform_timeout_s
+        allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
+        if seed is None:
+            return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001)), allowed_s)
+        # Who waits together may wait for different times: each has its own deadline, and the last one cancels.
+        result = self._look_up(seed, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem)))
+        return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
+
+    def _look_up(self, seed: bytes, poem: bytes, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
+        try:
+            return self._results.get(seed + self._digests.of(poem), fetch)
+        except Exception:
+            self.log.failure("the cache failed; an upstream is asked instead")
+            return fetch()
+
+    async def _ask_again(self, spec: Spec, poem: bytes) -> bytes:
+        """Ask, and once more where nobody knows what became of it: running it twice harms nobody."""
+        try:
+            return await self._ask(spec, poem, None)
+        except RequestRefused:
+            raise
+        except ConnectionLost:
+            return await self._ask(spec, poem, None)
+
+    def _ask(self, spec: Spec, poem: bytes, timeout_s: float | None) -> Deferred[bytes]:
+        if self._asking >= self._limits.max_queue:
+            raise Busy(f"{self._asking} requests wait for the upstreams; ask again", retry_after_ms=RETRY_AFTER_MS)
+        self._asking += 1
+        return self._upstreams.xform(str(spec), poem, timeout=timeout_s).addBoth(self._asked)
+
+    def _asked(self, outcome: Any) -> Any:
+        self._asking -= 1
+        return outcome
+
+    def _in_time(self, work: Deferred[bytes], allowed_s: float) -> Deferred[bytes]:
+        def too_late() -> XformError:
+            return TransformTimeout(f"no answer from an upstream within {allowed_s:g} s")
+
+        request = within(self._reactor, allowed_s, "the request", work, too_late)
+        self._in_flight[request] = None
+        return request.addBoth(self._forget, request).addErrback(self._last_word)
+
+    def _forget(self, outcome: Any, request: Deferred[bytes]) -> Any:
+        self._in_flight.pop(request, None)
+        return outcome
+
+    def _last_word(self, failure: Failure) -> Failure:
+        error = failure.value
+        if isinstance(error, NoSuchTransform):
+            self._lookout.look_soon()
+        if self._is_stopping and isinstance(error, Cancelled):
+            return Failure(
+                ShuttingDown("the proxy is stopping; ask again, here or elsewhere", retry_after_ms=RETRY_AFTER_MS)
+            )
+        if not isinstance(error, XformError):
+            return Failure(self._internal_error(failure))
+        if isinstance(error, RequestRefused):
+            return Failure(TransformFailed(error.message))
+        if error.http_status is None or isinstance(error, ShuttingDown | BadFrame):
+            # None of these is about the request, or about this server's own connection.
+            return Failure(Unavailable(error.message, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS))
+        return failure
+
+    def _internal_error(self, failure: Failure) -> InternalError:
+        request_id = uuid.uuid4().hex
+        assert failure.value is not None
+        told = attrs.asdict(Fault.of(failure.value, failure.getTracebackObject()))
+        self.log.error("internal error {request_id}\n{traceback}", request_id=request_id, **told)
+        return InternalError(request_id)
+
+    def _seed(self, spec: Spec) -> bytes | None:
+        """Begin the key of a spec's results; None where they are not to be kept."""
+        try:
+            return self._seeds[spec]
+        except KeyError:
+            editions = self._catalogue.editions(spec)
+        seed: bytes | None = None
+        if editions is not None:
+            words = repr((str(spec), [(e.origin.distribution, e.origin.version, e.since) for e in editions])).encode()
+            seed = hashlib.sha256(words).digest()
+        if len(str(spec)) <= SHORT_CHARACTERS:
+            if len(self._seeds) >= MAX_PLANS:
+                self._seeds.clear()
+            self._seeds[spec] = seed
+        return seed
+
+    def _forget_plans(self) -> None:
+        self._seeds.clear()
+        self._ready.clear()
+
+
+def _size_of(result: bytes) -> int:
+    return len(result) + ENTRY_BYTES
+
+
+def _never(*_: object) -> None:
+    """Nothing stands in for a result that did not come, and nothing here holds the reactor."""

@@ -1,0 +1,1 @@
+"""A transform server put together, and its reload."""

@@ -1,0 +1,1 @@
+"""Logs, metrics, timings and status: what an operator sees."""

@@ -1,0 +1,150 @@
+"""What a server counts, in the form that Prometheus reads. Every figure is described in ``docs/metrics.md``.
+
+The only module that needs prometheus-client besides the HTTP front. It has a registry of its own, so that nothing
+that a plugin registers somewhere appears here, and asks for each figure when somebody looks.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from math import inf
+
+import attrs
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from xformd import __version__
+from xformd.errors import printable
+from xformd.plugins.registry import Registry
+from xformd.telemetry.metrics import Door, Histogram, Metrics
+from xformd.telemetry.status import Vitals
+
+
+@attrs.frozen
+class Sources:
+    """Where the figures come from; each is asked when somebody looks.
+
+    Args:
+        metrics: what was counted and measured.
+        vitals: gives how the server is now.
+        registry: gives what plugins there are now.
+        doors: gives what has become of the connections of each front that the server listens with.
+    """
+
+    metrics: Metrics
+    vitals: Callable[[], Vitals]
+    registry: Callable[[], Registry]
+    doors: Callable[[], Mapping[str, Door]]
+
+
+class Exposition:
+    """Gives the figures of one server.
+
+    Args:
+        sources: where they come from.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_ServerCollector(sources))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """Give all figures, as they are now."""
+        return generate_latest(self._registry)
+
+
+class _ServerCollector(Collector):
+    """Makes what is exposed of what is known."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        """Ask every source, and give what they say."""
+        sources = self._sources
+        sources.metrics.fold()
+        yield from _requests(sources.metrics)
+        yield from _vitals(sources.vitals())
+        yield from _connections(sources.doors())
+        yield from _facts(sources.registry())
+
+
+def _requests(metrics: Metrics) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "xformd_requests", "Requests that have their outcome.", labels=["transform", "front", "code"]
+    )
+    for labels, count in sorted(metrics.requests.items()):
+        requests.add_metric(labels, count)
+    yield requests
+    run_s = HistogramMetricFamily("xformd_run_seconds", "How long transforms ran.", labels=["transform"])
+    for transform, histogram in metrics.run_seconds:
+        run_s.add_metric([transform], _buckets(histogram), histogram.sum)
+    yield run_s
+    for name, text, histogram in (
+        ("xformd_queue_seconds", "How long requests waited for a worker.", metrics.queue_seconds),
+        ("xformd_poem_bytes", "How long the poems were.", metrics.poem_bytes),
+        ("xformd_result_bytes", "How long the results were.", metrics.result_bytes),
+    ):
+        yield HistogramMetricFamily(name, text, buckets=_buckets(histogram), sum_value=histogram.sum)
+
+
+def _vitals(vitals: Vitals) -> Iterator[Metric]:
+    yield _gauge("xformd_in_flight", "Requests that wait for their outcome.", vitals.in_flight)
+    yield _gauge("xformd_queue_length", "Jobs that wait for a worker.", vitals.queue_length)
+    yield _gauge("xformd_queue_limit", "How many jobs may wait.", vitals.max_queue)
+    workers = GaugeMetricFamily("xformd_workers", "Worker processes, by what they do.", labels=["state"])
+    for state, count in vitals.workers.items():
+        workers.add_metric([state], count)
+    yield workers
+    yield _gauge("xformd_workers_needed", "1 if there are transforms that run in workers.", vitals.needs_workers)
+    yield _gauge("xformd_workers_proven", "Workers that have run their example well.", vitals.proven_workers)
+    history = vitals.history
+    for name, text, count in (
+        ("xformd_worker_starts", "Worker processes that were started.", history.starts),
+        ("xformd_worker_failed_starts", "Times that workers did not get ready.", history.failed_starts),
+        ("xformd_worker_deaths", "Workers that ended and should not have.", history.deaths),
+    ):
+        yield CounterMetricFamily(name, text, value=count)
+    quarantined = GaugeMetricFamily("xformd_quarantined", "1 for each transform in quarantine.", labels=["transform"])
+    for name in sorted(vitals.quarantined):
+        quarantined.add_metric([name], 1)
+    yield quarantined
+
+
+def _connections(doors: Mapping[str, Door]) -> Iterator[Metric]:
+    are_open = GaugeMetricFamily("xformd_connections", "Open connections.", labels=["front"])
+    refused = CounterMetricFamily(
+        "xformd_connections_refused", "Connections that were closed as they came.", labels=["front", "limit"]
+    )
+    cut_off = CounterMetricFamily(
+        "xformd_connections_cut_off", "Connections that were ended because they took too long.", labels=["front"]
+    )
+    for front, door in doors.items():
+        are_open.add_metric([front], door.open)
+        for limit, count in sorted(door.refused.items()):
+            refused.add_metric([front, limit], count)
+        cut_off.add_metric([front], door.cut_off)
+    yield from (are_open, refused, cut_off)
+
+
+def _facts(registry: Registry) -> Iterator[Metric]:
+    plugins = GaugeMetricFamily(
+        "xformd_plugin_info", "1 for each plugin.", labels=["plugin", "distribution", "version", "state"]
+    )
+    # Once each: Prometheus takes nothing at all from where two lines say the same. A file's name may be no UTF-8.
+    facts = ((plugin.name, plugin.distribution, plugin.version, plugin.state) for plugin in registry.plugins)
+    for labels in sorted({tuple(map(printable, each)) for each in facts}):
+        plugins.add_metric(labels, 1)
+    yield plugins
+    build = GaugeMetricFamily("xformd_build_info", "1: the version that runs.", labels=["version"])
+    build.add_metric([__version__], 1)
+    yield build
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    return [("+Inf" if bound == inf else str(float(bound)), count) for bound, count in histogram.cumulative]

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             results.append(work.run(plan))
             print("\n" + report.table(results[-1]), flush=True)
-    _conclude(facts, results, options.output)
+    _finish_call(facts, results, options.output)
     return int(any(map(_has_failed, results)))
 
 
@@ -88,12 +88,12 @@ def _plan(options: argparse.Namespace, binaries: Path) -> Plan:
         server_cpu=server_cpu,
         generator_cpu=generator_cpu,
         crowd=SOME if options.quick else MANY,
-        servers=servers.catalogue(binaries),
+        servers=servers.catalog(binaries),
         peers=frozenset(options.peers),
     )
 
 
-def _conclude(facts: dict[str, object], results: Sequence[Result], output: Path) -> None:
+def _finish_call(facts: dict[str, object], results: Sequence[Result], output: Path) -> None:
     outcomes = targets.compare({result.key: result for result in results})
     print("\n" + report.verdicts(outcomes))
     output.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of less than a minute: 1 round, 0.15 s each")
     parser.add_argument("--work", type=_names, default=[], metavar="A,B", help=", ".join(work.key for work in WORKS))
-    known = [name for name in (*servers.catalogue(HERE), *HOSTS) if not name.startswith(servers.OURS)]
+    known = [name for name in (*servers.catalog(HERE), *HOSTS) if not name.startswith(servers.OURS)]
     parser.add_argument("--peers", type=_names, default=[], metavar="X,Y", help=", ".join(known))
     parser.add_argument("--rounds", type=int, help="measurements of each server for each work [7]")
     parser.add_argument("--seconds", type=float, help="how long one lasts [0.7]")

@@ -29,7 +29,7 @@ KILOBYTE = 1_000
 _TRANSFORM = "slow-cummingsify"
 _FILL_S = 0.5  # every poem of a cycle takes 5 ms, once
 _SMALL_CACHE = "4MiB"  # enough for the results of a cycle, and for the hashes of a quarter of its poems
-_form = partial(traffic.session, transform=_TRANSFORM)
+_handler = partial(traffic.session, transform=_TRANSFORM)
 
 
 @attrs.frozen
@@ -51,7 +51,7 @@ class Hits:
         return Result(self.key, self.title, STEADY_COLUMNS, rows)
 
     def _measure(self, running: Running, plan: Plan) -> Figures:
-        opening = generator(running.address, _form(self.size, 1), self.connections, 1)
+        opening = generator(running.address, _handler(self.size, 1), self.connections, 1)
         with pinned(plan.generator_cpu), opening as opened:
             if running.server.name in (ONE_WORKER, TWO_WORKERS):
                 return measure_load(opened, running.pid, plan)
@@ -81,12 +81,12 @@ def _proxied(upstreams: list[Server], plan: Plan) -> Iterator[tuple[dict[str, Ro
 def _upstream(name: str, workers: int, folder: str) -> Server:
     command = ("serve", "--port", "0", "--plugins", "slow", "--workers", str(workers), *FOR_EVER)
     environ = {"PYTHONPATH": f"{folder}:{ROOT}"}
-    return Server(name, (sys.executable, "-m", "xformd", *command), _form, environ=environ)
+    return Server(name, (sys.executable, "-m", "xformd", *command), _handler, environ=environ)
 
 
 def _proxy(name: str, upstream: Address, cache_bytes: str = "64MiB") -> Server:
     command = ("proxy", "{}:{}".format(*upstream), "--port", "0", "--cache-bytes", cache_bytes)
-    return Server(name, (sys.executable, "-m", "xformd", *command), _form, needs=("cachetools",))
+    return Server(name, (sys.executable, "-m", "xformd", *command), _handler, needs=("cachetools",))
 
 
 def install(folder: Path) -> None:
@@ -99,7 +99,7 @@ def install(folder: Path) -> None:
 
 def _misses(address: Address) -> int:
     """Ask a proxy how often it has had to ask."""
-    with open_connection(address, _form(1, 1)) as connected, connected.makefile("rb") as answer:
+    with open_connection(address, _handler(1, 1)) as connected, connected.makefile("rb") as answer:
         connected.sendall(traffic.netstring(b"1 !list."))
         length = b"".join(iter(partial(answer.read, 1), b":"))
         told = answer.read(int(length)).removeprefix(b"1 ok.")

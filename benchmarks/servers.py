@@ -53,7 +53,7 @@ class Server:
 
     name: str
     command: tuple[str, ...]
-    form: traffic.Form | None
+    form: traffic.ConnectionHandler | None
     needs: tuple[str, ...] = ()
     pipelines: bool = True
     line: int = 1
@@ -83,7 +83,7 @@ def _http(name: str, module: str, *needs: str) -> Server:
     return Server(name, _peer(module), traffic.http, needs=needs, pipelines=False)
 
 
-def catalogue(binaries: Path) -> dict[str, Server]:
+def catalog(binaries: Path) -> dict[str, Server]:
     """Give all servers.
 
     Args:

@@ -19,7 +19,7 @@ import attrs
 
 from integration.test_classic_server import resident_bytes
 from support import hostile
-from support.faults import FAULTS, MEDDLERS, Fault
+from support.faults import FAULTS, MEDDLERS, HostileCase
 from support.hostile import GONE_S, Hostile, hostile_server, new_marker, within
 from support.processes import wait_until
 from support.session_client import Load, Session, step
@@ -167,16 +167,16 @@ def beside(work: Callable[[Soak, threading.Event], None], soak: Soak) -> Iterato
 
 def misbehave(soak: Soak, is_over: threading.Event) -> None:
     """Send every hostile request in turn; one that is quarantined is unavailable, and that is right too."""
-    requests = cycle((*FAULTS, *(Fault(name, ("ok",)) for name in MEDDLERS)))
+    requests = cycle((*FAULTS, *(HostileCase(name, ("ok",)) for name in MEDDLERS)))
     with Session(soak.hostile.server) as session:
         while not is_over.is_set():
-            fault = next(requests)
-            marked = {} if fault.name == "never" else {"marker": new_marker()}
-            limit_ms = 300 if fault.code == ("timeout",) else 10_000
-            answer = session.ask(step(fault.name, **fault.options, **marked), b"The Owl", timeout_ms=limit_ms)
+            raised = next(requests)
+            marked = {} if raised.name == "never" else {"marker": new_marker()}
+            limit_ms = 300 if raised.code == ("timeout",) else 10_000
+            answer = session.ask(step(raised.name, **raised.options, **marked), b"The Owl", timeout_ms=limit_ms)
             soak.hostile_codes[answer.code] += 1
-            if answer.code not in (*fault.code, "unavailable"):
-                soak.judge(False, f"{fault}: {answer.code} in place of {fault.code}: {answer.poem[:100]!r}")
+            if answer.code not in (*raised.code, "unavailable"):
+                soak.judge(False, f"{raised}: {answer.code} in place of {raised.code}: {answer.poem[:100]!r}")
 
 
 def come_and_go(soak: Soak, is_over: threading.Event) -> None:

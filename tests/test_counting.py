@@ -19,14 +19,14 @@ from support.fakes import Pool
 from support.logs import captured
 from test_protocol import Server
 from xformd import Busy, Cancelled
-from xformd.counting import Accounted, Accounts
+from xformd.counting import Accounts, CountingService
 from xformd.limits import Limits
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
 from xformd.spec import parse
 from xformd.telemetry.metrics import Metrics
-from xformd.telemetry.timing import Trace
+from xformd.telemetry.timing import RequestTiming
 from xformd.wire.netstring import encode
 
 MIB = 1024 * 1024
@@ -146,11 +146,11 @@ def test_connections_that_are_refused_or_cut_off_are_counted() -> None:
     protocol, _ = server.connect()
     for _ in range(2):
         assert server.factory.buildProtocol(None) is None
-    assert (server.factory.door.open, dict(server.factory.door.refused)) == (1, {"total": 2})
-    assert server.factory.door.cut_off == 0
+    assert (server.factory.connection_stats.open, dict(server.factory.connection_stats.refused)) == (1, {"total": 2})
+    assert server.factory.connection_stats.cut_off == 0
     protocol.dataReceived(b"9:up")
     server.clock.advance(30)
-    assert server.factory.door.cut_off == 1
+    assert server.factory.connection_stats.cut_off == 1
 
 
 class Site:
@@ -160,14 +160,14 @@ class Site:
         self.pool = Pool(clock, **limits).start()
         generation = Generation(ISOLATED, InlineRunner(MIB, clock), self.pool.pool)
         self.metrics = Metrics()
-        self.service = Accounted(TransformService(generation, Limits(), clock), self.metrics, "http")
+        self.service = CountingService(TransformService(generation, Limits(), clock), self.metrics, "http")
         self.clock = clock
 
 
 def test_the_time_in_the_queue_is_measured_apart_from_the_run(clock: Clock) -> None:
     site = Site(clock)
-    traces = (Trace(clock=clock.seconds), Trace(clock=clock.seconds))
-    results: list[Any] = [site.service.xform(parse("upper"), b"%d" % n, trace=t) for n, t in enumerate(traces, 1)]
+    traces = (RequestTiming(clock=clock.seconds), RequestTiming(clock=clock.seconds))
+    results: list[Any] = [site.service.xform(parse("upper"), b"%d" % n, timing=t) for n, t in enumerate(traces, 1)]
     clock.advance(3)
     site.pool.worker_of(b"1").answer()
     clock.advance(4)
@@ -238,7 +238,7 @@ def test_what_is_asked_reaches_the_service_as_it_was(clock: Clock, monkeypatch: 
     caller = Reader()
     service = TransformService.inline(ISOLATED, Limits(), clock)
     monkeypatch.setattr(service, "xform", lambda *_, **asked: seen.append(asked) or b"")
-    trace = Trace()
-    counted = Accounted(service, Metrics(), "session")
-    counted.xform(parse("upper"), b"", timeout_s=2.0, caller=caller, trace=trace)
-    assert seen == [{"timeout_s": 2.0, "caller": caller, "trace": trace}]
+    timing = RequestTiming()
+    counted = CountingService(service, Metrics(), "session")
+    counted.xform(parse("upper"), b"", timeout_s=2.0, caller=caller, timing=timing)
+    assert seen == [{"timeout_s": 2.0, "caller": caller, "timing": timing}]

@@ -17,7 +17,7 @@ import click
 
 from xformd import __version__
 from xformd.client.files import WRITE_FAILED
-from xformd.commands.options import Selected, guest_code, plugin_options, poem_options, server_options
+from xformd.commands.options import Selected, isolated_plugin_output, plugin_options, poem_options, server_options
 from xformd.commands.poem import poem
 from xformd.commands.proxy import proxy
 from xformd.commands.serve import config, serve
@@ -48,12 +48,12 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise  # nobody reads any more, which click knows how to end quietly
         except OSError as error:
-            _complain(f"cannot write to standard output: {error.strerror}")
+            _print_error(f"cannot write to standard output: {error.strerror}")
             ctx.exit(WRITE_FAILED)
         except XformError as error:
             for detail in getattr(error, "details", ()):
-                _complain(detail)
-            _complain(f"{error.code}: {error.message}")
+                _print_error(detail)
+            _print_error(f"{error.code}: {error.message}")
             ctx.exit(error.exit_status)
 
 
@@ -106,7 +106,7 @@ def list_transforms(as_json: bool, server: str | None, selected: Selected) -> No
     """
     from xformd.plugins import listing
 
-    with guest_code() as stdout:
+    with isolated_plugin_output() as stdout:
         listed = _list_here(selected) if server is None else _ask_for_list(server)
         click.echo(json.dumps(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
 
@@ -151,14 +151,14 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
             try:
                 name = await TransformProxy(server).ping(timeout=timeout)
             except XformError as error:
-                _complain(f"{error.code}: {error.message}")
+                _print_error(f"{error.code}: {error.message}")
                 status = status or error.exit_status
             else:
                 click.echo(f"{server}: {name}, {1000 * (time.perf_counter() - start):.1f} ms", file=stdout)
         return status
 
     logs.start()
-    with guest_code() as stdout:
+    with isolated_plugin_output() as stdout:
         status = run.run_until_done(ping_all(stdout))
     if status:
         sys.exit(status)
@@ -198,13 +198,13 @@ def send(
 
     logs.start()
     built = str(specs.build(spec, options))
-    with guest_code() as stdout:
+    with isolated_plugin_output() as stdout:
         proxy = TransformProxy(servers)
 
         async def transform(poem: bytes) -> bytes:
             return await proxy.xform(built, poem, timeout=timeout)
 
-        batch = Batch(transform=transform, complain=_complain, fallback=fallback, jobs=jobs)
+        batch = Batch(transform=transform, complain=_print_error, fallback=fallback, jobs=jobs)
         _run_batch(batch, files, output_dir, stdout)
 
 
@@ -238,20 +238,20 @@ def run(
     from xformd.plugins import loader
     from xformd.service import TransformService
     from xformd.telemetry import logs
-    from xformd.telemetry.tracebacks import Fault
+    from xformd.telemetry.tracebacks import SafeTraceback
 
     logs.start(*([logs.observer()] if traceback else []))
     parsed = specs.build(spec, options)
-    with guest_code() as stdout:
+    with isolated_plugin_output() as stdout:
         with selected() as selection:
-            look = Fault.in_full if traceback else Fault.of
+            look = SafeTraceback.in_full if traceback else SafeTraceback.of
             service = TransformService.inline(loader.load(selection), Limits(), reactor, look=look)
 
         async def transform(poem: bytes) -> bytes:
             result = service.xform(parsed, poem)
             return await result if isinstance(result, Deferred) else result
 
-        batch = Batch(transform=transform, complain=_complain, explain=checking.explain)
+        batch = Batch(transform=transform, complain=_print_error, explain=checking.explain)
         _run_batch(batch, files, output_dir, stdout)
 
 
@@ -276,7 +276,7 @@ def check(distribution: str | None, selected: Selected) -> None:
     from xformd.telemetry import logs
 
     logs.start()
-    with guest_code() as stdout:
+    with isolated_plugin_output() as stdout:
         with selected() as selection:
             if distribution is None:
                 plugins = loader.load(selection).plugins
@@ -309,7 +309,7 @@ def _count(number: int, thing: str) -> str:
     return f"{number or 'no'} {thing}" if number == 1 else f"{number or 'no'} {thing}s"
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     click.echo(f"xformd: {one_line(message)}", err=True)
 
 

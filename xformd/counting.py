@@ -8,17 +8,17 @@ from twisted.python.failure import Failure
 
 from xformd.errors import XformError
 from xformd.runners import Caller
-from xformd.runners.generation import Ready
+from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome
 from xformd.service import TransformService
 from xformd.spec import Spec
 from xformd.telemetry.metrics import OK, SEVERAL, UNKNOWN, Front, Metrics
-from xformd.telemetry.timing import Trace
+from xformd.telemetry.timing import RequestTiming
 
 Result = TypeVar("Result", bytes, bytes | Failure)
 
 
-class Accounted:
+class CountingService:
     """Counts the requests of one front.
 
     Args:
@@ -45,40 +45,40 @@ class Accounted:
         *,
         timeout_s: float | None = None,
         caller: Caller | None = None,
-        trace: Trace | None = None,
+        timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """Transform a poem; see ``TransformService.xform``."""
-        trace = Trace() if trace is None else trace
+        timing = RequestTiming() if timing is None else timing
         label = self._label(spec)
         self._metrics.poem_bytes.observe(len(poem))
         try:
-            result = self._service.xform(spec, poem, timeout_s=timeout_s, caller=caller, trace=trace)
+            result = self._service.xform(spec, poem, timeout_s=timeout_s, caller=caller, timing=timing)
         except XformError as error:
-            self._count(label, error.code, trace)
+            self._count(label, error.code, timing)
             raise
         if isinstance(result, Deferred):
-            return result.addBoth(self._settled, label, trace)
-        return self._settled(result, label, trace)
+            return result.addBoth(self._settled, label, timing)
+        return self._settled(result, label, timing)
 
-    def ready(self, words: bytes) -> Ready | None:
+    def ready(self, words: bytes) -> PreparedCall | None:
         """Look up what a request says before its poem; see ``TransformService.ready``."""
         ready = self._look_up(words)
         return ready if ready is None else ready.counted.get(self) or self._make_counted(ready)
 
-    def _make_counted(self, ready: Ready) -> Ready:
+    def _make_counted(self, ready: PreparedCall) -> PreparedCall:
         """Make the same with a tally for what succeeds at once; what does not is counted one by one."""
         label = ready.name
 
-        def conclude(outcome: Outcome) -> bytes | Deferred[bytes]:
+        def finish_call(outcome: Outcome) -> bytes | Deferred[bytes]:
             try:
-                result = ready.conclude(outcome)
+                result = ready.finish_call(outcome)
             except XformError as error:
                 self._count(label, error.code)
                 raise
             return result.addBoth(self._settled, label) if isinstance(result, Deferred) else result
 
-        tally = self._metrics.tally(label, self._front)
-        counted = ready.counted[self] = attrs.evolve(ready, conclude=conclude, tally=tally)
+        batched_counts = self._metrics.batched_counts(label, self._front)
+        counted = ready.counted[self] = attrs.evolve(ready, finish_call=finish_call, batched_counts=batched_counts)
         return counted
 
     def _label(self, spec: Spec) -> str:
@@ -87,23 +87,23 @@ class Accounted:
         name = spec.steps[0].name
         return name if name in self._service.registry.entries else UNKNOWN
 
-    def _settled(self, outcome: Result, label: str, trace: Trace | None = None) -> Result:
+    def _settled(self, outcome: Result, label: str, timing: RequestTiming | None = None) -> Result:
         if isinstance(outcome, Failure):
             assert isinstance(outcome.value, XformError)  # what the service promises
-            self._count(label, outcome.value.code, trace)
+            self._count(label, outcome.value.code, timing)
         else:
-            self._count(label, OK, trace)
+            self._count(label, OK, timing)
             self._metrics.result_bytes.observe(len(outcome))
         return outcome
 
-    def _count(self, label: str, code: str, trace: Trace | None = None) -> None:
+    def _count(self, label: str, code: str, timing: RequestTiming | None = None) -> None:
         self._metrics.count(label, self._front, code)
-        if trace is None:
+        if timing is None:
             return
-        if trace.run_s:
-            self._metrics.run_seconds_of(label).observe(trace.run_s)
-        if trace.queue_s:
-            self._metrics.queue_seconds.observe(trace.queue_s)
+        if timing.run_s:
+            self._metrics.run_seconds_of(label).observe(timing.run_s)
+        if timing.queue_s:
+            self._metrics.queue_seconds.observe(timing.queue_s)
 
 
 @attrs.frozen
@@ -117,10 +117,10 @@ class Accounts:
     """
 
     metrics: Metrics
-    classic: Accounted
-    session: Accounted
+    classic: CountingService
+    session: CountingService
 
     @classmethod
     def of(cls, service: TransformService, metrics: Metrics) -> "Accounts":
         """Count what netstrings ask of a service."""
-        return cls(metrics, Accounted(service, metrics, "classic"), Accounted(service, metrics, "session"))
+        return cls(metrics, CountingService(service, metrics, "classic"), CountingService(service, metrics, "session"))

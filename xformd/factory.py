@@ -8,13 +8,13 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
 from xformd.counting import Accounts
-from xformd.dialects.interfaces import Connection, Form, Service
+from xformd.dialects.interfaces import Connection, ConnectionHandler, Service
 from xformd.limits import Limits
-from xformd.net.connections import Connections, Refusal
-from xformd.net.disconnects import HangUps
+from xformd.net.connections import ConnectionLimitReached, Connections
+from xformd.net.disconnects import DisconnectWatcher
 from xformd.protocol import LAST_WORD_S, TransformProtocol
-from xformd.telemetry.metrics import Door
-from xformd.telemetry.rate_limited import RefusalLog
+from xformd.telemetry.metrics import ConnectionStats
+from xformd.telemetry.rate_limited import RateLimitedLog
 
 
 class TransformFactory(ServerFactory):
@@ -25,7 +25,7 @@ class TransformFactory(ServerFactory):
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
         accounts: the same service, counted for each form; None where nobody counts.
-        make_form: says how a connection is spoken on; without it that is for its first netstring to say.
+        make_handler: says how a connection is spoken on; without it that is for its first netstring to say.
 
     Attributes:
         cut_off: how many connections it has ended because they took too long.
@@ -40,17 +40,17 @@ class TransformFactory(ServerFactory):
         limits: Limits,
         clock: IReactorTime,
         accounts: Accounts | None = None,
-        make_form: Callable[[Connection], Form] | None = None,
+        make_handler: Callable[[Connection], ConnectionHandler] | None = None,
     ) -> None:
-        self.make_form = make_form
+        self.make_handler = make_handler
         self.service = service
         self.accounts = accounts
         self.cut_off = 0
         self.limits = limits
         self.clock = clock
         self.connections: Connections[TransformProtocol] = Connections(limits)
-        self.refusals = RefusalLog(clock)
-        self.hang_ups = HangUps(clock)
+        self.refusals = RateLimitedLog(clock)
+        self.disconnects = DisconnectWatcher(clock)
         self._drained: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> TransformProtocol | None:  # type: ignore[override]
@@ -63,7 +63,7 @@ class TransformFactory(ServerFactory):
             return None
         return TransformProtocol(self, peer)
 
-    def make_room(self, refusal: Refusal) -> bool:
+    def make_room(self, refusal: ConnectionLimitReached) -> bool:
         """End a connection for the sake of a new one.
 
         Args:
@@ -76,9 +76,9 @@ class TransformFactory(ServerFactory):
         return False
 
     @property
-    def door(self) -> Door:
+    def connection_stats(self) -> ConnectionStats:
         """What has become of its connections."""
-        return Door(len(self.connections), self.refusals.counts, self.cut_off)
+        return ConnectionStats(len(self.connections), self.refusals.counts, self.cut_off)
 
     @property
     def is_stopping(self) -> bool:

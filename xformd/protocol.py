@@ -22,12 +22,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.dialects.classic import ClassicForm
-from xformd.dialects.interfaces import Form, Service
-from xformd.dialects.session import SessionForm
+from xformd.dialects.classic import ClassicHandler
+from xformd.dialects.interfaces import ConnectionHandler, Service
+from xformd.dialects.session import SessionHandler
 from xformd.errors import BadFrame, TooLarge, XformError
 from xformd.net.deadline import Deadline
-from xformd.net.write_buffer import PART_BYTES, IStreamTransport, Output
+from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer
 from xformd.telemetry.metrics import Front
 from xformd.wire import netstring, session
 
@@ -63,8 +63,8 @@ class TransformProtocol(Protocol):
         self._front: Front = "netstring"
         self.limits = factory.limits
         self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
-        self._form: Form | None = None
-        self._output: Output | None = None  # once there is something to send that may have to wait
+        self._handler: ConnectionHandler | None = None
+        self._output: WriteBuffer | None = None  # once there is something to send that may have to wait
         self._deadline = Deadline(factory.clock, self._time_is_up)
         self._has_begun = False  # the first byte is here
         self._is_closing = False
@@ -80,17 +80,17 @@ class TransformProtocol(Protocol):
     def connectionMade(self) -> None:
         """Wait for a first byte, but not forever."""
         self.factory.connections.add(self, self.peer)
-        self._is_prompt = hasattr(self.transport, "expect_bytes")
+        self._is_eager = hasattr(self.transport, "hint_read_size")
         self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
-        if self.factory.make_form is not None:
-            self._form = self.factory.make_form(self)
+        if self.factory.make_handler is not None:
+            self._handler = self.factory.make_handler(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Hand over what arrives; throw it away once the end has begun."""
         if self._is_closing:
             return
-        if self._form is not None:
-            self._form.receive(data)
+        if self._handler is not None:
+            self._handler.receive(data)
             return
         if not self._has_begun:
             self._has_begun = True
@@ -103,8 +103,8 @@ class TransformProtocol(Protocol):
         if self._is_closing:
             if self._is_flushed:
                 self.transport.loseConnection()
-        elif self._form is not None:
-            self._form.receive_end()
+        elif self._handler is not None:
+            self._handler.receive_end()
         elif self._has_begun:
             self._refuse(BadFrame("the stream ended inside a netstring"))
         else:
@@ -120,13 +120,16 @@ class TransformProtocol(Protocol):
         """Give up what nobody waits for any more."""
         self._is_closing = True
         self._deadline.close()
-        self.factory.hang_ups.forget(self)
+        self.factory.disconnects.forget(self)
         if self._next_turn is not None:
             self._next_turn.cancel()
             self._next_turn = None
         if self._output is not None:
             self._output.close()
-        form, self._form = self._form, None  # which refers to this: two that hold each other take a collector to part
+        form, self._handler = (
+            self._handler,
+            None,
+        )  # which refers to this: two that hold each other take a collector to part
         if form is not None:
             form.lost()
         self.factory.connection_ended(self)
@@ -142,15 +145,15 @@ class TransformProtocol(Protocol):
         """Send."""
         self._has_written = True
         if self._output is None:
-            self._output = Output(
+            self._output = WriteBuffer(
                 self.transport, self.factory.clock, self.limits.write_timeout_s, self._expire, self._output_drained
             )
         self._output.write(data)
 
     def finish(self, data: bytes) -> None:
         """Send the last there is, then close."""
-        if self._is_prompt:
-            cast(Any, self.transport).expect_end()
+        if self._is_eager:
+            cast(Any, self.transport).hint_close_after_write()
         if self._output is None and len(data) <= PART_BYTES:  # what the transport can hold needs nobody to hold it back
             self._has_written = True
             self.transport.write(data)
@@ -158,17 +161,17 @@ class TransformProtocol(Protocol):
             self.write(data)
         self.close()
 
-    def expect(self, seconds: float | None) -> None:
+    def set_deadline(self, seconds: float | None) -> None:
         """Abort unless something else is expected within so many seconds; None expects nothing."""
         if seconds is None:
             self._deadline.clear()
         else:
             self._deadline.set(seconds)
 
-    def expect_bytes(self, count: int) -> None:
+    def hint_read_size(self, count: int) -> None:
         """Read more at a time, where the transport can, while strings are so long."""
-        if self._is_prompt:
-            cast(Any, self.transport).expect_bytes(count)
+        if self._is_eager:
+            cast(Any, self.transport).hint_read_size(count)
 
     def pause_reading(self) -> None:
         """Let the peer wait."""
@@ -176,13 +179,13 @@ class TransformProtocol(Protocol):
             self._is_paused = True
             self.transport.pauseProducing()
             if (fileno := getattr(self.transport, "fileno", None)) is not None:
-                self.factory.hang_ups.watch(self, fileno())
+                self.factory.disconnects.watch(self, fileno())
 
     def resume_reading(self) -> None:
         """Let the peer go on."""
         if self._is_paused:
             self._is_paused = False
-            self.factory.hang_ups.forget(self)
+            self.factory.disconnects.forget(self)
             self.transport.resumeProducing()
 
     def close(self) -> None:
@@ -191,7 +194,7 @@ class TransformProtocol(Protocol):
         self.resume_reading()
         self._finish_closing()
 
-    def soon(self, go_on: Callable[[], None]) -> None:
+    def call_soon(self, go_on: Callable[[], None]) -> None:
         """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
         self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
 
@@ -212,8 +215,8 @@ class TransformProtocol(Protocol):
             self.transport.loseConnection()
         elif self._is_flushed:
             self._await_end()
-        elif self._form is not None:
-            self._form.stop()
+        elif self._handler is not None:
+            self._handler.stop()
         elif not self._is_closing:
             self.close()
 
@@ -240,17 +243,17 @@ class TransformProtocol(Protocol):
         except netstring.NetstringError as error:
             self._refuse((TooLarge if error.violation == "too_long" else BadFrame)(error.message))
             return
-        self.expect_bytes(self._decoder.string_bytes)
+        self.hint_read_size(self._decoder.string_bytes)
         if strings == [session.OPENING]:
             self._front = "session"
             if (accounts := self.factory.accounts) is not None:
                 self.service = accounts.session
-            self._form = SessionForm(self, self._decoder)
+            self._handler = SessionHandler(self, self._decoder)
         elif strings:
             self._front = "classic"
             if (accounts := self.factory.accounts) is not None:
                 self.service = accounts.classic
-            self._form = ClassicForm(self, strings[0])
+            self._handler = ClassicHandler(self, strings[0])
 
     def _refuse(self, error: XformError) -> None:
         self.count_refusal(error)
@@ -260,8 +263,8 @@ class TransformProtocol(Protocol):
     def _output_drained(self) -> None:
         if self._is_closing:
             self._finish_closing()
-        elif self._form is not None:
-            self._form.output_drained()
+        elif self._handler is not None:
+            self._handler.output_drained()
 
     def _finish_closing(self) -> None:
         # A socket that is closed while the peer still sends resets the connection, and the peer may lose what it was
@@ -289,7 +292,7 @@ class TransformProtocol(Protocol):
         if self._is_flushed and self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
             # Only the peer's own last word of TLS is missing. What it has been sent still reaches it.
             cast(Any, self.transport).transport.loseConnection()
-        elif self._is_closing or self._form is None or not self._form.expire():
+        elif self._is_closing or self._handler is None or not self._handler.expire():
             self._expire()
 
     def _expire(self) -> None:

@@ -21,11 +21,11 @@ from xformd.net.deadline import within
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller
 from xformd.runners.calls import name_all, took_too_long
-from xformd.runners.generation import MAX_PLANS, Generation, Ready, Stage
+from xformd.runners.generation import MAX_PLANS, Generation, PreparedCall, Stage
 from xformd.runners.inline import InlineRunner, Outcome, bind
 from xformd.spec import SHORT_CHARACTERS, Spec
-from xformd.telemetry.timing import Trace
-from xformd.telemetry.tracebacks import Fault, Look
+from xformd.telemetry.timing import RequestTiming
+from xformd.telemetry.tracebacks import Look, SafeTraceback
 from xformd.wire import session
 
 
@@ -64,7 +64,7 @@ class TransformService:
         limits: Limits,
         clock: IReactorTime,
         stopwatch: Callable[[], float] = time.perf_counter,
-        look: Look = Fault.of,
+        look: Look = SafeTraceback.of,
     ) -> "TransformService":
         """Make a service that runs every transform in the reactor, which a command or a test can do with."""
         return cls(Generation(registry, InlineRunner(limits.max_result_bytes, clock, stopwatch, look)), limits, clock)
@@ -125,7 +125,7 @@ class TransformService:
         *,
         timeout_s: float | None = None,
         caller: Caller | None = None,
-        trace: Trace | None = None,
+        timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """Transform a poem.
 
@@ -134,7 +134,7 @@ class TransformService:
             poem: the poem, as it came.
             timeout_s: how many seconds the caller wants to wait, where that is less than the limit.
             caller: who asks, where that is somebody who asks for several things at once.
-            trace: takes the times of the request, and gives it an id in the log.
+            timing: takes the times of the request, and gives it an id in the log.
 
         Returns:
             The result at once where every step gives its own at once, else a Deferred of it. Cancelling the
@@ -149,21 +149,21 @@ class TransformService:
             if timeout_s is not None and timeout_s <= 0:
                 raise TransformTimeout(f"no time was left for {spec} when it came")
             if len(stages) == 1:
-                result = stages[0].runner.run(stages[0].calls, poem, caller, trace=trace)
+                result = stages[0].runner.run(stages[0].calls, poem, caller, timing=timing)
                 if isinstance(result, bytes):
                     return result  # the way of most requests: no clock, no Deferred
                 result = self._in_time(stages[0], result, self._budget(timeout_s))
             else:
-                result = self._in_turn(stages, poem, self._budget(timeout_s), caller, trace)
+                result = self._in_turn(stages, poem, self._budget(timeout_s), caller, timing)
                 if isinstance(result, bytes):
                     return result
         except XformError:
             raise
         except Exception as error:
-            raise self._internal_error(Failure(), trace) from error
-        return self._note(generation, result, trace)
+            raise self._internal_error(Failure(), timing) from error
+        return self._note(generation, result, timing)
 
-    def ready(self, words: bytes) -> Ready | None:
+    def ready(self, words: bytes) -> PreparedCall | None:
         """Look up what stands between a request's id and its ``.``, for a front that answers many in one loop.
 
         Args:
@@ -183,7 +183,7 @@ class TransformService:
         ready = generation.ready[words] = self._make_ready(generation, words)
         return ready
 
-    def _make_ready(self, generation: Generation, words: bytes) -> Ready | None:
+    def _make_ready(self, generation: Generation, words: bytes) -> PreparedCall | None:
         request = session.decode_request(b"1 %b." % words)
         if not isinstance(request, session.Request):
             return None
@@ -196,19 +196,21 @@ class TransformService:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
 
-        def conclude(outcome: Outcome) -> bytes | Deferred[bytes]:
-            result = inline.conclude(call, outcome)
+        def finish_call(outcome: Outcome) -> bytes | Deferred[bytes]:
+            result = inline.finish_call(call, outcome)
             if isinstance(result, bytes):
                 return result
             return self._note(generation, self._in_time(stage, result, self._budget(timeout_s)))
 
-        return Ready(bind(call), conclude, lambda seconds: inline.note_hold(call, seconds), call.name)
+        return PreparedCall(bind(call), finish_call, lambda seconds: inline.note_slow_call(call, seconds), call.name)
 
-    def _note(self, generation: Generation, result: Deferred[bytes], trace: Trace | None = None) -> Deferred[bytes]:
+    def _note(
+        self, generation: Generation, result: Deferred[bytes], timing: RequestTiming | None = None
+    ) -> Deferred[bytes]:
         generation.note(result)
-        if trace is not None:  # a request may have its outcome before its work has an end
-            result.addBoth(_end, trace)
-        return result.addErrback(self._last_word, trace)
+        if timing is not None:  # a request may have its outcome before its work has an end
+            result.addBoth(_end, timing)
+        return result.addErrback(self._last_word, timing)
 
     def _budget(self, timeout_s: float | None) -> _Budget:
         limit_s = self._limits.transform_timeout_s
@@ -221,18 +223,18 @@ class TransformService:
         poem: bytes,
         budget: _Budget,
         caller: Caller | None,
-        trace: Trace | None,
+        timing: RequestTiming | None,
         *,
         is_admitted: bool = False,
     ) -> bytes | Deferred[bytes]:
         for index, stage in enumerate(stages):
             if self._clock.seconds() > budget.ends_at:  # a stage before it took all the time there was
                 raise TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
-            result = stage.runner.run(stage.calls, poem, caller, is_admitted=is_admitted or index > 0, trace=trace)
+            result = stage.runner.run(stage.calls, poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
             if isinstance(result, Deferred):
                 pending = self._in_time(stage, result, budget)
                 rest = stages[index + 1 :]
-                return Deferred.fromCoroutine(self._go_on(pending, rest, budget, caller, trace)) if rest else pending
+                return Deferred.fromCoroutine(self._go_on(pending, rest, budget, caller, timing)) if rest else pending
             poem = result
         return poem
 
@@ -242,9 +244,9 @@ class TransformService:
         rest: Sequence[Stage],
         budget: _Budget,
         caller: Caller | None,
-        trace: Trace | None,
+        timing: RequestTiming | None,
     ) -> bytes:
-        result = self._in_turn(rest, await pending, budget, caller, trace, is_admitted=True)
+        result = self._in_turn(rest, await pending, budget, caller, timing, is_admitted=True)
         return await result if isinstance(result, Deferred) else result
 
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
@@ -252,21 +254,21 @@ class TransformService:
         remaining_s = budget.ends_at - self._clock.seconds()
         return within(self._clock, remaining_s, name, work, lambda: took_too_long(name, budget.allowed_s))
 
-    def _last_word(self, failure: Failure, trace: Trace | None) -> Failure:
+    def _last_word(self, failure: Failure, timing: RequestTiming | None) -> Failure:
         if self._is_stopping and failure.check(Cancelled):
             return Failure(ShuttingDown.before_it_was_done())  # it may have begun: no retry-after
         if isinstance(failure.value, XformError):
             return failure
-        return Failure(self._internal_error(failure, trace))
+        return Failure(self._internal_error(failure, timing))
 
-    def _internal_error(self, failure: Failure, trace: Trace | None) -> InternalError:
-        request_id = (trace.request_id if trace is not None else None) or uuid.uuid4().hex
+    def _internal_error(self, failure: Failure, timing: RequestTiming | None) -> InternalError:
+        request_id = (timing.request_id if timing is not None else None) or uuid.uuid4().hex
         assert failure.value is not None
-        told = attrs.asdict(Fault.of(failure.value, failure.getTracebackObject()))
+        told = attrs.asdict(SafeTraceback.of(failure.value, failure.getTracebackObject()))
         self.log.error("internal error {request_id}\n{traceback}", request_id=request_id, **told)
         return InternalError(request_id)
 
 
-def _end(outcome: bytes | Failure, trace: Trace) -> bytes | Failure:
-    trace.ends()
+def _end(outcome: bytes | Failure, timing: RequestTiming) -> bytes | Failure:
+    timing.ends()
     return outcome

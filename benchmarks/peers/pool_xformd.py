@@ -17,10 +17,10 @@ from xformd.plugins import loader
 from xformd.runners import Runner
 from xformd.runners.calls import prepare
 from xformd.runners.inline import InlineRunner
-from xformd.runners.messages import Orders
+from xformd.runners.messages import WorkerSetup
 from xformd.runners.pool import WorkerPool
 from xformd.runners.quarantine import Quarantine
-from xformd.runners.worker_handle import WorkerProcess
+from xformd.runners.worker_handle import WorkerHandle
 
 reactor: Any = _reactor
 LIMITS = Limits(max_jobs_per_worker=10**9)
@@ -30,7 +30,7 @@ SELECTION = loader.Selection(distributions=frozenset())
 
 
 def make_pool() -> WorkerPool:
-    told = Orders(
+    told = WorkerSetup(
         selection=SELECTION,
         max_request_bytes=LIMITS.max_request_bytes,
         max_result_bytes=LIMITS.max_result_bytes,
@@ -38,8 +38,8 @@ def make_pool() -> WorkerPool:
     )
     return WorkerPool(
         size=WORKERS,
-        launch=lambda events: WorkerProcess(told, events, reactor),
-        proof=None,
+        launch=lambda events: WorkerHandle(told, events, reactor),
+        self_test=None,
         quarantine=Quarantine(),
         limits=LIMITS,
         clock=reactor,

@@ -436,7 +436,7 @@ def test_the_transport_is_told_how_long_a_request_is_and_that_the_next_may_be_as
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr(Wire, "expect_bytes", lambda _, count: told.append(count), raising=False)
+    monkeypatch.setattr(Wire, "hint_read_size", lambda _, count: told.append(count), raising=False)
     client = Client(server)
     request = encode(b"1 upper." + b"a" * 1_000_000)
     client.say(request[:100_000])

@@ -6,17 +6,17 @@ import pytest
 
 from support.http_front import Front, request, run
 from support.logs import Log
-from xformd.http.application import METRICS_TYPE, Parts, make_application, make_watching_application
+from xformd.http.application import METRICS_TYPE, HttpDependencies, make_application, make_watching_application
 from xformd.http.health import Health
 
 
-def parts() -> Parts:
+def parts() -> HttpDependencies:
     whole = Front()
 
     def fail() -> object:
         raise RuntimeError("our fault")
 
-    return Parts(
+    return HttpDependencies(
         service=whole.service,
         metrics=whole.metrics,
         limits=whole.limits,

@@ -6,11 +6,11 @@ import attrs
 import pytest
 
 from support.http_front import Front, request, run
-from xformd.http.application import Parts, make_watching_application
+from xformd.http.application import HttpDependencies, make_watching_application
 from xformd.http.health import Health, judge
-from xformd.telemetry.status import Vitals, WorkerHistory
+from xformd.telemetry.status import ServerStatus, WorkerHistory
 
-WELL = Vitals(
+WELL = ServerStatus(
     queue_length=0,
     max_queue=2,
     workers={"idle": 1},
@@ -23,7 +23,7 @@ WELL = Vitals(
 
 
 @pytest.mark.parametrize(
-    ("changes", "is_stopping", "status", "reasons"),
+    ("changes", "is_stopping", "verdict", "reasons"),
     [
         ({}, False, "ready", []),
         ({}, True, "not ready", ["the server is stopping"]),
@@ -35,28 +35,28 @@ WELL = Vitals(
         ({"quarantined": {"a"}}, True, "not ready", ["the server is stopping", "transform a is in quarantine"]),
     ],
 )
-def test_a_server_is_judged_by_its_vitals(
-    changes: dict[str, Any], is_stopping: bool, status: str, reasons: list[str]
+def test_a_server_is_judged_by_its_status(
+    changes: dict[str, Any], is_stopping: bool, verdict: str, reasons: list[str]
 ) -> None:
-    vitals = attrs.evolve(WELL, **changes)
-    assert judge(vitals, is_stopping=is_stopping) == {
-        "status": status,
+    status = attrs.evolve(WELL, **changes)
+    assert judge(status, is_stopping=is_stopping) == {
+        "status": verdict,
         "reasons": reasons,
-        "quarantined": sorted(vitals.quarantined),
+        "quarantined": sorted(status.quarantined),
         "workers": {"idle": 1},
-        "queue_length": vitals.queue_length,
+        "queue_length": status.queue_length,
         "in_flight": 3,
     }
 
 
 @pytest.mark.parametrize(
-    ("vitals", "is_stopping", "status"),
+    ("status", "is_stopping", "code"),
     [(WELL, False, 200), (attrs.evolve(WELL, quarantined={"a"}), False, 200), (WELL, True, 503)],
 )
-def test_what_is_asked_is_answered_by_its_status(vitals: Vitals, is_stopping: bool, status: int) -> None:
+def test_what_is_asked_is_answered_by_its_status(status: ServerStatus, is_stopping: bool, code: int) -> None:
     async def test() -> None:
-        front = watched(Health(lambda: vitals, lambda: is_stopping))
-        for target, expected in (("/livez", 200), ("/readyz", status)):
+        front = watched(Health(lambda: status, lambda: is_stopping))
+        for target, expected in (("/livez", 200), ("/readyz", code)):
             (answer,) = await front.ask(request(target))
             assert (answer.status, answer.headers["cache-control"]) == (expected, "no-store")
 
@@ -66,7 +66,7 @@ def test_what_is_asked_is_answered_by_its_status(vitals: Vitals, is_stopping: bo
 def watched(health: Health) -> Front:
     """Give a front that answers those alone who watch a server."""
     whole = Front()
-    parts = Parts(
+    parts = HttpDependencies(
         service=whole.service, metrics=whole.metrics, limits=whole.limits, health=health, render_metrics=lambda: b"1"
     )
     return Front(application=make_watching_application(parts))

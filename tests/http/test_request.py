@@ -8,7 +8,7 @@ import pytest
 from support.registries import registry_of
 from xformd import BadOptions, GibberishError, transform
 from xformd.errors import TooLarge
-from xformd.http.request import MAX_QUERY_POEM_BYTES, Asked, is_known, poem_of
+from xformd.http.request import MAX_QUERY_POEM_BYTES, TransformRequest, is_known, poem_of
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import parse_readable
 
@@ -25,12 +25,12 @@ def image(poem: bytes) -> bytes:
     return poem
 
 
-def asked(spec: str, **plugin: Any) -> Asked:
+def asked(spec: str, **plugin: Any) -> TransformRequest:
     registry = registry_of(text, image)
     entries = {
         name: Entry(each.transform, attrs.evolve(each.plugin, **plugin)) for name, each in registry.entries.items()
     }
-    return Asked.of(parse_readable(spec), Registry(entries, registry.plugins))
+    return TransformRequest.of(parse_readable(spec), Registry(entries, registry.plugins))
 
 
 def test_the_last_says_what_the_result_is() -> None:
@@ -62,7 +62,9 @@ def test_what_may_change_the_result_changes_its_tag() -> None:
         asked("text").etag(b"cat"),
         asked("text:width=2").etag(b"owl"),
         asked("text", version="2.0").etag(b"owl"),
-        Asked.of(parse_readable("text"), registry_of(attrs.evolve(text, media_type="text/html"))).etag(b"owl"),
+        TransformRequest.of(parse_readable("text"), registry_of(attrs.evolve(text, media_type="text/html"))).etag(
+            b"owl"
+        ),
     }
     assert len(tags) == 5
     assert asked("text").etag(b"owl") in tags

@@ -10,11 +10,11 @@ from support.http_front import Front, request, run
 from support.logs import Log
 from support.registries import registry_of
 from xformd.errors import Cancelled
-from xformd.http.batch import Batching
-from xformd.http.transform import Transforming
+from xformd.http.batch import BatchEndpoint
+from xformd.http.transform import TransformEndpoint
 from xformd.limits import Limits
 from xformd.telemetry.metrics import Metrics
-from xformd.telemetry.timing import Trace
+from xformd.telemetry.timing import RequestTiming
 
 POST = request("/transform/upper", b"owl")
 
@@ -28,10 +28,10 @@ class Broken:
         self._is_late = is_late
         self._times_s = times_s
 
-    def xform(self, *_: object, trace: Trace | None = None, **__: object) -> Any:
+    def xform(self, *_: object, timing: RequestTiming | None = None, **__: object) -> Any:
         if self._times_s is not None:
-            assert trace is not None
-            trace.queue_s, trace.run_s = self._times_s
+            assert timing is not None
+            timing.queue_s, timing.run_s = self._times_s
             return b"owl"
         result: Deferred[bytes] = Deferred()
         if self._is_late:
@@ -44,7 +44,7 @@ class Broken:
 
 
 def transforming(service: Broken) -> Front:
-    return Front(application=Transforming(service, service, Metrics(), Limits()))
+    return Front(application=TransformEndpoint(service, service, Metrics(), Limits()))
 
 
 @pytest.mark.parametrize("is_late", [False, True])
@@ -61,7 +61,7 @@ def test_a_fault_of_ours_is_in_the_log_under_the_id_that_the_client_is_told(is_l
 
 def test_so_is_one_in_a_batch_and_the_others_are_answered(log: Log) -> None:
     async def test() -> None:
-        front = Front(application=Batching(Broken(is_late=True), Metrics(), Limits()))
+        front = Front(application=BatchEndpoint(Broken(is_late=True), Metrics(), Limits()))
         (answer,) = await front.ask(request("/batch", b'{"spec": "upper", "poem": "owl"}\n{}'))
         assert b'"code": "internal"' in answer.body
         assert b'"code": "bad-request"' in answer.body

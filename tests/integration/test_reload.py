@@ -32,18 +32,18 @@ def xformd_transforms():
 """
 
 
-def edition(version: str, *, before: str = "", name: str = "edition") -> Package:
+def epoch(version: str, *, before: str = "", name: str = "edition") -> Package:
     """Give a version of a small plugin, whose transform adds its version to the poem."""
     text = MODULE.format(version=version, before=before, name=name)
     return Package("xformd-edition", {"edition": "xformd_edition"}, {"xformd_edition.py": text}, version)
 
 
 EDITIONS: Mapping[str, Package] = {
-    "first": edition("1.0"),
-    "second": edition("2.0"),
-    "broken": edition("3.0", before="raise ValueError('unfinished')"),
-    "renamed": edition("4.0", name="tome"),
-    "exits-in-workers": edition("5.0", before="import os\nif os.getpid() != {server}: os._exit(1)"),
+    "first": epoch("1.0"),
+    "second": epoch("2.0"),
+    "broken": epoch("3.0", before="raise ValueError('unfinished')"),
+    "renamed": epoch("4.0", name="tome"),
+    "exits-in-workers": epoch("5.0", before="import os\nif os.getpid() != {server}: os._exit(1)"),
 }
 
 

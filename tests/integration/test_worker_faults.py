@@ -9,7 +9,7 @@ from itertools import cycle
 
 import pytest
 
-from support.faults import FAULTS, MEDDLERS, Fault
+from support.faults import FAULTS, MEDDLERS, HostileCase
 from support.hostile import GONE_S, Hostile, hostile_server, new_marker, within
 from support.packages import Environment
 from support.processes import wait_until
@@ -27,7 +27,7 @@ IN_TIME_S = LIMIT_S + 1.0
 HUNG = ("deaf", "loop-python", "loop-c", "own-session")
 """Several, so that none of them is killed often."""
 
-each_fault = pytest.mark.parametrize("fault", FAULTS, ids=str)
+each_fault = pytest.mark.parametrize("raised", FAULTS, ids=str)
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def assert_unharmed(companions: list[Answer]) -> None:
 
 
 @each_fault
-def test_a_fault_is_that_of_its_own_request_alone(hostile: Hostile, fault: Fault) -> None:
+def test_a_fault_is_that_of_its_own_request_alone(hostile: Hostile, raised: HostileCase) -> None:
     marker = new_marker()
-    marked = {} if fault.name == "never" else {"marker": marker}
+    marked = {} if raised.name == "never" else {"marker": marker}
     with Session(hostile.server) as session:
-        own, companions = ask_beside_companions(session, step(fault.name, **fault.options, **marked))
-        assert own.code in fault.code, own.poem
-        assert fault.says in own.poem.decode()
+        own, companions = ask_beside_companions(session, step(raised.name, **raised.options, **marked))
+        assert own.code in raised.code, own.poem
+        assert raised.says in own.poem.decode()
         assert own.elapsed_s <= IN_TIME_S
         assert_unharmed(companions)
         assert session.ask("pid", b"next").code == "ok"

@@ -7,19 +7,19 @@ import pytest
 from twisted.internet.task import Clock
 
 from support.session_client import abort
-from xformd.net.disconnects import PERIOD_S, HangUps
+from xformd.net.disconnects import PERIOD_S, DisconnectWatcher
 
 
 class Watched:
     """A connection with something to read, and its peer."""
 
-    def __init__(self, hang_ups: HangUps) -> None:
+    def __init__(self, disconnects: DisconnectWatcher) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             self.peer = socket.create_connection(listening.getsockname())
             self.socket, _ = listening.accept()
         self.peer.sendall(b"not read")
         self.aborted = 0
-        hang_ups.watch(self, self.socket.fileno())
+        disconnects.watch(self, self.socket.fileno())
 
     def abort(self) -> None:
         self.aborted += 1
@@ -31,13 +31,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def hang_ups(clock: Clock) -> HangUps:
-    return HangUps(clock)
+def disconnects(clock: Clock) -> DisconnectWatcher:
+    return DisconnectWatcher(clock)
 
 
 @pytest.fixture
-def pair(hang_ups: HangUps) -> Iterator[tuple[Watched, Watched]]:
-    pair = Watched(hang_ups), Watched(hang_ups)
+def pair(disconnects: DisconnectWatcher) -> Iterator[tuple[Watched, Watched]]:
+    pair = Watched(disconnects), Watched(disconnects)
     yield pair
     for watched in pair:
         watched.peer.close()
@@ -45,7 +45,7 @@ def pair(hang_ups: HangUps) -> Iterator[tuple[Watched, Watched]]:
 
 
 def test_a_reset_is_noticed_once_and_no_other_connection_suffers(
-    clock: Clock, hang_ups: HangUps, pair: tuple[Watched, Watched]
+    clock: Clock, disconnects: DisconnectWatcher, pair: tuple[Watched, Watched]
 ) -> None:
     gone, there = pair
     clock.advance(PERIOD_S)
@@ -57,7 +57,7 @@ def test_a_reset_is_noticed_once_and_no_other_connection_suffers(
 
 
 def test_a_peer_that_has_only_ended_its_side_may_still_read(
-    clock: Clock, hang_ups: HangUps, pair: tuple[Watched, Watched]
+    clock: Clock, disconnects: DisconnectWatcher, pair: tuple[Watched, Watched]
 ) -> None:
     pair[0].peer.shutdown(socket.SHUT_WR)
     clock.advance(PERIOD_S)
@@ -65,14 +65,14 @@ def test_a_peer_that_has_only_ended_its_side_may_still_read(
 
 
 def test_what_is_not_watched_any_more_is_left_alone_and_costs_no_timer(
-    clock: Clock, hang_ups: HangUps, pair: tuple[Watched, Watched]
+    clock: Clock, disconnects: DisconnectWatcher, pair: tuple[Watched, Watched]
 ) -> None:
     for watched in pair:
-        hang_ups.forget(watched)
+        disconnects.forget(watched)
         abort(watched.peer)
     clock.advance(PERIOD_S)
     assert [watched.aborted for watched in pair] == [0, 0]
     assert clock.getDelayedCalls() == []
-    hang_ups.watch(pair[0], pair[0].socket.fileno())
+    disconnects.watch(pair[0], pair[0].socket.fileno())
     clock.advance(PERIOD_S)
     assert pair[0].aborted == 1

@@ -11,14 +11,14 @@ from twisted.logger import Logger
 from support.deferreds import has_fired
 from support.logs import Log
 from xformd.net.listener import REST_S, Listening
-from xformd.telemetry.rate_limited import RefusalLog
+from xformd.telemetry.rate_limited import RateLimitedLog
 
 TWISTED = Logger(namespace="twisted.internet.tcp.Port")
 
 
 class Factory(ServerFactory):
     def __init__(self, clock: Any) -> None:
-        self.refusals = RefusalLog(clock)
+        self.refusals = RateLimitedLog(clock)
 
     def drain(self) -> Any:
         return succeed(None)

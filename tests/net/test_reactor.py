@@ -11,13 +11,13 @@ from support.logs import Log
 
 pytest.importorskip("twisted.internet.epollreactor", reason="this system has no epoll")
 
-from xformd.net.reactor import PromptReactor, install
+from xformd.net.reactor import MonotonicEPollReactor, install
 
 INSTALLED = """
-from xformd.net.reactor import PromptReactor, install
+from xformd.net.reactor import MonotonicEPollReactor, install
 assert install()
 from twisted.internet import reactor
-assert isinstance(reactor, PromptReactor)
+assert isinstance(reactor, MonotonicEPollReactor)
 reactor.callLater(0.01, reactor.stop)
 reactor.run()
 """
@@ -26,7 +26,7 @@ reactor.run()
 class Reader:
     """One end of a pipe, which has something to read."""
 
-    def __init__(self, reactor: PromptReactor, events: list[str]) -> None:
+    def __init__(self, reactor: MonotonicEPollReactor, events: list[str]) -> None:
         self._reactor = reactor
         self._events = events
         self._read, self._write = os.pipe()
@@ -56,15 +56,15 @@ class Reader:
 
 
 @pytest.fixture
-def reactor() -> Iterator[PromptReactor]:
-    reactor = PromptReactor()  # type: ignore[no-untyped-call]
+def reactor() -> Iterator[MonotonicEPollReactor]:
+    reactor = MonotonicEPollReactor()  # type: ignore[no-untyped-call]
     yield reactor
     for selectable in reactor.removeAll():  # type: ignore[no-untyped-call]
         selectable.connectionLost(None)
     reactor._poller.close()
 
 
-def test_what_fails_is_logged_and_the_rest_of_the_turn_goes_on(reactor: PromptReactor, log: Log) -> None:
+def test_what_fails_is_logged_and_the_rest_of_the_turn_goes_on(reactor: MonotonicEPollReactor, log: Log) -> None:
     events: list[str] = []
     for _ in range(3):
         Reader(reactor, events)

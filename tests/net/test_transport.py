@@ -8,7 +8,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Port
 
 from support.reactors import FakeReactor
-from xformd.net.transport import PromptServer, make_prompt
+from xformd.net.transport import EagerServer, make_eager
 
 
 class Connected:
@@ -20,7 +20,7 @@ class Connected:
         self.socket.setblocking(False)
         self.reactor = FakeReactor()
         self.protocol = Protocol()
-        self.transport = PromptServer(ours, self.protocol, ("", 0), None, 0, self.reactor)  # type: ignore[no-untyped-call, arg-type]
+        self.transport = EagerServer(ours, self.protocol, ("", 0), None, 0, self.reactor)  # type: ignore[no-untyped-call, arg-type]
         self.protocol.makeConnection(self.transport)
 
     def arrived(self) -> bytes:
@@ -64,7 +64,7 @@ def test_a_string_that_is_longer_than_a_common_read_is_read_in_a_longer_one(
     reads: list[int] = []
     connected.protocol.dataReceived = lambda data: reads.append(len(data))  # type: ignore[method-assign]
     connected.socket.send(b"x" * 100_000)
-    connected.transport.expect_bytes(expected_bytes)
+    connected.transport.hint_read_size(expected_bytes)
     connected.transport.doRead()
     assert reads == [read_bytes]
 
@@ -82,11 +82,11 @@ def test_an_answer_does_not_wait_until_the_client_has_acknowledged_the_last() ->
     factory = Factory.forProtocol(lambda: made.append(Protocol()) or made[-1])  # type: ignore[arg-type, func-returns-value]
     port = Port(0, factory, interface="127.0.0.1", reactor=FakeReactor())  # type: ignore[no-untyped-call, arg-type]
     port.startListening()  # type: ignore[no-untyped-call]
-    make_prompt(port)
+    make_eager(port)
     with socket.create_connection(port.socket.getsockname()):
         port.doRead()  # type: ignore[no-untyped-call]
         (accepted,) = made
-        assert isinstance(accepted.transport, PromptServer)
+        assert isinstance(accepted.transport, EagerServer)
         assert accepted.transport.getTcpNoDelay()  # type: ignore[no-untyped-call]
         accepted.transport._closeSocket(True)  # type: ignore[no-untyped-call]
     port._closeSocket(True)  # type: ignore[no-untyped-call]

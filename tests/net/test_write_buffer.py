@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from test_protocol import Wire
-from xformd.net.write_buffer import PART_BYTES, Output
+from xformd.net.write_buffer import PART_BYTES, WriteBuffer
 
 SIZES = st.sampled_from([0, 1, 10, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES])
 
@@ -28,7 +28,7 @@ class Socket(Wire):
 def test_what_is_sent_at_once_and_what_waits_make_one_stream(writes: list[int], takes: list[int]) -> None:
     socket = Socket(takes)
     drained: list[int] = []
-    output = Output(socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(1))
+    output = WriteBuffer(socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(1))
     expected = b""
     for number, size in enumerate(writes):
         output.write(bytes([number]) * size)
@@ -43,7 +43,7 @@ def test_what_is_sent_at_once_and_what_waits_make_one_stream(writes: list[int], 
 
 def test_what_leaves_at_once_has_not_waited() -> None:
     socket, drained = Socket([5 * PART_BYTES]), []
-    output = Output(socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(1))
+    output = WriteBuffer(socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(1))
     output.write(b"x" * 5 * PART_BYTES)
     assert socket.value() == b"x" * 5 * PART_BYTES
     assert drained == []
@@ -52,7 +52,9 @@ def test_what_leaves_at_once_has_not_waited() -> None:
 
 def test_who_waits_for_room_is_not_told_before_there_is_any() -> None:
     socket, drained = Socket([]), []
-    output = Output(socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(output.unread_bytes))
+    output = WriteBuffer(
+        socket, Clock(), 30, lambda: pytest.fail("gave up"), lambda: drained.append(output.unread_bytes)
+    )
     output.write(b"x" * 5 * PART_BYTES)
     socket.taken()
     assert output.unread_bytes == PART_BYTES
@@ -63,7 +65,7 @@ def test_who_waits_for_room_is_not_told_before_there_is_any() -> None:
 
 def test_a_transport_that_says_again_that_it_is_full_gains_no_time() -> None:
     clock, given_up = Clock(), []
-    output = Output(Socket([]), clock, 30, lambda: given_up.append(clock.seconds()), lambda: None)
+    output = WriteBuffer(Socket([]), clock, 30, lambda: given_up.append(clock.seconds()), lambda: None)
     output.pauseProducing()
     for _ in range(4):
         clock.advance(10)
@@ -86,7 +88,7 @@ class Encrypting(Wire):
 def test_nothing_is_sent_past_a_transport_that_encrypts() -> None:
     below = Socket([1_000_000])
     encrypting = Encrypting(below)
-    output = Output(encrypting, Clock(), 30, lambda: None, lambda: None)
+    output = WriteBuffer(encrypting, Clock(), 30, lambda: None, lambda: None)
     output.write(b"x" * 2 * PART_BYTES)
     assert below.value() == b""
     assert encrypting.value()

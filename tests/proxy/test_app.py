@@ -31,7 +31,7 @@ class Service:
 def prompt(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The ports whose answers are sent at once."""
     ports: list[Any] = []
-    monkeypatch.setattr(listener, "make_prompt", ports.append)
+    monkeypatch.setattr(listener, "make_eager", ports.append)
     return ports
 
 

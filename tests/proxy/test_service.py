@@ -333,7 +333,7 @@ def test_a_cache_that_fails_never_fails_a_request(world: World, log: Log) -> Non
         assert result_of(world.ask(proxy, "steady")) == b"OWL"
     ready = proxy.ready(b"steady")
     assert ready is not None
-    answer = ready.conclude(ready.run(b"cat"))
+    answer = ready.finish_call(ready.run(b"cat"))
     world.network.pump()
     assert isinstance(answer, Deferred)
     assert result_of(answer) == b"CAT"
@@ -498,7 +498,7 @@ def test_a_fault_in_looking_is_logged_and_does_not_end_it(
 ) -> None:
     proxy = world.proxy()
     with monkeypatch.context() as broken:
-        broken.setattr(proxy._catalogue, "learn", None)
+        broken.setattr(proxy._catalog, "learn", None)
         turn(world, REFRESH_S)
     assert log.lines == ["cannot tell what one has"]
     upgraded(world, "one", "2.0")
@@ -576,30 +576,30 @@ def test_words_are_remembered_within_bounds(world: World) -> None:
         proxy.ready(b"steady timeout=%d" % number)
         proxy.xform(parse(f"steady:x={number}"), b"")
     assert len(proxy._ready) <= 1024
-    assert len(proxy._seeds) <= 1024
+    assert len(proxy._key_prefixes) <= 1024
     proxy.ready(b"steady timeout=1999")
     assert proxy.ready(b"steady timeout=1998") is proxy.ready(b"steady timeout=1998")
     kept = proxy.ready(b"steady timeout=1")
     proxy.ready(b"steady timeout=2")
     assert proxy.ready(b"steady timeout=1") is kept
-    remembered = [spec for spec in proxy._seeds if "x=" in str(spec)]
+    remembered = [spec for spec in proxy._key_prefixes if "x=" in str(spec)]
     assert len(remembered) > 900
     proxy.xform(parse("steady:x=" + "1" * 300), b"")
-    assert [spec for spec in proxy._seeds if "x=" in str(spec)] == remembered
+    assert [spec for spec in proxy._key_prefixes if "x=" in str(spec)] == remembered
 
 
 def test_the_careful_path_takes_what_the_quick_one_met(world: World, log: Log) -> None:
     ready = world.proxy().ready(b"steady")
     assert ready is not None
     with pytest.raises(xformd.Busy):
-        ready.conclude(Failure(xformd.Busy("later")))
+        ready.finish_call(Failure(xformd.Busy("later")))
     with pytest.raises(xformd.InternalError):
-        ready.conclude(Failure(ZeroDivisionError()))
+        ready.finish_call(Failure(ZeroDivisionError()))
     assert len(log.tracebacks) == 1
     limit = Limits().max_result_bytes
-    assert ready.conclude(b"x" * limit) == b"x" * limit
+    assert ready.finish_call(b"x" * limit) == b"x" * limit
     with pytest.raises(xformd.TooLarge, match=f"has {limit + 1} bytes; the limit is {limit} bytes"):
-        ready.conclude(b"x" * (limit + 1))
+        ready.finish_call(b"x" * (limit + 1))
 
 
 def test_its_listing_is_the_json_of_what_it_describes(world: World) -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from xformd.plugins.loader import Selection
 from xformd.runners import messages
-from xformd.runners.messages import Orders, Report
-from xformd.telemetry.tracebacks import Fault
+from xformd.runners.messages import WorkerHello, WorkerSetup
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring
 
 
@@ -31,20 +31,24 @@ SELECTIONS = st.builds(
 SIZES = st.integers(1, 2**63)
 
 
-@given(st.builds(Orders, selection=SELECTIONS, max_request_bytes=SIZES, max_result_bytes=SIZES, memory_bytes=SIZES))
-def test_orders_come_out_as_they_went_in(told: Orders) -> None:
-    assert messages.decode_orders(inside(messages.encode_orders(told))) == told
+@given(
+    st.builds(WorkerSetup, selection=SELECTIONS, max_request_bytes=SIZES, max_result_bytes=SIZES, memory_bytes=SIZES)
+)
+def test_orders_come_out_as_they_went_in(told: WorkerSetup) -> None:
+    assert messages.decode_setup(inside(messages.encode_setup(told))) == told
 
 
 def test_folders_keep_their_order_and_names_that_are_no_text() -> None:
     folders = (Path("/z"), Path("/a"), Path("/odd\udcff"))
-    told = Orders(selection=Selection(directories=folders), max_request_bytes=1, max_result_bytes=1, memory_bytes=1)
-    assert messages.decode_orders(inside(messages.encode_orders(told))).selection.directories == folders
+    told = WorkerSetup(
+        selection=Selection(directories=folders), max_request_bytes=1, max_result_bytes=1, memory_bytes=1
+    )
+    assert messages.decode_setup(inside(messages.encode_setup(told))).selection.directories == folders
 
 
 def test_a_report_comes_out_as_it_went_in() -> None:
-    report = Report(7, {"transforms": [{"name": "é\ud800"}]})
-    assert messages.decode_report(inside(messages.encode_report(report))) == report
+    report = WorkerHello(7, {"transforms": [{"name": "é\ud800"}]})
+    assert messages.decode_hello(inside(messages.encode_hello(report))) == report
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_a_report_comes_out_as_it_went_in() -> None:
 )
 def test_what_is_no_report_is_told_apart(string: bytes) -> None:
     with pytest.raises(ValueError, match="a report is a process id and a listing"):
-        messages.decode_report(string)
+        messages.decode_hello(string)
 
 
 @pytest.mark.parametrize("step", [0, 1, 31, 999])
@@ -79,13 +83,13 @@ def test_anything_else_is_no_step(string: bytes) -> None:
 
 
 def test_a_fault_comes_out_as_it_went_in() -> None:
-    fault = Fault("ValueError", "Traceback:\n  there\nValueError")
-    assert messages.decode_fault(inside(messages.encode_fault(fault))) == fault
+    raised = SafeTraceback("ValueError", "Traceback:\n  there\nValueError")
+    assert messages.decode_traceback(inside(messages.encode_traceback(raised))) == raised
 
 
 @pytest.mark.parametrize("string", [b"", b"fault", b"1 ok.fault {}", b"step 1"])
 def test_anything_else_is_no_fault(string: bytes) -> None:
-    assert messages.decode_fault(string) is None
+    assert messages.decode_traceback(string) is None
 
 
 @pytest.mark.parametrize(
@@ -93,4 +97,4 @@ def test_anything_else_is_no_fault(string: bytes) -> None:
 )
 def test_what_only_begins_like_a_fault_is_told_apart(string: bytes) -> None:
     with pytest.raises(ValueError, match="a fault is an error and its traceback"):
-        messages.decode_fault(b"fault " + string)
+        messages.decode_traceback(b"fault " + string)

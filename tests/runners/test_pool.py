@@ -515,8 +515,8 @@ class Events(RuleBasedStateMachine):
 
     @precondition(lambda self: self.pool.launcher.alive)
     @rule(data=st.data())
-    def hang_up(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.pool.launcher.alive)).hang_up()
+    def on_sighup(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.pool.launcher.alive)).on_sighup()
 
     @precondition(lambda self: not all(worker.has_ended for worker in self.pool.workers))
     @rule(data=st.data())

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.fakes import Asker
-from xformd.runners.queue import Queue
+from xformd.runners.queue import FairQueue
 
 
 @attrs.define(eq=False)
@@ -17,7 +17,7 @@ class Item:
 
 
 def test_things_come_out_in_the_order_in_which_they_went_in() -> None:
-    queue: Queue[Item] = Queue()
+    queue: FairQueue[Item] = FairQueue()
     items = [Item(number) for number in range(3)]
     for item in items:
         queue.put(item)
@@ -31,7 +31,7 @@ def test_things_come_out_in_the_order_in_which_they_went_in() -> None:
 
 
 def test_a_caller_with_little_does_not_wait_for_one_with_much() -> None:
-    queue: Queue[Item] = Queue()
+    queue: FairQueue[Item] = FairQueue()
     greedy, modest = Asker(), Asker()
     for number in range(4):
         queue.put(Item(number, greedy))
@@ -45,7 +45,7 @@ def test_a_caller_with_little_does_not_wait_for_one_with_much() -> None:
 
 
 def test_who_has_no_room_waits_aside_and_comes_back_at_the_end() -> None:
-    queue: Queue[Item] = Queue()
+    queue: FairQueue[Item] = FairQueue()
     full = Asker()
     full.takes_results = False
     held, free = Item(0, full), Item(1)
@@ -61,7 +61,7 @@ def test_who_has_no_room_waits_aside_and_comes_back_at_the_end() -> None:
 
 
 def test_nothing_is_kept_of_a_caller_whose_things_are_gone() -> None:
-    queue: Queue[Item] = Queue()
+    queue: FairQueue[Item] = FairQueue()
     full = Asker()
     full.takes_results = False
     items = [Item(number, full) for number in range(2)]
@@ -120,7 +120,7 @@ class Model:
 
 @given(OPERATIONS)
 def test_it_does_what_plain_lists_do(operations: list[tuple[str, int]]) -> None:
-    queue: Queue[Item] = Queue()
+    queue: FairQueue[Item] = FairQueue()
     model = Model()
     askers = [None, None, Asker(), Asker()]
     items: list[Item] = []

@@ -8,12 +8,12 @@ import pytest
 from twisted.internet.task import Clock
 
 from support.deferreds import has_fired, result_of
-from support.fakes import PROOF, FakeWorker, Launcher
+from support.fakes import SELF_TEST, FakeWorker, Launcher
 from support.logs import Log
 from xformd import TransformDied
 from xformd.limits import Limits
-from xformd.runners.messages import Report
-from xformd.runners.seat import Seat
+from xformd.runners.messages import WorkerHello
+from xformd.runners.slot import WorkerSlot
 from xformd.runners.supervisor import MAX_STRANGERS, MEASURE_EVERY_S, START_TIMEOUT_S, NotReady, Supervisor
 from xformd.telemetry.status import WorkerHistory
 from xformd.wire.session import Refusal, Reply, Request
@@ -29,14 +29,14 @@ class User:
     def worker_idle(self) -> None:
         self.idle += 1
 
-    def worker_began(self, seat: Seat, step: int) -> None:
-        self.heard.append(("began", seat, step))
+    def worker_began(self, slot: WorkerSlot, step: int) -> None:
+        self.heard.append(("began", slot, step))
 
-    def worker_answered(self, seat: Seat, answer: Reply | Refusal) -> None:
-        self.heard.append(("answered", seat, answer))
+    def worker_answered(self, slot: WorkerSlot, answer: Reply | Refusal) -> None:
+        self.heard.append(("answered", slot, answer))
 
-    def worker_died(self, seat: Seat, reason: str) -> None:
-        self.heard.append(("died", seat, reason))
+    def worker_died(self, slot: WorkerSlot, reason: str) -> None:
+        self.heard.append(("died", slot, reason))
 
 
 class Staff:
@@ -49,7 +49,7 @@ class Staff:
         self.supervisor = Supervisor(
             count=count,
             launch=self.launcher,
-            proof=options.pop("proof", PROOF),
+            self_test=options.pop("self_test", SELF_TEST),
             events=self.user,
             limits=Limits(**options),
             clock=clock,
@@ -61,10 +61,10 @@ class Staff:
     def workers(self) -> list[FakeWorker]:
         return self.launcher.workers
 
-    def take(self) -> Seat:
-        seat = self.supervisor.take()
-        assert seat is not None
-        return seat
+    def take(self) -> WorkerSlot:
+        slot = self.supervisor.take()
+        assert slot is not None
+        return slot
 
 
 @pytest.fixture
@@ -76,9 +76,9 @@ def test_a_worker_is_idle_once_it_has_proved_itself(clock: Clock, staff: Staff) 
     first, second = staff.workers
     assert staff.supervisor.take() is None
     first.report()
-    assert first.sent == [PROOF.request]
+    assert first.sent == [SELF_TEST.request]
     assert staff.user.idle == 0
-    first.answer(PROOF.result)
+    first.answer(SELF_TEST.result)
     assert staff.user.idle == 1
     assert staff.take().worker is first
     assert staff.supervisor.take() is None
@@ -90,7 +90,7 @@ def test_the_first_that_is_ready_tells_what_there_is(staff: Staff) -> None:
     assert not has_fired(staff.supervisor.ready)
     staff.workers[1].be_ready()
     staff.workers[0].be_ready()
-    assert result_of(staff.supervisor.ready) == Report(101, {})
+    assert result_of(staff.supervisor.ready) == WorkerHello(101, {})
 
 
 def test_who_hears_that_the_first_is_ready_may_stop_at_once(clock: Clock, staff: Staff) -> None:
@@ -101,7 +101,7 @@ def test_who_hears_that_the_first_is_ready_may_stop_at_once(clock: Clock, staff:
 
 
 def test_without_an_example_a_report_will_do(clock: Clock) -> None:
-    staff = Staff(clock, proof=None)
+    staff = Staff(clock, self_test=None)
     staff.workers[0].report()
     assert staff.take().worker is staff.workers[0]
     assert staff.workers[0].sent == []
@@ -204,12 +204,12 @@ def test_an_idle_worker_that_ends_is_replaced_at_once_and_logged(clock: Clock, s
 def test_an_idle_worker_that_hangs_up_gets_no_more_work(staff: Staff, log: Log) -> None:
     first, second = staff.workers
     first.be_ready()
-    first.hang_up()
-    second.hang_up()
+    first.on_sighup()
+    second.on_sighup()
     assert staff.supervisor.take() is None
     first.end()
     assert len(log.lines) == 1
-    first.hang_up()
+    first.on_sighup()
 
 
 @pytest.mark.parametrize("request_id", [0, 1, 77])
@@ -226,36 +226,36 @@ def test_an_idle_worker_that_answers_gets_no_more_work(staff: Staff, request_id:
 def test_what_a_busy_worker_tells_is_passed_on(staff: Staff) -> None:
     first, _ = staff.workers
     first.be_ready()
-    seat = staff.take()
-    first.send(Request(seat.request_id, PROOF.request.spec, b"x"))
+    slot = staff.take()
+    first.send(Request(slot.request_id, SELF_TEST.request.spec, b"x"))
     first.begin(1)
     first.answer(b"X")
-    assert staff.user.heard == [("began", seat, 1), ("answered", seat, Reply(2, b"X"))]
+    assert staff.user.heard == [("began", slot, 1), ("answered", slot, Reply(2, b"X"))]
 
 
 def test_a_busy_worker_that_answers_something_else_is_ended_and_so_is_its_job(staff: Staff) -> None:
     first, _ = staff.workers
     first.be_ready()
-    seat = staff.take()
+    slot = staff.take()
     first.answer(b"X", 1)  # to the example, once more
     assert first.killed
     assert staff.user.heard == []
     first.end()
-    assert staff.user.heard == [("died", seat, "answered what nobody had asked")]
+    assert staff.user.heard == [("died", slot, "answered what nobody had asked")]
 
 
 def test_what_comes_from_a_worker_that_was_discarded_means_nothing(clock: Clock, staff: Staff) -> None:
     first, _ = staff.workers
     first.be_ready()
-    seat = staff.take()
-    staff.supervisor.discard(seat, "was given up")
-    staff.supervisor.discard(seat, "again")
+    slot = staff.take()
+    staff.supervisor.discard(slot, "was given up")
+    staff.supervisor.discard(slot, "again")
     assert first.killed == ["was given up"]
     assert len(staff.workers) == 3
     first.report()
     first.begin(1)
     first.answer(b"x", 1)
-    first.hang_up()
+    first.on_sighup()
     first.end()
     assert staff.user.heard == []
     assert len(staff.workers) == 3
@@ -266,9 +266,9 @@ def test_a_worker_makes_room_after_so_many_jobs(clock: Clock) -> None:
     worker = staff.workers[0]
     worker.be_ready()
     for jobs in (1, 2):
-        seat = staff.take()
-        assert seat.jobs == jobs
-        staff.supervisor.release(seat)
+        slot = staff.take()
+        assert slot.jobs == jobs
+        staff.supervisor.release(slot)
     assert worker.killed == ["has done 2 jobs"]
     assert len(staff.launcher.alive) == 2
 

@@ -79,11 +79,11 @@ def test_what_goes_wrong_is_told_and_the_next_job_runs(worker: Live, spec: str, 
 @pytest.mark.parametrize(("spec", "error"), [("broken", "ValueError"), ("leave", "SystemExit")])
 def test_a_fault_is_told_with_its_place_and_without_its_words(worker: Live, spec: str, error: str) -> None:
     worker.ask(spec, b"poem")
-    fault = messages.decode_fault(worker.receive())
-    assert fault is not None
-    assert fault.error == error
-    assert f", in {spec}\n{error}" in fault.traceback
-    assert "no poem" not in fault.traceback
+    raised = messages.decode_traceback(worker.receive())
+    assert raised is not None
+    assert raised.error == error
+    assert f", in {spec}\n{error}" in raised.traceback
+    assert "no poem" not in raised.traceback
     assert isinstance(worker.answer(), TransformFailed)
     worker.close_channel()
     assert worker.end() == (b"", b"")
@@ -212,7 +212,7 @@ def test_specs_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(module, "MAX_PLANS", 10)
     monkeypatch.setattr(module, "_limit_memory", lambda _: None)
-    told = messages.Orders(selection=EVERYTHING, max_request_bytes=100, max_result_bytes=100, memory_bytes=1)
+    told = messages.WorkerSetup(selection=EVERYTHING, max_request_bytes=100, max_result_bytes=100, memory_bytes=1)
     job = module._Job(REGISTRY, told, Channel())  # type: ignore[arg-type]
     for steps in range(1, 31):
         job.run(b"%d %b.a" % (steps, b"+".join([b"upper"] * steps)))

@@ -20,14 +20,14 @@ from support.logs import Log
 from support.reactors import FakeProcess, FakeReactor
 from xformd.plugins.loader import EVERYTHING
 from xformd.runners import messages
-from xformd.runners.messages import Orders, Report
-from xformd.runners.worker_handle import MAX_LINE_BYTES, MAX_LINES, WorkerProcess
+from xformd.runners.messages import WorkerHello, WorkerSetup
+from xformd.runners.worker_handle import MAX_LINE_BYTES, MAX_LINES, WorkerHandle
 from xformd.spec import parse
 from xformd.wire import netstring
 from xformd.wire.session import Reply, Request, encode_reply
 
-TOLD = Orders(selection=EVERYTHING, max_request_bytes=1_000, max_result_bytes=1_000, memory_bytes=2**30)
-REPORT = Report(os.getpid(), {})
+TOLD = WorkerSetup(selection=EVERYTHING, max_request_bytes=1_000, max_result_bytes=1_000, memory_bytes=2**30)
+REPORT = WorkerHello(os.getpid(), {})
 
 
 class Heard:
@@ -36,31 +36,31 @@ class Heard:
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
 
-    def worker_reported(self, worker: WorkerProcess, report: Report) -> None:
+    def worker_said_hello(self, worker: WorkerHandle, report: WorkerHello) -> None:
         self.events.append(("reported", report))
 
-    def worker_began(self, worker: WorkerProcess, step: int) -> None:
+    def worker_began(self, worker: WorkerHandle, step: int) -> None:
         self.events.append(("began", step))
 
-    def worker_answered(self, worker: WorkerProcess, answer: Any) -> None:
+    def worker_answered(self, worker: WorkerHandle, answer: Any) -> None:
         self.events.append(("answered", answer))
         if answer.poem == b"kill me":
             worker.kill("was asked to go")
 
-    def worker_hung_up(self, worker: WorkerProcess) -> None:
+    def worker_hung_up(self, worker: WorkerHandle) -> None:
         self.events.append(("hung up", None))
 
-    def worker_ended(self, worker: WorkerProcess, reason: str) -> None:
+    def worker_ended(self, worker: WorkerHandle, reason: str) -> None:
         self.events.append(("ended", reason))
 
 
 class Started:
     """A worker that a test plays."""
 
-    def __init__(self, told: Orders = TOLD) -> None:
+    def __init__(self, told: WorkerSetup = TOLD) -> None:
         self.reactor = FakeReactor()
         self.heard = Heard()
-        self.worker = WorkerProcess(told, self.heard, self.reactor)
+        self.worker = WorkerHandle(told, self.heard, self.reactor)
         (self.process,) = self.reactor.processes
 
     def say(self, data: bytes) -> None:
@@ -84,7 +84,7 @@ def started() -> Iterator[Started]:
 
 @pytest.fixture
 def ready(started: Started) -> Started:
-    started.say(messages.encode_report(REPORT))
+    started.say(messages.encode_hello(REPORT))
     started.heard.events.clear()
     return started
 
@@ -95,9 +95,9 @@ def received(process: FakeProcess) -> bytes:
 
 def test_it_is_told_what_to_load_and_says_what_it_has(started: Started) -> None:
     (string,) = netstring.Decoder(10_000).decode(received(started.process))
-    assert messages.decode_orders(string) == TOLD
+    assert messages.decode_setup(string) == TOLD
     assert started.worker.resident_bytes() == 0
-    started.say(messages.encode_report(REPORT))
+    started.say(messages.encode_hello(REPORT))
     assert started.heard.events == [("reported", REPORT)]
     assert started.worker.pid == os.getpid()
 
@@ -109,7 +109,7 @@ def test_the_memory_that_it_uses_is_what_it_has_touched(ready: Started) -> None:
 
 
 def test_a_worker_that_is_gone_uses_no_memory(started: Started) -> None:
-    started.say(messages.encode_report(Report(2**30, {})))
+    started.say(messages.encode_hello(WorkerHello(2**30, {})))
     assert started.worker.resident_bytes() == 0
 
 
@@ -176,7 +176,7 @@ def test_its_end_is_told_in_words(ready: Started, end: Exception, reason: str) -
 def test_a_result_may_be_as_long_as_the_limit(max_result_bytes: int) -> None:
     """And longer than any report: which is too long is clear from the first digits on."""
     made = Started(attrs.evolve(TOLD, max_result_bytes=max_result_bytes))
-    made.say(messages.encode_report(REPORT))
+    made.say(messages.encode_hello(REPORT))
     head = b"9007199254740991 ok."
     made.say(b"%d:%b" % (len(head) + max_result_bytes, head))
     assert made.heard.events == [("reported", REPORT)]
@@ -224,7 +224,7 @@ def test_a_system_that_has_no_process_to_give_leaves_nothing_open() -> None:
 
     reactor.spawning = refuse
     with pytest.raises(OSError, match="no"):
-        WorkerProcess(TOLD, heard, reactor)
+        WorkerHandle(TOLD, heard, reactor)
     assert not reactor.readers
     gc.collect()  # a socket that is left open warns, and a warning is an error
     assert heard.events == []
@@ -234,7 +234,7 @@ def test_a_reactor_that_cannot_watch_another_socket_leaves_nothing_open() -> Non
     reactor = FakeReactor()
     reactor.error = OSError(errno.ENOSPC, "no watches left")
     with pytest.raises(OSError, match="no watches left"):
-        WorkerProcess(TOLD, Heard(), reactor)
+        WorkerHandle(TOLD, Heard(), reactor)
     gc.collect()
     assert reactor.processes == []
 
@@ -244,7 +244,7 @@ def test_a_process_that_ends_while_it_is_spawned_was_never_started() -> None:
     reactor, heard = FakeReactor(), Heard()
     reactor.spawning = lambda protocol: protocol.processExited(Failure(ProcessTerminated(127)))
     with pytest.raises(OSError, match="it ended with exit status 127"):
-        WorkerProcess(TOLD, heard, reactor)
+        WorkerHandle(TOLD, heard, reactor)
     assert heard.events == []
     assert not reactor.readers
     reactor.processes[0].channel.close()

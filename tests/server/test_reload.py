@@ -22,9 +22,9 @@ from xformd.limits import Limits
 from xformd.plugins import listing, loader
 from xformd.plugins.loader import Selection
 from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
-from xformd.runners.messages import Orders
+from xformd.runners.messages import WorkerSetup
 from xformd.runners.placement import Placement
-from xformd.server.reload import RELOAD_TIMEOUT_S, Generations, choose_proof, what_breaks, what_changes
+from xformd.server.reload import RELOAD_TIMEOUT_S, Reloader, choose_self_test, what_breaks, what_changes
 from xformd.spec import parse
 
 
@@ -66,13 +66,13 @@ class Site:
     def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
         self.installed: Registry | Exception = FIRST
         self.launcher = Launcher()
-        self.told: list[Orders] = []
-        monkeypatch.setattr("xformd.server.reload.WorkerProcess", lambda told, events, _: self._launch(told, events))
+        self.told: list[WorkerSetup] = []
+        monkeypatch.setattr("xformd.server.reload.WorkerHandle", lambda told, events, _: self._launch(told, events))
         monkeypatch.setattr(loader, "load", lambda selection, only=None: self._load())
-        self.generations = Generations(Settings(**{"workers": 1, **settings}), clock)
+        self.generations = Reloader(Settings(**{"workers": 1, **settings}), clock)
         self.service = self.generations.service
 
-    def _launch(self, told: Orders, events: Any) -> FakeWorker:
+    def _launch(self, told: WorkerSetup, events: Any) -> FakeWorker:
         self.told.append(told)
         return self.launcher(events)
 
@@ -150,7 +150,7 @@ def test_workers_are_not_strict_for_their_server_has_been(clock: Clock, monkeypa
     """What breaks later, on a disk that others write to, must not keep every other transform from running."""
     selection = Selection(strict=True, blocked=frozenset({"x"}))
     told = Site(clock, monkeypatch, selection=selection).start().told
-    assert [one.selection for one in told] == [attrs.evolve(selection, strict=False, lenient=True)] * 2
+    assert [one.selection for one in told] == [attrs.evolve(selection, strict=False, ignore_unknown=True)] * 2
 
 
 def test_a_reload_finds_what_was_installed_a_moment_ago(
@@ -371,13 +371,13 @@ def with_example(poem: Any, result: Any, kind: Any = "text", **options: Any) -> 
 
 
 def test_the_proof_is_an_example_of_a_built_in_that_runs_in_a_worker() -> None:
-    proof = choose_proof(built_in(plain, with_example("é", "É")), Placement())
-    assert proof is not None
-    assert str(proof.request.spec) == "shown"
-    assert (proof.request.poem, proof.result) == ("é".encode(), "É".encode())
-    proof = choose_proof(built_in(with_example(b"\xff", b"\x00", "bytes")), Placement())
-    assert proof is not None
-    assert (proof.request.poem, proof.result) == (b"\xff", b"\x00")
+    self_test = choose_self_test(built_in(plain, with_example("é", "É")), Placement())
+    assert self_test is not None
+    assert str(self_test.request.spec) == "shown"
+    assert (self_test.request.poem, self_test.result) == ("é".encode(), "É".encode())
+    self_test = choose_self_test(built_in(with_example(b"\xff", b"\x00", "bytes")), Placement())
+    assert self_test is not None
+    assert (self_test.request.poem, self_test.result) == (b"\xff", b"\x00")
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_the_proof_is_an_example_of_a_built_in_that_runs_in_a_worker() -> None:
     ],
 )
 def test_where_there_is_no_such_example_there_is_no_proof(registry: Registry) -> None:
-    assert choose_proof(registry, Placement()) is None
+    assert choose_self_test(registry, Placement()) is None
 
 
 def test_a_name_that_becomes_contested_breaks() -> None:

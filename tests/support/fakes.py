@@ -10,12 +10,12 @@ from support.registries import registry_of
 from xformd import transform
 from xformd.limits import Limits
 from xformd.runners.calls import Call, prepare
-from xformd.runners.messages import Report
+from xformd.runners.messages import WorkerHello
 from xformd.runners.pool import WorkerPool
 from xformd.runners.quarantine import Quarantine
-from xformd.runners.seat import Proof
+from xformd.runners.slot import SelfTest
 from xformd.spec import parse
-from xformd.telemetry.tracebacks import Fault
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire.session import Refusal, Reply, Request
 
 
@@ -36,7 +36,7 @@ def hasty(poem: str) -> str:
 
 REGISTRY = registry_of(upper, lower, hasty)
 
-PROOF = Proof(Request(1, parse("upper"), b"owl"), b"OWL")
+SELF_TEST = SelfTest(Request(1, parse("upper"), b"owl"), b"OWL")
 
 
 def calls_of(spec: str) -> Sequence[Call]:
@@ -80,15 +80,15 @@ class FakeWorker:
 
     def report(self) -> None:
         self.pid = self._pid
-        self._events.worker_reported(self, Report(self._pid, self.listed))
+        self._events.worker_said_hello(self, WorkerHello(self._pid, self.listed))
 
     def be_ready(self) -> None:
         self.report()
-        self.answer(PROOF.result)
+        self.answer(SELF_TEST.result)
 
     def answer(self, poem: bytes | None = None, request_id: int | None = None) -> None:
         """Answer the last request, with its poem where no other is given."""
-        last = self.sent[-1] if self.sent else PROOF.request
+        last = self.sent[-1] if self.sent else SELF_TEST.request
         result = last.poem if poem is None else poem
         self._answered = last.id if request_id is None and len(self.sent) > 1 else self._answered
         self._events.worker_answered(self, Reply(last.id if request_id is None else request_id, result))
@@ -97,13 +97,13 @@ class FakeWorker:
         self._answered = self.sent[-1].id
         self._events.worker_answered(self, Refusal(self.sent[-1].id, error))
 
-    def fault(self, fault: Fault) -> None:
-        self._events.worker_faulted(self, fault)
+    def raised(self, raised: SafeTraceback) -> None:
+        self._events.worker_raised(self, raised)
 
     def begin(self, step: int) -> None:
         self._events.worker_began(self, step)
 
-    def hang_up(self) -> None:
+    def on_sighup(self) -> None:
         self.has_hung_up = True
         self._events.worker_hung_up(self)
 
@@ -146,12 +146,12 @@ class Asker:
 class Pool:
     """A pool of fake workers."""
 
-    def __init__(self, clock: Clock, size: int = 1, proof: Proof | None = PROOF, **limits: Any) -> None:
+    def __init__(self, clock: Clock, size: int = 1, self_test: SelfTest | None = SELF_TEST, **limits: Any) -> None:
         self.launcher = Launcher()
         self.pool = WorkerPool(
             size=size,
             launch=self.launcher,
-            proof=proof,
+            self_test=self_test,
             quarantine=Quarantine(),
             limits=Limits(**limits),
             clock=clock,

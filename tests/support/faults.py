@@ -8,7 +8,7 @@ TIMEOUT = ("timeout",)
 
 
 @attrs.frozen
-class Fault:
+class HostileCase:
     """What a hostile transform does to its request.
 
     Args:
@@ -30,30 +30,30 @@ class Fault:
 CRASH, HANG = {"then": "crash"}, {"then": "hang"}
 
 FAULTS = (
-    Fault("raises", FAILED, "ValueError"),
-    Fault("wrong-type", FAILED, "int"),
-    Fault("unpicklable", FAILED, "Clingy"),
-    Fault("system-exit", FAILED, "SystemExit"),
-    Fault("keyboard-interrupt", FAILED, "KeyboardInterrupt"),
-    Fault("huge", ("too-large",), "10485760"),
-    Fault("sleep", TIMEOUT, options={"seconds": "30"}),
-    Fault("loop-python", TIMEOUT),
-    Fault("loop-c", TIMEOUT),
-    Fault("deaf", TIMEOUT),
-    Fault("own-session", TIMEOUT),
-    Fault("exit-0", DIED),
-    Fault("exit-1", DIED),
-    Fault("segfault", DIED),
-    Fault("memory-bomb", DIED, "memory"),
-    Fault("close-descriptors", DIED),
-    Fault("half-reply", DIED),
-    Fault("fork", DIED, options=CRASH),
-    Fault("setsid", DIED, options=CRASH),
-    Fault("daemonise", DIED, options=CRASH),
-    Fault("fork-2", TIMEOUT, options=HANG),
-    Fault("setsid-2", TIMEOUT, options=HANG),
-    Fault("daemonise-2", TIMEOUT, options=HANG),
-    Fault("never", TIMEOUT),
+    HostileCase("raises", FAILED, "ValueError"),
+    HostileCase("wrong-type", FAILED, "int"),
+    HostileCase("unpicklable", FAILED, "Clingy"),
+    HostileCase("system-exit", FAILED, "SystemExit"),
+    HostileCase("keyboard-interrupt", FAILED, "KeyboardInterrupt"),
+    HostileCase("huge", ("too-large",), "10485760"),
+    HostileCase("sleep", TIMEOUT, options={"seconds": "30"}),
+    HostileCase("loop-python", TIMEOUT),
+    HostileCase("loop-c", TIMEOUT),
+    HostileCase("deaf", TIMEOUT),
+    HostileCase("own-session", TIMEOUT),
+    HostileCase("exit-0", DIED),
+    HostileCase("exit-1", DIED),
+    HostileCase("segfault", DIED),
+    HostileCase("memory-bomb", DIED, "memory"),
+    HostileCase("close-descriptors", DIED),
+    HostileCase("half-reply", DIED),
+    HostileCase("fork", DIED, options=CRASH),
+    HostileCase("setsid", DIED, options=CRASH),
+    HostileCase("daemonise", DIED, options=CRASH),
+    HostileCase("fork-2", TIMEOUT, options=HANG),
+    HostileCase("setsid-2", TIMEOUT, options=HANG),
+    HostileCase("daemonise-2", TIMEOUT, options=HANG),
+    HostileCase("never", TIMEOUT),
 )
 
 MEDDLERS = ("prints", "reads-stdin", "chdir", "umask", "set-locale", "signals", "thread")

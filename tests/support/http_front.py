@@ -19,13 +19,13 @@ from zope.interface import implementer
 
 from support.registries import registry_of
 from xformd import GibberishError, transform
-from xformd.http.application import Parts, make_application
+from xformd.http.application import HttpDependencies, make_application
 from xformd.http.factory import HttpFactory
 from xformd.http.health import Health
 from xformd.limits import Limits
 from xformd.service import TransformService
 from xformd.telemetry.metrics import Metrics
-from xformd.telemetry.status import Vitals, WorkerHistory
+from xformd.telemetry.status import ServerStatus, WorkerHistory
 
 HERE = IPv4Address("TCP", "127.0.0.1", 1)
 
@@ -34,7 +34,7 @@ READ_BYTES = 65_536
 
 _STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d) [^\r\n]*\r\n")
 _TURNS = 40
-_WELL = Vitals(
+_WELL = ServerStatus(
     queue_length=0,
     max_queue=10,
     workers={},
@@ -275,7 +275,7 @@ class Front:
 
         registry = registry_of(upper, markup, wrap, repeat, backwards, dice, picky, raises, later)
         self.service = TransformService.inline(registry, self.limits, self.clock, stopwatch=self.clock.seconds)
-        parts = Parts(
+        parts = HttpDependencies(
             service=self.service,
             metrics=self.metrics,
             limits=self.limits,

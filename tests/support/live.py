@@ -9,7 +9,7 @@ from pathlib import Path
 
 from xformd.plugins.loader import Selection
 from xformd.runners import messages
-from xformd.runners.messages import Orders, Report
+from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.spec import parse
 from xformd.wire import netstring, session
 
@@ -36,7 +36,7 @@ class Live:
     def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
         self.process = process
         self.channel = channel
-        self._decoder = netstring.Decoder(messages.MAX_REPORT_BYTES)
+        self._decoder = netstring.Decoder(messages.MAX_HELLO_BYTES)
         self._strings: list[bytes] = []
         self._requests = 0
 
@@ -49,12 +49,12 @@ class Live:
             self._strings += self._decoder.decode(data)
         return self._strings.pop(0)
 
-    def begin(self, folder: Path | None = None, **limits: int) -> Report:
+    def begin(self, folder: Path | None = None, **limits: int) -> WorkerHello:
         """Tell it what to load."""
         selection = Selection(distributions=frozenset(), directories=(folder,) if folder else ())
         sizes = {"max_request_bytes": 1_000_000, "max_result_bytes": 1_000_000, "memory_bytes": 2**30, **limits}
-        self.channel.sendall(messages.encode_orders(Orders(selection=selection, **sizes)))
-        return messages.decode_report(self.receive())
+        self.channel.sendall(messages.encode_setup(WorkerSetup(selection=selection, **sizes)))
+        return messages.decode_hello(self.receive())
 
     def ask(self, spec: str, poem: bytes = b"") -> int:
         """Give it a job."""
@@ -64,7 +64,7 @@ class Live:
 
     def answer(self) -> bytes | Exception:
         """Give the next answer's poem, or its error; what it tells of a fault before that is passed over."""
-        while messages.decode_fault(string := self.receive()) is not None:
+        while messages.decode_traceback(string := self.receive()) is not None:
             pass
         reply = session.decode_reply(string)
         assert reply.id == self._requests

@@ -40,13 +40,13 @@ def ran(metrics: Metrics, transform: str) -> list[tuple[float, int]]:
 
 def test_requests_that_are_taken_down_share_their_time() -> None:
     metrics = Metrics()
-    tally = metrics.tally("upper", "session")
+    batched_counts = metrics.batched_counts("upper", "session")
     for size in (3, 4, 5):
-        tally.poems_bytes.append(size)
-        tally.results_bytes.append(10 * size)
-    tally.ran(0.3)
-    tally.poems_bytes.append(6)  # which fails, and is counted by somebody else
-    tally.ran(7.0)
+        batched_counts.poems_bytes.append(size)
+        batched_counts.results_bytes.append(10 * size)
+    batched_counts.ran(0.3)
+    batched_counts.poems_bytes.append(6)  # which fails, and is counted by somebody else
+    batched_counts.ran(7.0)
     assert ran(metrics, "upper")[0] == (0.1, 3)
     assert ran(metrics, "upper")[-1] == (INF, 4)
     assert dict(metrics.run_seconds)["upper"].sum == 0.3 + 7.0
@@ -56,25 +56,25 @@ def test_requests_that_are_taken_down_share_their_time() -> None:
 
 def test_nothing_is_lost_or_counted_twice_however_often_somebody_looks() -> None:
     metrics = Metrics()
-    tally = metrics.tally("upper", "session")
+    batched_counts = metrics.batched_counts("upper", "session")
     for _ in range(2 * FOLD_AT + 3):
-        tally.poems_bytes.append(1)
-        tally.results_bytes.append(1)
-        tally.ran(0.001)
+        batched_counts.poems_bytes.append(1)
+        batched_counts.results_bytes.append(1)
+        batched_counts.ran(0.001)
     metrics.fold()
     metrics.fold()
-    tally.ran(5.0)  # nothing has run since
+    batched_counts.ran(5.0)  # nothing has run since
     assert metrics.requests["upper", "session", "ok"] == 2 * FOLD_AT + 3
     assert ran(metrics, "upper")[-1] == (INF, 2 * FOLD_AT + 3)
 
 
 def test_what_is_taken_down_does_not_grow_when_nobody_looks() -> None:
-    tally = Metrics().tally("upper", "session")
+    batched_counts = Metrics().batched_counts("upper", "session")
     for _ in range(10 * FOLD_AT):
-        tally.poems_bytes.append(1)
-        tally.results_bytes.append(1)
-        tally.ran(0.001)
-    assert max(len(tally.poems_bytes), len(tally.results_bytes)) < FOLD_AT
+        batched_counts.poems_bytes.append(1)
+        batched_counts.results_bytes.append(1)
+        batched_counts.ran(0.001)
+    assert max(len(batched_counts.poems_bytes), len(batched_counts.results_bytes)) < FOLD_AT
 
 
 def test_the_transforms_that_are_told_apart_are_bounded() -> None:
@@ -82,7 +82,7 @@ def test_the_transforms_that_are_told_apart_are_bounded() -> None:
     for number in range(MAX_TRANSFORMS + 50):
         metrics.count(f"t{number}", "session", "ok")
         metrics.run_seconds_of(f"t{number}").observe(1)
-        metrics.tally(f"t{number}", "session")
+        metrics.batched_counts(f"t{number}", "session")
     metrics.refused("session", "bad-request")
     labels = {transform for transform, _, _ in metrics.requests}
     assert len(labels) == MAX_TRANSFORMS - 3 + len({OTHERS, NONE}), "three labels of its own are among them"
@@ -104,6 +104,6 @@ def test_a_name_that_is_not_registered_stands_under_one_label_wherever_that_is_f
 
 def test_what_nobody_has_asked_for_has_no_line() -> None:
     metrics = Metrics()
-    metrics.tally("upper", "session")
+    metrics.batched_counts("upper", "session")
     metrics.fold()
     assert not [*metrics.requests]

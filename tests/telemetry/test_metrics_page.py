@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.registries import registry_of
 from telemetry.test_prometheus import VITALS, upper
 from xformd.errors import ERRORS
-from xformd.telemetry.metrics import MAX_TRANSFORMS, NONE, OTHERS, SEVERAL, UNKNOWN, Door, Metrics
-from xformd.telemetry.prometheus import Exposition, Sources
+from xformd.telemetry.metrics import MAX_TRANSFORMS, NONE, OTHERS, SEVERAL, UNKNOWN, ConnectionStats, Metrics
+from xformd.telemetry.prometheus import PrometheusExporter, Sources
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "metrics.md").read_text()
@@ -34,10 +34,10 @@ def exposed() -> dict[str, tuple[str, set[str], set[str]]]:
     metrics = Metrics()
     metrics.count("upper", "session", "ok")
     metrics.run_seconds_of("upper").observe(1)
-    doors = {"netstring": Door(1, {"total": 1}, 1)}
-    sources = Sources(metrics, lambda: VITALS, lambda: registry_of(upper), lambda: doors)
+    connection_stats = {"netstring": ConnectionStats(1, {"total": 1}, 1)}
+    sources = Sources(metrics, lambda: VITALS, lambda: registry_of(upper), lambda: connection_stats)
     found = {}
-    for family in text_string_to_metric_families(Exposition(sources).render().decode()):
+    for family in text_string_to_metric_families(PrometheusExporter(sources).render().decode()):
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         found[name] = (family.type, labels, {sample.name for sample in family.samples})

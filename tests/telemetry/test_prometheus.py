@@ -7,9 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.registries import registry_of
 from xformd import transform
 from xformd.plugins.registry import Plugin, Registry
-from xformd.telemetry.metrics import Door, Metrics
-from xformd.telemetry.prometheus import Exposition, Sources
-from xformd.telemetry.status import Vitals, WorkerHistory
+from xformd.telemetry.metrics import ConnectionStats, Metrics
+from xformd.telemetry.prometheus import PrometheusExporter, Sources
+from xformd.telemetry.status import ServerStatus, WorkerHistory
 
 
 @transform
@@ -17,7 +17,7 @@ def upper(poem: str) -> str:
     return poem.upper()
 
 
-VITALS = Vitals(
+VITALS = ServerStatus(
     queue_length=3,
     max_queue=100,
     workers={"starting": 1, "idle": 2, "busy": 4, "ending": 0},
@@ -29,11 +29,15 @@ VITALS = Vitals(
 )
 
 
-def read(metrics: Metrics | None = None, registry: Registry | None = None, **doors: Door) -> dict[Any, float]:
+def read(
+    metrics: Metrics | None = None, registry: Registry | None = None, **connection_stats: ConnectionStats
+) -> dict[Any, float]:
     """Give each sample by its name and labels; a sample that is there twice fails, as it would fail a scrape."""
-    sources = Sources(metrics or Metrics(), lambda: VITALS, lambda: registry or registry_of(upper), lambda: doors)
+    sources = Sources(
+        metrics or Metrics(), lambda: VITALS, lambda: registry or registry_of(upper), lambda: connection_stats
+    )
     samples: dict[Any, float] = {}
-    for family in text_string_to_metric_families(Exposition(sources).render().decode()):
+    for family in text_string_to_metric_families(PrometheusExporter(sources).render().decode()):
         for sample in family.samples:
             key = (sample.name, *sorted(sample.labels.items()))
             assert key not in samples
@@ -58,10 +62,10 @@ def test_vitals_are_told() -> None:
 def test_what_was_counted_is_told_also_what_was_only_taken_down() -> None:
     metrics = Metrics()
     metrics.refused("http", "too-large")
-    tally = metrics.tally("upper", "session")
-    tally.poems_bytes.append(20)
-    tally.results_bytes.append(70)
-    tally.ran(0.002)
+    batched_counts = metrics.batched_counts("upper", "session")
+    batched_counts.poems_bytes.append(20)
+    batched_counts.results_bytes.append(70)
+    batched_counts.ran(0.002)
     samples = read(metrics)
     assert samples["xformd_requests_total", ("code", "ok"), ("front", "session"), ("transform", "upper")] == 1
     assert samples["xformd_requests_total", ("code", "too-large"), ("front", "http"), ("transform", "(none)")] == 1
@@ -74,7 +78,7 @@ def test_what_was_counted_is_told_also_what_was_only_taken_down() -> None:
 
 
 def test_connections_are_told_by_front() -> None:
-    samples = read(netstring=Door(3, {"peer": 2}, 1), http=Door(1, {}, 0))
+    samples = read(netstring=ConnectionStats(3, {"peer": 2}, 1), http=ConnectionStats(1, {}, 0))
     assert samples["xformd_connections", ("front", "netstring")] == 3
     assert samples["xformd_connections", ("front", "http")] == 1
     assert samples["xformd_connections_refused_total", ("front", "netstring"), ("limit", "peer")] == 2

@@ -3,11 +3,11 @@
 from twisted.internet.task import Clock
 
 from support.logs import Log
-from xformd.telemetry.rate_limited import RefusalLog
+from xformd.telemetry.rate_limited import RateLimitedLog
 
 
 def test_a_flood_is_one_line_a_second(clock: Clock, log: Log) -> None:
-    refusals = RefusalLog(clock)
+    refusals = RateLimitedLog(clock)
     for number in range(1_000):
         refusals.refused("total", f"reason {number}")
     assert log.lines == ["closed a new connection: reason 0"]
@@ -20,7 +20,7 @@ def test_a_flood_is_one_line_a_second(clock: Clock, log: Log) -> None:
 
 
 def test_after_a_quiet_second_it_begins_anew_and_keeps_nothing(clock: Clock, log: Log) -> None:
-    refusals = RefusalLog(clock)
+    refusals = RateLimitedLog(clock)
     refusals.refused("total", "one")
     clock.advance(1)
     assert clock.getDelayedCalls() == []
@@ -29,7 +29,7 @@ def test_after_a_quiet_second_it_begins_anew_and_keeps_nothing(clock: Clock, log
 
 
 def test_each_kind_has_its_own_line(clock: Clock, log: Log) -> None:
-    refusals = RefusalLog(clock)
+    refusals = RateLimitedLog(clock)
     for kind in ("total", "peer", "total", "peer"):
         refusals.refused(kind, kind)
     assert log.lines == ["closed a new connection: total", "closed a new connection: peer"]

@@ -14,8 +14,8 @@ from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
 from xformd.spec import parse_readable
-from xformd.telemetry.timing import Trace
-from xformd.telemetry.tracebacks import Fault
+from xformd.telemetry.timing import RequestTiming
+from xformd.telemetry.tracebacks import SafeTraceback
 
 MIB = 1024 * 1024
 
@@ -46,40 +46,42 @@ class Site:
         generation = Generation(registry, InlineRunner(MIB, clock), self.pool.pool)
         self.service = TransformService(generation, Limits(), clock)
 
-    def trace(self, request_id: str | None = None) -> Trace:
-        return Trace(request_id, clock=self.clock.seconds)
+    def timing(self, request_id: str | None = None) -> RequestTiming:
+        return RequestTiming(request_id, clock=self.clock.seconds)
 
-    def xform(self, spec: str, trace: Trace, poem: bytes = b"a", timeout_s: float | None = None) -> Deferred[bytes]:
-        result = self.service.xform(parse_readable(spec), poem, trace=trace, timeout_s=timeout_s)
+    def xform(
+        self, spec: str, timing: RequestTiming, poem: bytes = b"a", timeout_s: float | None = None
+    ) -> Deferred[bytes]:
+        result = self.service.xform(parse_readable(spec), poem, timing=timing, timeout_s=timeout_s)
         assert isinstance(result, Deferred)
         return result
 
 
-def times(trace: Trace) -> tuple[float, float]:
-    return trace.queue_s, trace.run_s
+def times(timing: RequestTiming) -> tuple[float, float]:
+    return timing.queue_s, timing.run_s
 
 
 def test_what_runs_in_the_reactor_runs_and_never_waits(clock: Clock) -> None:
     site = Site(clock)
-    trace = site.trace()
-    assert site.service.xform(parse_readable("slow"), b"a", trace=trace) == b"a"
-    assert times(trace) == (0, 2)
+    timing = site.timing()
+    assert site.service.xform(parse_readable("slow"), b"a", timing=timing) == b"a"
+    assert times(timing) == (0, 2)
 
 
 def test_what_gives_its_result_later_runs_until_then(clock: Clock) -> None:
     site = Site(clock)
-    trace = site.trace()
-    result = site.xform("later", trace)
+    timing = site.timing()
+    result = site.xform("later", timing)
     clock.advance(3)
     site.waiting[0].callback("done")
     assert result_of(result) == b"done"
     clock.advance(3)
-    assert times(trace) == (0, 3)
+    assert times(timing) == (0, 3)
 
 
 def test_a_job_waits_for_its_worker_and_then_runs(clock: Clock) -> None:
     site = Site(clock)
-    first, second = site.trace(), site.trace()
+    first, second = site.timing(), site.timing()
     site.xform("upper", first, b"1")
     result = site.xform("upper", second, b"2")
     clock.advance(3)
@@ -91,35 +93,35 @@ def test_a_job_waits_for_its_worker_and_then_runs(clock: Clock) -> None:
 
 
 def test_a_job_that_is_done_runs_no_longer_whoever_asked(clock: Clock) -> None:
-    pool, trace = Pool(clock).start(), Trace(clock=clock.seconds)
-    result = pool.pool.run(calls_of("upper"), b"a", trace=trace)
+    pool, timing = Pool(clock).start(), RequestTiming(clock=clock.seconds)
+    result = pool.pool.run(calls_of("upper"), b"a", timing=timing)
     clock.advance(3)
     pool.worker_of(b"a").answer()
     assert result_of(result) == b"a"
     clock.advance(4)
-    trace.ends()
-    assert times(trace) == (0, 3)
+    timing.ends()
+    assert times(timing) == (0, 3)
 
 
 def test_the_steps_of_a_pipeline_add_up(clock: Clock) -> None:
     site = Site(clock)
-    trace = site.trace()
-    result = site.xform("slow+upper+slow+lower", trace)
+    timing = site.timing()
+    result = site.xform("slow+upper+slow+lower", timing)
     clock.advance(3)
     site.pool.worker_of(b"a").answer(b"b")
     clock.advance(5)
     site.pool.worker_of(b"b").answer(b"c")
     assert result_of(result) == b"c"
-    assert times(trace) == (0, 2 + 3 + 2 + 5)
+    assert times(timing) == (0, 2 + 3 + 2 + 5)
 
 
 def test_the_time_of_what_is_given_up_is_there_when_its_caller_hears_of_it(clock: Clock) -> None:
     site = Site(clock)
     for spec, expected in [("upper", (0, 2)), ("later", (0, 2))]:
-        trace = site.trace()
+        timing = site.timing()
         seen: list[tuple[float, float]] = []
-        result = site.xform(spec, trace, timeout_s=2)
-        result.addErrback(lambda failure, trace=trace, seen=seen: (seen.append(times(trace)), failure)[1])
+        result = site.xform(spec, timing, timeout_s=2)
+        result.addErrback(lambda failure, timing=timing, seen=seen: (seen.append(times(timing)), failure)[1])
         clock.advance(2)
         error_of(result, TransformTimeout)
         assert seen == [expected], spec
@@ -128,18 +130,18 @@ def test_the_time_of_what_is_given_up_is_there_when_its_caller_hears_of_it(clock
 
 def test_what_leaves_the_queue_unrun_has_waited_alone(clock: Clock) -> None:
     site = Site(clock)
-    trace = site.trace()
-    site.xform("upper", site.trace(), b"1")
-    result = site.xform("upper", trace, b"2")
+    timing = site.timing()
+    site.xform("upper", site.timing(), b"1")
+    result = site.xform("upper", timing, b"2")
     clock.advance(3)
     result.cancel()
     error_of(result, Cancelled)
-    assert times(trace) == (3, 0)
+    assert times(timing) == (3, 0)
 
 
 def test_a_death_in_the_log_names_the_request(clock: Clock, log: Log) -> None:
     site = Site(clock)
-    result = site.xform("upper", site.trace("7e57"))
+    result = site.xform("upper", site.timing("7e57"))
     site.pool.worker_of(b"a").end("was killed by SIGSEGV")
     error_of(result, TransformDied)
     (line,) = [line for line in log.lines if "SIGSEGV" in line]
@@ -151,17 +153,17 @@ def test_a_death_in_the_log_names_the_request(clock: Clock, log: Log) -> None:
 def test_a_failure_in_the_log_names_the_request(clock: Clock, log: Log, request_id: str | None, told: str) -> None:
     site = Site(clock)
     with pytest.raises(TransformFailed):
-        site.service.xform(parse_readable("broken"), b"a", trace=site.trace(request_id))
+        site.service.xform(parse_readable("broken"), b"a", timing=site.timing(request_id))
     assert log.lines == [f"transform broken of plugin xformd-verses 1.0 (verses) failed{told}"]
     assert log[0].get("request_id") == request_id
 
 
 def test_a_failure_in_a_worker_names_the_request_and_its_step(clock: Clock, log: Log) -> None:
     site = Site(clock)
-    result = site.xform("upper+lower", site.trace("7e57"))
+    result = site.xform("upper+lower", site.timing("7e57"))
     worker = site.pool.worker_of(b"a")
     worker.begin(1)
-    worker.fault(Fault("ValueError", "Traceback:\n  there"))
+    worker.raised(SafeTraceback("ValueError", "Traceback:\n  there"))
     worker.refuse(TransformFailed("lower raised ValueError"))
     error_of(result, TransformFailed)
     assert log.lines == ["transform lower of plugin xformd-verses 1.0 (verses) failed (request 7e57)"]
@@ -171,7 +173,7 @@ def test_a_failure_in_a_worker_names_the_request_and_its_step(clock: Clock, log:
 
 def test_a_worker_that_has_no_job_blames_nobody(clock: Clock, log: Log) -> None:
     site = Site(clock)
-    site.pool.workers[0].fault(Fault("ValueError", "there"))
+    site.pool.workers[0].raised(SafeTraceback("ValueError", "there"))
     assert log == []
 
 
@@ -180,7 +182,7 @@ def test_an_example_that_fails_in_a_worker_is_told_with_its_place(clock: Clock, 
     pool.pool.start()
     worker = pool.workers[0]
     worker.report()
-    worker.fault(Fault("ValueError", "there"))
+    worker.raised(SafeTraceback("ValueError", "there"))
     assert log.lines == ["the example upper failed"]
     assert (log[0]["error"], log[0]["traceback"]) == ("ValueError", "there")
 
@@ -192,5 +194,5 @@ def test_a_fault_of_xformd_answers_with_the_id_that_the_request_has(clock: Clock
 
     service = TransformService(Generation(REGISTRY, Runner(1, clock)), Limits(), clock)
     with pytest.raises(InternalError, match=r"^7e57$"):
-        service.xform(parse_readable("upper"), b"", trace=Trace("7e57"))
+        service.xform(parse_readable("upper"), b"", timing=RequestTiming("7e57"))
     assert log.lines == ["internal error 7e57"]

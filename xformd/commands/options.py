@@ -28,7 +28,7 @@ PLUGIN_SETTINGS = ("plugins", "plugins_dir", "block", "prefer", "strict")
 
 
 @contextlib.contextmanager
-def guest_code() -> Iterator[TextIO]:
+def isolated_plugin_output() -> Iterator[TextIO]:
     """Let the code of plugins run, without letting it get in the way of a command.
 
     What it prints, in Python or straight to file descriptor 1, goes to standard error: standard output carries
@@ -110,7 +110,7 @@ class _SpecType(click.types.StringParamType):
         from xformd.plugins import loader
 
         done, plus, start = incomplete.rpartition("+")
-        with guest_code():
+        with isolated_plugin_output():
             entries = loader.load().entries
         return [
             CompletionItem(f"{done}{plus}{name}", help=entry.transform.summary)

@@ -10,7 +10,7 @@ import click
 
 from xformd.commands.options import (
     address_option,
-    guest_code,
+    isolated_plugin_output,
     listen_option,
     log_format_option,
     only_flags,
@@ -111,7 +111,7 @@ def _run(make: "Callable[[Any], Listening]", what: str, log_format: str) -> None
     from xformd.net import run
 
     run.prepare_to_serve(log_format)
-    with guest_code() as stdout, only_flags():
+    with isolated_plugin_output() as stdout, only_flags():
         run.run_server(
             make,
             lambda _, addresses: [*run.listening_lines(addresses), what],
@@ -159,7 +159,7 @@ def get(addresses: tuple[str, ...], spec: str | None, output_dir: Path | None, *
     if spec is None and context.get_parameter_source("via") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--via is where --transform is done: say which transform")
     logs.start()
-    with guest_code() as stdout:
+    with isolated_plugin_output() as stdout:
         write = delivery.to_folder(output_dir, addresses) if output_dir else delivery.to_stream(stdout.buffer)
         wanted = app.Wanted(
             addresses=addresses,
@@ -169,10 +169,10 @@ def get(addresses: tuple[str, ...], spec: str | None, output_dir: Path | None, *
             max_bytes=given["max_bytes"],
             ordered=given["ordered"],
         )
-        status = run.run_until_done(app.get_poems(wanted, write, _say))
+        status = run.run_until_done(app.get_poems(wanted, write, _print_error))
     if status:
         sys.exit(status)
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     click.echo(one_line(message), err=True)

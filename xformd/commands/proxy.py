@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import click
 
-from xformd.commands.options import guest_code, log_format_option, only_flags, read_size, read_timeout
+from xformd.commands.options import isolated_plugin_output, log_format_option, only_flags, read_size, read_timeout
 from xformd.commands.serve import SettingsCommand, limit_flag
 from xformd.limits import OF_WORKERS, Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PROXY_PORT, tcp_server
@@ -81,7 +81,7 @@ def proxy(
         allowed = run.within_descriptors(settings)
         return app.make_proxy(upstreams, settings.listen, allowed.limits, reactor, **options)
 
-    with guest_code() as stdout, only_flags():
+    with isolated_plugin_output() as stdout, only_flags():
         run.run_server(
             make,
             lambda _, addresses: [*run.listening_lines(addresses), f"the transforms of {', '.join(upstreams)}"],

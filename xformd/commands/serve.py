@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from xformd.commands.options import Command, config_option, configured, flags_of, guest_code, plugin_flags
+from xformd.commands.options import Command, config_option, configured, flags_of, isolated_plugin_output, plugin_flags
 from xformd.config import quantities
 from xformd.limits import Limits
 
@@ -142,7 +142,7 @@ def serve(configuration: "Configuration") -> None:
     """
     from xformd.net import run
 
-    with guest_code() as stdout:
+    with isolated_plugin_output() as stdout:
         run.serve(configuration.settings, functools.partial(click.echo, file=stdout))
 
 
@@ -163,5 +163,5 @@ def config(configuration: "Configuration", as_json: bool) -> None:
     from xformd.config import render
 
     shown = json.dumps(render.to_json(configuration), indent=2) if as_json else render.to_toml(configuration)
-    with guest_code() as stdout:
+    with isolated_plugin_output() as stdout:
         click.echo(shown, file=stdout)

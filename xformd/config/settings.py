@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from xformd.config import types
-from xformd.config.types import Kind
+from xformd.config.types import SettingType
 from xformd.limits import Limits
 from xformd.net.defaults import tcp_server
 from xformd.plugins import loader
@@ -95,7 +95,7 @@ class Setting:
     """
 
     name: str
-    kind: Kind
+    kind: SettingType
     default: Any
     reason: str
 
@@ -135,7 +135,7 @@ def _table() -> Iterator[Setting]:
         yield Setting(field.name, _kind_of_limit(field), field.default, field.metadata["reason"])
 
 
-def _kind_of_limit(field: "attrs.Attribute[Any]") -> Kind:
+def _kind_of_limit(field: "attrs.Attribute[Any]") -> SettingType:
     if field.name.endswith("_bytes"):
         return types.SIZE
     if field.name.endswith("_s"):

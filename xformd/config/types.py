@@ -27,7 +27,7 @@ _WHOLE = re.compile(r"[0-9]{1,20}\Z")
 
 
 @attrs.frozen(kw_only=True)
-class Kind:
+class SettingType:
     """What the value of a setting is.
 
     Args:
@@ -45,7 +45,7 @@ class Kind:
     unit: str = ""
 
 
-def count(minimum: int = 1, word: str | None = None) -> Kind:
+def count(minimum: int = 1, word: str | None = None) -> SettingType:
     """Give the kind of a whole number.
 
     Args:
@@ -60,14 +60,14 @@ def count(minimum: int = 1, word: str | None = None) -> Kind:
             return value
         raise _refusal(f"a whole number from {minimum}" + (f", or '{word}'" if word else ""), value)
 
-    return Kind(
+    return SettingType(
         from_text=lambda text: from_toml(int(text) if _WHOLE.match(text) else text),
         from_toml=from_toml,
         to_toml=lambda value: _quote(str(word)) if value is None else str(value),
     )
 
 
-def choice(*words: str) -> Kind:
+def choice(*words: str) -> SettingType:
     """Give the kind of one of several words."""
 
     def from_toml(value: object) -> str:
@@ -75,7 +75,7 @@ def choice(*words: str) -> Kind:
             return value
         raise _refusal(" or ".join(map(repr, words)), value)
 
-    return Kind(from_text=from_toml, from_toml=from_toml, to_toml=_quote)
+    return SettingType(from_text=from_toml, from_toml=from_toml, to_toml=_quote)
 
 
 def is_origin(text: str) -> bool:
@@ -90,7 +90,7 @@ def texts(
     separators: str = r"[\s,]+",
     accepts: Callable[[str], bool] = bool,
     minimum: int = 0,
-) -> Kind:
+) -> SettingType:
     """Give the kind of several texts.
 
     Args:
@@ -113,7 +113,7 @@ def texts(
             raise ValueError(f"takes at least {minimum} {thing}")
         return collect(value)
 
-    return Kind(from_text=from_toml, from_toml=from_toml, to_toml=_list_to_toml, to_json=_in_order)
+    return SettingType(from_text=from_toml, from_toml=from_toml, to_toml=_list_to_toml, to_json=_in_order)
 
 
 def _size_from(value: object) -> int:
@@ -216,24 +216,26 @@ def _full(folders: Iterable[Path]) -> list[Path]:
     return [folder.absolute() for folder in folders]
 
 
-SIZE = Kind(
+SIZE = SettingType(
     from_text=_size_from,
     from_toml=_size_from,
     to_toml=_size_to_toml,
     unit="bytes",
 )
-DURATION = Kind(from_text=_duration_from, from_toml=_duration_from, to_toml=quantities.show_duration, unit="seconds")
-SWITCH = Kind(from_text=_switch_from_text, from_toml=_switch_from_toml, to_toml=lambda value: str(value).lower())
-FOLDERS = Kind(
+DURATION = SettingType(
+    from_text=_duration_from, from_toml=_duration_from, to_toml=quantities.show_duration, unit="seconds"
+)
+SWITCH = SettingType(from_text=_switch_from_text, from_toml=_switch_from_toml, to_toml=lambda value: str(value).lower())
+FOLDERS = SettingType(
     from_text=lambda text: tuple(map(Path, _FOLDER_NAMES.from_text(text))),
     from_toml=lambda value: tuple(map(Path, _FOLDER_NAMES.from_toml(value))),
     to_toml=lambda value: _list_to_toml(_full(value)),
     to_json=lambda value: _in_order(_full(value)),
 )
-SELECTION = Kind(
+SELECTION = SettingType(
     from_text=_selection_from, from_toml=_selection_from, to_toml=_selection_to_toml, to_json=_selection_to_json
 )
-PREFERENCES = Kind(
+PREFERENCES = SettingType(
     from_text=_preferences_from_text,
     from_toml=_preferences_from_toml,
     to_toml=_preferences_to_toml,

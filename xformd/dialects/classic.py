@@ -8,7 +8,7 @@ from xformd.errors import XformError
 from xformd.wire import classic, netstring
 
 
-class ClassicForm:
+class ClassicHandler:
     """Answers one request.
 
     Args:
@@ -19,7 +19,7 @@ class ClassicForm:
     def __init__(self, connection: Connection, string: bytes) -> None:
         self._connection = connection
         self._running: Deferred[bytes] | None = None
-        connection.expect(None)  # the service has its own deadline
+        connection.set_deadline(None)  # the service has its own deadline
         try:
             request = classic.decode_request(string)
         except XformError as error:

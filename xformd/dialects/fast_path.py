@@ -13,9 +13,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd.dialects.interfaces import Service
-from xformd.runners.generation import Ready
-from xformd.runners.inline import HELD_S
-from xformd.telemetry.metrics import Tally
+from xformd.runners.generation import PreparedCall
+from xformd.runners.inline import SLOW_CALL_S
+from xformd.telemetry.metrics import BatchedCounts
 
 _COMMA = ord(",")
 
@@ -37,7 +37,7 @@ class Outcome:
     """
 
     request_id: int
-    ready: Ready
+    ready: PreparedCall
     result: bytes | Deferred[bytes] | Failure
 
 
@@ -64,8 +64,8 @@ def answer(  # noqa: C901 - a call for each request would cost more than the req
     """
     size, max_result_bytes = len(data), service.max_result_bytes
     known: bytes | None = None
-    ready: Ready | None = None
-    tally: Tally | None = None
+    ready: PreparedCall | None = None
+    batched_counts: BatchedCounts | None = None
     outcome: Outcome | None = None
     result: bytes | Deferred[bytes] | Failure
     started_s = 0.0
@@ -76,7 +76,7 @@ def answer(  # noqa: C901 - a call for each request would cost more than the req
         if words != known:  # only where they change are they looked up, and is the clock read
             ready, started_s = _turn_to(service, words, ready, started_s)
             known = words
-            tally = None if ready is None else ready.tally
+            batched_counts = None if ready is None else ready.batched_counts
         start, end = match.end(), match.start(2) + int(length)
         if (
             ready is None
@@ -87,8 +87,8 @@ def answer(  # noqa: C901 - a call for each request would cost more than the req
         ):
             break
         position = end + 1
-        if tally is not None:
-            tally.poems_bytes.append(end - start)
+        if batched_counts is not None:
+            batched_counts.poems_bytes.append(end - start)
         try:
             result = ready.run(data[start:end])
         except BaseException:  # the transform's: nothing else runs in there
@@ -96,27 +96,29 @@ def answer(  # noqa: C901 - a call for each request would cost more than the req
         if type(result) is not bytes or len(result) > max_result_bytes:
             outcome = Outcome(int(number), ready, result)
             break
-        if tally is not None:
-            tally.results_bytes.append(len(result))
+        if batched_counts is not None:
+            batched_counts.results_bytes.append(len(result))
         reply = b"%d:%b ok.%b," % (len(number) + 4 + len(result), number, result)
         replies.append(reply)
         if (room_bytes := room_bytes - len(reply)) < 0:
             break
     if ready is not None:
         ran_s = service.stopwatch() - started_s
-        if ran_s > HELD_S:
-            ready.held(ran_s)
-        if tally is not None:
-            tally.ran(ran_s)
+        if ran_s > SLOW_CALL_S:
+            ready.on_slow_call(ran_s)
+        if batched_counts is not None:
+            batched_counts.ran(ran_s)
     return position, outcome
 
 
-def _turn_to(service: Service, words: bytes, last: Ready | None, last_started_s: float) -> tuple[Ready | None, float]:
+def _turn_to(
+    service: Service, words: bytes, last: PreparedCall | None, last_started_s: float
+) -> tuple[PreparedCall | None, float]:
     """Look words up and start the clock for them; it stops for what ran last."""
     now_s = service.stopwatch()
     if last is not None:
-        if (ran_s := now_s - last_started_s) > HELD_S:
-            last.held(ran_s)
-        if last.tally is not None:
-            last.tally.ran(ran_s)
+        if (ran_s := now_s - last_started_s) > SLOW_CALL_S:
+            last.on_slow_call(ran_s)
+        if last.batched_counts is not None:
+            last.batched_counts.ran(ran_s)
     return service.ready(words), now_s

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from xformd.errors import XformError
 from xformd.limits import Limits
 from xformd.runners import Caller
-from xformd.runners.generation import Ready
+from xformd.runners.generation import PreparedCall
 from xformd.spec import Spec
 
 
@@ -33,7 +33,7 @@ class Service(Protocol):
         """Transform a poem; see ``TransformService.xform``."""
         ...
 
-    def ready(self, words: bytes) -> Ready | None:
+    def ready(self, words: bytes) -> PreparedCall | None:
         """Look up what a request says before its poem; None leaves it to ``xform``."""
         ...
 
@@ -96,15 +96,15 @@ class Connection(Protocol):
         """Let the peer go on."""
         ...
 
-    def expect(self, seconds: float | None) -> None:
+    def set_deadline(self, seconds: float | None) -> None:
         """Abort the connection unless something else is expected within so many seconds; None expects nothing."""
         ...
 
-    def expect_bytes(self, count: int) -> None:
+    def hint_read_size(self, count: int) -> None:
         """Be told how long the string is that is being read, or the last one: the next may be as long."""
         ...
 
-    def soon(self, go_on: Callable[[], None]) -> None:
+    def call_soon(self, go_on: Callable[[], None]) -> None:
         """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
         ...
 
@@ -117,7 +117,7 @@ class Connection(Protocol):
         ...
 
 
-class Form(Protocol):
+class ConnectionHandler(Protocol):
     """What a connection needs of its form."""
 
     def receive(self, data: bytes) -> None:

@@ -21,7 +21,7 @@ TURN_S = 0.01
 """How long one connection's messages are worked at before it is the others' turn."""
 
 
-class SessionForm:
+class SessionHandler:
     """Answers requests until the client or the server has had enough.
 
     Args:
@@ -70,7 +70,7 @@ class SessionForm:
         if self._connection.unread_bytes:
             self._go_on()
         elif not self._in_flight:
-            self._connection.expect(self._idle_timeout_s)
+            self._connection.set_deadline(self._idle_timeout_s)
 
     @property
     def takes_results(self) -> bool:
@@ -139,7 +139,7 @@ class SessionForm:
             if stopwatch() > ends_s:
                 if self._decoder.has_unread:
                     self._awaits_turn = True
-                    self._connection.soon(self._next_turn)
+                    self._connection.call_soon(self._next_turn)
                 return
 
     def _next_turn(self) -> None:
@@ -181,7 +181,7 @@ class SessionForm:
         self._awaits_rest = False
         self._send(b"".join(replies))
         if outcome is not None:
-            self._settle(outcome.request_id, lambda: outcome.ready.conclude(outcome.result))
+            self._settle(outcome.request_id, lambda: outcome.ready.finish_call(outcome.result))
 
     def _has_room(self) -> bool:
         if len(self._in_flight) >= self._max_in_flight:
@@ -194,18 +194,18 @@ class SessionForm:
         """Read on or not, and set the deadline that fits."""
         if self._decoder.has_unread or not self._has_room():
             self._connection.pause_reading()
-            self._connection.expect(None)
+            self._connection.set_deadline(None)
             self._awaits_rest = False
             return
         self._connection.resume_reading()
-        self._connection.expect_bytes(self._decoder.string_bytes)
+        self._connection.hint_read_size(self._decoder.string_bytes)
         if not self._decoder.is_inside:
             self._is_at_rest = not self._is_stopping
             self._awaits_rest = False
-            self._connection.expect(self._answer_timeout_s() if self._in_flight else self._idle_timeout_s)
+            self._connection.set_deadline(self._answer_timeout_s() if self._in_flight else self._idle_timeout_s)
         elif not self._awaits_rest:
             self._awaits_rest = True
-            self._connection.expect(self._connection.limits.request_timeout_s)
+            self._connection.set_deadline(self._connection.limits.request_timeout_s)
 
     def _answer_timeout_s(self) -> float | None:
         """Say how long the next answer may take: the service has limits of its own.

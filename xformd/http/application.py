@@ -15,14 +15,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.counting import Accounted
+from xformd.counting import CountingService
 from xformd.errors import InternalError, XformError
 from xformd.http import problems, requests
-from xformd.http.batch import Batching
+from xformd.http.batch import BatchEndpoint
 from xformd.http.health import Health
-from xformd.http.listing import Describing
+from xformd.http.listing import ListingEndpoints
 from xformd.http.page import page
-from xformd.http.transform import PREFIX, Transforming
+from xformd.http.transform import PREFIX, TransformEndpoint
 from xformd.limits import Limits
 from xformd.service import TransformService
 from xformd.telemetry.metrics import Metrics
@@ -35,7 +35,7 @@ log = Logger()
 
 
 @attrs.frozen(kw_only=True)
-class Parts:
+class HttpDependencies:
     """What the applications are made of.
 
     Args:
@@ -55,7 +55,7 @@ class Parts:
     origins: frozenset[str] = frozenset()
 
 
-def make_application(parts: Parts) -> ASGIApp:
+def make_application(parts: HttpDependencies) -> ASGIApp:
     """Put together what answers everything.
 
     Args:
@@ -64,10 +64,10 @@ def make_application(parts: Parts) -> ASGIApp:
     Returns:
         An ASGI application for HTTP.
     """
-    counted = Accounted(parts.service, parts.metrics, "http")
-    transforming = Transforming(counted, parts.service, parts.metrics, parts.limits)
-    batching = Batching(counted, parts.metrics, parts.limits)
-    described = Describing(parts.service, parts.limits).routes()
+    counted = CountingService(parts.service, parts.metrics, "http")
+    transforming = TransformEndpoint(counted, parts.service, parts.metrics, parts.limits)
+    batching = BatchEndpoint(counted, parts.metrics, parts.limits)
+    described = ListingEndpoints(parts.service, parts.limits).routes()
     own = [Route("/", _show_page), Route("/batch", batching, methods=["POST"])]
     others = _routed([*own, *described, *_watching(parts)])
 
@@ -80,12 +80,12 @@ def make_application(parts: Parts) -> ASGIApp:
     return _with_cors(parts.origins, application)
 
 
-def make_watching_application(parts: Parts) -> ASGIApp:
+def make_watching_application(parts: HttpDependencies) -> ASGIApp:
     """Put together what answers those who watch the server, and nobody else."""
     return _routed(_watching(parts), "/metrics, /livez and /readyz are")
 
 
-def _watching(parts: Parts) -> list[Route]:
+def _watching(parts: HttpDependencies) -> list[Route]:
     async def metrics(request: Request) -> Response:
         del request
         return Response(parts.render_metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})

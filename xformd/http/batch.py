@@ -23,7 +23,7 @@ from xformd.limits import Limits
 from xformd.runners import Caller
 from xformd.spec import Spec
 from xformd.telemetry.metrics import Metrics
-from xformd.telemetry.timing import Trace
+from xformd.telemetry.timing import RequestTiming
 
 MEDIA_TYPE = b"application/x-ndjson"
 
@@ -85,7 +85,7 @@ def lines_of(body: bytes) -> Iterator[bytes]:
         start = end + 1
 
 
-class Batching:
+class BatchEndpoint:
     """The ASGI application for a batch.
 
     Args:
@@ -121,7 +121,7 @@ class Batching:
         answer = _Answer(send, leaving, self._limits.max_in_flight, self._service.caller_has_room)
 
         def begin(index: int, text: bytes) -> bytes | Deferred[bytes]:
-            return self._begin(index, text, timeout_s, answer, Trace(exchange.request_id))
+            return self._begin(index, text, timeout_s, answer, RequestTiming(exchange.request_id))
 
         try:
             await answer.send_all(itertools.starmap(begin, enumerate(lines_of(body))))
@@ -129,17 +129,17 @@ class Batching:
             answer.close()
 
     def _begin(
-        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, trace: Trace
+        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, timing: RequestTiming
     ) -> bytes | Deferred[bytes]:
         """Run a line; what is given is its answer, and no error."""
-        request_id = str(trace.request_id)
+        request_id = str(timing.request_id)
         try:
             line = read_line(text)
         except XformError as error:
             self._metrics.refused("http", error.code)
             return write_error(index, error, request_id)
         try:
-            result = self._service.xform(line.spec, line.poem, timeout_s=timeout_s, caller=caller, trace=trace)
+            result = self._service.xform(line.spec, line.poem, timeout_s=timeout_s, caller=caller, timing=timing)
         except XformError as error:
             return write_error(index, error, request_id)
         if isinstance(result, bytes):

@@ -14,9 +14,9 @@ from xformd.dialects.interfaces import Connection
 from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.http import dates, heads, problems
 from xformd.http.answering import Answering
-from xformd.http.heads import MAX_HEAD_BYTES, Head, RefusedHead
+from xformd.http.heads import MAX_HEAD_BYTES, RejectedHead, RequestHead
 from xformd.http.transport import HttpTransport
-from xformd.net.idle_connections import Slots
+from xformd.net.idle_connections import IdleConnections
 
 PIECE_BYTES = 4 * 1024
 """Parsed at a time: a read full of short requests would be thousands, each of which takes some KiB."""
@@ -30,27 +30,27 @@ _FRAMING_BYTES = 8
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class HttpForm(HttpToolsProtocol):
+class HttpHandler(HttpToolsProtocol):
     """Answers the requests of one connection, in turn.
 
     Args:
         connection: on which they come.
         answering: what answers them.
-        slots: is told when the connection has nothing to do.
+        idle_connections: is told when the connection has nothing to do.
     """
 
-    def __init__(self, connection: Connection, answering: Answering, slots: Slots) -> None:
+    def __init__(self, connection: Connection, answering: Answering, idle_connections: IdleConnections) -> None:
         super().__init__(answering.config, answering.state, {}, asyncio.get_running_loop())
         self.logger = answering.faults
         self._connection = connection
         self._limits = connection.limits
-        self._slots = slots
+        self._idle_connections = idle_connections
         self._metrics = answering.metrics
         self._current: RequestResponseCycle | None = None  # what is being answered; those after it are in the pipeline
-        self._head: Head | None = None  # of the request that is arriving, once it is whole
+        self._head: RequestHead | None = None  # of the request that is arriving, once it is whole
         self._is_receiving = False  # a part of a request is here, and not all of it
         self._is_replaying = False
-        self._refusal: RefusedHead | None = None
+        self._refusal: RejectedHead | None = None
         self._overhead_bytes = 0
         self._body_left_bytes = 0
         self._backlog = b""  # what came after a request that is not answered yet
@@ -59,7 +59,7 @@ class HttpForm(HttpToolsProtocol):
         self._probing: asyncio.TimerHandle | None = None
         self._own_transport = HttpTransport(connection, self)
         self.connection_made(self._own_transport)
-        slots.idle(connection)
+        idle_connections.idle(connection)
 
     @property
     def _is_running(self) -> bool:
@@ -108,7 +108,7 @@ class HttpForm(HttpToolsProtocol):
 
     def lost(self) -> None:
         """The connection is gone: whoever answers is told."""
-        self._slots.busy(self._connection)
+        self._idle_connections.busy(self._connection)
         self._last_word, self._backlog = b"", b""
         self.pipeline.clear()
         if self._current is not None:
@@ -133,7 +133,7 @@ class HttpForm(HttpToolsProtocol):
         super().on_message_begin()
         self._is_receiving, self._head = True, None
         if not self._is_running:
-            self._connection.expect(self._limits.request_timeout_s)
+            self._connection.set_deadline(self._limits.request_timeout_s)
 
     def on_headers_complete(self) -> None:
         """Begin to answer, unless this is nothing to answer."""
@@ -142,7 +142,7 @@ class HttpForm(HttpToolsProtocol):
         version = self.parser.get_http_version()
         try:
             self._head = head = heads.read(version, self.url, self.headers)
-        except RefusedHead as refusal:
+        except RejectedHead as refusal:
             self._refusal = refusal
             raise
         self.url = head.target
@@ -165,8 +165,8 @@ class HttpForm(HttpToolsProtocol):
         super().on_message_complete()
         self._is_receiving, self._overhead_bytes = False, 0
         if self._is_running:
-            self._slots.busy(self._connection)
-            self._connection.expect(None)
+            self._idle_connections.busy(self._connection)
+            self._connection.set_deadline(None)
         else:
             self._await_request()
 
@@ -214,7 +214,7 @@ class HttpForm(HttpToolsProtocol):
             taken = upgrade.args[0]
             self._replay()
         except httptools.HttpParserError:
-            refusal = self._refusal or RefusedHead(400, BadRequest("this is no HTTP/1.1 request"))
+            refusal = self._refusal or RejectedHead(400, BadRequest("this is no HTTP/1.1 request"))
             self._refuse(refusal.status, refusal.error)
         if self._overhead_bytes > MAX_HEAD_BYTES and self._last_word is None:
             refusal = heads.too_large()
@@ -247,9 +247,9 @@ class HttpForm(HttpToolsProtocol):
         if has_head and self.expect_100_continue and not self._is_running:
             self._end()  # it was not told to send the body: nobody knows whether what comes is that
             return
-        self._slots.idle(self._connection)
+        self._idle_connections.idle(self._connection)
         limits = self._limits
-        self._connection.expect(limits.request_timeout_s if self._is_receiving else limits.idle_timeout_s)
+        self._connection.set_deadline(limits.request_timeout_s if self._is_receiving else limits.idle_timeout_s)
         if self._backlog:
             self.loop.call_soon(self._go_on)
 
@@ -278,7 +278,7 @@ class HttpForm(HttpToolsProtocol):
         if not self._is_running:
             self._close()
             return
-        self._connection.expect(None)
+        self._connection.set_deadline(None)
         if not last_word and last is not None:
             last.keep_alive = False  # and says so
 

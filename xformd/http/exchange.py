@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from xformd.errors import Cancelled, TooLarge, XformError
 from xformd.http import problems, requests
-from xformd.telemetry.timing import Trace
+from xformd.telemetry.timing import RequestTiming
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -25,20 +25,20 @@ class Exchange:
         receive: gives the pieces of the body, and then whether the client has gone.
         send: takes the answer.
         headers: of the request; of those that come several times, the last.
-        trace: has the request's id, and takes its times.
+        timing: has the request's id, and takes its times.
     """
 
     scope: Scope
     receive: Receive
     send: Send
     headers: Mapping[bytes, bytes]
-    trace: Trace
+    timing: RequestTiming
 
     @classmethod
     def of(cls, scope: Scope, receive: Receive, send: Send) -> "Exchange":
         """Begin an exchange."""
         headers = dict(scope["headers"])
-        return cls(scope, receive, send, headers, Trace(requests.request_id(headers)))
+        return cls(scope, receive, send, headers, RequestTiming(requests.request_id(headers)))
 
     @property
     def method(self) -> str:
@@ -48,7 +48,7 @@ class Exchange:
     @property
     def request_id(self) -> str:
         """By which the log names the request."""
-        return str(self.trace.request_id)
+        return str(self.timing.request_id)
 
     async def body(self, max_bytes: int) -> bytes:
         """Read the request's body.

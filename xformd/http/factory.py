@@ -7,10 +7,10 @@ from twisted.internet.interfaces import IReactorTime
 from xformd.dialects.interfaces import Service
 from xformd.factory import TransformFactory
 from xformd.http.answering import answering
-from xformd.http.connection import HttpForm
+from xformd.http.connection import HttpHandler
 from xformd.limits import Limits
-from xformd.net.connections import Refusal
-from xformd.net.idle_connections import Slots
+from xformd.net.connections import ConnectionLimitReached
+from xformd.net.idle_connections import IdleConnections
 from xformd.telemetry.metrics import Metrics
 
 
@@ -28,9 +28,14 @@ class HttpFactory(TransformFactory):
     def __init__(
         self, application: Any, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
     ) -> None:
-        shared, self._slots = answering(application, metrics), Slots()
-        super().__init__(service, limits, clock, make_form=lambda connection: HttpForm(connection, shared, self._slots))
+        shared, self._idle_connections = answering(application, metrics), IdleConnections()
+        super().__init__(
+            service,
+            limits,
+            clock,
+            make_handler=lambda connection: HttpHandler(connection, shared, self._idle_connections),
+        )
 
-    def make_room(self, refusal: Refusal) -> bool:
+    def make_room(self, refusal: ConnectionLimitReached) -> bool:
         """End a connection that has nothing to do, where there are too many."""
-        return refusal.kind == "total" and self._slots.make_room()
+        return refusal.kind == "total" and self._idle_connections.make_room()

@@ -20,7 +20,7 @@ _ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
 _EACH_HEADER_BYTES = 4  # a colon, a space, and the end of the line
 
 
-class RefusedHead(Exception):
+class RejectedHead(Exception):
     """This head is answered with an error, and the connection ends.
 
     Args:
@@ -35,7 +35,7 @@ class RefusedHead(Exception):
 
 
 @attrs.frozen
-class Head:
+class RequestHead:
     """What a head says.
 
     Args:
@@ -49,12 +49,12 @@ class Head:
     framing: bytes = b""
 
 
-def too_large() -> RefusedHead:
+def too_large() -> RejectedHead:
     """Refuse a head that does not fit."""
-    return RefusedHead(431, TooLarge(f"the head of a request has at most {MAX_HEAD_BYTES} bytes"))
+    return RejectedHead(431, TooLarge(f"the head of a request has at most {MAX_HEAD_BYTES} bytes"))
 
 
-def read(version: str, target: bytes, headers: Headers) -> Head:
+def read(version: str, target: bytes, headers: Headers) -> RequestHead:
     """Read a head.
 
     Args:
@@ -69,7 +69,7 @@ def read(version: str, target: bytes, headers: Headers) -> Head:
         RefusedHead: it is none to answer.
     """
     if version not in ("1.1", "1.0"):
-        raise RefusedHead(505, BadRequest("this server speaks HTTP/1.1"))
+        raise RejectedHead(505, BadRequest("this server speaks HTTP/1.1"))
     size, hosts, body_bytes, framing = len(target), 0, 0, b""
     for name, value in headers:
         size += len(name) + len(value) + _EACH_HEADER_BYTES
@@ -82,25 +82,25 @@ def read(version: str, target: bytes, headers: Headers) -> Head:
     if size > MAX_HEAD_BYTES:
         raise too_large()
     if hosts > 1 or (not hosts and version == "1.1"):
-        raise RefusedHead(400, BadRequest("a request of HTTP/1.1 has one Host header, with a host and perhaps a port"))
-    return Head(_path_and_query(target), body_bytes, framing)
+        raise RejectedHead(400, BadRequest("a request of HTTP/1.1 has one Host header, with a host and perhaps a port"))
+    return RequestHead(_path_and_query(target), body_bytes, framing)
 
 
 def _chunked(version: str, value: bytes) -> bytes:
     if version == "1.0":
-        raise RefusedHead(400, BadRequest("HTTP/1.0 has no Transfer-Encoding: send a Content-Length"))
+        raise RejectedHead(400, BadRequest("HTTP/1.0 has no Transfer-Encoding: send a Content-Length"))
     if value.lower() != b"chunked":
-        raise RefusedHead(501, BadRequest("the only Transfer-Encoding here is chunked"))
+        raise RejectedHead(501, BadRequest("the only Transfer-Encoding here is chunked"))
     return b"transfer-encoding: chunked"
 
 
 def _path_and_query(target: bytes) -> bytes:
     if b"#" in target:
-        raise RefusedHead(400, BadRequest("an address ends before its #: leave the fragment out"))
+        raise RejectedHead(400, BadRequest("an address ends before its #: leave the fragment out"))
     if target.startswith(b"/") or target == b"*":
         return target
     match = _ABSOLUTE.match(target)
     if match is None:
-        raise RefusedHead(400, BadRequest("this is no proxy: ask for a path"))
+        raise RejectedHead(400, BadRequest("this is no proxy: ask for a path"))
     rest = target[match.end() :]
     return rest if rest.startswith(b"/") else b"/" + rest

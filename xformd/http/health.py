@@ -7,18 +7,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from xformd.telemetry.status import Vitals
+from xformd.telemetry.status import ServerStatus
 
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 
 _NOT_KEPT = {"cache-control": "no-store"}
 
 
-def judge(vitals: Vitals, *, is_stopping: bool) -> dict[str, Any]:
+def judge(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
     """Say whether a server can take requests.
 
     Args:
-        vitals: how it is.
+        status: how it is.
         is_stopping: whether it takes nothing new.
 
     Returns:
@@ -28,19 +28,19 @@ def judge(vitals: Vitals, *, is_stopping: bool) -> dict[str, Any]:
     reasons = []
     if is_stopping:
         reasons.append("the server is stopping")
-    if vitals.needs_workers and not vitals.proven_workers:
+    if status.needs_workers and not status.proven_workers:
         reasons.append("no worker is ready; the log says why, if that lasts")
-    if vitals.queue_length >= vitals.max_queue:
-        reasons.append(f"the queue is full: {vitals.queue_length} jobs wait")
-    status = NOT_READY if reasons else DEGRADED if vitals.quarantined else READY
-    reasons += [f"transform {name} is in quarantine" for name in sorted(vitals.quarantined)]
+    if status.queue_length >= status.max_queue:
+        reasons.append(f"the queue is full: {status.queue_length} jobs wait")
+    verdict = NOT_READY if reasons else DEGRADED if status.quarantined else READY
+    reasons += [f"transform {name} is in quarantine" for name in sorted(status.quarantined)]
     return {
-        "status": status,
+        "status": verdict,
         "reasons": reasons,
-        "quarantined": sorted(vitals.quarantined),
-        "workers": dict(vitals.workers),
-        "queue_length": vitals.queue_length,
-        "in_flight": vitals.in_flight,
+        "quarantined": sorted(status.quarantined),
+        "workers": dict(status.workers),
+        "queue_length": status.queue_length,
+        "in_flight": status.in_flight,
     }
 
 
@@ -48,12 +48,12 @@ class Health:
     """Says how the server is.
 
     Args:
-        vitals: gives how it is now.
+        status: gives how it is now.
         is_stopping: says whether it takes nothing new.
     """
 
-    def __init__(self, vitals: Callable[[], Vitals], is_stopping: Callable[[], bool]) -> None:
-        self._vitals = vitals
+    def __init__(self, status: Callable[[], ServerStatus], is_stopping: Callable[[], bool]) -> None:
+        self._status = status
         self._is_stopping = is_stopping
 
     def routes(self) -> list[Route]:
@@ -66,5 +66,5 @@ class Health:
 
     async def _ready(self, request: Request) -> JSONResponse:
         del request
-        found = judge(self._vitals(), is_stopping=self._is_stopping())
+        found = judge(self._status(), is_stopping=self._is_stopping())
         return JSONResponse(found, 503 if found["status"] == NOT_READY else 200, _NOT_KEPT)

@@ -29,7 +29,7 @@ class Described(Protocol):
         ...
 
 
-class Describing:
+class ListingEndpoints:
     """Says what there is.
 
     Args:

@@ -19,7 +19,7 @@ MAX_AGE_S = 60
 
 
 @attrs.frozen
-class Asked:
+class TransformRequest:
     """What a request asks for.
 
     Args:
@@ -31,7 +31,7 @@ class Asked:
     entries: tuple[Entry, ...]
 
     @classmethod
-    def of(cls, spec: Spec, registry: Registry) -> "Asked":
+    def of(cls, spec: Spec, registry: Registry) -> "TransformRequest":
         """Look up what a spec names.
 
         Raises:

@@ -10,13 +10,13 @@ from twisted.logger import Logger
 from xformd.errors import InternalError, XformError
 from xformd.http import problems, requests
 from xformd.http.exchange import Exchange, Headers
-from xformd.http.request import MAX_AGE_S, Asked, is_known, poem_of
+from xformd.http.request import MAX_AGE_S, TransformRequest, is_known, poem_of
 from xformd.limits import Limits
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller
 from xformd.spec import Spec
 from xformd.telemetry.metrics import Metrics
-from xformd.telemetry.timing import Trace
+from xformd.telemetry.timing import RequestTiming
 
 PREFIX = b"/transform/"
 
@@ -40,7 +40,7 @@ class Service(Protocol):
         *,
         timeout_s: float | None = None,
         caller: Caller | None = None,
-        trace: Trace | None = None,
+        timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """Transform a poem; see ``TransformService.xform``."""
         ...
@@ -59,7 +59,7 @@ class Known(Protocol):
         ...
 
 
-class Transforming:
+class TransformEndpoint:
     """The ASGI application for one transform request.
 
     Args:
@@ -127,16 +127,16 @@ class Transforming:
         await exchange.answer(304, [*validators, (b"x-request-id", exchange.request_id.encode())], b"")
 
     async def _run(
-        self, exchange: Exchange, asked: Asked, poem: bytes, timeout_s: float | None, more: Headers = ()
+        self, exchange: Exchange, asked: TransformRequest, poem: bytes, timeout_s: float | None, more: Headers = ()
     ) -> None:
-        result = self._service.xform(asked.spec, poem, timeout_s=timeout_s, trace=exchange.trace)
+        result = self._service.xform(asked.spec, poem, timeout_s=timeout_s, timing=exchange.timing)
         if not isinstance(result, bytes):
             result = await exchange.while_there(result)
-        await exchange.answer(200, [*_about(asked, exchange.trace), *more], result)
+        await exchange.answer(200, [*_about(asked, exchange.timing), *more], result)
 
-    def _asked(self, exchange: Exchange, options: Mapping[str, str]) -> Asked:
+    def _asked(self, exchange: Exchange, options: Mapping[str, str]) -> TransformRequest:
         segment = exchange.scope["raw_path"].removeprefix(PREFIX)
-        return Asked.of(requests.read_spec(segment, options), self._known.registry)
+        return TransformRequest.of(requests.read_spec(segment, options), self._known.registry)
 
     def _allowed(self, exchange: Exchange) -> bytes:
         """Say which methods there are for a spec."""
@@ -152,12 +152,12 @@ class Transforming:
         await exchange.answer_problem(problem, [(b"allow", allowed)])
 
 
-def _about(asked: Asked, trace: Trace) -> list[tuple[bytes, bytes]]:
-    timing = b"queue;dur=%.2f, run;dur=%.2f" % (1_000 * trace.queue_s, 1_000 * trace.run_s)
+def _about(asked: TransformRequest, timing: RequestTiming) -> list[tuple[bytes, bytes]]:
+    server_timing = b"queue;dur=%.2f, run;dur=%.2f" % (1_000 * timing.queue_s, 1_000 * timing.run_s)
     return [
         (b"content-type", asked.media_type),
         (b"x-transform", asked.made_by),
-        (b"server-timing", timing),
-        (b"x-request-id", str(trace.request_id).encode()),
+        (b"server-timing", server_timing),
+        (b"x-request-id", str(timing.request_id).encode()),
         *_HARMLESS,
     ]

@@ -14,7 +14,7 @@ Connection = TypeVar("Connection")
 
 
 @attrs.frozen
-class Refusal:
+class ConnectionLimitReached:
     """Why a connection may not come.
 
     Args:
@@ -46,12 +46,16 @@ class Connections(Generic[Connection]):
         """Give those that are open now, whatever is closed meanwhile."""
         return iter([*self._peers])
 
-    def refusal(self, peer: str | None) -> Refusal | None:
+    def refusal(self, peer: str | None) -> ConnectionLimitReached | None:
         """Say why one more may not come from this peer; None if it may."""
         if len(self._peers) >= self._max_total:
-            return Refusal("total", f"{len(self._peers)} are open; max_connections, or ulimit -n, allows no more")
+            return ConnectionLimitReached(
+                "total", f"{len(self._peers)} are open; max_connections, or ulimit -n, allows no more"
+            )
         if peer is not None and self._max_per_peer is not None and self._counts.get(peer, 0) >= self._max_per_peer:
-            return Refusal("peer", f"{self._max_per_peer} are open from {peer}, which is max_connections_per_peer")
+            return ConnectionLimitReached(
+                "peer", f"{self._max_per_peer} are open from {peer}, which is max_connections_per_peer"
+            )
         return None
 
     def add(self, connection: Connection, peer: str | None) -> None:

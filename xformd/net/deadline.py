@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.errors import Cancelled, XformError
-from xformd.telemetry.tracebacks import Fault
+from xformd.telemetry.tracebacks import SafeTraceback
 
 Result = TypeVar("Result")
 
@@ -116,11 +116,11 @@ def within(
         try:
             work.cancel()
         except Exception as error:  # the canceller may be a plugin's
-            fault = Fault.of(error)
+            raised = SafeTraceback.of(error)
             log.error(
                 "transform {transform} failed to be cancelled\n{traceback}",
                 transform=name,
-                **attrs.asdict(fault),
+                **attrs.asdict(raised),
             )
 
     outcome: Deferred[Result] = Deferred(lambda _: give_up(lambda: Cancelled(f"{name} was given up")))

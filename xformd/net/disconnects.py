@@ -20,7 +20,7 @@ class Abortable(Protocol):
         ...
 
 
-class HangUps:
+class DisconnectWatcher:
     """Watches sockets for an end of both directions, such as a reset, and for nothing else.
 
     Args:

@@ -24,7 +24,7 @@ class Evictable(Protocol):
         ...
 
 
-class Slots:
+class IdleConnections:
     """Remembers the connections that have nothing to do, the longest idle first."""
 
     def __init__(self) -> None:

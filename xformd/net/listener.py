@@ -12,8 +12,8 @@ from twisted.python.failure import Failure
 from xformd.errors import ConfigError, ListenFailed, describe
 from xformd.net import endpoints
 from xformd.net.descriptors import AcceptErrors
-from xformd.net.transport import make_prompt
-from xformd.telemetry.rate_limited import RefusalLog
+from xformd.net.transport import make_eager
+from xformd.telemetry.rate_limited import RateLimitedLog
 
 REST_S = 1.0
 NO_DESCRIPTORS = "no file descriptors are left; raise ulimit -n (LimitNOFILE), or lower max_connections"
@@ -22,7 +22,7 @@ NO_DESCRIPTORS = "no file descriptors are left; raise ulimit -n (LimitNOFILE), o
 class DrainableFactory(Protocol):
     """What a factory of connections must know besides what Twisted asks of it."""
 
-    refusals: RefusalLog
+    refusals: RateLimitedLog
 
     def drain(self) -> Deferred[None]:
         """Take nothing new; fires when what has been accepted is done."""
@@ -36,7 +36,7 @@ class Listening(Service):
         listen: the endpoints to listen on.
         factory: makes its connections.
         reactor: what it runs on.
-        is_prompt: whether what it writes is sent at once; not for a factory whose connections have producers.
+        is_eager: whether what it writes is sent at once; not for a factory whose connections have producers.
         setting: which names the endpoints.
         scheme: what stands before an address that is shown, such as ``http://``.
 
@@ -53,7 +53,7 @@ class Listening(Service):
         factory: DrainableFactory,
         reactor: Any,
         *,
-        is_prompt: bool = False,
+        is_eager: bool = False,
         setting: str = "listen",
         scheme: str = "",
     ) -> None:
@@ -61,7 +61,7 @@ class Listening(Service):
         self._listen = listen
         self._factory = factory
         self._reactor = reactor
-        self._is_prompt = is_prompt
+        self._is_eager = is_eager
         self._setting = setting
         self._scheme = scheme
         self._ports: list[IListeningPort] = []
@@ -87,8 +87,8 @@ class Listening(Service):
                 port = await endpoint.listen(cast(Any, self._factory))
             except Exception as error:  # each kind of endpoint raises as it likes
                 raise _explain(description, error) from error
-            if self._is_prompt:
-                make_prompt(port)
+            if self._is_eager:
+                make_eager(port)
             self._ports.append(port)
             shown.append(self._scheme + endpoints.show(port.getHost()))
         return tuple(shown)

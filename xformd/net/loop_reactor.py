@@ -14,10 +14,10 @@ from twisted.internet.base import DelayedCall
 from twisted.internet.main import installReactor
 from twisted.internet.process import reapAllProcesses
 
-from xformd.net.reactor import PromptReactor
+from xformd.net.reactor import MonotonicEPollReactor
 
 
-class LoopReactor(PromptReactor):
+class LoopReactor(MonotonicEPollReactor):
     """Turns whenever the loop has something for it.
 
     Args:

@@ -12,7 +12,7 @@ from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
 
-class PromptReactor(EPollReactor):
+class MonotonicEPollReactor(EPollReactor):
     """Handles the events of a turn one after the other, each with nothing around it."""
 
     log = Logger()
@@ -41,5 +41,5 @@ def install() -> bool:
     """
     if "twisted.internet.reactor" in sys.modules:
         return False
-    installReactor(PromptReactor())  # type: ignore[no-untyped-call]
+    installReactor(MonotonicEPollReactor())  # type: ignore[no-untyped-call]
     return True

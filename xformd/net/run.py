@@ -75,7 +75,7 @@ def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
         lambda reactor: make_server(within_descriptors(settings), reactor),
         lambda server, addresses: _greeting(addresses, server.registry),
         announce,
-        hang_up=lambda server: server.reload(),
+        on_sighup=lambda server: server.reload(),
     )
 
 
@@ -103,7 +103,7 @@ def run_server(
     make: Callable[[Any], AnyServer],
     greet: Callable[[AnyServer, tuple[str, ...]], Iterable[str]],
     announce: Callable[[str], None],
-    hang_up: Callable[[AnyServer], object] | None = None,
+    on_sighup: Callable[[AnyServer], object] | None = None,
 ) -> None:
     """Run any server until SIGTERM or SIGINT, and let it end what it has accepted.
 
@@ -111,7 +111,7 @@ def run_server(
         make: puts it together, for a reactor.
         greet: says, given the server and the addresses where it listens, what there is to say of it.
         announce: is told that, line by line.
-        hang_up: is called on SIGHUP.
+        on_sighup: is called on SIGHUP.
 
     Raises:
         ConfigError: it cannot be put together, or its endpoints are none.
@@ -138,7 +138,7 @@ def run_server(
 
     server.listening.addCallbacks(started, failed)
     reactor.callWhenRunning(server.startService)
-    reactor.callWhenRunning(_heed_signals, reactor, None if hang_up is None else functools.partial(hang_up, server))
+    reactor.callWhenRunning(_heed_signals, reactor, None if on_sighup is None else functools.partial(on_sighup, server))
     reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
     reactor.run()
     if failures:
@@ -171,7 +171,7 @@ def within_descriptors(settings: "Settings") -> "Settings":
     return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=each))
 
 
-def _heed_signals(reactor: Any, hang_up: Callable[[], object] | None) -> None:
+def _heed_signals(reactor: Any, on_sighup: Callable[[], object] | None) -> None:
     def stop(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
         # Whoever signals once more does not want to wait, not even for a transform that blocks.
         _default_signals()
@@ -179,8 +179,8 @@ def _heed_signals(reactor: Any, hang_up: Callable[[], object] | None) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    if hang_up is not None:
-        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(hang_up))
+    if on_sighup is not None:
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(on_sighup))
 
 
 def _default_signals() -> None:

@@ -19,7 +19,7 @@ _MORE_FOLLOWS: int = getattr(socket, "MSG_MORE", 0)  # Linux has it
 _BOTH_ENDED = Failure(main.CONNECTION_DONE)
 
 
-class PromptServer(tcp.Server):
+class EagerServer(tcp.Server):
     """A connection that tries to send before it queues."""
 
     _read_bytes = tcp.Server.bufferSize
@@ -41,11 +41,11 @@ class PromptServer(tcp.Server):
         self.protocol.dataReceived(data)
         return None
 
-    def expect_bytes(self, count: int) -> None:
+    def hint_read_size(self, count: int) -> None:
         """Be told how long one string is. Unless it is long itself, a long read is many requests at once."""
         self._read_bytes = LONG_READ_BYTES if count > self.bufferSize else self.bufferSize
 
-    def expect_end(self) -> None:
+    def hint_close_after_write(self) -> None:
         """Be told that this side ends right after the next write: the system sends both in one segment."""
         self._send_flags = _MORE_FOLLOWS
 
@@ -76,10 +76,10 @@ class PromptServer(tcp.Server):
         self._closeWriteConnection()
 
 
-def make_prompt(port: IListeningPort) -> None:
+def make_eager(port: IListeningPort) -> None:
     """Let a TCP port's connections be prompt; any other port stays as it is."""
     if isinstance(port, tcp.Port) and port.transport is tcp.Server:
-        port.transport = PromptServer
+        port.transport = EagerServer
         # Its connections inherit this. An answer would wait for what was sent before it to be acknowledged, and a
         # client that has nothing to say puts that off for 40 ms.
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -20,7 +20,7 @@ class IStreamTransport(ITransport, IConsumer):
 
 
 @implementer(IPushProducer)
-class Output:
+class WriteBuffer:
     """The output of one connection.
 
     Args:

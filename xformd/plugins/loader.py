@@ -32,7 +32,7 @@ class Selection:
         directories: where loose ``*.py`` plugins lie.
         preferred: transform name to the distribution that shall have it.
         strict: whether a failure or an unsettled conflict is an error.
-        lenient: whether a name that is not there is none.
+        ignore_unknown: whether a name that is not there is none.
     """
 
     distributions: frozenset[str] | None = None
@@ -40,7 +40,7 @@ class Selection:
     directories: tuple[Path, ...] = ()
     preferred: Mapping[str, str] = attrs.field(factory=dict)
     strict: bool = False
-    lenient: bool = False
+    ignore_unknown: bool = False
 
 
 EVERYTHING = Selection()
@@ -83,7 +83,7 @@ def load(selection: Selection = EVERYTHING, only: Callable[[Candidate], bool] | 
         ConfigError: the selection names something that is not there, or it is strict and something failed.
     """
     candidates = [*discovery.built_in(), *discovery.installed(), *discovery.loose(selection.directories)]
-    if not selection.lenient:
+    if not selection.ignore_unknown:
         _check_names(selection, candidates)
     plugins = tuple(_load_one(candidate, _why_not(candidate, selection, only)) for candidate in candidates)
     registry = _assemble(plugins, selection)
@@ -248,7 +248,7 @@ def _assemble(plugins: tuple[Plugin, ...], selection: Selection) -> Registry:
         for transform in plugin.transforms:
             owners.setdefault(transform.name, []).append(Entry(transform, plugin))
     preferred = selection.preferred
-    if selection.lenient:
+    if selection.ignore_unknown:
         preferred = {name: wanted for name, wanted in preferred.items() if _is_among(wanted, owners.get(name, ()))}
     entries: dict[str, Entry] = {}
     conflicts: list[Conflict] = []

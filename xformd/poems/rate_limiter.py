@@ -22,7 +22,7 @@ class Step:
     wait_s: float
 
 
-class Pace:
+class RateLimiter:
     """A number of bytes a second, kept over a whole poem: no rounding adds up.
 
     Args:

@@ -31,9 +31,9 @@ from xformd.errors import ConfigError, XformError
 from xformd.limits import Limits
 from xformd.net.connections import Connections
 from xformd.net.deadline import Deadline
-from xformd.poems.rate_limiter import CHUNK_BYTES, Pace
+from xformd.poems.rate_limiter import CHUNK_BYTES, RateLimiter
 from xformd.poems.source import MemoryPoem, Poem, PoemFile, Unreadable
-from xformd.telemetry.rate_limited import RefusalLog
+from xformd.telemetry.rate_limited import RateLimitedLog
 
 STALL_TIMEOUT_S = 300.0
 """A client that takes nothing for so long is cut off. A slow one may seem to: the system buffers megabytes for it."""
@@ -92,7 +92,7 @@ class PoemProtocol(Protocol):
         self._peer = peer
         self._waiting: Deferred[Any] | None = None
         self._poem: Poem | None = None
-        self._pace: Pace | None = None
+        self._pace: RateLimiter | None = None
         self._sent_bytes = 0
         self._timer: IDelayedCall | None = None
         self._deadline = Deadline(factory.clock, self._expire)
@@ -161,7 +161,7 @@ class PoemProtocol(Protocol):
     def _send(self, poem: bytes | Poem) -> None:
         self._poem = MemoryPoem(poem) if isinstance(poem, bytes) else poem
         clock, bytes_per_s = self._factory.clock, self._factory.bytes_per_s
-        self._pace = Pace(bytes_per_s, clock.seconds()) if bytes_per_s is not None else None
+        self._pace = RateLimiter(bytes_per_s, clock.seconds()) if bytes_per_s is not None else None
         self.transport.registerProducer(self, True)
         self._produce()
 
@@ -261,7 +261,7 @@ class PoemFactory(ServerFactory):
         self.stall_timeout_s = stall_timeout_s
         self.linger_timeout_s = Limits().linger_timeout_s
         self.connections: Connections[PoemProtocol] = Connections(Limits(max_connections=max_connections))
-        self.refusals = RefusalLog(clock)
+        self.refusals = RateLimitedLog(clock)
         self._shutdown_grace_s = shutdown_grace_s
         self._drained: Deferred[None] | None = None
 

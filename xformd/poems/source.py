@@ -162,7 +162,7 @@ class PoemFile:
             if self._seen != Fingerprint.of(self._path.stat()):
                 self._poem = self._read()
         except (OSError, Unreadable) as error:
-            self._complain(getattr(error, "strerror", None) or str(error))
+            self._print_error(getattr(error, "strerror", None) or str(error))
         else:
             if self._complaint:
                 self.log.info("{path} can be read again", path=str(self._path))
@@ -174,7 +174,7 @@ class PoemFile:
         self._seen = None if fingerprint.is_racy(time.time_ns()) else fingerprint
         return poem
 
-    def _complain(self, reason: str) -> None:
+    def _print_error(self, reason: str) -> None:
         if reason != self._complaint:
             self.log.warn("cannot read {path}: {reason}; the last good poem stays", path=str(self._path), reason=reason)
         self._complaint = reason

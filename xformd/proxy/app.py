@@ -19,7 +19,7 @@ class ProxyServer(Listening):
     """
 
     def __init__(self, service: CachingTransformService, listen: tuple[str, ...], limits: Limits, reactor: Any) -> None:
-        super().__init__(listen, TransformFactory(service, limits, reactor), reactor, is_prompt=True)
+        super().__init__(listen, TransformFactory(service, limits, reactor), reactor, is_eager=True)
         self._service = service
 
     async def _start(self) -> tuple[str, ...]:

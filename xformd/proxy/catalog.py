@@ -20,7 +20,7 @@ class Origin:
 
 
 @attrs.frozen
-class Edition:
+class CacheEpoch:
     """The code behind a name since something about it has changed.
 
     Args:
@@ -33,12 +33,12 @@ class Edition:
     since: int
 
 
-class Catalogue:
+class Catalog:
     """What each upstream has said last."""
 
     def __init__(self) -> None:
         self._listings: dict[str, Listing] = {}
-        self._editions: dict[str, Edition] = {}
+        self._epochs: dict[str, CacheEpoch] = {}
         self._changes = 0
 
     def learn(self, upstream: str, listing: object) -> frozenset[str]:
@@ -58,20 +58,20 @@ class Catalogue:
         is_new = upstream not in self._listings
         self._listings[upstream] = checked
         self._changes += 1
-        before, self._editions = self._editions, {}
+        before, self._epochs = self._epochs, {}
         for name, origin in agreed(self._listings.values()).items():
-            edition = before.get(name)
+            epoch = before.get(name)
             # Nobody knows what an upstream has answered before it has said for the first time what it has.
-            if edition is None or edition.origin != origin or is_new:
-                edition = Edition(origin, self._changes)
-            self._editions[name] = edition
-        return frozenset(name for name, edition in before.items() if self._editions.get(name) != edition)
+            if epoch is None or epoch.origin != origin or is_new:
+                epoch = CacheEpoch(origin, self._changes)
+            self._epochs[name] = epoch
+        return frozenset(name for name, epoch in before.items() if self._epochs.get(name) != epoch)
 
-    def editions(self, spec: Spec) -> tuple[Edition, ...] | None:
+    def epochs(self, spec: Spec) -> tuple[CacheEpoch, ...] | None:
         """Give the editions of a spec's transforms; None where its results are not to be kept."""
-        editions = [self._editions.get(step.name) for step in spec.steps]
-        found = tuple(edition for edition in editions if edition is not None)
-        return found if len(found) == len(editions) else None
+        epochs = [self._epochs.get(step.name) for step in spec.steps]
+        found = tuple(epoch for epoch in epochs if epoch is not None)
+        return found if len(found) == len(epochs) else None
 
     def describe(self) -> dict[str, list[Any]]:
         """Give the listings as one; where several upstreams have the same, the one that spoke first speaks for all."""

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from xformd.client import TransformProxy
 from xformd.errors import XformError
-from xformd.proxy.catalog import Catalogue
+from xformd.proxy.catalog import Catalog
 
 LIST_TIMEOUT_S = 5.0
 """Whoever does not say by then what it has, is asked again."""
@@ -20,12 +20,12 @@ LEAST_GAP_S = 1.0
 """Clients that ask for what is not there, and upstreams that do not say it, must not keep anybody busy with lists."""
 
 
-class Lookout:
+class CatalogPoller:
     """Keeps a catalogue up to date.
 
     Args:
         upstreams: their addresses.
-        catalogue: what to keep up to date.
+        catalog: what to keep up to date.
         refresh_s: how many seconds after an answer to ask again; after none it is a second.
         longest_delay_s: how long to wait, at most, before another attempt to connect.
         changed: is called when results from before are not to be used any more.
@@ -40,14 +40,14 @@ class Lookout:
     def __init__(
         self,
         upstreams: Sequence[str],
-        catalogue: Catalogue,
+        catalog: Catalog,
         *,
         refresh_s: float,
         longest_delay_s: float,
         changed: Callable[[], None],
         reactor: Any,
     ) -> None:
-        self._catalogue = catalogue
+        self._catalog = catalog
         self._refresh_s = refresh_s
         self._changed = changed
         self._reactor = reactor
@@ -82,9 +82,7 @@ class Lookout:
 
     async def _ask(self, address: str) -> None:
         try:
-            changed = self._catalogue.learn(
-                address, await self._proxies[address].list_transforms(timeout=LIST_TIMEOUT_S)
-            )
+            changed = self._catalog.learn(address, await self._proxies[address].list_transforms(timeout=LIST_TIMEOUT_S))
         except XformError as error:
             self._say_silent(address, error.message)
         except ValueError as error:

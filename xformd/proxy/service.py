@@ -32,14 +32,14 @@ from xformd.errors import (
 )
 from xformd.limits import MIB, Limits
 from xformd.net.deadline import within
-from xformd.proxy.catalog import Catalogue
+from xformd.proxy.catalog import Catalog
 from xformd.proxy.digests import Digests
-from xformd.proxy.poller import Lookout
+from xformd.proxy.poller import CatalogPoller
 from xformd.runners import Caller
-from xformd.runners.generation import MAX_PLANS, Ready
+from xformd.runners.generation import MAX_PLANS, PreparedCall
 from xformd.runners.inline import Outcome
 from xformd.spec import SHORT_CHARACTERS, Spec
-from xformd.telemetry.tracebacks import Fault
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import session
 
 DEFAULT_CACHE_BYTES = 64 * MIB
@@ -88,10 +88,10 @@ class CachingTransformService:
         self.max_result_bytes = limits.max_result_bytes
         self._limits = limits
         self._reactor = reactor
-        self._catalogue = Catalogue()
-        self._lookout = Lookout(
+        self._catalog = Catalog()
+        self._poller = CatalogPoller(
             upstreams,
-            self._catalogue,
+            self._catalog,
             refresh_s=refresh_s,
             longest_delay_s=LONGEST_DELAY_S,
             changed=self._forget_plans,
@@ -111,15 +111,15 @@ class CachingTransformService:
         self._results: ReadThrough[bytes, bytes] = ReadThrough(
             self._cache, policy, reactor, size_of=_size_of, fell_back=_never
         )
-        self._seeds: dict[Spec, bytes | None] = {}
-        self._ready: dict[bytes, Ready | None] = {}
+        self._key_prefixes: dict[Spec, bytes | None] = {}
+        self._ready: dict[bytes, PreparedCall | None] = {}
         self._in_flight: dict[Deferred[bytes], None] = {}
         self._asking = 0
         self._is_stopping = False
 
     def start(self) -> Deferred[Any]:
         """Ask the upstreams what they have; fires when each has been asked, whatever came of it."""
-        return self._lookout.start()
+        return self._poller.start()
 
     def stop(self) -> None:
         """Give up every request in flight, with ``ShuttingDown``."""
@@ -129,13 +129,13 @@ class CachingTransformService:
 
     def close(self) -> Deferred[Any]:
         """Close the connections to the upstreams; fires when that is done, or has taken long enough."""
-        closing: Deferred[Any] = DeferredList([self._lookout.stop(), self._upstreams.close()], consumeErrors=True)
+        closing: Deferred[Any] = DeferredList([self._poller.stop(), self._upstreams.close()], consumeErrors=True)
         return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
     def describe(self) -> dict[str, Any]:
         """Give what the upstreams have, and what the cache has done."""
         return {
-            **self._catalogue.describe(),
+            **self._catalog.describe(),
             "cache": {
                 "hits": self._results.hits,
                 "misses": self._results.misses,
@@ -155,9 +155,9 @@ class CachingTransformService:
     ) -> bytes | Deferred[bytes]:
         """Transform a poem, or give what was kept; see ``TransformService.xform``."""
         del caller
-        return self._answer(self._seed(spec), spec, poem, timeout_s)
+        return self._answer(self._key_prefix(spec), spec, poem, timeout_s)
 
-    def ready(self, words: bytes) -> Ready | None:
+    def ready(self, words: bytes) -> PreparedCall | None:
         """Look up what a request says before its poem; see ``TransformService.ready``."""
         try:
             return self._ready[words]
@@ -169,14 +169,16 @@ class CachingTransformService:
         ready = self._ready[words] = self._make_ready(words)
         return ready
 
-    def _make_ready(self, words: bytes) -> Ready | None:
+    def _make_ready(self, words: bytes) -> PreparedCall | None:
         request = session.decode_request(b"1 %b." % words)
-        if not isinstance(request, session.Request) or (seed := self._seed(request.spec)) is None:
+        if not isinstance(request, session.Request) or (key_prefix := self._key_prefix(request.spec)) is None:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
-        return Ready(lambda poem: self._answer(seed, request.spec, poem, timeout_s), self._conclude, _never)
+        return PreparedCall(
+            lambda poem: self._answer(key_prefix, request.spec, poem, timeout_s), self._finish_call, _never
+        )
 
-    def _conclude(self, outcome: Outcome) -> bytes | Deferred[bytes]:
+    def _finish_call(self, outcome: Outcome) -> bytes | Deferred[bytes]:
         if isinstance(outcome, Failure):
             if isinstance(outcome.value, XformError):
                 raise outcome.value
@@ -185,18 +187,20 @@ class CachingTransformService:
             raise TooLarge(f"the result has {len(outcome)} bytes; the limit is {self.max_result_bytes} bytes")
         return outcome
 
-    def _answer(self, seed: bytes | None, spec: Spec, poem: bytes, timeout_s: float | None) -> bytes | Deferred[bytes]:
+    def _answer(
+        self, key_prefix: bytes | None, spec: Spec, poem: bytes, timeout_s: float | None
+    ) -> bytes | Deferred[bytes]:
         limit_s = self._limits.transform_timeout_s
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
-        if seed is None:
+        if key_prefix is None:
             return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001)), allowed_s)
         # Who waits together may wait for different times: each has its own deadline, and the last one cancels.
-        result = self._look_up(seed, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem)))
+        result = self._look_up(key_prefix, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem)))
         return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
 
-    def _look_up(self, seed: bytes, poem: bytes, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
+    def _look_up(self, key_prefix: bytes, poem: bytes, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
         try:
-            return self._results.get(seed + self._digests.of(poem), fetch)
+            return self._results.get(key_prefix + self._digests.of(poem), fetch)
         except Exception:
             self.log.failure("the cache failed; an upstream is asked instead")
             return fetch()
@@ -235,7 +239,7 @@ class CachingTransformService:
     def _last_word(self, failure: Failure) -> Failure:
         error = failure.value
         if isinstance(error, NoSuchTransform):
-            self._lookout.look_soon()
+            self._poller.look_soon()
         if self._is_stopping and isinstance(error, Cancelled):
             return Failure(
                 ShuttingDown("the proxy is stopping; ask again, here or elsewhere", retry_after_ms=RETRY_AFTER_MS)
@@ -252,28 +256,28 @@ class CachingTransformService:
     def _internal_error(self, failure: Failure) -> InternalError:
         request_id = uuid.uuid4().hex
         assert failure.value is not None
-        told = attrs.asdict(Fault.of(failure.value, failure.getTracebackObject()))
+        told = attrs.asdict(SafeTraceback.of(failure.value, failure.getTracebackObject()))
         self.log.error("internal error {request_id}\n{traceback}", request_id=request_id, **told)
         return InternalError(request_id)
 
-    def _seed(self, spec: Spec) -> bytes | None:
+    def _key_prefix(self, spec: Spec) -> bytes | None:
         """Begin the key of a spec's results; None where they are not to be kept."""
         try:
-            return self._seeds[spec]
+            return self._key_prefixes[spec]
         except KeyError:
-            editions = self._catalogue.editions(spec)
-        seed: bytes | None = None
-        if editions is not None:
-            words = repr((str(spec), [(e.origin.distribution, e.origin.version, e.since) for e in editions])).encode()
-            seed = hashlib.sha256(words).digest()
+            epochs = self._catalog.epochs(spec)
+        key_prefix: bytes | None = None
+        if epochs is not None:
+            words = repr((str(spec), [(e.origin.distribution, e.origin.version, e.since) for e in epochs])).encode()
+            key_prefix = hashlib.sha256(words).digest()
         if len(str(spec)) <= SHORT_CHARACTERS:
-            if len(self._seeds) >= MAX_PLANS:
-                self._seeds.clear()
-            self._seeds[spec] = seed
-        return seed
+            if len(self._key_prefixes) >= MAX_PLANS:
+                self._key_prefixes.clear()
+            self._key_prefixes[spec] = key_prefix
+        return key_prefix
 
     def _forget_plans(self) -> None:
-        self._seeds.clear()
+        self._key_prefixes.clear()
         self._ready.clear()
 
 

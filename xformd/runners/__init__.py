@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Union
 
 from xformd.runners.calls import Call
-from xformd.telemetry.timing import Trace
+from xformd.telemetry.timing import RequestTiming
 
 if TYPE_CHECKING:  # a worker imports this package too, and needs no Twisted
     from twisted.internet.defer import Deferred
@@ -29,7 +29,7 @@ class Runner(Protocol):
         caller: Caller | None = None,
         *,
         is_admitted: bool = False,
-        trace: Trace | None = None,
+        timing: RequestTiming | None = None,
     ) -> Union[bytes, "Deferred[bytes]"]:
         """Give a poem to one transform after the other.
 
@@ -38,7 +38,7 @@ class Runner(Protocol):
             poem: the poem, as it came.
             caller: who asks; work that waits does not begin while its caller has no room for a result.
             is_admitted: whether a part of the same request has run already, so that it is too late to be busy.
-            trace: takes the time that it waits and runs, where somebody wants to know.
+            timing: takes the time that it waits and runs, where somebody wants to know.
 
         Returns:
             The result, or a Deferred of it. Cancelling the Deferred ends the work.

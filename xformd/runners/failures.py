@@ -5,8 +5,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xformd.runners.calls import Call
-from xformd.telemetry.timing import Trace, log_fields
-from xformd.telemetry.tracebacks import Fault
+from xformd.telemetry.timing import RequestTiming, log_fields
+from xformd.telemetry.tracebacks import SafeTraceback
 
 PERIOD_S = 1.0
 
@@ -25,13 +25,13 @@ class FailureLog:
         self._logged_s: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
-    def failed(self, call: Call, fault: Fault, trace: Trace | None = None) -> None:
+    def failed(self, call: Call, raised: SafeTraceback, timing: RequestTiming | None = None) -> None:
         """Note that a transform has failed.
 
         Args:
             call: what failed.
-            fault: with what.
-            trace: of the request.
+            raised: with what.
+            timing: of the request.
         """
         name, label = call.name, call.entry.plugin.label
         now_s = self._clock.seconds()
@@ -42,8 +42,8 @@ class FailureLog:
                 "transform {transform} of plugin {plugin} failed{log_of_request}\n{traceback}",
                 transform=name,
                 plugin=label,
-                **attrs.asdict(fault),
-                **log_fields(trace),
+                **attrs.asdict(raised),
+                **log_fields(timing),
             )
             return
         if name not in self._left_out:

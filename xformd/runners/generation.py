@@ -21,7 +21,7 @@ from xformd.runners.inline import InlineRunner, Outcome, Run
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import Quarantine
 from xformd.spec import SHORT_CHARACTERS, Spec
-from xformd.telemetry.metrics import Tally
+from xformd.telemetry.metrics import BatchedCounts
 
 MAX_PLANS = 1_024
 """How many specs are remembered with their transforms and options."""
@@ -36,24 +36,24 @@ class Stage:
 
 
 @attrs.frozen(eq=False)
-class Ready:
+class PreparedCall:
     """A request's words, looked up and converted: one transform that runs at once.
 
     Args:
-        run: gives it a poem; whatever comes of that is for ``conclude``, unless it is bytes of a fair length.
-        conclude: takes what ``run`` gave, or the failure with what it raised. It does what ``xform`` does then.
-        held: is to be told when it has run for more than ``HELD_S``, and for how many seconds.
+        run: gives it a poem; whatever comes of that is for ``finish_call``, unless it is bytes of a fair length.
+        finish_call: takes what ``run`` gave, or the failure with what it raised. It does what ``xform`` does then.
+        on_slow_call: is to be told when it has run for more than ``SLOW_CALL_S``, and for how many seconds.
         name: the transform's.
-        tally: takes down what it runs, and how long that takes; None where nobody counts.
+        batched_counts: takes down what it runs, and how long that takes; None where nobody counts.
         counted: the same with a tally, by whose it is.
     """
 
     run: Run
-    conclude: Callable[[Outcome], bytes | Deferred[bytes]]
-    held: Callable[[float], None]
+    finish_call: Callable[[Outcome], bytes | Deferred[bytes]]
+    on_slow_call: Callable[[float], None]
     name: str = ""
-    tally: Tally | None = None
-    counted: dict[object, "Ready"] = attrs.field(factory=dict)
+    batched_counts: BatchedCounts | None = None
+    counted: dict[object, "PreparedCall"] = attrs.field(factory=dict)
 
 
 class Generation:
@@ -78,7 +78,7 @@ class Generation:
         self.registry = registry
         self._quarantine = quarantine or Quarantine()
         self.inline = inline
-        self.ready: dict[bytes, Ready | None] = {}
+        self.ready: dict[bytes, PreparedCall | None] = {}
         """What ``TransformService.ready`` has found out, by the words of a request."""
         self._listing: tuple[frozenset[str], bytes] | None = None  # who was in quarantine then, and what was told
         self._workers = workers

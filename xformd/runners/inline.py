@@ -15,8 +15,8 @@ from xformd.plugins.definition import Transform
 from xformd.runners import Caller
 from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
 from xformd.runners.failures import FailureLog
-from xformd.telemetry.timing import Trace
-from xformd.telemetry.tracebacks import Fault, Look
+from xformd.telemetry.timing import RequestTiming
+from xformd.telemetry.tracebacks import Look, SafeTraceback
 
 Run = Callable[[bytes], bytes | Deferred[bytes]]
 """Gives a poem to one transform, with its options; raises whatever that raises."""
@@ -24,7 +24,7 @@ Run = Callable[[bytes], bytes | Deferred[bytes]]
 Outcome = bytes | Deferred[bytes] | Failure
 """What came of running a transform: what it gave, encoded, or what it raised."""
 
-HELD_S = 0.05
+SLOW_CALL_S = 0.05
 """Whoever runs longer in the reactor keeps everybody else waiting noticeably."""
 
 WARN_EVERY_S = 60.0
@@ -47,7 +47,7 @@ class InlineRunner:
         max_result_bytes: int,
         clock: IReactorTime,
         stopwatch: Callable[[], float] = time.perf_counter,
-        look: Look = Fault.of,
+        look: Look = SafeTraceback.of,
     ) -> None:
         self.max_result_bytes = max_result_bytes
         self.stopwatch = stopwatch
@@ -63,42 +63,42 @@ class InlineRunner:
         caller: Caller | None = None,
         *,
         is_admitted: bool = False,
-        trace: Trace | None = None,
+        timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """Give a poem to one transform, whoever asks; see ``Runner.run``."""
         del caller, is_admitted  # nothing ever waits here
         (call,) = calls
-        if trace is not None:
-            trace.runs()
+        if timing is not None:
+            timing.runs()
         started_s = self.stopwatch()
         outcome: Outcome
         try:
             outcome = _run(call, poem)
         except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
             outcome = Failure()
-        if (held_s := self.stopwatch() - started_s) > HELD_S:
-            self.note_hold(call, held_s)
-        if trace is not None:
-            outcome = _end(trace, outcome)
-        return self.conclude(call, outcome, trace)
+        if (held_s := self.stopwatch() - started_s) > SLOW_CALL_S:
+            self.note_slow_call(call, held_s)
+        if timing is not None:
+            outcome = _end(timing, outcome)
+        return self.finish_call(call, outcome, timing)
 
     def caller_has_room(self, caller: Caller) -> None:
         """Nothing ever waits here."""
 
-    def conclude(self, call: Call, outcome: Outcome, trace: Trace | None = None) -> bytes | Deferred[bytes]:
+    def finish_call(self, call: Call, outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
         """Turn what came of running a transform into what ``run`` gives, or raises."""
         if isinstance(outcome, bytes):
             return outcome if len(outcome) <= self.max_result_bytes else self._check(outcome, call)
         if isinstance(outcome, Failure):
-            raise self._explain(outcome, call, trace)
+            raise self._explain(outcome, call, timing)
         outcome.addCallback(self._check, call)
-        outcome.addErrback(lambda failure: Failure(self._explain(failure, call, trace)))
+        outcome.addErrback(lambda failure: Failure(self._explain(failure, call, timing)))
         limit_s = call.entry.transform.timeout_s
         if limit_s is None:
             return outcome
         return within(self._clock, limit_s, call.name, outcome, lambda: took_too_long(call.name, limit_s))
 
-    def note_hold(self, call: Call, seconds: float) -> None:
+    def note_slow_call(self, call: Call, seconds: float) -> None:
         """Tell the operator that everybody has waited for a transform; not more than once a minute for each."""
         now_s = self.stopwatch()
         if now_s - self._warned_s.get(call.name, -WARN_EVERY_S) < WARN_EVERY_S:
@@ -115,12 +115,12 @@ class InlineRunner:
     def _check(self, result: bytes, call: Call) -> bytes:
         return check_size(call, result, self.max_result_bytes)
 
-    def _explain(self, failure: Failure, call: Call, trace: Trace | None) -> XformError:
+    def _explain(self, failure: Failure, call: Call, timing: RequestTiming | None) -> XformError:
         error = failure.value
         assert error is not None
         # A CancelledError is this service, giving the work up.
         if not is_expected(error) and not isinstance(error, CancelledError):
-            self._failures.failed(call, self._look(error, failure.getTracebackObject()), trace)
+            self._failures.failed(call, self._look(error, failure.getTracebackObject()), timing)
         return explain(call, error)
 
 
@@ -154,16 +154,16 @@ def bind(call: Call) -> Run:
     return run_on_text
 
 
-def _end(trace: Trace, outcome: Outcome) -> Outcome:
+def _end(timing: RequestTiming, outcome: Outcome) -> Outcome:
     """Stop the clock: now, or once a Deferred has its outcome."""
 
     def end(result: bytes | Failure) -> bytes | Failure:
-        trace.ends()
+        timing.ends()
         return result
 
     if isinstance(outcome, Deferred):
         return outcome.addBoth(end)
-    trace.ends()
+    timing.ends()
     return outcome
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import attrs
 
 from xformd.plugins.loader import Selection
-from xformd.telemetry.tracebacks import Fault
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring
 
-MAX_ORDERS_BYTES = 1024 * 1024
-MAX_REPORT_BYTES = 64 * 1024 * 1024
+MAX_SETUP_BYTES = 1024 * 1024
+MAX_HELLO_BYTES = 64 * 1024 * 1024
 """A plugin may come with many long examples."""
 
 _STEP = b"step "
@@ -21,7 +21,7 @@ _FAULT = b"fault "
 
 
 @attrs.frozen(kw_only=True)
-class Orders:
+class WorkerSetup:
     """What a worker has to know before it can begin.
 
     Args:
@@ -38,7 +38,7 @@ class Orders:
 
 
 @attrs.frozen
-class Report:
+class WorkerHello:
     """What a worker says when it is ready.
 
     Args:
@@ -50,7 +50,7 @@ class Report:
     listed: Mapping[str, Any]
 
 
-def encode_orders(orders: Orders) -> bytes:
+def encode_setup(orders: WorkerSetup) -> bytes:
     """Give the bytes that a server sends first."""
     told = attrs.asdict(orders)
     selection = told["selection"]
@@ -60,8 +60,8 @@ def encode_orders(orders: Orders) -> bytes:
     return netstring.encode(json.dumps(told).encode())
 
 
-def decode_orders(string: bytes) -> Orders:
-    """Read what ``encode_orders`` gave."""
+def decode_setup(string: bytes) -> WorkerSetup:
+    """Read what ``encode_setup`` gave."""
     told = json.loads(string)
     selected = told.pop("selection")
     distributions = selected["distributions"]
@@ -71,18 +71,18 @@ def decode_orders(string: bytes) -> Orders:
         directories=tuple(map(Path, selected["directories"])),
         preferred=selected["preferred"],
         strict=selected["strict"],
-        lenient=selected["lenient"],
+        ignore_unknown=selected["ignore_unknown"],
     )
-    return Orders(selection=selection, **told)
+    return WorkerSetup(selection=selection, **told)
 
 
-def encode_report(report: Report) -> bytes:
+def encode_hello(report: WorkerHello) -> bytes:
     """Give the bytes that a worker sends first."""
     return netstring.encode(json.dumps([report.pid, report.listed]).encode())
 
 
-def decode_report(string: bytes) -> Report:
-    """Read what ``encode_report`` gave.
+def decode_hello(string: bytes) -> WorkerHello:
+    """Read what ``encode_hello`` gave.
 
     Raises:
         ValueError: it is something else.
@@ -93,7 +93,7 @@ def decode_report(string: bytes) -> Report:
         pid, listed = None, None
     if not isinstance(pid, int) or not isinstance(listed, dict):
         raise ValueError("a report is a process id and a listing")
-    return Report(pid, listed)
+    return WorkerHello(pid, listed)
 
 
 def encode_step(index: int) -> bytes:
@@ -107,13 +107,13 @@ def decode_step(string: bytes) -> int | None:
     return int(digits) if digits != string and digits.isdigit() and len(digits) < 4 else None
 
 
-def encode_fault(fault: Fault) -> bytes:
+def encode_traceback(raised: SafeTraceback) -> bytes:
     """Give the bytes with which a worker says what its transform has raised, before it refuses the job."""
-    return netstring.encode(_FAULT + json.dumps(attrs.asdict(fault)).encode())
+    return netstring.encode(_FAULT + json.dumps(attrs.asdict(raised)).encode())
 
 
-def decode_fault(string: bytes) -> Fault | None:
-    """Read what ``encode_fault`` gave; None for anything else.
+def decode_traceback(string: bytes) -> SafeTraceback | None:
+    """Read what ``encode_traceback`` gave; None for anything else.
 
     Raises:
         ValueError: it begins like a fault, and is none.
@@ -124,5 +124,5 @@ def decode_fault(string: bytes) -> Fault | None:
     with contextlib.suppress(ValueError, RecursionError):
         match json.loads(told):
             case {"error": str(error), "traceback": str(traceback)}:
-                return Fault(error, traceback)
+                return SafeTraceback(error, traceback)
     raise ValueError("a fault is an error and its traceback")

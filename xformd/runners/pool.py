@@ -18,13 +18,13 @@ from xformd.runners import Caller, policy
 from xformd.runners.calls import Call, took_too_long
 from xformd.runners.failures import FailureLog
 from xformd.runners.quarantine import MAX_DEATHS, Quarantine
-from xformd.runners.queue import Queue
-from xformd.runners.seat import Launch, Proof, Seat
+from xformd.runners.queue import FairQueue
+from xformd.runners.slot import Launch, SelfTest, WorkerSlot
 from xformd.runners.supervisor import Supervisor
 from xformd.spec import Spec
 from xformd.telemetry.status import WorkerHistory
-from xformd.telemetry.timing import Trace, log_fields
-from xformd.telemetry.tracebacks import Fault
+from xformd.telemetry.timing import RequestTiming, log_fields
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import session
 
 LONG_BYTES = 64 * 1024
@@ -40,8 +40,8 @@ class _Job:
         poem: for the first.
         caller: who asks.
         outcome: fires once.
-        trace: takes its times; None where nobody wants to know them.
-        seat: the worker that runs it; None while it waits.
+        timing: takes its times; None where nobody wants to know them.
+        slot: the worker that runs it; None while it waits.
         step: which of the steps runs.
         began_at: when it got its worker.
         timer: ends it when the step that runs takes longer than its transform's own limit.
@@ -51,8 +51,8 @@ class _Job:
     poem: bytes
     caller: Caller | None
     outcome: Deferred[bytes]
-    trace: Trace | None = None
-    seat: Seat | None = None
+    timing: RequestTiming | None = None
+    slot: WorkerSlot | None = None
     step: int = 0
     began_at: float = 0.0
     timer: IDelayedCall | None = None
@@ -69,7 +69,7 @@ class WorkerPool:
     Args:
         size: how many jobs run at a time. One process more waits, warm, to take the place of one that ends.
         launch: starts a worker.
-        proof: an example that each must run first.
+        self_test: an example that each must run first.
         quarantine: remembers which transforms kill workers.
         limits: how long the queue, and how worn a worker may be.
         clock: a reactor, or a clock in its place.
@@ -83,7 +83,7 @@ class WorkerPool:
         *,
         size: int,
         launch: Launch,
-        proof: Proof | None,
+        self_test: SelfTest | None,
         quarantine: Quarantine,
         limits: Limits,
         clock: IReactorTime,
@@ -94,7 +94,7 @@ class WorkerPool:
         self._limits = limits
         self._clock = clock
         self._failures = FailureLog(clock)
-        self._queue: Queue[_Job] = Queue()
+        self._queue: FairQueue[_Job] = FairQueue()
         self._running: set[_Job] = set()
         self._mean_job_s = 0.0
         self._is_stopping = False
@@ -102,7 +102,7 @@ class WorkerPool:
         self.supervisor = Supervisor(
             count=size + 1,
             launch=launch,
-            proof=proof,
+            self_test=self_test,
             events=self,
             limits=limits,
             clock=clock,
@@ -122,7 +122,7 @@ class WorkerPool:
         caller: Caller | None = None,
         *,
         is_admitted: bool = False,
-        trace: Trace | None = None,
+        timing: RequestTiming | None = None,
     ) -> Deferred[bytes]:
         """Give a poem to a worker, now or when one is free; see ``Runner.run``."""
         error = ShuttingDown.before_it_began() if self._is_stopping else self._quarantined(calls)
@@ -130,9 +130,9 @@ class WorkerPool:
             error = self._full()
         if error is not None:
             raise error
-        job = _Job(calls, poem, caller, Deferred(lambda _: self._give_up(job, "its job was given up")), trace)
-        if trace is not None:
-            trace.waits()
+        job = _Job(calls, poem, caller, Deferred(lambda _: self._give_up(job, "its job was given up")), timing)
+        if timing is not None:
+            timing.waits()
         self._queue.put(job)
         self._dispatch()
         return job.outcome
@@ -170,52 +170,52 @@ class WorkerPool:
         """Give the next job to it."""
         self._dispatch()
 
-    def worker_began(self, seat: Seat, step: int) -> None:
+    def worker_began(self, slot: WorkerSlot, step: int) -> None:
         """Note which of its job's steps runs."""
-        job: _Job = seat.job
+        job: _Job = slot.job
         if step != job.step + 1 or step >= len(job.calls):
-            seat.worker.kill("began what nobody had asked")
+            slot.worker.kill("began what nobody had asked")
             return
         self._survived(job)
         job.step = step
         self._begin_step(job)
 
-    def worker_faulted(self, seat: Seat, fault: Fault) -> None:
+    def worker_raised(self, slot: WorkerSlot, raised: SafeTraceback) -> None:
         """Tell the operator; who waits for its job hears when it is refused."""
-        job: _Job = seat.job
-        self._failures.failed(job.call, fault, job.trace)
+        job: _Job = slot.job
+        self._failures.failed(job.call, raised, job.timing)
 
-    def worker_answered(self, seat: Seat, answer: session.Reply | session.Refusal) -> None:
+    def worker_answered(self, slot: WorkerSlot, answer: session.Reply | session.Refusal) -> None:
         """Give the worker its next job, then the answer to who waits for it."""
-        job: _Job = seat.job
+        job: _Job = slot.job
         self._leave(job)
         if isinstance(answer, session.Refusal):
-            self._refused(seat, job, answer.error)
+            self._refused(slot, job, answer.error)
             return
         self._survived(job)
         if len(answer.poem) < LONG_BYTES:
-            self.supervisor.release(seat)
+            self.supervisor.release(slot)
             self._settle(job, answer.poem)
         else:  # the other way round, so that who does not read it is not given another
             self._settle(job, answer.poem)
-            self.supervisor.release(seat)
+            self.supervisor.release(slot)
 
-    def _refused(self, seat: Seat, job: _Job, error: XformError) -> None:
+    def _refused(self, slot: WorkerSlot, job: _Job, error: XformError) -> None:
         if isinstance(error, TransformDied):
             self._count_death(job, error.message)
-            self.supervisor.discard(seat, error.message)
+            self.supervisor.discard(slot, error.message)
         else:
             self._survived(job)
-            self.supervisor.release(seat)
+            self.supervisor.release(slot)
         self._settle(job, Failure(error))
 
     def _survived(self, job: _Job) -> None:
         if self.quarantine.survived(job.call.name):
             self.log.info("transform {name} is out of quarantine", name=job.call.name)
 
-    def worker_died(self, seat: Seat, reason: str) -> None:
+    def worker_died(self, slot: WorkerSlot, reason: str) -> None:
         """Tell who waits for its job, and nobody else."""
-        job: _Job = seat.job
+        job: _Job = slot.job
         self._leave(job)
         died = f"the worker of {job.call.name} {reason}"
         self._count_death(job, died)
@@ -227,18 +227,18 @@ class WorkerPool:
                 self._queue.remove(job)
                 self._settle(job, Failure(error))
                 continue
-            if (seat := self.supervisor.take()) is None:
+            if (slot := self.supervisor.take()) is None:
                 return
             self._queue.remove(job)
-            job.seat, seat.job = seat, job
+            job.slot, slot.job = slot, job
             job.began_at = self._clock.seconds()
             self._running.add(job)
-            if job.trace is not None:
-                job.trace.runs()
+            if job.timing is not None:
+                job.timing.runs()
             for call in job.calls:
                 self.quarantine.begin(call.name)
             self._begin_step(job)
-            seat.worker.send(session.Request(seat.request_id, Spec(tuple(call.step for call in job.calls)), job.poem))
+            slot.worker.send(session.Request(slot.request_id, Spec(tuple(call.step for call in job.calls)), job.poem))
 
     def _begin_step(self, job: _Job) -> None:
         self._stop_timer(job)
@@ -255,16 +255,16 @@ class WorkerPool:
         """Take a job from the queue, or from its worker, which does not outlive it."""
         if self._queue.remove(job):
             return
-        if job in self._running and job.seat is not None:
+        if job in self._running and job.slot is not None:
             self.quarantine.undecided(job.call.name)
             self._leave(job)
-            self.supervisor.discard(job.seat, why)
+            self.supervisor.discard(job.slot, why)
 
     def _leave(self, job: _Job) -> None:
         self._running.discard(job)
         self._stop_timer(job)
-        if job.trace is not None:
-            job.trace.ends()
+        if job.timing is not None:
+            job.timing.ends()
         for call in job.calls[job.step + 1 :]:  # these have not begun
             self.quarantine.undecided(call.name)
         self._mean_job_s += (self._clock.seconds() - job.began_at - self._mean_job_s) / 16
@@ -287,7 +287,7 @@ class WorkerPool:
             name=name,
             plugin=plugin,
             died=died,
-            **log_fields(job.trace),
+            **log_fields(job.timing),
         )
         if self.quarantine.died(name, self._clock.seconds()):
             self.log.error(

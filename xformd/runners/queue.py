@@ -18,7 +18,7 @@ class Waiting(Protocol):
 Item = TypeVar("Item", bound=Waiting)
 
 
-class Queue(Generic[Item]):
+class FairQueue(Generic[Item]):
     """A line for each caller, from whose middle things can be taken; who has none of his own is a line by himself.
 
     Every operation takes the same time, however much waits.

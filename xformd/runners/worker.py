@@ -1,9 +1,9 @@
 """A worker process: loads the plugins that the server has, and runs one job after the other on its main thread.
 
-It speaks with the server over one socket, in netstrings. First it is told what to load (``Orders``) and answers with
-what it has (``Report``); from then on it gets requests of the session form and answers them. Before each step of a
-job but the first it says which (``step``), so that the server knows whom to blame, and of what a transform raises
-it says type and place (``fault``). The server ends it by killing it.
+It speaks netstrings with the server over one socket. The server sends a ``WorkerSetup``, the worker answers with a
+``WorkerHello``, and from then on it runs requests of the session form, one at a time. Before every step but the first
+it names the step, so that the server knows which transform to blame; when a transform raises, it reports the type and
+the place. The server ends it by killing it.
 """
 
 import gc
@@ -23,7 +23,7 @@ from xformd.plugins.registry import Registry
 from xformd.runners import calls, messages
 from xformd.runners.calls import Call
 from xformd.spec import Spec
-from xformd.telemetry.tracebacks import Fault, on_uncaught
+from xformd.telemetry.tracebacks import SafeTraceback, on_uncaught
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
@@ -37,7 +37,7 @@ def main(channel_descriptor: int) -> NoReturn:
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-        on_uncaught(lambda where, fault: print(f"{where}: {fault.error}\n{fault.traceback}", file=sys.stderr))
+        on_uncaught(lambda where, raised: print(f"{where}: {raised.error}\n{raised.traceback}", file=sys.stderr))
         connection = socket.socket(fileno=channel_descriptor)
         connection.set_inheritable(False)  # what a plugin starts has no business with it
         _serve(_Channel(connection))
@@ -51,11 +51,11 @@ def main(channel_descriptor: int) -> NoReturn:
 
 def _serve(channel: "_Channel") -> NoReturn:
     keep_freed_memory()
-    told = messages.decode_orders(channel.receive())
+    told = messages.decode_setup(channel.receive())
     channel.limit(told.max_request_bytes)
     _limit_memory(told.memory_bytes)
     registry = loader.load(told.selection)
-    channel.send(messages.encode_report(messages.Report(os.getpid(), listing.to_json(registry))))
+    channel.send(messages.encode_hello(messages.WorkerHello(os.getpid(), listing.to_json(registry))))
     job = _Job(registry, told, channel)
     gc.freeze()  # what is loaded stays: there is no use in looking through it again and again
     while True:
@@ -73,7 +73,7 @@ class _Channel:
         self._connection = connection
         self._arrival = select.poll()
         self._arrival.register(connection, select.POLLIN)
-        self._decoder = netstring.Decoder(messages.MAX_ORDERS_BYTES)
+        self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
 
     def limit(self, max_poem_bytes: int) -> None:
         """Say how long a poem can be."""
@@ -112,7 +112,7 @@ class _Job:
         channel: to the server.
     """
 
-    def __init__(self, registry: Registry, told: messages.Orders, channel: _Channel) -> None:
+    def __init__(self, registry: Registry, told: messages.WorkerSetup, channel: _Channel) -> None:
         self._registry = registry
         self._told = told
         self._channel = channel
@@ -162,7 +162,7 @@ class _Job:
         except BaseException as error:  # SystemExit and its like come from the transform: nothing else runs in there
             self._end_if_forked()
             if not calls.is_expected(error):
-                self._channel.send(messages.encode_fault(Fault.of(error)))
+                self._channel.send(messages.encode_traceback(SafeTraceback.of(error)))
             raise calls.explain(call, error) from None
         finally:
             self._end_if_forked()

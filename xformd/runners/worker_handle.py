@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from xformd.errors import BadFrame, one_line, printable
 from xformd.net.channel import BUFFER_BYTES, Channel
 from xformd.runners import messages, reaper
-from xformd.telemetry.tracebacks import Fault
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring, session
 
 MAX_LINE_BYTES = 1_000
@@ -38,32 +38,32 @@ _COMMAND = (
 class WorkerEvents(Protocol):
     """Who has a worker hears of these."""
 
-    def worker_reported(self, worker: "WorkerProcess", report: messages.Report) -> None:
+    def worker_said_hello(self, worker: "WorkerHandle", report: messages.WorkerHello) -> None:
         """It has loaded its plugins."""
         ...
 
-    def worker_began(self, worker: "WorkerProcess", step: int) -> None:
+    def worker_began(self, worker: "WorkerHandle", step: int) -> None:
         """It begins a step of its job, counted from 0; it does not say so of the first."""
         ...
 
-    def worker_faulted(self, worker: "WorkerProcess", fault: Fault) -> None:
+    def worker_raised(self, worker: "WorkerHandle", raised: SafeTraceback) -> None:
         """Its transform has raised something that it must not raise; the answer comes next."""
         ...
 
-    def worker_answered(self, worker: "WorkerProcess", answer: session.Reply | session.Refusal) -> None:
+    def worker_answered(self, worker: "WorkerHandle", answer: session.Reply | session.Refusal) -> None:
         """It has answered."""
         ...
 
-    def worker_hung_up(self, worker: "WorkerProcess") -> None:
+    def worker_hung_up(self, worker: "WorkerHandle") -> None:
         """It will do no more work, and is about to end."""
         ...
 
-    def worker_ended(self, worker: "WorkerProcess", reason: str) -> None:
+    def worker_ended(self, worker: "WorkerHandle", reason: str) -> None:
         """It is gone, and so is every process that came from it."""
         ...
 
 
-class WorkerProcess(ProcessProtocol):
+class WorkerHandle(ProcessProtocol):
     """One worker.
 
     Args:
@@ -77,15 +77,13 @@ class WorkerProcess(ProcessProtocol):
 
     log = Logger()
 
-    def __init__(self, told: messages.Orders, events: WorkerEvents, reactor: Any) -> None:
+    def __init__(self, told: messages.WorkerSetup, events: WorkerEvents, reactor: Any) -> None:
         self._events = events
         self._why = ""
         self._logs = {1: b"", 2: b""}
         self._lines = 0
         self.pid: int | None = None  # the worker's own, once it has reported
-        self._decoder = netstring.Decoder(
-            max(messages.MAX_REPORT_BYTES, told.max_result_bytes + session.MAX_HEAD_BYTES)
-        )
+        self._decoder = netstring.Decoder(max(messages.MAX_HELLO_BYTES, told.max_result_bytes + session.MAX_HEAD_BYTES))
         self._process: IProcessTransport | None = None
         ours, theirs = socket.socketpair()
         with theirs, contextlib.ExitStack() as undo:
@@ -95,7 +93,7 @@ class WorkerProcess(ProcessProtocol):
             undo.callback(self._channel.close)
             self._process = self._spawn(reactor, theirs)
             undo.pop_all()
-        self._channel.send(messages.encode_orders(told))
+        self._channel.send(messages.encode_setup(told))
 
     def _spawn(self, reactor: Any, channel: socket.socket) -> IProcessTransport:
         process: IProcessTransport = reactor.spawnProcess(
@@ -159,13 +157,13 @@ class WorkerProcess(ProcessProtocol):
 
     def _handle(self, string: bytes) -> None:
         if self.pid is None:
-            report = messages.decode_report(string)
+            report = messages.decode_hello(string)
             self.pid = report.pid
-            self._events.worker_reported(self, report)
+            self._events.worker_said_hello(self, report)
         elif (step := messages.decode_step(string)) is not None:
             self._events.worker_began(self, step)
-        elif (fault := messages.decode_fault(string)) is not None:
-            self._events.worker_faulted(self, fault)
+        elif (raised := messages.decode_traceback(string)) is not None:
+            self._events.worker_raised(self, raised)
         else:
             answer = session.decode_reply(string)
             del string  # it may be long, and the answer holds its poem

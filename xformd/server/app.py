@@ -12,7 +12,7 @@ from xformd.errors import ConfigError
 from xformd.factory import TransformFactory
 from xformd.net.listener import Listening
 from xformd.plugins.registry import Registry
-from xformd.server.reload import Generations
+from xformd.server.reload import Reloader
 from xformd.telemetry.metrics import Metrics
 
 
@@ -29,13 +29,13 @@ class Server(Listening):
 
     def __init__(
         self,
-        generations: Generations,
+        generations: Reloader,
         listen: tuple[str, ...],
         factory: TransformFactory,
         reactor: Any,
         others: Sequence[Listening] = (),
     ) -> None:
-        super().__init__(listen, factory, reactor, is_prompt=True)
+        super().__init__(listen, factory, reactor, is_eager=True)
         self._generations = generations
         self._others = others
 
@@ -77,14 +77,14 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     Raises:
         ConfigError: the settings name something that is not there.
     """
-    generations = Generations(settings, reactor)
+    generations = Reloader(settings, reactor)
     if settings.answers_http:
         return _make_with_http(settings, generations, reactor)
     factory = TransformFactory(generations.service, settings.limits, reactor)
     return Server(generations, settings.listen, factory, reactor)
 
 
-def _make_with_http(settings: Settings, generations: Generations, reactor: Any) -> Server:
+def _make_with_http(settings: Settings, generations: Reloader, reactor: Any) -> Server:
     """Put together a server that counts what it does, and answers HTTP too."""
     setting = "http" if settings.http else "metrics"
     if not _runs_asyncio(reactor):

@@ -7,17 +7,17 @@ from typing import Any
 
 from xformd.config import Settings
 from xformd.factory import TransformFactory
-from xformd.http.application import Parts, make_application, make_watching_application
+from xformd.http.application import HttpDependencies, make_application, make_watching_application
 from xformd.http.factory import HttpFactory
 from xformd.http.health import Health
 from xformd.net.listener import Listening
-from xformd.server.reload import Generations
+from xformd.server.reload import Reloader
 from xformd.telemetry.metrics import Metrics
-from xformd.telemetry.prometheus import Exposition, Sources
+from xformd.telemetry.prometheus import PrometheusExporter, Sources
 
 
 def make_fronts(
-    settings: Settings, generations: Generations, netstrings: TransformFactory, metrics: Metrics, reactor: Any
+    settings: Settings, generations: Reloader, netstrings: TransformFactory, metrics: Metrics, reactor: Any
 ) -> list[Listening]:
     """Put together what answers HTTP beside a server for netstrings.
 
@@ -32,24 +32,24 @@ def make_fronts(
         What listens, in the order in which it is told.
     """
     service, limits = generations.service, settings.limits
-    doors = {"netstring": netstrings}
+    connection_stats = {"netstring": netstrings}
     sources = Sources(
         metrics,
-        generations.vitals,
+        generations.status,
         lambda: service.registry,
-        lambda: {front: each.door for front, each in doors.items()},
+        lambda: {front: each.connection_stats for front, each in connection_stats.items()},
     )
-    parts = Parts(
+    parts = HttpDependencies(
         service=service,
         metrics=metrics,
         limits=limits,
-        health=Health(generations.vitals, lambda: netstrings.is_stopping),
-        render_metrics=Exposition(sources).render,
+        health=Health(generations.status, lambda: netstrings.is_stopping),
+        render_metrics=PrometheusExporter(sources).render,
         origins=settings.cors,
     )
-    doors["http"] = HttpFactory(make_application(parts), metrics, service, limits, reactor)
-    doors["metrics"] = HttpFactory(make_watching_application(parts), metrics, service, limits, reactor)
+    connection_stats["http"] = HttpFactory(make_application(parts), metrics, service, limits, reactor)
+    connection_stats["metrics"] = HttpFactory(make_watching_application(parts), metrics, service, limits, reactor)
     return [
-        Listening(listen, doors[front], reactor, is_prompt=True, setting=front, scheme="http://")
+        Listening(listen, connection_stats[front], reactor, is_eager=True, setting=front, scheme="http://")
         for front, listen in (("http", settings.http), ("metrics", settings.metrics))
     ]

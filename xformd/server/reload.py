@@ -20,15 +20,15 @@ from xformd.plugins.described import registry_from, runs_here
 from xformd.plugins.registry import BUILT_IN, Registry
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
-from xformd.runners.messages import Orders, Report
+from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.runners.placement import Placement
 from xformd.runners.pool import WorkerPool
 from xformd.runners.quarantine import Quarantine
-from xformd.runners.seat import Proof
+from xformd.runners.slot import SelfTest
 from xformd.runners.supervisor import START_TIMEOUT_S, NotReady
-from xformd.runners.worker_handle import WorkerProcess
+from xformd.runners.worker_handle import WorkerHandle
 from xformd.service import TransformService
-from xformd.telemetry.status import Vitals, WorkerHistory
+from xformd.telemetry.status import ServerStatus, WorkerHistory
 from xformd.wire import session
 
 RELOAD_TIMEOUT_S = 2 * START_TIMEOUT_S + 10.0
@@ -39,7 +39,7 @@ END_TIMEOUT_S = 5.0
 """Long after a process has ended that was killed, unless the system cannot end it."""
 
 
-class Generations:
+class Reloader:
     """What a server's service answers with, from its start to its end.
 
     Args:
@@ -65,24 +65,24 @@ class Generations:
         self._history = WorkerHistory()
         self._pool = self._make_pool(registry)
         self._retiring: set[WorkerPool] = set()
-        self._proving: Deferred[Report | NotReady] | None = None
+        self._proving: Deferred[WorkerHello | NotReady] | None = None
         self._is_reloading = self._is_asked_again = self._is_stopping = False
         self.service = TransformService(self._generation(registry), settings.limits, reactor)
 
     def start(self) -> None:
         """Start the workers."""
         if self._pool is not None:
-            self._pool.supervisor.ready.addCallback(self._adopt)
+            self._pool.supervisor.ready.addCallback(self._apply_worker_failures)
             self._pool.start()
 
-    def vitals(self) -> Vitals:
+    def status(self) -> ServerStatus:
         """Say how the server is now."""
         now = self._pool.supervisor.states if self._pool is not None else {}
         pools = {pool for pool in (self._pool, *self._retiring) if pool is not None}
         workers = Counter(dict.fromkeys(("starting", "idle", "busy", "ending"), 0))
         for pool in pools:
             workers.update(pool.supervisor.states)
-        return Vitals(
+        return ServerStatus(
             queue_length=sum(pool.waiting for pool in pools),
             max_queue=self._settings.limits.max_queue,
             workers=workers,
@@ -137,7 +137,7 @@ class Generations:
             if pool is None:
                 registry = keep_imported(before, loader.load(self._settings.selection))
             else:
-                registry = self._learn(before, await self._prove(pool))
+                registry = self._registry_from_worker(before, await self._start_and_check(pool))
             self._placement.check(registry)
             if broken := [*what_breaks(before, registry)]:
                 raise ConfigError("what worked before would not work any more", details=broken)
@@ -149,15 +149,15 @@ class Generations:
         for line in what_changes(before, registry):
             self.log.info("{line}", line=line)
 
-    def _learn(self, before: Registry, report: Report) -> Registry:
+    def _registry_from_worker(self, before: Registry, report: WorkerHello) -> Registry:
         """Make a registry of what a worker has loaded, and lived: only then is what must run here imported here."""
         is_isolated = self._placement.is_isolated
         wanted = runs_here(report.listed, is_isolated)
-        lenient = attrs.evolve(self._settings.selection, strict=False, lenient=True)
-        own = loader.load(lenient, only=lambda candidate: (candidate.distribution, candidate.name) in wanted)
+        ignore_unknown = attrs.evolve(self._settings.selection, strict=False, ignore_unknown=True)
+        own = loader.load(ignore_unknown, only=lambda candidate: (candidate.distribution, candidate.name) in wanted)
         return registry_from(report.listed, keep_imported(before, own), is_isolated)
 
-    def _adopt(self, ready: Report | NotReady) -> None:
+    def _apply_worker_failures(self, ready: WorkerHello | NotReady) -> None:
         """Take note of plugins that work here, and fail in every worker."""
         if isinstance(ready, NotReady):
             return
@@ -170,7 +170,7 @@ class Generations:
         if failed:
             self.service.swap(self._generation(registry))
 
-    async def _prove(self, pool: WorkerPool) -> Report:
+    async def _start_and_check(self, pool: WorkerPool) -> WorkerHello:
         pool.start()
         self._proving = pool.supervisor.ready.addTimeout(RELOAD_TIMEOUT_S, self._reactor)
         try:
@@ -207,16 +207,16 @@ class Generations:
         settings, limits = self._settings, self._settings.limits
         if settings.worker_count == 0:
             return None
-        told = Orders(
-            selection=attrs.evolve(settings.selection, strict=False, lenient=True),
+        told = WorkerSetup(
+            selection=attrs.evolve(settings.selection, strict=False, ignore_unknown=True),
             max_request_bytes=max(limits.max_request_bytes, limits.max_result_bytes),
             max_result_bytes=limits.max_result_bytes,
             memory_bytes=limits.worker_memory_bytes,
         )
         return WorkerPool(
             size=settings.worker_count,
-            launch=lambda events: WorkerProcess(told, events, self._reactor),
-            proof=choose_proof(registry, self._placement),
+            launch=lambda events: WorkerHandle(told, events, self._reactor),
+            self_test=choose_self_test(registry, self._placement),
             quarantine=Quarantine(),
             limits=limits,
             clock=self._reactor,
@@ -224,7 +224,7 @@ class Generations:
         )
 
 
-def choose_proof(registry: Registry, placement: Placement) -> Proof | None:
+def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | None:
     """Choose the example that each worker must run well first.
 
     It is a built-in transform's: a plugin whose example does not hold must not keep every other from running.
@@ -234,7 +234,7 @@ def choose_proof(registry: Registry, placement: Placement) -> Proof | None:
         if entry.plugin.distribution == BUILT_IN and placement.is_isolated(transform) and transform.examples:
             example = transform.examples[0]
             poem, result = (side.encode() if isinstance(side, str) else side for side in (example.poem, example.result))
-            return Proof(session.Request(1, spec.build(name, example.options), poem), result)
+            return SelfTest(session.Request(1, spec.build(name, example.options), poem), result)
     return None
 
 

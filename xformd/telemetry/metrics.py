@@ -84,7 +84,7 @@ class Histogram:
 
 
 @attrs.frozen
-class Door:
+class ConnectionStats:
     """What has become of the connections of one front.
 
     Args:
@@ -98,7 +98,7 @@ class Door:
     cut_off: int
 
 
-class Tally:
+class BatchedCounts:
     """Takes down requests of one transform that are answered at once, with as little as possible for each.
 
     What is taken down is worked into the histograms now and then. Whoever takes down fills the two lists of sizes.
@@ -161,7 +161,7 @@ class Metrics:
         self.result_bytes = Histogram(BYTES)
         self._transforms = {SEVERAL, UNKNOWN, NONE}
         self._run_seconds: dict[str, Histogram] = {}
-        self._tallies: dict[tuple[str, Front], Tally] = {}
+        self._tallies: dict[tuple[str, Front], BatchedCounts] = {}
 
     def count(self, transform: str, front: Front, code: str) -> None:
         """Count a request that has its outcome.
@@ -190,17 +190,17 @@ class Metrics:
             histogram = self._run_seconds[transform] = Histogram(SECONDS)
         return histogram
 
-    def tally(self, transform: str, front: Front) -> Tally:
+    def batched_counts(self, transform: str, front: Front) -> BatchedCounts:
         """Give what takes down requests that are answered at once; there is one for each transform and front."""
         key = (self._bounded(transform), front)
         if key not in self._tallies:
-            self._tallies[key] = Tally(self, *key)
+            self._tallies[key] = BatchedCounts(self, *key)
         return self._tallies[key]
 
     def fold(self) -> None:
         """Work in what was taken down; before anybody looks at the figures."""
-        for tally in self._tallies.values():
-            tally.fold()
+        for batched_counts in self._tallies.values():
+            batched_counts.fold()
 
     @property
     def run_seconds(self) -> Iterator[tuple[str, Histogram]]:

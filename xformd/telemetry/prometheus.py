@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 from xformd import __version__
 from xformd.errors import printable
 from xformd.plugins.registry import Registry
-from xformd.telemetry.metrics import Door, Histogram, Metrics
-from xformd.telemetry.status import Vitals
+from xformd.telemetry.metrics import ConnectionStats, Histogram, Metrics
+from xformd.telemetry.status import ServerStatus
 
 
 @attrs.frozen
@@ -26,18 +26,18 @@ class Sources:
 
     Args:
         metrics: what was counted and measured.
-        vitals: gives how the server is now.
+        status: gives how the server is now.
         registry: gives what plugins there are now.
-        doors: gives what has become of the connections of each front that the server listens with.
+        connection_stats: gives what has become of the connections of each front that the server listens with.
     """
 
     metrics: Metrics
-    vitals: Callable[[], Vitals]
+    status: Callable[[], ServerStatus]
     registry: Callable[[], Registry]
-    doors: Callable[[], Mapping[str, Door]]
+    connection_stats: Callable[[], Mapping[str, ConnectionStats]]
 
 
-class Exposition:
+class PrometheusExporter:
     """Gives the figures of one server.
 
     Args:
@@ -65,8 +65,8 @@ class _ServerCollector(Collector):
         sources = self._sources
         sources.metrics.fold()
         yield from _requests(sources.metrics)
-        yield from _vitals(sources.vitals())
-        yield from _connections(sources.doors())
+        yield from _status(sources.status())
+        yield from _connections(sources.connection_stats())
         yield from _facts(sources.registry())
 
 
@@ -89,17 +89,17 @@ def _requests(metrics: Metrics) -> Iterator[Metric]:
         yield HistogramMetricFamily(name, text, buckets=_buckets(histogram), sum_value=histogram.sum)
 
 
-def _vitals(vitals: Vitals) -> Iterator[Metric]:
-    yield _gauge("xformd_in_flight", "Requests that wait for their outcome.", vitals.in_flight)
-    yield _gauge("xformd_queue_length", "Jobs that wait for a worker.", vitals.queue_length)
-    yield _gauge("xformd_queue_limit", "How many jobs may wait.", vitals.max_queue)
+def _status(status: ServerStatus) -> Iterator[Metric]:
+    yield _gauge("xformd_in_flight", "Requests that wait for their outcome.", status.in_flight)
+    yield _gauge("xformd_queue_length", "Jobs that wait for a worker.", status.queue_length)
+    yield _gauge("xformd_queue_limit", "How many jobs may wait.", status.max_queue)
     workers = GaugeMetricFamily("xformd_workers", "Worker processes, by what they do.", labels=["state"])
-    for state, count in vitals.workers.items():
+    for state, count in status.workers.items():
         workers.add_metric([state], count)
     yield workers
-    yield _gauge("xformd_workers_needed", "1 if there are transforms that run in workers.", vitals.needs_workers)
-    yield _gauge("xformd_workers_proven", "Workers that have run their example well.", vitals.proven_workers)
-    history = vitals.history
+    yield _gauge("xformd_workers_needed", "1 if there are transforms that run in workers.", status.needs_workers)
+    yield _gauge("xformd_workers_proven", "Workers that have run their example well.", status.proven_workers)
+    history = status.history
     for name, text, count in (
         ("xformd_worker_starts", "Worker processes that were started.", history.starts),
         ("xformd_worker_failed_starts", "Times that workers did not get ready.", history.failed_starts),
@@ -107,12 +107,12 @@ def _vitals(vitals: Vitals) -> Iterator[Metric]:
     ):
         yield CounterMetricFamily(name, text, value=count)
     quarantined = GaugeMetricFamily("xformd_quarantined", "1 for each transform in quarantine.", labels=["transform"])
-    for name in sorted(vitals.quarantined):
+    for name in sorted(status.quarantined):
         quarantined.add_metric([name], 1)
     yield quarantined
 
 
-def _connections(doors: Mapping[str, Door]) -> Iterator[Metric]:
+def _connections(connection_stats: Mapping[str, ConnectionStats]) -> Iterator[Metric]:
     are_open = GaugeMetricFamily("xformd_connections", "Open connections.", labels=["front"])
     refused = CounterMetricFamily(
         "xformd_connections_refused", "Connections that were closed as they came.", labels=["front", "limit"]
@@ -120,11 +120,11 @@ def _connections(doors: Mapping[str, Door]) -> Iterator[Metric]:
     cut_off = CounterMetricFamily(
         "xformd_connections_cut_off", "Connections that were ended because they took too long.", labels=["front"]
     )
-    for front, door in doors.items():
-        are_open.add_metric([front], door.open)
-        for limit, count in sorted(door.refused.items()):
+    for front, stats in connection_stats.items():
+        are_open.add_metric([front], stats.open)
+        for limit, count in sorted(stats.refused.items()):
             refused.add_metric([front, limit], count)
-        cut_off.add_metric([front], door.cut_off)
+        cut_off.add_metric([front], stats.cut_off)
     yield from (are_open, refused, cut_off)
 
 

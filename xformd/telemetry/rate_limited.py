@@ -8,7 +8,7 @@ from twisted.logger import Logger
 PERIOD_S = 1.0
 
 
-class RefusalLog:
+class RateLimitedLog:
     """Logs the first refusal of a kind at once, and then, second by second, how many more there were.
 
     Args:

@@ -21,7 +21,7 @@ class WorkerHistory:
 
 
 @attrs.frozen(kw_only=True)
-class Vitals:
+class ServerStatus:
     """How a server is at one moment.
 
     Args:

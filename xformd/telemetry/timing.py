@@ -1,6 +1,6 @@
 """What somebody wants to know of one request on its way: which it is, how long it waited and how long it ran.
 
-Nobody pays for it who does not ask: without a ``Trace`` no clock is read.
+Nobody pays for it who does not ask: without a ``RequestTiming`` no clock is read.
 """
 
 import time
@@ -11,7 +11,7 @@ import attrs
 
 
 @attrs.define
-class Trace:
+class RequestTiming:
     """Takes a request's times as it passes; the steps of a pipeline add up.
 
     Args:
@@ -50,13 +50,13 @@ class Trace:
         self._phase = None
 
 
-def log_fields(trace: Trace | None) -> Mapping[str, Any]:
+def log_fields(timing: RequestTiming | None) -> Mapping[str, Any]:
     """Give what a line in the log says of the request that it is about.
 
     Returns:
         ``request_id`` where there is one, and ``log_of_request``: the same for the line's text, which is no field.
     """
-    request_id = trace.request_id if trace is not None else None
+    request_id = timing.request_id if timing is not None else None
     if request_id is None:
         return {"log_of_request": ""}
     return {"request_id": request_id, "log_of_request": f" (request {request_id})"}

@@ -36,7 +36,7 @@ def _lines(text: str) -> str:
 
 
 @attrs.frozen
-class Fault:
+class SafeTraceback:
     """An exception, for a log.
 
     Args:
@@ -48,7 +48,7 @@ class Fault:
     traceback: str = attrs.field(converter=_lines)
 
     @classmethod
-    def of(cls, error: BaseException, trace: TracebackType | None = None) -> "Fault":
+    def of(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
         """Look at an exception.
 
         Args:
@@ -62,16 +62,16 @@ class Fault:
         return cls(_name(error), "".join(reversed(parts)))
 
     @classmethod
-    def in_full(cls, error: BaseException, trace: TracebackType | None = None) -> "Fault":
+    def in_full(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
         """Look at an exception with all that it says: for its author, in a process of his own."""
         return cls(_name(error), "".join(traceback.format_exception(type(error), error, trace or error.__traceback__)))
 
 
-Look = Callable[[BaseException, TracebackType | None], Fault]
-"""``Fault.of``, or ``Fault.in_full``."""
+Look = Callable[[BaseException, TracebackType | None], SafeTraceback]
+"""``SafeTraceback.of``, or ``SafeTraceback.in_full``."""
 
 
-def on_uncaught(tell: Callable[[str, Fault], object]) -> None:
+def on_uncaught(tell: Callable[[str, SafeTraceback], object]) -> None:
     """Have it told, from now on, what is raised in this process where nobody can catch it.
 
     Args:
@@ -81,11 +81,11 @@ def on_uncaught(tell: Callable[[str, Fault], object]) -> None:
     def in_thread(raised: threading.ExceptHookArgs) -> None:
         if raised.exc_value is not None and not isinstance(raised.exc_value, SystemExit):
             name = "a thread" if raised.thread is None else f"the thread {one_line(raised.thread.name)}"
-            tell(f"uncaught in {name}", Fault.of(raised.exc_value, raised.exc_traceback))
+            tell(f"uncaught in {name}", SafeTraceback.of(raised.exc_value, raised.exc_traceback))
 
     def nowhere(raised: "sys.UnraisableHookArgs") -> None:
         if raised.exc_value is not None:
-            tell("raised where nobody can catch it", Fault.of(raised.exc_value, raised.exc_traceback))
+            tell("raised where nobody can catch it", SafeTraceback.of(raised.exc_value, raised.exc_traceback))
 
     threading.excepthook = in_thread
     sys.unraisablehook = nowhere

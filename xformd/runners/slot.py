@@ -35,7 +35,7 @@ Launch = Callable[[WorkerEvents], Worker]
 
 
 @attrs.frozen
-class Proof:
+class SelfTest:
     """An example that a worker must run well before it is given work."""
 
     request: session.Request
@@ -43,7 +43,7 @@ class Proof:
 
 
 @attrs.define(eq=False)
-class Seat:
+class WorkerSlot:
     """What is known of one worker.
 
     Args:

@@ -31,6 +31,10 @@ _READABLE_VALUE = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _ENCODED = re.compile(rb"[^A-Za-z0-9_~-]")
 
 
+OptionValue = int | float | bool | str
+"""What an option's value is once it has been converted."""
+
+
 def is_name(value: object) -> bool:
     """Whether this can name a transform or an option."""
     return isinstance(value, str) and _NAME.match(value) is not None

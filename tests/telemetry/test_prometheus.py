@@ -34,7 +34,10 @@ def read(
 ) -> dict[Any, float]:
     """Give each sample by its name and labels; a sample that is there twice fails, as it would fail a scrape."""
     sources = Sources(
-        metrics or Metrics(), lambda: VITALS, lambda: registry or registry_of(upper), lambda: connection_stats
+        metrics or Metrics(),
+        lambda: VITALS,
+        lambda: [(p.name, p.distribution, p.version, p.state) for p in (registry or registry_of(upper)).plugins],
+        lambda: connection_stats,
     )
     samples: dict[Any, float] = {}
     for family in text_string_to_metric_families(PrometheusExporter(sources).render().decode()):

@@ -23,7 +23,7 @@ from xformd.errors import (
 )
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
-from xformd.plugins.options import OptionValue
+from xformd.spec import OptionValue
 
 Poem = TypeVar("Poem", str, bytes)
 Answer = TypeVar("Answer")

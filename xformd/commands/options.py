@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 from click.shell_completion import CompletionItem
 
+from xformd import __version__
 from xformd.config import quantities
 from xformd.errors import ConfigError
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
@@ -325,3 +326,9 @@ def server_options(command: Command) -> Command:
         return command(**options)
 
     return with_servers
+
+
+def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
+    """Say where a server listens."""
+    for address in addresses:
+        yield f"xformd {__version__} listening on {address}"

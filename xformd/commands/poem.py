@@ -12,6 +12,7 @@ from xformd.commands.options import (
     address_option,
     isolated_plugin_output,
     listen_option,
+    listening_lines,
     log_format_option,
     only_flags,
     read_duration,
@@ -114,7 +115,7 @@ def _run(make: "Callable[[Any], Listening]", what: str, log_format: str) -> None
     with isolated_plugin_output() as stdout, only_flags():
         run.run_server(
             make,
-            lambda _, addresses: [*run.listening_lines(addresses), what],
+            lambda _, addresses: [*listening_lines(addresses), what],
             functools.partial(click.echo, file=stdout),
         )
 

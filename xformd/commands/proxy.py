@@ -7,7 +7,14 @@ from typing import Any
 import attrs
 import click
 
-from xformd.commands.options import isolated_plugin_output, log_format_option, only_flags, read_size, read_timeout
+from xformd.commands.options import (
+    isolated_plugin_output,
+    listening_lines,
+    log_format_option,
+    only_flags,
+    read_size,
+    read_timeout,
+)
 from xformd.commands.serve import SettingsCommand, limit_flag
 from xformd.limits import OF_WORKERS, Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PROXY_PORT, tcp_server
@@ -84,7 +91,7 @@ def proxy(
     with isolated_plugin_output() as stdout, only_flags():
         run.run_server(
             make,
-            lambda _, addresses: [*run.listening_lines(addresses), f"the transforms of {', '.join(upstreams)}"],
+            lambda _, addresses: [*listening_lines(addresses), f"the transforms of {', '.join(upstreams)}"],
             functools.partial(click.echo, file=stdout),
         )
 

@@ -2,19 +2,29 @@
 
 import functools
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import click
 
-from xformd.commands.options import Command, config_option, configured, flags_of, isolated_plugin_output, plugin_flags
+from xformd.commands.options import (
+    Command,
+    config_option,
+    configured,
+    flags_of,
+    isolated_plugin_output,
+    listening_lines,
+    plugin_flags,
+)
 from xformd.config import quantities
 from xformd.limits import Limits
 
 if TYPE_CHECKING:
-    from xformd.config import Configuration
+    from xformd.config import Configuration, Settings
+    from xformd.plugins.registry import Registry
 
 _LIMITS = frozenset(field.name for field in attrs.fields(Limits))
 
@@ -140,10 +150,36 @@ def serve(configuration: "Configuration") -> None:
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
       xformd serve --config /etc/xformd.toml --workers 4 --max-queue 100
     """
+    with isolated_plugin_output() as stdout:
+        _run(configuration.settings, functools.partial(click.echo, file=stdout))
+
+
+def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
     from xformd.net import run
 
-    with isolated_plugin_output() as stdout:
-        run.serve(configuration.settings, functools.partial(click.echo, file=stdout))
+    run.default_signals()
+    signal.signal(
+        signal.SIGHUP, lambda *_: None
+    )  # plugins are being loaded: a reload has nothing to add. No child inherits a handler
+    run.prepare_to_serve(settings.log_format, with_loop=settings.answers_http)
+    from xformd.server.app import make_server  # only once the reactor is installed
+
+    run.run_server(
+        lambda reactor: make_server(run.within_descriptors(settings), reactor),
+        lambda server, addresses: _greeting(addresses, server.registry),
+        announce,
+        on_sighup=lambda server: server.reload(),
+    )
+
+
+def _greeting(addresses: tuple[str, ...], registry: "Registry") -> Iterator[str]:
+    yield from listening_lines(addresses)
+    active = registry.with_state("active")
+    yield f"{len(registry.entries)} transforms from {len(active)} plugins"
+    for plugin in registry.with_state("failed"):
+        yield f"failed: plugin {plugin.label}: {plugin.reason}"
+    for conflict in registry.conflicts:
+        yield f"conflict: {conflict}"
 
 
 @click.command(cls=SettingsCommand)

@@ -3,7 +3,7 @@
 import functools
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -11,7 +11,6 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd import __version__
 from xformd.net import descriptors
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.listener import Listening
@@ -19,7 +18,6 @@ from xformd.telemetry.logs import start_server_log
 
 if TYPE_CHECKING:
     from xformd.config import Settings
-    from xformd.plugins.registry import Registry
 
 Result = TypeVar("Result")
 AnyServer = TypeVar("AnyServer", bound=Listening)
@@ -47,36 +45,12 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     if not outcome:
         done.addCallback(lambda _: reactor.stop())
         # The system's own handling: Ctrl-C ends a command also while it waits for a file, or in a transform.
-        reactor.callWhenRunning(_default_signals)
+        reactor.callWhenRunning(default_signals)
         reactor.run()
     (result,) = outcome
     if isinstance(result, Failure):
         result.raiseException()
     return result
-
-
-def serve(settings: "Settings", announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what has been accepted; load the plugins anew on SIGHUP.
-
-    Args:
-        settings: what to serve, and where.
-        announce: is told, line by line, where the server listens and what it has.
-
-    Raises:
-        ConfigError: the settings name something that is not there.
-        ListenFailed: the server cannot listen where it was told to.
-    """
-    _default_signals()
-    signal.signal(signal.SIGHUP, _ignore)  # whoever wants the plugins anew gets them: they are being loaded
-    prepare_to_serve(settings.log_format, with_loop=settings.answers_http)
-    from xformd.server.app import make_server  # which a client's command does not need
-
-    run_server(
-        lambda reactor: make_server(within_descriptors(settings), reactor),
-        lambda server, addresses: _greeting(addresses, server.registry),
-        announce,
-        on_sighup=lambda server: server.reload(),
-    )
 
 
 def prepare_to_serve(log_format: str = "text", *, with_loop: bool = False) -> None:
@@ -174,7 +148,7 @@ def within_descriptors(settings: "Settings") -> "Settings":
 def _heed_signals(reactor: Any, on_sighup: Callable[[], object] | None) -> None:
     def stop(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
         # Whoever signals once more does not want to wait, not even for a transform that blocks.
-        _default_signals()
+        default_signals()
         reactor.callFromThread(reactor.stop)
 
     signal.signal(signal.SIGTERM, stop)
@@ -183,7 +157,8 @@ def _heed_signals(reactor: Any, on_sighup: Callable[[], object] | None) -> None:
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(on_sighup))
 
 
-def _default_signals() -> None:
+def default_signals() -> None:
+    """Let SIGTERM and SIGINT end this process at once."""
     # What the first process of a container leaves to the system is not heeded there. Elsewhere it is, also in a
     # transform that blocks, where no handler of Python's would run.
     handler = _end_at_once if os.getpid() == 1 else signal.SIG_DFL
@@ -193,23 +168,3 @@ def _default_signals() -> None:
 
 def _end_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
     os._exit(128 + number)
-
-
-def _ignore(number: int, frame: object) -> None:
-    """Ignore a signal so that no child does: only what is left to the system is inherited."""
-
-
-def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
-    """Say where a server listens."""
-    for address in addresses:
-        yield f"xformd {__version__} listening on {address}"
-
-
-def _greeting(addresses: tuple[str, ...], registry: "Registry") -> Iterator[str]:
-    yield from listening_lines(addresses)
-    active = registry.with_state("active")
-    yield f"{len(registry.entries)} transforms from {len(active)} plugins"
-    for plugin in registry.with_state("failed"):
-        yield f"failed: plugin {plugin.label}: {plugin.reason}"
-    for conflict in registry.conflicts:
-        yield f"conflict: {conflict}"

@@ -13,9 +13,9 @@ import attrs
 
 from xformd.errors import BadOptions, DefinitionError, GibberishError, TransformFailed, one_line
 from xformd.plugins.media_type import charset, is_media_type
-from xformd.plugins.options import Option, OptionValue
+from xformd.plugins.options import Option
 from xformd.plugins.signature import PoemKind, read_signature
-from xformd.spec import NAME_RULE, is_name
+from xformd.spec import NAME_RULE, OptionValue, is_name
 
 
 @attrs.frozen

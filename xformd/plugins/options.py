@@ -8,9 +8,8 @@ from typing import Literal, cast, get_args
 import attrs
 
 from xformd.errors import DefinitionError
-from xformd.spec import NAME_RULE, is_name
+from xformd.spec import NAME_RULE, OptionValue, is_name
 
-OptionValue = int | float | bool | str
 OptionType = Literal["int", "float", "bool", "str", "choice"]
 
 _TAKES: Mapping[OptionType, str] = {

@@ -15,9 +15,8 @@ from xformd.errors import (
     XformError,
     describe,
 )
-from xformd.plugins.options import OptionValue
 from xformd.plugins.registry import Entry, Registry
-from xformd.spec import Step
+from xformd.spec import OptionValue, Step
 
 REFUSALS = (GibberishError, BadOptions, TooLarge)
 """What a transform may raise to say no to a poem or to an option's value; its message reaches the caller."""

@@ -36,7 +36,7 @@ def make_fronts(
     sources = Sources(
         metrics,
         generations.status,
-        lambda: service.registry,
+        lambda: [(each.name, each.distribution, each.version, each.state) for each in service.registry.plugins],
         lambda: {front: each.connection_stats for front, each in connection_stats.items()},
     )
     parts = HttpDependencies(

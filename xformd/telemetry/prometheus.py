@@ -4,7 +4,7 @@ The only module that needs prometheus-client besides the HTTP front. It has a re
 that a plugin registers somewhere appears here, and asks for each figure when somebody looks.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 
 import attrs
@@ -15,7 +15,6 @@ from prometheus_client.registry import Collector
 
 from xformd import __version__
 from xformd.errors import printable
-from xformd.plugins.registry import Registry
 from xformd.telemetry.metrics import ConnectionStats, Histogram, Metrics
 from xformd.telemetry.status import ServerStatus
 
@@ -27,13 +26,13 @@ class Sources:
     Args:
         metrics: what was counted and measured.
         status: gives how the server is now.
-        registry: gives what plugins there are now.
+        plugins: gives name, distribution, version and state of each plugin that there is now.
         connection_stats: gives what has become of the connections of each front that the server listens with.
     """
 
     metrics: Metrics
     status: Callable[[], ServerStatus]
-    registry: Callable[[], Registry]
+    plugins: Callable[[], Iterable[tuple[str, str, str, str]]]
     connection_stats: Callable[[], Mapping[str, ConnectionStats]]
 
 
@@ -67,7 +66,7 @@ class _ServerCollector(Collector):
         yield from _requests(sources.metrics)
         yield from _status(sources.status())
         yield from _connections(sources.connection_stats())
-        yield from _facts(sources.registry())
+        yield from _facts(sources.plugins())
 
 
 def _requests(metrics: Metrics) -> Iterator[Metric]:
@@ -128,13 +127,12 @@ def _connections(connection_stats: Mapping[str, ConnectionStats]) -> Iterator[Me
     yield from (are_open, refused, cut_off)
 
 
-def _facts(registry: Registry) -> Iterator[Metric]:
+def _facts(found: Iterable[tuple[str, str, str, str]]) -> Iterator[Metric]:
     plugins = GaugeMetricFamily(
         "xformd_plugin_info", "1 for each plugin.", labels=["plugin", "distribution", "version", "state"]
     )
     # Once each: Prometheus takes nothing at all from where two lines say the same. A file's name may be no UTF-8.
-    facts = ((plugin.name, plugin.distribution, plugin.version, plugin.state) for plugin in registry.plugins)
-    for labels in sorted({tuple(map(printable, each)) for each in facts}):
+    for labels in sorted({tuple(map(printable, each)) for each in found}):
         plugins.add_metric(labels, 1)
     yield plugins
     build = GaugeMetricFamily("xformd_build_info", "1: the version that runs.", labels=["version"])

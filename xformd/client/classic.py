@@ -6,9 +6,9 @@ from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd.client.errors import RequestCancelled, why
+from xformd.client.errors import RequestCancelled
 from xformd.errors import ConnectionFailed, ConnectionLost, RequestRefused, XformError
-from xformd.net.connecting import connect
+from xformd.net.endpoints import connect, failure_reason
 from xformd.spec import Spec
 from xformd.wire import classic
 
@@ -67,7 +67,7 @@ class _Exchange(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Say why there is no answer, if there is none."""
         if self._has_received or not reason.check(ConnectionDone):
-            how = "closed the connection" if reason.check(ConnectionDone) else f"is gone ({why(reason)})"
+            how = "closed the connection" if reason.check(ConnectionDone) else f"is gone ({failure_reason(reason)})"
             self._settle(Failure(ConnectionLost(f"{self._address} {how} before the whole answer was there")))
         else:
             self._settle(Failure(RequestRefused(self._refused())))
@@ -99,4 +99,4 @@ class _Exchange(Protocol):
 
 def connection_failed(address: str, failure: Failure) -> ConnectionFailed:
     """Give the error for a connection that could not be made."""
-    return ConnectionFailed(f"cannot connect to {address}: {why(failure)}; is 'xformd serve' running there?")
+    return ConnectionFailed(f"cannot connect to {address}: {failure_reason(failure)}; is 'xformd serve' running there?")

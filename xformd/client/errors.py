@@ -1,10 +1,8 @@
 """What only a client can meet."""
 
 import copy
-import os
 
 from twisted.internet.defer import CancelledError
-from twisted.python.failure import Failure
 
 from xformd.errors import Cancelled, XformError
 
@@ -25,10 +23,3 @@ class NotSent(Exception):
         super().__init__(str(error))
         self.may_reconnect = may_reconnect
         self.error = copy.copy(error)  # each caller gets one of its own, which carries its own poem
-
-
-def why(failure: Failure) -> str:
-    """Say what happened to a connection, in the system's words."""
-    error = failure.value
-    number = getattr(error, "osError", None)
-    return os.strerror(number) if isinstance(number, int) else str(error) or type(error).__name__

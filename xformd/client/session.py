@@ -14,8 +14,9 @@ from twisted.internet.interfaces import IReactorTime, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd.client.errors import NotSent, RequestCancelled, why
+from xformd.client.errors import NotSent, RequestCancelled
 from xformd.errors import BadFrame, Busy, ConnectionLost, ShuttingDown, TooLarge, XformError
+from xformd.net.endpoints import failure_reason
 from xformd.spec import Spec
 from xformd.wire import netstring, session
 
@@ -139,7 +140,7 @@ class Session(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail what was in flight; what was not yet written may go elsewhere."""
         said = f": {self._goodbye.message}" if self._goodbye else ""
-        lost = ConnectionLost(f"the connection to {self._address} is lost ({why(reason)}){said}")
+        lost = ConnectionLost(f"the connection to {self._address} is lost ({failure_reason(reason)}){said}")
         if not self.opened.called:
             # A reset is no answer: so ends the connection to a server that dies before it has looked at it.
             silent = not self._has_received and reason.check(ConnectionDone)

@@ -15,7 +15,7 @@ from xformd.client import classic
 from xformd.client.errors import NotSent
 from xformd.client.session import Session, SpeaksClassic
 from xformd.errors import ConnectionFailed, XformError
-from xformd.net.connecting import connect
+from xformd.net.endpoints import connect
 from xformd.spec import Spec
 
 FIRST_DELAY_S = 0.1

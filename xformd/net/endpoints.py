@@ -1,7 +1,7 @@
-"""Addresses as people write them: of servers to call, and of places to listen.
+"""Parse the addresses that people write, and connect to them.
 
 Twisted's endpoint strings are the full form (``unix:/run/xformd.sock``, ``ssl:11000:privateKey=...``); ``HOST:PORT``
-is the short one.
+is the short one. Invariant: whatever an endpoint or its plugin raises for a bad address leaves here as ``ConfigError``.
 """
 
 import importlib.util
@@ -11,19 +11,22 @@ from typing import Any
 
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.interfaces import IAddress, IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IProtocol, IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.protocol import Factory, Protocol
+from twisted.python.failure import Failure
 
 from xformd.errors import ConfigError
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT
 
 MAX_UNIX_PATH_BYTES = 107
-"""Of a Unix socket's name, ``sockaddr_un`` in Linux; a longer one is never an error, it just never connects."""
+"""``sockaddr_un`` in Linux. Twisted does not reject a longer path: connecting to it simply never succeeds."""
 
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>[0-9]{1,5}))?\Z")
 
 
 def tcp_client(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
-    """Give the endpoint for a host and a port; a numeric address needs no look-up."""
+    """Return the endpoint for a host and a port; a numeric address needs no DNS lookup."""
     if isIPAddress(host):
         return endpoints.TCP4ClientEndpoint(reactor, host, port)
     if isIPv6Address(host):
@@ -32,54 +35,48 @@ def tcp_client(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
 
 
 def client_endpoint(reactor: Any, address: str, default_port: int = DEFAULT_PORT) -> IStreamClientEndpoint:
-    """Read the address of a server.
+    """Parse the address of a server.
 
     Args:
-        reactor: what will connect.
+        reactor: used to connect.
         address: ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, or a Twisted client endpoint string.
-        default_port: where the address names none.
-
-    Returns:
-        The endpoint to connect to.
+        default_port: used if the address has no port.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: the address is invalid.
     """
     if match := _HOST_AND_PORT.match(address):
         port = int(match["port"] or default_port)
         if not 0 < port < 65_536:
             raise ConfigError(f"server address {address!r}: a port is 1 to 65535")
         return tcp_client(reactor, match["host"].strip("[]"), port)
-    if reason := _lacks_tls(address, "tls:", "ssl:"):
+    if reason := _missing_tls(address, "tls:", "ssl:"):
         raise ConfigError(reason)
     if address.startswith("unix:") and len(os.fsencode(address.split(":")[1])) > MAX_UNIX_PATH_BYTES:
         raise ConfigError(f"server address {address!r}: a Unix socket's path has at most {MAX_UNIX_PATH_BYTES} bytes")
     try:
         endpoint: IStreamClientEndpoint = endpoints.clientFromString(reactor, address)
-    except Exception as error:  # each kind of endpoint, and its plugin, raises as it likes
+    except Exception as error:  # each endpoint type, and its plugin, raises what it likes
         message = f"server address {address!r}: {error}; write HOST:PORT, or a Twisted client endpoint"
         raise ConfigError(message) from error
     return endpoint
 
 
 def server_endpoint(reactor: Any, description: str, setting: str = "listen") -> IStreamServerEndpoint:
-    """Read a place to listen.
+    """Parse an address to listen on.
 
     Args:
-        reactor: what will listen.
+        reactor: used to listen.
         description: a Twisted server endpoint string, such as ``tcp:11000:interface=127.0.0.1``.
-        setting: which names it.
-
-    Returns:
-        The endpoint to listen on.
+        setting: where it comes from, for the error message.
 
     Raises:
-        ConfigError: it is no endpoint string.
+        ConfigError: the endpoint string is invalid.
     """
-    if reason := _lacks_tls(description, "ssl:", "tls:"):
+    if reason := _missing_tls(description, "ssl:", "tls:"):
         raise ConfigError(reason, setting=setting)
     if description.startswith("stdio"):
-        reason = f"{description!r}: standard input is one connection, and no place to listen"
+        reason = f"{description!r}: standard input is a single connection; a server cannot listen on it"
         raise ConfigError(reason, setting=setting)
     try:
         endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
@@ -92,17 +89,37 @@ def server_endpoint(reactor: Any, description: str, setting: str = "listen") -> 
 
 
 def show(address: IAddress) -> str:
-    """Say where a port listens, in the form that ``client_endpoint`` reads."""
+    """Format the address of a listening port so that ``client_endpoint`` can parse it."""
     host = getattr(address, "host", None)
     if host is None:
         name = getattr(address, "name", None)
         return f"unix:{name.decode(errors='replace')}" if isinstance(name, bytes) else f"unix:{name}"
-    port: int = address.port  # type: ignore[attr-defined]  # whatever has a host has a port
+    port: int = address.port  # type: ignore[attr-defined]  # every address with a host has a port
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _lacks_tls(description: str, *prefixes: str) -> str:
-    """Say what to install; nothing where an address needs no TLS, or it is there."""
+def connect(endpoint: IStreamClientEndpoint, protocol: Protocol) -> Deferred[IProtocol]:
+    """Connect one protocol to one endpoint, without Twisted's log lines for a factory that starts and stops.
+
+    Returns:
+        Fires with the protocol once it is connected. Cancelling it stops the attempt.
+    """
+    factory = Factory()
+    factory.noisy = False
+    factory.buildProtocol = lambda _: protocol  # type: ignore[assignment,method-assign]
+    connecting: Deferred[IProtocol] = endpoint.connect(factory)
+    return connecting
+
+
+def failure_reason(failure: Failure) -> str:
+    """Return why a connection failed or was lost, in the operating system's words where it gave any."""
+    error = failure.value
+    number = getattr(error, "osError", None)
+    return os.strerror(number) if isinstance(number, int) else str(error) or type(error).__name__
+
+
+def _missing_tls(description: str, *prefixes: str) -> str:
+    """Return what to install for an address that needs TLS, or an empty string if nothing is missing."""
     if description.startswith(prefixes) and importlib.util.find_spec("OpenSSL") is None:
         return f"{description!r} needs TLS: pip install 'xformd[tls]'"
     return ""

@@ -15,12 +15,12 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd.client.errors import RequestCancelled, why
+from xformd.client.errors import RequestCancelled
 from xformd.errors import ConnectionFailed, ConnectionLost, TooLarge, TransformTimeout, XformError
 from xformd.limits import MIB
 from xformd.net import endpoints as addresses
-from xformd.net.connecting import connect
 from xformd.net.defaults import DEFAULT_POEM_PORT
+from xformd.net.endpoints import connect, failure_reason
 
 MAX_POEM_BYTES = 100 * MIB
 """Unless told otherwise: a poem is held in memory whole, and a peer may never stop sending."""
@@ -98,7 +98,7 @@ async def _read(connecting: Deferred[Any], reader: "PoemReader", name: str) -> b
     except XformError:
         raise
     except Exception:  # each kind of endpoint fails as it likes
-        reason = why(Failure())
+        reason = failure_reason(Failure())
         raise ConnectionFailed(f"cannot connect to {name}: {reason}; is a poem server running there?") from None
     try:
         return await reader.poem
@@ -160,7 +160,9 @@ class PoemReader(Protocol):
         """Take a close in order for the end of the poem, and any other end for a failure."""
         pieces, self._pieces = self._pieces, []
         if not reason.check(ConnectionDone):
-            message = f"{self._address} is gone ({why(reason)}) after {self._received_bytes} bytes: no whole poem"
+            message = (
+                f"{self._address} is gone ({failure_reason(reason)}) after {self._received_bytes} bytes: no whole poem"
+            )
             self._settle(Failure(ConnectionLost(message)))
         elif not pieces:
             self._settle(Failure(ConnectionLost(f"{self._address} closed without a word: no poem")))

@@ -8,7 +8,7 @@ from twisted.python.usage import UsageError
 
 from xformd import twistd_proxy
 from xformd.errors import ConfigError
-from xformd.limits import MIB, OF_WORKERS, Limits
+from xformd.limits import MIB, WORKER_LIMITS, Limits
 from xformd.net import run
 from xformd.proxy import app
 
@@ -40,7 +40,7 @@ def test_every_option_arrives(made: list[Any]) -> None:
 
 
 def test_every_limit_that_does_not_speak_of_workers_arrives(made: list[Any]) -> None:
-    names = [field.name for field in attrs.fields(Limits) if field.name not in OF_WORKERS]
+    names = [field.name for field in attrs.fields(Limits) if field.name not in WORKER_LIMITS]
     make(*[f"--{name.replace('_', '-')}=7" for name in names], "a:1")
     assert made[2] == Limits(**dict.fromkeys(names, 7))
 

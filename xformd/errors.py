@@ -10,7 +10,7 @@ from typing import ClassVar
 
 MESSAGE_MAX_CHARACTERS = 1_000
 
-NOT_OURS = "what it says may quote the poem"
+REDACTED = "what it says may quote the poem"
 """What a log has in place of a message in which a transform speaks, or that quotes what a client sent."""
 
 
@@ -35,7 +35,7 @@ def one_line(text: str) -> str:
     return line[: MESSAGE_MAX_CHARACTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def describe(error: BaseException) -> str:
+def safe_str(error: BaseException) -> str:
     """Say what an exception says, whatever its class does when it is asked."""
     try:
         return str(error)
@@ -50,7 +50,7 @@ class XformError(Exception):
         message: one line for a person: what is wrong and what to do about it.
         poem: the poem that was sent, so that a caller can fall back to it.
         retry_after_ms: how many milliseconds to wait before another try, where the server said so.
-        logged: what a log says in place of the message, where that may quote the poem.
+        log_message: what a log says in place of the message, where that may quote the poem.
 
     Attributes:
         code: the name of this error on the wire, in logs and in metrics.
@@ -68,7 +68,7 @@ class XformError(Exception):
     message: str = ""
     poem: str | bytes | None = None
     retry_after_ms: int | None = None
-    logged: str = NOT_OURS
+    log_message: str = REDACTED
 
     def __init__(
         self,
@@ -76,12 +76,12 @@ class XformError(Exception):
         *,
         poem: str | bytes | None = None,
         retry_after_ms: int | None = None,
-        logged: str | None = None,
+        log_message: str | None = None,
     ) -> None:
         self.message = one_line(message)
         self.poem = poem
         self.retry_after_ms = retry_after_ms
-        self.logged = self.message if logged is None else logged
+        self.log_message = self.message if log_message is None else log_message
         super().__init__(self.message)
 
     def __init_subclass__(
@@ -140,10 +140,10 @@ class TransformFailed(XformError, code="transform-failed", http_status=500, exit
         *,
         poem: str | bytes | None = None,
         retry_after_ms: int | None = None,
-        logged: str | None = None,
+        log_message: str | None = None,
         detail: str = "",
     ) -> None:
-        super().__init__(message, poem=poem, retry_after_ms=retry_after_ms, logged=logged)
+        super().__init__(message, poem=poem, retry_after_ms=retry_after_ms, log_message=log_message)
         self.detail = one_line(detail)
 
 
@@ -171,12 +171,12 @@ class ShuttingDown(XformError, code="shutting-down", http_status=503, exit_statu
     """The server is stopping. With ``retry_after_ms`` the request has not begun; without, it may have."""
 
     @classmethod
-    def before_it_began(cls) -> "ShuttingDown":
+    def not_started(cls) -> "ShuttingDown":
         """Make the error for what has not begun, and may be asked for again."""
         return cls("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000)
 
     @classmethod
-    def before_it_was_done(cls) -> "ShuttingDown":
+    def interrupted(cls) -> "ShuttingDown":
         """Make the error for what may have begun."""
         return cls("the server stopped before this was done")
 
@@ -230,7 +230,7 @@ class ConfigError(XformError, code="bad-config", exit_status=78):
         self.setting = setting
         self.entry = entry
 
-    def begin_with(self, subject: str) -> "ConfigError":
+    def located_at(self, subject: str) -> "ConfigError":
         """Say the same of the place where the setting was set.
 
         Args:

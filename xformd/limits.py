@@ -42,5 +42,5 @@ class Limits:
     shutdown_grace_s: float = _limit(30.0, "a server that is told to stop must stop")
 
 
-OF_WORKERS = frozenset({"worker_memory_bytes", "max_jobs_per_worker", "max_worker_growth_bytes"})
+WORKER_LIMITS = frozenset({"worker_memory_bytes", "max_jobs_per_worker", "max_worker_growth_bytes"})
 """Limits that mean nothing to a server without workers, such as a caching proxy."""

@@ -205,7 +205,7 @@ class TransformProtocol(Protocol):
 
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
-        self.log.info("refused {peer}: {code}: {reason}", peer=self._peer(), code=error.code, reason=error.logged)
+        self.log.info("refused {peer}: {code}: {reason}", peer=self._peer(), code=error.code, reason=error.log_message)
 
     # What its factory calls.
 

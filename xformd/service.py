@@ -256,7 +256,7 @@ class TransformService:
 
     def _last_word(self, failure: Failure, timing: RequestTiming | None) -> Failure:
         if self._is_stopping and failure.check(Cancelled):
-            return Failure(ShuttingDown.before_it_was_done())  # it may have begun: no retry-after
+            return Failure(ShuttingDown.interrupted())  # it may have begun: no retry-after
         if isinstance(failure.value, XformError):
             return failure
         return Failure(self._internal_error(failure, timing))

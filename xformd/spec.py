@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import attrs
 
-from xformd.errors import NOT_OURS, BadRequest
+from xformd.errors import REDACTED, BadRequest
 
 MAX_SPEC_BYTES = 8_192
 """A spec names a handful of transforms; what is longer is an attack, or a poem with its dot missing."""
@@ -35,7 +35,7 @@ OptionValue = int | float | bool | str
 """What an option's value is once it has been converted."""
 
 
-def is_name(value: object) -> bool:
+def is_valid_name(value: object) -> bool:
     """Whether this can name a transform or an option."""
     return isinstance(value, str) and _NAME.match(value) is not None
 
@@ -125,7 +125,7 @@ def build(transform: str, options: Mapping[str, object]) -> Spec:
     (step,) = spec.steps
     texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
     for name, value in options.items():
-        if not is_name(name):
+        if not is_valid_name(name):
             raise BadRequest(f"{name!r} is no option name ({NAME_RULE})")
         if not isinstance(value, str | int | float):
             raise BadRequest(f"the option {name!r} takes a str, an int, a float or a bool, not {type(value).__name__}")
@@ -152,7 +152,7 @@ def _parse_short(text: str) -> Spec:
 
 def _bad(place: int, message: str) -> BadRequest:
     where = f"spec, character {place + 1}"
-    return BadRequest(f"{where}: {message}", logged=f"{where}: {NOT_OURS}")
+    return BadRequest(f"{where}: {message}", log_message=f"{where}: {REDACTED}")
 
 
 def _parse(text: str, value_pattern: re.Pattern[str]) -> Spec:
@@ -168,7 +168,7 @@ def _parse(text: str, value_pattern: re.Pattern[str]) -> Spec:
 
 def _parse_step(text: str, place: int, value_pattern: re.Pattern[str]) -> Step:
     name, colon, rest = text.partition(":")
-    if not is_name(name):
+    if not is_valid_name(name):
         raise _bad(place, f"{name[:80]!r} is no transform name ({NAME_RULE})")
     options: dict[str, str] = {}
     if colon:
@@ -182,7 +182,7 @@ def _parse_step(text: str, place: int, value_pattern: re.Pattern[str]) -> Step:
 
 def _parse_option(text: str, place: int, value_pattern: re.Pattern[str]) -> tuple[str, str]:
     key, equals, value = text.partition("=")
-    if not is_name(key):
+    if not is_valid_name(key):
         raise _bad(place, f"{key[:80]!r} is no option name ({NAME_RULE})")
     if not equals:
         raise _bad(place + len(key), f"the option {key!r} needs a value: {key}=...")

@@ -7,7 +7,7 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from xformd.config import TABLE, Settings, configure
-from xformd.limits import OF_WORKERS, Limits
+from xformd.limits import WORKER_LIMITS, Limits
 from xformd.net import run
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.defaults import DEFAULT_PROXY_PORT
@@ -15,7 +15,7 @@ from xformd.net.listener import StartOrFail
 from xformd.proxy import app
 from xformd.twistd_options import ListeningOptions, size, timeout, told_at_once
 
-_LIMITS = [TABLE[field.name] for field in attrs.fields(Limits) if field.name not in OF_WORKERS]
+_LIMITS = [TABLE[field.name] for field in attrs.fields(Limits) if field.name not in WORKER_LIMITS]
 _OWN = {"cache-bytes": "cache_bytes", "ttl": "ttl_s", "refresh": "refresh_s"}
 
 

@@ -42,7 +42,7 @@ def test_when_to_ask_again_is_rather_too_late_than_too_early(wait_ms: int, wait_
 
 
 def test_a_whole_answer_says_that_it_is_the_last() -> None:
-    head, _, body = problems.raw(503, ShuttingDown.before_it_began()).partition(b"\r\n\r\n")
+    head, _, body = problems.raw(503, ShuttingDown.not_started()).partition(b"\r\n\r\n")
     assert head.split(b"\r\n") == [
         b"HTTP/1.1 503 Service Unavailable",
         b"content-type: application/problem+json",

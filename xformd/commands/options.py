@@ -234,7 +234,7 @@ def only_flags() -> Iterator[None]:
             raise
         from xformd.config import TABLE
 
-        raise error.begin_with(TABLE[error.setting].flag) from error
+        raise error.located_at(TABLE[error.setting].flag) from error
 
 
 def plugin_options(command: Command) -> Command:

@@ -16,10 +16,10 @@ from xformd.commands.options import (
     read_timeout,
 )
 from xformd.commands.serve import SettingsCommand, limit_flag
-from xformd.limits import OF_WORKERS, Limits
+from xformd.limits import WORKER_LIMITS, Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PROXY_PORT, tcp_server
 
-_LIMITS = tuple(field for field in attrs.fields(Limits) if field.name not in OF_WORKERS)
+_LIMITS = tuple(field for field in attrs.fields(Limits) if field.name not in WORKER_LIMITS)
 
 
 def _limit_flags(command: Any) -> Any:

@@ -12,7 +12,7 @@ from xformd.limits import Limits
 from xformd.net.defaults import tcp_server
 from xformd.plugins import loader
 from xformd.plugins.loader import Selection
-from xformd.spec import is_name
+from xformd.spec import is_valid_name
 
 LOG_FORMATS = ("text", "json")
 
@@ -110,7 +110,7 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
-_TRANSFORMS = types.texts("transform name", frozenset, accepts=is_name)
+_TRANSFORMS = types.texts("transform name", frozenset, accepts=is_valid_name)
 _ORIGINS = types.texts("https://example.org-like origin", frozenset, accepts=types.is_origin)
 _PLUGINS = types.texts("plugin", frozenset)
 

@@ -59,7 +59,7 @@ class Configuration:
         """Say of an error where the setting that it is about was set; give any other as it is."""
         for value in self.values:
             if value.setting.name == error.setting:
-                return error.begin_with(value.subjects.get(error.entry or "", value.subject))
+                return error.located_at(value.subjects.get(error.entry or "", value.subject))
         return error
 
 

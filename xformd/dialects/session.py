@@ -99,7 +99,7 @@ class SessionHandler:
         """Say that the server is stopping; what is in flight is still answered, and nothing more is taken on."""
         self._is_stopping = True
         self._is_at_rest = False
-        self._send(session.encode_refusal(session.Refusal(session.CONNECTION_ID, ShuttingDown.before_it_began())))
+        self._send(session.encode_refusal(session.Refusal(session.CONNECTION_ID, ShuttingDown.not_started())))
         self._go_on()
 
     def lost(self) -> None:
@@ -232,7 +232,7 @@ class SessionHandler:
             self._violate(BadRequest(f"the id {request.id} is that of a request in flight"))
             return
         if self._is_stopping:
-            self._turn_away(request.id, ShuttingDown.before_it_began())
+            self._turn_away(request.id, ShuttingDown.not_started())
             return
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
         xform = self._service.xform

@@ -102,7 +102,7 @@ class HttpHandler(HttpToolsProtocol):
     def stop(self) -> None:
         """The server is stopping: answer what is here whole, then close."""
         if self._is_receiving:
-            self._refuse(503, ShuttingDown.before_it_began())
+            self._refuse(503, ShuttingDown.not_started())
         else:
             self._end()
 

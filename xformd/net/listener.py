@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
-from xformd.errors import ConfigError, ListenFailed, describe
+from xformd.errors import ConfigError, ListenFailed, safe_str
 from xformd.net import endpoints
 from xformd.net.descriptors import AcceptErrors
 from xformd.net.transport import make_eager
@@ -105,7 +105,7 @@ class Listening(Service):
                 if closing is not None:
                     await closing
             except Exception as error:  # its file may be gone, say; what has been accepted is answered all the same
-                self.log.warn("a port did not close in order: {error}", error=describe(error))
+                self.log.warn("a port did not close in order: {error}", error=safe_str(error))
         await self._factory.drain()
 
     def _ran_out(self) -> None:
@@ -169,15 +169,15 @@ class StartOrFail(Service):
     def _failed(self, failure: Failure) -> None:
         error: Any = failure.value
         if isinstance(error, ConfigError) and error.setting is not None:
-            error = error.begin_with(f"--{error.setting}")
+            error = error.located_at(f"--{error.setting}")
         self._error = error
         if not self._is_starting:  # an endpoint that took its time to find out
-            self.log.critical("{reason}", reason=describe(error))
+            self.log.critical("{reason}", reason=safe_str(error))
             self._reactor.stop()
 
 
 def _explain(description: str, error: Exception) -> ListenFailed:
     cause = getattr(error, "socketError", error)
-    reason = getattr(cause, "strerror", None) or describe(cause)
+    reason = getattr(cause, "strerror", None) or safe_str(cause)
     advice = "; is another server running there?" if getattr(cause, "errno", None) == errno.EADDRINUSE else ""
     return ListenFailed(f"cannot listen on {description}: {reason}{advice}")

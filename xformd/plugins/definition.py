@@ -15,7 +15,7 @@ from xformd.errors import BadOptions, DefinitionError, GibberishError, Transform
 from xformd.plugins.media_type import charset, is_media_type
 from xformd.plugins.options import Option
 from xformd.plugins.signature import PoemKind, read_signature
-from xformd.spec import NAME_RULE, OptionValue, is_name
+from xformd.spec import NAME_RULE, OptionValue, is_valid_name
 
 
 @attrs.frozen
@@ -67,7 +67,7 @@ class Transform:
     media_type: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        if not is_name(self.name):
+        if not is_valid_name(self.name):
             raise DefinitionError(f"{self.name!r} is no transform name ({NAME_RULE})")
         if not all(isinstance(option, Option) for option in self.options):
             raise DefinitionError(f"transform {self.name!r}: its options must be Option values")

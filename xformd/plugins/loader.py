@@ -13,7 +13,7 @@ from typing import Any, cast
 import attrs
 import pluggy
 
-from xformd.errors import ConfigError, DefinitionError, describe, one_line
+from xformd.errors import ConfigError, DefinitionError, one_line, safe_str
 from xformd.plugins import discovery, hookspecs
 from xformd.plugins.definition import Transform
 from xformd.plugins.discovery import Candidate, normalize
@@ -236,7 +236,7 @@ def _validate(given: list[object]) -> tuple[Transform, ...]:
 
 
 def _describe(error: BaseException) -> str:
-    message = describe(error)
+    message = safe_str(error)
     if isinstance(error, _PluginError | DefinitionError):
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 import attrs
 
 from xformd.errors import DefinitionError
-from xformd.spec import NAME_RULE, OptionValue, is_name
+from xformd.spec import NAME_RULE, OptionValue, is_valid_name
 
 OptionType = Literal["int", "float", "bool", "str", "choice"]
 
@@ -49,7 +49,7 @@ class Option:
     choices: tuple[str | int, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        if not is_name(self.name):
+        if not is_valid_name(self.name):
             raise DefinitionError(f"{self.name!r} is no option name ({NAME_RULE})")
         if self.type not in get_args(OptionType):
             raise DefinitionError(f"option {self.name!r}: {self.type!r} is no type of option")

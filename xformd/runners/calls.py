@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 import attrs
 
 from xformd.errors import (
-    NOT_OURS,
+    REDACTED,
     BadOptions,
     GibberishError,
     TooLarge,
     TransformFailed,
     TransformTimeout,
     XformError,
-    describe,
+    safe_str,
 )
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import OptionValue, Step
@@ -114,7 +114,7 @@ def explain(call: Call, error: BaseException) -> XformError:
     error.__traceback__ = error.__context__ = None
     for refusal in (*REFUSALS, TransformFailed):
         if isinstance(error, refusal):
-            return refusal(describe(error), logged=NOT_OURS)
+            return refusal(safe_str(error), log_message=REDACTED)
     return TransformFailed(f"{call.name} raised {type(error).__name__}", detail=detail)
 
 
@@ -122,4 +122,4 @@ def _detail(error: BaseException) -> str:
     """Say what was raised and where, for whoever runs the transform in this process."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{describe(error)}{place}"
+    return f"{safe_str(error)}{place}"

@@ -125,7 +125,7 @@ class WorkerPool:
         timing: RequestTiming | None = None,
     ) -> Deferred[bytes]:
         """Give a poem to a worker, now or when one is free; see ``Runner.run``."""
-        error = ShuttingDown.before_it_began() if self._is_stopping else self._quarantined(calls)
+        error = ShuttingDown.not_started() if self._is_stopping else self._quarantined(calls)
         if error is None and not is_admitted:
             error = self._full()
         if error is not None:
@@ -159,9 +159,9 @@ class WorkerPool:
         stopped = self.supervisor.stop()
         for job in running:
             self._stop_timer(job)
-            self._settle(job, Failure(ShuttingDown.before_it_was_done()))
+            self._settle(job, Failure(ShuttingDown.interrupted()))
         for job in waiting:
-            self._settle(job, Failure(ShuttingDown.before_it_began()))
+            self._settle(job, Failure(ShuttingDown.not_started()))
         return stopped
 
     # What the supervisor tells.

@@ -11,7 +11,7 @@ from typing import Literal
 
 import attrs
 
-from xformd.errors import ERRORS, NOT_OURS, BadFrame, BadRequest, InternalError, XformError, one_line
+from xformd.errors import ERRORS, REDACTED, BadFrame, BadRequest, InternalError, XformError, one_line
 from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, Spec, parse
 from xformd.wire import netstring
 
@@ -236,7 +236,7 @@ def decode_reply(string: bytes) -> Reply | Refusal:
     message = body.decode(errors="replace")
     if code not in ERRORS or ERRORS[code].http_status is None:
         code, message = InternalError.code, f"{one_line(code)}: {message}"
-    return Refusal(reply_id, ERRORS[code](message, retry_after_ms=retry_after_ms, logged=NOT_OURS))
+    return Refusal(reply_id, ERRORS[code](message, retry_after_ms=retry_after_ms, log_message=REDACTED))
 
 
 # What both need.
@@ -255,7 +255,7 @@ def _id(digits: bytes) -> int:
     if value is None or value > MAX_ID:
         shown = digits[:80].decode("latin-1")
         rule = "a message of a session starts with one, from 1 to 2^53-1"
-        raise BadFrame(f"{shown!r} is no id: {rule}", logged=f"no id: {rule}")
+        raise BadFrame(f"{shown!r} is no id: {rule}", log_message=f"no id: {rule}")
     return value
 
 

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             results.append(work.run(plan))
             print("\n" + report.table(results[-1]), flush=True)
-    _finish_call(facts, results, options.output)
+    _report(facts, results, options.output, with_pictures=options.beside is None)
     return int(any(map(_has_failed, results)))
 
 
@@ -81,6 +81,10 @@ def _has_failed(result: Result) -> bool:
 
 def _plan(options: argparse.Namespace, binaries: Path) -> Plan:
     server_cpu, generator_cpu = kernel.cpu_pair()
+    known, other = servers.catalog(binaries), options.beside
+    if other is not None:
+        ours = [server for name, server in known.items() if name.startswith(servers.OURS)]
+        known |= {twin.name: twin for twin in (servers.of_other_checkout(server, other) for server in ours)}
     return Plan(
         rounds=options.rounds,
         seconds=options.seconds,
@@ -88,20 +92,25 @@ def _plan(options: argparse.Namespace, binaries: Path) -> Plan:
         server_cpu=server_cpu,
         generator_cpu=generator_cpu,
         crowd=SOME if options.quick else MANY,
-        servers=servers.catalog(binaries),
+        servers=known,
         peers=frozenset(options.peers),
+        other_checkout=other,
     )
 
 
-def _finish_call(facts: dict[str, object], results: Sequence[Result], output: Path) -> None:
+def _report(facts: dict[str, object], results: Sequence[Result], output: Path, *, with_pictures: bool) -> None:
     outcomes = targets.compare({result.key: result for result in results})
     print("\n" + report.verdicts(outcomes))
+    if beside := targets.compare_checkouts(results):
+        print("\n" + report.checkouts(beside))
     output.mkdir(parents=True, exist_ok=True)
     written = output / "results.json"
     written.write_text(report.to_json(facts, results, outcomes))
-    from benchmarks import pictures  # here, since matplotlib takes a second to import
+    drawn: Sequence[Path] = ()
+    if with_pictures:
+        from benchmarks import pictures  # here, since matplotlib takes a second to import
 
-    drawn = pictures.draw(json.loads(written.read_text()), output / "pictures")
+        drawn = pictures.draw(json.loads(written.read_text()), output / "pictures")
     print("\n" + "\n".join(f"written: {path}" for path in (written, *drawn)))
 
 
@@ -111,6 +120,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=_names, default=[], metavar="A,B", help=", ".join(work.key for work in WORKS))
     known = [name for name in (*servers.catalog(HERE), *HOSTS) if not name.startswith(servers.OURS)]
     parser.add_argument("--peers", type=_names, default=[], metavar="X,Y", help=", ".join(known))
+    parser.add_argument(
+        "--beside", type=Path, metavar="DIR", help="measure the xformd of this other checkout in the same rounds"
+    )
     parser.add_argument("--rounds", type=int, help="measurements of each server for each work [7]")
     parser.add_argument("--seconds", type=float, help="how long one lasts [0.7]")
     parser.add_argument(
@@ -119,7 +131,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     for unknown in {*options.work} - {work.key for work in WORKS} | {*options.peers} - {*known}:
         parser.error(f"there is no {unknown!r}")
-    is_whole = not (options.quick or options.work or options.peers)
+    is_whole = not (options.quick or options.work or options.peers or options.beside)
     options.output = options.output or (HERE if is_whole else HERE / "partial")
     options.rounds = options.rounds or (1 if options.quick else 7)
     options.seconds = options.seconds or (0.15 if options.quick else 0.7)

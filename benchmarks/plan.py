@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import attrs
@@ -9,7 +10,7 @@ import attrs
 from benchmarks import servers
 from benchmarks.answers import WrongAnswer
 from benchmarks.samples import Figures, Result, Row
-from benchmarks.servers import Running, Server, why_not
+from benchmarks.servers import OTHER_CHECKOUT, Running, Server, why_not
 
 CANNOT = (ConnectionError, TimeoutError, RuntimeError)
 """What says that a server does not do a work."""
@@ -28,6 +29,7 @@ class Plan:
         crowd: how many connections are many.
         servers: all that there are.
         peers: names of those to measure; none stands for all. Ours is always measured.
+        other_checkout: a folder with another version of xformd, each of whose servers is measured beside ours.
     """
 
     rounds: int
@@ -38,6 +40,7 @@ class Plan:
     crowd: int
     servers: dict[str, Server]
     peers: frozenset[str] = frozenset()
+    other_checkout: Path | None = None
 
     def wants(self, name: str) -> bool:
         """Say whether a row of a table is wanted: of a server, or of what is compared with one."""
@@ -45,7 +48,9 @@ class Plan:
 
     def rows(self, names: Iterable[str]) -> dict[str, Row]:
         """Give a row for each server that is wanted; it says why not, where the server cannot be started."""
-        return {name: Row(name, error=why_not(self.servers[name])) for name in names if self.wants(name)}
+        wanted = [name for name in names if self.wants(name)]
+        wanted += [name + OTHER_CHECKOUT for name in wanted if name + OTHER_CHECKOUT in self.servers]
+        return {name: Row(name, error=why_not(self.servers[name])) for name in wanted}
 
     @contextlib.contextmanager
     def running(self, rows: dict[str, Row]) -> Iterator[list[Running]]:

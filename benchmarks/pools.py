@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import attrs
 
@@ -18,7 +19,7 @@ from benchmarks.load import PATIENCE_S, generator
 from benchmarks.plan import Plan, interleave
 from benchmarks.pool_jobs import Order
 from benchmarks.samples import MICROSECONDS, STEADY_COLUMNS, Column, Figures, Load, Result, Row
-from benchmarks.servers import ROOT, Running
+from benchmarks.servers import OTHER_CHECKOUT, ROOT, Running
 from benchmarks.works import measure_load
 
 KIB = 1024
@@ -35,6 +36,7 @@ class Host:
     module: str
     arguments: tuple[str, ...] = ()
     needs: str = "xformd"
+    folder: Path = ROOT
 
 
 HOSTS = {
@@ -43,6 +45,12 @@ HOSTS = {
     EXECUTOR: Host("pool_executor"),
     PEBBLE: Host("pool_pebble", needs="pebble"),
 }
+
+
+def _hosts(other: Path | None) -> dict[str, Host]:
+    if other is None:
+        return HOSTS
+    return HOSTS | {name + OTHER_CHECKOUT: attrs.evolve(HOSTS[name], folder=other) for name in (WORKERS, INLINE)}
 
 
 def row_key(name: str, size: str) -> str:
@@ -72,7 +80,7 @@ class Pools:
         rows: dict[str, Row] = {}
         measures: dict[str, Callable[[], Figures]] = {}
         with contextlib.ExitStack() as stack:
-            for name, host in HOSTS.items():
+            for name, host in _hosts(plan.other_checkout).items():
                 if not plan.wants(name):
                     continue
                 for size in SIZES:
@@ -158,7 +166,7 @@ def _running(host: Host) -> Iterator[subprocess.Popen[str]]:
     if importlib.util.find_spec(host.needs) is None:
         raise RuntimeError(f"not installed: {host.needs}")
     command: Sequence[str] = (sys.executable, "-m", f"benchmarks.peers.{host.module}", *host.arguments)
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=host.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         if not _read_line(process, PATIENCE_S):
             raise RuntimeError("does not start")

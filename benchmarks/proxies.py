@@ -20,15 +20,14 @@ from benchmarks.kernel import pinned
 from benchmarks.load import Address, generator, open_connection
 from benchmarks.plan import Plan, interleave, measuring
 from benchmarks.samples import STEADY_COLUMNS, Figures, Result, Row
-from benchmarks.servers import FOR_EVER, ROOT, Running, Server
+from benchmarks.servers import FOR_EVER, ROOT, Running, Server, of_other_checkout
 from benchmarks.works import measure_load
 
-PROXY, FORGETFUL = "xformd proxy, hits", "xformd proxy, hits, hashed"
+PROXY = "xformd proxy"
 ONE_WORKER, TWO_WORKERS = "xformd, 1 worker", "xformd, 2 workers"
 KILOBYTE = 1_000
 _TRANSFORM = "slow-cummingsify"
 _FILL_S = 0.5  # every poem of a cycle takes 5 ms, once
-_SMALL_CACHE = "4MiB"  # enough for the results of a cycle, and for the hashes of a quarter of its poems
 _handler = partial(traffic.session, transform=_TRANSFORM)
 
 
@@ -71,7 +70,9 @@ def _proxied(upstreams: list[Server], plan: Plan) -> Iterator[tuple[dict[str, Ro
         if not started:
             yield rows, started
             return
-        proxies = [_proxy(PROXY, started[0].address), _proxy(FORGETFUL, started[0].address, _SMALL_CACHE)]
+        proxies = [_proxy(PROXY, started[0].address)]
+        if plan.other_checkout is not None:
+            proxies.append(of_other_checkout(proxies[0], plan.other_checkout))
         in_front = attrs.evolve(plan, servers={server.name: server for server in proxies})
         rows_in_front = in_front.rows(in_front.servers)
         with in_front.running(rows_in_front) as started_in_front:
@@ -84,8 +85,8 @@ def _upstream(name: str, workers: int, folder: str) -> Server:
     return Server(name, (sys.executable, "-m", "xformd", *command), _handler, environ=environ)
 
 
-def _proxy(name: str, upstream: Address, cache_bytes: str = "64MiB") -> Server:
-    command = ("proxy", "{}:{}".format(*upstream), "--port", "0", "--cache-bytes", cache_bytes)
+def _proxy(name: str, upstream: Address) -> Server:
+    command = ("proxy", "{}:{}".format(*upstream), "--port", "0")
     return Server(name, (sys.executable, "-m", "xformd", *command), _handler, needs=("cachetools",))
 
 

@@ -37,6 +37,13 @@ def verdicts(outcomes: Sequence[Outcome]) -> str:
     return "The figures to reach\n" + _align(lines)
 
 
+def checkouts(ratios: Iterable[tuple[str, str, float, float, float]]) -> str:
+    """Write what ours costs beside another checkout's."""
+    lines = [["work", "server", "CPU time, this checkout / the other"]]
+    lines += [[f"({key})", name, f"{middle:.3f} ({low:.3f} to {high:.3f})"] for key, name, middle, low, high in ratios]
+    return "Beside the other checkout\n" + _align(lines)
+
+
 def _measured(outcome: Outcome) -> str:
     if outcome.value is None or outcome.low is None or outcome.high is None:
         return "-"

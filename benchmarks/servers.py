@@ -23,6 +23,7 @@ ECHO_SOURCE = ROOT / "benchmarks" / "peers" / "echo.c"
 ECHO_BINARY = "echo"  # in the folder that a run has for such things
 
 OURS = "xformd"
+OTHER_CHECKOUT = ", other checkout"
 _HTTP = ("--http", "tcp:0:interface=127.0.0.1")
 _HTTP_NEEDS = ("uvicorn", "httptools", "starlette", "prometheus_client")
 BESIEGED = "xformd-http, few slots"
@@ -49,15 +50,17 @@ class Server:
         pipelines: whether a client may send requests before it has the answers to earlier ones.
         line: which line of its output ends with its address.
         environ: variables that it needs besides those that there are.
+        folder: where it is started: the checkout whose xformd runs.
     """
 
     name: str
     command: tuple[str, ...]
-    form: traffic.ConnectionHandler | None
+    form: traffic.Form | None
     needs: tuple[str, ...] = ()
     pipelines: bool = True
     line: int = 1
     environ: Mapping[str, str] = attrs.field(factory=dict)
+    folder: Path = ROOT
 
 
 @attrs.frozen
@@ -116,6 +119,11 @@ def catalog(binaries: Path) -> dict[str, Server]:
     return {server.name: server for server in servers}
 
 
+def of_other_checkout(server: Server, folder: Path) -> Server:
+    """Return the same server as another checkout has it, which is started there: ``python -m`` looks there first."""
+    return attrs.evolve(server, name=server.name + OTHER_CHECKOUT, folder=folder)
+
+
 def compile_echo(binaries: Path) -> None:
     """Compile the C peer where there is a compiler; without one it is left out, and said to be."""
     compiler = shutil.which("cc")
@@ -161,7 +169,7 @@ def _start(server: Server, cpu: int | None, stack: contextlib.ExitStack) -> tupl
     with pinned(cpu):
         process = subprocess.Popen(
             server.command,
-            cwd=ROOT,
+            cwd=server.folder,
             env=os.environ | server.environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

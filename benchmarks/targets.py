@@ -5,7 +5,7 @@ those counts.
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -15,7 +15,7 @@ from benchmarks.page import BROWSER
 from benchmarks.pools import WORKERS, row_key
 from benchmarks.proxies import ONE_WORKER, PROXY, TWO_WORKERS
 from benchmarks.samples import Result, Row
-from benchmarks.servers import BESIEGED
+from benchmarks.servers import BESIEGED, OTHER_CHECKOUT
 
 Rows = Mapping[str, Row]
 Values = Callable[[Rows], Sequence[float]]
@@ -126,6 +126,28 @@ TARGETS = (
     Target("o", "of 1,000 of them, to be sent again", only("lost", BESIEGED), 5),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )
+
+
+def compare_checkouts(results: Iterable[Result]) -> list[tuple[str, str, float, float, float]]:
+    """Return for each of our rows that has a twin of another checkout what ours costs, divided by what the twin costs.
+
+    Returns:
+        The work's key, the row's name, and the median, the least and the most of the rounds' ratios of CPU time.
+    """
+    found = []
+    for result in results:
+        for name in result.rows:
+            twin = twin_of(name)
+            values = ratio("cpu_us", name, twin)(result.rows) if twin in result.rows else []
+            if values:
+                found.append((result.key, name, statistics.median(values), min(values), max(values)))
+    return found
+
+
+def twin_of(name: str) -> str:
+    """Return the name of the row of another checkout beside a row of ours; a pool's name goes on with a size."""
+    server, comma, size = name.partition(", ")
+    return f"{server}{OTHER_CHECKOUT}{comma}{size}" if comma else name + OTHER_CHECKOUT
 
 
 def compare(results: Mapping[str, Result]) -> list[Outcome]:

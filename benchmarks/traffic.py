@@ -51,7 +51,7 @@ class Traffic:
         return 2 * b"".join(self.replies)
 
 
-ConnectionHandler = Callable[[int, int], Traffic]
+Form = Callable[[int, int], Traffic]
 """Makes traffic: of poems of so many bytes, for so many outstanding requests on a connection."""
 
 

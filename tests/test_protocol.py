@@ -91,7 +91,7 @@ class Server:
 
     def connect(self, peer: IAddress = HERE, wire: Wire | None = None) -> tuple[TransformProtocol, Wire]:
         protocol = self.factory.buildProtocol(peer)
-        assert protocol is not None
+        assert isinstance(protocol, TransformProtocol)
         wire = wire or Wire()
         protocol.makeConnection(wire)
         return protocol, wire
@@ -369,7 +369,7 @@ def test_draining_ends_with_the_grace_period(log: Log) -> None:
     assert not wire.disconnected
     server.clock.advance(1)
     assert wire.disconnected
-    assert log.lines[0] == "gave up 1 connections after the grace period"
+    assert log.lines[0] == "connections still open after the grace period of 3 s, closed now: 1"
     assert "shutting-down" in log.lines[1]
 
 

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import (
     ISSLTransport,
     ITCPTransport,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -27,6 +27,7 @@ from xformd.dialects.interfaces import ConnectionHandler, Service
 from xformd.dialects.session import SessionHandler
 from xformd.errors import BadFrame, TooLarge, XformError
 from xformd.net.deadline import Deadline
+from xformd.net.factory import DrainableProtocol
 from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer
 from xformd.telemetry.metrics import Front
 from xformd.wire import netstring, session
@@ -43,7 +44,7 @@ class IServerTransport(ITCPTransport, IStreamTransport, IPushProducer):
 
 
 @implementer(IHalfCloseableProtocol)
-class TransformProtocol(Protocol):
+class TransformProtocol(DrainableProtocol):
     """One connection. Its first netstring says which form it speaks, unless the factory knows already.
 
     Args:
@@ -219,10 +220,6 @@ class TransformProtocol(Protocol):
             self._handler.stop()
         elif not self._is_closing:
             self.close()
-
-    def abort(self) -> None:
-        """Close now, whatever is on its way."""
-        self.transport.abortConnection()
 
     def has_input(self) -> bool:
         """Whether something has arrived that has not been read yet."""

@@ -1,0 +1,127 @@
+"""DrainingFactory: counts a server's connections, refuses those over the limits, and closes all of them on shutdown.
+
+Invariant: once ``drain`` has been called no connection is accepted, and soon after the grace period none is left.
+"""
+
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.logger import Logger
+
+from xformd.limits import Limits
+from xformd.net.connections import ConnectionLimitReached, Connections
+from xformd.telemetry.rate_limited import RateLimitedLog
+
+
+class DrainableProtocol(Protocol):
+    """A connection that a ``DrainingFactory`` can close."""
+
+    transport: Any
+
+    def stop(self) -> None:
+        """Finish what has been accepted, then close."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Close now, whatever is unsent."""
+        self.transport.abortConnection()
+
+
+Connection = TypeVar("Connection", bound=DrainableProtocol)
+
+
+class DrainingFactory(ServerFactory, Generic[Connection]):
+    """Accepts connections within the limits until it is drained.
+
+    A subclass makes the protocols. Each of them adds itself to ``connections`` when it is made, and calls
+    ``connection_ended`` when it is lost.
+
+    Args:
+        limits: how many connections there may be, and how long they have to finish.
+        clock: a reactor, or a clock in its place.
+
+    Attributes:
+        flush_timeout_s: seconds that a connection has to send what is left, after the grace period.
+    """
+
+    noisy = False
+    log = Logger()
+    flush_timeout_s = 0.0
+
+    def __init__(self, limits: Limits, clock: IReactorTime) -> None:
+        self.limits = limits
+        self.clock = clock
+        self.connections: Connections[Connection] = Connections(limits)
+        self.refusals = RateLimitedLog(clock)
+        self._drained: Deferred[None] | None = None
+
+    def make_protocol(self, peer: str | None) -> Connection:
+        """Make the protocol of a connection that has been accepted; ``peer`` is its IP address, if it has one."""
+        raise NotImplementedError
+
+    def make_room(self, refusal: ConnectionLimitReached) -> bool:
+        """End a connection for the sake of a new one; return whether there is room now."""
+        del refusal
+        return False
+
+    def refuse(self) -> Protocol | None:
+        """Make the protocol of a connection that is refused; None closes it."""
+        return None
+
+    def cancel_requests(self) -> None:
+        """Cancel what is in flight after the grace period; its connections then have ``flush_timeout_s``."""
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        """Accept a connection, unless there are too many or the server is stopping."""
+        if self.is_stopping:
+            return None
+        peer: str | None = getattr(addr, "host", None)
+        if (refusal := self.connections.refusal(peer)) and not self.make_room(refusal):
+            self.refusals.refused(refusal.kind, refusal.reason)
+            return self.refuse()
+        return self.make_protocol(peer)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it accepts nothing new."""
+        return self._drained is not None
+
+    def connection_ended(self, connection: Connection) -> None:
+        """Note that a connection is lost."""
+        self.connections.discard(connection)
+        self._check_drained()
+
+    def drain(self) -> Deferred[None]:
+        """Accept nothing new, finish what has been accepted, and close every connection.
+
+        Returns:
+            Fires when the last connection is gone. What is not finished after ``shutdown_grace_s`` is given up.
+        """
+        self._drained = drained = Deferred[None]()
+        for connection in self.connections:
+            connection.stop()
+        if self.connections:
+            self._cut: IDelayedCall = self.clock.callLater(self.limits.shutdown_grace_s, self._end_grace)
+            drained.addCallback(lambda _: self._cut.cancel() if self._cut.active() else None)
+        else:
+            self._check_drained()
+        return drained
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and not self.connections and not self._drained.called:
+            self._drained.callback(None)
+
+    def _end_grace(self) -> None:
+        self.log.warn(
+            "connections still open after the grace period of {grace_s:g} s, closed now: {count}",
+            count=len(self.connections),
+            grace_s=self.limits.shutdown_grace_s,
+        )
+        self._cut = self.clock.callLater(self.flush_timeout_s, self._abort_all)
+        self.cancel_requests()  # may close the last connection, which cancels that timer
+
+    def _abort_all(self) -> None:
+        for connection in self.connections:
+            connection.abort()

@@ -18,10 +18,9 @@ from zope.interface import implementer
 from support.logs import Log, captured
 from support.registries import registry_of
 from xformd import transform
-from xformd.factory import TransformFactory
 from xformd.limits import Limits
 from xformd.net.write_buffer import PART_BYTES
-from xformd.protocol import TransformProtocol
+from xformd.protocol import TransformFactory, TransformProtocol
 from xformd.service import TransformService
 
 HERE = IPv4Address("TCP", "127.0.0.1", 1)

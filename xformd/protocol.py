@@ -7,13 +7,14 @@ is held in memory is bounded by the limits.
 import functools
 import select
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IPushProducer,
+    IReactorTime,
     ISSLTransport,
     ITCPTransport,
 )
@@ -22,18 +23,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xformd.counting import Accounts
 from xformd.dialects.classic import ClassicHandler
-from xformd.dialects.interfaces import ConnectionHandler, Service
+from xformd.dialects.interfaces import Connection, ConnectionHandler, Service
 from xformd.dialects.session import SessionHandler
 from xformd.errors import BadFrame, TooLarge, XformError
+from xformd.limits import Limits
 from xformd.net.deadline import Deadline
-from xformd.net.factory import DrainableProtocol
+from xformd.net.disconnects import DisconnectWatcher
+from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer
-from xformd.telemetry.metrics import Front
+from xformd.telemetry.metrics import ConnectionStats, Front
 from xformd.wire import netstring, session
-
-if TYPE_CHECKING:
-    from xformd.factory import TransformFactory
 
 LAST_WORD_S = 1.0
 """How long a client has to take what it is told at the very end."""
@@ -302,6 +303,51 @@ class TransformProtocol(DrainableProtocol):
         peer = self.transport.getPeer()
         host = getattr(peer, "host", None)
         return f"{host}:{peer.port}" if host is not None else "a local client"
+
+
+class TransformFactory(DrainingFactory[TransformProtocol]):
+    """Makes the connections of one server, counts them, and ends them.
+
+    Args:
+        service: what answers the requests.
+        limits: what a connection may cost.
+        clock: a reactor, or a clock in its place.
+        accounts: the same service, counted for each form; None where nobody counts.
+        make_handler: says how a connection is spoken on; without it that is for its first netstring to say.
+
+    Attributes:
+        cut_off: how many connections it has ended because they took too long.
+    """
+
+    flush_timeout_s = LAST_WORD_S
+
+    def __init__(
+        self,
+        service: Service,
+        limits: Limits,
+        clock: IReactorTime,
+        accounts: Accounts | None = None,
+        make_handler: Callable[[Connection], ConnectionHandler] | None = None,
+    ) -> None:
+        super().__init__(limits, clock)
+        self.make_handler = make_handler
+        self.service = service
+        self.accounts = accounts
+        self.cut_off = 0
+        self.disconnects = DisconnectWatcher(clock)
+
+    def make_protocol(self, peer: str | None) -> TransformProtocol:
+        """Make the protocol of a connection that has been accepted."""
+        return TransformProtocol(self, peer)
+
+    @property
+    def connection_stats(self) -> ConnectionStats:
+        """What has become of its connections."""
+        return ConnectionStats(len(self.connections), self.refusals.counts, self.cut_off)
+
+    def cancel_requests(self) -> None:
+        """Cancel what is in flight; each request is answered with ``ShuttingDown``."""
+        self.service.stop()
 
 
 @functools.cache

@@ -17,8 +17,8 @@ from support.registries import registry_of
 from test_protocol import Wire
 from xformd import transform
 from xformd.dialects import fast_path
-from xformd.factory import TransformFactory
 from xformd.limits import Limits
+from xformd.protocol import TransformFactory
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService

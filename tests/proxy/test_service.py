@@ -21,10 +21,10 @@ from support.logs import Log
 from support.network import Host, Network
 from support.registries import registry_of
 from xformd import transform
-from xformd.factory import TransformFactory
 from xformd.limits import Limits
 from xformd.net import endpoints
 from xformd.plugins.registry import Entry, Registry
+from xformd.protocol import TransformFactory
 from xformd.proxy import CachingTransformService
 from xformd.proxy.poller import LIST_TIMEOUT_S
 from xformd.runners import Caller

@@ -5,12 +5,12 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from xformd.dialects.interfaces import Service
-from xformd.factory import TransformFactory
 from xformd.http.answering import answering
 from xformd.http.connection import HttpHandler
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached
 from xformd.net.idle_connections import IdleConnections
+from xformd.protocol import TransformFactory
 from xformd.telemetry.metrics import Metrics
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from xformd.factory import TransformFactory
 from xformd.limits import Limits
 from xformd.net.listener import Listening
+from xformd.protocol import TransformFactory
 from xformd.proxy import CachingTransformService
 
 

@@ -9,9 +9,9 @@ from twisted.internet.defer import Deferred, gatherResults
 from xformd.config import Settings
 from xformd.counting import Accounts
 from xformd.errors import ConfigError
-from xformd.factory import TransformFactory
 from xformd.net.listener import Listening
 from xformd.plugins.registry import Registry
+from xformd.protocol import TransformFactory
 from xformd.server.reload import Reloader
 from xformd.telemetry.metrics import Metrics
 

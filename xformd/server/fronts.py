@@ -6,11 +6,11 @@ Imported where somebody asks for that alone: it needs what ``xformd[http]`` inst
 from typing import Any
 
 from xformd.config import Settings
-from xformd.factory import TransformFactory
 from xformd.http.application import HttpDependencies, make_application, make_watching_application
 from xformd.http.factory import HttpFactory
 from xformd.http.health import Health
 from xformd.net.listener import Listening
+from xformd.protocol import TransformFactory
 from xformd.server.reload import Reloader
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.prometheus import PrometheusExporter, Sources

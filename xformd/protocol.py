@@ -29,8 +29,8 @@ from xformd.dialects.interfaces import Connection, ConnectionHandler, Service
 from xformd.dialects.session import SessionHandler
 from xformd.errors import BadFrame, TooLarge, XformError
 from xformd.limits import Limits
+from xformd.net.connections import DisconnectWatcher
 from xformd.net.deadline import Deadline
-from xformd.net.disconnects import DisconnectWatcher
 from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer
 from xformd.telemetry.metrics import ConnectionStats, Front

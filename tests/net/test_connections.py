@@ -1,41 +1,54 @@
-"""How many connections there may be, and from whom."""
+"""How many connections may be open, which idle one is evicted, and when a peer is known to be gone."""
 
+import socket
+from collections.abc import Iterator
+
+import attrs
+import pytest
+from twisted.internet.task import Clock
+
+from support.session_client import abort
 from xformd.limits import Limits
-from xformd.net.connections import Connections
+from xformd.net.connections import (
+    DISCONNECT_POLL_S,
+    EVICTION_CANDIDATES,
+    Connections,
+    DisconnectWatcher,
+    IdleConnections,
+)
 
 
-def test_no_more_than_so_many_in_total() -> None:
+def kind_of_limit(connections: Connections[int], peer: str | None) -> str | None:
+    reached = connections.limit_reached(peer)
+    return reached and reached.kind
+
+
+def test_the_total_is_limited() -> None:
     connections: Connections[int] = Connections(Limits(max_connections=2))
     connections.add(1, "a")
-    assert connections.refusal("a") is None
+    assert kind_of_limit(connections, "a") is None
     connections.add(2, None)
-    for peer in ("a", "b", None):
-        refusal = connections.refusal(peer)
-        assert refusal is not None
-        assert refusal.kind == "total"
+    assert [kind_of_limit(connections, peer) for peer in ("a", "b", None)] == ["total"] * 3
     connections.discard(2)
-    assert connections.refusal("b") is None
+    assert kind_of_limit(connections, "b") is None
 
 
-def test_no_more_than_so_many_of_one_peer() -> None:
+def test_each_peer_is_limited() -> None:
     connections: Connections[int] = Connections(Limits(max_connections_per_peer=1))
     connections.add(1, "a")
-    refusal = connections.refusal("a")
-    assert refusal is not None
-    assert refusal.kind == "peer"
-    assert connections.refusal("b") is None
+    assert (kind_of_limit(connections, "a"), kind_of_limit(connections, "b")) == ("peer", None)
     connections.discard(1)
-    assert connections.refusal("a") is None
+    assert kind_of_limit(connections, "a") is None
 
 
-def test_clients_without_an_address_have_no_share() -> None:
+def test_clients_without_an_address_count_towards_the_total_alone() -> None:
     connections: Connections[int] = Connections(Limits(max_connections_per_peer=1))
     for number in range(5):
-        assert connections.refusal(None) is None
+        assert kind_of_limit(connections, None) is None
         connections.add(number, None)
 
 
-def test_peers_that_are_gone_are_forgotten() -> None:
+def test_nothing_is_remembered_about_a_peer_without_connections() -> None:
     connections: Connections[int] = Connections(Limits(max_connections_per_peer=2))
     for number in range(100):
         connections.add(number, f"10.0.0.{number // 2}")
@@ -44,3 +57,103 @@ def test_peers_that_are_gone_are_forgotten() -> None:
         connections.discard(number)
         connections.discard(number)
     assert (len(connections), connections._counts) == (0, {})
+
+
+@attrs.define(eq=False)
+class Idle:
+    """An idle connection, with or without input that nobody has read."""
+
+    unread: bool = False
+    is_aborted: bool = False
+
+    def has_input(self) -> bool:
+        return self.unread
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+@pytest.mark.parametrize(
+    ("unread", "evicted"),
+    [([False, False], 0), ([True, False], 1), ([True, True], 0), ([True] * EVICTION_CANDIDATES + [False], 0)],
+)
+def test_the_longest_idle_connection_is_evicted_unless_it_has_input(unread: list[bool], evicted: int) -> None:
+    idle = IdleConnections()
+    connections = [Idle(each) for each in unread]
+    for connection in connections:
+        idle.add(connection)
+    assert idle.evict()
+    assert [index for index, each in enumerate(connections) if each.is_aborted] == [evicted]
+
+
+def test_a_connection_is_evicted_once_and_only_while_it_is_idle() -> None:
+    idle, busy, other = IdleConnections(), Idle(), Idle()
+    for connection in (busy, other):
+        idle.add(connection)
+    idle.discard(busy)
+    assert [idle.evict(), idle.evict()] == [True, False]
+    assert (busy.is_aborted, other.is_aborted) == (False, True)
+
+
+class Watched:
+    """A connection with something to read, and its peer."""
+
+    def __init__(self, watcher: DisconnectWatcher) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            self.peer = socket.create_connection(listening.getsockname())
+            self.socket, _ = listening.accept()
+        self.peer.sendall(b"not read")
+        self.aborted = 0
+        watcher.watch(self, self.socket.fileno())
+
+    def abort(self) -> None:
+        self.aborted += 1
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def watcher(clock: Clock) -> DisconnectWatcher:
+    return DisconnectWatcher(clock)
+
+
+@pytest.fixture
+def pair(watcher: DisconnectWatcher) -> Iterator[tuple[Watched, Watched]]:
+    pair = Watched(watcher), Watched(watcher)
+    yield pair
+    for watched in pair:
+        watched.peer.close()
+        watched.socket.close()
+
+
+def test_a_reset_aborts_that_connection_once(clock: Clock, pair: tuple[Watched, Watched]) -> None:
+    gone, there = pair
+    clock.advance(DISCONNECT_POLL_S)
+    assert gone.aborted == 0
+    abort(gone.peer)
+    for _ in range(2):
+        clock.advance(DISCONNECT_POLL_S)
+        assert (gone.aborted, there.aborted) == (1, 0)
+
+
+def test_a_peer_that_has_only_closed_its_side_is_not_gone(clock: Clock, pair: tuple[Watched, Watched]) -> None:
+    pair[0].peer.shutdown(socket.SHUT_WR)
+    clock.advance(DISCONNECT_POLL_S)
+    assert pair[0].aborted == 0
+
+
+def test_without_watched_connections_no_timer_runs(
+    clock: Clock, watcher: DisconnectWatcher, pair: tuple[Watched, Watched]
+) -> None:
+    for watched in pair:
+        watcher.forget(watched)
+        abort(watched.peer)
+    clock.advance(DISCONNECT_POLL_S)
+    assert [watched.aborted for watched in pair] == [0, 0]
+    assert clock.getDelayedCalls() == []
+    watcher.watch(pair[0], pair[0].socket.fileno())
+    clock.advance(DISCONNECT_POLL_S)
+    assert pair[0].aborted == 1

@@ -16,7 +16,7 @@ from xformd.http import dates, heads, problems
 from xformd.http.answering import Answering
 from xformd.http.heads import MAX_HEAD_BYTES, RejectedHead, RequestHead
 from xformd.http.transport import HttpTransport
-from xformd.net.idle_connections import IdleConnections
+from xformd.net.connections import IdleConnections
 
 PIECE_BYTES = 4 * 1024
 """Parsed at a time: a read full of short requests would be thousands, each of which takes some KiB."""
@@ -59,7 +59,7 @@ class HttpHandler(HttpToolsProtocol):
         self._probing: asyncio.TimerHandle | None = None
         self._own_transport = HttpTransport(connection, self)
         self.connection_made(self._own_transport)
-        idle_connections.idle(connection)
+        idle_connections.add(connection)
 
     @property
     def _is_running(self) -> bool:
@@ -108,7 +108,7 @@ class HttpHandler(HttpToolsProtocol):
 
     def lost(self) -> None:
         """The connection is gone: whoever answers is told."""
-        self._idle_connections.busy(self._connection)
+        self._idle_connections.discard(self._connection)
         self._last_word, self._backlog = b"", b""
         self.pipeline.clear()
         if self._current is not None:
@@ -165,7 +165,7 @@ class HttpHandler(HttpToolsProtocol):
         super().on_message_complete()
         self._is_receiving, self._overhead_bytes = False, 0
         if self._is_running:
-            self._idle_connections.busy(self._connection)
+            self._idle_connections.discard(self._connection)
             self._connection.set_deadline(None)
         else:
             self._await_request()
@@ -247,7 +247,7 @@ class HttpHandler(HttpToolsProtocol):
         if has_head and self.expect_100_continue and not self._is_running:
             self._end()  # it was not told to send the body: nobody knows whether what comes is that
             return
-        self._idle_connections.idle(self._connection)
+        self._idle_connections.add(self._connection)
         limits = self._limits
         self._connection.set_deadline(limits.request_timeout_s if self._is_receiving else limits.idle_timeout_s)
         if self._backlog:

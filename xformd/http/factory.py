@@ -8,8 +8,7 @@ from xformd.dialects.interfaces import Service
 from xformd.http.answering import answering
 from xformd.http.connection import HttpHandler
 from xformd.limits import Limits
-from xformd.net.connections import ConnectionLimitReached
-from xformd.net.idle_connections import IdleConnections
+from xformd.net.connections import ConnectionLimitReached, IdleConnections
 from xformd.protocol import TransformFactory
 from xformd.telemetry.metrics import Metrics
 
@@ -38,4 +37,4 @@ class HttpFactory(TransformFactory):
 
     def make_room(self, refusal: ConnectionLimitReached) -> bool:
         """End a connection that has nothing to do, where there are too many."""
-        return refusal.kind == "total" and self._idle_connections.make_room()
+        return refusal.kind == "total" and self._idle_connections.evict()

@@ -1,25 +1,51 @@
-"""The open connections of one server: how many there are, from whom, and whether one more may come.
+"""Keep track of the open connections of a server: how many there may be, which are idle, whose peer has gone.
 
-A peer is an IP address. Clients of a Unix socket have none, and are bounded by ``max_connections`` alone.
+Invariant: nothing is remembered about a peer without an open connection. A peer is an IP address; clients of a Unix
+socket have none, and only ``max_connections`` limits them.
 """
 
+import itertools
+import select
+from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import attrs
+from twisted.internet.interfaces import IReactorTime
 
 from xformd.limits import Limits
+
+DISCONNECT_POLL_S = 0.5
+
+EVICTION_CANDIDATES = 8
+"""How many of the longest idle connections to check for unread input before one is evicted."""
 
 Connection = TypeVar("Connection")
 
 
+class Abortable(Protocol):
+    """A connection that can be closed at once."""
+
+    def abort(self) -> None:
+        """Close now."""
+        ...
+
+
+class Evictable(Abortable, Protocol):
+    """A connection that may be closed in favour of another while it is idle."""
+
+    def has_input(self) -> bool:
+        """Whether bytes have arrived that the server has not read yet."""
+        ...
+
+
 @attrs.frozen
 class ConnectionLimitReached:
-    """Why a connection may not come.
+    """Why a new connection is refused.
 
     Args:
-        kind: which limit it met.
-        reason: the same for a person.
+        kind: which limit was reached.
+        reason: the same as text for the log.
     """
 
     kind: Literal["total", "peer"]
@@ -27,11 +53,7 @@ class ConnectionLimitReached:
 
 
 class Connections(Generic[Connection]):
-    """Counts connections, and remembers nothing of a peer that has none.
-
-    Args:
-        limits: how many there may be.
-    """
+    """The open connections of one server, counted in total and for each peer."""
 
     def __init__(self, limits: Limits) -> None:
         self._max_total = limits.max_connections
@@ -43,11 +65,11 @@ class Connections(Generic[Connection]):
         return len(self._peers)
 
     def __iter__(self) -> Iterator[Connection]:
-        """Give those that are open now, whatever is closed meanwhile."""
+        """Iterate over a copy, so that connections may close meanwhile."""
         return iter([*self._peers])
 
-    def refusal(self, peer: str | None) -> ConnectionLimitReached | None:
-        """Say why one more may not come from this peer; None if it may."""
+    def limit_reached(self, peer: str | None) -> ConnectionLimitReached | None:
+        """Return the limit that forbids one more connection from this peer, or None."""
         if len(self._peers) >= self._max_total:
             return ConnectionLimitReached(
                 "total", f"{len(self._peers)} are open; max_connections, or ulimit -n, allows no more"
@@ -59,16 +81,95 @@ class Connections(Generic[Connection]):
         return None
 
     def add(self, connection: Connection, peer: str | None) -> None:
-        """Note that a connection is open."""
+        """Count a connection that has opened."""
         self._peers[connection] = peer
         if peer is not None:
             self._counts[peer] = self._counts.get(peer, 0) + 1
 
     def discard(self, connection: Connection) -> None:
-        """Note that a connection is gone; one that was not there is none of our business."""
+        """Stop counting a connection, if it is counted."""
         peer = self._peers.pop(connection, None)
         if peer is None:
             return
         self._counts[peer] -= 1
         if not self._counts[peer]:
             del self._counts[peer]
+
+
+class IdleConnections:
+    """The connections without a whole request, longest idle first: evicted when a new one needs the room.
+
+    Otherwise a client that opens connections and sends little would keep the others out. The longer a connection has
+    been without a request, the less it is worth.
+    """
+
+    def __init__(self) -> None:
+        self._idle: OrderedDict[Evictable, None] = OrderedDict()
+
+    def add(self, connection: Evictable) -> None:
+        """Note that a connection is idle from now on."""
+        self._idle[connection] = None
+
+    def discard(self, connection: Evictable) -> None:
+        """Note that a connection has a whole request, or is gone."""
+        self._idle.pop(connection, None)
+
+    def evict(self) -> bool:
+        """Close the connection that has been idle the longest.
+
+        One with unread input is spared where possible: on a busy server, that may be a request that just arrived.
+
+        Returns:
+            Whether there was one.
+        """
+        oldest = [*itertools.islice(self._idle, EVICTION_CANDIDATES)]
+        without_input = (connection for connection in oldest if not connection.has_input())
+        chosen = next(without_input, oldest[0] if oldest else None)
+        if chosen is None:
+            return False
+        del self._idle[chosen]
+        chosen.abort()
+        return True
+
+
+class DisconnectWatcher:
+    """Aborts connections whose peer has gone while the server does not read from them.
+
+    The reactor does not watch what is not read, so the server would go on working for a client that has left, to the
+    last answer. All such sockets are polled in one call, every ``DISCONNECT_POLL_S`` while there are any, for the end
+    of both directions (a reset, say) and nothing else.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._watched: dict[Abortable, int] = {}
+        self._is_running = False
+
+    def watch(self, connection: Abortable, descriptor: int) -> None:
+        """Abort a connection once its peer has gone.
+
+        Args:
+            connection: the connection to abort.
+            descriptor: that of its socket.
+        """
+        self._watched[connection] = descriptor
+        if not self._is_running:
+            self._is_running = True
+            self._clock.callLater(DISCONNECT_POLL_S, self._poll)
+
+    def forget(self, connection: Abortable) -> None:
+        """Stop watching a connection, if it is watched."""
+        self._watched.pop(connection, None)
+
+    def _poll(self) -> None:
+        self._is_running = bool(self._watched)
+        if not self._is_running:
+            return
+        connections = {descriptor: connection for connection, descriptor in self._watched.items()}
+        poll = select.poll()
+        for descriptor in connections:
+            poll.register(descriptor, 0)  # hang-ups and errors are reported all the same
+        for descriptor, _ in poll.poll(0):
+            self.forget(connections[descriptor])
+            connections[descriptor].abort()
+        self._clock.callLater(DISCONNECT_POLL_S, self._poll)

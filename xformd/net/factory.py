@@ -78,7 +78,7 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         if self.is_stopping:
             return None
         peer: str | None = getattr(addr, "host", None)
-        if (refusal := self.connections.refusal(peer)) and not self.make_room(refusal):
+        if (refusal := self.connections.limit_reached(peer)) and not self.make_room(refusal):
             self.refusals.refused(refusal.kind, refusal.reason)
             return self.refuse()
         return self.make_protocol(peer)

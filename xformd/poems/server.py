@@ -270,7 +270,7 @@ class PoemFactory(ServerFactory):
         peer: str | None = getattr(addr, "host", None)
         if self._drained is not None:
             return None
-        if refusal := self.connections.refusal(peer):
+        if refusal := self.connections.limit_reached(peer):
             self.refusals.refused(refusal.kind, refusal.reason)
             return _TurnedAway()
         return PoemProtocol(self, peer)

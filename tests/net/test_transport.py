@@ -1,18 +1,22 @@
-"""The prompt transport: what it sends at once, and what it leaves to Twisted."""
+"""Both transports: what they send at once, and what follows when the system takes more."""
 
 import socket
 from collections.abc import Iterator
 
 import pytest
+from twisted.internet.error import ConnectionDone
+from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Port
+from twisted.python.failure import Failure
 
+from support.live import DEADLINE_S
 from support.reactors import FakeReactor
-from xformd.net.transport import EagerServer, make_eager
+from xformd.net.transport import Channel, EagerServer, make_eager
 
 
 class Connected:
-    """A transport, and the other end of its socket."""
+    """A server transport, and the other end of its socket."""
 
     def __init__(self) -> None:
         ours, self.socket = socket.socketpair()
@@ -24,7 +28,7 @@ class Connected:
         self.protocol.makeConnection(self.transport)
 
     def arrived(self) -> bytes:
-        """Give what the system has to offer at the other end."""
+        """Return what can be read at the other end now."""
         try:
             return self.socket.recv(10_000_000)
         except BlockingIOError:
@@ -39,17 +43,17 @@ def connected() -> Iterator[Connected]:
     made.socket.close()
 
 
-def test_what_the_system_takes_is_sent_at_once(connected: Connected) -> None:
+def test_a_write_is_sent_at_once(connected: Connected) -> None:
     connected.transport.write(b"abc")
     assert connected.arrived() == b"abc"
     assert not connected.reactor.writers
 
 
-def test_what_it_does_not_take_follows_in_order(connected: Connected) -> None:
+def test_the_rest_of_a_write_follows_in_order(connected: Connected) -> None:
     poem = bytes(range(256)) * 10_000
     connected.transport.write(poem)
     arrived = connected.arrived()
-    connected.transport.write(b"the end")  # for which there is room, but not yet its turn
+    connected.transport.write(b"the end")  # there is room for it, but it must wait its turn
     assert connected.reactor.writers == {connected.transport}
     while connected.reactor.writers:
         connected.transport.doWrite()  # type: ignore[no-untyped-call]
@@ -58,9 +62,7 @@ def test_what_it_does_not_take_follows_in_order(connected: Connected) -> None:
 
 
 @pytest.mark.parametrize(("expected_bytes", "read_bytes"), [(0, 65_536), (65_536, 65_536), (65_537, 100_000)])
-def test_a_string_that_is_longer_than_a_common_read_is_read_in_a_longer_one(
-    connected: Connected, expected_bytes: int, read_bytes: int
-) -> None:
+def test_a_long_string_is_read_in_long_pieces(connected: Connected, expected_bytes: int, read_bytes: int) -> None:
     reads: list[int] = []
     connected.protocol.dataReceived = lambda data: reads.append(len(data))  # type: ignore[method-assign]
     connected.socket.send(b"x" * 100_000)
@@ -69,7 +71,7 @@ def test_a_string_that_is_longer_than_a_common_read_is_read_in_a_longer_one(
     assert reads == [read_bytes]
 
 
-def test_nothing_is_sent_in_plain_once_a_connection_is_encrypted(connected: Connected) -> None:
+def test_an_encrypted_connection_sends_no_plain_text(connected: Connected) -> None:
     ssl = pytest.importorskip("twisted.internet.ssl", reason="pip install 'xformd[tls]'")
     connected.transport.startTLS(ssl.CertificateOptions())
     connected.transport.write(b"secret")
@@ -77,7 +79,7 @@ def test_nothing_is_sent_in_plain_once_a_connection_is_encrypted(connected: Conn
     assert b"secret" not in connected.arrived()
 
 
-def test_an_answer_does_not_wait_until_the_client_has_acknowledged_the_last() -> None:
+def test_accepted_connections_are_eager_and_have_no_delay() -> None:
     made: list[Protocol] = []
     factory = Factory.forProtocol(lambda: made.append(Protocol()) or made[-1])  # type: ignore[arg-type, func-returns-value]
     port = Port(0, factory, interface="127.0.0.1", reactor=FakeReactor())  # type: ignore[no-untyped-call, arg-type]
@@ -90,3 +92,86 @@ def test_an_answer_does_not_wait_until_the_client_has_acknowledged_the_last() ->
         assert accepted.transport.getTcpNoDelay()  # type: ignore[no-untyped-call]
         accepted.transport._closeSocket(True)  # type: ignore[no-untyped-call]
     port._closeSocket(True)  # type: ignore[no-untyped-call]
+
+
+class End:
+    """A channel, and the other end of its socket."""
+
+    def __init__(self) -> None:
+        ours, self.socket = socket.socketpair()
+        self.socket.settimeout(DEADLINE_S)
+        self.received: list[bytes] = []
+        self.lost = 0
+        self.reactor = FakeReactor()
+        self.channel = Channel(ours, self.received.append, self._lose, self.reactor)
+
+    def _lose(self) -> None:
+        self.lost += 1
+
+
+@pytest.fixture
+def end() -> Iterator[End]:
+    made = End()
+    yield made
+    made.channel.close()
+    made.socket.close()
+
+
+def test_a_channel_passes_on_what_arrives(end: End) -> None:
+    end.socket.sendall(b"abc")
+    for _ in range(2):  # the second time, there is nothing
+        assert end.channel.doRead() is None
+        assert end.received == [b"abc"]
+
+
+def test_a_channel_sends_at_once(end: End) -> None:
+    end.channel.send(b"abc")
+    assert end.socket.recv(10) == b"abc"
+    assert not end.reactor.writers
+
+
+def test_a_channel_sends_the_rest_in_order(end: End) -> None:
+    poem = bytes(range(256)) * 50_000
+    end.channel.send(poem)
+    end.channel.send(b"the end")
+    assert end.channel.doWrite() is None  # the system takes nothing: no error
+    assert end.reactor.writers == {end.channel}
+    received = b""
+    while end.reactor.writers:
+        received += end.socket.recv(1_000_000)
+        assert end.channel.doWrite() is None
+    end.channel.close()
+    while data := end.socket.recv(1_000_000):
+        received += data
+    assert received == poem + b"the end"
+
+
+def test_a_closed_peer_is_reported_once(end: End) -> None:
+    end.socket.close()
+    end.channel.send(b"abc")
+    assert not end.reactor.writers
+    assert end.channel.doRead() is CONNECTION_LOST
+    for _ in range(2):
+        end.channel.connectionLost(Failure(ConnectionDone()))
+    assert end.lost == 1
+    assert not end.reactor.readers
+    assert end.channel.fileno() == -1
+
+
+def test_a_reset_channel_is_lost(end: End) -> None:
+    end.channel.send(b"unread")
+    end.channel.send(b"x" * 10_000_000)
+    end.socket.close()  # with something unread: a reset
+    assert end.channel.doWrite() is CONNECTION_LOST
+    assert end.channel.doRead() is CONNECTION_LOST
+
+
+def test_a_closed_channel_reports_and_sends_nothing(end: End) -> None:
+    end.channel.close()
+    end.channel.close()
+    end.channel.send(b"abc")
+    end.channel.connectionLost(Failure(ConnectionDone()))
+    assert end.lost == 0
+    assert end.socket.recv(10) == b""
+    assert not end.reactor.readers
+    assert end.channel.logPrefix() == "worker"

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.errors import BadFrame, one_line, printable
-from xformd.net.channel import BUFFER_BYTES, Channel
+from xformd.net.transport import CHANNEL_BUFFER_BYTES, Channel
 from xformd.runners import messages, reaper
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring, session
@@ -88,7 +88,7 @@ class WorkerHandle(ProcessProtocol):
         ours, theirs = socket.socketpair()
         with theirs, contextlib.ExitStack() as undo:
             undo.callback(ours.close)
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
             self._channel = Channel(ours, self._receive, self._channel_lost, reactor)
             undo.callback(self._channel.close)
             self._process = self._spawn(reactor, theirs)

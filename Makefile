@@ -4,17 +4,27 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH_VENV := .venv-bench
-GUEST_VENV := .venv-guest
-GUEST_BIN := $(GUEST_VENV)/bin
+LOCK_VENV := .venv-lock
+# Not editable, and without the tools that develop xformd: what a stranger's machine would have.
+STRANGER_VENV := .venv-stranger
+STRANGER_BIN := $(STRANGER_VENV)/bin
 PLUGINS := $(wildcard plugins-example/xformd-*)
 
+LOCK := requirements/dev.txt
+INSTALL = -m pip install --quiet --constraint $(LOCK)
+PYTEST := $(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-append --cov-report=)
+# The Python versions that xformd supports; test-all-pythons looks for them in PATH and in pyenv.
+VERSIONS := 3.11 3.12 3.13
+PYENV_ROOT ?= $(HOME)/.pyenv
+
 .DEFAULT_GOAL := help
-.PHONY: help test lint unit plugins demo bench fuzz soak screenshots clean
+.PHONY: help test lint unit test-slow coverage test-all-pythons plugins demo bench fuzz soak screenshots lock clean python
 
-help: ## Say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-test: lint unit plugins ## Check and test everything
+test: $(VENV)/installed ## Run the linters, the type checker and the everyday tests, side by side
+	@$(MAKE) --no-print-directory --jobs=2 lint unit
 
 lint: $(VENV)/installed ## Run ruff, mypy and the import contract
 	$(BIN)/ruff check
@@ -22,52 +32,78 @@ lint: $(VENV)/installed ## Run ruff, mypy and the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-unit: $(VENV)/installed ## Run the tests with coverage
-	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup -m 'not timing' --cov --cov-report=
+unit: $(VENV)/installed ## Run the everyday tests
+	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'not slow and not timing' --max-processes=250
+
+test-slow: $(VENV)/installed ## Run the slow tests, the timed tests alone, and the example plugins' tests
+	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'slow and not timing'
 	$(BIN)/python -m pytest -m timing
+	@$(MAKE) --no-print-directory plugins
+
+coverage: $(VENV)/installed ## Run both suites, and fail if they cover too little
+	$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory test test-slow COVERAGE=1
 	$(BIN)/coverage report
 
-plugins: $(GUEST_VENV)/installed ## Test the example plugins, installed as a stranger would
-	for plugin in $(PLUGINS); do (cd $$plugin && $(CURDIR)/$(GUEST_BIN)/python -m pytest) || exit 1; done
-	$(GUEST_BIN)/xformd check
+test-all-pythons: ## Run the everyday tests on every supported Python that is installed
+	@for version in $(VERSIONS); do \
+		for python in python$$version $(PYENV_ROOT)/versions/$$version.*/bin/python none; do \
+			"$$python" -c '' 2> /dev/null && break; \
+		done; \
+		if [ "$$python" = none ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
+		echo "Python $$version: $$python"; \
+		$(MAKE) --no-print-directory unit VENV=.venv-$$version PYTHON="$$python" || exit 1; \
+	done
 
-demo: $(GUEST_VENV)/installed ## Start poem servers, a proxy and a transform server, and send poems through them
-	@PATH="$(CURDIR)/$(GUEST_BIN):$$PATH" bash demo/demo.sh
+plugins: $(STRANGER_VENV)/installed ## Test the example plugins, installed as a stranger would install them
+	for plugin in $(PLUGINS); do (cd $$plugin && $(CURDIR)/$(STRANGER_BIN)/python -m pytest) || exit 1; done
+	$(STRANGER_BIN)/xformd check
 
-bench: $(BENCH_VENV)/installed ## Measure xformd against its peers; print every figure that the README states
+demo: $(STRANGER_VENV)/installed ## Start poem servers, a proxy and a transform server, and send poems through them
+	@PATH="$(CURDIR)/$(STRANGER_BIN):$$PATH" bash demo/demo.sh
+
+bench: $(BENCH_VENV)/installed ## Compare xformd with its peers; print every figure in the README
 	$(BENCH_VENV)/bin/python -m benchmarks
 
-fuzz: $(VENV)/installed ## Let schemathesis ask a running server whatever its description allows, for some minutes
+fuzz: $(VENV)/installed ## Fuzz the HTTP API from its OpenAPI description with schemathesis, for a few minutes
 	FUZZ_EXAMPLES=100 $(BIN)/python -m pytest tests/integration/test_fuzzing.py
 
-soak: $(VENV)/installed ## Load a server with hostile transforms for three minutes; fail if a promise is broken
+soak: $(VENV)/installed ## Load a server with hostile transforms for three minutes; fail if it breaks a promise
 	$(BIN)/python tests/soak.py
 
-screenshots: $(VENV)/installed ## Draw the README's pictures of the page, in Chromium
+screenshots: $(VENV)/installed ## Take the README's screenshots of the page, in Chromium
 	XFORMD_PICTURES=1 $(BIN)/python -m pytest tests/browser/test_look_of_the_page.py -k pictures
 
-clean: ## Remove what these commands have made
-	rm -rf $(VENV) $(BENCH_VENV) $(GUEST_VENV) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+lock: $(LOCK_VENV)/installed ## Lock the newest versions of everything that develops, tests and benchmarks xformd
+	$(LOCK_VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 pyproject.toml \
+		--all-extras --group dev --group bench --no-annotate --custom-compile-command 'make lock' --output-file $(LOCK)
 
-$(VENV)/installed: pyproject.toml | python
+clean: ## Remove everything that these targets have made
+	rm -rf $(VENV) .venv-* .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/installed: pyproject.toml $(LOCK) | python
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[tls,http]' --group dev
+	$(BIN)/python $(INSTALL) --upgrade pip
+	$(BIN)/python $(INSTALL) --build-constraint $(LOCK) --editable '.[tls,http]' --group dev
 	touch $@
 
-$(BENCH_VENV)/installed: pyproject.toml | python
+$(BENCH_VENV)/installed: pyproject.toml $(LOCK) | python
 	$(PYTHON) -m venv --clear $(BENCH_VENV)
-	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BENCH_VENV)/bin/python -m pip install --quiet --editable '.[http]' --group bench
+	$(BENCH_VENV)/bin/python $(INSTALL) --upgrade pip
+	$(BENCH_VENV)/bin/python $(INSTALL) --build-constraint $(LOCK) --editable '.[http]' --group bench
 	touch $@
 
-# Not editable, and apart from the tools above: what somebody else's machine would have.
-$(GUEST_VENV)/installed: $(shell find xformd twistd plugins-example -name '*.py' -o -name pyproject.toml) pyproject.toml | python
-	$(PYTHON) -m venv --clear $(GUEST_VENV)
-	$(GUEST_BIN)/python -m pip install --quiet '.[proxy,http]' $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
+$(STRANGER_VENV)/installed: $(shell find xformd twistd plugins-example -name '*.py' -o -name pyproject.toml) pyproject.toml $(LOCK) | python
+	$(PYTHON) -m venv --clear $(STRANGER_VENV)
+	$(STRANGER_BIN)/python $(INSTALL) --upgrade pip
+	$(STRANGER_BIN)/python $(INSTALL) --build-constraint $(LOCK) '.[proxy,http]' $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
 	touch $@
 
-.PHONY: python
+# Not locked: it makes the lock.
+$(LOCK_VENV)/installed: | python
+	$(PYTHON) -m venv --clear $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet uv
+	touch $@
+
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "xformd needs Python 3.11 or newer: make PYTHON=python3.12 ...")'

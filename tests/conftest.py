@@ -9,6 +9,8 @@ from twisted.logger import globalLogBeginner
 
 from support.logs import Log, captured
 
+pytest_plugins = ["support.process_count"]
+
 # How long one example takes says more about the machine than about the code.
 settings.register_profile("xformd", deadline=None)
 settings.load_profile("xformd")

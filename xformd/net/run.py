@@ -61,14 +61,14 @@ def prepare_to_serve(log_format: str = "text", *, with_loop: bool = False) -> No
         with_loop: whether asyncio's tasks run here too, as HTTP's do.
     """
     try:
-        from xformd.net import loop_reactor, reactor
+        from xformd.net.reactor import install
     except ImportError:  # this system has no epoll
         if with_loop:
             from twisted.internet import asyncioreactor
 
             asyncioreactor.install()
     else:
-        (loop_reactor if with_loop else reactor).install()
+        install(with_asyncio=with_loop)
     start_server_log(log_format)
     keep_freed_memory()
 

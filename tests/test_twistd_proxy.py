@@ -9,7 +9,6 @@ from twisted.python.usage import UsageError
 from xformd import twistd_proxy
 from xformd.errors import ConfigError
 from xformd.limits import MIB, WORKER_LIMITS, Limits
-from xformd.net import run
 from xformd.proxy import app
 
 
@@ -17,7 +16,6 @@ from xformd.proxy import app
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is put together, instead of which it is noted."""
     noted: list[Any] = []
-    monkeypatch.setattr(run, "within_descriptors", lambda settings: settings)
     monkeypatch.setattr(app, "make_proxy", lambda *arguments, **options: noted.extend([*arguments, options]))
     return noted
 
@@ -43,13 +41,6 @@ def test_every_limit_that_does_not_speak_of_workers_arrives(made: list[Any]) -> 
     names = [field.name for field in attrs.fields(Limits) if field.name not in WORKER_LIMITS]
     make(*[f"--{name.replace('_', '-')}=7" for name in names], "a:1")
     assert made[2] == Limits(**dict.fromkeys(names, 7))
-
-
-def test_there_may_be_no_more_connections_than_descriptors(made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    few = Limits(max_connections=3)
-    monkeypatch.setattr(run, "within_descriptors", lambda settings: attrs.evolve(settings, limits=few))
-    make("a:1")
-    assert made[2] == few
 
 
 @pytest.mark.parametrize(

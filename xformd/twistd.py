@@ -11,7 +11,6 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from xformd.config import TABLE, Setting, Settings, configure
-from xformd.net import run
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 from xformd.net.listener import StartOrFail
@@ -117,6 +116,6 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     with told_at_once():
-        server = make_server(run.within_descriptors(options.settings(os.environ)), reactor)
+        server = make_server(options.settings(os.environ), reactor)
     keep_freed_memory()
     return ReloadingServer(server, reactor)

@@ -6,9 +6,8 @@ import attrs
 from twisted.application.service import IService
 from twisted.python import usage
 
-from xformd.config import TABLE, Settings, configure
+from xformd.config import TABLE, configure
 from xformd.limits import WORKER_LIMITS, Limits
-from xformd.net import run
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.defaults import DEFAULT_PROXY_PORT
 from xformd.net.listener import StartOrFail
@@ -48,9 +47,8 @@ class Options(ListeningOptions):
         """
         given = {setting.name: (setting.flag, self[setting.flag.removeprefix("--")]) for setting in _LIMITS}
         limits = configure(flags={name: flag for name, flag in given.items() if flag[1] is not None}).settings.limits
-        settings = run.within_descriptors(Settings(listen=self.places, limits=limits, workers=0))
         options = {_OWN[flag]: self[flag] for flag in _OWN if self[flag] is not None}
-        return app.make_proxy(self["upstreams"], settings.listen, settings.limits, reactor, **options)
+        return app.make_proxy(self["upstreams"], self.places, limits, reactor, **options)
 
 
 def makeService(options: Options) -> IService:

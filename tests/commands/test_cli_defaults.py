@@ -69,7 +69,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The proxy for transforms that would be put together: its places, its limits and its options."""
     noted: list[Any] = []
     monkeypatch.setattr(run, "prepare_to_serve", lambda log_format: None)
-    monkeypatch.setattr(run, "within_descriptors", lambda settings: settings)
     monkeypatch.setattr(run, "run_server", lambda make, *_: make("reactor"))
     monkeypatch.setattr(app, "make_proxy", lambda _, *rest, **options: noted.extend([*rest, options]))
     return noted

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from support.deferreds import has_fired
 from support.logs import Log
-from xformd.net.listener import REST_S, Listening
+from xformd.net.listener import REST_S, AcceptErrors, Listening
 from xformd.telemetry.rate_limited import RateLimitedLog
 
 TWISTED = Logger(namespace="twisted.internet.tcp.Port")
@@ -71,6 +71,21 @@ def test_one_that_has_stopped_heeds_no_other_servers_trouble(site: Site, log: Lo
     TWISTED.info("EMFILE recovery: Closed socket from {address}", address="a client of another")
     site.run_out()
     assert [line for line in log.lines if "max_connections" in line] == []
+
+
+def test_only_errors_of_accepting_that_would_come_again_matter() -> None:
+    heard: list[str] = []
+    observer = AcceptErrors(lambda: heard.append("closed"), heard.append)
+    port = TWISTED.namespace
+    observer({"log_namespace": port, "log_format": "EMFILE encountered; releasing reserved file descriptor."})
+    observer({"log_namespace": port})
+    observer({"log_namespace": "xformd", "acceptError": "EMFILE"})
+    observer({"log_namespace": port, "log_format": "Could not accept", "acceptError": "ECONNABORTED"})
+    observer({})
+    assert heard == []
+    observer({"log_namespace": port, "log_format": "EMFILE recovery: Closed socket from {address}"})
+    observer({"log_namespace": port, "log_format": "Could not accept", "acceptError": "ENFILE"})
+    assert heard == ["closed", "ENFILE"]
 
 
 def test_one_that_listens_nowhere_yet_has_nothing_to_rest_from(log: Log) -> None:

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 import xformd
 from support.deferreds import error_of
 from support.logs import Log
-from xformd.net import descriptors
+from xformd.net import run
 from xformd.poems import app
 
 
@@ -19,7 +19,7 @@ from xformd.poems import app
 def test_a_limit_on_descriptors_that_is_too_low_is_said(
     tmp_path: Path, clock: Clock, log: Log, monkeypatch: pytest.MonkeyPatch, limit: int, lines: int
 ) -> None:
-    monkeypatch.setattr(descriptors, "raise_limit", lambda wanted: limit)
+    monkeypatch.setattr(run, "raise_limit", lambda wanted: limit)
     (tmp_path / "owl.txt").write_text("The Owl")
     app.make_poem_server(tmp_path / "owl.txt", ("tcp:0",), clock)
     assert [line.partition(" and has room")[0] for line in log.lines] == ["ulimit -n is 100"] * lines

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import attrs
 import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.testing import MemoryReactorClock
@@ -9,6 +10,7 @@ from twisted.internet.testing import MemoryReactorClock
 from support.deferreds import has_fired, result_of
 from xformd.limits import Limits
 from xformd.net import listener
+from xformd.proxy import app
 from xformd.proxy.app import ProxyServer
 
 
@@ -58,3 +60,11 @@ def test_one_that_is_stopped_before_it_knows_never_listens(prompt: list[Any]) ->
     service.asked.callback(None)
     assert result_of(server.listening) == ()
     assert reactor.tcpServers == []
+
+
+def test_it_allows_no_more_connections_than_there_are_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed: list[Limits] = []
+    monkeypatch.setattr(app, "within_descriptors", lambda limits, workers: attrs.evolve(limits, max_connections=3))
+    monkeypatch.setattr(app, "CachingTransformService", lambda upstreams, limits, reactor: allowed.append(limits))
+    app.make_proxy((), (), Limits(), MemoryReactorClock())
+    assert allowed == [Limits(max_connections=3)]

@@ -71,13 +71,12 @@ def proxy(
       xformd proxy 10.0.0.1:11000 10.0.0.2:11000 --cache-bytes 1GiB --ttl 5min
       xformd proxy unix:/run/xformd.sock --listen tcp:11001
     """
-    from xformd.config import Settings, configure
+    from xformd.config import configure
     from xformd.net import run
 
     places = listen if host is None and port is None else (_place(host, port), *listen)
     flags = {field.name: ("--" + field.name.replace("_", "-"), given[field.name]) for field in _LIMITS}
     limits = configure(flags={name: flag for name, flag in flags.items() if flag[1] is not None}).settings.limits
-    settings = Settings(listen=places or (_place(host, port),), limits=limits, workers=0)
     options = {"cache_bytes": given["cache_bytes"], "refresh_s": given["refresh"]}
     options["ttl_s"] = math.inf if given["ttl"] is None else given["ttl"]
 
@@ -85,8 +84,7 @@ def proxy(
     from xformd.proxy import app  # after the reactor has been chosen
 
     def make(reactor: Any) -> app.ProxyServer:
-        allowed = run.within_descriptors(settings)
-        return app.make_proxy(upstreams, settings.listen, allowed.limits, reactor, **options)
+        return app.make_proxy(upstreams, places or (_place(host, port),), limits, reactor, **options)
 
     with isolated_plugin_output() as stdout, only_flags():
         run.run_server(

@@ -161,11 +161,11 @@ def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
     signal.signal(
         signal.SIGHUP, lambda *_: None
     )  # plugins are being loaded: a reload has nothing to add. No child inherits a handler
-    run.prepare_to_serve(settings.log_format, with_loop=settings.answers_http)
+    run.prepare_to_serve(settings.log_format, with_asyncio=settings.answers_http)
     from xformd.server.app import make_server  # only once the reactor is installed
 
     run.run_server(
-        lambda reactor: make_server(run.within_descriptors(settings), reactor),
+        lambda reactor: make_server(settings, reactor),
         lambda server, addresses: _greeting(addresses, server.registry),
         announce,
         on_sighup=lambda server: server.reload(),

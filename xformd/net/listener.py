@@ -1,22 +1,50 @@
 """Where a server listens: it begins in good order, rests where no file descriptors are left, and ends in good order."""
 
 import errno
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
-from twisted.logger import Logger, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from xformd.errors import ConfigError, ListenFailed, safe_str
 from xformd.net import endpoints
-from xformd.net.descriptors import AcceptErrors
 from xformd.net.transport import make_eager
 from xformd.telemetry.rate_limited import RateLimitedLog
 
 REST_S = 1.0
+
+STUCK = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"})
+"""Errors of ``accept`` that would come again at once, for ever: the connection stays in the backlog."""
+
 NO_DESCRIPTORS = "no file descriptors are left; raise ulimit -n (LimitNOFILE), or lower max_connections"
+
+
+@implementer(ILogObserver)
+class AcceptErrors:
+    """Watches Twisted's log, the only place that reports it, for new connections that could not be accepted.
+
+    Args:
+        closed: called for each connection that Twisted closed for want of a descriptor.
+        stuck: called with the error's name when Twisted could neither accept nor close one.
+    """
+
+    def __init__(self, closed: Callable[[], None], stuck: Callable[[str], None]) -> None:
+        self._closed = closed
+        self._stuck = stuck
+
+    def __call__(self, event: LogEvent) -> None:
+        """Look at an event of the log."""
+        if not event.get("log_namespace", "").startswith("twisted.internet."):
+            return
+        if event.get("acceptError") in STUCK:
+            self._stuck(event["acceptError"])
+        elif (event.get("log_format") or "").startswith("EMFILE recovery: Closed"):
+            self._closed()
 
 
 class DrainableFactory(Protocol):

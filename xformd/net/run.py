@@ -1,23 +1,32 @@
-"""What a process needs around Twisted: a log, signals, and a reactor that runs until the work is done."""
+"""Run a server or a command: its log, its signals, its file descriptors, and the reactor until the work is done.
+
+Invariant: the first SIGTERM or SIGINT stops a server in good order, the second ends it at once.
+"""
 
 import functools
 import os
+import resource
 import signal
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.net import descriptors
+from xformd.limits import Limits
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.listener import Listening
 from xformd.telemetry.logs import start_server_log
 
-if TYPE_CHECKING:
-    from xformd.config import Settings
+SPARE_DESCRIPTORS = 32
+"""For files that transforms open, the log, and listening sockets."""
+
+SPARE_DESCRIPTORS_PER_WORKER = 8
+"""For the pipes of one worker process, and of the one that replaces it."""
+
+GUESSED_OPEN_DESCRIPTORS = 16
 
 Result = TypeVar("Result")
 AnyServer = TypeVar("AnyServer", bound=Listening)
@@ -26,16 +35,13 @@ log = Logger()
 
 
 def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
-    """Run a coroutine to its end; the reactor turns only if it has to wait for something.
-
-    Args:
-        work: awaits Deferreds.
+    """Run a coroutine to its end, with the reactor running only if it has to wait for something.
 
     Returns:
-        What it returns.
+        What the coroutine returns.
 
     Raises:
-        BaseException: whatever it raises.
+        BaseException: whatever the coroutine raises.
     """
     from twisted.internet import reactor as installed
 
@@ -44,7 +50,7 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     done = Deferred.fromCoroutine(work).addBoth(outcome.append)
     if not outcome:
         done.addCallback(lambda _: reactor.stop())
-        # The system's own handling: Ctrl-C ends a command also while it waits for a file, or in a transform.
+        # The system's own handling, so that Ctrl-C ends a command also while it waits for a file, or in a transform.
         reactor.callWhenRunning(default_signals)
         reactor.run()
     (result,) = outcome
@@ -53,22 +59,22 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     return result
 
 
-def prepare_to_serve(log_format: str = "text", *, with_loop: bool = False) -> None:
-    """Make this process one that serves; before anything else installs a reactor.
+def prepare_to_serve(log_format: str = "text", *, with_asyncio: bool = False) -> None:
+    """Set up the reactor, the log and the allocator of a server process; before anything else installs a reactor.
 
     Args:
-        log_format: of its log: ``text`` or ``json``.
-        with_loop: whether asyncio's tasks run here too, as HTTP's do.
+        log_format: ``text`` or ``json``.
+        with_asyncio: whether asyncio tasks run here too, as HTTP requests do.
     """
     try:
         from xformd.net.reactor import install
     except ImportError:  # this system has no epoll
-        if with_loop:
+        if with_asyncio:
             from twisted.internet import asyncioreactor
 
             asyncioreactor.install()
     else:
-        install(with_asyncio=with_loop)
+        install(with_asyncio=with_asyncio)
     start_server_log(log_format)
     keep_freed_memory()
 
@@ -79,17 +85,17 @@ def run_server(
     announce: Callable[[str], None],
     on_sighup: Callable[[AnyServer], object] | None = None,
 ) -> None:
-    """Run any server until SIGTERM or SIGINT, and let it end what it has accepted.
+    """Run a server until SIGTERM or SIGINT, then let it finish what it has accepted.
 
     Args:
-        make: puts it together, for a reactor.
-        greet: says, given the server and the addresses where it listens, what there is to say of it.
-        announce: is told that, line by line.
-        on_sighup: is called on SIGHUP.
+        make: makes the server, given the reactor.
+        greet: returns the lines that describe the server, given its listening addresses.
+        announce: called with each of these lines.
+        on_sighup: called on SIGHUP.
 
     Raises:
-        ConfigError: it cannot be put together, or its endpoints are none.
-        ListenFailed: it cannot listen where it was told to.
+        ConfigError: the server cannot be made, or an endpoint is invalid.
+        ListenFailed: the server cannot listen on one of its endpoints.
     """
     from twisted.internet import reactor as installed
 
@@ -99,12 +105,12 @@ def run_server(
 
     def started(addresses: tuple[str, ...]) -> None:
         if not addresses:
-            return  # it was stopped before it listened
+            return  # stopped before it listened
         try:
             for line in greet(server, addresses):
                 announce(line)
-        except OSError as error:  # nobody reads it: that is no reason not to serve
-            log.warn("cannot say where it listens: {error}", error=error)
+        except OSError as error:  # a closed standard output is no reason not to serve
+            log.warn("cannot print where it listens: {error}", error=error)
 
     def failed(failure: Failure) -> None:
         failures.append(failure)
@@ -112,42 +118,18 @@ def run_server(
 
     server.listening.addCallbacks(started, failed)
     reactor.callWhenRunning(server.startService)
-    reactor.callWhenRunning(_heed_signals, reactor, None if on_sighup is None else functools.partial(on_sighup, server))
+    reactor.callWhenRunning(
+        _handle_signals, reactor, None if on_sighup is None else functools.partial(on_sighup, server)
+    )
     reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
     reactor.run()
     if failures:
         failures[0].raiseException()
 
 
-def within_descriptors(settings: "Settings") -> "Settings":
-    """Make room for the connections that are allowed, and allow no more than there is room for.
-
-    Args:
-        settings: what the operator wants.
-
-    Returns:
-        The same with no more connections than there can be; the log says so where there are fewer.
-    """
-    allowed = settings.limits.max_connections
-    fronts = 1 + settings.answers_http  # each of which allows so many
-    room = descriptors.make_room(fronts * allowed, settings.worker_count)
-    each = max(1, room.connections // fronts)
-    if each == allowed:
-        return settings
-    log.warn(
-        "ulimit -n is {limit} and has room for {room} connections{where}, not for the {allowed} of max_connections; "
-        "raise it (LimitNOFILE), or lower max_connections",
-        limit=room.limit,
-        room=each,
-        where=" on each port" if fronts > 1 else "",
-        allowed=allowed,
-    )
-    return attrs.evolve(settings, limits=attrs.evolve(settings.limits, max_connections=each))
-
-
-def _heed_signals(reactor: Any, on_sighup: Callable[[], object] | None) -> None:
+def _handle_signals(reactor: Any, on_sighup: Callable[[], object] | None) -> None:
     def stop(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
-        # Whoever signals once more does not want to wait, not even for a transform that blocks.
+        # A second signal ends the process at once, even in a transform that blocks.
         default_signals()
         reactor.callFromThread(reactor.stop)
 
@@ -158,13 +140,92 @@ def _heed_signals(reactor: Any, on_sighup: Callable[[], object] | None) -> None:
 
 
 def default_signals() -> None:
-    """Let SIGTERM and SIGINT end this process at once."""
-    # What the first process of a container leaves to the system is not heeded there. Elsewhere it is, also in a
-    # transform that blocks, where no handler of Python's would run.
-    handler = _end_at_once if os.getpid() == 1 else signal.SIG_DFL
+    """Make SIGTERM and SIGINT end this process at once."""
+    # The kernel ignores signals with the default action sent to a container's first process, so there a handler is
+    # needed. Elsewhere the default is better: it also ends a transform that blocks, where no Python handler would run.
+    handler = _exit_at_once if os.getpid() == 1 else signal.SIG_DFL
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)
 
 
-def _end_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
+def _exit_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
     os._exit(128 + number)
+
+
+@attrs.frozen
+class DescriptorRoom:
+    """What the process's limit on file descriptors leaves room for.
+
+    Args:
+        limit: the soft limit that holds now.
+        connections: how many of the wanted connections fit.
+    """
+
+    limit: int
+    connections: int
+
+
+def within_descriptors(limits: Limits, *, workers: int, ports: int = 1) -> Limits:
+    """Make room for the allowed connections, and lower ``max_connections``, with a warning, if they do not fit.
+
+    Args:
+        limits: what the operator allows.
+        workers: how many worker processes there will be.
+        ports: how many ports allow ``max_connections`` each.
+    """
+    allowed = limits.max_connections
+    room = make_room(ports * allowed, workers)
+    each = max(1, room.connections // ports)
+    if each == allowed:
+        return limits
+    log.warn(
+        "ulimit -n is {limit} and has room for {room} connections{where}, not for the {allowed} of max_connections; "
+        "raise it (LimitNOFILE), or lower max_connections",
+        limit=room.limit,
+        room=each,
+        where=" on each port" if ports > 1 else "",
+        allowed=allowed,
+    )
+    return attrs.evolve(limits, max_connections=each)
+
+
+def make_room(connections: int, workers: int) -> DescriptorRoom:
+    """Raise the limit on file descriptors as far as connections and workers need and the system allows.
+
+    Connections leave room for everything else that needs descriptors: workers, the log, files that transforms open.
+    """
+    open_now = open_descriptors()
+    limit = raise_limit(descriptors_needed(connections, open_now, workers))
+    return DescriptorRoom(limit, min(connections, connections_within(limit, open_now, workers)))
+
+
+def descriptors_needed(connections: int, open_now: int, workers: int) -> int:
+    """Return how many descriptors a server may come to use."""
+    return connections + open_now + SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_WORKER * (workers + 1)
+
+
+def connections_within(limit: int, open_now: int, workers: int) -> int:
+    """Return how many connections a limit on descriptors leaves room for: at least one."""
+    others = open_now + min(SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_WORKER * (workers + 1), limit // 2)
+    return max(1, limit - others)
+
+
+def raise_limit(wanted: int) -> int:
+    """Raise the soft limit on descriptors towards ``wanted``, and return the one that holds then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return max(soft, wanted)
+    raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    except (OSError, ValueError):  # the system has a lower limit than it reports
+        return soft
+    return raised
+
+
+def open_descriptors() -> int:
+    """Count this process's open descriptors, or guess if the system does not list them."""
+    try:
+        return len(os.listdir("/dev/fd")) - 1  # noqa: PTH208 - less the listing's own
+    except OSError:
+        return GUESSED_OPEN_DESCRIPTORS

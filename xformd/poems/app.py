@@ -12,8 +12,8 @@ from twisted.logger import Logger
 from xformd import spec
 from xformd.client import TransformProxy
 from xformd.limits import Limits
-from xformd.net import descriptors
 from xformd.net.listener import Listening
+from xformd.net.run import make_room
 from xformd.poems.client import get_poem
 from xformd.poems.delivery import Delivery, Write
 from xformd.poems.gather import Gathering
@@ -104,7 +104,7 @@ async def get_poems(wanted: Wanted, write: Write, say: Callable[[str], None]) ->
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
-    descriptors.make_room(len(wanted.addresses), 0)
+    make_room(len(wanted.addresses), 0)
     progress = Progress(sys.stderr if sys.stderr and sys.stderr.isatty() else None, reactor.seconds)
     delivery = Delivery(write, say, progress, reactor)
     transform = None if wanted.spec is None else make_transform(wanted.spec, wanted, reactor)
@@ -155,7 +155,7 @@ def _listening(source: PoemSource, listen: tuple[str, ...], reactor: Any, bytes_
 def _room() -> int:
     """Make room for as many connections as there may be, and say how many there is room for."""
     wanted = Limits().max_connections
-    room = descriptors.make_room(wanted, 0)
+    room = make_room(wanted, 0)
     if room.connections < wanted:
         log.warn(
             "ulimit -n is {limit} and has room for {room} clients; raise it for more",

@@ -4,6 +4,7 @@ from typing import Any
 
 from xformd.limits import Limits
 from xformd.net.listener import Listening
+from xformd.net.run import within_descriptors
 from xformd.protocol import TransformFactory
 from xformd.proxy import CachingTransformService
 
@@ -49,4 +50,5 @@ def make_proxy(
     Raises:
         ConfigError: an address is none, or cachetools is not installed.
     """
+    limits = within_descriptors(limits, workers=0)
     return ProxyServer(CachingTransformService(upstreams, limits, reactor, **options), listen, limits, reactor)

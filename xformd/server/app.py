@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import attrs
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults
 
@@ -10,6 +11,7 @@ from xformd.config import Settings
 from xformd.counting import Accounts
 from xformd.errors import ConfigError
 from xformd.net.listener import Listening
+from xformd.net.run import within_descriptors
 from xformd.plugins.registry import Registry
 from xformd.protocol import TransformFactory
 from xformd.server.reload import Reloader
@@ -77,6 +79,9 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     Raises:
         ConfigError: the settings name something that is not there.
     """
+    ports = 1 + settings.answers_http
+    limits = within_descriptors(settings.limits, workers=settings.worker_count, ports=ports)
+    settings = attrs.evolve(settings, limits=limits)
     generations = Reloader(settings, reactor)
     if settings.answers_http:
         return _make_with_http(settings, generations, reactor)

@@ -1,0 +1,104 @@
+"""How many descriptors a server needs, and how many connections a limit leaves room for."""
+
+import resource
+
+import pytest
+
+from support.logs import Log
+from xformd.limits import Limits
+from xformd.net import run
+from xformd.net.run import DescriptorRoom, connections_within, descriptors_needed, make_room, raise_limit
+
+UNLIMITED = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("connections", [1, 100, 10_000])
+@pytest.mark.parametrize("workers", [0, 2, 64])
+def test_the_descriptors_needed_are_enough(connections: int, workers: int) -> None:
+    assert connections_within(descriptors_needed(connections, 10, workers), 10, workers) >= connections
+
+
+def test_connections_leave_room_for_everything_else() -> None:
+    assert connections_within(1024, 10, 3) == 1024 - 10 - 32 - 4 * 8
+    assert connections_within(64, 8, 64) == 24
+    assert connections_within(16, 12, 2) == 1
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "holds", "asked"),
+    [
+        (1_024, 4_096, 500, 1_024, []),
+        (1_024, 4_096, 2_000, 2_000, [(2_000, 4_096)]),
+        (1_024, 4_096, 9_000, 4_096, [(4_096, 4_096)]),
+        (1_024, UNLIMITED, 9_000, 9_000, [(9_000, UNLIMITED)]),
+        (UNLIMITED, UNLIMITED, 9_000, 9_000, []),
+    ],
+)
+def test_the_limit_is_raised_up_to_the_hard_limit(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, holds: int, asked: list[tuple[int, int]]
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    assert raise_limit(wanted) == holds
+    assert limits == asked
+
+
+@pytest.mark.parametrize("error", [OSError("not permitted"), ValueError("current limit exceeds maximum limit")])
+def test_the_limit_stays_where_the_system_refuses_to_raise_it(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1_024, 4_096))
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    assert raise_limit(2_000) == 1_024
+
+
+def limit_to(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give the process 20 open descriptors and a limit; return the limits that are asked for."""
+    asked: list[int] = []
+
+    def raise_limit(wanted: int) -> int:
+        asked.append(wanted)
+        return limit
+
+    monkeypatch.setattr(run, "open_descriptors", lambda: 20)
+    monkeypatch.setattr(run, "raise_limit", raise_limit)
+    return asked
+
+
+@pytest.mark.parametrize(("limit", "connections"), [(1_000_000, 100), (100, 32)])
+def test_room_is_made_as_far_as_the_limit_goes(monkeypatch: pytest.MonkeyPatch, limit: int, connections: int) -> None:
+    asked = limit_to(limit, monkeypatch)
+    assert make_room(100, 1) == DescriptorRoom(limit, connections)
+    assert asked == [descriptors_needed(100, 20, 1)]
+
+
+@pytest.mark.parametrize(
+    ("ports", "limit", "allowed", "warning"),
+    [
+        (1, 1_000_000, 100, ""),
+        (1, 100, 32, "ulimit -n is 100 and has room for 32 connections, not for the 100 of max_connections"),
+        (2, 100, 16, "ulimit -n is 100 and has room for 16 connections on each port, not for the 100 of"),
+    ],
+)
+def test_no_more_connections_are_allowed_than_fit(
+    monkeypatch: pytest.MonkeyPatch, log: Log, ports: int, limit: int, allowed: int, warning: str
+) -> None:
+    limit_to(limit, monkeypatch)
+    limits = run.within_descriptors(Limits(max_connections=100), workers=1, ports=ports)
+    assert limits == Limits(max_connections=allowed)
+    assert [line.startswith(warning) for line in log.lines] == ([True] if warning else [])
+
+
+def test_open_descriptors_are_counted() -> None:
+    with open("/dev/null"), open("/dev/null"):  # noqa: PTH123
+        two_more = run.open_descriptors()
+    assert two_more == run.open_descriptors() + 2
+
+
+def test_open_descriptors_are_guessed_where_they_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.listdir", lambda _: (_ for _ in ()).throw(FileNotFoundError))
+    assert run.open_descriptors() == run.GUESSED_OPEN_DESCRIPTORS

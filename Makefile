@@ -96,7 +96,7 @@ $(BENCH_VENV)/installed: pyproject.toml $(LOCK) | python
 $(STRANGER_VENV)/installed: $(shell find xformd twistd plugins-example -name '*.py' -o -name pyproject.toml) pyproject.toml $(LOCK) | python
 	$(PYTHON) -m venv --clear $(STRANGER_VENV)
 	$(STRANGER_BIN)/python $(INSTALL) --upgrade pip
-	$(STRANGER_BIN)/python $(INSTALL) --build-constraint $(LOCK) '.[proxy,http]' $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
+	$(STRANGER_BIN)/python $(INSTALL) --build-constraint $(LOCK) '.[http]' $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
 	touch $@
 
 # Not locked: it makes the lock.

@@ -87,7 +87,7 @@ def _upstream(name: str, workers: int, folder: str) -> Server:
 
 def _proxy(name: str, upstream: Address) -> Server:
     command = ("proxy", "{}:{}".format(*upstream), "--port", "0")
-    return Server(name, (sys.executable, "-m", "xformd", *command), _handler, needs=("cachetools",))
+    return Server(name, (sys.executable, "-m", "xformd", *command), _handler)
 
 
 def install(folder: Path) -> None:

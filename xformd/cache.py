@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import attrs
+from cachetools import TLRUCache
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-
-from xformd.errors import ConfigError
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -129,16 +128,9 @@ class BoundedCache(Generic[Key, Value]):
         max_bytes: of all answers together.
         policy: how long one is kept.
         clock: a reactor, or a clock in its place.
-
-    Raises:
-        ConfigError: cachetools is not installed.
     """
 
     def __init__(self, max_bytes: int, policy: Policy, clock: IReactorTime) -> None:
-        try:
-            from cachetools import TLRUCache
-        except ImportError as error:
-            raise ConfigError("a caching proxy needs cachetools: pip install 'xformd[proxy]'") from error
         self._max_bytes = max_bytes
         self._clock = clock
         self._entries: TLRUCache[Key, Entry[Value]] = TLRUCache(

@@ -184,11 +184,3 @@ def test_each_outage_is_said_once_and_so_is_its_end(network: Network, host: Host
 def test_an_address_that_is_none_is_said_at_once(clock: Clock) -> None:
     with pytest.raises(xformd.ConfigError, match="write HOST:PORT"):
         CachingProxyService("no:such:endpoint", reactor=clock)
-
-
-def test_without_cachetools_the_error_says_what_to_install(
-    host: Host, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "cachetools", None)
-    with pytest.raises(xformd.ConfigError, match=r"pip install 'xformd\[proxy\]'"):
-        make(host, clock)

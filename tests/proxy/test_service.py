@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 import weakref
 from typing import Any
 
@@ -352,12 +351,6 @@ def test_a_cache_that_cannot_be_read_or_written_never_fails_a_request(
     monkeypatch.setattr(proxy._cache, "put", broken)
     assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b"OWL"] * 2
     assert set(log.lines) == {"the cache could not be read", "an answer could not be kept"}
-
-
-def test_without_cachetools_it_says_what_to_install(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cachetools", None)
-    with pytest.raises(xformd.errors.ConfigError, match=r"pip install 'xformd\[proxy\]'"):
-        world.proxy()
 
 
 # What the upstreams have

@@ -60,7 +60,7 @@ def make_poem_proxy(upstream: str, listen: tuple[str, ...], reactor: Any, **opti
         A Twisted service: it does nothing until it is started.
 
     Raises:
-        ConfigError: the address is none, or cachetools is not installed.
+        ConfigError: the address is invalid.
     """
     return _listening(CachingProxyService(upstream, reactor=reactor, **options), listen, reactor, None)
 

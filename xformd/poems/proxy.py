@@ -34,7 +34,7 @@ class CachingProxyService(Service):
         reactor: what it runs on; the running one where none is given.
 
     Raises:
-        ConfigError: the address is none, or cachetools is not installed.
+        ConfigError: the address is invalid.
     """
 
     log = Logger()

@@ -48,7 +48,7 @@ def make_proxy(
         A Twisted service: it does nothing until it is started.
 
     Raises:
-        ConfigError: an address is none, or cachetools is not installed.
+        ConfigError: an address is invalid.
     """
     limits = within_descriptors(limits, workers=0)
     return ProxyServer(CachingTransformService(upstreams, limits, reactor, **options), listen, limits, reactor)

@@ -69,7 +69,7 @@ class CachingTransformService:
         refresh_s: after how many seconds to ask an upstream anew what it has.
 
     Raises:
-        ConfigError: an address is none, or cachetools is not installed.
+        ConfigError: an address is invalid.
     """
 
     log = Logger()

@@ -70,7 +70,7 @@ def test_a_standard_input_that_is_closed_is_one_line(server: Server, command: st
         ("serve --plugins=", 78, "--plugins names no distribution; 'none' selects none"),
         (r"run upper $'no\nsuch\e[31m'", 66, "no such\ufffd[31m: No such file or directory"),
         ("send upper --server unix:/" + "a" * 120, 78, "a Unix socket's path has at most 107 bytes"),
-        ("check xformd --block xformd", 78, "there is nothing to check"),
+        ("check xformd --block xformd", 78, "nothing to check"),
     ],
 )
 def test_odd_arguments_are_one_line(server: Server, command: str, status: int, says: str) -> None:
@@ -129,7 +129,7 @@ def test_a_server_whose_greeting_nobody_reads_serves(tmp_path: Path) -> None:
         assert process.wait(DEADLINE_S) == 0
         assert process.stderr is not None
         log = process.stderr.read()
-    assert b"cannot say where it listens" in log
+    assert b"cannot print where it listens" in log
     assert b"Traceback" not in log
 
 

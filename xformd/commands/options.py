@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from xformd import __version__
 from xformd.config import quantities
-from xformd.errors import ConfigError
+from xformd.errors import ConfigError, InternalError, TransformFailed, XformError, one_line
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 
 if TYPE_CHECKING:
@@ -55,6 +55,24 @@ def isolated_plugin_output() -> Iterator[TextIO]:
         for stream in (stdout, noise):
             with contextlib.suppress(OSError):  # what could not be written has been said, or nobody is there to read
                 stream.close()
+
+
+def print_error(message: str, prefix: str = "xformd: ") -> None:
+    """Print one line on standard error."""
+    click.echo(prefix + one_line(message), err=True)
+
+
+def describe_locally(error: XformError) -> str:
+    """Describe an error in full, for the person who runs the transform in this process.
+
+    A client is not told what a transform raised: that may quote somebody else's poem. Here it is the reader's own.
+    """
+    line = f"{error.code}: {error.message}"
+    if isinstance(error, InternalError):
+        return f"{line}; --traceback shows what went wrong"
+    if isinstance(error, TransformFailed) and error.detail:
+        return one_line(f"{line}: {error.detail}")
+    return line
 
 
 def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:

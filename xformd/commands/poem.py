@@ -15,11 +15,11 @@ from xformd.commands.options import (
     listening_lines,
     log_format_option,
     only_flags,
+    print_error,
     read_duration,
     read_size,
     read_timeout,
 )
-from xformd.errors import one_line
 from xformd.net.defaults import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT
 
 if TYPE_CHECKING:
@@ -170,10 +170,6 @@ def get(addresses: tuple[str, ...], spec: str | None, output_dir: Path | None, *
             max_bytes=given["max_bytes"],
             ordered=given["ordered"],
         )
-        status = run.run_until_done(app.get_poems(wanted, write, _print_error))
+        status = run.run_until_done(app.get_poems(wanted, write, functools.partial(print_error, prefix="")))
     if status:
         sys.exit(status)
-
-
-def _print_error(message: str) -> None:
-    click.echo(one_line(message), err=True)

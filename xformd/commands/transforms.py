@@ -1,0 +1,163 @@
+"""``xformd send``, ``run`` and ``ping``: poems through transforms, on a server or in this process."""
+
+import functools
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from xformd.commands.options import (
+    Selected,
+    describe_locally,
+    isolated_plugin_output,
+    plugin_options,
+    poem_options,
+    print_error,
+    server_options,
+)
+from xformd.errors import XformError
+
+if TYPE_CHECKING:
+    from xformd.client.batch import Batch
+
+
+@click.command()
+@server_options
+def ping(servers: tuple[str, ...], timeout: float) -> None:
+    """Check that servers answer, one after the other.
+
+    \b
+    Examples:
+      xformd ping
+      xformd ping --server 127.0.0.1:11000 --server unix:/run/xformd.sock
+    """
+    from xformd.client import TransformProxy
+    from xformd.net import run
+    from xformd.telemetry import logs
+
+    async def ping_all(stdout: TextIO) -> int:
+        status = 0
+        for server in servers:
+            start = time.perf_counter()
+            try:
+                name = await TransformProxy(server).ping(timeout=timeout)
+            except XformError as error:
+                print_error(f"{error.code}: {error.message}")
+                status = status or error.exit_status
+            else:
+                click.echo(f"{server}: {name}, {1000 * (time.perf_counter() - start):.1f} ms", file=stdout)
+        return status
+
+    logs.start()
+    with isolated_plugin_output() as stdout:
+        status = run.run_until_done(ping_all(stdout))
+    if status:
+        sys.exit(status)
+
+
+@click.command()
+@poem_options
+@server_options
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), default=8, show_default=True, help="How many poems to send at once."
+)
+@click.option("--fallback", is_flag=True, help="Print the original poem if the transform fails.")
+def send(
+    spec: str,
+    files: tuple[Path, ...],
+    options: dict[str, str],
+    output_dir: Path | None,
+    servers: tuple[str, ...],
+    timeout: float,
+    jobs: int,
+    fallback: bool,
+) -> None:
+    """Send poems to a server: files, or standard input, to standard output.
+
+    SPEC names a transform with its options, or several joined by +.
+
+    \b
+    Examples:
+      xformd send cummingsify poem.txt
+      xformd send wrap -o width=40 < poem.txt
+      xformd send wrap:width=40+number-lines --output-dir out *.txt
+    """
+    from xformd import spec as specs
+    from xformd.client import TransformProxy
+    from xformd.client.batch import Batch
+    from xformd.telemetry import logs
+
+    logs.start()
+    built = str(specs.build(spec, options))
+    with isolated_plugin_output() as stdout:
+        proxy = TransformProxy(servers)
+
+        async def transform(poem: bytes) -> bytes:
+            return await proxy.xform(built, poem, timeout=timeout)
+
+        batch = Batch(transform=transform, complain=print_error, fallback=fallback, jobs=jobs)
+        _run_batch(batch, files, output_dir, stdout)
+
+
+@click.command()
+@poem_options
+@plugin_options
+@click.option("--traceback", is_flag=True, help="Show the traceback of a transform that raises.")
+def run(
+    spec: str,
+    files: tuple[Path, ...],
+    options: dict[str, str],
+    output_dir: Path | None,
+    selected: Selected,
+    traceback: bool,
+) -> None:
+    """Transform poems in this process, without a server.
+
+    \b
+    Examples:
+      xformd run cummingsify poem.txt
+      xformd run --plugins-dir . shout:marks=3 < poem.txt
+      xformd run --config /etc/xformd.toml shout poem.txt
+    """
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred
+
+    from xformd import spec as specs
+    from xformd.client.batch import Batch
+    from xformd.limits import Limits
+    from xformd.plugins import loader
+    from xformd.service import TransformService
+    from xformd.telemetry import logs
+    from xformd.telemetry.tracebacks import SafeTraceback
+
+    logs.start(*([logs.observer()] if traceback else []))
+    parsed = specs.build(spec, options)
+    with isolated_plugin_output() as stdout:
+        with selected() as selection:
+            look = SafeTraceback.in_full if traceback else SafeTraceback.of
+            service = TransformService.inline(loader.load(selection), Limits(), reactor, look=look)
+
+        async def transform(poem: bytes) -> bytes:
+            result = service.xform(parsed, poem)
+            return await result if isinstance(result, Deferred) else result
+
+        batch = Batch(transform=transform, complain=print_error, explain=describe_locally)
+        _run_batch(batch, files, output_dir, stdout)
+
+
+def _run_batch(batch: "Batch", files: Sequence[Path], output_dir: Path | None, stdout: TextIO) -> None:
+    """Transform the poems, and exit with the status of the first that failed."""
+    from xformd.client import batch as batches
+    from xformd.net import run
+
+    sources = files or (batches.STDIN,)
+    sink = batches.Stream(stdout.buffer) if output_dir is None else batches.Folder(output_dir, sources)
+    # Show a bar where a person waits for it, but never amid results on the same terminal.
+    shows_bar = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not stdout.isatty())
+    with click.progressbar(length=len(sources), label="poems", file=sys.stderr, hidden=not shows_bar) as bar:
+        status = run.run_until_done(batch.run(sources, sink, functools.partial(bar.update, 1)))
+    if status:
+        sys.exit(status)

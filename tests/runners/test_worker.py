@@ -210,7 +210,7 @@ def test_specs_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> 
         def send(self, data: bytes) -> None:
             self.sent.append(data)
 
-    monkeypatch.setattr(module, "MAX_PLANS", 10)
+    monkeypatch.setattr("xformd.spec.MAX_REMEMBERED", 10)
     monkeypatch.setattr(module, "_limit_memory", lambda _: None)
     told = messages.WorkerSetup(selection=EVERYTHING, max_request_bytes=100, max_result_bytes=100, memory_bytes=1)
     job = module._Job(REGISTRY, told, Channel())  # type: ignore[arg-type]

@@ -22,14 +22,11 @@ from xformd.plugins import listing, loader
 from xformd.plugins.registry import Registry
 from xformd.runners import calls, messages
 from xformd.runners.calls import Call
-from xformd.spec import Spec
+from xformd.spec import Spec, SpecCache
 from xformd.telemetry.tracebacks import SafeTraceback, on_uncaught
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
-
-MAX_PLANS = 256
-"""How many specs are remembered with their transforms and options."""
 
 
 def main(channel_descriptor: int) -> NoReturn:
@@ -116,7 +113,7 @@ class _Job:
         self._registry = registry
         self._told = told
         self._channel = channel
-        self._plans: dict[Spec, list[Call]] = {}
+        self._plans: SpecCache[Spec, list[Call]] = SpecCache()
         self._pid = os.getpid()
 
     def run(self, string: bytes) -> None:
@@ -135,10 +132,7 @@ class _Job:
     def _plan(self, spec: Spec) -> list[Call]:
         """Look up transforms and convert options, once for as many jobs as come."""
         if (plan := self._plans.get(spec)) is None:
-            plan = [calls.prepare(step, self._registry) for step in spec.steps]
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
-            self._plans[spec] = plan
+            plan = self._plans.remember(spec, [calls.prepare(step, self._registry) for step in spec.steps])
         return plan
 
     def _run_all(self, steps: list[Call], poem: bytes) -> bytes:

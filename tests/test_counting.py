@@ -19,8 +19,9 @@ from support.fakes import Pool
 from support.logs import captured
 from test_protocol import Server
 from xformd import Busy, Cancelled
-from xformd.counting import Accounts, CountingService
+from xformd.counting import CountingService
 from xformd.limits import Limits
+from xformd.protocol import TransformFactory
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
@@ -32,13 +33,24 @@ from xformd.wire.netstring import encode
 MIB = 1024 * 1024
 
 
+def count_in(factory: TransformFactory, metrics: Metrics) -> None:
+    """Let a factory count from now on."""
+    service = factory.service
+    assert isinstance(service, TransformService)
+    factory.metrics = metrics
+    factory.counting = {
+        "classic": CountingService(service, metrics, "classic"),
+        "session": CountingService(service, metrics, "session"),
+    }
+
+
 class Counting(Server):
     """A server that counts."""
 
     def __init__(self, **limits: Any) -> None:
         super().__init__(**limits)
         self.metrics = Metrics()
-        self.factory.accounts = Accounts.of(self.factory.service, self.metrics)  # type: ignore[arg-type]
+        count_in(self.factory, self.metrics)
 
     @property
     def requests(self) -> dict[tuple[str, str, str], int]:
@@ -200,7 +212,7 @@ def test_the_hot_path_counts_what_the_careful_path_does(
     for is_careful in (False, True):
         side = Side(is_careful=is_careful, max_unread_output_bytes=max_unread_output_bytes, max_result_bytes=100)
         metrics = Metrics()
-        side.protocol.factory.accounts = Accounts.of(side.service, metrics)
+        count_in(side.protocol.factory, metrics)
         with captured():
             for piece in pieces(data, cuts):
                 side.say(piece)

@@ -1,4 +1,7 @@
-"""Accounted: a service that counts what is asked of the service behind it, and answers as that does."""
+"""CountingService counts the requests of one front, and leaves the answers to the service behind it.
+
+Invariant: each request that reaches it is counted once, with the code of its outcome.
+"""
 
 from typing import TypeVar
 
@@ -7,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd.errors import XformError
+from xformd.plugins.registry import Registry
 from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome
@@ -19,24 +23,30 @@ Result = TypeVar("Result", bytes, bytes | Failure)
 
 
 class CountingService:
-    """Counts the requests of one front.
+    """A ``Service`` that counts.
 
     Args:
-        service: answers them.
+        service: answers the requests.
         metrics: where to count.
-        front: how they come.
+        front: how the requests come.
     """
 
     def __init__(self, service: TransformService, metrics: Metrics, front: Front) -> None:
         self._service = service
         self._metrics = metrics
         self._front = front
-        self._look_up = service.ready
+        self._prepare_call = service.prepare_call
         self.max_result_bytes = service.max_result_bytes
         self.stopwatch = service.stopwatch
+        self.describe = service.describe
         self.listing = service.listing
         self.caller_has_room = service.caller_has_room
         self.stop = service.stop
+
+    @property
+    def registry(self) -> Registry:
+        """The transforms that there are now."""
+        return self._service.registry
 
     def xform(
         self,
@@ -47,7 +57,7 @@ class CountingService:
         caller: Caller | None = None,
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
-        """Transform a poem; see ``TransformService.xform``."""
+        """See ``Service.xform``."""
         timing = RequestTiming() if timing is None else timing
         label = self._label(spec)
         self._metrics.poem_bytes.observe(len(poem))
@@ -57,28 +67,28 @@ class CountingService:
             self._count(label, error.code, timing)
             raise
         if isinstance(result, Deferred):
-            return result.addBoth(self._settled, label, timing)
-        return self._settled(result, label, timing)
+            return result.addBoth(self._count_outcome, label, timing)
+        return self._count_outcome(result, label, timing)
 
-    def ready(self, words: bytes) -> PreparedCall | None:
-        """Look up what a request says before its poem; see ``TransformService.ready``."""
-        ready = self._look_up(words)
-        return ready if ready is None else ready.counted.get(self) or self._make_counted(ready)
+    def prepare_call(self, words: bytes) -> PreparedCall | None:
+        """See ``Service.prepare_call``."""
+        call = self._prepare_call(words)
+        return call if call is None else call.counted.get(self) or self._make_counted(call)
 
-    def _make_counted(self, ready: PreparedCall) -> PreparedCall:
-        """Make the same with a tally for what succeeds at once; what does not is counted one by one."""
-        label = ready.name
+    def _make_counted(self, call: PreparedCall) -> PreparedCall:
+        """Count what succeeds at once in batches, and everything else in ``finish_call``."""
+        label = call.name
 
         def finish_call(outcome: Outcome) -> bytes | Deferred[bytes]:
             try:
-                result = ready.finish_call(outcome)
+                result = call.finish_call(outcome)
             except XformError as error:
                 self._count(label, error.code)
                 raise
-            return result.addBoth(self._settled, label) if isinstance(result, Deferred) else result
+            return result.addBoth(self._count_outcome, label) if isinstance(result, Deferred) else result
 
         batched_counts = self._metrics.batched_counts(label, self._front)
-        counted = ready.counted[self] = attrs.evolve(ready, finish_call=finish_call, batched_counts=batched_counts)
+        counted = call.counted[self] = attrs.evolve(call, finish_call=finish_call, batched_counts=batched_counts)
         return counted
 
     def _label(self, spec: Spec) -> str:
@@ -87,9 +97,9 @@ class CountingService:
         name = spec.steps[0].name
         return name if name in self._service.registry.entries else UNKNOWN
 
-    def _settled(self, outcome: Result, label: str, timing: RequestTiming | None = None) -> Result:
+    def _count_outcome(self, outcome: Result, label: str, timing: RequestTiming | None = None) -> Result:
         if isinstance(outcome, Failure):
-            assert isinstance(outcome.value, XformError)  # what the service promises
+            assert isinstance(outcome.value, XformError)  # what a Service promises
             self._count(label, outcome.value.code, timing)
         else:
             self._count(label, OK, timing)
@@ -104,23 +114,3 @@ class CountingService:
             self._metrics.run_seconds_of(label).observe(timing.run_s)
         if timing.queue_s:
             self._metrics.queue_seconds.observe(timing.queue_s)
-
-
-@attrs.frozen
-class Accounts:
-    """One service, counted for each of the fronts that netstrings have.
-
-    Args:
-        metrics: where they count, and where to count what reaches neither.
-        classic: the service for the classic form.
-        session: the same for sessions.
-    """
-
-    metrics: Metrics
-    classic: CountingService
-    session: CountingService
-
-    @classmethod
-    def of(cls, service: TransformService, metrics: Metrics) -> "Accounts":
-        """Count what netstrings ask of a service."""
-        return cls(metrics, CountingService(service, metrics, "classic"), CountingService(service, metrics, "session"))

@@ -6,7 +6,8 @@ is held in memory is bounded by the limits.
 
 import functools
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 from twisted.internet.interfaces import (
@@ -23,9 +24,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.counting import Accounts
 from xformd.dialects.classic import ClassicHandler
-from xformd.dialects.interfaces import Connection, ConnectionHandler, Service
+from xformd.dialects.interfaces import Connection, ConnectionHandler
 from xformd.dialects.session import SessionHandler
 from xformd.errors import BadFrame, TooLarge, XformError
 from xformd.limits import Limits
@@ -33,7 +33,8 @@ from xformd.net.connections import DisconnectWatcher
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer
-from xformd.telemetry.metrics import ConnectionStats, Front
+from xformd.service import Service
+from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
 from xformd.wire import netstring, session
 
 LAST_WORD_S = 1.0
@@ -202,8 +203,8 @@ class TransformProtocol(DrainableProtocol):
 
     def count_refusal(self, error: XformError) -> None:
         """Count a request that never reached the service."""
-        if self.factory.accounts is not None:
-            self.factory.accounts.metrics.refused(self._front, error.code)
+        if self.factory.metrics is not None:
+            self.factory.metrics.refused(self._front, error.code)
 
     def log_refusal(self, error: XformError) -> None:
         """Tell the operator why a peer was refused."""
@@ -243,15 +244,15 @@ class TransformProtocol(DrainableProtocol):
             return
         self.hint_read_size(self._decoder.string_bytes)
         if strings == [session.OPENING]:
-            self._front = "session"
-            if (accounts := self.factory.accounts) is not None:
-                self.service = accounts.session
+            self._speak("session")
             self._handler = SessionHandler(self, self._decoder)
         elif strings:
-            self._front = "classic"
-            if (accounts := self.factory.accounts) is not None:
-                self.service = accounts.classic
+            self._speak("classic")
             self._handler = ClassicHandler(self, strings[0])
+
+    def _speak(self, front: Front) -> None:
+        self._front = front
+        self.service = self.factory.counting.get(front, self.factory.service)
 
     def _refuse(self, error: XformError) -> None:
         self.count_refusal(error)
@@ -306,17 +307,18 @@ class TransformProtocol(DrainableProtocol):
 
 
 class TransformFactory(DrainingFactory[TransformProtocol]):
-    """Makes the connections of one server, counts them, and ends them.
+    """Makes the connections of one server.
 
     Args:
-        service: what answers the requests.
+        service: answers the requests.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
-        accounts: the same service, counted for each form; None where nobody counts.
-        make_handler: says how a connection is spoken on; without it that is for its first netstring to say.
+        metrics: where to count the requests that reach no service; None counts nothing.
+        counting: services that count the requests of one dialect each; ``service`` answers the others.
+        make_handler: makes the handler of a connection; None leaves the dialect to its first netstring.
 
     Attributes:
-        cut_off: how many connections it has ended because they took too long.
+        cut_off: how many connections were aborted because they took too long.
     """
 
     flush_timeout_s = LAST_WORD_S
@@ -326,13 +328,16 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         service: Service,
         limits: Limits,
         clock: IReactorTime,
-        accounts: Accounts | None = None,
+        *,
+        metrics: Metrics | None = None,
+        counting: Mapping[Front, Service] = MappingProxyType({}),
         make_handler: Callable[[Connection], ConnectionHandler] | None = None,
     ) -> None:
         super().__init__(limits, clock)
-        self.make_handler = make_handler
         self.service = service
-        self.accounts = accounts
+        self.metrics = metrics
+        self.counting = counting
+        self.make_handler = make_handler
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(clock)
 

@@ -1,32 +1,96 @@
-"""TransformService: takes a spec and a poem, gives the transformed poem or one of the errors of the table.
+"""``Service``, which every front asks, and TransformService, which runs the transforms.
 
-Every front (the netstring port, a command, later HTTP) calls this and holds no rule of its own. Whatever a
-transform does, its caller sees an ``XformError`` and the operator's log says once what happened.
+A front holds no rule of its own. Invariant: whatever a transform does, its caller gets a result or an ``XformError``,
+and the operator's log says once what happened.
 """
 
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.errors import Cancelled, InternalError, ShuttingDown, TransformTimeout, XformError
+from xformd.errors import TransformTimeout, XformError
 from xformd.limits import Limits
 from xformd.net.deadline import within
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller
 from xformd.runners.calls import name_all, took_too_long
-from xformd.runners.generation import MAX_PLANS, Generation, PreparedCall, Stage
+from xformd.runners.generation import Generation, PreparedCall, Stage, internal_error
 from xformd.runners.inline import InlineRunner, Outcome, bind
 from xformd.spec import SHORT_CHARACTERS, Spec
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import Look, SafeTraceback
 from xformd.wire import session
+
+
+class Service(Protocol):
+    """What every front asks: a ``TransformService``, one that counts, or one that asks other servers."""
+
+    @property
+    def max_result_bytes(self) -> int:
+        """The longest result."""
+        ...
+
+    def stopwatch(self) -> float:
+        """Return a time in seconds, to measure how long something holds the reactor."""
+        ...
+
+    def xform(
+        self,
+        spec: Spec,
+        poem: bytes,
+        *,
+        timeout_s: float | None = None,
+        caller: Caller | None = None,
+        timing: RequestTiming | None = None,
+    ) -> bytes | Deferred[bytes]:
+        """Transform a poem.
+
+        Args:
+            spec: which transforms, in turn, with what options.
+            poem: as it was received.
+            timeout_s: how many seconds the client waits; it shortens the server's limit and never lengthens it.
+            caller: set by a front that has several requests in flight for one client.
+            timing: takes the times of the request, and has its id for the log.
+
+        Returns:
+            The result where it is there at once, else a Deferred of it. Cancelling the Deferred cancels the request.
+
+        Raises:
+            XformError: one of the table. From a Deferred the same come as failures, and no other failure does.
+        """
+        ...
+
+    def prepare_call(self, words: bytes) -> PreparedCall | None:
+        """Look up a transform that can be called with poem after poem, and leaves nothing else to decide.
+
+        Args:
+            words: what stands between the id and the ``.`` of a session's request: a spec and any attributes.
+
+        Returns:
+            What to call; None for a request that must go through ``xform``.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``xformd list-transforms --json`` prints."""
+        ...
+
+    def listing(self) -> bytes:
+        """Return the same as JSON."""
+        ...
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Start work that waited until its caller had room for a result."""
+        ...
+
+    def stop(self) -> None:
+        """Cancel every request in flight; each fails with ``ShuttingDown``."""
+        ...
 
 
 @attrs.frozen
@@ -46,15 +110,12 @@ class TransformService:
         clock: a reactor, or a clock in its place.
     """
 
-    log = Logger()
-
     def __init__(self, generation: Generation, limits: Limits, clock: IReactorTime) -> None:
         self._generation = generation
         self._limits = limits
         self._clock = clock
         self.max_result_bytes = limits.max_result_bytes
         self.stopwatch = generation.inline.stopwatch
-        self._is_stopping = False
         self._old: set[Generation] = set()
 
     @classmethod
@@ -66,36 +127,36 @@ class TransformService:
         stopwatch: Callable[[], float] = time.perf_counter,
         look: Look = SafeTraceback.of,
     ) -> "TransformService":
-        """Make a service that runs every transform in the reactor, which a command or a test can do with."""
+        """Make a service that runs every transform in the reactor: enough for a command or a test."""
         return cls(Generation(registry, InlineRunner(limits.max_result_bytes, clock, stopwatch, look)), limits, clock)
 
     @property
     def registry(self) -> Registry:
-        """Which transforms there are now."""
+        """The transforms that there are now."""
         return self._generation.registry
 
     def describe(self) -> dict[str, Any]:
-        """Give what ``xformd list-transforms --json`` prints, as it is now."""
+        """See ``Service.describe``."""
         return self._generation.describe()
 
     def listing(self) -> bytes:
-        """Give the same, as JSON."""
+        """See ``Service.listing``."""
         return self._generation.listing()
 
     def swap(self, generation: Generation) -> Deferred[None]:
-        """Answer from now on with another generation.
+        """Answer new requests with another generation.
 
         Returns:
-            Fires when the one before has ended what it had begun.
+            Fires when the old one has finished its requests.
         """
         old, self._generation = self._generation, generation
         self._old.add(old)
-        return old.finished().addCallback(lambda _: self._old.discard(old))
+        return old.in_flight.emptied().addCallback(lambda _: self._old.discard(old))
 
     @property
     def in_flight(self) -> int:
-        """How many requests wait for something."""
-        return sum(generation.in_flight for generation in (self._generation, *self._old))
+        """How many requests wait for their results."""
+        return sum(len(generation.in_flight) for generation in (self._generation, *self._old))
 
     @property
     def needs_workers(self) -> bool:
@@ -104,17 +165,16 @@ class TransformService:
 
     @property
     def quarantined(self) -> frozenset[str]:
-        """Which transforms are in quarantine."""
+        """The names of the transforms in quarantine."""
         return self._generation.quarantined
 
     def stop(self) -> None:
-        """Give up every request in flight, with ``ShuttingDown``."""
-        self._is_stopping = True
+        """See ``Service.stop``."""
         for generation in (self._generation, *self._old):
-            generation.cancel_all()
+            generation.in_flight.stop()
 
     def caller_has_room(self, caller: Caller) -> None:
-        """Go on with work that waited until its caller had room for a result."""
+        """See ``Service.caller_has_room``."""
         for generation in (self._generation, *self._old):
             generation.caller_has_room(caller)
 
@@ -127,31 +187,16 @@ class TransformService:
         caller: Caller | None = None,
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
-        """Transform a poem.
-
-        Args:
-            spec: which transforms, in turn, with what options.
-            poem: the poem, as it came.
-            timeout_s: how many seconds the caller wants to wait, where that is less than the limit.
-            caller: who asks, where that is somebody who asks for several things at once.
-            timing: takes the times of the request, and gives it an id in the log.
-
-        Returns:
-            The result at once where every step gives its own at once, else a Deferred of it. Cancelling the
-            Deferred gives the request up.
-
-        Raises:
-            XformError: any of the table. From a Deferred the same come as failures, and no other failure does.
-        """
+        """See ``Service.xform``."""
         generation = self._generation
         try:
             stages = generation.plan(spec)
             if timeout_s is not None and timeout_s <= 0:
-                raise TransformTimeout(f"no time was left for {spec} when it came")
+                raise TransformTimeout(f"no time was left for {spec} when it arrived")
             if len(stages) == 1:
                 result = stages[0].runner.run(stages[0].calls, poem, caller, timing=timing)
                 if isinstance(result, bytes):
-                    return result  # the way of most requests: no clock, no Deferred
+                    return result  # as most requests end: no clock, no Deferred
                 result = self._in_time(stages[0], result, self._budget(timeout_s))
             else:
                 result = self._in_turn(stages, poem, self._budget(timeout_s), caller, timing)
@@ -160,36 +205,25 @@ class TransformService:
         except XformError:
             raise
         except Exception as error:
-            raise self._internal_error(Failure(), timing) from error
-        return self._note(generation, result, timing)
+            raise internal_error(Failure(), timing) from error
+        return generation.in_flight.add(result, timing)
 
-    def ready(self, words: bytes) -> PreparedCall | None:
-        """Look up what stands between a request's id and its ``.``, for a front that answers many in one loop.
-
-        Args:
-            words: a spec in its wire form, and any attributes.
-
-        Returns:
-            What to run, for one step that runs at once; None for anything else, which is for ``xform``.
-        """
-        generation = self._generation
+    def prepare_call(self, words: bytes) -> PreparedCall | None:
+        """See ``Service.prepare_call``."""
+        calls = self._generation.prepared_calls
         try:
-            return generation.ready[words]
+            return calls[words]
         except KeyError:
-            if len(words) > SHORT_CHARACTERS:
-                return None
-        if len(generation.ready) >= MAX_PLANS:
-            generation.ready.clear()
-        ready = generation.ready[words] = self._make_ready(generation, words)
-        return ready
+            return None if len(words) > SHORT_CHARACTERS else calls.remember(words, self._make_call(words))
 
-    def _make_ready(self, generation: Generation, words: bytes) -> PreparedCall | None:
+    def _make_call(self, words: bytes) -> PreparedCall | None:
+        generation = self._generation
         request = session.decode_request(b"1 %b." % words)
         if not isinstance(request, session.Request):
             return None
         try:
             stage, *others = generation.plan(request.spec)
-        except Exception:  # for xform to say
+        except Exception:  # xform raises it again
             return None
         call, inline = stage.calls[0], generation.inline
         if others or stage.runner is not inline or call.entry.transform.asynchronous or request.timeout_ms == 0:
@@ -200,17 +234,9 @@ class TransformService:
             result = inline.finish_call(call, outcome)
             if isinstance(result, bytes):
                 return result
-            return self._note(generation, self._in_time(stage, result, self._budget(timeout_s)))
+            return generation.in_flight.add(self._in_time(stage, result, self._budget(timeout_s)))
 
         return PreparedCall(bind(call), finish_call, lambda seconds: inline.note_slow_call(call, seconds), call.name)
-
-    def _note(
-        self, generation: Generation, result: Deferred[bytes], timing: RequestTiming | None = None
-    ) -> Deferred[bytes]:
-        generation.note(result)
-        if timing is not None:  # a request may have its outcome before its work has an end
-            result.addBoth(_end, timing)
-        return result.addErrback(self._last_word, timing)
 
     def _budget(self, timeout_s: float | None) -> _Budget:
         limit_s = self._limits.transform_timeout_s
@@ -228,7 +254,7 @@ class TransformService:
         is_admitted: bool = False,
     ) -> bytes | Deferred[bytes]:
         for index, stage in enumerate(stages):
-            if self._clock.seconds() > budget.ends_at:  # a stage before it took all the time there was
+            if self._clock.seconds() > budget.ends_at:  # an earlier stage took all the time
                 raise TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
             result = stage.runner.run(stage.calls, poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
             if isinstance(result, Deferred):
@@ -253,22 +279,3 @@ class TransformService:
         name = name_all(stage.calls)
         remaining_s = budget.ends_at - self._clock.seconds()
         return within(self._clock, remaining_s, name, work, lambda: took_too_long(name, budget.allowed_s))
-
-    def _last_word(self, failure: Failure, timing: RequestTiming | None) -> Failure:
-        if self._is_stopping and failure.check(Cancelled):
-            return Failure(ShuttingDown.interrupted())  # it may have begun: no retry-after
-        if isinstance(failure.value, XformError):
-            return failure
-        return Failure(self._internal_error(failure, timing))
-
-    def _internal_error(self, failure: Failure, timing: RequestTiming | None) -> InternalError:
-        request_id = (timing.request_id if timing is not None else None) or uuid.uuid4().hex
-        assert failure.value is not None
-        told = attrs.asdict(SafeTraceback.of(failure.value, failure.getTracebackObject()))
-        self.log.error("internal error {request_id}\n{traceback}", request_id=request_id, **told)
-        return InternalError(request_id)
-
-
-def _end(outcome: bytes | Failure, timing: RequestTiming) -> bytes | Failure:
-    timing.ends()
-    return outcome

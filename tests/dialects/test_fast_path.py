@@ -52,7 +52,7 @@ class Side:
         self.inline = InlineRunner(all_limits.max_result_bytes, self.clock, lambda: self.now_s)
         self.service = TransformService(Generation(registry, self.inline), all_limits, self.clock)
         if is_careful:
-            self.service.ready = lambda words: None  # type: ignore[method-assign]
+            self.service.prepare_call = lambda words: None  # type: ignore[method-assign]
         protocol = TransformFactory(self.service, all_limits, self.clock).buildProtocol(PEER)
         assert protocol is not None
         self.protocol = protocol
@@ -231,17 +231,17 @@ def test_after_a_request_that_was_cut_in_two_the_rest_takes_the_hot_path_again(m
 
 def test_long_words_are_not_remembered() -> None:
     service = Side(is_careful=False).service
-    assert service.ready(b"upper k=" + b"v" * (SHORT_CHARACTERS - 8)) is not None
-    assert service.ready(b"upper k=" + b"v" * (SHORT_CHARACTERS - 7)) is None
+    assert service.prepare_call(b"upper k=" + b"v" * (SHORT_CHARACTERS - 8)) is not None
+    assert service.prepare_call(b"upper k=" + b"v" * (SHORT_CHARACTERS - 7)) is None
 
 
 def test_words_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xformd.service.MAX_PLANS", 10)
+    monkeypatch.setattr("xformd.spec.MAX_REMEMBERED", 10)
     side = Side(is_careful=False)
     side.say(OPENING)
     for number in range(1, 100):
         side.say(encode(b"%d upper timeout=%d.a" % (number, number)))
-        assert len(side.service._generation.ready) <= 10
+        assert len(side.service._generation.prepared_calls) <= 10
     assert side.wire.value().count(b" ok.A,") == 99
 
 

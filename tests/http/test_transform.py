@@ -44,7 +44,7 @@ class Broken:
 
 
 def transforming(service: Broken) -> Front:
-    return Front(application=TransformEndpoint(service, service, Metrics(), Limits()))
+    return Front(application=TransformEndpoint(service, Metrics(), Limits()))
 
 
 @pytest.mark.parametrize("is_late", [False, True])

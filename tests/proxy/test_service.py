@@ -330,7 +330,7 @@ def test_a_cache_that_fails_never_fails_a_request(world: World, log: Log) -> Non
     proxy._results = BrokenResults()  # type: ignore[assignment]
     for _ in range(2):
         assert result_of(world.ask(proxy, "steady")) == b"OWL"
-    ready = proxy.ready(b"steady")
+    ready = proxy.prepare_call(b"steady")
     assert ready is not None
     answer = ready.finish_call(ready.run(b"cat"))
     world.network.pump()
@@ -378,7 +378,7 @@ def turn(world: World, seconds: float) -> None:
 def test_an_upgrade_is_noticed_at_the_next_look_and_nothing_old_is_given_after_it(world: World, log: Log) -> None:
     proxy = world.proxy()
     world.ask(proxy, "steady")
-    ready = proxy.ready(b"steady")
+    ready = proxy.prepare_call(b"steady")
     assert ready is not None
     assert ready.run(b"owl") == b"OWL"
     upgraded(world, "one", "2.0")
@@ -389,7 +389,7 @@ def test_an_upgrade_is_noticed_at_the_next_look_and_nothing_old_is_given_after_i
     assert log.lines == ["one has changed: what was kept of 2 transforms is not used any more"]
     upgraded(world, "one", "1.0")
     turn(world, REFRESH_S)
-    again = proxy.ready(b"steady")
+    again = proxy.prepare_call(b"steady")
     assert again is not None
     assert isinstance(again.run(b"owl"), Deferred)
 
@@ -559,22 +559,22 @@ def test_an_answer_that_comes_while_it_closes_starts_nothing_new(world: World) -
 def test_words_that_are_no_plain_request_or_not_kept_are_left_to_the_careful_path(world: World) -> None:
     proxy = world.proxy()
     for words in (b"fickle", b"!list", b"", b"steady timeout=x", b"nope", b"steady:x=" + b"1" * 300):
-        assert proxy.ready(words) is None
-    assert proxy.ready(b"steady timeout=100") is not None
+        assert proxy.prepare_call(words) is None
+    assert proxy.prepare_call(b"steady timeout=100") is not None
 
 
 def test_words_are_remembered_within_bounds(world: World) -> None:
     proxy = world.proxy()
     for number in range(2000):
-        proxy.ready(b"steady timeout=%d" % number)
+        proxy.prepare_call(b"steady timeout=%d" % number)
         proxy.xform(parse(f"steady:x={number}"), b"")
-    assert len(proxy._ready) <= 1024
+    assert len(proxy._prepared_calls) <= 1024
     assert len(proxy._key_prefixes) <= 1024
-    proxy.ready(b"steady timeout=1999")
-    assert proxy.ready(b"steady timeout=1998") is proxy.ready(b"steady timeout=1998")
-    kept = proxy.ready(b"steady timeout=1")
-    proxy.ready(b"steady timeout=2")
-    assert proxy.ready(b"steady timeout=1") is kept
+    proxy.prepare_call(b"steady timeout=1999")
+    assert proxy.prepare_call(b"steady timeout=1998") is proxy.prepare_call(b"steady timeout=1998")
+    kept = proxy.prepare_call(b"steady timeout=1")
+    proxy.prepare_call(b"steady timeout=2")
+    assert proxy.prepare_call(b"steady timeout=1") is kept
     remembered = [spec for spec in proxy._key_prefixes if "x=" in str(spec)]
     assert len(remembered) > 900
     proxy.xform(parse("steady:x=" + "1" * 300), b"")
@@ -582,7 +582,7 @@ def test_words_are_remembered_within_bounds(world: World) -> None:
 
 
 def test_the_careful_path_takes_what_the_quick_one_met(world: World, log: Log) -> None:
-    ready = world.proxy().ready(b"steady")
+    ready = world.proxy().prepare_call(b"steady")
     assert ready is not None
     with pytest.raises(xformd.Busy):
         ready.finish_call(Failure(xformd.Busy("later")))

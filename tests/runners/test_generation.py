@@ -3,17 +3,19 @@
 import json
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from support.deferreds import error_of, has_fired, result_of
+from support.logs import Log
 from support.registries import registry_of
-from xformd import BadOptions, NoSuchTransform, transform
-from xformd.runners.generation import MAX_PLANS, Generation
+from xformd import BadOptions, GibberishError, InternalError, NoSuchTransform, ShuttingDown, transform
+from xformd.errors import Cancelled
+from xformd.runners.generation import Generation, RequestsInFlight
 from xformd.runners.inline import InlineRunner
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import MAX_DEATHS, Quarantine
-from xformd.spec import parse
+from xformd.spec import MAX_REMEMBERED, parse
 
 
 @transform
@@ -93,9 +95,9 @@ def test_a_plan_is_made_once_and_not_for_what_means_nothing(workers: Workers) ->
 
 def test_plans_take_a_bounded_place(workers: Workers) -> None:
     generation = make(workers)
-    for number in range(2 * MAX_PLANS + 10):
+    for number in range(2 * MAX_REMEMBERED + 10):
         generation.plan(parse(f"plain:times={number}"))
-    assert len(generation._plans) <= MAX_PLANS
+    assert len(generation._plans) <= MAX_REMEMBERED
     long = parse("+".join(["plain"] * 30) + "+plain:times=" + "1" * 200)
     generation.plan(long)
     assert long not in generation._plans
@@ -107,36 +109,58 @@ def test_room_for_results_is_told_to_the_workers(workers: Workers) -> None:
     assert workers.had_room == [asker]
 
 
-def test_it_is_finished_when_the_last_request_has_its_outcome(workers: Workers) -> None:
-    generation = make(workers)
-    requests: list[Deferred[bytes]] = [Deferred() for _ in range(3)]
+def waiting(count: int) -> tuple[RequestsInFlight, list[Deferred[bytes]]]:
+    """Return so many requests in flight, the first of which is the oldest; cancelled, they fail as a service's do."""
+    in_flight = RequestsInFlight()
+    requests = [Deferred[bytes](lambda request: request.errback(Cancelled("cancelled"))) for _ in range(count)]
     for request in requests:
-        generation.note(request)
+        in_flight.add(request)
+    return in_flight, requests
+
+
+def test_requests_are_in_flight_until_they_end(log: Log) -> None:
+    in_flight, requests = waiting(3)
     requests[0].callback(b"1")
-    finished = generation.finished()
+    emptied = in_flight.emptied()
     requests[1].callback(b"2")
-    assert not has_fired(finished)
-    requests[2].errback(ValueError("3"))
-    assert has_fired(finished)
+    assert (len(in_flight), has_fired(emptied)) == (1, False)
+    requests[2].errback(GibberishError("3"))
+    assert (len(in_flight), has_fired(emptied)) == (0, True)
     assert [result_of(request) for request in requests[:2]] == [b"1", b"2"]
-    error_of(requests[2], ValueError)
+    error_of(requests[2], GibberishError)
+    assert log.lines == []
 
 
-def test_one_that_has_nothing_to_do_is_finished(workers: Workers) -> None:
-    assert has_fired(make(workers).finished())
+def test_none_are_in_flight_at_first() -> None:
+    assert has_fired(RequestsInFlight().emptied())
 
 
-def test_all_can_be_given_up(workers: Workers) -> None:
-    generation = make(workers)
-    first: Deferred[bytes] = Deferred()
-    second: Deferred[bytes] = Deferred()
-    generation.note(first)
-    generation.note(second)
-    first.addErrback(lambda _: second.cancel())
-    finished = generation.finished()
-    generation.cancel_all()
-    error_of(second, CancelledError)
-    assert has_fired(finished)
+def test_a_request_that_fails_with_anything_else_is_an_internal_error(log: Log) -> None:
+    _, (request,) = waiting(1)
+    request.errback(ValueError("a bug"))
+    error = error_of(request, InternalError)
+    assert log.lines == [f"internal error {error.message}"]
+
+
+def test_a_stop_cancels_every_request_the_last_first() -> None:
+    # The last may wait behind the first, and would otherwise take its worker, only to lose it at once.
+    in_flight, requests = waiting(20)
+    cancelled: list[int] = []
+    for number, request in enumerate(requests):
+        request.addErrback(lambda failure, number=number: (cancelled.append(number), failure)[1])
+    in_flight.stop()
+    assert cancelled == [*reversed(range(20))]
+    for request in requests:
+        assert error_of(request, ShuttingDown).retry_after_ms is None
+
+
+def test_a_stop_goes_well_with_a_request_that_cancels_another() -> None:
+    in_flight, (first, second) = waiting(2)
+    second.addErrback(lambda _: first.cancel())
+    emptied = in_flight.emptied()
+    in_flight.stop()
+    error_of(first, ShuttingDown)
+    assert has_fired(emptied)
 
 
 def test_it_tells_which_transforms_are_in_quarantine(workers: Workers) -> None:
@@ -161,15 +185,3 @@ def test_its_listing_is_made_anew_when_a_quarantine_begins_or_ends_alone(workers
     told.append(generation.listing())
     assert [b'"quarantined"' in listing for listing in told] == [False, False, True, False]
     assert json.loads(told[0]) == generation.describe()
-
-
-def test_what_came_last_is_given_up_first(workers: Workers) -> None:
-    # It may wait behind what runs, and would otherwise take its place, only to be ended there.
-    generation = make(workers)
-    given_up: list[int] = []
-    for number in range(20):
-        request: Deferred[bytes] = Deferred(lambda _, number=number: given_up.append(number))
-        generation.note(request)
-        request.addErrback(lambda _: None)
-    generation.cancel_all()
-    assert given_up == [*reversed(range(20))]

@@ -12,9 +12,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from xformd.dialects.interfaces import Service
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S
+from xformd.service import Service
 from xformd.telemetry.metrics import BatchedCounts
 
 _COMMA = ord(",")
@@ -121,4 +121,4 @@ def _turn_to(
             last.on_slow_call(ran_s)
         if last.batched_counts is not None:
             last.batched_counts.ran(ran_s)
-    return service.ready(words), now_s
+    return service.prepare_call(words), now_s

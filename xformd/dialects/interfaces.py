@@ -6,48 +6,9 @@ A form says what happens; the connection under it owns the transport and the dea
 from collections.abc import Callable
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
-
 from xformd.errors import XformError
 from xformd.limits import Limits
-from xformd.runners import Caller
-from xformd.runners.generation import PreparedCall
-from xformd.spec import Spec
-
-
-class Service(Protocol):
-    """What answers requests: here (``TransformService``), or by asking other servers."""
-
-    @property
-    def max_result_bytes(self) -> int:
-        """The longest result."""
-        ...
-
-    def stopwatch(self) -> float:
-        """Give seconds, to tell how long something has held the reactor."""
-        ...
-
-    def xform(
-        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller | None = None
-    ) -> bytes | Deferred[bytes]:
-        """Transform a poem; see ``TransformService.xform``."""
-        ...
-
-    def ready(self, words: bytes) -> PreparedCall | None:
-        """Look up what a request says before its poem; None leaves it to ``xform``."""
-        ...
-
-    def listing(self) -> bytes:
-        """Give what ``!list`` answers, as JSON."""
-        ...
-
-    def caller_has_room(self, caller: Caller) -> None:
-        """Go on with work that waited until its caller had room for a result."""
-        ...
-
-    def stop(self) -> None:
-        """Give up every request in flight, with ``ShuttingDown``."""
-        ...
+from xformd.service import Service
 
 
 class Connection(Protocol):

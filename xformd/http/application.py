@@ -65,9 +65,9 @@ def make_application(parts: HttpDependencies) -> ASGIApp:
         An ASGI application for HTTP.
     """
     counted = CountingService(parts.service, parts.metrics, "http")
-    transforming = TransformEndpoint(counted, parts.service, parts.metrics, parts.limits)
+    transforming = TransformEndpoint(counted, parts.metrics, parts.limits)
     batching = BatchEndpoint(counted, parts.metrics, parts.limits)
-    described = ListingEndpoints(parts.service, parts.limits).routes()
+    described = ListingEndpoints(counted, parts.limits).routes()
     own = [Route("/", _show_page), Route("/batch", batching, methods=["POST"])]
     others = _routed([*own, *described, *_watching(parts)])
 

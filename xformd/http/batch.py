@@ -18,9 +18,9 @@ from xformd import spec
 from xformd.errors import BadRequest, InternalError, XformError
 from xformd.http import problems, requests
 from xformd.http.exchange import Exchange
-from xformd.http.transform import Service
 from xformd.limits import Limits
 from xformd.runners import Caller
+from xformd.service import Service
 from xformd.spec import Spec
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming

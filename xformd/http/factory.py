@@ -4,12 +4,12 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from xformd.dialects.interfaces import Service
 from xformd.http.answering import answering
 from xformd.http.connection import HttpHandler
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, IdleConnections
 from xformd.protocol import TransformFactory
+from xformd.service import Service
 from xformd.telemetry.metrics import Metrics
 
 

@@ -1,32 +1,14 @@
 """``/transforms`` and ``/openapi.json``: what there is, as ``xformd list-transforms --json`` and OpenAPI tell it."""
 
 import json
-from typing import Any, Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from xformd.counting import CountingService
 from xformd.http import openapi
 from xformd.limits import Limits
-from xformd.plugins.registry import Registry
-
-
-class Described(Protocol):
-    """What says which transforms there are; ``TransformService`` does."""
-
-    @property
-    def registry(self) -> Registry:
-        """Which there are."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Give what ``xformd list-transforms --json`` prints."""
-        ...
-
-    def listing(self) -> bytes:
-        """Give the same, as JSON."""
-        ...
 
 
 class ListingEndpoints:
@@ -37,7 +19,7 @@ class ListingEndpoints:
         limits: what clients may do.
     """
 
-    def __init__(self, service: Described, limits: Limits) -> None:
+    def __init__(self, service: CountingService, limits: Limits) -> None:
         self._service = service
         self._limits = limits
 

@@ -1,20 +1,16 @@
 """``/transform/{spec}``: one poem in, one out. Written on ASGI alone: it is what a busy server does all day."""
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from xformd.counting import CountingService
 from xformd.errors import InternalError, XformError
 from xformd.http import problems, requests
 from xformd.http.exchange import Exchange, Headers
 from xformd.http.request import MAX_AGE_S, TransformRequest, is_known, poem_of
 from xformd.limits import Limits
-from xformd.plugins.registry import Registry
-from xformd.runners import Caller
-from xformd.spec import Spec
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 
@@ -30,50 +26,19 @@ _HARMLESS = [
 ]
 
 
-class Service(Protocol):
-    """What transforms; ``TransformService`` does."""
-
-    def xform(
-        self,
-        spec: Spec,
-        poem: bytes,
-        *,
-        timeout_s: float | None = None,
-        caller: Caller | None = None,
-        timing: RequestTiming | None = None,
-    ) -> bytes | Deferred[bytes]:
-        """Transform a poem; see ``TransformService.xform``."""
-        ...
-
-    def caller_has_room(self, caller: Caller) -> None:
-        """Go on with what waited for this; see ``TransformService.caller_has_room``."""
-        ...
-
-
-class Known(Protocol):
-    """What knows which transforms there are; ``TransformService`` does."""
-
-    @property
-    def registry(self) -> Registry:
-        """Which there are now."""
-        ...
-
-
 class TransformEndpoint:
     """The ASGI application for one transform request.
 
     Args:
-        service: what transforms, and counts what it is asked.
-        known: which transforms there are.
+        service: transforms, counts its requests, and has the registry.
         metrics: where to count what does not get as far as that.
         limits: how long a poem may be.
     """
 
     log = Logger()
 
-    def __init__(self, service: Service, known: Known, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, service: CountingService, metrics: Metrics, limits: Limits) -> None:
         self._service = service
-        self._known = known
         self._metrics = metrics
         self._limits = limits
 
@@ -136,7 +101,7 @@ class TransformEndpoint:
 
     def _asked(self, exchange: Exchange, options: Mapping[str, str]) -> TransformRequest:
         segment = exchange.scope["raw_path"].removeprefix(PREFIX)
-        return TransformRequest.of(requests.read_spec(segment, options), self._known.registry)
+        return TransformRequest.of(requests.read_spec(segment, options), self._service.registry)
 
     def _allowed(self, exchange: Exchange) -> bytes:
         """Say which methods there are for a spec."""

@@ -4,11 +4,9 @@ import hashlib
 import json
 import math
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -18,9 +16,7 @@ from xformd.client import TransformProxy
 from xformd.errors import (
     BadFrame,
     Busy,
-    Cancelled,
     ConnectionLost,
-    InternalError,
     NoSuchTransform,
     RequestRefused,
     ShuttingDown,
@@ -36,10 +32,10 @@ from xformd.proxy.catalog import Catalog
 from xformd.proxy.digests import Digests
 from xformd.proxy.poller import CatalogPoller
 from xformd.runners import Caller
-from xformd.runners.generation import MAX_PLANS, PreparedCall
+from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
 from xformd.runners.inline import Outcome
-from xformd.spec import SHORT_CHARACTERS, Spec
-from xformd.telemetry.tracebacks import SafeTraceback
+from xformd.spec import SHORT_CHARACTERS, Spec, SpecCache
+from xformd.telemetry.timing import RequestTiming
 from xformd.wire import session
 
 DEFAULT_CACHE_BYTES = 64 * MIB
@@ -111,21 +107,18 @@ class CachingTransformService:
         self._results: ReadThrough[bytes, bytes] = ReadThrough(
             self._cache, policy, reactor, size_of=_size_of, fell_back=_never
         )
-        self._key_prefixes: dict[Spec, bytes | None] = {}
-        self._ready: dict[bytes, PreparedCall | None] = {}
-        self._in_flight: dict[Deferred[bytes], None] = {}
+        self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache()
+        self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache()
+        self._in_flight = RequestsInFlight(ShuttingDown.not_started)
         self._asking = 0
-        self._is_stopping = False
 
     def start(self) -> Deferred[Any]:
         """Ask the upstreams what they have; fires when each has been asked, whatever came of it."""
         return self._poller.start()
 
     def stop(self) -> None:
-        """Give up every request in flight, with ``ShuttingDown``."""
-        self._is_stopping = True
-        for request in [*self._in_flight]:
-            request.cancel()
+        """See ``Service.stop``."""
+        self._in_flight.stop()
 
     def close(self) -> Deferred[Any]:
         """Close the connections to the upstreams; fires when that is done, or has taken long enough."""
@@ -133,7 +126,7 @@ class CachingTransformService:
         return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
     def describe(self) -> dict[str, Any]:
-        """Give what the upstreams have, and what the cache has done."""
+        """Return what the upstreams have, and what the cache has done."""
         return {
             **self._catalog.describe(),
             "cache": {
@@ -144,32 +137,35 @@ class CachingTransformService:
         }
 
     def listing(self) -> bytes:
-        """Give the same, as JSON."""
+        """See ``Service.listing``."""
         return json.dumps(self.describe()).encode()
 
     def caller_has_room(self, caller: Caller) -> None:
-        """Nothing waits for this here: the upstreams begin when they like."""
+        """Do nothing: the upstreams decide when a request begins."""
 
     def xform(
-        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller | None = None
+        self,
+        spec: Spec,
+        poem: bytes,
+        *,
+        timeout_s: float | None = None,
+        caller: Caller | None = None,
+        timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
-        """Transform a poem, or give what was kept; see ``TransformService.xform``."""
-        del caller
+        """Return the result from the cache, or ask an upstream; see ``Service.xform``."""
+        del caller, timing
         return self._answer(self._key_prefix(spec), spec, poem, timeout_s)
 
-    def ready(self, words: bytes) -> PreparedCall | None:
-        """Look up what a request says before its poem; see ``TransformService.ready``."""
+    def prepare_call(self, words: bytes) -> PreparedCall | None:
+        """See ``Service.prepare_call``."""
         try:
-            return self._ready[words]
+            return self._prepared_calls[words]
         except KeyError:
             if len(words) > SHORT_CHARACTERS:
                 return None
-        if len(self._ready) >= MAX_PLANS:
-            self._ready.clear()
-        ready = self._ready[words] = self._make_ready(words)
-        return ready
+        return self._prepared_calls.remember(words, self._make_call(words))
 
-    def _make_ready(self, words: bytes) -> PreparedCall | None:
+    def _make_call(self, words: bytes) -> PreparedCall | None:
         request = session.decode_request(b"1 %b." % words)
         if not isinstance(request, session.Request) or (key_prefix := self._key_prefix(request.spec)) is None:
             return None
@@ -182,7 +178,7 @@ class CachingTransformService:
         if isinstance(outcome, Failure):
             if isinstance(outcome.value, XformError):
                 raise outcome.value
-            raise self._internal_error(outcome)
+            raise internal_error(outcome)
         if isinstance(outcome, bytes) and len(outcome) > self.max_result_bytes:
             raise TooLarge(f"the result has {len(outcome)} bytes; the limit is {self.max_result_bytes} bytes")
         return outcome
@@ -229,39 +225,22 @@ class CachingTransformService:
             return TransformTimeout(f"no answer from an upstream within {allowed_s:g} s")
 
         request = within(self._reactor, allowed_s, "the request", work, too_late)
-        self._in_flight[request] = None
-        return request.addBoth(self._forget, request).addErrback(self._last_word)
+        return self._in_flight.add(request.addErrback(self._explain))
 
-    def _forget(self, outcome: Any, request: Deferred[bytes]) -> Any:
-        self._in_flight.pop(request, None)
-        return outcome
-
-    def _last_word(self, failure: Failure) -> Failure:
+    def _explain(self, failure: Failure) -> Failure:
+        """Turn what went wrong at an upstream into what it means to a client of this server."""
         error = failure.value
         if isinstance(error, NoSuchTransform):
             self._poller.look_soon()
-        if self._is_stopping and isinstance(error, Cancelled):
-            return Failure(
-                ShuttingDown("the proxy is stopping; ask again, here or elsewhere", retry_after_ms=RETRY_AFTER_MS)
-            )
-        if not isinstance(error, XformError):
-            return Failure(self._internal_error(failure))
         if isinstance(error, RequestRefused):
             return Failure(TransformFailed(error.message))
-        if error.http_status is None or isinstance(error, ShuttingDown | BadFrame):
-            # None of these is about the request, or about this server's own connection.
+        # None of these is about the request, or about this server's own connection.
+        if isinstance(error, XformError) and (error.http_status is None or isinstance(error, ShuttingDown | BadFrame)):
             return Failure(Unavailable(error.message, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS))
         return failure
 
-    def _internal_error(self, failure: Failure) -> InternalError:
-        request_id = uuid.uuid4().hex
-        assert failure.value is not None
-        told = attrs.asdict(SafeTraceback.of(failure.value, failure.getTracebackObject()))
-        self.log.error("internal error {request_id}\n{traceback}", request_id=request_id, **told)
-        return InternalError(request_id)
-
     def _key_prefix(self, spec: Spec) -> bytes | None:
-        """Begin the key of a spec's results; None where they are not to be kept."""
+        """Return the beginning of the key of a spec's results; None where they are not to be kept."""
         try:
             return self._key_prefixes[spec]
         except KeyError:
@@ -270,15 +249,11 @@ class CachingTransformService:
         if epochs is not None:
             words = repr((str(spec), [(e.origin.distribution, e.origin.version, e.since) for e in epochs])).encode()
             key_prefix = hashlib.sha256(words).digest()
-        if len(str(spec)) <= SHORT_CHARACTERS:
-            if len(self._key_prefixes) >= MAX_PLANS:
-                self._key_prefixes.clear()
-            self._key_prefixes[spec] = key_prefix
-        return key_prefix
+        return self._key_prefixes.remember(spec, key_prefix)
 
     def _forget_plans(self) -> None:
         self._key_prefixes.clear()
-        self._ready.clear()
+        self._prepared_calls.clear()
 
 
 def _size_of(result: bytes) -> int:

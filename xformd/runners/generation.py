@@ -1,17 +1,21 @@
-"""One generation of plugins: a Registry, the runners that go with it, and the requests that it still has to answer.
+"""One generation of plugins: a registry, the runners of its transforms, and the requests that they have in flight.
 
-A reload makes a new one. What an old one has begun, it ends.
+A reload makes a new generation. Invariant: an old one finishes every request that it has begun.
 """
 
 import functools
 import itertools
 import json
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from xformd.errors import Cancelled, InternalError, ShuttingDown, XformError
 from xformd.plugins import listing
 from xformd.plugins.definition import Transform
 from xformd.plugins.registry import Registry
@@ -20,11 +24,12 @@ from xformd.runners.calls import Call, prepare
 from xformd.runners.inline import InlineRunner, Outcome, Run
 from xformd.runners.placement import Placement
 from xformd.runners.quarantine import Quarantine
-from xformd.spec import SHORT_CHARACTERS, Spec
+from xformd.spec import Spec, SpecCache
 from xformd.telemetry.metrics import BatchedCounts
+from xformd.telemetry.timing import RequestTiming
+from xformd.telemetry.tracebacks import SafeTraceback
 
-MAX_PLANS = 1_024
-"""How many specs are remembered with their transforms and options."""
+log = Logger()
 
 
 @attrs.frozen
@@ -37,15 +42,16 @@ class Stage:
 
 @attrs.frozen(eq=False)
 class PreparedCall:
-    """A request's words, looked up and converted: one transform that runs at once.
+    """One inline transform with its options, looked up and converted: it takes poem after poem.
 
     Args:
-        run: gives it a poem; whatever comes of that is for ``finish_call``, unless it is bytes of a fair length.
-        finish_call: takes what ``run`` gave, or the failure with what it raised. It does what ``xform`` does then.
-        on_slow_call: is to be told when it has run for more than ``SLOW_CALL_S``, and for how many seconds.
+        run: runs the transform. Its result goes to the client if it is ``bytes`` within the limit; anything else, and
+            the Failure of what it raised, goes to ``finish_call``.
+        finish_call: returns or raises what ``Service.xform`` would.
+        on_slow_call: is called with the seconds of a run that took more than ``SLOW_CALL_S``.
         name: the transform's.
-        batched_counts: takes down what it runs, and how long that takes; None where nobody counts.
-        counted: the same with a tally, by whose it is.
+        batched_counts: where to count its runs; None where nobody counts.
+        counted: copies of this with ``batched_counts``, by the ``CountingService`` that made them.
     """
 
     run: Run
@@ -56,14 +62,79 @@ class PreparedCall:
     counted: dict[object, "PreparedCall"] = attrs.field(factory=dict)
 
 
+class RequestsInFlight:
+    """The requests that wait for their results.
+
+    Invariant: a request ends with its result or with an ``XformError``, and with nothing else.
+
+    Args:
+        stopped: makes the error of a request that is cancelled because the server stops.
+    """
+
+    def __init__(self, stopped: Callable[[], XformError] = ShuttingDown.interrupted) -> None:
+        self._requests: dict[Deferred[bytes], None] = {}  # in the order of arrival
+        self._stopped = stopped
+        self._is_stopping = False
+        self._emptied: Deferred[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def add(self, request: Deferred[bytes], timing: RequestTiming | None = None) -> Deferred[bytes]:
+        """Keep a request until it ends; return it."""
+        self._requests[request] = None
+        return request.addBoth(self._remove, request, timing).addErrback(self._explain, timing)
+
+    def stop(self) -> None:
+        """Cancel all, the last first, lest it begins when one before it ends."""
+        self._is_stopping = True
+        for request in [*reversed(self._requests)]:
+            request.cancel()
+
+    def emptied(self) -> Deferred[None]:
+        """Return a Deferred that fires when none is left. Nothing may be added any more."""
+        self._emptied = Deferred()
+        self._check_emptied()
+        return self._emptied
+
+    def _remove(
+        self, outcome: bytes | Failure, request: Deferred[bytes], timing: RequestTiming | None
+    ) -> bytes | Failure:
+        self._requests.pop(request, None)
+        self._check_emptied()
+        if timing is not None:  # a request that is given up ends before its work does
+            timing.ends()
+        return outcome
+
+    def _check_emptied(self) -> None:
+        if self._emptied is not None and not self._requests and not self._emptied.called:
+            self._emptied.callback(None)
+
+    def _explain(self, failure: Failure, timing: RequestTiming | None) -> Failure:
+        if self._is_stopping and failure.check(Cancelled):
+            return Failure(self._stopped())
+        if isinstance(failure.value, XformError):
+            return failure
+        return Failure(internal_error(failure, timing))
+
+
+def internal_error(failure: Failure, timing: RequestTiming | None = None) -> InternalError:
+    """Log a fault of xformd itself; return the error whose message is the id of that log line."""
+    request_id = (timing.request_id if timing is not None else None) or uuid.uuid4().hex
+    assert failure.value is not None
+    raised = SafeTraceback.of(failure.value, failure.getTracebackObject())
+    log.error("internal error {request_id}\n{traceback}", request_id=request_id, **attrs.asdict(raised))
+    return InternalError(request_id)
+
+
 class Generation:
     """What can be run, and what is running.
 
     Args:
-        registry: which transforms there are. It never changes.
-        inline: runs what belongs into the reactor.
-        workers: runs the rest; None where the reactor runs all.
-        placement: what the operator overrules.
+        registry: the transforms. It never changes.
+        inline: runs transforms in the reactor.
+        workers: runs the others; None runs all of them in the reactor.
+        placement: the operator's exceptions to where transforms run.
         quarantine: which transforms may not run for a while.
     """
 
@@ -76,37 +147,33 @@ class Generation:
         quarantine: Quarantine | None = None,
     ) -> None:
         self.registry = registry
-        self._quarantine = quarantine or Quarantine()
         self.inline = inline
-        self.ready: dict[bytes, PreparedCall | None] = {}
-        """What ``TransformService.ready`` has found out, by the words of a request."""
-        self._listing: tuple[frozenset[str], bytes] | None = None  # who was in quarantine then, and what was told
+        self.in_flight = RequestsInFlight()
+        self.prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache()
+        """What ``TransformService.prepare_call`` has returned, by the words of a request."""
+        self._quarantine = quarantine or Quarantine()
+        self._listing: tuple[frozenset[str], bytes] | None = None  # what was in quarantine, and the JSON
         self._workers = workers
         self._placement = placement or Placement()
-        self._plans: dict[Spec, list[Stage]] = {}
-        self._in_flight: dict[Deferred[Any], None] = {}  # in the order in which they came
-        self._finished: Deferred[None] | None = None
+        self._plans: SpecCache[Spec, list[Stage]] = SpecCache()
 
     def plan(self, spec: Spec) -> list[Stage]:
-        """Look up a spec's transforms and convert its options, once for as many requests as come.
-
-        Args:
-            spec: of a request.
+        """Look up the transforms of a spec and convert its options, once for all requests with that spec.
 
         Returns:
             What to run, in turn; at least one stage.
 
         Raises:
-            XformError: the spec means nothing here.
+            XformError: there is no such transform, or it takes no such options.
         """
-        return self._plans.get(spec) or self._make_plan(spec)
+        return self._plans.get(spec) or self._plans.remember(spec, self._make_plan(spec))
 
     def describe(self) -> dict[str, Any]:
-        """Give what ``xformd list-transforms --json`` prints."""
+        """Return what ``xformd list-transforms --json`` prints."""
         return listing.to_json(self.registry, self._quarantine.names)
 
     def listing(self) -> bytes:
-        """Give the same, as JSON: made once for as many as ask until something changes."""
+        """Return the same as JSON, written anew only when the quarantine has changed."""
         quarantined = self._quarantine.names
         if self._listing is None or self._listing[0] != quarantined:
             self._listing = (quarantined, json.dumps(self.describe()).encode())
@@ -118,35 +185,14 @@ class Generation:
         return any(self._is_isolated(entry.transform) for entry in self.registry.entries.values())
 
     @property
-    def in_flight(self) -> int:
-        """How many requests wait for something."""
-        return len(self._in_flight)
-
-    @property
     def quarantined(self) -> frozenset[str]:
-        """Which transforms are in quarantine."""
+        """The names of the transforms in quarantine."""
         return self._quarantine.names
 
     def caller_has_room(self, caller: Caller) -> None:
-        """Go on with work that waited until its caller had room for a result."""
+        """Start work that waited until its caller had room for a result."""
         if self._workers is not None:
             self._workers.caller_has_room(caller)
-
-    def note(self, request: Deferred[bytes]) -> None:
-        """Remember a request until it has its outcome."""
-        self._in_flight[request] = None
-        request.addBoth(self._forget, request)
-
-    def finished(self) -> Deferred[None]:
-        """Give a Deferred that fires when no request is in flight. Nothing is noted any more once this is called."""
-        self._finished = Deferred()
-        self._check_finished()
-        return self._finished
-
-    def cancel_all(self) -> None:
-        """Give up every request in flight; the last comes first, lest it begins when one before it ends."""
-        for request in [*reversed(self._in_flight)]:
-            request.cancel()
 
     def _make_plan(self, spec: Spec) -> list[Stage]:
         calls = [prepare(step, self.registry) for step in spec.steps]
@@ -156,10 +202,6 @@ class Generation:
                 stages.extend(Stage(self.inline, (call,)) for call in group)
             else:
                 stages.append(Stage(workers, tuple(group)))
-        if len(str(spec)) <= SHORT_CHARACTERS:
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.clear()
-            self._plans[spec] = stages
         return stages
 
     def _workers_for(self, call: Call) -> Runner | None:
@@ -167,12 +209,3 @@ class Generation:
 
     def _is_isolated(self, transform: Transform) -> bool:
         return self._workers is not None and self._placement.is_isolated(transform)
-
-    def _forget(self, outcome: Any, request: Deferred[bytes]) -> Any:
-        self._in_flight.pop(request, None)
-        self._check_finished()
-        return outcome
-
-    def _check_finished(self) -> None:
-        if self._finished is not None and not self._in_flight and not self._finished.called:
-            self._finished.callback(None)

@@ -8,14 +8,14 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults
 
 from xformd.config import Settings
-from xformd.counting import Accounts
+from xformd.counting import CountingService
 from xformd.errors import ConfigError
 from xformd.net.listener import Listening
 from xformd.net.run import within_descriptors
 from xformd.plugins.registry import Registry
 from xformd.protocol import TransformFactory
 from xformd.server.reload import Reloader
-from xformd.telemetry.metrics import Metrics
+from xformd.telemetry.metrics import Front, Metrics
 
 
 class Server(Listening):
@@ -100,7 +100,11 @@ def _make_with_http(settings: Settings, generations: Reloader, reactor: Any) -> 
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
     metrics, service = Metrics(), generations.service
-    factory = TransformFactory(service, settings.limits, reactor, Accounts.of(service, metrics))
+    counting: dict[Front, CountingService] = {
+        "classic": CountingService(service, metrics, "classic"),
+        "session": CountingService(service, metrics, "session"),
+    }
+    factory = TransformFactory(service, settings.limits, reactor, metrics=metrics, counting=counting)
     others = make_fronts(settings, generations, factory, metrics, reactor)
     return Server(generations, settings.listen, factory, reactor, others)
 

@@ -318,6 +318,17 @@ def test_what_is_kept_and_what_is_remembered_of_poems_share_the_bytes(world: Wor
     assert 80_000 < max(sizes) <= 100_000
 
 
+def test_long_poems_that_differ_in_the_middle_have_their_own_results(world: World) -> None:
+    proxy = world.proxy()
+    poems = [b"o" * 50_000 + middle + b"o" * 50_000 for middle in (b"a", b"b")]
+    for _ in range(2):
+        for poem in poems:
+            answer = world.ask(proxy, "steady", poem)
+            turn(world, 1)
+            assert (result_of(answer) if isinstance(answer, Deferred) else answer) == poem.upper()
+    assert cache(proxy) == {"hits": 2, "misses": 2, "bytes": 2 * (100_001 + 1024) + 100_001}
+
+
 class BrokenResults:
     hits = misses = 0
 

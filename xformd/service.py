@@ -23,7 +23,7 @@ from xformd.runners.generation import Generation, PreparedCall, Stage, internal_
 from xformd.runners.inline import InlineRunner, Outcome, bind
 from xformd.spec import SHORT_CHARACTERS, Spec
 from xformd.telemetry.timing import RequestTiming
-from xformd.telemetry.tracebacks import Look, SafeTraceback
+from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 from xformd.wire import session
 
 
@@ -125,10 +125,12 @@ class TransformService:
         limits: Limits,
         clock: IReactorTime,
         stopwatch: Callable[[], float] = time.perf_counter,
-        look: Look = SafeTraceback.of,
+        make_traceback: MakeTraceback = SafeTraceback.redacted,
     ) -> "TransformService":
         """Make a service that runs every transform in the reactor: enough for a command or a test."""
-        return cls(Generation(registry, InlineRunner(limits.max_result_bytes, clock, stopwatch, look)), limits, clock)
+        return cls(
+            Generation(registry, InlineRunner(limits.max_result_bytes, clock, stopwatch, make_traceback)), limits, clock
+        )
 
     @property
     def registry(self) -> Registry:

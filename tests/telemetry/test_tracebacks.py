@@ -10,7 +10,7 @@ import pytest
 from twisted.python.failure import Failure
 
 from xformd import GibberishError
-from xformd.telemetry.tracebacks import MAX_FRAMES, MAX_TRACEBACK_CHARACTERS, SafeTraceback, on_uncaught
+from xformd.telemetry.tracebacks import MAX_FRAMES, MAX_TRACEBACK_CHARACTERS, SafeTraceback, report_uncaught
 
 POEM = "TheOwlOfTheLog"
 
@@ -19,7 +19,7 @@ def raised(raise_it: Callable[[], Any]) -> SafeTraceback:
     try:
         raise_it()
     except BaseException as error:
-        return SafeTraceback.of(error)
+        return SafeTraceback.redacted(error)
     raise AssertionError("it raised nothing")
 
 
@@ -126,7 +126,7 @@ def test_of_an_error_of_the_system_the_systems_words_are_told() -> None:
 
 @pytest.mark.parametrize("number", [10**30, -1, POEM, None])
 def test_a_number_that_no_system_has_is_passed_over(number: object) -> None:
-    assert SafeTraceback.of(OSError(number, POEM)).error == "OSError"
+    assert SafeTraceback.redacted(OSError(number, POEM)).error == "OSError"
 
 
 def test_a_failure_that_has_lost_its_traceback_has_its_places_still() -> None:
@@ -137,7 +137,7 @@ def test_a_failure_that_has_lost_its_traceback_has_its_places_still() -> None:
     failure.cleanFailure()
     assert failure.value is not None
     assert failure.value.__traceback__ is None
-    assert "in quotes_the_poem" in SafeTraceback.of(failure.value, failure.getTracebackObject()).traceback
+    assert "in quotes_the_poem" in SafeTraceback.redacted(failure.value, failure.getTracebackObject()).traceback
 
 
 def test_a_recursion_without_end_and_causes_without_end_are_cut() -> None:
@@ -147,12 +147,12 @@ def test_a_recursion_without_end_and_causes_without_end_are_cut() -> None:
     assert raised(deep).traceback.count("in deep") == MAX_FRAMES
     first, second = ValueError(), KeyError()
     first.__cause__, second.__cause__ = second, first
-    assert SafeTraceback.of(first).traceback.count("Error") == 2
+    assert SafeTraceback.redacted(first).traceback.count("Error") == 2
     chain = ValueError()
     for _ in range(100):
         after = ValueError()
         after.__cause__, chain = chain, after
-    assert SafeTraceback.of(chain).traceback.count("ValueError") < 10
+    assert SafeTraceback.redacted(chain).traceback.count("ValueError") < 10
 
 
 def test_a_class_that_does_not_want_to_be_looked_at_is_told_by_its_name() -> None:
@@ -164,7 +164,7 @@ def test_a_class_that_does_not_want_to_be_looked_at_is_told_by_its_name() -> Non
         def __str__(self) -> str:
             raise RuntimeError(POEM)
 
-    assert SafeTraceback.of(Shy()) == SafeTraceback("Shy", "Shy")
+    assert SafeTraceback.redacted(Shy()) == SafeTraceback("Shy", "Shy")
 
 
 def test_what_a_worker_says_of_a_fault_is_cut_and_printable() -> None:
@@ -177,7 +177,7 @@ def test_what_a_worker_says_of_a_fault_is_cut_and_printable() -> None:
 def test_for_its_author_it_is_told_in_full() -> None:
     with pytest.raises(KeyError) as caught:
         has_a_cause()
-    assert SafeTraceback.in_full(caught.value).traceback.count(POEM) >= 2
+    assert SafeTraceback.unredacted(caught.value).traceback.count(POEM) >= 2
 
 
 class Careless:
@@ -189,7 +189,7 @@ def test_what_nobody_can_catch_is_told_too(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     told: list[tuple[str, SafeTraceback]] = []
-    on_uncaught(lambda where, fault: told.append((where, fault)))
+    report_uncaught(lambda where, fault: told.append((where, fault)))
     for target in (quotes_the_poem, sys.exit):
         thread = threading.Thread(target=target, name="owl")
         thread.start()

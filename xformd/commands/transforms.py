@@ -137,8 +137,8 @@ def run(
     parsed = specs.build(spec, options)
     with isolated_plugin_output() as stdout:
         with selected() as selection:
-            look = SafeTraceback.in_full if traceback else SafeTraceback.of
-            service = TransformService.inline(loader.load(selection), Limits(), reactor, look=look)
+            make_traceback = SafeTraceback.unredacted if traceback else SafeTraceback.redacted
+            service = TransformService.inline(loader.load(selection), Limits(), reactor, make_traceback=make_traceback)
 
         async def transform(poem: bytes) -> bytes:
             result = service.xform(parsed, poem)

@@ -116,7 +116,7 @@ def within(
         try:
             work.cancel()
         except Exception as error:  # the canceller may be a plugin's
-            raised = SafeTraceback.of(error)
+            raised = SafeTraceback.redacted(error)
             log.error(
                 "transform {transform} failed to be cancelled\n{traceback}",
                 transform=name,

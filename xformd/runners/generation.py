@@ -122,7 +122,7 @@ def internal_error(failure: Failure, timing: RequestTiming | None = None) -> Int
     """Log a fault of xformd itself; return the error whose message is the id of that log line."""
     request_id = (timing.request_id if timing is not None else None) or uuid.uuid4().hex
     assert failure.value is not None
-    raised = SafeTraceback.of(failure.value, failure.getTracebackObject())
+    raised = SafeTraceback.redacted(failure.value, failure.getTracebackObject())
     log.error("internal error {request_id}\n{traceback}", request_id=request_id, **attrs.asdict(raised))
     return InternalError(request_id)
 

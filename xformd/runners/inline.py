@@ -16,7 +16,7 @@ from xformd.runners import Caller
 from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
 from xformd.runners.failures import FailureLog
 from xformd.telemetry.timing import RequestTiming
-from xformd.telemetry.tracebacks import Look, SafeTraceback
+from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 
 Run = Callable[[bytes], bytes | Deferred[bytes]]
 """Gives a poem to one transform, with its options; raises whatever that raises."""
@@ -37,7 +37,7 @@ class InlineRunner:
         max_result_bytes: how long a result may be.
         clock: a reactor, or a clock in its place.
         stopwatch: what measures how long a transform holds the reactor, in seconds.
-        look: what the log has of what a transform raises.
+        make_traceback: describes an exception for the log.
     """
 
     log = Logger()
@@ -47,13 +47,13 @@ class InlineRunner:
         max_result_bytes: int,
         clock: IReactorTime,
         stopwatch: Callable[[], float] = time.perf_counter,
-        look: Look = SafeTraceback.of,
+        make_traceback: MakeTraceback = SafeTraceback.redacted,
     ) -> None:
         self.max_result_bytes = max_result_bytes
         self.stopwatch = stopwatch
         self._clock = clock
         self._failures = FailureLog(clock)
-        self._look = look
+        self._make_traceback = make_traceback
         self._warned_s: dict[str, float] = {}
 
     def run(
@@ -120,7 +120,7 @@ class InlineRunner:
         assert error is not None
         # A CancelledError is this service, giving the work up.
         if not is_expected(error) and not isinstance(error, CancelledError):
-            self._failures.failed(call, self._look(error, failure.getTracebackObject()), timing)
+            self._failures.failed(call, self._make_traceback(error, failure.getTracebackObject()), timing)
         return explain(call, error)
 
 

@@ -23,7 +23,7 @@ from xformd.plugins.registry import Registry
 from xformd.runners import calls, messages
 from xformd.runners.calls import Call
 from xformd.spec import Spec, SpecCache
-from xformd.telemetry.tracebacks import SafeTraceback, on_uncaught
+from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
@@ -34,7 +34,7 @@ def main(channel_descriptor: int) -> NoReturn:
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-        on_uncaught(lambda where, raised: print(f"{where}: {raised.error}\n{raised.traceback}", file=sys.stderr))
+        report_uncaught(lambda where, raised: print(f"{where}: {raised.error}\n{raised.traceback}", file=sys.stderr))
         connection = socket.socket(fileno=channel_descriptor)
         connection.set_inheritable(False)  # what a plugin starts has no business with it
         _serve(_Channel(connection))
@@ -156,7 +156,7 @@ class _Job:
         except BaseException as error:  # SystemExit and its like come from the transform: nothing else runs in there
             self._end_if_forked()
             if not calls.is_expected(error):
-                self._channel.send(messages.encode_traceback(SafeTraceback.of(error)))
+                self._channel.send(messages.encode_traceback(SafeTraceback.redacted(error)))
             raise calls.explain(call, error) from None
         finally:
             self._end_if_forked()

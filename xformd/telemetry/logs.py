@@ -29,7 +29,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.telemetry.tracebacks import SafeTraceback, on_uncaught
+from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
 
 RESERVED = ("time", "level", "namespace", "message", "traceback")
 """What every line of JSON may have; a field of an event does not take its place."""
@@ -59,7 +59,7 @@ def start_server_log(log_format: str) -> None:
         sys.stdout = Printed(sys.stdout, "stdout", LogLevel.info)
         sys.stderr = Printed(sys.stderr, "stderr", LogLevel.error)
     logging.getLogger().addHandler(PythonLog(logging.WARNING))
-    on_uncaught(_uncaught)
+    report_uncaught(_uncaught)
 
 
 def _uncaught(where: str, raised: SafeTraceback) -> None:
@@ -154,7 +154,7 @@ def _told(event: LogEvent) -> tuple[str, str]:
     if isinstance(failure, Failure) and failure.value is not None:
         # In the older way, the message is the traceback, with all words.
         message = str(event.get("why") or "Unhandled Error") if event.get("isError") else formatEvent(event)
-        return message.strip(), SafeTraceback.of(failure.value, failure.getTracebackObject()).traceback
+        return message.strip(), SafeTraceback.redacted(failure.value, failure.getTracebackObject()).traceback
     traceback = event.get("traceback")
     traceback = traceback if isinstance(traceback, str) else ""
     return formatEvent(event).removesuffix(traceback).rstrip("\n"), traceback
@@ -174,7 +174,7 @@ class PythonLog(logging.Handler):
         level = _LEVELS.get(record.levelno // 10 * 10, LogLevel.warn)
         logger = Logger(namespace=record.name)
         if record.exc_info and record.exc_info[1] is not None:
-            raised = SafeTraceback.of(record.exc_info[1], record.exc_info[2])
+            raised = SafeTraceback.redacted(record.exc_info[1], record.exc_info[2])
             logger.emit(level, "{log_said}\n{traceback}", log_said=told, **attrs.asdict(raised))
         else:
             logger.emit(level, "{log_said}", log_said=told)

@@ -1,7 +1,8 @@
-"""What was raised and where, fit for a log: without the words of the exception, which may quote a poem.
+"""Make tracebacks fit for a log: without exception messages, which may quote a poem.
 
-A transform raises what it likes, and often says what it was given: ``invalid literal for int(): 'The Owl'``. So a log
-names types, files, lines and functions. What the system says of an ``OSError`` is the system's own, and stays.
+Invariant: nothing that a client sent gets into a ``SafeTraceback.redacted``. Transforms raise messages such as
+``invalid literal for int(): 'The Owl'``, so a log names types, files, lines and functions alone. What the operating
+system says of an ``OSError`` is no client's, and stays.
 """
 
 import os
@@ -17,13 +18,13 @@ import attrs
 from xformd.errors import one_line, printable
 
 MAX_FRAMES = 20
-"""The innermost, for each exception: a recursion without end must not fill the log."""
+"""The innermost frames of each exception: an endless recursion must not fill the log."""
 
 MAX_CHAIN = 5
 """An exception and its causes."""
 
 MAX_ERRNO = 4_096
-"""No system has a higher one; a plugin may have."""
+"""No system has a higher one; an exception that a plugin makes may."""
 
 MAX_TRACEBACK_CHARACTERS = 16_384
 
@@ -37,58 +38,58 @@ def _lines(text: str) -> str:
 
 @attrs.frozen
 class SafeTraceback:
-    """An exception, for a log.
+    """What a log has of an exception.
 
     Args:
         error: its type, on one line.
-        traceback: where it comes from, and its causes; several lines.
+        traceback: where it was raised, and its causes; several lines.
     """
 
     error: str = attrs.field(converter=one_line)
     traceback: str = attrs.field(converter=_lines)
 
     @classmethod
-    def of(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
-        """Look at an exception.
+    def redacted(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
+        """Describe an exception without its messages.
 
         Args:
-            error: what was raised.
-            trace: its traceback, where it does not have it any more.
+            error: the exception.
+            trace: its traceback, if the exception does not hold it any more.
         """
         try:
             parts = [*islice(_chain(error, trace or error.__traceback__), MAX_CHAIN)]
-        except Exception:  # a class of its own may do anything when it is looked at
+        except Exception:  # the attributes of a plugin's exception may raise anything
             parts = [type(error).__name__]
         return cls(_name(error), "".join(reversed(parts)))
 
     @classmethod
-    def in_full(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
-        """Look at an exception with all that it says: for its author, in a process of his own."""
+    def unredacted(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
+        """Describe an exception in full: for the plugin's author, at a terminal."""
         return cls(_name(error), "".join(traceback.format_exception(type(error), error, trace or error.__traceback__)))
 
 
-Look = Callable[[BaseException, TracebackType | None], SafeTraceback]
-"""``SafeTraceback.of``, or ``SafeTraceback.in_full``."""
+MakeTraceback = Callable[[BaseException, TracebackType | None], SafeTraceback]
+"""``SafeTraceback.redacted``, or ``SafeTraceback.unredacted``."""
 
 
-def on_uncaught(tell: Callable[[str, SafeTraceback], object]) -> None:
-    """Have it told, from now on, what is raised in this process where nobody can catch it.
+def report_uncaught(report: Callable[[str, SafeTraceback], object]) -> None:
+    """Report what is raised in this process where no code can catch it, instead of printing it.
 
     Args:
-        tell: is given where that was, and what; from any thread.
+        report: called with where that was, and the exception; from any thread.
     """
 
     def in_thread(raised: threading.ExceptHookArgs) -> None:
         if raised.exc_value is not None and not isinstance(raised.exc_value, SystemExit):
             name = "a thread" if raised.thread is None else f"the thread {one_line(raised.thread.name)}"
-            tell(f"uncaught in {name}", SafeTraceback.of(raised.exc_value, raised.exc_traceback))
+            report(f"uncaught in {name}", SafeTraceback.redacted(raised.exc_value, raised.exc_traceback))
 
-    def nowhere(raised: "sys.UnraisableHookArgs") -> None:
+    def unraisable(raised: "sys.UnraisableHookArgs") -> None:
         if raised.exc_value is not None:
-            tell("raised where nobody can catch it", SafeTraceback.of(raised.exc_value, raised.exc_traceback))
+            report("raised where nobody can catch it", SafeTraceback.redacted(raised.exc_value, raised.exc_traceback))
 
     threading.excepthook = in_thread
-    sys.unraisablehook = nowhere
+    sys.unraisablehook = unraisable
 
 
 def _name(error: BaseException) -> str:
@@ -99,7 +100,7 @@ def _name(error: BaseException) -> str:
 
 
 def _chain(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
-    """Give an exception, then each that led to it, from the last to the first."""
+    """Yield an exception, then each that led to it, from the last to the first."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
@@ -112,13 +113,13 @@ def _chain(error: BaseException, trace: TracebackType | None) -> Iterator[str]:
 
 
 def _section(error: BaseException, trace: TracebackType | None) -> str:
-    # Without the lines of code, for which files would have to be read.
+    # Without the source lines: reading files could block.
     frames = traceback.StackSummary.extract(traceback.walk_tb(trace), limit=-MAX_FRAMES, lookup_lines=False)
     heading = "Traceback (most recent call last):\n" if frames else ""
     return heading + "".join(map(_place, frames)) + f"{_name(error)}\n"
 
 
 def _place(frame: traceback.FrameSummary) -> str:
-    # Code that was made at run time may have been made from a poem, with its names.
+    # Code made at run time may have been made from a poem, names included.
     name = "" if frame.filename.startswith("<") else f", in {frame.name}"
     return f'  File "{frame.filename}", line {frame.lineno}{name}\n'

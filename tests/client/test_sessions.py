@@ -21,7 +21,8 @@ from support.network import Host, Network
 from test_protocol import Server
 from xformd import TransformProxy
 from xformd.client.session import Session
-from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S, back_off_s
+from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S
+from xformd.net.deadline import backoff_s
 from xformd.wire.netstring import Decoder, encode
 
 HELLO = b'xformd/2 {"server": "scripted 1", "max_request_bytes": 1000, "max_in_flight": 2}'
@@ -262,14 +263,14 @@ def test_attempts_get_rarer_while_a_server_does_not_answer_and_begin_anew_after_
             failed = proxy.xform("upper", "x")
             world.network.pump()
             if failures > 1:
-                world.clock.advance(back_off_s(failures - 1, 1) * 0.99)
+                world.clock.advance(backoff_s(failures - 1, longest_s=LONGEST_DELAY_S, jitter=1) * 0.99)
                 world.network.pump()
                 assert not has_fired(failed)
-                world.clock.advance(back_off_s(failures - 1, 0))
+                world.clock.advance(backoff_s(failures - 1, longest_s=LONGEST_DELAY_S, jitter=0))
             world.fail(failed, xformd.ConnectionFailed)
         host.factory = world.server.factory
         answer = proxy.xform("upper", "x")
-        world.clock.advance(back_off_s(5, 0))
+        world.clock.advance(backoff_s(5, longest_s=LONGEST_DELAY_S, jitter=0))
         assert world.settle(answer) == "X"
 
 
@@ -364,12 +365,6 @@ def test_no_connection_is_an_error_at_once_and_then_attempts_get_rarer(world: Wo
     nowhere.factory = world.server.factory
     world.clock.advance(0.2)
     assert world.settle(third) == "Z"
-
-
-def test_the_delay_doubles_up_to_a_limit_and_is_spread_by_chance() -> None:
-    assert [back_off_s(failures, 0) for failures in (1, 2, 3)] == [0.1, 0.2, 0.4]
-    assert back_off_s(1_000, 0) == LONGEST_DELAY_S
-    assert back_off_s(1_000, 1) == LONGEST_DELAY_S / 2
 
 
 def test_a_server_that_accepts_and_never_answers_is_a_server_that_fails(world: World) -> None:

@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from support.deferreds import error_of, has_fired, result_of
 from support.logs import Log
 from xformd import Cancelled, TransformTimeout
-from xformd.net.deadline import Deadline, within
+from xformd.net.deadline import Deadline, backoff_s, within
 
 
 class Work:
@@ -139,3 +139,8 @@ def test_a_deadline_that_is_cleared_or_closed_never_comes(clock: Clock) -> None:
     clock.advance(10)
     assert expired == []
     assert clock.getDelayedCalls() == []
+
+
+def test_backoff_doubles_up_to_a_limit_less_jitter() -> None:
+    assert [backoff_s(failures, longest_s=10) for failures in (1, 2, 7, 8, 10_000)] == [0.1, 0.2, 6.4, 10, 10]
+    assert [backoff_s(failures, longest_s=10, jitter=1) for failures in (1, 10_000)] == [0.05, 5]

@@ -15,28 +15,14 @@ from xformd.client import classic
 from xformd.client.errors import NotSent
 from xformd.client.session import Session, SpeaksClassic
 from xformd.errors import ConnectionFailed, XformError
+from xformd.net.deadline import backoff_s
 from xformd.net.endpoints import connect
 from xformd.spec import Spec
 
-FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 30.0
 OPENING_TIMEOUT_S = 10.0
 CLASSIC_FOR_S = 60.0
 """How long a server is taken for one that knows only the classic form: it may have been upgraded since."""
-
-
-def back_off_s(failures: int, chance: float) -> float:
-    """Say how long to leave a server alone.
-
-    Args:
-        failures: how many attempts in a row have failed.
-        chance: from 0 to 1, so that clients which failed together do not come back together.
-
-    Returns:
-        Seconds: twice as many for each failure, up to a limit, less up to a half.
-    """
-    longest: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 16))
-    return longest * (1 - chance / 2)
 
 
 class Upstream:
@@ -176,7 +162,7 @@ class Upstream:
 
     def _note_failure(self) -> None:
         self._failures += 1
-        delay_s = min(self._longest_delay_s, back_off_s(self._failures, self._chance()))
+        delay_s = backoff_s(self._failures, longest_s=self._longest_delay_s, jitter=self._chance())
         self.rests_until = self._clock.seconds() + delay_s
 
     def _tell_openers(self, outcome: Session | Failure | None) -> None:

@@ -1,4 +1,4 @@
-"""Deadlines: one that moves and is cheap to set on every read, and one for a Deferred."""
+"""Deadlines: one that moves and is cheap to set on every read, and one for a Deferred. How long to back off."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -86,6 +86,18 @@ class Deadline:
 
 def _nobody_waits() -> None:
     """Do nothing."""
+
+
+def backoff_s(failures: int, *, first_s: float = 0.1, longest_s: float, jitter: float = 0.0) -> float:
+    """Return how long to wait after failed attempts, in seconds: twice as long after each, up to a limit.
+
+    Args:
+        failures: how many attempts in a row have failed; at least one.
+        first_s: the wait after the first, in seconds.
+        longest_s: the limit, in seconds.
+        jitter: from 0 to 1: shortens the wait by up to a half, lest peers that failed together retry together.
+    """
+    return min(longest_s, first_s * 2.0 ** min(failures - 1, 16)) * (1 - jitter / 2)
 
 
 def within(

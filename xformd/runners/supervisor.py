@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from xformd.limits import Limits
+from xformd.net.deadline import backoff_s
 from xformd.runners import policy
 from xformd.runners.messages import WorkerHello
 from xformd.runners.slot import Launch, SelfTest, Worker, WorkerSlot
@@ -24,6 +25,7 @@ START_TIMEOUT_S = 60.0
 """A worker that has not run its example by then is given up."""
 
 MAX_FAILED_STARTS = 3
+LONGEST_START_DELAY_S = 10.0
 
 MAX_STRANGERS = 5
 """So many workers in a row with other plugins than the first are not taken; the next one is, with a warning."""
@@ -293,7 +295,7 @@ class Supervisor:
         self._history.failed_starts += 1
         if self._failures == MAX_FAILED_STARTS and not self.ready.called:
             self.ready.callback(NotReady(what))
-        delay_s = policy.start_delay_s(self._failures)
+        delay_s = backoff_s(self._failures, longest_s=LONGEST_START_DELAY_S)
         self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
         self._next_start = self._clock.callLater(delay_s, self.start)
 

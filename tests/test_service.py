@@ -30,7 +30,7 @@ from xformd import (
 from xformd.limits import Limits
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
-from xformd.runners.quarantine import MAX_DEATHS
+from xformd.runners.policy import MAX_DEATHS
 from xformd.service import TransformService
 from xformd.spec import parse_readable
 

@@ -18,8 +18,8 @@ from xformd.runners import Runner
 from xformd.runners.calls import prepare
 from xformd.runners.inline import InlineRunner
 from xformd.runners.messages import WorkerSetup
+from xformd.runners.policy import Quarantine
 from xformd.runners.pool import WorkerPool
-from xformd.runners.quarantine import Quarantine
 from xformd.runners.worker_handle import WorkerHandle
 
 reactor: Any = _reactor

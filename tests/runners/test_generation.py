@@ -13,8 +13,7 @@ from xformd import BadOptions, GibberishError, InternalError, NoSuchTransform, S
 from xformd.errors import Cancelled
 from xformd.runners.generation import Generation, RequestsInFlight
 from xformd.runners.inline import InlineRunner
-from xformd.runners.placement import Placement
-from xformd.runners.quarantine import MAX_DEATHS, Quarantine
+from xformd.runners.policy import MAX_DEATHS, Placement, Quarantine
 from xformd.spec import MAX_REMEMBERED, parse
 
 

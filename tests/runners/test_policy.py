@@ -1,17 +1,154 @@
-"""When to start a worker, when one is worn, when to ask again."""
+"""Decisions about workers: placement, quarantine, when one is worn, when to ask again."""
 
 from typing import Any
 
 import pytest
 
+from support.registries import registry_of
+from xformd import transform
+from xformd.errors import ConfigError
 from xformd.limits import Limits
-from xformd.runners import policy
-from xformd.runners.policy import retry_after_ms, start_delay_s, why_worn
+from xformd.runners.policy import (
+    DEATH_WINDOW_S,
+    MAX_DEATHS,
+    QUARANTINE_S,
+    Placement,
+    Quarantine,
+    plugin_difference,
+    retry_after_ms,
+    why_worn,
+)
 
 
-@pytest.mark.parametrize(("failures", "delay_s"), [(0, 0), (1, 0.1), (2, 0.2), (7, 6.4), (8, 10), (10_000, 10)])
-def test_the_delay_doubles_up_to_ten_seconds(failures: int, delay_s: float) -> None:
-    assert start_delay_s(failures) == pytest.approx(delay_s)
+@transform
+def plain(poem: str) -> str:
+    return poem
+
+
+@transform(inline=True)
+def quick(poem: str) -> str:
+    return poem
+
+
+@transform
+async def patient(poem: str) -> str:
+    return poem
+
+
+REGISTRY = registry_of(plain, quick, patient)
+
+
+@pytest.mark.parametrize(
+    ("placement", "isolated"),
+    [
+        (Placement(), {"plain"}),
+        (Placement(inline=frozenset({"plain", "patient"})), set()),
+        (Placement(isolate=frozenset({"quick"})), {"plain", "quick"}),
+        (Placement(isolate=frozenset({"patient"})), {"plain"}),
+        (Placement(inline=frozenset({"quick"}), isolate=frozenset({"quick"})), {"plain"}),
+    ],
+)
+def test_the_operator_overrules_placement(placement: Placement, isolated: set[str]) -> None:
+    assert {name for name, entry in REGISTRY.entries.items() if placement.is_isolated(entry.transform)} == isolated
+
+
+@pytest.mark.parametrize(
+    ("setting", "name", "message"),
+    [
+        ("inline", "plian", "inline: no transform 'plian' here; did you mean 'plain'?"),
+        ("isolate", "plian", "isolate: no transform 'plian' here; did you mean 'plain'?"),
+        ("isolate", "patient", "isolate: patient is asynchronous and can only run in the server's reactor"),
+    ],
+)
+def test_an_impossible_placement_is_rejected(setting: str, name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Placement(**{setting: frozenset({name})}).check(REGISTRY)
+    assert (caught.value.message, caught.value.setting) == (message, setting)
+
+
+def test_a_possible_placement_is_accepted() -> None:
+    Placement(inline=frozenset({"plain", "patient"}), isolate=frozenset({"quick", "plain"})).check(REGISTRY)
+
+
+@pytest.fixture
+def quarantine() -> Quarantine:
+    """``bomb`` is in quarantine since the time 0."""
+    quarantine = Quarantine()
+    assert [quarantine.died("bomb", 0) for _ in range(MAX_DEATHS)] == [False] * (MAX_DEATHS - 1) + [True]
+    return quarantine
+
+
+def test_a_transform_that_never_killed_has_no_record() -> None:
+    quarantine = Quarantine()
+    quarantine.begin("upper")
+    assert quarantine.survived("upper") is False
+    quarantine.undecided("upper")
+    assert quarantine.wait_s("upper", 0) is None
+    assert not quarantine._records
+
+
+def test_a_few_deaths_are_tolerated(quarantine: Quarantine) -> None:
+    for _ in range(MAX_DEATHS - 1):
+        assert quarantine.died("other", 0) is False
+    assert quarantine.wait_s("other", 0) is None
+    assert quarantine.names == {"bomb"}
+
+
+@pytest.mark.parametrize(("last", "is_quarantined"), [(DEATH_WINDOW_S, True), (DEATH_WINDOW_S + 0.001, False)])
+def test_deaths_count_for_a_minute(last: float, is_quarantined: bool) -> None:
+    quarantine = Quarantine()
+    for _ in range(MAX_DEATHS - 1):
+        quarantine.died("bomb", 0)
+    assert quarantine.died("bomb", last) is is_quarantined
+    assert (quarantine.wait_s("bomb", last) is not None) is is_quarantined
+
+
+def test_a_quarantine_lasts_half_a_minute(quarantine: Quarantine) -> None:
+    assert quarantine.wait_s("bomb", 0) == QUARANTINE_S
+    assert quarantine.wait_s("bomb", QUARANTINE_S - 1) == 1
+    assert quarantine.wait_s("bomb", QUARANTINE_S) is None
+
+
+def test_only_one_request_is_the_trial(quarantine: Quarantine) -> None:
+    quarantine.begin("bomb")
+    assert quarantine.wait_s("bomb", QUARANTINE_S + 5) == QUARANTINE_S
+    assert quarantine.names == {"bomb"}
+
+
+def test_a_trial_that_survives_ends_the_quarantine(quarantine: Quarantine) -> None:
+    quarantine.begin("bomb")
+    assert quarantine.survived("bomb") is True
+    assert quarantine.names == frozenset()
+    assert quarantine.died("bomb", QUARANTINE_S) is False
+
+
+def test_a_trial_that_dies_renews_the_quarantine(quarantine: Quarantine) -> None:
+    quarantine.begin("bomb")
+    assert quarantine.died("bomb", 10_000) is True
+    assert quarantine.wait_s("bomb", 10_000) == QUARANTINE_S
+    assert quarantine.wait_s("bomb", 10_000 + QUARANTINE_S) is None
+
+
+def test_a_trial_that_is_given_up_leaves_the_decision_to_the_next(quarantine: Quarantine) -> None:
+    quarantine.begin("bomb")
+    quarantine.undecided("bomb")
+    assert quarantine.wait_s("bomb", QUARANTINE_S) is None
+    assert quarantine.names == {"bomb"}
+
+
+def test_a_run_from_before_the_quarantine_is_no_trial(quarantine: Quarantine) -> None:
+    assert quarantine.survived("bomb") is False
+    assert quarantine.names == {"bomb"}
+    assert quarantine.died("bomb", 20) is True
+    assert quarantine.wait_s("bomb", QUARANTINE_S) == 20
+
+
+def test_no_more_deaths_are_remembered_than_count() -> None:
+    quarantine = Quarantine()
+    for now in range(1_000):
+        quarantine.died("bomb", now * 100)
+    assert len(quarantine._records["bomb"].deaths) == MAX_DEATHS
+    assert quarantine.names == frozenset()
 
 
 LIMITS = Limits(max_jobs_per_worker=10, max_worker_growth_bytes=100)
@@ -19,12 +156,7 @@ LIMITS = Limits(max_jobs_per_worker=10, max_worker_growth_bytes=100)
 
 @pytest.mark.parametrize(
     ("jobs", "growth_bytes", "why"),
-    [
-        (9, 100, ""),
-        (0, -5, ""),
-        (10, 0, "has done 10 jobs"),
-        (1, 101, "has grown by 101 bytes"),
-    ],
+    [(9, 100, ""), (0, -5, ""), (10, 0, "has done 10 jobs"), (1, 101, "has grown by 101 bytes")],
 )
 def test_a_worker_is_worn_by_jobs_or_by_growth(jobs: int, growth_bytes: int, why: str) -> None:
     assert why_worn(jobs, growth_bytes, LIMITS) == why
@@ -34,9 +166,7 @@ def test_a_worker_is_worn_by_jobs_or_by_growth(jobs: int, growth_bytes: int, why
     ("waiting", "workers", "mean_job_s", "expected_ms"),
     [(1_000, 4, 0, 100), (100, 2, 0.1, 2_500), (1_000, 1, 10, 30_000), (10, 1, 0.001, 100)],
 )
-def test_one_should_come_back_when_half_are_likely_to_be_done(
-    waiting: int, workers: int, mean_job_s: float, expected_ms: int
-) -> None:
+def test_retry_after_is_when_half_are_done(waiting: int, workers: int, mean_job_s: float, expected_ms: int) -> None:
     assert retry_after_ms(waiting, workers, mean_job_s) == expected_ms
 
 
@@ -46,7 +176,7 @@ def listing_of(**versions: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("first", "other", "said"),
+    ("first", "other", "difference"),
     [
         ({}, listing_of(owl="1"), ""),
         (listing_of(owl="1"), listing_of(owl="1"), ""),
@@ -55,5 +185,5 @@ def listing_of(**versions: str) -> dict[str, Any]:
         (listing_of(owl="1"), listing_of(owl="1", cat="1"), "cat, which is new"),
     ],
 )
-def test_the_first_difference_between_the_plugins_of_two_workers(first: Any, other: Any, said: str) -> None:
-    assert policy.difference(first, other) == said
+def test_the_first_difference_in_plugins_is_named(first: Any, other: Any, difference: str) -> None:
+    assert plugin_difference(first, other) == difference

@@ -13,7 +13,7 @@ from support.deferreds import error_of, has_fired, outcome_of, result_of
 from support.fakes import Asker, FakeWorker, Pool, calls_of
 from support.logs import Log
 from xformd import Busy, GibberishError, ShuttingDown, TransformDied, TransformTimeout, Unavailable
-from xformd.runners.quarantine import MAX_DEATHS, PAUSE_S
+from xformd.runners.policy import MAX_DEATHS, QUARANTINE_S
 
 SEGFAULT = "was killed by SIGSEGV"
 
@@ -205,7 +205,7 @@ def test_a_transform_that_kills_too_often_rests_and_others_go_on(clock: Clock, l
     for spec in ("upper", "lower+upper"):
         with pytest.raises(Unavailable, match="upper has killed its worker too often") as caught:
             pool.run(spec)
-        assert caught.value.retry_after_ms == PAUSE_S * 1_000 + 1
+        assert caught.value.retry_after_ms == QUARANTINE_S * 1_000 + 1
     assert pool.pool.quarantine.names == {"upper"}
     pool.run("lower", b"x")
     assert pool.worker_of(b"x")
@@ -214,7 +214,7 @@ def test_a_transform_that_kills_too_often_rests_and_others_go_on(clock: Clock, l
 def test_one_trial_ends_a_quarantine_and_meanwhile_nobody_else_tries(clock: Clock, log: Log) -> None:
     pool = Pool(clock, size=2).start()
     kill(pool, MAX_DEATHS)
-    clock.advance(PAUSE_S)
+    clock.advance(QUARANTINE_S)
     trial = pool.run("upper", b"trial")
     with pytest.raises(Unavailable):
         pool.run("upper")
@@ -238,7 +238,7 @@ def test_a_trial_that_dies_begins_the_quarantine_again(clock: Clock) -> None:
 def test_a_trial_that_is_given_up_decides_nothing_and_the_next_may_try(clock: Clock) -> None:
     pool = Pool(clock).start()
     kill(pool, MAX_DEATHS)
-    clock.advance(PAUSE_S)
+    clock.advance(QUARANTINE_S)
     for _ in range(2):
         trial = pool.run("upper", b"x")
         worker = pool.worker_of(b"x")
@@ -252,7 +252,7 @@ def test_a_trial_that_is_given_up_decides_nothing_and_the_next_may_try(clock: Cl
 def test_a_step_that_ends_well_in_a_pipeline_ends_its_quarantine(clock: Clock) -> None:
     pool = Pool(clock).start()
     kill(pool, MAX_DEATHS)
-    clock.advance(PAUSE_S)
+    clock.advance(QUARANTINE_S)
     pool.run("upper+lower", b"x")
     pool.worker_of(b"x").begin(1)
     assert pool.pool.quarantine.names == frozenset()
@@ -564,7 +564,7 @@ def test_a_quarantine_lets_one_request_try_whichever_of_its_steps_is_meant(clock
         pool.worker_of(b"%d" % number).end()
         error_of(died, TransformDied)
         pool.prove()
-    clock.advance(PAUSE_S)
+    clock.advance(QUARANTINE_S)
     tried = pool.run("upper+lower", b"tried")
     with pytest.raises(Unavailable):
         pool.run("upper+lower", b"too many")

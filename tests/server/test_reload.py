@@ -23,7 +23,7 @@ from xformd.plugins import listing, loader
 from xformd.plugins.loader import Selection
 from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
 from xformd.runners.messages import WorkerSetup
-from xformd.runners.placement import Placement
+from xformd.runners.policy import Placement
 from xformd.server.reload import RELOAD_TIMEOUT_S, Reloader, choose_self_test, what_breaks, what_changes
 from xformd.spec import parse
 

@@ -11,8 +11,8 @@ from xformd import transform
 from xformd.limits import Limits
 from xformd.runners.calls import Call, prepare
 from xformd.runners.messages import WorkerHello
+from xformd.runners.policy import Quarantine
 from xformd.runners.pool import WorkerPool
-from xformd.runners.quarantine import Quarantine
 from xformd.runners.slot import SelfTest
 from xformd.spec import parse
 from xformd.telemetry.tracebacks import SafeTraceback

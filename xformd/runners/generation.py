@@ -22,8 +22,7 @@ from xformd.plugins.registry import Registry
 from xformd.runners import Caller, Runner
 from xformd.runners.calls import Call, prepare
 from xformd.runners.inline import InlineRunner, Outcome, Run
-from xformd.runners.placement import Placement
-from xformd.runners.quarantine import Quarantine
+from xformd.runners.policy import Placement, Quarantine
 from xformd.spec import Spec, SpecCache
 from xformd.telemetry.metrics import BatchedCounts
 from xformd.telemetry.timing import RequestTiming

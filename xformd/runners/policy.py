@@ -1,32 +1,140 @@
-"""Decisions about workers, as functions of values: when to start another, when one is worn, when to ask again."""
+"""Decisions about workers and transforms: where one runs, when one rests, when a worker is replaced.
 
+Pure: the time comes in as a value, and the pool and its supervisor act on what is decided here.
+"""
+
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
+from xformd.errors import ConfigError, XformError
 from xformd.limits import Limits
+from xformd.plugins.definition import Transform
+from xformd.plugins.registry import Registry
 
-FIRST_DELAY_S = 0.1
-MAX_DELAY_S = 10.0
+MAX_DEATHS = 5
+"""A transform that kills this many workers within ``DEATH_WINDOW_S`` is quarantined."""
+
+DEATH_WINDOW_S = 60.0
+QUARANTINE_S = 30.0
+"""How long a quarantine lasts before one request may try again."""
 
 
-def start_delay_s(failures: int) -> float:
-    """Say how long to wait before a worker is started.
+@attrs.frozen
+class Placement:
+    """Which transforms run in the reactor and which in workers: as declared, unless the operator overrules it.
 
     Args:
-        failures: how many in a row have ended before they were ready.
-
-    Returns:
-        Seconds: none after a first failure is past, then twice as long each time.
+        inline: names of transforms that run in the reactor, whatever they declare.
+        isolate: names of transforms that run in a worker, whatever they declare.
     """
-    return min(MAX_DELAY_S, FIRST_DELAY_S * 2 ** min(failures - 1, 16)) if failures else 0.0
+
+    inline: frozenset[str] = frozenset()
+    isolate: frozenset[str] = frozenset()
+
+    def is_isolated(self, transform: Transform) -> bool:
+        """Whether a transform runs in a worker."""
+        if transform.asynchronous or transform.name in self.inline:
+            return False
+        return transform.name in self.isolate or not transform.inline
+
+    def check(self, registry: Registry) -> None:
+        """Check the operator's names against the registry.
+
+        Raises:
+            ConfigError: a transform does not exist, or needs the reactor and is to be isolated.
+        """
+        for setting, names in (("inline", self.inline), ("isolate", self.isolate)):
+            for name in sorted(names):
+                self._check_one(setting, name, registry)
+
+    @staticmethod
+    def _check_one(setting: str, name: str, registry: Registry) -> None:
+        try:
+            entry = registry.resolve(name)
+        except XformError as error:
+            raise ConfigError(error.message, setting=setting) from error
+        if setting == "isolate" and entry.transform.asynchronous:
+            raise ConfigError(f"{name} is asynchronous and can only run in the server's reactor", setting=setting)
+
+
+@attrs.define
+class _Record:
+    """The deaths of workers that one transform has caused."""
+
+    deaths: deque[float] = attrs.field(factory=lambda: deque(maxlen=MAX_DEATHS))
+    until: float | None = None  # None: not in quarantine
+    is_on_trial: bool = False  # a request is running, and its outcome decides
+
+
+class Quarantine:
+    """Tracks which transforms kill workers, and keeps those that do it too often from running for a while.
+
+    A transform that has never killed one has no record.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, _Record] = {}
+
+    def wait_s(self, name: str, now: float) -> float | None:
+        """Return how many seconds a transform must still wait; None if it may run now."""
+        record = self._records.get(name)
+        if record is None or record.until is None:
+            return None
+        if record.is_on_trial:
+            return QUARANTINE_S
+        return record.until - now if record.until > now else None
+
+    def begin(self, name: str) -> None:
+        """Note that a transform runs now. If it is in quarantine, this run is its trial."""
+        if (record := self._records.get(name)) is not None and record.until is not None:
+            record.is_on_trial = True
+
+    def died(self, name: str, now: float) -> bool:
+        """Note that a transform has killed its worker.
+
+        Returns:
+            Whether that begins or renews a quarantine.
+        """
+        record = self._records.setdefault(name, _Record())
+        record.deaths.append(now)
+        is_full = len(record.deaths) == MAX_DEATHS and now - record.deaths[0] <= DEATH_WINDOW_S
+        if not is_full and not record.is_on_trial:
+            return False
+        record.until, record.is_on_trial = now + QUARANTINE_S, False
+        return True
+
+    def survived(self, name: str) -> bool:
+        """Note that a run has ended with a result or an error, and the worker is alive.
+
+        Returns:
+            Whether that ends a quarantine.
+        """
+        record = self._records.get(name)
+        if record is None or not record.is_on_trial:
+            return False
+        del self._records[name]
+        return True
+
+    def undecided(self, name: str) -> None:
+        """Note that a run was given up before its outcome was known: the next one is the trial."""
+        if (record := self._records.get(name)) is not None:
+            record.is_on_trial = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The transforms in quarantine."""
+        return frozenset(name for name, record in self._records.items() if record.until is not None)
 
 
 def why_worn(jobs: int, growth_bytes: int, limits: Limits) -> str:
-    """Say why a worker should make room for a fresh one; nothing if it should not.
+    """Return why a worker should be replaced; an empty string if it should not.
 
     Args:
-        jobs: how many it has done.
-        growth_bytes: how much more memory it has in use than when it was ready.
+        jobs: how many it has run.
+        growth_bytes: how much more memory it uses than when it was ready.
         limits: how much of either is too much.
     """
     if jobs >= limits.max_jobs_per_worker:
@@ -37,28 +145,22 @@ def why_worn(jobs: int, growth_bytes: int, limits: Limits) -> str:
 
 
 def retry_after_ms(waiting: int, workers: int, mean_job_s: float) -> int:
-    """Say when to ask again.
+    """Return in how many milliseconds half of the queue is likely to be done: 100 to 30,000.
 
     Args:
         waiting: how many jobs wait.
         workers: how many run at a time.
         mean_job_s: how long one takes, in seconds.
-
-    Returns:
-        Milliseconds until half of them are likely to be done: from a tenth of a second to half a minute.
     """
     return int(1000 * min(30.0, max(0.1, waiting * mean_job_s / workers / 2)))
 
 
-def difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Say in what the plugins of two workers differ.
+def plugin_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Return the first difference between two workers' plugins; an empty string if there is none.
 
     Args:
-        first: what the first has listed; nothing where there was none yet.
-        other: what another has listed.
-
-    Returns:
-        The first difference; nothing where there is none.
+        first: the listing of the first worker; empty before there was one.
+        other: the listing of another.
     """
     versions, others = _versions(first), _versions(other)
     for name, source in sorted(versions.items()):
@@ -68,5 +170,5 @@ def difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return f"{min(added)}, which is new" if added else ""
 
 
-def _versions(listed: Mapping[str, Any]) -> dict[str, str]:
-    return {each["name"]: f"{each['distribution']} {each['version']}" for each in listed.get("transforms", ())}
+def _versions(listing: Mapping[str, Any]) -> dict[str, str]:
+    return {each["name"]: f"{each['distribution']} {each['version']}" for each in listing.get("transforms", ())}

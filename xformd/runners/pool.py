@@ -17,7 +17,7 @@ from xformd.limits import Limits
 from xformd.runners import Caller, policy
 from xformd.runners.calls import Call, took_too_long
 from xformd.runners.failures import FailureLog
-from xformd.runners.quarantine import MAX_DEATHS, Quarantine
+from xformd.runners.policy import MAX_DEATHS, Quarantine
 from xformd.runners.queue import FairQueue
 from xformd.runners.slot import Launch, SelfTest, WorkerSlot
 from xformd.runners.supervisor import Supervisor

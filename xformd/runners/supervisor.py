@@ -187,7 +187,7 @@ class Supervisor:
         """Let it prove itself."""
         if (slot := self._slots.get(worker)) is None:
             return
-        if difference := policy.difference(self._listed, report.listed):
+        if difference := policy.plugin_difference(self._listed, report.listed):
             if self._failures < MAX_STRANGERS:  # somebody may be in the middle of an installation
                 worker.kill(f"has other plugins than those before ({difference})")
                 return

@@ -21,9 +21,8 @@ from xformd.plugins.registry import BUILT_IN, Registry
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.runners.messages import WorkerHello, WorkerSetup
-from xformd.runners.placement import Placement
+from xformd.runners.policy import Placement, Quarantine
 from xformd.runners.pool import WorkerPool
-from xformd.runners.quarantine import Quarantine
 from xformd.runners.slot import SelfTest
 from xformd.runners.supervisor import START_TIMEOUT_S, NotReady
 from xformd.runners.worker_handle import WorkerHandle

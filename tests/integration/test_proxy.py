@@ -98,7 +98,7 @@ def test_a_hit_needs_no_upstream_and_a_miss_without_one_is_unavailable(
                 start = time.monotonic()
                 assert session.ask("counted+upper", b"owl").poem == b"OWL 1.0"
                 assert upstream.server.stop() == 0
-                wait_until(lambda: "does not say what it has" in proxy.log)
+                wait_until(lambda: "does not list its transforms" in proxy.log)
                 assert session.ask("counted+upper", b"owl").poem == b"OWL 1.0"
                 assert classic(proxy, "counted+upper", b"owl") == b"7:OWL 1.0,"
                 miss = session.ask("counted+upper", b"cat")
@@ -109,7 +109,7 @@ def test_a_hit_needs_no_upstream_and_a_miss_without_one_is_unavailable(
                 assert any(each["name"] == "counted" for each in listing(proxy)["transforms"])
                 wait_until(lambda: session.ask("counted+upper", b"owl").code == "unavailable")
                 assert 3.0 <= time.monotonic() - start < 5.5
-        assert proxy.log.count("does not say what it has") == 1
+        assert proxy.log.count("does not list its transforms") == 1
 
 
 def test_an_upgraded_plugin_is_not_answered_from_the_old_entry(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_an_upgraded_plugin_is_not_answered_from_the_old_entry(tmp_path: Path) -
             wait_until(lambda: session.ask("counted", b"owl").poem == b"owl 2.0")
             assert time.monotonic() - reloaded_at < 1
             assert {session.ask("counted", b"owl").poem for _ in range(20)} == {b"owl 2.0"}
-            assert "has changed: what was kept of 2 transforms is not used any more" in proxy.log
+            assert "has changed: cached results of 2 transforms are no longer used" in proxy.log
 
 
 def test_of_two_upstreams_one_may_die_and_no_deterministic_request_fails(
@@ -191,7 +191,7 @@ def test_an_upstream_that_never_answers_is_a_timeout(tmp_path: Path) -> None:
                 return answer.elapsed_s
 
             assert best_of(3, 1.2, measure) <= 1.2
-            assert "does not say what it has" in proxy.log
+            assert "does not list its transforms" in proxy.log
             assert proxy.stop() == 0
 
 
@@ -243,9 +243,9 @@ def test_a_proxy_that_starts_before_its_upstream_says_so_and_finds_it_later(
 ) -> None:
     place = f"unix:{tmp_path}/upstream.sock"
     with proxying(tmp_path, place, "--refresh", "0.1") as proxy:
-        assert "does not say what it has: cannot connect" in proxy.log
+        assert "does not list its transforms: cannot connect" in proxy.log
         with counting(environment, tmp_path, "--listen", place) as upstream, Session(proxy) as session:
-            wait_until(lambda: "says again what it has" in proxy.log)
+            wait_until(lambda: "lists its transforms again" in proxy.log)
             assert [session.ask("counted", b"owl").poem for _ in range(2)] == [b"owl 1.0"] * 2
             assert upstream.calls == 1
 

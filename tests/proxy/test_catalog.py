@@ -112,6 +112,6 @@ def test_the_listings_are_shown_as_one() -> None:
 )
 def test_what_is_no_listing_is_refused_and_changes_nothing(told: object) -> None:
     made = catalog(a=listing(row("owl")))
-    with pytest.raises(ValueError, match=r"listing|none"):
+    with pytest.raises(ValueError, match=r"is not a list of|not a JSON object"):
         made.learn("a", told)
     assert is_kept(made, "owl")

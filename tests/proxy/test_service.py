@@ -25,7 +25,7 @@ from xformd.net import endpoints
 from xformd.plugins.registry import Entry, Registry
 from xformd.protocol import TransformFactory
 from xformd.proxy import CachingTransformService
-from xformd.proxy.poller import LIST_TIMEOUT_S
+from xformd.proxy.catalog import LIST_TIMEOUT_S
 from xformd.runners import Caller
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
@@ -397,7 +397,7 @@ def test_an_upgrade_is_noticed_at_the_next_look_and_nothing_old_is_given_after_i
     assert world.ask(proxy, "steady") == b"OWL"
     turn(world, 1)
     assert isinstance(world.ask(proxy, "steady"), Deferred)
-    assert log.lines == ["one has changed: what was kept of 2 transforms is not used any more"]
+    assert log.lines == ["one has changed: cached results of 2 transforms are no longer used"]
     upgraded(world, "one", "1.0")
     turn(world, REFRESH_S)
     again = proxy.prepare_call(b"steady")
@@ -441,7 +441,7 @@ def test_what_an_upstream_has_said_last_holds_while_it_is_down(world: World, log
         turn(world, REFRESH_S)
         turn(world, 1)
     assert world.ask(proxy, "steady") == b"OWL"
-    assert [line for line in log.lines if "does not say what it has" in line] == log.lines
+    assert [line for line in log.lines if "does not list its transforms" in line] == log.lines
     assert len(log.lines) == 1
 
 
@@ -485,15 +485,17 @@ def test_an_upstream_that_was_silent_for_long_is_heard_at_the_next_look_and_each
         turn(world, REFRESH_S)
         turn(world, 1)
     assert [line.partition(":")[0] for line in log.lines] == [
-        "one does not say what it has",
-        "one says again what it has",
+        "one does not list its transforms",
+        "one lists its transforms again",
     ] * 2
 
 
 def test_what_is_no_listing_is_said_and_nothing_is_kept(world: World, log: Log) -> None:
     world.says("odd", '{} ok.{"transforms": 3}')
     proxy = world.proxy("odd")
-    assert log.lines == ["odd does not say what it has: what it says is no listing: its transforms are none"]
+    assert log.lines == [
+        "odd does not list its transforms: its answer is not a listing: 'transforms' is not a list of objects with a name"
+    ]
     assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b'{"transforms": 3}'] * 2
 
 
@@ -507,7 +509,7 @@ def test_a_fault_in_looking_is_logged_and_does_not_end_it(
     assert log.lines == ["cannot tell what one has"]
     upgraded(world, "one", "2.0")
     turn(world, REFRESH_S)
-    assert log.lines[1:] == ["one has changed: what was kept of 2 transforms is not used any more"]
+    assert log.lines[1:] == ["one has changed: cached results of 2 transforms are no longer used"]
 
 
 def test_however_often_it_is_made_wonder_it_looks_within_a_second(world: World) -> None:

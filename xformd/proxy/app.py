@@ -1,4 +1,4 @@
-"""The composition root of the caching proxy for transforms: what an operator wants in, a Twisted service out."""
+"""Puts a caching proxy for transforms together: an operator's options in, a Twisted service out."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from xformd.proxy import CachingTransformService
 
 
 class ProxyServer(Listening):
-    """A caching proxy for transforms. Stopping it answers what has been accepted first.
+    """A caching proxy for transforms. It answers what it has accepted before it stops.
 
     Args:
         service: answers the requests.
         listen: the endpoints to listen on.
-        limits: what clients may do.
-        reactor: what it runs on.
+        limits: what one client may cost.
+        reactor: the reactor.
     """
 
     def __init__(self, service: CachingTransformService, listen: tuple[str, ...], limits: Limits, reactor: Any) -> None:
@@ -38,14 +38,14 @@ def make_proxy(
     """Put a caching proxy for transforms together.
 
     Args:
-        upstreams: the addresses of the servers that transform.
+        upstreams: the addresses of the transform servers.
         listen: the endpoints to listen on.
-        limits: what clients may do.
-        reactor: what it runs on.
-        **options: of ``CachingTransformService``.
+        limits: what one client may cost.
+        reactor: the reactor.
+        **options: passed to ``CachingTransformService``.
 
     Returns:
-        A Twisted service: it does nothing until it is started.
+        A Twisted service, not started.
 
     Raises:
         ConfigError: an address is invalid.

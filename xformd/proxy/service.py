@@ -1,4 +1,8 @@
-"""CachingTransformService: a service as the forms know it, whose results come from its cache or from other servers."""
+"""CachingTransformService: a ``Service`` that answers from its cache, or asks one of the servers behind it.
+
+Invariant: a result is returned only for the same poem, the same spec and the same version of each plugin; a cache that
+fails never fails a request.
+"""
 
 import hashlib
 import json
@@ -41,30 +45,30 @@ DEFAULT_CACHE_BYTES = 64 * MIB
 DEFAULT_REFRESH_S = 10.0
 
 ENTRY_BYTES = 1_024
-"""What a result counts for besides its own bytes: a million short ones must not take a gigabyte unseen."""
+"""What a result counts for besides its bytes: a million short ones would otherwise take a gigabyte uncounted."""
 
 LONG_POEM_BYTES = 8 * 1024
 """A shorter poem is hashed about as fast as its digest is looked up."""
 
 LONGEST_DELAY_S = 1.0
-"""How long to wait, at most, before another attempt to connect: clients are waiting meanwhile."""
+"""The longest wait before another attempt to connect: clients are waiting."""
 
 CLOSE_TIMEOUT_S = 1.0
-"""An upstream that does not answer must not keep the proxy from stopping: nobody waits for it any more."""
+"""An upstream that does not answer must not keep the proxy from stopping."""
 
 RETRY_AFTER_MS = 1_000
 
 
 class CachingTransformService:
-    """Has the results of other servers: in its cache, or a Deferred away.
+    """Answers requests from its cache, or from other servers.
 
     Args:
-        upstreams: their addresses, as those of ``TransformProxy``.
+        upstreams: their addresses, in the forms that ``TransformProxy`` takes.
         limits: what it accepts, and how long a client waits.
-        reactor: what it runs on.
-        cache_bytes: how much to keep.
-        ttl_s: for how many seconds a result is kept; without end where none are given.
-        refresh_s: after how many seconds to ask an upstream anew what it has.
+        reactor: the reactor.
+        cache_bytes: the size of the cache.
+        ttl_s: how many seconds a result is kept.
+        refresh_s: how many seconds after an answer to ask an upstream again what it has.
 
     Raises:
         ConfigError: an address is invalid.
@@ -92,10 +96,10 @@ class CachingTransformService:
             self._catalog,
             refresh_s=refresh_s,
             longest_delay_s=LONGEST_DELAY_S,
-            changed=self._forget_plans,
+            changed=self._forget_epochs,
             reactor=reactor,
         )
-        # Clients are told what happened, and no address: it may be a path.
+        # Clients learn what happened, but no upstream's address: it may be a path.
         self._upstreams = TransformProxy(
             upstreams,
             reactor=reactor,
@@ -118,7 +122,7 @@ class CachingTransformService:
         self._asking = 0
 
     def start(self) -> Deferred[Any]:
-        """Ask the upstreams what they have; fires when each has been asked, whatever came of it."""
+        """Ask the upstreams what they have; fires when each has answered or failed."""
         return self._poller.start()
 
     def stop(self) -> None:
@@ -126,7 +130,7 @@ class CachingTransformService:
         self._in_flight.stop()
 
     def close(self) -> Deferred[Any]:
-        """Close the connections to the upstreams; fires when that is done, or has taken long enough."""
+        """Close the connections to the upstreams; fires when they are, or after ``CLOSE_TIMEOUT_S``."""
         closing: Deferred[Any] = DeferredList([self._poller.stop(), self._upstreams.close()], consumeErrors=True)
         return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
@@ -195,7 +199,7 @@ class CachingTransformService:
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         if key_prefix is None:
             return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001)), allowed_s)
-        # Who waits together may wait for different times: each has its own deadline, and the last one cancels.
+        # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
         result = self._look_up(key_prefix, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem)))
         return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
 
@@ -218,7 +222,7 @@ class CachingTransformService:
         return kept[1]
 
     async def _ask_again(self, spec: Spec, poem: bytes) -> bytes:
-        """Ask, and once more where nobody knows what became of it: running it twice harms nobody."""
+        """Ask an upstream, and once more if the connection is lost: running a deterministic transform twice is safe."""
         try:
             return await self._ask(spec, poem, None)
         except RequestRefused:
@@ -228,11 +232,12 @@ class CachingTransformService:
 
     def _ask(self, spec: Spec, poem: bytes, timeout_s: float | None) -> Deferred[bytes]:
         if self._asking >= self._limits.max_queue:
-            raise Busy(f"{self._asking} requests wait for the upstreams; ask again", retry_after_ms=RETRY_AFTER_MS)
+            message = f"{self._asking} requests are waiting for the upstreams; ask again"
+            raise Busy(message, retry_after_ms=RETRY_AFTER_MS)
         self._asking += 1
-        return self._upstreams.xform(str(spec), poem, timeout=timeout_s).addBoth(self._asked)
+        return self._upstreams.xform(str(spec), poem, timeout=timeout_s).addBoth(self._note_answered)
 
-    def _asked(self, outcome: Any) -> Any:
+    def _note_answered(self, outcome: Any) -> Any:
         self._asking -= 1
         return outcome
 
@@ -244,19 +249,19 @@ class CachingTransformService:
         return self._in_flight.add(request.addErrback(self._explain))
 
     def _explain(self, failure: Failure) -> Failure:
-        """Turn what went wrong at an upstream into what it means to a client of this server."""
+        """Translate an upstream's failure into what it means to a client of this server."""
         error = failure.value
         if isinstance(error, NoSuchTransform):
             self._poller.look_soon()
         if isinstance(error, RequestRefused):
             return Failure(TransformFailed(error.message))
-        # None of these is about the request, or about this server's own connection.
+        # These errors are about the connection to the upstream, neither about the request nor about the client's own.
         if isinstance(error, XformError) and (error.http_status is None or isinstance(error, ShuttingDown | BadFrame)):
             return Failure(Unavailable(error.message, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS))
         return failure
 
     def _key_prefix(self, spec: Spec) -> bytes | None:
-        """Return the beginning of the key of a spec's results; None where they are not to be kept."""
+        """Return the start of the cache keys of a spec's results; None where they must not be cached."""
         try:
             return self._key_prefixes[spec]
         except KeyError:
@@ -267,7 +272,7 @@ class CachingTransformService:
             key_prefix = hashlib.sha256(words).digest()
         return self._key_prefixes.remember(spec, key_prefix)
 
-    def _forget_plans(self) -> None:
+    def _forget_epochs(self) -> None:
         self._key_prefixes.clear()
         self._prepared_calls.clear()
 
@@ -277,4 +282,4 @@ def _size_of(result: bytes) -> int:
 
 
 def _never(*_: object) -> None:
-    """Nothing stands in for a result that did not come, and nothing here holds the reactor."""
+    """Do nothing: no stale result is ever used, and nothing here blocks the reactor."""

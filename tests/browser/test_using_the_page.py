@@ -127,7 +127,7 @@ def test_an_option_that_is_missing_is_said_at_its_field(visit: Visit) -> None:
     visit.open("#fields:number=1&poem=x")
     error = visit.page.locator('[data-option="who"] .error')
     error.wait_for()
-    assert error.inner_text() == "fields needs the option 'who': a text"
+    assert error.inner_text() == "fields needs the option 'who': a string"
     visit.is_refused()
 
 

@@ -141,14 +141,14 @@ def unknown_annotation(poem: "Poem") -> str: ...  # type: ignore[name-defined]  
         (none_default, "cannot default to None"),
         (wrong_choice, "is not one of a, b"),
         (bytes_choice, "Literal of str or int"),
-        (capital_option, "'Marks' is no option name"),
+        (capital_option, "'Marks' is not a valid option name"),
         (wrong_result, "the result must be str like the poem, not bytes"),
         (wrong_waited_result, "the result must be str like the poem, not bytes"),
         (wrong_union, "the result must be str like the poem, not NoneType"),
         (waits_for_something, "the result must be str like the poem, not Awaitable"),
         (yields, "must be a function that returns the result"),
         (Classy, "must be a function that returns the result"),
-        (same_choices, "two of its choices are written the same way"),
+        (same_choices, "two choices have the same spelling"),
         (unknown_annotation, "signature cannot be read: name 'Poem' is not defined"),
     ],
 )
@@ -196,11 +196,6 @@ def test_options_are_converted_by_the_signature() -> None:
     assert shout_loud.convert({"end": ""}) == {"end": ""}
 
 
-@pytest.mark.parametrize("word", ["true", "True", "yes", "ON", "1"])
-def test_truth_has_several_names(word: str) -> None:
-    assert Option("loud", "bool", False).convert(word) is True
-
-
 @pytest.mark.parametrize(
     ("option", "text"),
     [
@@ -226,7 +221,7 @@ def test_a_value_that_does_not_convert_names_transform_option_and_what_it_takes(
 
 
 def test_an_option_without_a_default_must_be_given() -> None:
-    with pytest.raises(BadOptions, match="shout-loud needs the option 'end': a text"):
+    with pytest.raises(BadOptions, match="shout-loud needs the option 'end': a string"):
         shout_loud.convert({})
 
 

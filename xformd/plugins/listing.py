@@ -10,9 +10,8 @@ from typing import Any
 
 from xformd.errors import printable
 from xformd.plugins.definition import Example
-from xformd.plugins.options import Option
+from xformd.plugins.options import Option, options_schema
 from xformd.plugins.registry import NOT_SELECTED, Entry, Plugin, Registry, label
-from xformd.plugins.schema import options_schema
 
 
 def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""One option of a transform: its type, and how the text of a request becomes its value."""
+"""One option of a transform: its type, how the text of a request becomes its value, and its JSON Schema."""
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Literal, cast, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, cast, get_args
 
 import attrs
 
@@ -16,8 +16,9 @@ _TAKES: Mapping[OptionType, str] = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "str": "a text",
+    "str": "a string",
 }
+_JSON_TYPES: Mapping[OptionType, str] = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
 _TRUTH = {
     "true": True,
     "yes": True,
@@ -38,9 +39,9 @@ class Option:
 
     Args:
         name: as in the function's signature and in a spec.
-        type: what its value is; a ``choice`` is one of ``choices``.
-        default: the value when the caller gives none; None for an option that must be given.
-        choices: for a ``choice``, the values that it takes.
+        type: the type of its value; a ``choice`` is one of ``choices``.
+        default: the value when the caller sends none; None for a required option.
+        choices: the allowed values of a ``choice``.
     """
 
     name: str
@@ -50,37 +51,31 @@ class Option:
 
     def __attrs_post_init__(self) -> None:
         if not is_valid_name(self.name):
-            raise DefinitionError(f"{self.name!r} is no option name ({NAME_RULE})")
+            raise DefinitionError(f"{self.name!r} is not a valid option name: use {NAME_RULE}")
         if self.type not in get_args(OptionType):
-            raise DefinitionError(f"option {self.name!r}: {self.type!r} is no type of option")
+            raise DefinitionError(f"option {self.name!r}: unknown type {self.type!r}")
         if len(set(map(str, self.choices))) < len(self.choices):
-            raise DefinitionError(f"option {self.name!r}: two of its choices are written the same way")
+            raise DefinitionError(f"option {self.name!r}: two choices have the same spelling")
         if self.default is not None and not self.accepts(self.default):
             raise DefinitionError(f"the default of option {self.name!r}, {self.default!r}, is not {self.takes}")
 
     @property
     def required(self) -> bool:
-        """Whether the caller must give it."""
+        """Whether every request must set it."""
         return self.default is None
 
     @property
     def takes(self) -> str:
-        """What a value must be, for a person."""
+        """What a value must be, in words for a person."""
         if self.type == "choice":
             return "one of " + ", ".join(map(str, self.choices))
         return _TAKES[self.type]
 
     def convert(self, text: str) -> OptionValue:
-        """Read a value.
-
-        Args:
-            text: the value as it stands in a spec, decoded.
-
-        Returns:
-            The value in this option's type.
+        """Convert the decoded text of a spec to this option's type.
 
         Raises:
-            ValueError: it does not convert.
+            ValueError: the text is not a value of this option.
         """
         if self.type == "str":
             return text
@@ -97,9 +92,26 @@ class Option:
         return value
 
     def accepts(self, value: object) -> bool:
-        """Whether this is a value of the option, converted."""
+        """Whether this is a value of the option, already converted."""
         if self.type == "choice":
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
         if self.type == "float":
             return type(value) in (int, float) and math.isfinite(cast(float, value))
         return type(value).__name__ == self.type
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its JSON Schema (2020-12)."""
+        schema = {"enum": list(self.choices)} if self.type == "choice" else {"type": _JSON_TYPES[self.type]}
+        return schema if self.required else {**schema, "default": self.default}
+
+
+def options_schema(options: Iterable[Option]) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of an object that holds these options, converted, by their names."""
+    options = tuple(options)
+    return {
+        "type": "object",
+        "properties": {option.name: option.schema for option in options},
+        "required": [option.name for option in options if option.required],
+        "additionalProperties": False,
+    }

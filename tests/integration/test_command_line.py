@@ -150,7 +150,7 @@ def test_send_says_what_the_server_says_on_one_line_with_the_same_status(
 def test_gibberish_is_refused_and_said_by_run() -> None:
     failed = run("upper", stdin=b"caf\xe9")
     assert failed.returncode == 65
-    assert b"gibberish: upper takes text, and this poem is not UTF-8: byte 0xe9 at 3" in failed.stderr
+    assert b"gibberish: upper takes text, but this poem is not UTF-8: byte 0xe9 at offset 3" in failed.stderr
 
 
 def test_a_poem_over_the_limit_is_refused_and_not_a_broken_connection(server: Server, tmp_path: Path) -> None:

@@ -146,10 +146,10 @@ def unknown_annotation(poem: "Poem") -> str: ...  # type: ignore[name-defined]  
         (wrong_waited_result, "the result must be str like the poem, not bytes"),
         (wrong_union, "the result must be str like the poem, not NoneType"),
         (waits_for_something, "the result must be str like the poem, not Awaitable"),
-        (yields, "must be a function that returns the result"),
-        (Classy, "must be a function that returns the result"),
+        (yields, "must be a plain function that returns its result"),
+        (Classy, "must be a plain function that returns its result"),
         (same_choices, "two choices have the same spelling"),
-        (unknown_annotation, "signature cannot be read: name 'Poem' is not defined"),
+        (unknown_annotation, "cannot read its signature: name 'Poem' is not defined"),
     ],
 )
 def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], says: str) -> None:
@@ -161,24 +161,24 @@ def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"name": "Not A Name"}, "'Not A Name' is no transform name"),
-        ({"timeout": 0}, "timeout must be above 0 s"),
-        ({"timeout": "5"}, "timeout must be above 0 s"),
-        ({"timeout": float("nan")}, "timeout must be above 0 s"),
-        ({"timeout": float("inf")}, "timeout must be above 0 s"),
+        ({"name": "Not A Name"}, "'Not A Name' is not a valid transform name"),
+        ({"timeout": 0}, "timeout must be a number of seconds above 0"),
+        ({"timeout": "5"}, "timeout must be a number of seconds above 0"),
+        ({"timeout": float("nan")}, "timeout must be a number of seconds above 0"),
+        ({"timeout": float("inf")}, "timeout must be a number of seconds above 0"),
         ({"memory": 0}, "memory must be a whole number of bytes above 0, not 0"),
         ({"memory": 512e6}, "memory must be a whole number of bytes above 0, not 512000000.0"),
         ({"memory": True}, "memory must be a whole number of bytes above 0, not True"),
         ({"memory": "1G"}, "memory must be a whole number of bytes above 0, not '1G'"),
-        ({"media_type": "html"}, "media type must be like 'text/html', with parameters or without, not 'html'"),
-        ({"media_type": "text/html\r\nSet-Cookie: owl=1"}, "media type must be like 'text/html'"),
-        ({"media_type": ""}, "media type must be like 'text/html'"),
-        ({"media_type": b"text/html"}, "media type must be like 'text/html'"),
-        ({"media_type": "text/plain; charset=latin-1"}, "text is sent as UTF-8"),
-        ({"examples": [("a", "\ud800")]}, "holds a lone surrogate"),
-        ({"examples": [("a", "b", 5)]}, "must give its options as a dict"),
+        ({"media_type": "html"}, "media_type must look like 'text/html' or 'text/csv; header=present', not 'html'"),
+        ({"media_type": "text/html\r\nSet-Cookie: owl=1"}, "media_type must look like 'text/html'"),
+        ({"media_type": ""}, "media_type must look like 'text/html'"),
+        ({"media_type": b"text/html"}, "media_type must look like 'text/html'"),
+        ({"media_type": "text/plain; charset=latin-1"}, "text is always sent as UTF-8"),
+        ({"examples": [("a", "\ud800")]}, "contains a lone surrogate"),
+        ({"examples": [("a", "b", 5)]}, "must have a dict of options"),
         ({"examples": [("a",)]}, "missing 1 required positional argument"),
-        ({"examples": [(b"a", b"b")]}, "must hold str on both sides"),
+        ({"examples": [(b"a", b"b")]}, "must have str for both the poem and the result"),
         ({"examples": [("a", "b", {"no": 1})]}, "unknown option 'no'"),
     ],
 )
@@ -227,7 +227,7 @@ def test_an_option_without_a_default_must_be_given() -> None:
 
 def test_text_comes_in_as_utf8_or_is_gibberish() -> None:
     assert shout_loud.decode("é".encode()) == "é"
-    with pytest.raises(GibberishError, match="not UTF-8: byte 0xff at 1"):
+    with pytest.raises(GibberishError, match="not UTF-8: byte 0xff at offset 1"):
         shout_loud.decode(b"a\xff")
 
 

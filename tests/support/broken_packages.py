@@ -129,7 +129,7 @@ BROKEN = (
         "generator", _HALF + _hook_that("yield half; raise OSError('the ink ran out')"), ("OSError: the ink ran out",)
     ),
     Broken("none", _hook_that("return None"), ("xformd_transforms() returned None",)),
-    Broken("name", _BAD_NAME + _HOOK.format(function="bad"), ("'Bad Name!' is no transform name",)),
+    Broken("name", _BAD_NAME + _HOOK.format(function="bad"), ("'Bad Name!' is not a valid transform name",)),
     Broken(
         "signature",
         "@xformd.transform\ndef crooked(poem: str, width: int = 1) -> str:\n    return poem\n",

@@ -1,30 +1,39 @@
 """What a plugin provides: a ``Transform``, with its options and examples, all frozen.
 
-``@transform`` makes one from a function and reads everything from its signature and its docstring, so that
-nothing is declared twice. What does not fit is refused here, when the plugin is loaded, and never on a request.
+``@transform`` makes one from a function and reads everything from its signature and docstring, so that an author
+declares nothing twice. Invariant: a definition that is wrong fails when its plugin is loaded, never on a request.
 """
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, overload
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, overload
 
 import attrs
 
 from xformd.errors import BadOptions, DefinitionError, GibberishError, TransformFailed, one_line
 from xformd.plugins.media_type import charset, is_media_type
-from xformd.plugins.options import Option
-from xformd.plugins.signature import PoemKind, read_signature
+from xformd.plugins.options import Option, OptionType
 from xformd.spec import NAME_RULE, OptionValue, is_valid_name
+
+PoemKind = Literal["text", "bytes"]
+
+_OPTION_TYPES: tuple[tuple[type, OptionType], ...] = (
+    (int, "int"),
+    (float, "float"),
+    (bool, "bool"),
+    (str, "str"),
+)
 
 
 @attrs.frozen
 class Example:
-    """A poem and what becomes of it: documentation, test and proof of health in one.
+    """A poem and its expected result: documentation, test and health check in one.
 
     Args:
-        poem: what goes in, of the transform's kind.
-        result: what must come out.
+        poem: the input, of the transform's kind.
+        result: the expected output.
         options: option name to value, as the function takes them.
     """
 
@@ -35,22 +44,22 @@ class Example:
 
 @attrs.frozen
 class Transform:
-    """A function on poems with a name. ``transform()`` makes one; calling one calls its function.
+    """A named function on poems. ``@transform`` makes one; calling it calls the function.
 
     Args:
-        name: what a request calls it by: a-z, then up to 63 of a-z 0-9 - _.
+        name: its name in requests: a-z, then up to 63 of a-z 0-9 - _.
         function: takes the poem, then the options by keyword.
-        kind: ``text`` (the function takes and gives ``str``) or ``bytes``.
-        options: what it takes besides the poem.
+        kind: ``text`` (the function takes and returns ``str``) or ``bytes``.
+        options: its parameters besides the poem.
         summary: one line for a list.
-        examples: what it does, shown.
-        inline: the author's word that it takes microseconds and never blocks.
-        asynchronous: it is an ``async def``, or says that it returns something to wait for.
-        timeout_s: how many seconds it may take, where that is less than the server allows.
-        memory_bytes: how much its worker may take on for it, where that is less than the server allows.
-        deterministic: the author's word that the same poem and options give the same result, every time, everywhere
-            and for everybody, until the plugin's version changes: a proxy may keep results.
-        media_type: what its results are in HTTP's words, such as ``text/html``; None for plain text, or plain bytes.
+        examples: run by ``xformd check``, shown to callers.
+        inline: the author promises that it takes microseconds and never blocks.
+        asynchronous: it is an ``async def``, or is annotated to return a Deferred or a coroutine.
+        timeout_s: its time limit in seconds, if lower than the server's.
+        memory_bytes: how many bytes its worker may grow by to run it, if fewer than the server allows.
+        deterministic: the author promises that the same poem and options give every caller the same result until
+            the plugin's version changes, so that a proxy may cache results.
+        media_type: the media type of its results, such as ``text/html``; None for plain text or plain bytes.
     """
 
     name: str
@@ -68,33 +77,35 @@ class Transform:
 
     def __attrs_post_init__(self) -> None:
         if not is_valid_name(self.name):
-            raise DefinitionError(f"{self.name!r} is no transform name ({NAME_RULE})")
+            raise DefinitionError(f"{self.name!r} is not a valid transform name: use {NAME_RULE}")
         if not all(isinstance(option, Option) for option in self.options):
-            raise DefinitionError(f"transform {self.name!r}: its options must be Option values")
+            raise self._error("options must be xformd.Option values")
         if self.timeout_s is not None and not _is_positive(self.timeout_s):
-            raise DefinitionError(f"transform {self.name!r}: the timeout must be above 0 s, not {self.timeout_s!r}")
+            raise self._error(f"timeout must be a number of seconds above 0, not {self.timeout_s!r}")
         if self.memory_bytes is not None and not (type(self.memory_bytes) is int and self.memory_bytes > 0):
-            rule = "the memory must be a whole number of bytes above 0"
-            raise DefinitionError(f"transform {self.name!r}: {rule}, not {self.memory_bytes!r}")
+            raise self._error(f"memory must be a whole number of bytes above 0, not {self.memory_bytes!r}")
         self._check_media_type()
         for example in self.examples:
             self._check_example(example)
 
+    def _error(self, problem: str) -> DefinitionError:
+        return DefinitionError(f"transform {self.name!r}: {problem}")
+
     def __call__(self, poem: Any, /, **options: Any) -> Any:
-        """Call the function itself: what a plugin's own tests do."""
+        """Call the function directly, as a plugin's tests do."""
         return self.function(poem, **options)
 
     def convert(self, values: Mapping[str, str]) -> dict[str, OptionValue]:
-        """Turn the options of a request into what the function takes.
+        """Convert the options of a request to keyword arguments for the function.
 
         Args:
             values: option name to its value as text.
 
         Returns:
-            Keyword arguments for the function. Options that were not given are left to its defaults.
+            The converted values. Options that are not set are left to the function's defaults.
 
         Raises:
-            BadOptions: naming the transform, the option and what it takes.
+            BadOptions: an option is unknown, missing or does not convert.
         """
         known = {option.name: option for option in self.options}
         converted = {}
@@ -113,7 +124,7 @@ class Transform:
         return converted
 
     def decode(self, poem: bytes) -> str | bytes:
-        """Turn the bytes of a request into what the function takes.
+        """Convert the bytes of a request to the type that the function takes.
 
         Raises:
             GibberishError: this is a text transform and the poem is not UTF-8.
@@ -123,15 +134,14 @@ class Transform:
         try:
             return poem.decode()
         except UnicodeDecodeError as error:
-            raise GibberishError(
-                f"{self.name} takes text, and this poem is not UTF-8: byte {poem[error.start]:#04x} at {error.start}"
-            ) from None
+            where = f"byte {poem[error.start]:#04x} at offset {error.start}"
+            raise GibberishError(f"{self.name} takes text, but this poem is not UTF-8: {where}") from None
 
     def encode(self, result: object) -> bytes:
-        """Turn what the function gave into bytes.
+        """Convert the function's result to bytes.
 
         Raises:
-            TransformFailed: it is no poem of this transform's kind, or text that has no UTF-8 form.
+            TransformFailed: the result has the wrong type, or is text that UTF-8 cannot encode.
         """
         if self.kind == "bytes" and isinstance(result, bytes | bytearray | memoryview):
             return bytes(result)
@@ -139,7 +149,9 @@ class Transform:
             try:
                 return result.encode()
             except UnicodeEncodeError:
-                raise TransformFailed(f"{self.name} returned text with a lone surrogate in it") from None
+                raise TransformFailed(
+                    f"{self.name} returned text that UTF-8 cannot encode: it contains a lone surrogate"
+                ) from None
         wanted = "str" if self.kind == "text" else "bytes"
         raise TransformFailed(f"{self.name} returned {type(result).__name__} where it must return {wanted}")
 
@@ -147,28 +159,28 @@ class Transform:
         if self.media_type is None:
             return
         if not is_media_type(self.media_type):
-            rule = "the media type must be like 'text/html', with parameters or without"
-            raise DefinitionError(f"transform {self.name!r}: {rule}, not {self.media_type!r}")
+            rule = "media_type must look like 'text/html' or 'text/csv; header=present'"
+            raise self._error(f"{rule}, not {self.media_type!r}")
         if self.kind == "text" and charset(self.media_type) not in (None, "utf-8"):
-            raise DefinitionError(f"transform {self.name!r}: text is sent as UTF-8, not as {self.media_type!r} says")
+            raise self._error(f"text is always sent as UTF-8, not as {self.media_type!r}")
 
     def _check_example(self, example: object) -> None:
-        where = f"transform {self.name!r}: the example {example!r}"
+        where = f"example {example!r}"
         if not isinstance(example, Example):
-            raise DefinitionError(f"{where} is no Example")
+            raise self._error(f"{where} is not an Example")
         wanted = str if self.kind == "text" else bytes
         if not (isinstance(example.poem, wanted) and isinstance(example.result, wanted)):
-            raise DefinitionError(f"{where} must hold {wanted.__name__} on both sides")
+            raise self._error(f"{where} must have {wanted.__name__} for both the poem and the result")
         if not all(map(_is_encodable, (example.poem, example.result))):
-            raise DefinitionError(f"{where} holds a lone surrogate: that is no text")
+            raise self._error(f"{where} contains a lone surrogate, which is not valid text")
         if not isinstance(example.options, Mapping):
-            raise DefinitionError(f"{where} must give its options as a dict")
+            raise self._error(f"{where} must have a dict of options")
         known = {option.name: option for option in self.options}
         for name, value in example.options.items():
             if name not in known:
-                raise DefinitionError(f"{where} uses the unknown option {name!r}")
+                raise self._error(f"{where} uses unknown option {name!r}")
             if not known[name].accepts(value):
-                raise DefinitionError(f"{where} must give option {name!r} {known[name].takes}, not {value!r}")
+                raise self._error(f"{where}: option {name!r} takes {known[name].takes}, not {value!r}")
 
 
 def _is_positive(value: object) -> bool:
@@ -222,28 +234,28 @@ def transform(
     default or required. The first line of the docstring is the summary.
 
     Args:
-        function: the function, where the decorator is used bare.
-        name: the transform's name; the function's own, with ``-`` for ``_``, where none is given.
+        function: the function, if the decorator is used bare.
+        name: the transform's name; by default the function's, with ``-`` for ``_``.
         examples: ``Example`` values, or tuples ``(poem, result)`` and ``(poem, result, options)``.
-        inline: your word that the function takes microseconds and never blocks: it may run in the reactor.
-        timeout: how many seconds it may take; the operator's limit caps it.
-        memory: how many bytes it may need besides what its worker has already; the operator's limit caps it.
-        deterministic: your word that the same poem and options always give the same result, for this version of the
-            plugin: caching proxies may then keep results.
-        media_type: what the results are, such as ``text/html``, for callers by HTTP; plain text, or plain bytes, where
-            nothing is said.
+        inline: your promise that the function takes microseconds and never blocks, so that it may run in the reactor.
+        timeout: its time limit in seconds, capped by the operator's limit.
+        memory: how many bytes its worker may grow by to run it, capped by the operator's limit.
+        deterministic: your promise that this version of the plugin always returns the same result for the same poem
+            and options, so that caching proxies may keep it.
+        media_type: the media type of the results for HTTP clients, such as ``text/html``; by default plain text or
+            plain bytes.
 
     Returns:
         The transform, or a decorator that makes it.
 
     Raises:
-        DefinitionError: the name, the signature or an example does not fit.
+        DefinitionError: the name, the signature, an argument or an example is wrong.
     """
 
     def make(function: Callable[..., Any]) -> Transform:
         own_name = name if name is not None else getattr(function, "__name__", "").replace("_", "-")
         try:
-            signature = read_signature(function)
+            signature = _read_signature(function)
             made = tuple(e if isinstance(e, Example) else Example(*e) for e in examples)
         except (DefinitionError, TypeError) as error:
             raise DefinitionError(f"transform {own_name!r}: {error}") from error
@@ -263,3 +275,90 @@ def transform(
         )
 
     return make if function is None else make(function)
+
+
+@attrs.frozen
+class _Signature:
+    """A transform as its function's signature declares it.
+
+    Args:
+        kind: of the poem and the result.
+        options: the keyword-only parameters.
+        asynchronous: whether the function returns a coroutine or a Deferred.
+    """
+
+    kind: PoemKind
+    options: tuple[Option, ...]
+    asynchronous: bool
+
+
+def _read_signature(function: Callable[..., Any]) -> _Signature:
+    """Read a signature such as ``def name(poem: str, *, option: int = 1) -> str``.
+
+    Raises:
+        DefinitionError: it is not that of a transform; the message says what to write instead.
+    """
+    if inspect.isclass(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise DefinitionError("it must be a plain function that returns its result, not a class or a generator")
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except (NameError, SyntaxError, TypeError, ValueError, AttributeError) as error:
+        raise DefinitionError(f"cannot read its signature: {error}") from error
+    parameters = list(signature.parameters.values())
+    kind = _read_poem(parameters[0] if parameters else None)
+    options = tuple(map(_read_option, parameters[1:]))
+    asynchronous = _read_result(signature.return_annotation, str if kind == "text" else bytes)
+    return _Signature(kind, options, asynchronous or inspect.iscoroutinefunction(function))
+
+
+def _read_poem(parameter: inspect.Parameter | None) -> PoemKind:
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if parameter is None or parameter.kind not in positional:
+        raise DefinitionError("its first parameter must be the poem: write (poem: str) or (poem: bytes)")
+    if parameter.annotation is str:
+        return "text"
+    if parameter.annotation is bytes:
+        return "bytes"
+    raise DefinitionError(f"annotate the poem: write {parameter.name}: str, or {parameter.name}: bytes")
+
+
+def _read_option(parameter: inspect.Parameter) -> Option:
+    name, annotation = parameter.name, parameter.annotation
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        raise DefinitionError(f"options are keyword-only: put a * before {str(parameter).lstrip('*')!r}")
+    default = None if parameter.default is inspect.Parameter.empty else parameter.default
+    if parameter.default is None:
+        raise DefinitionError(f"option {name!r} cannot default to None: give it a value of its type")
+    if get_origin(annotation) is Literal and all(type(choice) in (str, int) for choice in get_args(annotation)):
+        return Option(name, "choice", default, get_args(annotation))
+    for python_type, option_type in _OPTION_TYPES:
+        if annotation is python_type:
+            return Option(name, option_type, default)
+    raise DefinitionError(f"annotate option {name!r} as int, float, bool, str, or Literal of str or int")
+
+
+def _read_result(annotation: object, wanted: type) -> bool:
+    """Return whether the annotated result must be awaited; raise DefinitionError if its type is wrong."""
+    if annotation is inspect.Signature.empty or annotation is Any:
+        return False
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        members = [
+            _read_result(member, wanted) for member in get_args(annotation)
+        ]  # a list: any() alone would not check them all
+        return any(members)
+    plain = origin or annotation
+    if isinstance(plain, type) and (issubclass(plain, Coroutine) or _is_deferred(plain)):
+        arguments = get_args(annotation)
+        if arguments:
+            _read_result(arguments[-1], wanted)
+        return True
+    if annotation is not wanted:
+        shown = getattr(annotation, "__name__", annotation)
+        raise DefinitionError(f"the result must be {wanted.__name__} like the poem, not {shown}")
+    return False
+
+
+def _is_deferred(kind: type) -> bool:
+    # Compared by name, because plugins are loaded without importing Twisted.
+    return any(base.__module__ == "twisted.internet.defer" and base.__name__ == "Deferred" for base in kind.__mro__)

@@ -254,7 +254,7 @@ def test_strict_names_conflicts(environment: Environment) -> None:
     strict = ["list-transforms", "--strict", "--plugins", "rival-one,rival-two"]
     refused = environment.xformd(*strict)
     assert refused.returncode == 78
-    assert "transform contested is provided by rival-one and rival-two: nobody has it" in refused.stderr
+    assert "transform contested is provided by rival-one and rival-two: neither is used" in refused.stderr
     assert environment.xformd(*strict, "--prefer", "contested=rival-two").returncode == 0
 
 

@@ -105,7 +105,7 @@ def test_a_name_that_two_plugins_provide_is_nobodys(tmp_path: Path) -> None:
     for name in ("one.py", "two.py"):
         (tmp_path / name).write_text(CONTESTED)
     with serving(tmp_path, "--plugins=none", "--plugins-dir", str(tmp_path)) as server:
-        assert server.read_line().startswith("conflict: transform contested is provided by one.py and two.py: nobody")
+        assert server.read_line().startswith("conflict: transform contested is provided by one.py and two.py: neither")
         assert server.ask(netstring(b"contested.poem")) == b""
         wait_until(lambda: ": ambiguous-transform: " in server.log)
         sent = xformd("send", "contested", "--server", server.address, stdin=b"poem")

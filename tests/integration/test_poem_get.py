@@ -224,7 +224,7 @@ def on_a_terminal(*arguments: str) -> str:
         [*XFORMD, "poem", "get", *arguments], stdout=subprocess.DEVNULL, stderr=theirs, env=environment()
     ) as process:
         os.close(theirs)
-        with contextlib.suppress(OSError):  # Linux's way to say that nobody has it open any more
+        with contextlib.suppress(OSError):  # Linux's way to say that neither is used open any more
             while data := os.read(ours, 65_536):
                 shown += data
         assert process.wait(DEADLINE_S) == 0

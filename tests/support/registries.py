@@ -1,10 +1,18 @@
 """Registries made in a test, without any loading."""
 
+from typing import Any
+
 from xformd.plugins.definition import Transform
 from xformd.plugins.registry import Entry, Plugin, Registry
 
 
+def plugin_of(*transforms: Transform, **fields: Any) -> Plugin:
+    """Return a plugin of these transforms; ``fields`` override its own."""
+    own = {"name": "verses", "distribution": "xformd-verses", "version": "1.0", "source": "verses"}
+    return Plugin(**own | {"transforms": transforms} | fields)
+
+
 def registry_of(*transforms: Transform) -> Registry:
-    """Give a registry of these transforms, all from one plugin."""
-    plugin = Plugin(name="verses", distribution="xformd-verses", version="1.0", source="verses", transforms=transforms)
+    """Return a registry of these transforms, all from one plugin."""
+    plugin = plugin_of(*transforms)
     return Registry({transform.name: Entry(transform, plugin) for transform in transforms}, (plugin,))

@@ -1,32 +1,38 @@
-"""What a Registry holds, told to a program (JSON) and to a person (a table).
+"""A Registry as JSON for programs, back from that JSON, and as a table for people.
 
-The JSON's shape is a promise: ``docs/cli.md`` describes it, fields are added and never renamed. It names no file,
-because a server will tell it to its clients.
+The JSON's shape is a promise: ``docs/cli.md`` describes it, and fields are added but never renamed. Invariant: it
+names no file, because servers send it to their clients.
+
+A process that has imported a plugin keeps that code until it ends. So a server that reloads asks a fresh worker for
+its listing, makes its registry from that, and keeps only those transforms of its own that it runs itself.
 """
 
 import shutil
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NoReturn
 
 from xformd.errors import printable
-from xformd.plugins.definition import Example
+from xformd.plugins.definition import Example, Transform
 from xformd.plugins.options import Option, options_schema
-from xformd.plugins.registry import NOT_SELECTED, Entry, Plugin, Registry, label
+from xformd.plugins.registry import NOT_SELECTED, Conflict, Entry, Plugin, Registry, label
+
+IsIsolated = Callable[[Transform], bool]
+"""Whether a transform runs in a worker."""
 
 
 def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, Any]:
-    """Give the registry as values that ``json.dumps`` takes.
+    """Return the registry as values that ``json.dumps`` takes.
 
     Args:
-        registry: what to describe.
+        registry: the registry to list.
         quarantined: names of transforms that are in quarantine.
 
     Returns:
-        ``{"transforms": [...], "plugins": [...], "conflicts": [...]}``, each sorted the same way every time.
+        ``{"transforms": [...], "plugins": [...], "conflicts": [...]}``, always in the same order.
     """
     return {
-        "transforms": [_transform(entry, quarantined) for _, entry in sorted(registry.entries.items())],
-        "plugins": [_plugin(plugin) for plugin in registry.plugins],
+        "transforms": [_transform_to_json(entry, quarantined) for _, entry in sorted(registry.entries.items())],
+        "plugins": [_plugin_to_json(plugin) for plugin in registry.plugins],
         "conflicts": [
             {
                 "name": conflict.name,
@@ -40,15 +46,15 @@ def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, 
     }
 
 
-def _transform(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
+def _transform_to_json(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
     transform = entry.transform
     return {
         "name": transform.name,
         "summary": transform.summary,
         "kind": transform.kind,
-        "options": [_option(option) for option in transform.options],
+        "options": [_option_to_json(option) for option in transform.options],
         "options_schema": options_schema(transform.options),
-        "examples": [_example(example) for example in transform.examples],
+        "examples": [_example_to_json(example) for example in transform.examples],
         "inline": transform.inline,
         "asynchronous": transform.asynchronous,
         "timeout_s": transform.timeout_s,
@@ -62,7 +68,7 @@ def _transform(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _option(option: Option) -> dict[str, Any]:
+def _option_to_json(option: Option) -> dict[str, Any]:
     described: dict[str, Any] = {"name": option.name, "type": option.type, "required": option.required}
     if not option.required:
         described["default"] = option.default
@@ -71,7 +77,7 @@ def _option(option: Option) -> dict[str, Any]:
     return described
 
 
-def _example(example: Example) -> dict[str, Any]:
+def _example_to_json(example: Example) -> dict[str, Any]:
     return {
         "poem": _text(example.poem),
         "result": _text(example.result),
@@ -80,11 +86,11 @@ def _example(example: Example) -> dict[str, Any]:
 
 
 def _text(poem: str | bytes) -> str:
-    """A poem in JSON; of bytes, each is the character with its number, as in ISO 8859-1."""
+    # JSON has no bytes: each byte becomes the character with its number, as in ISO 8859-1.
     return poem if isinstance(poem, str) else poem.decode("latin-1")
 
 
-def _plugin(plugin: Plugin) -> dict[str, Any]:
+def _plugin_to_json(plugin: Plugin) -> dict[str, Any]:
     return {
         "name": plugin.name,
         "distribution": plugin.distribution,
@@ -96,32 +102,129 @@ def _plugin(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def to_table(listed: Mapping[str, Any]) -> str:
-    """Give a listing as a table, then a line for everything that is not as one would wish.
+def plugins_run_here(listed: Mapping[str, Any], is_isolated: IsIsolated) -> frozenset[tuple[str, str]]:
+    """Return distribution and name of each listed plugin with a transform that does not run in a worker."""
+    return frozenset(
+        (described["distribution"], described["plugin"])
+        for described in listed["transforms"]
+        if not is_isolated(_transform_from_json(described))
+    )
+
+
+def from_json(listed: Mapping[str, Any], own: Registry, is_isolated: IsIsolated) -> Registry:
+    """Make a registry from the listing of a worker.
 
     Args:
-        listed: what ``to_json`` gives, here or on a server.
+        listed: the worker's ``to_json``.
+        own: what this process has imported; its transforms take the place of the worker's that run in this process.
+        is_isolated: whether a transform runs in a worker.
+
+    Returns:
+        The worker's plugins and conflicts; of its transforms, those that run in a worker and those that this process
+        has too.
+    """
+    sources = {(plugin.distribution, plugin.name): plugin.source for plugin in own.plugins}
+    transforms = {described["name"]: _transform_from_json(described) for described in listed["transforms"]}
+    plugins = [_plugin_from_json(described, transforms, sources) for described in listed["plugins"]]
+    by_name = {(plugin.distribution, plugin.name): plugin for plugin in plugins}
+    entries: dict[str, Entry] = {}
+    for described in listed["transforms"]:
+        name = described["name"]
+        if is_isolated(transforms[name]):
+            entries[name] = Entry(transforms[name], by_name[described["distribution"], described["plugin"]])
+        elif name in own.entries:
+            entries[name] = own.entries[name]
+    return Registry(
+        entries, tuple(plugins), tuple(_conflict_from_json(described, plugins) for described in listed["conflicts"])
+    )
+
+
+def _transform_from_json(described: Mapping[str, Any]) -> Transform:
+    kind = described["kind"]
+    return Transform(
+        name=described["name"],
+        function=_not_here,
+        kind=kind,
+        options=tuple(_option_from_json(option) for option in described["options"]),
+        summary=described["summary"],
+        examples=tuple(_example_from_json(example, kind) for example in described["examples"]),
+        inline=described["inline"],
+        asynchronous=described["asynchronous"],
+        timeout_s=described["timeout_s"],
+        memory_bytes=described["memory_bytes"],
+        deterministic=described["deterministic"],
+        media_type=described["media_type"],
+    )
+
+
+def _not_here(*_: object) -> NoReturn:
+    raise RuntimeError("this transform runs in a worker")
+
+
+def _option_from_json(described: Mapping[str, Any]) -> Option:
+    choices = tuple(described.get("choices", ()))
+    return Option(described["name"], described["type"], described.get("default"), choices)
+
+
+def _example_from_json(described: Mapping[str, Any], kind: str) -> Example:
+    poem, result = described["poem"], described["result"]
+    if kind == "bytes":
+        poem, result = poem.encode("latin-1"), result.encode("latin-1")
+    return Example(poem, result, described["options"])
+
+
+def _plugin_from_json(
+    described: Mapping[str, Any], transforms: Mapping[str, Transform], sources: Mapping[tuple[str, str], str]
+) -> Plugin:
+    distribution, name = described["distribution"], described["name"]
+    return Plugin(
+        name=name,
+        distribution=distribution,
+        version=described["version"],
+        source=sources.get((distribution, name), ""),
+        state=described["state"],
+        reason=described["reason"],
+        # A contested transform is listed by its name alone, and no request can reach it.
+        transforms=tuple(
+            transforms.get(name) or Transform(name, _not_here, "text") for name in described["transforms"]
+        ),
+        import_time_s=described["import_time_ms"] / 1000,
+    )
+
+
+def _conflict_from_json(described: Mapping[str, Any], plugins: list[Plugin]) -> Conflict:
+    name = described["name"]
+    owners = [plugin for plugin in plugins if any(transform.name == name for transform in plugin.transforms)]
+    winner = next((plugin for plugin in owners if plugin.distribution == described["winner"]), None)
+    return Conflict(name, tuple(owners), winner, described["preferred"])
+
+
+def to_table(listed: Mapping[str, Any]) -> str:
+    """Return a listing as a table, then one line per problem.
+
+    Args:
+        listed: the result of ``to_json``, here or on a server.
 
     Returns:
         Lines, without a final newline.
     """
     rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *map(_row, listed["transforms"])]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    # Long summaries give way, so that a row stays a row on the terminal at hand.
+    # Long summaries are cut, so that each row fits on one line of the terminal.
     fixed = widths[0] + widths[1] + max(len(row[3]) for row in rows) + 6
     widths[2] = max(20, min(widths[2], shutil.get_terminal_size((160, 24)).columns - fixed))
     lines = [
         f"{name:<{widths[0]}}  {options:<{widths[1]}}  {_shorten(summary, widths[2]):<{widths[2]}}  {source}"
         for name, options, summary, source in rows
     ]
-    return "\n".join(map(printable, [*lines, *_remarks(listed)]))
+    return "\n".join(map(printable, [*lines, *_notes(listed)]))
 
 
-def _remarks(listed: Mapping[str, Any]) -> Iterable[str]:
-    """Give one line for everything that is not as one would wish, and for a proxy's cache."""
+def _notes(listed: Mapping[str, Any]) -> Iterable[str]:
+    """Yield one line per problem, and one for a proxy's cache."""
     for transform in listed["transforms"]:
-        if transform.get("state") == "quarantined":  # servers before 0.2 do not say
-            yield f"quarantined: transform {transform['name']}: it has killed its worker too often"
+        if transform.get("state") == "quarantined":  # absent from servers before 0.2
+            yield f"quarantined: transform {transform['name']}: it killed its worker too often"
     for plugin in listed["plugins"]:
         if plugin["state"] != "active" and plugin["reason"] != NOT_SELECTED:
             yield f"{plugin['state']}: plugin {_label(plugin)}: {plugin['reason']}"
@@ -129,7 +232,7 @@ def _remarks(listed: Mapping[str, Any]) -> Iterable[str]:
         yield f"blocked: {NOT_SELECTED}: {', '.join(others)}"
     for conflict in listed["conflicts"]:
         yield f"conflict: {conflict['message']}"
-    if (cache := listed.get("cache")) is not None:  # which a proxy has
+    if (cache := listed.get("cache")) is not None:  # only a proxy has one
         yield f"cache: {cache['hits']:,} hits, {cache['misses']:,} misses, {cache['bytes']:,} bytes"
 
 

@@ -1,6 +1,6 @@
-"""Registry: a frozen snapshot of which transforms there are, and where each came from.
+"""Registry: a frozen snapshot of the available transforms and the plugins that they came from.
 
-Nothing here loads anything. A request looks its names up in a dict, and nothing wins by the order of loading.
+Nothing here loads anything. Invariant: which of two plugins gets a name never depends on the order of loading.
 """
 
 import difflib
@@ -17,30 +17,30 @@ BUILT_IN = "xformd"
 """The distribution of the built-in transforms."""
 
 NOT_SELECTED = "not selected by the setting 'plugins'"
-"""The reason of a plugin that nobody blocked by name."""
+"""Why a plugin is kept out that is not blocked by name."""
 
 PluginState = Literal["active", "blocked", "failed"]
 
 
 def label(name: str, distribution: str, version: str) -> str:
-    """Say how messages name a plugin: ``xformd-shout 0.1.0 (shout)``."""
+    """Return a plugin's name for messages: ``xformd-shout 0.1.0 (shout)``."""
     package = f"{distribution} {version}".rstrip()
     return package if name == distribution else f"{package} ({name})"
 
 
 @attrs.frozen(kw_only=True)
 class Plugin:
-    """One entry point or loose file, and what became of it.
+    """One entry point or loose file, and the outcome of loading it.
 
     Args:
         name: the entry point's name, or the file's without ``.py``.
-        distribution: the installed package that it came with; for a loose file, the file's name.
-        version: of the distribution; empty where there is none.
-        source: what is imported: ``package.module[:object]``, or the loose file's path.
+        distribution: the installed package that provides it; for a loose file, the file's name.
+        version: of the distribution; empty if it has none.
+        source: the import path, ``package.module[:object]``, or the loose file's path.
         state: ``active``, ``blocked`` (never imported) or ``failed``.
-        reason: why it is not active, on one line; empty where it is.
-        transforms: what it provides.
-        import_time_s: how long importing it and calling its hook took, in seconds.
+        reason: why it is not active, on one line.
+        transforms: the transforms that it provides.
+        import_time_s: time to import it and call its hook, in seconds.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Plugin:
 
     @property
     def label(self) -> str:
-        """How messages name it: ``xformd-shout 0.1.0 (shout)``."""
+        """Its name in messages: ``xformd-shout 0.1.0 (shout)``."""
         return label(self.name, self.distribution, self.version)
 
 
@@ -72,8 +72,8 @@ class Conflict:
 
     Args:
         name: the transform's name.
-        plugins: who provides it, in the order of discovery.
-        winner: who has the name all the same: the built-in, or the preferred one; None leaves it ambiguous.
+        plugins: its providers, in the order of discovery.
+        winner: the provider that is used: the preferred one, or the built-in; None if the name is ambiguous.
         preferred: whether the operator chose the winner.
     """
 
@@ -84,33 +84,34 @@ class Conflict:
 
     @property
     def distributions(self) -> list[str]:
-        """Who provides it, sorted."""
+        """The providers' distributions, sorted."""
         return sorted(plugin.distribution for plugin in self.plugins)
 
     def __str__(self) -> str:
         owners = self.distributions
-        tellable_apart = len(set(owners)) == len(owners)
-        if not tellable_apart:
+        are_distinct = len(set(owners)) == len(owners)
+        if not are_distinct:
             owners = sorted(plugin.label for plugin in self.plugins)
-        outcome = f"{self.winner.label} has it" if self.winner else "nobody has it"
+        nobody = "neither" if len(owners) == 2 else "none"
+        outcome = f"{self.winner.label if self.winner else nobody} is used"
         if self.preferred:
             advice = ""
-        elif tellable_apart:
+        elif are_distinct:
             choices = " or ".join(f"--prefer {self.name}={owner}" for owner in owners)
             advice = f"; choose with {choices}"
         else:
-            advice = "; keep all but one out with --block"
+            advice = "; block all but one with --block"
         return f"transform {self.name} is provided by {' and '.join(owners)}: {outcome}{advice}"
 
 
 @attrs.frozen
 class Registry:
-    """What one server, or one command, can do.
+    """The transforms of one server or one command.
 
     Args:
         entries: transform name to transform and plugin; no ambiguous names.
-        plugins: every plugin that was found, active or not.
-        conflicts: every name that more than one distribution provides.
+        plugins: every discovered plugin, active or not.
+        conflicts: every name that several plugins provide.
     """
 
     entries: Mapping[str, Entry]
@@ -118,16 +119,10 @@ class Registry:
     conflicts: tuple[Conflict, ...] = ()
 
     def resolve(self, name: str) -> Entry:
-        """Find a transform.
-
-        Args:
-            name: as in a spec.
-
-        Returns:
-            The transform and its plugin.
+        """Return the transform of this name, with its plugin.
 
         Raises:
-            NoSuchTransform: suggesting the nearest name, where one is near.
+            NoSuchTransform: suggesting the nearest name.
             AmbiguousTransform: naming the distributions that provide it.
         """
         if (entry := self.entries.get(name)) is not None:
@@ -140,11 +135,11 @@ class Registry:
         raise NoSuchTransform(f"no transform {name!r} here; {advice}")
 
     def with_state(self, state: PluginState) -> tuple[Plugin, ...]:
-        """Give the plugins in this state, in the order of discovery."""
+        """Return the plugins in this state, in the order of discovery."""
         return tuple(plugin for plugin in self.plugins if plugin.state == state)
 
 
-# It takes long, and whoever has a name wrong says it again and again.
+# Cached because the search is slow, and a client with a wrong name repeats it.
 @functools.lru_cache(maxsize=1_024)
 def _nearest(name: str, names: tuple[str, ...]) -> str | None:
     nearest = difflib.get_close_matches(name, names, n=1)

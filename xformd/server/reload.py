@@ -15,8 +15,7 @@ from twisted.logger import Logger
 from xformd import spec
 from xformd.config import Settings
 from xformd.errors import ConfigError
-from xformd.plugins import loader
-from xformd.plugins.described import registry_from, runs_here
+from xformd.plugins import listing, loader
 from xformd.plugins.registry import BUILT_IN, Registry
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
@@ -151,17 +150,17 @@ class Reloader:
     def _registry_from_worker(self, before: Registry, report: WorkerHello) -> Registry:
         """Make a registry of what a worker has loaded, and lived: only then is what must run here imported here."""
         is_isolated = self._placement.is_isolated
-        wanted = runs_here(report.listed, is_isolated)
+        wanted = listing.plugins_run_here(report.listed, is_isolated)
         ignore_unknown = attrs.evolve(self._settings.selection, strict=False, ignore_unknown=True)
         own = loader.load(ignore_unknown, only=lambda candidate: (candidate.distribution, candidate.name) in wanted)
-        return registry_from(report.listed, keep_imported(before, own), is_isolated)
+        return listing.from_json(report.listed, keep_imported(before, own), is_isolated)
 
     def _apply_worker_failures(self, ready: WorkerHello | NotReady) -> None:
         """Take note of plugins that work here, and fail in every worker."""
         if isinstance(ready, NotReady):
             return
         before = self.service.registry
-        registry = registry_from(ready.listed, before, self._placement.is_isolated)
+        registry = listing.from_json(ready.listed, before, self._placement.is_isolated)
         active = {(plugin.distribution, plugin.name) for plugin in before.with_state("active")}
         failed = [plugin for plugin in registry.with_state("failed") if (plugin.distribution, plugin.name) in active]
         for plugin in failed:

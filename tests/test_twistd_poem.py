@@ -11,7 +11,7 @@ from twisted.python.usage import UsageError
 import xformd
 from support.deferreds import result_of
 from support.logs import Log
-from xformd.net.listener import StartOrFail
+from xformd.net.listener import FailFastService
 from xformd.poems import app
 from xformd.twistd_poem import Options
 
@@ -103,7 +103,7 @@ class Reactor:
 
 def test_where_a_server_listens_is_logged(log: Log) -> None:
     server = Server()
-    service = StartOrFail(server, Reactor())  # type: ignore[arg-type]
+    service = FailFastService(server, Reactor())  # type: ignore[arg-type]
     service.startService()
     server.listening.callback(("owl:1", "owl:2"))
     assert log.lines == ["listening on owl:1", "listening on owl:2"]
@@ -111,21 +111,21 @@ def test_where_a_server_listens_is_logged(log: Log) -> None:
 
 
 def test_a_server_that_cannot_listen_does_not_start() -> None:
-    service = StartOrFail(Server(xformd.ListenFailed("taken")), Reactor())  # type: ignore[arg-type]
+    service = FailFastService(Server(xformd.ListenFailed("taken")), Reactor())  # type: ignore[arg-type]
     with pytest.raises(xformd.ListenFailed, match="taken"):
         service.startService()
 
 
 def test_a_place_that_is_none_is_named_with_its_option(log: Log) -> None:
     server = Server()
-    StartOrFail(server, Reactor()).startService()  # type: ignore[arg-type]
+    FailFastService(server, Reactor()).startService()  # type: ignore[arg-type]
     server.listening.errback(Failure(xformd.ConfigError("'owl' is none", setting="listen")))
     assert log.lines == ["--listen: 'owl' is none"]
 
 
 def test_a_server_that_finds_out_later_that_it_cannot_listen_ends_the_process(log: Log) -> None:
     server, reactor = Server(), Reactor()
-    StartOrFail(server, reactor).startService()  # type: ignore[arg-type]
+    FailFastService(server, reactor).startService()  # type: ignore[arg-type]
     server.listening.errback(Failure(xformd.ListenFailed("taken")))
     assert reactor.is_stopped
     assert log.lines == ["taken"]

@@ -13,7 +13,7 @@ from twisted.python import usage
 from xformd.config import TABLE, Setting, Settings, configure
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
-from xformd.net.listener import StartOrFail
+from xformd.net.listener import FailFastService
 from xformd.server.app import Server, make_server
 from xformd.twistd_options import told_at_once
 
@@ -79,7 +79,7 @@ for _name in _REPEATED:
     setattr(Options, f"opt_{_name}", _repeated(TABLE[_name]))
 
 
-class ReloadingServer(StartOrFail):
+class ReloadingServer(FailFastService):
     """Starts a transform server, and loads its plugins anew on SIGHUP.
 
     Args:

@@ -7,7 +7,7 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from xformd.net.defaults import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT
-from xformd.net.listener import Listening, StartOrFail
+from xformd.net.listener import FailFastService, ListeningService
 from xformd.poems import app
 from xformd.twistd_options import ListeningOptions, duration, size, timeout, told_at_once
 
@@ -24,7 +24,7 @@ class ServeOptions(ListeningOptions):
         _need_nothing_after("FILE", rest)
         self["file"] = file
 
-    def make(self, reactor: Any) -> Listening:
+    def make(self, reactor: Any) -> ListeningService:
         """Put the server together."""
         # twistd changes to another folder before it starts.
         file = Path(self["file"]).absolute()
@@ -49,7 +49,7 @@ class ProxyOptions(ListeningOptions):
         _need_nothing_after("UPSTREAM", rest)
         self["upstream"] = upstream
 
-    def make(self, reactor: Any) -> Listening:
+    def make(self, reactor: Any) -> ListeningService:
         """Put the proxy together."""
         names = {
             "ttl": "ttl_s",
@@ -93,7 +93,7 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     with told_at_once():
-        return StartOrFail(options.subOptions.make(reactor), reactor)
+        return FailFastService(options.subOptions.make(reactor), reactor)
 
 
 def _need_nothing_after(argument: str, rest: tuple[str, ...]) -> None:

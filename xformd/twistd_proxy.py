@@ -10,7 +10,7 @@ from xformd.config import TABLE, configure
 from xformd.limits import WORKER_LIMITS, Limits
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.defaults import DEFAULT_PROXY_PORT
-from xformd.net.listener import StartOrFail
+from xformd.net.listener import FailFastService
 from xformd.proxy import app
 from xformd.twistd_options import ListeningOptions, size, timeout, told_at_once
 
@@ -68,4 +68,4 @@ def makeService(options: Options) -> IService:
     with told_at_once():
         proxy = options.make(reactor)
     keep_freed_memory()
-    return StartOrFail(proxy, reactor)
+    return FailFastService(proxy, reactor)

@@ -23,7 +23,7 @@ from xformd.commands.options import (
 from xformd.net.defaults import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT
 
 if TYPE_CHECKING:
-    from xformd.net.listener import Listening
+    from xformd.net.listener import ListeningService
 
 
 _MAX_BYTES = click.option(
@@ -108,7 +108,7 @@ def proxy(upstream: str, listen: tuple[str, ...], ttl: float | None, connect_tim
     _run(make, f"the poem of {upstream}, from a cache", given["log_format"])
 
 
-def _run(make: "Callable[[Any], Listening]", what: str, log_format: str) -> None:
+def _run(make: "Callable[[Any], ListeningService]", what: str, log_format: str) -> None:
     from xformd.net import run
 
     run.prepare_to_serve(log_format)

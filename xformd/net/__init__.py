@@ -1,1 +1,1 @@
-"""Twisted plumbing that knows no transform: endpoints, listeners, transports, deadlines, the reactor."""
+"""Twisted plumbing that knows no transforms: endpoints, listeners, transports, deadlines, the reactor."""

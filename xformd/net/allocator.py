@@ -1,7 +1,7 @@
-"""Lets the C library's allocator keep the memory that long poems need, from one request to the next.
+"""Make the C library's allocator keep the memory of long poems from one request to the next.
 
-A 1 MiB poem passes through half a dozen buffers of its size. By default glibc gives each back to the system when it is
-freed, and the kernel hands out zeroed pages for the next one: that took two thirds of such a request's CPU time.
+A 1 MiB poem passes through half a dozen buffers of its size. By default glibc returns each to the kernel when it is
+freed, and the kernel zeroes pages for the next one: that took two thirds of such a request's CPU time.
 """
 
 import ctypes
@@ -11,18 +11,14 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 KEPT_BYTES = 16 * 1024 * 1024
-"""Freed memory that is kept at most: the price."""
+"""How much freed memory may be kept: the price."""
 
 LARGE_BYTES = 4 * 1024 * 1024
-"""A block of this size or more is still given back at once."""
+"""Blocks of this size or more are still returned at once."""
 
 
 def keep_freed_memory() -> bool:
-    """Set the allocator up, for the whole process.
-
-    Returns:
-        Whether the C library has such an allocator.
-    """
+    """Set up the allocator of this process; return whether the C library has one that can be set up."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc

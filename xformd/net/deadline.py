@@ -1,4 +1,7 @@
-"""Deadlines: one that moves and is cheap to set on every read, and one for a Deferred. How long to back off."""
+"""Deadlines: for a connection, cheap enough to move on every read; and for a Deferred. How long to back off.
+
+Invariant: a Deferred from ``within`` fires by its deadline, whatever the work behind it does.
+"""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,13 +21,9 @@ log = Logger()
 
 
 class Deadline:
-    """Calls something when time is up, unless the deadline is moved or cleared before.
+    """Calls ``expire`` when time is up, unless the deadline is moved or cleared before.
 
-    Moving it later costs no timer: the one that is running finds out, when it fires, that it was too early.
-
-    Args:
-        clock: a reactor, or a clock in its place.
-        expire: what to call.
+    Moving it later touches no timer: the running one finds out, when it fires, that it was too early.
     """
 
     def __init__(self, clock: IReactorTime, expire: Callable[[], None]) -> None:
@@ -35,12 +34,12 @@ class Deadline:
         self._timer_at = 0.0
 
     def set(self, seconds: float, *, soon_s: float | None = None) -> None:
-        """Let time be up so many seconds from now.
+        """Set the deadline.
 
         Args:
-            seconds: how many.
-            soon_s: where the deadline is likely to be moved nearer, to about so many seconds: the timer that this
-                starts fires then first, so that it need not be moved.
+            seconds: how far from now.
+            soon_s: to about how many seconds the deadline is likely to be moved nearer. A timer that is started here
+                fires then first: moving a timer nearer searches the reactor's list of all timers.
         """
         now = self._clock.seconds()
         self._at = at = now + seconds
@@ -51,13 +50,13 @@ class Deadline:
             self._timer_at = at
 
     def clear(self) -> None:
-        """Let time never be up."""
+        """Let time never be up, until it is set again."""
         self._at = None
 
     def close(self) -> None:
-        """Clear it for good, and leave no timer behind."""
+        """Clear the deadline for good, and cancel its timer."""
         self._at = None
-        self._expire = _nobody_waits  # so that what is gone is gone at once, and not when the collector finds it
+        self._expire = _do_nothing  # breaks the cycle with the connection, which is then freed without the collector
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -84,8 +83,8 @@ class Deadline:
         self._timer_at = now + seconds
 
 
-def _nobody_waits() -> None:
-    """Do nothing."""
+def _do_nothing() -> None:
+    pass
 
 
 def backoff_s(failures: int, *, first_s: float = 0.1, longest_s: float, jitter: float = 0.0) -> float:
@@ -103,18 +102,17 @@ def backoff_s(failures: int, *, first_s: float = 0.1, longest_s: float, jitter: 
 def within(
     clock: IReactorTime, seconds: float, name: str, work: Deferred[Result], expired: Callable[[], XformError]
 ) -> Deferred[Result]:
-    """Give a Deferred that ends in time, also when the work behind it does not.
+    """Put a deadline on a Deferred.
 
     Args:
         clock: a reactor, or a clock in its place.
         seconds: how long to wait.
-        name: of what works.
-        work: is cancelled when time is up, or when the Deferred that is given is cancelled; what becomes of it then
-            is nobody's business any more.
-        expired: makes what to fail with when time is up.
+        name: the name of the transform that works.
+        work: cancelled when time is up or when the returned Deferred is cancelled; its outcome is ignored from then on.
+        expired: makes the error when time is up.
 
     Returns:
-        Fires with what the work fires with; fails with what ``expired`` makes, or with ``Cancelled``.
+        Fires with the outcome of ``work``; fails with what ``expired`` makes, or with ``Cancelled``.
     """
 
     def settle(result: Result | Failure) -> None:

@@ -1,4 +1,4 @@
-"""Where a server listens unless it is told otherwise: Twisted endpoint strings, written without Twisted."""
+"""Default addresses and ports, usable without Twisted."""
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11_000
@@ -7,10 +7,10 @@ DEFAULT_HTTP_PORT = 8_000
 DEFAULT_POEM_PORT = 10_000
 DEFAULT_POEM_PROXY_PORT = 10_001
 BACKLOG = 1_024
-"""How many connections may wait to be accepted: clients of the classic form come in bursts."""
+"""How many connections may wait to be accepted: classic clients, with one for each request, come in bursts."""
 
 
 def tcp_server(host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> str:
-    """Give the server endpoint string for a host and a port."""
+    """Return the Twisted server endpoint string for a host and a port."""
     quoted = host.replace("\\", r"\\").replace(":", r"\:")
     return f"tcp:{port}:interface={quoted}:backlog={BACKLOG}"

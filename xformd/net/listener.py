@@ -1,4 +1,8 @@
-"""Where a server listens: it begins in good order, rests where no file descriptors are left, and ends in good order."""
+"""Listen on the endpoints of a server, and stop in good order.
+
+Invariant: a server that stops first finishes what it has accepted. Where no file descriptors are left, it pauses
+accepting: a connection that cannot be accepted would wake the reactor again at once, for ever.
+"""
 
 import errno
 from collections.abc import Callable
@@ -16,7 +20,7 @@ from xformd.net import endpoints
 from xformd.net.transport import make_eager
 from xformd.telemetry.rate_limited import RateLimitedLog
 
-REST_S = 1.0
+ACCEPT_PAUSE_S = 1.0
 
 STUCK = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"})
 """Errors of ``accept`` that would come again at once, for ever: the connection stays in the backlog."""
@@ -48,28 +52,28 @@ class AcceptErrors:
 
 
 class DrainableFactory(Protocol):
-    """What a factory of connections must know besides what Twisted asks of it."""
+    """A factory whose connections can be finished."""
 
     refusals: RateLimitedLog
 
     def drain(self) -> Deferred[None]:
-        """Take nothing new; fires when what has been accepted is done."""
+        """Accept nothing new; fires when what has been accepted is done."""
         ...
 
 
-class Listening(Service):
-    """A server that listens. Stopping it ends what has been accepted first.
+class ListeningService(Service):
+    """A server that listens on one or several endpoints.
 
     Args:
         listen: the endpoints to listen on.
         factory: makes its connections.
         reactor: what it runs on.
-        is_eager: whether what it writes is sent at once; not for a factory whose connections have producers.
-        setting: which names the endpoints.
-        scheme: what stands before an address that is shown, such as ``http://``.
+        is_eager: whether to send at once what is written; not for a factory whose connections have producers.
+        setting: the setting that names the endpoints, for error messages.
+        scheme: put before the addresses that are shown, such as ``http://``.
 
     Attributes:
-        listening: fires with the addresses once it listens on all of them; fails with ``ListenFailed`` or
+        listening: fires with the addresses once it listens on all endpoints; fails with ``ListenFailed`` or
             ``ConfigError``.
     """
 
@@ -93,17 +97,17 @@ class Listening(Service):
         self._setting = setting
         self._scheme = scheme
         self._ports: list[IListeningPort] = []
-        self._accept_errors = AcceptErrors(self._ran_out, self._rest)
-        self._resting: IDelayedCall | None = None
+        self._accept_errors = AcceptErrors(self._on_closed, self._on_stuck)
+        self._pause: IDelayedCall | None = None
 
     def startService(self) -> None:
-        """Begin to listen; ``listening`` tells the outcome."""
+        """Start to listen; the attribute ``listening`` has the outcome."""
         Service.startService(self)
         globalLogPublisher.addObserver(self._accept_errors)
         Deferred.fromCoroutine(self._start()).chainDeferred(self.listening)
 
     def stopService(self) -> Deferred[None]:
-        """Stop listening, and fire when what has been accepted is done."""
+        """Stop listening; fires when what has been accepted is done."""
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
@@ -113,7 +117,7 @@ class Listening(Service):
             endpoint = endpoints.server_endpoint(self._reactor, description, self._setting)
             try:
                 port = await endpoint.listen(cast(Any, self._factory))
-            except Exception as error:  # each kind of endpoint raises as it likes
+            except Exception as error:  # each endpoint type raises what it likes
                 raise _explain(description, error) from error
             if self._is_eager:
                 make_eager(port)
@@ -123,49 +127,48 @@ class Listening(Service):
 
     async def _stop(self) -> None:
         globalLogPublisher.removeObserver(self._accept_errors)
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         ports, self._ports = self._ports, []
         for port in ports:
             try:
                 closing = port.stopListening()
                 if closing is not None:
                     await closing
-            except Exception as error:  # its file may be gone, say; what has been accepted is answered all the same
-                self.log.warn("a port did not close in order: {error}", error=safe_str(error))
+            except Exception as error:  # a Unix socket's file is gone, say: still finish what has been accepted
+                self.log.warn("cannot close a port in order: {error}", error=safe_str(error))
         await self._factory.drain()
 
-    def _ran_out(self) -> None:
+    def _on_closed(self) -> None:
         self._factory.refusals.refused("descriptors", NO_DESCRIPTORS)
 
-    def _rest(self, cause: str) -> None:
-        """Let new connections wait: who has not been accepted would wake the reactor at once, again and again."""
-        if self._resting is not None or not self._ports:
+    def _on_stuck(self, error_name: str) -> None:
+        if self._pause is not None or not self._ports:
             return
-        advice = NO_DESCRIPTORS if cause == "EMFILE" else f"the system says {cause}"
-        self._factory.refusals.log.warn("new connections wait for {rest_s} s: {advice}", rest_s=REST_S, advice=advice)
+        advice = NO_DESCRIPTORS if error_name == "EMFILE" else f"accept() fails with {error_name}"
+        self.log.warn("new connections wait for {pause_s} s: {advice}", pause_s=ACCEPT_PAUSE_S, advice=advice)
         for port in self._ports:
-            port.stopReading()  # type: ignore[attr-defined]  # what accepts, reads
-        self._resting = self._reactor.callLater(REST_S, self._resume)
+            port.stopReading()  # type: ignore[attr-defined]  # ports are readers
+        self._pause = self._reactor.callLater(ACCEPT_PAUSE_S, self._resume)
 
     def _resume(self) -> None:
-        self._resting = None
+        self._pause = None
         for port in self._ports:
             port.startReading()  # type: ignore[attr-defined]
 
 
-class StartOrFail(Service):
-    """Starts a server; one that cannot listen ends the process, as twistd's own services do.
+class FailFastService(Service):
+    """Starts a server, and ends the process if it cannot listen, as twistd's own services do.
 
     Args:
-        server: what to start.
+        server: the server to start.
         reactor: what it runs on.
     """
 
     log = Logger()
 
-    def __init__(self, server: Listening, reactor: Any) -> None:
+    def __init__(self, server: ListeningService, reactor: Any) -> None:
         self._server = server
         self._reactor = reactor
         self._error: BaseException | None = None
@@ -173,10 +176,10 @@ class StartOrFail(Service):
         server.listening.addCallbacks(self._started, self._failed)
 
     def startService(self) -> None:
-        """Start it.
+        """Start the server.
 
         Raises:
-            ListenFailed: it cannot listen.
+            ListenFailed: it cannot listen, and found out at once.
         """
         Service.startService(self)
         self._is_starting = True
@@ -186,7 +189,7 @@ class StartOrFail(Service):
             raise self._error
 
     def stopService(self) -> Any:
-        """Stop it in good order."""
+        """Stop the server in good order."""
         Service.stopService(self)
         return self._server.stopService()
 
@@ -199,7 +202,7 @@ class StartOrFail(Service):
         if isinstance(error, ConfigError) and error.setting is not None:
             error = error.located_at(f"--{error.setting}")
         self._error = error
-        if not self._is_starting:  # an endpoint that took its time to find out
+        if not self._is_starting:  # the endpoint failed later, when nothing can be raised any more
             self.log.critical("{reason}", reason=safe_str(error))
             self._reactor.stop()
 

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from xformd.limits import Limits
 from xformd.net.allocator import keep_freed_memory
-from xformd.net.listener import Listening
+from xformd.net.listener import ListeningService
 from xformd.telemetry.logs import start_server_log
 
 SPARE_DESCRIPTORS = 32
@@ -29,7 +29,7 @@ SPARE_DESCRIPTORS_PER_WORKER = 8
 GUESSED_OPEN_DESCRIPTORS = 16
 
 Result = TypeVar("Result")
-AnyServer = TypeVar("AnyServer", bound=Listening)
+AnyServer = TypeVar("AnyServer", bound=ListeningService)
 
 log = Logger()
 

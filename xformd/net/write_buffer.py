@@ -1,6 +1,7 @@
-"""What a connection has still to send: bounded, and with a deadline for a peer that does not read.
+"""Buffer the output of a connection, with a deadline for a peer that does not read.
 
-The transport is given a part at a time, so that each part the peer takes can be seen, and pushes the deadline back.
+The transport gets one part at a time, so that it shows when the peer takes one, which moves the deadline. Invariant:
+every byte leaves once and in order.
 """
 
 from collections import deque
@@ -16,7 +17,7 @@ PART_BYTES = 64 * 1024
 
 
 class IStreamTransport(ITransport, IConsumer):
-    """What Twisted's streams hand to a protocol."""
+    """The transport of a stream connection in Twisted."""
 
 
 @implementer(IPushProducer)
@@ -24,11 +25,11 @@ class WriteBuffer:
     """The output of one connection.
 
     Args:
-        transport: where it goes. One that has a ``send_now`` is asked first how much the system takes at once.
+        transport: where it goes. If it has a ``send_now``, that is tried first.
         clock: a reactor, or a clock in its place.
-        write_timeout_s: how long the peer may take nothing at all.
-        give_up: is called when it has taken nothing for so long.
-        drained: is called when all that was written has left, each time that something had to wait.
+        write_timeout_s: how long the peer may read nothing at all.
+        give_up: called when it has read nothing for that long.
+        drained: called when the buffer has become empty again.
     """
 
     def __init__(
@@ -43,16 +44,16 @@ class WriteBuffer:
         self._write_timeout_s = write_timeout_s
         self._deadline = Deadline(clock, give_up)
         self._drained = drained
-        # Its own alone: TLS hands on what it does not know to the socket under it, and that would send plain text.
+        # Looked up on the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         own = getattr(type(transport), "send_now", None)
         self._send_now: Callable[[bytes | memoryview], int] = partial(own, transport) if own else _send_nothing
         self._waiting: deque[memoryview] = deque()
-        self._is_blocked = False  # the transport holds a part that the peer has not taken
+        self._is_blocked = False  # the transport holds a part that the peer has not read
         self.unread_bytes = 0
         transport.registerProducer(self, True)
 
     def write(self, data: bytes) -> None:
-        """Send, or keep until the peer has taken what was before."""
+        """Send, or keep until the peer has read what was written before."""
         if self._is_blocked:
             self._keep(memoryview(data))
         elif len(data) <= PART_BYTES:
@@ -66,18 +67,18 @@ class WriteBuffer:
         self.unread_bytes += len(data)
 
     def close(self) -> None:
-        """Forget what is left: the connection is gone, or about to be."""
+        """Drop the rest: the connection is gone, or about to be."""
         self._waiting.clear()
         self._deadline.close()
 
     def pauseProducing(self) -> None:
-        """Note that the transport holds more than the peer takes."""
+        """Start the deadline: the transport holds a part that the peer has not read."""
         self._is_blocked = True
         if not self._deadline.is_set:
             self._deadline.set(self._write_timeout_s)
 
     def resumeProducing(self) -> None:
-        """Hand over the next part: the peer has taken the last one."""
+        """Pass on the next part: the peer has read the last one."""
         self._is_blocked = False
         self._deadline.clear()
         while self._waiting and not self._is_blocked:
@@ -93,7 +94,7 @@ class WriteBuffer:
             self._drained()
 
     def stopProducing(self) -> None:
-        """Forget what is left: the connection is gone."""
+        """Drop the rest: the connection is gone."""
         self.close()
 
 

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from xformd import spec
 from xformd.client import TransformProxy
 from xformd.limits import Limits
-from xformd.net.listener import Listening
+from xformd.net.listener import ListeningService
 from xformd.net.run import make_room
 from xformd.poems.client import get_poem
 from xformd.poems.delivery import Delivery, Write
@@ -29,7 +29,7 @@ LONGEST_DELAY_S = 1.0
 
 def make_poem_server(
     poem: Path, listen: tuple[str, ...], reactor: Any, *, bytes_per_s: float | None = None
-) -> Listening:
+) -> ListeningService:
     """Put a poem server together.
 
     Args:
@@ -47,7 +47,7 @@ def make_poem_server(
     return _listening(PoemService(poem), listen, reactor, bytes_per_s)
 
 
-def make_poem_proxy(upstream: str, listen: tuple[str, ...], reactor: Any, **options: Any) -> Listening:
+def make_poem_proxy(upstream: str, listen: tuple[str, ...], reactor: Any, **options: Any) -> ListeningService:
     """Put a caching poem proxy together.
 
     Args:
@@ -147,9 +147,11 @@ def make_transform(text: str, wanted: Wanted, reactor: Any) -> Callable[[bytes],
     return lambda poem: proxy.xform(built, poem, timeout=wanted.timeout_s)
 
 
-def _listening(source: PoemSource, listen: tuple[str, ...], reactor: Any, bytes_per_s: float | None) -> Listening:
+def _listening(
+    source: PoemSource, listen: tuple[str, ...], reactor: Any, bytes_per_s: float | None
+) -> ListeningService:
     factory = PoemFactory(source, reactor, bytes_per_s=bytes_per_s, max_connections=_room())
-    return Listening(listen, factory, reactor)
+    return ListeningService(listen, factory, reactor)
 
 
 def _room() -> int:

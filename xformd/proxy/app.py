@@ -3,13 +3,13 @@
 from typing import Any
 
 from xformd.limits import Limits
-from xformd.net.listener import Listening
+from xformd.net.listener import ListeningService
 from xformd.net.run import within_descriptors
 from xformd.protocol import TransformFactory
 from xformd.proxy import CachingTransformService
 
 
-class ProxyServer(Listening):
+class ProxyServer(ListeningService):
     """A caching proxy for transforms. It answers what it has accepted before it stops.
 
     Args:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from xformd.config import Settings
 from xformd.counting import CountingService
 from xformd.errors import ConfigError
-from xformd.net.listener import Listening
+from xformd.net.listener import ListeningService
 from xformd.net.run import within_descriptors
 from xformd.plugins.registry import Registry
 from xformd.protocol import TransformFactory
@@ -18,7 +18,7 @@ from xformd.server.reload import Reloader
 from xformd.telemetry.metrics import Front, Metrics
 
 
-class Server(Listening):
+class Server(ListeningService):
     """A transform server. Stopping it answers what has been accepted first.
 
     Args:
@@ -35,7 +35,7 @@ class Server(Listening):
         listen: tuple[str, ...],
         factory: TransformFactory,
         reactor: Any,
-        others: Sequence[Listening] = (),
+        others: Sequence[ListeningService] = (),
     ) -> None:
         super().__init__(listen, factory, reactor, is_eager=True)
         self._generations = generations

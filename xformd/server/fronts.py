@@ -9,7 +9,7 @@ from xformd.config import Settings
 from xformd.http.application import HttpDependencies, make_application, make_watching_application
 from xformd.http.factory import HttpFactory
 from xformd.http.health import Health
-from xformd.net.listener import Listening
+from xformd.net.listener import ListeningService
 from xformd.protocol import TransformFactory
 from xformd.server.reload import Reloader
 from xformd.telemetry.metrics import Metrics
@@ -18,7 +18,7 @@ from xformd.telemetry.prometheus import PrometheusExporter, Sources
 
 def make_fronts(
     settings: Settings, generations: Reloader, netstrings: TransformFactory, metrics: Metrics, reactor: Any
-) -> list[Listening]:
+) -> list[ListeningService]:
     """Put together what answers HTTP beside a server for netstrings.
 
     Args:
@@ -50,6 +50,6 @@ def make_fronts(
     connection_stats["http"] = HttpFactory(make_application(parts), metrics, service, limits, reactor)
     connection_stats["metrics"] = HttpFactory(make_watching_application(parts), metrics, service, limits, reactor)
     return [
-        Listening(listen, connection_stats[front], reactor, is_eager=True, setting=front, scheme="http://")
+        ListeningService(listen, connection_stats[front], reactor, is_eager=True, setting=front, scheme="http://")
         for front, listen in (("http", settings.http), ("metrics", settings.metrics))
     ]

@@ -12,10 +12,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from xformd.dialects.interfaces import Connection
 from xformd.errors import BadRequest, ShuttingDown, XformError
-from xformd.http import dates, heads, problems
-from xformd.http.answering import Answering
+from xformd.http import heads, problems
 from xformd.http.heads import MAX_HEAD_BYTES, RejectedHead, RequestHead
-from xformd.http.transport import HttpTransport
+from xformd.http.uvicorn_adapter import HttpTransport, UvicornSettings, date_header
 from xformd.net.connections import IdleConnections
 
 PIECE_BYTES = 4 * 1024
@@ -35,17 +34,17 @@ class HttpHandler(HttpToolsProtocol):
 
     Args:
         connection: on which they come.
-        answering: what answers them.
+        settings: what all connections of the port share.
         idle_connections: is told when the connection has nothing to do.
     """
 
-    def __init__(self, connection: Connection, answering: Answering, idle_connections: IdleConnections) -> None:
-        super().__init__(answering.config, answering.state, {}, asyncio.get_running_loop())
-        self.logger = answering.faults
+    def __init__(self, connection: Connection, settings: UvicornSettings, idle_connections: IdleConnections) -> None:
+        super().__init__(settings.config, settings.state, {}, asyncio.get_running_loop())
+        self.logger = settings.log
         self._connection = connection
         self._limits = connection.limits
         self._idle_connections = idle_connections
-        self._metrics = answering.metrics
+        self._metrics = settings.metrics
         self._current: RequestResponseCycle | None = None  # what is being answered; those after it are in the pipeline
         self._head: RequestHead | None = None  # of the request that is arriving, once it is whole
         self._is_receiving = False  # a part of a request is here, and not all of it
@@ -148,7 +147,7 @@ class HttpHandler(HttpToolsProtocol):
         self.url = head.target
         self._body_left_bytes = head.body_bytes
         self.expect_100_continue = self.expect_100_continue and version == "1.1"
-        self.server_state.default_headers = dates.header()
+        self.server_state.default_headers = date_header()
         super().on_headers_complete()
         self.headers = []  # for trailers, which are nobody's headers
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from xformd.http.answering import answering
 from xformd.http.connection import HttpHandler
+from xformd.http.uvicorn_adapter import uvicorn_settings
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, IdleConnections
 from xformd.protocol import TransformFactory
@@ -27,7 +27,7 @@ class HttpFactory(TransformFactory):
     def __init__(
         self, application: Any, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
     ) -> None:
-        shared, self._idle_connections = answering(application, metrics), IdleConnections()
+        shared, self._idle_connections = uvicorn_settings(application, metrics), IdleConnections()
         super().__init__(
             service,
             limits,

@@ -6,8 +6,8 @@ import pytest
 
 from support.http_front import Front, request, run
 from support.logs import Log
-from xformd.http.application import METRICS_TYPE, HttpDependencies, make_application, make_watching_application
-from xformd.http.health import Health
+from xformd.http.application import METRICS_MEDIA_TYPE, HttpDependencies, make_application, make_monitoring_application
+from xformd.http.endpoints import HealthEndpoints
 
 
 def parts() -> HttpDependencies:
@@ -20,7 +20,7 @@ def parts() -> HttpDependencies:
         service=whole.service,
         metrics=whole.metrics,
         limits=whole.limits,
-        health=Health(fail, fail),  # type: ignore[arg-type]
+        health=HealthEndpoints(fail, fail),  # type: ignore[arg-type]
         render_metrics=lambda: b"xformd_in_flight 0\n",
     )
 
@@ -28,10 +28,10 @@ def parts() -> HttpDependencies:
 @pytest.mark.parametrize("is_whole", [True, False])
 def test_metrics_are_read_by_prometheus(is_whole: bool) -> None:
     async def test() -> None:
-        front = Front(application=(make_application if is_whole else make_watching_application)(parts()))
+        front = Front(application=(make_application if is_whole else make_monitoring_application)(parts()))
         (answer,) = await front.ask(request("/metrics"))
         assert (answer.status, answer.body) == (200, b"xformd_in_flight 0\n")
-        assert answer.headers["content-type"] == METRICS_TYPE
+        assert answer.headers["content-type"] == METRICS_MEDIA_TYPE
         assert answer.headers["cache-control"] == "no-store"
         for target in ("/transforms", "/batch", "/"):
             (answer,) = await front.ask(request(target))
@@ -54,8 +54,8 @@ def test_a_fault_of_ours_is_told_by_its_id_alone(log: Log) -> None:
 @pytest.mark.parametrize(
     ("target", "method", "status", "detail"),
     [
-        ("/poems", "GET", 404, "GET /poems is not here; GET /openapi.json says what is"),
-        ("/batch", "GET", 405, "GET /batch is not here; GET /openapi.json says what is"),
+        ("/poems", "GET", 404, "no GET /poems here: see GET /openapi.json"),
+        ("/batch", "GET", 405, "no GET /batch here: see GET /openapi.json"),
         ("/transforms/wrp", "GET", 404, None),
         ("/transform/wrp", "GET", 400, None),
         ("/transform/wrp", "PUT", 405, "PUT: a transform takes its poem by POST"),
@@ -76,8 +76,8 @@ def test_every_refusal_has_the_same_form(target: str, method: str, status: int, 
 
 def test_who_watches_is_told_what_there_is_to_watch() -> None:
     async def test() -> None:
-        (answer,) = await Front(application=make_watching_application(parts())).ask(request("/transforms"))
-        assert answer.problem["detail"] == "GET /transforms is not here; /metrics, /livez and /readyz are"
+        (answer,) = await Front(application=make_monitoring_application(parts())).ask(request("/transforms"))
+        assert answer.problem["detail"] == "no GET /transforms here: this address has /metrics, /livez and /readyz only"
 
     run(test())
 

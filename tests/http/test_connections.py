@@ -285,7 +285,7 @@ def test_the_log_names_a_refused_client_once(log: Log) -> None:
 
     run(test())
     (line,) = [line for line in log.lines if "refused" in line]
-    assert line.endswith(": bad-request: this is no HTTP/1.1 request")
+    assert line.endswith(": bad-request: this is not an HTTP/1.1 request")
 
 
 # Who goes away.

@@ -6,8 +6,8 @@ import attrs
 import pytest
 
 from support.http_front import Front, request, run
-from xformd.http.application import HttpDependencies, make_watching_application
-from xformd.http.health import Health, judge
+from xformd.http.application import HttpDependencies, make_monitoring_application
+from xformd.http.endpoints import HealthEndpoints, readiness
 from xformd.telemetry.status import ServerStatus, WorkerHistory
 
 WELL = ServerStatus(
@@ -27,10 +27,10 @@ WELL = ServerStatus(
     [
         ({}, False, "ready", []),
         ({}, True, "not ready", ["the server is stopping"]),
-        ({"proven_workers": 0}, False, "not ready", ["no worker is ready; the log says why, if that lasts"]),
+        ({"proven_workers": 0}, False, "not ready", ["no worker is ready; if that lasts, see the log"]),
         ({"proven_workers": 0, "needs_workers": False}, False, "ready", []),
         ({"queue_length": 1}, False, "ready", []),
-        ({"queue_length": 2}, False, "not ready", ["the queue is full: 2 jobs wait"]),
+        ({"queue_length": 2}, False, "not ready", ["the queue is full: 2 jobs are waiting"]),
         ({"quarantined": {"b", "a"}}, False, "degraded", [f"transform {name} is in quarantine" for name in "ab"]),
         ({"quarantined": {"a"}}, True, "not ready", ["the server is stopping", "transform a is in quarantine"]),
     ],
@@ -39,7 +39,7 @@ def test_a_server_is_judged_by_its_status(
     changes: dict[str, Any], is_stopping: bool, verdict: str, reasons: list[str]
 ) -> None:
     status = attrs.evolve(WELL, **changes)
-    assert judge(status, is_stopping=is_stopping) == {
+    assert readiness(status, is_stopping=is_stopping) == {
         "status": verdict,
         "reasons": reasons,
         "quarantined": sorted(status.quarantined),
@@ -55,7 +55,7 @@ def test_a_server_is_judged_by_its_status(
 )
 def test_what_is_asked_is_answered_by_its_status(status: ServerStatus, is_stopping: bool, code: int) -> None:
     async def test() -> None:
-        front = watched(Health(lambda: status, lambda: is_stopping))
+        front = watched(HealthEndpoints(lambda: status, lambda: is_stopping))
         for target, expected in (("/livez", 200), ("/readyz", code)):
             (answer,) = await front.ask(request(target))
             assert (answer.status, answer.headers["cache-control"]) == (expected, "no-store")
@@ -63,10 +63,10 @@ def test_what_is_asked_is_answered_by_its_status(status: ServerStatus, is_stoppi
     run(test())
 
 
-def watched(health: Health) -> Front:
+def watched(health: HealthEndpoints) -> Front:
     """Give a front that answers those alone who watch a server."""
     whole = Front()
     parts = HttpDependencies(
         service=whole.service, metrics=whole.metrics, limits=whole.limits, health=health, render_metrics=lambda: b"1"
     )
-    return Front(application=make_watching_application(parts))
+    return Front(application=make_monitoring_application(parts))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.http_front import Front, request, run
-from xformd.http.page import page
+from xformd.http.endpoints import build_page
 
 MOST_BYTES = 100_000
 ROOT = Path(__file__).parents[2]
@@ -41,13 +41,13 @@ def directives(policy: str) -> dict[str, str]:
 
 
 def test_the_page_is_small_and_made_once() -> None:
-    document, _ = page()
+    document, _ = build_page()
     assert len(document) < MOST_BYTES
-    assert page() is page()
+    assert build_page() is build_page()
 
 
 def test_the_document_has_one_style_and_one_script_with_every_source_in_them() -> None:
-    inline = Outline(page()[0].decode()).inline
+    inline = Outline(build_page()[0].decode()).inline
     assert [len(inline[kind]) for kind in ("style", "script")] == [1, 1]
     for name in SOURCES:
         text = (files("xformd.http") / "page" / name).read_text()
@@ -56,14 +56,14 @@ def test_the_document_has_one_style_and_one_script_with_every_source_in_them() -
 
 
 def test_the_policy_knows_the_style_and_the_script_by_their_hashes() -> None:
-    document, policy = page()
+    document, policy = build_page()
     for kind, (text,) in Outline(document.decode()).inline.items():
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert directives(policy)[f"{kind}-src"] == f"'sha256-{digest}'"
 
 
 def test_the_policy_allows_nothing_else() -> None:
-    allowed = directives(page()[1])
+    allowed = directives(build_page()[1])
     del allowed["script-src"], allowed["style-src"]
     assert allowed == {
         "default-src": "'none'",
@@ -78,7 +78,7 @@ def test_the_policy_allows_nothing_else() -> None:
 
 
 def test_the_document_asks_for_nothing_from_elsewhere() -> None:
-    for tag, attributes in Outline(page()[0].decode()).tags:
+    for tag, attributes in Outline(build_page()[0].decode()).tags:
         for name in ("src", "href", "action", "srcset", "data"):
             value = attributes.get(name) or "#"
             assert value.startswith(("#", "data:")), (tag, value)
@@ -86,7 +86,7 @@ def test_the_document_asks_for_nothing_from_elsewhere() -> None:
 
 
 def test_the_script_makes_no_markup_of_text() -> None:
-    script = Outline(page()[0].decode()).inline["script"][0]
+    script = Outline(build_page()[0].decode()).inline["script"][0]
     dangerous = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc|DOMParser|setHTML"
     assert re.findall(dangerous, script) == []
 
@@ -101,11 +101,11 @@ def test_the_server_answers_the_page_with_its_policy() -> None:
     async def test() -> None:
         (answer,) = await Front().connect().ask(request("/"))
         assert answer.status == 200
-        assert answer.body == page()[0]
+        assert answer.body == build_page()[0]
         headers = ("content-type", "content-security-policy", "x-content-type-options", "referrer-policy")
         assert [answer.headers[name] for name in headers] == [
             "text/html; charset=utf-8",
-            page()[1],
+            build_page()[1],
             "nosniff",
             "no-referrer",
         ]

@@ -9,7 +9,7 @@ from xformd.http import problems
 
 
 def test_a_problem_says_what_the_error_says() -> None:
-    assert problems.details(NoSuchTransform("no 'uppr'; did you mean 'upper'?"), "7e57") == {
+    assert problems.problem(NoSuchTransform("no 'uppr'; did you mean 'upper'?"), "7e57") == {
         "type": "urn:xformd:error:no-such-transform",
         "title": "no such transform",
         "status": 404,
@@ -21,28 +21,28 @@ def test_a_problem_says_what_the_error_says() -> None:
 
 
 def test_it_says_no_more_than_is_known() -> None:
-    assert {"request_id", "retry_after_ms", "nearest"}.isdisjoint(problems.details(TooLarge("it is")))
-    assert "nearest" not in problems.details(TooLarge("did you mean 'upper'?"))
+    assert {"request_id", "retry_after_ms", "nearest"}.isdisjoint(problems.problem(TooLarge("it is")))
+    assert "nearest" not in problems.problem(TooLarge("did you mean 'upper'?"))
 
 
 def test_what_http_has_no_status_for_is_a_fault_of_ours() -> None:
-    assert problems.details(ConnectionLost("it broke"))["status"] == 500
+    assert problems.problem(ConnectionLost("it broke"))["status"] == 500
 
 
 def test_what_only_http_has_a_word_for_has_its_title() -> None:
-    problem = problems.plain(405, "PUT is not here", "7e57")
+    problem = problems.http_problem(405, "PUT is not here", "7e57")
     assert (problem["status"], problem["title"], problem["code"]) == (405, "method not allowed", "bad-request")
 
 
 @pytest.mark.parametrize(("wait_ms", "wait_s"), [(1, b"1"), (1_000, b"1"), (1_001, b"2")])
 def test_when_to_ask_again_is_rather_too_late_than_too_early(wait_ms: int, wait_s: bytes) -> None:
-    problem = problems.details(Busy("the queue is full", retry_after_ms=wait_ms))
+    problem = problems.problem(Busy("the queue is full", retry_after_ms=wait_ms))
     assert problem["retry_after_ms"] == wait_ms
     assert dict(problems.headers(problem))[b"retry-after"] == wait_s
 
 
 def test_a_whole_answer_says_that_it_is_the_last() -> None:
-    head, _, body = problems.raw(503, ShuttingDown.not_started()).partition(b"\r\n\r\n")
+    head, _, body = problems.raw_response(503, ShuttingDown.not_started()).partition(b"\r\n\r\n")
     assert head.split(b"\r\n") == [
         b"HTTP/1.1 503 Service Unavailable",
         b"content-type: application/problem+json",

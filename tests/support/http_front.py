@@ -20,8 +20,8 @@ from zope.interface import implementer
 from support.registries import registry_of
 from xformd import GibberishError, transform
 from xformd.http.application import HttpDependencies, make_application
-from xformd.http.factory import HttpFactory
-from xformd.http.health import Health
+from xformd.http.connection import HttpFactory
+from xformd.http.endpoints import HealthEndpoints
 from xformd.limits import Limits
 from xformd.service import TransformService
 from xformd.telemetry.metrics import Metrics
@@ -279,7 +279,7 @@ class Front:
             service=self.service,
             metrics=self.metrics,
             limits=self.limits,
-            health=Health(lambda: _WELL, lambda: self.factory.is_stopping),
+            health=HealthEndpoints(lambda: _WELL, lambda: self.factory.is_stopping),
             render_metrics=lambda: b"",
             origins=origins,
         )

@@ -1,4 +1,7 @@
-"""The ASGI applications of a server: which path is answered by what."""
+"""The ASGI applications of a server: which endpoint answers which path, and how errors become responses.
+
+Invariant: every error is answered with a problem (RFC 9457) that has the request's id.
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +22,13 @@ from xformd.counting import CountingService
 from xformd.errors import InternalError, XformError
 from xformd.http import problems, requests
 from xformd.http.batch import BatchEndpoint
-from xformd.http.health import Health
-from xformd.http.listing import ListingEndpoints
-from xformd.http.page import page
+from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
 from xformd.http.transform import PREFIX, TransformEndpoint
 from xformd.limits import Limits
 from xformd.service import TransformService
 from xformd.telemetry.metrics import Metrics
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _EXPOSED = ("x-transform", "server-timing", "x-request-id", "retry-after", "etag")
 
@@ -36,67 +37,67 @@ log = Logger()
 
 @attrs.frozen(kw_only=True)
 class HttpDependencies:
-    """What the applications are made of.
+    """What the applications depend on.
 
     Args:
-        service: transforms, and says which transforms there are.
-        metrics: where requests are counted.
+        service: runs transforms, and has the registry.
+        metrics: counts requests.
         limits: what clients may do.
-        health: says how the server is.
-        render_metrics: gives the figures as Prometheus reads them.
-        origins: of other sites whose pages may call this server; ``*`` is all.
+        health: the endpoints for health checks.
+        render_metrics: returns the metrics in Prometheus' text format.
+        origins: sites whose pages may call this server (CORS); ``*`` is any.
     """
 
     service: TransformService
     metrics: Metrics
     limits: Limits
-    health: Health
+    health: HealthEndpoints
     render_metrics: Callable[[], bytes]
     origins: frozenset[str] = frozenset()
 
 
-def make_application(parts: HttpDependencies) -> ASGIApp:
-    """Put together what answers everything.
-
-    Args:
-        parts: what it is made of.
-
-    Returns:
-        An ASGI application for HTTP.
-    """
-    counted = CountingService(parts.service, parts.metrics, "http")
-    transforming = TransformEndpoint(counted, parts.metrics, parts.limits)
-    batching = BatchEndpoint(counted, parts.metrics, parts.limits)
-    described = ListingEndpoints(counted, parts.limits).routes()
-    own = [Route("/", _show_page), Route("/batch", batching, methods=["POST"])]
-    others = _routed([*own, *described, *_watching(parts)])
+def make_application(dependencies: HttpDependencies) -> ASGIApp:
+    """Return the ASGI application of ``--http``: every endpoint."""
+    service, metrics, limits = dependencies.service, dependencies.metrics, dependencies.limits
+    counting = CountingService(service, metrics, "http")
+    transform = TransformEndpoint(counting, metrics, limits)
+    router = _router(
+        [
+            Route("/", show_page),
+            Route("/batch", BatchEndpoint(counting, metrics, limits), methods=["POST"]),
+            *ListingEndpoints(counting, limits).routes(),
+            *_monitoring_routes(dependencies),
+        ]
+    )
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        # Past Starlette's routing: a busy server does little else.
         if scope["raw_path"].startswith(PREFIX):
-            await transforming(scope, receive, send)
+            await transform(scope, receive, send)
         else:
-            await others(scope, receive, send)
+            await router(scope, receive, send)
 
-    return _with_cors(parts.origins, application)
-
-
-def make_watching_application(parts: HttpDependencies) -> ASGIApp:
-    """Put together what answers those who watch the server, and nobody else."""
-    return _routed(_watching(parts), "/metrics, /livez and /readyz are")
+    return _with_cors(dependencies.origins, application)
 
 
-def _watching(parts: HttpDependencies) -> list[Route]:
+def make_monitoring_application(dependencies: HttpDependencies) -> ASGIApp:
+    """Return the ASGI application of ``--metrics``: the endpoints for monitoring, and nothing else."""
+    return _router(_monitoring_routes(dependencies), "this address has /metrics, /livez and /readyz only")
+
+
+def _monitoring_routes(dependencies: HttpDependencies) -> list[Route]:
     async def metrics(request: Request) -> Response:
         del request
-        return Response(parts.render_metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
+        headers = {"content-type": METRICS_MEDIA_TYPE, "cache-control": "no-store"}
+        return Response(dependencies.render_metrics(), headers=headers)
 
-    return [Route("/metrics", metrics), *parts.health.routes()]
+    return [Route("/metrics", metrics), *dependencies.health.routes()]
 
 
-def _routed(routes: Sequence[Route], what_is: str = "GET /openapi.json says what is") -> Starlette:
-    answered = Starlette(routes=routes, exception_handlers=_HANDLERS)
-    answered.state.what_is = what_is
-    return answered
+def _router(routes: Sequence[Route], hint: str = "see GET /openapi.json") -> Starlette:
+    router = Starlette(routes=routes, exception_handlers=_EXCEPTION_HANDLERS)
+    router.state.hint = hint
+    return router
 
 
 def _with_cors(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
@@ -112,43 +113,36 @@ def _with_cors(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
     )
 
 
-async def _show_page(request: Request) -> Response:
-    del request
-    document, policy = page()
-    headers = {
-        "content-security-policy": policy,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-    }
-    return Response(document, media_type="text/html", headers=headers)
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    """Say in a problem what Starlette says in a line: no such path, no such method."""
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Answer with a problem where Starlette has a line of text: no such path, or no such method."""
     assert isinstance(error, HTTPException)
-    detail = f"{request.method} {request.url.path} is not here; {request.app.state.what_is}"
-    return _respond(problems.plain(error.status_code, detail, _id_of(request)), error.headers)
+    request_id = _request_id(request)
+    detail = f"no {request.method} {request.url.path} here: {request.app.state.hint}"
+    return _respond(problems.http_problem(error.status_code, detail, request_id), error.headers)
 
 
-async def _explain(request: Request, error: Exception) -> Response:
+async def _on_xform_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, XformError)
-    return _respond(problems.details(error, _id_of(request)))
+    return _respond(problems.problem(error, _request_id(request)))
 
 
-async def _fail(request: Request, error: Exception) -> Response:
-    request_id = _id_of(request)
+async def _on_internal_error(request: Request, error: Exception) -> Response:
+    request_id = _request_id(request)
     log.failure("internal error {request_id}", Failure(error), request_id=request_id)
-    return _respond(problems.details(InternalError(request_id), request_id))
+    return _respond(problems.problem(InternalError(request_id), request_id))
 
 
-def _id_of(request: Request) -> str:
+def _request_id(request: Request) -> str:
     return requests.request_id(dict(request.scope["headers"]))
 
 
 def _respond(problem: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    own = {name.decode(): value.decode() for name, value in problems.headers(problem)}
-    return Response(json.dumps(problem), problem["status"], {**own, **(headers or {})})
+    all_headers = {name.decode(): value.decode() for name, value in problems.headers(problem)} | dict(headers or {})
+    return Response(json.dumps(problem), problem["status"], all_headers)
 
 
-_HANDLERS: Mapping[Any, Any] = {HTTPException: _refuse, XformError: _explain, Exception: _fail}
+_EXCEPTION_HANDLERS: Mapping[Any, Any] = {
+    HTTPException: _on_http_exception,
+    XformError: _on_xform_error,
+    Exception: _on_internal_error,
+}

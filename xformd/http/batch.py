@@ -67,7 +67,7 @@ def write_result(index: int, result: bytes) -> bytes:
 
 def write_error(index: int, error: XformError, request_id: str) -> bytes:
     """Write a line of the answer: what went wrong, in the request that has this id."""
-    return _write({"index": index, "error": problems.details(error, request_id)})
+    return _write({"index": index, "error": problems.problem(error, request_id)})
 
 
 def _write(value: dict[str, Any]) -> bytes:

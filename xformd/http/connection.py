@@ -1,41 +1,48 @@
-"""How HTTP is spoken on a connection: uvicorn's protocol, between our transport and an ASGI application.
+"""HTTP/1.1 on a connection: uvicorn's protocol, between our transport and an ASGI application.
 
-uvicorn and its parser turn bytes into requests and answers into bytes. What they leave open is decided here: which
-requests are read at all, how long they may take to arrive, how much is kept of them, and how a connection ends.
+uvicorn and its parser turn bytes into requests and responses into bytes. What they leave open is decided here: which
+requests are accepted, how long they may take to arrive, how much of them is buffered, and how a connection ends.
+
+Invariant: requests are answered in order, and at most one piece of input is parsed ahead of the one being answered.
 """
 
 import asyncio
 from typing import Any
 
 import httptools
+from twisted.internet.interfaces import IReactorTime
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from xformd.dialects.interfaces import Connection
 from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.http import heads, problems
 from xformd.http.heads import MAX_HEAD_BYTES, RejectedHead, RequestHead
-from xformd.http.uvicorn_adapter import HttpTransport, UvicornSettings, date_header
-from xformd.net.connections import IdleConnections
+from xformd.http.uvicorn_adapter import HttpTransport, UvicornSettings, date_header, uvicorn_settings
+from xformd.limits import Limits
+from xformd.net.connections import ConnectionLimitReached, IdleConnections
+from xformd.protocol import TransformFactory
+from xformd.service import Service
+from xformd.telemetry.metrics import Metrics
 
 PIECE_BYTES = 4 * 1024
-"""Parsed at a time: a read full of short requests would be thousands, each of which takes some KiB."""
+"""Parsed at a time. One read can hold thousands of short requests, and each takes some KiB once it is parsed."""
 
 PROBE_S = 0.5
-"""After how long a client that sends nothing more is asked whether it still reads."""
+"""How long after a half-close to probe whether the client still reads."""
 
 _FRAMING_BYTES = 8
-"""So many for each byte of a body go with it, if a client sends it byte by byte."""
+"""Worst-case chunk framing per body byte."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class HttpHandler(HttpToolsProtocol):
-    """Answers the requests of one connection, in turn.
+    """Handles the requests of one connection.
 
     Args:
-        connection: on which they come.
+        connection: where requests arrive.
         settings: what all connections of the port share.
-        idle_connections: is told when the connection has nothing to do.
+        idle_connections: where the connection is registered while it is idle.
     """
 
     def __init__(self, connection: Connection, settings: UvicornSettings, idle_connections: IdleConnections) -> None:
@@ -45,15 +52,15 @@ class HttpHandler(HttpToolsProtocol):
         self._limits = connection.limits
         self._idle_connections = idle_connections
         self._metrics = settings.metrics
-        self._current: RequestResponseCycle | None = None  # what is being answered; those after it are in the pipeline
-        self._head: RequestHead | None = None  # of the request that is arriving, once it is whole
-        self._is_receiving = False  # a part of a request is here, and not all of it
+        self._current: RequestResponseCycle | None = None  # being answered; later requests are in the pipeline
+        self._head: RequestHead | None = None  # of the arriving request, once it is complete
+        self._is_receiving = False  # part of a request has arrived, but not all of it
         self._is_replaying = False
         self._refusal: RejectedHead | None = None
         self._overhead_bytes = 0
         self._body_left_bytes = 0
-        self._backlog = b""  # what came after a request that is not answered yet
-        self._last_word: bytes | None = None  # before the connection ends; set, nothing more is taken
+        self._backlog = b""  # input behind a request that is not answered yet
+        self._final_output: bytes | None = None  # sent before closing; once set, no more input is taken
         self._has_peer_finished = False
         self._probing: asyncio.TimerHandle | None = None
         self._own_transport = HttpTransport(connection, self)
@@ -65,32 +72,32 @@ class HttpHandler(HttpToolsProtocol):
         cycle = self._current
         return cycle is not None and not cycle.response_complete and not cycle.disconnected
 
-    # What the connection calls.
+    # Called by the connection.
 
     def receive(self, data: bytes) -> None:
-        """Take what has arrived."""
+        """Parse input, or keep it behind the request that is being answered."""
         if self._backlog:
             self._backlog += data
         else:
             self._parse(data)
 
     def receive_end(self) -> None:
-        """The client will send nothing more: answer what is here whole, then close."""
+        """Answer every complete request, then close: the client sends nothing more."""
         if self._has_peer_finished:
             return
         self._has_peer_finished = True
         if not self._backlog:
             self._end()
         if self._is_running:
-            self._connection.pause_reading()  # who is not read is watched for being gone
+            self._connection.pause_reading()  # while paused, the connection is watched for a reset
             self._probing = self.loop.call_later(PROBE_S, self._probe)
 
     def output_drained(self) -> None:
-        """The client has taken everything."""
+        """Let the application write again: the client has read everything."""
         self.resume_writing()
 
     def expire(self) -> bool:
-        """Tell a client that it was too slow; whoever has said nothing is told nothing."""
+        """Answer 408 to a request that was too slow; close an idle connection without a word."""
         if self._is_receiving:
             seconds = self._limits.request_timeout_s
             self._refuse(408, BadRequest(f"the request was not here after {seconds:g} s (request_timeout_s)"))
@@ -99,34 +106,34 @@ class HttpHandler(HttpToolsProtocol):
         return True
 
     def stop(self) -> None:
-        """The server is stopping: answer what is here whole, then close."""
+        """Answer every complete request, then close: the server is stopping."""
         if self._is_receiving:
             self._refuse(503, ShuttingDown.not_started())
         else:
             self._end()
 
     def lost(self) -> None:
-        """The connection is gone: whoever answers is told."""
+        """Cancel the request in progress: the connection is gone."""
         self._idle_connections.discard(self._connection)
-        self._last_word, self._backlog = b"", b""
+        self._final_output, self._backlog = b"", b""
         self.pipeline.clear()
         if self._current is not None:
-            _give_up(self._current)
+            _cancel(self._current)
         if self._probing is not None:
             self._probing.cancel()
         self._own_transport.lost()
         self.connection_lost(ConnectionResetError())
 
-    # What the transport asks.
+    # Called by the transport.
 
     def may_read(self) -> bool:
-        """Say whether more can be taken."""
+        """Return whether more input can be taken."""
         return not self._backlog and not self._has_peer_finished
 
-    # What uvicorn calls.
+    # Called by uvicorn.
 
     def on_message_begin(self) -> None:
-        """Give a request its time to arrive, from its first byte."""
+        """Set a request's deadline at its first byte."""
         if self._is_replaying:
             return
         super().on_message_begin()
@@ -135,7 +142,7 @@ class HttpHandler(HttpToolsProtocol):
             self._connection.set_deadline(self._limits.request_timeout_s)
 
     def on_headers_complete(self) -> None:
-        """Begin to answer, unless this is nothing to answer."""
+        """Reject a bad head, or start to answer the request."""
         if self._is_replaying:
             return
         version = self.parser.get_http_version()
@@ -149,18 +156,18 @@ class HttpHandler(HttpToolsProtocol):
         self.expect_100_continue = self.expect_100_continue and version == "1.1"
         self.server_state.default_headers = date_header()
         super().on_headers_complete()
-        self.headers = []  # for trailers, which are nobody's headers
+        self.headers = []  # collects the trailers, which are not headers
 
     def on_body(self, body: bytes) -> None:
-        """Hand over a piece of the body."""
+        """Pass on a piece of the body."""
         self._overhead_bytes -= len(body) * (1 + _FRAMING_BYTES)
         self._body_left_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Give the answer all the time that it needs: the service has deadlines of its own."""
+        """Clear the deadline: the service has its own for the response."""
         if self.parser.should_upgrade() and self._head is not None and self._head.framing:
-            return  # the parser thinks that another protocol follows, and it is the body
+            return  # the parser takes the body for another protocol
         super().on_message_complete()
         self._is_receiving, self._overhead_bytes = False, 0
         if self._is_running:
@@ -170,7 +177,7 @@ class HttpHandler(HttpToolsProtocol):
             self._await_request()
 
     def on_response_complete(self) -> None:
-        """Send the answer, and go on with what comes next."""
+        """Send the response, and go on with the next request."""
         transport = self._own_transport
         transport.flush()
         if transport.is_closing():
@@ -180,7 +187,7 @@ class HttpHandler(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
             if self._is_receiving and not self.pipeline:
                 self._await_request()
-        elif self._last_word is not None:
+        elif self._final_output is not None:
             self._close()
         else:
             self._await_request()
@@ -189,14 +196,14 @@ class HttpHandler(HttpToolsProtocol):
         self._current = cycle
         super()._start_asgi_task(cycle, app)
 
-    # How requests arrive.
+    # Input.
 
     def _parse(self, data: bytes) -> None:
-        """Take requests from what has arrived, but not many more than are answered."""
+        """Parse input until there is enough to answer; keep the rest as the backlog."""
         view, position = memoryview(data), 0
-        while position < len(data) and self._last_word is None and not self._has_enough():
+        while position < len(data) and self._final_output is None and not self._has_enough():
             position += self._feed(view[position : position + max(PIECE_BYTES, self._body_left_bytes)])
-        if position < len(data) and self._last_word is None:
+        if position < len(data) and self._final_output is None:
             self._backlog = data[position:]
             self._connection.pause_reading()
 
@@ -204,33 +211,32 @@ class HttpHandler(HttpToolsProtocol):
         return bool(self.pipeline) or (self._is_running and not self._is_receiving)
 
     def _feed(self, piece: memoryview) -> int:
-        """Parse some bytes, and say how many of them were taken."""
+        """Parse a piece of the input, and return how much of it was consumed."""
         taken = len(piece)
         self._overhead_bytes += taken
         try:
             self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade as upgrade:  # which is refused by not taking it up
+        except httptools.HttpParserUpgrade as upgrade:  # an upgrade is declined by ignoring it
             taken = upgrade.args[0]
             self._replay()
         except httptools.HttpParserError:
-            refusal = self._refusal or RejectedHead(400, BadRequest("this is no HTTP/1.1 request"))
+            refusal = self._refusal or RejectedHead(400, BadRequest("this is not an HTTP/1.1 request"))
             self._refuse(refusal.status, refusal.error)
-        if self._overhead_bytes > MAX_HEAD_BYTES and self._last_word is None:
+        if self._overhead_bytes > MAX_HEAD_BYTES and self._final_output is None:
             refusal = heads.too_large()
             self._refuse(refusal.status, refusal.error)
         return taken
 
     def _replay(self) -> None:
-        """Let the parser see the body of a request in which it saw the beginning of another protocol."""
+        """Let the parser see the body that it took for the beginning of another protocol."""
         if self._head is not None and self._head.framing:
             self._is_replaying = True
             self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % self._head.framing)
             self._is_replaying = False
 
-    def _go_on(self) -> None:
-        """Take more of what has arrived before."""
+    def _parse_backlog(self) -> None:
         data, self._backlog = self._backlog, b""
-        if self._last_word is not None:
+        if self._final_output is not None:
             return
         self._parse(data)
         if self._backlog:
@@ -241,52 +247,52 @@ class HttpHandler(HttpToolsProtocol):
             self._own_transport.resume_reading()
 
     def _await_request(self) -> None:
-        """Wait for what the client sends next, or for the rest of it."""
+        """Set the deadline for the next request, or for the rest of it."""
         has_head = self._is_receiving and self._head is not None
         if has_head and self.expect_100_continue and not self._is_running:
-            self._end()  # it was not told to send the body: nobody knows whether what comes is that
+            self._end()  # without "100 Continue", what comes next may be the body or another request
             return
         self._idle_connections.add(self._connection)
         limits = self._limits
         self._connection.set_deadline(limits.request_timeout_s if self._is_receiving else limits.idle_timeout_s)
         if self._backlog:
-            self.loop.call_soon(self._go_on)
+            self.loop.call_soon(self._parse_backlog)
 
-    # How a connection ends.
+    # The end.
 
     def _refuse(self, status: int, error: XformError) -> None:
-        """Answer what no application has seen, and close."""
+        """Answer with an error that bypasses the application, and close."""
         self._metrics.refused("http", error.code)
         self._connection.log_refusal(error)
         has_answer = self._is_receiving and self._head is not None and self.cycle.response_started
-        self._end(b"" if has_answer else problems.raw(status, error))
+        self._end(b"" if has_answer else problems.raw_response(status, error))
 
-    def _end(self, last_word: bytes = b"") -> None:
-        """Take nothing more; answer what is here whole, say a last word, and close."""
-        if self._last_word is not None:
+    def _end(self, final_output: bytes = b"") -> None:
+        """Take no more input; answer every complete request, send the final output, and close."""
+        if self._final_output is not None:
             return
-        self._last_word, self._backlog = last_word, b""
+        self._final_output, self._backlog = final_output, b""
         last: RequestResponseCycle | None = self.cycle
         if self._is_receiving and self._head is not None:
             if self.pipeline:
                 self.pipeline.popleft()
                 last = self.pipeline[0][0] if self.pipeline else self._current
             else:
-                _give_up(self.cycle)
+                _cancel(self.cycle)
         self._is_receiving = False
         if not self._is_running:
             self._close()
             return
         self._connection.set_deadline(None)
-        if not last_word and last is not None:
-            last.keep_alive = False  # and says so
+        if not final_output and last is not None:
+            last.keep_alive = False  # announced as "Connection: close"
 
     def _close(self) -> None:
-        self._own_transport.write(self._last_word or b"")
+        self._own_transport.write(self._final_output or b"")
         self._own_transport.close()
 
     def _probe(self) -> None:
-        """Find out whether a client is gone, or has only sent all that it will: who is gone answers with a reset."""
+        """Send "100 Continue" to tell a half-closed client from one that is gone: the latter resets."""
         self._probing = None
         cycle = self._current
         if cycle is None or cycle.disconnected or cycle.response_started:
@@ -295,7 +301,34 @@ class HttpHandler(HttpToolsProtocol):
             self._own_transport.write(_CONTINUE)
 
 
-def _give_up(cycle: RequestResponseCycle) -> None:
-    """Tell whoever answers that nobody waits for it."""
+def _cancel(cycle: RequestResponseCycle) -> None:
+    """Tell the application that the client is gone."""
     cycle.disconnected = True
     cycle.message_event.set()
+
+
+class HttpFactory(TransformFactory):
+    """Makes connections that an ASGI application answers.
+
+    Args:
+        application: the ASGI application.
+        metrics: counts requests that the application never sees.
+        service: whose requests are cancelled at the end of the grace period.
+        limits: what one connection may use.
+        clock: the reactor, or a clock in its place.
+    """
+
+    def __init__(
+        self, application: Any, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
+    ) -> None:
+        settings, self._idle_connections = uvicorn_settings(application, metrics), IdleConnections()
+        super().__init__(
+            service,
+            limits,
+            clock,
+            make_handler=lambda connection: HttpHandler(connection, settings, self._idle_connections),
+        )
+
+    def make_room(self, refusal: ConnectionLimitReached) -> bool:
+        """Close an idle connection to make room for a new one; return whether there was one."""
+        return refusal.kind == "total" and self._idle_connections.evict()

@@ -131,4 +131,4 @@ class Exchange:
         Where a part of the request may still be on its way, the connection ends with this: nobody reads it.
         """
         headers = [(b"connection", b"close")] if error.code == TooLarge.code else []
-        await self.answer_problem(problems.details(error, self.request_id), headers)
+        await self.answer_problem(problems.problem(error, self.request_id), headers)

@@ -112,7 +112,7 @@ class TransformEndpoint:
         return b"GET, HEAD, POST" if is_deterministic else b"POST"
 
     async def _refuse_method(self, exchange: Exchange, detail: str, allowed: bytes) -> None:
-        problem = problems.plain(405, detail, exchange.request_id)
+        problem = problems.http_problem(405, detail, exchange.request_id)
         self._metrics.refused("http", problem["code"])
         await exchange.answer_problem(problem, [(b"allow", allowed)])
 

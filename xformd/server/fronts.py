@@ -6,9 +6,9 @@ Imported where somebody asks for that alone: it needs what ``xformd[http]`` inst
 from typing import Any
 
 from xformd.config import Settings
-from xformd.http.application import HttpDependencies, make_application, make_watching_application
-from xformd.http.factory import HttpFactory
-from xformd.http.health import Health
+from xformd.http.application import HttpDependencies, make_application, make_monitoring_application
+from xformd.http.connection import HttpFactory
+from xformd.http.endpoints import HealthEndpoints
 from xformd.net.listener import ListeningService
 from xformd.protocol import TransformFactory
 from xformd.server.reload import Reloader
@@ -43,12 +43,12 @@ def make_fronts(
         service=service,
         metrics=metrics,
         limits=limits,
-        health=Health(generations.status, lambda: netstrings.is_stopping),
+        health=HealthEndpoints(generations.status, lambda: netstrings.is_stopping),
         render_metrics=PrometheusExporter(sources).render,
         origins=settings.cors,
     )
     connection_stats["http"] = HttpFactory(make_application(parts), metrics, service, limits, reactor)
-    connection_stats["metrics"] = HttpFactory(make_watching_application(parts), metrics, service, limits, reactor)
+    connection_stats["metrics"] = HttpFactory(make_monitoring_application(parts), metrics, service, limits, reactor)
     return [
         ListeningService(listen, connection_stats[front], reactor, is_eager=True, setting=front, scheme="http://")
         for front, listen in (("http", settings.http), ("metrics", settings.metrics))

@@ -1,0 +1,169 @@
+"""The endpoints that only read: the listing and the description of the interface, the server's health, the page.
+
+Invariant: no answer here needs a worker, and ``/livez`` and ``/readyz`` cost next to nothing.
+"""
+
+import base64
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from xformd.counting import CountingService
+from xformd.http import openapi
+from xformd.limits import Limits
+from xformd.telemetry.status import ServerStatus
+
+READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
+
+_NO_STORE = {"cache-control": "no-store"}
+
+# The sources in page/ are what a person reads; index.html names them in their order.
+_STYLE = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
+_SCRIPTS = re.compile(r'(?:<script src="[\w.]+"></script>\s*)+')
+_SOURCE = re.compile(r'src="([\w.]+)"')
+
+# The style and the script are allowed by their hashes alone: text from a plugin can never run as a script.
+_POLICY = (
+    "default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+
+class ListingEndpoints:
+    """``/transforms`` and ``/openapi.json``: the transforms, as ``xformd list-transforms --json`` and OpenAPI.
+
+    Args:
+        service: has the transforms.
+        limits: what clients may do.
+    """
+
+    def __init__(self, service: CountingService, limits: Limits) -> None:
+        self._service = service
+        self._limits = limits
+
+    def routes(self) -> list[Route]:
+        """Return the routes to these endpoints."""
+        return [
+            Route("/transforms", self._list_all),
+            Route("/transforms/{name}", self._describe_one),
+            Route("/openapi.json", self._openapi),
+        ]
+
+    async def _list_all(self, request: Request) -> Response:
+        del request
+        return _json(self._service.listing())
+
+    async def _describe_one(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        self._service.registry.resolve(name)
+        (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
+        return _json(json.dumps(described).encode())
+
+    async def _openapi(self, request: Request) -> Response:
+        del request
+        return _json(json.dumps(openapi.build(self._service.describe(), self._limits)).encode())
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json", headers={"cache-control": "no-cache"})
+
+
+class HealthEndpoints:
+    """``/livez`` and ``/readyz``: whether the event loop runs, and whether the server can take requests.
+
+    Args:
+        status: returns the server's current status.
+        is_stopping: returns whether the server is shutting down.
+    """
+
+    def __init__(self, status: Callable[[], ServerStatus], is_stopping: Callable[[], bool]) -> None:
+        self._status = status
+        self._is_stopping = is_stopping
+
+    def routes(self) -> list[Route]:
+        """Return the routes to these endpoints."""
+        return [Route("/livez", self._live), Route("/readyz", self._ready)]
+
+    async def _live(self, request: Request) -> JSONResponse:
+        del request
+        return JSONResponse({"status": "alive"}, headers=_NO_STORE)
+
+    async def _ready(self, request: Request) -> JSONResponse:
+        del request
+        report = readiness(self._status(), is_stopping=self._is_stopping())
+        return JSONResponse(report, 503 if report["status"] == NOT_READY else 200, _NO_STORE)
+
+
+def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
+    """Decide whether a server can take requests.
+
+    Args:
+        status: the server's status.
+        is_stopping: whether the server is shutting down.
+
+    Returns:
+        ``status`` is ``ready``, ``degraded`` (takes requests, but some transforms are quarantined) or ``not ready``;
+        ``reasons`` explains it to a person.
+    """
+    reasons = []
+    if is_stopping:
+        reasons.append("the server is stopping")
+    if status.needs_workers and not status.proven_workers:
+        reasons.append("no worker is ready; if that lasts, see the log")
+    if status.queue_length >= status.max_queue:
+        reasons.append(f"the queue is full: {status.queue_length} jobs are waiting")
+    verdict = NOT_READY if reasons else DEGRADED if status.quarantined else READY
+    reasons += [f"transform {name} is in quarantine" for name in sorted(status.quarantined)]
+    return {
+        "status": verdict,
+        "reasons": reasons,
+        "quarantined": sorted(status.quarantined),
+        "workers": dict(status.workers),
+        "queue_length": status.queue_length,
+        "in_flight": status.in_flight,
+    }
+
+
+async def show_page(request: Request) -> Response:
+    """Answer with the page, and the policy that allows it nothing but its own style and script."""
+    del request
+    document, policy = build_page()
+    headers = {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+    return Response(document, media_type="text/html", headers=headers)
+
+
+@functools.cache
+def build_page() -> tuple[bytes, str]:
+    """Build the page once, as one document with its style and script inline.
+
+    Returns:
+        The document, in UTF-8, and the value of its ``Content-Security-Policy``.
+    """
+    document = _read("index.html")
+    style = "\n" + "".join(map(_read, _STYLE.findall(document)))
+    # Inside a function, nothing in the script is global or hides one of the browser's names.
+    script = '\n(() => {\n"use strict";\n' + "".join(map(_read, _SOURCE.findall(document))) + "})();\n"
+    document = _STYLE.sub(lambda _: f"<style>{style}</style>", document)
+    document = _SCRIPTS.sub(lambda _: f"<script>{script}</script>\n", document)
+    return document.encode(), _POLICY.format(script=_hash(script), style=_hash(style))
+
+
+def _read(name: str) -> str:
+    return (files("xformd.http") / "page" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -9,7 +9,7 @@ import pytest
 from support.http_front import Client, Front, request, run
 from support.logs import Log
 from xformd.http.connection import PIECE_BYTES, PROBE_S
-from xformd.http.heads import MAX_HEAD_BYTES
+from xformd.http.requests import MAX_HEAD_BYTES
 
 OWL = request("/transform/upper", b"owl")
 LATER = request("/transform/later", b"owl")

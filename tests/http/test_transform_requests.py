@@ -5,7 +5,7 @@ import json
 import pytest
 
 from support.http_front import Answer, Front, request, run
-from xformd.http.request import MAX_QUERY_POEM_BYTES
+from xformd.http.requests import MAX_QUERY_POEM_BYTES
 
 ASK = "/transform/upper?poem=owl"
 

@@ -15,8 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from xformd.dialects.interfaces import Connection
 from xformd.errors import BadRequest, ShuttingDown, XformError
-from xformd.http import heads, problems
-from xformd.http.heads import MAX_HEAD_BYTES, RejectedHead, RequestHead
+from xformd.http import problems
+from xformd.http.requests import MAX_HEAD_BYTES, RejectedHead, RequestHead, head_too_large, read_head
 from xformd.http.uvicorn_adapter import HttpTransport, UvicornSettings, date_header, uvicorn_settings
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, IdleConnections
@@ -147,7 +147,7 @@ class HttpHandler(HttpToolsProtocol):
             return
         version = self.parser.get_http_version()
         try:
-            self._head = head = heads.read(version, self.url, self.headers)
+            self._head = head = read_head(version, self.url, self.headers)
         except RejectedHead as refusal:
             self._refusal = refusal
             raise
@@ -223,7 +223,7 @@ class HttpHandler(HttpToolsProtocol):
             refusal = self._refusal or RejectedHead(400, BadRequest("this is not an HTTP/1.1 request"))
             self._refuse(refusal.status, refusal.error)
         if self._overhead_bytes > MAX_HEAD_BYTES and self._final_output is None:
-            refusal = heads.too_large()
+            refusal = head_too_large()
             self._refuse(refusal.status, refusal.error)
         return taken
 

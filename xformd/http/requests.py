@@ -1,37 +1,142 @@
-"""What an HTTP request asks for, as the service wants to hear it. Decisions alone: nothing is sent or received here."""
+"""What an HTTP request says: its head, its target, its headers, and the transforms that it names.
+
+Invariant: nothing is sent or received here, and what two servers on the way may read differently is rejected, for that
+is how one request is smuggled inside another.
+"""
 
 import codecs
 import functools
+import hashlib
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl, unquote
 
+import attrs
+
 from xformd import spec
-from xformd.errors import BadRequest
+from xformd.errors import BadRequest, GibberishError, TooLarge, XformError
 from xformd.plugins import media_type
+from xformd.plugins.registry import Entry, Registry
 from xformd.spec import SHORT_CHARACTERS, Spec
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Request line, headers, trailers and chunk framing together: they are kept in memory, and nobody needs more."""
 
 MAX_TIMEOUT_MS = 10**12 - 1
 
+MAX_QUERY_POEM_BYTES = 16 * 1024
+"""Of a poem in a URL. A longer one belongs in a body."""
+
+MAX_AGE_S = 60
+"""How long a result may be cached without revalidation: meanwhile a plugin may have been upgraded."""
+
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*\Z")
+_ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
+_HEADER_OVERHEAD_BYTES = 4  # the colon, a space, and the line's end
 _MAX_FIELDS = 1_000
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}\Z")
 _MILLISECONDS = re.compile(rb"[0-9]{1,12}\Z")
 _UTF_8 = "utf-8"
-# Python knows more, such as punycode, which takes long.
+# Python knows more codecs, and some, such as punycode, are slow.
 _CHARSETS = re.compile(r"utf|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc_|gb|big5|tis-620|hz|johab")
+
+# The head, by RFC 9110 and 9112.
+
+
+class RejectedHead(Exception):
+    """A head that is answered with an error, after which the connection ends.
+
+    Args:
+        status: HTTP status.
+        error: what is wrong with it.
+    """
+
+    def __init__(self, status: int, error: XformError) -> None:
+        super().__init__(error.message)
+        self.status = status
+        self.error = error
+
+
+@attrs.frozen
+class RequestHead:
+    """The parts of a head that decide how a request is read.
+
+    Args:
+        target: path and query, as they were sent.
+        body_bytes: length of the body; 0 where there is none or it is chunked.
+        framing: the header that says where the body ends; empty where there is none.
+    """
+
+    target: bytes
+    body_bytes: int = 0
+    framing: bytes = b""
+
+
+def head_too_large() -> RejectedHead:
+    """Return the rejection of a head that is longer than ``MAX_HEAD_BYTES``."""
+    return RejectedHead(431, TooLarge(f"the head of a request has at most {MAX_HEAD_BYTES} bytes"))
+
+
+def read_head(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> RequestHead:
+    """Check a head that the parser has split.
+
+    Args:
+        version: HTTP version.
+        target: what stands between the method and the version.
+        headers: with names in lower case.
+
+    Raises:
+        RejectedHead: it is ambiguous, too long, or not supported here.
+    """
+    if version not in ("1.1", "1.0"):
+        raise RejectedHead(505, BadRequest("this server speaks HTTP/1.1"))
+    size, hosts, body_bytes, framing = len(target), 0, 0, b""
+    for name, value in headers:
+        size += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
+        if name == b"host":
+            hosts += 1 if _HOST.match(value) else 2
+        elif name == b"content-length":
+            body_bytes, framing = int(value), b"content-length: %b" % value
+        elif name == b"transfer-encoding":
+            framing = _chunked(version, value)
+    if size > MAX_HEAD_BYTES:
+        raise head_too_large()
+    if hosts > 1 or (not hosts and version == "1.1"):
+        raise RejectedHead(400, BadRequest("a request needs exactly one Host header: a host, optionally with a port"))
+    return RequestHead(_path_and_query(target), body_bytes, framing)
+
+
+def _chunked(version: str, value: bytes) -> bytes:
+    if version == "1.0":
+        raise RejectedHead(400, BadRequest("HTTP/1.0 has no Transfer-Encoding: send a Content-Length"))
+    if value.lower() != b"chunked":
+        raise RejectedHead(501, BadRequest("the only Transfer-Encoding supported is chunked"))
+    return b"transfer-encoding: chunked"
+
+
+def _path_and_query(target: bytes) -> bytes:
+    if b"#" in target:
+        raise RejectedHead(400, BadRequest("the request target has a fragment: leave out the # and what follows"))
+    if target.startswith(b"/") or target == b"*":
+        return target
+    match = _ABSOLUTE.match(target)
+    if match is None:
+        raise RejectedHead(400, BadRequest("this server is not a proxy: request a path, such as /transforms"))
+    rest = target[match.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+# The target.
 
 
 def read_spec(segment: bytes, options: Mapping[str, str]) -> Spec:
-    """Read what to do with a poem.
+    """Read a spec from the path.
 
     Args:
-        segment: the last part of the path, as it came: a spec in its wire form or its readable one, or either of
-            them percent-encoded as a whole.
+        segment: the last segment of the path, as it was sent: a spec in its wire form or its readable form, or either
+            of them percent-encoded as a whole.
         options: more options, for a single step.
-
-    Returns:
-        The spec.
 
     Raises:
         BadRequest: it does not parse, or an option is given twice.
@@ -39,8 +144,8 @@ def read_spec(segment: bytes, options: Mapping[str, str]) -> Spec:
     parsed = _parse_short(segment) if len(segment) <= SHORT_CHARACTERS else _parse(segment)
     if not options:
         return parsed
-    if twice := sorted(options.keys() & dict(parsed.steps[0].options).keys()):
-        raise BadRequest(f"the option {twice[0]!r} is given twice: in the path and as a query parameter")
+    if repeated := sorted(options.keys() & dict(parsed.steps[0].options).keys()):
+        raise BadRequest(f"the option {repeated[0]!r} is given twice: in the path and as a query parameter")
     return spec.build(str(parsed), options)
 
 
@@ -78,19 +183,41 @@ def read_query(query: bytes) -> dict[str, str]:
     parameters = dict(pairs)
     if len(parameters) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRequest(f"the query parameter {twice!r} is given twice")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise BadRequest(f"the query parameter {repeated!r} is given twice")
     return parameters
 
 
-def charset(headers: Mapping[bytes, bytes]) -> str | None:
-    """Say in which charset a text came.
+def take_poem(parameters: dict[str, str], max_bytes: int) -> bytes:
+    """Remove the poem from the parameters of a query, and return it.
 
-    Returns:
-        Python's name of it; None for UTF-8, which needs nothing done.
+    Args:
+        parameters: of the query.
+        max_bytes: the limit for any poem.
 
     Raises:
-        BadRequest: it is none that is known here.
+        BadRequest: there is none.
+        TooLarge: it is longer than ``max_bytes``, or too long for a URL.
+    """
+    text = parameters.pop("poem", None)
+    if text is None:
+        raise BadRequest("GET needs the poem as ?poem=...; to send it as the body, use POST")
+    poem = text.encode()
+    if len(poem) > max_bytes:
+        raise TooLarge(f"the poem has {len(poem)} bytes; the limit is {max_bytes} bytes")
+    if len(poem) > MAX_QUERY_POEM_BYTES:
+        raise TooLarge(f"a poem in a URL has at most {MAX_QUERY_POEM_BYTES} bytes: POST it as the body")
+    return poem
+
+
+# The headers; of those that come several times, the last.
+
+
+def charset(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return Python's name of the body's charset; None for UTF-8.
+
+    Raises:
+        BadRequest: the charset is unknown.
     """
     content_type = headers.get(b"content-type")
     named = None if content_type is None else media_type.charset(content_type.decode("latin-1"))
@@ -101,33 +228,128 @@ def charset(headers: Mapping[bytes, bytes]) -> str | None:
     except (LookupError, ValueError):
         found = ""
     if not _CHARSETS.match(found):
-        raise BadRequest(f"the charset {named[:40]!r} is not known here; send UTF-8")
+        raise BadRequest(f"unknown charset {named[:40]!r}: send UTF-8")
     return None if found == _UTF_8 else found
 
 
 def timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
-    """Say how many seconds the client wants to wait; None where it does not say.
+    """Return how many seconds the client will wait; None where it does not say.
 
     Raises:
-        BadRequest: ``X-Timeout-Ms`` is no number above 0.
+        BadRequest: ``X-Timeout-Ms`` is not a number above 0.
     """
     value = headers.get(b"x-timeout-ms")
     if value is None:
         return None
     if not _MILLISECONDS.match(value) or not int(value):
-        raise BadRequest(f"X-Timeout-Ms takes a whole number of milliseconds, 1 to {MAX_TIMEOUT_MS}")
+        raise BadRequest(f"invalid X-Timeout-Ms: send a whole number of milliseconds, 1 to {MAX_TIMEOUT_MS}")
     return int(value) / 1_000
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """Give the id of a request: the client's own where it has one that is fit for a log, else a new one."""
+    """Return the client's own id for a request where it is fit for a log, else a new one."""
     own = headers.get(b"x-request-id")
     if own is not None and _REQUEST_ID.match(own):
         return own.decode()
-    return f"{random.getrandbits(64):016x}"  # not secret: it only has to be another one each time
+    return f"{random.getrandbits(64):016x}"  # not a secret: it only has to differ each time
 
 
 def content_length(headers: Mapping[bytes, bytes]) -> int | None:
-    """Say how long the body will be; None where nobody says. uvicorn has refused what is no number."""
+    """Return the announced length of the body, which the parser has checked; None where there is none."""
     value = headers.get(b"content-length")
     return None if value is None else int(value)
+
+
+def matches_etag(headers: Mapping[bytes, bytes], etag: bytes) -> bool:
+    """Return whether the client already has the result with this tag (RFC 9110, If-None-Match)."""
+    tags = headers.get(b"if-none-match")
+    if tags is None:
+        return False
+    return tags.strip() == b"*" or etag in [tag.strip().removeprefix(b"W/") for tag in tags.split(b",")]
+
+
+# The transforms.
+
+
+@attrs.frozen
+class TransformRequest:
+    """A spec and the transforms that it names.
+
+    Args:
+        spec: what to run.
+        entries: the transforms of its steps, in order.
+    """
+
+    spec: Spec
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def from_spec(cls, spec: Spec, registry: Registry) -> "TransformRequest":
+        """Look up the transforms that a spec names.
+
+        Raises:
+            XformError: there is no such transform, or several plugins provide it.
+        """
+        return cls(spec, tuple(registry.resolve(step.name) for step in spec.steps))
+
+    @property
+    def versions(self) -> bytes:
+        """The names and versions: ``wrap/0.1.0+upper/0.1.0``."""
+        return "+".join(f"{each.transform.name}/{each.plugin.version or '-'}" for each in self.entries).encode()
+
+    @property
+    def media_type(self) -> bytes:
+        """Media type of the result."""
+        last = self.entries[-1].transform
+        return media_type.content_type(last.media_type, last.kind).encode()
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the same poem always has the same result."""
+        return all(each.transform.deterministic for each in self.entries)
+
+    def check_options(self) -> None:
+        """Check the options of each step.
+
+        Raises:
+            BadOptions: a transform does not accept its options.
+        """
+        for step, entry in zip(self.spec.steps, self.entries, strict=True):
+            entry.transform.convert(dict(step.options))
+
+    def etag(self, poem: bytes) -> bytes | None:
+        """Return a tag that changes whenever the result for this poem may change.
+
+        Returns:
+            The tag; None where a plugin has no version, as a loose file: a reload may change what it does, and the
+            tag would stay the same.
+        """
+        if not all(each.plugin.version for each in self.entries):
+            return None
+        digest = hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.versions, self.media_type))
+        digest.update(poem)
+        return b'"%b"' % digest.hexdigest()[:32].encode()
+
+    def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
+        """Recode a text as UTF-8, from the charset in the headers; return bytes as they are.
+
+        Args:
+            poem: the body.
+            headers: of the request.
+            max_bytes: the limit in UTF-8, which may take several times as many bytes.
+
+        Raises:
+            BadRequest: the charset is unknown.
+            GibberishError: the poem is not in that charset.
+            TooLarge: it is too long in UTF-8.
+        """
+        encoding = charset(headers)
+        if encoding is None or self.entries[0].transform.kind == "bytes":
+            return poem
+        try:
+            recoded = poem.decode(encoding).encode()
+        except UnicodeError:
+            raise GibberishError(f"the poem is not valid {encoding}, which its Content-Type names") from None
+        if len(recoded) > max_bytes:
+            raise TooLarge(f"the poem has {len(recoded)} bytes in UTF-8; the limit is {max_bytes} bytes")
+        return recoded

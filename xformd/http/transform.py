@@ -9,7 +9,7 @@ from xformd.counting import CountingService
 from xformd.errors import InternalError, XformError
 from xformd.http import problems, requests
 from xformd.http.exchange import Exchange, Headers
-from xformd.http.request import MAX_AGE_S, TransformRequest, is_known, poem_of
+from xformd.http.requests import MAX_AGE_S, TransformRequest, matches_etag, take_poem
 from xformd.limits import Limits
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
@@ -30,7 +30,7 @@ class TransformEndpoint:
     """The ASGI application for one transform request.
 
     Args:
-        service: transforms, counts its requests, and has the registry.
+        service: what transforms, and counts what it is asked.
         metrics: where to count what does not get as far as that.
         limits: how long a poem may be.
     """
@@ -64,7 +64,7 @@ class TransformEndpoint:
             asked = self._asked(exchange, requests.read_query(exchange.scope["query_string"]))
             timeout_s = requests.timeout_s(exchange.headers)
             max_bytes = self._limits.max_request_bytes
-            poem = asked.decoded(await exchange.body(max_bytes), exchange.headers, max_bytes)
+            poem = asked.decode(await exchange.body(max_bytes), exchange.headers, max_bytes)
         except XformError as error:
             self._metrics.refused("http", error.code)
             raise
@@ -73,7 +73,7 @@ class TransformEndpoint:
     async def _get(self, exchange: Exchange) -> None:
         try:
             parameters = requests.read_query(exchange.scope["query_string"])
-            poem = poem_of(parameters, self._limits.max_request_bytes)
+            poem = take_poem(parameters, self._limits.max_request_bytes)
             asked = self._asked(exchange, parameters)
             timeout_s = requests.timeout_s(exchange.headers)
         except XformError as error:
@@ -85,7 +85,7 @@ class TransformEndpoint:
             return
         etag = asked.etag(poem)
         validators = [_NOT_KEPT] if etag is None else [(b"etag", etag), (b"cache-control", _MAX_AGE)]
-        if etag is None or not is_known(exchange.headers, etag):
+        if etag is None or not matches_etag(exchange.headers, etag):
             await self._run(exchange, asked, poem, timeout_s, validators)
             return
         asked.check_options()  # what is wrong is told, whether the result is known or not
@@ -101,7 +101,7 @@ class TransformEndpoint:
 
     def _asked(self, exchange: Exchange, options: Mapping[str, str]) -> TransformRequest:
         segment = exchange.scope["raw_path"].removeprefix(PREFIX)
-        return TransformRequest.of(requests.read_spec(segment, options), self._service.registry)
+        return TransformRequest.from_spec(requests.read_spec(segment, options), self._service.registry)
 
     def _allowed(self, exchange: Exchange) -> bytes:
         """Say which methods there are for a spec."""
@@ -121,7 +121,7 @@ def _about(asked: TransformRequest, timing: RequestTiming) -> list[tuple[bytes, 
     server_timing = b"queue;dur=%.2f, run;dur=%.2f" % (1_000 * timing.queue_s, 1_000 * timing.run_s)
     return [
         (b"content-type", asked.media_type),
-        (b"x-transform", asked.made_by),
+        (b"x-transform", asked.versions),
         (b"server-timing", server_timing),
         (b"x-request-id", str(timing.request_id).encode()),
         *_HARMLESS,

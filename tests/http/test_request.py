@@ -63,9 +63,7 @@ def test_what_may_change_the_result_changes_its_tag() -> None:
         asked("text").etag(b"cat"),
         asked("text:width=2").etag(b"owl"),
         asked("text", version="2.0").etag(b"owl"),
-        TransformRequest.from_spec(
-            parse_readable("text"), registry_of(attrs.evolve(text, media_type="text/html"))
-        ).etag(b"owl"),
+        TransformRequest.from_spec(parse_readable("text"), html).etag(b"owl"),
     }
     assert len(tags) == 5
     assert asked("text").etag(b"owl") in tags

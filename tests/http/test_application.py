@@ -58,7 +58,7 @@ def test_a_fault_of_ours_is_told_by_its_id_alone(log: Log) -> None:
         ("/batch", "GET", 405, "no GET /batch here: see GET /openapi.json"),
         ("/transforms/wrp", "GET", 404, None),
         ("/transform/wrp", "GET", 400, None),
-        ("/transform/wrp", "PUT", 405, "PUT: a transform takes its poem by POST"),
+        ("/transform/wrp", "PUT", 405, "PUT is not supported: POST the poem"),
     ],
 )
 def test_every_refusal_has_the_same_form(target: str, method: str, status: int, detail: str | None) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from support.http_front import Front, request, run
 from xformd.errors import BadRequest, NoSuchTransform
-from xformd.http.batch import lines_of, read_line, write_error, write_result
+from xformd.http.batch import encode_error, encode_result, parse_line, split_lines
 
 
 @pytest.mark.parametrize(
@@ -26,21 +26,21 @@ from xformd.http.batch import lines_of, read_line, write_error, write_result
     ],
 )
 def test_what_is_no_line_is_told_what_one_is(text: bytes) -> None:
-    with pytest.raises(BadRequest, match="this is no line of a batch"):
-        read_line(text)
+    with pytest.raises(BadRequest, match="invalid line of a batch"):
+        parse_line(text)
 
 
 def test_a_line_is_written_as_people_read_it() -> None:
-    assert write_result(3, "é".encode()).decode() == '{"index": 3, "result": "é"}\n'
-    assert write_result(3, b"\xff") == b'{"index": 3, "result_base64": "/w=="}\n'
-    written = write_error(3, NoSuchTransform("none"), "7e57")
+    assert encode_result(3, "é".encode()).decode() == '{"index": 3, "result": "é"}\n'
+    assert encode_result(3, b"\xff") == b'{"index": 3, "result_base64": "/w=="}\n'
+    written = encode_error(3, NoSuchTransform("none"), "7e57")
     assert b'"index": 3, "error": {' in written
     assert b'"request_id": "7e57"' in written
 
 
 @pytest.mark.parametrize("body", [b"a\nbc", b"a\nbc\n", b"\n\na\r\n \nbc"])
 def test_a_line_ends_with_its_line(body: bytes) -> None:
-    assert [*lines_of(body)] == [b"a", b"bc"]
+    assert [*split_lines(body)] == [b"a", b"bc"]
 
 
 def test_the_answer_has_the_request_s_id_and_is_kept_by_nobody() -> None:

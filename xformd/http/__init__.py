@@ -1,4 +1,4 @@
-"""The HTTP front: an ASGI application over the service, and the connections that it answers on.
+"""HTTP/1.1: an ASGI application over the service, and the connections that it answers on.
 
-No rule lives here: a request is translated for the service, and what that says is translated for HTTP.
+Invariant: no rule about transforms lives here. A request becomes a call of the service, and its result a response.
 """

@@ -1,4 +1,7 @@
-"""``POST /batch``: many poems in one request, as JSON lines; results come as they are done, each with its index."""
+"""``POST /batch``: many poems in one request, as JSON lines; results are sent as they finish, each with its index.
+
+Invariant: a batch is one caller, however many lines it has: it queues as one, and at most ``max_in_flight`` lines run.
+"""
 
 import asyncio
 import base64
@@ -28,54 +31,55 @@ from xformd.telemetry.timing import RequestTiming
 MEDIA_TYPE = b"application/x-ndjson"
 
 TURN_S = 0.01
-"""How long a batch may work at its lines before it is the others' turn."""
+"""How long a batch may work before other connections get their turn."""
 
-_SHAPE = 'write {"spec": "upper", "poem": "The Owl"}, or "poem_base64" for bytes'
+_EXAMPLE = 'write {"spec": "upper", "poem": "The Owl"}, or "poem_base64" for bytes'
 
 
 @attrs.frozen
-class Line:
-    """One request of a batch: what to do with which poem."""
+class BatchLine:
+    """One request of a batch."""
 
     spec: Spec
     poem: bytes
 
 
-def read_line(text: bytes) -> Line:
-    """Read a line of a batch.
+def parse_line(text: bytes) -> BatchLine:
+    """Parse a line of a batch.
 
     Raises:
-        BadRequest: it is none.
+        BadRequest: it is not a JSON object with a spec and a poem.
     """
     try:
-        given = json.loads(text)
-        if not isinstance(given, dict) or len(given) != 2 or not isinstance(given.get("spec"), str):
+        members = json.loads(text)
+        if not isinstance(members, dict) or len(members) != 2 or not isinstance(members.get("spec"), str):
             raise ValueError
-        poem = given["poem"].encode() if "poem" in given else base64.b64decode(given["poem_base64"], validate=True)
+        is_text = "poem" in members
+        poem = members["poem"].encode() if is_text else base64.b64decode(members["poem_base64"], validate=True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise BadRequest(f"this is no line of a batch: {_SHAPE}") from None
-    return Line(spec.parse_readable(given["spec"]), poem)
+        raise BadRequest(f"invalid line of a batch: {_EXAMPLE}") from None
+    return BatchLine(spec.parse_readable(members["spec"]), poem)
 
 
-def write_result(index: int, result: bytes) -> bytes:
-    """Write a line of the answer: a result, in base64 where it is no text."""
+def encode_result(index: int, result: bytes) -> bytes:
+    """Encode a result as a line of the response; in base64 if it is not UTF-8."""
     try:
-        return _write({"index": index, "result": result.decode()})
+        return _encode({"index": index, "result": result.decode()})
     except UnicodeDecodeError:
-        return _write({"index": index, "result_base64": base64.b64encode(result).decode()})
+        return _encode({"index": index, "result_base64": base64.b64encode(result).decode()})
 
 
-def write_error(index: int, error: XformError, request_id: str) -> bytes:
-    """Write a line of the answer: what went wrong, in the request that has this id."""
-    return _write({"index": index, "error": problems.problem(error, request_id)})
+def encode_error(index: int, error: XformError, request_id: str) -> bytes:
+    """Encode an error as a line of the response."""
+    return _encode({"index": index, "error": problems.problem(error, request_id)})
 
 
-def _write(value: dict[str, Any]) -> bytes:
+def _encode(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def lines_of(body: bytes) -> Iterator[bytes]:
-    """Give the lines of a body, one at a time; an empty one is none."""
+def split_lines(body: bytes) -> Iterator[bytes]:
+    """Yield the lines of a body that are not blank, one at a time: together they could take as much memory again."""
     start = 0
     while start < len(body):
         end = body.find(b"\n", start)
@@ -89,8 +93,8 @@ class BatchEndpoint:
     """The ASGI application for a batch.
 
     Args:
-        service: what transforms, and counts what it is asked.
-        metrics: where to count what does not get as far as that.
+        service: runs transforms, and counts its requests.
+        metrics: counts requests and lines that are rejected before they reach the service.
         limits: how long a batch may be, and how many of its lines run at a time.
     """
 
@@ -102,123 +106,123 @@ class BatchEndpoint:
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever becomes of it."""
-        exchange = Exchange.of(scope, receive, send)
+        """Answer a request; every line gets a result or an error."""
+        exchange = Exchange.from_scope(scope, receive, send)
         try:
             timeout_s = requests.timeout_s(exchange.headers)
             body = await exchange.body(self._limits.max_request_bytes)
         except XformError as error:
             self._metrics.refused("http", error.code)
-            await exchange.answer_error(error)
+            await exchange.respond_error(error)
             return
-        about = [
+        headers = [
             (b"content-type", MEDIA_TYPE),
             (b"x-request-id", exchange.request_id.encode()),
             (b"cache-control", b"no-store"),
         ]
-        await send({"type": "http.response.start", "status": 200, "headers": about})
-        leaving = asyncio.get_running_loop().create_task(exchange.gone())
-        answer = _Answer(send, leaving, self._limits.max_in_flight, self._service.caller_has_room)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        disconnect = asyncio.get_running_loop().create_task(exchange.disconnected())
+        response = _BatchResponse(send, disconnect, self._limits.max_in_flight, self._service.caller_has_room)
 
-        def begin(index: int, text: bytes) -> bytes | Deferred[bytes]:
-            return self._begin(index, text, timeout_s, answer, RequestTiming(exchange.request_id))
+        def start(index: int, text: bytes) -> bytes | Deferred[bytes]:
+            return self._start(index, text, timeout_s, response, RequestTiming(exchange.request_id))
 
         try:
-            await answer.send_all(itertools.starmap(begin, enumerate(lines_of(body))))
+            await response.send_all(itertools.starmap(start, enumerate(split_lines(body))))
         finally:
-            answer.close()
+            response.cancel()
 
-    def _begin(
+    def _start(
         self, index: int, text: bytes, timeout_s: float | None, caller: Caller, timing: RequestTiming
     ) -> bytes | Deferred[bytes]:
-        """Run a line; what is given is its answer, and no error."""
+        """Run a line; return its line of the response, which may be an error, but never raise one."""
         request_id = str(timing.request_id)
         try:
-            line = read_line(text)
+            line = parse_line(text)
         except XformError as error:
             self._metrics.refused("http", error.code)
-            return write_error(index, error, request_id)
+            return encode_error(index, error, request_id)
         try:
             result = self._service.xform(line.spec, line.poem, timeout_s=timeout_s, caller=caller, timing=timing)
         except XformError as error:
-            return write_error(index, error, request_id)
+            return encode_error(index, error, request_id)
         if isinstance(result, bytes):
-            return write_result(index, result)
+            return encode_result(index, result)
         return result.addCallbacks(
-            lambda done: write_result(index, done), lambda failure: self._explain(index, failure, request_id)
+            lambda result: encode_result(index, result),
+            lambda failure: self._encode_failure(index, failure, request_id),
         )
 
-    def _explain(self, index: int, failure: Failure, request_id: str) -> bytes:
+    def _encode_failure(self, index: int, failure: Failure, request_id: str) -> bytes:
         if isinstance(failure.value, XformError):
-            return write_error(index, failure.value, request_id)
+            return encode_error(index, failure.value, request_id)
         self.log.failure("internal error {request_id}", failure, request_id=request_id)
-        return write_error(index, InternalError(request_id), request_id)
+        return encode_error(index, InternalError(request_id), request_id)
 
 
-class _Answer:
-    """What goes back to the client of one batch, who is one caller, however many lines wait for a worker.
+class _BatchResponse:
+    """The response to one batch, which is the caller of all its lines.
 
     Args:
-        send: takes the events of the answer (ASGI).
-        leaving: ends when the client is gone.
+        send: sends the events of the response (ASGI).
+        disconnect: is done when the client has disconnected.
         max_running: how many lines run at a time.
-        tell_room: is called when there is room for results again.
+        notify_room: called when there is room for results again.
 
     Attributes:
-        takes_results: whether the client reads what is sent; what waits for a worker waits for this too.
+        takes_results: whether the client reads what is sent. While it does not, none of its lines goes to a worker.
     """
 
     def __init__(
-        self, send: Send, leaving: "asyncio.Task[None]", max_running: int, tell_room: Callable[[Caller], None]
+        self, send: Send, disconnect: "asyncio.Task[None]", max_running: int, notify_room: Callable[[Caller], None]
     ) -> None:
         self.takes_results = True
         self._send = send
-        self._leaving = leaving
+        self._disconnect = disconnect
         self._max_running = max_running
-        self._tell_room = tell_room
+        self._notify_room = notify_room
         self._running: set[asyncio.Future[bytes]] = set()
-        self._waiting: list[bytes] = []
+        self._finished: list[bytes] = []
 
     async def send_all(self, lines: Iterable[bytes | Deferred[bytes]]) -> None:
-        """Send every line when it is there; the iterable is not asked for more than may run."""
+        """Send every line as soon as it has finished; take no more from the iterator than may run."""
         loop = asyncio.get_running_loop()
         turn_ends = time.monotonic() + TURN_S
         for line in lines:
             if isinstance(line, bytes):
-                self._waiting.append(line)
+                self._finished.append(line)
             else:
                 self._running.add(line.asFuture(loop))
             if time.monotonic() >= turn_ends or len(self._running) >= self._max_running:
                 await self._flush(more=True)
                 await self._collect(wait=len(self._running) >= self._max_running)
                 turn_ends = time.monotonic() + TURN_S
-            if self._leaving.done():
+            if self._disconnect.done():
                 return
-        while self._running and not self._leaving.done():
+        while self._running and not self._disconnect.done():
             await self._flush(more=True)
             await self._collect(wait=True)
-        if not self._leaving.done():
+        if not self._disconnect.done():
             await self._flush(more=False)
 
-    def close(self) -> None:
-        """Give up what still runs."""
-        self._leaving.cancel()
+    def cancel(self) -> None:
+        """Cancel what still runs."""
+        self._disconnect.cancel()
         for each in self._running:
             each.cancel()
 
     async def _collect(self, *, wait: bool) -> None:
-        """Take what is done, and let others have their turn."""
-        timeout_s = None if wait else 0
-        hoped: set[asyncio.Future[Any]] = {*self._running, self._leaving}
-        await asyncio.wait(hoped, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        """Collect the lines that have finished; let other connections have their turn."""
+        pending: set[asyncio.Future[Any]] = {*self._running, self._disconnect}
+        await asyncio.wait(pending, timeout=None if wait else 0, return_when=asyncio.FIRST_COMPLETED)
         for each in [each for each in self._running if each.done()]:
             self._running.discard(each)
-            self._waiting.append(each.result())
+            self._finished.append(each.result())
 
     async def _flush(self, *, more: bool) -> None:
-        if self._waiting or not more:
-            body, self._waiting = b"".join(self._waiting), []
+        if self._finished or not more:
+            body, self._finished = b"".join(self._finished), []
             self.takes_results = False
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
             self.takes_results = True
-            self._tell_room(self)
+            self._notify_room(self)

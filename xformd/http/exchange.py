@@ -1,4 +1,7 @@
-"""One HTTP request and its answer: what an application reads of the one and sends of the other (ASGI)."""
+"""One HTTP request and its response: what an application reads of the one and sends of the other (ASGI).
+
+Invariant: a client that disconnects cancels what runs for it.
+"""
 
 import asyncio
 import json
@@ -18,12 +21,12 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 @attrs.define(eq=False)
 class Exchange:
-    """A request, and the way to answer it.
+    """A request, and the means to respond.
 
     Args:
-        scope: what was asked, as uvicorn tells it.
-        receive: gives the pieces of the body, and then whether the client has gone.
-        send: takes the answer.
+        scope: ASGI's description of the request.
+        receive: returns the next piece of the body, then whether the client has disconnected.
+        send: sends the response.
         headers: of the request; of those that come several times, the last.
         timing: has the request's id, and takes its times.
     """
@@ -35,33 +38,27 @@ class Exchange:
     timing: RequestTiming
 
     @classmethod
-    def of(cls, scope: Scope, receive: Receive, send: Send) -> "Exchange":
-        """Begin an exchange."""
+    def from_scope(cls, scope: Scope, receive: Receive, send: Send) -> "Exchange":
+        """Create an exchange from the arguments of an ASGI application."""
         headers = dict(scope["headers"])
         return cls(scope, receive, send, headers, RequestTiming(requests.request_id(headers)))
 
     @property
     def method(self) -> str:
-        """What is to be done: ``POST``."""
+        """The HTTP method: ``POST``."""
         return str(self.scope["method"])
 
     @property
     def request_id(self) -> str:
-        """By which the log names the request."""
+        """The request's id in the log."""
         return str(self.timing.request_id)
 
     async def body(self, max_bytes: int) -> bytes:
         """Read the request's body.
 
-        Args:
-            max_bytes: how long it may be.
-
-        Returns:
-            The body.
-
         Raises:
-            TooLarge: it is longer; where its length is known beforehand, nothing of it is read.
-            Cancelled: the client is gone.
+            TooLarge: it is longer than ``max_bytes``; if its length is announced, nothing of it is read.
+            Cancelled: the client has disconnected.
         """
         announced = requests.content_length(self.headers)
         if announced is not None and announced > max_bytes:
@@ -71,7 +68,7 @@ class Exchange:
         while has_more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
-                raise Cancelled("the client has gone")
+                raise Cancelled("the client has disconnected")
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
             if size > max_bytes:
@@ -79,56 +76,49 @@ class Exchange:
             has_more = message.get("more_body", False)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def gone(self) -> None:
-        """Wait until the client is gone; once its body has been read."""
+    async def disconnected(self) -> None:
+        """Wait until the client disconnects; call it when the body has been read."""
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    async def while_there(self, work: Deferred[bytes]) -> bytes:
-        """Wait for a result, and give it up when the client goes away.
-
-        Args:
-            work: what is waited for.
-
-        Returns:
-            The result.
+    async def wait_for(self, deferred: Deferred[bytes]) -> bytes:
+        """Wait for a result; cancel it if the client disconnects.
 
         Raises:
-            XformError: whatever the work fails with; ``Cancelled`` when the client is gone.
+            XformError: the Deferred's own failure; ``Cancelled`` if the client has disconnected.
         """
         loop = asyncio.get_running_loop()
-        result = work.asFuture(loop)
-        leaving = loop.create_task(self.gone())
+        result = deferred.asFuture(loop)
+        disconnect = loop.create_task(self.disconnected())
         try:
-            await asyncio.wait((result, leaving), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((result, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not result.done():
-                raise Cancelled("the client has gone")
+                raise Cancelled("the client has disconnected")
             return result.result()
         finally:
-            leaving.cancel()
+            disconnect.cancel()
             result.cancel()
 
-    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
-        """Answer.
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole response.
 
         Args:
-            status: of HTTP.
-            headers: all but the length.
-            body: what follows; empty for an answer that has none.
+            status: HTTP status.
+            headers: all but ``content-length``, which is added where the status allows a body.
+            body: may be empty.
         """
-        whole = [*headers, (b"content-length", b"%d" % len(body))] if status != 304 else [*headers]
-        await self.send({"type": "http.response.start", "status": status, "headers": whole})
+        length = [] if status == 304 else [(b"content-length", b"%d" % len(body))]
+        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
         await self.send({"type": "http.response.body", "body": body})
 
-    async def answer_problem(self, problem: dict[str, Any], headers: Headers = ()) -> None:
-        """Answer with a problem, which says its own status."""
-        given = [*problems.headers(problem), *headers]
-        await self.answer(problem["status"], given, json.dumps(problem).encode())
+    async def respond_problem(self, problem: dict[str, Any], headers: Headers = ()) -> None:
+        """Send a problem, with its own status."""
+        await self.respond(problem["status"], [*problems.headers(problem), *headers], json.dumps(problem).encode())
 
-    async def answer_error(self, error: XformError) -> None:
-        """Answer with an error of the table.
+    async def respond_error(self, error: XformError) -> None:
+        """Send an error of the table.
 
-        Where a part of the request may still be on its way, the connection ends with this: nobody reads it.
+        ``too-large`` closes the connection: the rest of the request may still be on its way, and nobody reads it.
         """
         headers = [(b"connection", b"close")] if error.code == TooLarge.code else []
-        await self.answer_problem(problems.problem(error, self.request_id), headers)
+        await self.respond_problem(problems.problem(error, self.request_id), headers)

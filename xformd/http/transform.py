@@ -1,4 +1,8 @@
-"""``/transform/{spec}``: one poem in, one out. Written on ASGI alone: it is what a busy server does all day."""
+"""``/transform/{spec}``: one poem in, one result out.
+
+Plain ASGI, without a framework: a busy server does little else.
+Invariant: each request is counted once, as what became of it.
+"""
 
 from collections.abc import Mapping
 
@@ -17,10 +21,10 @@ from xformd.telemetry.timing import RequestTiming
 PREFIX = b"/transform/"
 
 _MAX_AGE = b"public, max-age=%d" % MAX_AGE_S
-_NOT_KEPT = (b"cache-control", b"no-store")
+_NO_STORE = (b"cache-control", b"no-store")
 
-# What a transform makes of anybody's poem is a document of nobody: it runs nothing, and is part of no site.
-_HARMLESS = [
+# A result may be HTML made from anybody's text: in a browser it runs no script, and belongs to no site.
+_SANDBOX_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; sandbox"),
 ]
@@ -30,8 +34,8 @@ class TransformEndpoint:
     """The ASGI application for one transform request.
 
     Args:
-        service: what transforms, and counts what it is asked.
-        metrics: where to count what does not get as far as that.
+        service: runs transforms, counts its requests, and has the registry.
+        metrics: counts requests that are rejected before they reach the service.
         limits: how long a poem may be.
     """
 
@@ -43,86 +47,85 @@ class TransformEndpoint:
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever becomes of it."""
-        exchange = Exchange.of(scope, receive, send)
+        """Answer a request, whatever goes wrong."""
+        exchange = Exchange.from_scope(scope, receive, send)
         try:
             if exchange.method == "POST":
                 await self._post(exchange)
             elif exchange.method in ("GET", "HEAD"):
                 await self._get(exchange)
             else:
-                detail = f"{exchange.method}: a transform takes its poem by POST"
-                await self._refuse_method(exchange, detail, self._allowed(exchange))
+                detail = f"{exchange.method} is not supported: POST the poem"
+                await self._reject_method(exchange, detail, self._allowed_methods(exchange))
         except XformError as error:
-            await exchange.answer_error(error)
+            await exchange.respond_error(error)
         except Exception:
             self.log.failure("internal error {request_id}", request_id=exchange.request_id)
-            await exchange.answer_error(InternalError(exchange.request_id))
+            await exchange.respond_error(InternalError(exchange.request_id))
 
     async def _post(self, exchange: Exchange) -> None:
         try:
-            asked = self._asked(exchange, requests.read_query(exchange.scope["query_string"]))
+            request = self._read(exchange, requests.read_query(exchange.scope["query_string"]))
             timeout_s = requests.timeout_s(exchange.headers)
             max_bytes = self._limits.max_request_bytes
-            poem = asked.decode(await exchange.body(max_bytes), exchange.headers, max_bytes)
+            poem = request.decode(await exchange.body(max_bytes), exchange.headers, max_bytes)
         except XformError as error:
             self._metrics.refused("http", error.code)
             raise
-        await self._run(exchange, asked, poem, timeout_s)
+        await self._run(exchange, request, poem, timeout_s)
 
     async def _get(self, exchange: Exchange) -> None:
         try:
             parameters = requests.read_query(exchange.scope["query_string"])
             poem = take_poem(parameters, self._limits.max_request_bytes)
-            asked = self._asked(exchange, parameters)
+            request = self._read(exchange, parameters)
             timeout_s = requests.timeout_s(exchange.headers)
         except XformError as error:
             self._metrics.refused("http", error.code)
             raise
-        if not asked.is_deterministic:
-            detail = f"{asked.spec} does not always give the same result: POST the poem"
-            await self._refuse_method(exchange, detail, b"POST")
+        if not request.is_deterministic:
+            detail = f"{request.spec} is not deterministic, so GET is not supported: POST the poem"
+            await self._reject_method(exchange, detail, b"POST")
             return
-        etag = asked.etag(poem)
-        validators = [_NOT_KEPT] if etag is None else [(b"etag", etag), (b"cache-control", _MAX_AGE)]
+        etag = request.etag(poem)
+        caching = [_NO_STORE] if etag is None else [(b"etag", etag), (b"cache-control", _MAX_AGE)]
         if etag is None or not matches_etag(exchange.headers, etag):
-            await self._run(exchange, asked, poem, timeout_s, validators)
+            await self._run(exchange, request, poem, timeout_s, caching)
             return
-        asked.check_options()  # what is wrong is told, whether the result is known or not
-        await exchange.answer(304, [*validators, (b"x-request-id", exchange.request_id.encode())], b"")
+        request.check_options()  # a cached result must not hide an invalid option
+        await exchange.respond(304, [*caching, (b"x-request-id", exchange.request_id.encode())], b"")
 
     async def _run(
-        self, exchange: Exchange, asked: TransformRequest, poem: bytes, timeout_s: float | None, more: Headers = ()
+        self, exchange: Exchange, request: TransformRequest, poem: bytes, timeout_s: float | None, more: Headers = ()
     ) -> None:
-        result = self._service.xform(asked.spec, poem, timeout_s=timeout_s, timing=exchange.timing)
+        result = self._service.xform(request.spec, poem, timeout_s=timeout_s, timing=exchange.timing)
         if not isinstance(result, bytes):
-            result = await exchange.while_there(result)
-        await exchange.answer(200, [*_about(asked, exchange.timing), *more], result)
+            result = await exchange.wait_for(result)
+        await exchange.respond(200, [*_result_headers(request, exchange.timing), *more], result)
 
-    def _asked(self, exchange: Exchange, options: Mapping[str, str]) -> TransformRequest:
+    def _read(self, exchange: Exchange, options: Mapping[str, str]) -> TransformRequest:
         segment = exchange.scope["raw_path"].removeprefix(PREFIX)
         return TransformRequest.from_spec(requests.read_spec(segment, options), self._service.registry)
 
-    def _allowed(self, exchange: Exchange) -> bytes:
-        """Say which methods there are for a spec."""
+    def _allowed_methods(self, exchange: Exchange) -> bytes:
         try:
-            is_deterministic = self._asked(exchange, {}).is_deterministic
+            is_deterministic = self._read(exchange, {}).is_deterministic
         except XformError:
             is_deterministic = False
         return b"GET, HEAD, POST" if is_deterministic else b"POST"
 
-    async def _refuse_method(self, exchange: Exchange, detail: str, allowed: bytes) -> None:
+    async def _reject_method(self, exchange: Exchange, detail: str, allowed: bytes) -> None:
         problem = problems.http_problem(405, detail, exchange.request_id)
         self._metrics.refused("http", problem["code"])
-        await exchange.answer_problem(problem, [(b"allow", allowed)])
+        await exchange.respond_problem(problem, [(b"allow", allowed)])
 
 
-def _about(asked: TransformRequest, timing: RequestTiming) -> list[tuple[bytes, bytes]]:
+def _result_headers(request: TransformRequest, timing: RequestTiming) -> list[tuple[bytes, bytes]]:
     server_timing = b"queue;dur=%.2f, run;dur=%.2f" % (1_000 * timing.queue_s, 1_000 * timing.run_s)
     return [
-        (b"content-type", asked.media_type),
-        (b"x-transform", asked.versions),
+        (b"content-type", request.media_type),
+        (b"x-transform", request.versions),
         (b"server-timing", server_timing),
         (b"x-request-id", str(timing.request_id).encode()),
-        *_HARMLESS,
+        *_SANDBOX_HEADERS,
     ]

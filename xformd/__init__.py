@@ -1,13 +1,11 @@
 """xformd: a transform daemon whose transforms are pip-installable plugins.
 
-What authors of plugins and callers from Python import stands here. Importing this installs no reactor and imports
-no Twisted: ``TransformProxy`` is loaded when it is first asked for.
+The public names for authors of plugins and for Python clients. Invariant: importing this module installs no reactor
+and imports no Twisted; ``TransformProxy`` is loaded on first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING
-
-import pluggy
 
 from xformd.errors import (
     AmbiguousTransform,
@@ -36,6 +34,7 @@ from xformd.errors import (
     XformError,
 )
 from xformd.plugins.definition import Example, Transform, transform
+from xformd.plugins.hookspecs import hookimpl
 from xformd.plugins.options import Option
 
 if TYPE_CHECKING:
@@ -77,12 +76,9 @@ __all__ = [
     "transform",
 ]
 
-hookimpl = pluggy.HookimplMarker("xformd")
-"""Marks a function of a plugin as one of xformd's hooks."""
-
 
 def __getattr__(name: str) -> object:
     if name == "TransformProxy":
-        # The one export that needs Twisted, which a plugin and `xformd --help` do without.
+        # Loaded lazily because it needs Twisted, which plugins and `xformd --help` should not have to import.
         return importlib.import_module("xformd.client").TransformProxy
     raise AttributeError(f"module 'xformd' has no attribute {name!r}")

@@ -12,8 +12,9 @@ from xformd import Transform, transform
 from xformd.http.openapi import build
 from xformd.limits import Limits
 from xformd.plugins import listing
-from xformd.plugins.loader import Selection, load
+from xformd.plugins.loader import load
 from xformd.plugins.registry import Registry
+from xformd.plugins.selection import Selection
 
 
 def described(*transforms: Transform) -> Any:

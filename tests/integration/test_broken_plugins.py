@@ -225,18 +225,18 @@ def test_loose_files_are_plugins_and_fail_alone(environment: Environment, tmp_pa
 
 
 def test_a_folder_of_loose_files_must_be_there(environment: Environment, tmp_path: Path) -> None:
-    """`--plugins-dir` names the folder that is missing, and files that have one name."""
+    """`--plugins-dir` names the folder that is missing, and files that have the same name."""
     missing = tmp_path / "nosuch"
     assert_refused(
         environment.xformd("list-transforms", "--plugins-dir", missing),
         78,
-        f"--plugins-dir: there is no folder {missing}",
+        f"--plugins-dir: no such folder: {missing}",
     )
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "same.py").touch()
     folders = ["--plugins-dir", tmp_path / "a", "--plugins-dir", tmp_path / "b"]
-    assert_refused(environment.xformd("list-transforms", *folders), 78, "a/same.py", "b/same.py", "have one name")
+    assert_refused(environment.xformd("list-transforms", *folders), 78, "a/same.py", "b/same.py", "have the same name")
 
 
 @pytest.mark.parametrize("distributions", [["broken-exit", "broken-import"], None], ids=["two", "all"])

@@ -9,9 +9,9 @@ from support.processes import VERSES, xformd
 
 WRONG = {
     "listen": ("nonsense:1", "'nonsense:1': Unknown endpoint type: 'nonsense'; write a Twisted server endpoint, such"),
-    "plugins": ("nope", "no distribution 'nope' with xformd plugins is installed; there are"),
-    "block": ("nope", "there is no plugin or distribution 'nope'; there are"),
-    "plugins_dir": ("/no/such", "there is no folder /no/such"),
+    "plugins": ("nope", "no installed distribution 'nope' has xformd plugins; those that do: "),
+    "block": ("nope", "no plugin or distribution is named 'nope'; there are"),
+    "plugins_dir": ("/no/such", "no such folder: /no/such"),
     "prefer": ("owl=nope", "no loaded plugin provides a transform 'owl'"),
     "inline": ("uper", "no transform 'uper' here; did you mean 'upper'?"),
     "isolate": ("uper", "no transform 'uper' here; did you mean 'upper'?"),
@@ -71,7 +71,7 @@ def test_a_strict_server_says_who_wants_it_strict(tmp_path: Path) -> None:
     done = xformd("serve", "--plugins=none", "--plugins-dir", str(tmp_path), "--port=0", XFORMD_STRICT="yes")
     first, last = done.stderr.decode().splitlines()
     assert first.startswith("xformd: plugin torn.py")
-    assert last == "xformd: bad-config: XFORMD_STRICT: these plugins do not all work, or contest a name"
+    assert last == "xformd: bad-config: XFORMD_STRICT: some plugins failed or provide the same transform"
 
 
 def test_a_place_to_listen_beside_a_port_is_not_said_to_be_the_port_s() -> None:

@@ -1,4 +1,4 @@
-"""The loader's choices, with plugins that are made in the test; real packages are in tests/integration."""
+"""Selecting and loading, with plugins that are made in the test; real packages are in tests/integration."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 from xformd import ConfigError, hookimpl, transform
 from xformd.plugins import discovery, loader
 from xformd.plugins.discovery import Candidate
-from xformd.plugins.loader import Selection
+from xformd.plugins.selection import Selection, parse_distributions
 
 
 @transform
@@ -24,51 +24,54 @@ def candidate(name: str, distribution: str) -> Candidate:
     return Candidate(name=name, distribution=distribution, version="1", source=name, load=lambda: plugin)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two plugins of one distribution and one of another, all with the transform ``echo``."""
     found = [candidate("one", "both"), candidate("two", "both"), candidate("three", "other")]
     monkeypatch.setattr(discovery, "installed", lambda: found)
 
 
-def test_a_preference_must_name_one_plugin_and_not_two(installed: None) -> None:
+def test_a_preferred_distribution_provides_the_transform() -> None:
     assert loader.load(Selection(preferred={"echo": "other"})).resolve("echo").plugin.name == "three"
-    with pytest.raises(
-        ConfigError, match=r"echo is provided by both 1 \(one\) and both 1 \(two\) and other 1 \(three\)"
-    ):
-        loader.load(Selection(preferred={"echo": "both"}))
 
 
-def test_a_preference_for_what_nobody_provides_is_refused(installed: None) -> None:
-    with pytest.raises(ConfigError, match="no loaded plugin provides a transform 'owl'"):
-        loader.load(Selection(preferred={"owl": "other"}))
+@pytest.mark.parametrize(
+    ("name", "distribution", "says"),
+    [
+        ("echo", "both", r"echo is provided by both 1 \(one\) and both 1 \(two\) and other 1 \(three\)"),
+        ("owl", "other", "no loaded plugin provides a transform 'owl'"),
+    ],
+)
+def test_a_preference_must_match_exactly_one_plugin(name: str, distribution: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        loader.load(Selection(preferred={name: distribution}))
 
 
-def test_checking_one_distribution_does_not_ask_for_those_that_are_preferred_to_it(installed: None) -> None:
-    settled = Selection(preferred={"echo": "other", "owl": "elsewhere"})
-    assert [plugin.name for plugin in loader.load_distribution("both", settled)] == ["one", "two"]
-
-
-def test_checking_one_distribution_strictly_accepts_what_is_settled(installed: None) -> None:
-    with pytest.raises(ConfigError, match="strict: these plugins do not all work, or contest a name"):
-        loader.load_distribution("both", Selection(strict=True))
-    settled = Selection(preferred={"echo": "other"}, strict=True)
-    assert len(loader.load_distribution("both", settled)) == 2
-
-
-def test_a_distribution_that_is_not_there_cannot_be_checked(installed: None) -> None:
-    with pytest.raises(ConfigError, match=r"^no distribution 'owl' with xformd plugins is installed") as caught:
-        loader.load_distribution("owl")
-    assert caught.value.setting is None
-
-
-def test_one_of_a_distributions_plugins_can_be_kept_out(installed: None) -> None:
+def test_a_blocked_plugin_leaves_its_distributions_other_plugins() -> None:
     registry = loader.load(Selection(blocked=frozenset({"one", "three"})))
     assert registry.resolve("echo").plugin.name == "two"
     assert registry.conflicts == ()
 
 
+def test_checking_one_distribution_ignores_preferences_for_others() -> None:
+    settled = Selection(preferred={"echo": "other", "owl": "elsewhere"})
+    assert [plugin.name for plugin in loader.load_distribution("both", settled)] == ["one", "two"]
+
+
+def test_checking_one_distribution_strictly_accepts_a_resolved_conflict() -> None:
+    with pytest.raises(ConfigError, match="strict: some plugins failed or provide the same transform"):
+        loader.load_distribution("both", Selection(strict=True))
+    settled = Selection(preferred={"echo": "other"}, strict=True)
+    assert len(loader.load_distribution("both", settled)) == 2
+
+
+def test_an_unknown_distribution_cannot_be_checked() -> None:
+    with pytest.raises(ConfigError, match=r"^no installed distribution 'owl' has xformd plugins") as caught:
+        loader.load_distribution("owl")
+    assert caught.value.setting is None
+
+
 @pytest.mark.parametrize("text", ["all,other", "none,other", "", " , "])
-def test_a_selection_that_says_two_things_or_nothing_is_refused(text: str) -> None:
+def test_a_contradictory_or_empty_selection_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="none"):
-        loader.parse_distributions(text)
+        parse_distributions(text)

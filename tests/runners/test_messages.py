@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.plugins.loader import Selection
+from xformd.plugins.selection import Selection
 from xformd.runners import messages
 from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.telemetry.tracebacks import SafeTraceback

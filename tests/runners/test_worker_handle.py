@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from support.logs import Log
 from support.reactors import FakeProcess, FakeReactor
-from xformd.plugins.loader import EVERYTHING
+from xformd.plugins.selection import EVERYTHING
 from xformd.runners import messages
 from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.runners.worker_handle import MAX_LINE_BYTES, MAX_LINES, WorkerHandle

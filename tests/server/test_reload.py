@@ -20,8 +20,8 @@ from xformd.config import Settings
 from xformd.errors import ConfigError, NoSuchTransform
 from xformd.limits import Limits
 from xformd.plugins import listing, loader
-from xformd.plugins.loader import Selection
 from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
+from xformd.plugins.selection import Selection
 from xformd.runners.messages import WorkerSetup
 from xformd.runners.policy import Placement
 from xformd.server.reload import RELOAD_TIMEOUT_S, Reloader, choose_self_test, what_breaks, what_changes

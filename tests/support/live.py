@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from xformd.plugins.loader import Selection
+from xformd.plugins.selection import Selection
 from xformd.runners import messages
 from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.spec import parse

@@ -19,7 +19,7 @@ from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 
 if TYPE_CHECKING:
     from xformd.config import Configuration
-    from xformd.plugins.loader import Selection
+    from xformd.plugins.selection import Selection
 
 Command = Callable[..., Any]
 Selected = Callable[[], "contextlib.AbstractContextManager[Selection]"]

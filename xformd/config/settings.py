@@ -10,8 +10,7 @@ from xformd.config import types
 from xformd.config.types import SettingType
 from xformd.limits import Limits
 from xformd.net.defaults import tcp_server
-from xformd.plugins import loader
-from xformd.plugins.loader import Selection
+from xformd.plugins.selection import EVERYTHING, Selection
 from xformd.spec import is_valid_name
 
 LOG_FORMATS = ("text", "json")
@@ -39,7 +38,7 @@ class Settings:
     http: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     cors: frozenset[str] = frozenset()
-    selection: Selection = loader.EVERYTHING
+    selection: Selection = EVERYTHING
     limits: Limits = attrs.field(factory=Limits)
     workers: int | None = None
     inline: frozenset[str] = frozenset()

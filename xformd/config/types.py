@@ -14,8 +14,8 @@ from typing import Any
 import attrs
 
 from xformd.config import quantities
-from xformd.plugins.loader import parse_distributions
 from xformd.plugins.options import Option
+from xformd.plugins.selection import parse_distributions
 
 MAX_NUMBER = 2**63 - 1
 MAX_DURATION_S = 1e9

@@ -1,6 +1,6 @@
-"""Which plugins there are, before any of them is imported: entry points of installed packages, and loose files.
+"""Find plugins without importing any: entry points of installed packages, and loose files.
 
-Sorted by distribution and name, so that the order is the same on every machine.
+Invariant: they are sorted by distribution and name, so that the order is the same on every machine.
 """
 
 import importlib.metadata
@@ -19,20 +19,20 @@ from xformd.errors import ConfigError, DefinitionError
 from xformd.plugins.registry import BUILT_IN
 
 GROUP = "xformd"
-"""The entry point group in which plugins announce themselves."""
+"""The entry point group of plugins."""
 
 _BUILT_INS = ("poetry", "text")
 
 
 @attrs.frozen(kw_only=True)
 class Candidate:
-    """Something that says it is a plugin.
+    """A plugin that was found and is not imported yet.
 
     Args:
         name: the entry point's name, or the file's without ``.py``.
         distribution: the installed package; for a loose file, the file's name.
-        version: of the distribution; empty where there is none.
-        source: what is imported.
+        version: of the distribution; empty if it has none.
+        source: the import path or the loose file.
         load: imports it; may raise anything.
         is_loose: whether it is a file of a folder of ``plugins_dir``.
     """
@@ -50,17 +50,17 @@ class Candidate:
         return self.distribution == BUILT_IN
 
     def has_name(self, name: str) -> bool:
-        """Whether an operator who writes this name means this plugin."""
+        """Whether this name selects this plugin."""
         return name == self.name or normalize(name) == normalize(self.distribution)
 
 
 def normalize(distribution: str) -> str:
-    """Give a distribution's name in its normal form (PEP 503)."""
+    """Normalize a distribution's name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def built_in() -> list[Candidate]:
-    """Find what comes with xformd. It needs no entry point: it is there also when xformd is not installed."""
+    """Find the plugins that come with xformd. They have no entry points, so that they work without an installation."""
     modules = {name: f"xformd.plugins.builtin.{name}" for name in _BUILT_INS}
     return [
         Candidate(
@@ -75,7 +75,7 @@ def built_in() -> list[Candidate]:
 
 
 def installed() -> list[Candidate]:
-    """Find the entry points of installed packages. A package with broken metadata is found, and fails to load."""
+    """Find the entry points of installed packages. One with broken metadata is found too, and fails to load."""
     seen: set[str] = set()
     candidates: list[Candidate] = []
     for distribution in importlib.metadata.distributions():
@@ -89,18 +89,18 @@ def installed() -> list[Candidate]:
 
 
 def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
-    """Find the ``*.py`` files of these directories; those that start with ``_`` or ``.`` are left alone.
+    """Find the ``*.py`` files of these directories, except those that start with ``_`` or ``.``.
 
     Raises:
-        ConfigError: one is no directory, or two files have one name.
+        ConfigError: a directory does not exist, or two files have the same name.
     """
     seen: dict[str, Path] = {}
     for directory in {path.resolve(): path for path in directories}.values():
         if not directory.is_dir():
-            raise ConfigError(f"there is no folder {directory}", setting="plugins_dir")
+            raise ConfigError(f"no such folder: {directory}", setting="plugins_dir")
         for path in sorted(directory.glob("[!_.]*.py")):
             if path.name in seen:
-                reason = f"{seen[path.name]} and {path} have one name; rename one of them"
+                reason = f"{seen[path.name]} and {path} have the same name; rename one of them"
                 raise ConfigError(reason, setting="plugins_dir")
             seen[path.name] = path
             yield Candidate(
@@ -113,11 +113,11 @@ def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
 
 
 def _identity(distribution: importlib.metadata.Distribution) -> tuple[str | None, str]:
-    """Give name and version; a broken METADATA file may hold neither."""
+    """Return name and version; a broken METADATA file may hold neither."""
     try:
         metadata = distribution.metadata
         return metadata["Name"], metadata["Version"] or ""
-    except Exception:  # whatever a broken METADATA file does
+    except Exception:  # a broken METADATA file can raise anything
         return None, ""
 
 
@@ -128,8 +128,8 @@ def _of_distribution(distribution: importlib.metadata.Distribution, name: str, v
             return
         entry_points = list(distribution.entry_points.select(group=GROUP))
     except Exception as error:
-        # Whether it has a plugin of ours cannot be told; that it is broken, the operator wants to know anyhow.
-        reason = f"its entry_points.txt cannot be read: {type(error).__name__}: {error}"
+        # It may or may not be an xformd plugin; the operator needs to know that it is broken either way.
+        reason = f"cannot read its entry_points.txt: {type(error).__name__}: {error}"
         load = partial(_raise, DefinitionError(reason))
         yield Candidate(name=name, distribution=name, version=version, source="entry_points.txt", load=load)
         return
@@ -148,7 +148,7 @@ def _raise(error: Exception) -> None:
 
 
 def _load_file(path: Path) -> Any:
-    # A name that no installed module has: a loose file called json.py must not become everybody's json.
+    # A module name of its own, because a loose file called json.py must not replace the standard json.
     name = f"xformd_loose_{re.sub(r'[^A-Za-z0-9_]', '_', str(path.resolve()))}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None

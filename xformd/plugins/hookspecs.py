@@ -1,7 +1,6 @@
 """The hooks that a plugin can implement.
 
-A hook runs when plugins load and never on the path of a request. There is one; others come with a user who needs
-them.
+Hooks run when plugins are loaded, never while a request is served. There is one; others will come with a use.
 """
 
 from collections.abc import Iterable
@@ -12,11 +11,14 @@ from xformd.plugins.definition import Transform
 
 hookspec = pluggy.HookspecMarker("xformd")
 
+hookimpl = pluggy.HookimplMarker("xformd")
+"""Marks a function of a plugin as the implementation of a hook."""
+
 
 @hookspec
 def xformd_transforms() -> Iterable[Transform]:
-    """Give the transforms that this plugin provides.
+    """Return the transforms that this plugin provides.
 
-    Called once, without arguments, each time the plugins are loaded. A list, a tuple and a generator all do.
+    Called without arguments, once each time the plugins are loaded. It may return any iterable, or yield.
     """
-    raise NotImplementedError  # a specification: pluggy calls the plugins' functions, never this one
+    raise NotImplementedError  # never called: pluggy calls the plugins' implementations

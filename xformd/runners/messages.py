@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from xformd.plugins.loader import Selection
+from xformd.plugins.selection import Selection
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring
 

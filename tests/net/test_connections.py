@@ -7,6 +7,7 @@ import attrs
 import pytest
 from twisted.internet.task import Clock
 
+from support.logs import Log
 from support.session_client import abort
 from xformd.limits import Limits
 from xformd.net.connections import (
@@ -15,6 +16,7 @@ from xformd.net.connections import (
     Connections,
     DisconnectWatcher,
     IdleConnections,
+    RefusalLog,
 )
 
 
@@ -57,6 +59,18 @@ def test_nothing_is_remembered_about_a_peer_without_connections() -> None:
         connections.discard(number)
         connections.discard(number)
     assert (len(connections), connections._counts) == (0, {})
+
+
+def test_refused_connections_are_counted_and_logged_once_a_second(clock: Clock, log: Log) -> None:
+    refusals = RefusalLog(clock)
+    for number in range(4):
+        refusals.refused("total", f"reason {number}")
+    clock.advance(1)
+    assert log.lines == [
+        "closed a new connection: reason 0",
+        "closed 3 new connections in the last second: reason 3",
+    ]
+    assert refusals.counts == {"total": 4}
 
 
 @attrs.define(eq=False)
@@ -108,11 +122,6 @@ class Watched:
 
     def abort(self) -> None:
         self.aborted += 1
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

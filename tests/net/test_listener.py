@@ -10,15 +10,15 @@ from twisted.logger import Logger
 
 from support.deferreds import has_fired
 from support.logs import Log
+from xformd.net.connections import RefusalLog
 from xformd.net.listener import ACCEPT_PAUSE_S, AcceptErrors, ListeningService
-from xformd.telemetry.rate_limited import RateLimitedLog
 
 TWISTED = Logger(namespace="twisted.internet.tcp.Port")
 
 
 class Factory(ServerFactory):
     def __init__(self, clock: Any) -> None:
-        self.refusals = RateLimitedLog(clock)
+        self.refusals = RefusalLog(clock)
 
     def drain(self) -> Deferred[None]:
         return succeed(None)

@@ -1,35 +1,47 @@
-"""What the log says of connections that are refused, by a clock that only the test moves."""
+"""Events in floods are one line in each period, on a clock that only the test moves."""
 
+import pytest
 from twisted.internet.task import Clock
 
-from support.logs import Log
 from xformd.telemetry.rate_limited import RateLimitedLog
 
 
-def test_a_flood_is_one_line_a_second(clock: Clock, log: Log) -> None:
-    refusals = RateLimitedLog(clock)
+class Lines(list[tuple[str, int]]):
+    """What is logged: each event's text, and how many events it stands for."""
+
+    def __init__(self, clock: Clock, period_s: float = 1.0) -> None:
+        self.limited = RateLimitedLog(clock, period_s)
+
+    def add(self, kind: str, text: str) -> None:
+        self.limited.add(kind, lambda count: self.append((text, count)))
+
+
+@pytest.mark.parametrize("period_s", [1.0, 60.0])
+def test_a_flood_is_one_line_in_each_period(clock: Clock, period_s: float) -> None:
+    lines = Lines(clock, period_s)
     for number in range(1_000):
-        refusals.refused("total", f"reason {number}")
-    assert log.lines == ["closed a new connection: reason 0"]
-    clock.advance(1)
-    assert log.lines[1:] == ["closed 999 new connections in the last second: reason 999"]
-    refusals.refused("total", "again")
-    assert len(log.lines) == 2
-    clock.advance(1)
-    assert log.lines[2:] == ["closed 1 new connections in the last second: again"]
+        lines.add("total", f"reason {number}")
+    assert lines == [("reason 0", 1)]
+    clock.advance(period_s)
+    assert lines[1:] == [("reason 999", 999)]
+    lines.add("total", "again")
+    assert len(lines) == 2
+    clock.advance(period_s)
+    assert lines[2:] == [("again", 1)]
+    assert lines.limited.counts == {"total": 1_001}
 
 
-def test_after_a_quiet_second_it_begins_anew_and_keeps_nothing(clock: Clock, log: Log) -> None:
-    refusals = RateLimitedLog(clock)
-    refusals.refused("total", "one")
+def test_after_a_quiet_period_an_event_is_logged_at_once(clock: Clock) -> None:
+    lines = Lines(clock)
+    lines.add("total", "one")
     clock.advance(1)
     assert clock.getDelayedCalls() == []
-    refusals.refused("total", "two")
-    assert log.lines == ["closed a new connection: one", "closed a new connection: two"]
+    lines.add("total", "two")
+    assert lines == [("one", 1), ("two", 1)]
 
 
-def test_each_kind_has_its_own_line(clock: Clock, log: Log) -> None:
-    refusals = RateLimitedLog(clock)
+def test_each_kind_has_its_own_line(clock: Clock) -> None:
+    lines = Lines(clock)
     for kind in ("total", "peer", "total", "peer"):
-        refusals.refused(kind, kind)
-    assert log.lines == ["closed a new connection: total", "closed a new connection: peer"]
+        lines.add(kind, kind)
+    assert lines == [("total", 1), ("peer", 1)]

@@ -12,8 +12,10 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from xformd.limits import Limits
+from xformd.telemetry.rate_limited import RateLimitedLog
 
 DISCONNECT_POLL_S = 0.5
 
@@ -50,6 +52,23 @@ class ConnectionLimitReached:
 
     kind: Literal["total", "peer"]
     reason: str
+
+
+class RefusalLog(RateLimitedLog):
+    """Logs and counts the connections that a server closes as they come."""
+
+    log = Logger()
+
+    def refused(self, kind: str, reason: str) -> None:
+        """Log that a connection was closed: at most one line a second for each kind."""
+
+        def write(count: int) -> None:
+            if count == 1:
+                self.log.warn("closed a new connection: {reason}", reason=reason)
+            else:
+                self.log.warn("closed {count} new connections in the last second: {reason}", count=count, reason=reason)
+
+        self.add(kind, write)
 
 
 class Connections(Generic[Connection]):

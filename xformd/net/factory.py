@@ -11,8 +11,7 @@ from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
 from xformd.limits import Limits
-from xformd.net.connections import ConnectionLimitReached, Connections
-from xformd.telemetry.rate_limited import RateLimitedLog
+from xformd.net.connections import ConnectionLimitReached, Connections, RefusalLog
 
 
 class DrainableProtocol(Protocol):
@@ -54,7 +53,7 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         self.limits = limits
         self.clock = clock
         self.connections: Connections[Connection] = Connections(limits)
-        self.refusals = RateLimitedLog(clock)
+        self.refusals = RefusalLog(clock)
         self._drained: Deferred[None] | None = None
 
     def make_protocol(self, peer: str | None) -> Connection:

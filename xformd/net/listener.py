@@ -17,8 +17,8 @@ from zope.interface import implementer
 
 from xformd.errors import ConfigError, ListenFailed, safe_str
 from xformd.net import endpoints
+from xformd.net.connections import RefusalLog
 from xformd.net.transport import make_eager
-from xformd.telemetry.rate_limited import RateLimitedLog
 
 ACCEPT_PAUSE_S = 1.0
 
@@ -54,7 +54,7 @@ class AcceptErrors:
 class DrainableFactory(Protocol):
     """A factory whose connections can be finished."""
 
-    refusals: RateLimitedLog
+    refusals: RefusalLog
 
     def drain(self) -> Deferred[None]:
         """Accept nothing new; fires when what has been accepted is done."""

@@ -29,11 +29,10 @@ from zope.interface import implementer
 
 from xformd.errors import ConfigError, XformError
 from xformd.limits import Limits
-from xformd.net.connections import Connections
+from xformd.net.connections import Connections, RefusalLog
 from xformd.net.deadline import Deadline
 from xformd.poems.rate_limiter import CHUNK_BYTES, RateLimiter
 from xformd.poems.source import MemoryPoem, Poem, PoemFile, Unreadable
-from xformd.telemetry.rate_limited import RateLimitedLog
 
 STALL_TIMEOUT_S = 300.0
 """A client that takes nothing for so long is cut off. A slow one may seem to: the system buffers megabytes for it."""
@@ -261,7 +260,7 @@ class PoemFactory(ServerFactory):
         self.stall_timeout_s = stall_timeout_s
         self.linger_timeout_s = Limits().linger_timeout_s
         self.connections: Connections[PoemProtocol] = Connections(Limits(max_connections=max_connections))
-        self.refusals = RateLimitedLog(clock)
+        self.refusals = RefusalLog(clock)
         self._shutdown_grace_s = shutdown_grace_s
         self._drained: Deferred[None] | None = None
 

@@ -15,6 +15,7 @@ from xformd.plugins.definition import Transform
 from xformd.runners import Caller
 from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
 from xformd.runners.failures import FailureLog
+from xformd.telemetry.rate_limited import RateLimitedLog
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 
@@ -54,7 +55,7 @@ class InlineRunner:
         self._clock = clock
         self._failures = FailureLog(clock)
         self._make_traceback = make_traceback
-        self._warned_s: dict[str, float] = {}
+        self._slow_calls = RateLimitedLog(clock, WARN_EVERY_S)
 
     def run(
         self,
@@ -100,17 +101,19 @@ class InlineRunner:
 
     def note_slow_call(self, call: Call, seconds: float) -> None:
         """Tell the operator that everybody has waited for a transform; not more than once a minute for each."""
-        now_s = self.stopwatch()
-        if now_s - self._warned_s.get(call.name, -WARN_EVERY_S) < WARN_EVERY_S:
-            return
-        self._warned_s[call.name] = now_s
-        self.log.warn(
-            "transform {transform} of plugin {plugin} held the server for {milliseconds:.0f} ms;"
-            " --isolate {transform} runs it in a worker",
-            transform=call.name,
-            plugin=call.entry.plugin.label,
-            milliseconds=seconds * 1000,
-        )
+
+        def write(count: int) -> None:
+            self.log.warn(
+                "transform {transform} of plugin {plugin} held the server for {milliseconds:.0f} ms{log_how_often};"
+                " --isolate {transform} runs it in a worker",
+                transform=call.name,
+                plugin=call.entry.plugin.label,
+                milliseconds=seconds * 1000,
+                count=count,
+                log_how_often="" if count == 1 else f", the last of {count} times within a minute",
+            )
+
+        self._slow_calls.add(call.name, write)
 
     def _check(self, result: bytes, call: Call) -> bytes:
         return check_size(call, result, self.max_result_bytes)

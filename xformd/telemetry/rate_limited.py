@@ -1,51 +1,55 @@
-"""Tells the operator of connections that are refused: at most one line a second for each kind."""
+"""Log events that may come in floods: refused connections, failing transforms, slow ones.
+
+Invariant: at most one line for each kind of event in each period, and no event goes uncounted.
+"""
 
 from collections import Counter
+from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 
-PERIOD_S = 1.0
+Write = Callable[[int], object]
+"""Logs an event; its argument is how many events the line stands for."""
 
 
 class RateLimitedLog:
-    """Logs the first refusal of a kind at once, and then, second by second, how many more there were.
+    """Logs the first event of a kind at once, and from then on the last one of each period, with their number.
 
     Args:
         clock: a reactor, or a clock in its place.
+        period_s: at most one line of a kind in so many seconds.
 
     Attributes:
-        counts: how many there were, by kind.
+        counts: how many events there were, by kind.
     """
 
-    log = Logger()
-
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: IReactorTime, period_s: float = 1.0) -> None:
         self._clock = clock
+        self._period_s = period_s
         self.counts: Counter[str] = Counter()
-        self._more: dict[str, tuple[int, str]] = {}  # not logged yet: how many, and the last one's reason
+        self._unwritten: dict[str, tuple[int, Write | None]] = {}
 
-    def refused(self, kind: str, reason: str) -> None:
-        """Note that a connection was refused.
+    def add(self, kind: str, write: Write) -> None:
+        """Count an event, and log it now or at the end of the period.
 
         Args:
-            kind: what it has in common with others.
-            reason: why, for a person.
+            kind: what it has in common with others; there must be few.
+            write: logs it.
         """
         self.counts[kind] += 1
-        if kind in self._more:
-            count, _ = self._more[kind]
-            self._more[kind] = (count + 1, reason)
-            return
-        self.log.warn("closed a new connection: {reason}", reason=reason)
-        self._begin(kind)
+        if kind in self._unwritten:
+            count, _ = self._unwritten[kind]
+            self._unwritten[kind] = (count + 1, write)
+        else:
+            write(1)
+            self._start_period(kind)
 
-    def _begin(self, kind: str) -> None:
-        self._more[kind] = (0, "")
-        self._clock.callLater(PERIOD_S, self._end, kind)
+    def _start_period(self, kind: str) -> None:
+        self._unwritten[kind] = (0, None)
+        self._clock.callLater(self._period_s, self._end_period, kind)
 
-    def _end(self, kind: str) -> None:
-        count, reason = self._more.pop(kind)
-        if count:
-            self.log.warn("closed {count} new connections in the last second: {reason}", count=count, reason=reason)
-            self._begin(kind)
+    def _end_period(self, kind: str) -> None:
+        count, write = self._unwritten.pop(kind)
+        if write is not None:
+            write(count)
+            self._start_period(kind)

@@ -37,7 +37,7 @@ def axe_finds(visit: Visit) -> list[str]:
 def test_axe_finds_nothing(opening: Opener, scheme: str, screen: dict[str, object]) -> None:
     visit = opening(color_scheme=scheme, **screen)
     visit.open(SHOWN)
-    visit.page.locator("#figures .chart").first.wait_for()
+    visit.page.locator("#metrics .chart").first.wait_for()
     visit.page.locator(".example").first.wait_for()
     assert axe_finds(visit) == []
 
@@ -138,7 +138,7 @@ def test_without_metrics_there_are_no_figures(visit: Visit) -> None:
     visit.shows("OWL")
     for _ in range(3):
         visit.page.clock.run_for(3_000)
-    assert not visit.page.locator("#figures").is_visible()
+    assert not visit.page.locator("#metrics").is_visible()
     assert len([url for url in asked if url.endswith("/metrics")]) == 1
     visit.complaints[:] = [line for line in visit.complaints if not line.endswith("/metrics")]
 

@@ -24,7 +24,7 @@ def test_markup_of_a_plugin_stays_text(visit: Visit) -> None:
     assert "<img src=x" in (page.locator(".example").text_content() or "")
     page.locator(".example").click()
     visit.shows(MARKUP * 2)
-    assert "<script>" in (page.locator("#trouble").text_content() or "")
+    assert "<script>" in (page.locator("#warnings").text_content() or "")
     page.get_by_role("searchbox").fill("<script>")
     assert page.locator("#transforms .name").all_inner_texts() == ["odd"]
     nothing_was_taken(visit)
@@ -52,7 +52,7 @@ def nothing_was_taken(visit: Visit) -> None:
 
 def test_a_plugin_that_has_failed_is_told_with_its_reason(visit: Visit) -> None:
     visit.open()
-    told = visit.page.locator("#trouble").inner_text()
+    told = visit.page.locator("#warnings").inner_text()
     assert "torn failed" in told
     assert "RuntimeError" in told
 

@@ -191,7 +191,7 @@ def test_bytes_go_in_and_come_out_as_hexadecimal(visit: Visit) -> None:
     visit.poem().fill("fe ff")  # the result is UTF-8, and no text all the same
     visit.result().filter(has_text="01 00").wait_for()
     visit.poem().fill("9e 9d 9")
-    visit.page.get_by_text("This is no hexadecimal").wait_for()
+    visit.page.get_by_text("Not hexadecimal").wait_for()
     visit.poem().fill("9e 9d 9c")
     visit.shows("abc")
     assert not visit.page.locator("#poem-error").is_visible()

@@ -1,8 +1,8 @@
-// What the server is asked. Addresses are relative to the page's own, so that it may stand behind a prefix.
+// Requests to the server. URLs are relative to the page's own, so that it works behind a path prefix.
 
 const CONNECTION_RETRY_MS = 3000;
 
-// An error of the table in docs/wire.md, or one on the way.
+// An error of the table in docs/wire.md, or a failed connection.
 class Problem extends Error {
   constructor({ code, detail, title, nearest, retry_after_ms, request_id }) {
     super(detail || title || code);
@@ -26,10 +26,9 @@ async function ask(path, options) {
 async function readProblem(response) {
   const requestId = response.headers.get("X-Request-Id");
   try {
-    const told = await response.json();
-    return new Problem({ request_id: requestId, ...told });
+    return new Problem({ request_id: requestId, ...(await response.json()) });
   } catch {
-    const detail = `The server, or something before it, answered ${response.status} ${response.statusText}.`;
+    const detail = `The server, or a proxy in front of it, answered ${response.status} ${response.statusText}.`;
     return new Problem({ code: `http-${response.status}`, detail, request_id: requestId });
   }
 }

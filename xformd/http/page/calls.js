@@ -1,22 +1,22 @@
-// The calls to copy for what is on the screen. Whatever a poem or an option holds must reach the server as it is, and
-// nothing that a terminal would act on, or that looks like something else than it is, may be pasted into one.
+// The same call for the command line and for Python, to copy. Poems and options must reach the server unchanged, and
+// nothing that a terminal would interpret, or that displays as something else, may be part of the text to paste.
 
 const INLINE_POEM_CHARACTERS = 2000;
 const NETSTRING_PORT = 11000;
-// Control characters, and those that turn the direction of text.
-const UNSEEN = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/;
+// Control characters, and those that change the direction of text.
+const UNSAFE = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/;
 const LOCAL = new Set(["localhost", "127.0.0.1", "[::1]", ""]);
 
 const shellQuote = (text) => (/^[\w@%+=:,.\/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
 function pythonQuote(text) {
   const escape = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return JSON.stringify(text.toWellFormed()).replace(new RegExp(UNSEEN, "g"), escape);
+  return JSON.stringify(text.toWellFormed()).replace(new RegExp(UNSAFE, "g"), escape);
 }
 
-// A poem that is short and plain stands in the command; any other is a file.
+// A short poem of safe characters is part of the command; any other is read from a file.
 function inlinePoem(poem) {
-  return !poem.hex && poem.text.length <= INLINE_POEM_CHARACTERS && !UNSEEN.test(poem.text)
+  return !poem.hex && poem.text.length <= INLINE_POEM_CHARACTERS && !UNSAFE.test(poem.text)
     ? poem.text.toWellFormed()
     : null;
 }
@@ -58,7 +58,7 @@ function pythonCall(steps, poem, find) {
   ].join("\n");
 }
 
-// One step whose options are known has keywords; anything else is a spec. "timeout" is a parameter of xform() itself.
+// A single step with known options gets keywords; anything else is a spec. "timeout" is a parameter of xform() itself.
 function pythonArguments(steps, poem, find) {
   const [{ name, options }] = steps;
   const known = find(name)?.options ?? [];

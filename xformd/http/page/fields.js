@@ -1,16 +1,16 @@
-// One option of a step as a form field. A field shows the default as its value, and a step holds only what differs
-// from it, so that a spec stays short.
+// One option of a step as a form field. A field shows the default as its value; a step keeps only what differs from
+// the default, so that its spec stays short.
 
 const TRUE = new Set(["true", "yes", "on", "1"]);
-const TAKES = { int: "a whole number", float: "a number" };
+const EXPECTED = { int: "a whole number", float: "a number" };
 
 const shownDefault = (option) => (option.required ? "" : String(option.default));
 
-// change(badInput) is called when the step's options have changed; now, where a click did it.
+// change(problem, now) is called when the step's options have changed; now is true after a click.
 function optionField(step, option, change) {
   const id = `step-${step.id}-${option.name}`;
   const control = (CONTROLS[option.type] ?? textControl)(step, option, change);
-  furnish(control, { id, "aria-describedby": `${id}-error`, "aria-required": option.required ? "true" : null }, []);
+  setUp(control, { id, "aria-describedby": `${id}-error`, "aria-required": option.required ? "true" : null }, []);
   const label = element("label", { for: id }, option.name);
   if (option.required) label.append(element("span", { class: "required" }, " required"));
   const error = element("p", { id: `${id}-error`, class: "error", hidden: true });
@@ -29,13 +29,13 @@ function numberControl(step, option, change) {
   const attributes = { type: "number", step: option.type === "int" ? "1" : "any", placeholder: shownDefault(option) };
   const control = element("input", { ...attributes, autocomplete: "off" });
   control.value = currentValue(step, option);
-  // Of a link; a number field would not show it.
+  // A link may hold a value that a number field would not show.
   if (control.value !== currentValue(step, option)) return textControl(step, option, change);
   control.addEventListener("input", () => {
     if (control.value === "") delete step.options[option.name];
     else setOption(step, option, control.value);
-    const complaint = `${step.name}: option '${option.name}' takes ${TAKES[option.type]}`;
-    change(control.validity.badInput ? new Problem({ code: "bad-options", detail: complaint }) : null);
+    const detail = `${step.name}: option '${option.name}' takes ${EXPECTED[option.type]}`;
+    change(control.validity.badInput ? new Problem({ code: "bad-options", detail }) : null);
   });
   return control;
 }
@@ -63,7 +63,7 @@ function checkControl(step, option, change) {
 function choiceControl(step, option, change) {
   const values = (option.choices ?? []).map(String);
   const current = currentValue(step, option);
-  if (!values.includes(current)) values.unshift(current); // a link may say anything; the server then says what is wrong
+  if (!values.includes(current)) values.unshift(current); // from a link; the server rejects it with a reason
   const control = element("select", {}, ...values.map((value) => element("option", { value }, value || "choose…")));
   control.value = current;
   control.addEventListener("change", () => {

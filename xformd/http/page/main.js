@@ -1,6 +1,6 @@
-// Puts the parts together: what an action changes, what is drawn anew, and when it runs.
+// Connects the parts: what an action changes, what is redrawn, and when it runs.
 
-const FIRST = "cummingsify";
+const DEFAULT_TRANSFORM = "cummingsify";
 
 let listing = { transforms: [], plugins: [], conflicts: [] };
 let isAdding = false;
@@ -9,12 +9,12 @@ const find = (name) => listing.transforms.find((transform) => transform.name ===
 
 const actions = {
   find,
-  move: (step, by, does) => {
+  move: (step, by, action) => {
     const from = state.steps.indexOf(step);
     const to = from + by;
     if (to < 0 || to >= state.steps.length) return;
     changeSteps(() => state.steps.splice(to, 0, ...state.steps.splice(from, 1)));
-    focusStep(step, does);
+    focusStep(step, action);
     announce(`${step.name} is now step ${to + 1} of ${state.steps.length}`);
   },
   remove: (step) => {
@@ -27,7 +27,7 @@ const actions = {
     changeSteps(() => (step.name = name));
     focusStep(step, "remove");
   },
-  // An option has changed: of what a browser itself cannot read as a number the server is not asked.
+  // An option has changed. What the browser cannot read as a number is not sent.
   edited: (problem, now = false) => {
     rememberSoon();
     drawCalls(find);
@@ -39,13 +39,13 @@ const actions = {
 
 const outcome = {
   replace: actions.replace,
-  // These may mean that the server's plugins are not what they were.
+  // These may mean that the server has reloaded its plugins.
   changed: ({ code }) => {
     if (code === "unavailable" || code === "no-such-transform") loadListing();
   },
 };
 
-// The run starts first: drawing can wait for the server, and not the other way round.
+// The run starts first: the server can work while the page is redrawn.
 function changeSteps(change) {
   rememberNow();
   change();
@@ -56,21 +56,21 @@ function changeSteps(change) {
 
 function drawPipeline() {
   drawSteps(actions);
-  tellAtStep(outcome);
+  showProblemAtStep(outcome);
   drawExamples(find(state.steps[0]?.name), useExample);
   drawCalls(find);
-  redrawCatalogue();
+  redrawCatalog();
 }
 
-function redrawCatalogue() {
+function redrawCatalog() {
   const current = state.steps.map((step) => step.name);
-  drawCatalogue(listing, byId("search").value, current, isAdding ? addStep : useAlone, addStep);
+  drawCatalog(listing, byId("search").value, current, isAdding ? addStep : useAlone, addStep);
 }
 
 function useAlone(name) {
   const isSame = state.steps.length === 1 && state.steps[0].name === name;
   changeSteps(() => (state.steps = isSame ? state.steps : [makeStep(name)]));
-  closeCatalogue();
+  closeCatalog();
   refocus(name);
 }
 
@@ -78,13 +78,13 @@ function addStep(name) {
   const step = makeStep(name);
   setAdding(false);
   changeSteps(() => state.steps.push(step));
-  closeCatalogue();
+  closeCatalog();
   const card = byId(`step-${step.id}`);
-  (card.querySelector("input, select") ?? card.querySelector("[data-does=remove]")).focus();
+  (card.querySelector("input, select") ?? card.querySelector("[data-action=remove]")).focus();
   announce(`${name} is step ${state.steps.length}`);
 }
 
-// The row that was clicked has been drawn anew.
+// The row that was clicked has been redrawn.
 function refocus(name) {
   document.querySelector(`#transforms [data-name="${name}"]`)?.focus({ preventScroll: true });
 }
@@ -102,21 +102,21 @@ function useExample({ poem, options }) {
 function setAdding(adding) {
   isAdding = adding;
   byId("search-label").textContent = adding ? "Choose a step to add" : "Transforms";
-  byId("catalogue").classList.toggle("adding", adding);
+  byId("catalog").classList.toggle("adding", adding);
 }
 
-function openCatalogue(adding) {
+function openCatalog(adding) {
   setAdding(adding);
-  byId("catalogue").classList.add("open");
+  byId("catalog").classList.add("open");
   byId("browse").setAttribute("aria-expanded", "true");
   byId("search").value = "";
-  redrawCatalogue();
+  redrawCatalog();
   byId("search").focus();
 }
 
-function closeCatalogue() {
+function closeCatalog() {
   setAdding(false);
-  byId("catalogue").classList.remove("open");
+  byId("catalog").classList.remove("open");
   byId("browse").setAttribute("aria-expanded", "false");
 }
 
@@ -124,11 +124,11 @@ async function loadListing() {
   try {
     listing = await fetchListing();
   } catch (problem) {
-    byId("found").textContent = `No list of transforms: ${problem.message}`;
+    byId("found").textContent = `Cannot list the transforms: ${problem.message}`;
     return;
   }
-  drawTrouble(listing);
-  redrawCatalogue();
+  drawWarnings(listing);
+  redrawCatalog();
 }
 
 function restore() {
@@ -167,24 +167,24 @@ function listenToPoem() {
   });
 }
 
-function listenToCatalogue() {
-  byId("search").addEventListener("input", redrawCatalogue);
+function listenToCatalog() {
+  byId("search").addEventListener("input", redrawCatalog);
   byId("search").addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;
-    event.preventDefault(); // it would press the button that has the focus after this
+    event.preventDefault(); // else it would press the button that gets the focus
     document.querySelector("#transforms .transform")?.click();
   });
-  byId("catalogue").addEventListener("keydown", (event) => {
+  byId("catalog").addEventListener("keydown", (event) => {
     walkRows(event);
-    if (event.key !== "Escape" || !(isAdding || byId("catalogue").classList.contains("open"))) return;
-    closeCatalogue();
-    redrawCatalogue();
+    if (event.key !== "Escape" || !(isAdding || byId("catalog").classList.contains("open"))) return;
+    closeCatalog();
+    redrawCatalog();
     byId("add-step").focus();
   });
-  byId("add-step").addEventListener("click", () => openCatalogue(true));
+  byId("add-step").addEventListener("click", () => openCatalog(true));
   byId("browse").addEventListener("click", () => {
-    if (byId("catalogue").classList.contains("open")) closeCatalogue();
-    else openCatalogue(false);
+    if (byId("catalog").classList.contains("open")) closeCatalog();
+    else openCatalog(false);
   });
 }
 
@@ -205,7 +205,7 @@ function listenToButtons() {
   document.addEventListener("keydown", (event) => {
     if (!(event.ctrlKey || event.metaKey) || event.altKey) return;
     if (event.key === "Enter") runNow(outcome);
-    else if (event.key === "k") openCatalogue(false);
+    else if (event.key === "k") openCatalog(false);
     else return;
     event.preventDefault();
   });
@@ -214,19 +214,19 @@ function listenToButtons() {
 async function main() {
   startTheme();
   listenToPoem();
-  listenToCatalogue();
+  listenToCatalog();
   listenToButtons();
   makeCallTabs(find);
   addEventListener("popstate", restore);
   const isFresh = !location.hash;
-  if (isFresh) state.steps = [makeStep(FIRST)];
+  if (isFresh) state.steps = [makeStep(DEFAULT_TRANSFORM)];
   restore();
   await loadListing();
-  if (isFresh && !find(FIRST)) state.steps = listing.transforms.slice(0, 1).map(({ name }) => makeStep(name));
+  if (isFresh && !find(DEFAULT_TRANSFORM)) state.steps = listing.transforms.slice(0, 1).map(({ name }) => makeStep(name));
   if (isFresh) remember("replaceState");
   drawPipeline();
-  if (isFresh && !find(FIRST)) runNow(outcome);
-  startFigures(loadListing);
+  if (isFresh && !find(DEFAULT_TRANSFORM)) runNow(outcome);
+  startCharts(loadListing);
 }
 
 main();

@@ -5,7 +5,7 @@ const THEMES = ["auto", "light", "dark"];
 
 let call = "curl";
 
-// Of the first step alone: it is the one that gets the poem.
+// The examples of the first step, which gets the poem.
 function drawExamples(known, use) {
   const examples = (known?.examples ?? []).filter(({ poem }) => poem !== "");
   byId("examples-section").hidden = !examples.length;
@@ -69,7 +69,7 @@ function drawPoemSize() {
   byId("poem-size").textContent = bytes ? count(bytes.length, "byte") : "";
 }
 
-// A switch between text and hexadecimal keeps the bytes where it can.
+// Switching between text and hexadecimal keeps the bytes where possible.
 function switchHex(hex) {
   const bytes = poemBytes();
   if (hex) state.poem = { text: toHex(bytes), hex };
@@ -87,19 +87,19 @@ function setTheme(theme) {
   byId("theme").textContent = `Theme: ${theme}`;
 }
 
-// A browser may keep nothing, and say so with an exception.
+// Storage may be disabled, in which case the browser raises an exception.
 function startTheme() {
-  const stored = quietly(() => localStorage.getItem("theme"));
+  const stored = ignoringErrors(() => localStorage.getItem("theme"));
   let theme = THEMES.includes(stored) ? stored : "auto";
   setTheme(theme);
   byId("theme").addEventListener("click", () => {
     theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
     setTheme(theme);
-    quietly(() => localStorage.setItem("theme", theme));
+    ignoringErrors(() => localStorage.setItem("theme", theme));
   });
 }
 
-function quietly(action) {
+function ignoringErrors(action) {
   try {
     return action();
   } catch {

@@ -1,42 +1,42 @@
-// The steps, each a card with its options, and where an error belongs among them.
+// The steps, each a card with its options, and the errors at the step or option where they belong.
 
 const STEP_CODES = new Set(["bad-options", "no-such-transform", "ambiguous-transform", "unavailable"]);
 
 // actions: {find, move, remove, replace, edited}
 function drawSteps(actions) {
   const cards = state.steps.map((step, index) => drawStep(step, index, actions));
-  if (!cards.length) cards.push(element("li", { class: "none" }, "No step yet: choose a transform."));
+  if (!cards.length) cards.push(element("li", { class: "none" }, "No steps yet: choose a transform."));
   byId("steps").replaceChildren(...cards);
 }
 
 function drawStep(step, index, actions) {
-  const known = actions.find(step.name);
+  const transform = actions.find(step.name);
   const card = element("li", { class: "step", id: `step-${step.id}`, keydown: (event) => moveByKey(event, step, actions) });
   const title = element("span", { class: "step-name" }, step.name);
   const head = element("div", { class: "step-head" }, element("span", { class: "number" }, String(index + 1)), title);
-  head.append(...marks(known), element("span", { class: "gap" }), ...stepButtons(step, index, actions));
+  head.append(...marks(transform), element("span", { class: "gap" }), ...stepButtons(step, index, actions));
   const fields = element("div", { class: "fields" });
-  for (const option of fieldsOf(step, known)) {
+  for (const option of fieldsOf(step, transform)) {
     fields.append(optionField(step, option, (problem, now) => actions.edited(problem, now)));
   }
   card.append(head);
-  if (known?.summary) card.append(element("p", { class: "fine summary" }, known.summary));
+  if (transform?.summary) card.append(element("p", { class: "fine summary" }, transform.summary));
   if (fields.childElementCount) card.append(fields);
   card.append(element("div", { class: "step-error error", hidden: true }));
   return card;
 }
 
-// Its own options, and whatever else a link gave it: as texts, so that they can be seen and the server can say no.
-function fieldsOf(step, known) {
-  const options = known?.options ?? [];
-  const strangers = Object.keys(step.options).filter((name) => !options.some((option) => option.name === name));
-  return [...options, ...strangers.map((name) => ({ name, type: "str", required: false, default: "" }))];
+// The transform's options, and any others from a link: shown as text, so that the server's error has a place.
+function fieldsOf(step, transform) {
+  const options = transform?.options ?? [];
+  const unknown = Object.keys(step.options).filter((name) => !options.some((option) => option.name === name));
+  return [...options, ...unknown.map((name) => ({ name, type: "str", required: false, default: "" }))];
 }
 
-function marks(known) {
+function marks(transform) {
   const found = [];
-  if (known?.kind === "bytes") found.push(element("span", { class: "mark" }, "bytes"));
-  if (known?.state === "quarantined") found.push(element("span", { class: "mark warn" }, "quarantined"));
+  if (transform?.kind === "bytes") found.push(element("span", { class: "mark" }, "bytes"));
+  if (transform?.state === "quarantined") found.push(element("span", { class: "mark warn" }, "quarantined"));
   return found;
 }
 
@@ -44,7 +44,7 @@ function stepButtons(step, index, actions) {
   const place = `${step.name}, step ${index + 1} of ${state.steps.length}`;
   const isLast = index === state.steps.length - 1;
   const make = (sign, label, click, disabled, key) =>
-    button(sign, click, { class: "quiet icon", "aria-label": label, title: label, disabled, "data-does": key });
+    button(sign, click, { class: "quiet icon", "aria-label": label, title: label, disabled, "data-action": key });
   return [
     make("←", `Move earlier: ${place}`, () => actions.move(step, -1, "earlier"), index === 0, "earlier"),
     make("→", `Move later: ${place}`, () => actions.move(step, 1, "later"), isLast, "later"),
@@ -54,21 +54,21 @@ function stepButtons(step, index, actions) {
 
 function moveByKey(event, step, actions) {
   const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-  // In a field these keys have a meaning of their own.
+  // In a field these keys have another meaning.
   if (!event.altKey || !by || event.target.matches("input, select")) return;
   event.preventDefault(); // the browser's own Alt+Left is Back
   actions.move(step, by, by < 0 ? "earlier" : "later");
 }
 
-// A button that has just become useless cannot hold the focus.
-function focusStep(step, does) {
+// A button that has just been disabled cannot keep the focus.
+function focusStep(step, action) {
   const card = step && byId(`step-${step.id}`);
-  const wanted = card?.querySelector(`[data-does="${does}"]:enabled`) ?? card?.querySelector("[data-does]:enabled");
+  const wanted = card?.querySelector(`[data-action="${action}"]:enabled`) ?? card?.querySelector("[data-action]:enabled");
   (wanted ?? byId("add-step")).focus();
 }
 
-// Where an error belongs: {step, option}, {step}, or {} for the output.
-function placeOf(problem, steps) {
+// Where a problem belongs: {step, option}, {step}, or {} for the result.
+function locateProblem(problem, steps) {
   if (!STEP_CODES.has(problem.code)) return {};
   const named = steps.map((step) => [wordAt(problem.message, step.name), step]).filter(([at]) => at >= 0);
   if (!named.length) return {};
@@ -91,7 +91,7 @@ function clearStepErrors() {
   for (const control of document.querySelectorAll("#steps [aria-invalid]")) control.removeAttribute("aria-invalid");
 }
 
-// Whether there is a place for it on a card.
+// Returns whether there is a card to show it on.
 function showAtStep(problem, { step, option }, replace) {
   const card = step && byId(`step-${step.id}`);
   if (!card) return false;

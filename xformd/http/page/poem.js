@@ -1,11 +1,11 @@
-// Poems as bytes, and how they are shown: text where they are text, else hexadecimal.
+// Poems as bytes, shown as text where they are UTF-8 without control characters, else as hexadecimal.
 
 const HEX_SHOWN_BYTES = 16384;
 const ROW_BYTES = 16;
 
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-// The text that bytes are, or null.
+// Returns the bytes as text, or null if they are not text.
 function decodeText(bytes) {
   try {
     const text = strict.decode(bytes);
@@ -17,14 +17,14 @@ function decodeText(bytes) {
 
 const toHex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(" ");
 
-// The bytes of "c3 a9", or null where that is no hexadecimal.
+// Parses "c3 a9"; returns null if it is not hexadecimal.
 function fromHex(text) {
   const digits = text.replace(/\s+/g, "");
   if (digits.length % 2 || /[^0-9a-f]/i.test(digits)) return null;
   return Uint8Array.from(digits.match(/../g) ?? [], (pair) => parseInt(pair, 16));
 }
 
-// The bytes of an example of a bytes transform, in which each character stands for the byte of its number.
+// Examples of bytes transforms are Latin-1: each character is the byte with its code.
 const fromLatin1 = (text) => Uint8Array.from(text, (character) => character.charCodeAt(0));
 
 function hexDump(bytes) {

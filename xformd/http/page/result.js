@@ -1,5 +1,5 @@
-// The run of what is on the screen, and its outcome. A run that is not the last one any more is given up, and what it
-// may still answer is never shown.
+// Runs what is on the screen, and shows the outcome. A newer run cancels an older one, whose response is never shown,
+// even if it has already arrived.
 
 const TYPING_PAUSE_MS = 150;
 const ANNOUNCED_CHARACTERS = 160;
@@ -7,7 +7,7 @@ const ANNOUNCED_CHARACTERS = 160;
 let waiting;
 let counting;
 let running = null;
-let told = null;
+let currentProblem = null;
 let shown = { bytes: new Uint8Array(), type: "" };
 
 function runSoon(outcome) {
@@ -17,9 +17,9 @@ function runSoon(outcome) {
 
 // outcome: {replace(step, name), changed(problem)}
 async function runNow(outcome) {
-  giveUp();
+  cancelRun();
   const poem = poemBytes();
-  showPoemError(poem ? "" : "This is no hexadecimal: two digits for each byte, as in c3 a9.");
+  showPoemError(poem ? "" : "Not hexadecimal: write two digits for each byte, as in c3 a9.");
   if (!state.steps.length || !poem) return showNothing();
   const mine = (running = new AbortController());
   const slow = setTimeout(() => byId("paper").setAttribute("aria-busy", "true"), TYPING_PAUSE_MS);
@@ -34,11 +34,11 @@ async function runNow(outcome) {
   }
 }
 
-function giveUp() {
+function cancelRun() {
   clearTimeout(waiting);
   clearInterval(counting);
   running?.abort();
-  running = told = null;
+  running = currentProblem = null;
   byId("paper").removeAttribute("aria-busy");
 }
 
@@ -65,8 +65,8 @@ function showAnswer(answer) {
   byId("problem").hidden = true;
   const text = decodeText(answer.bytes);
   show(answer, text ?? hexDump(answer.bytes), describe(answer, text));
-  const is = text === null ? count(answer.bytes.length, "byte") : text;
-  announce(is.length > ANNOUNCED_CHARACTERS ? `Result: ${count(is.length, "character")}` : `Result: ${is}`);
+  const summary = text === null ? count(answer.bytes.length, "byte") : text;
+  announce(`Result: ${summary.length > ANNOUNCED_CHARACTERS ? count(summary.length, "character") : summary}`);
 }
 
 function describe({ bytes, type, timing, tookMs }, text) {
@@ -81,22 +81,22 @@ const milliseconds = (ms) => (ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleS
 
 function showProblem(problem, outcome) {
   if (!(problem instanceof Problem)) throw problem;
-  giveUp();
+  cancelRun();
   show({ bytes: new Uint8Array(), type: "" }, "", "");
   clearStepErrors();
-  told = problem;
-  drawProblem(problem, tellAtStep(outcome), outcome);
+  currentProblem = problem;
+  drawProblem(problem, showProblemAtStep(outcome), outcome);
   announce(`${problem.code}: ${problem.message}`);
   outcome.changed(problem);
 }
 
-// Also where the steps have been drawn anew. Gives the step, if that is where it belongs.
-function tellAtStep(outcome) {
-  const place = told ? placeOf(told, state.steps) : {};
-  return showAtStep(told, place, outcome.replace) ? place.step : null;
+// Returns the step where the problem belongs, if it belongs to one. Called again whenever the steps are redrawn.
+function showProblemAtStep(outcome) {
+  const place = currentProblem ? locateProblem(currentProblem, state.steps) : {};
+  return showAtStep(currentProblem, place, outcome.replace) ? place.step : null;
 }
 
-// What is said at a step is not said again here.
+// A problem that is shown at its step is not repeated here.
 function drawProblem(problem, step, outcome) {
   const lines = [element("p", { class: "code" }, problem.code)];
   if (step) lines.push(element("p", {}, `See step ${state.steps.indexOf(step) + 1}, ${step.name}.`));

@@ -1,11 +1,11 @@
-// The request language, as docs/wire.md has it: steps to "wrap:width=40+upper", and back.
+// The request language of docs/wire.md: prints steps as "wrap:width=40+upper", and parses that.
 
 function encodeValue(text) {
   const encode = (character) => `%${character.charCodeAt(0).toString(16).toUpperCase()}`;
   return encodeURIComponent(text.toWellFormed()).replace(/[.!*'()]/g, encode);
 }
 
-// A step is {name, options}; options are texts, and print in one order however they were set.
+// A step is {name, options}. Options are strings, printed in alphabetical order.
 function printStep({ name, options }) {
   const pairs = Object.keys(options).sort().map((key) => `${key}=${encodeValue(options[key])}`);
   return pairs.length ? `${name}:${pairs.join(",")}` : name;
@@ -13,7 +13,7 @@ function printStep({ name, options }) {
 
 const printSpec = (steps) => steps.map(printStep).join("+");
 
-// Links are written by anybody: what does not parse gives no step at all.
+// Anybody can write a link: one that does not parse has no steps.
 function parseSpec(text) {
   try {
     return text ? text.split("+").map(parseStep) : [];
@@ -28,7 +28,7 @@ function parseStep(text) {
   const [name, rest] = cut(text, ":");
   const pairs = rest === undefined ? [] : rest.split(",").map((pair) => cut(pair, "="));
   for (const word of [name, ...pairs.map(([key]) => key)]) {
-    if (!NAME.test(word)) throw new SyntaxError(`no name: ${word}`);
+    if (!NAME.test(word)) throw new SyntaxError(`invalid name: ${word}`);
   }
   return { name, options: Object.fromEntries(pairs.map(([key, value = ""]) => [key, decodeURIComponent(value)])) };
 }

@@ -1,5 +1,5 @@
-// What is on the screen, kept in the address's fragment: "#wrap:width=40+upper&poem=The%20Owl". What is put together
-// gets an entry in the browser's history, what is typed does not.
+// The page's state, kept in the URL's fragment: "#wrap:width=40+upper&poem=The%20Owl". A change of the pipeline adds an
+// entry to the browser's history; typing does not.
 
 const LINK_POEM_CHARACTERS = 4000;
 const WRITE_DELAY_MS = 300;
@@ -14,7 +14,7 @@ And sang to a small guitar,
 What a beautiful Pussy you are!"
 `;
 
-// steps: {id, name, options}; the ids keep a step's place in the document while it moves.
+// steps: {id, name, options}; a step keeps its id when it moves.
 const state = { steps: [], poem: { text: SAMPLE, hex: false } };
 let lastId = 0;
 let writing;
@@ -40,7 +40,7 @@ function printFragment() {
   return `#${printSpec(state.steps)}${isPoemInLink() ? poem : ""}`;
 }
 
-// Whether there was anything to read.
+// Returns whether there was a fragment.
 function readFragment() {
   const fragment = location.hash.slice(1);
   if (!fragment) return false;
@@ -60,7 +60,7 @@ function decodeLoosely(text) {
   }
 }
 
-// The history keeps the poem too: the browser gives it back where the fragment cannot.
+// The history entry has the poem too, for when it is too long for the fragment.
 function remember(how) {
   clearTimeout(writing);
   writing = undefined;
@@ -69,16 +69,16 @@ function remember(how) {
   try {
     history[how]({ poem: state.poem }, "", fragment);
   } catch {
-    history[how](null, "", fragment); // the poem is more than a history may keep
+    history[how](null, "", fragment); // the poem is too long for the history
   }
 }
 
-// Browsers complain of an address that changes with each key.
+// Browsers limit how often a page may change its URL.
 function rememberSoon() {
   clearTimeout(writing);
   writing = setTimeout(() => remember("replaceState"), WRITE_DELAY_MS);
 }
 
 function rememberNow() {
-  if (writing !== undefined) remember("replaceState"); // so that what was typed is what the back button gives
+  if (writing !== undefined) remember("replaceState"); // so that the back button restores what was typed
 }

@@ -1,10 +1,10 @@
-// What there is to choose from: transforms by name and summary, and what is not as one would wish.
+// The transforms to choose from, searched by name and summary, and below them one line per problem.
 
 const NOT_SELECTED = "not selected";
 
-// Names that begin with what is sought come first, then names that hold it, then summaries; each word must be found.
-function searchTransforms(transforms, sought) {
-  const words = sought.toLowerCase().split(/\s+/).filter(Boolean);
+// Every word must match. Names that start with the query come first, then names that contain it, then summaries.
+function searchTransforms(transforms, query) {
+  const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   const rank = ({ name, summary, distribution }) => {
     const text = `${name} ${summary} ${distribution}`.toLowerCase();
     if (!words.every((word) => text.includes(word))) return 3;
@@ -14,11 +14,11 @@ function searchTransforms(transforms, sought) {
   return ranked.sort(([one], [other]) => one - other).map(([, transform]) => transform);
 }
 
-// choose(name) is the row's own action; add(name) that of its plus.
-function drawCatalogue(listing, sought, current, choose, add) {
-  const found = searchTransforms(listing.transforms, sought);
+// choose(name) is the action of a row, add(name) that of its + button.
+function drawCatalog(listing, query, current, choose, add) {
+  const found = searchTransforms(listing.transforms, query);
   byId("transforms").replaceChildren(...found.map((transform) => drawRow(transform, current, choose, add)));
-  byId("found").textContent = sought ? `${count(found.length, "transform")} found` : count(found.length, "transform");
+  byId("found").textContent = query ? `${count(found.length, "transform")} found` : count(found.length, "transform");
 }
 
 function drawRow(transform, current, choose, add) {
@@ -36,18 +36,18 @@ function drawRow(transform, current, choose, add) {
   return element("li", {}, main, plus);
 }
 
-function drawTrouble(listing) {
+function drawWarnings(listing) {
   const failed = listing.plugins.filter(({ state, reason }) => state !== "active" && !reason.startsWith(NOT_SELECTED));
   const lines = [
     ...failed.map(({ name, distribution, state, reason }) => [`${distribution}: ${name} ${state}`, reason]),
-    ...listing.conflicts.map(({ name, message }) => [`${name} is contested`, message]),
+    ...listing.conflicts.map(({ name, message }) => [`${name} is ambiguous`, message]),
   ];
   const items = lines.map(([subject, reason]) => element("li", {}, element("strong", {}, subject), ` ${reason}`));
-  byId("trouble").replaceChildren(element("h2", {}, "Needs attention"), element("ul", {}, ...items));
-  byId("trouble").hidden = !lines.length;
+  byId("warnings").replaceChildren(element("h2", {}, "Needs attention"), element("ul", {}, ...items));
+  byId("warnings").hidden = !lines.length;
 }
 
-// The arrow keys walk from the search through the rows and back.
+// The arrow keys move between the search field and the rows.
 function walkRows(event) {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (!step || event.altKey) return;

@@ -1,21 +1,21 @@
-// Prometheus' text form, and what two looks at it say.
+// Parses Prometheus' text format, and compares two scrapes.
 
 // [{name, labels, value}]
-function readExposition(text) {
-  return text.split("\n").map(readSample).filter(Boolean);
+function parseMetrics(text) {
+  return text.split("\n").map(parseSample).filter(Boolean);
 }
 
-function readSample(line) {
+function parseSample(line) {
   const found = /^([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(\S+)/.exec(line);
   if (!found) return null;
   const [, name, labels = "", value] = found;
   const pairs = labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g);
-  return { name, labels: Object.fromEntries(Array.from(pairs, ([, key, text]) => [key, text])), value: readNumber(value) };
+  return { name, labels: Object.fromEntries(Array.from(pairs, ([, key, text]) => [key, text])), value: parseNumber(value) };
 }
 
-const readNumber = (text) => (text === "+Inf" ? Infinity : Number(text));
+const parseNumber = (text) => (text === "+Inf" ? Infinity : Number(text));
 
-// What the charts need, at one moment. Buckets are cumulative counts by their upper bound in seconds.
+// What the charts need of one scrape. Buckets map an upper bound in seconds to a cumulative count.
 function summarize(samples, atMs) {
   const summary = { atMs, requests: 0, errors: 0, buckets: new Map(), workers: new Map(), quarantined: [] };
   for (const { name, labels, value } of samples) {
@@ -23,7 +23,7 @@ function summarize(samples, atMs) {
       summary.requests += value;
       if (labels.code !== "ok") summary.errors += value;
     } else if (name === "xformd_run_seconds_bucket") {
-      const bound = readNumber(labels.le);
+      const bound = parseNumber(labels.le);
       summary.buckets.set(bound, (summary.buckets.get(bound) ?? 0) + value);
     } else if (name === "xformd_workers") {
       summary.workers.set(labels.state, value);
@@ -34,13 +34,13 @@ function summarize(samples, atMs) {
   return summary;
 }
 
-// Per second; nothing where the server has started anew in between.
+// Per second; 0 if the server has restarted in between.
 function rate(before, after, key) {
   const seconds = (after.atMs - before.atMs) / 1000;
   return seconds > 0 ? Math.max(0, after[key] - before[key]) / seconds : 0;
 }
 
-// A quantile of what came between two looks, in seconds, as Prometheus' histogram_quantile has it; null for nothing.
+// A quantile in seconds of what ran between two scrapes, as Prometheus' histogram_quantile computes it; null if nothing.
 function quantile(share, before, after) {
   const bounds = [...after.buckets.keys()].sort((one, other) => one - other);
   const counts = bounds.map((bound) => after.buckets.get(bound) - (before.buckets.get(bound) ?? 0));

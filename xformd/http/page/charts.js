@@ -1,4 +1,4 @@
-// Live figures as small charts, from the metrics, while somebody looks. Where there are no metrics there are no charts.
+// Small live charts of the metrics, while the page is visible. Without metrics there are no charts.
 
 const POLL_MS = 2000;
 const FIRST_POLL_MS = 600;
@@ -10,14 +10,14 @@ const HEIGHT = 34;
 let summaries = [];
 let polling;
 
-// changed(): transforms have come into quarantine, or out of it.
-function startFigures(changed) {
+// changed() is called when transforms enter or leave quarantine.
+function startCharts(changed) {
   const poll = async () => {
     try {
-      summaries = [...summaries, summarize(readExposition(await fetchMetrics()), performance.now())].slice(-POINTS - 1);
+      summaries = [...summaries, summarize(parseMetrics(await fetchMetrics()), performance.now())].slice(-POINTS - 1);
     } catch (problem) {
-      byId("figures").hidden = true;
-      if (problem.code !== "connection-failed") return; // there are none here
+      byId("metrics").hidden = true;
+      if (problem.code !== "connection-failed") return; // this server has no metrics
       summaries = [];
     }
     if (summaries.length) draw(changed);
@@ -39,7 +39,7 @@ function draw(changed) {
     latencyChart(),
     workersChart(last.workers),
   );
-  byId("figures").hidden = false;
+  byId("metrics").hidden = false;
   const before = summaries.at(-2) ?? last;
   if (String(before.quarantined) !== String(last.quarantined)) changed();
 }
@@ -49,45 +49,45 @@ function rateChart(title, key, tone) {
   return card(title, `${short(rates.at(-1) ?? 0)}/s`, lines([[rates, tone]]));
 }
 
-// Over half a minute: a quantile of a handful of requests says nothing.
+// Over half a minute: a quantile of a handful of requests means nothing.
 function latencyChart() {
   const past = (index) => summaries[Math.max(0, index - LATENCY_WINDOW)];
   const values = (share) => summaries.slice(1).map((after, index) => quantile(share, past(index), after));
   const [half, most] = [values(0.5), values(0.95)];
-  const told = half.at(-1) == null ? "–" : `${duration(half.at(-1))} / ${duration(most.at(-1))}`;
-  return card("Run p50 / p95", told, lines([[most, "muted"], [half, "accent"]]));
+  const reading = half.at(-1) == null ? "–" : `${duration(half.at(-1))} / ${duration(most.at(-1))}`;
+  return card("Run p50 / p95", reading, lines([[most, "muted"], [half, "accent"]]));
 }
 
 function workersChart(workers) {
   const states = [...workers].filter(([, number]) => number > 0);
   const total = states.reduce((sum, [, number]) => sum + number, 0);
-  const told = states.map(([state, number]) => `${number} ${state}`).join(", ");
+  const reading = states.map(([state, number]) => `${number} ${state}`).join(", ");
   let left = 0;
   const parts = states.map(([state, number]) => {
     const width = (WIDTH * number) / total;
     left += width;
-    return drawing("rect", { x: left - width, y: 10, width: Math.max(1, width - 1.5), height: 12, class: tone(state) });
+    return svgElement("rect", { x: left - width, y: 10, width: Math.max(1, width - 1.5), height: 12, class: tone(state) });
   });
-  return card("Workers", told || "none", picture(parts));
+  return card("Workers", reading || "none", picture(parts));
 }
 
 const tone = (state) => ({ idle: "rest", spare: "rest", busy: "accent" })[state] ?? "warn";
 
-function card(title, told, drawn) {
+function card(title, reading, drawn) {
   drawn.setAttribute("aria-hidden", "true");
   const name = element("span", { class: "fine" }, title);
-  return element("div", { class: "chart" }, name, element("strong", {}, told), drawn);
+  return element("div", { class: "chart" }, name, element("strong", {}, reading), drawn);
 }
 
 function picture(parts) {
-  return drawing("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" }, ...parts);
+  return svgElement("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none" }, ...parts);
 }
 
-// Series share one scale; where a value is null a line has a gap.
+// The series share one scale; a null leaves a gap in the line.
 function lines(series) {
   const highest = Math.max(1e-9, ...series.flatMap(([values]) => values.map((value) => value ?? 0)));
-  const base = drawing("path", { d: `M0 ${HEIGHT - 1}H${WIDTH}`, class: "base" });
-  return picture([base, ...series.map(([values, kind]) => drawing("path", { d: outline(values, highest), class: kind }))]);
+  const base = svgElement("path", { d: `M0 ${HEIGHT - 1}H${WIDTH}`, class: "base" });
+  return picture([base, ...series.map(([values, kind]) => svgElement("path", { d: outline(values, highest), class: kind }))]);
 }
 
 function outline(values, highest) {

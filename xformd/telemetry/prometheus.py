@@ -1,7 +1,7 @@
-"""What a server counts, in the form that Prometheus reads. Every figure is described in ``docs/metrics.md``.
+"""Export a server's metrics to Prometheus; ``docs/metrics.md`` describes each of them.
 
-The only module that needs prometheus-client besides the HTTP front. It has a registry of its own, so that nothing
-that a plugin registers somewhere appears here, and asks for each figure when somebody looks.
+Invariant: only xformd's own metrics appear here, never what a plugin registers: the registry is not the global one. All
+figures are collected at the time of the request.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,13 +21,13 @@ from xformd.telemetry.status import ServerStatus
 
 @attrs.frozen
 class Sources:
-    """Where the figures come from; each is asked when somebody looks.
+    """Where the figures come from.
 
     Args:
         metrics: what was counted and measured.
-        status: gives how the server is now.
-        plugins: gives name, distribution, version and state of each plugin that there is now.
-        connection_stats: gives what has become of the connections of each front that the server listens with.
+        status: returns the server's status.
+        plugins: returns name, distribution, version and state of each plugin.
+        connection_stats: returns the connections of each front that the server listens with.
     """
 
     metrics: Metrics
@@ -36,31 +36,21 @@ class Sources:
     connection_stats: Callable[[], Mapping[str, ConnectionStats]]
 
 
-class PrometheusExporter:
-    """Gives the figures of one server.
-
-    Args:
-        sources: where they come from.
-    """
-
-    def __init__(self, sources: Sources) -> None:
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_ServerCollector(sources))
-        ProcessCollector(registry=self._registry)
-
-    def render(self) -> bytes:
-        """Give all figures, as they are now."""
-        return generate_latest(self._registry)
-
-
-class _ServerCollector(Collector):
-    """Makes what is exposed of what is known."""
+class PrometheusExporter(Collector):
+    """Renders the figures of one server."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """Return all figures as text."""
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Ask every source, and give what they say."""
+        """Yield all metrics."""
         sources = self._sources
         sources.metrics.fold()
         yield from _requests(sources.metrics)
@@ -70,9 +60,7 @@ class _ServerCollector(Collector):
 
 
 def _requests(metrics: Metrics) -> Iterator[Metric]:
-    requests = CounterMetricFamily(
-        "xformd_requests", "Requests that have their outcome.", labels=["transform", "front", "code"]
-    )
+    requests = CounterMetricFamily("xformd_requests", "Requests that are done.", labels=["transform", "front", "code"])
     for labels, count in sorted(metrics.requests.items()):
         requests.add_metric(labels, count)
     yield requests
@@ -97,12 +85,12 @@ def _status(status: ServerStatus) -> Iterator[Metric]:
         workers.add_metric([state], count)
     yield workers
     yield _gauge("xformd_workers_needed", "1 if there are transforms that run in workers.", status.needs_workers)
-    yield _gauge("xformd_workers_proven", "Workers that have run their example well.", status.proven_workers)
+    yield _gauge("xformd_workers_proven", "Workers that have passed their self-test.", status.proven_workers)
     history = status.history
     for name, text, count in (
         ("xformd_worker_starts", "Worker processes that were started.", history.starts),
-        ("xformd_worker_failed_starts", "Times that workers did not get ready.", history.failed_starts),
-        ("xformd_worker_deaths", "Workers that ended and should not have.", history.deaths),
+        ("xformd_worker_failed_starts", "Starts of workers that failed.", history.failed_starts),
+        ("xformd_worker_deaths", "Workers that ended unexpectedly.", history.deaths),
     ):
         yield CounterMetricFamily(name, text, value=count)
     quarantined = GaugeMetricFamily("xformd_quarantined", "1 for each transform in quarantine.", labels=["transform"])
@@ -114,10 +102,10 @@ def _status(status: ServerStatus) -> Iterator[Metric]:
 def _connections(connection_stats: Mapping[str, ConnectionStats]) -> Iterator[Metric]:
     are_open = GaugeMetricFamily("xformd_connections", "Open connections.", labels=["front"])
     refused = CounterMetricFamily(
-        "xformd_connections_refused", "Connections that were closed as they came.", labels=["front", "limit"]
+        "xformd_connections_refused", "Connections that were refused.", labels=["front", "limit"]
     )
     cut_off = CounterMetricFamily(
-        "xformd_connections_cut_off", "Connections that were ended because they took too long.", labels=["front"]
+        "xformd_connections_cut_off", "Connections that were closed because they took too long.", labels=["front"]
     )
     for front, stats in connection_stats.items():
         are_open.add_metric([front], stats.open)
@@ -131,7 +119,7 @@ def _facts(found: Iterable[tuple[str, str, str, str]]) -> Iterator[Metric]:
     plugins = GaugeMetricFamily(
         "xformd_plugin_info", "1 for each plugin.", labels=["plugin", "distribution", "version", "state"]
     )
-    # Once each: Prometheus takes nothing at all from where two lines say the same. A file's name may be no UTF-8.
+    # Without duplicates: Prometheus rejects the whole page for one. Printable: a file's name may not be UTF-8.
     for labels in sorted({tuple(map(printable, each)) for each in found}):
         plugins.add_metric(labels, 1)
     yield plugins

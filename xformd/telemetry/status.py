@@ -1,4 +1,4 @@
-"""How a server is: what waits, what runs, and how its workers are. Values alone, for whoever asks."""
+"""The status of a server: what waits, what runs, and the state of its workers."""
 
 from collections.abc import Mapping
 
@@ -7,12 +7,12 @@ import attrs
 
 @attrs.define
 class WorkerHistory:
-    """What has become of workers since the server's start, whichever generation they were of.
+    """The workers since the server's start, of all generations.
 
     Args:
         starts: how many processes were started.
-        failed_starts: how often a start came to nothing, so that the next one was put off.
-        deaths: how many ended that should not have: by a crash, for want of memory, by somebody else's hand.
+        failed_starts: how many starts failed, so that the next one was delayed.
+        deaths: how many ended unexpectedly: by a crash, lack of memory, or a signal.
     """
 
     starts: int = 0
@@ -22,17 +22,17 @@ class WorkerHistory:
 
 @attrs.frozen(kw_only=True)
 class ServerStatus:
-    """How a server is at one moment.
+    """A server at one moment.
 
     Args:
         queue_length: how many jobs wait for a worker.
-        max_queue: how many may.
+        max_queue: how many may wait.
         workers: how many processes are in each state: ``starting``, ``idle``, ``busy``, ``ending``.
-        proven_workers: how many have run their example well and can be given work that comes now.
+        proven_workers: how many have passed their self-test and can take jobs now.
         needs_workers: whether there are transforms that run in workers.
-        history: what has become of workers so far.
-        quarantined: the transforms that are in quarantine.
-        in_flight: how many requests have been taken on and have no outcome yet.
+        history: the workers so far.
+        quarantined: the transforms in quarantine.
+        in_flight: how many accepted requests are not done yet.
     """
 
     queue_length: int

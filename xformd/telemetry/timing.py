@@ -1,6 +1,6 @@
-"""What somebody wants to know of one request on its way: which it is, how long it waited and how long it ran.
+"""Time one request: how long it waited for a worker, and how long it ran.
 
-Nobody pays for it who does not ask: without a ``RequestTiming`` no clock is read.
+Invariant: without a ``RequestTiming`` no clock is read, so only requests that are timed pay for it.
 """
 
 import time
@@ -12,13 +12,13 @@ import attrs
 
 @attrs.define
 class RequestTiming:
-    """Takes a request's times as it passes; the steps of a pipeline add up.
+    """The times of a request; the steps of a pipeline add up.
 
     Args:
-        request_id: how the log calls it.
-        queue_s: how many seconds it has waited for a worker.
-        run_s: for how many seconds it has run.
-        clock: gives seconds.
+        request_id: its name in the log.
+        queue_s: seconds that it waited for a worker.
+        run_s: seconds that it ran.
+        clock: returns seconds.
     """
 
     request_id: str | None = None
@@ -29,17 +29,17 @@ class RequestTiming:
     _since_s: float = 0.0
 
     def waits(self) -> None:
-        """Note that it waits for a worker."""
+        """Start to count time as waiting for a worker."""
         self.ends()
         self._phase, self._since_s = "waits", self._clock()
 
     def runs(self) -> None:
-        """Note that it runs."""
+        """Start to count time as running."""
         self.ends()
         self._phase, self._since_s = "runs", self._clock()
 
     def ends(self) -> None:
-        """Note that it neither waits nor runs. Whoever sees this first says so; to say it again changes nothing."""
+        """Stop the clock; a second call changes nothing."""
         if self._phase is None:
             return
         passed_s = self._clock() - self._since_s
@@ -51,10 +51,10 @@ class RequestTiming:
 
 
 def log_fields(timing: RequestTiming | None) -> Mapping[str, Any]:
-    """Give what a line in the log says of the request that it is about.
+    """Return the fields with which a log event names its request.
 
     Returns:
-        ``request_id`` where there is one, and ``log_of_request``: the same for the line's text, which is no field.
+        ``request_id`` if there is one, and ``log_of_request``: the same as part of the event's message.
     """
     request_id = timing.request_id if timing is not None else None
     if request_id is None:

@@ -37,7 +37,7 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise  # the reader has gone: click ends quietly
         except OSError as error:
-            from xformd.client.files import WRITE_FAILED
+            from xformd.client.batch import WRITE_FAILED
 
             print_error(f"cannot write to standard output: {error.strerror}")
             ctx.exit(WRITE_FAILED)

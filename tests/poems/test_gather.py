@@ -1,163 +1,171 @@
-"""Many poems at once: what is delivered, when, with which words, and how it ends."""
+"""What ``poem get`` shows and says while poems arrive."""
 
-from typing import Any
+import io
 
 import pytest
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import ConnectionRefusedError  # noqa: A004
+from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock
+from twisted.python.failure import Failure
 
 import xformd
-from support.deferreds import error_of, has_fired, result_of
-from xformd.poems.gather import Arrival, Gathering, exit_status
+from support.deferreds import error_of
+from xformd.client.batch import Item
+from xformd.poems import gather
+from xformd.poems.gather import Progress, describe_failure, describe_state, file_name, format_lines, to_stream
 
-
-class Table:
-    """Downloads and transforms that end when the test says so, and what came of them."""
-
-    def __init__(self, transform: bool = False, ordered: bool = False) -> None:
-        self.downloads: dict[str, Deferred[bytes]] = {}
-        self.transforms: dict[bytes, Deferred[bytes]] = {}
-        self.heard: list[Any] = []
-        self.states: dict[str, list[str]] = {}
-        self.refuses_to_write: OSError | None = None
-        self.gathering = Gathering(
-            fetch=lambda address: self.downloads.setdefault(address, Deferred()),
-            transform=(lambda poem: self.transforms.setdefault(poem, Deferred())) if transform else None,
-            transform_name="cummingsify",
-            deliver=self.deliver,
-            complain=self.heard.append,
-            watcher=self,
-            ordered=ordered,
-        )
-
-    async def deliver(self, address: str, poem: bytes, warning: str) -> None:
-        if self.refuses_to_write is not None:
-            raise self.refuses_to_write
-        self.heard += [warning] if warning else []
-        self.heard.append((address, poem))
-
-    def says(self, address: str, state: str) -> None:
-        self.states.setdefault(address, []).append(state)
-
-    def run(self, *addresses: str) -> Deferred[int]:
-        return Deferred.fromCoroutine(self.gathering.run(addresses))
-
-
-def test_poems_are_delivered_as_they_arrive() -> None:
-    table = Table()
-    done = table.run("owl", "cat")
-    table.downloads["cat"].callback(b"The Cat")
-    assert table.heard == [("cat", b"The Cat")]
-    table.downloads["owl"].callback(b"The Owl")
-    assert table.heard[1:] == [("owl", b"The Owl")]
-    assert result_of(done) == 0
-    assert table.states["owl"] == ["connecting", "7 bytes, whole"]
-
-
-def test_ordered_poems_wait_for_those_before_them() -> None:
-    table = Table(ordered=True)
-    done = table.run("owl", "cat")
-    table.downloads["cat"].callback(b"The Cat")
-    assert table.heard == []
-    table.downloads["owl"].callback(b"The Owl")
-    assert table.heard == [("owl", b"The Owl"), ("cat", b"The Cat")]
-    assert result_of(done) == 0
-
-
-def test_each_is_transformed_as_it_arrives_and_waits_for_no_other() -> None:
-    table = Table(transform=True)
-    table.run("owl", "cat")
-    table.downloads["cat"].callback(b"The Cat")
-    assert list(table.transforms) == [b"The Cat"]
-    table.downloads["owl"].callback(b"The Owl")
-    table.transforms[b"The Owl"].callback(b"the owl")
-    assert table.heard == [("owl", b"the owl")]
-    assert table.states["owl"][1:] == ["7 bytes, cummingsify is at work", "7 bytes, 7 after cummingsify"]
-
-
-def test_where_the_transform_fails_the_original_follows_and_that_is_some() -> None:
-    table = Table(transform=True)
-    done = table.run("owl")
-    table.downloads["owl"].callback(b"The Owl")
-    table.transforms[b"The Owl"].errback(xformd.ConnectionFailed("cannot connect to x:1"))
-    assert table.states["owl"][-1] == "7 bytes, cummingsify failed"
-    assert table.heard == [
-        "cummingsify failed: connection-failed: cannot connect to x:1; original poem follows",
-        ("owl", b"The Owl"),
-    ]
-    assert result_of(done) == 1
-
-
-def test_of_several_the_words_say_whose_transform_failed() -> None:
-    table = Table(transform=True)
-    table.run("owl", "cat")
-    table.downloads["owl"].callback(b"The Owl")
-    table.transforms[b"The Owl"].errback(xformd.Busy("later"))
-    assert table.heard[0] == "cummingsify failed: busy: later (the poem of owl); original poem follows"
-
-
-def test_a_download_that_fails_is_said_and_the_rest_goes_on() -> None:
-    table = Table()
-    done = table.run("owl", "cat")
-    table.downloads["owl"].errback(xformd.ConnectionLost("owl is gone"))
-    assert table.heard == ["connection-lost: owl is gone"]
-    assert table.states["owl"] == ["connecting", "failed: connection-lost"]
-    table.downloads["cat"].callback(b"The Cat")
-    assert table.heard[1:] == [("cat", b"The Cat")]
-    assert result_of(done) == 1
+LOST, BUSY = xformd.ConnectionLost("owl is gone"), xformd.Busy("later")
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
-    [(OSError(28, "No space left on device"), "No space left on device"), (OSError("it is odd"), "it is odd")],
-)
-def test_a_poem_that_cannot_be_written_did_not_come(trouble: OSError, reason: str) -> None:
-    table = Table()
-    done = table.run("owl")
-    table.refuses_to_write = trouble
-    table.downloads["owl"].callback(b"The Owl")
-    assert table.heard == [f"cannot write the poem of owl: {reason}"]
-    assert result_of(done) == 73
-
-
-def test_when_nobody_reads_any_more_there_is_no_rest_to_go_on_with() -> None:
-    table = Table()
-    done = table.run("owl", "cat")
-    table.refuses_to_write = BrokenPipeError()
-    table.downloads["owl"].callback(b"The Owl")
-    error_of(done, BrokenPipeError)
-
-
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("when", ["at once", "later"])
-def test_a_defect_is_not_swallowed(ordered: bool, when: str) -> None:
-    table = Table(ordered=ordered)
-    if when == "at once":
-        table.downloads["owl"] = fail(ZeroDivisionError())
-    done = table.run("owl")
-    if when == "later":
-        assert not has_fired(done)
-        table.downloads["owl"].errback(ZeroDivisionError())
-    error_of(done, ZeroDivisionError)
-
-
-CAME = Arrival("owl", b"poem")
-ORIGINAL = Arrival("owl", b"poem", "busy: later", 75)
-FAILED = Arrival("owl", None, "connection-failed: no", 69)
-TOO_LONG = Arrival("owl", None, "too-large: no", 65)
-
-
-@pytest.mark.parametrize(
-    ("arrivals", "status"),
+    ("item", "transform", "state"),
     [
-        ([CAME], 0),
-        ([CAME, CAME], 0),
-        ([CAME, FAILED], 1),
-        ([FAILED, CAME], 1),
-        ([ORIGINAL], 1),
-        ([ORIGINAL, FAILED], 1),
-        ([FAILED], 69),
-        ([TOO_LONG, FAILED], 65),
+        (Item(source="owl", error=LOST), None, "failed: connection-lost"),
+        (Item(source="owl", poem=b"The Owl", result=b"The Owl"), None, "7 bytes, whole"),
+        (Item(source="owl", poem=b"The Owl"), "upper", "7 bytes, upper is running"),
+        (Item(source="owl", poem=b"The Owl", result=b"OWL"), "upper", "7 bytes, 3 after upper"),
+        (Item(source="owl", poem=b"The Owl", result=b"The Owl", error=BUSY), "upper", "7 bytes, upper failed"),
     ],
 )
-def test_the_exit_status_says_whether_all_some_or_none_came(arrivals: list[Arrival], status: int) -> None:
-    assert exit_status(arrivals) == status
+def test_a_line_says_how_far_a_poem_is(item: Item[str], transform: str | None, state: str) -> None:
+    assert describe_state(item, transform) == state
+
+
+@pytest.mark.parametrize(
+    ("item", "name_it", "line"),
+    [
+        (Item(source="owl", error=LOST), True, "xformd: connection-lost: owl is gone"),
+        (
+            Item(source="owl", poem=b"", result=b"", error=BUSY),
+            False,
+            "upper failed: busy: later; original poem follows",
+        ),
+        (
+            Item(source="owl", poem=b"", result=b"", error=BUSY),
+            True,
+            "upper failed: busy: later (the poem of owl); original poem follows",
+        ),
+        (
+            Item(source="owl", poem=b"", error=OSError(28, "No space")),
+            True,
+            "xformd: cannot write the poem of owl: No space",
+        ),
+        (
+            Item(source="owl", poem=b"", error=OSError("it is odd")),
+            True,
+            "xformd: cannot write the poem of owl: it is odd",
+        ),
+    ],
+)
+def test_a_failure_is_one_line(item: Item[str], name_it: bool, line: str) -> None:
+    assert describe_failure(item, "upper", name_it=name_it) == line
+
+
+def test_while_the_transform_server_is_down_no_poem_waits_long_for_its_original() -> None:
+    reactor = MemoryReactorClock()
+    transform = gather.make_transform("upper", ("127.0.0.1:1",), 60, reactor)
+    for attempts in range(1, 11):
+        answer = transform(b"x")
+        reactor.advance(gather.LONGEST_DELAY_S)
+        assert len(reactor.tcpClients) == attempts
+        factory = reactor.tcpClients[-1][2]
+        factory.clientConnectionFailed(None, Failure(ConnectionRefusedError()))
+        error_of(answer, xformd.ConnectionFailed)
+
+
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "poem", "shown"),
+    [(Terminal(), b"The Owl\n", ""), (Terminal(), b"The Owl", "\n"), (io.BytesIO(), b"The Owl", "")],
+)
+def test_on_a_terminal_what_follows_a_poem_begins_on_a_new_line(
+    stream: io.BytesIO, poem: bytes, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_stream(stream)("a:1", poem)
+    assert (stream.getvalue(), capsys.readouterr().err) == (poem, shown)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("127.0.0.1:10000", "127.0.0.1_10000"),
+        ("[::1]:10000", "1_10000"),
+        ("unix:/run/owl.sock", "unix_run_owl.sock"),
+        ("../../etc/passwd", "etc_passwd"),
+        ("..", "poem"),
+        (".hidden:1", "hidden_1"),
+    ],
+)
+def test_a_file_has_its_servers_name_and_stays_in_its_folder(address: str, name: str) -> None:
+    assert file_name(address) == name
+
+
+@pytest.mark.parametrize(
+    ("states", "columns", "rows", "lines"),
+    [
+        ({"a:1": "connecting", "long:1": "whole"}, 80, 24, ["a:1     connecting", "long:1  whole"]),
+        ({"a:1": "connecting"}, 10, 24, ["a:1  conn"]),
+        ({"\x1b[2J:1": "x"}, 80, 24, ["\N{REPLACEMENT CHARACTER}[2J:1  x"]),  # an address must not move the cursor
+        ({f"a:{n}": "x" for n in range(10)}, 80, 5, ["a:0  x", "a:1  x", "... and 8 more"]),
+        ({f"a:{n}": "x" for n in range(10)}, 10, 3, ["... and 1"]),
+        ({"a:0": "x", "a:1": "x"}, 80, 4, ["a:0  x", "a:1  x"]),
+        ({}, 80, 24, []),
+    ],
+)
+def test_the_lines_fit_the_terminal(states: dict[str, str], columns: int, rows: int, lines: list[str]) -> None:
+    assert format_lines(states, columns, rows) == lines
+
+
+class Screen(io.BytesIO):
+    """A terminal, as ``Progress`` sees it; what is shown counts as soon as it is flushed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("LINES", "24")
+        self.terminal = io.TextIOWrapper(self, encoding="utf-8")
+
+    @property
+    def shown(self) -> str:
+        return self.getvalue().decode()
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    return Screen(monkeypatch)
+
+
+def test_lines_are_redrawn_ten_times_a_second_at_most(screen: Screen, clock: Clock) -> None:
+    progress = Progress(screen.terminal, clock.seconds)
+    progress.update("a:1", "1 bytes")
+    assert screen.shown == "a:1  1 bytes\n"
+    progress.update("a:1", "2 bytes")
+    clock.advance(0.1)
+    progress.update("a:1", "3 bytes")
+    assert screen.shown == "a:1  1 bytes\n\x1b[1A\r\x1b[Ja:1  3 bytes\n"
+
+
+def test_nothing_is_drawn_over_what_stays(screen: Screen, clock: Clock) -> None:
+    progress = Progress(screen.terminal, clock.seconds)
+    progress.update("a:1", "1 bytes")
+    progress.clear()
+    clock.advance(1)
+    progress.update("a:1", "2 bytes")
+    cleared = "a:1  1 bytes\n\x1b[1A\r\x1b[J"
+    assert screen.shown == cleared
+    progress.draw()
+    progress.update("a:1", "3 bytes")
+    clock.advance(0.1)
+    progress.update("a:1", "4 bytes")
+    assert screen.shown == cleared + "a:1  2 bytes\n\x1b[1A\r\x1b[Ja:1  4 bytes\n"
+
+
+def test_without_a_terminal_nothing_is_shown(clock: Clock) -> None:
+    progress = Progress(None, clock.seconds)
+    progress.update("a:1", "1 bytes")
+    progress.clear()
+    progress.draw()

@@ -1,121 +1,175 @@
-"""Many poems, several at once and delivered in order: where they come from, and where results and complaints go.
+"""Many inputs, several at once: fetch each, transform it, and write the result.
 
-One poem that fails never stops the rest, and a result is delivered whole or not at all.
+Invariant: a failure never stops the rest, and a result is written whole or not at all.
 """
 
 import errno
 import itertools
+import os
 import sys
+import tempfile
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredQueue, maybeDeferred
+from twisted.python.failure import Failure
 
-from xformd.client.files import WRITE_FAILED, write_whole
 from xformd.errors import ConfigError, XformError
 
 STDIN = Path("-")
 
-READ_FAILED = 66  # EX_NOINPUT
+READ_FAILED = 66
+"""The exit status of a command that cannot read its input: EX_NOINPUT."""
+WRITE_FAILED = 73
+"""The exit status of a command that cannot write its output: EX_CANTCREAT."""
 
-
-def explain(error: XformError) -> str:
-    """Say what went wrong, for one line."""
-    return f"{error.code}: {error.message}"
-
-
-class Sink(Protocol):
-    """Where results go, in the order of the poems."""
-
-    def write(self, source: Path, result: bytes) -> None:
-        """Deliver the result for one poem, whole or not at all. May raise ``OSError``."""
-        ...
-
-
-@attrs.frozen
-class _Outcome:
-    """What became of one poem: a result to deliver, something to complain of, or both."""
-
-    source: Path
-    result: bytes | None = None
-    complaint: str = ""
-    status: int = 0
-    names_file: bool = False  # the complaint is about the file, and means nothing without its name
+Source = TypeVar("Source")
+Value = TypeVar("Value")
 
 
 @attrs.frozen(kw_only=True)
-class Batch:
-    """What to do with each poem.
+class Item(Generic[Source]):
+    """One input on its way.
 
     Args:
-        transform: gives the result for a poem, or raises an ``XformError``.
-        complain: is told, on one line, of what fails.
-        explain: says what went wrong.
-        fallback: whether to deliver the original poem where the transform fails.
-        jobs: how many poems to transform at once.
+        source: where it comes from.
+        poem: what was fetched; None if nothing was, or not yet.
+        result: what to write; None if there is nothing, or not yet. Beside an error it is the original poem.
+        error: what went wrong.
     """
 
-    transform: Callable[[bytes], Coroutine[Deferred[Any], Any, bytes]]
-    complain: Callable[[str], None]
-    explain: Callable[[XformError], str] = explain
+    source: Source
+    poem: bytes | None = None
+    result: bytes | None = None
+    error: XformError | OSError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that is left is to write it."""
+        return self.result is not None or self.error is not None
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of a command that had only this input, and wrote no result."""
+        if isinstance(self.error, XformError):
+            return self.error.exit_status
+        return READ_FAILED if self.poem is None else WRITE_FAILED
+
+
+@attrs.define
+class Summary:
+    """What became of a batch.
+
+    Args:
+        written: how many results were written, original poems included.
+        failed: how many inputs had an error, those included of which the original poem was written.
+        exit_status: of the first input without a result; 0 if all have one.
+    """
+
+    written: int = 0
+    failed: int = 0
+    exit_status: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Batch(Generic[Source]):
+    """What to do with each input. What it calls may be awaitable.
+
+    Args:
+        fetch: returns the poem of a source, or raises ``XformError`` or ``OSError``.
+        transform: returns the result for a poem, or raises ``XformError``; None to write poems as they are.
+        write: writes a result, whole or not at all, or raises ``OSError``.
+        report: is called with each item that has an error, before its original poem is written if that follows.
+        watch: is called with each item when it has been fetched, and when it is done.
+        fallback: whether to write the original poem if the transform fails.
+        jobs: how many inputs to work on at once; all of them if None.
+        ordered: whether results are written in the order of the sources, not as they arrive.
+    """
+
+    fetch: Callable[[Source], bytes | Awaitable[bytes]]
+    transform: Callable[[bytes], bytes | Awaitable[bytes]] | None
+    write: Callable[[Source, bytes], Awaitable[None] | None]
+    report: Callable[[Item[Source]], None]
+    watch: Callable[[Item[Source]], None]
     fallback: bool = False
-    jobs: int = 1
+    jobs: int | None = None
+    ordered: bool = True
 
-    async def run(self, sources: Sequence[Path], sink: Sink, progressed: Callable[[], None]) -> int:
-        """Transform poems, and deliver their results in order.
+    async def run(self, sources: Sequence[Source]) -> Summary:
+        """Process the inputs.
 
-        Args:
-            sources: files, or ``-`` for standard input.
-            sink: where results go.
-            progressed: is called after each poem.
-
-        Returns:
-            0, or the exit status of the first failure.
+        Raises:
+            BrokenPipeError: nobody reads the output any more.
         """
-        status = 0
-        started: deque[Deferred[_Outcome]] = deque()
+        summary = Summary()
+        jobs = self.jobs or len(sources)
         remaining = iter(sources)
+        running: deque[Deferred[Item[Source]]] = deque()
+        arrived: DeferredQueue[tuple[Item[Source] | Failure]] = DeferredQueue()  # a bare Failure would be its errback
         while True:
-            for source in itertools.islice(remaining, self.jobs - len(started)):
-                started.append(Deferred.fromCoroutine(self._transform_one(source)))
-            if not started:
-                return status
-            failed = self._deliver(await started.popleft(), sink, name_it=len(sources) > 1)
-            status = status or failed
-            progressed()
+            for source in itertools.islice(remaining, jobs - len(running)):
+                running.append(Deferred.fromCoroutine(self._process(source)))
+                if not self.ordered:
+                    running[-1].addBoth(lambda outcome: arrived.put((outcome,)))
+            if not running:
+                return summary
+            item: Item[Source] | Failure
+            if self.ordered:
+                item = await running.popleft()
+            else:
+                running.pop()  # any will do: it is their number that counts
+                (item,) = await arrived.get()
+            if isinstance(item, Failure):
+                item.raiseException()
+            await self._deliver(item, summary)
 
-    async def _transform_one(self, source: Path) -> _Outcome:
+    async def _process(self, source: Source) -> Item[Source]:
+        item = await self._transform(await self._fetch(source))
+        self.watch(item)
+        return item
+
+    async def _fetch(self, source: Source) -> Item[Source]:
         try:
-            poem = _read(source)
-        except OSError as error:
-            return _Outcome(source, None, error.strerror or str(error), READ_FAILED, names_file=True)
+            return Item(source=source, poem=await _call(self.fetch, source))
+        except (XformError, OSError) as error:
+            return Item(source=source, error=error)
+
+    async def _transform(self, item: Item[Source]) -> Item[Source]:
+        if item.poem is None or self.transform is None:
+            return attrs.evolve(item, result=item.poem)
+        self.watch(item)
         try:
-            return _Outcome(source, await self.transform(poem))
+            return attrs.evolve(item, result=await _call(self.transform, item.poem))
         except XformError as error:
-            if self.fallback:
-                return _Outcome(source, poem, f"{self.explain(error)}; original poem follows")
-            return _Outcome(source, None, self.explain(error), error.exit_status)
+            return attrs.evolve(item, result=item.poem if self.fallback else None, error=error)
 
-    def _deliver(self, outcome: _Outcome, sink: Sink, *, name_it: bool) -> int:
-        where = f"{outcome.source}: " if name_it or outcome.names_file else ""
-        if outcome.complaint:
-            self.complain(where + outcome.complaint)
-        if outcome.result is None:
-            return outcome.status
-        try:
-            sink.write(outcome.source, outcome.result)
-        except BrokenPipeError:
-            raise  # nobody reads any more: there is no rest to go on with
-        except OSError as error:
-            self.complain(f"{where}cannot write the result: {error.strerror}")
-            return WRITE_FAILED
-        return outcome.status
+    async def _deliver(self, item: Item[Source], summary: Summary) -> None:
+        if item.error is not None:
+            self.report(item)
+        if item.result is not None:
+            try:
+                await _call(self.write, item.source, item.result)
+                summary.written += 1
+            except BrokenPipeError:
+                raise  # nobody reads any more: there is no rest to go on with
+            except OSError as error:
+                item = attrs.evolve(item, result=None, error=error)
+                self.report(item)
+        summary.failed += item.error is not None
+        if item.result is None:
+            summary.exit_status = summary.exit_status or item.exit_status
 
 
-def _read(source: Path) -> bytes:
+def _call(function: Callable[..., Value | Awaitable[Value]], *arguments: Any) -> Deferred[Value]:
+    either: Callable[..., Any] = function  # mypy finds no overload for what may be either
+    return maybeDeferred(either, *arguments)
+
+
+def read_file(source: Path) -> bytes:
+    """Return the content of a file, or of standard input for ``-``."""
     if source != STDIN:
         return source.read_bytes()
     if sys.stdin is None:
@@ -125,55 +179,71 @@ def _read(source: Path) -> bytes:
     return sys.stdin.buffer.read()
 
 
-class Stream:
-    """Results one after the other.
+def file_name(source: Path) -> str:
+    """Return the name of the file for a source's result."""
+    return "stdin" if source == STDIN else source.name
+
+
+def to_stream(stream: BinaryIO) -> Callable[[Any, bytes], None]:
+    """Write results to a stream, one after the other."""
+
+    def write(source: object, result: bytes) -> None:  # noqa: ARG001 - one stream for all
+        stream.write(result)
+        stream.flush()
+
+    return write
+
+
+def to_folder(
+    folder: Path, sources: Sequence[Source], name_of: Callable[[Source], str]
+) -> Callable[[Source, bytes], None]:
+    """Write each result to a file of its own.
 
     Args:
-        stream: standard output.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def write(self, source: Path, result: bytes) -> None:  # noqa: ARG002 - one stream for all
-        """Write a result."""
-        self._stream.write(result)
-        self._stream.flush()
-
-
-class Folder:
-    """Each result in a file of its own, with the name of its poem's file.
-
-    Args:
-        directory: where; it is made when the first result is there.
-        sources: all poems, whose names must differ.
+        folder: where; it is created when the first result is there.
+        sources: all sources; the names of their files must differ.
+        name_of: returns the name of a source's file.
 
     Raises:
-        ConfigError: two results would have one name, or a result would overwrite its poem.
+        ConfigError: two results would have the same name, or a result would overwrite its own input.
     """
+    seen: dict[str, Source] = {}
+    for source in sources:
+        name = name_of(source)
+        if name in seen:
+            raise ConfigError(f"--output-dir {folder}: {seen[name]} and {source} would both become {name}")
+        seen[name] = source
+        if isinstance(source, Path) and _is_same(folder / name, source):
+            raise ConfigError(f"--output-dir {folder}: the result would overwrite {source}")
+    return lambda source, result: write_whole(folder / name_of(source), result)
 
-    def __init__(self, directory: Path, sources: Sequence[Path]) -> None:
-        self._directory = directory
-        seen: dict[str, Path] = {}
-        for source in sources:
-            name = self._name(source)
-            if name in seen:
-                raise ConfigError(f"--output-dir {directory}: {seen[name]} and {source} would both become {name}")
-            seen[name] = source
-            if _is_same(directory / name, source):
-                raise ConfigError(f"--output-dir {directory}: the result would overwrite {source}")
 
-    def write(self, source: Path, result: bytes) -> None:
-        """Write a result. Nobody ever sees half of one: the file appears when it is whole."""
-        write_whole(self._directory / self._name(source), result)
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that nobody ever sees half of: it appears when it is whole.
 
-    @staticmethod
-    def _name(source: Path) -> str:
-        return "stdin" if source == STDIN else source.name
+    Args:
+        path: where; its folder is created if it is missing.
+        content: what to write.
+
+    Raises:
+        OSError: it could not be written; what was there before is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".xformd-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)  # the only way to read it is to set it
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def _is_same(one: Path, other: Path) -> bool:
     try:
         return one.samefile(other)
-    except OSError:  # one of them is not there, or cannot be reached: reading or writing it will say so
+    except OSError:  # one is missing or cannot be reached: reading or writing it will report that
         return False

@@ -126,6 +126,7 @@ def _run(make: "Callable[[Any], ListeningService]", what: str, log_format: str) 
 @address_option("--via", help="The xformd server that transforms. Several share the work.")
 @click.option(
     "--timeout",
+    "timeout_s",
     callback=read_timeout,
     default="60",
     show_default=True,
@@ -140,7 +141,7 @@ def _run(make: "Callable[[Any], ListeningService]", what: str, log_format: str) 
     metavar="DIR",
     help="Write each poem to a file of its address's name in this folder.",
 )
-def get(addresses: tuple[str, ...], spec: str | None, output_dir: Path | None, **given: Any) -> None:
+def get(addresses: tuple[str, ...], spec: str | None, output_dir: Path | None, **options: Any) -> None:
     """Get poems from several servers, all at once, and print each as soon as it is whole.
 
     ADDRESS is HOST:PORT, or a Twisted client endpoint, such as unix:/run/owl.sock. The exit status is 0 if all came,
@@ -152,8 +153,9 @@ def get(addresses: tuple[str, ...], spec: str | None, output_dir: Path | None, *
       xformd poem get --transform cummingsify --via 127.0.0.1:11000 127.0.0.1:10000 127.0.0.1:10001
       xformd poem get --ordered --timeout 5 --output-dir poems 127.0.0.1:10000 127.0.0.1:10001
     """
+    from xformd.client.batch import to_folder
     from xformd.net import run
-    from xformd.poems import app, delivery
+    from xformd.poems import gather
     from xformd.telemetry import logs
 
     context = click.get_current_context()
@@ -161,15 +163,11 @@ def get(addresses: tuple[str, ...], spec: str | None, output_dir: Path | None, *
         raise click.UsageError("--via is where --transform is done: say which transform")
     logs.start()
     with isolated_plugin_output() as stdout:
-        write = delivery.to_folder(output_dir, addresses) if output_dir else delivery.to_stream(stdout.buffer)
-        wanted = app.Wanted(
-            addresses=addresses,
-            spec=spec,
-            via=given["via"],
-            timeout_s=given["timeout"],
-            max_bytes=given["max_bytes"],
-            ordered=given["ordered"],
-        )
-        status = run.run_until_done(app.get_poems(wanted, write, functools.partial(print_error, prefix="")))
+        if output_dir is None:
+            write = gather.to_stream(stdout.buffer)
+        else:
+            write = to_folder(output_dir, addresses, gather.file_name)
+        print_line = functools.partial(print_error, prefix="")
+        status = run.run_until_done(gather.get_poems(addresses, write, print_line, spec=spec, **options))
     if status:
         sys.exit(status)

@@ -3,7 +3,7 @@
 import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -21,7 +21,9 @@ from xformd.commands.options import (
 from xformd.errors import XformError
 
 if TYPE_CHECKING:
-    from xformd.client.batch import Batch
+    from twisted.internet.defer import Deferred
+
+    from xformd.client import batch as batches
 
 
 @click.command()
@@ -87,7 +89,6 @@ def send(
     """
     from xformd import spec as specs
     from xformd.client import TransformProxy
-    from xformd.client.batch import Batch
     from xformd.telemetry import logs
 
     logs.start()
@@ -95,11 +96,10 @@ def send(
     with isolated_plugin_output() as stdout:
         proxy = TransformProxy(servers)
 
-        async def transform(poem: bytes) -> bytes:
-            return await proxy.xform(built, poem, timeout=timeout)
+        def transform(poem: bytes) -> "Deferred[bytes]":
+            return proxy.xform(built, poem, timeout=timeout)
 
-        batch = Batch(transform=transform, complain=print_error, fallback=fallback, jobs=jobs)
-        _run_batch(batch, files, output_dir, stdout)
+        _run_batch(transform, files, output_dir, stdout, fallback=fallback, jobs=jobs)
 
 
 @click.command()
@@ -123,10 +123,8 @@ def run(
       xformd run --config /etc/xformd.toml shout poem.txt
     """
     from twisted.internet import reactor
-    from twisted.internet.defer import Deferred
 
     from xformd import spec as specs
-    from xformd.client.batch import Batch
     from xformd.limits import Limits
     from xformd.plugins import loader
     from xformd.service import TransformService
@@ -139,25 +137,49 @@ def run(
         with selected() as selection:
             make_traceback = SafeTraceback.unredacted if traceback else SafeTraceback.redacted
             service = TransformService.inline(loader.load(selection), Limits(), reactor, make_traceback=make_traceback)
-
-        async def transform(poem: bytes) -> bytes:
-            result = service.xform(parsed, poem)
-            return await result if isinstance(result, Deferred) else result
-
-        batch = Batch(transform=transform, complain=print_error, explain=describe_locally)
-        _run_batch(batch, files, output_dir, stdout)
+        transform = functools.partial(service.xform, parsed)
+        _run_batch(transform, files, output_dir, stdout, describe=describe_locally)
 
 
-def _run_batch(batch: "Batch", files: Sequence[Path], output_dir: Path | None, stdout: TextIO) -> None:
+def _run_batch(
+    transform: "Callable[[bytes], bytes | Deferred[bytes]]",
+    files: Sequence[Path],
+    output_dir: Path | None,
+    stdout: TextIO,
+    *,
+    describe: Callable[[XformError], str] = lambda error: f"{error.code}: {error.message}",
+    fallback: bool = False,
+    jobs: int = 1,
+) -> None:
     """Transform the poems, and exit with the status of the first that failed."""
-    from xformd.client import batch as batches
+    from xformd.client import batch
     from xformd.net import run
 
-    sources = files or (batches.STDIN,)
-    sink = batches.Stream(stdout.buffer) if output_dir is None else batches.Folder(output_dir, sources)
+    sources = files or (batch.STDIN,)
+    write = batch.to_folder(output_dir, sources, batch.file_name) if output_dir else batch.to_stream(stdout.buffer)
+
+    def report(item: "batches.Item[Path]") -> None:
+        error = item.error
+        where = f"{item.source}: " if len(sources) > 1 or item.poem is None else ""
+        if isinstance(error, XformError):
+            follows = "; original poem follows" if item.result is not None else ""
+            print_error(where + describe(error) + follows)
+        elif error is not None:
+            what = "" if item.poem is None else "cannot write the result: "
+            print_error(f"{where}{what}{error.strerror or error}")
+
     # Show a bar where a person waits for it, but never amid results on the same terminal.
     shows_bar = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not stdout.isatty())
     with click.progressbar(length=len(sources), label="poems", file=sys.stderr, hidden=not shows_bar) as bar:
-        status = run.run_until_done(batch.run(sources, sink, functools.partial(bar.update, 1)))
-    if status:
-        sys.exit(status)
+        transformed = batch.Batch(
+            fetch=batch.read_file,
+            transform=transform,
+            write=write,
+            report=report,
+            watch=lambda item: bar.update(1) if item.is_done else None,
+            fallback=fallback,
+            jobs=jobs,
+        )
+        summary = run.run_until_done(transformed.run(sources))
+    if summary.exit_status:
+        sys.exit(summary.exit_status)

@@ -1,148 +1,230 @@
-"""Poems from several servers, all at once: each through a transform as it arrives, delivered as soon as it is whole.
+"""Getting poems from several servers at once, with a line for each on the terminal while they arrive.
 
-The law: one that fails never stops the rest, and where the transform fails the original takes its place.
+Invariant: a server that fails never stops the rest, and where the transform fails the original poem is written.
 """
 
-import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Protocol
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, TextIO
 
-import attrs
-from twisted.internet.defer import Deferred, DeferredQueue
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
 
-from xformd.client.files import WRITE_FAILED
-from xformd.errors import XformError
+from xformd import spec as specs
+from xformd.client import TransformProxy
+from xformd.client.batch import Batch, Item
+from xformd.client.batch import to_stream as to_any_stream
+from xformd.errors import XformError, printable
+from xformd.net.run import make_room
+from xformd.poems.client import get_poem
 
-SOME_CAME = 1
+LONGEST_DELAY_S = 1.0
+"""The longest wait before another attempt to reach a transform server: the original poem is at hand."""
 
+SOME_FAILED = 1
+"""The exit status when some poems came as asked for and some did not."""
 
-@attrs.frozen
-class Arrival:
-    """What became of one server's poem.
+REDRAW_PERIOD_S = 0.1
+"""Nobody reads faster than this."""
 
-    Args:
-        address: of the server.
-        poem: what to deliver; None if nothing came.
-        reason: why there is none, or why it is the original; empty if all went well.
-        status: with which a command would end that wanted this poem alone.
-    """
+_UP_AND_CLEAR = "\x1b[{lines}A\r\x1b[J"
 
-    address: str
-    poem: bytes | None = None
-    reason: str = ""
-    status: int = 0
-
-    @classmethod
-    def failed(cls, address: str, poem: bytes | None, error: XformError) -> "Arrival":
-        """Say why a poem did not come, or was not transformed."""
-        return cls(address, poem, f"{error.code}: {error.message}", error.exit_status)
+Write = Callable[[str, bytes], None]
 
 
-def exit_status(arrivals: Sequence[Arrival]) -> int:
-    """Say how it went: 0 if all came, 1 if some did, the first failure's own status if none did.
-
-    A poem that came and was not transformed came, and was not all that was asked for.
-    """
-    if not any(arrival.reason for arrival in arrivals):
-        return 0
-    if any(arrival.poem is not None for arrival in arrivals):
-        return SOME_CAME
-    return next(arrival.status for arrival in arrivals)
-
-
-class Watcher(Protocol):
-    """Is told how each poem gets on; it may show it."""
-
-    def says(self, address: str, state: str) -> None:
-        """Note a poem's state."""
-        ...
-
-
-@attrs.frozen(kw_only=True)
-class Gathering:
-    """What to do with several servers.
+async def get_poems(
+    addresses: Sequence[str],
+    write: Write,
+    print_line: Callable[[str], None],
+    *,
+    spec: str | None,
+    via: tuple[str, ...],
+    timeout_s: float,
+    max_bytes: int,
+    ordered: bool,
+) -> int:
+    """Get poems from several servers at once.
 
     Args:
-        fetch: gets the poem of an address.
-        transform: gives the result for a poem, or raises an ``XformError``; None to leave poems as they are.
-        transform_name: how a person calls the transform.
-        deliver: takes an address, its poem, whole or not at all, and what to say first of it, if there is anything.
-            May raise ``OSError``.
-        complain: is told, on one line, of what did not come.
-        watcher: is told how each poem gets on.
-        ordered: whether poems are delivered in the order of the addresses, not in that of their arrival.
+        addresses: of the poem servers.
+        write: takes an address and its poem; may block, and raise ``OSError``.
+        print_line: prints what goes wrong.
+        spec: the transform that each poem goes through; None for none.
+        via: the addresses of the transform servers.
+        timeout_s: how many seconds to wait for each whole poem, and then for its transform.
+        max_bytes: the longest poem to accept.
+        ordered: whether to write the poems in the order of the addresses, not as they arrive.
+
+    Returns:
+        The exit status: 0 if all came, 1 if some did, that of the first failure if none did. A poem that came but was
+        not transformed counts as a failure and as a poem.
+
+    Raises:
+        BadRequest: the transform is not a spec.
+        ConfigError: the address of a transform server is invalid.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    make_room(len(addresses), 0)
+    progress = Progress(sys.stderr if sys.stderr and sys.stderr.isatty() else None, reactor.seconds)
+
+    def fetch(address: str) -> Deferred[bytes]:
+        progress.update(address, "connecting")
+        return get_poem(
+            address,
+            timeout_s=timeout_s,
+            max_bytes=max_bytes,
+            progressed=lambda received: progress.update(address, f"{received:,} bytes"),
+            reactor=reactor,
+        )
+
+    def report(item: Item[str]) -> None:
+        progress.clear()
+        print_line(describe_failure(item, spec, name_it=len(addresses) > 1))
+        progress.draw()
+
+    async def write_in_thread(address: str, poem: bytes) -> None:
+        # It may block, in front of a pager for example; the other poems go on arriving.
+        progress.clear()
+        try:
+            await deferToThreadPool(reactor, reactor.getThreadPool(), write, address, poem)
+        finally:
+            progress.draw()
+
+    batch = Batch(
+        fetch=fetch,
+        transform=None if spec is None else make_transform(spec, via, timeout_s, reactor),
+        write=write_in_thread,
+        report=report,
+        watch=lambda item: progress.update(item.source, describe_state(item, spec)),
+        fallback=True,
+        ordered=ordered,
+    )
+    summary = await batch.run(addresses)
+    return SOME_FAILED if summary.failed and summary.written else summary.exit_status
+
+
+def make_transform(
+    spec: str, via: tuple[str, ...], timeout_s: float, reactor: Any
+) -> Callable[[bytes], Deferred[bytes]]:
+    """Make what sends a poem to the transform servers.
+
+    Raises:
+        BadRequest: ``spec`` is not a spec; nothing has been fetched yet.
+        ConfigError: an address is invalid.
+    """
+    built = str(specs.build(spec, {}))
+    proxy = TransformProxy(via, reactor=reactor, longest_delay_s=LONGEST_DELAY_S)
+    return lambda poem: proxy.xform(built, poem, timeout=timeout_s)
+
+
+def describe_failure(item: Item[str], transform: str | None, *, name_it: bool) -> str:
+    """Describe what went wrong, on one line; ``name_it`` if there are several poems to tell apart."""
+    error = item.error
+    if not isinstance(error, XformError):
+        assert error is not None
+        return f"xformd: cannot write the poem of {item.source}: {error.strerror or error}"
+    if item.poem is None:
+        return f"xformd: {error.code}: {error.message}"
+    whose = f" (the poem of {item.source})" if name_it else ""
+    return f"{transform} failed: {error.code}: {error.message}{whose}; original poem follows"
+
+
+def describe_state(item: Item[str], transform: str | None) -> str:
+    """Describe how far a poem is, on part of a line."""
+    if item.poem is None:
+        return f"failed: {item.error.code}" if isinstance(item.error, XformError) else "failed"
+    size = f"{len(item.poem):,} bytes"
+    if transform is None:
+        return f"{size}, whole"
+    if item.error is not None:
+        return f"{size}, {transform} failed"
+    return (
+        f"{size}, {transform} is running" if item.result is None else f"{size}, {len(item.result):,} after {transform}"
+    )
+
+
+def to_stream(stream: BinaryIO) -> Write:
+    """Write poems to a stream, byte for byte."""
+    write_bytes = to_any_stream(stream)
+
+    def write(address: str, poem: bytes) -> None:
+        write_bytes(address, poem)
+        if stream.isatty() and not poem.endswith(b"\n"):
+            print(file=sys.stderr)  # so that what follows begins on a new line, and the poem has no byte more
+
+    return write
+
+
+def file_name(address: str) -> str:
+    """Return the name of the file for a server's poem: its address, with ``_`` for what is awkward in a file name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", address).strip("._") or "poem"
+
+
+class Progress:
+    """Shows a line for each address on a terminal, rewritten in place.
+
+    Args:
+        terminal: where; None to show nothing.
+        seconds: returns the time.
     """
 
-    fetch: Callable[[str], Awaitable[bytes]]
-    transform: Callable[[bytes], Awaitable[bytes]] | None
-    transform_name: str
-    deliver: Callable[[str, bytes, str], Awaitable[None]]
-    complain: Callable[[str], None]
-    watcher: Watcher
-    ordered: bool = False
+    def __init__(self, terminal: TextIO | None, seconds: Callable[[], float]) -> None:
+        self._terminal = terminal
+        self._seconds = seconds
+        self._states: dict[str, str] = {}
+        self._drawn_lines = 0
+        self._drawn_at = -math.inf
+        self._is_held = False
 
-    async def run(self, addresses: Sequence[str]) -> int:
-        """Get every poem, and deliver it.
+    def update(self, address: str, state: str) -> None:
+        """Change a line, and show it unless the lines were drawn a moment ago."""
+        self._states[address] = state
+        if not self._is_held and self._seconds() - self._drawn_at >= REDRAW_PERIOD_S:
+            self.draw()
 
-        Args:
-            addresses: of the servers.
-
-        Returns:
-            The exit status (``exit_status``).
-        """
-        name_it = len(addresses) > 1
-        return exit_status([await self._deliver(arrival, name_it) async for arrival in self._arrivals(addresses)])
-
-    async def _arrivals(self, addresses: Sequence[str]) -> AsyncIterator[Arrival]:
-        started = [Deferred.fromCoroutine(self._get(address)) for address in addresses]
-        if self.ordered:
-            for arriving in started:
-                yield await arriving
+    def draw(self) -> None:
+        """Show the lines as they are now."""
+        self._is_held = False
+        if self._terminal is None:
             return
-        queue: DeferredQueue[tuple[Arrival | Failure]] = DeferredQueue()  # which cannot hand on a Failure by itself
-        for arriving in started:
-            arriving.addBoth(lambda outcome: queue.put((outcome,)))
-        for _ in started:
-            (arrival,) = await queue.get()
-            if isinstance(arrival, Failure):
-                arrival.raiseException()
-            yield arrival
+        columns, rows = shutil.get_terminal_size()
+        lines = format_lines(self._states, columns, rows)
+        self._terminal.write(self._clearing() + "".join(line + "\n" for line in lines))
+        self._terminal.flush()
+        self._drawn_lines = len(lines)
+        self._drawn_at = self._seconds()
 
-    async def _get(self, address: str) -> Arrival:
-        tell = functools.partial(self.watcher.says, address)
-        tell("connecting")
-        try:
-            poem = await self.fetch(address)
-        except XformError as error:
-            tell(f"failed: {error.code}")
-            return Arrival.failed(address, None, error)
-        if self.transform is None:
-            tell(f"{len(poem):,} bytes, whole")
-            return Arrival(address, poem)
-        tell(f"{len(poem):,} bytes, {self.transform_name} is at work")
-        try:
-            result = await self.transform(poem)
-        except XformError as error:
-            tell(f"{len(poem):,} bytes, {self.transform_name} failed")
-            return Arrival.failed(address, poem, error)
-        tell(f"{len(poem):,} bytes, {len(result):,} after {self.transform_name}")
-        return Arrival(address, result)
+    def clear(self) -> None:
+        """Remove the lines, to make room for output that stays, and show none until ``draw()``."""
+        self._is_held = True
+        if self._terminal is not None:
+            self._terminal.write(self._clearing())
+            self._terminal.flush()
+        self._drawn_lines = 0
 
-    async def _deliver(self, arrival: Arrival, name_it: bool) -> Arrival:
-        if arrival.poem is None:
-            self.complain(arrival.reason)
-            return arrival
-        warning = ""
-        if arrival.reason:
-            whose = f" (the poem of {arrival.address})" if name_it else ""
-            warning = f"{self.transform_name} failed: {arrival.reason}{whose}; original poem follows"
-        try:
-            await self.deliver(arrival.address, arrival.poem, warning)
-        except BrokenPipeError:
-            raise  # nobody reads any more: there is no rest to go on with
-        except OSError as error:
-            reason = f"cannot write the poem of {arrival.address}: {error.strerror or error}"
-            self.complain(reason)
-            return Arrival(arrival.address, None, reason, WRITE_FAILED)
-        return arrival
+    def _clearing(self) -> str:
+        return _UP_AND_CLEAR.format(lines=self._drawn_lines) if self._drawn_lines else ""
+
+
+def format_lines(states: Mapping[str, str], columns: int, rows: int) -> list[str]:
+    """Format the lines of a display.
+
+    Args:
+        states: what to show for each address, in order.
+        columns: of the terminal.
+        rows: of the terminal: lines that scroll away cannot be rewritten.
+
+    Returns:
+        A line for each address; or as many as there is room for, and one that says how many are left out.
+    """
+    width = max(map(len, states), default=0)
+    lines = [printable(f"{address:<{width}}  {state}")[: max(1, columns - 1)] for address, state in states.items()]
+    room = max(1, rows - 2)
+    if len(lines) <= room:
+        return lines
+    return [*lines[: room - 1], f"... and {len(lines) - room + 1} more"[: max(1, columns - 1)]]

@@ -1,11 +1,10 @@
-"""The log of a server: each event as lines for a person, or as one line of JSON; and no poem, whoever logs."""
+"""Each event is lines of text or one line of JSON, and holds no poem, whatever logs it."""
 
 import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
@@ -16,13 +15,17 @@ from twisted.python.failure import Failure
 
 from support.logs import Log
 from xformd.telemetry import logs
-from xformd.telemetry.logs import Lines, Printed, PythonLog, as_json, as_text
+from xformd.telemetry.logs import LineObserver, LoggedStream, LoggingHandler, as_json, as_text
+
+Render = Callable[[LogEvent], str]
 
 POEM = "TheOwlOfTheLog"
 AT = 1_769_860_800.25  # 2026-01-31T12:00:00.250Z
 
+both = pytest.mark.parametrize("render", [as_json, as_text])
 
-def event(log_format: str = "{peer} left", **fields: Any) -> LogEvent:
+
+def event(log_format: object = "{peer} left", **fields: object) -> LogEvent:
     return {
         "log_time": AT,
         "log_level": LogLevel.warn,
@@ -40,7 +43,7 @@ def failure() -> Failure:
         return Failure()
 
 
-def test_an_event_is_an_object_on_one_line() -> None:
+def test_an_event_is_a_json_object_on_one_line() -> None:
     assert json.loads(as_json(event(peer="1.2.3.4:5", count=3, ratio=0.5, is_new=True, nobody=None))) == {
         "time": "2026-01-31T12:00:00.250Z",
         "level": "warn",
@@ -54,58 +57,52 @@ def test_an_event_is_an_object_on_one_line() -> None:
     }
 
 
-def test_what_is_no_plain_value_is_in_the_message_alone() -> None:
+def test_only_plain_values_are_json_fields() -> None:
     class Sly(str):
         pass
 
-    told = json.loads(as_json(event("{a} {b} {c}", a=[1], b=Sly("b"), c=b"c")))
-    assert told["message"] == "[1] b b'c'"
-    assert not {"a", "b", "c"} & set(told)
+    line = json.loads(as_json(event("{a} {b} {c}", a=[1], b=Sly("b"), c=b"c")))
+    assert line["message"] == "[1] b b'c'"
+    assert not {"a", "b", "c"} & set(line)
 
 
-def test_no_field_takes_the_place_of_another() -> None:
-    told = json.loads(as_json(event(peer="a", message="b", level="c", time=1, namespace="d")))
-    assert (told["message"], told["level"], told["namespace"]) == ("a left", "warn", "xformd.owl")
-    assert told["time"].startswith("2026")
+def test_no_field_replaces_a_reserved_key() -> None:
+    line = json.loads(as_json(event(peer="a", message="b", level="c", time=1, namespace="d")))
+    assert (line["message"], line["level"], line["namespace"]) == ("a left", "warn", "xformd.owl")
+    assert line["time"].startswith("2026")
 
 
 @given(st.text() | st.floats() | st.integers() | st.binary())
-def test_whatever_is_in_it_the_line_is_one_of_printable_ascii(value: object) -> None:
+def test_json_is_one_line_of_printable_ascii(value: object) -> None:
     line = as_json(event(peer=value))
     assert line.isascii()
     assert line.isprintable()
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-def test_a_traceback_is_a_field_and_not_in_the_message() -> None:
-    told = json.loads(as_json(event("it failed\n{traceback}", traceback="Traceback:\n  there\nOwl", error="Owl")))
-    assert (told["message"], told["traceback"], told["error"]) == ("it failed", "Traceback:\n  there\nOwl", "Owl")
+def test_a_traceback_is_a_json_field_and_indented_text() -> None:
+    failed = event("it failed\n{traceback}", traceback="Traceback:\n  there\nOwl", error="Owl")
+    line = json.loads(as_json(failed))
+    assert (line["message"], line["traceback"], line["error"]) == ("it failed", "Traceback:\n  there\nOwl", "Owl")
+    assert as_text(failed)[10:].partition(" ")[2] == "[xformd.owl#warn] it failed\n\tTraceback:\n\t  there\n\tOwl"
 
 
-@pytest.mark.parametrize("tell", [as_json, as_text])
-def test_a_failure_is_told_by_type_and_place_without_its_words(tell: Any) -> None:
-    line = tell(event("it failed", log_failure=failure()))
-    assert "it failed" in line
-    assert "test_logs.py" in line
-    assert "in failure" in line
-    assert "ValueError" in line
+@both
+def test_a_failure_is_logged_by_type_and_place_alone(render: Render) -> None:
+    line = render(event("it failed", log_failure=failure()))
+    assert all(part in line for part in ("it failed", "test_logs.py", "in failure", "ValueError"))
     assert POEM not in line
 
 
-@pytest.mark.parametrize("tell", [as_json, as_text])
+@both
 @pytest.mark.parametrize("why", [None, "while it read"])
-def test_a_failure_that_is_logged_in_twisteds_older_way_is_told_likewise(log: Log, tell: Any, why: str | None) -> None:
+def test_a_failure_in_twisteds_older_log_is_redacted_too(log: Log, render: Render, why: str | None) -> None:
     older_log.err(failure(), why)
     (logged,) = log
-    line = tell(logged)
+    line = render(logged)
     assert (why or "Unhandled Error") in line
     assert "in failure" in line
     assert POEM not in line
-
-
-def test_as_text_it_reads_as_a_log_does() -> None:
-    line = as_text(event("it failed\n{traceback}", traceback="Traceback:\n  there"))
-    assert line[10:].partition(" ")[2] == "[xformd.owl#warn] it failed\n\tTraceback:\n\t  there"
 
 
 class Hostile:
@@ -118,7 +115,7 @@ class Hostile:
     __hash__ = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("tell", [as_json, as_text])
+@both
 @pytest.mark.parametrize(
     "odd",
     [
@@ -130,27 +127,27 @@ class Hostile:
         event("owl", log_failure="none"),
         event("owl", traceback=5),
         {**event("owl"), 5: "five"},
-        event(b"\xff"),  # type: ignore[arg-type]
+        event(b"\xff"),
     ],
     ids=range(9),
 )
-def test_nothing_that_is_logged_raises(tell: Any, odd: LogEvent) -> None:
+def test_no_event_makes_the_observer_raise(render: Render, odd: LogEvent) -> None:
     out = io.StringIO()
-    Lines(out, tell)(odd)
+    LineObserver(out, render)(odd)
     assert out.getvalue().endswith("\n")
 
 
-def test_a_log_that_nobody_reads_harms_nobody() -> None:
+def test_a_closed_stream_is_ignored() -> None:
     out = io.StringIO()
     out.close()
-    Lines(out, as_json)(event(peer="a"))
+    LineObserver(out, as_json)(event(peer="a"))
 
 
 @pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    """A logger of Python's, whose records go nowhere else."""
+def asyncio_logger() -> Iterator[logging.Logger]:
+    """Asyncio's logger, whose records go to our handler alone."""
     made = logging.getLogger("asyncio")
-    handler = PythonLog()
+    handler = LoggingHandler()
     made.addHandler(handler)
     made.propagate = False
     yield made
@@ -158,41 +155,42 @@ def logger() -> Iterator[logging.Logger]:
     made.propagate = True
 
 
-def test_what_asyncio_says_of_a_callback_has_none_of_its_arguments(log: Log, logger: logging.Logger) -> None:
-    logger.error("Exception in callback read(b'%s')\nhandle: %s", POEM, POEM, exc_info=failure().value)
+def test_asyncio_logs_no_arguments_of_a_callback(log: Log, asyncio_logger: logging.Logger) -> None:
+    asyncio_logger.error("Exception in callback read(b'%s')\nhandle: %s", POEM, POEM, exc_info=failure().value)
     (logged,) = log
     assert log.lines == ["Exception in callback read"]
-    assert logged["log_namespace"] == "asyncio"
-    assert logged["log_level"] is LogLevel.error
+    assert (logged["log_namespace"], logged["log_level"]) == ("asyncio", LogLevel.error)
     assert POEM not in as_json(logged)
     assert "in failure" in as_json(logged)
 
 
-def test_what_cannot_be_told_is_told_as_that(log: Log) -> None:
-    PythonLog().emit(logging.LogRecord("owl", logging.WARNING, "", 1, "%d", ("five",), None))
-    assert log.lines == ["a message that cannot be told"]
+def test_a_record_that_cannot_be_formatted_is_still_logged(log: Log) -> None:
+    LoggingHandler().emit(logging.LogRecord("owl", logging.WARNING, "", 1, "%d", ("five",), None))
+    assert log.lines == ["a message that cannot be formatted"]
 
 
-def test_each_line_that_is_printed_is_an_event(log: Log) -> None:
-    printed = Printed(sys.__stderr__, "stdout", LogLevel.info)
-    print("one\ntwo", file=printed)
-    print("and ", file=printed, end="")
+def test_each_printed_line_is_an_event(log: Log) -> None:
+    assert sys.__stderr__ is not None
+    stream = LoggedStream(sys.__stderr__, "stdout", LogLevel.info)
+    print("one\ntwo", file=stream)
+    print("and ", file=stream, end="")
     assert log.lines == ["one", "two"]
-    print("three", file=printed)
+    print("three", file=stream)
     assert log.lines == ["one", "two", "and three"]
     assert log[0]["log_namespace"] == "stdout"
-    assert not printed.isatty()
-    assert printed.fileno() == sys.__stderr__.fileno()
+    assert not stream.isatty()
+    assert stream.fileno() == sys.__stderr__.fileno()
 
 
-def test_a_line_without_end_is_not_kept_for_ever(log: Log) -> None:
-    printed = Printed(sys.__stderr__, "stdout", LogLevel.info)
+def test_an_endless_line_is_cut(log: Log) -> None:
+    assert sys.__stderr__ is not None
+    stream = LoggedStream(sys.__stderr__, "stdout", LogLevel.info)
     for _ in range(50):
-        printed.write("." * 100)
+        stream.write("." * 100)
     assert [len(line) for line in log.lines] == [1_000] * 4
 
 
-def test_what_twisted_tells_by_the_way_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_information_of_twisted_itself_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
     observer = logs.json_observer()

@@ -1,4 +1,4 @@
-"""Counts and histograms: exact, bounded, and the same whether values come one by one or many at a time."""
+"""Counts and histograms are exact and bounded, whether values come one by one or in batches."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ from xformd.telemetry.metrics import BYTES, FOLD_AT, MAX_TRANSFORMS, NONE, OTHER
 INF = float("inf")
 
 
-def test_a_value_is_in_the_bucket_of_its_bound_and_in_those_after() -> None:
+def test_buckets_are_cumulative_and_include_their_bound() -> None:
     histogram = Histogram((1, 10))
     for value in (0.5, 1, 1.5, 10, 11):
         histogram.observe(value)
@@ -17,7 +17,7 @@ def test_a_value_is_in_the_bucket_of_its_bound_and_in_those_after() -> None:
 
 
 @given(st.lists(st.one_of(st.integers(0, 2**25), st.sampled_from(BYTES))))
-def test_many_values_count_as_each_would(values: list[int]) -> None:
+def test_a_batch_counts_like_its_values(values: list[int]) -> None:
     one_by_one, at_once = Histogram(BYTES), Histogram(BYTES)
     for value in values:
         one_by_one.observe(value)
@@ -26,7 +26,7 @@ def test_many_values_count_as_each_would(values: list[int]) -> None:
     assert (at_once.cumulative, at_once.sum) == (one_by_one.cumulative, one_by_one.sum)
 
 
-def test_the_bounds_reach_from_what_is_usual_to_what_is_allowed() -> None:
+def test_the_bounds_reach_the_default_limits() -> None:
     for bounds in (SECONDS, BYTES):
         assert list(bounds) == sorted(set(bounds))
     assert SECONDS[-1] >= 30
@@ -38,14 +38,14 @@ def ran(metrics: Metrics, transform: str) -> list[tuple[float, int]]:
     return [pair for pair in dict(metrics.run_seconds)[transform].cumulative if pair[1]]
 
 
-def test_requests_that_are_taken_down_share_their_time() -> None:
+def test_batched_requests_share_their_time() -> None:
     metrics = Metrics()
     batched_counts = metrics.batched_counts("upper", "session")
     for size in (3, 4, 5):
         batched_counts.poems_bytes.append(size)
         batched_counts.results_bytes.append(10 * size)
     batched_counts.ran(0.3)
-    batched_counts.poems_bytes.append(6)  # which fails, and is counted by somebody else
+    batched_counts.poems_bytes.append(6)  # a failure, which is counted elsewhere
     batched_counts.ran(7.0)
     assert ran(metrics, "upper")[0] == (0.1, 3)
     assert ran(metrics, "upper")[-1] == (INF, 4)
@@ -54,7 +54,7 @@ def test_requests_that_are_taken_down_share_their_time() -> None:
     assert (metrics.poem_bytes.sum, metrics.result_bytes.sum) == (18, 120)
 
 
-def test_nothing_is_lost_or_counted_twice_however_often_somebody_looks() -> None:
+def test_folding_twice_loses_and_repeats_nothing() -> None:
     metrics = Metrics()
     batched_counts = metrics.batched_counts("upper", "session")
     for _ in range(2 * FOLD_AT + 3):
@@ -68,7 +68,7 @@ def test_nothing_is_lost_or_counted_twice_however_often_somebody_looks() -> None
     assert ran(metrics, "upper")[-1] == (INF, 2 * FOLD_AT + 3)
 
 
-def test_what_is_taken_down_does_not_grow_when_nobody_looks() -> None:
+def test_batches_fold_themselves_when_they_are_large() -> None:
     batched_counts = Metrics().batched_counts("upper", "session")
     for _ in range(10 * FOLD_AT):
         batched_counts.poems_bytes.append(1)
@@ -77,7 +77,7 @@ def test_what_is_taken_down_does_not_grow_when_nobody_looks() -> None:
     assert max(len(batched_counts.poems_bytes), len(batched_counts.results_bytes)) < FOLD_AT
 
 
-def test_the_transforms_that_are_told_apart_are_bounded() -> None:
+def test_the_number_of_labels_is_bounded() -> None:
     metrics = Metrics()
     for number in range(MAX_TRANSFORMS + 50):
         metrics.count(f"t{number}", "session", "ok")
@@ -85,13 +85,13 @@ def test_the_transforms_that_are_told_apart_are_bounded() -> None:
         metrics.batched_counts(f"t{number}", "session")
     metrics.refused("session", "bad-request")
     labels = {transform for transform, _, _ in metrics.requests}
-    assert len(labels) == MAX_TRANSFORMS - 3 + len({OTHERS, NONE}), "three labels of its own are among them"
+    assert len(labels) == MAX_TRANSFORMS - 3 + len({OTHERS, NONE}), "three labels of the module's own are among them"
     assert len([*metrics.run_seconds]) == MAX_TRANSFORMS - 3 + len({OTHERS})
     assert {OTHERS, NONE} <= labels
     assert sum(metrics.requests.values()) == MAX_TRANSFORMS + 51
 
 
-def test_a_name_that_is_not_registered_stands_under_one_label_wherever_that_is_found_out() -> None:
+def test_unregistered_names_share_a_label() -> None:
     metrics = Metrics()
     for code in ("no-such-transform", "ambiguous-transform", "bad-request"):
         metrics.refused("http", code)
@@ -102,7 +102,7 @@ def test_a_name_that_is_not_registered_stands_under_one_label_wherever_that_is_f
     }
 
 
-def test_what_nobody_has_asked_for_has_no_line() -> None:
+def test_a_transform_without_requests_has_no_count() -> None:
     metrics = Metrics()
     metrics.batched_counts("upper", "session")
     metrics.fold()

@@ -1,4 +1,4 @@
-"""What an operator is given, the page, the dashboard and the alert rules, speaks of what a server really exposes."""
+"""The page, the dashboard and the alert rules name the metrics that a server really exports."""
 
 import json
 import re
@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-from telemetry.test_prometheus import VITALS
+from support.metrics import PLUGIN, exported
 from xformd.errors import ERRORS
 from xformd.telemetry.metrics import MAX_TRANSFORMS, NONE, OTHERS, SEVERAL, UNKNOWN, ConnectionStats, Metrics
-from xformd.telemetry.prometheus import PrometheusExporter, Sources
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "metrics.md").read_text()
@@ -28,24 +26,23 @@ GROUPED = re.compile(r"\b(?:by|on|without|ignoring) \(([^)]*)\)")
 PROMETHEUS_OWN = {"instance", "job"}
 
 
-def exposed() -> dict[str, tuple[str, set[str], set[str]]]:
-    """Give each metric that there is: its kind, its labels, and the names of its samples."""
+def exported_metrics() -> dict[str, tuple[str, set[str], set[str]]]:
+    """Return each metric with its type, its labels, and the names of its samples."""
     metrics = Metrics()
     metrics.count("upper", "session", "ok")
     metrics.run_seconds_of("upper").observe(1)
     connection_stats = {"netstring": ConnectionStats(1, {"total": 1}, 1)}
-    sources = Sources(metrics, lambda: VITALS, lambda: [("p", "d", "1", "active")], lambda: connection_stats)
     found = {}
-    for family in text_string_to_metric_families(PrometheusExporter(sources).render().decode()):
+    for family in exported(metrics, connection_stats, [PLUGIN]):
         name = family.name + ("_total" if family.type == "counter" else "")
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         found[name] = (family.type, labels, {sample.name for sample in family.samples})
     return found
 
 
-EXPOSED = exposed()
-SAMPLES = {name for _, _, names in EXPOSED.values() for name in names}
-LABELS = {label for _, labels, _ in EXPOSED.values() for label in labels} | PROMETHEUS_OWN | {"le"}
+EXPORTED = exported_metrics()
+SAMPLES = {name for _, _, names in EXPORTED.values() for name in names}
+LABELS = {label for _, labels, _ in EXPORTED.values() for label in labels} | PROMETHEUS_OWN | {"le"}
 
 
 def panels() -> Iterator[dict[str, Any]]:
@@ -62,17 +59,17 @@ def queries() -> list[str]:
 
 def test_the_page_describes_every_metric_and_no_other() -> None:
     described = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in ROW.findall(PAGE)}
-    assert described == {name: (kind, labels) for name, (kind, labels, _) in EXPOSED.items()}
+    assert described == {name: (kind, labels) for name, (kind, labels, _) in EXPORTED.items()}
 
 
-def test_the_page_says_which_labels_stand_for_many() -> None:
+def test_the_page_explains_the_labels_for_many_transforms() -> None:
     for label in (SEVERAL, UNKNOWN, NONE, OTHERS):
         assert f"`{label}`" in PAGE
     assert MAX_TRANSFORMS == 1_000
 
 
 @pytest.mark.parametrize("query", [*queries(), *(rule["expr"] for rule in RULES)])
-def test_what_is_asked_is_there(query: str) -> None:
+def test_every_query_names_metrics_that_are_exported(query: str) -> None:
     names = set(NAME.findall(query)) or {"up"}
     assert names <= SAMPLES | {"up"}
     asked = set(LABEL.findall(query))
@@ -82,7 +79,7 @@ def test_what_is_asked_is_there(query: str) -> None:
     assert codes <= {*ERRORS, "ok"}
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_and_advice() -> None:
     assert len({rule["alert"] for rule in RULES}) == len(RULES)
     for rule in RULES:
         assert rule["labels"]["severity"] in ("warning", "critical")
@@ -94,7 +91,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
 def test_grafana_can_import_the_dashboard() -> None:
     (source,) = DASHBOARD["__inputs"]
     assert (source["name"], source["type"], source["pluginId"]) == ("DS_PROMETHEUS", "datasource", "prometheus")
-    assert DASHBOARD["id"] is None  # else it would take the place of another
+    assert DASHBOARD["id"] is None  # otherwise it would replace another
     assert DASHBOARD["schemaVersion"] >= 36
     needed = {need["id"] for need in DASHBOARD["__requires"] if need["type"] == "panel"}
     shown = list(panels())
@@ -111,7 +108,7 @@ def test_grafana_can_import_the_dashboard() -> None:
             assert used["datasource"] == {"type": "prometheus", "uid": "${DS_PROMETHEUS}"}
 
 
-def test_the_panels_lie_beside_each_other() -> None:
+def test_no_panels_overlap() -> None:
     places = [panel["gridPos"] for panel in panels()]
     assert all(place["x"] + place["w"] <= 24 for place in places)
     for one, other in combinations(places, 2):

@@ -1,46 +1,20 @@
-"""What Prometheus reads: it parses, it says what was counted, and no name that a client or a file chose harms it."""
+"""What Prometheus reads parses, says what was counted, and cannot be broken by the name of a plugin."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from support.registries import registry_of
-from xformd import transform
-from xformd.plugins.registry import Plugin, Registry
+from support.metrics import PLUGIN, exported
 from xformd.telemetry.metrics import ConnectionStats, Metrics
-from xformd.telemetry.prometheus import PrometheusExporter, Sources
-from xformd.telemetry.status import ServerStatus, WorkerHistory
-
-
-@transform
-def upper(poem: str) -> str:
-    return poem.upper()
-
-
-VITALS = ServerStatus(
-    queue_length=3,
-    max_queue=100,
-    workers={"starting": 1, "idle": 2, "busy": 4, "ending": 0},
-    proven_workers=6,
-    needs_workers=True,
-    history=WorkerHistory(starts=9, failed_starts=1, deaths=2),
-    quarantined=frozenset({"crash"}),
-    in_flight=7,
-)
 
 
 def read(
-    metrics: Metrics | None = None, registry: Registry | None = None, **connection_stats: ConnectionStats
+    metrics: Metrics | None = None,
+    plugins: Sequence[tuple[str, str, str, str]] = (PLUGIN,),
+    **connection_stats: ConnectionStats,
 ) -> dict[Any, float]:
-    """Give each sample by its name and labels; a sample that is there twice fails, as it would fail a scrape."""
-    sources = Sources(
-        metrics or Metrics(),
-        lambda: VITALS,
-        lambda: [(p.name, p.distribution, p.version, p.state) for p in (registry or registry_of(upper)).plugins],
-        lambda: connection_stats,
-    )
+    """Return each sample by its name and labels; a duplicate fails here as it would fail a scrape."""
     samples: dict[Any, float] = {}
-    for family in text_string_to_metric_families(PrometheusExporter(sources).render().decode()):
+    for family in exported(metrics or Metrics(), connection_stats, [*plugins]):
         for sample in family.samples:
             key = (sample.name, *sorted(sample.labels.items()))
             assert key not in samples
@@ -48,7 +22,7 @@ def read(
     return samples
 
 
-def test_vitals_are_told() -> None:
+def test_the_status_is_exported() -> None:
     samples = read()
     assert samples["xformd_in_flight",] == 7
     assert samples["xformd_queue_length",] == 3
@@ -62,7 +36,7 @@ def test_vitals_are_told() -> None:
     assert samples["xformd_quarantined", ("transform", "crash")] == 1
 
 
-def test_what_was_counted_is_told_also_what_was_only_taken_down() -> None:
+def test_requests_are_exported_also_those_not_yet_folded() -> None:
     metrics = Metrics()
     metrics.refused("http", "too-large")
     batched_counts = metrics.batched_counts("upper", "session")
@@ -80,7 +54,7 @@ def test_what_was_counted_is_told_also_what_was_only_taken_down() -> None:
     assert samples["xformd_result_bytes_sum",] == 70
 
 
-def test_connections_are_told_by_front() -> None:
+def test_connections_are_exported_by_front() -> None:
     samples = read(netstring=ConnectionStats(3, {"peer": 2}, 1), http=ConnectionStats(1, {}, 0))
     assert samples["xformd_connections", ("front", "netstring")] == 3
     assert samples["xformd_connections", ("front", "http")] == 1
@@ -88,21 +62,15 @@ def test_connections_are_told_by_front() -> None:
     assert samples["xformd_connections_cut_off_total", ("front", "netstring")] == 1
 
 
-def plugin(name: str, version: str = "1") -> Plugin:
-    return Plugin(name=name, distribution=f"{name}.py", version=version, source=name, state="failed", reason="broken")
-
-
 def test_hostile_names_add_no_line_and_no_label() -> None:
-    hostile = 'x"} 1\nxformd_evil{a="\\'
-    samples = read(
-        registry=Registry({}, (plugin(hostile), plugin("no-utf-8-\udcff"), plugin("twice"), plugin("twice")))
-    )
-    told = [dict(key[1:])["plugin"] for key in samples if key[0] == "xformd_plugin_info"]
-    assert len(told) == 3
+    names = ('x"} 1\nxformd_evil{a="\\', "no-utf-8-\udcff", "twice", "twice")
+    samples = read(plugins=[(name, f"{name}.py", "1", "failed") for name in names])
+    exported_names = [dict(key[1:])["plugin"] for key in samples if key[0] == "xformd_plugin_info"]
+    assert len(exported_names) == 3
     assert not [key for key in samples if "evil" in key[0]]
 
 
-def test_it_says_of_itself_what_it_is() -> None:
+def test_the_build_and_the_process_are_exported() -> None:
     samples = read()
     assert [key for key in samples if key[0] == "xformd_build_info"]
     assert samples["process_open_fds",] > 0

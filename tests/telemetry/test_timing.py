@@ -1,4 +1,4 @@
-"""A trace adds up what a request waits and runs, and its id stands in what the log says of it."""
+"""A timing adds up what a request waits and runs, and names the request in the log."""
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -61,14 +61,14 @@ def times(timing: RequestTiming) -> tuple[float, float]:
     return timing.queue_s, timing.run_s
 
 
-def test_what_runs_in_the_reactor_runs_and_never_waits(clock: Clock) -> None:
+def test_an_inline_transform_never_waits(clock: Clock) -> None:
     site = Site(clock)
     timing = site.timing()
     assert site.service.xform(parse_readable("slow"), b"a", timing=timing) == b"a"
     assert times(timing) == (0, 2)
 
 
-def test_what_gives_its_result_later_runs_until_then(clock: Clock) -> None:
+def test_an_asynchronous_transform_runs_until_its_result(clock: Clock) -> None:
     site = Site(clock)
     timing = site.timing()
     result = site.xform("later", timing)
@@ -92,7 +92,7 @@ def test_a_job_waits_for_its_worker_and_then_runs(clock: Clock) -> None:
     assert (times(first), times(second)) == ((0, 3), (3, 4))
 
 
-def test_a_job_that_is_done_runs_no_longer_whoever_asked(clock: Clock) -> None:
+def test_a_finished_job_runs_no_longer(clock: Clock) -> None:
     pool, timing = Pool(clock).start(), RequestTiming(clock=clock.seconds)
     result = pool.pool.run(calls_of("upper"), b"a", timing=timing)
     clock.advance(3)
@@ -115,7 +115,7 @@ def test_the_steps_of_a_pipeline_add_up(clock: Clock) -> None:
     assert times(timing) == (0, 2 + 3 + 2 + 5)
 
 
-def test_the_time_of_what_is_given_up_is_there_when_its_caller_hears_of_it(clock: Clock) -> None:
+def test_a_request_that_times_out_has_its_times_when_it_fails(clock: Clock) -> None:
     site = Site(clock)
     for spec, expected in [("upper", (0, 2)), ("later", (0, 2))]:
         timing = site.timing()
@@ -128,7 +128,7 @@ def test_the_time_of_what_is_given_up_is_there_when_its_caller_hears_of_it(clock
         site.pool.prove()
 
 
-def test_what_leaves_the_queue_unrun_has_waited_alone(clock: Clock) -> None:
+def test_a_job_cancelled_in_the_queue_has_only_waited(clock: Clock) -> None:
     site = Site(clock)
     timing = site.timing()
     site.xform("upper", site.timing(), b"1")
@@ -139,7 +139,7 @@ def test_what_leaves_the_queue_unrun_has_waited_alone(clock: Clock) -> None:
     assert times(timing) == (3, 0)
 
 
-def test_a_death_in_the_log_names_the_request(clock: Clock, log: Log) -> None:
+def test_the_log_of_a_death_names_the_request(clock: Clock, log: Log) -> None:
     site = Site(clock)
     result = site.xform("upper", site.timing("7e57"))
     site.pool.worker_of(b"a").end("was killed by SIGSEGV")
@@ -150,7 +150,7 @@ def test_a_death_in_the_log_names_the_request(clock: Clock, log: Log) -> None:
 
 
 @pytest.mark.parametrize(("request_id", "told"), [("7e57", " (request 7e57)"), (None, "")])
-def test_a_failure_in_the_log_names_the_request(clock: Clock, log: Log, request_id: str | None, told: str) -> None:
+def test_the_log_of_a_failure_names_the_request(clock: Clock, log: Log, request_id: str | None, told: str) -> None:
     site = Site(clock)
     with pytest.raises(TransformFailed):
         site.service.xform(parse_readable("broken"), b"a", timing=site.timing(request_id))
@@ -158,7 +158,7 @@ def test_a_failure_in_the_log_names_the_request(clock: Clock, log: Log, request_
     assert log[0].get("request_id") == request_id
 
 
-def test_a_failure_in_a_worker_names_the_request_and_its_step(clock: Clock, log: Log) -> None:
+def test_the_log_of_a_failure_in_a_worker_names_the_step(clock: Clock, log: Log) -> None:
     site = Site(clock)
     result = site.xform("upper+lower", site.timing("7e57"))
     worker = site.pool.worker_of(b"a")
@@ -171,13 +171,13 @@ def test_a_failure_in_a_worker_names_the_request_and_its_step(clock: Clock, log:
     assert log[0]["traceback"] == "Traceback:\n  there"
 
 
-def test_a_worker_that_has_no_job_blames_nobody(clock: Clock, log: Log) -> None:
+def test_a_traceback_from_an_idle_worker_is_ignored(clock: Clock, log: Log) -> None:
     site = Site(clock)
     site.pool.workers[0].raised(SafeTraceback("ValueError", "there"))
     assert log == []
 
 
-def test_an_example_that_fails_in_a_worker_is_told_with_its_place(clock: Clock, log: Log) -> None:
+def test_the_log_of_a_failed_self_test_has_a_traceback(clock: Clock, log: Log) -> None:
     pool = Pool(clock)
     pool.pool.start()
     worker = pool.workers[0]
@@ -187,7 +187,7 @@ def test_an_example_that_fails_in_a_worker_is_told_with_its_place(clock: Clock, 
     assert (log[0]["error"], log[0]["traceback"]) == ("ValueError", "there")
 
 
-def test_a_fault_of_xformd_answers_with_the_id_that_the_request_has(clock: Clock, log: Log) -> None:
+def test_an_internal_error_has_the_id_of_the_request(clock: Clock, log: Log) -> None:
     class Runner(InlineRunner):
         def run(self, *_: object, **__: object) -> bytes:
             raise ValueError

@@ -1,4 +1,4 @@
-"""What a log says of an exception: its type, its place and its causes, and none of its words."""
+"""A redacted traceback has an exception's type, place and causes, and none of its words."""
 
 import errno
 import sys
@@ -20,7 +20,7 @@ def raised(raise_it: Callable[[], Any]) -> SafeTraceback:
         raise_it()
     except BaseException as error:
         return SafeTraceback.redacted(error)
-    raise AssertionError("it raised nothing")
+    raise AssertionError("nothing was raised")
 
 
 def quotes_the_poem() -> None:
@@ -83,17 +83,17 @@ EVERY = [
 
 
 @pytest.mark.parametrize("raise_it", EVERY, ids=lambda function: function.__name__)
-def test_no_word_of_it_is_told_and_its_place_is(raise_it: Callable[[], None]) -> None:
-    fault = raised(raise_it)
-    assert POEM not in fault.error + fault.traceback
-    assert 'test_tracebacks.py", line ' in fault.traceback
-    assert f", in {raise_it.__name__}" in fault.traceback
+def test_the_place_is_there_and_no_word_of_the_message(raise_it: Callable[[], None]) -> None:
+    safe = raised(raise_it)
+    assert POEM not in safe.error + safe.traceback
+    assert 'test_tracebacks.py", line ' in safe.traceback
+    assert f", in {raise_it.__name__}" in safe.traceback
 
 
-def test_it_reads_like_a_traceback() -> None:
-    fault = raised(quotes_the_poem)
-    assert fault.error == "ValueError"
-    lines = fault.traceback.splitlines()
+def test_it_reads_like_a_traceback_of_python() -> None:
+    safe = raised(quotes_the_poem)
+    assert safe.error == "ValueError"
+    lines = safe.traceback.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-2].startswith('  File "')
     assert lines[-2].endswith(", in quotes_the_poem")
@@ -107,17 +107,17 @@ def test_it_reads_like_a_traceback() -> None:
         (raises_while_it_handles, "During handling of the above exception, another exception occurred:"),
     ],
 )
-def test_what_led_to_it_comes_before_it(raise_it: Callable[[], None], says: str) -> None:
+def test_causes_come_first(raise_it: Callable[[], None], says: str) -> None:
     before, _, after = raised(raise_it).traceback.partition(says)
     assert before.rstrip().endswith("in quotes_the_poem\nValueError")
     assert after.endswith("\nKeyError")
 
 
-def test_what_the_plugin_hides_stays_hidden() -> None:
+def test_a_suppressed_context_is_left_out() -> None:
     assert "ValueError" not in raised(hides_what_was_before).traceback
 
 
-def test_of_an_error_of_the_system_the_systems_words_are_told() -> None:
+def test_an_os_error_has_the_systems_words() -> None:
     def fail() -> None:
         raise OSError(errno.ENOSPC, POEM, POEM)
 
@@ -125,11 +125,11 @@ def test_of_an_error_of_the_system_the_systems_words_are_told() -> None:
 
 
 @pytest.mark.parametrize("number", [10**30, -1, POEM, None])
-def test_a_number_that_no_system_has_is_passed_over(number: object) -> None:
+def test_an_unknown_errno_is_left_out(number: object) -> None:
     assert SafeTraceback.redacted(OSError(number, POEM)).error == "OSError"
 
 
-def test_a_failure_that_has_lost_its_traceback_has_its_places_still() -> None:
+def test_a_cleaned_failure_still_has_its_places() -> None:
     try:
         quotes_the_poem()
     except ValueError:
@@ -140,7 +140,7 @@ def test_a_failure_that_has_lost_its_traceback_has_its_places_still() -> None:
     assert "in quotes_the_poem" in SafeTraceback.redacted(failure.value, failure.getTracebackObject()).traceback
 
 
-def test_a_recursion_without_end_and_causes_without_end_are_cut() -> None:
+def test_endless_recursion_and_endless_causes_are_cut() -> None:
     def deep() -> None:
         deep()
 
@@ -155,7 +155,7 @@ def test_a_recursion_without_end_and_causes_without_end_are_cut() -> None:
     assert SafeTraceback.redacted(chain).traceback.count("ValueError") < 10
 
 
-def test_a_class_that_does_not_want_to_be_looked_at_is_told_by_its_name() -> None:
+def test_an_exception_whose_attributes_raise_is_named() -> None:
     class Shy(Exception):
         @property
         def __cause__(self) -> Any:
@@ -167,14 +167,14 @@ def test_a_class_that_does_not_want_to_be_looked_at_is_told_by_its_name() -> Non
     assert SafeTraceback.redacted(Shy()) == SafeTraceback("Shy", "Shy")
 
 
-def test_what_a_worker_says_of_a_fault_is_cut_and_printable() -> None:
-    fault = SafeTraceback("Owl\n\x1b[2J", "a\x1b[2J\nb" + "c" * 10**6)
-    assert fault.error.isprintable()
-    assert fault.traceback.startswith("a\ufffd[2J\nbccc")
-    assert len(fault.traceback) <= MAX_TRACEBACK_CHARACTERS
+def test_what_a_worker_sends_is_cut_and_made_printable() -> None:
+    safe = SafeTraceback("Owl\n\x1b[2J", "a\x1b[2J\nb" + "c" * 10**6)
+    assert safe.error.isprintable()
+    assert safe.traceback.startswith("a\ufffd[2J\nbccc")
+    assert len(safe.traceback) <= MAX_TRACEBACK_CHARACTERS
 
 
-def test_for_its_author_it_is_told_in_full() -> None:
+def test_an_unredacted_traceback_has_every_word() -> None:
     with pytest.raises(KeyError) as caught:
         has_a_cause()
     assert SafeTraceback.unredacted(caught.value).traceback.count(POEM) >= 2
@@ -185,18 +185,18 @@ class Careless:
         raise ValueError(POEM)
 
 
-def test_what_nobody_can_catch_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncaught_exceptions_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
-    told: list[tuple[str, SafeTraceback]] = []
-    report_uncaught(lambda where, fault: told.append((where, fault)))
+    reported: list[tuple[str, SafeTraceback]] = []
+    report_uncaught(lambda where, safe: reported.append((where, safe)))
     for target in (quotes_the_poem, sys.exit):
         thread = threading.Thread(target=target, name="owl")
         thread.start()
         thread.join()
     Careless()
-    assert [(where, fault.error) for where, fault in told] == [
+    assert [(where, safe.error) for where, safe in reported] == [
         ("uncaught in the thread owl", "ValueError"),
         ("raised where nobody can catch it", "ValueError"),
     ]
-    assert all("Traceback" in fault.traceback and POEM not in fault.traceback for _, fault in told)
+    assert all("Traceback" in safe.traceback and POEM not in safe.traceback for _, safe in reported)

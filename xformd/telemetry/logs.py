@@ -1,7 +1,7 @@
-"""The log of a server on its standard error: as text, or as one JSON object per line.
+"""Write the log of a server to standard error, as text or as one JSON object on each line.
 
-No poem stands in it: of what is raised it tells type and place (``xformd.telemetry.tracebacks``), whoever logs it.
-What a plugin prints, warns of or logs itself is the plugin's own word, and goes in as it is, on lines of its own.
+Invariant: xformd puts no poem into it. Of an exception it has type and place alone (``tracebacks``), also if Twisted or
+asyncio log it. What a plugin itself prints or logs is passed on unchanged.
 """
 
 import io
@@ -32,10 +32,10 @@ from zope.interface import implementer
 from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
 
 RESERVED = ("time", "level", "namespace", "message", "traceback")
-"""What every line of JSON may have; a field of an event does not take its place."""
+"""Keys of a line of JSON that no field of an event replaces."""
 
 MAX_LINE_CHARACTERS = 1_000
-"""Of what a plugin prints."""
+"""The longest line that a plugin may print; a longer one is cut."""
 
 _STREAMS = "stdout", "stderr"
 _LEVELS = {logging.WARNING: LogLevel.warn, logging.ERROR: LogLevel.error, logging.CRITICAL: LogLevel.critical}
@@ -44,30 +44,30 @@ log = Logger()
 
 
 def start(*observers: ILogObserver) -> None:
-    """Send Twisted's log to these observers, and to nothing else."""
+    """Send Twisted's log to these observers alone."""
     globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False, discardBuffer=True)
 
 
 def start_server_log(log_format: str) -> None:
-    """Begin the log of a server.
+    """Start the log of a server.
 
     Args:
-        log_format: ``text`` or ``json``. As JSON, lines that plugins print are objects too.
+        log_format: ``text`` or ``json``; with JSON, lines that plugins print become objects too.
     """
     start(observer(log_format))
     if log_format == "json":
-        sys.stdout = Printed(sys.stdout, "stdout", LogLevel.info)
-        sys.stderr = Printed(sys.stderr, "stderr", LogLevel.error)
-    logging.getLogger().addHandler(PythonLog(logging.WARNING))
-    report_uncaught(_uncaught)
+        sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info)
+        sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error)
+    logging.getLogger().addHandler(LoggingHandler(logging.WARNING))
+    report_uncaught(_log_uncaught)
 
 
-def _uncaught(where: str, raised: SafeTraceback) -> None:
+def _log_uncaught(where: str, raised: SafeTraceback) -> None:
     log.critical("{where}\n{traceback}", where=where, **attrs.asdict(raised))
 
 
 def observer(log_format: str = "text") -> ILogObserver:
-    """Give an observer that writes what an operator wants to know to standard error.
+    """Return an observer that writes to standard error: warnings and errors, and xformd's own information.
 
     Args:
         log_format: ``text`` or ``json``.
@@ -75,53 +75,49 @@ def observer(log_format: str = "text") -> ILogObserver:
     levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
     for namespace in ("xformd", *_STREAMS):
         levels.setLogLevelForNamespace(namespace, LogLevel.info)
-    return FilteringLogObserver(Lines(sys.stderr, as_json if log_format == "json" else as_text), [levels])
+    return FilteringLogObserver(LineObserver(sys.stderr, as_json if log_format == "json" else as_text), [levels])
 
 
 def json_observer() -> ILogObserver:
-    """Give the one that writes JSON: for ``twistd --logger xformd.telemetry.logs.json_observer``."""
+    """Return the observer that writes JSON, for ``twistd --logger xformd.telemetry.logs.json_observer``."""
     return observer("json")
 
 
 @implementer(ILogObserver)
-class Lines:
-    """Writes events, and never raises.
+class LineObserver:
+    """Writes events to a stream, and never raises."""
 
-    Args:
-        out: where to.
-        tell: gives the text of an event.
-    """
-
-    def __init__(self, out: TextIO, tell: Callable[[LogEvent], str]) -> None:
+    def __init__(self, out: TextIO, render: Callable[[LogEvent], str]) -> None:
         self._out = out
-        self._tell = tell
+        self._render = render
 
     def __call__(self, event: LogEvent) -> None:
         """Write an event."""
         try:
-            text = self._tell(event)
-        except Exception as error:  # an event holds what somebody else has put into it
-            lost = {"log_format": f"an event could not be told: {type(error).__name__}", "log_level": LogLevel.error}
-            text = self._tell(lost)
-        with suppress(OSError, ValueError):  # nobody reads it
+            text = self._render(event)
+        except Exception as error:  # an event's fields may be objects that raise when they are formatted
+            text = self._render(
+                {"log_format": f"cannot render an event: {type(error).__name__}", "log_level": LogLevel.error}
+            )
+        with suppress(OSError, ValueError):  # the stream is closed
             self._out.write(text + "\n")
             self._out.flush()
 
 
 def as_text(event: LogEvent) -> str:
-    """Give an event as lines for a person; those after the first are indented."""
-    message, traceback = _told(event)
-    told = f"{message}\n{traceback}" if traceback else message
+    """Render an event as lines of text; those after the first are indented."""
+    message, traceback = _message_and_traceback(event)
+    text = f"{message}\n{traceback}" if traceback else message
     level = getattr(event.get("log_level"), "name", "-")
-    line = f"{formatTime(event.get('log_time'))} [{event.get('log_namespace', '-')}#{level}] {told}"
+    line = f"{formatTime(event.get('log_time'))} [{event.get('log_namespace', '-')}#{level}] {text}"
     return line.replace("\n", "\n\t")
 
 
 def as_json(event: LogEvent) -> str:
-    """Give an event as an object on one line, in ASCII."""
-    message, traceback = _told(event)
+    """Render an event as a JSON object on one line, in ASCII."""
+    message, traceback = _message_and_traceback(event)
     time = event.get("log_time")
-    told = {
+    line = {
         "time": _time(time) if isinstance(time, float) else None,
         "level": getattr(event.get("log_level"), "name", None),
         "namespace": event.get("log_namespace"),
@@ -129,9 +125,9 @@ def as_json(event: LogEvent) -> str:
         **dict(_fields(event)),
     }
     if traceback:
-        told["traceback"] = traceback
-    # JSON lets DEL stand as it is; a terminal does not.
-    return json.dumps(told).replace("\x7f", "\\u007f")
+        line["traceback"] = traceback
+    # JSON allows DEL, which terminals interpret.
+    return json.dumps(line).replace("\x7f", "\\u007f")
 
 
 def _time(seconds: float) -> str:
@@ -139,8 +135,8 @@ def _time(seconds: float) -> str:
 
 
 def _fields(event: LogEvent) -> Iterable[tuple[str, Any]]:
-    """Give what is a plain value. What Twisted's older way to log puts into an event is in its message."""
-    if event.get("log_namespace") == "log_legacy":
+    """Yield the fields whose values are plain."""
+    if event.get("log_namespace") == "log_legacy":  # of twisted.python.log, whose fields are in the message anyway
         return
     for key, value in event.items():
         if key in RESERVED or key.startswith("log_") or type(value) not in (str, int, float, bool, type(None)):
@@ -148,11 +144,10 @@ def _fields(event: LogEvent) -> Iterable[tuple[str, Any]]:
         yield key, str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _told(event: LogEvent) -> tuple[str, str]:
-    """Give an event's message, and its traceback if there is one."""
+def _message_and_traceback(event: LogEvent) -> tuple[str, str]:
     failure = event.get("log_failure", event.get("failure"))
     if isinstance(failure, Failure) and failure.value is not None:
-        # In the older way, the message is the traceback, with all words.
+        # For twisted.python.log the message is the whole traceback, unredacted.
         message = str(event.get("why") or "Unhandled Error") if event.get("isError") else formatEvent(event)
         return message.strip(), SafeTraceback.redacted(failure.value, failure.getTracebackObject()).traceback
     traceback = event.get("traceback")
@@ -160,33 +155,33 @@ def _told(event: LogEvent) -> tuple[str, str]:
     return formatEvent(event).removesuffix(traceback).rstrip("\n"), traceback
 
 
-class PythonLog(logging.Handler):
-    """Passes on what libraries and plugins log with Python's ``logging``."""
+class LoggingHandler(logging.Handler):
+    """Passes on to Twisted's log what libraries and plugins log with Python's ``logging``."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass it on."""
+        """Log a record."""
         try:
-            told = record.getMessage()
+            text = record.getMessage()
         except Exception:
-            told = "a message that cannot be told"
-        if record.name == "asyncio":  # it goes on with whatever a callback was given
-            told = told.partition("\n")[0].partition("(")[0]
+            text = "a message that cannot be formatted"
+        if record.name == "asyncio":  # the rest shows the arguments of a callback
+            text = text.partition("\n")[0].partition("(")[0]
         level = _LEVELS.get(record.levelno // 10 * 10, LogLevel.warn)
         logger = Logger(namespace=record.name)
         if record.exc_info and record.exc_info[1] is not None:
             raised = SafeTraceback.redacted(record.exc_info[1], record.exc_info[2])
-            logger.emit(level, "{log_said}\n{traceback}", log_said=told, **attrs.asdict(raised))
+            logger.emit(level, "{log_text}\n{traceback}", log_text=text, **attrs.asdict(raised))
         else:
-            logger.emit(level, "{log_said}", log_said=told)
+            logger.emit(level, "{log_text}", log_text=text)
 
 
-class Printed(io.TextIOBase):
-    """Stands for a standard stream: what is printed becomes events, one for each line.
+class LoggedStream(io.TextIOBase):
+    """Replaces a standard stream, and logs each line that is printed to it.
 
     Args:
-        stream: what it stands for, for whoever asks for a descriptor.
-        name: of the stream.
-        level: of the events.
+        stream: the standard stream, whose descriptor this has too.
+        name: its name, which is the events' namespace.
+        level: that of the events.
     """
 
     encoding = "utf-8"
@@ -198,14 +193,14 @@ class Printed(io.TextIOBase):
         self._rest = ""
 
     def writable(self) -> bool:
-        """Say that it is."""
+        """Return True."""
         return True
 
     def write(self, text: str, /) -> int:
-        """Log each line that is whole, or long."""
+        """Log each line that is complete, or long."""
         *lines, self._rest = (self._rest + text).split("\n")
         if len(self._rest) > MAX_LINE_CHARACTERS:
             lines, self._rest = [*lines, self._rest], ""
         for line in filter(None, lines):
-            self._logger.emit(self._level, "{log_said}", log_said=line[:MAX_LINE_CHARACTERS])
+            self._logger.emit(self._level, "{log_text}", log_text=line[:MAX_LINE_CHARACTERS])
         return len(text)

@@ -1,0 +1,32 @@
+"""What a Prometheus exporter gets from a server, and what it renders."""
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from xformd.telemetry.metrics import ConnectionStats, Metrics
+from xformd.telemetry.prometheus import PrometheusExporter, Sources
+from xformd.telemetry.status import ServerStatus, WorkerHistory
+
+STATUS = ServerStatus(
+    queue_length=3,
+    max_queue=100,
+    workers={"starting": 1, "idle": 2, "busy": 4, "ending": 0},
+    proven_workers=6,
+    needs_workers=True,
+    history=WorkerHistory(starts=9, failed_starts=1, deaths=2),
+    quarantined=frozenset({"crash"}),
+    in_flight=7,
+)
+
+PLUGIN = ("xformd-owl", "owl", "1", "active")
+
+
+def exported(
+    metrics: Metrics, connection_stats: Mapping[str, ConnectionStats], plugins: list[tuple[str, str, str, str]]
+) -> Iterator[Metric]:
+    """Render a server's metrics, and parse them as Prometheus does."""
+    sources = Sources(metrics, lambda: STATUS, lambda: plugins, lambda: connection_stats)
+    families: Iterator[Metric] = text_string_to_metric_families(PrometheusExporter(sources).render().decode())
+    return families

@@ -94,8 +94,7 @@ def test_the_source_distribution_has_what_its_pages_and_tests_refer_to(shipped: 
         "CONTRIBUTING.md",
         "demo/demo.sh",
         "benchmarks/results.json",
-        "twistd/xformd_poem.py",
-        "twistd/xformd_proxy.py",
+        "twistd/xformd_services.py",
     ]
     assert {PurePosixPath(name) for name in needed} <= set(shipped)
     folders = {parent for path in shipped for parent in path.parents}

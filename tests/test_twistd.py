@@ -1,57 +1,150 @@
-"""What the arguments of ``twistd xformd`` mean."""
+"""What the arguments of the three twistd commands mean, and a server that cannot listen."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from twisted.python.usage import UsageError
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+from twisted.python.usage import Options, UsageError
 
-from xformd.config import TABLE, Settings
-from xformd.errors import ConfigError
-from xformd.twistd import Options
+import xformd
+from support.deferreds import result_of
+from support.logs import Log
+from xformd import twistd
+from xformd.config import Settings
+from xformd.limits import MIB, Limits
+from xformd.net.listener import FailFastService
 
 
-def settings(*words: str, **environment: str) -> Settings:
-    options = Options()
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The arguments that a server was made with; the last are its keyword arguments."""
+    noted: list[Any] = []
+    for name in ("make_server", "make_proxy", "make_poem_server", "make_poem_proxy"):
+        monkeypatch.setattr(twistd, name, lambda *arguments, **options: noted.extend([*arguments, options]))
+    monkeypatch.setattr(twistd, "FailFastService", lambda *_: None)
+    monkeypatch.setattr(twistd, "ReloadingServer", lambda *_: None)
+    return noted
+
+
+def make(options: Any, *words: str) -> None:
     options.parseOptions(words)
-    return options.settings(environment)
+    options.make("reactor")
 
 
-def test_without_arguments_it_has_the_defaults_of_serve() -> None:
-    assert settings() == Settings()
-
-
-def test_every_setting_has_its_flag_but_that_of_the_log_which_is_twistds() -> None:
-    options = Options()
-    assert {f"{setting.flag.removeprefix('--')}" for setting in TABLE.values()} - {"log-format"} <= {
-        name.removesuffix("=") for name in options.longOpt
-    }
-
-
-def test_arguments_go_before_the_environment_and_that_before_the_file(tmp_path: Path) -> None:
+def test_a_server_reads_the_file_and_the_environment(
+    made: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(twistd.ServerOptions())
+    assert made[0] == Settings()
     file = tmp_path / "xformd.toml"
-    file.write_text("max_queue = 1\nmax_in_flight = 1\nworkers = 1\n")
-    made = settings("--config", str(file), "--workers=3", XFORMD_MAX_QUEUE="2", XFORMD_WORKERS="2")
-    assert (made.limits.max_queue, made.limits.max_in_flight, made.workers) == (2, 1, 3)
-    assert settings(XFORMD_CONFIG=str(file)).workers == 1
+    file.write_text("max_queue = 1\nmax_in_flight = 1\n")
+    monkeypatch.setenv("XFORMD_MAX_QUEUE", "2")
+    monkeypatch.setenv("XFORMD_PLUGINS_DIR", "here")
+    made.clear()
+    make(twistd.ServerOptions(), "--config", str(file))
+    assert (made[0].limits.max_queue, made[0].limits.max_in_flight) == (2, 1)
+    assert made[0].selection.directories == (Path.cwd() / "here",)
+    made.clear()
+    monkeypatch.setenv("XFORMD_CONFIG", str(file))
+    make(twistd.ServerOptions())
+    assert made[0].limits.max_in_flight == 1
 
 
-def test_what_may_be_repeated_is_collected_and_folders_are_found_from_anywhere() -> None:
-    made = settings(
-        *("--listen", "unix:a", "--listen", "unix:b", "--host", "127.0.0.2", "--plugins", "owl,cat", "--strict"),
-        *("--plugins-dir", "here", "--plugins-dir", "/there", "--block", "dog", "--inline=up", "--isolate=down"),
-        *("--prefer", "a=owl", "--prefer", "b=cat"),
-    )
-    assert made.listen == ("tcp:11000:interface=127.0.0.2:backlog=1024", "unix:a", "unix:b")
-    selection = made.selection
-    assert selection.directories == (Path.cwd() / "here", Path("/there"))
-    assert (selection.distributions, selection.blocked, selection.strict) == ({"owl", "cat"}, {"dog"}, True)
-    assert selection.preferred == {"a": "owl", "b": "cat"}
-    assert (made.inline, made.isolate) == ({"up"}, {"down"})
-    assert settings("--port", "0").listen == ("tcp:0:interface=127.0.0.1:backlog=1024",)
+def test_a_proxy_has_the_defaults_of_the_command(made: list[Any]) -> None:
+    make(twistd.ProxyOptions(), "a:1", "b:2")
+    assert made == [("a:1", "b:2"), ("tcp:11001:interface=127.0.0.1:backlog=1024",), Limits(), "reactor", {}]
 
 
-def test_what_makes_no_sense_is_said() -> None:
-    with pytest.raises(ConfigError, match="--max-queue takes a whole number from 1, not 0"):
-        settings("--max-queue", "0")
-    with pytest.raises(UsageError, match="type enforcement"):
-        settings("--port", "x")
+def test_every_option_of_a_proxy_arrives(made: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "xformd.toml"
+    file.write_text("max_queue = 7\n")
+    flags = ["--cache-bytes=1MiB", "--ttl=1min", "--refresh=500ms", "--config", str(file)]
+    make(twistd.ProxyOptions(), "--listen=tcp:1", "--listen=unix:p", *flags, "a:1")
+    assert made[1:3] == [("tcp:1", "unix:p"), Limits(max_queue=7)]
+    assert made[-1] == {"cache_bytes": MIB, "ttl_s": 60, "refresh_s": 0.5}
+
+
+def test_a_poem_is_found_from_any_folder(made: list[Any]) -> None:
+    make(twistd.PoemOptions(), "serve", "--listen", "tcp:1", "--listen", "tcp:2", "--slow", "1KiB", "owl.txt")
+    assert made == [Path.cwd() / "owl.txt", ("tcp:1", "tcp:2"), "reactor", {"bytes_per_s": 1024}]
+
+
+@pytest.mark.parametrize(("flags", "options"), [([], {}), (["--ttl=1min", "--stale=0"], {"ttl_s": 60, "stale_s": 0})])
+def test_every_option_of_a_poem_proxy_arrives(made: list[Any], flags: list[str], options: dict[str, Any]) -> None:
+    make(twistd.PoemOptions(), "proxy", *flags, "owl:1")
+    assert made == ["owl:1", ("tcp:10001:interface=127.0.0.1:backlog=1024",), "reactor", options]
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "says"),
+    [
+        (twistd.ServerOptions, ("--workers", "1"), "workers"),
+        (twistd.ProxyOptions, (), "name at least one UPSTREAM"),
+        (twistd.ProxyOptions, ("a:1", "--ttl", "1"), "'--ttl' comes after UPSTREAM: put options first"),
+        (twistd.ProxyOptions, ("--cache-bytes", "0", "a:1"), "invalid size '0': try 100000 or 10MiB"),
+        (twistd.ProxyOptions, ("--ttl", "0", "a:1"), "invalid duration '0': it must be above 0"),
+        (twistd.PoemOptions, (), "name a command: 'serve FILE' or 'proxy UPSTREAM'"),
+        (twistd.PoemOptions, ("serve", "a", "b"), "name one FILE"),
+        (twistd.PoemOptions, ("proxy", "--ttl", "x", "a"), "invalid duration 'x': try 0.5, 30 or 5min"),
+    ],
+)
+def test_wrong_arguments_are_named(options: type[Options], words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        options().parseOptions(words)  # type: ignore[no-untyped-call]
+
+
+class Server:
+    """A server that listens when the test says so."""
+
+    def __init__(self, fails_at_once: xformd.ListenFailed | None = None) -> None:
+        self.listening: Deferred[tuple[str, ...]] = Deferred()
+        self._fails_at_once = fails_at_once
+
+    def startService(self) -> None:
+        if self._fails_at_once is not None:
+            self.listening.errback(Failure(self._fails_at_once))
+
+    def stopService(self) -> Deferred[None]:
+        return succeed(None)
+
+
+class Reactor:
+    is_stopped = False
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+def starting(server: Server, reactor: Reactor | None = None) -> FailFastService:
+    return FailFastService(server, reactor or Reactor())  # type: ignore[arg-type]
+
+
+def test_where_a_server_listens_is_logged(log: Log) -> None:
+    server = Server()
+    service = starting(server)
+    service.startService()
+    server.listening.callback(("owl:1", "owl:2"))
+    assert log.lines == ["listening on owl:1", "listening on owl:2"]
+    assert result_of(service.stopService()) is None
+
+
+def test_a_server_that_cannot_listen_does_not_start() -> None:
+    with pytest.raises(xformd.ListenFailed, match="taken"):
+        starting(Server(xformd.ListenFailed("taken"))).startService()
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (xformd.ListenFailed("taken"), "taken"),
+        (xformd.ConfigError("'owl' is none", setting="listen"), "--listen: 'owl' is none"),
+    ],
+)
+def test_a_server_that_fails_to_listen_later_ends_the_process(log: Log, error: xformd.XformError, line: str) -> None:
+    server, reactor = Server(), Reactor()
+    starting(server, reactor).startService()
+    server.listening.errback(Failure(error))
+    assert reactor.is_stopped
+    assert log.lines == [line]

@@ -1,90 +1,59 @@
-"""``twistd xformd``: what twistd's plugin is made of, with the settings of ``xformd serve``."""
+"""``twistd xformd``, ``xformd-proxy`` and ``xformd-poem``: their options, and the services that twistd runs.
 
+A settings file says how a server works; an option is only what a file cannot say.
+Invariant: a mistake in either ends twistd before it goes into the background.
+"""
+
+import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import attrs
 from twisted.application.service import IService
 from twisted.python import usage
 
-from xformd.config import TABLE, Setting, Settings, configure
+from xformd.commands.options import parse_duration, parse_size, parse_timeout
+from xformd.config import Settings, configure
+from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
-from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
+from xformd.net.defaults import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, DEFAULT_PROXY_PORT, tcp_server
 from xformd.net.listener import FailFastService
+from xformd.poems.app import make_poem_proxy, make_poem_server
+from xformd.proxy.app import make_proxy
 from xformd.server.app import Server, make_server
-from xformd.twistd_options import told_at_once
-
-_REPEATED = ("listen", "http", "metrics", "cors", "block", "plugins_dir", "prefer", "inline", "isolate")
-_ELSEWHERE = ("strict", "log_format")  # a flag without a value; twistd's own, --logger
-_SINGLE = [setting for name, setting in TABLE.items() if name not in (*_REPEATED, *_ELSEWHERE)]
 
 
-class Options(usage.Options):
-    """Of ``twistd xformd``: every setting under the name of its flag."""
+class ServerOptions(usage.Options):
+    """The options of ``twistd xformd``."""
 
-    synopsis = "[options]"
-    optFlags = [["strict", None, TABLE["strict"].reason]]  # noqa: RUF012 - Twisted's form
-    optParameters = [  # noqa: RUF012 - Twisted's form
-        ["config", None, None, "Read settings from this TOML file; variables and options go before it."],
-        ["host", None, None, f"Address of the interface to listen on. [{DEFAULT_HOST}]"],
-        ["port", None, None, f"TCP port to listen on; 0 takes a free one. [{DEFAULT_PORT}]", int],
-        *([setting.flag.removeprefix("--"), None, None, setting.reason] for setting in _SINGLE),
-    ]
+    synopsis = "[--config FILE]"
+    optParameters: ClassVar = [["config", "c", None, "TOML file with the settings, as 'xformd config' prints it."]]
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        for name in _REPEATED:
-            self[name] = []
-
-    def settings(self, environment: Mapping[str, str]) -> Settings:
-        """Put the settings together.
-
-        Args:
-            environment: the process's variables.
-
-        Returns:
-            The settings; folders are whole, because twistd may change to another one.
-
-        Raises:
-            ConfigError: a setting's value is none.
-        """
-        file = self["config"] or environment.get("XFORMD_CONFIG")
-        settings = configure(Path(file) if file else None, environment, self._flags()).settings
-        directories = tuple(Path(folder).absolute() for folder in settings.selection.directories)
-        return attrs.evolve(settings, selection=attrs.evolve(settings.selection, directories=directories))
-
-    def _flags(self) -> dict[str, tuple[str, object]]:
-        given: dict[str, object] = {setting.name: self[setting.flag.removeprefix("--")] for setting in _SINGLE}
-        given |= {name: self[name] or None for name in _REPEATED}
-        given["prefer"] = ",".join(self["prefer"]) or None
-        given["strict"] = True if self["strict"] else None
-        if self["host"] is not None or self["port"] is not None:
-            port = DEFAULT_PORT if self["port"] is None else self["port"]
-            given["listen"] = [tcp_server(self["host"] or DEFAULT_HOST, port), *self["listen"]]
-        return {name: (TABLE[name].flag, value) for name, value in given.items() if value is not None}
+    def make(self, reactor: Any) -> FailFastService:
+        """Make the server, with the settings of the file and the environment."""
+        file = self["config"] or os.environ.get("XFORMD_CONFIG")
+        service = ReloadingServer(make_server(_read_settings(file), reactor), reactor)
+        keep_freed_memory()
+        return service
 
 
-def _repeated(setting: Setting) -> Callable[[Options, str], None]:
-    def option(self: Options, value: str) -> None:
-        self[setting.name].append(value)
-
-    option.__doc__ = f"{setting.reason}; may be repeated."
-    return option
-
-
-for _name in _REPEATED:
-    setattr(Options, f"opt_{_name}", _repeated(TABLE[_name]))
+def _read_settings(file: str | None) -> Settings:
+    settings = configure(Path(file) if file else None, os.environ).settings
+    # twistd may change to another folder.
+    directories = tuple(folder.absolute() for folder in settings.selection.directories)
+    return attrs.evolve(settings, selection=attrs.evolve(settings.selection, directories=directories))
 
 
 class ReloadingServer(FailFastService):
-    """Starts a transform server, and loads its plugins anew on SIGHUP.
+    """Starts a transform server, and reloads its plugins on SIGHUP.
 
     Args:
-        server: what to start.
-        reactor: what it runs on.
+        server: the server to start.
+        reactor: the reactor that it runs on.
     """
 
     def __init__(self, server: Server, reactor: Any) -> None:
@@ -92,30 +61,147 @@ class ReloadingServer(FailFastService):
         self._reload: Callable[[], object] = server.reload
 
     def startService(self) -> None:
-        """Start it.
+        """Start the server.
 
         Raises:
-            ListenFailed: it cannot listen.
+            ListenFailed: the server cannot listen.
         """
         super().startService()
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
 
 
-def makeService(options: Options) -> IService:
-    """Give twistd the service that its arguments ask for.
+class _ListeningOptions(usage.Options):
+    """Options and arguments of a server without a settings file: ``--listen``, then what it serves."""
 
-    Args:
-        options: as they were parsed.
+    argument: ClassVar[str]
+    default_port: ClassVar[int]
+    takes_several: ClassVar[bool] = False
 
-    Returns:
-        A service: it listens, and starts its workers, when it is started.
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.endpoints: list[str] = []
+        self.words: tuple[str, ...] = ()
+
+    def opt_listen(self, endpoint: str) -> None:
+        """Where to listen: a Twisted server endpoint; may be repeated."""
+        self.endpoints.append(endpoint)
+
+    @property
+    def listen(self) -> tuple[str, ...]:
+        """The endpoints to listen on."""
+        return tuple(self.endpoints) or (tcp_server(port=self.default_port),)
+
+    def parseArgs(self, *words: str) -> None:
+        """Take the arguments."""
+        for word in words:
+            if word.startswith("-"):
+                raise usage.UsageError(f"{word!r} comes after {self.argument}: put options first")
+        if not words or (len(words) > 1 and not self.takes_several):
+            raise usage.UsageError(f"name {'at least one' if self.takes_several else 'one'} {self.argument}")
+        self.words = words
+
+    def given(self, **names: str) -> dict[str, Any]:
+        """Return the options that were given, under the names of the parameters that they set."""
+        return {name: self[option] for option, name in names.items() if self[option] is not None}
+
+
+class ProxyOptions(_ListeningOptions):
+    """The options of ``twistd xformd-proxy``."""
+
+    synopsis = "[options] UPSTREAM..."
+    argument = "UPSTREAM"
+    default_port = DEFAULT_PROXY_PORT
+    takes_several = True
+    optParameters: ClassVar = [
+        ["config", "c", None, "TOML file with the limits of connections; its other settings are not used."],
+        ["cache-bytes", None, None, "Size of the cache; each result counts for 1 KiB more than its bytes.", parse_size],
+        ["ttl", None, None, "Keep a result this long.", parse_timeout],
+        ["refresh", None, None, "How often to ask the upstreams for their transforms.", parse_timeout],
+    ]
+
+    def make(self, reactor: Any) -> FailFastService:
+        """Make the proxy."""
+        limits = configure(Path(self["config"]) if self["config"] else None).settings.limits
+        options = self.given(**{"cache-bytes": "cache_bytes", "ttl": "ttl_s", "refresh": "refresh_s"})
+        service = FailFastService(make_proxy(self.words, self.listen, limits, reactor, **options), reactor)
+        keep_freed_memory()
+        return service
+
+
+class PoemServerOptions(_ListeningOptions):
+    """The options of ``twistd xformd-poem serve``."""
+
+    synopsis = "[options] FILE"
+    argument = "FILE"
+    default_port = DEFAULT_POEM_PORT
+    optParameters: ClassVar = [["slow", None, None, "Bytes a second for each client.", parse_size]]
+
+    def make(self, reactor: Any) -> FailFastService:
+        """Make the poem server."""
+        file = Path(*self.words).absolute()  # twistd may change to another folder
+        return FailFastService(make_poem_server(file, self.listen, reactor, bytes_per_s=self["slow"]), reactor)
+
+
+class PoemProxyOptions(_ListeningOptions):
+    """The options of ``twistd xformd-poem proxy``."""
+
+    synopsis = "[options] UPSTREAM"
+    argument = "UPSTREAM"
+    default_port = DEFAULT_POEM_PROXY_PORT
+    optParameters: ClassVar = [
+        ["ttl", None, None, "How long a poem is fresh.", parse_duration],
+        ["stale", None, None, "How long after that it is still served if no fresh one can be fetched.", parse_duration],
+    ]
+
+    def make(self, reactor: Any) -> FailFastService:
+        """Make the poem proxy."""
+        (upstream,) = self.words
+        options = self.given(ttl="ttl_s", stale="stale_s")
+        return FailFastService(make_poem_proxy(upstream, self.listen, reactor, **options), reactor)
+
+
+class PoemOptions(usage.Options):
+    """The options of ``twistd xformd-poem``."""
+
+    synopsis = "serve FILE | proxy UPSTREAM"
+    subCommands: ClassVar = [
+        ["serve", None, PoemServerOptions, "Serve the poem in a file."],
+        ["proxy", None, PoemProxyOptions, "Cache another server's poem."],
+    ]
+    subOptions: PoemServerOptions | PoemProxyOptions
+
+    def postOptions(self) -> None:
+        """Require a command."""
+        if self.subCommand is None:
+            raise usage.UsageError("name a command: 'serve FILE' or 'proxy UPSTREAM'")
+
+    def make(self, reactor: Any) -> FailFastService:
+        """Make the server of the command."""
+        return self.subOptions.make(reactor)
+
+
+def make_service(options: ServerOptions | ProxyOptions | PoemOptions) -> IService:
+    """Make the service that twistd's arguments describe; it listens once it is started.
 
     Raises:
-        SystemExit: something is named that is not there.
+        SystemExit: an argument or a setting names something that does not exist.
     """
     from twisted.internet import reactor
 
-    with told_at_once():
-        server = make_server(options.settings(os.environ), reactor)
-    keep_freed_memory()
-    return ReloadingServer(server, reactor)
+    with _exit_on_config_error():
+        return options.make(reactor)
+
+
+@contextlib.contextmanager
+def _exit_on_config_error() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        lines = (*error.details, f"{error.code}: {error.message}")
+        raise SystemExit("\n".join(f"xformd: {line}" for line in lines)) from None
+
+
+# What twistd/xformd_services.py names: twistd looks up Options and makeService in each.
+server = SimpleNamespace(Options=ServerOptions, makeService=make_service)
+caching_proxy = SimpleNamespace(Options=ProxyOptions, makeService=make_service)
+poem = SimpleNamespace(Options=PoemOptions, makeService=make_service)

@@ -62,8 +62,8 @@ def test_a_standard_input_that_is_closed_is_one_line(server: Server, command: st
     ("command", "status", "says"),
     [
         (r"run indent -o $'prefix=\xff'", 64, "the value of the option 'prefix' is no text"),
-        ("send upper --timeout nan", 2, "'nan' is no number of seconds"),
-        ("send upper --timeout -1", 2, "'-1' is no number of seconds"),
+        ("send upper --timeout nan", 2, "invalid duration 'nan': try 0.5, 30 or 5min"),
+        ("send upper --timeout -1", 2, "invalid duration '-1': try 0.5, 30 or 5min"),
         ("send upper -o timeout=3", 64, "upper has no option 'timeout'"),
         ("serve --listen tcp:99999", 69, "cannot listen on tcp:99999"),
         ("serve --listen stdio:", 78, "a server cannot listen on it"),

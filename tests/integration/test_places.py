@@ -82,7 +82,7 @@ def test_a_place_to_listen_beside_a_port_is_not_said_to_be_the_port_s() -> None:
 def test_a_poem_server_has_flags_alone() -> None:
     for command in ("poem serve README.md", "poem proxy 127.0.0.1:1"):
         assert_refused(command, ("--listen", "nonsense:1"), {}, f"--listen: {WRONG['listen'][1]}")
-        assert_refused(command, ("--listen", "stdio:"), {}, "--listen: 'stdio:': standard input is one connection")
+        assert_refused(command, ("--listen", "stdio:"), {}, "--listen: 'stdio:': standard input is a single connection")
 
 
 # What the other commands take from a server's settings.

@@ -254,10 +254,10 @@ def test_without_a_standard_error_poems_come_all_the_same() -> None:
     ("arguments", "status", "says"),
     [
         ((), 2, "Missing argument"),
-        (("--via", "127.0.0.1:1", "127.0.0.1:2"), 2, "--via is where --transform is done: say which transform"),
+        (("--via", "127.0.0.1:1", "127.0.0.1:2"), 2, "--via needs --transform"),
         (("--transform", "No Transform", "127.0.0.1:2"), 64, "bad-request: "),
         (("--transform", "upper", "--via", "a:b:c", "127.0.0.1:2"), 78, "bad-config: server address 'a:b:c'"),
-        (("--timeout", "soon", "127.0.0.1:2"), 2, "'soon' is no number of seconds"),
+        (("--timeout", "soon", "127.0.0.1:2"), 2, "invalid duration 'soon': try 0.5, 30 or 5min"),
         (("--output-dir", "x", "127.0.0.1:2", "127.0.0.1:2"), 78, "would both become 127.0.0.1_2"),
     ],
 )

@@ -166,8 +166,8 @@ def test_a_proxy_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
     ("arguments", "status", "says"),
     [
         (("no:such:endpoint",), 78, "write HOST:PORT"),
-        (("127.0.0.1:1", "--ttl", "soon"), 2, "'soon' is no number of seconds"),
-        (("127.0.0.1:1", "--timeout", "0"), 2, "'0' is no number of seconds above 0"),
+        (("127.0.0.1:1", "--ttl", "soon"), 2, "invalid duration 'soon': try 0.5, 30 or 5min"),
+        (("127.0.0.1:1", "--timeout", "0"), 2, "invalid duration '0': it must be above 0"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:

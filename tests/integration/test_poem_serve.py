@@ -138,8 +138,8 @@ def test_several_places_and_a_unix_socket(tmp_path: Path, owl: Path) -> None:
         (("/dev/null",), 78, "xformd: bad-config: cannot serve /dev/null: it is no regular file\n"),
         (("README.md", "--listen", "nonsense:1"), 78, "write a Twisted server endpoint"),
         (("README.md", "--listen", "unix:/no/such/folder/socket"), 69, "cannot listen on unix:/no/such/folder/socket"),
-        (("README.md", "--slow", "0"), 2, "'0' is no number of bytes above 0"),
-        (("README.md", "--slow", "fast"), 2, "'fast' is no number of bytes above 0"),
+        (("README.md", "--slow", "0"), 2, "invalid size '0': try 100000 or 10MiB"),
+        (("README.md", "--slow", "fast"), 2, "invalid size 'fast': try 100000 or 10MiB"),
     ],
 )
 def test_what_cannot_be_is_said_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:

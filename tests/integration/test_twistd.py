@@ -1,8 +1,10 @@
-"""``twistd xformd`` and a ``.tac`` file, workers included."""
+"""``twistd xformd``, ``xformd-proxy`` and ``xformd-poem``, and a ``.tac`` file, workers included."""
 
 import re
 import secrets
 import signal
+import subprocess
+import sysconfig
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from integration.test_poem_twistd import TWISTD, address_of, refused
 from support import process_table
 from support.packages import build_wheel
 from support.poems import ANYWHERE
-from support.processes import Server, serving, wait_until
+from support.processes import DEADLINE_S, Server, environment, serving, wait_until
 from support.session_client import Session
+
+pytestmark = pytest.mark.slow
+
+TWISTD = (str(Path(sysconfig.get_path("scripts")) / "twistd"), "--nodaemon", "--pidfile=")
+STOPPED = -signal.SIGTERM
+"""The exit status of twistd when it was told to stop."""
 
 OPERATING = Path(__file__).parents[2] / "docs" / "operating.md"
 LOOSE = """
@@ -24,6 +31,7 @@ import xformd
 
 @xformd.transform
 def pid(poem: str) -> str:
+    {first}
     return "{version} %d" % os.getpid()
 
 @xformd.hookimpl
@@ -34,111 +42,130 @@ def xformd_transforms():
 
 @contextmanager
 def twistd(folder: Path, *arguments: str, verb: tuple[str, ...] = ("xformd",)) -> Iterator[tuple[Server, str]]:
-    """Run a server under twistd, and see to it that no process of it is left."""
+    """Run a server under twistd, and check that no process of it is left."""
+    folder.mkdir(exist_ok=True)
     token = secrets.token_hex(8)
     variables = {process_table.TOKEN: token}
+    command = {"command": TWISTD, "verb": verb, "ready": "listening on", "where": ()}
     try:
-        with serving(folder, *arguments, command=TWISTD, verb=verb, ready="listening on", **variables) as server:
-            yield address_of(server), token
+        with serving(folder, *arguments, **command, **variables) as server:  # type: ignore[arg-type]
+            server.address = server.greeting[-1].rpartition(" ")[2]
+            yield server, token
         wait_until(lambda: not process_table.bearing(token))
     finally:
         process_table.kill(process_table.bearing(token))
 
 
-def test_workers_run_are_reloaded_and_end(tmp_path: Path) -> None:
-    loose = tmp_path / "loose"
+def settings(folder: Path, first: str = "") -> tuple[Path, tuple[str, str]]:
+    """Write a loose plugin and a settings file; return the plugin, and the options that name the settings."""
+    loose = folder / "loose"
     loose.mkdir()
-    (loose / "own.py").write_text(LOOSE.replace("{version}", "first"))
-    flags = ("--plugins", "none", "--plugins-dir", str(loose), "--workers", "2", "--max-in-flight", "7")
-    with twistd(tmp_path, *flags) as (server, token):
+    (loose / "own.py").write_text(LOOSE.format(first=first, version="first"))
+    file = folder / "xformd.toml"
+    file.write_text(
+        f"listen = '{ANYWHERE}'\nplugins = 'none'\nplugins_dir = ['loose']\nworkers = 1\nmax_in_flight = 7\n"
+    )
+    return loose / "own.py", ("--config", str(file))
+
+
+def test_workers_run_are_reloaded_and_end(tmp_path: Path) -> None:
+    plugin, config = settings(tmp_path)
+    with twistd(tmp_path, *config) as (server, token):
         with Session(server) as session:
             version, first = session.ask("pid").poem.split()
             assert version == b"first"
             assert int(first) in process_table.bearing(token) - {server.process.pid}
-            (loose / "own.py").write_text(LOOSE.replace("{version}", "second"))
+            plugin.write_text(LOOSE.format(first="", version="second"))
             server.process.send_signal(signal.SIGHUP)
             wait_until(lambda: session.ask("pid").poem.startswith(b"second"))
             wait_until(lambda: int(first) not in process_table.bearing(token))
-        assert server.stop() == -signal.SIGTERM  # twistd's way to say that it did as it was told
+        assert server.stop() == STOPPED
         assert server.log == ""
 
 
 def test_a_request_in_flight_is_answered_before_twistd_ends(tmp_path: Path) -> None:
-    loose = tmp_path / "loose"
-    loose.mkdir()
-    (loose / "own.py").write_text(
-        LOOSE.replace('return "', 'open(poem, "w").close()\n    __import__("time").sleep(0.5)\n    return "')
-    )
+    _, config = settings(tmp_path, 'open(poem, "w").close(); __import__("time").sleep(0.5)')
     started = tmp_path / "started"
-    with twistd(tmp_path, "--plugins=none", "--plugins-dir", str(loose), "--workers=1") as (server, _):
-        with Session(server) as session:
-            (number,) = session.send(("pid", str(started).encode()))
-            wait_until(started.exists)
-            server.process.terminate()
-            (answer,) = session.collect([number])
-            assert answer.code == "ok"
+    with twistd(tmp_path, *config) as (server, _), Session(server) as session:
+        (number,) = session.send(("pid", str(started).encode()))
+        wait_until(started.exists)
+        server.process.terminate()
+        (answer,) = session.collect([number])
+        assert answer.code == "ok"
 
 
 def test_the_tac_of_the_page_is_a_server(tmp_path: Path) -> None:
     (program,) = re.findall(r"^```python\n(.*?)^```$", OPERATING.read_text(), re.MULTILINE | re.DOTALL)
     tac = tmp_path / "xformd.tac"
     tac.write_text(program.replace("tcp:11000:", "tcp:0:"))
-    with (
-        serving(tmp_path, "--python", str(tac), command=TWISTD, verb=(), ready="listening on", where=()) as server,
-        Session(address_of(server)) as session,
-    ):
+    with twistd(tmp_path, "--python", str(tac), verb=()) as (server, _), Session(server) as session:
         assert session.ask("wrap:width=3", b"owl cat").poem == b"owl\ncat"
-        assert server.stop() == -signal.SIGTERM
+        assert server.stop() == STOPPED
 
 
-def test_a_caching_proxy_answers_from_what_it_has_kept(tmp_path: Path) -> None:
-    own = tmp_path / "proxy"
-    own.mkdir()
+def test_a_caching_proxy_answers_from_its_cache(tmp_path: Path) -> None:
     with serving(tmp_path, "--plugins=none", "--workers", "0") as upstream:
-        flags = ("--listen", ANYWHERE, "--cache-bytes", "1MiB", "--max-in-flight", "7", upstream.address)
-        with twistd(own, *flags, verb=("xformd-proxy",)) as (proxy, _), Session(proxy) as session:
+        flags = ("--listen", ANYWHERE, "--cache-bytes", "1MiB", upstream.address)
+        with twistd(tmp_path / "proxy", *flags, verb=("xformd-proxy",)) as (proxy, _), Session(proxy) as session:
             assert session.ask("upper", b"owl").poem == b"OWL"
             assert upstream.stop() == 0
             assert session.ask("upper", b"owl").poem == b"OWL"
-            assert proxy.stop() == -signal.SIGTERM
+            assert proxy.stop() == STOPPED
+
+
+def test_a_poem_server_and_a_proxy_in_front_of_it(tmp_path: Path) -> None:
+    poem = tmp_path / "owl.txt"
+    poem.write_bytes(b"The Owl\n")
+    serve, proxy_of = (("xformd-poem", verb, "--listen", ANYWHERE) for verb in ("serve", "proxy"))
+    with twistd(tmp_path, "--slow", "1KiB", str(poem), verb=serve) as (server, _):
+        assert server.ask(b"") == b"The Owl\n"
+        with twistd(tmp_path / "proxy", "--ttl", "60", server.address, verb=proxy_of) as (proxy, _):
+            assert proxy.ask(b"") == b"The Owl\n"
+            assert server.stop() == STOPPED
+            assert proxy.ask(b"") == b"The Owl\n"
+            assert proxy.stop() == STOPPED
+            wait_until(lambda: proxy.log == "")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "status", "says"),
     [
-        (("--workers", "many"), "xformd: bad-config: --workers takes a whole number from 0, or 'auto', not 'many'"),
-        (("--plugins", "xformd-nowhere"), "xformd-nowhere"),
-        (("--config", "/no/such/file"), "xformd: bad-config: cannot read settings from /no/such/file: No such file"),
-        (("--listen", "unix:/no/such/socket"), "cannot listen on unix:/no/such/socket: No such"),
-        (("--port", "x"), "Parameter type enforcement failed"),
-        (
-            ("--http", "tcp:0"),
-            "xformd: bad-config: http: HTTP needs a reactor on which asyncio runs: twistd --reactor=asyncio xformd",
-        ),
+        ("xformd --config /no/such/file", 1, "xformd: bad-config: cannot read settings from /no/such/file: No such"),
+        ("xformd --workers 1", 1, "option --workers not recognized"),
+        ("xformd-proxy", 1, "name at least one UPSTREAM"),
+        ("xformd-proxy no:such:endpoint", 1, "xformd: bad-config: server address 'no:such:endpoint'"),
+        # It asks its upstreams before it listens, so twistd has started by then.
+        ("xformd-proxy --listen unix:/no/such/socket 127.0.0.1:1", 0, "cannot listen on unix:/no/such/socket: No such"),
+        ("xformd-poem", 1, "name a command: 'serve FILE' or 'proxy UPSTREAM'"),
+        ("xformd-poem serve /no/such/file", 1, "bad-config: cannot serve /no/such/file: No such file or directory"),
+        ("xformd-poem proxy --listen unix:/no/such/socket a:1", 1, "cannot listen on unix:/no/such/socket: No such"),
     ],
 )
-def test_what_cannot_be_ends_twistd_and_is_said(arguments: tuple[str, ...], says: str) -> None:
-    assert says in refused("xformd", *arguments)
+def test_twistd_ends_and_names_a_mistake(arguments: str, status: int, says: str) -> None:
+    assert_refused(arguments, {}, status, says)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("variable", "says"),
     [
-        ((), "name an UPSTREAM"),
-        (("--max-queue", "many", "127.0.0.1:1"), "xformd: bad-config: --max-queue takes a whole number from 1"),
-        (("no:such:endpoint",), "xformd: bad-config: server address 'no:such:endpoint'"),
+        ("XFORMD_WORKERS=many", "xformd: bad-config: XFORMD_WORKERS takes a whole number from 0"),
+        ("XFORMD_PLUGINS=xformd-nowhere", "xformd-nowhere"),
+        ("XFORMD_LISTEN=unix:/no/such/socket", "cannot listen on unix:/no/such/socket: No such"),
+        ("XFORMD_HTTP=tcp:0", "xformd: bad-config: http: HTTP needs a reactor"),
     ],
 )
-def test_what_cannot_be_of_a_proxy_ends_twistd_too(arguments: tuple[str, ...], says: str) -> None:
-    assert says in refused("xformd-proxy", *arguments)
+def test_twistd_ends_and_names_a_wrong_setting(variable: str, says: str) -> None:
+    name, _, value = variable.partition("=")
+    assert_refused("xformd", {name: value}, 1, says)
 
 
-def test_a_proxy_that_cannot_listen_ends_once_it_has_asked_its_upstreams() -> None:
-    said = refused("xformd-proxy", "--listen", "unix:/no/such/socket", "127.0.0.1:1", status=0)  # twistd had started
-    assert "cannot listen on unix:/no/such/socket: No such" in said
+def assert_refused(arguments: str, variables: dict[str, str], status: int, says: str) -> None:
+    command = [*TWISTD, *arguments.split()]
+    done = subprocess.run(command, capture_output=True, env=environment(variables), timeout=DEADLINE_S, check=False)
+    assert done.returncode == status
+    assert says in (done.stdout + done.stderr).decode()
 
 
-def test_the_plugins_are_where_twistd_looks_once_xformd_is_installed(tmp_path: Path) -> None:
+def test_the_file_is_where_twistd_looks_once_xformd_is_installed(tmp_path: Path) -> None:
     wheel = build_wheel(Path(__file__).parents[2], tmp_path)
-    plugins = {f"twisted/plugins/xformd_{name}.py" for name in ("server", "poem", "proxy")}
-    assert plugins <= {*zipfile.ZipFile(wheel).namelist()}
+    assert "twisted/plugins/xformd_services.py" in zipfile.ZipFile(wheel).namelist()

@@ -1,4 +1,7 @@
-"""Options and arguments that several commands share."""
+"""What commands share: options and how their values are read, plugin output, error lines, and running a server.
+
+Invariant: an option that two commands have is declared and read here, once.
+"""
 
 import contextlib
 import functools
@@ -9,34 +12,38 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import attrs
 import click
 from click.shell_completion import CompletionItem
 
 from xformd import __version__
-from xformd.config import quantities
+from xformd.config import TABLE, quantities
 from xformd.errors import ConfigError, InternalError, TransformFailed, XformError, one_line
+from xformd.limits import Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 
 if TYPE_CHECKING:
     from xformd.config import Configuration
+    from xformd.net.listener import ListeningService
     from xformd.plugins.selection import Selection
 
 Command = Callable[..., Any]
 Selected = Callable[[], "contextlib.AbstractContextManager[Selection]"]
-"""What reads which plugins to load, and names the place of what is wrong with that."""
+"""Reads which plugins to load; an error in the block names the file, variable or flag that chose them."""
 
 PLUGIN_SETTINGS = ("plugins", "plugins_dir", "block", "prefer", "strict")
+LIMIT_SETTINGS = tuple(field.name for field in attrs.fields(Limits))
 
 
 @contextlib.contextmanager
 def isolated_plugin_output() -> Iterator[TextIO]:
-    """Let the code of plugins run, without letting it get in the way of a command.
+    """Keep the code of plugins from interfering with a command.
 
-    What it prints, in Python or straight to file descriptor 1, goes to standard error: standard output carries
-    results alone. Ctrl-C ends the process, and is not for a plugin to catch, or to pretend.
+    What it prints, from Python or straight to file descriptor 1, goes to standard error: standard output carries
+    results alone. Ctrl-C ends the process; a plugin can neither catch nor fake it.
 
     Yields:
-        The real standard output, for the results.
+        The real standard output, for results.
     """
     if sys.stdout is None:
         raise ConfigError("standard output is closed: redirect it to a file, or to /dev/null")
@@ -44,7 +51,7 @@ def isolated_plugin_output() -> Iterator[TextIO]:
     os.dup2(2, 1)
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     stdout = os.fdopen(descriptor, "w", encoding="utf-8", errors="replace")
-    # A stream of its own: a plugin that closes its standard output must not close our standard error.
+    # A separate stream: a plugin that closes its standard output must not close our standard error.
     noise = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     try:
         with contextlib.redirect_stdout(noise):
@@ -53,7 +60,7 @@ def isolated_plugin_output() -> Iterator[TextIO]:
         signal.signal(signal.SIGINT, handler)
         os.dup2(descriptor, 1)
         for stream in (stdout, noise):
-            with contextlib.suppress(OSError):  # what could not be written has been said, or nobody is there to read
+            with contextlib.suppress(OSError):  # a failed write has been reported, or nobody is left to read it
                 stream.close()
 
 
@@ -65,7 +72,7 @@ def print_error(message: str, prefix: str = "xformd: ") -> None:
 def describe_locally(error: XformError) -> str:
     """Describe an error in full, for the person who runs the transform in this process.
 
-    A client is not told what a transform raised: that may quote somebody else's poem. Here it is the reader's own.
+    A client never learns what a transform raised, which may quote somebody else's poem. Here the poem is the user's.
     """
     line = f"{error.code}: {error.message}"
     if isinstance(error, InternalError):
@@ -75,53 +82,51 @@ def describe_locally(error: XformError) -> str:
     return line
 
 
-def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Read an option that is a number of bytes."""
-    size = None if value is None else quantities.read_size(value)
-    if value is not None and not size:
-        raise click.BadParameter(f"{value!r} is no number of bytes above 0, such as 100000 or 10MiB", ctx, param)
-    return size
+# Values.
 
 
-def read_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Read an option that is a number of seconds."""
-    duration_s = None if value is None else quantities.read_duration(value)
-    if value is not None and duration_s is None:
-        raise click.BadParameter(f"{value!r} is no number of seconds, such as 0.5, 30 or 5min", ctx, param)
+def parse_size(text: str) -> int:
+    """Parse a number of bytes above 0, such as ``100000`` or ``10MiB``."""
+    size_bytes = quantities.read_size(text)
+    if not size_bytes:
+        raise ValueError(f"invalid size {text!r}: try 100000 or 10MiB")
+    return size_bytes
+
+
+def parse_duration(text: str) -> float:
+    """Parse a number of seconds, such as ``0.5``, ``30`` or ``5min``."""
+    duration_s = quantities.read_duration(text)
+    if duration_s is None:
+        raise ValueError(f"invalid duration {text!r}: try 0.5, 30 or 5min")
     return duration_s
 
 
-def read_timeout(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Read an option that is a number of seconds above 0."""
-    duration_s = read_duration(ctx, param, value)
-    if value is not None and not duration_s:
-        raise click.BadParameter(f"{value!r} is no number of seconds above 0", ctx, param)
-    return duration_s
+def parse_timeout(text: str) -> float:
+    """Parse a number of seconds above 0."""
+    if duration_s := parse_duration(text):
+        return duration_s
+    raise ValueError(f"invalid duration {text!r}: it must be above 0")
 
 
-def listen_option(default_port: int) -> Callable[[Command], Command]:
-    """Add the option that says where to listen."""
-    return click.option(
-        "--listen",
-        multiple=True,
-        default=[tcp_server(port=default_port)],
-        show_default=True,
-        metavar="ENDPOINT",
-        help="Where to listen: a Twisted server endpoint, such as unix:/run/poem.sock. May be repeated.",
-    )
+class _Quantity(click.ParamType):  # type: ignore[type-arg]  # a generic class only in newer versions of click
+    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
-log_format_option = click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="How to write the log: as text, or as JSON, an object on each line.",
-)
+SIZE = _Quantity("size", parse_size)
+DURATION = _Quantity("duration", parse_duration)
+TIMEOUT = _Quantity("duration", parse_timeout)
 
 
 class _SpecType(click.types.StringParamType):
-    """A spec as a person writes it; its transform names complete."""
+    """A spec as a person writes it; the shell can complete its transform names."""
 
     name = "spec"
 
@@ -150,12 +155,47 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     return pairs
 
 
+# Settings: flags that are settings of a server too.
+
+
+def listen_option(default: str | None = None) -> Callable[[Command], Command]:
+    """Add ``--listen``."""
+    return click.option(
+        "--listen",
+        multiple=True,
+        default=[] if default is None else [default],
+        show_default=True,
+        metavar="ENDPOINT",
+        help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock. May be repeated.",
+    )
+
+
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Write the log as text, or as JSON with one object per line.",
+)
+
+
+def config_option(command: Command) -> Command:
+    """Add ``--config``."""
+    return click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        envvar="XFORMD_CONFIG",
+        show_envvar=True,
+        metavar="FILE",
+        help="Read settings from this TOML file; environment variables and flags override it.",
+    )(command)
+
+
 def plugin_flags(command: Command) -> Command:
-    """Add the options that select plugins, each under the name of its setting."""
+    """Add the options that select plugins, each named after its setting."""
     for add in (
-        click.option(
-            "--strict/--no-strict", default=None, help="Refuse to start when a plugin fails or a name is contested."
-        ),
+        click.option("--strict/--no-strict", default=None, help="Fail if a plugin is broken or a name is contested."),
         click.option(
             "--prefer",
             multiple=True,
@@ -181,54 +221,125 @@ def plugin_flags(command: Command) -> Command:
             is_flag=False,
             flag_value="all",
             metavar="SELECTION",
-            help="Which installed plugins to load: all (the default), none, or distributions with commas between them.",
+            help="Which installed plugins to load: all (the default), none, or distributions separated by commas.",
         ),
     ):
         command = add(command)
     return command
 
 
-def config_option(command: Command) -> Command:
-    """Add the option that names a file of settings."""
-    return click.option(
-        "--config",
-        "file",
-        type=click.Path(path_type=Path),
-        envvar="XFORMD_CONFIG",
-        show_envvar=True,
-        metavar="FILE",
-        help="Read settings from this TOML file; variables and flags go before it.",
-    )(command)
+def limit_options(names: Sequence[str] = LIMIT_SETTINGS) -> Callable[[Command], Command]:
+    """Add a flag for each of these limits."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            setting = TABLE[name]
+            metavar = {"bytes": "SIZE", "seconds": "DURATION"}.get(setting.kind.unit, "N")
+            default = setting.kind.to_toml(setting.default).strip('"')
+            command = click.option(setting.flag, metavar=metavar, help=f"{setting.reason} [{default}]")(command)
+        return command
+
+    return decorate
 
 
-def flags_of(given: Mapping[str, Any]) -> dict[str, tuple[str, object]]:
-    """Give the flags that were given, for ``configure``.
+class LimitsCommand(click.Command):
+    """A command whose help shows the limits in a group of their own, after the other options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the two groups."""
+        limits: list[tuple[str, str]] = []
+        others: list[tuple[str, str]] = []
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                (limits if param.name in LIMIT_SETTINGS else others).append(record)
+        with formatter.section("Options"):
+            formatter.write_dl(others)
+        with formatter.section("Limits (sizes as 64KiB or 10MiB, durations as 500ms, 30s or 5min)"):
+            formatter.write_dl(limits)
+
+
+def configuration_options(default_port: int, *, reads_file: bool = True) -> Callable[[Command], Command]:
+    """Add ``--host``, ``--port`` and ``--listen``, and pass the command its flags as a ``configuration``.
+
+    Every parameter of the command with the name of a setting is one: the flags below this decorator.
 
     Args:
-        given: name of a setting to what click made of its flag, which may be nothing.
+        default_port: the port if none is given.
+        reads_file: whether a file (``--config``) and the environment count too.
     """
-    from xformd.config import TABLE
 
-    said = {name: value for name, value in given.items() if value is not None and value not in ((), {})}
-    return {name: (TABLE[name].flag, value) for name, value in said.items()}
+    def decorate(command: Command) -> Command:
+        @click.option("--host", help=f"Address of the interface to listen on. [{DEFAULT_HOST}]")
+        @click.option(
+            "--port",
+            type=click.IntRange(0, 65535),
+            metavar="PORT",
+            help=f"TCP port to listen on; 0 takes a free one. [{default_port}]",
+        )
+        @listen_option()
+        @functools.wraps(command)
+        def with_configuration(host: str | None, port: int | None, file: Path | None = None, **given: Any) -> Any:
+            flags = _given_flags({name: given.pop(name) for name in set(given) & set(TABLE)})
+            endpoint = tcp_server(host or DEFAULT_HOST, default_port if port is None else port)
+            if host is not None or port is not None:
+                flag = "--host" if port is None else "--port"
+                _, listen = flags.get("listen", ("", ()))
+                flags["listen"] = (f"{flag} and --listen" if listen else flag, (endpoint, *listen))
+            elif not reads_file:
+                flags.setdefault("listen", ("--listen", (endpoint,)))
+            with configured(file, flags, os.environ if reads_file else {}) as configuration:
+                return command(configuration=configuration, **given)
+
+        return config_option(with_configuration) if reads_file else with_configuration
+
+    return decorate
+
+
+def plugin_options(command: Command) -> Command:
+    """Add the options that select plugins, and pass the command ``selected``, which reads them when it is called.
+
+    Of the environment only the variables of these options count: a command that is no server must not fail because of
+    another variable. A file is read and checked as a whole.
+    """
+
+    @config_option
+    @plugin_flags
+    @functools.wraps(command)
+    def with_selection(file: Path | None, **options: Any) -> Any:
+        given = {name: options.pop(name) for name in PLUGIN_SETTINGS}
+
+        @contextlib.contextmanager
+        def selected() -> "Iterator[Selection]":
+            variables = {TABLE[name].variable for name in PLUGIN_SETTINGS} & set(os.environ)
+            environment = {variable: os.environ[variable] for variable in variables}
+            with configured(file, _given_flags(given), environment) as configuration:
+                yield configuration.settings.selection
+
+        return command(selected=selected, **options)
+
+    return with_selection
+
+
+def _given_flags(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Return, for each setting whose flag was given, the flag and its value."""
+    given = {name: value for name, value in values.items() if value is not None and value not in ((), {})}
+    return {name: (TABLE[name].flag, value) for name, value in given.items()}
 
 
 @contextlib.contextmanager
 def configured(
-    file: Path | None, flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str] = os.environ
+    file: Path | None, flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str]
 ) -> "Iterator[Configuration]":
-    """Read the settings, and say of what goes wrong with one of them where it was set.
+    """Read the settings; an error in the block about one of them names where it was set.
 
     Args:
-        file: a TOML file, if there is one.
-        flags: as for ``configure``.
+        file: a TOML file, if any.
+        flags: as for ``xformd.config.configure``.
         environment: the variables that count.
 
-    Yields:
-        The settings.
-
     Raises:
-        ConfigError: they cannot be read, or the block raised it.
+        ConfigError: a setting is invalid, or the block found it to be.
     """
     from xformd.config import configure
 
@@ -242,75 +353,36 @@ def configured(
         raise located from error
 
 
-@contextlib.contextmanager
-def only_flags() -> Iterator[None]:
-    """Say of what goes wrong with a setting which flag it is, for a command that has nothing else."""
-    try:
-        yield
-    except ConfigError as error:
-        if error.setting is None:
-            raise
-        from xformd.config import TABLE
-
-        raise error.located_at(TABLE[error.setting].flag) from error
-
-
-def plugin_options(command: Command) -> Command:
-    """Add the options that select plugins, and hand the command what reads the ``Selection`` when it is needed.
-
-    Of the environment only the variables of these options count: a command that is no server must not stop at a
-    variable of somebody else's. A file is all ours, and checked from end to end.
-    """
-
-    @config_option
-    @plugin_flags
-    @functools.wraps(command)
-    def with_selection(file: Path | None, **options: Any) -> Any:
-        given = {name: options.pop(name) for name in PLUGIN_SETTINGS}
-
-        @contextlib.contextmanager
-        def selected() -> "Iterator[Selection]":
-            from xformd.config import TABLE
-
-            variables = {TABLE[name].variable for name in PLUGIN_SETTINGS} & set(os.environ)
-            environment = {variable: os.environ[variable] for variable in variables}
-            with configured(file, flags_of(given), environment) as configuration:
-                yield configuration.settings.selection
-
-        return command(selected=selected, **options)
-
-    return with_selection
+# Poems and servers.
 
 
 def poem_options(command: Command) -> Command:
-    """Add what names a transform, its options, the poems and where results go."""
-
-    @click.argument("spec", type=_SpecType())
-    @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
-    @click.option(
-        "-o",
-        "--option",
-        "options",
-        multiple=True,
-        callback=_pairs,
-        metavar="KEY=VALUE",
-        help="An option of the transform.",
-    )
-    @click.option(
-        "--output-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        metavar="DIR",
-        help="Write each result to a file of the poem's name in this folder.",
-    )
-    @functools.wraps(command)
-    def with_poems(**options: Any) -> Any:
-        return command(**options)
-
-    return with_poems
+    """Add the arguments SPEC and FILE..., ``--option`` and ``--output-dir``."""
+    for add in (
+        click.option(
+            "--output-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="DIR",
+            help="Write each result to a file in this folder, named like its poem.",
+        ),
+        click.option(
+            "-o",
+            "--option",
+            "options",
+            multiple=True,
+            callback=_pairs,
+            metavar="KEY=VALUE",
+            help="An option of the transform.",
+        ),
+        click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path)),
+        click.argument("spec", type=_SpecType()),
+    ):
+        command = add(command)
+    return command
 
 
 def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # noqa: A002 - click's word
-    """Add the option that names the servers which transform."""
+    """Add the option that names transform servers."""
     return click.option(
         *names,
         multiple=True,
@@ -323,30 +395,46 @@ def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # n
     )
 
 
-def server_options(command: Command) -> Command:
-    """Add what names the servers to ask, and how long to wait for them."""
+def timeout_option(help: str) -> Callable[[Command], Command]:  # noqa: A002 - click's word
+    """Add ``--timeout``, 60 seconds unless given."""
+    return click.option("--timeout", type=TIMEOUT, default="60", show_default=True, metavar="DURATION", help=help)
 
-    @address_option(
+
+def server_options(command: Command) -> Command:
+    """Add ``--server`` and ``--timeout``."""
+    add_address = address_option(
         "--server",
         "servers",
         help="HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Several share the work.",
     )
-    @click.option(
-        "--timeout",
-        callback=read_timeout,
-        default="60",
-        show_default=True,
-        metavar="S",
-        help="How long to wait for each answer.",
-    )
-    @functools.wraps(command)
-    def with_servers(**options: Any) -> Any:
-        return command(**options)
-
-    return with_servers
+    return add_address(timeout_option("How long to wait for each answer.")(command))
 
 
 def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
-    """Say where a server listens."""
+    """Yield a line for each address that a server listens on."""
     for address in addresses:
         yield f"xformd {__version__} listening on {address}"
+
+
+def run_server_without_plugins(make: "Callable[[Any], ListeningService]", serves: str, log_format: str) -> None:
+    """Run a proxy or a poem server until it is stopped.
+
+    Args:
+        make: makes the server, given the reactor.
+        serves: the last line of what it prints when it listens: what it serves.
+        log_format: ``text`` or ``json``.
+    """
+    from xformd.net import run
+
+    run.prepare_to_serve(log_format)
+    try:
+        with isolated_plugin_output() as stdout:
+            run.run_server(
+                make,
+                lambda _, addresses: [*listening_lines(addresses), serves],
+                functools.partial(click.echo, file=stdout),
+            )
+    except ConfigError as error:
+        if error.setting is None:
+            raise
+        raise error.located_at(TABLE[error.setting].flag) from error

@@ -1,69 +1,66 @@
-"""The command ``proxy``: other servers' results, from a cache."""
+"""The caching proxies: ``xformd proxy`` for transforms, ``xformd poem proxy`` for a poem."""
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import attrs
 import click
 
 from xformd.commands.options import (
-    isolated_plugin_output,
-    listening_lines,
+    DURATION,
+    LIMIT_SETTINGS,
+    SIZE,
+    TIMEOUT,
+    LimitsCommand,
+    configuration_options,
+    limit_options,
+    listen_option,
     log_format_option,
-    only_flags,
-    read_size,
-    read_timeout,
+    run_server_without_plugins,
+    timeout_option,
 )
-from xformd.commands.serve import SettingsCommand, limit_flag
-from xformd.limits import WORKER_LIMITS, Limits
-from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PROXY_PORT, tcp_server
+from xformd.commands.poem import max_bytes_option, poem
+from xformd.limits import WORKER_LIMITS
+from xformd.net.defaults import DEFAULT_POEM_PROXY_PORT, DEFAULT_PROXY_PORT, tcp_server
 
-_LIMITS = tuple(field for field in attrs.fields(Limits) if field.name not in WORKER_LIMITS)
-
-
-def _limit_flags(command: Any) -> Any:
-    for field in reversed(_LIMITS):
-        command = limit_flag(field)(command)
-    return command
+if TYPE_CHECKING:
+    from xformd.config import Configuration
+    from xformd.proxy.app import ProxyServer
 
 
-@click.command(cls=SettingsCommand)
+@click.command(cls=LimitsCommand)
 @click.argument("upstreams", nargs=-1, required=True, metavar="UPSTREAM...")
-@click.option("--host", help="Address of the interface to listen on. [127.0.0.1]")
-@click.option("--port", type=click.IntRange(0, 65535), help="TCP port to listen on; 0 takes a free one. [11001]")
-@click.option(
-    "--listen",
-    multiple=True,
-    metavar="ENDPOINT",
-    help="Where to listen: a Twisted server endpoint, such as unix:/run/proxy.sock. May be repeated.",
-)
+@configuration_options(DEFAULT_PROXY_PORT, reads_file=False)
 @click.option(
     "--cache-bytes",
-    callback=read_size,
+    type=SIZE,
     default="64MiB",
     show_default=True,
-    metavar="N",
-    help="Keep so much; a result counts for 1 KiB more than it has.",
+    metavar="SIZE",
+    help="Size of the cache; each result counts for 1 KiB more than its bytes.",
 )
-@click.option("--ttl", callback=read_timeout, metavar="S", help="Keep a result for so long. [until its plugin changes]")
+@click.option("--ttl", type=TIMEOUT, metavar="DURATION", help="Keep a result this long. [until its plugin changes]")
 @click.option(
     "--refresh",
-    callback=read_timeout,
+    type=TIMEOUT,
     default="10",
     show_default=True,
-    metavar="S",
-    help="Ask the upstreams so often what they have: an upgraded plugin is noticed within this time.",
+    metavar="DURATION",
+    help="How often to ask the upstreams for their transforms: an upgraded plugin is noticed within this time.",
 )
 @log_format_option
-@_limit_flags
+@limit_options([name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS])
 def proxy(
-    upstreams: tuple[str, ...], host: str | None, port: int | None, listen: tuple[str, ...], **given: Any
+    upstreams: tuple[str, ...],
+    configuration: "Configuration",
+    cache_bytes: int,
+    ttl: float | None,
+    refresh: float,
 ) -> None:
-    """Answer from a cache where that is right, and ask one of the UPSTREAM servers where it is not.
+    """Cache the results of deterministic transforms in front of one or several UPSTREAM servers.
 
-    UPSTREAM is HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Kept are the results of
-    transforms that say that they are deterministic; whoever asks for one that is on its way waits for the same answer.
+    UPSTREAM is HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Clients that ask for the same
+    result at the same time share one request to an upstream.
 
     \b
     Examples:
@@ -71,28 +68,70 @@ def proxy(
       xformd proxy 10.0.0.1:11000 10.0.0.2:11000 --cache-bytes 1GiB --ttl 5min
       xformd proxy unix:/run/xformd.sock --listen tcp:11001
     """
-    from xformd.config import configure
-    from xformd.net import run
+    settings = configuration.settings
 
-    places = listen if host is None and port is None else (_place(host, port), *listen)
-    flags = {field.name: ("--" + field.name.replace("_", "-"), given[field.name]) for field in _LIMITS}
-    limits = configure(flags={name: flag for name, flag in flags.items() if flag[1] is not None}).settings.limits
-    options = {"cache_bytes": given["cache_bytes"], "refresh_s": given["refresh"]}
-    options["ttl_s"] = math.inf if given["ttl"] is None else given["ttl"]
+    def make(reactor: Any) -> "ProxyServer":
+        from xformd.proxy import app
 
-    run.prepare_to_serve(given["log_format"])
-    from xformd.proxy import app  # after the reactor has been chosen
+        options = {"cache_bytes": cache_bytes, "refresh_s": refresh, "ttl_s": math.inf if ttl is None else ttl}
+        return app.make_proxy(upstreams, settings.listen, settings.limits, reactor, **options)
 
-    def make(reactor: Any) -> app.ProxyServer:
-        return app.make_proxy(upstreams, places or (_place(host, port),), limits, reactor, **options)
-
-    with isolated_plugin_output() as stdout, only_flags():
-        run.run_server(
-            make,
-            lambda _, addresses: [*listening_lines(addresses), f"the transforms of {', '.join(upstreams)}"],
-            functools.partial(click.echo, file=stdout),
-        )
+    run_server_without_plugins(make, f"the transforms of {', '.join(upstreams)}", settings.log_format)
 
 
-def _place(host: str | None, port: int | None) -> str:
-    return tcp_server(host or DEFAULT_HOST, DEFAULT_PROXY_PORT if port is None else port)
+@poem.command("proxy")
+@click.argument("upstream")
+@listen_option(tcp_server(port=DEFAULT_POEM_PROXY_PORT))
+@click.option("--ttl", type=DURATION, metavar="DURATION", help="How long a poem is fresh. [for ever]")
+@click.option(
+    "--stale",
+    type=DURATION,
+    default="0",
+    show_default=True,
+    metavar="DURATION",
+    help="How long after that it is still served while no fresh one can be fetched.",
+)
+@max_bytes_option
+@click.option(
+    "--connect-timeout",
+    type=TIMEOUT,
+    default="10",
+    show_default=True,
+    metavar="DURATION",
+    help="How long to wait for the connection to the upstream.",
+)
+@timeout_option("How long to wait for the whole poem.")
+@log_format_option
+def poem_proxy(
+    upstream: str,
+    listen: tuple[str, ...],
+    ttl: float | None,
+    stale: float,
+    max_bytes: int,
+    connect_timeout: float,
+    timeout: float,
+    log_format: str,
+) -> None:
+    """Serve another server's poem, fetched once and kept in memory.
+
+    Clients that arrive while it is being fetched wait for that one download. If there is no poem to serve, a client's
+    connection is reset.
+
+    \b
+    Examples:
+      xformd poem proxy poems.example.org:10000
+      xformd poem proxy 127.0.0.1:10000 --ttl 60 --stale 5min
+    """
+    from xformd.poems import app
+
+    make = functools.partial(
+        app.make_poem_proxy,
+        upstream,
+        listen,
+        ttl_s=math.inf if ttl is None else ttl,
+        stale_s=stale,
+        max_bytes=max_bytes,
+        connect_timeout_s=connect_timeout,
+        timeout_s=timeout,
+    )
+    run_server_without_plugins(make, f"the poem of {upstream}, from a cache", log_format)

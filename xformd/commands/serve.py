@@ -1,145 +1,69 @@
-"""The commands of an operator: ``serve``, and ``config``, which shows what ``serve`` with the same flags would do."""
+"""``xformd serve`` and ``xformd config``, which shows the settings that ``serve`` with the same flags would use."""
 
 import functools
 import json
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import attrs
 import click
 
 from xformd.commands.options import (
     Command,
-    config_option,
-    configured,
-    flags_of,
+    LimitsCommand,
+    configuration_options,
     isolated_plugin_output,
+    limit_options,
     listening_lines,
     plugin_flags,
 )
-from xformd.config import quantities
-from xformd.limits import Limits
+from xformd.net.defaults import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from xformd.config import Configuration, Settings
     from xformd.plugins.registry import Registry
 
-_LIMITS = frozenset(field.name for field in attrs.fields(Limits))
-
-
-class SettingsCommand(click.Command):
-    """Shows the limits in a group of their own, after everything else."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the two groups."""
-        limits: list[tuple[str, str]] = []
-        others: list[tuple[str, str]] = []
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                (limits if param.name in _LIMITS else others).append(record)
-        with formatter.section("Options"):
-            formatter.write_dl(others)
-        with formatter.section("Limits (sizes as 64KiB or 10MiB, durations as 500ms, 30s or 5min)"):
-            formatter.write_dl(limits)
-
 
 def _setting_options(command: Command) -> Command:
-    """Add a flag for each setting, and hand the command the ``Configuration``."""
-
-    @_add_flags
-    @functools.wraps(command)
-    def with_configuration(file: Path | None, host: str | None, port: int | None, **given: Any) -> Any:
-        from xformd.config import TABLE
-
-        others = {name: given.pop(name) for name in set(given) - set(TABLE)}
-        flags = flags_of(given)
-        if host is not None or port is not None:
-            place = "--host" if port is None else "--port"
-            both = f"{place} and --listen" if given["listen"] else place
-            flags["listen"] = (both, (_place(host, port), *given["listen"]))
-        with configured(file, flags) as configuration:
-            return command(configuration=configuration, **others)
-
-    return with_configuration
-
-
-def _place(host: str | None, port: int | None) -> str:
-    from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
-
-    return tcp_server(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port)
-
-
-def limit_flag(field: "attrs.Attribute[Any]") -> Callable[[Command], Command]:
-    """Make the flag of a limit."""
-    metavar, default = "N", "none" if field.default is None else str(field.default)
-    if field.name.endswith("_bytes") and field.default is not None:
-        metavar, default = "SIZE", quantities.show_size(field.default)
-    elif field.name.endswith("_s") and field.default is not None:
-        metavar, default = "DURATION", quantities.show_duration(field.default)
-    flag = "--" + field.name.replace("_", "-")
-    return click.option(flag, metavar=metavar, help=f"{field.metadata['reason']} [{default}]")
-
-
-def _add_flags(command: Command) -> Command:
-    for field in reversed(attrs.fields(Limits)):
-        command = limit_flag(field)(command)
+    """Add a flag for each setting, and pass the command the ``configuration``."""
     for add in (
+        limit_options(),
         click.option(
-            "--log-format",
-            metavar="[text|json]",
-            help="How to write the log: as text, or as JSON, an object on each line. [text]",
+            "--log-format", metavar="[text|json]", help="Write the log as text, or as JSON, one object per line. [text]"
         ),
         click.option(
-            "--isolate", multiple=True, metavar="NAME", help="Run this transform in a worker, whatever its author says."
+            "--isolate", multiple=True, metavar="NAME", help="Run this transform in a worker, even if declared inline."
         ),
         click.option(
-            "--inline",
-            multiple=True,
-            metavar="NAME",
-            help="Run this transform in the server itself, whatever its author says.",
+            "--inline", multiple=True, metavar="NAME", help="Run this transform in the server, not in a worker."
         ),
-        click.option("--workers", metavar="N", help="Worker processes: auto is one for each CPU, 0 is none. [auto]"),
+        click.option("--workers", metavar="N", help="Worker processes: auto is one per CPU, 0 is none. [auto]"),
         plugin_flags,
-        click.option("--host", help="Address of the interface to listen on. [127.0.0.1]"),
-        click.option(
-            "--port", type=click.IntRange(0, 65535), help="TCP port to listen on; 0 takes a free one. [11000]"
-        ),
-        click.option(
-            "--listen",
-            multiple=True,
-            metavar="ENDPOINT",
-            help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock. May be repeated.",
-        ),
-        click.option(
-            "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this other site call over HTTP; * is all."
-        ),
+        click.option("--cors", multiple=True, metavar="ORIGIN", help="Let this site's pages call over HTTP; * is all."),
         click.option(
             "--metrics",
             multiple=True,
             metavar="ENDPOINT",
-            help="Where to answer /metrics, /livez and /readyz over HTTP, and nothing else. May be repeated.",
+            help="Where to answer only /metrics, /livez and /readyz over HTTP. May be repeated.",
         ),
         click.option(
             "--http",
             multiple=True,
             metavar="ENDPOINT",
-            help="Where to answer HTTP too: a Twisted server endpoint, such as tcp:8000. May be repeated.",
+            help="Where to answer HTTP as well: a Twisted server endpoint, such as tcp:8000. May be repeated.",
         ),
-        config_option,
+        configuration_options(DEFAULT_PORT),
     ):
         command = add(command)
     return command
 
 
-@click.command(cls=SettingsCommand)
+@click.command(cls=LimitsCommand)
 @_setting_options
 def serve(configuration: "Configuration") -> None:
-    """Serve transforms until SIGTERM or Ctrl-C, then answer what has been accepted.
+    """Serve transforms until SIGTERM or Ctrl-C, then answer every accepted request before ending.
 
-    Every setting is also one of a file (--config) and of the environment (XFORMD_MAX_QUEUE is --max-queue).
+    Every setting can also stand in a file (--config) or in the environment (XFORMD_MAX_QUEUE is --max-queue).
 
     \b
     Examples:
@@ -158,9 +82,9 @@ def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
     from xformd.net import run
 
     run.default_signals()
-    signal.signal(
-        signal.SIGHUP, lambda *_: None
-    )  # plugins are being loaded: a reload has nothing to add. No child inherits a handler
+    # A SIGHUP while plugins are loading must not end the server, and there is nothing to reload yet. A handler, because
+    # child processes would inherit SIG_IGN.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     run.prepare_to_serve(settings.log_format, with_asyncio=settings.answers_http)
     from xformd.server.app import make_server  # only once the reactor is installed
 
@@ -182,13 +106,13 @@ def _greeting(addresses: tuple[str, ...], registry: "Registry") -> Iterator[str]
         yield f"conflict: {conflict}"
 
 
-@click.command(cls=SettingsCommand)
+@click.command(cls=LimitsCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md describes it.")
 @_setting_options
 def config(configuration: "Configuration", as_json: bool) -> None:
-    """Print every setting of a server: what it is, what for, and who says so.
+    """Print every setting of a server with its value, its purpose and where it was set.
 
-    It reads what serve would read, with the same flags, and prints a TOML file to start from.
+    Reads what serve would read, given the same flags, and prints a TOML file to start from.
 
     \b
     Examples:

@@ -13,7 +13,7 @@ from support.visits import Opener, Visit
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.xdist_group("browser-using")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-using")]
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 TELEPHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}

@@ -7,7 +7,7 @@ import pytest
 from support.page_plugins.odd import MARKUP
 from support.visits import Opener, Visit
 
-pytestmark = pytest.mark.xdist_group("browser-sharing")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-sharing")]
 
 COUNT_FOREIGN = (
     "document.querySelectorAll('body img, body b, body script:not(:last-of-type), body iframe, body style').length"

@@ -9,7 +9,7 @@ import pytest
 
 from support.visits import Opener, Visit, run_in_shell
 
-pytestmark = pytest.mark.xdist_group("browser-sharing")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-sharing")]
 
 CALLS = ("curl", "xformd send", "Python")
 HOSTILE = """it's "quoted" $HOME `date` $(date) !! \\n \\ %s %41 --data @file; # 日本 👩\u200d🚀\n'"""

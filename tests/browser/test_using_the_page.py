@@ -6,7 +6,7 @@ import pytest
 
 from support.visits import Opener, Visit
 
-pytestmark = pytest.mark.xdist_group("browser-using")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-using")]
 
 
 def test_a_transform_is_searched_given_an_option_and_run(visit: Visit) -> None:

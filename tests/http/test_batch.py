@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.http_front import Client, Front, request, run
+from support.http_front import Client, Front, request
 
 
 def batch(*lines: dict[str, Any] | bytes) -> bytes:
@@ -32,156 +32,122 @@ def so_far(client: Client) -> list[dict[str, Any]]:
     return [json.loads(each) for each in sent.split(b"\r\n") if each.startswith(b"{") for each in each.splitlines()]
 
 
-def test_each_line_has_its_answer_with_its_index() -> None:
-    async def test() -> None:
-        client = Front().connect()
-        await client.send(batch(line("upper"), line("wrap:width=5"), line("upper+wrap:width=4", "é")))
-        assert results(client) == [
-            {"index": 0, "result": "OWL"},
-            {"index": 1, "result": "owl.."},
-            {"index": 2, "result": "É..."},
-        ]
-
-    run(test())
+async def test_each_line_has_its_answer_with_its_index() -> None:
+    client = Front().connect()
+    await client.send(batch(line("upper"), line("wrap:width=5"), line("upper+wrap:width=4", "é")))
+    assert results(client) == [
+        {"index": 0, "result": "OWL"},
+        {"index": 1, "result": "owl.."},
+        {"index": 2, "result": "É..."},
+    ]
 
 
-def test_the_first_answer_comes_while_others_run() -> None:
-    async def test() -> None:
-        front = Front()
-        client = front.connect()
-        await client.send(batch(line("later"), line("upper"), line("later")))
-        assert so_far(client) == [{"index": 1, "result": "OWL"}]
-        front.waiting[1].callback("late")
-        await client.settle()
-        assert [each["index"] for each in so_far(client)] == [1, 2]
-        front.waiting[0].callback("latest")
-        await client.settle()
-        assert results(client)[-1] == {"index": 0, "result": "latest"}
-
-    run(test())
+async def test_the_first_answer_comes_while_others_run() -> None:
+    front = Front()
+    client = front.connect()
+    await client.send(batch(line("later"), line("upper"), line("later")))
+    assert so_far(client) == [{"index": 1, "result": "OWL"}]
+    front.waiting[1].callback("late")
+    await client.settle()
+    assert [each["index"] for each in so_far(client)] == [1, 2]
+    front.waiting[0].callback("latest")
+    await client.settle()
+    assert results(client)[-1] == {"index": 0, "result": "latest"}
 
 
-def test_a_line_that_fails_harms_no_other() -> None:
+async def test_a_line_that_fails_harms_no_other() -> None:
     bad = [b"{", b"[]", b'{"spec": "upper"}', b'{"spec": 1, "poem": "a"}', b'{"spec": "upper", "poem": "\\ud800"}']
     deep = b"[" * 100_000
     wrong = [line("uppr"), line("picky"), line("raises"), line("wrap:width=wide"), line("upper+")]
     codes = ["no-such-transform", "gibberish", "transform-failed", "bad-options", "bad-request"]
-
-    async def test() -> None:
-        client = Front().connect()
-        await client.send(batch(*bad, deep, *wrong, line("upper")))
-        found = results(client)
-        assert [each["index"] for each in found] == list(range(12))
-        assert [each["error"]["code"] for each in found[:-1]] == ["bad-request"] * 6 + codes
-        assert found[6]["error"]["nearest"] == "upper"
-        assert found[-1]["result"] == "OWL"
-
-    run(test())
+    client = Front().connect()
+    await client.send(batch(*bad, deep, *wrong, line("upper")))
+    found = results(client)
+    assert [each["index"] for each in found] == list(range(12))
+    assert [each["error"]["code"] for each in found[:-1]] == ["bad-request"] * 6 + codes
+    assert found[6]["error"]["nearest"] == "upper"
+    assert found[-1]["result"] == "OWL"
 
 
-def test_bytes_travel_in_base64() -> None:
-    async def test() -> None:
-        client = Front().connect()
-        poem = base64.b64encode(b"\x00\xff").decode()
-        await client.send(batch({"spec": "backwards", "poem_base64": poem}, {"spec": "upper", "poem_base64": "!"}))
-        first, second = results(client)
-        assert base64.b64decode(first["result_base64"]) == b"\xff\x00"
-        assert second["error"]["code"] == "bad-request"
-
-    run(test())
+async def test_bytes_travel_in_base64() -> None:
+    client = Front().connect()
+    poem = base64.b64encode(b"\x00\xff").decode()
+    await client.send(batch({"spec": "backwards", "poem_base64": poem}, {"spec": "upper", "poem_base64": "!"}))
+    first, second = results(client)
+    assert base64.b64decode(first["result_base64"]) == b"\xff\x00"
+    assert second["error"]["code"] == "bad-request"
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n \r\n"])
-def test_no_line_has_no_answer(body: bytes) -> None:
-    async def test() -> None:
-        client = Front().connect()
-        await client.send(request("/batch", body))
-        assert results(client) == []
-
-    run(test())
+async def test_no_line_has_no_answer(body: bytes) -> None:
+    client = Front().connect()
+    await client.send(request("/batch", body))
+    assert results(client) == []
 
 
-def test_only_so_many_lines_run_at_a_time() -> None:
-    async def test() -> None:
-        front = Front(max_in_flight=4)
-        client = front.connect()
-        await client.send(batch(*[line("later")] * 10))
-        for number in range(10):
-            assert len(front.waiting) == min(10, 4 + number)
-            front.waiting[number].callback("late")
-            await client.settle()
-        assert len(results(client)) == 10
-
-    run(test())
-
-
-def test_many_lines_do_not_hold_others_up() -> None:
-    async def test() -> None:
-        front = Front()
-        client, other = front.connect(), front.connect()
-        data = batch(*[line("upper")] * 20_000)
-        for start in range(0, len(data), 65_536):
-            client.protocol.dataReceived(data[start : start + 65_536])
-            await asyncio.sleep(0)
-        other.protocol.dataReceived(request("/transform/upper", b"owl"))
-        while not other.sent_bytes:
-            await asyncio.sleep(0)
-        assert len(so_far(client)) < 20_000
-        assert [answer.status for answer in other.received()] == [200]
-        while not client.wire.value().endswith(b"0\r\n\r\n"):
-            await client.settle()
-        assert len(results(client)) == 20_000
-
-    run(test())
-
-
-def test_a_client_that_leaves_gives_all_of_it_up() -> None:
-    async def test() -> None:
-        front = Front(max_in_flight=4)
-        client = front.connect()
-        await client.send(batch(*[line("later")] * 10))
-        client.leave()
+async def test_only_so_many_lines_run_at_a_time() -> None:
+    front = Front(max_in_flight=4)
+    client = front.connect()
+    await client.send(batch(*[line("later")] * 10))
+    for number in range(10):
+        assert len(front.waiting) == min(10, 4 + number)
+        front.waiting[number].callback("late")
         await client.settle()
-        assert front.cancelled == 4
-        assert len(front.waiting) == 4
-
-    run(test())
+    assert len(results(client)) == 10
 
 
-def test_a_client_that_does_not_read_is_not_worked_for_without_end() -> None:
-    async def test() -> None:
-        front = Front(max_unread_output_bytes=100_000)
-        client = front.connect()
-        client.wire.write = lambda data: client.wire.producer.pauseProducing()  # type: ignore[method-assign]
-        await client.send(batch(*[line("repeat:times=1000")] * 2_000))
-        unread_bytes = client.protocol.unread_bytes
-        client.leave()
-        assert unread_bytes < 2_000_000
-
-    run(test())
-
-
-def test_what_is_wrong_with_the_whole_is_said_at_once() -> None:
-    async def test() -> None:
-        front = Front(max_request_bytes=100)
-        (answer,) = await front.ask(batch(*[line("upper")] * 10))
-        assert (answer.status, answer.problem["code"]) == (413, "too-large")
-        (answer,) = await front.ask(request("/batch", b"{}", x_timeout_ms="soon"))
-        assert answer.status == 400
-        (answer,) = await front.ask(request("/batch"))
-        assert (answer.status, answer.headers["allow"]) == (405, "POST")
-
-    run(test())
-
-
-def test_each_line_has_the_client_s_deadline() -> None:
-    async def test() -> None:
-        front = Front()
-        client = front.connect()
-        body = json.dumps(line("later")).encode()
-        await client.send(request("/batch", body, x_timeout_ms="1000"))
-        front.clock.advance(1.1)
+async def test_many_lines_do_not_hold_others_up() -> None:
+    front = Front()
+    client, other = front.connect(), front.connect()
+    data = batch(*[line("upper")] * 20_000)
+    for start in range(0, len(data), 65_536):
+        client.protocol.dataReceived(data[start : start + 65_536])
+        await asyncio.sleep(0)
+    other.protocol.dataReceived(request("/transform/upper", b"owl"))
+    while not other.sent_bytes:
+        await asyncio.sleep(0)
+    assert len(so_far(client)) < 20_000
+    assert [answer.status for answer in other.received()] == [200]
+    while not client.wire.value().endswith(b"0\r\n\r\n"):
         await client.settle()
-        assert results(client)[0]["error"]["code"] == "timeout"
+    assert len(results(client)) == 20_000
 
-    run(test())
+
+async def test_a_client_that_leaves_gives_all_of_it_up() -> None:
+    front = Front(max_in_flight=4)
+    client = front.connect()
+    await client.send(batch(*[line("later")] * 10))
+    client.leave()
+    await client.settle()
+    assert front.cancelled == 4
+    assert len(front.waiting) == 4
+
+
+async def test_a_client_that_does_not_read_is_not_worked_for_without_end() -> None:
+    front = Front(max_unread_output_bytes=100_000)
+    client = front.connect()
+    client.wire.write = lambda data: client.wire.producer.pauseProducing()  # type: ignore[method-assign]
+    await client.send(batch(*[line("repeat:times=1000")] * 2_000))
+    unread_bytes = client.protocol.unread_bytes
+    client.leave()
+    assert unread_bytes < 2_000_000
+
+
+async def test_what_is_wrong_with_the_whole_is_said_at_once() -> None:
+    front = Front(max_request_bytes=100)
+    (answer,) = await front.ask(batch(*[line("upper")] * 10))
+    assert (answer.status, answer.problem["code"]) == (413, "too-large")
+    (answer,) = await front.ask(request("/batch", b"{}", x_timeout_ms="soon"))
+    assert answer.status == 400
+    (answer,) = await front.ask(request("/batch"))
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+async def test_each_line_has_the_client_s_deadline() -> None:
+    front = Front()
+    client = front.connect()
+    body = json.dumps(line("later")).encode()
+    await client.send(request("/batch", body, x_timeout_ms="1000"))
+    front.clock.advance(1.1)
+    await client.settle()
+    assert results(client)[0]["error"]["code"] == "timeout"

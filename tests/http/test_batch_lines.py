@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.http_front import Front, request, run
+from support.http_front import Front, request
 from xformd.errors import BadRequest, NoSuchTransform
 from xformd.http.batch import encode_error, encode_result, parse_line, split_lines
 
@@ -43,9 +43,6 @@ def test_a_line_ends_with_its_line(body: bytes) -> None:
     assert [*split_lines(body)] == [b"a", b"bc"]
 
 
-def test_the_answer_has_the_request_s_id_and_is_kept_by_nobody() -> None:
-    async def test() -> None:
-        (answer,) = await Front().ask(request("/batch", b"", x_request_id="7e57"))
-        assert (answer.headers["x-request-id"], answer.headers["cache-control"]) == ("7e57", "no-store")
-
-    run(test())
+async def test_the_answer_has_the_request_s_id_and_is_kept_by_nobody() -> None:
+    (answer,) = await Front().ask(request("/batch", b"", x_request_id="7e57"))
+    assert (answer.headers["x-request-id"], answer.headers["cache-control"]) == ("7e57", "no-store")

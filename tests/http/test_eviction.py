@@ -5,7 +5,7 @@ import socket
 
 from twisted.internet.address import IPv4Address
 
-from support.http_front import Client, Front, request, run
+from support.http_front import Client, Front, request
 
 
 def is_accepted(front: Front) -> bool:
@@ -21,38 +21,34 @@ def aborted(*clients: Client) -> list[bool]:
     return found
 
 
-def test_the_longest_idle_connection_is_evicted_and_none_that_waits_for_an_answer() -> None:
-    async def test() -> None:
-        front = Front(max_connections=3)
-        busy, used, fresh = (front.connect() for _ in range(3))
-        await busy.send(request("/transform/later", b"owl"))
-        await used.ask(request("/transform/upper", b"owl"))
-        assert is_accepted(front)
-        assert aborted(busy, used, fresh) == [False, False, True]
-        front.connect()
-        await used.ask(request("/transform/upper", b"owl"))
-        await used.send(request("/transform/later", b"owl"))
-        assert is_accepted(front)
-        assert aborted(busy, used) == [False, False]
-
-    run(test())
+async def test_the_longest_idle_connection_is_evicted_and_none_that_waits_for_an_answer() -> None:
+    front = Front(max_connections=3)
+    busy, used, fresh = (front.connect() for _ in range(3))
+    await busy.send(request("/transform/later", b"owl"))
+    await used.ask(request("/transform/upper", b"owl"))
+    assert is_accepted(front)
+    assert aborted(busy, used, fresh) == [False, False, True]
+    front.connect()
+    await used.ask(request("/transform/upper", b"owl"))
+    await used.send(request("/transform/later", b"owl"))
+    assert is_accepted(front)
+    assert aborted(busy, used) == [False, False]
 
 
-def test_a_new_connection_is_refused_when_all_others_are_busy_or_gone() -> None:
-    async def test() -> None:
-        front = Front(max_connections=1)
-        gone = front.connect()
-        gone.leave()
-        busy = front.connect()
-        await busy.send(request("/transform/later", b"owl"))
-        assert not is_accepted(front)
-        assert not gone.wire.disconnected
-
-    run(test())
+async def test_a_new_connection_is_refused_when_all_others_are_busy_or_gone() -> None:
+    front = Front(max_connections=1)
+    gone = front.connect()
+    gone.leave()
+    busy = front.connect()
+    await busy.send(request("/transform/later", b"owl"))
+    assert not is_accepted(front)
+    assert not gone.wire.disconnected
 
 
-def test_a_connection_whose_request_is_still_unread_is_spared() -> None:
-    async def test() -> None:
+async def test_a_connection_whose_request_is_still_unread_is_spared() -> None:
+    with contextlib.ExitStack() as ends:
+        ours, theirs = map(ends.enter_context, socket.socketpair())
+        theirs.sendall(b"G")
         front = Front(max_connections=2)
         first, second = front.connect(), front.connect()
         first.wire.fileno = ours.fileno
@@ -61,17 +57,9 @@ def test_a_connection_whose_request_is_still_unread_is_spared() -> None:
         assert is_accepted(front)
         assert aborted(first) == [False]
 
-    with contextlib.ExitStack() as ends:
-        ours, theirs = map(ends.enter_context, socket.socketpair())
-        theirs.sendall(b"G")
-        run(test())
 
-
-def test_nothing_is_evicted_for_a_peer_over_its_own_limit() -> None:
-    async def test() -> None:
-        front = Front(max_connections_per_peer=1)
-        idle = front.connect()
-        assert not is_accepted(front)
-        assert not idle.wire.disconnected
-
-    run(test())
+async def test_nothing_is_evicted_for_a_peer_over_its_own_limit() -> None:
+    front = Front(max_connections_per_peer=1)
+    idle = front.connect()
+    assert not is_accepted(front)
+    assert not idle.wire.disconnected

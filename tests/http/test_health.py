@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 import pytest
 
-from support.http_front import Front, request, run
+from support.http_front import Front, request
 from xformd.http.application import HttpDependencies, make_monitoring_application
 from xformd.http.endpoints import HealthEndpoints, readiness
 from xformd.telemetry.status import ServerStatus, WorkerHistory
@@ -53,14 +53,11 @@ def test_a_server_is_judged_by_its_status(
     ("status", "is_stopping", "code"),
     [(WELL, False, 200), (attrs.evolve(WELL, quarantined={"a"}), False, 200), (WELL, True, 503)],
 )
-def test_what_is_asked_is_answered_by_its_status(status: ServerStatus, is_stopping: bool, code: int) -> None:
-    async def test() -> None:
-        front = watched(HealthEndpoints(lambda: status, lambda: is_stopping))
-        for target, expected in (("/livez", 200), ("/readyz", code)):
-            (answer,) = await front.ask(request(target))
-            assert (answer.status, answer.headers["cache-control"]) == (expected, "no-store")
-
-    run(test())
+async def test_what_is_asked_is_answered_by_its_status(status: ServerStatus, is_stopping: bool, code: int) -> None:
+    front = watched(HealthEndpoints(lambda: status, lambda: is_stopping))
+    for target, expected in (("/livez", 200), ("/readyz", code)):
+        (answer,) = await front.ask(request(target))
+        assert (answer.status, answer.headers["cache-control"]) == (expected, "no-store")
 
 
 def watched(health: HealthEndpoints) -> Front:

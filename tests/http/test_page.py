@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.http_front import Front, request, run
+from support.http_front import Front, request
 from xformd.http.endpoints import build_page
 
 MOST_BYTES = 100_000
@@ -97,20 +97,17 @@ def test_a_source_is_a_page_that_one_can_read(name: str) -> None:
     assert len(lines) < 300
 
 
-def test_the_server_answers_the_page_with_its_policy() -> None:
-    async def test() -> None:
-        (answer,) = await Front().connect().ask(request("/"))
-        assert answer.status == 200
-        assert answer.body == build_page()[0]
-        headers = ("content-type", "content-security-policy", "x-content-type-options", "referrer-policy")
-        assert [answer.headers[name] for name in headers] == [
-            "text/html; charset=utf-8",
-            build_page()[1],
-            "nosniff",
-            "no-referrer",
-        ]
-
-    run(test())
+async def test_the_server_answers_the_page_with_its_policy() -> None:
+    (answer,) = await Front().connect().ask(request("/"))
+    assert answer.status == 200
+    assert answer.body == build_page()[0]
+    headers = ("content-type", "content-security-policy", "x-content-type-options", "referrer-policy")
+    assert [answer.headers[name] for name in headers] == [
+        "text/html; charset=utf-8",
+        build_page()[1],
+        "nosniff",
+        "no-referrer",
+    ]
 
 
 def test_the_wheel_has_the_sources_of_the_page(tmp_path: Path) -> None:

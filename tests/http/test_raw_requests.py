@@ -3,7 +3,7 @@
 import pytest
 
 from support import http_front
-from support.http_front import Answer, Case, Client, Front, run
+from support.http_front import Answer, Case, Client, Front
 from support.logs import Log
 
 CASES = http_front.cases()
@@ -12,37 +12,28 @@ GOOD = http_front.request("/transform/upper", b"still here")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_what_a_request_gets(case: Case, log: Log) -> None:
-    async def test() -> None:
-        client = Front().connect()
-        await client.send(case.send)
-        await expect(client, case)
-
-    run(test())
+async def test_what_a_request_gets(case: Case, log: Log) -> None:
+    client = Front().connect()
+    await client.send(case.send)
+    await expect(client, case)
     assert not log.tracebacks
 
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-def test_it_is_the_same_byte_by_byte(case: Case) -> None:
-    async def test() -> None:
-        client = Front().connect()
-        await client.send(case.send, step=1)
-        await expect(client, case)
-
-    run(test())
+async def test_it_is_the_same_byte_by_byte(case: Case) -> None:
+    client = Front().connect()
+    await client.send(case.send, step=1)
+    await expect(client, case)
 
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-def test_it_is_the_same_at_every_split(case: Case) -> None:
-    async def test() -> None:
-        front = Front()
-        for end in range(1, len(case.send)):
-            client = front.connect()
-            await client.send(case.send[:end])
-            await client.send(case.send[end:])
-            await expect(client, case)
-
-    run(test())
+async def test_it_is_the_same_at_every_split(case: Case) -> None:
+    front = Front()
+    for end in range(1, len(case.send)):
+        client = front.connect()
+        await client.send(case.send[:end])
+        await client.send(case.send[end:])
+        await expect(client, case)
 
 
 async def expect(client: Client, case: Case) -> None:

@@ -158,33 +158,27 @@ def test_the_answer_says_how_long_it_waited_and_ran() -> None:
     assert float(run_.removeprefix("run;dur=")) >= 0
 
 
-def test_a_client_may_wait_for_less_than_the_server_would() -> None:
-    async def test() -> None:
-        front = Front(transform_timeout_s=30)
-        client = front.connect()
-        await client.send(request("/transform/later", b"owl", x_timeout_ms="2000"))
-        front.clock.advance(1.9)
-        await client.settle()
-        assert not client.received()
-        front.clock.advance(0.2)
-        await client.settle()
-        (answer,) = client.received()
-        assert (answer.status, answer.problem["code"]) == (504, "timeout")
-        assert front.cancelled == 1
-
-    run(test())
+async def test_a_client_may_wait_for_less_than_the_server_would() -> None:
+    front = Front(transform_timeout_s=30)
+    client = front.connect()
+    await client.send(request("/transform/later", b"owl", x_timeout_ms="2000"))
+    front.clock.advance(1.9)
+    await client.settle()
+    assert not client.received()
+    front.clock.advance(0.2)
+    await client.settle()
+    (answer,) = client.received()
+    assert (answer.status, answer.problem["code"]) == (504, "timeout")
+    assert front.cancelled == 1
 
 
-def test_but_not_for_longer() -> None:
-    async def test() -> None:
-        front = Front(transform_timeout_s=3)
-        client = front.connect()
-        await client.send(request("/transform/later", b"owl", x_timeout_ms="20000"))
-        front.clock.advance(3.1)
-        await client.settle()
-        assert [answer.status for answer in client.received()] == [504]
-
-    run(test())
+async def test_but_not_for_longer() -> None:
+    front = Front(transform_timeout_s=3)
+    client = front.connect()
+    await client.send(request("/transform/later", b"owl", x_timeout_ms="20000"))
+    front.clock.advance(3.1)
+    await client.settle()
+    assert [answer.status for answer in client.received()] == [504]
 
 
 @pytest.mark.parametrize(

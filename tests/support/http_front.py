@@ -33,7 +33,6 @@ READ_BYTES = 65_536
 """What Twisted takes from a socket at a time."""
 
 _STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d) [^\r\n]*\r\n")
-_TURNS = 40
 _WELL = ServerStatus(
     queue_length=0,
     max_queue=10,
@@ -217,7 +216,7 @@ class Client:
         return self.wire.write_closed or self.wire.disconnecting or self.wire.disconnected
 
     async def send(self, data: bytes, step: int = READ_BYTES) -> None:
-        """Send, so many bytes at a time, as far as the server reads; then let it work."""
+        """Send data in steps of some bytes, while the server reads; then let it work."""
         for start in range(0, len(data), step):
             for _ in range(len(data)):
                 if self.wire.producerState == "producing":
@@ -229,12 +228,11 @@ class Client:
         await self.settle()
 
     async def settle(self) -> None:
-        """Let the server work until it has nothing to do."""
-        quiet, seen = 0, -1
-        while quiet < _TURNS:
+        """Let the server work until nothing on the loop is ready to run."""
+        loop: Any = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+        while loop._ready:  # asyncio has no public way to ask
             await asyncio.sleep(0)
-            quiet = quiet + 1 if self.sent_bytes == seen else 0
-            seen = self.sent_bytes
 
     @property
     def sent_bytes(self) -> int:

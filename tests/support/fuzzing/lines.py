@@ -1,4 +1,4 @@
-"""What schemathesis cannot know by itself: how lines of JSON are sent."""
+"""Tells schemathesis how JSON lines are sent."""
 
 import json
 
@@ -6,6 +6,5 @@ import schemathesis
 
 
 @schemathesis.serializer("application/x-ndjson")
-def send(context: object, value: object) -> bytes:
-    """Send them as they are."""
+def serialize(context: object, value: object) -> bytes:
     return (value if isinstance(value, str) else json.dumps(value)).encode(errors="replace")

@@ -135,7 +135,7 @@ def test_several_places_and_a_unix_socket(tmp_path: Path, owl: Path) -> None:
     ("arguments", "status", "says"),
     [
         (("no-such-file",), 78, "xformd: bad-config: cannot serve no-such-file: No such file or directory\n"),
-        (("/dev/null",), 78, "xformd: bad-config: cannot serve /dev/null: it is no regular file\n"),
+        (("/dev/null",), 78, "xformd: bad-config: cannot serve /dev/null: it is not a regular file\n"),
         (("README.md", "--listen", "nonsense:1"), 78, "write a Twisted server endpoint"),
         (("README.md", "--listen", "unix:/no/such/folder/socket"), 69, "cannot listen on unix:/no/such/folder/socket"),
         (("README.md", "--slow", "0"), 2, "invalid size '0': try 100000 or 10MiB"),

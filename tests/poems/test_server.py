@@ -1,5 +1,7 @@
-"""The server's side of the protocol: pieces, pace, ends in order and ends that are none."""
+"""The poem server: its file, its rate, what clients get, and how connections end."""
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from zope.interface import implementer
 import xformd
 from support.deferreds import has_fired
 from support.logs import Log
-from xformd.poems import PoemFactory, PoemService
-from xformd.poems.server import CHUNK_BYTES, TICK_S, RateLimiter
+from xformd.poems import PoemFactory, PoemService, server
+from xformd.poems.server import CHUNK_BYTES, TICK_S, PoemFile, RateLimiter, _Fingerprint
 
 
 class Wire(StringTransport):
@@ -31,8 +33,7 @@ class Wire(StringTransport):
     def write(self, data: bytes) -> None:
         super().write(data)
         if not self.takes:
-            assert self.producer is not None
-            self.producer.pauseProducing()
+            self.protocol.pauseProducing()
 
     def loseWriteConnection(self) -> None:
         self.is_half_closed = True
@@ -41,6 +42,9 @@ class Wire(StringTransport):
 
     def abortConnection(self) -> None:
         super().abortConnection()
+        self.lose()
+
+    def lose(self) -> None:
         self.protocol.connectionLost(Failure(ConnectionDone()))
 
 
@@ -52,8 +56,8 @@ class HalfCloseableWire(Wire):
     def writeConnectionLost(self, reason: object) -> None: ...
 
 
-class Given:
-    """A source whose poem, or Deferred, the test chooses."""
+class Source:
+    """A source whose poem, Deferred or error the test chooses."""
 
     def __init__(self, poem: Any) -> None:
         self.poem = poem
@@ -64,8 +68,10 @@ class Given:
         return self.poem
 
 
-def connect(factory: PoemFactory, kind: Callable[[], Wire] = Wire, *, takes: bool = True) -> Wire:
-    protocol = factory.buildProtocol(None)
+def connect(
+    factory: PoemFactory, kind: Callable[[], Wire] = Wire, *, takes: bool = True, peer: str | None = None
+) -> Wire:
+    protocol = factory.buildProtocol(IPv4Address("TCP", peer, 1) if peer else None)
     assert protocol is not None
     wire = kind()
     wire.takes, wire.protocol = takes, protocol
@@ -73,13 +79,20 @@ def connect(factory: PoemFactory, kind: Callable[[], Wire] = Wire, *, takes: boo
     return wire
 
 
-def test_the_poem_and_the_close(clock: Clock) -> None:
-    wire = connect(PoemFactory(PoemService(b"The Owl"), clock))
+def make(clock: Clock, poem: Any = b"The Owl", **options: Any) -> PoemFactory:
+    return PoemFactory(PoemService(poem) if isinstance(poem, bytes | Path) else Source(poem), clock, **options)
+
+
+# What a client gets
+
+
+def test_a_client_gets_the_poem_and_the_close(clock: Clock) -> None:
+    wire = connect(make(clock))
     assert (wire.value(), wire.disconnecting, wire.disconnected) == (b"The Owl", True, False)
 
 
-def test_over_tcp_the_server_ends_its_side_and_lets_the_client_say_what_it_has_to_say(clock: Clock) -> None:
-    wire = connect(PoemFactory(PoemService(b"The Owl"), clock), HalfCloseableWire)
+def test_over_tcp_the_server_ends_its_side_and_lets_the_client_finish(clock: Clock) -> None:
+    wire = connect(make(clock), HalfCloseableWire)
     assert (wire.value(), wire.is_half_closed, wire.disconnecting) == (b"The Owl", True, False)
     wire.protocol.dataReceived(b"GET / HTTP/1.1\r\n\r\n")
     assert wire.value() == b"The Owl"
@@ -88,55 +101,22 @@ def test_over_tcp_the_server_ends_its_side_and_lets_the_client_say_what_it_has_t
 
 
 def test_a_client_that_never_closes_is_closed_upon(clock: Clock) -> None:
-    wire = connect(PoemFactory(PoemService(b"The Owl"), clock), HalfCloseableWire)
+    wire = connect(make(clock), HalfCloseableWire)
     clock.advance(5)
     assert wire.disconnecting
 
 
 def test_a_client_that_ends_its_side_first_reads_the_whole_poem(clock: Clock) -> None:
-    factory = PoemFactory(PoemService(b"x" * (CHUNK_BYTES + 1)), clock)
-    wire = connect(factory, HalfCloseableWire, takes=False)
+    wire = connect(make(clock, b"x" * (CHUNK_BYTES + 1)), HalfCloseableWire, takes=False)
     wire.protocol.readConnectionLost()
     assert (len(wire.value()), wire.disconnecting, wire.disconnected) == (CHUNK_BYTES, False, False)
     wire.takes = True
-    assert wire.producer is not None
-    wire.producer.resumeProducing()
+    wire.protocol.resumeProducing()
     assert (len(wire.value()), wire.disconnecting) == (CHUNK_BYTES + 1, True)
 
 
-def test_a_client_that_takes_nothing_gets_one_piece_and_is_cut_off_in_the_end(clock: Clock, log: Log) -> None:
-    factory = PoemFactory(PoemService(b"x" * 10 * CHUNK_BYTES), clock, stall_timeout_s=300)
-    wire = connect(factory, takes=False)
-    assert len(wire.value()) == CHUNK_BYTES
-    clock.advance(299)
-    assert not wire.disconnected
-    clock.advance(1)
-    assert (len(wire.value()), wire.disconnected) == (CHUNK_BYTES, True)
-    assert log.lines == ["cut off a local client: it takes nothing"]
-    assert clock.getDelayedCalls() == []
-
-
-def test_a_client_that_takes_a_piece_now_and_then_is_not_cut_off(clock: Clock) -> None:
-    factory = PoemFactory(PoemService(b"x" * 3 * CHUNK_BYTES), clock, stall_timeout_s=300)
-    wire = connect(factory, takes=False)
-    for _ in range(3):
-        clock.advance(299)
-        assert wire.producer is not None
-        wire.producer.resumeProducing()
-    assert (len(wire.value()), wire.disconnected, wire.disconnecting) == (3 * CHUNK_BYTES, False, True)
-
-
-def test_a_client_that_takes_what_comes_is_not_cut_off_for_a_stall_that_is_over(clock: Clock) -> None:
-    wire = connect(PoemFactory(PoemService(b"x" * 400), clock, bytes_per_s=1, stall_timeout_s=300))
-    wire.protocol.pauseProducing()
-    clock.advance(1)
-    wire.protocol.resumeProducing()
-    clock.pump([1] * 350)
-    assert not wire.disconnected
-
-
-def test_what_the_transport_has_done_with_gets_no_more(clock: Clock) -> None:
-    wire = connect(PoemFactory(PoemService(b"x" * 200), clock, bytes_per_s=100))
+def test_the_transport_stops_the_sending(clock: Clock) -> None:
+    wire = connect(make(clock, b"x" * 200, bytes_per_s=100))
     assert (wire.producer, wire.streaming) == (wire.protocol, True)
     wire.protocol.stopProducing()
     assert clock.getDelayedCalls() == []
@@ -145,61 +125,20 @@ def test_what_the_transport_has_done_with_gets_no_more(clock: Clock) -> None:
     assert wire.value() == b""
 
 
-def test_who_is_cut_off_is_named(clock: Clock, log: Log) -> None:
-    factory = PoemFactory(PoemService(b"The Owl"), clock, stall_timeout_s=300)
-    protocol = factory.buildProtocol(IPv4Address("TCP", "192.0.2.7", 1))
-    assert protocol is not None
-    wire = Wire()
-    wire.takes, wire.protocol = False, protocol
-    protocol.makeConnection(wire)
-    clock.advance(300)
-    assert log.lines == ["cut off 192.0.2.7: it takes nothing"]
-
-
-def test_a_client_that_does_not_take_the_end_is_cut_off_in_the_end(clock: Clock, log: Log) -> None:
-    wire = connect(PoemFactory(PoemService(b"The Owl"), clock, stall_timeout_s=300), HalfCloseableWire, takes=False)
-    wire.protocol.resumeProducing()
-    assert (wire.is_half_closed, wire.producer) == (True, None)
-    clock.advance(299)
-    assert not wire.disconnected
-    clock.advance(1)
-    assert wire.disconnected
-    assert log.lines == ["cut off a local client: it takes nothing"]
-
-
-def test_a_slow_server_sends_by_the_clock(clock: Clock) -> None:
-    wire = connect(PoemFactory(PoemService(b"x" * 200), clock, bytes_per_s=100))
-    assert wire.value() == b""
-    for expected in range(5, 205, 5):
-        clock.advance(0.05)
-        assert abs(len(wire.value()) - expected) <= 5
-    clock.advance(0.01)
-    assert (len(wire.value()), wire.disconnecting) == (200, True)
-
-
-def test_a_client_that_leaves_a_slow_server_leaves_no_timer(clock: Clock) -> None:
-    factory = PoemFactory(PoemService(b"x" * 200), clock, bytes_per_s=100)
-    wire = connect(factory)
-    clock.advance(0.5)
-    wire.protocol.connectionLost(Failure(ConnectionDone()))
-    assert clock.getDelayedCalls() == []
-    assert len(factory.connections) == 0
-
-
 def test_a_poem_that_is_not_there_yet_is_sent_when_it_is(clock: Clock) -> None:
     poem: Deferred[bytes] = Deferred()
-    wire = connect(PoemFactory(Given(poem), clock))
+    wire = connect(make(clock, poem))
     assert wire.value() == b""
     poem.callback(b"The Owl")
     assert (wire.value(), wire.disconnecting) == (b"The Owl", True)
 
 
 @pytest.mark.parametrize("leave", ["closes its side", "is gone"])
-def test_who_leaves_while_it_waits_cancels_its_wait(clock: Clock, leave: str, log: Log) -> None:
+def test_a_client_that_leaves_while_it_waits_cancels_its_wait(clock: Clock, leave: str, log: Log) -> None:
     cancelled: list[object] = []
-    wire = connect(PoemFactory(Given(Deferred(cancelled.append)), clock))
+    wire = connect(make(clock, Deferred(cancelled.append)))
     if leave == "is gone":
-        wire.protocol.connectionLost(Failure(ConnectionDone()))
+        wire.lose()
     else:
         wire.protocol.readConnectionLost()
     assert len(cancelled) == 1
@@ -210,9 +149,10 @@ def test_who_leaves_while_it_waits_cancels_its_wait(clock: Clock, leave: str, lo
 def test_without_a_poem_the_connection_is_reset_and_the_log_says_why_once_a_second(
     clock: Clock, log: Log, how: Callable[[Exception], Any]
 ) -> None:
-    factory = PoemFactory(Given(None), clock)
+    source = Source(None)
+    factory = PoemFactory(source, clock)
     for _ in range(3):
-        factory.source.poem = how(xformd.ConnectionFailed("no upstream"))  # type: ignore[attr-defined]
+        source.poem = how(xformd.ConnectionFailed("no upstream"))
         wire = connect(factory)
         assert (wire.value(), wire.disconnected) == (b"", True)
     assert log.lines == ["closed a new connection: no poem: connection-failed: no upstream"]
@@ -221,80 +161,125 @@ def test_without_a_poem_the_connection_is_reset_and_the_log_says_why_once_a_seco
 
 
 @pytest.mark.parametrize(
-    "poem", [ZeroDivisionError(), "a text is no poem", succeed(None)], ids=["raises", "text", "nothing"]
+    "poem", [ZeroDivisionError(), "a text is not a poem", succeed(None)], ids=["raises", "text", "nothing"]
 )
-def test_a_source_that_is_broken_is_shown_with_its_traceback(clock: Clock, log: Log, poem: object) -> None:
-    wire = connect(PoemFactory(Given(poem), clock))
+def test_a_broken_source_is_logged_with_its_traceback(clock: Clock, log: Log, poem: object) -> None:
+    wire = connect(make(clock, poem))
     assert wire.disconnected
     assert len(log.tracebacks) == 1
 
 
-def test_there_is_an_end_to_the_connections(clock: Clock, log: Log) -> None:
-    factory = PoemFactory(PoemService(b"x"), clock, max_connections=1)
+# Clients that stall
+
+
+def test_a_client_that_takes_nothing_gets_one_piece_and_is_cut_off(clock: Clock, log: Log) -> None:
+    wire = connect(make(clock, b"x" * 10 * CHUNK_BYTES, stall_timeout_s=300), takes=False)
+    clock.advance(299)
+    assert not wire.disconnected
+    clock.advance(1)
+    assert (len(wire.value()), wire.disconnected) == (CHUNK_BYTES, True)
+    assert log.lines == ["cut off a local client: it takes nothing"]
+    assert clock.getDelayedCalls() == []
+
+
+def test_the_log_names_a_client_that_is_cut_off(clock: Clock, log: Log) -> None:
+    connect(make(clock, stall_timeout_s=300), takes=False, peer="192.0.2.7")
+    clock.advance(300)
+    assert log.lines == ["cut off 192.0.2.7: it takes nothing"]
+
+
+def test_a_client_that_takes_a_piece_now_and_then_is_not_cut_off(clock: Clock) -> None:
+    wire = connect(make(clock, b"x" * 3 * CHUNK_BYTES, stall_timeout_s=300), takes=False)
+    for _ in range(3):
+        clock.advance(299)
+        wire.protocol.resumeProducing()
+    assert (len(wire.value()), wire.disconnected, wire.disconnecting) == (3 * CHUNK_BYTES, False, True)
+
+
+def test_a_stall_that_is_over_is_forgotten(clock: Clock) -> None:
+    wire = connect(make(clock, b"x" * 400, bytes_per_s=1, stall_timeout_s=300))
+    wire.protocol.pauseProducing()
+    clock.advance(1)
+    wire.protocol.resumeProducing()
+    clock.pump([1] * 350)
+    assert not wire.disconnected
+
+
+def test_a_client_that_does_not_take_the_end_is_cut_off(clock: Clock, log: Log) -> None:
+    wire = connect(make(clock, stall_timeout_s=300), HalfCloseableWire, takes=False)
+    wire.protocol.resumeProducing()
+    assert (wire.is_half_closed, wire.producer) == (True, None)
+    clock.advance(299)
+    assert not wire.disconnected
+    clock.advance(1)
+    assert wire.disconnected
+    assert log.lines == ["cut off a local client: it takes nothing"]
+
+
+# The limits of a server, and its end
+
+
+def test_a_client_over_the_limit_is_reset(clock: Clock, log: Log) -> None:
+    factory = make(clock, max_connections=1)
     wire = connect(factory, takes=False)
     refused = connect(factory)
-    assert (refused.disconnected, refused.value()) == (True, b"")  # not closed in order: that is an empty poem to many
+    assert (refused.disconnected, refused.value()) == (True, b"")  # a close in order would be an empty poem to many
     assert "1 are open" in log.lines[0]
-    wire.protocol.connectionLost(Failure(ConnectionDone()))
-    assert connect(factory).value() == b"x"
+    wire.lose()
+    assert connect(factory).value() == b"The Owl"
 
 
 def test_a_server_that_stops_lets_its_clients_read_to_the_end(clock: Clock) -> None:
-    factory = PoemFactory(PoemService(b"The Owl"), clock)
-    wire = connect(factory, takes=False)
+    factory = make(clock)
+    first, last = connect(factory, takes=False), connect(factory, takes=False)
     drained = factory.drain()
     assert factory.buildProtocol(None) is None
-    assert not has_fired(drained)
-    assert wire.producer is not None
-    wire.producer.resumeProducing()
-    wire.protocol.connectionLost(Failure(ConnectionDone()))
+    first.lose()
+    last.protocol.resumeProducing()
+    assert (last.disconnecting, has_fired(drained)) == (True, False)
+    last.lose()
     assert has_fired(drained)
     assert clock.getDelayedCalls() == []
 
 
-def test_a_server_that_stops_waits_for_the_last_of_its_clients(clock: Clock) -> None:
-    factory = PoemFactory(PoemService(b"The Owl"), clock)
-    first, last = connect(factory, takes=False), connect(factory, takes=False)
-    drained = factory.drain()
-    first.protocol.connectionLost(Failure(ConnectionDone()))
-    assert not has_fired(drained)
-    last.protocol.connectionLost(Failure(ConnectionDone()))
-    assert has_fired(drained)
-
-
-def test_who_still_reads_after_the_grace_period_is_cut_off(clock: Clock, log: Log) -> None:
-    factory = PoemFactory(PoemService(b"The Owl"), clock, shutdown_grace_s=30)
+def test_a_client_that_still_reads_after_the_grace_period_is_cut_off(clock: Clock, log: Log) -> None:
+    factory = make(clock, shutdown_grace_s=30)
     wire = connect(factory, takes=False)
     drained = factory.drain()
     clock.advance(30)
+    clock.advance(0)
     assert wire.disconnected
     assert has_fired(drained)
-    assert log.lines == ["cut off 1 clients after the grace period"]
+    assert log.lines == ["connections still open after the grace period of 30 s, closed now: 1"]
 
 
-def test_a_server_without_clients_stops_at_once(clock: Clock) -> None:
-    assert has_fired(PoemFactory(PoemService(b"x"), clock).drain())
+# Rate limits
 
 
-def test_a_file_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
-    with pytest.raises(xformd.ConfigError, match=r"cannot serve .*owl.txt: No such file or directory"):
-        PoemService(tmp_path / "owl.txt")
+def test_a_slow_server_sends_by_the_clock(clock: Clock) -> None:
+    wire = connect(make(clock, b"x" * 200, bytes_per_s=100))
+    assert wire.value() == b""
+    for expected in range(5, 205, 5):
+        clock.advance(0.05)
+        assert abs(len(wire.value()) - expected) <= 5
+    clock.advance(0.01)
+    assert (len(wire.value()), wire.disconnecting) == (200, True)
 
 
-def test_a_service_of_a_file_gives_what_is_in_the_file_now(tmp_path: Path, clock: Clock) -> None:
-    path = tmp_path / "owl.txt"
-    path.write_bytes(b"The Owl")
-    factory = PoemFactory(PoemService(path), clock)
-    assert connect(factory).value() == b"The Owl"
-    path.write_bytes(b"The Pussy-cat")
-    assert connect(factory).value() == b"The Pussy-cat"
+def test_a_client_that_leaves_a_slow_server_leaves_no_timer(clock: Clock) -> None:
+    factory = make(clock, b"x" * 200, bytes_per_s=100)
+    wire = connect(factory)
+    clock.advance(0.5)
+    wire.lose()
+    assert clock.getDelayedCalls() == []
+    assert len(factory.connections) == 0
 
 
 def time_to_send(bytes_per_s: float, total_bytes: int) -> float:
-    """Give the seconds until the last byte is sent, to a client that takes everything at once."""
-    pace, sent_bytes, now_s = RateLimiter(bytes_per_s, 0.0), 0, 0.0
+    """Return the seconds until the last byte is sent, to a client that takes everything at once."""
+    limiter, sent_bytes, now_s = RateLimiter(bytes_per_s, 0.0), 0, 0.0
     while sent_bytes < total_bytes:
-        step = pace.next(sent_bytes, total_bytes, now_s)
+        step = limiter.next(sent_bytes, total_bytes, now_s)
         assert 0 < step.size_bytes <= CHUNK_BYTES
         sent_bytes += step.size_bytes
         now_s += step.wait_s
@@ -305,18 +290,140 @@ def time_to_send(bytes_per_s: float, total_bytes: int) -> float:
     ("bytes_per_s", "total_bytes", "expected_s"),
     [(100, 200, 2.0), (1, 3, 3.0), (3, 10, 10 / 3), (1e6, 2_000_000, 2.0), (1e9, 1_000_000, 0.001)],
 )
-def test_a_poem_takes_its_size_divided_by_the_speed(bytes_per_s: float, total_bytes: int, expected_s: float) -> None:
+def test_a_poem_takes_its_size_divided_by_the_rate(bytes_per_s: float, total_bytes: int, expected_s: float) -> None:
     assert time_to_send(bytes_per_s, total_bytes) == pytest.approx(expected_s)
 
 
-def test_a_piece_is_that_of_a_moment_so_that_a_poem_is_seen_to_come() -> None:
-    assert RateLimiter(1000, 0.0).next(0, 10_000, 0.0).size_bytes == 1000 * TICK_S
-    assert RateLimiter(5, 0.0).next(0, 10_000, 0.0).size_bytes == 1
+@pytest.mark.parametrize(("bytes_per_s", "size_bytes"), [(1000, 1000 * TICK_S), (5, 1)])
+def test_a_piece_is_what_is_due_in_a_tick(bytes_per_s: float, size_bytes: int) -> None:
+    assert RateLimiter(bytes_per_s, 0.0).next(0, 10_000, 0.0).size_bytes == size_bytes
 
 
-def test_what_a_client_missed_while_it_stood_still_does_not_come_at_once() -> None:
-    pace = RateLimiter(100, 0.0)
-    assert pace.next(0, 1000, 0.0).wait_s == pytest.approx(0.05)
-    late = pace.next(5, 1000, 60.0)
-    assert late.wait_s == 0
-    assert pace.next(10, 1000, 60.0).wait_s == pytest.approx(0.05)
+def test_what_a_stalled_client_missed_does_not_come_at_once() -> None:
+    limiter = RateLimiter(100, 0.0)
+    assert limiter.next(0, 1000, 0.0).wait_s == pytest.approx(0.05)
+    assert limiter.next(5, 1000, 60.0).wait_s == 0
+    assert limiter.next(10, 1000, 60.0).wait_s == pytest.approx(0.05)
+
+
+# The file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "owl.txt"
+    path.write_bytes(b"The Owl")
+    return path
+
+
+def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(xformd.ConfigError, match=r"cannot serve .*owl.txt: No such file or directory"):
+        PoemService(tmp_path / "owl.txt")
+
+
+def test_each_client_reads_one_version_of_the_file_to_its_end(path: Path, clock: Clock) -> None:
+    large = b"The Owl" * CHUNK_BYTES
+    path.write_bytes(large)
+    factory = make(clock, path)
+    before = connect(factory, takes=False)
+    path.write_bytes(b"x" * len(large))
+    assert connect(factory).value() == b"x" * len(large)
+    path.unlink()
+    before.takes = True
+    before.protocol.resumeProducing()
+    assert before.value() == large
+
+
+def test_a_file_that_has_not_changed_is_not_read_again(path: Path, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    monkeypatch.setattr(server, "RACY_NS", 0)
+    file = PoemFile(path)
+    assert file.current() is file.current()
+    path.write_bytes(b"The Pussy-cat")
+    assert file.current() == b"The Pussy-cat"
+    assert log == []
+
+
+@pytest.mark.parametrize(("age_ns", "expected"), [(0, b"The Cat"), (10**10, b"The Owl")])
+def test_a_file_that_was_young_is_read_again_though_no_change_can_be_seen(
+    path: Path, monkeypatch: pytest.MonkeyPatch, age_ns: int, expected: bytes
+) -> None:
+    then_ns = time.time_ns() - age_ns
+    same = _Fingerprint(device=1, inode=1, size_bytes=7, mtime_ns=then_ns, ctime_ns=then_ns)
+    monkeypatch.setattr(_Fingerprint, "of", lambda status: same)
+    file = PoemFile(path)
+    path.write_bytes(b"The Cat")
+    assert file.current() == expected
+
+
+@pytest.mark.parametrize(
+    ("mtime_ns", "ctime_ns", "age_ns", "is_racy"),
+    [(10**18, 10**18, 1, True), (1, 10**18, 1, True), (10**18, 10**18, 10**9, False)],
+)
+def test_a_file_that_has_just_changed_is_racy(mtime_ns: int, ctime_ns: int, age_ns: int, is_racy: bool) -> None:
+    fingerprint = _Fingerprint(device=1, inode=1, size_bytes=1, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
+    assert fingerprint.is_racy(10**18 + age_ns) is is_racy
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (Path.unlink, "No such file or directory"),
+        (lambda path: path.write_bytes(b""), "it is empty"),
+        (replace_by_folder, "Is a directory"),
+        (replace_by_pipe, "it is not a regular file"),
+    ],
+)
+def test_while_a_file_cannot_be_read_the_last_good_poem_stays_and_the_log_says_so_once(
+    path: Path, log: Log, break_it: Callable[[Path], object], reason: str
+) -> None:
+    file = PoemFile(path)
+    for _ in range(2):  # each time is logged
+        break_it(path)
+        for _ in range(3):
+            assert file.current() == b"The Owl"
+        if path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+        path.write_bytes(b"The Owl")
+        assert [file.current(), file.current()] == [b"The Owl"] * 2
+    once = [f"cannot read {path}: {reason}; the last good poem stays", f"{path} can be read again"]
+    assert log.lines == once * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("", "it is empty"), ("/proc/version", "it changed while it was read")]
+)  # the latter says that it has no bytes, and has some
+def test_at_the_start_there_must_be_a_poem(path: Path, name: str, reason: str) -> None:
+    path.write_bytes(b"")
+    with pytest.raises(OSError, match=reason):
+        PoemFile(path / name if name else path)
+
+
+def test_a_file_that_changes_while_it_is_read_gives_nobody_a_mixture(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = PoemFile(path)
+    path.write_bytes(b"a" * 100)
+    os.utime(path, ns=(0, 0))  # so that it differs from what comes, however coarse the file system's clock is
+    fstat = os.fstat
+    changes = iter([lambda: None, lambda: path.write_bytes(b"b" * 100)])
+
+    def changed_between(descriptor: int) -> os.stat_result:
+        next(changes, lambda: None)()
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", changed_between)
+    assert file.current() == b"The Owl"
+    monkeypatch.undo()
+    assert file.current() == b"b" * 100

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor, ISSLTransport
+from twisted.internet.interfaces import IAddress, ISSLTransport
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from support.logs import Log, captured
 from support.registries import registry_of
+from support.wires import Wire
 from xformd import transform
 from xformd.limits import Limits
 from xformd.net.write_buffer import PART_BYTES
@@ -34,36 +34,6 @@ def upper(poem: str) -> str:
 @transform
 def grow(poem: str) -> str:
     return poem * 1_000_000
-
-
-@implementer(IHalfCloseableDescriptor)
-class Wire(StringTransport):
-    """A transport that remembers how it was closed, and whose peer takes what it holds when the test says so."""
-
-    write_closed = False
-    held_bytes = 0
-
-    def write(self, data: bytes) -> None:
-        super().write(data)  # type: ignore[no-untyped-call]
-        self.held_bytes += len(data)
-        if self.held_bytes > 65_536 and self.producer is not None:
-            self.producer.pauseProducing()
-
-    def taken(self) -> None:
-        """Let the peer take all that is held."""
-        was_full, self.held_bytes = self.held_bytes > 65_536, 0
-        if was_full and self.producer is not None:
-            self.producer.resumeProducing()
-
-    def loseWriteConnection(self) -> None:
-        self.write_closed = True
-
-    def abortConnection(self) -> None:
-        super().abortConnection()  # type: ignore[no-untyped-call]
-        self.disconnected = True
-
-    def readConnectionLost(self, reason: object) -> None: ...
-    def writeConnectionLost(self, reason: object) -> None: ...
 
 
 class Server:

@@ -14,7 +14,7 @@ import xformd
 from support.deferreds import has_fired
 from support.logs import Log, captured
 from support.registries import registry_of
-from test_protocol import Wire
+from support.wires import Wire
 from xformd import transform
 from xformd.dialects import fast_path
 from xformd.limits import Limits

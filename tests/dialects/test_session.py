@@ -14,7 +14,8 @@ import xformd
 from support.fakes import REGISTRY, Pool
 from support.logs import Log, captured
 from support.registries import registry_of
-from test_protocol import Server, Wire
+from support.wires import Wire
+from test_protocol import Server
 from xformd.protocol import TransformProtocol
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner

@@ -22,7 +22,7 @@ from xformd.net.connections import (
 
 def kind_of_limit(connections: Connections[int], peer: str | None) -> str | None:
     reached = connections.limit_reached(peer)
-    return reached and reached.kind
+    return None if reached is None else reached.kind
 
 
 def test_the_total_is_limited() -> None:

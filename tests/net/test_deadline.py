@@ -1,6 +1,6 @@
-"""Deadlines: one that moves, and one for a Deferred whose work may not heed it."""
+"""Deadlines: for a Deferred whose work may ignore it, and for a connection, which moves it with every read."""
 
-from typing import Any
+from collections.abc import Callable
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -12,9 +12,11 @@ from xformd.net.deadline import Deadline, backoff_s, within
 
 
 class Work:
-    """Something that takes its time, and notes that it was cancelled."""
+    """Work with a deadline, which notes that it was cancelled."""
 
-    def __init__(self, clock: Clock, seconds: float = 5, canceller: Any = None) -> None:
+    def __init__(
+        self, clock: Clock, seconds: float = 5, canceller: Callable[[Deferred[bytes]], object] | None = None
+    ) -> None:
         self.cancelled = 0
         self.deferred: Deferred[bytes] = Deferred(canceller or self._cancel)
         self.outcome = within(clock, seconds, "upper", self.deferred, lambda: TransformTimeout("too late"))
@@ -23,23 +25,24 @@ class Work:
         self.cancelled += 1
 
 
-def test_what_is_done_in_time_is_given_on(clock: Clock) -> None:
+def test_an_outcome_in_time_is_passed_on(clock: Clock) -> None:
     done, failed = Work(clock), Work(clock)
     done.deferred.callback(b"x")
     failed.deferred.errback(ValueError("x"))
+    done.outcome.cancel()  # too late to change anything
     assert result_of(done.outcome) == b"x"
     error_of(failed.outcome, ValueError)
     assert clock.getDelayedCalls() == []
 
 
-def test_what_is_done_already_leaves_no_timer(clock: Clock) -> None:
+def test_work_that_is_done_already_leaves_no_timer(clock: Clock) -> None:
     done: Deferred[bytes] = Deferred()
     done.callback(b"x")
     assert result_of(within(clock, 5, "upper", done, lambda: TransformTimeout("too late"))) == b"x"
     assert clock.getDelayedCalls() == []
 
 
-def test_what_is_late_is_cancelled(clock: Clock) -> None:
+def test_late_work_is_cancelled(clock: Clock) -> None:
     work = Work(clock)
     clock.advance(4.9)
     assert not has_fired(work.outcome)
@@ -48,13 +51,13 @@ def test_what_is_late_is_cancelled(clock: Clock) -> None:
     assert work.cancelled == 1
 
 
-def test_time_that_is_over_already_is_over_in_the_next_turn(clock: Clock) -> None:
+def test_a_deadline_in_the_past_expires_in_the_next_turn(clock: Clock) -> None:
     work = Work(clock, seconds=-3)
     clock.advance(0)
     error_of(work.outcome, TransformTimeout)
 
 
-def test_giving_up_cancels_the_work_and_its_timer(clock: Clock) -> None:
+def test_cancelling_the_outcome_cancels_the_work(clock: Clock) -> None:
     work = Work(clock)
     work.outcome.cancel()
     assert error_of(work.outcome, Cancelled).message == "upper was given up"
@@ -62,20 +65,20 @@ def test_giving_up_cancels_the_work_and_its_timer(clock: Clock) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_who_cancels_what_is_done_changes_nothing(clock: Clock) -> None:
+def test_cancelling_the_work_fails_the_outcome(clock: Clock) -> None:
     work = Work(clock)
-    work.deferred.callback(b"x")
-    work.outcome.cancel()
-    assert result_of(work.outcome) == b"x"
+    work.deferred.cancel()
+    error_of(work.outcome, CancelledError)
+    assert clock.getDelayedCalls() == []
 
 
-def test_work_that_answers_its_own_cancelling_is_not_heard(clock: Clock) -> None:
+def test_a_result_from_cancelling_is_ignored(clock: Clock) -> None:
     work = Work(clock, canceller=lambda deferred: deferred.callback(b"after all"))
     clock.advance(5)
     error_of(work.outcome, TransformTimeout)
 
 
-def test_work_that_cannot_be_cancelled_is_logged(clock: Clock, log: Log) -> None:
+def test_a_canceller_that_raises_is_logged(clock: Clock, log: Log) -> None:
     def explode(_: object) -> None:
         raise RuntimeError("boom")
 
@@ -85,7 +88,7 @@ def test_work_that_cannot_be_cancelled_is_logged(clock: Clock, log: Log) -> None
     assert log.lines == ["transform upper failed to be cancelled"]
 
 
-def test_who_hears_that_it_is_late_may_cancel_it_too(clock: Clock) -> None:
+def test_the_work_may_be_cancelled_while_the_outcome_fails(clock: Clock) -> None:
     work = Work(clock)
     work.outcome.addErrback(lambda _: work.deferred.cancel())
     clock.advance(5)
@@ -93,17 +96,7 @@ def test_who_hears_that_it_is_late_may_cancel_it_too(clock: Clock) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_cancelling_the_work_itself_is_its_failure(clock: Clock) -> None:
-    work = Work(clock)
-    work.deferred.cancel()
-    error_of(work.outcome, CancelledError)
-    assert clock.getDelayedCalls() == []
-
-
-# The one that moves.
-
-
-def test_a_deadline_moves_without_another_timer(clock: Clock) -> None:
+def test_a_deadline_moves_later_without_another_timer(clock: Clock) -> None:
     expired: list[float] = []
     deadline = Deadline(clock, lambda: expired.append(clock.seconds()))
     assert not deadline.is_set
@@ -118,7 +111,7 @@ def test_a_deadline_moves_without_another_timer(clock: Clock) -> None:
     assert not deadline.is_set
 
 
-def test_a_deadline_can_come_nearer(clock: Clock) -> None:
+def test_a_deadline_can_move_nearer(clock: Clock) -> None:
     expired: list[float] = []
     deadline = Deadline(clock, lambda: expired.append(clock.seconds()))
     deadline.set(50)
@@ -127,7 +120,7 @@ def test_a_deadline_can_come_nearer(clock: Clock) -> None:
     assert expired == [5]
 
 
-def test_a_deadline_that_is_cleared_or_closed_never_comes(clock: Clock) -> None:
+def test_a_cleared_or_closed_deadline_never_expires(clock: Clock) -> None:
     expired: list[int] = []
     deadline = Deadline(clock, lambda: expired.append(1))
     deadline.set(5)

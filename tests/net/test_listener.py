@@ -28,7 +28,7 @@ class Site:
     """A server on a port that notes when it starts and stops accepting."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reactor = MemoryReactorClock()  # type: ignore[no-untyped-call]
+        self.reactor = MemoryReactorClock()
         self.done: list[str] = []
         self.listening = ListeningService(("tcp:1",), Factory(self.reactor), self.reactor)
         self.listening.startService()
@@ -89,7 +89,7 @@ def test_only_accept_errors_that_would_repeat_count() -> None:
 
 
 def test_a_server_without_ports_has_nothing_to_pause(log: Log) -> None:
-    reactor = MemoryReactorClock()  # type: ignore[no-untyped-call]
+    reactor = MemoryReactorClock()
     listening = ListeningService((), Factory(reactor), reactor)
     listening.startService()
     TWISTED.error("Could not accept new connection ({acceptError})", acceptError="EMFILE")

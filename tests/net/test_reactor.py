@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -112,7 +113,7 @@ class Loop:
         """Run ``begin`` outside of the reactor's turns, and wait until the reactor stops; fail if it takes too long."""
         self.loop.call_later(0.01, begin)
         self.loop.call_later(DEADLINE_S, self._stop_late)
-        self.reactor.run(installSignalHandlers=False)  # type: ignore[no-untyped-call]
+        self.reactor.run(installSignalHandlers=False)
         assert not self.is_late
 
     def close(self) -> None:
@@ -184,7 +185,8 @@ def test_the_exit_of_a_child_is_noticed(site: Loop) -> None:
             site.reactor.stop()
 
     def begin() -> None:  # without a pipe, whose end would wake the reactor too
-        site.reactor.spawnProcess(Child(), "/bin/sh", ["sh", "-c", "sleep 0.1"], env=dict(os.environ), childFDs={})
+        reactor: Any = site.reactor
+        reactor.spawnProcess(Child(), "/bin/sh", ["sh", "-c", "sleep 0.1"], env=dict(os.environ), childFDs={})
 
     site.run(begin)
 

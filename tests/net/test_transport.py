@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionDone
@@ -24,7 +25,7 @@ class Connected:
         self.socket.setblocking(False)
         self.reactor = FakeReactor()
         self.protocol = Protocol()
-        self.transport = EagerServer(ours, self.protocol, ("", 0), None, 0, self.reactor)  # type: ignore[no-untyped-call, arg-type]
+        self.transport: Any = EagerServer(ours, self.protocol, ("", 0), None, 0, self.reactor)  # type: ignore[arg-type]
         self.protocol.makeConnection(self.transport)
 
     def arrived(self) -> bytes:
@@ -39,7 +40,7 @@ class Connected:
 def connected() -> Iterator[Connected]:
     made = Connected()
     yield made
-    made.transport._closeSocket(True)  # type: ignore[no-untyped-call]
+    made.transport._closeSocket(True)
     made.socket.close()
 
 
@@ -56,7 +57,7 @@ def test_the_rest_of_a_write_follows_in_order(connected: Connected) -> None:
     connected.transport.write(b"the end")  # there is room for it, but it must wait its turn
     assert connected.reactor.writers == {connected.transport}
     while connected.reactor.writers:
-        connected.transport.doWrite()  # type: ignore[no-untyped-call]
+        connected.transport.doWrite()
         arrived += connected.arrived()
     assert arrived + connected.arrived() == poem + b"the end"
 
@@ -80,18 +81,23 @@ def test_an_encrypted_connection_sends_no_plain_text(connected: Connected) -> No
 
 
 def test_accepted_connections_are_eager_and_have_no_delay() -> None:
-    made: list[Protocol] = []
-    factory = Factory.forProtocol(lambda: made.append(Protocol()) or made[-1])  # type: ignore[arg-type, func-returns-value]
-    port = Port(0, factory, interface="127.0.0.1", reactor=FakeReactor())  # type: ignore[no-untyped-call, arg-type]
-    port.startListening()  # type: ignore[no-untyped-call]
+    made: list[Any] = []
+
+    class Noted(Protocol):
+        def connectionMade(self) -> None:
+            made.append(self.transport)
+
+    reactor: Any = FakeReactor()
+    port: Any = Port(0, Factory.forProtocol(Noted), interface="127.0.0.1", reactor=reactor)
+    port.startListening()
     make_eager(port)
     with socket.create_connection(port.socket.getsockname()):
-        port.doRead()  # type: ignore[no-untyped-call]
-        (accepted,) = made
-        assert isinstance(accepted.transport, EagerServer)
-        assert accepted.transport.getTcpNoDelay()  # type: ignore[no-untyped-call]
-        accepted.transport._closeSocket(True)  # type: ignore[no-untyped-call]
-    port._closeSocket(True)  # type: ignore[no-untyped-call]
+        port.doRead()
+        (transport,) = made
+        assert isinstance(transport, EagerServer)
+        assert transport.getTcpNoDelay()
+        made[0]._closeSocket(True)
+    port._closeSocket(True)
 
 
 class End:

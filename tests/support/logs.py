@@ -1,9 +1,10 @@
-"""What was logged while a test ran."""
+"""The log of a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
-from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 
 
 class Log(list[LogEvent]):
@@ -22,10 +23,11 @@ class Log(list[LogEvent]):
 
 @contextmanager
 def captured() -> Iterator[Log]:
-    """Collect what is logged."""
+    """Collect the events that are logged."""
     log = Log()
-    globalLogPublisher.addObserver(log.append)
+    observer = cast(ILogObserver, log.append)
+    globalLogPublisher.addObserver(observer)
     try:
         yield log
     finally:
-        globalLogPublisher.removeObserver(log.append)
+        globalLogPublisher.removeObserver(observer)

@@ -1,6 +1,6 @@
 """What a Prometheus exporter gets from a server, and what it renders."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,8 +25,7 @@ PLUGIN = ("xformd-owl", "owl", "1", "active")
 
 def exported(
     metrics: Metrics, connection_stats: Mapping[str, ConnectionStats], plugins: list[tuple[str, str, str, str]]
-) -> Iterator[Metric]:
+) -> Iterable[Metric]:
     """Render a server's metrics, and parse them as Prometheus does."""
     sources = Sources(metrics, lambda: STATUS, lambda: plugins, lambda: connection_stats)
-    families: Iterator[Metric] = text_string_to_metric_families(PrometheusExporter(sources).render().decode())
-    return families
+    return text_string_to_metric_families(PrometheusExporter(sources).render().decode())

@@ -126,7 +126,7 @@ class Hostile:
         event("owl", log_time=1e300),
         event("owl", log_failure="none"),
         event("owl", traceback=5),
-        {**event("owl"), 5: "five"},
+        event("owl") | {5: "five"},
         event(b"\xff"),
     ],
     ids=range(9),

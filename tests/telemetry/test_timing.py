@@ -3,6 +3,7 @@
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from support.deferreds import error_of, result_of
 from support.fakes import REGISTRY, Pool, calls_of
@@ -55,6 +56,11 @@ class Site:
         result = self.service.xform(parse_readable(spec), poem, timing=timing, timeout_s=timeout_s)
         assert isinstance(result, Deferred)
         return result
+
+
+def note_times(failure: Failure, timing: RequestTiming, seen: list[tuple[float, float]]) -> Failure:
+    seen.append(times(timing))
+    return failure
 
 
 def times(timing: RequestTiming) -> tuple[float, float]:
@@ -121,7 +127,7 @@ def test_a_request_that_times_out_has_its_times_when_it_fails(clock: Clock) -> N
         timing = site.timing()
         seen: list[tuple[float, float]] = []
         result = site.xform(spec, timing, timeout_s=2)
-        result.addErrback(lambda failure, timing=timing, seen=seen: (seen.append(times(timing)), failure)[1])
+        result.addErrback(note_times, timing, seen)
         clock.advance(2)
         error_of(result, TransformTimeout)
         assert seen == [expected], spec

@@ -130,10 +130,9 @@ def test_an_unknown_errno_is_left_out(number: object) -> None:
 
 
 def test_a_cleaned_failure_still_has_its_places() -> None:
-    try:
+    with pytest.raises(ValueError, match=POEM) as caught:
         quotes_the_poem()
-    except ValueError:
-        failure = Failure()
+    failure = Failure(caught.value)
     failure.cleanFailure()
     assert failure.value is not None
     assert failure.value.__traceback__ is None
@@ -158,7 +157,7 @@ def test_endless_recursion_and_endless_causes_are_cut() -> None:
 def test_an_exception_whose_attributes_raise_is_named() -> None:
     class Shy(Exception):
         @property
-        def __cause__(self) -> Any:
+        def __cause__(self) -> Any:  # type: ignore[override]
             raise RuntimeError(POEM)
 
         def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""The server's side of a connection: its transport, its deadlines, its end; and which form of the protocol it speaks.
+"""TransformProtocol and TransformFactory: the server's connections, their deadlines, their dialects and their end.
 
-The law: whatever arrives, in whatever pieces, each state has a deadline that no byte from the peer can extend, and what
-is held in memory is bounded by the limits.
+Invariant: whatever arrives, in whatever pieces, each state has a deadline that no byte from the peer can extend, and
+what is held in memory is bounded by the limits.
 """
 
 import functools
@@ -37,21 +37,21 @@ from xformd.service import Service
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
 from xformd.wire import netstring, session
 
-LAST_WORD_S = 1.0
-"""How long a client has to take what it is told at the very end."""
+FLUSH_TIMEOUT_S = 1.0
+"""How long a client has to read the last answers when the grace period of a stopping server is over."""
 
 
 class IServerTransport(ITCPTransport, IStreamTransport, IPushProducer):
-    """What Twisted's stream servers hand to a protocol."""
+    """The transport of a server's connection."""
 
 
 @implementer(IHalfCloseableProtocol)
 class TransformProtocol(DrainableProtocol):
-    """One connection. Its first netstring says which form it speaks, unless the factory knows already.
+    """One connection. Its first netstring decides on the dialect, unless the factory has done so.
 
     Args:
-        factory: whose connection it is.
-        peer: the IP address of its client, if that has one.
+        factory: made it.
+        peer: the client's IP address; None over a Unix socket.
     """
 
     factory: "TransformFactory"
@@ -67,21 +67,21 @@ class TransformProtocol(DrainableProtocol):
         self.limits = factory.limits
         self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
         self._handler: ConnectionHandler | None = None
-        self._output: WriteBuffer | None = None  # once there is something to send that may have to wait
-        self._deadline = Deadline(factory.clock, self._time_is_up)
-        self._has_begun = False  # the first byte is here
-        self._is_closing = False
-        self._has_ended = False  # this side
-        self._is_flushed = False  # what was to be sent is with the transport
-        self._is_paused = False
+        self._output: WriteBuffer | None = None  # made for the first output that may have to wait
+        self._deadline = Deadline(factory.clock, self._deadline_passed)
+        self._has_begun = False  # the first byte has arrived
         self._has_written = False
+        self._is_paused = False
+        self._is_closing = False  # what arrives is dropped
+        self._is_flushed = False  # all output is with the transport
+        self._has_ended = False  # all output and the end of this side are with the system
         self._peer_has_finished = False
         self._next_turn: IDelayedCall | None = None
 
     # What Twisted calls.
 
     def connectionMade(self) -> None:
-        """Wait for a first byte, but not forever."""
+        """Wait for a first byte, for as long as a connection may be idle."""
         self.factory.connections.add(self, self.peer)
         self._is_eager = hasattr(self.transport, "hint_read_size")
         self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
@@ -89,7 +89,7 @@ class TransformProtocol(DrainableProtocol):
             self._handler = self.factory.make_handler(self)
 
     def dataReceived(self, data: bytes) -> None:
-        """Hand over what arrives; throw it away once the end has begun."""
+        """Pass on what arrives; drop it once the connection is closing."""
         if self._is_closing:
             return
         if self._handler is not None:
@@ -98,10 +98,10 @@ class TransformProtocol(DrainableProtocol):
         if not self._has_begun:
             self._has_begun = True
             self._deadline.set(self.limits.request_timeout_s)
-        self._find_form(data)
+        self._detect_dialect(data)
 
     def readConnectionLost(self) -> None:
-        """Note that the peer has sent all that it will; what it asked for still goes out."""
+        """Note that the peer will send nothing more; what it has asked for is still answered."""
         self._peer_has_finished = True
         if self._is_closing:
             if self._is_flushed:
@@ -114,13 +114,13 @@ class TransformProtocol(DrainableProtocol):
             self.close()
 
     def writeConnectionLost(self) -> None:
-        """Note that all that was to be sent is with the system, and so is the end of this side."""
+        """Note that the system has all output, and the end of this side."""
         self._has_ended = True
         if self.factory.is_stopping:
             self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
-        """Give up what nobody waits for any more."""
+        """Cancel what nobody waits for any more."""
         self._is_closing = True
         self._deadline.close()
         self.factory.disconnects.forget(self)
@@ -129,35 +129,32 @@ class TransformProtocol(DrainableProtocol):
             self._next_turn = None
         if self._output is not None:
             self._output.close()
-        form, self._handler = (
-            self._handler,
-            None,
-        )  # which refers to this: two that hold each other take a collector to part
-        if form is not None:
-            form.lost()
+        handler, self._handler = self._handler, None  # without this cycle they are freed at once, not by the collector
+        if handler is not None:
+            handler.lost()
         self.factory.connection_ended(self)
 
-    # What its form calls.
+    # What its handler calls (Connection).
 
     @property
     def unread_bytes(self) -> int:
-        """How much output waits for the peer."""
+        """See ``Connection.unread_bytes``."""
         return 0 if self._output is None else self._output.unread_bytes
 
     def write(self, data: bytes) -> None:
-        """Send."""
+        """See ``Connection.write``."""
         self._has_written = True
         if self._output is None:
             self._output = WriteBuffer(
-                self.transport, self.factory.clock, self.limits.write_timeout_s, self._expire, self._output_drained
+                self.transport, self.factory.clock, self.limits.write_timeout_s, self._cut_off, self._output_drained
             )
         self._output.write(data)
 
     def finish(self, data: bytes) -> None:
-        """Send the last there is, then close."""
+        """See ``Connection.finish``."""
         if self._is_eager:
             cast(Any, self.transport).hint_close_after_write()
-        if self._output is None and len(data) <= PART_BYTES:  # what the transport can hold needs nobody to hold it back
+        if self._output is None and len(data) <= PART_BYTES:  # the transport holds that much: no buffer is needed
             self._has_written = True
             self.transport.write(data)
         else:
@@ -165,19 +162,19 @@ class TransformProtocol(DrainableProtocol):
         self.close()
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Abort unless something else is expected within so many seconds; None expects nothing."""
+        """See ``Connection.set_deadline``."""
         if seconds is None:
             self._deadline.clear()
         else:
             self._deadline.set(seconds)
 
     def hint_read_size(self, count: int) -> None:
-        """Read more at a time, where the transport can, while strings are so long."""
+        """See ``Connection.hint_read_size``."""
         if self._is_eager:
             cast(Any, self.transport).hint_read_size(count)
 
     def pause_reading(self) -> None:
-        """Let the peer wait."""
+        """See ``Connection.pause_reading``."""
         if not self._is_paused:
             self._is_paused = True
             self.transport.pauseProducing()
@@ -185,35 +182,35 @@ class TransformProtocol(DrainableProtocol):
                 self.factory.disconnects.watch(self, fileno())
 
     def resume_reading(self) -> None:
-        """Let the peer go on."""
+        """See ``Connection.resume_reading``."""
         if self._is_paused:
             self._is_paused = False
             self.factory.disconnects.forget(self)
             self.transport.resumeProducing()
 
     def close(self) -> None:
-        """Send what is left, then close; the peer may finish what it is sending."""
+        """See ``Connection.close``."""
         self._is_closing = True
         self.resume_reading()
         self._finish_closing()
 
     def call_soon(self, go_on: Callable[[], None]) -> None:
-        """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
+        """See ``Connection.call_soon``."""
         self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
 
     def count_refusal(self, error: XformError) -> None:
-        """Count a request that never reached the service."""
+        """See ``Connection.count_refusal``."""
         if self.factory.metrics is not None:
             self.factory.metrics.refused(self._front, error.code)
 
     def log_refusal(self, error: XformError) -> None:
-        """Tell the operator why a peer was refused."""
+        """See ``Connection.log_refusal``."""
         self.log.info("refused {peer}: {code}: {reason}", peer=self._peer(), code=error.code, reason=error.log_message)
 
     # What its factory calls.
 
     def stop(self) -> None:
-        """Close, but answer first what has been accepted."""
+        """Answer what has been accepted, then close."""
         if self._has_ended:
             self.transport.loseConnection()
         elif self._is_flushed:
@@ -224,7 +221,7 @@ class TransformProtocol(DrainableProtocol):
             self.close()
 
     def has_input(self) -> bool:
-        """Whether something has arrived that has not been read yet."""
+        """See ``Connection.has_input``."""
         fileno = getattr(self.transport, "fileno", None)
         if fileno is None:
             return False
@@ -236,7 +233,7 @@ class TransformProtocol(DrainableProtocol):
         self._next_turn = None
         go_on()
 
-    def _find_form(self, data: bytes) -> None:
+    def _detect_dialect(self, data: bytes) -> None:
         try:
             strings = self._decoder.decode(data, max_strings=1)
         except netstring.NetstringError as error:
@@ -266,8 +263,8 @@ class TransformProtocol(DrainableProtocol):
             self._handler.output_drained()
 
     def _finish_closing(self) -> None:
-        # A socket that is closed while the peer still sends resets the connection, and the peer may lose what it was
-        # sent, or take a refusal for a fault: so end this side alone, and throw away what else comes, for a while.
+        # Closing a socket while the peer still sends resets the connection: the peer may lose its reply, or take a
+        # refusal for a network error. So end this side alone, and drop what else arrives, for linger_timeout_s.
         if self.unread_bytes or self._is_flushed:
             return
         self._is_flushed = True
@@ -283,19 +280,19 @@ class TransformProtocol(DrainableProtocol):
     def _await_end(self) -> None:
         limits = self.limits
         if self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
-            self._deadline.set(LAST_WORD_S)
+            self._deadline.set(FLUSH_TIMEOUT_S)
         else:
             self._deadline.set(limits.write_timeout_s if self._has_written else limits.linger_timeout_s)
 
-    def _time_is_up(self) -> None:
+    def _deadline_passed(self) -> None:
         if self._is_flushed and self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
-            # Only the peer's own last word of TLS is missing. What it has been sent still reaches it.
+            # Only the peer's close_notify of TLS is missing; what was sent still reaches it.
             cast(Any, self.transport).transport.loseConnection()
         elif self._is_closing or self._handler is None or not self._handler.expire():
-            self._expire()
+            self._cut_off()
 
-    def _expire(self) -> None:
-        why = "it neither took what it was sent nor closed" if self._is_closing else "it took too long"
+    def _cut_off(self) -> None:
+        why = "it neither read its reply nor closed" if self._is_closing else "it took too long"
         self.factory.cut_off += 1
         self.log.info("cut off {peer}: {why}", peer=self._peer(), why=why)
         self.abort()
@@ -321,7 +318,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         cut_off: how many connections were aborted because they took too long.
     """
 
-    flush_timeout_s = LAST_WORD_S
+    flush_timeout_s = FLUSH_TIMEOUT_S
 
     def __init__(
         self,
@@ -357,5 +354,5 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
 
 @functools.cache
 def _can_half_close(transport: type) -> bool:
-    # TLS says that it can, and would cut the stream under its own feet.
+    # Twisted's TLS claims to, but ends the TCP stream under the TLS records that are still to come.
     return IHalfCloseableDescriptor.implementedBy(transport) and not ISSLTransport.implementedBy(transport)

@@ -16,7 +16,7 @@ from support.logs import Log, captured
 from support.registries import registry_of
 from support.wires import Wire
 from xformd import transform
-from xformd.dialects import fast_path
+from xformd.dialects.session import answer_plain_requests
 from xformd.limits import Limits
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import Generation
@@ -318,7 +318,7 @@ def test_requests_of_one_transform_that_hold_the_server_together_are_told() -> N
 def test_the_pass_stops_once_there_is_enough_to_send() -> None:
     side = Side(is_careful=False)
     data = b"".join(encode(b"%d upper.a" % number) for number in range(1, 10))
-    replies: list[bytes] = []
-    end, outcome = fast_path.answer(side.service, data, 0, None, 20, replies)
-    assert (data[:end], outcome) == (b"".join(encode(b"%d upper.a" % number) for number in (1, 2, 3)), None)
+    end, replies, pending = answer_plain_requests(side.service, data, 0, (), 20)
+    assert (data[:end], pending) == (b"".join(encode(b"%d upper.a" % number) for number in (1, 2, 3)), None)
+    assert replies == [b"6:%d ok.A," % number for number in (1, 2, 3)]
     assert side.service.xform(parse("upper"), b"a") == b"A"

@@ -390,7 +390,7 @@ def test_an_idle_session_is_told_and_closed_and_a_busy_one_is_not() -> None:
     idle, busy = Client(server), Client(server)
     busy.ask(1, "later")
     server.clock.advance(10)
-    assert idle.strings() == [b"0 timeout.nothing was asked for 10 s"]
+    assert idle.strings() == [b"0 timeout.no request for 10 s (idle_timeout_s)"]
     assert (idle.wire.write_closed, idle.wire.disconnected) == (True, False)
     server.clock.advance(500)
     assert idle.wire.disconnected  # it neither closed its side nor went on

@@ -1,1 +1,1 @@
-"""What is spoken on a connection: the classic form, sessions, and what they need of a connection."""
+"""The dialects that clients speak on a connection to the netstring port."""

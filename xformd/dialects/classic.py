@@ -1,4 +1,4 @@
-"""The classic form, on the server: one request, one reply, close; an error closes without a word."""
+"""The classic dialect, on the server: one request, one reply, close; an error closes without a reply."""
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -12,14 +12,14 @@ class ClassicHandler:
     """Answers one request.
 
     Args:
-        connection: on which it came.
+        connection: on which it arrived.
         string: the inside of the first netstring.
     """
 
     def __init__(self, connection: Connection, string: bytes) -> None:
         self._connection = connection
         self._running: Deferred[bytes] | None = None
-        connection.set_deadline(None)  # the service has its own deadline
+        connection.set_deadline(None)  # the service has its own
         try:
             request = classic.decode_request(string)
         except XformError as error:
@@ -38,23 +38,23 @@ class ClassicHandler:
             self._reply(result)
 
     def receive(self, data: bytes) -> None:
-        """Throw it away: what follows the request is never executed."""
+        """Drop it: what follows the request is never executed."""
 
     def receive_end(self) -> None:
-        """A client that half-closes still gets its reply."""
+        """Go on: a client that half-closes still gets its reply."""
 
     def output_drained(self) -> None:
-        """There is no more to say."""
+        """Do nothing: the reply is all there is to send."""
 
     def expire(self) -> bool:
-        """Nothing is said in this form but the reply."""
+        """Have the connection aborted: this dialect has no way to tell the client."""
         return False
 
     def stop(self) -> None:
-        """There is one request, and it has been accepted."""
+        """Go on: the one request has been accepted."""
 
     def lost(self) -> None:
-        """Give up what runs."""
+        """Cancel the request."""
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
@@ -64,7 +64,7 @@ class ClassicHandler:
 
     def _fail(self, failure: Failure) -> None:
         error = failure.value
-        assert isinstance(error, XformError)  # what the service promises
+        assert isinstance(error, XformError)  # what a Service promises
         if self._running is not None:
             self._refuse(error)
 

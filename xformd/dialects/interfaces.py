@@ -1,6 +1,7 @@
-"""How a connection is spoken on: the two forms of the protocol, each from its first string to its last byte.
+"""What a dialect and its connection need of each other.
 
-A form says what happens; the connection under it owns the transport and the deadlines.
+A handler speaks one dialect from its first byte to its last. Invariant: the connection alone owns the transport and the
+deadlines.
 """
 
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from xformd.service import Service
 
 
 class Connection(Protocol):
-    """What a form needs of its connection."""
+    """What a handler needs of its connection."""
 
     @property
     def service(self) -> Service:
-        """What answers requests."""
+        """Answers the requests."""
         ...
 
     @property
@@ -26,47 +27,47 @@ class Connection(Protocol):
 
     @property
     def unread_bytes(self) -> int:
-        """How much output waits for the peer."""
+        """How much output waits for the peer to read it."""
         ...
 
     def write(self, data: bytes) -> None:
-        """Send."""
+        """Send, or keep until the peer has read what was sent before."""
         ...
 
     def finish(self, data: bytes) -> None:
-        """Send the last there is, then close."""
+        """Send the last data, then close."""
         ...
 
     def close(self) -> None:
-        """Send what is left, then close; the peer may finish what it is sending."""
+        """Send what is left, then close; what else arrives is dropped."""
         ...
 
     def abort(self) -> None:
-        """Close now, whatever is on its way."""
+        """Close now, whatever is unsent."""
         ...
 
     def has_input(self) -> bool:
-        """Whether something has arrived that has not been read yet."""
+        """Return whether something has arrived that has not been read yet."""
         ...
 
     def pause_reading(self) -> None:
-        """Let the peer wait."""
+        """Read no more, so that TCP slows the peer down."""
         ...
 
     def resume_reading(self) -> None:
-        """Let the peer go on."""
+        """Read again."""
         ...
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Abort the connection unless something else is expected within so many seconds; None expects nothing."""
+        """Expire after so many seconds, unless the deadline is set anew; None clears it."""
         ...
 
     def hint_read_size(self, count: int) -> None:
-        """Be told how long the string is that is being read, or the last one: the next may be as long."""
+        """Read more at a time while single strings are as long as this one, where the transport can."""
         ...
 
-    def call_soon(self, go_on: Callable[[], None]) -> None:
-        """Call this in the reactor's next turn, after everybody else's, unless the connection is gone by then."""
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call a function after the other connections' turn, unless this one is lost by then."""
         ...
 
     def count_refusal(self, error: XformError) -> None:
@@ -74,15 +75,15 @@ class Connection(Protocol):
         ...
 
     def log_refusal(self, error: XformError) -> None:
-        """Tell the operator why a peer was refused."""
+        """Log why a peer was refused."""
         ...
 
 
 class ConnectionHandler(Protocol):
-    """What a connection needs of its form."""
+    """What a connection needs of its handler."""
 
     def receive(self, data: bytes) -> None:
-        """Take what has arrived."""
+        """Handle what has arrived."""
         ...
 
     def receive_end(self) -> None:
@@ -90,17 +91,17 @@ class ConnectionHandler(Protocol):
         ...
 
     def output_drained(self) -> None:
-        """Note that the peer has taken everything."""
+        """Note that the peer has read everything."""
         ...
 
     def expire(self) -> bool:
-        """What was expected has not come in its time: end in good order, or say that this must be cut off."""
+        """Close in good order because the deadline has passed; return False to have the connection aborted."""
         ...
 
     def stop(self) -> None:
-        """The server is stopping: answer what has been accepted, then close."""
+        """Answer what has been accepted, then close, because the server stops."""
         ...
 
     def lost(self) -> None:
-        """The connection is gone: give up what runs for it."""
+        """Cancel what runs, because the connection is lost."""
         ...

@@ -1,157 +1,179 @@
-"""The session form, on the server: many requests on one connection, answered in any order.
+"""The session dialect, on the server: many requests on one connection, answered in any order.
 
-At most ``max_in_flight`` of them run at a time, and nothing is taken on while the peer leaves more than
-``max_unread_output_bytes`` unread: the connection is then not read, so that TCP slows the peer down. What one read
-brings may be thousands of messages: others are heard after ``TURN_S`` of them.
+Invariant: at most ``max_in_flight`` requests run at a time, and none is started while the client leaves more than
+``max_unread_output_bytes`` unread: the connection is then not read, so that TCP slows the client down. One read may
+hold thousands of messages, so other connections get their turn every ``TURN_S``.
+
+``answer_plain_requests`` is the fast path: it answers pipelined requests of inline transforms in one loop, without a
+call or an object for each. A request then takes 1.4 us instead of 9 us (64 requests of 100 bytes in a read, Python
+3.11). It may not do anything that ``_handle`` does not: whatever it cannot answer in full stays unread at its place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd import __version__
-from xformd.dialects import fast_path
 from xformd.dialects.interfaces import Connection
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, TransformTimeout, XformError
 from xformd.net.write_buffer import PART_BYTES
+from xformd.runners.generation import PreparedCall
+from xformd.runners.inline import SLOW_CALL_S, Outcome
+from xformd.service import Service
 from xformd.wire import netstring, session
 
 TURN_S = 0.01
-"""How long one connection's messages are worked at before it is the others' turn."""
+"""How long one connection's messages are handled before the others get their turn."""
+
+Work = Callable[[], bytes | Deferred[bytes]]
+"""Finishes a request: returns its result, or raises an ``XformError``."""
+
+_COMMA = ord(",")
+
+_BURST = (None,) * 256
+"""Check the clock every 256 plain requests: at 1 us each that costs nothing, and keeps nobody waiting."""
 
 
 class SessionHandler:
-    """Answers requests until the client or the server has had enough.
+    """Answers requests until the client or the server ends the session.
 
     Args:
-        connection: on which they come.
+        connection: on which they arrive.
         decoder: has decoded the client's opening, and may hold what came after it.
     """
 
     def __init__(self, connection: Connection, decoder: netstring.Decoder) -> None:
+        limits = connection.limits
         self._connection = connection
         self._decoder = decoder
         self._service = connection.service
-        self._max_in_flight = connection.limits.max_in_flight
-        self._max_unread_bytes = connection.limits.max_unread_output_bytes
-        self._max_request_bytes = connection.limits.max_request_bytes
-        self._idle_timeout_s = connection.limits.idle_timeout_s
-        self._violation: XformError | None = None  # what came after all that has been taken on
+        self._max_in_flight = limits.max_in_flight
+        self._max_unread_bytes = limits.max_unread_output_bytes
+        self._max_request_bytes = limits.max_request_bytes
+        self._idle_timeout_s = limits.idle_timeout_s
+        self._violation: XformError | None = None  # ends the session once what came before it is answered
         self._in_flight: dict[int, Deferred[bytes]] = {}
         self._output: list[bytes] = []
         self._output_bytes = 0
-        self._is_at_rest = False  # no request waits or is here in part, and more may be taken on
-        self._awaits_rest = False  # the deadline that is running is that of a request of which a part is here
-        self._is_going_on = False
-        self._awaits_turn = False  # its time is over, and messages are left
-        self._has_ended = False  # the client will send nothing more
+        self._is_between_requests = False  # nothing is unread, no request is here in part, and more may start
+        self._has_request_deadline = False  # the rest of a request must come in time
+        self._is_working = False
+        self._has_next_turn = False  # its turn was over, and messages are left
+        self._peer_has_finished = False
         self._is_stopping = False
         self._is_closed = False
-        self._send(session.encode_hello(self._hello()))
+        self._send(
+            session.encode_hello(session.Hello(f"xformd {__version__}", self._max_request_bytes, self._max_in_flight))
+        )
         self.receive(b"")
 
+    # What the connection calls.
+
     def receive(self, data: bytes) -> None:
-        """Take on what has arrived, as much of it as may run; the rest waits in the decoder."""
-        if not self._is_at_rest or len(data) > self._max_request_bytes:
+        """Handle what has arrived, as much of it as may run; the rest waits in the decoder."""
+        if not self._is_between_requests or len(data) > self._max_request_bytes:
             if not self._is_closed:
                 self._decoder.feed(data)
-                self._go_on()
+                self._work()
             return
-        # What nearly every read goes through, so it leaves out all that cannot have changed.
-        replies: list[bytes] = []
-        end, outcome = fast_path.answer(self._service, data, 0, self._in_flight, self._max_unread_bytes, replies)
+        # Nearly every read goes this way, so it leaves out all that cannot have changed.
+        end, replies, pending = answer_plain_requests(self._service, data, 0, self._in_flight, self._max_unread_bytes)
         self._decoder.feed(data, end)
-        if end < len(data) or outcome is not None:
-            self._note_answers(replies, outcome)
-            self._go_on()
+        if end < len(data) or pending is not None:
+            self._send_answers(replies, pending)
+            self._work()
             return
         self._connection.write(b"".join(replies))
         if self._connection.unread_bytes:
-            self._go_on()
+            self._work()
         elif not self._in_flight:
             self._connection.set_deadline(self._idle_timeout_s)
 
-    @property
-    def takes_results(self) -> bool:
-        """Whether the client is there, and reads what it has asked for."""
-        unread_bytes = self._output_bytes + self._connection.unread_bytes
-        return not self._is_closed and unread_bytes <= self._max_unread_bytes
-
     def receive_end(self) -> None:
-        """The client will send nothing more: answer what is in flight, if that comes soon, then close."""
-        self._has_ended = True
-        self._go_on()
+        """Answer what is in flight, if that comes soon, then close: the client will send nothing more."""
+        self._peer_has_finished = True
+        self._work()
 
     def output_drained(self) -> None:
-        """The client reads again: go on."""
+        """Go on: the client has read everything."""
         self._service.caller_has_room(self)
-        self._go_on()
+        self._work()
 
     def expire(self) -> bool:
-        """End a session that has been at rest for too long, and say so; anything else must be cut off."""
-        if not self._is_at_rest or self._in_flight or self._connection.unread_bytes:
+        """End a session that was idle for too long, and tell the client so; anything else must be cut off."""
+        if not self._is_between_requests or self._in_flight or self._connection.unread_bytes:
             return False
-        self._break_off(TransformTimeout(f"nothing was asked for {self._idle_timeout_s:g} s"))
+        self._end(TransformTimeout(f"no request for {self._idle_timeout_s:g} s (idle_timeout_s)"))
         return True
 
     def stop(self) -> None:
-        """Say that the server is stopping; what is in flight is still answered, and nothing more is taken on."""
+        """Tell the client that the server is stopping; answer what is in flight, and start nothing more."""
         self._is_stopping = True
-        self._is_at_rest = False
-        self._send(session.encode_refusal(session.Refusal(session.CONNECTION_ID, ShuttingDown.not_started())))
-        self._go_on()
+        self._is_between_requests = False
+        self._refuse(session.CONNECTION_ID, ShuttingDown.not_started())
+        self._work()
 
     def lost(self) -> None:
-        """Give up what runs: nobody waits for it any more."""
+        """Cancel what runs: nobody waits for it any more."""
         self._is_closed = True
-        self._is_at_rest = False
+        self._is_between_requests = False
         for running in [*self._in_flight.values()]:
             running.cancel()
 
-    def _go_on(self) -> None:
-        """Take on what may be taken on, send what there is to send, and say what is expected next."""
-        if self._is_closed or self._is_going_on:
+    # What the service asks (Caller).
+
+    @property
+    def takes_results(self) -> bool:
+        """Whether the client is there, and reads its answers."""
+        unread_bytes = self._output_bytes + self._connection.unread_bytes
+        return not self._is_closed and unread_bytes <= self._max_unread_bytes
+
+    # How messages are handled.
+
+    def _work(self) -> None:
+        """Handle what may be handled, send what there is to send, and set the deadline of what is expected next."""
+        if self._is_closed or self._is_working:
             return
-        self._is_going_on = True
-        self._is_at_rest = False
-        if not self._awaits_turn:
+        self._is_working = True
+        self._is_between_requests = False
+        if not self._has_next_turn:
             self._take_turn()
         self._flush()
-        self._is_going_on = False
+        self._is_working = False
         decoder = self._decoder
-        if self._has_ended and decoder.is_inside and not decoder.has_unread:
+        if self._peer_has_finished and decoder.is_inside and not decoder.has_unread:
             self._violation = self._violation or BadFrame("the stream ended inside a netstring")
         if self._violation is not None:
             self._connection.count_refusal(self._violation)
-            self._break_off(self._violation)
-        elif (self._has_ended or self._is_stopping) and not decoder.has_unread and not self._in_flight:
+            self._end(self._violation)
+        elif (self._peer_has_finished or self._is_stopping) and not decoder.has_unread and not self._in_flight:
             self._is_closed = True
             self._connection.close()
         else:
-            self._regulate()
+            self._await_more()
 
     def _take_turn(self) -> None:
-        """Take on what may be taken on, as long as this turn lasts; the rest has another turn."""
         stopwatch = self._service.stopwatch
         ends_s = stopwatch() + TURN_S
-        while self._has_room() and self._take_on_some():
+        while self._has_room() and self._handle_some():
             if stopwatch() > ends_s:
                 if self._decoder.has_unread:
-                    self._awaits_turn = True
-                    self._connection.call_soon(self._next_turn)
+                    self._has_next_turn = True
+                    self._connection.call_soon(self._take_next_turn)
                 return
 
-    def _next_turn(self) -> None:
-        self._awaits_turn = False
-        self._go_on()
+    def _take_next_turn(self) -> None:
+        self._has_next_turn = False
+        self._work()
 
-    def _take_on_some(self) -> bool:
-        """Take on plain requests, as many as come, or else one message of any kind; say whether there may be more."""
+    def _handle_some(self) -> bool:
+        """Answer all plain requests that are next, or handle one message of any kind; return whether any was there."""
         decoder = self._decoder
         if self._violation is not None or not decoder.has_unread:
             return False
-        if not decoder.is_inside and not self._is_stopping and self._answer_at_once():
+        if not decoder.is_inside and not self._is_stopping and self._answer_plain_requests():
             return True
         try:
             strings = decoder.decode(max_strings=1)
@@ -159,29 +181,27 @@ class SessionHandler:
             self._violation = (TooLarge if error.violation == "too_long" else BadFrame)(error.message)
             return False
         for string in strings:
-            self._awaits_rest = False
+            self._has_request_deadline = False
             self._handle(string)
         return bool(strings)
 
-    def _answer_at_once(self) -> bool:
-        """Answer plain requests; say whether any was."""
+    def _answer_plain_requests(self) -> bool:
         data, position = self._decoder.unread
         if len(data) > self._max_request_bytes:
             return False
         room_bytes = self._max_unread_bytes - self._output_bytes
-        replies: list[bytes] = []
-        end, outcome = fast_path.answer(self._service, data, position, self._in_flight, room_bytes, replies)
+        end, replies, pending = answer_plain_requests(self._service, data, position, self._in_flight, room_bytes)
         if end == position:
             return False
         self._decoder.skip_to(end)
-        self._note_answers(replies, outcome)
+        self._send_answers(replies, pending)
         return True
 
-    def _note_answers(self, replies: list[bytes], outcome: fast_path.Outcome | None) -> None:
-        self._awaits_rest = False
+    def _send_answers(self, replies: list[bytes], pending: tuple[int, Work] | None) -> None:
+        self._has_request_deadline = False
         self._send(b"".join(replies))
-        if outcome is not None:
-            self._settle(outcome.request_id, lambda: outcome.ready.finish_call(outcome.result))
+        if pending is not None:
+            self._start(*pending)
 
     def _has_room(self) -> bool:
         if len(self._in_flight) >= self._max_in_flight:
@@ -190,55 +210,48 @@ class SessionHandler:
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
-    def _regulate(self) -> None:
+    def _await_more(self) -> None:
         """Read on or not, and set the deadline that fits."""
         if self._decoder.has_unread or not self._has_room():
             self._connection.pause_reading()
             self._connection.set_deadline(None)
-            self._awaits_rest = False
+            self._has_request_deadline = False
             return
         self._connection.resume_reading()
         self._connection.hint_read_size(self._decoder.string_bytes)
         if not self._decoder.is_inside:
-            self._is_at_rest = not self._is_stopping
-            self._awaits_rest = False
+            self._is_between_requests = not self._is_stopping
+            self._has_request_deadline = False
             self._connection.set_deadline(self._answer_timeout_s() if self._in_flight else self._idle_timeout_s)
-        elif not self._awaits_rest:
-            self._awaits_rest = True
+        elif not self._has_request_deadline:
+            self._has_request_deadline = True
             self._connection.set_deadline(self._connection.limits.request_timeout_s)
 
     def _answer_timeout_s(self) -> float | None:
-        """Say how long the next answer may take: the service has limits of its own.
-
-        But a client that has ended its side may be gone, which only an answer to it would show.
-        """
-        return self._connection.limits.linger_timeout_s if self._has_ended else None
+        # The service has limits of its own. But a client that has ended its side may be gone, and only an answer
+        # that is sent to it would show that.
+        return self._connection.limits.linger_timeout_s if self._peer_has_finished else None
 
     def _handle(self, string: bytes) -> None:
         try:
             message = session.decode_request(string)
         except BadFrame as error:
-            self._violate(error)
+            self._violation = error
             return
-        if isinstance(message, session.Request):
-            self._take_on(message)
+        if isinstance(message, session.Malformed):
+            self._reject(message.id, message.error)
         elif isinstance(message, session.ControlRequest):
             self._control(message)
+        elif message.id in self._in_flight:
+            self._violation = BadRequest(f"the id {message.id} is that of a request in flight")
+        elif self._is_stopping:
+            self._reject(message.id, ShuttingDown.not_started())
         else:
-            self._turn_away(message.id, message.error)
+            timeout_s = None if message.timeout_ms is None else message.timeout_ms / 1000
+            work = partial(self._service.xform, message.spec, message.poem, timeout_s=timeout_s, caller=self)
+            self._start(message.id, work)
 
-    def _take_on(self, request: session.Request) -> None:
-        if request.id in self._in_flight:
-            self._violate(BadRequest(f"the id {request.id} is that of a request in flight"))
-            return
-        if self._is_stopping:
-            self._turn_away(request.id, ShuttingDown.not_started())
-            return
-        timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
-        xform = self._service.xform
-        self._settle(request.id, lambda: xform(request.spec, request.poem, timeout_s=timeout_s, caller=self))
-
-    def _settle(self, request_id: int, work: Callable[[], bytes | Deferred[bytes]]) -> None:
+    def _start(self, request_id: int, work: Work) -> None:
         try:
             result = work()
         except XformError as error:
@@ -259,38 +272,38 @@ class SessionHandler:
         else:
             self._send(session.encode_reply(session.Reply(request.id, b"")))
 
+    # How requests are answered.
+
     def _answer(self, poem: bytes, request_id: int) -> None:
         del self._in_flight[request_id]
         if self._is_closed:
             return
         if len(poem) < PART_BYTES:
             self._send(session.encode_reply(session.Reply(request_id, poem)))
-        else:  # as it lies: it is not copied into its frame
+        else:  # not copied into its frame
             self._flush()
             for part in session.frame_reply(session.Reply(request_id, poem)):
                 self._connection.write(part)
-        self._go_on()
+        self._work()
 
     def _fail(self, failure: Failure, request_id: int) -> None:
         del self._in_flight[request_id]
         error = failure.value
-        assert isinstance(error, XformError)  # what the service promises
+        assert isinstance(error, XformError)  # what a Service promises
         if not self._is_closed:
             self._refuse(request_id, error)
-            self._go_on()
+            self._work()
 
-    def _turn_away(self, request_id: int, error: XformError) -> None:
-        """Refuse a request that never reaches the service."""
+    def _reject(self, request_id: int, error: XformError) -> None:
+        """Refuse a request that never reaches the service, which would count it."""
         self._connection.count_refusal(error)
         self._refuse(request_id, error)
 
     def _refuse(self, request_id: int, error: XformError) -> None:
         self._send(session.encode_refusal(session.Refusal(request_id, error)))
 
-    def _violate(self, error: XformError) -> None:
-        self._violation = error
-
-    def _break_off(self, error: XformError) -> None:
+    def _end(self, error: XformError) -> None:
+        """End the session with an error of the connection."""
         self._refuse(session.CONNECTION_ID, error)
         self._flush()
         self._connection.log_refusal(error)
@@ -308,6 +321,64 @@ class SessionHandler:
             self._output_bytes = 0
             self._connection.write(data)
 
-    def _hello(self) -> session.Hello:
-        limits = self._connection.limits
-        return session.Hello(f"xformd {__version__}", limits.max_request_bytes, limits.max_in_flight)
+
+def answer_plain_requests(  # noqa: C901 - a call for each request would cost as much as the request
+    service: Service, data: bytes, position: int, in_flight: Container[int], room_bytes: int
+) -> tuple[int, list[bytes], tuple[int, Work] | None]:
+    """Answer the requests that are here whole, and whose transforms run at once.
+
+    Args:
+        service: has the transforms.
+        data: what has arrived, at most ``max_request_bytes``, so that no request in it is too long.
+        position: where in it a netstring begins.
+        in_flight: the ids of the requests that run.
+        room_bytes: stop after more output than this.
+
+    Returns:
+        The position of the first byte that was not handled; the replies, framed; and the id of a request whose
+        transform has run without giving such a reply, with what finishes it.
+    """
+    size, max_result_bytes, match_head = len(data), service.max_result_bytes, session.match_plain_request
+    replies: list[bytes] = []
+    result: Outcome
+    words, call, counts, started_s, pending = None, None, None, 0.0, None
+    for _ in _BURST:
+        if not (match := match_head(data, position)):
+            break
+        length, number, new_words = match.groups()
+        if new_words != words:  # looking them up and reading the clock takes as long as answering
+            _note_run_time(service, call, started_s)
+            words, call, started_s = new_words, service.prepare_call(new_words), service.stopwatch()
+            counts = None if call is None else call.batched_counts
+        start, end = match.end(), match.start(2) + int(length)
+        if call is None or start > end or end >= size or data[end] != _COMMA:
+            break
+        if in_flight and int(number) in in_flight:
+            break
+        position = end + 1
+        try:
+            result = call.run(data[start:end])
+        except BaseException:  # the transform's: nothing else runs in there
+            result = Failure()
+        if counts is not None:
+            counts.poems_bytes.append(end - start)
+        if type(result) is not bytes or len(result) > max_result_bytes:
+            pending = int(number), partial(call.finish_call, result)
+            break
+        if counts is not None:
+            counts.results_bytes.append(len(result))
+        reply = b"%d:%b ok.%b," % (len(number) + 4 + len(result), number, result)
+        replies.append(reply)
+        if (room_bytes := room_bytes - len(reply)) < 0:
+            break
+    _note_run_time(service, call, started_s)
+    return position, replies, pending
+
+
+def _note_run_time(service: Service, call: PreparedCall | None, started_s: float) -> None:
+    if call is not None:
+        ran_s = service.stopwatch() - started_s
+        if ran_s > SLOW_CALL_S:
+            call.on_slow_call(ran_s)
+        if call.batched_counts is not None:
+            call.batched_counts.ran(ran_s)

@@ -6,6 +6,7 @@ What a connection has to remember, which requests are in flight, is ``InFlight``
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -31,6 +32,14 @@ _ZERO = ord("0")
 
 Control = Literal["list", "ping", "cancel"]
 _CONTROLS: Mapping[str, Control] = {"!list": "list", "!ping": "ping", "!cancel": "cancel"}
+
+
+match_plain_request = re.compile(rb"([1-9][0-9]{0,7}+):([1-9][0-9]{0,14}+) ([^.]*+)\.").match
+"""Match the netstring of a request up to its poem: length, id, words; for a server that answers many in one loop.
+
+``decode_request`` reads whatever this matches in the same way, as ``tests/dialects/test_fast_path.py`` shows. Ids of up
+to 15 digits are below ``MAX_ID``. The quantifiers are possessive: text without a ``.`` fails in one pass.
+"""
 
 
 @attrs.frozen

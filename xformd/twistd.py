@@ -16,8 +16,8 @@ import attrs
 from twisted.application.service import IService
 from twisted.python import usage
 
-from xformd.commands.options import parse_duration, parse_size, parse_timeout
 from xformd.config import Settings, configure
+from xformd.config.types import parse_duration, parse_size, parse_timeout
 from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.defaults import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, DEFAULT_PROXY_PORT, tcp_server

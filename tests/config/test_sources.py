@@ -116,54 +116,36 @@ def test_the_environment_holds_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes_"), [("1", 1), ("1B", 1), ("2kib", 2048), ("1.5 MiB", 3 * MIB // 2), ("1TiB", MIB * MIB)]
-)
-def test_sizes(text: str, bytes_: int) -> None:
-    assert configure(environment={"XFORMD_MAX_REQUEST_BYTES": text}).settings.limits.max_request_bytes == bytes_
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("2", 2), ("0.5", 0.5), ("500ms", 0.5), ("30s", 30), ("1.5min", 90), ("2h", 7200)]
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert configure(environment={"XFORMD_IDLE_TIMEOUT_S": text}).settings.limits.idle_timeout_s == seconds
-
-
-@pytest.mark.parametrize(
     ("line", "says"),
     [
         ("max_que = 1", "unknown setting 'max_que'; did you mean 'max_queue'?"),
         ("zzz = 1", "unknown setting 'zzz'; 'xformd config' lists them"),
         ("zzz.a = 1", "unknown setting 'zzz'; 'xformd config' lists them"),
         ("limits.max_queue = 1", "max_queue stands in a table, 'limits'; settings stand in none"),
-        ("max_queue = 0", "max_queue takes a whole number from 1, not 0"),
-        ("max_queue = true", "max_queue takes a whole number from 1, not true"),
-        ("max_queue = 1.0", "max_queue takes a whole number from 1, not 1.0"),
-        ("max_queue = '1'", "max_queue takes a whole number from 1, not '1'"),
-        ("max_queue = 99999999999999999999", "max_queue takes a whole number from 1, not 99999999999999999999"),
-        ("max_queue = 'none'", "max_queue takes a whole number from 1, not 'none'"),
-        ("workers = -1", "workers takes a whole number from 0, or 'auto', not -1"),
-        ("max_connections_per_peer = 0", "max_connections_per_peer takes a whole number from 1, or 'none', not 0"),
-        ("max_request_bytes = '10MB'", "as 65536, '64KiB', '10MiB' or '1GiB', not '10MB'"),
-        ("max_request_bytes = 1.5", "as 65536, '64KiB', '10MiB' or '1GiB', not 1.5"),
-        ("max_request_bytes = inf", "as 65536, '64KiB', '10MiB' or '1GiB', not inf"),
-        ("max_request_bytes = '0.1B'", "as 65536, '64KiB', '10MiB' or '1GiB', not '0.1B'"),
-        ("idle_timeout_s = nan", "as 2.5, '500ms', '30s' or '5min', not nan"),
-        ("idle_timeout_s = '0s'", "as 2.5, '500ms', '30s' or '5min', not '0s'"),
-        ("idle_timeout_s = '5 minutes'", "as 2.5, '500ms', '30s' or '5min', not '5 minutes'"),
-        ("log_format = 'xml'", "log_format takes 'text' or 'json', not 'xml'"),
-        ("log_format = 1", "log_format takes 'text' or 'json', not 1"),
-        ("strict = 1", "strict takes true or false, not 1"),
-        ("strict = 'yes'", "strict takes true or false, not 'yes'"),
-        ("listen = []", "listen takes at least 1 Twisted server endpoint"),
-        ("listen = 11000", "listen takes a list of Twisted server endpoints, not 11000"),
-        ("block = [1]", "block takes plugins, not 1"),
-        ("inline = ['Up Per']", "inline takes transform names, not 'Up Per'"),
-        ("plugins = 1", "plugins takes 'all', 'none', or a list of distributions, not 1"),
-        ("plugins = ''", "plugins names no distribution; 'none' selects none"),
-        ("plugins = ['all', 'one']", "plugins takes 'all' and 'none' alone, not 'all,one'"),
-        ("prefer = 'a=b'", "prefer takes a table, as { shout = 'xformd-shout' }, not 'a=b'"),
-        ("prefer.a = 1", "prefer takes a distribution for a, not 1"),
+        ("max_queue = 0", "max_queue: expected a whole number of at least 1, got 0"),
+        ("max_queue = true", "max_queue: expected a whole number of at least 1, got true"),
+        ("max_queue = 1.0", "max_queue: expected a whole number of at least 1, got 1.0"),
+        ("max_queue = '1'", "max_queue: expected a whole number of at least 1, got '1'"),
+        ("max_queue = 99999999999999999999", "expected a whole number of at least 1, got 99999999999999999999"),
+        ("max_queue = 'none'", "max_queue: expected a whole number of at least 1, got 'none'"),
+        ("workers = -1", "workers: expected 'auto' or a whole number of at least 0, got -1"),
+        ("max_connections_per_peer = 0", "per_peer: expected 'none' or a whole number of at least 1, got 0"),
+        ("max_request_bytes = '10MB'", "max_request_bytes: invalid size '10MB': try 100000 or 10MiB"),
+        ("idle_timeout_s = nan", "idle_timeout_s: invalid duration nan: try 0.5, 30 or 5min"),
+        ("idle_timeout_s = 0", "idle_timeout_s: invalid duration 0: it must be above 0; try 0.5, 30 or 5min"),
+        ("log_format = 'xml'", "log_format: expected 'text' or 'json', got 'xml'"),
+        ("log_format = 1", "log_format: expected 'text' or 'json', got 1"),
+        ("strict = 1", "strict: expected true or false, got 1"),
+        ("strict = 'yes'", "strict: expected true or false, got 'yes'"),
+        ("listen = []", "listen: expected at least 1 Twisted server endpoint"),
+        ("listen = 11000", "listen: expected a list of Twisted server endpoints, got 11000"),
+        ("block = [1]", "block: expected plugins, got 1"),
+        ("inline = ['Up Per']", "inline: expected transform names, got 'Up Per'"),
+        ("plugins = 1", "plugins: expected 'all', 'none' or a list of distributions, got 1"),
+        ("plugins = ''", "plugins: no distribution is named; write 'none' to select none"),
+        ("plugins = ['all', 'one']", "plugins: 'all' and 'none' cannot be combined with other names: 'all,one'"),
+        ("prefer = 'a=b'", "prefer: expected a table such as { shout = 'xformd-shout' }, got 'a=b'"),
+        ("prefer.a = 1", "prefer: expected a distribution for a, got 1"),
         ("max_queue = ", "this is not TOML: Invalid value"),
     ],
 )
@@ -178,7 +160,7 @@ def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path: Path, line: str, s
 def test_a_table_s_mistake_is_named_with_its_own_line(tmp_path: Path) -> None:
     file = tmp_path / "xformd.toml"
     file.write_text("[prefer]\na = 'one'\nb = 2\n")
-    assert refusal(file) == f"{file}, line 3: prefer takes a distribution for b, not 2"
+    assert refusal(file) == f"{file}, line 3: prefer: expected a distribution for b, got 2"
     file.write_text("[[limits]]\nmax_queue = 1\n")
     assert refusal(file).startswith(f"{file}, line 1: unknown setting 'limits'")
 
@@ -197,11 +179,11 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     [
         ("XFORMD_MAX_QUE", "1", "XFORMD_MAX_QUE: unknown setting; did you mean 'XFORMD_MAX_QUEUE'?"),
         ("XFORMD_FOO", "1", "XFORMD_FOO: unknown setting; 'xformd config' lists them"),
-        ("XFORMD_MAX_QUEUE", "", "XFORMD_MAX_QUEUE takes a whole number from 1, not ''"),
-        ("XFORMD_MAX_QUEUE", "many", "XFORMD_MAX_QUEUE takes a whole number from 1, not 'many'"),
-        ("XFORMD_MAX_QUEUE", "٣", "XFORMD_MAX_QUEUE takes a whole number from 1, not '٣'"),
-        ("XFORMD_STRICT", "perhaps", "XFORMD_STRICT takes true or false, not 'perhaps'"),
-        ("XFORMD_PREFER", "upper", "XFORMD_PREFER takes NAME=DISTRIBUTION, not 'upper'"),
+        ("XFORMD_MAX_QUEUE", "", "XFORMD_MAX_QUEUE: expected a whole number of at least 1, got ''"),
+        ("XFORMD_MAX_QUEUE", "many", "XFORMD_MAX_QUEUE: expected a whole number of at least 1, got 'many'"),
+        ("XFORMD_MAX_QUEUE", "٣", "XFORMD_MAX_QUEUE: expected a whole number of at least 1, got '٣'"),
+        ("XFORMD_STRICT", "perhaps", "XFORMD_STRICT: expected true or false, got 'perhaps'"),
+        ("XFORMD_PREFER", "upper", "XFORMD_PREFER: expected NAME=DISTRIBUTION, got 'upper'"),
         ("XFORMD_PORT", "11000", "XFORMD_PORT: unknown setting; 'xformd config' lists them"),
     ],
 )
@@ -210,8 +192,8 @@ def test_a_mistake_in_a_variable_names_it(variable: str, text: str, says: str) -
 
 
 def test_a_mistake_in_a_flag_names_it() -> None:
-    assert refusal(max_queue="many") == "--max-queue takes a whole number from 1, not 'many'"
-    assert refusal(inline=("a b",)) == "--inline takes transform names, not 'a b'"
+    assert refusal(max_queue="many") == "--max-queue: expected a whole number of at least 1, got 'many'"
+    assert refusal(inline=("a b",)) == "--inline: expected transform names, got 'a b'"
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:

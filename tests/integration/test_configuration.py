@@ -97,7 +97,7 @@ def test_a_mistake_is_one_line_and_its_own_status(tmp_path: Path, command: str) 
     for arguments, variables, says in (
         (("--config", str(file)), {}, f"{file}, line 2: unknown setting 'max_que'; did you mean 'max_queue'?"),
         ((), {"XFORMD_MAX_QUE": "5"}, "XFORMD_MAX_QUE: unknown setting; did you mean 'XFORMD_MAX_QUEUE'?"),
-        (("--max-queue", "many"), {}, "--max-queue takes a whole number from 1, not 'many'"),
+        (("--max-queue", "many"), {}, "--max-queue: expected a whole number of at least 1, got 'many'"),
         (("--config", "none.toml"), {}, "cannot read settings from none.toml: No such file or directory"),
     ):
         done = xformd(command, *arguments, **variables)

@@ -67,7 +67,7 @@ def test_a_standard_input_that_is_closed_is_one_line(server: Server, command: st
         ("send upper -o timeout=3", 64, "upper has no option 'timeout'"),
         ("serve --listen tcp:99999", 69, "cannot listen on tcp:99999"),
         ("serve --listen stdio:", 78, "a server cannot listen on it"),
-        ("serve --plugins=", 78, "--plugins names no distribution; 'none' selects none"),
+        ("serve --plugins=", 78, "--plugins: no distribution is named; write 'none' to select none"),
         (r"run upper $'no\nsuch\e[31m'", 66, "no such\ufffd[31m: No such file or directory"),
         ("send upper --server unix:/" + "a" * 120, 78, "a Unix socket's path has at most 107 bytes"),
         ("check xformd --block xformd", 78, "nothing to check"),

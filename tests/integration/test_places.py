@@ -119,8 +119,8 @@ def test_a_file_is_checked_from_end_to_end(tmp_path: Path, command: str) -> None
     file = settings_with_verses(tmp_path, "max_que = 5")
     assert_refused(command, ("--config", file), {}, f"{file}, line 3: unknown setting 'max_que'; did you mean")
     file = settings_with_verses(tmp_path, "max_queue = 'many'")
-    assert_refused(command, ("--config", file), {}, f"{file}, line 3: max_queue takes a whole number")
-    assert_refused(command, (), {"XFORMD_PLUGINS": ""}, "XFORMD_PLUGINS names no distribution")
+    assert_refused(command, ("--config", file), {}, f"{file}, line 3: max_queue: expected a whole number")
+    assert_refused(command, (), {"XFORMD_PLUGINS": ""}, "XFORMD_PLUGINS: no distribution is named")
 
 
 def test_a_list_from_a_server_needs_no_settings() -> None:

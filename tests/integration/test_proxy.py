@@ -274,7 +274,7 @@ def test_the_command_shows_what_the_cache_has_done(shared: Counted, tmp_path: Pa
         (("no:such:endpoint",), 78, "write HOST:PORT"),
         (("127.0.0.1:1", "--ttl", "soon"), 2, "invalid duration 'soon': try 0.5, 30 or 5min"),
         (("127.0.0.1:1", "--cache-bytes", "0"), 2, "invalid size '0': try 100000 or 10MiB"),
-        (("127.0.0.1:1", "--max-queue", "many"), 78, "--max-queue takes a whole number from 1, not 'many'"),
+        (("127.0.0.1:1", "--max-queue", "many"), 78, "--max-queue: expected a whole number of at least 1, got 'many'"),
         (("127.0.0.1:1", "--listen", "unix:/no/such/socket"), 69, "cannot listen on unix:/no/such/socket: No such"),
     ],
 )

@@ -148,7 +148,7 @@ def test_twistd_ends_and_names_a_mistake(arguments: str, status: int, says: str)
 @pytest.mark.parametrize(
     ("variable", "says"),
     [
-        ("XFORMD_WORKERS=many", "xformd: bad-config: XFORMD_WORKERS takes a whole number from 0"),
+        ("XFORMD_WORKERS=many", "xformd: bad-config: XFORMD_WORKERS: expected 'auto' or a whole number of at least 0"),
         ("XFORMD_PLUGINS=xformd-nowhere", "xformd-nowhere"),
         ("XFORMD_LISTEN=unix:/no/such/socket", "cannot listen on unix:/no/such/socket: No such"),
         ("XFORMD_HTTP=tcp:0", "xformd: bad-config: http: HTTP needs a reactor"),

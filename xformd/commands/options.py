@@ -17,7 +17,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from xformd import __version__
-from xformd.config import TABLE, quantities
+from xformd.config import TABLE
+from xformd.config.types import parse_duration, parse_size, parse_timeout
 from xformd.errors import ConfigError, InternalError, TransformFailed, XformError, one_line
 from xformd.limits import Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
@@ -83,29 +84,6 @@ def describe_locally(error: XformError) -> str:
 
 
 # Values.
-
-
-def parse_size(text: str) -> int:
-    """Parse a number of bytes above 0, such as ``100000`` or ``10MiB``."""
-    size_bytes = quantities.read_size(text)
-    if not size_bytes:
-        raise ValueError(f"invalid size {text!r}: try 100000 or 10MiB")
-    return size_bytes
-
-
-def parse_duration(text: str) -> float:
-    """Parse a number of seconds, such as ``0.5``, ``30`` or ``5min``."""
-    duration_s = quantities.read_duration(text)
-    if duration_s is None:
-        raise ValueError(f"invalid duration {text!r}: try 0.5, 30 or 5min")
-    return duration_s
-
-
-def parse_timeout(text: str) -> float:
-    """Parse a number of seconds above 0."""
-    if duration_s := parse_duration(text):
-        return duration_s
-    raise ValueError(f"invalid duration {text!r}: it must be above 0")
 
 
 class _Quantity(click.ParamType):  # type: ignore[type-arg]  # a generic class only in newer versions of click

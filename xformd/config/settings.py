@@ -109,24 +109,24 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
-_TRANSFORMS = types.texts("transform name", frozenset, accepts=is_valid_name)
-_ORIGINS = types.texts("https://example.org-like origin", frozenset, accepts=types.is_origin)
-_PLUGINS = types.texts("plugin", frozenset)
+_TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name)
+_ORIGINS = types.strings("https://example.org-like origin", frozenset, accepts=types.is_origin)
+_PLUGINS = types.strings("plugin", frozenset)
 
 
 def _table() -> Iterator[Setting]:
-    listen = types.texts("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
-    also = types.texts("Twisted server endpoint", tuple, separators=r"\s+")
+    listen = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
+    also = types.strings("Twisted server endpoint", tuple, separators=r"\s+")
     yield Setting("listen", listen, (tcp_server(),), "where to listen: Twisted server endpoints")
     yield Setting("http", also, (), "where to answer HTTP too: Twisted server endpoints")
     yield Setting("metrics", also, (), "where to answer HTTP with metrics and health alone: Twisted server endpoints")
     yield Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * is all")
-    yield Setting("plugins", types.SELECTION, None, "which installed plugins to load: all, none, or distributions")
+    yield Setting("plugins", types.PLUGINS, None, "which installed plugins to load: all, none, or distributions")
     yield Setting("block", _PLUGINS, frozenset(), "plugins that are never imported")
     yield Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files are plugins too")
     yield Setting("prefer", types.PREFERENCES, {}, "which distribution has a name that several provide")
-    yield Setting("strict", types.SWITCH, False, "refuse to start when a plugin fails or a name is contested")
-    yield Setting("workers", types.count(0, "auto"), None, "worker processes: auto is one for each CPU, 0 is none")
+    yield Setting("strict", types.BOOLEAN, False, "refuse to start when a plugin fails or a name is contested")
+    yield Setting("workers", types.integer(0, "auto"), None, "worker processes: auto is one for each CPU, 0 is none")
     yield Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, whatever their author says")
     yield Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, whatever their author says")
     yield Setting("log_format", types.choice(*LOG_FORMATS), "text", "how the log is written: as text, or JSON per line")
@@ -139,7 +139,7 @@ def _kind_of_limit(field: "attrs.Attribute[Any]") -> SettingType:
         return types.SIZE
     if field.name.endswith("_s"):
         return types.DURATION
-    return types.count(word="none" if field.default is None else None)
+    return types.integer(none="none" if field.default is None else None)
 
 
 TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _table()}

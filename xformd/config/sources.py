@@ -163,7 +163,7 @@ def _read(setting: Setting, read: Callable[[Any], Any], given: object, place: st
     try:
         return Value(setting, read(given), place, subject)
     except ValueError as error:
-        raise ConfigError(f"{subject} {error}") from error
+        raise ConfigError(f"{subject}: {error}") from error
 
 
 def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

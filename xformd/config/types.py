@@ -1,7 +1,7 @@
-"""What a setting may be: how its value reads from text and from TOML, and how it is written.
+"""The types of settings: how a value is read from text and from TOML, and how it is written.
 
-Text is what a variable or a flag holds. What does not read raises ``ValueError`` with the rest of a sentence that
-begins with the setting: ``takes a whole number from 1, not 'many'``.
+Text is the value of a variable or a flag. Invariant: a value that cannot be read raises ``ValueError`` with a complete
+message, such as ``expected a whole number of at least 1, got 'many'``.
 """
 
 import json
@@ -13,29 +13,88 @@ from typing import Any
 
 import attrs
 
-from xformd.config import quantities
 from xformd.plugins.options import Option
 from xformd.plugins.selection import parse_distributions
 
 MAX_NUMBER = 2**63 - 1
 MAX_DURATION_S = 1e9
 
-_SWITCH = Option("switch", "bool")
+_BOOLEAN_OPTION = Option("setting", "bool")  # takes yes, on and 1 too, as the option of a transform does
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*?#@]+\Z")
-_WHOLE = re.compile(r"[0-9]{1,20}\Z")
+_DIGITS = re.compile(r"[0-9]{1,20}\Z")
+_QUANTITY = re.compile(r"(?P<number>[0-9]{1,20}(\.[0-9]{1,20})?) ?(?P<unit>[A-Za-z]*)\Z")
+_SIZE_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_DURATION_UNITS = {"": 1, "ms": 0.001, "s": 1, "min": 60, "h": 3600}
+
+
+def parse_size(value: object) -> int:
+    """Return a number of bytes above 0, written as ``100000`` or ``10MiB``.
+
+    Raises:
+        ValueError: with a complete message.
+    """
+    size_bytes = _parse_quantity(value, _SIZE_UNITS) if isinstance(value, str) else value
+    if type(size_bytes) is int and 0 < size_bytes <= MAX_NUMBER:
+        return size_bytes
+    raise ValueError(f"invalid size {_show(value)}: try 100000 or 10MiB")
+
+
+def parse_duration(value: object) -> float:
+    """Return a number of seconds, written as ``0.5``, ``500ms``, ``30s``, ``5min`` or ``2h``.
+
+    Raises:
+        ValueError: with a complete message.
+    """
+    duration_s = _parse_quantity(value, _DURATION_UNITS) if isinstance(value, str) else value
+    if isinstance(duration_s, int | float) and not isinstance(duration_s, bool) and 0 <= duration_s <= MAX_DURATION_S:
+        return float(duration_s)
+    raise ValueError(f"invalid duration {_show(value)}: try 0.5, 30 or 5min")
+
+
+def parse_timeout(value: object) -> float:
+    """Return a number of seconds above 0, written as for ``parse_duration``.
+
+    Raises:
+        ValueError: with a complete message.
+    """
+    if duration_s := parse_duration(value):
+        return duration_s
+    raise ValueError(f"invalid duration {_show(value)}: it must be above 0; try 0.5, 30 or 5min")
+
+
+def format_size(size_bytes: int) -> str:
+    """Write a number of bytes in the largest unit that needs no fraction."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size_bytes % factor == 0:
+            return f"{size_bytes // factor}{unit}"
+    return str(size_bytes)
+
+
+def format_duration(duration_s: float) -> str:
+    """Write a number of seconds, without a fraction if it has none."""
+    return str(int(duration_s)) if duration_s == int(duration_s) else repr(duration_s)
+
+
+def _parse_quantity(text: str, units: Mapping[str, float]) -> float | None:
+    match = _QUANTITY.match(text)
+    factor = units.get(match["unit"].lower()) if match else None
+    if match is None or factor is None:
+        return None
+    quantity = (int(match["number"]) if match["number"].isdigit() else float(match["number"])) * factor
+    return int(quantity) if quantity == int(quantity) else quantity
 
 
 @attrs.frozen(kw_only=True)
 class SettingType:
-    """What the value of a setting is.
+    """How the value of a setting is read and written.
 
     Args:
-        from_text: reads it from a variable or a flag.
-        from_toml: reads it from what stands in a file, or from a list of the values of a flag.
-        to_toml: writes it so that ``from_toml`` reads the same.
-        to_json: gives it as a value that JSON has, in its unit.
-        unit: what its number counts; empty where that goes without saying.
+        from_text: reads a variable or a flag.
+        from_toml: reads a value of a file, or the list of a repeated flag.
+        to_toml: writes a value so that ``from_toml`` reads the same.
+        to_json: converts a value to one that JSON has, in its unit.
+        unit: the unit of a number; empty if it has none.
     """
 
     from_text: Callable[[str], Any]
@@ -45,59 +104,59 @@ class SettingType:
     unit: str = ""
 
 
-def count(minimum: int = 1, word: str | None = None) -> SettingType:
-    """Give the kind of a whole number.
+def integer(minimum: int = 1, none: str | None = None) -> SettingType:
+    """Return the type of a whole number.
 
     Args:
-        minimum: the least.
-        word: what None is called, where that is a value.
+        minimum: the smallest allowed number.
+        none: the word for None, if None is allowed.
     """
 
     def from_toml(value: object) -> int | None:
-        if word is not None and value == word:
+        if none is not None and value == none:
             return None
         if type(value) is int and minimum <= value <= MAX_NUMBER:
             return value
-        raise _refusal(f"a whole number from {minimum}" + (f", or '{word}'" if word else ""), value)
+        raise _mismatch((f"'{none}' or " if none else "") + f"a whole number of at least {minimum}", value)
 
     return SettingType(
-        from_text=lambda text: from_toml(int(text) if _WHOLE.match(text) else text),
+        from_text=lambda text: from_toml(int(text) if _DIGITS.match(text) else text),
         from_toml=from_toml,
-        to_toml=lambda value: _quote(str(word)) if value is None else str(value),
+        to_toml=lambda value: _quote(str(none)) if value is None else str(value),
     )
 
 
 def choice(*words: str) -> SettingType:
-    """Give the kind of one of several words."""
+    """Return the type of one of several words."""
 
     def from_toml(value: object) -> str:
         if isinstance(value, str) and value in words:
             return value
-        raise _refusal(" or ".join(map(repr, words)), value)
+        raise _mismatch(" or ".join(map(repr, words)), value)
 
     return SettingType(from_text=from_toml, from_toml=from_toml, to_toml=_quote)
 
 
 def is_origin(text: str) -> bool:
-    """Whether this is what a browser sends as ``Origin``, or the ``*`` that stands for all."""
+    """Whether this is a value of the header ``Origin``, or the ``*`` that stands for all."""
     return text == "*" or _ORIGIN.match(text) is not None
 
 
-def texts(
-    thing: str,
+def strings(
+    noun: str,
     collect: Callable[[Iterable[str]], tuple[str, ...] | frozenset[str]],
     *,
     separators: str = r"[\s,]+",
     accepts: Callable[[str], bool] = bool,
     minimum: int = 0,
 ) -> SettingType:
-    """Give the kind of several texts.
+    """Return the type of a list of strings.
 
     Args:
-        thing: what each is, for a person.
-        collect: what holds them: ``tuple`` where their order counts, else ``frozenset``.
-        separators: what stands between them in a variable, as a regular expression.
-        accepts: whether one of them is right.
+        noun: what each string is, in messages.
+        collect: ``tuple`` if their order matters, else ``frozenset``.
+        separators: what separates them in text, as a regular expression.
+        accepts: whether a string is valid.
         minimum: how many there must be.
     """
 
@@ -105,73 +164,59 @@ def texts(
         if isinstance(value, str):
             value = [part for part in re.split(separators, value) if part]
         if not isinstance(value, list | tuple):
-            raise _refusal(f"a list of {thing}s", value)
+            raise _mismatch(f"a list of {noun}s", value)
         for text in value:
             if not isinstance(text, str) or not accepts(text):
-                raise _refusal(f"{thing}s", text)
+                raise _mismatch(f"{noun}s", text)
         if len(value) < minimum:
-            raise ValueError(f"takes at least {minimum} {thing}")
+            raise ValueError(f"expected at least {minimum} {noun}")
         return collect(value)
 
     return SettingType(from_text=from_toml, from_toml=from_toml, to_toml=_list_to_toml, to_json=_in_order)
 
 
-def _size_from(value: object) -> int:
-    size = quantities.read_size(value) if isinstance(value, str) else value
-    if type(size) is int and 0 < size <= MAX_NUMBER:
-        return size
-    raise _refusal("a number of bytes above 0, as 65536, '64KiB', '10MiB' or '1GiB'", value)
-
-
-def _duration_from(value: object) -> float:
-    seconds = quantities.read_duration(value) if isinstance(value, str) else value
-    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds <= MAX_DURATION_S:
-        return float(seconds)
-    raise _refusal("a number of seconds above 0, as 2.5, '500ms', '30s' or '5min'", value)
-
-
-def _switch_from_text(text: str) -> bool:
+def _boolean_from_text(text: str) -> bool:
     try:
-        return bool(_SWITCH.convert(text))
+        return bool(_BOOLEAN_OPTION.convert(text))
     except ValueError:
-        raise _refusal("true or false", text) from None
+        raise _mismatch("true or false", text) from None
 
 
-def _switch_from_toml(value: object) -> bool:
+def _boolean_from_toml(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    raise _refusal("true or false", value)
+    raise _mismatch("true or false", value)
 
 
-def _selection_from(value: object) -> frozenset[str] | None:
+def _plugins_from(value: object) -> frozenset[str] | None:
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         value = ",".join(value) or "none"
     if isinstance(value, str):
         return parse_distributions(value)
-    raise _refusal("'all', 'none', or a list of distributions", value)
+    raise _mismatch("'all', 'none' or a list of distributions", value)
 
 
-def _selection_to_json(value: frozenset[str] | None) -> object:
+def _plugins_to_json(value: frozenset[str] | None) -> object:
     return "all" if value is None else sorted(value) or "none"
 
 
-def _selection_to_toml(value: frozenset[str] | None) -> str:
+def _plugins_to_toml(value: frozenset[str] | None) -> str:
     return _quote("all") if value is None else _list_to_toml(value) if value else _quote("none")
 
 
 def _preferences_from_text(text: str) -> Mapping[str, str]:
     pairs = [part.partition("=") for part in re.split(r"[\s,]+", text) if part]
     if not all(name and distribution for name, _, distribution in pairs):
-        raise _refusal("NAME=DISTRIBUTION", text)
+        raise _mismatch("NAME=DISTRIBUTION", text)
     return {name: distribution for name, _, distribution in pairs}
 
 
 def _preferences_from_toml(value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping):
-        raise _refusal("a table, as { shout = 'xformd-shout' }", value)
+        raise _mismatch("a table such as { shout = 'xformd-shout' }", value)
     for name, distribution in value.items():
         if not isinstance(distribution, str):
-            raise _refusal(f"a distribution for {name}", distribution)
+            raise _mismatch(f"a distribution for {name}", distribution)
     return dict(value)
 
 
@@ -188,52 +233,49 @@ def _list_to_toml(value: Iterable[object]) -> str:
 
 
 def _in_order(value: Iterable[object]) -> list[str]:
-    shown = [str(item) for item in value]
-    return sorted(shown) if isinstance(value, frozenset) else shown
+    items = list(map(str, value))
+    return sorted(items) if isinstance(value, frozenset) else items
 
 
 def _quote(text: str) -> str:
-    # JSON's strings are TOML's basic strings, but for DEL, which TOML wants escaped.
+    # A JSON string is a TOML basic string, except that TOML requires DEL to be escaped.
     readable = text.encode(errors="replace").decode()
     return json.dumps(readable, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _size_to_toml(size_bytes: int) -> str:
-    shown = quantities.show_size(size_bytes)
-    return shown if shown.isdigit() else _quote(shown)
+    size = format_size(size_bytes)
+    return size if size.isdigit() else _quote(size)
 
 
-def _refusal(wanted: str, value: object) -> ValueError:
-    shown = str(value).lower() if isinstance(value, bool) else repr(value)
-    return ValueError(f"takes {wanted}, not {shown}")
+def _show(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-_FOLDER_NAMES = texts("folder", tuple, separators=re.escape(os.pathsep))
+def _mismatch(expected: str, value: object) -> ValueError:
+    return ValueError(f"expected {expected}, got {_show(value)}")
 
 
-def _full(folders: Iterable[Path]) -> list[Path]:
-    # What is shown holds wherever it is saved.
-    return [folder.absolute() for folder in folders]
+def _absolute(paths: Iterable[Path]) -> list[Path]:
+    # Absolute, so that the output means the same when it is saved in another folder.
+    return [path.absolute() for path in paths]
 
 
-SIZE = SettingType(
-    from_text=_size_from,
-    from_toml=_size_from,
-    to_toml=_size_to_toml,
-    unit="bytes",
+_PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
+
+SIZE = SettingType(from_text=parse_size, from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
+DURATION = SettingType(from_text=parse_timeout, from_toml=parse_timeout, to_toml=format_duration, unit="seconds")
+BOOLEAN = SettingType(
+    from_text=_boolean_from_text, from_toml=_boolean_from_toml, to_toml=lambda value: str(value).lower()
 )
-DURATION = SettingType(
-    from_text=_duration_from, from_toml=_duration_from, to_toml=quantities.show_duration, unit="seconds"
-)
-SWITCH = SettingType(from_text=_switch_from_text, from_toml=_switch_from_toml, to_toml=lambda value: str(value).lower())
 FOLDERS = SettingType(
-    from_text=lambda text: tuple(map(Path, _FOLDER_NAMES.from_text(text))),
-    from_toml=lambda value: tuple(map(Path, _FOLDER_NAMES.from_toml(value))),
-    to_toml=lambda value: _list_to_toml(_full(value)),
-    to_json=lambda value: _in_order(_full(value)),
+    from_text=lambda text: tuple(map(Path, _PATHS.from_text(text))),
+    from_toml=lambda value: tuple(map(Path, _PATHS.from_toml(value))),
+    to_toml=lambda value: _list_to_toml(_absolute(value)),
+    to_json=lambda value: _in_order(_absolute(value)),
 )
-SELECTION = SettingType(
-    from_text=_selection_from, from_toml=_selection_from, to_toml=_selection_to_toml, to_json=_selection_to_json
+PLUGINS = SettingType(
+    from_text=_plugins_from, from_toml=_plugins_from, to_toml=_plugins_to_toml, to_json=_plugins_to_json
 )
 PREFERENCES = SettingType(
     from_text=_preferences_from_text,

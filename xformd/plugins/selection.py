@@ -51,9 +51,9 @@ def parse_distributions(text: str) -> frozenset[str] | None:
         return None if text == "all" else frozenset()
     names = frozenset(name.strip() for name in text.split(",") if name.strip())
     if not names:
-        raise ValueError("names no distribution; 'none' selects none")
+        raise ValueError("no distribution is named; write 'none' to select none")
     if names & {"all", "none"}:
-        raise ValueError(f"takes 'all' and 'none' alone, not {text!r}")
+        raise ValueError(f"'all' and 'none' cannot be combined with other names: {text!r}")
     return names
 
 

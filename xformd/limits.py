@@ -1,7 +1,7 @@
 """Every limit, named with its unit, its default and its reason.
 
-The names, defaults and consequences are those of the table in ``docs/operating.md``. A limit is never read from
-a global: whoever enforces it is handed a ``Limits``.
+The names, defaults and consequences are those of the table in ``docs/operating.md``. Invariant: no limit is a global;
+the code that enforces one is given a ``Limits``.
 """
 
 from typing import Any, cast
@@ -19,28 +19,28 @@ def _limit(default: float | None, reason: str) -> Any:
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What one server allows.
+    """The limits of one server.
 
-    Every field is a positive number, or None where there need be no limit; its metadata holds the ``reason``.
+    Every field is a positive number, or None for no limit where that is allowed; its metadata holds the ``reason``.
     """
 
-    max_request_bytes: int = _limit(10 * MIB, "one request is held in memory whole")
-    max_result_bytes: int = _limit(10 * MIB, "one result is held in memory whole")
+    max_request_bytes: int = _limit(10 * MIB, "a request is held in memory as a whole")
+    max_result_bytes: int = _limit(10 * MIB, "a result is held in memory as a whole")
     max_connections: int = _limit(10_000, "each connection costs memory and a file descriptor")
-    max_connections_per_peer: int | None = _limit(None, "one address must not take every connection")
-    max_in_flight: int = _limit(64, "one session must not take the whole server")
+    max_connections_per_peer: int | None = _limit(None, "one address must not use up all connections")
+    max_in_flight: int = _limit(64, "one session must not take over the whole server")
     max_unread_output_bytes: int = _limit(MIB, "a client that does not read must not fill the server's memory")
-    request_timeout_s: float = _limit(30.0, "a client that drips bytes must not hold a connection forever")
-    idle_timeout_s: float = _limit(300.0, "a client that says nothing must not hold a connection forever")
+    request_timeout_s: float = _limit(30.0, "a client that sends slowly must not hold a connection forever")
+    idle_timeout_s: float = _limit(300.0, "a client that sends nothing must not hold a connection forever")
     write_timeout_s: float = _limit(30.0, "a client that does not read must not hold a reply forever")
     linger_timeout_s: float = _limit(5.0, "a refused client may finish sending, so that it sees a clean close")
-    transform_timeout_s: float = _limit(30.0, "a transform that hangs must not hold its client forever")
+    transform_timeout_s: float = _limit(30.0, "a transform that hangs must not block its client forever")
     max_queue: int = _limit(1_000, "a request that would wait too long is better refused at once")
-    worker_memory_bytes: int = _limit(GIB, "a transform that eats memory must not starve the machine")
-    max_jobs_per_worker: int = _limit(10_000, "what a transform leaves behind in its process must not stay forever")
-    max_worker_growth_bytes: int = _limit(256 * MIB, "a transform that leaks must not fill the machine by and by")
+    worker_memory_bytes: int = _limit(GIB, "a transform must not use up the machine's memory")
+    max_jobs_per_worker: int = _limit(10_000, "what transforms leave behind in a worker must not stay forever")
+    max_worker_growth_bytes: int = _limit(256 * MIB, "a leak in a transform must not fill the memory over time")
     shutdown_grace_s: float = _limit(30.0, "a server that is told to stop must stop")
 
 
 WORKER_LIMITS = frozenset({"worker_memory_bytes", "max_jobs_per_worker", "max_worker_growth_bytes"})
-"""Limits that mean nothing to a server without workers, such as a caching proxy."""
+"""Limits that have no effect on a server without workers, such as a caching proxy."""

@@ -64,7 +64,7 @@ def test_what_was_saved_means_the_same_and_names_its_line(tmp_path: Path) -> Non
 def test_each_setting_says_what_it_is_for_and_where_it_comes_from() -> None:
     shown = render.to_toml(given({"max_request_bytes": "64KiB"}))
     assert (
-        "\n# one request is held in memory whole\n"
+        "\n# a request is held in memory as a whole\n"
         '# (in bytes, from --max-request-bytes; default "10MiB")\n'
         'max_request_bytes = "64KiB"\n'
     ) in shown
@@ -80,7 +80,7 @@ def test_json_has_every_setting_in_its_unit() -> None:
         "default": 10_485_760,
         "unit": "bytes",
         "place": "--max-request-bytes",
-        "reason": "one request is held in memory whole",
+        "reason": "a request is held in memory as a whole",
     }
     assert rows["idle_timeout_s"]["value"] == 0.001
     assert rows["inline"]["value"] == ["lower", "upper"]

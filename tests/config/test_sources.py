@@ -121,7 +121,7 @@ def test_the_environment_holds_everything() -> None:
         ("max_que = 1", "unknown setting 'max_que'; did you mean 'max_queue'?"),
         ("zzz = 1", "unknown setting 'zzz'; 'xformd config' lists them"),
         ("zzz.a = 1", "unknown setting 'zzz'; 'xformd config' lists them"),
-        ("limits.max_queue = 1", "max_queue stands in a table, 'limits'; settings stand in none"),
+        ("limits.max_queue = 1", "max_queue is inside the table 'limits'; move it to the top level"),
         ("max_queue = 0", "max_queue: expected a whole number of at least 1, got 0"),
         ("max_queue = true", "max_queue: expected a whole number of at least 1, got true"),
         ("max_queue = 1.0", "max_queue: expected a whole number of at least 1, got 1.0"),
@@ -146,7 +146,7 @@ def test_the_environment_holds_everything() -> None:
         ("plugins = ['all', 'one']", "plugins: 'all' and 'none' cannot be combined with other names: 'all,one'"),
         ("prefer = 'a=b'", "prefer: expected a table such as { shout = 'xformd-shout' }, got 'a=b'"),
         ("prefer.a = 1", "prefer: expected a distribution for a, got 1"),
-        ("max_queue = ", "this is not TOML: Invalid value"),
+        ("max_queue = ", "not valid TOML: Invalid value"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path: Path, line: str, says: str) -> None:
@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     )
     assert refusal(tmp_path) == f"cannot read settings from {tmp_path}: Is a directory"
     (tmp_path / "bytes.toml").write_bytes(b"max_queue = 1\n\xff")
-    assert refusal(tmp_path / "bytes.toml") == f"{tmp_path}/bytes.toml, line 2: this is not TOML: it is not UTF-8"
+    assert refusal(tmp_path / "bytes.toml") == f"{tmp_path}/bytes.toml, line 2: not valid TOML: it is not UTF-8"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_transform_cannot_be_in_two_places(tmp_path: Path) -> None:
     file = tmp_path / "xformd.toml"
     file.write_text("inline = ['upper', 'lower']\n")
     message = refusal(file, isolate=("lower",))
-    assert message == f"'lower' is both in inline ({file}, line 1) and in isolate (--isolate)"
+    assert message == f"'lower' is in both inline ({file}, line 1) and isolate (--isolate); remove one"
 
 
 def located(configuration: Configuration, error: ConfigError) -> str:

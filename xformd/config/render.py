@@ -29,9 +29,9 @@ def to_json(configuration: Configuration) -> list[dict[str, Any]]:
     return [
         {
             "name": value.setting.name,
-            "value": value.setting.kind.to_json(value.value),
-            "default": value.setting.kind.to_json(value.setting.default),
-            "unit": value.setting.kind.unit or None,
+            "value": value.setting.type.to_json(value.value),
+            "default": value.setting.type.to_json(value.setting.default),
+            "unit": value.setting.type.unit or None,
             "place": value.place,
             "reason": value.setting.reason,
         }
@@ -40,7 +40,7 @@ def to_json(configuration: Configuration) -> list[dict[str, Any]]:
 
 
 def _paragraph(value: Value) -> str:
-    setting, kind = value.setting, value.setting.kind
+    setting, kind = value.setting, value.setting.type
     is_default = value.place == "default"
     return "\n".join(
         [
@@ -52,7 +52,7 @@ def _paragraph(value: Value) -> str:
 
 
 def _about(value: Value) -> Iterator[str]:
-    kind = value.setting.kind
+    kind = value.setting.type
     unit = f"in {kind.unit}, " if kind.unit else ""
     if value.place == "default":
         yield f"# ({unit}default)"

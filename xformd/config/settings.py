@@ -1,7 +1,7 @@
-"""Settings: the table of what an operator may decide, and what a server is made from."""
+"""The settings of a server: their table, with type, default and reason, and their values as one object."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -18,20 +18,19 @@ LOG_FORMATS = ("text", "json")
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What an operator decides.
+    """The settings of a server.
 
     Args:
-        listen: where to answer netstrings, as Twisted server endpoint strings.
-        http: where to answer HTTP, likewise.
-        metrics: where to answer HTTP with metrics and health alone, likewise.
-        cors: origins of other sites whose pages may call over HTTP; ``*`` stands for all.
-        selection: which plugins to load.
-        limits: what clients and transforms may do.
-        workers: how many worker processes; None for as many as there are CPUs, 0 for none: then every transform runs
-            in the reactor.
-        inline: transforms that run in the reactor, whatever their author says.
-        isolate: transforms that run in a worker, whatever their author says.
-        log_format: how the log is written: ``text`` or ``json``.
+        listen: Twisted server endpoints for netstrings.
+        http: Twisted server endpoints for HTTP.
+        metrics: Twisted server endpoints for HTTP with metrics and health only.
+        cors: origins of other sites whose pages may call over HTTP; ``*`` for all.
+        selection: the plugins to load.
+        limits: the limits for clients and transforms.
+        workers: the number of worker processes; None for one per CPU. With 0 every transform runs in the reactor.
+        inline: transforms that run in the reactor, overriding their author.
+        isolate: transforms that run in a worker, overriding their author.
+        log_format: ``text`` or ``json``.
     """
 
     listen: tuple[str, ...] = (tcp_server(),)
@@ -47,21 +46,17 @@ class Settings:
 
     @property
     def answers_http(self) -> bool:
-        """Whether anything is answered over HTTP."""
+        """Whether the server answers HTTP at all."""
         return bool(self.http or self.metrics)
 
     @property
     def worker_count(self) -> int:
-        """How many worker processes run jobs at a time."""
+        """How many worker processes run jobs."""
         return usable_cpus() if self.workers is None else self.workers
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Settings":
-        """Put settings together.
-
-        Args:
-            values: the value of each ``Setting`` of the table, by its name.
-        """
+    def from_values(cls, values: Mapping[str, Any]) -> "Settings":
+        """Make settings from the value of each row of ``TABLE``, by its name."""
         return cls(
             listen=values["listen"],
             http=values["http"],
@@ -87,14 +82,14 @@ class Setting:
     """One row of the table.
 
     Args:
-        name: what it is called in a file; the names of its variable and its flag follow from it.
-        kind: what its value is.
-        default: the value when nobody says anything.
-        reason: one line for a person: what it is for.
+        name: its name in a file, from which its variable and its flag are derived.
+        type: how its value is read and written.
+        default: its value if it is not set.
+        reason: its purpose or its reason, one line for a person.
     """
 
     name: str
-    kind: SettingType
+    type: SettingType
     default: Any
     reason: str
 
@@ -109,32 +104,7 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
-_TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name)
-_ORIGINS = types.strings("https://example.org-like origin", frozenset, accepts=types.is_origin)
-_PLUGINS = types.strings("plugin", frozenset)
-
-
-def _table() -> Iterator[Setting]:
-    listen = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
-    also = types.strings("Twisted server endpoint", tuple, separators=r"\s+")
-    yield Setting("listen", listen, (tcp_server(),), "where to listen: Twisted server endpoints")
-    yield Setting("http", also, (), "where to answer HTTP too: Twisted server endpoints")
-    yield Setting("metrics", also, (), "where to answer HTTP with metrics and health alone: Twisted server endpoints")
-    yield Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * is all")
-    yield Setting("plugins", types.PLUGINS, None, "which installed plugins to load: all, none, or distributions")
-    yield Setting("block", _PLUGINS, frozenset(), "plugins that are never imported")
-    yield Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files are plugins too")
-    yield Setting("prefer", types.PREFERENCES, {}, "which distribution has a name that several provide")
-    yield Setting("strict", types.BOOLEAN, False, "refuse to start when a plugin fails or a name is contested")
-    yield Setting("workers", types.integer(0, "auto"), None, "worker processes: auto is one for each CPU, 0 is none")
-    yield Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, whatever their author says")
-    yield Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, whatever their author says")
-    yield Setting("log_format", types.choice(*LOG_FORMATS), "text", "how the log is written: as text, or JSON per line")
-    for field in attrs.fields(Limits):
-        yield Setting(field.name, _kind_of_limit(field), field.default, field.metadata["reason"])
-
-
-def _kind_of_limit(field: "attrs.Attribute[Any]") -> SettingType:
+def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
     if field.name.endswith("_bytes"):
         return types.SIZE
     if field.name.endswith("_s"):
@@ -142,12 +112,35 @@ def _kind_of_limit(field: "attrs.Attribute[Any]") -> SettingType:
     return types.integer(none="none" if field.default is None else None)
 
 
-TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _table()}
+_ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+")
+_LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
+_ORIGINS = types.strings("https://example.org-like origin", frozenset, accepts=types.is_origin)
+_BLOCKED = types.strings("plugin", frozenset)
+_TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name)
+
+_SETTINGS = (
+    Setting("listen", _LISTEN, (tcp_server(),), "where to listen: Twisted server endpoints"),
+    Setting("http", _ENDPOINTS, (), "where to answer HTTP as well: Twisted server endpoints"),
+    Setting("metrics", _ENDPOINTS, (), "where to answer HTTP with metrics and health only: Twisted server endpoints"),
+    Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * for all"),
+    Setting("plugins", types.PLUGINS, None, "installed plugins to load: all, none, or a list of distributions"),
+    Setting("block", _BLOCKED, frozenset(), "plugins that are never imported"),
+    Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files are loaded as plugins"),
+    Setting("prefer", types.PREFERENCES, {}, "the distribution to use for a transform that several provide"),
+    Setting("strict", types.BOOLEAN, False, "refuse to start if a plugin fails or two provide the same transform"),
+    Setting("workers", types.integer(0, "auto"), None, "worker processes: auto for one per CPU, 0 for none"),
+    Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, overriding their author"),
+    Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, overriding their author"),
+    Setting("log_format", types.choice(*LOG_FORMATS), "text", "format of the log: text, or one JSON object per line"),
+    *(Setting(each.name, _limit_type(each), each.default, each.metadata["reason"]) for each in attrs.fields(Limits)),
+)
+
+TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _SETTINGS}
 """Every setting, by its name."""
 
 
 def usable_cpus() -> int:
-    """Count the CPUs that this process may use, which may be fewer than the machine has."""
+    """Return the number of CPUs that this process may use, which can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,10 +1,11 @@
-"""Where settings come from: defaults < TOML file < ``XFORMD_*`` environment < flags, each value with its place.
+"""Where settings come from: defaults < TOML file < ``XFORMD_*`` environment < flags, and how they are written back.
 
-The law: what is misspelled or does not read is one line that names the place, and never passed over.
+Invariant: an unknown setting or an invalid value is an error of one line that names its place, never ignored.
 """
 
 import difflib
 import re
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,28 +13,28 @@ from typing import Any
 import attrs
 
 from xformd.config.settings import TABLE, Setting, Settings
-from xformd.config.toml_lines import NotTomlError, statements
 from xformd.config.types import FOLDERS, PREFERENCES
 from xformd.errors import ConfigError
 
 NOT_SETTINGS = frozenset({"XFORMD_CONFIG", "XFORMD_SERVER"})
-"""Variables of the command line: which file to read, and which server a client calls."""
+"""Variables of the command line: the file to read, and the server that a client calls."""
 
 _PREFIX = "XFORMD_"
-# What Kubernetes sets in every container beside a service that is called xformd.
+_TOML_POSITION = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)\Z")
+# Kubernetes sets these in every container of a namespace with a service called xformd.
 _SERVICE_LINK = re.compile(r"XFORMD_(SERVICE_(HOST|PORT(_.*)?)|PORT_[0-9]+_.*)\Z", re.DOTALL)
 
 
 @attrs.frozen
 class Value:
-    """What a setting is, and who says so.
+    """The value of a setting, and where it was set.
 
     Args:
-        setting: which.
-        value: what it is.
-        place: where that stands: ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``.
-        subject: how a message about it begins: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``.
-        subjects: the same for each key, where it is a table in a file.
+        setting: the setting.
+        value: its value.
+        place: where it was set: ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``.
+        subject: the start of a message about it: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``.
+        subjects: the same for each key of a table in a file.
     """
 
     setting: Setting
@@ -45,18 +46,18 @@ class Value:
 
 @attrs.frozen
 class Configuration:
-    """Every setting.
+    """The settings with their origin.
 
     Args:
-        settings: what a server is made from.
-        values: one for each row of the table, in its order.
+        settings: the settings of a server.
+        values: one for each row of ``TABLE``, in its order.
     """
 
     settings: Settings
     values: tuple[Value, ...]
 
     def locate(self, error: ConfigError) -> ConfigError:
-        """Say of an error where the setting that it is about was set; give any other as it is."""
+        """Return an error about a setting with the place where it was set, and any other error unchanged."""
         for value in self.values:
             if value.setting.name == error.setting:
                 return error.located_at(value.subjects.get(error.entry or "", value.subject))
@@ -68,25 +69,25 @@ def configure(
     environment: Mapping[str, str] | None = None,
     flags: Mapping[str, tuple[str, object]] | None = None,
 ) -> Configuration:
-    """Put the settings together. What stands in a higher place replaces the whole value of a lower one.
+    """Merge the settings. A value of a higher source replaces the whole value of a lower one.
 
     Args:
-        file: a TOML file, if there is one.
+        file: a TOML file, if any.
         environment: the process's variables.
-        flags: name of a setting to the flag as the operator knows it, and what was given.
+        flags: name of a setting to its flag, for messages, and the value on the command line.
 
     Returns:
-        The settings.
+        The settings with their origin.
 
     Raises:
-        ConfigError: a setting is unknown, or its value cannot be read.
+        ConfigError: a setting is unknown or its value is invalid.
     """
     values = {name: Value(setting, setting.default, "default", name) for name, setting in TABLE.items()}
     values |= _from_file(file) if file is not None else {}
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
-    _refuse_both(values["inline"], values["isolate"])
-    settings = Settings.of({name: value.value for name, value in values.items()})
+    _reject_both(values["inline"], values["isolate"])
+    settings = Settings.from_values({name: value.value for name, value in values.items()})
     return Configuration(settings, tuple(values.values()))
 
 
@@ -96,24 +97,20 @@ def _from_file(file: Path) -> dict[str, Value]:
     except OSError as error:
         raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
     values: dict[str, Value] = {}
-    try:
-        for statement in statements(data):
-            place = f"{file}, line {statement.line}"
-            for name, given in statement.content.items():
-                value = _read_from_file(name, given, place)
-                values[name] = _join(values.get(name), value)
-    except NotTomlError as error:
-        raise ConfigError(f"{file}, line {error.line}: this is not TOML: {error.reason}") from error
-    return {name: _beside(file, value) for name, value in values.items()}
+    for line, content in toml_statements(data, str(file)):
+        for name, given in content.items():
+            value = _read_from_file(name, given, f"{file}, line {line}")
+            values[name] = _merge_tables(values.get(name), value)
+    return {name: _relative_to(file, value) for name, value in values.items()}
 
 
 def _read_from_file(name: str, given: object, place: str) -> Value:
     setting = TABLE.get(name)
     if setting is None and isinstance(given, dict | list) and (inside := _names_in(given)) & set(TABLE):
-        raise ConfigError(f"{place}: {min(inside & set(TABLE))} stands in a table, {name!r}; settings stand in none")
+        raise ConfigError(f"{place}: {min(inside & set(TABLE))} is inside the table {name!r}; move it to the top level")
     if setting is None:
         raise ConfigError(f"{place}: unknown setting {name!r}" + _did_you_mean(name, TABLE))
-    return _read(setting, setting.kind.from_toml, given, place, f"{place}: {name}")
+    return _read(setting, setting.type.from_toml, given, place, f"{place}: {name}")
 
 
 def _names_in(given: object) -> set[str]:
@@ -122,18 +119,18 @@ def _names_in(given: object) -> set[str]:
     return set(given) if isinstance(given, dict) else set()
 
 
-def _join(before: Value | None, value: Value) -> Value:
-    """Add to a table what another line says of it."""
-    if value.setting.kind is not PREFERENCES:
+def _merge_tables(before: Value | None, value: Value) -> Value:
+    # Each line of a table arrives on its own: prefer.a = "x" adds a key to the lines before.
+    if value.setting.type is not PREFERENCES:
         return value
     before = before or attrs.evolve(value, value={})
     subjects = {**before.subjects, **dict.fromkeys(value.value, value.subject)}
     return attrs.evolve(before, value={**before.value, **value.value}, subjects=subjects)
 
 
-def _beside(file: Path, value: Value) -> Value:
-    """Let a relative folder in a file start where the file lies."""
-    if value.setting.kind is not FOLDERS:
+def _relative_to(file: Path, value: Value) -> Value:
+    """Resolve the folders of a file relative to the folder of that file."""
+    if value.setting.type is not FOLDERS:
         return value
     return attrs.evolve(value, value=tuple(file.parent / folder for folder in value.value))
 
@@ -146,7 +143,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[Value]:
         if variable not in settings:
             raise ConfigError(f"{variable}: unknown setting" + _did_you_mean(variable, settings, _PREFIX))
         setting = settings[variable]
-        yield _read(setting, setting.kind.from_text, text, variable, variable)
+        yield _read(setting, setting.type.from_text, text, variable, variable)
 
 
 def _is_service_link(variable: str, text: str) -> bool:
@@ -155,7 +152,7 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Iterator[Value]:
     for name, (flag, given) in flags.items():
-        kind = TABLE[name].kind
+        kind = TABLE[name].type
         yield _read(TABLE[name], kind.from_text if isinstance(given, str) else kind.from_toml, given, flag, flag)
 
 
@@ -167,11 +164,74 @@ def _read(setting: Setting, read: Callable[[Any], Any], given: object, place: st
 
 
 def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    # A prefix that all have in common would make everything near.
+    # Without the common prefix, which would make every name similar.
     nearest = difflib.get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
     return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else "; 'xformd config' lists them"
 
 
-def _refuse_both(inline: Value, isolate: Value) -> None:
+def _reject_both(inline: Value, isolate: Value) -> None:
     for name in sorted(inline.value & isolate.value):
-        raise ConfigError(f"{name!r} is both in inline ({inline.place}) and in isolate ({isolate.place})")
+        raise ConfigError(f"{name!r} is in both inline ({inline.place}) and isolate ({isolate.place}); remove one")
+
+
+def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Split a TOML file into its statements: keys with their values, and headers of tables.
+
+    ``tomllib`` reports no lines. But TOML is read from top to bottom and a statement ends at the end of a line, so the
+    shortest run of lines that parses is a statement. That leaves multi-line strings and arrays, quoted and dotted keys
+    to the parser.
+
+    Args:
+        data: the content of the file.
+        file: its name, for messages.
+
+    Yields:
+        The line on which a statement begins, from 1, and its value inside its tables. Nothing is yielded before the
+        whole file has been parsed.
+
+    Raises:
+        ConfigError: it is not TOML, or not UTF-8.
+    """
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = 1 + data.count(b"\n", 0, error.start)
+        raise ConfigError(f"{file}, line {line}: not valid TOML: it is not UTF-8") from error
+    lines = text.split("\n")
+    try:
+        tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # for 5,000 digits or brackets, tomllib raises other errors
+        reason = _TOML_POSITION.sub("", str(error))
+        raise ConfigError(f"{file}, line {_line_of(error, lines)}: not valid TOML: {reason}") from error
+    header, start = "", 0
+    for end in range(1, len(lines) + 1):
+        statement = "\n".join(lines[start:end])
+        is_header = statement.lstrip().startswith("[")
+        content = _parse_toml(statement if is_header else f"{header}\n{statement}")
+        if content is None:
+            continue  # it continues on the next line
+        if is_header:
+            header = statement
+        if statement.strip() and not statement.lstrip().startswith("#"):
+            yield start + 1, content
+        start = end
+
+
+def _line_of(error: Exception, lines: list[str]) -> int:
+    if match := _TOML_POSITION.search(str(error)):
+        return int(match["line"] or len(lines))
+    for end in range(1, len(lines)):
+        try:
+            tomllib.loads("\n".join(lines[:end]))
+        except tomllib.TOMLDecodeError:
+            continue  # it ends inside a statement
+        except (ValueError, RecursionError):
+            return end
+    return len(lines)
+
+
+def _parse_toml(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.config.toml_lines import NotTomlError, statements
+from xformd import ConfigError
+from xformd.config.sources import toml_statements
 
 
 def found(text: str) -> list[tuple[int, dict[str, Any]]]:
-    return [(statement.line, statement.content) for statement in statements(text.encode())]
+    return list(toml_statements(text.encode(), "x.toml"))
 
 
 def test_one_line_is_one_statement() -> None:
@@ -69,10 +70,10 @@ def test_the_ends_of_lines_may_be_those_of_windows() -> None:
     ],
 )
 def test_what_is_no_toml_is_named_with_its_line(data: bytes, line: int) -> None:
-    with pytest.raises(NotTomlError) as caught:
-        list(statements(data))
-    assert caught.value.line == line
-    assert "(at " not in caught.value.reason
+    with pytest.raises(ConfigError) as caught:
+        list(toml_statements(data, "x.toml"))
+    assert caught.value.message.startswith(f"x.toml, line {line}: not valid TOML: ")
+    assert "(at " not in caught.value.message
 
 
 PIECES = st.sampled_from(

@@ -120,8 +120,7 @@ def config(configuration: "Configuration", as_json: bool) -> None:
       xformd config > xformd.toml && xformd serve --config xformd.toml
       xformd config --config xformd.toml --max-queue 100 --json
     """
-    from xformd.config import render
-
-    shown = json.dumps(render.to_json(configuration), indent=2) if as_json else render.to_toml(configuration)
+    listed = [value.to_json() for value in configuration.values]
+    shown = json.dumps(listed, indent=2) if as_json else configuration.to_toml()
     with isolated_plugin_output() as stdout:
         click.echo(shown, file=stdout)

@@ -14,10 +14,15 @@ import attrs
 
 from xformd.config.settings import TABLE, Setting, Settings
 from xformd.config.types import FOLDERS, PREFERENCES
-from xformd.errors import ConfigError
+from xformd.errors import ConfigError, one_line
 
 NOT_SETTINGS = frozenset({"XFORMD_CONFIG", "XFORMD_SERVER"})
 """Variables of the command line: the file to read, and the server that a client calls."""
+
+TOML_HEADER = """\
+# Settings of xformd. Save this, and start with: xformd serve --config FILE
+# A setting that is commented out has its default; remove the # to change it.
+# In the environment max_queue is XFORMD_MAX_QUEUE, on the command line --max-queue."""
 
 _PREFIX = "XFORMD_"
 _TOML_POSITION = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)\Z")
@@ -43,6 +48,29 @@ class Value:
     subject: str
     subjects: Mapping[str, str] = attrs.field(factory=dict)
 
+    def to_toml(self) -> str:
+        """Return the setting as TOML, with its reason and its place in comments."""
+        setting, type_ = self.setting, self.setting.type
+        unit = f"in {type_.unit}, " if type_.unit else ""
+        if self.place == "default":
+            comment, sign = f"# ({unit}default)", "#"
+        else:
+            comment = one_line(f"# ({unit}from {self.place}; default {type_.to_toml(setting.default)})")
+            sign = ""
+        return f"# {setting.reason}\n{comment}\n{sign}{setting.name} = {type_.to_toml(self.value)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the setting as values that JSON has; a size in bytes, a duration in seconds, null for no limit."""
+        type_ = self.setting.type
+        return {
+            "name": self.setting.name,
+            "value": type_.to_json(self.value),
+            "default": type_.to_json(self.setting.default),
+            "unit": type_.unit or None,
+            "place": self.place,
+            "reason": self.setting.reason,
+        }
+
 
 @attrs.frozen
 class Configuration:
@@ -62,6 +90,10 @@ class Configuration:
             if value.setting.name == error.setting:
                 return error.located_at(value.subjects.get(error.entry or "", value.subject))
         return error
+
+    def to_toml(self) -> str:
+        """Return a TOML file with the same settings, and the reason and place of each in comments."""
+        return "\n\n".join([TOML_HEADER, *(value.to_toml() for value in self.values)])
 
 
 def configure(

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from xformd.config import TABLE, Configuration, configure, render
+from xformd.config import TABLE, Configuration, Value, configure
 
 EVERYTHING: dict[str, Any] = {
     "listen": ("unix:/run/a b.sock", r"tcp:11000:interface=\:\:1"),
@@ -34,7 +34,7 @@ def given(flags: dict[str, Any]) -> Configuration:
 
 def saved(configuration: Configuration, folder: Path) -> Path:
     file = folder / "saved.toml"
-    file.write_text(render.to_toml(configuration))
+    file.write_text(configuration.to_toml())
     return file
 
 
@@ -44,7 +44,7 @@ def test_the_defaults_that_were_saved_are_the_defaults(tmp_path: Path) -> None:
 
 
 def test_a_file_without_its_comment_signs_means_the_same(tmp_path: Path) -> None:
-    shown = render.to_toml(configure())
+    shown = configure().to_toml()
     lines = [line.removeprefix("#") if not line.startswith("# ") else line for line in shown.splitlines()]
     assert set(tomllib.loads("\n".join(lines))) == set(TABLE)
     (tmp_path / "all.toml").write_text("\n".join(lines))
@@ -62,7 +62,7 @@ def test_what_was_saved_means_the_same_and_names_its_line(tmp_path: Path) -> Non
 
 
 def test_each_setting_says_what_it_is_for_and_where_it_comes_from() -> None:
-    shown = render.to_toml(given({"max_request_bytes": "64KiB"}))
+    shown = given({"max_request_bytes": "64KiB"}).to_toml()
     assert (
         "\n# a request is held in memory as a whole\n"
         '# (in bytes, from --max-request-bytes; default "10MiB")\n'
@@ -72,7 +72,7 @@ def test_each_setting_says_what_it_is_for_and_where_it_comes_from() -> None:
 
 
 def test_json_has_every_setting_in_its_unit() -> None:
-    rows = {row["name"]: row for row in json.loads(json.dumps(render.to_json(given(EVERYTHING))))}
+    rows = {row["name"]: json.loads(json.dumps(row)) for row in map(Value.to_json, given(EVERYTHING).values)}
     assert list(rows) == list(TABLE)
     assert rows["max_request_bytes"] == {
         "name": "max_request_bytes",

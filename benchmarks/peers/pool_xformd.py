@@ -14,6 +14,7 @@ from xformd import spec
 from xformd.limits import Limits
 from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import loader
+from xformd.plugins.selection import Selection
 from xformd.runners import Runner
 from xformd.runners.calls import prepare
 from xformd.runners.inline import InlineRunner
@@ -26,7 +27,7 @@ reactor: Any = _reactor
 LIMITS = Limits(max_jobs_per_worker=10**9)
 """The CPU time of a worker that is replaced would be lost to whoever measures."""
 
-SELECTION = loader.Selection(distributions=frozenset())
+SELECTION = Selection(distributions=frozenset())
 
 
 def make_pool() -> WorkerPool:

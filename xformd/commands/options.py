@@ -212,8 +212,8 @@ def limit_options(names: Sequence[str] = LIMIT_SETTINGS) -> Callable[[Command], 
     def decorate(command: Command) -> Command:
         for name in reversed(names):
             setting = TABLE[name]
-            metavar = {"bytes": "SIZE", "seconds": "DURATION"}.get(setting.kind.unit, "N")
-            default = setting.kind.to_toml(setting.default).strip('"')
+            metavar = {"bytes": "SIZE", "seconds": "DURATION"}.get(setting.type.unit, "N")
+            default = setting.type.to_toml(setting.default).strip('"')
             command = click.option(setting.flag, metavar=metavar, help=f"{setting.reason} [{default}]")(command)
         return command
 

@@ -1,6 +1,7 @@
 """Deadlines: for a Deferred whose work may ignore it, and for a connection, which moves it with every read."""
 
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -15,7 +16,7 @@ class Work:
     """Work with a deadline, which notes that it was cancelled."""
 
     def __init__(
-        self, clock: Clock, seconds: float = 5, canceller: Callable[[Deferred[bytes]], object] | None = None
+        self, clock: Clock, seconds: float = 5, canceller: Callable[[Deferred[Any]], None] | None = None
     ) -> None:
         self.cancelled = 0
         self.deferred: Deferred[bytes] = Deferred(canceller or self._cancel)

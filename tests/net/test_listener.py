@@ -1,27 +1,16 @@
 """Listening in memory: accepting pauses where no descriptors are left, and a stop is in good order also then."""
 
-from typing import Any
-
 import pytest
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.protocol import ServerFactory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import Logger
 
 from support.deferreds import has_fired
 from support.logs import Log
-from xformd.net.connections import RefusalLog
+from xformd.limits import Limits
+from xformd.net.factory import DrainingFactory
 from xformd.net.listener import ACCEPT_PAUSE_S, AcceptErrors, ListeningService
 
 TWISTED = Logger(namespace="twisted.internet.tcp.Port")
-
-
-class Factory(ServerFactory):
-    def __init__(self, clock: Any) -> None:
-        self.refusals = RefusalLog(clock)
-
-    def drain(self) -> Deferred[None]:
-        return succeed(None)
 
 
 class Site:
@@ -30,7 +19,7 @@ class Site:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reactor = MemoryReactorClock()
         self.done: list[str] = []
-        self.listening = ListeningService(("tcp:1",), Factory(self.reactor), self.reactor)
+        self.listening = ListeningService(("tcp:1",), DrainingFactory(Limits(), self.reactor), self.reactor)
         self.listening.startService()
         assert has_fired(self.listening.listening)
         (port,) = self.listening._ports
@@ -90,7 +79,7 @@ def test_only_accept_errors_that_would_repeat_count() -> None:
 
 def test_a_server_without_ports_has_nothing_to_pause(log: Log) -> None:
     reactor = MemoryReactorClock()
-    listening = ListeningService((), Factory(reactor), reactor)
+    listening = ListeningService((), DrainingFactory(Limits(), reactor), reactor)
     listening.startService()
     TWISTED.error("Could not accept new connection ({acceptError})", acceptError="EMFILE")
     assert reactor.getDelayedCalls() == []

@@ -6,7 +6,7 @@ accepting: a connection that cannot be accepted would wake the reactor again at 
 
 import errno
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from xformd.errors import ConfigError, ListenFailed, safe_str
 from xformd.net import endpoints
-from xformd.net.connections import RefusalLog
+from xformd.net.factory import DrainingFactory
 from xformd.net.transport import make_eager
 
 ACCEPT_PAUSE_S = 1.0
@@ -51,16 +51,6 @@ class AcceptErrors:
             self._closed()
 
 
-class DrainableFactory(Protocol):
-    """A factory whose connections can be finished."""
-
-    refusals: RefusalLog
-
-    def drain(self) -> Deferred[None]:
-        """Accept nothing new; fires when what has been accepted is done."""
-        ...
-
-
 class ListeningService(Service):
     """A server that listens on one or several endpoints.
 
@@ -82,7 +72,7 @@ class ListeningService(Service):
     def __init__(
         self,
         listen: tuple[str, ...],
-        factory: DrainableFactory,
+        factory: DrainingFactory[Any],
         reactor: Any,
         *,
         is_eager: bool = False,
@@ -116,7 +106,7 @@ class ListeningService(Service):
         for description in self._listen:
             endpoint = endpoints.server_endpoint(self._reactor, description, self._setting)
             try:
-                port = await endpoint.listen(cast(Any, self._factory))
+                port = await endpoint.listen(self._factory)
             except Exception as error:  # each endpoint type raises what it likes
                 raise _explain(description, error) from error
             if self._is_eager:

@@ -447,7 +447,7 @@ def test_a_request_that_runs_past_its_deadline_ends_with_its_worker(site: Site) 
     worker = site.pool.worker_of(b"1")
     site.clock.advance(5)
     assert error_of(result, TransformTimeout).message == "upper+lower took longer than its 5 s"
-    assert worker.killed == ["its job was given up"]
+    assert worker.killed == ["its job was cancelled"]
 
 
 def test_cancelling_ends_the_work_wherever_it_is(site: Site) -> None:

@@ -31,7 +31,7 @@ SELECTION = Selection(distributions=frozenset())
 
 
 def make_pool() -> WorkerPool:
-    told = WorkerSetup(
+    setup = WorkerSetup(
         selection=SELECTION,
         max_request_bytes=LIMITS.max_request_bytes,
         max_result_bytes=LIMITS.max_result_bytes,
@@ -39,7 +39,7 @@ def make_pool() -> WorkerPool:
     )
     return WorkerPool(
         size=WORKERS,
-        launch=lambda events: WorkerHandle(told, events, reactor),
+        launch=lambda events: WorkerHandle(setup, events, reactor),
         self_test=None,
         quarantine=Quarantine(),
         limits=LIMITS,

@@ -516,7 +516,7 @@ def test_a_client_that_leaves_takes_its_work_along(server: Server, pool: Pool) -
     assert other.replies() == {1: b"other"}
     assert b"2" not in pool.poems()
     worker.end()
-    pool.prove()
+    pool.make_ready()
 
 
 def test_a_client_hears_that_its_worker_died_and_the_session_goes_on(server: Server, pool: Pool) -> None:

@@ -1,4 +1,4 @@
-"""What a server and its workers tell each other comes out as it went in, and rubbish is told apart."""
+"""Messages between a server and its workers: they survive a round trip, and rubbish is recognised."""
 
 from pathlib import Path
 
@@ -34,67 +34,57 @@ SIZES = st.integers(1, 2**63)
 @given(
     st.builds(WorkerSetup, selection=SELECTIONS, max_request_bytes=SIZES, max_result_bytes=SIZES, memory_bytes=SIZES)
 )
-def test_orders_come_out_as_they_went_in(told: WorkerSetup) -> None:
-    assert messages.decode_setup(inside(messages.encode_setup(told))) == told
+def test_a_setup_survives_a_round_trip(setup: WorkerSetup) -> None:
+    assert messages.decode_setup(inside(messages.encode_setup(setup))) == setup
 
 
-def test_folders_keep_their_order_and_names_that_are_no_text() -> None:
+def test_folders_keep_their_order_and_odd_names() -> None:
     folders = (Path("/z"), Path("/a"), Path("/odd\udcff"))
-    told = WorkerSetup(
+    setup = WorkerSetup(
         selection=Selection(directories=folders), max_request_bytes=1, max_result_bytes=1, memory_bytes=1
     )
-    assert messages.decode_setup(inside(messages.encode_setup(told))).selection.directories == folders
+    assert messages.decode_setup(inside(messages.encode_setup(setup))).selection.directories == folders
 
 
-def test_a_report_comes_out_as_it_went_in() -> None:
-    report = WorkerHello(7, {"transforms": [{"name": "é\ud800"}]})
-    assert messages.decode_hello(inside(messages.encode_hello(report))) == report
+def test_a_hello_survives_a_round_trip() -> None:
+    hello = WorkerHello(7, {"transforms": [{"name": "é\ud800"}]})
+    assert messages.decode_hello(inside(messages.encode_hello(hello))) == hello
 
 
 @pytest.mark.parametrize(
     "string",
     [b"", b"x", b"5", b"null", b"[]", b"[1]", b"[1, 2]", b'["1", {}]', b"[1, {}, 3]", b"\xff", b"[" * 100_000, b"{}"],
 )
-def test_what_is_no_report_is_told_apart(string: bytes) -> None:
-    with pytest.raises(ValueError, match="a report is a process id and a listing"):
+def test_a_malformed_hello_is_rejected(string: bytes) -> None:
+    with pytest.raises(ValueError, match="a hello is a process id and a listing"):
         messages.decode_hello(string)
 
 
 @pytest.mark.parametrize("step", [0, 1, 31, 999])
-def test_a_step_comes_out_as_it_went_in(step: int) -> None:
+def test_a_step_survives_a_round_trip(step: int) -> None:
     assert messages.decode_step(inside(messages.encode_step(step))) == step
 
 
 @pytest.mark.parametrize(
-    "string",
-    [
-        b"step ",
-        b"step -1",
-        b"step 1000",
-        b"step 1 ",
-        b"step \xb2",
-        b"1",
-        b"",
-        b"1 ok.step 1",
-    ],
+    "string", [b"step ", b"step -1", b"step 1000", b"step 1 ", b"step \xb2", b"1", b"", b"1 ok.step 1"]
 )
-def test_anything_else_is_no_step(string: bytes) -> None:
+def test_other_messages_are_no_step(string: bytes) -> None:
     assert messages.decode_step(string) is None
 
 
-def test_a_fault_comes_out_as_it_went_in() -> None:
+def test_a_traceback_survives_a_round_trip() -> None:
     raised = SafeTraceback("ValueError", "Traceback:\n  there\nValueError")
     assert messages.decode_traceback(inside(messages.encode_traceback(raised))) == raised
 
 
-@pytest.mark.parametrize("string", [b"", b"fault", b"1 ok.fault {}", b"step 1"])
-def test_anything_else_is_no_fault(string: bytes) -> None:
+@pytest.mark.parametrize("string", [b"", b"traceback", b"1 ok.traceback {}", b"step 1"])
+def test_other_messages_are_no_traceback(string: bytes) -> None:
     assert messages.decode_traceback(string) is None
 
 
 @pytest.mark.parametrize(
     "string", [b"", b"{}", b"[]", b'{"error": 1, "traceback": ""}', b'{"error": ""}', b"\xff", b"[" * 100_000]
 )
-def test_what_only_begins_like_a_fault_is_told_apart(string: bytes) -> None:
-    with pytest.raises(ValueError, match="a fault is an error and its traceback"):
-        messages.decode_traceback(b"fault " + string)
+def test_a_malformed_traceback_is_rejected(string: bytes) -> None:
+    with pytest.raises(ValueError, match="a traceback message has an error and a traceback"):
+        messages.decode_traceback(b"traceback " + string)

@@ -1,4 +1,4 @@
-"""The server's side of a worker: what it tells of it, and what it writes into the log."""
+"""The server's end of a worker: what it passes on, and what it logs."""
 
 import ast
 import errno
@@ -23,49 +23,63 @@ from xformd.runners import messages
 from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.runners.worker_handle import MAX_LINE_BYTES, MAX_LINES, WorkerHandle
 from xformd.spec import parse
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring
 from xformd.wire.session import Reply, Request, encode_reply
 
-TOLD = WorkerSetup(selection=EVERYTHING, max_request_bytes=1_000, max_result_bytes=1_000, memory_bytes=2**30)
-REPORT = WorkerHello(os.getpid(), {})
+SETUP = WorkerSetup(selection=EVERYTHING, max_request_bytes=1_000, max_result_bytes=1_000, memory_bytes=2**30)
+HELLO = WorkerHello(os.getpid(), {})
 
 
 class Heard:
-    """Notes what is told of a worker."""
+    """Supervisor and job in one: notes what a worker's handle tells."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
+        self.worker: WorkerHandle | None = None
 
-    def worker_said_hello(self, worker: WorkerHandle, report: WorkerHello) -> None:
-        self.events.append(("reported", report))
+    def worker_said_hello(self, worker: WorkerHandle, hello: WorkerHello) -> None:
+        self.worker = worker
+        self.events.append(("hello", hello))
 
-    def worker_began(self, worker: WorkerHandle, step: int) -> None:
-        self.events.append(("began", step))
-
-    def worker_answered(self, worker: WorkerHandle, answer: Any) -> None:
-        self.events.append(("answered", answer))
-        if answer.poem == b"kill me":
-            worker.kill("was asked to go")
-
-    def worker_hung_up(self, worker: WorkerHandle) -> None:
-        self.events.append(("hung up", None))
+    def worker_disconnected(self, worker: WorkerHandle) -> None:
+        self.events.append(("disconnected", None))
 
     def worker_ended(self, worker: WorkerHandle, reason: str) -> None:
         self.events.append(("ended", reason))
 
+    def began(self, step: int) -> None:
+        self.events.append(("began", step))
+
+    def raised(self, raised: SafeTraceback) -> None:
+        self.events.append(("raised", raised))
+
+    def answered(self, answer: Any) -> None:
+        self.events.append(("answered", answer))
+        if answer.poem == b"kill me":
+            assert self.worker is not None
+            self.worker.kill("was asked to go")
+
+    def died(self, reason: str) -> None:
+        self.events.append(("died", reason))
+
 
 class Started:
-    """A worker that a test plays."""
+    """A handle whose worker is played by the test."""
 
-    def __init__(self, told: WorkerSetup = TOLD) -> None:
+    def __init__(self, setup: WorkerSetup = SETUP) -> None:
         self.reactor = FakeReactor()
         self.heard = Heard()
-        self.worker = WorkerHandle(told, self.heard, self.reactor)
+        self.worker = WorkerHandle(setup, self.heard, self.reactor)
         (self.process,) = self.reactor.processes
 
-    def say(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
+        """Send something to the handle, as the worker."""
         self.process.channel.sendall(data)
         self.reactor.read()
+
+    def run(self, spec: str = "upper", request_id: int = 1) -> None:
+        self.worker.send(Request(request_id, parse(spec), b"x"), self.heard)
 
     def print(self, data: bytes, descriptor: int = 1) -> None:
         self.worker.childDataReceived(descriptor, data)
@@ -73,18 +87,21 @@ class Started:
     def end(self, reason: Exception | None = None) -> None:
         self.worker.processExited(Failure(reason or ProcessDone(0)))
 
+    def close(self) -> None:
+        self.worker.kill("the test is over")
+        self.process.channel.close()
+
 
 @pytest.fixture
 def started() -> Iterator[Started]:
     made = Started()
     yield made
-    made.worker.kill("the test is over")
-    made.process.channel.close()
+    made.close()
 
 
 @pytest.fixture
 def ready(started: Started) -> Started:
-    started.say(messages.encode_hello(REPORT))
+    started.send(messages.encode_hello(HELLO))
     started.heard.events.clear()
     return started
 
@@ -93,66 +110,89 @@ def received(process: FakeProcess) -> bytes:
     return process.channel.recv(100_000)
 
 
-def test_it_is_told_what_to_load_and_says_what_it_has(started: Started) -> None:
+def test_it_gets_its_setup_and_says_hello(started: Started) -> None:
     (string,) = netstring.Decoder(10_000).decode(received(started.process))
-    assert messages.decode_setup(string) == TOLD
+    assert messages.decode_setup(string) == SETUP
     assert started.worker.resident_bytes() == 0
-    started.say(messages.encode_hello(REPORT))
-    assert started.heard.events == [("reported", REPORT)]
+    started.send(messages.encode_hello(HELLO))
+    assert started.heard.events == [("hello", HELLO)]
     assert started.worker.pid == os.getpid()
 
 
-def test_the_memory_that_it_uses_is_what_it_has_touched(ready: Started) -> None:
+def test_its_memory_is_what_it_has_touched(ready: Started) -> None:
     status = Path("/proc/self/status").read_text()
     resident_bytes = int(status.partition("VmRSS:")[2].split()[0]) * 1024
     assert ready.worker.resident_bytes() == pytest.approx(resident_bytes, rel=0.1)
 
 
 def test_a_worker_that_is_gone_uses_no_memory(started: Started) -> None:
-    started.say(messages.encode_hello(WorkerHello(2**30, {})))
+    started.send(messages.encode_hello(WorkerHello(2**30, {})))
     assert started.worker.resident_bytes() == 0
 
 
-def test_what_it_says_is_told(ready: Started) -> None:
-    ready.worker.send(Request(1, parse("upper+upper"), b"x"))
+def test_a_job_hears_of_its_steps_and_its_answer(ready: Started) -> None:
+    raised = SafeTraceback("ValueError", "there")
+    ready.run("upper+upper")
     assert received(ready.process).endswith(b"1 upper+upper.x,")
-    ready.say(messages.encode_step(1) + encode_reply(Reply(1, b"X")))
-    assert ready.heard.events == [("began", 1), ("answered", Reply(1, b"X"))]
+    ready.send(messages.encode_step(1) + messages.encode_traceback(raised) + encode_reply(Reply(1, b"X")))
+    assert ready.heard.events == [("began", 1), ("raised", raised), ("answered", Reply(1, b"X"))]
 
 
-@pytest.mark.parametrize(
-    "data", [b"rubbish", netstring.encode(b"rubbish"), b"99999999999999:", netstring.encode(b"step 1 2")]
-)
-def test_rubbish_ends_it_and_what_follows_means_nothing(ready: Started, data: bytes) -> None:
-    ready.say(data + encode_reply(Reply(1, b"X")))
-    assert ready.heard.events == [("hung up", None)]
+RUBBISH = [b"rubbish", netstring.encode(b"rubbish"), b"99999999999999:", netstring.encode(b"step 1 2")]
+WRONG_ID = [encode_reply(Reply(request_id, b"X")) for request_id in (0, 6, 77)]
+
+
+@pytest.mark.parametrize("data", RUBBISH + WRONG_ID)
+def test_rubbish_ends_a_busy_worker_and_what_follows_is_ignored(ready: Started, data: bytes) -> None:
+    ready.run(request_id=7)
+    ready.send(data + encode_reply(Reply(7, b"X")))
+    assert ready.heard.events == [("disconnected", None)]
     assert ready.process.stdin_closed
     ready.end()
     (_, (what, reason)) = ready.heard.events
     assert what == "ended"
-    assert reason.startswith("said what no worker says: ")
+    assert reason.startswith("sent an invalid message: ")
+
+
+@pytest.mark.parametrize(
+    "data", [encode_reply(Reply(1, b"X")), messages.encode_step(1), messages.encode_traceback(SafeTraceback("E", ""))]
+)
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_a_worker_without_a_job_may_send_nothing(ready: Started, data: bytes, jobs: int) -> None:
+    for _ in range(jobs):
+        ready.run()
+        ready.send(encode_reply(Reply(1, b"X")))
+    ready.heard.events.clear()
+    ready.send(data)
+    ready.end()
+    assert ready.heard.events == [
+        ("disconnected", None),
+        ("ended", "sent an invalid message: no request is running"),
+    ]
 
 
 @pytest.mark.parametrize("string", [b"5", b"[1]", b"1 ok.x", b"[" * 100_000])
-def test_a_report_that_is_none_ends_it(started: Started, string: bytes) -> None:
-    started.say(netstring.encode(string))
+def test_a_malformed_hello_ends_it(started: Started, string: bytes) -> None:
+    started.send(netstring.encode(string))
     assert started.process.stdin_closed
     started.end()
-    assert started.heard.events[-1] == ("ended", "said what no worker says: a report is a process id and a listing")
+    assert started.heard.events[-1] == ("ended", "sent an invalid message: a hello is a process id and a listing")
 
 
-def test_what_it_says_after_it_was_killed_means_nothing(ready: Started) -> None:
-    ready.say(encode_reply(Reply(1, b"kill me")) + encode_reply(Reply(2, b"too late")))
-    assert ready.heard.events == [("answered", Reply(1, b"kill me"))]
-    ready.end(ProcessTerminated(None, signal.SIGKILL))
-    assert ready.heard.events[-1] == ("ended", "was asked to go")
+def test_what_a_killed_worker_sends_is_ignored(started: Started) -> None:
+    started.send(messages.encode_hello(HELLO))
+    started.run()
+    started.send(encode_reply(Reply(1, b"kill me")) + encode_reply(Reply(1, b"too late")))
+    assert started.heard.events[1:] == [("answered", Reply(1, b"kill me"))]
+    started.end(ProcessTerminated(None, signal.SIGKILL))
+    assert started.heard.events[-1] == ("ended", "was asked to go")
 
 
-def test_a_channel_that_it_closes_is_its_end(ready: Started) -> None:
+def test_a_closed_channel_is_its_end(ready: Started) -> None:
     ready.process.channel.close()
     (channel,) = ready.reactor.readers
     channel.connectionLost(Failure(ConnectionDone()))
-    assert ready.heard.events == [("hung up", None)]
+    assert ready.heard.events == [("disconnected", None)]
     assert ready.process.stdin_closed == 1
     ready.end(ProcessTerminated(1))
     assert ready.heard.events[-1] == ("ended", "ended with exit status 1")
@@ -167,7 +207,7 @@ def test_a_channel_that_it_closes_is_its_end(ready: Started) -> None:
         (ProcessTerminated(None, 99), "was killed by signal 99"),
     ],
 )
-def test_its_end_is_told_in_words(ready: Started, end: Exception, reason: str) -> None:
+def test_its_end_is_described(ready: Started, end: Exception, reason: str) -> None:
     ready.end(end)
     assert ready.heard.events == [("ended", reason)]
 
@@ -175,19 +215,18 @@ def test_its_end_is_told_in_words(ready: Started, end: Exception, reason: str) -
 @pytest.mark.parametrize("max_result_bytes", [1_000, 200_000_000])
 def test_a_result_may_be_as_long_as_the_limit(max_result_bytes: int) -> None:
     """And longer than any report: which is too long is clear from the first digits on."""
-    made = Started(attrs.evolve(TOLD, max_result_bytes=max_result_bytes))
-    made.say(messages.encode_hello(REPORT))
+    made = Started(attrs.evolve(SETUP, max_result_bytes=max_result_bytes))
+    made.send(messages.encode_hello(HELLO))
     head = b"9007199254740991 ok."
-    made.say(b"%d:%b" % (len(head) + max_result_bytes, head))
-    assert made.heard.events == [("reported", REPORT)]
-    made.worker.kill("the test is over")
-    made.process.channel.close()
+    made.send(b"%d:%b" % (len(head) + max_result_bytes, head))
+    assert made.heard.events == [("hello", HELLO)]
+    made.close()
 
 
 # Starting it.
 
 
-def test_it_can_import_what_the_server_can_and_nothing_that_lies_around(
+def test_it_imports_what_the_server_can_and_nothing_from_its_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     here, package = tmp_path / "here", tmp_path / "there" / "xformd"
@@ -198,25 +237,23 @@ def test_it_can_import_what_the_server_can_and_nothing_that_lies_around(
         module.write_text("def main():\n    import sys\n    print(sys.path)\n")
     monkeypatch.syspath_prepend(package.parent)
     started = Started()
-    started.worker.kill("the test is over")
-    started.process.channel.close()
+    started.close()
     ran = subprocess.run(started.process.args, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
     path = ast.literal_eval(ran.stdout.decode())
     assert path[: len(sys.path)] == sys.path
     assert not {"", ".", str(here)} & {*path}
 
 
-def test_it_can_import_what_has_been_installed_since(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_imports_what_was_installed_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
     started = Started()
-    started.worker.kill("the test is over")
-    started.process.channel.close()
+    started.close()
     command = started.process.args[-1].replace("from xformd.runners.reaper import main; main()", "print(sys.path)")
     ran = subprocess.run([*started.process.args[:-1], command], capture_output=True, timeout=20, check=True)
     assert "site-packages" in ran.stdout.decode()
 
 
-def test_a_system_that_has_no_process_to_give_leaves_nothing_open() -> None:
+def test_a_failed_spawn_leaves_nothing_open() -> None:
     reactor, heard = FakeReactor(), Heard()
 
     def refuse(protocol: Any) -> None:
@@ -224,27 +261,27 @@ def test_a_system_that_has_no_process_to_give_leaves_nothing_open() -> None:
 
     reactor.spawning = refuse
     with pytest.raises(OSError, match="no"):
-        WorkerHandle(TOLD, heard, reactor)
+        WorkerHandle(SETUP, heard, reactor)
     assert not reactor.readers
     gc.collect()  # a socket that is left open warns, and a warning is an error
     assert heard.events == []
 
 
-def test_a_reactor_that_cannot_watch_another_socket_leaves_nothing_open() -> None:
+def test_a_socket_that_cannot_be_watched_is_closed() -> None:
     reactor = FakeReactor()
     reactor.error = OSError(errno.ENOSPC, "no watches left")
     with pytest.raises(OSError, match="no watches left"):
-        WorkerHandle(TOLD, Heard(), reactor)
+        WorkerHandle(SETUP, Heard(), reactor)
     gc.collect()
     assert reactor.processes == []
 
 
-def test_a_process_that_ends_while_it_is_spawned_was_never_started() -> None:
+def test_a_process_that_ends_while_spawning_was_never_started() -> None:
     # Twisted says so from within spawnProcess, when nobody knows the worker yet.
     reactor, heard = FakeReactor(), Heard()
     reactor.spawning = lambda protocol: protocol.processExited(Failure(ProcessTerminated(127)))
     with pytest.raises(OSError, match="it ended with exit status 127"):
-        WorkerHandle(TOLD, heard, reactor)
+        WorkerHandle(SETUP, heard, reactor)
     assert heard.events == []
     assert not reactor.readers
     reactor.processes[0].channel.close()
@@ -253,7 +290,7 @@ def test_a_process_that_ends_while_it_is_spawned_was_never_started() -> None:
 # What it prints.
 
 
-def test_what_it_prints_is_logged_line_by_line(ready: Started, log: Log) -> None:
+def test_its_output_is_logged_line_by_line(ready: Started, log: Log) -> None:
     ready.print(b"one\ntw")
     ready.print(b"on stderr\n", 2)
     ready.print(b"o\n\xff\x1b[31m\nrest")
@@ -263,12 +300,12 @@ def test_what_it_prints_is_logged_line_by_line(ready: Started, log: Log) -> None
     assert log.lines[-1] == f"worker {pid}: rest"
 
 
-def test_what_it_prints_before_it_is_ready_is_logged(started: Started, log: Log) -> None:
+def test_output_before_the_hello_is_logged(started: Started, log: Log) -> None:
     started.print(b"loading\n")
-    assert log.lines == ["worker that starts: loading"]
+    assert log.lines == ["worker (starting): loading"]
 
 
-def test_what_comes_after_its_end_is_logged_once(ready: Started, log: Log) -> None:
+def test_output_after_its_end_is_logged_once(ready: Started, log: Log) -> None:
     ready.print(b"Fatal Python ")
     ready.end(ProcessTerminated(None, signal.SIGSEGV))
     ready.print(b"error\nin thread")
@@ -281,14 +318,14 @@ def test_a_line_without_an_end_is_cut(ready: Started, log: Log) -> None:
     for _ in range(3):
         ready.print(b"x" * MAX_LINE_BYTES)
     assert len(log.lines) == 1
-    assert max(map(len, ready.worker._logs.values())) <= MAX_LINE_BYTES
+    assert max(map(len, ready.worker._partial_lines.values())) <= MAX_LINE_BYTES
     assert len(log.lines[0]) < MAX_LINE_BYTES + 100
 
 
-def test_who_prints_too_much_is_cut_off_until_the_next_job(ready: Started, log: Log) -> None:
+def test_too_much_output_is_dropped_until_the_next_job(ready: Started, log: Log) -> None:
     ready.print(b"x\n" * 10_000)
     assert len(log.lines) == MAX_LINES + 1
     assert log.lines[-1] == f"worker {os.getpid()} prints too much; the rest is left out"
-    ready.worker.send(Request(1, parse("upper"), b"x"))
+    ready.run()
     ready.print(b"again\n")
     assert log.lines[-1].endswith("again")

@@ -67,7 +67,7 @@ class Site:
         self.installed: Registry | Exception = FIRST
         self.launcher = Launcher()
         self.told: list[WorkerSetup] = []
-        monkeypatch.setattr("xformd.server.reload.WorkerHandle", lambda told, events, _: self._launch(told, events))
+        monkeypatch.setattr("xformd.server.reload.WorkerHandle", lambda setup, events, _: self._launch(setup, events))
         monkeypatch.setattr(loader, "load", lambda selection, only=None: self._load())
         self.generations = Reloader(Settings(**{"workers": 1, **settings}), clock)
         self.service = self.generations.service
@@ -89,8 +89,8 @@ class Site:
         """Let each worker that starts say what is installed."""
         for worker in self.alive:
             if worker.pid is None:
-                worker.listed = listing.to_json(self._load())
-                worker.report()
+                worker.listing = listing.to_json(self._load())
+                worker.say_hello()
 
     def end_killed(self) -> None:
         """Let each worker that was killed end."""
@@ -211,8 +211,8 @@ def test_a_reload_that_cannot_load_changes_nothing(site: Site, log: Log, error: 
     fresh = [worker for worker in site.alive if worker not in before]
     site.install(error)
     for worker in fresh:
-        worker.listed = listing.to_json(FIRST)
-        worker.report()
+        worker.listing = listing.to_json(FIRST)
+        worker.say_hello()
     assert has_fired(reloaded)
     assert [worker for worker in site.alive if not worker.killed] == before
     is_expected = isinstance(error, ConfigError)
@@ -228,8 +228,8 @@ def test_a_plugin_that_fails_in_workers_alone_is_said_and_listed_as_failed(
     site = Site(clock, monkeypatch)
     site.generations.start()
     for worker in site.alive:
-        worker.listed = listing.to_json(failing(FIRST))
-        worker.report()
+        worker.listing = listing.to_json(failing(FIRST))
+        worker.say_hello()
     assert log.lines == ["plugin xformd-verses 1.0 (verses) fails in workers: it is broken"]
     (plugin,) = site.generations.service.describe()["plugins"]
     assert (plugin["state"], plugin["reason"]) == ("failed", "it is broken")

@@ -1,4 +1,4 @@
-"""Workers in memory: what a real one would tell, the test tells."""
+"""Workers in memory, which do what a test says."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,8 @@ from xformd.runners.calls import Call, prepare
 from xformd.runners.messages import WorkerHello
 from xformd.runners.policy import Quarantine
 from xformd.runners.pool import WorkerPool
-from xformd.runners.slot import SelfTest
+from xformd.runners.supervisor import SelfTest
+from xformd.runners.worker_handle import Job
 from xformd.spec import parse
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire.session import Refusal, Reply, Request
@@ -40,12 +41,12 @@ SELF_TEST = SelfTest(Request(1, parse("upper"), b"owl"), b"OWL")
 
 
 def calls_of(spec: str) -> Sequence[Call]:
-    """Give what a spec asks for."""
+    """Return the calls of a spec."""
     return [prepare(step, REGISTRY) for step in parse(spec).steps]
 
 
 class FakeWorker:
-    """A worker that does what the test says."""
+    """Stands in for ``WorkerHandle``: the test sends what the process would send."""
 
     def __init__(self, events: Any, pid: int) -> None:
         self._events = events
@@ -55,62 +56,70 @@ class FakeWorker:
         self.killed: list[str] = []
         self.memory_bytes = 1_000
         self.has_ended = False
-        self.has_hung_up = False
-        self.listed: Mapping[str, Any] = {}
-        self._answered = 0
+        self.is_disconnected = False
+        self.listing: Mapping[str, Any] = {}
+        self._job: Job | None = None
 
     # What the server does with it.
 
-    def send(self, request: Request) -> None:
-        assert not self.is_useless, "a worker that is about to end was given a job"
+    def send(self, request: Request, job: Job) -> None:
+        is_useless = self.has_ended or self.is_disconnected or self.killed
+        assert not is_useless, "a worker that is about to end was given a job"
         self.sent.append(request)
+        self._job = job
 
-    def kill(self, why: str = "") -> None:
+    def kill(self, why: str) -> None:
         self.killed.append(why)
+        self._job = None
 
     def resident_bytes(self) -> int:
         return self.memory_bytes
 
-    # What the test lets it do.
+    # What the test has it do.
 
-    @property
-    def is_useless(self) -> bool:
-        """Whether the server knows that it will do no more work."""
-        return self.has_ended or self.has_hung_up or bool(self.killed)
-
-    def report(self) -> None:
+    def say_hello(self) -> None:
         self.pid = self._pid
-        self._events.worker_said_hello(self, WorkerHello(self._pid, self.listed))
+        self._events.worker_said_hello(self, WorkerHello(self._pid, self.listing))
 
     def be_ready(self) -> None:
-        self.report()
+        self.say_hello()
         self.answer(SELF_TEST.result)
 
-    def answer(self, poem: bytes | None = None, request_id: int | None = None) -> None:
-        """Answer the last request, with its poem where no other is given."""
-        last = self.sent[-1] if self.sent else SELF_TEST.request
-        result = last.poem if poem is None else poem
-        self._answered = last.id if request_id is None and len(self.sent) > 1 else self._answered
-        self._events.worker_answered(self, Reply(last.id if request_id is None else request_id, result))
+    def answer(self, poem: bytes | None = None) -> None:
+        """Answer the last request, by default with its own poem."""
+        last = self.sent[-1]
+        self._end_job(Reply(last.id, last.poem if poem is None else poem))
 
     def refuse(self, error: Any) -> None:
-        self._answered = self.sent[-1].id
-        self._events.worker_answered(self, Refusal(self.sent[-1].id, error))
+        self._end_job(Refusal(self.sent[-1].id, error))
+
+    def _end_job(self, answer: Reply | Refusal) -> None:
+        job, self._job = self._job, None
+        assert job is not None
+        job.answered(answer)
 
     def raised(self, raised: SafeTraceback) -> None:
-        self._events.worker_raised(self, raised)
+        assert self._job is not None
+        self._job.raised(raised)
 
     def begin(self, step: int) -> None:
-        self._events.worker_began(self, step)
+        assert self._job is not None
+        self._job.began(step)
 
-    def on_sighup(self) -> None:
-        self.has_hung_up = True
-        self._events.worker_hung_up(self)
+    def send_rubbish(self) -> None:
+        """Send something that nobody asked for, as far as the supervisor hears of it."""
+        if not self.killed:
+            self.kill("sent an invalid message")
+            self.disconnect()
+
+    def disconnect(self) -> None:
+        self.is_disconnected = True
+        self._events.worker_disconnected(self)
 
     @property
     def has_job(self) -> bool:
-        """Whether it has been given a job that it has not answered; its first request was the proof."""
-        return len(self.sent) > 1 and self._answered < self.sent[-1].id
+        """Whether it runs a job other than its self-test."""
+        return len(self.sent) > 1 and self._job is not None
 
     def end(self, reason: str = "was killed by SIGSEGV") -> None:
         assert not self.has_ended
@@ -119,13 +128,13 @@ class FakeWorker:
 
 
 class Launcher:
-    """Starts workers, unless it is told not to."""
+    """Starts fake workers, or raises ``error``."""
 
     def __init__(self) -> None:
         self.workers: list[FakeWorker] = []
         self.error: OSError | None = None
 
-    def __call__(self, events: Any) -> FakeWorker:
+    def __call__(self, events: Any) -> Any:
         if self.error is not None:
             raise self.error
         self.workers.append(FakeWorker(events, pid=100 + len(self.workers)))
@@ -133,12 +142,12 @@ class Launcher:
 
     @property
     def alive(self) -> list[FakeWorker]:
-        """Those that have not ended, nor been killed."""
+        """The workers that have neither ended nor been killed."""
         return [worker for worker in self.workers if not worker.has_ended and not worker.killed]
 
 
 class Asker:
-    """Somebody who has room for results, or has not."""
+    """A caller that has room for results, or has not."""
 
     takes_results = True
 
@@ -163,26 +172,26 @@ class Pool:
         return self.launcher.workers
 
     def start(self) -> "Pool":
-        """Start, and let each worker prove itself."""
+        """Start the pool and make its workers ready."""
         self.pool.start()
-        self.prove()
+        self.make_ready()
         return self
 
-    def prove(self) -> None:
-        """Let each worker that starts prove itself."""
+    def make_ready(self) -> None:
+        """Make each starting worker ready."""
         for worker in self.launcher.alive:
             if worker.pid is None:
                 worker.be_ready()
 
     def run(self, spec: str = "upper", poem: bytes = b"a", caller: Any = None) -> Deferred[bytes]:
-        """Ask for something."""
+        """Run a spec."""
         return self.pool.run(calls_of(spec), poem, caller)
 
     def worker_of(self, poem: bytes) -> FakeWorker:
-        """Give the worker that was given this poem last."""
+        """Return the worker that was given this poem last."""
         (worker,) = [w for w in self.launcher.alive if len(w.sent) > 1 and w.sent[-1].poem == poem]
         return worker
 
     def poems(self) -> list[bytes]:
-        """Give the poem of every job that was ever begun, worker by worker."""
+        """Return the poem of every job that was ever started, worker by worker."""
         return [request.poem for worker in self.workers for request in worker.sent[1:]]

@@ -131,7 +131,7 @@ def test_a_request_that_times_out_has_its_times_when_it_fails(clock: Clock) -> N
         clock.advance(2)
         error_of(result, TransformTimeout)
         assert seen == [expected], spec
-        site.pool.prove()
+        site.pool.make_ready()
 
 
 def test_a_job_cancelled_in_the_queue_has_only_waited(clock: Clock) -> None:
@@ -177,19 +177,13 @@ def test_the_log_of_a_failure_in_a_worker_names_the_step(clock: Clock, log: Log)
     assert log[0]["traceback"] == "Traceback:\n  there"
 
 
-def test_a_traceback_from_an_idle_worker_is_ignored(clock: Clock, log: Log) -> None:
-    site = Site(clock)
-    site.pool.workers[0].raised(SafeTraceback("ValueError", "there"))
-    assert log == []
-
-
-def test_the_log_of_a_failed_self_test_has_a_traceback(clock: Clock, log: Log) -> None:
+def test_a_self_test_that_fails_is_logged_with_its_traceback(clock: Clock, log: Log) -> None:
     pool = Pool(clock)
     pool.pool.start()
     worker = pool.workers[0]
-    worker.report()
+    worker.say_hello()
     worker.raised(SafeTraceback("ValueError", "there"))
-    assert log.lines == ["the example upper failed"]
+    assert log.lines == ["the self-test upper failed"]
     assert (log[0]["error"], log[0]["traceback"]) == ("ValueError", "there")
 
 

@@ -1,4 +1,7 @@
-"""What a server and its workers say to each other besides the messages of the session form. Pure."""
+"""What a server and its workers say to each other besides requests and replies of the session dialect. Pure.
+
+Each message has an encoder, which returns a netstring, and a decoder, which takes the netstring's content.
+"""
 
 import contextlib
 import json
@@ -14,21 +17,21 @@ from xformd.wire import netstring
 
 MAX_SETUP_BYTES = 1024 * 1024
 MAX_HELLO_BYTES = 64 * 1024 * 1024
-"""A plugin may come with many long examples."""
+"""A plugin may bring many long examples."""
 
 _STEP = b"step "
-_FAULT = b"fault "
+_TRACEBACK = b"traceback "
 
 
 @attrs.frozen(kw_only=True)
 class WorkerSetup:
-    """What a worker has to know before it can begin.
+    """What a server sends first: what the worker loads, and its limits.
 
     Args:
         selection: which plugins to load.
         max_request_bytes: the longest poem of a request, in bytes.
         max_result_bytes: the longest result of a step, in bytes.
-        memory_bytes: the largest address space.
+        memory_bytes: the largest address space, in bytes.
     """
 
     selection: Selection
@@ -39,31 +42,31 @@ class WorkerSetup:
 
 @attrs.frozen
 class WorkerHello:
-    """What a worker says when it is ready.
+    """What a worker sends first, once it has loaded its plugins.
 
     Args:
         pid: its process id.
-        listed: what it has loaded, as ``xformd list-transforms --json`` prints it.
+        listing: its plugins and transforms, as ``xformd list-transforms --json`` prints them.
     """
 
     pid: int
-    listed: Mapping[str, Any]
+    listing: Mapping[str, Any]
 
 
-def encode_setup(orders: WorkerSetup) -> bytes:
-    """Give the bytes that a server sends first."""
-    told = attrs.asdict(orders)
-    selection = told["selection"]
+def encode_setup(setup: WorkerSetup) -> bytes:
+    """Encode a setup."""
+    content = attrs.asdict(setup)
+    selection = content["selection"]
     for name in ("distributions", "blocked"):
         selection[name] = None if selection[name] is None else sorted(selection[name])
-    selection["directories"] = [str(directory) for directory in orders.selection.directories]
-    return netstring.encode(json.dumps(told).encode())
+    selection["directories"] = [str(directory) for directory in setup.selection.directories]
+    return netstring.encode(json.dumps(content).encode())
 
 
 def decode_setup(string: bytes) -> WorkerSetup:
-    """Read what ``encode_setup`` gave."""
-    told = json.loads(string)
-    selected = told.pop("selection")
+    """Decode a setup."""
+    content = json.loads(string)
+    selected = content.pop("selection")
     distributions = selected["distributions"]
     selection = Selection(
         distributions=None if distributions is None else frozenset(distributions),
@@ -73,56 +76,52 @@ def decode_setup(string: bytes) -> WorkerSetup:
         strict=selected["strict"],
         ignore_unknown=selected["ignore_unknown"],
     )
-    return WorkerSetup(selection=selection, **told)
+    return WorkerSetup(selection=selection, **content)
 
 
-def encode_hello(report: WorkerHello) -> bytes:
-    """Give the bytes that a worker sends first."""
-    return netstring.encode(json.dumps([report.pid, report.listed]).encode())
+def encode_hello(hello: WorkerHello) -> bytes:
+    """Encode a hello."""
+    return netstring.encode(json.dumps([hello.pid, hello.listing]).encode())
 
 
 def decode_hello(string: bytes) -> WorkerHello:
-    """Read what ``encode_hello`` gave.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Decode a hello; raise ``ValueError`` if it is not one."""
     try:
-        pid, listed = json.loads(string)
+        pid, listing = json.loads(string)
     except (ValueError, TypeError, RecursionError):
-        pid, listed = None, None
-    if not isinstance(pid, int) or not isinstance(listed, dict):
-        raise ValueError("a report is a process id and a listing")
-    return WorkerHello(pid, listed)
+        pid, listing = None, None
+    if not isinstance(pid, int) or not isinstance(listing, dict):
+        raise ValueError("a hello is a process id and a listing")
+    return WorkerHello(pid, listing)
 
 
 def encode_step(index: int) -> bytes:
-    """Give the bytes with which a worker says that it begins another step of its job, counted from 0."""
+    """Encode that a step of the job begins, counted from 0."""
     return netstring.encode(_STEP + b"%d" % index)
 
 
 def decode_step(string: bytes) -> int | None:
-    """Read what ``encode_step`` gave; None for anything else."""
+    """Decode the index of a step; None for any other message."""
     digits = string.removeprefix(_STEP)
     return int(digits) if digits != string and digits.isdigit() and len(digits) < 4 else None
 
 
 def encode_traceback(raised: SafeTraceback) -> bytes:
-    """Give the bytes with which a worker says what its transform has raised, before it refuses the job."""
-    return netstring.encode(_FAULT + json.dumps(attrs.asdict(raised)).encode())
+    """Encode what a transform has raised; the refusal of the job follows."""
+    return netstring.encode(_TRACEBACK + json.dumps(attrs.asdict(raised)).encode())
 
 
 def decode_traceback(string: bytes) -> SafeTraceback | None:
-    """Read what ``encode_traceback`` gave; None for anything else.
+    """Decode a traceback; None for any other message.
 
     Raises:
-        ValueError: it begins like a fault, and is none.
+        ValueError: it begins like a traceback and is malformed.
     """
-    told = string.removeprefix(_FAULT)
-    if told == string:
+    content = string.removeprefix(_TRACEBACK)
+    if content == string:
         return None
     with contextlib.suppress(ValueError, RecursionError):
-        match json.loads(told):
+        match json.loads(content):
             case {"error": str(error), "traceback": str(traceback)}:
                 return SafeTraceback(error, traceback)
-    raise ValueError("a fault is an error and its traceback")
+    raise ValueError("a traceback message has an error and a traceback")

@@ -1,9 +1,10 @@
-"""A pool of worker processes, with a bounded queue in front of them.
+"""A pool of worker processes behind a bounded, fair queue.
 
-The law: a worker runs one job at a time, every job is answered once, and whatever becomes of a worker, no other job
-is harmed.
+Invariant: a worker runs one job at a time, every job is answered once, and whatever happens to one worker, no other
+job is harmed.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import attrs
@@ -18,9 +19,7 @@ from xformd.runners import Caller, policy
 from xformd.runners.calls import Call, took_too_long
 from xformd.runners.failures import FailureLog
 from xformd.runners.policy import MAX_DEATHS, Quarantine
-from xformd.runners.queue import FairQueue
-from xformd.runners.slot import Launch, SelfTest, WorkerSlot
-from xformd.runners.supervisor import Supervisor
+from xformd.runners.supervisor import Launch, SelfTest, Supervisor, WorkerSlot
 from xformd.spec import Spec
 from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.timing import RequestTiming, log_fields
@@ -28,52 +27,168 @@ from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import session
 
 LONG_BYTES = 64 * 1024
-"""Of a result: its caller gets it before the next job begins, and may have no room for another."""
+"""A longer result reaches its caller before the worker's next job begins: the caller may have no room for another.
+With 40 results of 5 MB that nobody read, a server then grew by 15 MB instead of 25."""
 
 
 @attrs.define(eq=False)
-class _Job:
-    """Some steps for one worker, and who waits for their result.
+class PoolJob:
+    """Consecutive steps for one worker, from the queue to their result.
 
     Args:
+        pool: runs it.
         calls: the steps.
-        poem: for the first.
-        caller: who asks.
-        outcome: fires once.
-        timing: takes its times; None where nobody wants to know them.
+        poem: the input of the first.
+        caller: who asked; None for one that has a single request.
+        timing: measures its waiting and running; None if nobody wants to know.
         slot: the worker that runs it; None while it waits.
-        step: which of the steps runs.
-        began_at: when it got its worker.
-        timer: ends it when the step that runs takes longer than its transform's own limit.
+        step: the index of the step that runs.
+        started_at: when it got its worker, in seconds.
+        timer: ends it at the time limit of the step that runs.
     """
 
+    pool: "WorkerPool"
     calls: Sequence[Call]
     poem: bytes
-    caller: Caller | None
-    outcome: Deferred[bytes]
+    caller: Caller | None = None
     timing: RequestTiming | None = None
+    result: Deferred[bytes] = attrs.field(init=False)
     slot: WorkerSlot | None = None
     step: int = 0
-    began_at: float = 0.0
+    started_at: float = 0.0
     timer: IDelayedCall | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.result = Deferred(lambda _: self.pool.give_up(self, "its job was cancelled"))
 
     @property
     def call(self) -> Call:
         """The step that runs."""
         return self.calls[self.step]
 
+    def settle(self, result: bytes | Failure) -> None:
+        """Deliver the result. Its caller may cancel it while another's result is being delivered: then it has one."""
+        self.poem = b""
+        if not self.result.called:
+            self.result.callback(result)
+
+    # Called by its worker's handle, and by the supervisor.
+
+    def began(self, step: int) -> None:
+        """Note which step runs; its time limit starts now."""
+        assert self.slot is not None
+        if step != self.step + 1 or step >= len(self.calls):
+            self.slot.worker.kill("began a step out of turn")
+            return
+        self.pool.note_survival(self)
+        self.step = step
+        self.pool.start_timer(self)
+
+    def raised(self, raised: SafeTraceback) -> None:
+        """Log it; the caller gets the refusal that follows."""
+        self.pool.failures.failed(self.call, raised, self.timing)
+
+    def answered(self, answer: session.Reply | session.Refusal) -> None:
+        """Free the worker and deliver the answer."""
+        assert self.slot is not None
+        supervisor = self.pool.supervisor
+        self.pool.leave_worker(self)
+        if isinstance(answer, session.Refusal):
+            if isinstance(answer.error, TransformDied):
+                self.pool.count_death(self, answer.error.message)
+                supervisor.discard(self.slot, answer.error.message)
+            else:
+                self.pool.note_survival(self)
+                supervisor.release(self.slot)
+            self.settle(Failure(answer.error))
+            return
+        self.pool.note_survival(self)
+        if len(answer.poem) < LONG_BYTES:
+            supervisor.release(self.slot)
+            self.settle(answer.poem)
+        else:
+            self.settle(answer.poem)
+            supervisor.release(self.slot)
+
+    def died(self, reason: str) -> None:
+        """Fail this job; no other is harmed."""
+        self.pool.leave_worker(self)
+        message = f"the worker of {self.call.name} {reason}"
+        self.pool.count_death(self, message)
+        self.settle(Failure(TransformDied(message)))
+
+
+class FairQueue:
+    """One FIFO per caller; callers take turns, so that one with much work does not hold up the others.
+
+    A job without a caller takes a turn of its own. Callers without room for a result are set aside. Every operation,
+    removal included, is O(1).
+    """
+
+    def __init__(self) -> None:
+        self._fifos: OrderedDict[object, OrderedDict[PoolJob, None]] = OrderedDict()  # the next caller's first
+        self._set_aside: dict[object, OrderedDict[PoolJob, None]] = {}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def put(self, job: PoolJob) -> None:
+        """Add a job to its caller's FIFO."""
+        key = job if job.caller is None else job.caller
+        fifos = self._set_aside if key in self._set_aside else self._fifos
+        fifos.setdefault(key, OrderedDict())[job] = None
+        self._length += 1
+
+    def first(self) -> PoolJob | None:
+        """Return the next job whose caller has room, and leave it in the queue."""
+        while self._fifos:
+            key, fifo = next(iter(self._fifos.items()))
+            job = next(iter(fifo))
+            if job.caller is None or job.caller.takes_results:
+                return job
+            self._set_aside[key] = self._fifos.pop(key)
+        return None
+
+    def remove(self, job: PoolJob) -> bool:
+        """Remove a job, wherever it is, and move its caller to the end; return whether it was there."""
+        key = job if job.caller is None else job.caller
+        for fifos in (self._fifos, self._set_aside):
+            fifo = fifos.get(key)
+            if fifo is not None and job in fifo:
+                del fifo[job]
+                del fifos[key]
+                if fifo:
+                    fifos[key] = fifo
+                self._length -= 1
+                return True
+        return False
+
+    def caller_has_room(self, caller: Caller) -> None:
+        """Queue again what was set aside for want of room."""
+        if (fifo := self._set_aside.pop(caller, None)) is not None:
+            self._fifos[caller] = fifo
+
+    def clear(self) -> list[PoolJob]:
+        """Remove and return every job."""
+        jobs = [job for fifos in (self._fifos, self._set_aside) for fifo in fifos.values() for job in fifo]
+        self._fifos.clear()
+        self._set_aside.clear()
+        self._length = 0
+        return jobs
+
 
 class WorkerPool:
     """Runs jobs in worker processes.
 
     Args:
-        size: how many jobs run at a time. One process more waits, warm, to take the place of one that ends.
+        size: how many jobs run at a time. One more process waits, warm, to replace one that ends.
         launch: starts a worker.
-        self_test: an example that each must run first.
-        quarantine: remembers which transforms kill workers.
-        limits: how long the queue, and how worn a worker may be.
+        self_test: an example that each worker must pass first.
+        quarantine: tracks which transforms kill workers.
+        limits: how long the queue may get, and when a worker is worn.
         clock: a reactor, or a clock in its place.
-        history: where to count what becomes of workers; one of its own where none is given.
+        history: where starts and deaths of workers are counted.
     """
 
     log = Logger()
@@ -93,9 +208,9 @@ class WorkerPool:
         self.quarantine = quarantine
         self._limits = limits
         self._clock = clock
-        self._failures = FailureLog(clock)
-        self._queue: FairQueue[_Job] = FairQueue()
-        self._running: set[_Job] = set()
+        self.failures = FailureLog(clock)
+        self._queue = FairQueue()
+        self._running: set[PoolJob] = set()
         self._mean_job_s = 0.0
         self._is_stopping = False
         self._history = WorkerHistory() if history is None else history
@@ -103,7 +218,7 @@ class WorkerPool:
             count=size + 1,
             launch=launch,
             self_test=self_test,
-            events=self,
+            on_idle=self._dispatch,
             limits=limits,
             clock=clock,
             history=self._history,
@@ -113,7 +228,7 @@ class WorkerPool:
         """Start the workers."""
         self.supervisor.start()
 
-    # What a service calls.
+    # Called by a service.
 
     def run(
         self,
@@ -124,21 +239,21 @@ class WorkerPool:
         is_admitted: bool = False,
         timing: RequestTiming | None = None,
     ) -> Deferred[bytes]:
-        """Give a poem to a worker, now or when one is free; see ``Runner.run``."""
+        """Run calls in a worker, now or when one is free; see ``Runner.run``."""
         error = ShuttingDown.not_started() if self._is_stopping else self._quarantined(calls)
         if error is None and not is_admitted:
             error = self._full()
         if error is not None:
             raise error
-        job = _Job(calls, poem, caller, Deferred(lambda _: self._give_up(job, "its job was given up")), timing)
+        job = PoolJob(self, calls, poem, caller, timing)
         if timing is not None:
             timing.waits()
         self._queue.put(job)
         self._dispatch()
-        return job.outcome
+        return job.result
 
     def caller_has_room(self, caller: Caller) -> None:
-        """Go on with what had to wait for this."""
+        """Go on with the jobs of a caller that had no room for a result."""
         self._queue.caller_has_room(caller)
         self._dispatch()
 
@@ -148,157 +263,48 @@ class WorkerPool:
         return len(self._queue)
 
     def wind_down(self) -> None:
-        """Keep no more workers than what has been accepted needs: nothing new will come."""
+        """Keep no more workers than the accepted jobs need: no new ones will come."""
         self.supervisor.reduce(max(1, min(self._size, len(self._running) + self.waiting)))
 
     def stop(self) -> Deferred[None]:
-        """Give up what is left, and end every worker; fires when no process is left."""
+        """Fail every job and kill every worker; fires when no process is left."""
         self._is_stopping = True
         waiting, running = self._queue.clear(), [*self._running]
         self._running.clear()
         stopped = self.supervisor.stop()
         for job in running:
-            self._stop_timer(job)
-            self._settle(job, Failure(ShuttingDown.interrupted()))
+            _stop_timer(job)
+            job.settle(Failure(ShuttingDown.interrupted()))
         for job in waiting:
-            self._settle(job, Failure(ShuttingDown.not_started()))
+            job.settle(Failure(ShuttingDown.not_started()))
         return stopped
-
-    # What the supervisor tells.
-
-    def worker_idle(self) -> None:
-        """Give the next job to it."""
-        self._dispatch()
-
-    def worker_began(self, slot: WorkerSlot, step: int) -> None:
-        """Note which of its job's steps runs."""
-        job: _Job = slot.job
-        if step != job.step + 1 or step >= len(job.calls):
-            slot.worker.kill("began what nobody had asked")
-            return
-        self._survived(job)
-        job.step = step
-        self._begin_step(job)
-
-    def worker_raised(self, slot: WorkerSlot, raised: SafeTraceback) -> None:
-        """Tell the operator; who waits for its job hears when it is refused."""
-        job: _Job = slot.job
-        self._failures.failed(job.call, raised, job.timing)
-
-    def worker_answered(self, slot: WorkerSlot, answer: session.Reply | session.Refusal) -> None:
-        """Give the worker its next job, then the answer to who waits for it."""
-        job: _Job = slot.job
-        self._leave(job)
-        if isinstance(answer, session.Refusal):
-            self._refused(slot, job, answer.error)
-            return
-        self._survived(job)
-        if len(answer.poem) < LONG_BYTES:
-            self.supervisor.release(slot)
-            self._settle(job, answer.poem)
-        else:  # the other way round, so that who does not read it is not given another
-            self._settle(job, answer.poem)
-            self.supervisor.release(slot)
-
-    def _refused(self, slot: WorkerSlot, job: _Job, error: XformError) -> None:
-        if isinstance(error, TransformDied):
-            self._count_death(job, error.message)
-            self.supervisor.discard(slot, error.message)
-        else:
-            self._survived(job)
-            self.supervisor.release(slot)
-        self._settle(job, Failure(error))
-
-    def _survived(self, job: _Job) -> None:
-        if self.quarantine.survived(job.call.name):
-            self.log.info("transform {name} is out of quarantine", name=job.call.name)
-
-    def worker_died(self, slot: WorkerSlot, reason: str) -> None:
-        """Tell who waits for its job, and nobody else."""
-        job: _Job = slot.job
-        self._leave(job)
-        died = f"the worker of {job.call.name} {reason}"
-        self._count_death(job, died)
-        self._settle(job, Failure(TransformDied(died)))
 
     def _dispatch(self) -> None:
         while len(self._running) < self._size and (job := self._queue.first()) is not None:
-            if (error := self._quarantined(job.calls)) is not None:  # since it came
+            if (error := self._quarantined(job.calls)) is not None:  # since it was queued
                 self._queue.remove(job)
-                self._settle(job, Failure(error))
+                job.settle(Failure(error))
                 continue
             if (slot := self.supervisor.take()) is None:
                 return
             self._queue.remove(job)
-            job.slot, slot.job = slot, job
-            job.began_at = self._clock.seconds()
-            self._running.add(job)
-            if job.timing is not None:
-                job.timing.runs()
-            for call in job.calls:
-                self.quarantine.begin(call.name)
-            self._begin_step(job)
-            slot.worker.send(session.Request(slot.request_id, Spec(tuple(call.step for call in job.calls)), job.poem))
+            self._start(job, slot)
 
-    def _begin_step(self, job: _Job) -> None:
-        self._stop_timer(job)
-        allowed_s = job.call.entry.transform.timeout_s
-        if allowed_s is not None:
-            job.timer = self._clock.callLater(allowed_s, self._expire, job, allowed_s)
-
-    def _expire(self, job: _Job, allowed_s: float) -> None:
-        job.timer = None
-        self._give_up(job, "took too long")
-        self._settle(job, Failure(took_too_long(job.call.name, allowed_s)))
-
-    def _give_up(self, job: _Job, why: str) -> None:
-        """Take a job from the queue, or from its worker, which does not outlive it."""
-        if self._queue.remove(job):
-            return
-        if job in self._running and job.slot is not None:
-            self.quarantine.undecided(job.call.name)
-            self._leave(job)
-            self.supervisor.discard(job.slot, why)
-
-    def _leave(self, job: _Job) -> None:
-        self._running.discard(job)
-        self._stop_timer(job)
+    def _start(self, job: PoolJob, slot: WorkerSlot) -> None:
+        job.slot, job.started_at = slot, self._clock.seconds()
+        self._running.add(job)
         if job.timing is not None:
-            job.timing.ends()
-        for call in job.calls[job.step + 1 :]:  # these have not begun
-            self.quarantine.undecided(call.name)
-        self._mean_job_s += (self._clock.seconds() - job.began_at - self._mean_job_s) / 16
-
-    def _settle(self, job: _Job, outcome: bytes | Failure) -> None:
-        job.poem = b""
-        if not job.outcome.called:  # who has heard of another outcome may have cancelled this one
-            job.outcome.callback(outcome)
-
-    def _stop_timer(self, job: _Job) -> None:
-        if job.timer is not None:
-            job.timer.cancel()
-            job.timer = None
-
-    def _count_death(self, job: _Job, died: str) -> None:
-        name, plugin = job.call.name, job.call.entry.plugin.label
-        self._history.deaths += 1
-        self.log.warn(
-            "transform {name} of plugin {plugin}: {died}{log_of_request}",
-            name=name,
-            plugin=plugin,
-            died=died,
-            **log_fields(job.timing),
-        )
-        if self.quarantine.died(name, self._clock.seconds()):
-            self.log.error(
-                "transform {name} is in quarantine: it has killed {count} workers", name=name, count=MAX_DEATHS
-            )
+            job.timing.runs()
+        for call in job.calls:
+            self.quarantine.begin(call.name)
+        self.start_timer(job)
+        slot.run(Spec(tuple(call.step for call in job.calls)), job.poem, job)
 
     def _quarantined(self, calls: Sequence[Call]) -> XformError | None:
         for call in calls:
             wait_s = self.quarantine.wait_s(call.name, self._clock.seconds())
             if wait_s is not None:
-                message = f"{call.name} has killed its worker too often, and rests for a while"
+                message = f"{call.name} has killed too many workers and is in quarantine"
                 return Unavailable(message, retry_after_ms=int(wait_s * 1000) + 1)
         return None
 
@@ -307,3 +313,63 @@ class WorkerPool:
             return None
         later_ms = policy.retry_after_ms(self.waiting, self._size, self._mean_job_s)
         return Busy(f"{self.waiting} requests are waiting already", retry_after_ms=later_ms)
+
+    # Called by jobs.
+
+    def give_up(self, job: PoolJob, why: str) -> None:
+        """Take a job out of the queue, or kill the worker that runs it."""
+        if self._queue.remove(job):
+            return
+        if job in self._running and job.slot is not None:
+            self.quarantine.undecided(job.call.name)
+            self.leave_worker(job)
+            self.supervisor.discard(job.slot, why)
+
+    def start_timer(self, job: PoolJob) -> None:
+        """Start the time limit of the step that runs."""
+        _stop_timer(job)
+        limit_s = job.call.entry.transform.timeout_s
+        if limit_s is not None:
+            job.timer = self._clock.callLater(limit_s, self._expire, job, limit_s)
+
+    def _expire(self, job: PoolJob, limit_s: float) -> None:
+        job.timer = None
+        self.give_up(job, "took too long")
+        job.settle(Failure(took_too_long(job.call.name, limit_s)))
+
+    def leave_worker(self, job: PoolJob) -> None:
+        """Note that a job runs no more."""
+        self._running.discard(job)
+        _stop_timer(job)
+        if job.timing is not None:
+            job.timing.ends()
+        for call in job.calls[job.step + 1 :]:  # these have not begun
+            self.quarantine.undecided(call.name)
+        self._mean_job_s += (self._clock.seconds() - job.started_at - self._mean_job_s) / 16
+
+    def note_survival(self, job: PoolJob) -> None:
+        """Note that the step that runs has left its worker alive."""
+        if self.quarantine.survived(job.call.name):
+            self.log.info("transform {name} is out of quarantine", name=job.call.name)
+
+    def count_death(self, job: PoolJob, message: str) -> None:
+        """Log that the step that runs has killed its worker, and quarantine it if that was once too often."""
+        name, plugin = job.call.name, job.call.entry.plugin.label
+        self._history.deaths += 1
+        self.log.warn(
+            "transform {name} of plugin {plugin}: {died}{log_of_request}",
+            name=name,
+            plugin=plugin,
+            died=message,
+            **log_fields(job.timing),
+        )
+        if self.quarantine.died(name, self._clock.seconds()):
+            self.log.error(
+                "transform {name} is in quarantine: it has killed {count} workers", name=name, count=MAX_DEATHS
+            )
+
+
+def _stop_timer(job: PoolJob) -> None:
+    if job.timer is not None:
+        job.timer.cancel()
+        job.timer = None

@@ -1,11 +1,11 @@
-"""Keeps enough workers alive: starts them, has each prove itself, ends those that are worn, and replaces what ends.
+"""Keeps enough workers alive: starts them, tests each before it gets jobs, retires worn ones, replaces those that end.
 
-A worker that ends before it was ready delays the next start, longer each time; nothing else does.
+Invariant: only a worker that ends before it was ready delays the next start, by a growing back-off.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -16,70 +16,116 @@ from xformd.limits import Limits
 from xformd.net.deadline import backoff_s
 from xformd.runners import policy
 from xformd.runners.messages import WorkerHello
-from xformd.runners.slot import Launch, SelfTest, Worker, WorkerSlot
+from xformd.runners.worker_handle import Job, WorkerEvents, WorkerHandle
+from xformd.spec import Spec
 from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import session
 
 START_TIMEOUT_S = 60.0
-"""A worker that has not run its example by then is given up."""
+"""A worker that has not passed its self-test by then is killed."""
 
 MAX_FAILED_STARTS = 3
 LONGEST_START_DELAY_S = 10.0
 
-MAX_STRANGERS = 5
-"""So many workers in a row with other plugins than the first are not taken; the next one is, with a warning."""
+MAX_DIFFERING_WORKERS = 5
+"""Workers in a row whose plugins differ from the first one's are killed: an installation may be under way. The next
+one is accepted, with a warning."""
 
 MEASURE_EVERY_S = 0.02
-"""How often the memory of a worker that does jobs is looked at."""
+"""How often a busy worker's memory is measured, at most: reading it takes longer than a short job."""
+
+WorkerState = Literal["starting", "idle", "busy"]
+
+Launch = Callable[[WorkerEvents], WorkerHandle]
+"""Starts a worker; raises ``OSError`` if the system cannot."""
 
 
 @attrs.frozen
 class NotReady:
-    """``MAX_FAILED_STARTS`` in a row have failed.
+    """``MAX_FAILED_STARTS`` starts in a row have failed.
 
     Args:
-        reason: of the last.
+        reason: of the last one.
     """
 
     reason: str
 
 
-class SupervisorEvents(Protocol):
-    """Who uses the workers hears of these."""
+@attrs.frozen
+class SelfTest:
+    """An example that a worker must pass before it gets jobs."""
 
-    def worker_idle(self) -> None:
-        """There is a worker to take."""
-        ...
+    request: session.Request
+    result: bytes
 
-    def worker_began(self, slot: WorkerSlot, step: int) -> None:
-        """A busy worker begins a step."""
-        ...
 
-    def worker_raised(self, slot: WorkerSlot, raised: SafeTraceback) -> None:
-        """The transform that a busy worker runs has raised something that it must not raise."""
-        ...
+@attrs.define(eq=False)
+class WorkerSlot:
+    """One worker and what it is doing.
 
-    def worker_answered(self, slot: WorkerSlot, answer: session.Reply | session.Refusal) -> None:
-        """A busy worker has answered: release it."""
-        ...
+    Args:
+        worker: its process.
+        state: what it does.
+        job: what it runs while it is busy.
+        jobs: how many it has been given.
+    """
 
-    def worker_died(self, slot: WorkerSlot, reason: str) -> None:
-        """A busy worker is gone."""
-        ...
+    worker: WorkerHandle
+    state: WorkerState = "starting"
+    job: Job | None = None
+    jobs: int = 0
+    first_resident_bytes: int = 0
+    measured_at: float = 0.0
+    start_timer: IDelayedCall | None = None
+
+    def run(self, spec: Spec, poem: bytes, job: Job) -> None:
+        """Give the worker a job."""
+        self.job = job
+        self.worker.send(session.Request(self.jobs + 1, spec, poem), job)  # the self-test's request had id 1
+
+
+@attrs.frozen(eq=False)
+class _SelfTestRun:
+    """A worker's self-test under way."""
+
+    log = Logger()
+
+    test: SelfTest
+    worker: WorkerHandle
+    on_passed: Callable[[], None]
+
+    def began(self, step: int) -> None:
+        """Ignore it: what counts is the answer."""
+
+    def raised(self, raised: SafeTraceback) -> None:
+        """Log it: nobody else would."""
+        spec = str(self.test.request.spec)
+        self.log.error("the self-test {spec} failed\n{traceback}", spec=spec, **attrs.asdict(raised))
+
+    def answered(self, answer: session.Reply | session.Refusal) -> None:
+        """Compare the result."""
+        if isinstance(answer, session.Reply) and answer.poem == self.test.result:
+            self.on_passed()
+            return
+        what = "a wrong result" if isinstance(answer, session.Reply) else answer.error.message
+        self.worker.kill(f"answered the self-test {self.test.request.spec} with {what}")
+
+    def died(self, reason: str) -> None:
+        """Leave it to the supervisor, which counts a failed start."""
 
 
 class Supervisor:
-    """Keeps workers.
+    """Starts, tests, retires and replaces workers.
 
     Args:
-        count: how many.
+        count: how many to keep.
         launch: starts one.
-        self_test: what each must do first; None for nothing.
-        events: hears of them.
-        limits: how worn one may be.
+        self_test: what each must pass first; None for nothing.
+        on_idle: called when a worker becomes idle.
+        limits: when a worker is worn.
         clock: a reactor, or a clock in its place.
-        history: where to count what becomes of them.
+        history: where starts and deaths are counted.
     """
 
     log = Logger()
@@ -90,7 +136,7 @@ class Supervisor:
         count: int,
         launch: Launch,
         self_test: SelfTest | None,
-        events: SupervisorEvents,
+        on_idle: Callable[[], None],
         limits: Limits,
         clock: IReactorTime,
         history: WorkerHistory,
@@ -98,22 +144,22 @@ class Supervisor:
         self._count = count
         self._launch = launch
         self._self_test = self_test
-        self._events = events
+        self._on_idle = on_idle
         self._limits = limits
         self._clock = clock
         self._history = history
-        self._slots: dict[Worker, WorkerSlot] = {}
+        self._slots: dict[WorkerHandle, WorkerSlot] = {}
         self._idle: list[WorkerSlot] = []
-        self._ending: set[Worker] = set()
-        self._failures = 0
-        self._listed: Mapping[str, Any] = {}  # what the first worker had
+        self._ending: set[WorkerHandle] = set()
+        self._failed_starts = 0
+        self._listing: Mapping[str, Any] = {}  # of the first worker that was ready
         self._next_start: IDelayedCall | None = None
         self._is_stopping = False
         self._stopped: list[Deferred[None]] = []
         self.ready: Deferred[WorkerHello | NotReady] = Deferred()
-        """Fires once: when the first worker has proved itself, or when it looks as if none ever would."""
+        """Fires once: when the first worker is ready, or after ``MAX_FAILED_STARTS``."""
 
-    # What its user calls.
+    # Called by the pool.
 
     def start(self) -> None:
         """Start as many workers as are missing."""
@@ -131,12 +177,12 @@ class Supervisor:
 
     @property
     def states(self) -> Mapping[str, int]:
-        """How many workers are in each state; those that have been killed and have not ended yet are ``ending``."""
+        """How many workers are in each state; killed ones whose processes still exist are ``ending``."""
         counts = Counter[str](slot.state for slot in self._slots.values())
         return {**counts, "ending": len(self._ending)}
 
     def take(self) -> WorkerSlot | None:
-        """Give an idle worker, if there is one; it is busy until it is released or discarded."""
+        """Return an idle worker, busy from now until it is released or discarded; None if there is none."""
         if not self._idle:
             return None
         slot = self._idle.pop()
@@ -145,31 +191,31 @@ class Supervisor:
         return slot
 
     def release(self, slot: WorkerSlot) -> None:
-        """Take a worker back that has answered; one that has been struck off meanwhile stays so."""
+        """Take back a worker that has answered, unless it has been discarded meanwhile."""
         slot.job = None
         if slot.worker not in self._slots:
             return
         if why := policy.why_worn(slot.jobs, self._growth_bytes(slot), self._limits):
-            self.log.debug("worker {pid} {why}: a fresh one takes its place", pid=slot.worker.pid, why=why)
+            self.log.debug("worker {pid} {why}: it is replaced", pid=slot.worker.pid, why=why)
             self.discard(slot, why)
         else:
-            self._be_idle(slot)
+            self._make_idle(slot)
 
     def discard(self, slot: WorkerSlot, why: str) -> None:
-        """End a worker."""
+        """Kill a worker and replace it."""
         if self._forget(slot):
             self._ending.add(slot.worker)
             slot.worker.kill(why)
             self._replace()
 
     def reduce(self, count: int) -> None:
-        """Keep no more than so many from now on; who is busy is left alone."""
+        """Keep at most ``count`` workers from now on; busy ones finish their jobs."""
         self._count = count
         for slot in self._idle[: max(0, len(self._slots) - count)]:
             self.discard(slot, "is not needed any more")
 
     def stop(self) -> Deferred[None]:
-        """End every worker; fires when no process is left."""
+        """Kill every worker; fires when no process is left."""
         stopped: Deferred[None] = Deferred()
         self._is_stopping = True
         self._stopped.append(stopped)
@@ -181,60 +227,30 @@ class Supervisor:
         self._check_stopped()
         return stopped
 
-    # What workers tell.
+    # Called by workers.
 
-    def worker_said_hello(self, worker: Worker, report: WorkerHello) -> None:
-        """Let it prove itself."""
+    def worker_said_hello(self, worker: WorkerHandle, hello: WorkerHello) -> None:
+        """Start its self-test, unless its plugins differ from the others'."""
         if (slot := self._slots.get(worker)) is None:
             return
-        if difference := policy.plugin_difference(self._listed, report.listed):
-            if self._failures < MAX_STRANGERS:  # somebody may be in the middle of an installation
+        if difference := policy.plugin_difference(self._listing, hello.listing):
+            if self._failed_starts < MAX_DIFFERING_WORKERS:
                 worker.kill(f"has other plugins than those before ({difference})")
                 return
             self.log.warn("a worker has {difference}; SIGHUP makes all alike", difference=difference)
-        slot.job = report
         if self._self_test is None:
-            self._ready(slot)
+            self._ready(slot, hello)
         else:
-            worker.send(self._self_test.request)
+            run = _SelfTestRun(self._self_test, worker, lambda: self._ready(slot, hello))
+            worker.send(self._self_test.request, run)
 
-    def worker_began(self, worker: Worker, step: int) -> None:
-        """Pass it on."""
-        slot = self._slots.get(worker)
-        if slot is not None and slot.state == "busy":
-            self._events.worker_began(slot, step)
-
-    def worker_raised(self, worker: Worker, raised: SafeTraceback) -> None:
-        """Pass it on; of an example nobody else would tell."""
-        slot = self._slots.get(worker)
-        if slot is not None and slot.state == "busy":
-            self._events.worker_raised(slot, raised)
-        elif slot is not None and slot.state == "starting" and self._self_test is not None:
-            self.log.error(
-                "the example {spec} failed\n{traceback}",
-                spec=str(self._self_test.request.spec),
-                **attrs.asdict(raised),
-            )
-
-    def worker_answered(self, worker: Worker, answer: session.Reply | session.Refusal) -> None:
-        """Look at its proof, or pass on what it answers to a job."""
-        if (slot := self._slots.get(worker)) is None:
-            return
-        if slot.state == "busy" and answer.id == slot.request_id:
-            self._events.worker_answered(slot, answer)
-        elif slot.state == "starting" and self._self_test is not None:
-            self._judge(slot, self._self_test, answer)
-        else:
-            self.worker_hung_up(worker)
-            worker.kill("answered what nobody had asked")
-
-    def worker_hung_up(self, worker: Worker) -> None:
-        """Give it nothing more to do; what it has is lost when it ends, and not before, so that it is known why."""
+    def worker_disconnected(self, worker: WorkerHandle) -> None:
+        """Give it no more jobs. Its job is lost only when it ends, so that the reason is known."""
         slot = self._slots.get(worker)
         if slot is not None and slot in self._idle:
             self._idle.remove(slot)
 
-    def worker_ended(self, worker: Worker, reason: str) -> None:
+    def worker_ended(self, worker: WorkerHandle, reason: str) -> None:
         """Replace it."""
         self._ending.discard(worker)
         slot = self._slots.get(worker)
@@ -246,34 +262,26 @@ class Supervisor:
         if slot.state == "starting":
             self._start_failed(f"a worker {reason} before it was ready")
             return
-        if slot.state == "idle":
-            self._history.deaths += 1
-            self.log.warn("worker {pid} {reason} while it had nothing to do", pid=slot.worker.pid, reason=reason)
+        if slot.job is not None:
+            slot.job.died(reason)
         else:
-            self._events.worker_died(slot, reason)
+            self._history.deaths += 1
+            self.log.warn("worker {pid} {reason} while it was idle", pid=slot.worker.pid, reason=reason)
         self._replace()
 
-    def _judge(self, slot: WorkerSlot, self_test: SelfTest, answer: session.Reply | session.Refusal) -> None:
-        if isinstance(answer, session.Reply) and answer.poem == self_test.result:
-            self._ready(slot)
-            return
-        said = "something else" if isinstance(answer, session.Reply) else answer.error.message
-        slot.worker.kill(f"answered the example {self_test.request.spec} with {said}")
-
-    def _ready(self, slot: WorkerSlot) -> None:
-        self._failures = 0
+    def _ready(self, slot: WorkerSlot, hello: WorkerHello) -> None:
+        self._failed_starts = 0
         self._stop_timer(slot)
         slot.first_resident_bytes = slot.worker.resident_bytes()
-        report, slot.job = slot.job, None
-        self._listed = self._listed or report.listed
-        self._be_idle(slot)
+        self._listing = self._listing or hello.listing
+        self._make_idle(slot)
         if not self.ready.called:
-            self.ready.callback(report)
+            self.ready.callback(hello)
 
-    def _be_idle(self, slot: WorkerSlot) -> None:
+    def _make_idle(self, slot: WorkerSlot) -> None:
         slot.state = "idle"
         self._idle.append(slot)
-        self._events.worker_idle()
+        self._on_idle()
 
     def _growth_bytes(self, slot: WorkerSlot) -> int:
         now = self._clock.seconds()
@@ -283,19 +291,19 @@ class Supervisor:
         return slot.worker.resident_bytes() - slot.first_resident_bytes
 
     def _replace(self) -> None:
-        if self._idle:  # the spare goes on where the one that is gone has stopped
-            self._events.worker_idle()
+        if self._idle:  # the spare takes the next job at once
+            self._on_idle()
         if self._next_start is None:
             self.start()
 
     def _start_failed(self, what: str) -> None:
         if self._is_stopping or self._next_start is not None:
-            return  # those that were started together fail together: that is one failure
-        self._failures += 1
+            return  # workers that were started together fail together: that is one failure
+        self._failed_starts += 1
         self._history.failed_starts += 1
-        if self._failures == MAX_FAILED_STARTS and not self.ready.called:
+        if self._failed_starts == MAX_FAILED_STARTS and not self.ready.called:
             self.ready.callback(NotReady(what))
-        delay_s = backoff_s(self._failures, longest_s=LONGEST_START_DELAY_S)
+        delay_s = backoff_s(self._failed_starts, longest_s=LONGEST_START_DELAY_S)
         self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
         self._next_start = self._clock.callLater(delay_s, self.start)
 
@@ -309,7 +317,7 @@ class Supervisor:
             slot.start_timer = None
 
     def _forget(self, slot: WorkerSlot) -> bool:
-        """Strike a worker off; say whether it was still on the list."""
+        """Remove a worker's slot; return whether it was still there."""
         if self._slots.pop(slot.worker, None) is None:
             return False
         self._stop_timer(slot)

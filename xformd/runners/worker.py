@@ -1,9 +1,9 @@
-"""A worker process: loads the plugins that the server has, and runs one job after the other on its main thread.
+"""A worker process: loads the server's plugins, and runs one job after the other on its main thread.
 
-It speaks netstrings with the server over one socket. The server sends a ``WorkerSetup``, the worker answers with a
-``WorkerHello``, and from then on it runs requests of the session form, one at a time. Before every step but the first
-it names the step, so that the server knows which transform to blame; when a transform raises, it reports the type and
-the place. The server ends it by killing it.
+It exchanges netstrings with the server over one socket. The server sends a ``WorkerSetup``, the worker answers with a
+``WorkerHello``, and from then on it runs requests of the session dialect, one at a time. Before every step but the
+first it names the step, so that the server knows which transform to blame; when a transform raises something
+unexpected, it sends the traceback. The server ends it by killing it.
 """
 
 import gc
@@ -36,31 +36,31 @@ def main(channel_descriptor: int) -> NoReturn:
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         report_uncaught(lambda where, raised: print(f"{where}: {raised.error}\n{raised.traceback}", file=sys.stderr))
         connection = socket.socket(fileno=channel_descriptor)
-        connection.set_inheritable(False)  # what a plugin starts has no business with it
+        connection.set_inheritable(False)  # not for processes that a plugin starts
         _serve(_Channel(connection))
     except _Gone:
-        pass  # the server, or a transform has closed what is not its own
+        pass  # the server is gone, or a transform has closed descriptors that are not its own
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(1)  # whatever threads a plugin has left running
+        os._exit(1)  # even if a plugin has left threads running
 
 
 def _serve(channel: "_Channel") -> NoReturn:
     keep_freed_memory()
-    told = messages.decode_setup(channel.receive())
-    channel.limit(told.max_request_bytes)
-    _limit_memory(told.memory_bytes)
-    registry = loader.load(told.selection)
+    setup = messages.decode_setup(channel.receive())
+    channel.set_max_poem_bytes(setup.max_request_bytes)
+    _limit_memory(setup.memory_bytes)
+    registry = loader.load(setup.selection)
     channel.send(messages.encode_hello(messages.WorkerHello(os.getpid(), listing.to_json(registry))))
-    job = _Job(registry, told, channel)
-    gc.freeze()  # what is loaded stays: there is no use in looking through it again and again
+    runner = _JobRunner(registry, setup, channel)
+    gc.freeze()  # what is loaded stays: the collector need not traverse it again and again
     while True:
-        job.run(channel.receive())
+        runner.run(channel.receive())
 
 
 class _Gone(Exception):
-    """There is nobody to speak to."""
+    """The server has closed the channel."""
 
 
 class _Channel:
@@ -72,15 +72,15 @@ class _Channel:
         self._arrival.register(connection, select.POLLIN)
         self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
 
-    def limit(self, max_poem_bytes: int) -> None:
-        """Say how long a poem can be."""
+    def set_max_poem_bytes(self, max_poem_bytes: int) -> None:
+        """Accept requests with poems of this length; until now, only a setup."""
         self._decoder = netstring.Decoder(max_poem_bytes + session.MAX_HEAD_BYTES)
 
     def receive(self) -> bytes:
         """Wait for the next netstring."""
         while True:
-            # A recv() that waits is woken for nothing when the server reads the answer before: Linux tells whoever
-            # sleeps on a Unix socket that there is room to write. A poll() for input sleeps on.
+            # A blocking recv() is woken for nothing when the server reads the previous answer: on Linux, room to
+            # write wakes every sleeper on a Unix socket. A poll() for input sleeps on.
             self._arrival.poll()
             try:
                 data = self._connection.recv(RECEIVE_BYTES)
@@ -89,35 +89,29 @@ class _Channel:
             if not data:
                 raise _Gone
             if strings := self._decoder.decode(data):
-                (string,) = strings  # the server sends one thing at a time
+                (string,) = strings  # the server sends one message at a time
                 return string
 
     def send(self, data: bytes) -> None:
-        """Send bytes, all of them."""
+        """Send all of the data."""
         try:
             self._connection.sendall(data)
         except OSError as error:
             raise _Gone from error
 
 
-class _Job:
-    """Runs jobs.
+class _JobRunner:
+    """Runs jobs and sends their answers."""
 
-    Args:
-        registry: what there is to run.
-        told: by the server.
-        channel: to the server.
-    """
-
-    def __init__(self, registry: Registry, told: messages.WorkerSetup, channel: _Channel) -> None:
+    def __init__(self, registry: Registry, setup: messages.WorkerSetup, channel: _Channel) -> None:
         self._registry = registry
-        self._told = told
+        self._setup = setup
         self._channel = channel
         self._plans: SpecCache[Spec, list[Call]] = SpecCache()
         self._pid = os.getpid()
 
     def run(self, string: bytes) -> None:
-        """Do what the server asks, and answer."""
+        """Run one request and answer it."""
         request = session.decode_request(string)
         assert isinstance(request, session.Request)  # the server sends nothing else
         try:
@@ -130,7 +124,6 @@ class _Job:
             self._channel.send(session.encode_reply(session.Reply(request.id, result)))
 
     def _plan(self, spec: Spec) -> list[Call]:
-        """Look up transforms and convert options, once for as many jobs as come."""
         if (plan := self._plans.get(spec)) is None:
             plan = self._plans.remember(spec, [calls.prepare(step, self._registry) for step in spec.steps])
         return plan
@@ -144,16 +137,16 @@ class _Job:
 
     def _run_one(self, call: Call, poem: bytes) -> bytes:
         own_limit = call.entry.transform.memory_bytes
-        most = self._told.memory_bytes
+        most = self._setup.memory_bytes
         limit = most if own_limit is None else min(most, _address_space_bytes() + own_limit)
         _limit_memory(limit)
         try:
-            return calls.run(call, poem, self._told.max_result_bytes)
+            return calls.run(call, poem, self._setup.max_result_bytes)
         except MemoryError:
-            most = resource.RLIM_INFINITY  # to the end, so that there is enough to say so
+            most = resource.RLIM_INFINITY  # this process ends now, and needs memory to say why
             _limit_memory(most)
             raise TransformDied(f"{call.name} ran out of memory; its worker may use {limit} bytes") from None
-        except BaseException as error:  # SystemExit and its like come from the transform: nothing else runs in there
+        except BaseException as error:  # SystemExit too: only the transform can have raised it
             self._end_if_forked()
             if not calls.is_expected(error):
                 self._channel.send(messages.encode_traceback(SafeTraceback.redacted(error)))
@@ -163,7 +156,7 @@ class _Job:
             _limit_memory(most)
 
     def _end_if_forked(self) -> None:
-        """End a child of this process that a transform has made and let come back: it must not answer too."""
+        """End this process if a transform has forked it and returned in the child too: only the parent may answer."""
         if os.getpid() != self._pid:
             os._exit(0)
 

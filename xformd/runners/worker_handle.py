@@ -1,6 +1,6 @@
-"""The server's side of one worker: its process, its channel, and what it prints.
+"""The server's end of one worker: its process, its channel, and what it prints.
 
-It knows how to start, to speak and to end; what to run, and what an end means, is for the pool.
+Invariant: one job at a time, which hears of its own steps and answer only; a worker that sends anything else is ended.
 """
 
 import contextlib
@@ -26,49 +26,57 @@ from xformd.wire import netstring, session
 
 MAX_LINE_BYTES = 1_000
 MAX_LINES = 100
-"""Of what a worker prints during one job: what comes after goes nowhere."""
+"""Of a worker's output, logged for each job; the rest is dropped."""
 
 _COMMAND = (
     "import sys; path = {path!r}; sys.path[:] = path + [entry for entry in sys.path if entry not in path]; "
     "from xformd.runners.reaper import main; main()"
 )
-"""What the server can import, its workers can, and what has been installed since."""
+"""Workers can import what the server can, and what has been installed since it started."""
+
+
+class Job(Protocol):
+    """What a worker runs for a request, and hears about directly."""
+
+    def began(self, step: int) -> None:
+        """Note that a step begins, counted from 0; the first is not reported."""
+        ...
+
+    def raised(self, raised: SafeTraceback) -> None:
+        """Note that a transform has raised something unexpected; the answer follows."""
+        ...
+
+    def answered(self, answer: session.Reply | session.Refusal) -> None:
+        """Take the answer: the worker is free."""
+        ...
+
+    def died(self, reason: str) -> None:
+        """Note that the worker has ended without an answer. Called by the supervisor, which replaces it."""
+        ...
 
 
 class WorkerEvents(Protocol):
-    """Who has a worker hears of these."""
+    """What a supervisor needs to know of its workers."""
 
-    def worker_said_hello(self, worker: "WorkerHandle", report: messages.WorkerHello) -> None:
-        """It has loaded its plugins."""
+    def worker_said_hello(self, worker: "WorkerHandle", hello: messages.WorkerHello) -> None:
+        """Note that it has loaded its plugins."""
         ...
 
-    def worker_began(self, worker: "WorkerHandle", step: int) -> None:
-        """It begins a step of its job, counted from 0; it does not say so of the first."""
-        ...
-
-    def worker_raised(self, worker: "WorkerHandle", raised: SafeTraceback) -> None:
-        """Its transform has raised something that it must not raise; the answer comes next."""
-        ...
-
-    def worker_answered(self, worker: "WorkerHandle", answer: session.Reply | session.Refusal) -> None:
-        """It has answered."""
-        ...
-
-    def worker_hung_up(self, worker: "WorkerHandle") -> None:
-        """It will do no more work, and is about to end."""
+    def worker_disconnected(self, worker: "WorkerHandle") -> None:
+        """Note that it can run no more jobs and is about to end."""
         ...
 
     def worker_ended(self, worker: "WorkerHandle", reason: str) -> None:
-        """It is gone, and so is every process that came from it."""
+        """Note that it has ended, with every process that it started."""
         ...
 
 
 class WorkerHandle(ProcessProtocol):
-    """One worker.
+    """One worker: starts the process, sends it jobs, passes on what it answers, and ends it.
 
     Args:
-        told: what it is to load.
-        events: hears what becomes of it.
+        setup: what it loads, and its limits.
+        events: what to tell its supervisor.
         reactor: spawns it.
 
     Raises:
@@ -77,13 +85,16 @@ class WorkerHandle(ProcessProtocol):
 
     log = Logger()
 
-    def __init__(self, told: messages.WorkerSetup, events: WorkerEvents, reactor: Any) -> None:
+    def __init__(self, setup: messages.WorkerSetup, events: WorkerEvents, reactor: Any) -> None:
         self._events = events
-        self._why = ""
-        self._logs = {1: b"", 2: b""}
+        self._why_killed = ""
+        self._job: Job | None = None
+        self._request_id = 0
+        self._partial_lines = {1: b"", 2: b""}
         self._lines = 0
-        self.pid: int | None = None  # the worker's own, once it has reported
-        self._decoder = netstring.Decoder(max(messages.MAX_HELLO_BYTES, told.max_result_bytes + session.MAX_HEAD_BYTES))
+        self.pid: int | None = None  # the worker's own, not the reaper's; known from its hello
+        max_bytes = max(messages.MAX_HELLO_BYTES, setup.max_result_bytes + session.MAX_HEAD_BYTES)
+        self._decoder = netstring.Decoder(max_bytes)
         self._process: IProcessTransport | None = None
         ours, theirs = socket.socketpair()
         with theirs, contextlib.ExitStack() as undo:
@@ -93,7 +104,7 @@ class WorkerHandle(ProcessProtocol):
             undo.callback(self._channel.close)
             self._process = self._spawn(reactor, theirs)
             undo.pop_all()
-        self._channel.send(messages.encode_setup(told))
+        self._channel.send(messages.encode_setup(setup))
 
     def _spawn(self, reactor: Any, channel: socket.socket) -> IProcessTransport:
         process: IProcessTransport = reactor.spawnProcess(
@@ -103,92 +114,100 @@ class WorkerHandle(ProcessProtocol):
             env=None,
             childFDs={0: "w", 1: "r", 2: "r", reaper.CHANNEL: channel.fileno()},
         )
-        if self._why:
-            raise ChildProcessError(f"it {self._why}")
+        if self._why_killed:
+            raise ChildProcessError(f"it {self._why_killed}")
         return process
 
-    def send(self, request: session.Request) -> None:
-        """Give it a job."""
+    def send(self, request: session.Request, job: Job) -> None:
+        """Send a request; ``job`` hears what becomes of it."""
         self._lines = 0
+        self._job, self._request_id = job, request.id
         self._channel.send(session.encode_request(request))
 
-    def kill(self, why: str = "") -> None:
-        """End it, and all that came from it; ``worker_ended`` comes when that is done."""
-        self._why = self._why or why
+    def kill(self, why: str) -> None:
+        """End it and every process that it started; ``worker_ended`` follows, and nothing else of it is passed on."""
+        self._why_killed = self._why_killed or why
         self._channel.close()
-        self._let_go()
+        self._close_stdin()
 
     def resident_bytes(self) -> int:
-        """Give how much memory it has in use, in bytes; 0 where the system does not tell."""
+        """Return how much memory it uses, in bytes; 0 if the system does not say."""
         return _resident_bytes(self.pid) if self.pid is not None else 0
 
-    # What Twisted calls.
+    # Called by Twisted.
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        """Put what it prints into the log, line by line."""
-        *lines, rest = (self._logs[childFD] + data).split(b"\n")
+        """Log what it prints, line by line."""
+        *lines, rest = (self._partial_lines[childFD] + data).split(b"\n")
         if len(rest) > MAX_LINE_BYTES:
             lines, rest = [*lines, rest], b""
-        self._logs[childFD] = rest
-        self._print(lines)
+        self._partial_lines[childFD] = rest
+        self._log_output(lines)
 
     def processExited(self, reason: Failure) -> None:
-        """Tell that it is gone. Not in ``processEnded``, which waits for whoever holds its pipes."""
+        """Report its end. ``processEnded`` may come much later: a process that it started can hold its pipes open."""
         self._channel.close()
-        self._why = self._why or _explain(reason.value)
-        if self._process is not None:  # else it is still being spawned, and nobody knows of it
-            self._events.worker_ended(self, self._why)
+        self._why_killed = self._why_killed or _describe_end(reason.value)
+        if self._process is not None:  # otherwise it is still being spawned, and the supervisor does not have it yet
+            self._events.worker_ended(self, self._why_killed)
 
     def processEnded(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
-        """Log what was left when its pipes were closed."""
-        for rest in self._logs.values():
-            self._print([rest] if rest else [])
+        """Log the unfinished lines: a crashing interpreter's last words often lack a newline."""
+        for rest in self._partial_lines.values():
+            self._log_output([rest] if rest else [])
 
-    # What the channel calls.
+    # Called by the channel.
 
     def _receive(self, data: bytes) -> None:
         try:
             strings = self._decoder.decode(data)
-            while strings and not self._why:  # what it says after that for which it was killed means nothing
+            while strings and not self._why_killed:
                 self._handle(strings.pop(0))
         except (BadFrame, ValueError) as error:
-            self.kill(f"said what no worker says: {one_line(str(error))}")
-            self._events.worker_hung_up(self)
+            self.kill(f"sent an invalid message: {one_line(str(error))}")
+            self._events.worker_disconnected(self)
 
     def _handle(self, string: bytes) -> None:
         if self.pid is None:
-            report = messages.decode_hello(string)
-            self.pid = report.pid
-            self._events.worker_said_hello(self, report)
-        elif (step := messages.decode_step(string)) is not None:
-            self._events.worker_began(self, step)
+            hello = messages.decode_hello(string)
+            self.pid = hello.pid
+            self._events.worker_said_hello(self, hello)
+            return
+        if (job := self._job) is None:
+            raise ValueError("no request is running")
+        if (step := messages.decode_step(string)) is not None:
+            job.began(step)
         elif (raised := messages.decode_traceback(string)) is not None:
-            self._events.worker_raised(self, raised)
+            job.raised(raised)
         else:
             answer = session.decode_reply(string)
             del string  # it may be long, and the answer holds its poem
-            self._events.worker_answered(self, answer)
+            if answer.id != self._request_id:
+                raise ValueError(f"request {self._request_id} is running, not {answer.id}")
+            self._job = None
+            job.answered(answer)
 
     def _channel_lost(self) -> None:
-        # Mostly the process ends with it, and says itself how.
-        self._let_go()
-        self._events.worker_hung_up(self)
+        # Usually the process is ending too, and its status says why.
+        self._close_stdin()
+        self._events.worker_disconnected(self)
 
-    def _let_go(self) -> None:
+    def _close_stdin(self) -> None:
+        """Have the reaper kill the worker, and end."""
         if self._process is not None:
             self._process.closeStdin()
 
-    def _print(self, lines: Sequence[bytes]) -> None:
+    def _log_output(self, lines: Sequence[bytes]) -> None:
         for line in lines:
             self._lines += 1
             if self._lines <= MAX_LINES:
                 text = printable(line[:MAX_LINE_BYTES].decode(errors="replace"))
-                self.log.info("worker {pid}: {text}", pid=self.pid or "that starts", text=text)
+                self.log.info("worker {pid}: {text}", pid=self.pid or "(starting)", text=text)
             elif self._lines == MAX_LINES + 1:
                 self.log.info("worker {pid} prints too much; the rest is left out", pid=self.pid)
 
 
-def _explain(end: BaseException | None) -> str:
+def _describe_end(end: BaseException | None) -> str:
     if not isinstance(end, ProcessTerminated):
         return "ended with exit status 0"
     if end.signal is None:

@@ -22,8 +22,7 @@ from xformd.runners.inline import InlineRunner
 from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.runners.policy import Placement, Quarantine
 from xformd.runners.pool import WorkerPool
-from xformd.runners.slot import SelfTest
-from xformd.runners.supervisor import START_TIMEOUT_S, NotReady
+from xformd.runners.supervisor import START_TIMEOUT_S, NotReady, SelfTest
 from xformd.runners.worker_handle import WorkerHandle
 from xformd.service import TransformService
 from xformd.telemetry.status import ServerStatus, WorkerHistory
@@ -150,17 +149,17 @@ class Reloader:
     def _registry_from_worker(self, before: Registry, report: WorkerHello) -> Registry:
         """Make a registry of what a worker has loaded, and lived: only then is what must run here imported here."""
         is_isolated = self._placement.is_isolated
-        wanted = listing.plugins_run_here(report.listed, is_isolated)
+        wanted = listing.plugins_run_here(report.listing, is_isolated)
         ignore_unknown = attrs.evolve(self._settings.selection, strict=False, ignore_unknown=True)
         own = loader.load(ignore_unknown, only=lambda candidate: (candidate.distribution, candidate.name) in wanted)
-        return listing.from_json(report.listed, keep_imported(before, own), is_isolated)
+        return listing.from_json(report.listing, keep_imported(before, own), is_isolated)
 
     def _apply_worker_failures(self, ready: WorkerHello | NotReady) -> None:
         """Take note of plugins that work here, and fail in every worker."""
         if isinstance(ready, NotReady):
             return
         before = self.service.registry
-        registry = listing.from_json(ready.listed, before, self._placement.is_isolated)
+        registry = listing.from_json(ready.listing, before, self._placement.is_isolated)
         active = {(plugin.distribution, plugin.name) for plugin in before.with_state("active")}
         failed = [plugin for plugin in registry.with_state("failed") if (plugin.distribution, plugin.name) in active]
         for plugin in failed:
@@ -205,7 +204,7 @@ class Reloader:
         settings, limits = self._settings, self._settings.limits
         if settings.worker_count == 0:
             return None
-        told = WorkerSetup(
+        setup = WorkerSetup(
             selection=attrs.evolve(settings.selection, strict=False, ignore_unknown=True),
             max_request_bytes=max(limits.max_request_bytes, limits.max_result_bytes),
             max_result_bytes=limits.max_result_bytes,
@@ -213,7 +212,7 @@ class Reloader:
         )
         return WorkerPool(
             size=settings.worker_count,
-            launch=lambda events: WorkerHandle(told, events, self._reactor),
+            launch=lambda events: WorkerHandle(setup, events, self._reactor),
             self_test=choose_self_test(registry, self._placement),
             quarantine=Quarantine(),
             limits=limits,

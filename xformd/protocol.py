@@ -27,7 +27,7 @@ from zope.interface import implementer
 from xformd.dialects.classic import ClassicHandler
 from xformd.dialects.interfaces import Connection, ConnectionHandler
 from xformd.dialects.session import SessionHandler
-from xformd.errors import BadFrame, TooLarge, XformError
+from xformd.errors import BadFrame, XformError
 from xformd.limits import Limits
 from xformd.net.connections import DisconnectWatcher
 from xformd.net.deadline import Deadline
@@ -237,7 +237,7 @@ class TransformProtocol(DrainableProtocol):
         try:
             strings = self._decoder.decode(data, max_strings=1)
         except netstring.NetstringError as error:
-            self._refuse((TooLarge if error.violation == "too_long" else BadFrame)(error.message))
+            self._refuse(error.wire_error)
             return
         self.hint_read_size(self._decoder.string_bytes)
         if strings == [session.OPENING]:

@@ -1,4 +1,4 @@
-"""The netstring decoder: every vector under every split, and whatever else hypothesis thinks of."""
+"""The netstring decoder: every vector at every split, and what else hypothesis finds."""
 
 import json
 import tracemalloc
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.errors import BadFrame
+from xformd.errors import BadFrame, TooLarge
 from xformd.wire.netstring import Decoder, NetstringError, encode
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "netstrings.json").read_text())
@@ -19,7 +19,7 @@ LIMIT = 1_000
 
 
 def decode_all(pieces: list[bytes], max_length: int) -> tuple[list[bytes], str | None, int | None, int]:
-    """Give the strings, the violation and its offset, and how many bytes had been fed by then."""
+    """Return the strings, the violation and its offset, and how many bytes had been fed by then."""
     decoder = Decoder(max_length)
     strings: list[bytes] = []
     fed = 0
@@ -34,7 +34,7 @@ def decode_all(pieces: list[bytes], max_length: int) -> tuple[list[bytes], str |
 
 
 def splits(data: bytes) -> Iterator[list[bytes]]:
-    """Give a stream whole, byte by byte, and in two pieces at every place."""
+    """Yield a stream whole, byte by byte, and in two pieces at every place."""
     yield [data]
     yield [data[place : place + 1] for place in range(len(data))]
     for place in range(len(data) + 1):
@@ -42,7 +42,7 @@ def splits(data: bytes) -> Iterator[list[bytes]]:
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
-def test_vector_decodes_the_same_under_every_split(vector: dict[str, Any]) -> None:
+def test_a_vector_decodes_the_same_at_every_split(vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["hex"])
     for pieces in splits(data):
         strings, violation, offset, _ = decode_all(pieces, vector["max_length"])
@@ -55,18 +55,18 @@ def test_vector_decodes_the_same_under_every_split(vector: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     "vector", [vector for vector in VECTORS if vector["reject_at"] is not None], ids=lambda vector: vector["name"]
 )
-def test_rejection_comes_with_the_offending_byte_and_not_later(vector: dict[str, Any]) -> None:
+def test_decoding_ends_at_the_offending_byte(vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["hex"])
     *_, fed = decode_all([data[place : place + 1] for place in range(len(data))], vector["max_length"])
     assert fed == vector["reject_at"] + 1
 
 
-def test_the_vectors_are_there() -> None:
+def test_no_vector_is_missing() -> None:
     assert len(VECTORS) == 101
 
 
 @given(st.lists(st.binary(max_size=40)), st.data())
-def test_what_is_encoded_decodes_under_any_split(strings: list[bytes], data: st.DataObject) -> None:
+def test_strings_survive_any_split(strings: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(map(encode, strings))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)))))
     pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -90,7 +90,7 @@ def test_splitting_never_changes_the_outcome(stream: bytes, max_length: int) -> 
     assert len(outcomes) == 1
 
 
-def test_decoding_stops_after_as_many_strings_as_asked_for() -> None:
+def test_decoding_stops_after_max_strings() -> None:
     decoder = Decoder(LIMIT)
     assert decoder.decode(b"1:a,1:b,1:c,x", max_strings=2) == [b"a", b"b"]
     assert decoder.has_unread
@@ -100,7 +100,7 @@ def test_decoding_stops_after_as_many_strings_as_asked_for() -> None:
     assert caught.value.offset == 12
 
 
-def test_what_is_unread_joins_what_arrives_next() -> None:
+def test_unread_bytes_join_what_arrives_next() -> None:
     decoder = Decoder(LIMIT)
     assert decoder.decode(b"1:a,3:b", max_strings=1) == [b"a"]
     assert decoder.decode(b"cd,", max_strings=1) == [b"bcd"]
@@ -108,7 +108,7 @@ def test_what_is_unread_joins_what_arrives_next() -> None:
     decoder.finish()
 
 
-def test_stopping_after_none_looks_at_nothing() -> None:
+def test_no_string_wanted_means_no_byte_read() -> None:
     assert Decoder(LIMIT).decode(b"rubbish", max_strings=0) == []
 
 
@@ -128,11 +128,18 @@ def test_a_broken_decoder_stays_broken() -> None:
 
 
 def test_a_length_over_the_limit_names_both_figures() -> None:
-    with pytest.raises(NetstringError, match="10000 bytes or more; the limit is 1000 bytes"):
+    with pytest.raises(NetstringError, match="10000 bytes or more; the limit is 1000 bytes") as caught:
         Decoder(LIMIT).decode(b"100000:")
+    assert isinstance(caught.value.wire_error, TooLarge)
 
 
-def test_a_length_that_is_refused_and_one_that_is_only_announced_allocate_nothing() -> None:
+def test_a_peer_is_told_of_a_violation_as_a_bad_frame() -> None:
+    with pytest.raises(NetstringError) as caught:
+        Decoder(LIMIT).decode(b"x")
+    assert type(caught.value.wire_error) is BadFrame
+
+
+def test_a_length_alone_allocates_nothing() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(NetstringError):
@@ -144,7 +151,7 @@ def test_a_length_that_is_refused_and_one_that_is_only_announced_allocate_nothin
     assert peak < 100_000
 
 
-def test_a_string_that_arrives_in_single_bytes_costs_little_more_than_its_length() -> None:
+def test_a_string_in_single_bytes_costs_little_memory() -> None:
     length = 200_000
     decoder = Decoder(length)
     decoder.decode(b"%d:" % length)
@@ -159,7 +166,7 @@ def test_a_string_that_arrives_in_single_bytes_costs_little_more_than_its_length
     assert decoder.decode(b",") == [b"x" * length]
 
 
-def test_a_decoder_says_how_long_a_string_is_from_its_length_on_until_the_next_ones_is_there() -> None:
+def test_string_bytes_is_the_length_of_the_current_or_last_string() -> None:
     decoder = Decoder(1_000)
     lengths = []
     for piece in (b"1", b"0:", b"abc", b"defghij", b",", b"3", b":a", b"bc,", b"2:ab,4:abcd,"):
@@ -168,13 +175,13 @@ def test_a_decoder_says_how_long_a_string_is_from_its_length_on_until_the_next_o
     assert lengths == [0, 10, 10, 10, 10, 10, 3, 3, 4]
 
 
-@pytest.mark.parametrize("reader", ["the decoder", "somebody else"])
-def test_nothing_is_held_of_what_has_been_read(reader: str) -> None:
+@pytest.mark.parametrize("decoded_by", ["the decoder", "the caller"])
+def test_nothing_is_kept_of_a_decoded_read(decoded_by: str) -> None:
     decoder = Decoder(10**6)
     tracemalloc.start()
     try:
         data = encode(b"x" * 10**6)
-        if reader == "the decoder":
+        if decoded_by == "the decoder":
             assert len(decoder.decode(data)) == 1
         else:
             decoder.feed(data, len(data))
@@ -185,7 +192,7 @@ def test_nothing_is_held_of_what_has_been_read(reader: str) -> None:
     assert held < 10_000
 
 
-def test_what_somebody_else_has_read_counts_for_the_place_of_an_error() -> None:
+def test_bytes_that_the_caller_decoded_count_for_offsets() -> None:
     decoder = Decoder(1_000)
     decoder.feed(b"1:a,1:b,1:c,", 4)
     assert decoder.decode(max_strings=1) == [b"b"]

@@ -1,4 +1,4 @@
-"""The session form: what each side says, the other one reads; whatever else comes is refused as the table says."""
+"""The session dialect's messages: what one side encodes the other decodes; anything else is an error of the table."""
 
 import contextlib
 
@@ -24,18 +24,18 @@ ERRORS_OF_A_SERVER = st.builds(
 
 
 def inside(netstring: bytes) -> bytes:
-    """Give the one string of a stream."""
+    """Return the one string of a stream."""
     (string,) = Decoder(100_000).decode(netstring)
     return string
 
 
 @given(IDS, st.binary(), MILLISECONDS)
-def test_a_request_is_read_as_it_was_said(request_id: int, poem: bytes, timeout_ms: int | None) -> None:
+def test_a_request_survives_the_wire(request_id: int, poem: bytes, timeout_ms: int | None) -> None:
     request = Request(request_id, parse("wrap:width=4%2E5+upper"), poem, timeout_ms)
     assert session.decode_request(inside(session.encode_request(request))) == request
 
 
-def test_the_bytes_of_a_request_and_of_its_answers() -> None:
+def test_the_bytes_on_the_wire_are_these() -> None:
     request = Request(7, parse("cummingsify"), b"HERE. IS", timeout_ms=500)
     assert session.encode_request(request) == b"34:7 cummingsify timeout=500.HERE. IS,"
     assert session.encode_reply(Reply(7, b"here. is")) == b"13:7 ok.here. is,"
@@ -46,26 +46,26 @@ def test_the_bytes_of_a_request_and_of_its_answers() -> None:
 
 
 @given(IDS, st.sampled_from(["list", "ping", "cancel"]))
-def test_a_control_message_is_read_as_it_was_said(request_id: int, control: session.Control) -> None:
+def test_a_control_message_survives_the_wire(request_id: int, control: session.Control) -> None:
     message = ControlRequest(request_id, control)
     assert session.decode_request(inside(session.encode_control(message))) == message
 
 
 @given(IDS, st.binary())
-def test_a_reply_is_read_as_it_was_said(reply_id: int, poem: bytes) -> None:
+def test_a_reply_survives_the_wire(reply_id: int, poem: bytes) -> None:
     reply = Reply(reply_id, poem)
     assert session.decode_reply(inside(session.encode_reply(reply))) == reply
 
 
 @given(st.integers(0, session.MAX_ID), ERRORS_OF_A_SERVER)
-def test_an_error_is_read_as_it_was_said(reply_id: int, error: XformError) -> None:
+def test_an_error_survives_the_wire(reply_id: int, error: XformError) -> None:
     read = session.decode_reply(inside(session.encode_refusal(Refusal(reply_id, error))))
     assert isinstance(read, Refusal)
     assert (read.id, type(read.error)) == (reply_id, type(error))
     assert (read.error.message, read.error.retry_after_ms) == (error.message, error.retry_after_ms)
 
 
-def test_a_hello_is_read_as_it_was_said() -> None:
+def test_a_hello_survives_the_wire() -> None:
     hello = Hello("xformd 0.1.0", 10_485_760, 64)
     assert inside(session.encode_hello(hello)) == (
         b'xformd/2 {"server": "xformd 0.1.0", "max_request_bytes": 10485760, "max_in_flight": 64}'
@@ -89,7 +89,7 @@ def test_a_hello_is_read_as_it_was_said() -> None:
         b"xformd/2 \xff",
     ],
 )
-def test_a_hello_that_is_none_is_a_bad_frame(string: bytes) -> None:
+def test_anything_but_a_hello_is_a_bad_frame(string: bytes) -> None:
     with pytest.raises(BadFrame):
         session.decode_hello(string)
 
@@ -106,7 +106,7 @@ def test_a_hello_that_is_none_is_a_bad_frame(string: bytes) -> None:
         b" 7 upper.p",
     ],
 )
-def test_what_does_not_start_with_an_id_is_no_session(string: bytes) -> None:
+def test_a_message_without_an_id_is_a_bad_frame(string: bytes) -> None:
     with pytest.raises(BadFrame, match="id"):
         session.decode_request(string)
 
@@ -119,16 +119,16 @@ def test_what_does_not_start_with_an_id_is_no_session(string: bytes) -> None:
         (b"7 " + b"a" * (MAX_SPEC_BYTES + 2_000) + b".poem", "no '.'"),
         (b"7.poem", "names its transform"),
         (b"7 .poem", "names its transform"),
-        (b"7  upper.poem", "'upper' is no attribute"),
-        (b"7 upper .poem", "'' is no attribute"),
-        (b"7 upper timeout.poem", "'timeout' is no attribute"),
+        (b"7  upper.poem", "'upper' is not an attribute"),
+        (b"7 upper .poem", "'' is not an attribute"),
+        (b"7 upper timeout.poem", "'timeout' is not an attribute"),
         (b"7 upper timeout=soon.poem", "whole number of milliseconds, not 'soon'"),
         (b"7 upper timeout=-1.poem", "whole number of milliseconds"),
         (b"7 upper timeout=1 timeout=2.poem", "given twice"),
         (b"7 !stop.", "no control message '!stop'; there are !list, !ping, !cancel"),
     ],
 )
-def test_a_request_that_cannot_be_read_is_answered_where_its_id_can(string: bytes, says: str) -> None:
+def test_a_malformed_request_keeps_its_id(string: bytes, says: str) -> None:
     message = session.decode_request(string)
     assert isinstance(message, Malformed)
     assert message.id == 7
@@ -144,12 +144,12 @@ def test_unknown_attributes_are_ignored() -> None:
 @pytest.mark.parametrize(
     "string", [b"", b"7", b"7 ok", b"x ok.poem", b"7.poem", b"7 ok colour.poem", b"7 busy retry-after=x.m"]
 )
-def test_a_reply_that_is_none_is_a_bad_frame(string: bytes) -> None:
+def test_anything_but_a_reply_is_a_bad_frame(string: bytes) -> None:
     with pytest.raises(BadFrame):
         session.decode_reply(string)
 
 
-def test_an_error_of_a_later_version_is_still_an_error() -> None:
+def test_an_unknown_error_code_is_an_internal_error() -> None:
     refusal = session.decode_reply(b"7 on-fire retry-after=5.run")
     assert isinstance(refusal, Refusal)
     assert isinstance(refusal.error, InternalError)
@@ -158,7 +158,7 @@ def test_an_error_of_a_later_version_is_still_an_error() -> None:
 
 
 @given(st.one_of(st.binary(), st.text("07 !.=abz-", max_size=20).map(str.encode)))
-def test_any_string_is_a_message_or_bad_for_both_sides(string: bytes) -> None:
+def test_any_string_is_a_message_or_a_bad_frame(string: bytes) -> None:
     for decode in (session.decode_request, session.decode_reply, session.decode_hello):
         with contextlib.suppress(BadFrame):
             decode(string)

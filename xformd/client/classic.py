@@ -7,10 +7,10 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from xformd.client.errors import RequestCancelled
-from xformd.errors import ConnectionFailed, ConnectionLost, RequestRefused, XformError
+from xformd.errors import ConnectionFailed, ConnectionLost, RequestRefused
 from xformd.net.endpoints import connect, failure_reason
 from xformd.spec import Spec
-from xformd.wire import classic
+from xformd.wire import classic, netstring
 
 
 def ask(
@@ -45,7 +45,7 @@ class _Exchange(Protocol):
         self._address = address
         self._request = classic.encode_request(request)
         self._spec = request.spec
-        self._reader = classic.OneString(max_result_bytes)
+        self._decoder = netstring.Decoder(max_result_bytes)
         self._has_received = False
 
     def connectionMade(self) -> None:
@@ -57,12 +57,13 @@ class _Exchange(Protocol):
         """Collect the answer."""
         self._has_received = True
         try:
-            poem = self._reader.receive(data)
-        except XformError as error:
+            strings = self._decoder.decode(data, max_strings=1)
+        except netstring.NetstringError as violation:
+            error = violation.wire_error
             self._settle(Failure(type(error)(f"{self._address} sent no answer that can be read: {error.message}")))
         else:
-            if poem is not None:
-                self._settle(poem)
+            if strings:
+                self._settle(strings[0])
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Say why there is no answer, if there is none."""

@@ -125,7 +125,7 @@ class Session(Protocol):
             violation = None
         except netstring.NetstringError as error:
             strings = error.strings
-            violation = (TooLarge if error.violation == "too_long" else BadFrame)(error.message)
+            violation = error.wire_error
         try:
             for string in strings:
                 self._take(string)

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from xformd import __version__
 from xformd.dialects.interfaces import Connection
-from xformd.errors import BadFrame, BadRequest, ShuttingDown, TooLarge, TransformTimeout, XformError
+from xformd.errors import BadFrame, BadRequest, ShuttingDown, TransformTimeout, XformError
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S, Outcome
@@ -178,7 +178,7 @@ class SessionHandler:
         try:
             strings = decoder.decode(max_strings=1)
         except netstring.NetstringError as error:
-            self._violation = (TooLarge if error.violation == "too_long" else BadFrame)(error.message)
+            self._violation = error.wire_error
             return False
         for string in strings:
             self._has_request_deadline = False

@@ -1,7 +1,7 @@
 """Netstrings: ``<length>:<bytes>,`` (https://cr.yp.to/proto/netstrings.txt), decoded strictly and incrementally.
 
-The law here: the result never depends on how the bytes were split, the first byte that cannot belong to an
-acceptable netstring is the one at which decoding ends, and a length over the limit costs no memory.
+Invariant: the result does not depend on how the bytes were split, decoding ends at the first byte that cannot belong to
+an acceptable netstring, and a length over the limit costs no memory.
 """
 
 import functools
@@ -9,7 +9,7 @@ import io
 import re
 from typing import Literal, NoReturn
 
-from xformd.errors import BadFrame
+from xformd.errors import BadFrame, TooLarge
 
 Violation = Literal["bad_length", "bad_terminator", "too_long", "incomplete"]
 
@@ -21,8 +21,8 @@ class NetstringError(BadFrame):
 
     Attributes:
         violation: which rule was broken.
-        offset: the place of the offending byte, counted in bytes from the start of the stream.
-        strings: what the same call had decoded before it.
+        offset: of the offending byte, from the start of the stream.
+        strings: those that the same call had decoded before it.
     """
 
     def __init__(self, violation: Violation, offset: int, strings: list[bytes], message: str) -> None:
@@ -30,6 +30,11 @@ class NetstringError(BadFrame):
         self.violation: Violation = violation
         self.offset = offset
         self.strings = strings
+
+    @property
+    def wire_error(self) -> BadFrame | TooLarge:
+        """The error of the table that a peer is told."""
+        return (TooLarge if self.violation == "too_long" else BadFrame)(self.message)
 
 
 def encode(string: bytes) -> bytes:
@@ -43,9 +48,7 @@ def _header_pattern(max_digits: int) -> re.Pattern[bytes]:
 
 
 class Decoder:
-    """An incremental decoder: feed it what arrives, take the strings that are complete.
-
-    A decoder that has raised stays broken and raises the same error again.
+    """Decodes a stream piece by piece. Once it has raised an error, it raises the same one again.
 
     Args:
         max_length: the longest string to accept, in bytes.
@@ -54,40 +57,39 @@ class Decoder:
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
         self._match_header = _header_pattern(len(str(max_length))).match
-        self._data = b""  # what arrived last, up to _position already decoded
+        self._data = b""  # what arrived last, decoded up to _position
         self._position = 0
         self._dropped = 0  # stream offset of the first byte of _data
         self._length: int | None = None  # of the string being read; None before its first digit
         self._body: io.BytesIO | None = None  # of the string being read; None while in its length
-        self._last_length = 0  # of the last string given
+        self._last_length = 0  # of the last string
         self._error: NetstringError | None = None
 
     @property
     def has_unread(self) -> bool:
-        """Whether bytes wait that no call has looked at yet, because ``max_strings`` was reached."""
+        """Whether there are bytes that no call has looked at yet, because ``max_strings`` was reached."""
         return self._position < len(self._data)
 
     @property
     def unread(self) -> tuple[bytes, int]:
-        """The bytes that wait to be looked at, with what came before them in the same read; and where they begin."""
+        """The last read, and the position in it of the first byte that no call has looked at yet."""
         return self._data, self._position
 
     def skip_to(self, position: int) -> None:
-        """Go on at a place further on in ``unread``, where a netstring begins: somebody else has read up to there."""
+        """Go on at a position in ``unread`` where a netstring begins: the caller has decoded up to there."""
         self._position = position
 
     def feed(self, data: bytes, position: int = 0) -> None:
-        """Take bytes in, without looking at them.
+        """Keep bytes for the next call of ``decode``.
 
         Args:
             data: the next bytes of the stream.
-            position: how many of them somebody else has read, up to where a netstring begins. More than none only
-                where no others wait.
+            position: how many of them the caller has decoded, up to where a netstring begins; 0 if any are unread.
         """
         if self._position < len(self._data):
             data = self._data[self._position :] + data
         self._dropped += self._position
-        if position == len(data):  # nothing is held of it: an idle connection's last read may be long
+        if position == len(data):  # an idle connection must not hold its last read, which may be long
             self._dropped += position
             data, position = b"", 0
         self._data, self._position = data, position
@@ -99,18 +101,15 @@ class Decoder:
 
     @property
     def string_bytes(self) -> int:
-        """How long the string is that is being read, or the last one, where there is none or its length is not here."""
+        """The length of the string that is being decoded; until that is known, of the last one."""
         return self._length if self._body is not None and self._length is not None else self._last_length
 
     def decode(self, data: bytes = b"", max_strings: int | None = None) -> list[bytes]:
-        """Take bytes in and give the strings that they complete.
+        """Decode bytes, and return the strings that are complete.
 
         Args:
             data: the next bytes of the stream, split anywhere.
-            max_strings: stop after this many; what follows is kept, unlooked at, for the next call.
-
-        Returns:
-            The strings, in order.
+            max_strings: stop after this many; what follows is kept for the next call.
 
         Raises:
             NetstringError: at the first byte that breaks the format; its ``strings`` were fine.
@@ -123,7 +122,7 @@ class Decoder:
         data, position, match_header = self._data, self._position, self._match_header
         size, max_length = len(data), self._max_length
         while position < size and len(strings) != max_strings:
-            # The hot path: a whole string lies in this read. Anything else takes the careful one.
+            # The fast path: a whole string lies in this read. Anything else goes byte by byte, which finds the error.
             if self._length is None and (match := match_header(data, position)):
                 start = match.end()
                 end = start + int(match[1])
@@ -141,7 +140,7 @@ class Decoder:
         return strings
 
     def finish(self) -> None:
-        """Say that the stream has ended.
+        """Check that the stream ends where it may.
 
         Raises:
             NetstringError: ``incomplete``, if it ended inside a string.
@@ -152,14 +151,14 @@ class Decoder:
             self._fail("incomplete", len(self._data), [], "the stream ended inside a netstring")
 
     def _advance(self, data: bytes, position: int, strings: list[bytes]) -> int:
-        """Take one byte of a length, or what there is of a body, or a terminator; return the next position."""
+        """Decode one byte of a length, or what there is of a body, or a terminator; return the next position."""
         if self._body is None:
             self._read_length(data[position], position, strings)
             return position + 1
         assert self._length is not None
         missing = self._length - self._body.tell()
         if missing:
-            # Into one growing buffer: a list of pieces would let one-byte reads cost forty bytes each.
+            # Into one growing buffer: in a list of pieces, reads of one byte would cost forty bytes each.
             return position + self._body.write(memoryview(data)[position : position + missing])
         if data[position] != _COMMA:
             self._fail("bad_terminator", position, strings, "a netstring must end with a comma")

@@ -1,7 +1,7 @@
-"""The session form: many requests on one connection, answered in any order (``docs/wire.md``, "Session").
+"""The session dialect: many requests on one connection, answered in any order (``docs/wire.md``, "Session").
 
-Both sides, as functions of strings and values: what a netstring of a session means, and which string says a thing.
-What a connection has to remember, which requests are in flight, is ``InFlight``; everything else has no state.
+Both sides' messages, encoded and decoded. Invariant: nothing here has state, and what cannot be decoded is either an
+error that can be answered, or a ``BadFrame`` that ends the connection.
 """
 
 import functools
@@ -17,16 +17,16 @@ from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, Spec, parse
 from xformd.wire import netstring
 
 OPENING = b"xformd/2"
-"""What a client says first. It holds no ``.``, so that a server of the classic form refuses it."""
+"""A client's first string. It holds no ``.``, so that a server that knows only the classic dialect refuses it."""
 
 CONNECTION_ID = 0
-"""The id under which the server speaks of the connection itself."""
+"""The id of the server's messages about the connection itself."""
 
 MAX_ID = 2**53 - 1
 """The largest integer that every JSON and JavaScript implementation holds exactly."""
 
 MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
-"""What stands before the ``.``: an id, a spec and a few attributes."""
+"""The longest head, which ends at the first ``.``: an id, a spec and a few attributes."""
 
 _ZERO = ord("0")
 
@@ -44,7 +44,7 @@ to 15 digits are below ``MAX_ID``. The quantifiers are possessive: text without 
 
 @attrs.frozen
 class Hello:
-    """What a server says of itself when a session begins."""
+    """How a server introduces itself when a session begins."""
 
     server: str
     max_request_bytes: int
@@ -63,7 +63,7 @@ class Request:
 
 @attrs.frozen
 class ControlRequest:
-    """``!list``, ``!ping``, or ``!cancel``, whose id is that of the request to give up."""
+    """``!list``, ``!ping``, or ``!cancel``, whose id is that of the request to cancel."""
 
     id: int
     control: Control
@@ -71,7 +71,7 @@ class ControlRequest:
 
 @attrs.frozen
 class Malformed:
-    """A request that cannot be read, but whose id can: it is answered, and the session goes on."""
+    """A request of which only the id could be read: it is answered, and the session goes on."""
 
     id: int
     error: BadRequest
@@ -79,7 +79,7 @@ class Malformed:
 
 @attrs.frozen
 class Reply:
-    """The answer to a request."""
+    """The result of a request."""
 
     id: int
     poem: bytes
@@ -87,49 +87,45 @@ class Reply:
 
 @attrs.frozen
 class Refusal:
-    """An error in place of an answer; with the id 0 it is about the connection, which then closes."""
+    """The error of a request; with the id 0 it is about the connection, which then closes."""
 
     id: int
     error: XformError
 
 
-# The client speaks, the server reads.
+# From the client to the server.
 
 
 def encode_opening() -> bytes:
-    """Give the bytes with which a client opens a session."""
+    """Encode the opening of a session."""
     return netstring.encode(OPENING)
 
 
 def encode_request(request: Request) -> bytes:
-    """Give the bytes of a request."""
-    # Framed here, in one copy of the poem: it may be long.
+    """Encode a request, with a single copy of its poem, which may be long."""
     deadline = b"" if request.timeout_ms is None else b" timeout=%d" % request.timeout_ms
-    head = b"%d %b%b." % (request.id, _written(request.spec), deadline)
+    head = b"%d %b%b." % (request.id, _encode_spec(request.spec), deadline)
     return b"%d:%b%b," % (len(head) + len(request.poem), head, request.poem)
 
 
 @functools.lru_cache(maxsize=256)
-def _written(spec: Spec) -> bytes:
+def _encode_spec(spec: Spec) -> bytes:
     return str(spec).encode("ascii")
 
 
 def encode_control(request: ControlRequest) -> bytes:
-    """Give the bytes of a control message."""
+    """Encode a control message."""
     return netstring.encode(b"%d !%b." % (request.id, request.control.encode("ascii")))
 
 
 def decode_request(string: bytes) -> Request | ControlRequest | Malformed:
-    """Read what a client said after its opening.
+    """Decode a client's message after its opening.
 
     Args:
         string: the inside of one netstring.
 
-    Returns:
-        What it asks for.
-
     Raises:
-        BadFrame: it does not even start with an id: this is no session, and the connection must end.
+        BadFrame: it does not even start with an id. This is no session, and the connection must end.
     """
     head, poem = _split(string)
     number, _, words = head.partition(b" ")
@@ -149,8 +145,8 @@ def decode_request(string: bytes) -> Request | ControlRequest | Malformed:
 
 
 def _meaning(words: bytes) -> tuple[Spec, int | None] | Control:
-    """Read what stands between a request's id and its ``.``."""
-    # Byte for character, so that whatever was sent can be quoted.
+    """Decode what stands between a request's id and its ``.``."""
+    # Latin-1, so that whatever was sent can be quoted.
     spec, *attributes = words.decode("latin-1").split(" ")
     if not words:
         raise BadRequest("a request names its transform after its id and a space")
@@ -162,67 +158,64 @@ def _meaning(words: bytes) -> tuple[Spec, int | None] | Control:
     return parse(spec), _milliseconds(values, "timeout")
 
 
-# A client says the same few things again and again.
+# Clients repeat the same few words.
 _short_meaning = functools.lru_cache(maxsize=1_024)(_meaning)
 
 
-# The server speaks, the client reads.
+# From the server to the client.
 
 
 def encode_hello(hello: Hello) -> bytes:
-    """Give the bytes with which a server takes up a session."""
+    """Encode a server's first message."""
     return netstring.encode(OPENING + b" " + json.dumps(attrs.asdict(hello)).encode("ascii"))
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """Give the bytes of an answer."""
-    return b"".join(frame_reply(reply))  # in one copy of the poem: it may be long
+    """Encode a result, with a single copy of the poem, which may be long."""
+    return b"".join(frame_reply(reply))
 
 
 def frame_reply(reply: Reply) -> tuple[bytes, bytes, bytes]:
-    """Give the bytes of an answer in three parts, of which the poem is one."""
+    """Encode a result in three parts, of which the second is the poem itself."""
     head = b"%d ok." % reply.id
     return b"%d:%b" % (len(head) + len(reply.poem), head), reply.poem, b","
 
 
 def encode_refusal(refusal: Refusal) -> bytes:
-    """Give the bytes of an error."""
+    """Encode an error."""
     error = refusal.error
     later = "" if error.retry_after_ms is None else f" retry-after={error.retry_after_ms}"
     return netstring.encode(f"{refusal.id} {error.code}{later}.{one_line(error.message)}".encode())
 
 
 def decode_hello(string: bytes) -> Hello:
-    """Read how a server takes up a session.
+    """Decode a server's first message.
 
     Args:
         string: the inside of its first netstring.
 
-    Returns:
-        What it says of itself.
-
     Raises:
-        BadFrame: it speaks something else.
+        BadFrame: it is no hello of this version.
     """
     opening, _, text = string.partition(b" ")
     try:
-        told = json.loads(text)
-        hello = Hello(str(told["server"]), int(told["max_request_bytes"]), int(told["max_in_flight"]))
+        fields = json.loads(text)
+        hello = Hello(str(fields["server"]), int(fields["max_request_bytes"]), int(fields["max_in_flight"]))
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise BadFrame("the server's first message is no hello of a session") from error
+        raise BadFrame("the server's first message is not the hello of a session") from error
     if opening != OPENING or hello.max_in_flight < 1 or hello.max_request_bytes < 1:
-        raise BadFrame("the server's first message is no hello of this version of the session form")
+        raise BadFrame("the server's first message is not a hello of this version of the protocol")
     return hello
 
 
 def decode_reply(string: bytes) -> Reply | Refusal:
-    """Read what a server said after its hello.
+    """Decode a server's message after its hello.
 
     Args:
         string: the inside of one netstring.
 
     Returns:
-        The answer, or the error in its place. A code that this version does not know is an ``InternalError``.
+        The result, or the error. A code that this version does not know makes an ``InternalError``.
 
     Raises:
         BadFrame: it is no message of a session.
@@ -248,11 +241,11 @@ def decode_reply(string: bytes) -> Reply | Refusal:
     return Refusal(reply_id, ERRORS[code](message, retry_after_ms=retry_after_ms, log_message=REDACTED))
 
 
-# What both need.
+# Both directions.
 
 
 def _split(string: bytes) -> tuple[bytes, bytes | None]:
-    """Give what stands before the first ``.``, and the rest, or None where there is no ``.`` in its place."""
+    """Return the head, and what follows its ``.``; None where there is no ``.`` within ``MAX_HEAD_BYTES``."""
     dot = string.find(b".", 0, MAX_HEAD_BYTES + 1)
     if dot < 0:
         return string[:MAX_HEAD_BYTES], None
@@ -263,8 +256,8 @@ def _id(digits: bytes) -> int:
     value = _number(digits)
     if value is None or value > MAX_ID:
         shown = digits[:80].decode("latin-1")
-        rule = "a message of a session starts with one, from 1 to 2^53-1"
-        raise BadFrame(f"{shown!r} is no id: {rule}", log_message=f"no id: {rule}")
+        rule = "a session's messages start with an id from 1 to 2^53-1"
+        raise BadFrame(f"{shown!r} is not an id: {rule}", log_message=f"not an id: {rule}")
     return value
 
 
@@ -279,7 +272,7 @@ def _attributes(words: Iterable[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
-            raise BadRequest(f"{word[:80]!r} is no attribute: write <key>=<value>")
+            raise BadRequest(f"{word[:80]!r} is not an attribute: write <key>=<value>")
         if key in values:
             raise BadRequest(f"the attribute {key[:80]!r} is given twice")
         values[key] = value

@@ -245,4 +245,4 @@ def test_a_cache_that_fails_never_fails_a_request(clock: Clock, log: Log) -> Non
     answer = read.get("owl", lambda: succeed(b"poem"))
     assert isinstance(answer, Deferred)
     assert result_of(answer) == b"poem"
-    assert log.lines == ["the cache could not be read", "an answer could not be kept"]
+    assert log.lines == ["the cache could not be read", "an answer could not be cached"]

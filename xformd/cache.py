@@ -1,7 +1,7 @@
-"""What a caching proxy decides: how fresh an answer is, who waits for whom, and what is kept. No network in here.
+"""What a caching proxy decides: whether an answer is fresh, which requests share a call, and what is kept. No network.
 
-The law: any number of simultaneous misses make one call; who leaves, leaves alone, and the last one to leave cancels
-the call; an error is never kept; and a cache that fails never fails a request.
+Invariant: simultaneous misses of one key make one call; cancelling a wait ends that wait alone, and cancelling the last
+one cancels the call; an error is never cached; a cache that fails never fails a request.
 """
 
 import enum
@@ -23,14 +23,14 @@ log = Logger()
 
 
 class Freshness(enum.Enum):
-    """What an answer is good for."""
+    """What a cached answer may be used for."""
 
     FRESH = "fresh"
-    """For every request."""
+    """Any request."""
     STALE = "stale"
-    """For a request that got no fresh one."""
+    """A request for which no fresh answer could be fetched."""
     GONE = "gone"
-    """For nothing."""
+    """Nothing."""
 
 
 @attrs.frozen(kw_only=True)
@@ -38,8 +38,8 @@ class Policy:
     """How long answers are kept.
 
     Args:
-        ttl_s: for how many seconds an answer is fresh; without end where none are given.
-        stale_s: for how many seconds after that it may stand in for one that did not come.
+        ttl_s: how many seconds an answer is fresh.
+        stale_s: how many seconds after that it may replace an answer that could not be fetched.
     """
 
     ttl_s: float = math.inf
@@ -47,24 +47,24 @@ class Policy:
 
     @property
     def lifetime_s(self) -> float:
-        """How many seconds an answer is good for anything."""
+        """How many seconds an answer is kept."""
         return self.ttl_s + self.stale_s
 
     def judge(self, age_s: float) -> Freshness:
-        """Say what an answer of this age is good for."""
+        """Return what an answer of this age may be used for."""
         if age_s < self.ttl_s:
             return Freshness.FRESH
         return Freshness.STALE if age_s < self.lifetime_s else Freshness.GONE
 
 
 @attrs.frozen
-class Entry(Generic[Value]):
-    """An answer that is kept.
+class CachedValue(Generic[Value]):
+    """A cached answer.
 
     Args:
         value: the answer.
-        stored_at: by the clock, in seconds.
-        size_bytes: what it counts for.
+        stored_at: when it was stored, in seconds of the clock.
+        size_bytes: what it counts for in the cache.
     """
 
     value: Value
@@ -74,30 +74,30 @@ class Entry(Generic[Value]):
 
 @attrs.define(eq=False)
 class _Flight(Generic[Value]):
-    """A call that is under way, and the Deferreds of those who wait for it, in the order in which they came."""
+    """A call in flight, and the Deferreds that wait for it, in the order in which they came."""
 
     waiting: dict[Deferred[Value], None] = attrs.field(factory=dict)
     call: Deferred[Any] | None = None
 
 
 class SingleFlight(Generic[Key, Value]):
-    """Makes one call for all who want the same thing at the same time."""
+    """Makes one call for all requests for the same key at the same time."""
 
     def __init__(self) -> None:
         self._flights: dict[Key, _Flight[Value]] = {}
 
     def join(self, key: Key, start: Callable[[], Deferred[Value]]) -> Deferred[Value]:
-        """Wait for the call that is under way, or start one.
+        """Wait for the call that is in flight, or start one.
 
         Args:
-            key: what is wanted.
-            start: makes the call; it is called only if none is under way.
+            key: what is requested.
+            start: makes the call; it is called only if none is in flight.
 
         Returns:
-            A Deferred of the caller's own, with the outcome of the call. Cancelling it ends this wait alone; when the
-            last who waits has left, the call is cancelled.
+            A new Deferred of the call's outcome. Cancelling it ends this wait alone; cancelling the last one cancels
+            the call.
         """
-        waiter: Deferred[Value] = Deferred(lambda left: self._leave(key, flight, left))
+        waiter: Deferred[Value] = Deferred(lambda waiter: self._cancel_wait(key, flight, waiter))
         flight = self._flights.get(key) or _Flight()
         flight.waiting[waiter] = None
         if self._flights.setdefault(key, flight) is flight and flight.call is None:
@@ -105,11 +105,11 @@ class SingleFlight(Generic[Key, Value]):
             flight.call.addBoth(self._land, key, flight)
         return waiter
 
-    def _leave(self, key: Key, flight: _Flight[Value], waiter: Deferred[Value]) -> None:
+    def _cancel_wait(self, key: Key, flight: _Flight[Value], waiter: Deferred[Value]) -> None:
         flight.waiting.pop(waiter, None)
         if flight.waiting or self._flights.get(key) is not flight or flight.call is None:
             return
-        del self._flights[key]  # first: who comes now must not wait for a call that is given up
+        del self._flights[key]  # first: a request that comes now must not wait for a cancelled call
         flight.call.cancel()
 
     def _land(self, outcome: Any, key: Key, flight: _Flight[Value]) -> None:
@@ -117,62 +117,62 @@ class SingleFlight(Generic[Key, Value]):
             del self._flights[key]
         waiting, flight.waiting = flight.waiting, {}
         for waiter in waiting:
-            if not waiter.called:  # it was cancelled by what another one does with the answer
+            if not waiter.called:  # a callback of an earlier waiter may have cancelled it
                 waiter.callback(outcome)
 
 
 class BoundedCache(Generic[Key, Value]):
-    """Keeps the answers that were used last, within a number of bytes.
+    """Keeps the most recently used answers, within a number of bytes.
 
     Args:
-        max_bytes: of all answers together.
-        policy: how long one is kept.
+        max_bytes: the size of all answers together.
+        policy: how long an answer is kept.
         clock: a reactor, or a clock in its place.
     """
 
     def __init__(self, max_bytes: int, policy: Policy, clock: IReactorTime) -> None:
         self._max_bytes = max_bytes
         self._clock = clock
-        self._entries: TLRUCache[Key, Entry[Value]] = TLRUCache(
+        self._values: TLRUCache[Key, CachedValue[Value]] = TLRUCache(
             max_bytes,
-            ttu=lambda _key, _entry, now: now + policy.lifetime_s,
+            ttu=lambda _key, _value, now: now + policy.lifetime_s,
             timer=clock.seconds,
-            getsizeof=lambda entry: entry.size_bytes,
+            getsizeof=lambda cached: cached.size_bytes,
         )
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes it keeps."""
-        return int(self._entries.currsize)
+        """The size of all cached answers."""
+        return int(self._values.currsize)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._values)
 
-    def get(self, key: Key) -> Entry[Value] | None:
-        """Give what is kept; None if nothing is."""
-        return self._entries.get(key)
+    def get(self, key: Key) -> CachedValue[Value] | None:
+        """Return the cached answer, or None."""
+        return self._values.get(key)
 
     def put(self, key: Key, value: Value, size_bytes: int) -> None:
-        """Keep an answer, and drop others for it; one that is larger than the whole cache is not kept."""
+        """Cache an answer, and evict others for it; one that is larger than the whole cache is not kept."""
         if size_bytes <= self._max_bytes:
-            self._entries[key] = Entry(value, self._clock.seconds(), size_bytes)
+            self._values[key] = CachedValue(value, self._clock.seconds(), size_bytes)
         else:
-            self._entries.pop(key, None)
+            self._values.pop(key, None)
 
 
 class ReadThrough(Generic[Key, Value]):
-    """Answers from a cache where it can, and asks where it must.
+    """Answers from a cache, and fetches what is missing.
 
     Args:
-        cache: what is kept.
-        policy: how long it is good for.
+        cache: the cache.
+        policy: how long an answer may be used.
         clock: a reactor, or a clock in its place.
-        size_of: gives the number of bytes that an answer counts for.
-        fell_back: is told, once for each call that failed, that an old answer is given: the key, why the call
-            failed, and the old answer's age in seconds.
+        size_of: returns the number of bytes that an answer counts for.
+        fell_back: is called once for each failed call that a stale answer replaces, with the key, the failure, and
+            the answer's age in seconds.
 
     Attributes:
-        hits: how many were answered from the cache.
+        hits: how many requests were answered from the cache.
         misses: how many were not.
     """
 
@@ -194,19 +194,11 @@ class ReadThrough(Generic[Key, Value]):
         self.hits = self.misses = 0
 
     def get(self, key: Key, fetch: Callable[[], Deferred[Value]]) -> Value | Deferred[Value]:
-        """Give an answer.
-
-        Args:
-            key: of what is wanted.
-            fetch: asks for it.
-
-        Returns:
-            The answer itself if it is there and fresh, else a Deferred of it, of the caller's own (``SingleFlight``).
-        """
-        entry = self._look_up(key)
-        if entry is not None and self._policy.judge(self._age_s(entry)) is Freshness.FRESH:
+        """Return a fresh answer from the cache, or a Deferred of one (see ``SingleFlight.join``)."""
+        cached = self._look_up(key)
+        if cached is not None and self._policy.judge(self._age_s(cached)) is Freshness.FRESH:
             self.hits += 1
-            return entry.value
+            return cached.value
         self.misses += 1
         return self._flights.join(key, lambda: self._refresh(key, fetch))
 
@@ -218,24 +210,24 @@ class ReadThrough(Generic[Key, Value]):
         try:
             self._cache.put(key, value, self._size_of(value))
         except Exception:
-            log.failure("an answer could not be kept")
+            log.failure("an answer could not be cached")
         return value
 
     def _fall_back(self, failure: Failure, key: Key) -> Value | Failure:
         if failure.check(CancelledError):
-            return failure  # who waited has left, which says nothing of what was asked
-        entry = self._look_up(key)
-        if entry is None or self._policy.judge(self._age_s(entry)) is Freshness.GONE:
+            return failure  # nobody waits any more, which says nothing about the upstream
+        cached = self._look_up(key)
+        if cached is None or self._policy.judge(self._age_s(cached)) is Freshness.GONE:
             return failure
-        self._fell_back(key, failure, self._age_s(entry))
-        return entry.value
+        self._fell_back(key, failure, self._age_s(cached))
+        return cached.value
 
-    def _look_up(self, key: Key) -> Entry[Value] | None:
+    def _look_up(self, key: Key) -> CachedValue[Value] | None:
         try:
             return self._cache.get(key)
         except Exception:
             log.failure("the cache could not be read")
             return None
 
-    def _age_s(self, entry: Entry[Value]) -> float:
-        return self._clock.seconds() - entry.stored_at
+    def _age_s(self, cached: CachedValue[Value]) -> float:
+        return self._clock.seconds() - cached.stored_at

@@ -361,7 +361,7 @@ def test_a_cache_that_cannot_be_read_or_written_never_fails_a_request(
     monkeypatch.setattr(proxy._cache, "get", broken)
     monkeypatch.setattr(proxy._cache, "put", broken)
     assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b"OWL"] * 2
-    assert set(log.lines) == {"the cache could not be read", "an answer could not be kept"}
+    assert set(log.lines) == {"the cache could not be read", "an answer could not be cached"}
 
 
 # What the upstreams have

@@ -46,7 +46,7 @@ class Endpoint:
         return protocol
 
     def ask(self) -> Deferred[bytes]:
-        return classic.ask(self, "there:11000", parse("wrap:width=4"), b"poem", max_result_bytes=100)  # type: ignore[arg-type]
+        return classic.send_request(self, "there:11000", parse("wrap:width=4"), b"poem", max_result_bytes=100)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_no_connection(endpoint: Endpoint, failure: Exception, says: str) -> Non
 @pytest.mark.parametrize(
     ("received", "reason", "kind", "says"),
     [
-        (b"", error.ConnectionDone(), xformd.RequestRefused, "there:11000 refused wrap:width=4 without a word"),
+        (b"", error.ConnectionDone(), xformd.RequestRefused, "there:11000 refused wrap:width=4 without an answer"),
         (b"", error.ConnectionLost(), xformd.ConnectionLost, "there:11000 is gone"),
         (b"5:half", error.ConnectionDone(), xformd.ConnectionLost, "closed the connection before the whole answer"),
         (b"5:half", error.ConnectionLost(), xformd.ConnectionLost, "there:11000 is gone"),
@@ -106,7 +106,7 @@ def test_a_connection_that_ends_without_an_answer(
 def test_an_answer_that_cannot_be_read(endpoint: Endpoint, received: bytes, kind: type) -> None:
     answer = endpoint.ask()
     endpoint.accept().dataReceived(received)
-    assert error_of(answer, kind).message.startswith("there:11000 sent no answer that can be read: ")
+    assert error_of(answer, kind).message.startswith("there:11000 sent an unreadable answer: ")
     assert endpoint.wire.aborted
 
 

@@ -167,8 +167,8 @@ def test_an_old_server_is_asked_in_the_classic_form_and_remembered_for_a_while(w
     assert world.settle(proxy.xform("cummingsify", "AGAIN")) == "again"
     assert [wire.peer.sent[:10] for wire in host.wires] == [b"8:xformd/2", b"16:cumming", b"17:cumming"]
     refused = world.fail(proxy.xform("nope", "x"), xformd.RequestRefused)
-    assert "there refused nope without a word" in refused.message
-    assert "classic form" in world.fail(proxy.ping(), xformd.RequestRefused).message
+    assert "there refused nope without an answer" in refused.message
+    assert "classic dialect" in world.fail(proxy.ping(), xformd.RequestRefused).message
     host.factory = world.server.factory
     world.clock.advance(CLASSIC_FOR_S)
     assert world.settle(proxy.xform("upper", "upgraded")) == "UPGRADED"
@@ -405,7 +405,7 @@ def test_something_else_that_listens_there_is_told_from_a_server(world: World, f
 
     host = world.network.host(Factory.forProtocol(Else))
     error = world.fail(world.proxy(host, address="there").xform("upper", "x"), kind)
-    assert error.message.startswith("there sent no answer that can be read: ")
+    assert error.message.startswith("there sent an unreadable answer: ")
 
 
 @pytest.mark.parametrize("rubbish", [b"no id", b"1 ok", b"x ok.poem", b"1 busy retry-after=x.m"])

@@ -183,8 +183,8 @@ def test_an_address_that_makes_no_sense_is_one_line(address: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "status", "says"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n", 76, "bad-frame: {} sent no answer that can be read"),
-        (b"99999999:", 65, "too-large: {} sent no answer that can be read"),
+        (b"HTTP/1.1 400 Bad Request\r\n", 76, "bad-frame: {} sent an unreadable answer"),
+        (b"99999999:", 65, "too-large: {} sent an unreadable answer"),
         (b"9:half", 69, "connection-lost: the connection to {} is lost"),
     ],
 )

@@ -152,7 +152,7 @@ def test_bad_servers_are_named_with_their_reasons_and_the_good_one_is_printed() 
         f"xformd: too-large: {where[2]} sends more than 1048576 bytes\n",
         f"xformd: connection-lost: {where[3]} is gone (Connection to the other side was lost in a non-clean fashion.) "
         "after 16 bytes: no whole poem\n",
-        f"xformd: connection-lost: {where[4]} closed without a word: no poem\n",
+        f"xformd: connection-lost: {where[4]} closed without sending anything: no poem\n",
         "xformd: connection-failed: cannot connect to 127.0.0.1:1: Connection refused; "
         "is a poem server running there?\n",
         "xformd: bad-config: server address 'no:such:endpoint': ",

@@ -67,7 +67,7 @@ def test_a_close_without_a_word_is_no_poem(network: Network, host: Host, clock: 
     network.pump()
     host.wires[0].loseConnection()
     network.pump()
-    assert error_of(poem, xformd.ConnectionLost).message == "owl:1 closed without a word: no poem"
+    assert error_of(poem, xformd.ConnectionLost).message == "owl:1 closed without sending anything: no poem"
 
 
 def test_who_refuses_is_named(network: Network, clock: Clock) -> None:
@@ -148,7 +148,7 @@ def test_a_server_without_an_address_is_called_what_it_is(network: Network, host
     network.pump()
     host.wires[0].loseConnection()
     network.pump()
-    assert error_of(poem, xformd.ConnectionLost).message == "the poem server closed without a word: no poem"
+    assert error_of(poem, xformd.ConnectionLost).message == "the poem server closed without sending anything: no poem"
 
 
 def test_what_is_no_address_or_no_timeout_is_said_at_once(host: Host, clock: Clock) -> None:

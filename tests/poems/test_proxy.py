@@ -149,7 +149,7 @@ def test_while_the_upstream_is_down_the_old_poem_is_served_for_a_time_and_the_lo
     assert result_of(stale) == b"old"
     assert log.lines == [
         "no fresh poem: connection-failed: cannot connect to owl:1: Connection refused; is a poem server running "
-        "there?; the old one, of 12.0 s ago, is served for 3.0 s more"
+        "there?; the old one, 12.0 s old, is served for another 3.0 s"
     ]
     clock.advance(3)
     gone = ask(proxy)

@@ -220,7 +220,7 @@ def test_a_server_of_the_classic_form_is_asked_and_nothing_kept(world: World) ->
     world.hosts["old"] = world.network.host(Factory.forProtocol(Tutorial))
     proxy = world.proxy("old")
     assert [result_of(world.ask(proxy, "cummingsify", b"OWL")) for _ in range(2)] == [b"owl"] * 2
-    assert "refused nope without a word" in error_of(world.ask(proxy, "nope"), xformd.TransformFailed).message
+    assert "refused nope without an answer" in error_of(world.ask(proxy, "nope"), xformd.TransformFailed).message
     assert proxy.describe()["transforms"] == []
 
 
@@ -231,7 +231,7 @@ def test_a_server_that_has_become_one_of_the_classic_form_is_asked_once_and_its_
     for wire in host.wires:
         wire.peer.lose(ConnectionResetError())
     answer = world.ask(proxy, "steady")
-    assert "refused steady without a word" in error_of(answer, xformd.TransformFailed).message
+    assert "refused steady without an answer" in error_of(answer, xformd.TransformFailed).message
     assert [wire.peer.sent.partition(b":")[2] for wire in host.wires].count(b"steady.owl,") == 1
 
 

@@ -1,7 +1,7 @@
-"""The client: sends poems to transform servers, from Twisted, and gives Deferreds of the results.
+"""The client: sends poems to transform servers from Twisted, and returns Deferreds of the results.
 
-Whatever goes wrong, a Deferred fails with an ``XformError`` that names the server and carries the poem, so that a
-caller can fall back to it: ``d.addErrback(lambda failure: failure.value.poem)``.
+Invariant: a Deferred fails only with an ``XformError`` that names the server and carries the poem, so that a caller can
+fall back to it: ``d.addErrback(lambda failure: failure.value.poem)``.
 """
 
 from xformd.client.proxy import TransformProxy

@@ -1,4 +1,7 @@
-"""The classic form, on the client: a connection for each request, to a server that knows nothing else."""
+"""The client's side of the classic dialect: one connection for each request, to a server that speaks nothing else.
+
+Invariant: a request has one outcome, and its connection is closed with it.
+"""
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -13,15 +16,15 @@ from xformd.spec import Spec
 from xformd.wire import classic, netstring
 
 
-def ask(
+def send_request(
     endpoint: IStreamClientEndpoint, address: str, spec: Spec, poem: bytes, *, max_result_bytes: int
 ) -> Deferred[bytes]:
     """Send one request.
 
     Args:
-        endpoint: of the server.
-        address: how messages name it.
-        spec: what to do with the poem.
+        endpoint: the server's endpoint.
+        address: the server's name in messages.
+        spec: the transforms.
         poem: the poem.
         max_result_bytes: the longest result to accept.
 
@@ -30,14 +33,14 @@ def ask(
     """
     exchange = _Exchange(address, classic.Request(spec, poem), max_result_bytes)
     connecting = connect(endpoint, exchange)
-    answer: Deferred[bytes] = Deferred(lambda _: exchange.give_up(connecting))
+    answer: Deferred[bytes] = Deferred(lambda _: exchange.cancel(connecting))
     exchange.answer = answer
     connecting.addErrback(exchange.connection_failed)
     return answer
 
 
 class _Exchange(Protocol):
-    """One connection: a request goes out, an answer or an error comes in."""
+    """One connection: a request goes out, a result or an error comes in."""
 
     answer: Deferred[bytes] | None = None
 
@@ -54,32 +57,32 @@ class _Exchange(Protocol):
         self.transport.write(self._request)
 
     def dataReceived(self, data: bytes) -> None:
-        """Collect the answer."""
+        """Collect the result."""
         self._has_received = True
         try:
             strings = self._decoder.decode(data, max_strings=1)
         except netstring.NetstringError as violation:
             error = violation.wire_error
-            self._settle(Failure(type(error)(f"{self._address} sent no answer that can be read: {error.message}")))
+            self._settle(Failure(type(error)(f"{self._address} sent an unreadable answer: {error.message}")))
         else:
             if strings:
                 self._settle(strings[0])
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Say why there is no answer, if there is none."""
+        """Fail with the reason, unless there is a result."""
         if self._has_received or not reason.check(ConnectionDone):
             how = "closed the connection" if reason.check(ConnectionDone) else f"is gone ({failure_reason(reason)})"
-            self._settle(Failure(ConnectionLost(f"{self._address} {how} before the whole answer was there")))
+            self._settle(Failure(ConnectionLost(f"{self._address} {how} before the whole answer had arrived")))
         else:
             self._settle(Failure(RequestRefused(self._refused())))
 
     def connection_failed(self, failure: Failure) -> None:
-        """Say that there is no connection."""
+        """Fail with the reason for which there is no connection."""
         self._settle(Failure(connection_failed(self._address, failure)))
 
-    def give_up(self, connecting: Deferred[IProtocol]) -> None:
-        """Close: nobody waits for the answer any more."""
-        self._settle(Failure(RequestCancelled(f"the request to {self._address} was given up")))
+    def cancel(self, connecting: Deferred[IProtocol]) -> None:
+        """Close the connection, or stop connecting."""
+        self._settle(Failure(RequestCancelled(f"the request to {self._address} was cancelled")))
         connecting.cancel()
 
     def _settle(self, outcome: bytes | Failure) -> None:
@@ -92,12 +95,12 @@ class _Exchange(Protocol):
 
     def _refused(self) -> str:
         return (
-            f"{self._address} refused {self._spec} without a word, as the classic form does: check the transform's "
-            "name and options (xformd list-transforms), that the poem is what it takes (UTF-8 text?) and its size; "
-            "the server's log has the reason"
+            f"{self._address} refused {self._spec} without an answer, as the classic dialect does: check the "
+            "transform's name and options (xformd list-transforms), that the poem is what it takes (UTF-8 text?) "
+            "and its size; the server's log has the reason"
         )
 
 
 def connection_failed(address: str, failure: Failure) -> ConnectionFailed:
-    """Give the error for a connection that could not be made."""
+    """Return the error for a connection that could not be made."""
     return ConnectionFailed(f"cannot connect to {address}: {failure_reason(failure)}; is 'xformd serve' running there?")

@@ -1,4 +1,4 @@
-"""What only a client can meet."""
+"""Errors that only a client meets."""
 
 import copy
 
@@ -8,18 +8,18 @@ from xformd.errors import Cancelled, XformError
 
 
 class RequestCancelled(Cancelled, CancelledError):
-    """The caller cancelled the Deferred: Twisted's own error, and one of ours."""
+    """The caller cancelled the Deferred: both Twisted's error and one of ours."""
 
 
 class NotSent(Exception):
-    """The server is known not to have run the request, so that it may be sent elsewhere.
+    """The server is known not to have run the request, so it may be sent to another server.
 
     Args:
-        error: what the caller is told if there is no elsewhere.
-        may_reconnect: whether a new connection to the same server is worth a try.
+        error: what the caller gets if there is no other server.
+        may_reconnect: whether to try the same server again on a new connection.
     """
 
     def __init__(self, error: XformError, *, may_reconnect: bool = False) -> None:
         super().__init__(str(error))
         self.may_reconnect = may_reconnect
-        self.error = copy.copy(error)  # each caller gets one of its own, which carries its own poem
+        self.error = copy.copy(error)  # each caller gets its own copy, which carries its own poem

@@ -1,4 +1,7 @@
-"""TransformProxy: transform servers, seen from a program. Here poems get their kind, and requests find a server."""
+"""TransformProxy: transform servers, as a program sees them. Converts poems and results, and chooses a server.
+
+Invariant: a request is sent again only if the server is known not to have run it.
+"""
 
 import json
 import math
@@ -31,21 +34,20 @@ Server = str | IStreamClientEndpoint
 
 
 class TransformProxy:
-    """Transform servers, seen from a client. Use it as an async context manager, or ``close()`` it.
+    """One or several transform servers. Use it as an async context manager, or ``close()`` it.
 
-    It opens one session to each server that it uses and sends all requests on it; a server that knows only the
-    classic form gets a connection for each. A request goes to the server that has the least to do for this proxy;
-    one that does not answer is left out for a while, and while others answer, no request waits for it. A request is
-    sent again only where the server is known not to have run it.
+    It opens one session to each server and sends all requests on it; a server that speaks only the classic dialect gets
+    a connection for each request. A request goes to the server with the fewest requests of this proxy in flight. A
+    server that does not answer is left out for a while, and while another one answers, no request waits for it.
 
     Args:
         servers: a host; or ``HOST:PORT``, or any Twisted client endpoint, such as one for TLS or a Unix socket; or
             several of these.
-        port: of the host; left out with the other forms.
-        reactor: what connects; the running one where none is given.
-        address: how messages name a server; made from what is given where it is not.
+        port: the host's port; only with a host.
+        reactor: the reactor; the global one if None.
+        address: the server's name in messages; by default, as given in ``servers``.
         max_result_bytes: the longest result to accept.
-        longest_delay_s: how many seconds a server that does not answer is left out, at most.
+        longest_delay_s: the longest time in seconds for which a server that does not answer is left out.
     """
 
     def __init__(
@@ -81,34 +83,34 @@ class TransformProxy:
         Args:
             transform: a transform's name, or a whole spec such as ``wrap:width=40+upper``.
             poem: ``str``, sent as UTF-8, or ``bytes``.
-            timeout: give up after this many seconds; the server is told, and gives up too.
-            options: of the transform; with a spec of several steps they stand in the spec.
+            timeout: give up after this many seconds; the server gives up too.
+            options: the transform's options; with a spec of several steps, write them into the spec.
 
         Returns:
             A Deferred of the result, of the same type as the poem. Cancelling it cancels the request at the server.
-            It fails with what the server answered, or with ``ConnectionFailed``, ``ConnectionLost``,
-            ``RequestRefused`` (a server of the classic form closed without an answer), ``BadFrame``, ``TooLarge``,
+            It fails with the server's error, or with ``ConnectionFailed``, ``ConnectionLost``, ``RequestRefused``
+            (a server that speaks the classic dialect closed without an answer), ``BadFrame``, ``TooLarge``,
             ``TransformTimeout``, ``Cancelled``, ``BadRequest`` or ``GibberishError``; each carries the poem.
 
         Raises:
-            ValueError: the timeout is no number of seconds above 0.
+            ValueError: the timeout is not a number of seconds above 0.
         """
         if timeout is not None and not 0 < timeout < math.inf:
             raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
         ends_at = None if timeout is None else self._reactor.seconds() + timeout
         answer = self._within(timeout, Deferred.fromCoroutine(self._xform(transform, poem, ends_at, options)))
-        return answer.addCallbacks(_like, _carrying, callbackArgs=(poem,), errbackArgs=(poem,))
+        return answer.addCallbacks(_in_type_of, _with_poem, callbackArgs=(poem,), errbackArgs=(poem,))
 
     def list_transforms(self, *, timeout: float | None = None) -> Deferred[dict[str, Any]]:
-        """Give what ``xformd list-transforms --json`` prints, of a server, within ``timeout`` seconds."""
+        """Return what ``xformd list-transforms --json`` prints for a server, within ``timeout`` seconds."""
         return self._within(timeout, Deferred.fromCoroutine(self._list()))
 
     def ping(self, *, timeout: float | None = None) -> Deferred[str]:
-        """Ask a server for a sign of life; fires with the name and version that it gives itself."""
+        """Check that a server answers; fires with its name and version."""
         return self._within(timeout, Deferred.fromCoroutine(self._ping()))
 
     def close(self) -> Deferred[None]:
-        """Take no new requests; fires when those in flight have ended and every connection is closed."""
+        """Accept no new requests; fires when those in flight are done and every connection is closed."""
         self._is_closed = True
         return Deferred.fromCoroutine(self._close())
 
@@ -129,26 +131,26 @@ class TransformProxy:
             upstream = self._choose(tried)
             tried.append(upstream)
             try:
-                return await upstream.ask(request, data, ends_at)
-            except NotSent as refusal:
-                elsewhere = len(set(tried)) < len(self._upstreams)
-                again = refusal.may_reconnect and len(tried) <= len(self._upstreams)
-                if not (elsewhere or again):
-                    raise refusal.error from refusal
+                return await upstream.send_request(request, data, ends_at)
+            except NotSent as not_sent:
+                has_other = len(set(tried)) < len(self._upstreams)
+                may_retry = not_sent.may_reconnect and len(tried) <= len(self._upstreams)
+                if not (has_other or may_retry):
+                    raise not_sent.error from not_sent
 
     def _choose(self, tried: Sequence[Upstream]) -> Upstream:
         if self._is_closed:
             raise ConnectionFailed("this TransformProxy is closed")
         now = self._reactor.seconds()
         untried = [upstream for upstream in self._upstreams if upstream not in tried] or self._upstreams
-        rested = [upstream for upstream in untried if upstream.rests_until <= now]
-        if not rested:
+        ready = [upstream for upstream in untried if upstream.rests_until <= now]
+        if not ready:
             return min(untried, key=lambda upstream: upstream.rests_until)
-        answering = [upstream for upstream in rested if not upstream.is_failing]
-        for upstream in rested if answering else ():
+        answering = [upstream for upstream in ready if not upstream.is_failing]
+        for upstream in ready if answering else ():
             if upstream.is_failing:
-                upstream.reach()  # with no request to wait for it: it may accept and never answer
-        return min(answering or rested, key=lambda upstream: upstream.load)
+                upstream.reach()  # without making a request wait: it may accept and never answer
+        return min(answering or ready, key=lambda upstream: upstream.load)
 
     def _within(self, timeout: float | None, answer: Deferred[Answer]) -> Deferred[Answer]:
         if timeout is not None and not answer.called:
@@ -159,10 +161,12 @@ class TransformProxy:
         upstream = self._choose([])
         try:
             session = await upstream.session()
-        except NotSent as refusal:
-            raise refusal.error from refusal
+        except NotSent as not_sent:
+            raise not_sent.error from not_sent
         if session is None:
-            raise RequestRefused(f"{upstream.address} speaks only the classic form: it transforms poems, nothing else")
+            raise RequestRefused(
+                f"{upstream.address} speaks only the classic dialect: it transforms poems and nothing else"
+            )
         return session
 
     async def _list(self) -> dict[str, Any]:
@@ -197,27 +201,27 @@ def _to_bytes(poem: object) -> bytes:
     if isinstance(poem, bytes | bytearray | memoryview):
         return bytes(poem)
     if not isinstance(poem, str):
-        raise TypeError(f"a poem is str or bytes, not {type(poem).__name__}")
+        raise TypeError(f"a poem must be str or bytes, not {type(poem).__name__}")
     try:
         return poem.encode()
     except UnicodeEncodeError:
-        raise GibberishError("the poem has a lone surrogate in it: it is no text that can be sent") from None
+        raise GibberishError("the poem contains a lone surrogate: it cannot be sent as UTF-8") from None
 
 
-def _like(result: bytes, poem: Poem) -> Poem:
+def _in_type_of(result: bytes, poem: Poem) -> Poem:
     if not isinstance(poem, str):
         return result
     try:
         return result.decode()
     except UnicodeDecodeError:
-        message = "the answer is not UTF-8: send the poem as bytes to get bytes"
+        message = "the result is not UTF-8: send the poem as bytes to get bytes"
         raise GibberishError(message, poem=poem) from None
 
 
-def _carrying(failure: Failure, poem: str | bytes) -> Failure:
+def _with_poem(failure: Failure, poem: str | bytes) -> Failure:
     error = failure.value
     if isinstance(error, CancelledError) and not isinstance(error, XformError):
-        failure = Failure(RequestCancelled("the request was given up"))
+        failure = Failure(RequestCancelled("the request was cancelled"))
     if isinstance(failure.value, XformError):
         failure.value.poem = poem
     return failure

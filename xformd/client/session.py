@@ -1,7 +1,7 @@
-"""The session form, on the client: one connection that carries many requests.
+"""The client's side of the session dialect: one connection that carries many requests.
 
-A request is written only while fewer than the server's ``max_in_flight`` are out; the others wait here, where they
-can still be taken elsewhere.
+Invariant: no more than the server's ``max_in_flight`` requests are in flight; the others wait here, and can still go
+to another server. A request that has been written fails with its connection, for the server may have run it.
 """
 
 import copy
@@ -25,7 +25,7 @@ Message = session.Request | session.ControlRequest
 
 @attrs.define(eq=False)
 class _Pending:
-    """A request that has no answer yet; ``ends_at`` is when its caller stops waiting, by the clock."""
+    """A request without an answer yet; ``ends_at`` is the clock's time at which its caller stops waiting."""
 
     message: Message
     answer: Deferred[bytes]
@@ -33,21 +33,22 @@ class _Pending:
 
 
 class SpeaksClassic(Exception):
-    """The server closed at the opening of a session, as one does that knows only the classic form."""
+    """The server closed at the opening of a session, as a server does that speaks only the classic dialect."""
 
 
 class Session(Protocol):
-    """One connection in the session form.
+    """One connection.
 
     Args:
-        address: how messages name the server.
+        address: the server's name in messages.
         clock: a reactor, or a clock in its place.
         max_result_bytes: the longest result to accept.
 
     Attributes:
-        opened: fires with this session once the server has taken it up; fails with ``SpeaksClassic`` or an
+        opened: fires with this session once the server has said hello; fails with ``SpeaksClassic`` or an
             ``XformError``.
-        hello: what the server says of itself.
+        closed: fires when the connection is lost.
+        hello: the server's hello: its name, version and limits.
     """
 
     def __init__(self, address: str, clock: IReactorTime, max_result_bytes: int) -> None:
@@ -61,62 +62,64 @@ class Session(Protocol):
         self._last_id = 0
         self._waiting: deque[_Pending] = deque()
         self._in_flight: dict[int, _Pending] = {}
-        self._given_up: set[int] = set()  # in flight at the server, of no interest here
+        self._cancelled: set[int] = set()  # cancelled, but the server has not said so yet
         self._goodbye: XformError | None = None
         self._has_received = False
         self._is_aborted = False
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes new requests."""
+        """Whether it accepts new requests."""
         return self.hello is not None and self._goodbye is None and not self._is_aborted
 
     @property
     def load(self) -> int:
-        """How many requests have no answer yet; one that was given up has one when the server says so."""
-        return len(self._in_flight) + len(self._given_up) + len(self._waiting)
+        """How many requests have no answer yet; a cancelled one counts until the server confirms it."""
+        return len(self._in_flight) + len(self._cancelled) + len(self._waiting)
 
-    def ask(self, spec: Spec, poem: bytes, ends_at: float | None = None) -> Deferred[bytes]:
+    def send_request(self, spec: Spec, poem: bytes, ends_at: float | None = None) -> Deferred[bytes]:
         """Send a poem.
 
         Args:
-            spec: what to do with it.
+            spec: the transforms.
             poem: the poem.
-            ends_at: when its caller stops waiting, by the clock.
+            ends_at: the clock's time at which the caller stops waiting.
 
         Returns:
-            A Deferred of the result. Cancelling it gives the request up at the server too. It fails with
-            ``NotSent`` where the server is known not to have run it.
+            A Deferred of the result. Cancelling it cancels the request at the server too. It fails with ``NotSent``
+            if the server is known not to have run it.
         """
         return self._enqueue(session.Request(self._next_id(), spec, poem), ends_at)
 
     def control(self, control: session.Control) -> Deferred[bytes]:
-        """Send a control message, and give a Deferred of what comes back."""
+        """Send a control message, and return a Deferred of the answer."""
         return self._enqueue(session.ControlRequest(self._next_id(), control), None)
 
     def close(self) -> Deferred[None]:
-        """Take nothing new; fires when what is in flight has been answered and the connection is closed."""
+        """Accept no new requests; fires when those in flight are answered and the connection is closed."""
         self._goodbye = self._goodbye or ShuttingDown("this client is closing")
         self._close_if_done()
         return self.closed
 
     def abort(self) -> None:
-        """Close now, and listen to nothing more."""
+        """Close now, and ignore what still arrives."""
         self._is_aborted = True
         if self.transport is not None:
             self.transport.abortConnection()  # type: ignore[attr-defined]  # every stream transport has it
 
-    # What Twisted calls.
+    # Called by Twisted.
 
     def connectionMade(self) -> None:
         """Open the session."""
         assert self.transport is not None
-        if ITCPTransport.providedBy(self.transport):  # else a request would wait until the last has been acknowledged
+        if ITCPTransport.providedBy(
+            self.transport
+        ):  # else a request would wait until the server has acknowledged the last
             self.transport.setTcpNoDelay(True)
         self.transport.write(session.encode_opening())
 
     def dataReceived(self, data: bytes) -> None:
-        """Hand each answer to whoever waits for it."""
+        """Deliver each answer to its request."""
         if self._is_aborted:
             return
         self._has_received = True
@@ -128,7 +131,7 @@ class Session(Protocol):
             violation = error.wire_error
         try:
             for string in strings:
-                self._take(string)
+                self._handle_answer(string)
         except BadFrame as error:
             violation = error
         if violation is not None:
@@ -138,25 +141,25 @@ class Session(Protocol):
             self._close_if_done()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Fail what was in flight; what was not yet written may go elsewhere."""
+        """Fail the requests in flight; those not written yet may go to another server."""
         said = f": {self._goodbye.message}" if self._goodbye else ""
         lost = ConnectionLost(f"the connection to {self._address} is lost ({failure_reason(reason)}){said}")
         if not self.opened.called:
-            # A reset is no answer: so ends the connection to a server that dies before it has looked at it.
+            # Only a close in order is an answer: a reset is how the connection to a server ends that has just died.
             silent = not self._has_received and reason.check(ConnectionDone)
             self.opened.errback(SpeaksClassic(self._address) if silent else lost)
         self._fail_all(lost)
         if not self.closed.called:
             self.closed.callback(None)
 
-    # The way of a request.
+    # A request on its way.
 
     def _next_id(self) -> int:
         self._last_id += 1
         return self._last_id
 
     def _enqueue(self, message: Message, ends_at: float | None) -> Deferred[bytes]:
-        pending = _Pending(message, Deferred(lambda _: self._give_up(pending)), ends_at)
+        pending = _Pending(message, Deferred(lambda _: self._cancel(pending)), ends_at)
         self._waiting.append(pending)
         self._write_waiting()
         return pending.answer
@@ -164,7 +167,7 @@ class Session(Protocol):
     def _write_waiting(self) -> None:
         if self.hello is None or not self.is_open:
             return
-        while self._waiting and len(self._in_flight) + len(self._given_up) < self.hello.max_in_flight:
+        while self._waiting and len(self._in_flight) + len(self._cancelled) < self.hello.max_in_flight:
             self._write(self._waiting.popleft(), self.hello.max_request_bytes)
 
     def _write(self, pending: _Pending, max_request_bytes: int) -> None:
@@ -187,14 +190,14 @@ class Session(Protocol):
             message = attrs.evolve(message, timeout_ms=round(remaining_s * 1000))
         return session.encode_request(message)
 
-    def _take(self, string: bytes) -> None:
+    def _handle_answer(self, string: bytes) -> None:
         if self.hello is None:
             self.hello = session.decode_hello(string)
             self.opened.callback(self)
             return
         reply = session.decode_reply(string)
         pending = self._in_flight.pop(reply.id, None)
-        self._given_up.discard(reply.id)
+        self._cancelled.discard(reply.id)
         if isinstance(reply, session.Reply):
             if pending is not None:
                 pending.answer.callback(self._within_limit(reply.poem, pending.message))
@@ -207,23 +210,23 @@ class Session(Protocol):
             pending.answer.errback(_as_not_sent(reply.error))
 
     def _within_limit(self, poem: bytes, message: Message) -> bytes | Failure:
-        # What the decoder lets pass may have a head of any length, and a poem that is longer by that.
+        # The decoder's limit covers head and poem together, so a poem may be longer by what its head is shorter.
         if len(poem) <= self._max_result_bytes or isinstance(message, session.ControlRequest):
             return poem
         return Failure(TooLarge(f"the result has {len(poem)} bytes; the limit is {self._max_result_bytes} bytes"))
 
-    def _give_up(self, pending: _Pending) -> None:
+    def _cancel(self, pending: _Pending) -> None:
         if pending in self._waiting:
             self._waiting.remove(pending)
         elif self._in_flight.pop(pending.message.id, None) is not None and self.transport is not None:
-            self._given_up.add(pending.message.id)
+            self._cancelled.add(pending.message.id)
             self.transport.write(session.encode_control(session.ControlRequest(pending.message.id, "cancel")))
-        pending.answer.errback(RequestCancelled(f"the request to {self._address} was given up"))
+        pending.answer.errback(RequestCancelled(f"the request to {self._address} was cancelled"))
 
     # The end.
 
     def _break_off(self, violation: XformError) -> None:
-        error = type(violation)(f"{self._address} sent no answer that can be read: {violation.message}")
+        error = type(violation)(f"{self._address} sent an unreadable answer: {violation.message}")
         self._goodbye = error
         if not self.opened.called:
             self.opened.errback(error)
@@ -248,7 +251,7 @@ class Session(Protocol):
 
 
 def _as_not_sent(error: XformError) -> Exception:
-    """Mark an error of which it is known that the server did not run the request: it says when to ask again."""
+    """Mark an error that says when to ask again: it shows that the server did not run the request."""
     if isinstance(error, ShuttingDown | Busy) and error.retry_after_ms is not None:
         return NotSent(error, may_reconnect=isinstance(error, ShuttingDown))
     return error

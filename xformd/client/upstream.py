@@ -1,4 +1,7 @@
-"""One server, as a client sees it: the session that is open to it, or how to get one, and when to try again."""
+"""One server, as a client sees it: the session that is open, how to open one, and when to try again.
+
+Invariant: at most one attempt to connect is in flight, and after a failure the next one waits longer.
+"""
 
 import random
 from collections.abc import Callable
@@ -22,19 +25,22 @@ from xformd.spec import Spec
 LONGEST_DELAY_S = 30.0
 OPENING_TIMEOUT_S = 10.0
 CLASSIC_FOR_S = 60.0
-"""How long a server is taken for one that knows only the classic form: it may have been upgraded since."""
+"""How long a server is believed to speak only the classic dialect: it may be upgraded meanwhile."""
 
 
 class Upstream:
     """One server.
 
     Args:
-        endpoint: where it is.
-        address: how messages name it.
+        endpoint: its endpoint.
+        address: its name in messages.
         clock: a reactor, or a clock in its place.
         max_result_bytes: the longest result to accept.
-        chance: gives a number from 0 to 1.
-        longest_delay_s: how long it is left alone, at most, when it does not answer.
+        chance: returns a number from 0 to 1.
+        longest_delay_s: the longest wait between attempts while it does not answer.
+
+    Attributes:
+        rests_until: the clock's time before which it is not tried again.
     """
 
     def __init__(
@@ -62,43 +68,45 @@ class Upstream:
 
     @property
     def load(self) -> int:
-        """How many requests it has of us; an attempt to reach it counts, also when nobody waits for it any more."""
+        """How many of our requests it has; an attempt to connect counts even if no request waits for it any more."""
         waiting = max(len(self._openers), self._connecting is not None)
         return sum(session.load for session in self._sessions) + self._classic_requests + waiting
 
     @property
     def is_failing(self) -> bool:
-        """Whether it could not be reached when that was tried last."""
+        """Whether the last attempt to connect failed."""
         return self._failures > 0
 
     def reach(self) -> None:
-        """Open a session, unless that is under way."""
+        """Open a session, unless an attempt is in flight."""
         if self._connecting is None:
             self._connecting = Deferred.fromCoroutine(self._connect())
             self._connecting.addBoth(self._tell_openers)
 
-    async def ask(self, spec: Spec, poem: bytes, ends_at: float | None) -> bytes:
-        """Send a poem, in the form that the server speaks.
+    async def send_request(self, spec: Spec, poem: bytes, ends_at: float | None) -> bytes:
+        """Send a poem in the dialect that the server speaks.
 
         Raises:
             NotSent: the server is known not to have run it.
-            XformError: whatever else went wrong.
+            XformError: anything else went wrong.
         """
         session = await self._open()
         if session is not None:
-            return await session.ask(spec, poem, ends_at)
+            return await session.send_request(spec, poem, ends_at)
         self._classic_requests += 1
         try:
-            return await classic.ask(self._endpoint, self.address, spec, poem, max_result_bytes=self._max_result_bytes)
+            return await classic.send_request(
+                self._endpoint, self.address, spec, poem, max_result_bytes=self._max_result_bytes
+            )
         except ConnectionFailed as error:
-            self._classic_until = 0.0  # what comes back may be another server
+            self._classic_until = 0.0  # the server that comes back may be a newer one
             self._note_failure()
             raise NotSent(error) from error
         finally:
             self._classic_requests -= 1
 
     async def session(self) -> Session | None:
-        """Give the open session; None where the server speaks only the classic form.
+        """Return the open session; None if the server speaks only the classic dialect.
 
         Raises:
             NotSent: there is no connection.
@@ -106,14 +114,13 @@ class Upstream:
         return await self._open()
 
     async def close(self) -> None:
-        """Let what is in flight end, and close."""
+        """Wait for what is in flight, and close."""
         if self._connecting is not None and not self._openers:
             self._connecting.cancel()
         for session in [*self._sessions]:
             await session.close()
 
     def _open(self) -> "Deferred[Session | None]":
-        """Give the session, opening one if there is none."""
         opened: Deferred[Session | None] = Deferred(self._forget_opener)
         if self._sessions and self._sessions[-1].is_open:
             opened.callback(self._sessions[-1])

@@ -1,7 +1,7 @@
 """Poems over the network: a server, a client, and a caching proxy, as services and Deferreds.
 
-The poem protocol is the tutorial's: a client connects and says nothing, the server sends the poem and closes. The
-clean close is the only end that a poem has, so every other end is a failure (``docs/poetry.md``).
+The protocol is the tutorial's: a client connects and sends nothing, the server sends the poem and closes. A close in
+order is the only end of a poem, so every other end is a failure (``docs/poetry.md``).
 """
 
 from xformd.poems.client import get_poem

@@ -1,8 +1,7 @@
-"""The client's side of the poem protocol: a Deferred of a whole poem, or of the reason why there is none.
+"""The poem client: returns a Deferred of a whole poem, or of the reason why there is none.
 
-A poem has no length and no end but the close. What can be known: a close in order, after at least one byte, is the end
-of a poem; a reset, a TLS stream that is cut off, a deadline, or too many bytes are not. What cannot be known: whether
-a server meant to say more that closed in order. An empty poem is taken for a server that had none to give.
+Invariant: only a close in order after at least one byte is the end of a poem; a reset, a truncated TLS stream, a
+deadline or too many bytes are failures. A close without a byte is how a server ends that has no poem.
 """
 
 import math
@@ -23,7 +22,7 @@ from xformd.net.defaults import DEFAULT_POEM_PORT
 from xformd.net.endpoints import connect, failure_reason
 
 MAX_POEM_BYTES = 100 * MIB
-"""Unless told otherwise: a poem is held in memory whole, and a peer may never stop sending."""
+"""The default limit: a poem is held in memory whole, and a server may never stop sending."""
 
 
 def get_poem(
@@ -40,25 +39,25 @@ def get_poem(
 
     Args:
         server: ``HOST:PORT``, a Twisted client endpoint string, or any Twisted client endpoint.
-        address: how messages name it; made from ``server`` where it is not given.
-        timeout_s: how long the whole may take; no byte extends it.
-        connect_timeout_s: how long the connection may take.
+        address: the server's name in messages; by default, as given in ``server``.
+        timeout_s: how long all of it may take, whether bytes arrive or not.
+        connect_timeout_s: how long connecting may take.
         max_bytes: the longest poem to accept.
-        progressed: is called with the number of bytes so far: 0 when there is a connection.
-        reactor: what connects; the running one where none is given.
+        progressed: is called with the number of bytes so far, first with 0 once there is a connection.
+        reactor: the reactor; the global one if None.
 
     Returns:
         A Deferred of the whole poem, never of a part. It fails with ``ConnectionFailed``, ``ConnectionLost`` (also
-        where the server closed without a byte), ``TransformTimeout``, ``TooLarge``, or ``Cancelled``; cancelling it
-        ends the connection. Each message names the address.
+        if the server closes without a byte), ``TransformTimeout``, ``TooLarge``, or ``Cancelled``. Cancelling it
+        closes the connection. Each message names the server.
 
     Raises:
-        ConfigError: the address is none.
-        ValueError: a timeout is no number of seconds above 0.
+        ConfigError: the address is invalid.
+        ValueError: a timeout is not a number of seconds above 0.
     """
     for seconds in (timeout_s, connect_timeout_s):
         if seconds is not None and not 0 < seconds < math.inf:
-            raise ValueError(f"a timeout is a number of seconds above 0, not {seconds!r}")
+            raise ValueError(f"a timeout must be a number of seconds above 0, not {seconds!r}")
     if reactor is None:
         from twisted.internet import reactor
     endpoint, name = find_server(reactor, server, address)
@@ -75,15 +74,10 @@ def get_poem(
 def find_server(
     reactor: Any, server: str | IStreamClientEndpoint, address: str | None
 ) -> tuple[IStreamClientEndpoint, str]:
-    """Give a poem server's endpoint, and what messages call it.
-
-    Args:
-        reactor: what will connect.
-        server: its address, or its endpoint.
-        address: what to call it; made from ``server`` where it is None.
+    """Return a poem server's endpoint, and its name in messages.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: the address is invalid.
     """
     if isinstance(server, str):
         return addresses.client_endpoint(reactor, server, DEFAULT_POEM_PORT), address or server
@@ -94,7 +88,7 @@ async def _read(connecting: Deferred[Any], reader: "PoemReader", name: str) -> b
     try:
         await connecting
     except CancelledError:
-        raise _given_up(name) from None
+        raise _cancelled(name) from None
     except XformError:
         raise
     except Exception:  # each kind of endpoint fails as it likes
@@ -103,11 +97,11 @@ async def _read(connecting: Deferred[Any], reader: "PoemReader", name: str) -> b
     try:
         return await reader.poem
     except CancelledError:
-        raise _given_up(name) from None
+        raise _cancelled(name) from None
 
 
-def _given_up(name: str) -> RequestCancelled:
-    return RequestCancelled(f"the poem of {name} was given up")
+def _cancelled(name: str) -> RequestCancelled:
+    return RequestCancelled(f"the download from {name} was cancelled")
 
 
 def _limit(work: Deferred[Any], timeout_s: float, clock: Any, message: str) -> None:
@@ -122,12 +116,12 @@ class PoemReader(Protocol):
     """One connection to a poem server.
 
     Args:
-        address: how messages name the server.
+        address: the server's name in messages.
         max_bytes: the longest poem to accept.
         progressed: is called with the number of bytes so far.
 
     Attributes:
-        poem: fires with the whole poem. Cancelling it ends the connection.
+        poem: fires with the whole poem. Cancelling it closes the connection.
     """
 
     transport: Any
@@ -141,7 +135,7 @@ class PoemReader(Protocol):
         self._received_bytes = 0
 
     def connectionMade(self) -> None:
-        """Say that there is a connection; the server speaks first."""
+        """Report that there is a connection, and wait: the server speaks first."""
         self._progressed(0)
 
     def dataReceived(self, data: bytes) -> None:
@@ -157,7 +151,7 @@ class PoemReader(Protocol):
         self._progressed(self._received_bytes)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Take a close in order for the end of the poem, and any other end for a failure."""
+        """Treat a close in order as the end of the poem, and any other end as a failure."""
         pieces, self._pieces = self._pieces, []
         if not reason.check(ConnectionDone):
             message = (
@@ -165,7 +159,7 @@ class PoemReader(Protocol):
             )
             self._settle(Failure(ConnectionLost(message)))
         elif not pieces:
-            self._settle(Failure(ConnectionLost(f"{self._address} closed without a word: no poem")))
+            self._settle(Failure(ConnectionLost(f"{self._address} closed without sending anything: no poem")))
         else:
             self._settle(b"".join(pieces))
 

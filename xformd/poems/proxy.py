@@ -1,6 +1,6 @@
-"""The caching proxy: another server's poem, fetched once and kept.
+"""The caching poem proxy: another server's poem, downloaded once and kept.
 
-The law: a poem is kept only when it is whole; while it is not there, all who ask wait for one download.
+Invariant: only a whole poem is kept, and all requests that find none share one download.
 """
 
 import math
@@ -21,17 +21,17 @@ TIMEOUT_S = 60.0
 
 
 class CachingProxyService(Service):
-    """Has another server's poem: in its cache, or a Deferred away.
+    """Returns another server's poem, from its cache or by downloading it.
 
     Args:
         upstream: ``HOST:PORT``, a Twisted client endpoint string, or any Twisted client endpoint.
-        address: how messages name it; made from ``upstream`` where it is not given.
-        ttl_s: for how many seconds a poem is fresh; without end where none are given.
-        stale_s: for how many seconds after that it is given while no fresh one can be had.
+        address: its name in messages; by default, as given in ``upstream``.
+        ttl_s: how many seconds a poem is fresh.
+        stale_s: how many seconds after that it is served if no fresh one can be fetched.
         max_bytes: the longest poem to accept.
-        connect_timeout_s: how long the connection to the upstream may take.
+        connect_timeout_s: how long connecting to the upstream may take.
         timeout_s: how long the whole download may take.
-        reactor: what it runs on; the running one where none is given.
+        reactor: the reactor; the global one if None.
 
     Raises:
         ConfigError: the address is invalid.
@@ -69,12 +69,10 @@ class CachingProxyService(Service):
         )
 
     def get_poem(self) -> bytes | Deferred[bytes]:
-        """Give the poem.
+        """Return the poem if it is cached, else a new Deferred of it.
 
-        Returns:
-            The poem itself where it is there, else a Deferred of the caller's own: cancelling it ends this wait
-            alone (with Twisted's ``CancelledError``), and the download too when nobody else waits. It fails as that of
-            ``xformd.poems.get_poem``.
+        Cancelling the Deferred ends this wait alone (with Twisted's ``CancelledError``), and the download too if
+        nobody else waits for it. It fails as that of ``xformd.poems.get_poem`` does.
         """
         return self._poems.get(self._address, self._download)
 
@@ -87,9 +85,9 @@ class CachingProxyService(Service):
             max_bytes=self._max_bytes,
             reactor=self._reactor,
         )
-        return poem.addCallback(self._arrived)
+        return poem.addCallback(self._note_arrived)
 
-    def _arrived(self, poem: bytes) -> bytes:
+    def _note_arrived(self, poem: bytes) -> bytes:
         if self._is_stale:
             self.log.info("{upstream} answers again", upstream=self._address)
         self._is_stale = False
@@ -97,11 +95,11 @@ class CachingProxyService(Service):
 
     def _fell_back(self, key: str, failure: Failure, age_s: float) -> None:  # noqa: ARG002 - there is one poem
         if self._is_stale:
-            return  # once for an outage: every client that asks would make a line
+            return  # one line for an outage, not one for each client
         self._is_stale = True
         error = failure.value
         self.log.warn(
-            "no fresh poem: {reason}; the old one, of {age_s} s ago, is served for {remaining_s} s more",
+            "no fresh poem: {reason}; the old one, {age_s} s old, is served for another {remaining_s} s",
             reason=f"{error.code}: {error.message}" if isinstance(error, XformError) else failure.getErrorMessage(),
             age_s=round(age_s, 1),
             remaining_s=round(self._policy.lifetime_s - age_s, 1),

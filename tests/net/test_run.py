@@ -7,7 +7,7 @@ import pytest
 from support.logs import Log
 from xformd.limits import Limits
 from xformd.net import run
-from xformd.net.run import DescriptorRoom, connections_within, descriptors_needed, make_room, raise_limit
+from xformd.net.run import connections_within, descriptors_needed, make_room, raise_limit
 
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -72,7 +72,7 @@ def limit_to(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(("limit", "connections"), [(1_000_000, 100), (100, 32)])
 def test_room_is_made_as_far_as_the_limit_goes(monkeypatch: pytest.MonkeyPatch, limit: int, connections: int) -> None:
     asked = limit_to(limit, monkeypatch)
-    assert make_room(100, 1) == DescriptorRoom(limit, connections)
+    assert make_room(100, 1) == (limit, connections)
     assert asked == [descriptors_needed(100, 20, 1)]
 
 
@@ -80,8 +80,8 @@ def test_room_is_made_as_far_as_the_limit_goes(monkeypatch: pytest.MonkeyPatch, 
     ("ports", "limit", "allowed", "warning"),
     [
         (1, 1_000_000, 100, ""),
-        (1, 100, 32, "ulimit -n is 100 and has room for 32 connections, not for the 100 of max_connections"),
-        (2, 100, 16, "ulimit -n is 100 and has room for 16 connections on each port, not for the 100 of"),
+        (1, 100, 32, "ulimit -n is 100 and has room for 32 connections instead of 100; raise it"),
+        (2, 100, 16, "ulimit -n is 100 and has room for 16 connections on each port instead of 100;"),
     ],
 )
 def test_no_more_connections_are_allowed_than_fit(

@@ -152,19 +152,6 @@ def _exit_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python'
     os._exit(128 + number)
 
 
-@attrs.frozen
-class DescriptorRoom:
-    """What the process's limit on file descriptors leaves room for.
-
-    Args:
-        limit: the soft limit that holds now.
-        connections: how many of the wanted connections fit.
-    """
-
-    limit: int
-    connections: int
-
-
 def within_descriptors(limits: Limits, *, workers: int, ports: int = 1) -> Limits:
     """Make room for the allowed connections, and lower ``max_connections``, with a warning, if they do not fit.
 
@@ -174,14 +161,13 @@ def within_descriptors(limits: Limits, *, workers: int, ports: int = 1) -> Limit
         ports: how many ports allow ``max_connections`` each.
     """
     allowed = limits.max_connections
-    room = make_room(ports * allowed, workers)
-    each = max(1, room.connections // ports)
+    limit, room = make_room(ports * allowed, workers)
+    each = max(1, room // ports)
     if each == allowed:
         return limits
     log.warn(
-        "ulimit -n is {limit} and has room for {room} connections{where}, not for the {allowed} of max_connections; "
-        "raise it (LimitNOFILE), or lower max_connections",
-        limit=room.limit,
+        "ulimit -n is {limit} and has room for {room} connections{where} instead of {allowed}; raise it (LimitNOFILE)",
+        limit=limit,
         room=each,
         where=" on each port" if ports > 1 else "",
         allowed=allowed,
@@ -189,14 +175,17 @@ def within_descriptors(limits: Limits, *, workers: int, ports: int = 1) -> Limit
     return attrs.evolve(limits, max_connections=each)
 
 
-def make_room(connections: int, workers: int) -> DescriptorRoom:
+def make_room(connections: int, workers: int) -> tuple[int, int]:
     """Raise the limit on file descriptors as far as connections and workers need and the system allows.
 
     Connections leave room for everything else that needs descriptors: workers, the log, files that transforms open.
+
+    Returns:
+        The limit that holds now, and how many of the connections fit.
     """
     open_now = open_descriptors()
     limit = raise_limit(descriptors_needed(connections, open_now, workers))
-    return DescriptorRoom(limit, min(connections, connections_within(limit, open_now, workers)))
+    return limit, min(connections, connections_within(limit, open_now, workers))
 
 
 def descriptors_needed(connections: int, open_now: int, workers: int) -> int:

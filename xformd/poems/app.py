@@ -3,15 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from twisted.logger import Logger
-
 from xformd.limits import Limits
 from xformd.net.listener import ListeningService
-from xformd.net.run import make_room
+from xformd.net.run import within_descriptors
 from xformd.poems.proxy import CachingProxyService
 from xformd.poems.server import PoemFactory, PoemService, PoemSource
-
-log = Logger()
 
 
 def make_poem_server(
@@ -55,13 +51,6 @@ def make_poem_proxy(upstream: str, listen: tuple[str, ...], reactor: Any, **opti
 def _listening(
     source: PoemSource, listen: tuple[str, ...], reactor: Any, bytes_per_s: float | None
 ) -> ListeningService:
-    wanted = Limits().max_connections
-    room = make_room(wanted, 0)
-    if room.connections < wanted:
-        log.warn(
-            "ulimit -n is {limit} and has room for {room} clients; raise it for more",
-            limit=room.limit,
-            room=room.connections,
-        )
-    factory = PoemFactory(source, reactor, bytes_per_s=bytes_per_s, max_connections=room.connections)
+    allowed = within_descriptors(Limits(), workers=0).max_connections
+    factory = PoemFactory(source, reactor, bytes_per_s=bytes_per_s, max_connections=allowed)
     return ListeningService(listen, factory, reactor)

@@ -1,4 +1,4 @@
-"""The one table: every row of docs/wire.md, and messages that are always one clean line."""
+"""The table of errors is that of docs/wire.md, and every message is one printable line."""
 
 import re
 from pathlib import Path
@@ -14,25 +14,25 @@ WIRE = (Path(__file__).parents[1] / "docs" / "wire.md").read_text()
 ROWS = re.findall(r"^\| `([a-z-]+)` \|.*\| `(\w+)` \| (\d+) \| (\d+) \|$", WIRE, re.MULTILINE)
 
 
-def test_the_page_has_rows() -> None:
+def test_the_page_has_17_rows() -> None:
     assert len(ROWS) == 17
 
 
 @pytest.mark.parametrize(("code", "exception", "http_status", "exit_status"), ROWS)
-def test_row(code: str, exception: str, http_status: str, exit_status: str) -> None:
+def test_a_row_is_that_of_the_page(code: str, exception: str, http_status: str, exit_status: str) -> None:
     error = ERRORS[code]
     assert error.__name__ == exception
     assert getattr(xformd, exception) is error
     assert (error.code, error.http_status, error.exit_status) == (code, int(http_status), int(exit_status))
 
 
-def test_what_is_not_on_the_page_never_leaves_the_process() -> None:
+def test_other_errors_never_leave_the_process() -> None:
     on_the_page = {code for code, *_ in ROWS}
     assert all(error.http_status is None for code, error in ERRORS.items() if code not in on_the_page)
 
 
 @given(st.text())
-def test_a_message_is_one_printable_line_that_can_be_sent(text: str) -> None:
+def test_a_message_is_one_printable_line(text: str) -> None:
     line = one_line(text)
     assert line.isprintable()
     assert len(line) <= MESSAGE_MAX_CHARACTERS
@@ -50,7 +50,7 @@ def test_an_error_carries_the_poem() -> None:
     assert error.retryable
 
 
-def test_a_plugins_own_refusal_that_forgets_its_root_is_still_whole() -> None:
+def test_a_subclass_that_skips_the_initializer_is_still_complete() -> None:
     class Refusal(GibberishError):
         def __init__(self) -> None:
             pass

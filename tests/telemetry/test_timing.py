@@ -155,12 +155,12 @@ def test_the_log_of_a_death_names_the_request(clock: Clock, log: Log) -> None:
     assert [event["request_id"] for event in log if "request_id" in event] == ["7e57"]
 
 
-@pytest.mark.parametrize(("request_id", "told"), [("7e57", " (request 7e57)"), (None, "")])
-def test_the_log_of_a_failure_names_the_request(clock: Clock, log: Log, request_id: str | None, told: str) -> None:
+@pytest.mark.parametrize(("request_id", "suffix"), [("7e57", " (request 7e57)"), (None, "")])
+def test_the_log_of_a_failure_names_the_request(clock: Clock, log: Log, request_id: str | None, suffix: str) -> None:
     site = Site(clock)
     with pytest.raises(TransformFailed):
         site.service.xform(parse_readable("broken"), b"a", timing=site.timing(request_id))
-    assert log.lines == [f"transform broken of plugin xformd-verses 1.0 (verses) failed{told}"]
+    assert log.lines == [f"transform broken of plugin xformd-verses 1.0 (verses) failed{suffix}"]
     assert log[0].get("request_id") == request_id
 
 

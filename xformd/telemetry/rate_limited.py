@@ -17,7 +17,7 @@ class RateLimitedLog:
 
     Args:
         clock: a reactor, or a clock in its place.
-        period_s: at most one line of a kind in so many seconds.
+        period_s: the length of a period, in seconds.
 
     Attributes:
         counts: how many events there were, by kind.

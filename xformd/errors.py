@@ -1,8 +1,7 @@
-"""Every way in which xformd fails, and what each way is called.
+"""Every error of xformd: its code, exception, HTTP status and exit status.
 
-This is the one table from error code to exception, HTTP status and exit status (``docs/wire.md``, "Errors").
-The table is written as classes: a class that names a code is a row, its docstring says when it happens, and
-``ERRORS`` finds it by its code.
+This is the one table (``docs/wire.md``, "Errors"), written as classes. Invariant: each class with a code is one row,
+and ``ERRORS`` finds it by that code.
 """
 
 from collections.abc import Iterable
@@ -10,25 +9,22 @@ from typing import ClassVar
 
 MESSAGE_MAX_CHARACTERS = 1_000
 
-REDACTED = "what it says may quote the poem"
-"""What a log has in place of a message in which a transform speaks, or that quotes what a client sent."""
+REDACTED = "[withheld: it may quote the poem]"
+"""Replaces, in a log, a message that a transform wrote or that quotes a request."""
 
 
 def printable(text: str) -> str:
-    """Replace what is not printable: controls, terminal escapes, lone surrogates."""
+    """Replace characters that are not printable: controls, terminal escapes, lone surrogates."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def one_line(text: str) -> str:
-    """Make any text fit for a log line, a terminal and the wire.
-
-    Args:
-        text: what a person should read; it may quote bytes that a hostile peer chose.
+    """Make a text safe for a log line, a terminal and the wire; it may quote bytes from a hostile peer.
 
     Returns:
-        The text on one line, of at most ``MESSAGE_MAX_CHARACTERS``, and printable.
+        One printable line of at most ``MESSAGE_MAX_CHARACTERS``.
     """
-    # A line of this many characters comes from at most this many words: the rest is not worth a look.
+    # Only the start is split, so that a huge text costs no more than a short one.
     line = printable(" ".join(text[: 4 * MESSAGE_MAX_CHARACTERS].split()))
     if len(line) <= MESSAGE_MAX_CHARACTERS:
         return line
@@ -36,7 +32,7 @@ def one_line(text: str) -> str:
 
 
 def safe_str(error: BaseException) -> str:
-    """Say what an exception says, whatever its class does when it is asked."""
+    """Return ``str(error)``, or nothing if a plugin's exception class fails at that."""
     try:
         return str(error)
     except Exception:
@@ -44,18 +40,18 @@ def safe_str(error: BaseException) -> str:
 
 
 class XformError(Exception):
-    """The root of everything that xformd raises.
+    """The base of every exception that xformd raises.
 
     Args:
-        message: one line for a person: what is wrong and what to do about it.
+        message: one line for a person: what is wrong and what to do.
         poem: the poem that was sent, so that a caller can fall back to it.
-        retry_after_ms: how many milliseconds to wait before another try, where the server said so.
-        log_message: what a log says in place of the message, where that may quote the poem.
+        retry_after_ms: milliseconds to wait before another try, if the server named any.
+        log_message: replaces the message in logs, if that may quote the poem.
 
     Attributes:
         code: the name of this error on the wire, in logs and in metrics.
-        http_status: the same for HTTP; None for what never leaves the process.
-        exit_status: the same for a command (``sysexits.h``).
+        http_status: its HTTP status; None for an error that is never sent.
+        exit_status: the exit status of a command that ends with it (``sysexits.h``).
         retryable: whether the same request may succeed later.
     """
 
@@ -64,7 +60,7 @@ class XformError(Exception):
     exit_status: ClassVar[int]
     retryable: ClassVar[bool]
 
-    # Defaults, so that a plugin's subclass that forgets super().__init__() is still whole.
+    # Class attributes, so that a plugin's subclass without super().__init__() still has them.
     message: str = ""
     poem: str | bytes | None = None
     retry_after_ms: int | None = None
@@ -96,42 +92,42 @@ ERRORS: dict[str, type[XformError]] = {}
 """The table: error code to exception."""
 
 
-# What a server answers.
+# Sent by a server.
 
 
 class BadFrame(XformError, code="bad-frame", http_status=400, exit_status=76):
-    """The bytes are not netstrings, or not a message of the protocol."""
+    """The bytes are not a netstring, or not a message of the protocol."""
 
 
 class BadRequest(XformError, code="bad-request", http_status=400, exit_status=64):
-    """A request without a ``.``, or with a spec that does not parse."""
+    """The request has no ``.``, or its spec does not parse."""
 
 
 class BadOptions(XformError, code="bad-options", http_status=400, exit_status=64):
-    """An option that the transform does not take, or a value of the wrong type."""
+    """The transform does not have the option, or its value has the wrong type."""
 
 
 class NoSuchTransform(XformError, code="no-such-transform", http_status=404, exit_status=66):
-    """No transform of that name is registered here."""
+    """No transform of that name is registered."""
 
 
 class AmbiguousTransform(XformError, code="ambiguous-transform", http_status=409, exit_status=66):
-    """Two plugins provide the name and none is preferred."""
+    """Several plugins provide the name and none is preferred."""
 
 
 class GibberishError(XformError, code="gibberish", http_status=422, exit_status=65):
-    """The transform refuses this poem. Transforms raise it; its message reaches the caller."""
+    """The transform rejects this poem. Transforms raise it, and its message is sent to the caller."""
 
 
 class TooLarge(XformError, code="too-large", http_status=413, exit_status=65):
-    """The request, or the result, is over its limit."""
+    """The request or the result exceeds its limit."""
 
 
 class TransformFailed(XformError, code="transform-failed", http_status=500, exit_status=70):
-    """The transform raised, or returned something that is no poem.
+    """The transform raised an exception, or returned a value of the wrong type.
 
     Attributes:
-        detail: what it raised and where; it stays in the process, and the wire carries the message alone.
+        detail: what it raised and where; never sent, as it may quote the poem.
     """
 
     def __init__(
@@ -148,11 +144,11 @@ class TransformFailed(XformError, code="transform-failed", http_status=500, exit
 
 
 class TransformDied(XformError, code="transform-died", http_status=502, exit_status=70):
-    """The transform's worker crashed, or ran out of memory."""
+    """The transform's worker crashed or ran out of memory."""
 
 
 class TransformTimeout(XformError, code="timeout", http_status=504, exit_status=75, retryable=True):
-    """The deadline passed before the result was there."""
+    """The deadline passed before the transform returned."""
 
 
 class Busy(XformError, code="busy", http_status=429, exit_status=75, retryable=True):
@@ -160,65 +156,65 @@ class Busy(XformError, code="busy", http_status=429, exit_status=75, retryable=T
 
 
 class Unavailable(XformError, code="unavailable", http_status=503, exit_status=69, retryable=True):
-    """This transform is quarantined after repeated deaths."""
+    """The transform is quarantined, because it killed its workers repeatedly."""
 
 
 class Cancelled(XformError, code="cancelled", http_status=499, exit_status=75):
-    """The client gave the request up."""
+    """The client cancelled the request."""
 
 
 class ShuttingDown(XformError, code="shutting-down", http_status=503, exit_status=75, retryable=True):
-    """The server is stopping. With ``retry_after_ms`` the request has not begun; without, it may have."""
+    """The server is stopping. With ``retry_after_ms`` the request was not started; without, it may have been."""
 
     @classmethod
     def not_started(cls) -> "ShuttingDown":
-        """Make the error for what has not begun, and may be asked for again."""
-        return cls("the server is stopping; ask again, here or elsewhere", retry_after_ms=1_000)
+        """Return the error for a request that was not started and can safely be repeated."""
+        return cls("the server is stopping; try again, here or on another server", retry_after_ms=1_000)
 
     @classmethod
     def interrupted(cls) -> "ShuttingDown":
-        """Make the error for what may have begun."""
-        return cls("the server stopped before this was done")
+        """Return the error for a request that may have been started."""
+        return cls("the server stopped before the request was done")
 
 
 class Unauthorized(XformError, code="unauthorized", http_status=401, exit_status=77):
-    """No credentials, or wrong ones."""
+    """The credentials are missing or wrong."""
 
 
 class Forbidden(XformError, code="forbidden", http_status=403, exit_status=77):
-    """These credentials may not use this transform."""
+    """The credentials do not allow this transform."""
 
 
 class InternalError(XformError, code="internal", http_status=500, exit_status=70):
-    """A fault of xformd itself; the message is a request id to look up in the log."""
+    """A fault of xformd itself; the message is a request id, to be looked up in the log."""
 
 
-# What happens to a client on its way to a server: never on the wire.
+# Raised by a client on its way to a server, never sent.
 
 
 class ConnectionFailed(XformError, code="connection-failed", exit_status=69, retryable=True):
-    """No connection to the server could be made."""
+    """The client could not connect to the server."""
 
 
 class ConnectionLost(XformError, code="connection-lost", exit_status=69, retryable=True):
-    """The connection broke before the whole answer was there."""
+    """The connection was lost before the whole answer arrived."""
 
 
 class RequestRefused(ConnectionLost, code="refused", exit_status=69):
-    """The server closed without a word, which is how the classic form says no to a request."""
+    """The server closed the connection without an answer, which is how the classic dialect rejects a request."""
 
 
-# What stops a command or a plugin before there is any request: never on the wire.
+# Raised before there is any request, never sent.
 
 
 class ConfigError(XformError, code="bad-config", exit_status=78):
-    """Settings that do not go together, or that name something that is not there.
+    """A setting is unknown or invalid, or contradicts another, or names something that does not exist.
 
     Args:
-        reason: one line for a person; where it is about a setting, the rest of a line that begins with its name.
-        details: where there are several problems, each on a line.
-        setting: whose value is wrong, as a file names it: ``plugins_dir``. None for an error about no single one.
-        entry: the key, where that value is a table and one line of it is wrong.
+        reason: one line for a person, without the name of the setting.
+        details: one line per problem, if there are several.
+        setting: the name of the setting, such as ``plugins_dir``; None if it is not about a single one.
+        entry: the key of the table, if the value is a table and one entry is wrong.
     """
 
     def __init__(
@@ -231,17 +227,17 @@ class ConfigError(XformError, code="bad-config", exit_status=78):
         self.entry = entry
 
     def located_at(self, subject: str) -> "ConfigError":
-        """Say the same of the place where the setting was set.
+        """Return the error with the place where the setting was set.
 
         Args:
-            subject: how the operator knows it: ``xformd.toml, line 3: block``, ``XFORMD_BLOCK`` or ``--block``.
+            subject: ``xformd.toml, line 3: block``, ``XFORMD_BLOCK`` or ``--block``.
         """
         return ConfigError(f"{subject}: {self.reason}", details=self.details)
 
 
 class ListenFailed(XformError, code="listen-failed", exit_status=69):
-    """The server cannot listen where it was told to."""
+    """The server cannot listen on an endpoint."""
 
 
 class DefinitionError(XformError, code="bad-definition", exit_status=70):
-    """A plugin defines something that does not fit: a transform's name, signature or example, or its metadata."""
+    """A plugin is wrong: the name, signature or example of a transform, or the metadata of its package."""

@@ -1,8 +1,8 @@
 """The request language: ``wrap:width=40,indent=2+cummingsify`` to steps and back (``docs/wire.md``).
 
-A spec has two forms. On the wire every byte of a value outside ``A-Z a-z 0-9 - _ ~`` is percent-encoded;
-people may leave out the encoding wherever the grammar stays clear. Both parse to the same ``Spec``, and printing a
-``Spec`` gives its one canonical wire form. Nothing here knows which transforms exist.
+A spec has two forms. On the wire every byte of a value outside ``A-Z a-z 0-9 - _ ~`` is percent-encoded; people may
+omit the encoding wherever the grammar stays unambiguous. Invariant: both parse to the same ``Spec``, whose ``str()`` is
+its one canonical wire form. Nothing here knows which transforms exist.
 """
 
 import functools
@@ -16,16 +16,16 @@ import attrs
 from xformd.errors import REDACTED, BadRequest
 
 MAX_SPEC_BYTES = 8_192
-"""A spec names a handful of transforms; what is longer is an attack, or a poem with its dot missing."""
+"""A spec names a few transforms; a longer one is an attack, or a poem without its dot."""
 
 SHORT_CHARACTERS = 256
-"""Of a spec that is remembered once it has been parsed."""
+"""Up to this length a parsed spec is cached."""
 
 MAX_REMEMBERED = 1_024
 """How many specs a ``SpecCache`` remembers."""
 
 MAX_STEPS = 32
-"""A request may not multiply its own cost without bound."""
+"""Bounds how much work one request can ask for."""
 
 NAME_RULE = "a-z, then up to 63 of a-z 0-9 - _"
 NAME_PATTERN = "[a-z][a-z0-9_-]{0,63}"
@@ -36,11 +36,11 @@ _ENCODED = re.compile(rb"[^A-Za-z0-9_~-]")
 
 
 OptionValue = int | float | bool | str
-"""What an option's value is once it has been converted."""
+"""The value of an option, converted."""
 
 
 def is_valid_name(value: object) -> bool:
-    """Whether this can name a transform or an option."""
+    """Whether this is a valid name of a transform or an option."""
     return isinstance(value, str) and _NAME.match(value) is not None
 
 
@@ -54,7 +54,7 @@ class Step:
 
     Args:
         name: the transform's name.
-        options: option name to its value as text, not yet converted; kept as sorted pairs.
+        options: option name to its value as text, not converted; kept as sorted pairs.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Step:
 
 @attrs.frozen(cache_hash=True)
 class Spec:
-    """What to do with a poem: one step, or several in turn. ``str()`` gives the canonical wire form."""
+    """The steps for a poem, in order. ``str()`` returns the canonical wire form."""
 
     steps: tuple[Step, ...]
 
@@ -96,73 +96,57 @@ class SpecCache(dict[Key, Value]):
 
 
 def parse(text: str) -> Spec:
-    """Read the wire form.
-
-    Args:
-        text: the spec as it stands before the first ``.`` of a request.
-
-    Returns:
-        The steps, with their option values decoded.
+    """Parse the wire form, the text before the first ``.`` of a request.
 
     Raises:
-        BadRequest: saying what is wrong and at which character (the first is 1).
+        BadRequest: with the mistake and its character, the first being 1.
     """
-    # A server is asked for the same few specs again and again; a long one is not worth its place.
+    # Clients repeat a few short specs; a long one would only take up room in the cache.
     return _parse_short(text) if len(text) <= SHORT_CHARACTERS else _parse(text, _WIRE_VALUE)
 
 
 def parse_readable(text: str) -> Spec:
-    """Read what a person wrote: like ``parse``, but a value may hold anything except ``+`` and ``,``.
+    """Parse what a person wrote, such as ``indent:prefix=> +upper``.
 
-    A ``%`` still starts an encoded byte, so ``%2C`` is how a value holds a comma.
-
-    Args:
-        text: for example ``indent:prefix=> +upper``.
-
-    Returns:
-        The steps, with their option values decoded.
+    A value may contain anything except ``+`` and ``,``. A ``%`` still starts an encoded byte: a comma is ``%2C``.
 
     Raises:
-        BadRequest: saying what is wrong and at which character (the first is 1).
+        BadRequest: with the mistake and its character, the first being 1.
     """
     return _parse(text, _READABLE_VALUE)
 
 
 def build(transform: str, options: Mapping[str, object]) -> Spec:
-    """Put a spec together from what a caller wrote.
+    """Return the spec of a transform and its options.
 
     Args:
         transform: a transform's name, or a whole spec in its readable form.
-        options: more options for it, where it is a single step; ``str()`` gives the text of a value.
-
-    Returns:
-        The spec.
+        options: more options, if it is a single step; values are converted to text with ``str()``.
 
     Raises:
-        BadRequest: the spec does not parse, or options are given beside several steps.
+        BadRequest: the spec does not parse, it has several steps and there are options, or an option is invalid.
     """
     spec = parse_readable(transform)
     if not options:
         return spec
     if len(spec.steps) > 1:
-        raise BadRequest(f"write the options of several steps into the spec: {spec.steps[0].name}:option=value+...")
+        raise BadRequest(f"with several steps, write options into the spec: {spec.steps[0].name}:option=value+...")
     (step,) = spec.steps
-    texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
-    for name, value in options.items():
-        if not is_valid_name(name):
-            raise BadRequest(f"{name!r} is no option name ({NAME_RULE})")
-        if not isinstance(value, str | int | float):
-            raise BadRequest(f"the option {name!r} takes a str, an int, a float or a bool, not {type(value).__name__}")
-    _check_text(texts)
+    texts = {name: _option_text(name, value) for name, value in options.items()}
     return Spec((Step(step.name, {**dict(step.options), **texts}),))
 
 
-def _check_text(texts: Mapping[str, str]) -> None:
-    for name, text in texts.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise BadRequest(f"the value of the option {name!r} is no text: it has no UTF-8 form") from None
+def _option_text(name: str, value: object) -> str:
+    if not is_valid_name(name):
+        raise BadRequest(f"{name!r} is not a valid option name: use {NAME_RULE}")
+    if not isinstance(value, str | int | float):
+        raise BadRequest(f"option {name!r} takes a str, int, float or bool, not {type(value).__name__}")
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"the value of option {name!r} cannot be encoded as UTF-8: it has a lone surrogate") from None
+    return text
 
 
 def _encode(value: str) -> str:
@@ -181,11 +165,11 @@ def _bad(place: int, message: str) -> BadRequest:
 
 def _parse(text: str, value_pattern: re.Pattern[str]) -> Spec:
     if len(text) > MAX_SPEC_BYTES:
-        raise _bad(MAX_SPEC_BYTES, f"a spec has at most {MAX_SPEC_BYTES} characters; this one has {len(text)}")
+        raise _bad(MAX_SPEC_BYTES, f"a spec may have at most {MAX_SPEC_BYTES} characters; this one has {len(text)}")
     steps: list[Step] = []
     for place, part in _split(text, "+", 0):
         if len(steps) == MAX_STEPS:
-            raise _bad(place, f"a spec has at most {MAX_STEPS} steps")
+            raise _bad(place, f"a spec may have at most {MAX_STEPS} steps")
         steps.append(_parse_step(part, place, value_pattern))
     return Spec(tuple(steps))
 
@@ -193,13 +177,13 @@ def _parse(text: str, value_pattern: re.Pattern[str]) -> Spec:
 def _parse_step(text: str, place: int, value_pattern: re.Pattern[str]) -> Step:
     name, colon, rest = text.partition(":")
     if not is_valid_name(name):
-        raise _bad(place, f"{name[:80]!r} is no transform name ({NAME_RULE})")
+        raise _bad(place, f"{name[:80]!r} is not a valid transform name: use {NAME_RULE}")
     options: dict[str, str] = {}
     if colon:
         for option_place, part in _split(rest, ",", place + len(name) + 1):
             key, value = _parse_option(part, option_place, value_pattern)
             if key in options:
-                raise _bad(option_place, f"the option {key!r} is given twice")
+                raise _bad(option_place, f"option {key!r} is given twice")
             options[key] = value
     return Step(name, options)
 
@@ -207,9 +191,9 @@ def _parse_step(text: str, place: int, value_pattern: re.Pattern[str]) -> Step:
 def _parse_option(text: str, place: int, value_pattern: re.Pattern[str]) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not is_valid_name(key):
-        raise _bad(place, f"{key[:80]!r} is no option name ({NAME_RULE})")
+        raise _bad(place, f"{key[:80]!r} is not a valid option name: use {NAME_RULE}")
     if not equals:
-        raise _bad(place + len(key), f"the option {key!r} needs a value: {key}=...")
+        raise _bad(place + len(key), f"option {key!r} needs a value: {key}=...")
     return key, _decode(value, place + len(key) + 1, value_pattern)
 
 
@@ -221,14 +205,14 @@ def _decode(value: str, place: int, pattern: re.Pattern[str]) -> str:
     try:
         return unquote_to_bytes(value).decode()
     except UnicodeError as error:
-        raise _bad(place, "the value is not UTF-8") from error
+        raise _bad(place, "the value is not valid UTF-8") from error
 
 
 def _unencoded(character: str) -> str:
     if character == "%":
         return "'%' must be followed by two hexadecimal digits (write '%25' for the character itself)"
     encoded = "".join(f"%{byte:02X}" for byte in character.encode(errors="replace"))
-    return f"{character!r} in a value must be written {encoded}"
+    return f"{character!r} in a value must be written as {encoded}"
 
 
 def _split(text: str, separator: str, place: int) -> Iterator[tuple[int, str]]:

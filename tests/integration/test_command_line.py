@@ -99,9 +99,9 @@ def test_what_a_plugin_prints_never_gets_into_a_result() -> None:
 # What goes wrong
 
 FAILURES = [
-    (("upper+",), 64, "bad-request: spec, character 7: '' is no transform name"),
-    (("wrap:width",), 64, "bad-request: spec, character 11: the option 'width' needs a value"),
-    (("upper+trim", "-o", "a=1"), 64, "bad-request: write the options of several steps into the spec"),
+    (("upper+",), 64, "bad-request: spec, character 7: '' is not a valid transform name"),
+    (("wrap:width",), 64, "bad-request: spec, character 11: option 'width' needs a value"),
+    (("upper+trim", "-o", "a=1"), 64, "bad-request: with several steps, write options into the spec"),
     (("wrap:width=wide",), 64, "bad-options: wrap: option 'width' takes a whole number, not 'wide'"),
     (("upper:loud=1",), 64, "bad-options: upper has no option 'loud'; its options: none"),
     (("repeat",), 64, "bad-options: repeat needs the option 'times': a whole number"),

@@ -1,4 +1,7 @@
-"""The composition root: settings in, a Twisted service out that listens, answers and stops in good order."""
+"""Put a transform server together from its settings.
+
+Invariant: the server listens only once everything that it needs is there, and its workers end last.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +22,14 @@ from xformd.telemetry.metrics import Front, Metrics
 
 
 class Server(ListeningService):
-    """A transform server. Stopping it answers what has been accepted first.
+    """A transform server. It answers what it has accepted before it stops.
 
     Args:
-        generations: which transforms it has, and their workers.
+        generations: its transforms and their workers.
         listen: the endpoints to listen on.
         factory: makes its connections.
         reactor: what it runs on.
-        others: where else it is answered, over HTTP.
+        others: its listeners for HTTP.
     """
 
     def __init__(
@@ -43,11 +46,11 @@ class Server(ListeningService):
 
     @property
     def registry(self) -> Registry:
-        """Which transforms it has now."""
+        """The transforms that it has now."""
         return self._generations.service.registry
 
     def reload(self) -> Deferred[None]:
-        """Load the plugins anew; fires when that is done, or given up."""
+        """Load the plugins anew; fires when that is done or has failed."""
         return self._generations.reload()
 
     async def _start(self) -> tuple[str, ...]:
@@ -70,14 +73,14 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     """Load the plugins and put a server together.
 
     Args:
-        settings: what the operator wants.
+        settings: the settings.
         reactor: what it runs on.
 
     Returns:
-        A Twisted service: it does nothing until it is started.
+        A Twisted service, not yet started.
 
     Raises:
-        ConfigError: the settings name something that is not there.
+        ConfigError: a setting names something that does not exist.
     """
     ports = 1 + settings.answers_http
     limits = within_descriptors(settings.limits, workers=settings.worker_count, ports=ports)
@@ -90,27 +93,59 @@ def make_server(settings: Settings, reactor: Any) -> Server:
 
 
 def _make_with_http(settings: Settings, generations: Reloader, reactor: Any) -> Server:
-    """Put together a server that counts what it does, and answers HTTP too."""
+    """Make a server that counts its requests and answers over HTTP too."""
     setting = "http" if settings.http else "metrics"
     if not _runs_asyncio(reactor):
         advice = "twistd --reactor=asyncio xformd ..., or xformd serve"
         raise ConfigError(f"HTTP needs a reactor on which asyncio runs: {advice}", setting=setting)
-    try:
-        from xformd.server.fronts import make_fronts
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
     metrics, service = Metrics(), generations.service
     counting: dict[Front, CountingService] = {
         "classic": CountingService(service, metrics, "classic"),
         "session": CountingService(service, metrics, "session"),
     }
-    factory = TransformFactory(service, settings.limits, reactor, metrics=metrics, counting=counting)
-    others = make_fronts(settings, generations, factory, metrics, reactor)
-    return Server(generations, settings.listen, factory, reactor, others)
+    netstrings = TransformFactory(service, settings.limits, reactor, metrics=metrics, counting=counting)
+    try:
+        others = _make_http_listeners(settings, generations, netstrings, metrics, reactor)
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
+    return Server(generations, settings.listen, netstrings, reactor, others)
+
+
+def _make_http_listeners(
+    settings: Settings, generations: Reloader, netstrings: TransformFactory, metrics: Metrics, reactor: Any
+) -> list[ListeningService]:
+    # Imported here: they need what the extra "http" installs.
+    from xformd.http.application import HttpDependencies, make_application, make_monitoring_application
+    from xformd.http.connection import HttpFactory
+    from xformd.http.endpoints import HealthEndpoints
+    from xformd.telemetry.prometheus import PrometheusExporter, Sources
+
+    service, limits = generations.service, settings.limits
+    factories: dict[str, TransformFactory] = {"netstring": netstrings}
+    sources = Sources(
+        metrics,
+        generations.status,
+        lambda: [(each.name, each.distribution, each.version, each.state) for each in service.registry.plugins],
+        lambda: {front: factory.connection_stats for front, factory in factories.items()},
+    )
+    dependencies = HttpDependencies(
+        service=service,
+        metrics=metrics,
+        limits=limits,
+        health=HealthEndpoints(generations.status, lambda: netstrings.is_stopping),
+        render_metrics=PrometheusExporter(sources).render,
+        origins=settings.cors,
+    )
+    factories["http"] = HttpFactory(make_application(dependencies), metrics, service, limits, reactor)
+    factories["metrics"] = HttpFactory(make_monitoring_application(dependencies), metrics, service, limits, reactor)
+    return [
+        ListeningService(listen, factories[front], reactor, is_eager=True, setting=front, scheme="http://")
+        for front, listen in (("http", settings.http), ("metrics", settings.metrics))
+    ]
 
 
 def _runs_asyncio(reactor: Any) -> bool:
-    """Say whether asyncio's tasks run where this reactor turns. What only stands in for one is taken at its word."""
+    """Whether asyncio tasks run beside this reactor. A test's stand-in for a reactor counts as one that can."""
     return getattr(reactor, "runs_asyncio", False) or not isinstance(reactor, ReactorBase) or _is_asyncio_s(reactor)
 
 

@@ -114,7 +114,7 @@ def test_a_name_that_two_plugins_provide_is_nobodys(tmp_path: Path) -> None:
 
 
 def test_only_a_transforms_own_exception_makes_a_traceback_and_just_one(tmp_path: Path) -> None:
-    with serving(tmp_path, "--plugins=none", "--plugins-dir", str(VERSES)) as server:
+    with serving(tmp_path, "--plugins=none", "--workers=1", "--plugins-dir", str(VERSES)) as server:
         for request, _ in REFUSED:
             server.ask(request)
         assert server.stop() == 0

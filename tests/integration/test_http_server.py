@@ -20,7 +20,7 @@ from support.hostile import Hostile, hostile_server, new_marker
 from support.http_client import HTTP, Http, abort, connect, exchange
 from support.http_front import request
 from support.packages import Environment
-from support.processes import DEADLINE_S, VERSES, environment, read_to_end, serving, wait_until, xformd
+from support.processes import DEADLINE_S, VERSES, environment, read_to_end, serving, wait_until, xformd, xformd_process
 from support.session_client import step
 
 OWL = request("/transform/upper", b"owl")
@@ -245,7 +245,7 @@ def test_it_answers_over_tls(tmp_path: Path, is_closed: bool) -> None:
 
 def test_without_the_extra_it_is_said_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "starlette.py").write_text("raise ModuleNotFoundError('no starlette', name='starlette')\n")
-    refused = xformd("serve", "--port", "0", *HTTP, PYTHONPATH=str(tmp_path))
+    refused = xformd_process("serve", "--port", "0", *HTTP, PYTHONPATH=str(tmp_path))
     assert refused.returncode == 78
     assert refused.stderr.decode().strip().endswith("http: starlette is not installed: pip install 'xformd[http]'")
     with serving(tmp_path, "--plugins=none", PYTHONPATH=str(tmp_path)) as server:

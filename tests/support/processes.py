@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from support import in_process
+from xformd import cli
+
 DEADLINE_S = 20.0
 """Long enough for a busy machine; nothing ever waits this long unless it is broken."""
 
@@ -25,7 +28,12 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def xformd(*arguments: str, stdin: bytes = b"", **extra: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a command to its end; ``extra`` adds to its environment."""
+    """Run a command to its end, in this process; ``extra`` adds to its environment."""
+    return in_process.run(cli.main.main, arguments, stdin=stdin, environment=environment(extra))
+
+
+def xformd_process(*arguments: str, stdin: bytes = b"", **extra: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end, in a process of its own, where that is the point."""
     return subprocess.run(
         [*XFORMD, *arguments], input=stdin, capture_output=True, timeout=DEADLINE_S, env=environment(extra), check=False
     )
@@ -111,7 +119,7 @@ def serving(
     where: Sequence[str] = ("--port", "0"),
     **extra: str,
 ) -> Iterator[Server]:
-    """Run a server on a free port until the block ends.
+    """Run a server on a free port until the block ends; without workers, unless the test asks for some.
 
     Args:
         folder: for its log.
@@ -124,6 +132,8 @@ def serving(
         extra: adds to its environment.
     """
     where = () if "--listen" in arguments else where
+    if verb == ("serve",):
+        extra.setdefault("XFORMD_WORKERS", "0")
     log = folder / "server.log"
     with (
         log.open("wb") as stderr,

@@ -47,7 +47,7 @@ def test_no_poem_is_logged_whatever_becomes_of_it(server: Server) -> None:
     assert server.ask(POEM.encode(), half_close=True) == b""
     session_first = netstring(b"xformd/2") + netstring(f"{POEM} upper.{POEM}".encode())
     assert b"0 bad-frame" in server.ask(session_first)
-    wait_until(lambda: "no id" in server.log)
+    wait_until(lambda: "not an id" in server.log)
     assert "transform raises of plugin leaky.py (leaky) failed" in server.log
     assert "transform raises-here of plugin leaky.py (leaky) failed" in server.log
     assert server.log.count("ValueError") > 10

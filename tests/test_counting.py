@@ -17,7 +17,7 @@ from support.deferreds import error_of, result_of
 from support.fakes import REGISTRY as ISOLATED
 from support.fakes import Pool
 from support.logs import captured
-from test_protocol import Server
+from support.wires import Server
 from xformd import Busy, Cancelled
 from xformd.counting import CountingService
 from xformd.limits import Limits

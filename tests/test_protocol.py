@@ -1,69 +1,19 @@
 """The server's side of a connection, in memory, with a clock that only the test moves."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IAddress, ISSLTransport
-from twisted.internet.task import Clock
+from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from support.logs import Log, captured
-from support.registries import registry_of
-from support.wires import Wire
-from xformd import transform
-from xformd.limits import Limits
+from support.wires import Server, Wire
 from xformd.net.write_buffer import PART_BYTES
-from xformd.protocol import TransformFactory, TransformProtocol
-from xformd.service import TransformService
-
-HERE = IPv4Address("TCP", "127.0.0.1", 1)
-
-
-@transform(inline=True)
-def upper(poem: str) -> str:
-    return poem.upper()
-
-
-@transform
-def grow(poem: str) -> str:
-    return poem * 1_000_000
-
-
-class Server:
-    """A factory with a transform whose results the test decides."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.clock = Clock()
-        self.results: list[Deferred[str]] = []
-        self.cancelled = 0
-
-        @transform
-        def later(poem: str) -> Deferred[str]:
-            self.results.append(Deferred(self._cancel))
-            return self.results[-1]
-
-        all_limits = Limits(**limits)
-        service = TransformService.inline(
-            registry_of(upper, grow, later), all_limits, self.clock, stopwatch=self.clock.seconds
-        )
-        self.factory = TransformFactory(service, all_limits, self.clock)
-
-    def _cancel(self, _: object) -> None:
-        self.cancelled += 1
-
-    def connect(self, peer: IAddress = HERE, wire: Wire | None = None) -> tuple[TransformProtocol, Wire]:
-        protocol = self.factory.buildProtocol(peer)
-        assert isinstance(protocol, TransformProtocol)
-        wire = wire or Wire()
-        protocol.makeConnection(wire)
-        return protocol, wire
 
 
 @pytest.fixture

@@ -17,31 +17,13 @@ from zope.interface import directlyProvides
 
 import xformd
 from support.deferreds import error_of, has_fired, result_of
-from support.network import Host, Network
-from test_protocol import Server
+from support.network import HELLO, Dying, Host, Network, Scripted, Tutorial, hello_then
+from support.wires import Server
 from xformd import TransformProxy
 from xformd.client.session import Session
 from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S
 from xformd.net.deadline import backoff_s
-from xformd.wire.netstring import Decoder, encode
-
-HELLO = b'xformd/2 {"server": "scripted 1", "max_request_bytes": 1000, "max_in_flight": 2}'
-
-
-class Scripted(Protocol):
-    """A server that says what the test tells it to, and knows what it was told."""
-
-    def __init__(self, log: list[bytes], answer: Callable[[bytes], bytes | None]) -> None:
-        self._decoder = Decoder(1_000_000)
-        self._log = log
-        self._answer = answer
-
-    def dataReceived(self, data: bytes) -> None:
-        for string in self._decoder.decode(data):
-            self._log.append(string)
-            answer = self._answer(string)
-            if answer is not None:
-                self.transport.write(encode(answer))  # type: ignore[union-attr]
+from xformd.wire.netstring import encode
 
 
 class World:
@@ -74,10 +56,6 @@ class World:
 @pytest.fixture
 def world() -> World:
     return World()
-
-
-def hello_then(answer: Callable[[bytes], bytes | None]) -> Callable[[bytes], bytes | None]:
-    return lambda string: HELLO if string == b"xformd/2" else answer(string)
 
 
 def test_many_requests_go_over_one_connection(world: World) -> None:
@@ -146,20 +124,6 @@ def test_a_result_over_our_own_limit_is_refused_and_the_session_goes_on(world: W
 # An old server
 
 
-class Tutorial(Protocol):
-    """A server of the tutorial: it closes on what holds no dot, and after each answer."""
-
-    def __init__(self) -> None:
-        self._decoder = Decoder(1_000_000)
-
-    def dataReceived(self, data: bytes) -> None:
-        for string in self._decoder.decode(data):
-            name, dot, poem = string.partition(b".")
-            if dot and name == b"cummingsify":
-                self.transport.write(encode(poem.lower()))  # type: ignore[union-attr]
-            self.transport.loseConnection()  # type: ignore[union-attr]
-
-
 def test_an_old_server_is_asked_in_the_classic_form_and_remembered_for_a_while(world: World) -> None:
     host = world.network.host(Factory.forProtocol(Tutorial))
     proxy = world.proxy(host, address="there")
@@ -173,13 +137,6 @@ def test_an_old_server_is_asked_in_the_classic_form_and_remembered_for_a_while(w
     world.clock.advance(CLASSIC_FOR_S)
     assert world.settle(proxy.xform("upper", "upgraded")) == "UPGRADED"
     assert world.settle(proxy.ping()) == f"xformd {xformd.__version__}"
-
-
-class Dying(Protocol):
-    """A server that dies before it has looked at what it was sent."""
-
-    def dataReceived(self, data: bytes) -> None:
-        self.transport.abortConnection()  # type: ignore[union-attr]
 
 
 def test_a_server_that_dies_at_the_opening_is_not_taken_for_an_old_one(world: World) -> None:

@@ -14,8 +14,7 @@ import xformd
 from support.fakes import REGISTRY, Pool
 from support.logs import Log, captured
 from support.registries import registry_of
-from support.wires import Wire
-from test_protocol import Server
+from support.wires import Server, Wire
 from xformd.protocol import TransformProtocol
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner

@@ -14,10 +14,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 import xformd
-from client.test_sessions import Scripted, Tutorial, hello_then
 from support.deferreds import error_of, has_fired, result_of
 from support.logs import Log
-from support.network import Host, Network
+from support.network import Host, Network, Tutorial, hello_then
 from support.registries import registry_of
 from xformd import transform
 from xformd.limits import Limits
@@ -100,8 +99,7 @@ class World:
             number = string.partition(b" ")[0].decode()
             return None if answer is None else answer.replace("{}", number).encode()
 
-        factory = Factory.forProtocol(lambda: Scripted([], hello_then(reply)))  # type: ignore[arg-type]
-        self.hosts[name] = self.network.host(factory)
+        self.hosts[name], _ = self.network.scripted(hello_then(reply))
 
     def _endpoint(self, reactor: object, name: str, default_port: int = 0) -> IStreamClientEndpoint:
         return self.hosts[name]

@@ -1,6 +1,7 @@
-"""A network in memory: endpoints, connections that a test can watch and break, and no reactor."""
+"""A network in memory: endpoints, servers of every kind, and connections that a test can watch and break."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -15,6 +16,12 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from xformd.wire.netstring import Decoder, encode
+
+HELLO = b'xformd/2 {"server": "scripted 1", "max_request_bytes": 1000, "max_in_flight": 2}'
+
+Answer = Callable[[bytes], bytes | None]
 
 
 @implementer(IHalfCloseableDescriptor)
@@ -85,6 +92,16 @@ class Host:
         self.is_slow = False
         self.wires: list[Wire] = []  # the server's side of each connection
 
+    def lose_connections(self, reason: Exception | None = None) -> None:
+        """Break every connection, as the client sees it."""
+        for wire in self.wires:
+            wire.peer.lose(reason or ConnectionLost())
+
+    @property
+    def sent(self) -> bytes:
+        """All that clients have sent to it."""
+        return b"".join(wire.peer.sent for wire in self.wires)
+
     def connect(self, factory: Factory) -> Deferred[IProtocol]:
         connecting: Deferred[IProtocol] = Deferred()
         if not self.is_slow:
@@ -115,6 +132,12 @@ class Network:
     def __init__(self) -> None:
         self.events: deque[tuple[Any, Any]] = deque()
 
+    def scripted(self, answer: "Answer") -> tuple[Host, list[bytes]]:
+        """Make a server that answers each string so; return it, and the strings that it will have received."""
+        received: list[bytes] = []
+        factory = Factory.forProtocol(lambda: Scripted(received, answer))  # type: ignore[arg-type]
+        return self.host(factory), received
+
     def host(self, factory: Factory | None = None) -> Host:
         """Make a place to connect to."""
         return Host(self, factory)
@@ -127,3 +150,44 @@ class Network:
             act, argument = self.events.popleft()
             act(argument)
         raise AssertionError("the network never comes to rest")
+
+
+class Scripted(Protocol):
+    """A server that says what the test tells it to, and knows what it was told."""
+
+    def __init__(self, log: list[bytes], answer: Callable[[bytes], bytes | None]) -> None:
+        self._decoder = Decoder(1_000_000)
+        self._log = log
+        self._answer = answer
+
+    def dataReceived(self, data: bytes) -> None:
+        for string in self._decoder.decode(data):
+            self._log.append(string)
+            answer = self._answer(string)
+            if answer is not None:
+                self.transport.write(encode(answer))  # type: ignore[union-attr]
+
+
+def hello_then(answer: Answer) -> Answer:
+    return lambda string: HELLO if string == b"xformd/2" else answer(string)
+
+
+class Tutorial(Protocol):
+    """A server of the tutorial: it closes on what holds no dot, and after each answer."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder(1_000_000)
+
+    def dataReceived(self, data: bytes) -> None:
+        for string in self._decoder.decode(data):
+            name, dot, poem = string.partition(b".")
+            if dot and name == b"cummingsify":
+                self.transport.write(encode(poem.lower()))  # type: ignore[union-attr]
+            self.transport.loseConnection()  # type: ignore[union-attr]
+
+
+class Dying(Protocol):
+    """A server that dies before it has looked at what it was sent."""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.transport.abortConnection()  # type: ignore[union-attr]

@@ -1,14 +1,16 @@
 """Listening in memory: accepting pauses where no descriptors are left, and a stop is in good order also then."""
 
+from typing import Any
+
 import pytest
 from twisted.internet.testing import MemoryReactorClock
-from twisted.logger import Logger
+from twisted.logger import Logger, globalLogPublisher
 
 from support.deferreds import has_fired
 from support.logs import Log
 from xformd.limits import Limits
 from xformd.net.factory import DrainingFactory
-from xformd.net.listener import ACCEPT_PAUSE_S, AcceptErrors, ListeningService
+from xformd.net.listener import ACCEPT_PAUSE_S, ListeningService
 
 TWISTED = Logger(namespace="twisted.internet.tcp.Port")
 
@@ -19,7 +21,8 @@ class Site:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reactor = MemoryReactorClock()
         self.done: list[str] = []
-        self.listening = ListeningService(("tcp:1",), DrainingFactory(Limits(), self.reactor), self.reactor)
+        self.factory: DrainingFactory[Any] = DrainingFactory(Limits(), self.reactor)
+        self.listening = ListeningService(("tcp:1",), self.factory, self.reactor)
         self.listening.startService()
         assert has_fired(self.listening.listening)
         (port,) = self.listening._ports
@@ -62,19 +65,23 @@ def test_a_stopped_server_ignores_the_errors_of_others(site: Site, log: Log) -> 
     assert [line for line in log.lines if "max_connections" in line] == []
 
 
-def test_only_accept_errors_that_would_repeat_count() -> None:
-    heard: list[str] = []
-    observer = AcceptErrors(lambda: heard.append("closed"), heard.append)
-    port = TWISTED.namespace
-    observer({"log_namespace": port, "log_format": "EMFILE encountered; releasing reserved file descriptor."})
-    observer({"log_namespace": port})
-    observer({"log_namespace": "xformd", "acceptError": "EMFILE"})
-    observer({"log_namespace": port, "log_format": "Could not accept", "acceptError": "ECONNABORTED"})
-    observer({})
-    assert heard == []
-    observer({"log_namespace": port, "log_format": "EMFILE recovery: Closed socket from {address}"})
-    observer({"log_namespace": port, "log_format": "Could not accept", "acceptError": "ENFILE"})
-    assert heard == ["closed", "ENFILE"]
+def test_only_accept_errors_that_would_repeat_pause(site: Site, log: Log) -> None:
+    TWISTED.error("EMFILE encountered; releasing reserved file descriptor.")
+    TWISTED.error("Could not accept", acceptError="ECONNABORTED")
+    Logger(namespace="xformd").error("of somebody else", acceptError="EMFILE")
+    globalLogPublisher({})
+    globalLogPublisher({"log_namespace": TWISTED.namespace})
+    assert site.done == []
+    TWISTED.error("Could not accept", acceptError="ENFILE")
+    assert site.done == ["stopReading"]
+    assert "new connections wait for 1.0 s: accept() fails with ENFILE" in log.lines
+    assert has_fired(site.listening.stopService())
+
+
+def test_a_connection_closed_for_want_of_a_descriptor_is_counted(site: Site) -> None:
+    TWISTED.info("EMFILE recovery: Closed socket from {address}", address="a client")
+    assert site.factory.refusals.counts == {"descriptors": 1}
+    assert has_fired(site.listening.stopService())
 
 
 def test_a_server_without_ports_has_nothing_to_pause(log: Log) -> None:

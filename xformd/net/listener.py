@@ -5,15 +5,13 @@ accepting: a connection that cannot be accepted would wake the reactor again at 
 """
 
 import errno
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from xformd.errors import ConfigError, ListenFailed, safe_str
 from xformd.net import endpoints
@@ -26,29 +24,6 @@ STUCK = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"})
 """Errors of ``accept`` that would come again at once, for ever: the connection stays in the backlog."""
 
 NO_DESCRIPTORS = "no file descriptors are left; raise ulimit -n (LimitNOFILE), or lower max_connections"
-
-
-@implementer(ILogObserver)
-class AcceptErrors:
-    """Watches Twisted's log, the only place that reports it, for new connections that could not be accepted.
-
-    Args:
-        closed: called for each connection that Twisted closed for want of a descriptor.
-        stuck: called with the error's name when Twisted could neither accept nor close one.
-    """
-
-    def __init__(self, closed: Callable[[], None], stuck: Callable[[str], None]) -> None:
-        self._closed = closed
-        self._stuck = stuck
-
-    def __call__(self, event: LogEvent) -> None:
-        """Look at an event of the log."""
-        if not event.get("log_namespace", "").startswith("twisted.internet."):
-            return
-        if event.get("acceptError") in STUCK:
-            self._stuck(event["acceptError"])
-        elif (event.get("log_format") or "").startswith("EMFILE recovery: Closed"):
-            self._closed()
 
 
 class ListeningService(Service):
@@ -87,13 +62,13 @@ class ListeningService(Service):
         self._setting = setting
         self._scheme = scheme
         self._ports: list[IListeningPort] = []
-        self._accept_errors = AcceptErrors(self._on_closed, self._on_stuck)
+        self._log_observer = cast(ILogObserver, self._observe)
         self._pause: IDelayedCall | None = None
 
     def startService(self) -> None:
         """Start to listen; the attribute ``listening`` has the outcome."""
         Service.startService(self)
-        globalLogPublisher.addObserver(self._accept_errors)
+        globalLogPublisher.addObserver(self._log_observer)
         Deferred.fromCoroutine(self._start()).chainDeferred(self.listening)
 
     def stopService(self) -> Deferred[None]:
@@ -116,7 +91,7 @@ class ListeningService(Service):
         return tuple(shown)
 
     async def _stop(self) -> None:
-        globalLogPublisher.removeObserver(self._accept_errors)
+        globalLogPublisher.removeObserver(self._log_observer)
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
@@ -130,10 +105,16 @@ class ListeningService(Service):
                 self.log.warn("cannot close a port in order: {error}", error=safe_str(error))
         await self._factory.drain()
 
-    def _on_closed(self) -> None:
-        self._factory.refusals.refused("descriptors", NO_DESCRIPTORS)
+    def _observe(self, event: LogEvent) -> None:
+        """Find new connections that Twisted could not accept: its log is the only place that reports them."""
+        if not event.get("log_namespace", "").startswith("twisted.internet."):
+            return
+        if event.get("acceptError") in STUCK:
+            self._pause_accepting(event["acceptError"])
+        elif (event.get("log_format") or "").startswith("EMFILE recovery: Closed"):
+            self._factory.refusals.refused("descriptors", NO_DESCRIPTORS)
 
-    def _on_stuck(self, error_name: str) -> None:
+    def _pause_accepting(self, error_name: str) -> None:
         if self._pause is not None or not self._ports:
             return
         advice = NO_DESCRIPTORS if error_name == "EMFILE" else f"accept() fails with {error_name}"

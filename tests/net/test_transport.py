@@ -130,6 +130,17 @@ def test_a_channel_passes_on_what_arrives(end: End) -> None:
         assert end.received == [b"abc"]
 
 
+def test_a_channel_reads_the_rest_before_it_closes(end: End) -> None:
+    end.socket.sendall(b"abc")
+    end.channel.read_rest()
+    end.socket.sendall(b"def")
+    end.socket.close()
+    for _ in range(2):
+        end.channel.read_rest()
+    assert end.received == [b"abc", b"def"]
+    assert end.lost == 0
+
+
 def test_a_channel_sends_at_once(end: End) -> None:
     end.channel.send(b"abc")
     assert end.socket.recv(10) == b"abc"

@@ -221,6 +221,27 @@ def test_a_disconnected_worker_gets_no_more_work(supervised: Supervised, log: Lo
     first.disconnect()
 
 
+def test_a_worker_that_ends_with_its_answer_gets_no_more_work(supervised: Supervised, log: Log) -> None:
+    first, second = supervised.workers
+    first.be_ready()
+    slot, job = supervised.take_with_job()
+    first.disconnect()
+    first.answer(b"X")
+    supervised.supervisor.release(slot)
+    assert supervised.supervisor.take() is None
+    first.end()
+    assert job.heard == [("answered", Reply(2, b"X"))]
+    second.say_hello()
+    second.disconnect()
+    second.answer(SELF_TEST.result)
+    assert supervised.supervisor.take() is None
+    second.end()
+    assert [line.partition(";")[0] for line in log.lines] == [
+        "worker 100 was killed by SIGSEGV while it was idle",
+        "a worker was killed by SIGSEGV before it was ready",
+    ]
+
+
 def test_an_idle_worker_that_sends_rubbish_gets_no_more_work(supervised: Supervised, log: Log) -> None:
     first, _ = supervised.workers
     first.be_ready()

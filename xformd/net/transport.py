@@ -133,6 +133,20 @@ class Channel:
             if self._unsent:
                 self._reactor.addWriter(self)
 
+    def read_rest(self) -> None:
+        """Receive what has arrived and has not been read yet."""
+        while self._is_open and (data := self._recv()):
+            self._receive(data)
+
+    def _recv(self) -> bytes | None:
+        """Return what has arrived: None if nothing has, empty if nothing can any more."""
+        try:
+            return self._socket.recv(CHANNEL_READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
     def close(self) -> None:
         """Close, without calling ``lost``."""
         if self._is_open:
@@ -153,15 +167,11 @@ class Channel:
 
     def doRead(self) -> Any:
         """Receive what has arrived."""
-        try:
-            data = self._socket.recv(CHANNEL_READ_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError:
+        data = self._recv()
+        if data == b"":
             return CONNECTION_LOST
-        if not data:
-            return CONNECTION_LOST
-        self._receive(data)
+        if data is not None:
+            self._receive(data)
         return None
 
     def doWrite(self) -> Any:

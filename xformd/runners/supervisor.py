@@ -75,6 +75,7 @@ class WorkerSlot:
     state: WorkerState = "starting"
     job: Job | None = None
     jobs: int = 0
+    is_disconnected: bool = False
     first_resident_bytes: int = 0
     measured_at: float = 0.0
     start_timer: IDelayedCall | None = None
@@ -246,8 +247,10 @@ class Supervisor:
 
     def worker_disconnected(self, worker: WorkerHandle) -> None:
         """Give it no more jobs. Its job is lost only when it ends, so that the reason is known."""
-        slot = self._slots.get(worker)
-        if slot is not None and slot in self._idle:
+        if (slot := self._slots.get(worker)) is None:
+            return
+        slot.is_disconnected = True
+        if slot in self._idle:
             self._idle.remove(slot)
 
     def worker_ended(self, worker: WorkerHandle, reason: str) -> None:
@@ -279,6 +282,8 @@ class Supervisor:
             self.ready.callback(hello)
 
     def _make_idle(self, slot: WorkerSlot) -> None:
+        if slot.is_disconnected:  # its last answer was read together with its end
+            return
         slot.state = "idle"
         self._idle.append(slot)
         self._on_idle()

@@ -146,10 +146,15 @@ class WorkerHandle(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         """Report its end. ``processEnded`` may come much later: a process that it started can hold its pipes open."""
+        if self._process is None:  # it is still being spawned, and the supervisor does not have it yet
+            self._why_killed = _describe_end(reason.value)
+            return
+        # On a busy machine the end is noticed before the last messages are read. They say which step it had reached,
+        # or why it could not go on: without them, the wrong transform would be quarantined.
+        self._events.worker_disconnected(self)
+        self._channel.read_rest()
         self._channel.close()
-        self._why_killed = self._why_killed or _describe_end(reason.value)
-        if self._process is not None:  # otherwise it is still being spawned, and the supervisor does not have it yet
-            self._events.worker_ended(self, self._why_killed)
+        self._events.worker_ended(self, self._why_killed or _describe_end(reason.value))
 
     def processEnded(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
         """Log the unfinished lines: a crashing interpreter's last words often lack a newline."""

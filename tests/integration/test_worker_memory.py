@@ -1,4 +1,4 @@
-"""What long poems cost a worker in memory that comes fresh from the system."""
+"""Long poems reuse a worker's memory instead of taking fresh pages from the system."""
 
 import itertools
 import platform
@@ -17,10 +17,8 @@ PAGE_BYTES = 4096
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory: run it on glibc")
-def test_long_poems_go_through_memory_that_a_worker_has_already(
-    hostile_environment: Environment, tmp_path: Path
-) -> None:
-    """Mostly, the buffers of a poem together need fewer fresh pages than one of them has."""
+def test_long_poems_reuse_a_workers_memory(hostile_environment: Environment, tmp_path: Path) -> None:
+    """At the median, all buffers of a poem together need fewer fresh pages than one of them has."""
     faults: dict[int, list[int]] = defaultdict(list)
     with (
         hostile_server(hostile_environment, tmp_path, XFORMD_WORKERS="1") as hostile,
@@ -34,7 +32,7 @@ def test_long_poems_go_through_memory_that_a_worker_has_already(
 
 
 def ask(session: Session) -> int:
-    """Send a long poem; give the process id of the worker that it went through."""
+    """Send a long poem; return the process id of the worker that handled it."""
     return int(session.ask("pid", POEM).poem.split()[-1])
 
 

@@ -1,12 +1,12 @@
 """A timing adds up what a request waits and runs, and names the request in the log."""
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from support.deferreds import error_of, result_of
-from support.fakes import REGISTRY, Pool, calls_of
+from support.fakes import REGISTRY, Pool
 from support.logs import Log
 from support.registries import registry_of
 from xformd import Cancelled, InternalError, TransformDied, TransformFailed, TransformTimeout, transform
@@ -18,11 +18,9 @@ from xformd.spec import parse_readable
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import SafeTraceback
 
-MIB = 1024 * 1024
-
 
 class Site:
-    """A service with one fake worker, and transforms in the reactor whose time the test decides."""
+    """A service with one fake worker, and inline transforms whose time the test decides."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -44,110 +42,85 @@ class Site:
             return self.waiting[-1]
 
         registry = registry_of(slow, broken, later, *(entry.transform for entry in REGISTRY.entries.values()))
-        generation = Generation(registry, InlineRunner(MIB, clock), self.pool.pool)
+        generation = Generation(registry, InlineRunner(1_000, clock), self.pool.pool)
         self.service = TransformService(generation, Limits(), clock)
 
-    def timing(self, request_id: str | None = None) -> RequestTiming:
-        return RequestTiming(request_id, clock=self.clock.seconds)
-
-    def xform(
-        self, spec: str, timing: RequestTiming, poem: bytes = b"a", timeout_s: float | None = None
-    ) -> Deferred[bytes]:
+    def ask(
+        self, spec: str, poem: bytes = b"a", request_id: str | None = None, timeout_s: float | None = None
+    ) -> tuple[RequestTiming, Deferred[bytes]]:
+        timing = RequestTiming(request_id, clock=self.clock.seconds)
         result = self.service.xform(parse_readable(spec), poem, timing=timing, timeout_s=timeout_s)
-        assert isinstance(result, Deferred)
-        return result
-
-
-def note_times(failure: Failure, timing: RequestTiming, seen: list[tuple[float, float]]) -> Failure:
-    seen.append(times(timing))
-    return failure
+        return timing, result if isinstance(result, Deferred) else succeed(result)
 
 
 def times(timing: RequestTiming) -> tuple[float, float]:
     return timing.queue_s, timing.run_s
 
 
-def test_an_inline_transform_never_waits(clock: Clock) -> None:
-    site = Site(clock)
-    timing = site.timing()
-    assert site.service.xform(parse_readable("slow"), b"a", timing=timing) == b"a"
-    assert times(timing) == (0, 2)
+@pytest.fixture
+def site(clock: Clock) -> Site:
+    return Site(clock)
 
 
-def test_an_asynchronous_transform_runs_until_its_result(clock: Clock) -> None:
-    site = Site(clock)
-    timing = site.timing()
-    result = site.xform("later", timing)
-    clock.advance(3)
+def test_an_inline_transform_never_waits(site: Site) -> None:
+    timing, result = site.ask("slow")
+    assert (result_of(result), times(timing)) == (b"a", (0, 2))
+
+
+def test_an_asynchronous_transform_runs_until_its_result(site: Site) -> None:
+    timing, result = site.ask("later")
+    site.clock.advance(3)
     site.waiting[0].callback("done")
-    assert result_of(result) == b"done"
-    clock.advance(3)
-    assert times(timing) == (0, 3)
+    site.clock.advance(3)
+    assert (result_of(result), times(timing)) == (b"done", (0, 3))
 
 
-def test_a_job_waits_for_its_worker_and_then_runs(clock: Clock) -> None:
-    site = Site(clock)
-    first, second = site.timing(), site.timing()
-    site.xform("upper", first, b"1")
-    result = site.xform("upper", second, b"2")
-    clock.advance(3)
+def test_a_job_waits_for_its_worker_and_then_runs(site: Site) -> None:
+    (first, _), (second, result) = site.ask("upper", b"1"), site.ask("upper", b"2")
+    site.clock.advance(3)
     site.pool.worker_of(b"1").answer()
-    clock.advance(4)
+    site.clock.advance(4)
     site.pool.worker_of(b"2").answer()
-    assert result_of(result) == b"2"
-    assert (times(first), times(second)) == ((0, 3), (3, 4))
+    site.clock.advance(5)
+    second.ends()
+    assert (result_of(result), times(first), times(second)) == (b"2", (0, 3), (3, 4))
 
 
-def test_a_finished_job_runs_no_longer(clock: Clock) -> None:
-    pool, timing = Pool(clock).start(), RequestTiming(clock=clock.seconds)
-    result = pool.pool.run(calls_of("upper"), b"a", timing=timing)
-    clock.advance(3)
-    pool.worker_of(b"a").answer()
-    assert result_of(result) == b"a"
-    clock.advance(4)
-    timing.ends()
-    assert times(timing) == (0, 3)
-
-
-def test_the_steps_of_a_pipeline_add_up(clock: Clock) -> None:
-    site = Site(clock)
-    timing = site.timing()
-    result = site.xform("slow+upper+slow+lower", timing)
-    clock.advance(3)
+def test_the_steps_of_a_pipeline_add_up(site: Site) -> None:
+    timing, result = site.ask("slow+upper+slow+lower")
+    site.clock.advance(3)
     site.pool.worker_of(b"a").answer(b"b")
-    clock.advance(5)
+    site.clock.advance(5)
     site.pool.worker_of(b"b").answer(b"c")
-    assert result_of(result) == b"c"
-    assert times(timing) == (0, 2 + 3 + 2 + 5)
+    assert (result_of(result), times(timing)) == (b"c", (0, 2 + 3 + 2 + 5))
 
 
-def test_a_request_that_times_out_has_its_times_when_it_fails(clock: Clock) -> None:
-    site = Site(clock)
-    for spec, expected in [("upper", (0, 2)), ("later", (0, 2))]:
-        timing = site.timing()
-        seen: list[tuple[float, float]] = []
-        result = site.xform(spec, timing, timeout_s=2)
-        result.addErrback(note_times, timing, seen)
-        clock.advance(2)
-        error_of(result, TransformTimeout)
-        assert seen == [expected], spec
-        site.pool.make_ready()
+@pytest.mark.parametrize("spec", ["upper", "later"])
+def test_a_request_that_times_out_has_its_times_when_it_fails(site: Site, spec: str) -> None:
+    timing, result = site.ask(spec, timeout_s=2)
+    seen: list[tuple[float, float]] = []
+
+    def note(failure: Failure) -> Failure:
+        seen.append(times(timing))
+        return failure
+
+    result.addErrback(note)
+    site.clock.advance(2)
+    error_of(result, TransformTimeout)
+    assert seen == [(0, 2)]
 
 
-def test_a_job_cancelled_in_the_queue_has_only_waited(clock: Clock) -> None:
-    site = Site(clock)
-    timing = site.timing()
-    site.xform("upper", site.timing(), b"1")
-    result = site.xform("upper", timing, b"2")
-    clock.advance(3)
+def test_a_job_cancelled_in_the_queue_has_only_waited(site: Site) -> None:
+    site.ask("upper", b"1")
+    timing, result = site.ask("upper", b"2")
+    site.clock.advance(3)
     result.cancel()
     error_of(result, Cancelled)
     assert times(timing) == (3, 0)
 
 
-def test_the_log_of_a_death_names_the_request(clock: Clock, log: Log) -> None:
-    site = Site(clock)
-    result = site.xform("upper", site.timing("7e57"))
+def test_the_log_of_a_death_names_the_request(site: Site, log: Log) -> None:
+    _, result = site.ask("upper", request_id="7e57")
     site.pool.worker_of(b"a").end("was killed by SIGSEGV")
     error_of(result, TransformDied)
     (line,) = [line for line in log.lines if "SIGSEGV" in line]
@@ -156,25 +129,24 @@ def test_the_log_of_a_death_names_the_request(clock: Clock, log: Log) -> None:
 
 
 @pytest.mark.parametrize(("request_id", "suffix"), [("7e57", " (request 7e57)"), (None, "")])
-def test_the_log_of_a_failure_names_the_request(clock: Clock, log: Log, request_id: str | None, suffix: str) -> None:
-    site = Site(clock)
+def test_the_log_of_a_failure_names_the_request(site: Site, log: Log, request_id: str | None, suffix: str) -> None:
     with pytest.raises(TransformFailed):
-        site.service.xform(parse_readable("broken"), b"a", timing=site.timing(request_id))
+        site.ask("broken", request_id=request_id)
     assert log.lines == [f"transform broken of plugin xformd-verses 1.0 (verses) failed{suffix}"]
     assert log[0].get("request_id") == request_id
 
 
-def test_the_log_of_a_failure_in_a_worker_names_the_step(clock: Clock, log: Log) -> None:
-    site = Site(clock)
-    result = site.xform("upper+lower", site.timing("7e57"))
+def test_the_log_of_a_failure_in_a_worker_names_the_step(site: Site, log: Log) -> None:
+    _, result = site.ask("upper+lower", request_id="7e57")
     worker = site.pool.worker_of(b"a")
     worker.begin(1)
     worker.raised(SafeTraceback("ValueError", "Traceback:\n  there"))
     worker.refuse(TransformFailed("lower raised ValueError"))
     error_of(result, TransformFailed)
     assert log.lines == ["transform lower of plugin xformd-verses 1.0 (verses) failed (request 7e57)"]
-    assert (log[0]["request_id"], log[0]["error"]) == ("7e57", "ValueError")
-    assert log[0]["traceback"] == "Traceback:\n  there"
+    (event,) = log
+    assert (event["request_id"], event["error"]) == ("7e57", "ValueError")
+    assert event["traceback"] == "Traceback:\n  there"
 
 
 def test_a_self_test_that_fails_is_logged_with_its_traceback(clock: Clock, log: Log) -> None:

@@ -1,4 +1,4 @@
-"""What is asked of a service is counted once, by what it was, how it came and what became of it."""
+"""What a server counts of its requests, whichever way they take."""
 
 import itertools
 from collections import Counter
@@ -7,21 +7,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from dialects.test_fast_path import OPENING, STREAMS, Side, pieces
-from dialects.test_session import Client
 from support.deferreds import error_of, result_of
-from support.fakes import REGISTRY as ISOLATED
-from support.fakes import Pool
+from support.fakes import REGISTRY, Asker, Pool
 from support.logs import captured
-from support.wires import Server
-from xformd import Busy, Cancelled
+from support.memory import MIB, MemoryServer, MemorySession, count_in
+from support.sides import CUTS, OPENING, STREAMS, Side, pieces
 from xformd.counting import CountingService
+from xformd.errors import Busy, Cancelled
 from xformd.limits import Limits
-from xformd.protocol import TransformFactory
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
@@ -30,63 +28,42 @@ from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 from xformd.wire.netstring import encode
 
-MIB = 1024 * 1024
-
-
-def count_in(factory: TransformFactory, metrics: Metrics) -> None:
-    """Let a factory count from now on."""
-    service = factory.service
-    assert isinstance(service, TransformService)
-    factory.metrics = metrics
-    factory.counting = {
-        "classic": CountingService(service, metrics, "classic"),
-        "session": CountingService(service, metrics, "session"),
-    }
-
-
-class Counting(Server):
-    """A server that counts."""
-
-    def __init__(self, **limits: Any) -> None:
-        super().__init__(**limits)
-        self.metrics = Metrics()
-        count_in(self.factory, self.metrics)
-
-    @property
-    def requests(self) -> dict[tuple[str, str, str], int]:
-        self.metrics.fold()
-        return dict(self.metrics.requests)
+DONE = Failure(ConnectionDone())
 
 
 @pytest.fixture
-def server() -> Counting:
-    return Counting(max_in_flight=3, idle_timeout_s=300)
+def server() -> MemoryServer:
+    return MemoryServer(counts=True, max_in_flight=3, idle_timeout_s=300)
 
 
 def total(histogram: Any) -> int:
     return int(histogram.cumulative[-1][1])
 
 
-def test_a_classic_request_is_counted_and_measured(server: Counting) -> None:
-    protocol, _ = server.connect()
-    protocol.dataReceived(b"9:upper.abc,")
+def run_counts(metrics: Metrics) -> dict[str, int]:
+    """Return how many run times there are of each transform."""
+    return {name: total(histogram) for name, histogram in metrics.run_seconds if total(histogram)}
+
+
+def test_a_classic_request_is_counted_and_measured(server: MemoryServer) -> None:
+    server.receive(b"9:upper.abc,")
     assert server.requests == {("upper", "classic", "ok"): 1}
     assert (server.metrics.poem_bytes.sum, server.metrics.result_bytes.sum) == (3, 3)
-    assert [(name, total(histogram)) for name, histogram in server.metrics.run_seconds] == [("upper", 1)]
+    assert run_counts(server.metrics) == {"upper": 1}
     assert total(server.metrics.queue_seconds) == 0  # nothing has waited for a worker
 
 
-def test_the_hot_path_of_a_session_is_counted_and_measured(server: Counting) -> None:
-    client = Client(server)
-    client.say(encode(b"1 upper.abc") + encode(b"2 upper.defg") + encode(b"3 grow.a"))
-    client.say(encode(b"4 upper.h"))
+def test_the_fast_path_of_a_session_is_counted_and_measured(server: MemoryServer) -> None:
+    client = MemorySession(server)
+    client.send(encode(b"1 upper.abc") + encode(b"2 upper.defg") + encode(b"3 grow.a"))
+    client.send(encode(b"4 upper.h"))
     assert server.requests == {("upper", "session", "ok"): 3, ("grow", "session", "ok"): 1}
     assert (server.metrics.poem_bytes.sum, server.metrics.result_bytes.sum) == (9, 1_000_008)
-    assert [(name, total(histogram)) for name, histogram in server.metrics.run_seconds] == [("grow", 1), ("upper", 3)]
+    assert run_counts(server.metrics) == {"grow": 1, "upper": 3}
 
 
-def test_what_comes_later_is_counted_when_it_comes(server: Counting) -> None:
-    client = Client(server)
+def test_a_request_is_counted_when_it_ends(server: MemoryServer) -> None:
+    client = MemorySession(server)
     client.ask(1, "later")
     client.ask(2, "later")
     assert server.requests == {}
@@ -96,18 +73,17 @@ def test_what_comes_later_is_counted_when_it_comes(server: Counting) -> None:
     assert server.metrics.result_bytes.sum == len("result")
 
 
-def test_who_goes_away_has_given_up_what_runs(server: Counting) -> None:
-    client = Client(server)
+def test_a_lost_connection_counts_as_cancelled(server: MemoryServer) -> None:
+    client = MemorySession(server)
     client.ask(1, "later")
-    client.lose(ConnectionDone())
-    protocol, _ = server.connect()
-    protocol.dataReceived(b"7:later.a,")
-    protocol.connectionLost(Failure(ConnectionDone()))
+    client.lose()
+    protocol, _ = server.receive(b"7:later.a,")
+    protocol.connectionLost(DONE)
     assert server.requests == {("later", "session", "cancelled"): 1, ("later", "classic", "cancelled"): 1}
 
 
-def test_names_of_clients_are_no_labels(server: Counting) -> None:
-    client = Client(server)
+def test_names_that_clients_invent_are_no_labels(server: MemoryServer) -> None:
+    client = MemorySession(server)
     for number, spec in enumerate(["nope", "upper+nope", "upper+upper", "x" * 60, "upper:k=v"], start=1):
         client.ask(number, spec)
     assert server.requests == {
@@ -119,7 +95,7 @@ def test_names_of_clients_are_no_labels(server: Counting) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "front", "code"),
+    ("data", "front", "code"),
     [
         (b"01:x,", "netstring", "bad-frame"),
         (b"99999999:", "netstring", "too-large"),
@@ -131,55 +107,58 @@ def test_names_of_clients_are_no_labels(server: Counting) -> None:
         (OPENING + encode(b"1 later.a") + encode(b"1 later.b"), "session", "bad-request"),
     ],
 )
-def test_what_never_reaches_the_service_is_counted(server: Counting, sent: bytes, front: str, code: str) -> None:
-    protocol, _ = server.connect()
-    protocol.dataReceived(sent)
+def test_a_request_that_never_reaches_the_service_is_counted(
+    server: MemoryServer, data: bytes, front: str, code: str
+) -> None:
+    server.receive(data)
     requests = server.requests
     requests.pop(("later", "session", "cancelled"), None)
     assert requests == {("(none)", front, code): 1}
 
 
-def test_a_stream_that_ends_too_early_is_counted_once(server: Counting) -> None:
+def test_a_stream_that_ends_too_early_is_counted_once(server: MemoryServer) -> None:
     for opening in (b"", OPENING):
-        protocol, _ = server.connect()
-        protocol.dataReceived(opening + b"9:upper")
+        protocol, _ = server.receive(opening + b"9:upper")
         protocol.readConnectionLost()
     assert server.requests == {("(none)", "netstring", "bad-frame"): 1, ("(none)", "session", "bad-frame"): 1}
 
 
-def test_a_session_at_rest_that_is_closed_has_refused_nothing(server: Counting) -> None:
-    Client(server)
+def test_the_end_of_an_idle_session_counts_as_no_request(server: MemoryServer) -> None:
+    MemorySession(server)
     server.clock.advance(300)
     assert server.requests == {}
 
 
 def test_connections_that_are_refused_or_cut_off_are_counted() -> None:
-    server = Counting(max_connections=1, request_timeout_s=30)
+    server = MemoryServer(max_connections=1, request_timeout_s=30)
     protocol, _ = server.connect()
     for _ in range(2):
         assert server.factory.buildProtocol(None) is None
-    assert (server.factory.connection_stats.open, dict(server.factory.connection_stats.refused)) == (1, {"total": 2})
-    assert server.factory.connection_stats.cut_off == 0
+    stats = server.factory.connection_stats
+    assert (stats.open, dict(stats.refused), stats.cut_off) == (1, {"total": 2}, 0)
     protocol.dataReceived(b"9:up")
     server.clock.advance(30)
     assert server.factory.connection_stats.cut_off == 1
 
 
 class Site:
-    """A service with one fake worker, that counts."""
+    """A counting service with one fake worker."""
 
     def __init__(self, clock: Clock, **limits: Any) -> None:
         self.pool = Pool(clock, **limits).start()
-        generation = Generation(ISOLATED, InlineRunner(MIB, clock), self.pool.pool)
+        generation = Generation(REGISTRY, InlineRunner(MIB, clock), self.pool.pool)
         self.metrics = Metrics()
         self.service = CountingService(TransformService(generation, Limits(), clock), self.metrics, "http")
-        self.clock = clock
+
+    def xform(self, poem: bytes, timing: RequestTiming | None = None) -> Deferred[bytes]:
+        result = self.service.xform(parse("upper"), poem, timing=timing)
+        assert isinstance(result, Deferred)
+        return result
 
 
 def test_the_time_in_the_queue_is_measured_apart_from_the_run(clock: Clock) -> None:
     site = Site(clock)
-    traces = (RequestTiming(clock=clock.seconds), RequestTiming(clock=clock.seconds))
-    results: list[Any] = [site.service.xform(parse("upper"), b"%d" % n, timing=t) for n, t in enumerate(traces, 1)]
+    results = [site.xform(poem, RequestTiming(clock=clock.seconds)) for poem in (b"1", b"2")]
     clock.advance(3)
     site.pool.worker_of(b"1").answer()
     clock.advance(4)
@@ -190,67 +169,64 @@ def test_the_time_in_the_queue_is_measured_apart_from_the_run(clock: Clock) -> N
     assert site.metrics.requests == {("upper", "http", "ok"): 2}
 
 
-def test_what_never_ran_has_no_run_time(clock: Clock) -> None:
+def test_a_request_that_never_ran_has_no_run_time(clock: Clock) -> None:
     site = Site(clock, max_queue=1)
-    ended = site.service.xform(parse("upper"), b"1")
-    waits: Any = site.service.xform(parse("upper"), b"2")
+    site.xform(b"1")
+    waiting = site.xform(b"2")
     with pytest.raises(Busy):
-        site.service.xform(parse("upper"), b"3")
-    waits.cancel()
-    error_of(waits, Cancelled)
-    assert ended is not None
-    assert [*site.metrics.run_seconds] == []
+        site.xform(b"3")
+    waiting.cancel()
+    error_of(waiting, Cancelled)
+    assert run_counts(site.metrics) == {}
     assert site.metrics.requests == {("upper", "http", "busy"): 1, ("upper", "http", "cancelled"): 1}
 
 
-@given(STREAMS, st.lists(st.integers(0, 5_000), max_size=5), st.sampled_from([100, 100_000]))
-def test_the_hot_path_counts_what_the_careful_path_does(
+@given(STREAMS, CUTS, st.sampled_from([100, 100_000]))
+def test_both_paths_of_a_session_count_the_same(
     stream: tuple[list[bytes], bytes], cuts: list[int], max_unread_output_bytes: int
 ) -> None:
     seen = []
-    data = OPENING + b"".join(stream[0]) + stream[1]
     for is_careful in (False, True):
         side = Side(is_careful=is_careful, max_unread_output_bytes=max_unread_output_bytes, max_result_bytes=100)
         metrics = Metrics()
-        count_in(side.protocol.factory, metrics)
+        count_in(side.factory, metrics)
         with captured():
-            for piece in pieces(data, cuts):
-                side.say(piece)
+            for piece in pieces(OPENING + b"".join(stream[0]) + stream[1], cuts):
+                side.send(piece)
             side.end()
         metrics.fold()
         sizes = [(each.cumulative, each.sum) for each in (metrics.poem_bytes, metrics.result_bytes)]
-        ran = [(name, total(histogram)) for name, histogram in metrics.run_seconds]
-        seen.append((metrics.requests, sizes, [pair for pair in ran if pair[1]]))
+        seen.append((metrics.requests, sizes, run_counts(metrics)))
     assert seen[0] == seen[1]
 
 
-def test_every_request_of_a_long_session_is_counted_once(server: Counting) -> None:
-    client = Client(server)
+def test_every_request_of_a_long_session_is_counted_once(server: MemoryServer) -> None:
+    client = MemorySession(server)
     sent: Counter[str] = Counter()
     numbers = itertools.count(1)
-    for size in (1, 7, 300, 1, 600):
-        for name in ("upper", "nope", "upper"):
-            sent[name] += size
-            client.say(b"".join(encode(b"%d %b.a" % (next(numbers), name.encode())) for _ in range(size)))
-            while (
-                server.clock.getDelayedCalls() and server.clock.getDelayedCalls()[0].getTime() <= server.clock.seconds()
-            ):
-                server.clock.advance(0)
+    for size, name in itertools.product((1, 7, 300, 1, 600), ("upper", "nope", "upper")):
+        sent[name] += size
+        client.send(b"".join(encode(b"%d %b.a" % (next(numbers), name.encode())) for _ in range(size)))
+        while client.protocol._is_paused:
+            server.clock.advance(0)
     assert server.requests == {
         ("upper", "session", "ok"): sent["upper"],
         ("(unknown)", "session", "no-such-transform"): sent["nope"],
     }
 
 
-def test_what_is_asked_reaches_the_service_as_it_was(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reader:
-        takes_results = True
-
+def test_a_request_reaches_the_service_behind_as_it_was(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
-    caller = Reader()
-    service = TransformService.inline(ISOLATED, Limits(), clock)
-    monkeypatch.setattr(service, "xform", lambda *_, **asked: seen.append(asked) or b"")
-    timing = RequestTiming()
-    counted = CountingService(service, Metrics(), "session")
-    counted.xform(parse("upper"), b"", timeout_s=2.0, caller=caller, timing=timing)
-    assert seen == [{"timeout_s": 2.0, "caller": caller, "timing": timing}]
+    service = TransformService.inline(REGISTRY, Limits(), clock)
+
+    def xform(*_: object, **given: Any) -> bytes:
+        seen.append(given)
+        return b""
+
+    monkeypatch.setattr(service, "xform", xform)
+    counting = CountingService(service, Metrics(), "session")
+    asked = {"timeout_s": 2.0, "caller": Asker(), "timing": RequestTiming()}
+    counting.xform(parse("upper"), b"", **asked)  # type: ignore[arg-type]
+    assert seen == [asked]
+    assert counting.describe() == service.describe()
+    assert counting.registry is service.registry

@@ -1,4 +1,4 @@
-"""The server's side of a connection, in memory, with a clock that only the test moves."""
+"""The server's side of a connection, in memory: the classic dialect, the deadlines, the limits and the end."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,18 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from support.logs import Log, captured
-from support.wires import Server, Wire
+from support.memory import MemoryServer
+from support.wires import Wire
 from xformd.net.write_buffer import PART_BYTES
+
+UPPER = b"7:upper.a,"
+LATER = b"7:later.a,"
+DONE = Failure(ConnectionDone())
 
 
 @pytest.fixture
-def server() -> Server:
-    return Server(request_timeout_s=30, idle_timeout_s=300, write_timeout_s=20, linger_timeout_s=5)
+def server() -> MemoryServer:
+    return MemoryServer(request_timeout_s=30, idle_timeout_s=300, write_timeout_s=20, linger_timeout_s=5)
 
 
 def whole(data: bytes) -> list[bytes]:
@@ -29,8 +34,21 @@ def single_bytes(data: bytes) -> list[bytes]:
     return [data[place : place + 1] for place in range(len(data))]
 
 
+def assert_ends_after(server: MemoryServer, wire: Wire, seconds: float) -> None:
+    """Check that the connection is aborted after these seconds, and not before."""
+    server.clock.advance(seconds - 0.1)
+    assert not wire.disconnected
+    server.clock.advance(0.1)
+    assert wire.disconnected
+
+
+# Requests and replies.
+
+
 @pytest.mark.parametrize("split", [whole, single_bytes])
-def test_a_request_is_answered_and_the_connection_closed(server: Server, split: Callable[[bytes], list[bytes]]) -> None:
+def test_a_request_is_answered_and_the_connection_closed(
+    server: MemoryServer, split: Callable[[bytes], list[bytes]]
+) -> None:
     protocol, wire = server.connect()
     for piece in split(b"14:upper.The Owl!,"):
         assert not wire.write_closed
@@ -39,26 +57,25 @@ def test_a_request_is_answered_and_the_connection_closed(server: Server, split: 
     assert wire.write_closed
 
 
-def test_what_follows_the_first_request_is_never_executed(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:upper.a,7:upper.b,")
+def test_what_follows_the_first_request_is_never_executed(server: MemoryServer) -> None:
+    protocol, wire = server.receive(UPPER + b"7:upper.b,")
     protocol.dataReceived(b"7:upper.c,")
     assert wire.value() == b"1:A,"
 
 
-def test_unread_input_does_not_cost_the_client_its_reply(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:upper.a,and more")
-    # A close now would reset the connection: only this side is ended, until the client ends its own.
+def test_a_reply_ends_the_servers_side_alone(server: MemoryServer) -> None:
+    # Closing both would reset the connection, with input unread, and the client could lose its reply.
+    protocol, wire = server.receive(UPPER + b"and more")
     assert (wire.write_closed, wire.disconnecting) == (True, False)
     protocol.dataReceived(b"and more")
+    server.clock.advance(19.9)
+    assert not wire.disconnected
     protocol.readConnectionLost()
     assert wire.disconnecting
 
 
-def test_a_client_that_half_closes_still_gets_its_reply(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:later.a,")
+def test_a_client_that_half_closes_still_gets_its_reply(server: MemoryServer) -> None:
+    protocol, wire = server.receive(LATER)
     protocol.readConnectionLost()
     assert not wire.disconnecting
     server.clock.advance(29)
@@ -68,7 +85,7 @@ def test_a_client_that_half_closes_still_gets_its_reply(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    ("data", "code"),
     [
         (b"GET / HTTP/1.1\r\n", "bad-frame"),
         (b"7:upper.ax", "bad-frame"),
@@ -82,98 +99,64 @@ def test_a_client_that_half_closes_still_gets_its_reply(server: Server) -> None:
         (b"16:grow.aaaaaaaaaaa,", "too-large"),
     ],
 )
-def test_a_request_that_is_refused_gets_nothing_and_the_log_says_why(server: Server, data: bytes, reason: str) -> None:
-    with captured() as log:
-        protocol, wire = server.connect()
-        protocol.dataReceived(data)
-    assert wire.value() == b""
-    assert wire.write_closed
-    assert len(log.lines) == 1
-    assert f": {reason}: " in log.lines[0]
+def test_a_refused_request_gets_nothing_and_one_line_in_the_log(
+    server: MemoryServer, log: Log, data: bytes, code: str
+) -> None:
+    _, wire = server.receive(data)
+    assert (wire.value(), wire.write_closed) == (b"", True)
+    (line,) = log.lines
+    assert f": {code}: " in line
     assert log.tracebacks == []
 
 
-def test_a_refused_client_may_finish_sending_but_not_forever(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"99999999:the start of very much")
+def test_a_refused_client_may_finish_sending_but_not_forever(server: MemoryServer) -> None:
+    protocol, wire = server.receive(b"99999999:the start of very much")
     for _ in range(4):
         server.clock.advance(1)
         protocol.dataReceived(b"and more")
-    assert not wire.disconnected
-    server.clock.advance(1)
-    assert wire.disconnected
+    assert_ends_after(server, wire, 1)
 
 
-def test_bytes_that_come_after_the_reply_cost_nobody_anything(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:upper.a,")
-    assert (wire.write_closed, wire.disconnecting) == (True, False)
-    protocol.dataReceived(b"late")
-    server.clock.advance(19.9)
-    assert not wire.disconnected
+def test_a_refused_client_that_has_half_closed_is_closed(server: MemoryServer) -> None:
+    protocol, wire = server.receive(b"5:ab")
     protocol.readConnectionLost()
-    assert wire.disconnecting
-
-
-def test_a_server_that_stops_does_not_wait_for_those_who_have_their_reply(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:upper.a,")
-    protocol.writeConnectionLost()  # all has left
-    assert not wire.disconnecting
-    server.factory.drain()
-    assert wire.disconnecting
-
-
-def test_a_server_that_stops_closes_as_soon_as_a_reply_has_left(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:upper.a,")
-    server.factory.drain()
-    assert (wire.write_closed, wire.disconnecting) == (True, False)  # the reply is on its way to the system
-    protocol.writeConnectionLost()
     assert wire.disconnecting
 
 
 @implementer(ISSLTransport)
-class EncryptedWire(Wire):
+class EncryptedWire(Wire):  # type: ignore[misc]  # only what is called
     def getPeerCertificate(self) -> None: ...
 
 
-def test_an_encrypted_connection_is_closed_as_a_whole(server: Server) -> None:
-    protocol, wire = server.connect(wire=EncryptedWire())  # type: ignore[no-untyped-call]
-    protocol.dataReceived(b"7:upper.a,")
+def test_an_encrypted_connection_is_closed_as_a_whole(server: MemoryServer) -> None:
+    protocol, wire = server.connect(wire=EncryptedWire())
+    protocol.dataReceived(UPPER)
     assert wire.value() == b"1:A,"
     assert (wire.write_closed, wire.disconnecting) == (False, True)
 
 
-def test_a_refused_client_that_has_half_closed_is_simply_closed(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"5:ab")
-    protocol.readConnectionLost()
-    assert wire.disconnecting
-
-
-def test_a_client_that_leaves_without_a_word_is_no_news(server: Server, log: Log) -> None:
+def test_a_client_that_leaves_before_it_asks_is_not_logged(server: MemoryServer, log: Log) -> None:
     protocol, wire = server.connect()
     protocol.readConnectionLost()
     assert wire.disconnecting
-    protocol.connectionLost(Failure(ConnectionDone()))
+    protocol.connectionLost(DONE)
     assert log.lines == []
     assert not server.factory.connections
     assert server.clock.getDelayedCalls() == []
 
 
-def test_a_client_that_breaks_off_cancels_what_runs_for_it(server: Server, log: Log) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:later.a,")
+def test_a_lost_connection_cancels_its_request(server: MemoryServer, log: Log) -> None:
+    protocol, wire = server.receive(LATER)
     protocol.connectionLost(Failure(ConnectionLost()))
-    assert server.cancelled == 1
-    assert wire.value() == b""
-    assert log.lines == []
+    assert (server.cancelled, wire.value(), log.lines) == (1, b"", [])
     assert server.clock.getDelayedCalls() == []
 
 
+# Deadlines.
+
+
 @pytest.mark.parametrize("start", [b"1", b"14:", b"14:upper.The", b"14:upper.The Owl!"])
-def test_no_byte_extends_the_deadline_of_a_request(server: Server, start: bytes) -> None:
+def test_no_byte_extends_the_deadline_of_a_request(server: MemoryServer, start: bytes) -> None:
     protocol, wire = server.connect()
     server.clock.advance(299)
     rest = single_bytes(b"14:upper.The Owl!"[len(start) :])
@@ -181,32 +164,17 @@ def test_no_byte_extends_the_deadline_of_a_request(server: Server, start: bytes)
     for piece in rest:
         server.clock.advance(1)
         protocol.dataReceived(piece)
-    server.clock.advance(29.9 - len(rest))
-    assert not wire.disconnected
-    server.clock.advance(0.1)
-    assert wire.disconnected
+    assert_ends_after(server, wire, 30 - len(rest))
 
 
-def test_a_connection_that_says_nothing_is_cut_off(server: Server) -> None:
-    _, wire = server.connect()
-    server.clock.advance(299.9)
-    assert not wire.disconnected
-    server.clock.advance(0.1)
-    assert wire.disconnected
+@pytest.mark.parametrize(("data", "seconds"), [(b"", 300), (UPPER, 20)])
+def test_a_client_that_neither_sends_nor_reads_is_cut_off(server: MemoryServer, data: bytes, seconds: float) -> None:
+    _, wire = server.receive(data) if data else server.connect()
+    assert_ends_after(server, wire, seconds)
 
 
-def test_a_client_that_does_not_take_its_reply_is_cut_off(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:upper.a,")
-    server.clock.advance(19.9)
-    assert not wire.disconnected
-    server.clock.advance(0.1)
-    assert wire.disconnected
-
-
-def test_a_long_reply_goes_out_in_parts_and_each_part_taken_moves_the_deadline(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"6:grow.a,")
+def test_a_long_reply_goes_out_in_parts_and_each_part_read_moves_the_deadline(server: MemoryServer) -> None:
+    _, wire = server.receive(b"6:grow.a,")
     parts = 0
     while not wire.disconnecting:
         server.clock.advance(19)
@@ -217,100 +185,105 @@ def test_a_long_reply_goes_out_in_parts_and_each_part_taken_moves_the_deadline(s
     assert len(wire.value()) == len(b"1000000:,") + 1_000_000
 
 
-def test_a_long_reply_that_is_not_taken_is_cut_off(server: Server) -> None:
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"6:grow.a,")
+def test_a_client_that_stops_reading_a_long_reply_is_cut_off(server: MemoryServer) -> None:
+    protocol, wire = server.receive(b"6:grow.a,")
     wire.taken()
-    server.clock.advance(20)
-    assert wire.disconnected
+    assert_ends_after(server, wire, 20)
     protocol.connectionLost(Failure(ConnectionLost()))
     assert server.clock.getDelayedCalls() == []
 
 
+# Limits.
+
+
 def test_connections_over_the_limit_are_closed_at_once(log: Log) -> None:
-    server = Server(max_connections=2)
+    server = MemoryServer(max_connections=2)
     first, _ = server.connect()
     server.connect()
     assert server.factory.buildProtocol(None) is None
-    says = "closed a new connection: 2 are open; max_connections, or ulimit -n, allows no more"
-    assert log.lines == [says]
-    first.connectionLost(Failure(ConnectionDone()))
+    assert log.lines == ["closed a new connection: 2 are open; max_connections, or ulimit -n, allows no more"]
+    first.connectionLost(DONE)
     server.connect()
 
 
 def test_a_peer_has_no_more_connections_than_its_share(log: Log) -> None:
-    server = Server(max_connections_per_peer=2)
+    server = MemoryServer(max_connections_per_peer=2)
     greedy = IPv4Address("TCP", "192.0.2.1", 1)
     first, _ = server.connect(greedy)
     server.connect(IPv4Address("TCP", "192.0.2.1", 2))
     assert server.factory.buildProtocol(greedy) is None
     says = "closed a new connection: 2 are open from 192.0.2.1, which is max_connections_per_peer"
     assert log.lines == [says]
-    server.connect(IPv4Address("TCP", "192.0.2.2", 1))
-    server.connect(IPv6Address("TCP", "::1", 1))
-    for _ in range(3):
-        server.connect(UNIXAddress(None))
-    first.connectionLost(Failure(ConnectionDone()))
+    for peer in (IPv4Address("TCP", "192.0.2.2", 1), IPv6Address("TCP", "::1", 1), *[UNIXAddress(None)] * 3):
+        server.connect(peer)
+    first.connectionLost(DONE)
     server.connect(greedy)
     assert server.factory.buildProtocol(greedy) is None
 
 
-def test_draining_answers_what_is_accepted_and_closes_the_rest(server: Server) -> None:
+# The end.
+
+
+@pytest.mark.parametrize("is_stopping_first", [True, False])
+def test_a_stopping_server_closes_as_soon_as_a_reply_has_left(server: MemoryServer, is_stopping_first: bool) -> None:
+    protocol, wire = server.receive(UPPER)
+    acts: list[Callable[[], object]] = [server.factory.drain, protocol.writeConnectionLost]
+    first, second = acts if is_stopping_first else reversed(acts)
+    first()
+    assert (wire.write_closed, wire.disconnecting) == (True, False)
+    second()
+    assert wire.disconnecting
+
+
+def test_a_drain_answers_what_is_accepted_and_closes_the_rest(server: MemoryServer) -> None:
     idle, idle_wire = server.connect()
-    reading, reading_wire = server.connect()
-    running, running_wire = server.connect()
-    reading.dataReceived(b"7:upp")
-    running.dataReceived(b"7:later.a,")
+    reading, reading_wire = server.receive(b"7:upp")
+    running, running_wire = server.receive(LATER)
     drained = server.factory.drain()
-    assert idle_wire.write_closed
-    assert reading_wire.write_closed
-    assert not running_wire.write_closed
+    assert [wire.write_closed for wire in (idle_wire, reading_wire, running_wire)] == [True, True, False]
     assert server.factory.buildProtocol(None) is None
     reading.dataReceived(b"er.a,")
     server.results[0].callback("done")
-    assert running_wire.value() == b"4:done,"
+    assert (reading_wire.value(), running_wire.value()) == (b"", b"4:done,")
     for protocol in (idle, reading, running):
         assert not drained.called
-        protocol.connectionLost(Failure(ConnectionDone()))
+        protocol.connectionLost(DONE)
     assert drained.called
-    assert reading_wire.value() == b""
     assert server.clock.getDelayedCalls() == []
 
 
-def test_draining_ends_with_the_grace_period(log: Log) -> None:
-    server = Server(shutdown_grace_s=3, transform_timeout_s=60)
-    protocol, wire = server.connect()
-    protocol.dataReceived(b"7:later.a,")
+def test_a_drain_ends_with_the_grace_period(log: Log) -> None:
+    server = MemoryServer(shutdown_grace_s=3, transform_timeout_s=60)
+    _, wire = server.receive(LATER)
     server.factory.drain()
     server.clock.advance(3)
     assert server.cancelled == 1
-    assert wire.write_closed
-    assert not wire.disconnected
+    assert (wire.write_closed, wire.disconnected) == (True, False)
     server.clock.advance(1)
     assert wire.disconnected
     assert log.lines[0] == "connections still open after the grace period of 3 s, closed now: 1"
     assert "shutting-down" in log.lines[1]
 
 
-def test_draining_a_server_without_connections_takes_no_time(server: Server) -> None:
+def test_a_drain_without_connections_takes_no_time(server: MemoryServer) -> None:
     assert server.factory.drain().called
 
 
-def test_draining_goes_well_with_a_connection_that_ends_here_and_now(server: Server) -> None:
+def test_a_drain_goes_well_with_a_connection_that_is_lost_at_once(server: MemoryServer) -> None:
     protocol, wire = server.connect()
-    wire.loseWriteConnection = lambda: protocol.connectionLost(Failure(ConnectionDone()))  # type: ignore[method-assign]
+    wire.loseWriteConnection = lambda: protocol.connectionLost(DONE)  # type: ignore[method-assign]
     assert server.factory.drain().called
 
 
 @given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b"7:", b"upper.", b"a,", b"1:", b"later.a,"]))))
-def test_nothing_that_a_client_sends_makes_a_traceback(pieces: list[bytes]) -> None:
-    server = Server(max_request_bytes=50)
+def test_nothing_that_a_client_sends_makes_a_traceback(data: list[bytes]) -> None:
+    server = MemoryServer(max_request_bytes=50)
     with captured() as log:
         protocol, wire = server.connect()
-        for piece in pieces:
+        for piece in data:
             protocol.dataReceived(piece)
         protocol.readConnectionLost()
-        protocol.connectionLost(Failure(ConnectionDone()))
+        protocol.connectionLost(DONE)
     assert log.tracebacks == []
     assert server.clock.getDelayedCalls() == []
     assert not wire.value() or wire.value().endswith(b",")

@@ -17,8 +17,8 @@ from zope.interface import directlyProvides
 
 import xformd
 from support.deferreds import error_of, has_fired, result_of
+from support.memory import MemoryServer
 from support.network import HELLO, Dying, Host, Network, Scripted, Tutorial, hello_then
-from support.wires import Server
 from xformd import TransformProxy
 from xformd.client.session import Session
 from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S
@@ -31,7 +31,7 @@ class World:
 
     def __init__(self) -> None:
         self.network = Network()
-        self.server = Server()
+        self.server = MemoryServer()
         self.clock = self.server.clock
         self.host = self.network.host(self.server.factory)
 
@@ -385,7 +385,7 @@ def test_an_answer_that_nobody_asked_for_is_ignored(world: World) -> None:
 
 
 def test_requests_are_shared_among_the_servers_that_answer(world: World) -> None:
-    other = Server()
+    other = MemoryServer()
     hosts = [world.host, world.network.host(other.factory), world.network.host()]
     proxy = world.proxy(*hosts)
     answers = [proxy.xform("later", "x") for _ in range(20)]
@@ -399,7 +399,7 @@ def test_requests_are_shared_among_the_servers_that_answer(world: World) -> None
 
 
 def test_what_waits_for_a_connection_counts_as_work(world: World) -> None:
-    other = Server()
+    other = MemoryServer()
     proxy = world.proxy(world.host, world.network.host(other.factory))
     for _ in range(20):
         proxy.xform("later", "x")

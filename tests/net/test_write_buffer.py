@@ -17,7 +17,7 @@ class Socket(Wire):
     """A transport that sends as many bytes at once as the next number says, and 0 after the last."""
 
     def __init__(self, *takes: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._takes = [*takes]
 
     def send_now(self, data: memoryview) -> int:
@@ -92,7 +92,7 @@ class Encrypting(Wire):
     """A transport that forwards unknown attributes to the one under it, as Twisted's TLS does."""
 
     def __init__(self, below: Socket) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._below = below
 
     def __getattr__(self, name: str) -> object:

@@ -5,6 +5,7 @@ import json
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from support.deferreds import error_of, has_fired, result_of
 from support.logs import Log
@@ -145,8 +146,13 @@ def test_a_stop_cancels_every_request_the_last_first() -> None:
     # The last may wait behind the first, and would otherwise take its worker, only to lose it at once.
     in_flight, requests = waiting(20)
     cancelled: list[int] = []
+
+    def note(failure: Failure, number: int) -> Failure:
+        cancelled.append(number)
+        return failure
+
     for number, request in enumerate(requests):
-        request.addErrback(lambda failure, number=number: (cancelled.append(number), failure)[1])
+        request.addErrback(note, number)
     in_flight.stop()
     assert cancelled == [*reversed(range(20))]
     for request in requests:

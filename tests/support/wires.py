@@ -1,21 +1,8 @@
-"""A server's connections in memory, with a clock that only the test moves."""
+"""A server's transport in memory."""
 
-from typing import Any
-
-from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IHalfCloseableDescriptor
-from twisted.internet.task import Clock
+from twisted.internet.interfaces import IHalfCloseableDescriptor
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
-
-from support.registries import registry_of
-from xformd import transform
-from xformd.limits import Limits
-from xformd.protocol import TransformFactory, TransformProtocol
-from xformd.service import TransformService
-
-HERE = IPv4Address("TCP", "127.0.0.1", 1)
 
 
 @implementer(IHalfCloseableDescriptor)
@@ -25,11 +12,20 @@ class Wire(StringTransport):
     write_closed = False
     held_bytes = 0
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def write(self, data: bytes) -> None:
         super().write(data)  # type: ignore[no-untyped-call]
         self.held_bytes += len(data)
         if self.held_bytes > 65_536 and self.producer is not None:
             self.producer.pauseProducing()
+
+    def value(self) -> bytes:
+        return bytes(super().value())  # type: ignore[no-untyped-call]
+
+    def clear(self) -> None:
+        super().clear()  # type: ignore[no-untyped-call]
 
     def taken(self) -> None:
         """Let the peer read all that is held."""
@@ -46,43 +42,3 @@ class Wire(StringTransport):
 
     def readConnectionLost(self, reason: object) -> None: ...
     def writeConnectionLost(self, reason: object) -> None: ...
-
-
-@transform(inline=True)
-def upper(poem: str) -> str:
-    return poem.upper()
-
-
-@transform
-def grow(poem: str) -> str:
-    return poem * 1_000_000
-
-
-class Server:
-    """A factory with a transform whose results the test decides."""
-
-    def __init__(self, **limits: Any) -> None:
-        self.clock = Clock()
-        self.results: list[Deferred[str]] = []
-        self.cancelled = 0
-
-        @transform
-        def later(poem: str) -> Deferred[str]:
-            self.results.append(Deferred(self._cancel))
-            return self.results[-1]
-
-        all_limits = Limits(**limits)
-        service = TransformService.inline(
-            registry_of(upper, grow, later), all_limits, self.clock, stopwatch=self.clock.seconds
-        )
-        self.factory = TransformFactory(service, all_limits, self.clock)
-
-    def _cancel(self, _: object) -> None:
-        self.cancelled += 1
-
-    def connect(self, peer: IAddress = HERE, wire: Wire | None = None) -> tuple[TransformProtocol, Wire]:
-        protocol = self.factory.buildProtocol(peer)
-        assert isinstance(protocol, TransformProtocol)
-        wire = wire or Wire()
-        protocol.makeConnection(wire)
-        return protocol, wire

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import attrs
 
-from integration.test_classic_server import resident_bytes
 from support import hostile
 from support.faults import FAULTS, MEDDLERS, HostileCase
 from support.hostile import GONE_S, Hostile, hostile_server, new_marker, within
-from support.processes import wait_until
+from support.processes import resident_bytes, wait_until
 from support.session_client import Load, Session, step
 
 MIB = 1024 * 1024

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import VERSES, Server, netstring, read_to_end, serving, wait_until, xformd
+from support.processes import VERSES, Server, netstring, read_to_end, resident_bytes, serving, wait_until, xformd
 
 LIMIT = 10 * 1024 * 1024
 
@@ -150,13 +150,6 @@ def test_a_length_that_is_only_announced_costs_no_memory(tmp_path: Path) -> None
         assert resident_bytes(server) - before < 4 * 1024 * 1024
         for connection in connections:
             connection.close()
-
-
-def resident_bytes(server: Server) -> int:
-    """Give the process's resident memory, from the kernel's account."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from integration.test_listening import tls_endpoint
+from support.certificates import tls_endpoint
 from support.hostile import Hostile, hostile_server, new_marker
 from support.http_client import HTTP, Http, abort, connect, exchange
 from support.http_front import request

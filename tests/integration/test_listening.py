@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from support.certificates import tls_endpoint
 from support.processes import XFORMD, netstring, read_to_end, serving, xformd
 
 
@@ -97,16 +98,6 @@ def test_a_socket_that_systemd_opened(tmp_path: Path) -> None:
             assert server.stop() == 0
 
 
-def tls_endpoint(folder: Path) -> tuple[str, Path]:
-    """Give where to listen, and a folder with the certificate to trust."""
-    pytest.importorskip("OpenSSL", reason="pip install 'xformd[tls]'")
-    trusted = folder / "trusted"
-    trusted.mkdir()
-    key, certificate = folder / "key.pem", trusted / "certificate.pem"
-    write_certificate(key, certificate)
-    return f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1", trusted
-
-
 @pytest.mark.parametrize(
     ("request_", "reply", "last_word"),
     [(netstring(b"xformd/2") + netstring(b"1 upper.a"), b"1 ok.A,", b"0 shutting-down"), (b"7:upper.a,", b"1:A,", b"")],
@@ -140,30 +131,3 @@ def test_tls(tmp_path: Path) -> None:
         assert b"no-such-transform" in refused.stderr
         assert server.stop() == 0
         assert "Traceback" not in server.log
-
-
-def write_certificate(key_path: Path, certificate_path: Path) -> None:
-    """Write a key and a certificate for localhost that it signs itself."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    today = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today - datetime.timedelta(days=1))
-        .not_valid_after(today + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    key_path.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-    certificate_path.write_bytes(certificate.public_bytes(pem))

@@ -9,6 +9,8 @@ import pytest
 from support.processes import serving, wait_until
 from support.session_client import Session
 
+pytestmark = pytest.mark.slow
+
 NAP = """
 import os, socket, time
 import xformd

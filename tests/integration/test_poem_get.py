@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.test_listening import write_certificate
 from support import poems
+from support.certificates import write_certificate
 from support.poems import Peer, peer, poem_server
 from support.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until, xformd
 

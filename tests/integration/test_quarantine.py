@@ -14,6 +14,8 @@ from support.packages import Environment
 from support.processes import wait_until, xformd
 from support.session_client import Session, retry_after_s
 
+pytestmark = pytest.mark.slow
+
 DEATHS = 5
 """So many of them within a minute, and the transform is quarantined."""
 

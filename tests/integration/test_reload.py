@@ -15,6 +15,8 @@ from support.packages import Environment, Package
 from support.processes import wait_until
 from support.session_client import Answer, Load, Session, step
 
+pytestmark = pytest.mark.slow
+
 OUTSTANDING = 4
 
 MODULE = """

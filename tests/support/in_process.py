@@ -40,7 +40,12 @@ _packages = tuple(
 
 
 def run(
-    command: Callable[..., object], arguments: Sequence[str], *, stdin: bytes, environment: Mapping[str, str]
+    command: Callable[..., object],
+    arguments: Sequence[str],
+    *,
+    stdin: bytes,
+    environment: Mapping[str, str],
+    site_packages: Path | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a click command to its end.
 
@@ -49,6 +54,7 @@ def run(
         arguments: those of its command line.
         stdin: what its standard input has.
         environment: all its environment variables.
+        site_packages: where more packages are installed.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -59,6 +65,8 @@ def run(
         with ExitStack() as own:
             for enter in (_garbage, _hooks, _modules, _log, _reactor):
                 own.enter_context(enter())
+            if site_packages is not None:
+                sys.path.insert(0, str(site_packages))
             own.enter_context(mock.patch.dict(os.environ, environment, clear=True))
             own.enter_context(_streams(files))
             with _time_limit():

@@ -17,6 +17,8 @@ import attrs
 import pytest
 
 import xformd
+from support import in_process
+from xformd import cli
 
 TIMEOUT_S = 60
 """Far more than any process here takes: only one that hangs gets there."""
@@ -122,7 +124,7 @@ class Environment:
     def xformd(
         self, *arguments: object, poem: str = "", variables: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run an xformd command, and see to it that no traceback comes of it.
+        """Run an xformd command with this environment's packages, and see to it that no traceback comes of it.
 
         Args:
             *arguments: of the command.
@@ -132,18 +134,16 @@ class Environment:
         Returns:
             Its exit status and its output.
         """
-        done = subprocess.run(
-            self.command(*arguments),
-            input=poem,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            cwd=self.folder,
-            env=environ() | dict(variables or {}),
-            check=False,
+        done = in_process.run(
+            cli.main.main,
+            [*map(str, arguments)],
+            stdin=poem.encode(),
+            environment=environ() | dict(variables or {}),
+            site_packages=self.site_packages,
         )
-        assert "Traceback" not in done.stderr
-        return done
+        stdout, stderr = done.stdout.decode(), done.stderr.decode()
+        assert "Traceback" not in stderr
+        return subprocess.CompletedProcess(done.args, done.returncode, stdout, stderr)
 
     @contextlib.contextmanager
     def start(self, *arguments: object) -> Iterator[Running]:

@@ -108,6 +108,13 @@ def read_to_end(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
+def resident_bytes(server: Server) -> int:
+    """Give the process's resident memory, from the kernel's account."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
 @contextmanager
 def serving(
     folder: Path,

@@ -1,4 +1,4 @@
-"""What a caching proxy decides: freshness, single flight, bounds, and what stands in for an answer that fails."""
+"""The cache: freshness, single flight, bounds, and what replaces an answer that cannot be fetched."""
 
 import math
 from typing import Any
@@ -52,7 +52,7 @@ def test_an_answer_is_fresh_then_stale_then_gone(age_s: float, freshness: Freshn
     assert Policy(ttl_s=10, stale_s=5).judge(age_s) is freshness
 
 
-def test_without_a_ttl_an_answer_is_fresh_for_ever_and_with_none_at_all_never() -> None:
+def test_an_answer_without_a_ttl_is_fresh_for_ever_and_with_a_ttl_of_0_never() -> None:
     assert Policy().judge(1e12) is Freshness.FRESH
     assert Policy(ttl_s=0, stale_s=1).judge(0) is Freshness.STALE
     assert Policy(ttl_s=0).judge(0) is Freshness.GONE
@@ -68,7 +68,7 @@ def test_a_hundred_simultaneous_misses_make_one_call(flights: SingleFlight[str, 
     assert len(set(map(id, waiting))) == 100
 
 
-def test_one_that_leaves_cancels_its_own_wait_alone(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
+def test_cancelling_a_wait_ends_that_wait_alone(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
     first, *others = (flights.join("owl", upstream) for _ in range(100))
     first.cancel()
     error_of(first, CancelledError)
@@ -77,9 +77,7 @@ def test_one_that_leaves_cancels_its_own_wait_alone(flights: SingleFlight[str, b
     assert [result_of(waiter) for waiter in others] == [b"poem"] * 99
 
 
-def test_the_last_that_leaves_cancels_the_call_and_the_next_starts_another(
-    flights: SingleFlight[str, bytes], upstream: Upstream
-) -> None:
+def test_cancelling_the_last_wait_cancels_the_call(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
     waiting = [flights.join("owl", upstream) for _ in range(3)]
     for waiter in waiting:
         assert upstream.cancelled == 0
@@ -92,7 +90,7 @@ def test_the_last_that_leaves_cancels_the_call_and_the_next_starts_another(
     assert result_of(late) == b"poem"
 
 
-def test_who_comes_while_the_last_one_leaves_does_not_wait_for_a_dead_call(flights: SingleFlight[str, bytes]) -> None:
+def test_a_request_during_the_cancellation_starts_a_new_call(flights: SingleFlight[str, bytes]) -> None:
     late: list[Deferred[bytes]] = []
 
     def join_again(_: object) -> None:
@@ -104,9 +102,7 @@ def test_who_comes_while_the_last_one_leaves_does_not_wait_for_a_dead_call(fligh
     assert result_of(late[0]) == b"another"
 
 
-def test_who_is_cancelled_by_another_ones_answer_is_left_in_peace(
-    flights: SingleFlight[str, bytes], upstream: Upstream
-) -> None:
+def test_a_wait_may_be_cancelled_by_anothers_callback(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
     first, second, third = (flights.join("owl", upstream) for _ in range(3))
     first.addCallback(lambda _: second.cancel())
     upstream.calls[0].callback(b"poem")
@@ -114,7 +110,7 @@ def test_who_is_cancelled_by_another_ones_answer_is_left_in_peace(
     assert result_of(third) == b"poem"
 
 
-def test_one_waiters_trouble_with_the_answer_is_its_own(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
+def test_a_failing_callback_affects_its_own_wait_alone(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
     first, second = flights.join("owl", upstream), flights.join("owl", upstream)
     first.addCallback(lambda poem: 1 / 0)
     upstream.calls[0].callback(b"poem")
@@ -122,14 +118,14 @@ def test_one_waiters_trouble_with_the_answer_is_its_own(flights: SingleFlight[st
     assert result_of(second) == b"poem"
 
 
-def test_each_key_has_a_call_of_its_own(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
+def test_each_key_has_its_own_call(flights: SingleFlight[str, bytes], upstream: Upstream) -> None:
     owl, cat = flights.join("owl", upstream), flights.join("cat", upstream)
     upstream.calls[1].callback(b"cat")
     assert not has_fired(owl)
     assert result_of(cat) == b"cat"
 
 
-def test_a_call_that_cannot_even_start_fails_its_waiter_and_is_forgotten(flights: SingleFlight[str, bytes]) -> None:
+def test_a_call_that_cannot_start_fails_its_wait_and_is_forgotten(flights: SingleFlight[str, bytes]) -> None:
     def start() -> Deferred[bytes]:
         raise ZeroDivisionError
 
@@ -137,7 +133,7 @@ def test_a_call_that_cannot_even_start_fails_its_waiter_and_is_forgotten(flights
     assert result_of(flights.join("owl", lambda: succeed(b"poem"))) == b"poem"
 
 
-def test_the_cache_drops_what_was_used_least_lately_to_stay_within_its_bytes(clock: Clock) -> None:
+def test_the_least_recently_used_answer_is_evicted_first(clock: Clock) -> None:
     cache: BoundedCache[str, bytes] = BoundedCache(10, Policy(), clock)
     for name in ("owl", "cat"):
         cache.put(name, b"12345", 5)
@@ -149,7 +145,7 @@ def test_the_cache_drops_what_was_used_least_lately_to_stay_within_its_bytes(clo
     assert cache.get("owl") is None
 
 
-def test_what_is_gone_takes_no_room(clock: Clock) -> None:
+def test_an_expired_answer_takes_no_room(clock: Clock) -> None:
     cache: BoundedCache[str, bytes] = BoundedCache(10, Policy(ttl_s=5, stale_s=5), clock)
     cache.put("owl", b"12345", 5)
     clock.advance(9)
@@ -166,6 +162,11 @@ class Reading:
         self.read: ReadThrough[str, bytes] = ReadThrough(
             cache or BoundedCache(100, policy, clock), policy, clock, size_of=len, fell_back=self._fell_back
         )
+
+    def miss(self, fetch: Any) -> Deferred[bytes]:
+        answer = self.read.get("owl", fetch)
+        assert isinstance(answer, Deferred)
+        return answer
 
     def _fell_back(self, key: str, failure: Failure, age_s: float) -> None:
         self.said.append((key, failure.getErrorMessage(), age_s))
@@ -184,10 +185,9 @@ def test_a_hit_is_the_value_itself_and_a_miss_a_deferred(clock: Clock, upstream:
     assert len(upstream.calls) == 2
 
 
-def test_errors_are_not_kept(clock: Clock, upstream: Upstream) -> None:
+def test_errors_are_not_cached(clock: Clock, upstream: Upstream) -> None:
     reading = Reading(clock, Policy())
-    failed = reading.read.get("owl", upstream)
-    assert isinstance(failed, Deferred)
+    failed = reading.miss(upstream)
     upstream.calls[0].errback(ZeroDivisionError())
     error_of(failed, ZeroDivisionError)
     assert isinstance(reading.read.get("owl", upstream), Deferred)
@@ -195,7 +195,7 @@ def test_errors_are_not_kept(clock: Clock, upstream: Upstream) -> None:
     assert reading.said == []
 
 
-def test_a_stale_answer_stands_in_for_one_that_fails_and_then_no_more(clock: Clock, upstream: Upstream) -> None:
+def test_a_stale_answer_replaces_one_that_fails_until_it_is_gone(clock: Clock, upstream: Upstream) -> None:
     reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
     reading.read.get("owl", lambda: succeed(b"old"))
     clock.advance(14)
@@ -204,29 +204,26 @@ def test_a_stale_answer_stands_in_for_one_that_fails_and_then_no_more(clock: Clo
     assert [result_of(waiter) for waiter in waiting if isinstance(waiter, Deferred)] == [b"old"] * 3
     assert reading.said == [("owl", "down", 14)]
     clock.advance(1)
-    failed = reading.read.get("owl", upstream)
-    assert isinstance(failed, Deferred)
+    failed = reading.miss(upstream)
     upstream.calls[1].errback(ZeroDivisionError())
     error_of(failed, ZeroDivisionError)
 
 
-def test_who_leaves_is_no_sign_that_the_upstream_is_down(clock: Clock, upstream: Upstream) -> None:
+def test_a_cancelled_wait_is_no_sign_that_the_upstream_is_down(clock: Clock, upstream: Upstream) -> None:
     reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
     reading.read.get("owl", lambda: succeed(b"old"))
     clock.advance(14)
-    leaving = reading.read.get("owl", upstream)
-    assert isinstance(leaving, Deferred)
+    leaving = reading.miss(upstream)
     leaving.cancel()
     error_of(leaving, CancelledError)
     assert reading.said == []
 
 
-def test_an_answer_that_went_while_the_upstream_was_asked_is_not_given(clock: Clock, upstream: Upstream) -> None:
+def test_an_answer_that_expires_during_the_call_is_not_returned(clock: Clock, upstream: Upstream) -> None:
     reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
     reading.read.get("owl", lambda: succeed(b"old"))
     clock.advance(14)
-    failed = reading.read.get("owl", upstream)
-    assert isinstance(failed, Deferred)
+    failed = reading.miss(upstream)
     clock.advance(2)
     upstream.calls[0].errback(ZeroDivisionError())
     error_of(failed, ZeroDivisionError)

@@ -1,4 +1,4 @@
-"""The classic form on the client: each way to fail is an exception of its own, with the address."""
+"""The classic dialect on the client: each way to fail has its own exception, with the address."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Getting a poem: a close in order is its end, and every other end is a failure that names the address."""
+"""Getting a poem: only a close in order is its end, and every failure names the address."""
 
 from typing import Any
 
@@ -16,10 +16,6 @@ from xformd.poems import get_poem
 from xformd.poems.client import find_server
 
 
-class Mute(Protocol):
-    """A server that says what the test says."""
-
-
 @pytest.fixture
 def network() -> Network:
     return Network()
@@ -27,7 +23,7 @@ def network() -> Network:
 
 @pytest.fixture
 def host(network: Network) -> Host:
-    return network.host(Factory.forProtocol(Mute))
+    return network.host(Factory.forProtocol(Protocol))
 
 
 def get(host: Host, clock: Clock, **options: Any) -> Deferred[bytes]:
@@ -62,7 +58,7 @@ def test_a_reset_is_never_the_end_of_a_poem(network: Network, host: Host, clock:
     )
 
 
-def test_a_close_without_a_word_is_no_poem(network: Network, host: Host, clock: Clock) -> None:
+def test_a_close_without_a_byte_is_a_failure(network: Network, host: Host, clock: Clock) -> None:
     poem = get(host, clock)
     network.pump()
     host.wires[0].loseConnection()
@@ -70,7 +66,7 @@ def test_a_close_without_a_word_is_no_poem(network: Network, host: Host, clock: 
     assert error_of(poem, xformd.ConnectionLost).message == "owl:1 closed without sending anything: no poem"
 
 
-def test_who_refuses_is_named(network: Network, clock: Clock) -> None:
+def test_a_refused_connection_names_the_server(network: Network, clock: Clock) -> None:
     poem = get(network.host(), clock)
     network.pump()
     error = error_of(poem, xformd.ConnectionFailed)
@@ -99,9 +95,7 @@ def test_a_server_that_drips_for_ever_does_not_move_the_deadline(network: Networ
     error_of(poem, xformd.TransformTimeout)
 
 
-def test_a_connection_that_does_not_come_fails_at_a_deadline_of_its_own(
-    network: Network, host: Host, clock: Clock
-) -> None:
+def test_connecting_has_its_own_deadline(network: Network, host: Host, clock: Clock) -> None:
     host.is_slow = True
     poem = get(host, clock, timeout_s=60, connect_timeout_s=2)
     clock.advance(2)
@@ -109,9 +103,7 @@ def test_a_connection_that_does_not_come_fails_at_a_deadline_of_its_own(
     assert clock.getDelayedCalls() == []
 
 
-def test_a_poem_that_is_too_long_is_given_up_at_the_byte_that_shows_it(
-    network: Network, host: Host, clock: Clock
-) -> None:
+def test_a_poem_that_is_too_long_fails_at_the_first_byte_too_many(network: Network, host: Host, clock: Clock) -> None:
     poem = get(host, clock, max_bytes=10)
     network.pump()
     host.wires[0].write(b"x" * 10)
@@ -125,7 +117,7 @@ def test_a_poem_that_is_too_long_is_given_up_at_the_byte_that_shows_it(
 
 
 @pytest.mark.parametrize("is_connected", [False, True])
-def test_cancelling_ends_the_connection_and_is_twisteds_own_error(
+def test_cancelling_closes_the_connection_and_is_twisteds_error(
     network: Network, host: Host, clock: Clock, is_connected: bool
 ) -> None:
     host.is_slow = not is_connected
@@ -139,11 +131,11 @@ def test_cancelling_ends_the_connection_and_is_twisteds_own_error(
 
 
 @pytest.mark.parametrize(("address", "name"), [(None, "localhost:1"), ("the owl's", "the owl's")])
-def test_a_server_has_the_name_that_it_is_given_or_its_address(address: str | None, name: str) -> None:
+def test_a_server_is_named_as_the_caller_says_or_by_its_address(address: str | None, name: str) -> None:
     assert find_server(MemoryReactorClock(), "localhost:1", address)[1] == name
 
 
-def test_a_server_without_an_address_is_called_what_it_is(network: Network, host: Host, clock: Clock) -> None:
+def test_an_endpoint_without_a_name_is_the_poem_server(network: Network, host: Host, clock: Clock) -> None:
     poem = get_poem(host, reactor=clock)
     network.pump()
     host.wires[0].loseConnection()
@@ -151,7 +143,7 @@ def test_a_server_without_an_address_is_called_what_it_is(network: Network, host
     assert error_of(poem, xformd.ConnectionLost).message == "the poem server closed without sending anything: no poem"
 
 
-def test_what_is_no_address_or_no_timeout_is_said_at_once(host: Host, clock: Clock) -> None:
+def test_an_invalid_address_or_timeout_is_an_error_at_once(host: Host, clock: Clock) -> None:
     with pytest.raises(xformd.ConfigError, match="write HOST:PORT"):
         get_poem("no:such:endpoint", reactor=clock)
     for seconds in (0, -1, float("inf"), float("nan")):

@@ -1,4 +1,4 @@
-"""Where a transform runs: in the reactor, or in a worker process. One seam, and nobody above it knows which."""
+"""Where transforms run: in the reactor or in worker processes. Nothing above this package knows which."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Union
@@ -11,11 +11,11 @@ if TYPE_CHECKING:  # a worker imports this package too, and needs no Twisted
 
 
 class Caller(Protocol):
-    """Somebody who asks for several things at once."""
+    """A client connection that sends several requests at once."""
 
     @property
     def takes_results(self) -> bool:
-        """Whether there is room for another result; ``TransformService.caller_has_room`` tells when there is again."""
+        """Whether it has room for another result. When it has room again, it calls ``Service.caller_has_room``."""
         ...
 
 
@@ -31,23 +31,23 @@ class Runner(Protocol):
         is_admitted: bool = False,
         timing: RequestTiming | None = None,
     ) -> Union[bytes, "Deferred[bytes]"]:
-        """Give a poem to one transform after the other.
+        """Run a poem through one transform after the other.
 
         Args:
-            calls: the transforms with their options, in turn.
-            poem: the poem, as it came.
-            caller: who asks; work that waits does not begin while its caller has no room for a result.
-            is_admitted: whether a part of the same request has run already, so that it is too late to be busy.
-            timing: takes the time that it waits and runs, where somebody wants to know.
+            calls: the transforms with their options, in order.
+            poem: the poem, undecoded.
+            caller: a queued call does not start while its caller has no room for a result.
+            is_admitted: whether an earlier part of the request has run already: then it cannot be busy any more.
+            timing: measures its waiting and running; None if nobody wants to know.
 
         Returns:
             The result, or a Deferred of it. Cancelling the Deferred ends the work.
 
         Raises:
-            XformError: and nothing else. From a Deferred the same come as failures.
+            XformError: and nothing else, also as the failure of the Deferred.
         """
         ...
 
     def caller_has_room(self, caller: Caller) -> None:
-        """Begin what waits for this."""
+        """Start what waited for room."""
         ...

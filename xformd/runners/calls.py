@@ -1,4 +1,4 @@
-"""One step of a request, ready to run, and what its outcome means. No Twisted here: worker processes use it too."""
+"""One step of a request, ready to run, and what its errors mean. No Twisted: worker processes use it too."""
 
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from xformd.plugins.registry import Entry, Registry
 from xformd.spec import OptionValue, Step
 
 REFUSALS = (GibberishError, BadOptions, TooLarge)
-"""What a transform may raise to say no to a poem or to an option's value; its message reaches the caller."""
+"""What a transform may raise to reject a poem or an option's value; the message reaches the caller."""
 
 
 @attrs.frozen
 class Call:
-    """A transform, and the options that a request gives it: as it says them, and as the function takes them."""
+    """A transform with its options: as the request has them, and converted for the function."""
 
     step: Step
     entry: Entry
@@ -32,22 +32,15 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The transform's."""
+        """The transform's name."""
         return self.entry.transform.name
 
 
 def prepare(step: Step, registry: Registry) -> Call:
     """Look up a step's transform and convert its options.
 
-    Args:
-        step: of a spec.
-        registry: which transforms there are.
-
-    Returns:
-        What to call.
-
     Raises:
-        NoSuchTransform: or ``AmbiguousTransform``: the name means nothing here.
+        NoSuchTransform: or ``AmbiguousTransform``.
         BadOptions: naming the transform, the option and what it takes.
     """
     entry = registry.resolve(step.name)
@@ -55,28 +48,20 @@ def prepare(step: Step, registry: Registry) -> Call:
 
 
 def took_too_long(name: str, allowed_s: float) -> TransformTimeout:
-    """Say that something did not end in its time."""
+    """Return the error for work that has exceeded its time limit."""
     return TransformTimeout(f"{name} took longer than its {allowed_s:g} s")
 
 
 def name_all(calls: Sequence[Call]) -> str:
-    """Name several steps as a spec does: ``wrap+upper``."""
+    """Return the names as a spec has them: ``wrap+upper``."""
     return "+".join(call.name for call in calls)
 
 
 def run(call: Call, poem: bytes, max_result_bytes: int) -> bytes:
-    """Give a poem to a plain function.
-
-    Args:
-        call: which, with what options.
-        poem: the poem, as it came.
-        max_result_bytes: how long the result may be.
-
-    Returns:
-        The result.
+    """Call a plain function with a decoded poem; return the encoded result.
 
     Raises:
-        BaseException: whatever the function raised, and what the three functions called here say they raise.
+        BaseException: whatever the function raises; the errors of decoding, encoding and ``check_size``.
     """
     transform = call.entry.transform
     result = transform.function(transform.decode(poem), **call.options)
@@ -84,31 +69,22 @@ def run(call: Call, poem: bytes, max_result_bytes: int) -> bytes:
 
 
 def check_size(call: Call, result: bytes, max_result_bytes: int) -> bytes:
-    """Give a result back.
-
-    Raises:
-        TooLarge: it is over the limit.
-    """
+    """Return the result; raise ``TooLarge`` if it exceeds the limit."""
     if len(result) > max_result_bytes:
         raise TooLarge(f"the result of {call.name} has {len(result)} bytes; the limit is {max_result_bytes} bytes")
     return result
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether a transform raised something that it may raise, so that there is nothing to look into."""
+    """Whether a transform may raise this, so that it need not be logged."""
     return isinstance(error, (*REFUSALS, TransformFailed))
 
 
 def explain(call: Call, error: BaseException) -> XformError:
-    """Turn what a transform raised into what its caller may know.
+    """Return the error that the caller gets for what a transform raised.
 
-    Args:
-        call: what raised it.
-        error: what it raised. Its traceback is dropped: a plugin may raise the same object each time, and its
-            tracebacks hold every poem.
-
-    Returns:
-        A new error.
+    The exception's traceback is dropped: a plugin may raise the same object each time, whose tracebacks would keep
+    every poem alive.
     """
     detail = _detail(error)
     error.__traceback__ = error.__context__ = None
@@ -119,7 +95,7 @@ def explain(call: Call, error: BaseException) -> XformError:
 
 
 def _detail(error: BaseException) -> str:
-    """Say what was raised and where, for whoever runs the transform in this process."""
+    """Return what was raised and where, for the person who runs the transform in this process."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return f"{safe_str(error)}{place}"

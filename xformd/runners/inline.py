@@ -1,4 +1,7 @@
-"""Runs a transform in the reactor's own thread: at once, or as a Deferred where the transform gives one."""
+"""Runs a transform in the reactor's own thread: at once, or as a Deferred if the transform is asynchronous.
+
+Invariant: nothing but an ``XformError`` leaves ``InlineRunner.run``, whatever a transform raises.
+"""
 
 import inspect
 import time
@@ -20,24 +23,24 @@ from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 
 Run = Callable[[bytes], bytes | Deferred[bytes]]
-"""Gives a poem to one transform, with its options; raises whatever that raises."""
+"""Runs one transform with its options; raises whatever the transform raises."""
 
 Outcome = bytes | Deferred[bytes] | Failure
-"""What came of running a transform: what it gave, encoded, or what it raised."""
+"""What a transform has returned, encoded, or raised."""
 
 SLOW_CALL_S = 0.05
-"""Whoever runs longer in the reactor keeps everybody else waiting noticeably."""
+"""A transform that holds the reactor longer is logged: every other request waits for it."""
 
 WARN_EVERY_S = 60.0
 
 
 class InlineRunner:
-    """Runs one step at a time, here and now.
+    """Runs one step at a time, at once.
 
     Args:
-        max_result_bytes: how long a result may be.
+        max_result_bytes: the longest result, in bytes.
         clock: a reactor, or a clock in its place.
-        stopwatch: what measures how long a transform holds the reactor, in seconds.
+        stopwatch: measures how long a transform holds the reactor, in seconds.
         make_traceback: describes an exception for the log.
     """
 
@@ -66,7 +69,7 @@ class InlineRunner:
         is_admitted: bool = False,
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
-        """Give a poem to one transform, whoever asks; see ``Runner.run``."""
+        """Run one transform; see ``Runner.run``."""
         del caller, is_admitted  # nothing ever waits here
         (call,) = calls
         if timing is not None:
@@ -75,7 +78,7 @@ class InlineRunner:
         outcome: Outcome
         try:
             outcome = _run(call, poem)
-        except BaseException:  # SystemExit and its like come from the transform: nothing else runs in there
+        except BaseException:  # SystemExit too: only the transform can have raised it
             outcome = Failure()
         if (held_s := self.stopwatch() - started_s) > SLOW_CALL_S:
             self.note_slow_call(call, held_s)
@@ -87,7 +90,7 @@ class InlineRunner:
         """Nothing ever waits here."""
 
     def finish_call(self, call: Call, outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
-        """Turn what came of running a transform into what ``run`` gives, or raises."""
+        """Turn an outcome into what ``run`` returns or raises."""
         if isinstance(outcome, bytes):
             return outcome if len(outcome) <= self.max_result_bytes else self._check(outcome, call)
         if isinstance(outcome, Failure):
@@ -100,7 +103,7 @@ class InlineRunner:
         return within(self._clock, limit_s, call.name, outcome, lambda: took_too_long(call.name, limit_s))
 
     def note_slow_call(self, call: Call, seconds: float) -> None:
-        """Tell the operator that everybody has waited for a transform; not more than once a minute for each."""
+        """Log that a transform has held the reactor; at most once a minute for each."""
 
         def write(count: int) -> None:
             self.log.warn(
@@ -121,20 +124,16 @@ class InlineRunner:
     def _explain(self, failure: Failure, call: Call, timing: RequestTiming | None) -> XformError:
         error = failure.value
         assert error is not None
-        # A CancelledError is this service, giving the work up.
+        # A CancelledError comes from the service, which has given the work up.
         if not is_expected(error) and not isinstance(error, CancelledError):
             self._failures.failed(call, self._make_traceback(error, failure.getTracebackObject()), timing)
         return explain(call, error)
 
 
 def bind(call: Call) -> Run:
-    """Give what runs one step, with as little as possible to decide for each poem.
+    """Return a function that runs one step, specialised so that the common case decides nothing for each poem.
 
-    Args:
-        call: the transform, and its options.
-
-    Returns:
-        Takes a poem. What comes of it is for ``InlineRunner.conclude``.
+    Its outcome is for ``InlineRunner.finish_call``.
     """
     transform = call.entry.transform
     if transform.kind != "text" or call.options:
@@ -145,7 +144,7 @@ def bind(call: Call) -> Run:
         try:
             text = poem.decode()
         except UnicodeDecodeError:
-            return _run(call, poem)  # which says what is wrong
+            return _run(call, poem)  # raises an error that says what is wrong
         result = function(text)
         if type(result) is str:
             try:
@@ -158,7 +157,7 @@ def bind(call: Call) -> Run:
 
 
 def _end(timing: RequestTiming, outcome: Outcome) -> Outcome:
-    """Stop the clock: now, or once a Deferred has its outcome."""
+    """Stop the timing: now, or when a Deferred fires."""
 
     def end(result: bytes | Failure) -> bytes | Failure:
         timing.ends()
@@ -176,7 +175,7 @@ def _run(call: Call, poem: bytes) -> bytes | Deferred[bytes]:
 
 
 def _finish(transform: Transform, result: object) -> bytes | Deferred[bytes]:
-    if type(result) is not str:  # what nearly every transform gives
+    if type(result) is not str:  # nearly every transform returns one
         if inspect.iscoroutine(result):
             result = Deferred.fromCoroutine(result)
         if isinstance(result, Deferred):

@@ -1,8 +1,8 @@
-"""The process between a server and one worker: whatever the worker leaves behind, this ends.
+"""The process between a server and one worker: it ends whatever the worker leaves behind.
 
-It starts the worker as its child and runs no code of any plugin. It ends the worker, and every process that came from
-it, whatever group or session that moved to, when the worker ends or when its own standard input ends: so the server
-kills a worker by closing a pipe, and the kernel does it when the server is gone.
+It starts the worker as its child and runs no plugin's code. When the worker ends, or its own standard input does, it
+kills the worker and every process that came from it, whatever group or session they moved to. So the server kills a
+worker by closing a pipe, and the kernel does so when the server is gone.
 
 Descriptors: 0 is that pipe, 1 and 2 go to the server's log, 3 is the worker's channel to the server.
 """
@@ -23,14 +23,14 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def main() -> NoReturn:
-    """Start a worker, and end with it."""
+    """Start a worker, watch it, and end as it ends."""
     os.setsid()  # away from the server's terminal, whose Ctrl-C is not for workers
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wakeups, waker = os.pipe()
     os.set_blocking(waker, False)
-    # They are meant for the server, which wants its workers until it has answered. Handled, not ignored: what a plugin
-    # starts would inherit that.
+    # These signals are meant for the server, which needs its workers until it has answered. They are handled, not
+    # ignored: processes that a plugin starts would inherit the latter.
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -38,7 +38,7 @@ def main() -> NoReturn:
     worker = os.fork()
     if worker == 0:
         _become_worker(reaper, wakeups, waker)
-    for descriptor in (1, 2, CHANNEL):  # whoever waits for their end shall not wait for this process
+    for descriptor in (1, 2, CHANNEL):  # lest a reader that waits for their end waits for this process
         os.close(descriptor)
     status = _watch(worker, wakeups)
     _sweep(worker)
@@ -54,7 +54,7 @@ def _become_worker(reaper: int, *pipe: int) -> NoReturn:
         os.close(descriptor)
     os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != reaper:  # it was quicker to die than this process to say that it minds
+    if os.getppid() != reaper:  # it died before PR_SET_PDEATHSIG was set
         os._exit(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -63,7 +63,7 @@ def _become_worker(reaper: int, *pipe: int) -> NoReturn:
 
 
 def _watch(worker: int, wakeups: int) -> int:
-    """Wait for the end of the worker, and bring it about when the server lets go; return its wait status."""
+    """Wait until the worker ends, or kill it when standard input ends; return its wait status."""
     poll = select.poll()
     poll.register(0, select.POLLIN)
     poll.register(wakeups, select.POLLIN)
@@ -79,7 +79,7 @@ def _watch(worker: int, wakeups: int) -> int:
 
 
 def _reap(worker: int) -> int | None:
-    """Collect every process that has ended; return the worker's wait status if it is one of them."""
+    """Reap every process that has ended; return the worker's wait status if it is one of them."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid in (0, worker):
@@ -87,7 +87,7 @@ def _reap(worker: int) -> int | None:
 
 
 def _sweep(worker: int) -> None:
-    """End all that came from the worker. What a process leaves behind when it ends becomes a child of this one."""
+    """Kill all that came from the worker. Orphans become children of this process, which is a subreaper."""
     _kill_group(worker)
     while True:
         for child in _children():
@@ -101,12 +101,12 @@ def _sweep(worker: int) -> None:
 def _children() -> list[int]:
     try:
         return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:  # not Linux: there are no others than those of the worker's group
+    except OSError:  # not Linux: only the worker's group is known
         return []
 
 
 def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # it may have become somebody else's
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # a setuid program cannot be killed
         os.kill(pid, signal.SIGKILL)
 
 
@@ -116,7 +116,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _end_as(status: int) -> NoReturn:
-    """End the way the worker did, so that the server learns it from this process's own end."""
+    """End with the worker's status or signal: this process's end is what the server sees."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:

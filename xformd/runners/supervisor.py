@@ -81,7 +81,7 @@ class WorkerSlot:
     start_timer: IDelayedCall | None = None
 
     def run(self, spec: Spec, poem: bytes, job: Job) -> None:
-        """Give the worker a job."""
+        """Send the worker a job."""
         self.job = job
         self.worker.send(session.Request(self.jobs + 1, spec, poem), job)  # the self-test's request had id 1
 
@@ -246,7 +246,7 @@ class Supervisor:
             worker.send(self._self_test.request, run)
 
     def worker_disconnected(self, worker: WorkerHandle) -> None:
-        """Give it no more jobs. Its job is lost only when it ends, so that the reason is known."""
+        """Send it no more jobs. Its job is lost only when it ends, so that the reason is known."""
         if (slot := self._slots.get(worker)) is None:
             return
         slot.is_disconnected = True

@@ -25,7 +25,7 @@ class Server(ListeningService):
     """A transform server. It answers what it has accepted before it stops.
 
     Args:
-        generations: its transforms and their workers.
+        reloader: its service, and the plugins and workers behind it.
         listen: the endpoints to listen on.
         factory: makes its connections.
         reactor: what it runs on.
@@ -34,31 +34,31 @@ class Server(ListeningService):
 
     def __init__(
         self,
-        generations: Reloader,
+        reloader: Reloader,
         listen: tuple[str, ...],
         factory: TransformFactory,
         reactor: Any,
         others: Sequence[ListeningService] = (),
     ) -> None:
         super().__init__(listen, factory, reactor, is_eager=True)
-        self._generations = generations
+        self._reloader = reloader
         self._others = others
 
     @property
     def registry(self) -> Registry:
         """The transforms that it has now."""
-        return self._generations.service.registry
+        return self._reloader.service.registry
 
     def reload(self) -> Deferred[None]:
         """Load the plugins anew; fires when that is done or has failed."""
-        return self._generations.reload()
+        return self._reloader.reload()
 
     async def _start(self) -> tuple[str, ...]:
         shown = await super()._start()
         for other in self._others:
             other.startService()
             shown += await other.listening
-        self._generations.start()
+        self._reloader.start()
         return shown
 
     async def _stop(self) -> None:
@@ -66,7 +66,7 @@ class Server(ListeningService):
             own = Deferred.fromCoroutine(super()._stop())
             await gatherResults([own, *(other.stopService() for other in self._others)])
         finally:
-            await self._generations.stop()
+            await self._reloader.stop()
 
 
 def make_server(settings: Settings, reactor: Any) -> Server:
@@ -85,34 +85,34 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     ports = 1 + settings.answers_http
     limits = within_descriptors(settings.limits, workers=settings.worker_count, ports=ports)
     settings = attrs.evolve(settings, limits=limits)
-    generations = Reloader(settings, reactor)
+    reloader = Reloader(settings, reactor)
     if settings.answers_http:
-        return _make_with_http(settings, generations, reactor)
-    factory = TransformFactory(generations.service, settings.limits, reactor)
-    return Server(generations, settings.listen, factory, reactor)
+        return _make_with_http(settings, reloader, reactor)
+    factory = TransformFactory(reloader.service, settings.limits, reactor)
+    return Server(reloader, settings.listen, factory, reactor)
 
 
-def _make_with_http(settings: Settings, generations: Reloader, reactor: Any) -> Server:
+def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Server:
     """Make a server that counts its requests and answers over HTTP too."""
     setting = "http" if settings.http else "metrics"
     if not _runs_asyncio(reactor):
         advice = "twistd --reactor=asyncio xformd ..., or xformd serve"
         raise ConfigError(f"HTTP needs a reactor on which asyncio runs: {advice}", setting=setting)
-    metrics, service = Metrics(), generations.service
+    metrics, service = Metrics(), reloader.service
     counting: dict[Front, CountingService] = {
         "classic": CountingService(service, metrics, "classic"),
         "session": CountingService(service, metrics, "session"),
     }
     netstrings = TransformFactory(service, settings.limits, reactor, metrics=metrics, counting=counting)
     try:
-        others = _make_http_listeners(settings, generations, netstrings, metrics, reactor)
+        others = _make_http_listeners(settings, reloader, netstrings, metrics, reactor)
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
-    return Server(generations, settings.listen, netstrings, reactor, others)
+    return Server(reloader, settings.listen, netstrings, reactor, others)
 
 
 def _make_http_listeners(
-    settings: Settings, generations: Reloader, netstrings: TransformFactory, metrics: Metrics, reactor: Any
+    settings: Settings, reloader: Reloader, netstrings: TransformFactory, metrics: Metrics, reactor: Any
 ) -> list[ListeningService]:
     # Imported here: they need what the extra "http" installs.
     from xformd.http.application import HttpDependencies, make_application, make_monitoring_application
@@ -120,11 +120,11 @@ def _make_http_listeners(
     from xformd.http.endpoints import HealthEndpoints
     from xformd.telemetry.prometheus import PrometheusExporter, Sources
 
-    service, limits = generations.service, settings.limits
+    service, limits = reloader.service, settings.limits
     factories: dict[str, TransformFactory] = {"netstring": netstrings}
     sources = Sources(
         metrics,
-        generations.status,
+        reloader.status,
         lambda: [(each.name, each.distribution, each.version, each.state) for each in service.registry.plugins],
         lambda: {front: factory.connection_stats for front, factory in factories.items()},
     )
@@ -132,7 +132,7 @@ def _make_http_listeners(
         service=service,
         metrics=metrics,
         limits=limits,
-        health=HealthEndpoints(generations.status, lambda: netstrings.is_stopping),
+        health=HealthEndpoints(reloader.status, lambda: netstrings.is_stopping),
         render_metrics=PrometheusExporter(sources).render,
         origins=settings.cors,
     )

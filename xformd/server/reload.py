@@ -1,6 +1,6 @@
 """Makes generations of plugins and workers, and swaps them on a reload.
 
-The law: a reload that would break what works changes nothing, and no request fails because of one that goes well.
+Invariant: a reload that would break a transform changes nothing, and a successful one fails no request.
 """
 
 import importlib
@@ -29,25 +29,24 @@ from xformd.telemetry.status import ServerStatus, WorkerHistory
 from xformd.wire import session
 
 RELOAD_TIMEOUT_S = 2 * START_TIMEOUT_S + 10.0
-"""Fresh workers of which none is ready by then do not get ready; the log has said why by then."""
-
+"""A reload is aborted if no new worker is ready by then; the log says why."""
 
 END_TIMEOUT_S = 5.0
-"""Long after a process has ended that was killed, unless the system cannot end it."""
+"""Killed processes end much sooner, unless the system cannot end them."""
 
 
 class Reloader:
-    """What a server's service answers with, from its start to its end.
+    """The service of a server, and the plugins and workers behind it.
 
     Args:
-        settings: what the operator wants.
+        settings: the server's.
         reactor: what it runs on.
 
     Attributes:
         service: answers requests.
 
     Raises:
-        ConfigError: the settings name something that is not there.
+        ConfigError: a setting names something that does not exist.
     """
 
     log = Logger()
@@ -62,8 +61,8 @@ class Reloader:
         self._history = WorkerHistory()
         self._pool = self._make_pool(registry)
         self._retiring: set[WorkerPool] = set()
-        self._proving: Deferred[WorkerHello | NotReady] | None = None
-        self._is_reloading = self._is_asked_again = self._is_stopping = False
+        self._new_worker: Deferred[WorkerHello | NotReady] | None = None
+        self._is_reloading = self._is_requested = self._is_stopping = False
         self.service = TransformService(self._generation(registry), settings.limits, reactor)
 
     def start(self) -> None:
@@ -73,7 +72,7 @@ class Reloader:
             self._pool.start()
 
     def status(self) -> ServerStatus:
-        """Say how the server is now."""
+        """Return the server's status now."""
         now = self._pool.supervisor.states if self._pool is not None else {}
         pools = {pool for pool in (self._pool, *self._retiring) if pool is not None}
         workers = Counter(dict.fromkeys(("starting", "idle", "busy", "ending"), 0))
@@ -91,10 +90,10 @@ class Reloader:
         )
 
     def stop(self) -> Deferred[Any]:
-        """End every worker, of this generation and of those before; fires when no process is left."""
+        """Kill every worker, of this generation and of earlier ones; fires when no process is left."""
         self._is_stopping = True
-        if self._proving is not None:
-            self._proving.cancel()
+        if self._new_worker is not None:
+            self._new_worker.cancel()
         pools = [pool for pool in (self._pool, *self._retiring) if pool is not None]
         stopped = DeferredList([pool.stop() for pool in pools])
         return stopped.addTimeout(END_TIMEOUT_S, self._reactor, self._give_up_waiting)
@@ -103,20 +102,20 @@ class Reloader:
         self.log.error("some worker processes have not ended {seconds:g} s after they were killed", seconds=seconds)
 
     def reload(self) -> Deferred[None]:
-        """Load the plugins anew, start fresh workers, and go over to them if nothing that worked is broken.
+        """Load the plugins anew, start new workers, and switch to them unless that would break a transform.
 
         Returns:
-            Fires when that is done, or given up; a reload that is asked for meanwhile is done after it.
+            Fires when that is done or has failed. A reload requested meanwhile follows.
         """
-        self._is_asked_again = True
-        return Deferred.fromCoroutine(self._reload_while_asked())
+        self._is_requested = True
+        return Deferred.fromCoroutine(self._reload_while_requested())
 
-    async def _reload_while_asked(self) -> None:
+    async def _reload_while_requested(self) -> None:
         if self._is_reloading:
             return
         self._is_reloading = True
-        while self._is_asked_again and not self._is_stopping:
-            self._is_asked_again = False
+        while self._is_requested and not self._is_stopping:
+            self._is_requested = False
             try:
                 await self._reload()
             except ConfigError as error:
@@ -137,7 +136,7 @@ class Reloader:
                 registry = self._registry_from_worker(before, await self._start_and_check(pool))
             self._placement.check(registry)
             if broken := [*what_breaks(before, registry)]:
-                raise ConfigError("what worked before would not work any more", details=broken)
+                raise ConfigError("transforms that work now would stop working", details=broken)
         except BaseException:
             if pool is not None:
                 self._retire(pool)
@@ -146,16 +145,16 @@ class Reloader:
         for line in what_changes(before, registry):
             self.log.info("{line}", line=line)
 
-    def _registry_from_worker(self, before: Registry, report: WorkerHello) -> Registry:
-        """Make a registry of what a worker has loaded, and lived: only then is what must run here imported here."""
+    def _registry_from_worker(self, before: Registry, hello: WorkerHello) -> Registry:
+        """Make a registry from a worker's hello. Only plugins that the worker has survived are imported here."""
         is_isolated = self._placement.is_isolated
-        wanted = listing.plugins_run_here(report.listing, is_isolated)
+        wanted = listing.plugins_run_here(hello.listing, is_isolated)
         ignore_unknown = attrs.evolve(self._settings.selection, strict=False, ignore_unknown=True)
         own = loader.load(ignore_unknown, only=lambda candidate: (candidate.distribution, candidate.name) in wanted)
-        return listing.from_json(report.listing, keep_imported(before, own), is_isolated)
+        return listing.from_json(hello.listing, keep_imported(before, own), is_isolated)
 
     def _apply_worker_failures(self, ready: WorkerHello | NotReady) -> None:
-        """Take note of plugins that work here, and fail in every worker."""
+        """List plugins that load here and fail in workers as failed."""
         if isinstance(ready, NotReady):
             return
         before = self.service.registry
@@ -169,18 +168,18 @@ class Reloader:
 
     async def _start_and_check(self, pool: WorkerPool) -> WorkerHello:
         pool.start()
-        self._proving = pool.supervisor.ready.addTimeout(RELOAD_TIMEOUT_S, self._reactor)
+        self._new_worker = pool.supervisor.ready.addTimeout(RELOAD_TIMEOUT_S, self._reactor)
         try:
-            ready = await self._proving
+            ready = await self._new_worker
         except TimeoutError:
-            reason = f"no fresh worker was ready within {RELOAD_TIMEOUT_S:g} s; the log says why"
+            reason = f"no new worker was ready within {RELOAD_TIMEOUT_S:g} s; the log says why"
             raise ConfigError(reason) from None
         except CancelledError:
             raise ConfigError("the server is stopping") from None
         finally:
-            self._proving = None
+            self._new_worker = None
         if isinstance(ready, NotReady):
-            raise ConfigError(f"no worker gets ready: {ready.reason}")
+            raise ConfigError(f"no new worker became ready: {ready.reason}")
         return ready
 
     def _swap(self, registry: Registry, pool: WorkerPool | None) -> None:
@@ -192,7 +191,7 @@ class Reloader:
             finished.addCallback(lambda _: self._retire(old))
 
     def _retire(self, pool: WorkerPool) -> None:
-        self._retiring.add(pool)  # a stop waits for it too
+        self._retiring.add(pool)  # so that a stop waits for it too
         pool.stop().addCallback(lambda _: self._retiring.discard(pool))
 
     def _generation(self, registry: Registry) -> Generation:
@@ -200,7 +199,7 @@ class Reloader:
         return Generation(registry, self._inline, self._pool, self._placement, quarantine)
 
     def _make_pool(self, registry: Registry) -> WorkerPool | None:
-        """Make a pool whose workers load the same plugins; it does not start any yet."""
+        """Make a pool, not yet started."""
         settings, limits = self._settings, self._settings.limits
         if settings.worker_count == 0:
             return None
@@ -222,9 +221,9 @@ class Reloader:
 
 
 def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | None:
-    """Choose the example that each worker must run well first.
+    """Return an example of a built-in transform that runs in workers.
 
-    It is a built-in transform's: a plugin whose example does not hold must not keep every other from running.
+    Not a plugin's: one whose example is wrong must not keep every other transform from running.
     """
     for name, entry in sorted(registry.entries.items()):
         transform = entry.transform
@@ -236,12 +235,7 @@ def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | Non
 
 
 def keep_imported(before: Registry, installed: Registry) -> Registry:
-    """Say of what this process had imported already which version it is: an upgrade does not change it here.
-
-    Args:
-        before: what there was.
-        installed: what loading once more gave, with the versions that are installed now.
-    """
+    """Return what is installed, except that code which this process had already imported keeps its old version."""
     entries = dict(installed.entries)
     for name in entries.keys() & before.entries.keys():
         if entries[name].transform.function is before.entries[name].transform.function:
@@ -250,12 +244,7 @@ def keep_imported(before: Registry, installed: Registry) -> Registry:
 
 
 def what_breaks(before: Registry, after: Registry) -> Iterator[str]:
-    """Name what worked before and would not any more.
-
-    Args:
-        before: what there was.
-        after: what there would be. Who takes a whole distribution away wants its transforms gone.
-    """
+    """Yield a line for each transform that a reload would break; uninstalling a whole distribution is intended."""
     there = {plugin.distribution for plugin in after.plugins}
     failed = {plugin.distribution: plugin for plugin in after.with_state("failed")}
     ambiguous = {conflict.name: conflict for conflict in after.conflicts if conflict.winner is None}
@@ -271,17 +260,17 @@ def what_breaks(before: Registry, after: Registry) -> Iterator[str]:
 
 
 def what_changes(before: Registry, after: Registry) -> Iterator[str]:
-    """Say what a reload has brought."""
+    """Yield a line for each change that a reload has made."""
     yield f"reloaded: {len(after.entries)} transforms from {len(after.with_state('active'))} plugins"
     old = {plugin.distribution: plugin.version for plugin in before.plugins}
     new = {plugin.distribution: plugin.version for plugin in after.plugins}
     for distribution in sorted(old.keys() | new.keys()):
-        was, now = old.get(distribution, "not there"), new.get(distribution, "gone")
+        was, now = old.get(distribution, "not installed"), new.get(distribution, "removed")
         if was != now:
             yield f"{distribution}: {was} -> {now}"
     for name, entry in sorted(after.entries.items()):
         version = new.get(entry.plugin.distribution, entry.plugin.version)
         if version != entry.plugin.version:
-            yield f"transform {name} runs in the server: it stays that of {entry.plugin.version} until a restart"
+            yield f"transform {name} runs in the server: version {entry.plugin.version} stays until a restart"
     for plugin in after.with_state("failed"):
         yield f"failed: plugin {plugin.label}: {plugin.reason}"

@@ -1,7 +1,7 @@
 """The transform ``markdown``: Markdown to HTML, by markdown-it-py.
 
-The result is safe to show in a page, whoever wrote the poem: raw HTML is escaped unless the caller asks for it, and
-links to ``javascript:`` and the like stay text.
+The result is safe to show in a page, even if the poem comes from a stranger: raw HTML is escaped unless the caller
+asks for it, and links to ``javascript:`` and the like stay text.
 """
 
 import functools
@@ -11,12 +11,12 @@ from markdown_it import MarkdownIt
 
 import xformd
 
-# markdown-it-py has more presets. These are the ones that differ and that need no other package: gfm-like needs
-# linkify-it-py, js-default is another name of default, and zero leaves every mark as it is.
+# The presets of markdown-it-py that differ from each other and need no other package: gfm-like needs linkify-it-py,
+# js-default is another name for default, and zero turns Markdown off.
 Preset = Literal["commonmark", "default"]
 
 MAX_NESTING = 100
-"""What markdown-it allows by default. Python's stack bears it: the parser takes about three frames for each level."""
+"""The default of markdown-it. Python's stack is deep enough for it: the parser uses about three frames per level."""
 
 
 @xformd.transform(
@@ -44,20 +44,20 @@ def markdown(
     """Turn Markdown into HTML.
 
     Args:
-        poem: Markdown. No text is wrong Markdown: what is no markup stays text.
+        poem: Markdown. Every text is valid: anything that is not markup stays text.
         preset: ``commonmark``, or markdown-it's ``default``, which adds tables and strikethrough.
-        html: whether raw HTML in the poem passes. Only for authors whom you trust: scripts pass too.
+        html: whether raw HTML in the poem passes, including scripts. Only for authors that you trust.
         breaks: whether a line break in a paragraph becomes ``<br>``.
         typographer: whether quotes, dashes, ``...`` and ``(c)`` become their typographic forms.
 
     Returns:
-        A fragment of HTML, whose lines end with a newline whatever those of the poem end with.
+        A fragment of HTML. Its lines end with a newline, however those of the poem end.
 
     Raises:
         xformd.GibberishError: quotes and lists are nested more than 100 levels deep.
     """
     parser = _parser(preset, html=html, breaks=breaks, typographer=typographer)
-    references: dict[str, Any] = {}  # link definitions, which are this poem's alone
+    references: dict[str, Any] = {}  # link definitions, which must not reach the next poem
     tokens = parser.parse(poem, references)
     if any(token.level > MAX_NESTING for token in tokens):
         raise xformd.GibberishError(f"quotes and lists are nested more than {MAX_NESTING} levels deep")
@@ -67,14 +67,14 @@ def markdown(
 
 @functools.lru_cache
 def _parser(preset: Preset, *, html: bool, breaks: bool, typographer: bool) -> MarkdownIt:
-    # Past its own limit the parser drops text without a word. It must come two levels after ours, so that a poem
-    # that loses text has tokens on a level by which markdown() knows it.
+    # Past its own limit the parser silently drops text. That limit must be two levels above ours, so that a poem which
+    # loses text has a token past our limit, by which markdown() rejects it.
     options = {"maxNesting": MAX_NESTING + 2, "html": html, "breaks": breaks, "typographer": typographer}
-    # The option alone does nothing in the commonmark preset, which leaves these two rules out.
+    # The option alone has no effect in the commonmark preset, which lacks these two rules.
     return MarkdownIt(preset, options).enable(["replacements", "smartquotes"] if typographer else [])
 
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    """Give the transforms of this plugin."""
+    """Return the transforms of this plugin."""
     return [markdown]

@@ -3,7 +3,7 @@
 import xformd
 
 MAX_MARKS = 100
-"""Every mark is a byte of the result, and a caller chooses how many: there must be an end."""
+"""Each mark is a byte of the result, and the caller chooses how many."""
 
 
 @xformd.transform(
@@ -19,14 +19,14 @@ def shout(poem: str, *, marks: int = 1) -> str:
     """Say it louder.
 
     Args:
-        poem: any text. Without text there is nothing to shout: an empty poem stays as it is.
+        poem: any text. An empty poem stays empty.
         marks: how many exclamation marks to put at the end, 0 to 100.
 
     Returns:
         The poem in upper case with the marks after its text, before a final newline.
 
     Raises:
-        xformd.BadOptions: that many marks are not to be had.
+        xformd.BadOptions: the number of marks is out of range.
     """
     if not 0 <= marks <= MAX_MARKS:
         raise xformd.BadOptions(f"shout: option 'marks' takes 0 to {MAX_MARKS}, not {marks}")
@@ -39,5 +39,5 @@ def shout(poem: str, *, marks: int = 1) -> str:
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    """Give the transforms of this plugin."""
+    """Return the transforms of this plugin."""
     return [shout]

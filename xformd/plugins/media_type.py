@@ -1,9 +1,12 @@
-"""What a poem is called in HTTP's words: media types (RFC 9110, section 8.3), of which nothing may break a header."""
+"""Media types of results (RFC 9110, section 8.3).
+
+Invariant: a media type that is accepted here fits into a header, and cannot break out of it.
+"""
 
 import re
 
 MAX_CHARACTERS = 200
-"""It stands in a header of every answer."""
+"""It is sent in a header of every answer."""
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"  # RFC 6838, section 4.2
 _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
@@ -13,27 +16,24 @@ _CHARSET = re.compile(r'; ?charset="?([^";]*)"?', re.IGNORECASE)
 
 
 def is_media_type(value: object) -> bool:
-    """Whether this is one media type, as ``text/html`` or ``text/csv; header=present``, and fit for a header."""
+    """Whether this is a media type, such as ``text/html`` or ``text/csv; header=present``."""
     return isinstance(value, str) and len(value) <= MAX_CHARACTERS and _MEDIA_TYPE.match(value) is not None
 
 
 def charset(media_type: str) -> str | None:
-    """Give the character set that a media type names, in lower case."""
+    """Return the character set of a media type, in lower case."""
     match = _CHARSET.search(media_type)
     return None if match is None else match[1].lower()
 
 
 def content_type(media_type: str | None, kind: str) -> str:
-    """Say as what a result is served.
+    """Return the ``Content-Type`` of a transform's results; text is declared as UTF-8.
 
     Args:
-        media_type: what the transform declares; None where it declares nothing.
+        media_type: the one that the transform declares, if any.
         kind: the transform's, ``text`` or ``bytes``.
-
-    Returns:
-        The value of ``Content-Type``. Text is UTF-8, and says so.
     """
     if media_type is None:
         return "text/plain; charset=utf-8" if kind == "text" else "application/octet-stream"
-    says_nothing = media_type.lower().startswith("text/") and charset(media_type) is None
-    return f"{media_type}; charset=utf-8" if kind == "text" and says_nothing else media_type
+    needs_charset = media_type.lower().startswith("text/") and charset(media_type) is None
+    return f"{media_type}; charset=utf-8" if kind == "text" and needs_charset else media_type

@@ -1,4 +1,4 @@
-"""What the transform adds to markdown-it-py: options that work, and a result that is safe and whole."""
+"""What the transform adds to markdown-it-py: working options, and a result that is safe and complete."""
 
 from importlib.metadata import entry_points
 from typing import get_args
@@ -8,7 +8,7 @@ from xformd_markdown import MAX_NESTING, Preset, markdown
 
 import xformd
 
-# In some presets of markdown-it raw HTML passes by default: what is safe must be so with each.
+# Some presets of markdown-it pass raw HTML by default, so safety is tested with each.
 with_every_preset = pytest.mark.parametrize("preset", get_args(Preset))
 
 
@@ -22,7 +22,7 @@ def test_xformd_finds_the_transform_through_the_entry_point() -> None:
     assert list(entry_point.load().xformd_transforms()) == [markdown]
 
 
-def test_the_result_is_called_html() -> None:
+def test_the_result_is_declared_as_html() -> None:
     assert markdown.media_type == "text/html"
 
 
@@ -35,7 +35,7 @@ def test_raw_html_is_escaped(preset: Preset, poem: str) -> None:
 
 
 @with_every_preset
-def test_raw_html_passes_where_it_is_asked_for(preset: Preset) -> None:
+def test_raw_html_passes_on_request(preset: Preset) -> None:
     assert markdown("<script>alert(1)</script>\n", preset=preset, html=True) == "<script>alert(1)</script>\n"
 
 
@@ -59,7 +59,7 @@ def test_a_link_that_would_run_a_script_stays_text(preset: Preset, poem: str) ->
 
 
 @with_every_preset
-def test_a_link_cannot_bring_an_attribute_of_its_own(preset: Preset) -> None:
+def test_a_link_cannot_add_an_attribute(preset: Preset) -> None:
     result = markdown('[owl](<sea"onclick=1> "pea\\"onclick=1")', preset=preset)
     assert result == '<p><a href="sea%22onclick=1" title="pea&quot;onclick=1">owl</a></p>\n'
 
@@ -74,7 +74,7 @@ def test_the_link_definitions_of_one_poem_do_not_reach_the_next() -> None:
     assert markdown("[owl]") == "<p>[owl]</p>\n"
 
 
-def test_tables_are_in_the_preset_default_alone() -> None:
+def test_only_the_preset_default_has_tables() -> None:
     table = "| owl | cat |\n|-----|-----|\n| sea | pea |\n"
     assert "<td>sea</td>" in markdown(table, preset="default")
     assert "<td>" not in markdown(table)
@@ -87,42 +87,42 @@ def test_typographer_works(preset: Preset) -> None:
 
 
 @pytest.mark.parametrize("newline", ["\r\n", "\r"])
-def test_line_ends_make_no_difference(newline: str) -> None:
+def test_line_endings_make_no_difference(newline: str) -> None:
     poem = "# owl\n\na cat\nat sea\n\n- pea\n\n```\ncode\n```\n"
     assert markdown(poem.replace("\n", newline)) == markdown(poem)
 
 
 @pytest.mark.parametrize("poem", ["", "\n", "\r\n", "  \t\n"])
-def test_a_poem_without_text_gives_nothing(poem: str) -> None:
+def test_a_poem_without_text_has_an_empty_result(poem: str) -> None:
     assert markdown(poem) == ""
 
 
 @with_every_preset
-def test_a_list_of_twenty_levels_is_whole(preset: Preset) -> None:
-    """With its own limit, the preset commonmark drops the tenth level and the rest."""
+def test_a_list_of_twenty_levels_is_complete(preset: Preset) -> None:
+    """With its own limit, the preset commonmark drops everything from the tenth level."""
     result = markdown("".join("  " * level + f"- owl {level};\n" for level in range(20)), preset=preset)
     assert all(f"owl {level};" in result for level in range(20))
 
 
 @pytest.mark.parametrize("marker", ["> ", "- ", "1. ", "> - ", "- > "])
-def test_a_nested_poem_comes_back_whole_or_is_refused(marker: str) -> None:
-    refused = 0
+def test_a_nested_poem_is_complete_or_rejected(marker: str) -> None:
+    rejected = 0
     for levels in range(1, MAX_NESTING + 5):
         try:
             assert "owl" in markdown(marker * levels + "owl")
         except xformd.GibberishError:
-            refused += 1
-    assert refused > 0
+            rejected += 1
+    assert rejected > 0
 
 
-def test_the_limit_is_where_it_is_said_to_be() -> None:
+def test_the_limit_is_a_hundred_levels() -> None:
     assert "owl" in markdown(">" * (MAX_NESTING - 1) + "owl")  # its paragraph is the last level
     with pytest.raises(xformd.GibberishError, match=f"more than {MAX_NESTING} levels deep"):
         markdown(">" * MAX_NESTING + "owl")
 
 
 @pytest.mark.parametrize("marker", [">", "> ", "- ", "1. "])
-def test_thousands_of_levels_are_refused(marker: str) -> None:
+def test_thousands_of_levels_are_rejected(marker: str) -> None:
     with pytest.raises(xformd.GibberishError):
         markdown(marker * 20_000 + "owl")
 
@@ -133,5 +133,5 @@ def test_thousands_of_open_brackets_stay_text(marker: str) -> None:
 
 
 def test_images_in_images_do_not_exhaust_the_stack() -> None:
-    """It is the deepest that the parser calls itself."""
+    """This is the parser's deepest recursion."""
     assert "owl" in markdown("![" * MAX_NESTING + "owl" + "](sea)" * MAX_NESTING)

@@ -14,7 +14,7 @@ def test_example_holds(example: xformd.Example) -> None:
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_marks_stand_before_the_final_newline_only(newline: str) -> None:
+def test_marks_go_before_the_final_newline_only(newline: str) -> None:
     assert shout(f"The Owl{newline}went{newline}", marks=2) == f"THE OWL{newline}WENT!!{newline}"
 
 
@@ -23,12 +23,12 @@ def test_a_poem_without_text_stays_as_it_is(poem: str) -> None:
     assert shout(poem, marks=3) == poem
 
 
-def test_the_most_marks_are_a_hundred() -> None:
+def test_a_hundred_marks_are_allowed() -> None:
     assert shout("Owl", marks=100) == "OWL" + "!" * 100
 
 
 @pytest.mark.parametrize("marks", [-1, 101])
-def test_other_numbers_of_marks_are_refused(marks: int) -> None:
+def test_other_numbers_of_marks_are_rejected(marks: int) -> None:
     with pytest.raises(xformd.BadOptions, match=f"0 to 100, not {marks}"):
         shout("The Owl", marks=marks)
 

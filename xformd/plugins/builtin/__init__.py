@@ -1,1 +1,1 @@
-"""The transforms that come along."""
+"""The built-in transforms."""

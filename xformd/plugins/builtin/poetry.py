@@ -1,7 +1,7 @@
-"""Built-in transforms on the lines of a poem, first of them the tutorial's own.
+"""Built-in transforms on the lines of a poem, the first of them the tutorial's own.
 
-A line ends with CRLF or LF. A transform that moves lines moves what they say: the line endings, and whether the
-poem ends with one, stay as they were.
+A line ends with CRLF or LF. Invariant: a transform that moves lines moves their text only. The line endings stay where
+they are, as does whether the poem ends with one.
 """
 
 import itertools
@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 import xformd
 
 MAX_ADDED_CHARACTERS = 16 * 1024 * 1024
-"""A short request must not grow without bound on its way to the result limit."""
+"""Checked before a result is built, as a short request could ask for a huge one."""
 
 MAX_WIDTH = 10_000
-"""Of a line that anybody reads; a wider one is an attempt on the server's memory."""
+"""No reader needs wider lines, and they would cost the server's memory."""
 
 
 def _split(poem: str) -> tuple[list[str], list[str]]:
-    """Give what each line says, and how each line ends; what follows a final line ending is no line."""
+    """Return the text and the ending of each line; nothing after a final line ending is not a line."""
     pieces = poem.split("\n")
     last = pieces.pop()
     texts = [piece[:-1] if piece.endswith("\r") else piece for piece in pieces]
@@ -31,7 +31,7 @@ def _split(poem: str) -> tuple[list[str], list[str]]:
 
 
 def _join(texts: Iterable[str], endings: list[str]) -> str:
-    """Put texts where lines were. When there are fewer texts, the poem still ends as it did."""
+    """Join texts with the endings of the original lines. With fewer texts, the poem still ends as it did."""
     texts = list(texts)
     if texts:
         endings = [*endings[: len(texts) - 1], endings[-1]]
@@ -90,7 +90,7 @@ def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -
     deterministic=True,
 )
 def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
-    """Keep the first of equal lines, wherever the others stand."""
+    """Remove every line that is equal to an earlier one."""
     texts, endings = _split(poem)
     first: dict[str, str] = {}
     for text in texts:
@@ -107,7 +107,7 @@ def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
     deterministic=True,
 )
 def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
-    """Put its number before each line, aligned to the right."""
+    """Number the lines, with the numbers aligned to the right."""
     texts, endings = _split(poem)
     last = start + len(texts) - 1
     width = max(len(str(start)), len(str(last)))
@@ -124,14 +124,14 @@ def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
     deterministic=True,
 )
 def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
-    """Break lines that are wider than width between words, and indent what follows a break."""
+    """Wrap lines that are wider than width between words, and indent the continuation lines."""
     if not 1 <= width <= MAX_WIDTH:
         raise xformd.BadOptions(f"wrap: option 'width' takes 1 to {MAX_WIDTH}, not {width}")
     if not 0 <= indent < width:
         raise xformd.BadOptions(f"wrap: option 'indent' takes 0 or more and less than width, not {indent}")
     texts, endings = _split(poem)
     spaces = sum(text.count(" ") + text.count("\t") for text in texts if len(text) * 2 > width)
-    _check_growth("wrap", (indent + 2) * spaces)  # a break stands where a space stood
+    _check_growth("wrap", (indent + 2) * spaces)  # each break replaces a space
     default = next(filter(None, endings), "\n")
     margin = " " * indent
     lines = zip(texts, endings, strict=True)
@@ -145,7 +145,7 @@ def _wrap_line(text: str, width: int, indent: int) -> Iterator[str]:
         yield text
         return
     row, used = "", 0
-    # Spaces inside a row stay as they are; those at a break go.
+    # Spaces inside a row are kept; those at a break are removed.
     for space, word in re.findall(r"([ \t]*)([^ \t]+)", text.rstrip(" \t")):
         columns = _columns(word)
         if row and used + len(space) + columns > width:
@@ -158,7 +158,7 @@ def _wrap_line(text: str, width: int, indent: int) -> Iterator[str]:
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal the text takes: wide characters two, combining marks none."""
+    """Return the text's width on a terminal: wide characters count two, combining marks none."""
     if text.isascii():
         return len(text)
     marks = sum(1 for character in text if unicodedata.combining(character))
@@ -175,7 +175,7 @@ def _columns(text: str) -> int:
     deterministic=True,
 )
 def indent(poem: str, *, prefix: str = "    ") -> str:
-    """Put a prefix before every line that is not blank."""
+    """Prefix every line that is not blank."""
     _check_growth("indent", len(prefix) * (1 + poem.count("\n")))
     return _each_line(poem, lambda text: prefix + text if text.strip() else text)
 
@@ -188,11 +188,11 @@ def indent(poem: str, *, prefix: str = "    ") -> str:
     deterministic=True,
 )
 def dedent(poem: str) -> str:
-    """Remove the white space that all lines start with. Blank lines do not count, and become empty."""
+    """Remove the white space that all lines have in common. Blank lines are ignored, and become empty."""
     texts = [text for text in _split(poem)[0] if text.strip()]
     if not texts:
         return _each_line(poem, lambda _: "")
-    # What the first and the last in order share, all share.
+    # A prefix that the first and the last in sorted order share is shared by all.
     first, last = min(texts), max(texts)
     margin = 0
     while margin < len(first) and first[margin] in " \t" and first[margin] == last[margin]:
@@ -217,5 +217,5 @@ def trim(poem: str) -> str:
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    """Give the transforms of this module."""
+    """Return the transforms of this module."""
     return [cummingsify, reverse_lines, sort_lines, unique_lines, number_lines, wrap, indent, dedent, trim]

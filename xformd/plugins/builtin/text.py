@@ -9,14 +9,14 @@ from typing import Literal
 import xformd
 
 MAX_MARKS = 100
-"""Sorting one base character's marks takes quadratic time; UAX #15 (Stream-Safe Text) knows no use of more than 30."""
+"""Sorting the marks of one character takes quadratic time; UAX #15 (Stream-Safe Text) finds no use for more than 30."""
 
 _ROT13 = str.maketrans(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
     "NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm",
 )
 
-# The blocks of combining marks that scripts with upper and lower case use.
+# The blocks of combining marks that are used in scripts with upper and lower case.
 _MARK = r"\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 _WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARK}]|['\u2019](?=[^\W_]))*")
 _MANY_ABOVE_ASCII = re.compile(rf"[\u0300-\U0010ffff]{{{MAX_MARKS},}}")
@@ -37,7 +37,7 @@ def upper(poem: str) -> str:
     deterministic=True,
 )
 def titlecase(poem: str) -> str:
-    """Start each word with a capital and lower-case its rest."""
+    """Capitalize each word and lower-case the rest of it."""
     return _WORD.sub(lambda word: word[0][0].title() + word[0][1:].lower(), poem)
 
 
@@ -50,7 +50,7 @@ def titlecase(poem: str) -> str:
     deterministic=True,
 )
 def normalize(poem: str, *, form: Literal["NFC", "NFD", "NFKC", "NFKD"] = "NFC") -> str:
-    """Bring the text into a Unicode normalization form."""
+    """Convert the text to a Unicode normalization form."""
     for run in _MANY_ABOVE_ASCII.findall(poem):
         for is_mark, marks in itertools.groupby(run, _is_mark):
             if is_mark and sum(1 for _ in marks) > MAX_MARKS:
@@ -60,17 +60,17 @@ def normalize(poem: str, *, form: Literal["NFC", "NFD", "NFKC", "NFKD"] = "NFC")
 
 @functools.lru_cache(maxsize=1_024)
 def _is_mark(character: str) -> bool:
-    # Some characters are no marks themselves and decompose into marks alone.
+    # Some characters are not marks themselves, but decompose into marks only.
     return unicodedata.combining(unicodedata.normalize("NFKD", character)[0]) > 0
 
 
 @xformd.transform(examples=[("Gur Bjy", "The Owl"), ("naïve", "anïir")], inline=True, deterministic=True)
 def rot13(poem: str) -> str:
-    """Move each of the 26 letters by 13: twice gives the poem back."""
+    """Rotate each of the 26 letters by 13; applied twice, it restores the poem."""
     return poem.translate(_ROT13)
 
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    """Give the transforms of this module."""
+    """Return the transforms of this module."""
     return [upper, titlecase, normalize, rot13]

@@ -1,4 +1,4 @@
-"""Settings from a file, the environment and flags: which goes before which, and what a mistake is told."""
+"""Settings from a file, the environment and flags: their precedence, and how mistakes are reported."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,109 +10,106 @@ import pytest
 from xformd.config import TABLE, Configuration, Settings, configure
 from xformd.errors import ConfigError
 from xformd.limits import Limits
+from xformd.plugins.selection import Selection
 
-MIB = 1024 * 1024
 LIMITS = [field.name for field in attrs.fields(Limits)]
 
 
-def from_toml(folder: Path, text: str, environment: Mapping[str, str] | None = None, **flags: Any) -> Configuration:
-    """Read a file, with variables and flags beside it."""
-    file = folder / "xformd.toml"
-    file.write_text(text)
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "xformd.toml"
+
+
+def configured(file: Path | None = None, environment: Mapping[str, str] | None = None, **flags: Any) -> Configuration:
     return configure(file, environment, {name: (TABLE[name].flag, value) for name, value in flags.items()})
 
 
-def refusal(file: Path | None = None, environment: Mapping[str, str] | None = None, **flags: Any) -> str:
+def rejection(file: Path | None = None, environment: Mapping[str, str] | None = None, **flags: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        configure(file, environment, {name: (TABLE[name].flag, value) for name, value in flags.items()})
-    assert caught.value.exit_status == 78
+        configured(file, environment, **flags)
     return caught.value.message
 
 
-def test_nothing_said_is_what_a_server_has_by_itself() -> None:
+def test_without_any_source_every_setting_has_its_default() -> None:
     configuration = configure()
     assert configuration.settings == Settings()
     assert {value.place for value in configuration.values} == {"default"}
 
 
 def test_every_limit_is_a_setting() -> None:
-    limits = Limits(**dict.fromkeys(LIMITS, 7))
     texts = {f"XFORMD_{name.upper()}": "7" for name in LIMITS}
-    assert configure(environment=texts).settings.limits == limits
+    assert configure(environment=texts).settings.limits == Limits(**dict.fromkeys(LIMITS, 7))
 
 
-def test_flags_go_before_variables_before_the_file_before_defaults(tmp_path: Path) -> None:
-    text = "workers = 1\nmax_queue = 1\nmax_in_flight = 1\n"
-    variables = {"XFORMD_WORKERS": "2", "XFORMD_MAX_QUEUE": "2"}
-    configuration = from_toml(tmp_path, text, variables, workers="3")
+def test_flags_override_variables_override_the_file(file: Path) -> None:
+    file.write_text("workers = 1\nmax_queue = 1\nmax_in_flight = 1\n")
+    configuration = configured(file, {"XFORMD_WORKERS": "2", "XFORMD_MAX_QUEUE": "2"}, workers="3")
     values = {value.setting.name: (value.value, value.place) for value in configuration.values}
     assert values["workers"] == (3, "--workers")
     assert values["max_queue"] == (2, "XFORMD_MAX_QUEUE")
-    assert values["max_in_flight"] == (1, f"{tmp_path}/xformd.toml, line 3")
+    assert values["max_in_flight"] == (1, f"{file}, line 3")
     assert values["max_connections"] == (10_000, "default")
 
 
-def test_a_file_holds_everything(tmp_path: Path) -> None:
-    text = """
+EXPECTED = Settings(
+    listen=("unix:/run/xformd.sock", "tcp:11000"),
+    selection=Selection(
+        distributions=frozenset({"one", "two"}),
+        blocked=frozenset({"three", "four"}),
+        directories=(Path("loose"), Path("/opt/loose")),
+        preferred={"upper": "two", "shout": "one"},
+        strict=True,
+    ),
+    workers=None,
+    inline=frozenset({"upper", "lower"}),
+    isolate=frozenset(),
+    limits=Limits(max_request_bytes=65_536, max_connections_per_peer=9, request_timeout_s=0.5, idle_timeout_s=2.5),
+)
+
+
+def test_a_file_can_set_every_type_of_setting(file: Path) -> None:
+    file.write_text("""
         listen = ["unix:/run/xformd.sock", "tcp:11000"]
         plugins = ["one", "two"]
-        block = ["three"]
+        block = ["three", "four"]
         plugins_dir = ["loose", "/opt/loose"]
         strict = true
         workers = "auto"
-        inline = ["upper"]
-        isolate = ["wrap"]
+        inline = ["upper", "lower"]
+        isolate = []
         max_request_bytes = "64 KiB"
         max_connections_per_peer = 9
         request_timeout_s = "500ms"
         idle_timeout_s = 2.5
-        shutdown_grace_s = "5min"
-        [prefer]
-        upper = "two"
-    """
-    settings = from_toml(tmp_path, text).settings
-    assert settings.listen == ("unix:/run/xformd.sock", "tcp:11000")
-    assert settings.selection.distributions == {"one", "two"}
-    assert settings.selection.blocked == {"three"}
-    assert settings.selection.directories == (tmp_path / "loose", Path("/opt/loose"))
-    assert settings.selection.preferred == {"upper": "two"}
-    assert settings.selection.strict
-    assert (settings.workers, settings.inline, settings.isolate) == (None, {"upper"}, {"wrap"})
-    limits = settings.limits
-    assert (limits.max_request_bytes, limits.max_connections_per_peer) == (65_536, 9)
-    assert (limits.request_timeout_s, limits.idle_timeout_s, limits.shutdown_grace_s) == (0.5, 2.5, 300.0)
+        prefer.shout = "one"
+        prefer.upper = "two"
+    """)
+    beside = attrs.evolve(EXPECTED.selection, directories=(file.parent / "loose", Path("/opt/loose")))
+    assert configure(file).settings == attrs.evolve(EXPECTED, selection=beside)
+    file.write_text("[prefer]\nupper = 'two'\nshout = 'one'")
+    assert configure(file).settings.selection.preferred == EXPECTED.selection.preferred
 
 
-def test_preferences_in_several_lines_belong_together(tmp_path: Path) -> None:
-    settings = from_toml(tmp_path, 'prefer.a = "one"\nmax_queue = 1\nprefer.b = "two"').settings
-    assert settings.selection.preferred == {"a": "one", "b": "two"}
-
-
-def test_the_environment_holds_everything() -> None:
-    settings = configure(
-        environment={
-            "XFORMD_LISTEN": "unix:/run/xformd.sock tcp:11000",
-            "XFORMD_PLUGINS": "one,two",
-            "XFORMD_BLOCK": "three, four",
-            "XFORMD_PLUGINS_DIR": "loose:/opt/loose",
-            "XFORMD_PREFER": "upper=one,shout=two",
-            "XFORMD_STRICT": "yes",
-            "XFORMD_WORKERS": "0",
-            "XFORMD_INLINE": "upper lower",
-            "XFORMD_ISOLATE": "",
-            "XFORMD_MAX_RESULT_BYTES": "1GiB",
-            "XFORMD_MAX_CONNECTIONS_PER_PEER": "none",
-            "PATH": "/bin",
-        }
-    ).settings
-    assert settings.listen == ("unix:/run/xformd.sock", "tcp:11000")
-    assert settings.selection.distributions == {"one", "two"}
-    assert settings.selection.blocked == {"three", "four"}
-    assert settings.selection.directories == (Path("loose"), Path("/opt/loose"))
-    assert settings.selection.preferred == {"upper": "one", "shout": "two"}
-    assert settings.selection.strict
-    assert (settings.workers, settings.inline, settings.isolate) == (0, {"upper", "lower"}, frozenset())
-    assert settings.limits == Limits(max_result_bytes=1024 * MIB)
+def test_the_environment_can_set_every_type_of_setting() -> None:
+    environment = {
+        "XFORMD_LISTEN": "unix:/run/xformd.sock tcp:11000",
+        "XFORMD_PLUGINS": "one,two",
+        "XFORMD_BLOCK": "three, four",
+        "XFORMD_PLUGINS_DIR": "loose:/opt/loose",
+        "XFORMD_PREFER": "upper=two,shout=one",
+        "XFORMD_STRICT": "yes",
+        "XFORMD_WORKERS": "auto",
+        "XFORMD_INLINE": "upper lower",
+        "XFORMD_ISOLATE": "",
+        "XFORMD_MAX_REQUEST_BYTES": "64KiB",
+        "XFORMD_MAX_CONNECTIONS_PER_PEER": "9",
+        "XFORMD_REQUEST_TIMEOUT_S": "500ms",
+        "XFORMD_IDLE_TIMEOUT_S": "2.5",
+        "PATH": "/bin",
+    }
+    assert configure(environment=environment).settings == EXPECTED
+    unlimited = configure(environment=environment | {"XFORMD_MAX_CONNECTIONS_PER_PEER": "none"})
+    assert unlimited.settings.limits.max_connections_per_peer is None
 
 
 @pytest.mark.parametrize(
@@ -149,54 +146,49 @@ def test_the_environment_holds_everything() -> None:
         ("max_queue = ", "not valid TOML: Invalid value"),
     ],
 )
-def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path: Path, line: str, says: str) -> None:
-    file = tmp_path / "xformd.toml"
+def test_a_mistake_in_a_file_names_its_line(file: Path, line: str, says: str) -> None:
     file.write_text(f"# one\nisolate = [\n  'three',\n]\nmax_in_flight = 1\n\n{line}\n")
-    message = refusal(file)
+    message = rejection(file)
     assert message.startswith(f"{file}, line 7: ")
     assert message.endswith(says)
 
 
-def test_a_table_s_mistake_is_named_with_its_own_line(tmp_path: Path) -> None:
-    file = tmp_path / "xformd.toml"
+def test_a_mistake_in_a_table_names_the_line_of_its_key(file: Path) -> None:
     file.write_text("[prefer]\na = 'one'\nb = 2\n")
-    assert refusal(file) == f"{file}, line 3: prefer: expected a distribution for b, got 2"
+    assert rejection(file) == f"{file}, line 3: prefer: expected a distribution for b, got 2"
     file.write_text("[[limits]]\nmax_queue = 1\n")
-    assert refusal(file).startswith(f"{file}, line 1: unknown setting 'limits'")
+    assert rejection(file).startswith(f"{file}, line 1: unknown setting 'limits'")
 
 
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    assert (
-        refusal(tmp_path / "none.toml") == f"cannot read settings from {tmp_path}/none.toml: No such file or directory"
-    )
-    assert refusal(tmp_path) == f"cannot read settings from {tmp_path}: Is a directory"
-    (tmp_path / "bytes.toml").write_bytes(b"max_queue = 1\n\xff")
-    assert refusal(tmp_path / "bytes.toml") == f"{tmp_path}/bytes.toml, line 2: not valid TOML: it is not UTF-8"
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "none.toml"
+    assert rejection(missing) == f"cannot read settings from {missing}: No such file or directory"
+    assert rejection(tmp_path) == f"cannot read settings from {tmp_path}: Is a directory"
 
 
 @pytest.mark.parametrize(
     ("variable", "text", "says"),
     [
-        ("XFORMD_MAX_QUE", "1", "XFORMD_MAX_QUE: unknown setting; did you mean 'XFORMD_MAX_QUEUE'?"),
-        ("XFORMD_FOO", "1", "XFORMD_FOO: unknown setting; 'xformd config' lists them"),
-        ("XFORMD_MAX_QUEUE", "", "XFORMD_MAX_QUEUE: expected a whole number of at least 1, got ''"),
-        ("XFORMD_MAX_QUEUE", "many", "XFORMD_MAX_QUEUE: expected a whole number of at least 1, got 'many'"),
-        ("XFORMD_MAX_QUEUE", "٣", "XFORMD_MAX_QUEUE: expected a whole number of at least 1, got '٣'"),
-        ("XFORMD_STRICT", "perhaps", "XFORMD_STRICT: expected true or false, got 'perhaps'"),
-        ("XFORMD_PREFER", "upper", "XFORMD_PREFER: expected NAME=DISTRIBUTION, got 'upper'"),
-        ("XFORMD_PORT", "11000", "XFORMD_PORT: unknown setting; 'xformd config' lists them"),
+        ("XFORMD_MAX_QUE", "1", "unknown setting; did you mean 'XFORMD_MAX_QUEUE'?"),
+        ("XFORMD_FOO", "1", "unknown setting; 'xformd config' lists them"),
+        ("XFORMD_MAX_QUEUE", "", "expected a whole number of at least 1, got ''"),
+        ("XFORMD_MAX_QUEUE", "many", "expected a whole number of at least 1, got 'many'"),
+        ("XFORMD_MAX_QUEUE", "٣", "expected a whole number of at least 1, got '٣'"),
+        ("XFORMD_STRICT", "perhaps", "expected true or false, got 'perhaps'"),
+        ("XFORMD_PREFER", "upper", "expected NAME=DISTRIBUTION, got 'upper'"),
+        ("XFORMD_PORT", "11000", "unknown setting; 'xformd config' lists them"),
     ],
 )
 def test_a_mistake_in_a_variable_names_it(variable: str, text: str, says: str) -> None:
-    assert refusal(environment={variable: text}) == says
+    assert rejection(environment={variable: text}) == f"{variable}: {says}"
 
 
 def test_a_mistake_in_a_flag_names_it() -> None:
-    assert refusal(max_queue="many") == "--max-queue: expected a whole number of at least 1, got 'many'"
-    assert refusal(inline=("a b",)) == "--inline: expected transform names, got 'a b'"
+    assert rejection(max_queue="many") == "--max-queue: expected a whole number of at least 1, got 'many'"
+    assert rejection(inline=("a b",)) == "--inline: expected transform names, got 'a b'"
 
 
-def test_variables_that_are_no_settings_are_left_alone() -> None:
+def test_other_variables_are_ignored() -> None:
     links = {
         "XFORMD_SERVICE_HOST": "10.0.0.1",
         "XFORMD_SERVICE_PORT": "11000",
@@ -209,33 +201,34 @@ def test_variables_that_are_no_settings_are_left_alone() -> None:
     assert configure(environment={**links, **ours}).settings == Settings()
 
 
-def test_a_transform_cannot_be_in_two_places(tmp_path: Path) -> None:
-    file = tmp_path / "xformd.toml"
+def test_a_transform_cannot_be_both_inline_and_isolated(file: Path) -> None:
     file.write_text("inline = ['upper', 'lower']\n")
-    message = refusal(file, isolate=("lower",))
+    message = rejection(file, isolate=("lower",))
     assert message == f"'lower' is in both inline ({file}, line 1) and isolate (--isolate); remove one"
 
 
-def located(configuration: Configuration, error: ConfigError) -> str:
-    return configuration.locate(error).message
+@pytest.mark.parametrize(
+    ("setting", "entry", "place"),
+    [
+        ("block", None, "{file}, line 2: block"),
+        ("prefer", "b", "{file}, line 3: prefer"),
+        ("prefer", "d", "{file}, line 4: prefer"),
+        ("isolate", None, "XFORMD_ISOLATE"),
+        ("inline", None, "--inline"),
+        ("listen", None, "listen"),
+    ],
+)
+def test_an_error_about_a_setting_names_where_it_was_set(
+    file: Path, setting: str, entry: str | None, place: str
+) -> None:
+    file.write_text("\nblock = ['a']\nprefer.b = 'c'\nprefer.d = 'e'\n")
+    configuration = configured(file, {"XFORMD_ISOLATE": "f"}, inline=("g",))
+    error = ConfigError("is wrong", setting=setting, entry=entry, details=["one", "two"])
+    located = configuration.locate(error)
+    assert located.message == f"{place.format(file=file)}: is wrong"
+    assert located.details == ("one", "two")
 
 
-def test_an_error_about_a_setting_is_told_where_that_was_set(tmp_path: Path) -> None:
-    text = "\nblock = ['a']\nprefer.b = 'c'\nprefer.d = 'e'\n"
-    configuration = from_toml(tmp_path, text, {"XFORMD_ISOLATE": "f"}, inline=("g",))
-    file = tmp_path / "xformd.toml"
-    assert located(configuration, ConfigError("is wrong", setting="block")) == f"{file}, line 2: block: is wrong"
-    assert located(configuration, ConfigError("is wrong", setting="isolate")) == "XFORMD_ISOLATE: is wrong"
-    assert located(configuration, ConfigError("is wrong", setting="inline")) == "--inline: is wrong"
-    assert located(configuration, ConfigError("is wrong", setting="listen")) == "listen: is wrong"
-    for entry, line in (("b", 3), ("d", 4)):
-        error = ConfigError("is wrong", setting="prefer", entry=entry)
-        assert located(configuration, error) == f"{file}, line {line}: prefer: is wrong"
-
-
-def test_an_error_keeps_its_details_and_one_about_no_setting_stays_as_it_is() -> None:
-    configuration = configure(environment={"XFORMD_STRICT": "yes"})
-    detailed = configuration.locate(ConfigError("is wrong", setting="strict", details=["one", "two"]))
-    assert (detailed.message, detailed.details) == ("XFORMD_STRICT: is wrong", ("one", "two"))
-    other = ConfigError("the server is stopping")
-    assert configuration.locate(other) is other
+def test_an_error_about_no_setting_is_not_changed() -> None:
+    error = ConfigError("the server is stopping")
+    assert configure().locate(error) is error

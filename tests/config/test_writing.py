@@ -1,4 +1,4 @@
-"""Settings as they are shown: a file that means the same, and JSON."""
+"""Settings that were written as TOML are read as the same, and JSON has every setting."""
 
 import json
 import tomllib
@@ -7,7 +7,7 @@ from typing import Any
 
 from xformd.config import TABLE, Configuration, Value, configure
 
-EVERYTHING: dict[str, Any] = {
+FLAGS: dict[str, Any] = {
     "listen": ("unix:/run/a b.sock", r"tcp:11000:interface=\:\:1"),
     "plugins": "one,two",
     "block": ('quoted "name"\\\x7f\n', "é"),
@@ -28,51 +28,42 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def given(flags: dict[str, Any]) -> Configuration:
+def configured(**flags: Any) -> Configuration:
     return configure(flags={name: (TABLE[name].flag, value) for name, value in flags.items()})
 
 
-def saved(configuration: Configuration, folder: Path) -> Path:
-    file = folder / "saved.toml"
-    file.write_text(configuration.to_toml())
-    return file
-
-
-def test_the_defaults_that_were_saved_are_the_defaults(tmp_path: Path) -> None:
-    configuration = configure()
-    assert configure(saved(configuration, tmp_path)).settings == configuration.settings
-
-
-def test_a_file_without_its_comment_signs_means_the_same(tmp_path: Path) -> None:
-    shown = configure().to_toml()
-    lines = [line.removeprefix("#") if not line.startswith("# ") else line for line in shown.splitlines()]
-    assert set(tomllib.loads("\n".join(lines))) == set(TABLE)
-    (tmp_path / "all.toml").write_text("\n".join(lines))
-    assert configure(tmp_path / "all.toml").settings == configure().settings
-
-
-def test_what_was_saved_means_the_same_and_names_its_line(tmp_path: Path) -> None:
-    configuration = given(EVERYTHING)
-    read = configure(saved(configuration, tmp_path))
-    absolute = given(EVERYTHING | {"plugins_dir": (str(Path("loose").absolute()), "/opt/loose")})
-    assert read.settings == absolute.settings
-    lines = (tmp_path / "saved.toml").read_text().splitlines()
+def test_written_settings_are_read_as_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "written.toml"
+    file.write_text(configured(**FLAGS).to_toml())
+    read = configure(file)
+    absolute = {"plugins_dir": (str(Path("loose").absolute()), "/opt/loose")}
+    assert read.settings == configured(**FLAGS | absolute).settings
     (place,) = [value.place for value in read.values if value.setting.name == "max_queue"]
-    assert lines[int(place.rpartition(" ")[2]) - 1] == "max_queue = 77"
+    assert file.read_text().splitlines()[int(place.rpartition(" ")[2]) - 1] == "max_queue = 77"
 
 
-def test_each_setting_says_what_it_is_for_and_where_it_comes_from() -> None:
-    shown = given({"max_request_bytes": "64KiB"}).to_toml()
+def test_defaults_are_written_as_comments(tmp_path: Path) -> None:
+    file = tmp_path / "written.toml"
+    file.write_text(written := configure().to_toml())
+    assert tomllib.loads(written) == {}
+    lines = [line.removeprefix("#") if not line.startswith("# ") else line for line in written.splitlines()]
+    assert set(tomllib.loads("\n".join(lines))) == set(TABLE)
+    file.write_text("\n".join(lines))
+    assert configure(file).settings == configure().settings
+
+
+def test_each_setting_is_written_with_its_reason_and_its_place() -> None:
+    written = configured(max_request_bytes="64KiB").to_toml()
     assert (
         "\n# a request is held in memory as a whole\n"
         '# (in bytes, from --max-request-bytes; default "10MiB")\n'
         'max_request_bytes = "64KiB"\n'
-    ) in shown
-    assert "\n# (in seconds, default)\n#idle_timeout_s = 300\n" in shown
+    ) in written
+    assert "\n# (in seconds, default)\n#idle_timeout_s = 300\n" in written
 
 
 def test_json_has_every_setting_in_its_unit() -> None:
-    rows = {row["name"]: json.loads(json.dumps(row)) for row in map(Value.to_json, given(EVERYTHING).values)}
+    rows = {row["name"]: json.loads(json.dumps(row)) for row in map(Value.to_json, configured(**FLAGS).values)}
     assert list(rows) == list(TABLE)
     assert rows["max_request_bytes"] == {
         "name": "max_request_bytes",
@@ -82,10 +73,9 @@ def test_json_has_every_setting_in_its_unit() -> None:
         "place": "--max-request-bytes",
         "reason": "a request is held in memory as a whole",
     }
-    assert rows["idle_timeout_s"]["value"] == 0.001
-    assert rows["inline"]["value"] == ["lower", "upper"]
-    assert rows["prefer"]["value"] == {"shout": "two", "upper": "one"}
-    assert rows["plugins"]["value"] == ["one", "two"]
-    assert rows["plugins"]["default"] == "all"
+    names = ("idle_timeout_s", "inline", "prefer", "plugins")
+    assert [rows[name]["value"] for name in names] == [
+        *(0.001, ["lower", "upper"], {"shout": "two", "upper": "one"}, ["one", "two"])
+    ]
+    assert (rows["plugins"]["default"], rows["max_connections_per_peer"]["default"]) == ("all", None)
     assert rows["worker_memory_bytes"]["place"] == "default"
-    assert rows["max_connections_per_peer"]["default"] is None

@@ -1,4 +1,4 @@
-"""@transform reads everything from the function, and refuses what does not fit."""
+"""@transform reads everything from the function, and rejects what is wrong."""
 
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
@@ -33,31 +33,18 @@ def test_name_options_and_summary_come_from_the_function() -> None:
     assert shout_loud.examples == (Example("The Owl", "THE OWL!"), Example("a", "A!!", {"marks": 2}))
 
 
-def test_a_transform_may_say_how_much_memory_it_needs() -> None:
-    @transform(memory=512 * 1024 * 1024)
-    def big(poem: str) -> str:
-        return poem
-
-    assert big.memory_bytes == 512 * 1024 * 1024
-    assert shout_loud.memory_bytes is None
-
-
-def test_a_transform_is_not_taken_for_deterministic_unless_it_says_so() -> None:
-    @transform(deterministic=True)
-    def steady(poem: str) -> str:
-        return poem
-
-    assert steady.deterministic
-    assert not shout_loud.deterministic
-
-
-def test_a_transform_may_say_what_its_results_are() -> None:
-    @transform(media_type="text/html; charset=utf-8")
-    def page(poem: str) -> str:
-        return poem
-
-    assert page.media_type == "text/html; charset=utf-8"
-    assert shout_loud.media_type is None
+@pytest.mark.parametrize(
+    ("argument", "field", "value", "default"),
+    [
+        ("memory", "memory_bytes", 512 * 1024 * 1024, None),
+        ("deterministic", "deterministic", True, False),
+        ("media_type", "media_type", "text/html; charset=utf-8", None),
+    ],
+)
+def test_an_author_may_declare_more(argument: str, field: str, value: object, default: object) -> None:
+    arguments: dict[str, Any] = {argument: value}
+    assert getattr(transform(**arguments)(wait), field) == value
+    assert getattr(shout_loud, field) == default
 
 
 def test_the_decorator_works_bare_and_the_result_is_still_a_function() -> None:
@@ -87,7 +74,7 @@ def wait_for_bytes(poem: bytes) -> Coroutine[Any, Any, bytes]:
 
 
 @pytest.mark.parametrize("function", [wait, wait_longer, wait_perhaps, wait_for_bytes])
-def test_what_gives_something_to_wait_for_is_asynchronous(function: Callable[..., Any]) -> None:
+def test_a_function_that_must_be_awaited_is_asynchronous(function: Callable[..., Any]) -> None:
     assert transform(function).asynchronous
 
 
@@ -116,7 +103,7 @@ def yields(poem: str) -> str:
 
 
 class Classy:
-    """No function."""
+    """Not a function."""
 
 
 def same_choices(poem: str, *, form: Literal[1, "1"] = 1) -> str: ...
@@ -152,7 +139,7 @@ def unknown_annotation(poem: "Poem") -> str: ...  # type: ignore[name-defined]  
         (unknown_annotation, "cannot read its signature: name 'Poem' is not defined"),
     ],
 )
-def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], says: str) -> None:
+def test_a_wrong_signature_is_rejected(function: Callable[..., Any], says: str) -> None:
     with pytest.raises(DefinitionError, match=says) as caught:
         transform(function)
     assert function.__name__.replace("_", "-") in caught.value.message
@@ -162,18 +149,16 @@ def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], 
     ("arguments", "says"),
     [
         ({"name": "Not A Name"}, "'Not A Name' is not a valid transform name"),
-        ({"timeout": 0}, "timeout must be a number of seconds above 0"),
-        ({"timeout": "5"}, "timeout must be a number of seconds above 0"),
-        ({"timeout": float("nan")}, "timeout must be a number of seconds above 0"),
-        ({"timeout": float("inf")}, "timeout must be a number of seconds above 0"),
-        ({"memory": 0}, "memory must be a whole number of bytes above 0, not 0"),
-        ({"memory": 512e6}, "memory must be a whole number of bytes above 0, not 512000000.0"),
-        ({"memory": True}, "memory must be a whole number of bytes above 0, not True"),
-        ({"memory": "1G"}, "memory must be a whole number of bytes above 0, not '1G'"),
+        *(
+            ({"timeout": timeout}, "timeout must be a number of seconds above 0")
+            for timeout in (0, "5", float("nan"), float("inf"))
+        ),
+        *(
+            ({"memory": memory}, f"memory must be a whole number of bytes above 0, not {memory!r}")
+            for memory in (0, 512e6, True, "1G")
+        ),
         ({"media_type": "html"}, "media_type must look like 'text/html' or 'text/csv; header=present', not 'html'"),
-        ({"media_type": "text/html\r\nSet-Cookie: owl=1"}, "media_type must look like 'text/html'"),
-        ({"media_type": ""}, "media_type must look like 'text/html'"),
-        ({"media_type": b"text/html"}, "media_type must look like 'text/html'"),
+        *(({"media_type": wrong}, "media_type must look like") for wrong in ("text/html\r\nX: 1", "", b"text/html")),
         ({"media_type": "text/plain; charset=latin-1"}, "text is always sent as UTF-8"),
         ({"examples": [("a", "\ud800")]}, "contains a lone surrogate"),
         ({"examples": [("a", "b", 5)]}, "must have a dict of options"),
@@ -182,7 +167,7 @@ def test_a_signature_that_does_not_fit_is_refused(function: Callable[..., Any], 
         ({"examples": [("a", "b", {"no": 1})]}, "unknown option 'no'"),
     ],
 )
-def test_an_argument_that_does_not_fit_is_refused(arguments: dict[str, Any], says: str) -> None:
+def test_a_wrong_argument_is_rejected(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(DefinitionError, match=says):
 
         @transform(**arguments)
@@ -199,39 +184,31 @@ def test_options_are_converted_by_the_signature() -> None:
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        ("marks", ""),
-        ("marks", "1.5"),
-        ("marks", "1_0"),
-        ("marks", " 1"),
-        ("marks", "٣"),
-        ("marks", "9" * 5_000),
-        ("ratio", "nan"),
-        ("ratio", "inf"),
-        ("ratio", "1e99999"),
-        ("ratio", "."),
+        *(("marks", text) for text in ("", "1.5", "1_0", " 1", "٣", "9" * 5_000)),
+        *(("ratio", text) for text in ("nan", "inf", "1e99999", ".")),
         ("style", "sideways"),
         ("marsk", "1"),
     ],
 )
-def test_a_value_that_does_not_convert_names_transform_option_and_what_it_takes(option: str, text: str) -> None:
+def test_a_value_that_does_not_convert_names_its_option(option: str, text: str) -> None:
     with pytest.raises(BadOptions) as caught:
         shout_loud.convert({"end": "", option: text})
     assert "shout-loud" in caught.value.message
     assert repr(option) in caught.value.message
 
 
-def test_an_option_without_a_default_must_be_given() -> None:
+def test_an_option_without_a_default_is_required() -> None:
     with pytest.raises(BadOptions, match="shout-loud needs the option 'end': a string"):
         shout_loud.convert({})
 
 
-def test_text_comes_in_as_utf8_or_is_gibberish() -> None:
+def test_text_is_utf8_or_gibberish() -> None:
     assert shout_loud.decode("é".encode()) == "é"
     with pytest.raises(GibberishError, match="not UTF-8: byte 0xff at offset 1"):
         shout_loud.decode(b"a\xff")
 
 
-def test_bytes_pass_unchanged() -> None:
+def test_bytes_are_not_changed() -> None:
     @transform
     def same(poem: bytes) -> bytes:
         return poem
@@ -241,12 +218,12 @@ def test_bytes_pass_unchanged() -> None:
 
 
 @pytest.mark.parametrize("result", [None, 3, b"bytes", ["text"], "\ud800"])
-def test_a_result_that_is_no_poem_is_a_failure(result: object) -> None:
+def test_a_result_of_the_wrong_type_is_a_failure(result: object) -> None:
     with pytest.raises(TransformFailed, match="shout-loud returned"):
         shout_loud.encode(result)
 
 
-def test_everything_promised_can_be_imported_from_the_package() -> None:
+def test_every_public_name_can_be_imported() -> None:
     for name in xformd.__all__:
         assert getattr(xformd, name) is not None
     with pytest.raises(AttributeError, match="no_such_thing"):

@@ -1,4 +1,4 @@
-"""Statements of a TOML file, and the lines where they begin."""
+"""The statements of a TOML file, and the lines on which they begin."""
 
 import tomllib
 from typing import Any
@@ -15,45 +15,26 @@ def found(text: str) -> list[tuple[int, dict[str, Any]]]:
     return list(toml_statements(text.encode(), "x.toml"))
 
 
-def test_one_line_is_one_statement() -> None:
-    assert found("a = 1\n\n# b = 2\nc = 3") == [(1, {"a": 1}), (4, {"c": 3})]
-
-
-def test_what_looks_like_a_key_inside_a_string_is_none() -> None:
-    text = "a = \"\"\"\nb = 1\n[c]\n# d\n\"\"\"\ne = '''\nf = 2'''\ng = 3\n"
-    assert found(text) == [(1, {"a": "b = 1\n[c]\n# d\n"}), (6, {"e": "f = 2"}), (8, {"g": 3})]
-
-
-def test_an_array_over_several_lines_begins_where_its_key_stands() -> None:
-    assert found("a = [\n  1, # one\n\n  [2],\n]\nb = 2") == [(1, {"a": [1, [2]]}), (6, {"b": 2})]
-
-
-def test_dotted_and_quoted_keys() -> None:
-    text = 'a.b = 1\n"a".c = 2\n"d.e" = 3\n\'f = 1\' = 4\n"g\\u0041" = 5'
-    assert found(text) == [
-        (1, {"a": {"b": 1}}),
-        (2, {"a": {"c": 2}}),
-        (3, {"d.e": 3}),
-        (4, {"f = 1": 4}),
-        (5, {"gA": 5}),
-    ]
-
-
-def test_a_table_is_around_what_follows_its_header() -> None:
-    text = "[a] # first\n\nb = 1\n\n[[c.d]]\ne = 2\n[[c.d]]\ne = 3"
-    assert found(text) == [
-        (1, {"a": {}}),
-        (3, {"a": {"b": 1}}),
-        (5, {"c": {"d": [{}]}}),
-        (6, {"c": {"d": [{"e": 2}]}}),
-        (7, {"c": {"d": [{}]}}),
-        (8, {"c": {"d": [{"e": 3}]}}),
-    ]
-
-
-def test_the_ends_of_lines_may_be_those_of_windows() -> None:
-    assert found('a = """\r\nx"""\r\nb = 2\r\n') == [(1, {"a": "x"}), (3, {"b": 2})]
-    assert found("\ufeffa = 1") == [(1, {"a": 1})]
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("a = 1\n\n# b = 2\nc = 3", [(1, {"a": 1}), (4, {"c": 3})]),
+        (
+            "a = \"\"\"\nb = 1\n[c]\n# d\n\"\"\"\ne = '''\nf = 2'''\ng = 3\n",
+            [(1, {"a": "b = 1\n[c]\n# d\n"}), (6, {"e": "f = 2"}), (8, {"g": 3})],
+        ),
+        ("a = [\n  1, # one\n\n  [2],\n]\nb = 2", [(1, {"a": [1, [2]]}), (6, {"b": 2})]),
+        ('a.b = 1\n"a".c = 2\n"d.e" = 3', [(1, {"a": {"b": 1}}), (2, {"a": {"c": 2}}), (3, {"d.e": 3})]),
+        ("'f = 1' = 4\n\"g\\u0041\" = 5", [(1, {"f = 1": 4}), (2, {"gA": 5})]),
+        ("[a] # first\n\nb = 1", [(1, {"a": {}}), (3, {"a": {"b": 1}})]),
+        ("[[c.d]]\ne = 2\n[[c.d]]", [(1, {"c": {"d": [{}]}}), (2, {"c": {"d": [{"e": 2}]}}), (3, {"c": {"d": [{}]}})]),
+        ('a = """\r\nx"""\r\nb = 2\r\n', [(1, {"a": "x"}), (3, {"b": 2})]),
+        ("\ufeffa = 1", [(1, {"a": 1})]),
+    ],
+    ids=["lines", "strings", "arrays", "dotted keys", "quoted keys", "table", "tables", "CRLF", "BOM"],
+)
+def test_each_statement_has_the_line_on_which_it_begins(text: str, statements: list[tuple[int, Any]]) -> None:
+    assert found(text) == statements
 
 
 @pytest.mark.parametrize(
@@ -69,7 +50,7 @@ def test_the_ends_of_lines_may_be_those_of_windows() -> None:
         (b"a = 1\nb = " + b"[" * 100_000 + b"\n", 2),
     ],
 )
-def test_what_is_no_toml_is_named_with_its_line(data: bytes, line: int) -> None:
+def test_invalid_toml_is_named_with_its_line(data: bytes, line: int) -> None:
     with pytest.raises(ConfigError) as caught:
         list(toml_statements(data, "x.toml"))
     assert caught.value.message.startswith(f"x.toml, line {line}: not valid TOML: ")
@@ -90,7 +71,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES))
-def test_the_lines_are_right_whatever_stands_around(pieces: list[str]) -> None:
+def test_the_lines_are_right_in_any_combination(pieces: list[str]) -> None:
     lines, text = [], ""
     for number, piece in enumerate(pieces):
         if "k" in piece:

@@ -1,4 +1,4 @@
-"""The page for operators says what the code says."""
+"""The page for operators lists every setting with its default."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ ROW = re.compile(r"^\| `(?P<name>\w+)`[^|]*\| (?P<default>[^|]+) \|", re.MULTILI
 
 
 def shown(name: str, default: float | None) -> str:
-    """Write a default as a person would."""
+    """Return a default as the page writes it."""
     if default is None:
         return "none"
     if not name.endswith("_bytes"):
@@ -27,18 +27,18 @@ def test_the_table_has_every_limit_with_its_default() -> None:
     assert dict(ROW.findall(table)) == {field.name: shown(field.name, field.default) for field in attrs.fields(Limits)}
 
 
-def test_every_other_setting_is_named() -> None:
+def test_the_page_names_every_other_setting() -> None:
     limits = {field.name for field in attrs.fields(Limits)}
     section = PAGE.partition("\n## Settings\n")[2].partition("\n## ")[0]
     sentence = section.partition("The settings that are no limits are ")[2].partition(".")[0]
     assert re.findall(r"`(\w+)`", sentence) == [name for name in TABLE if name not in limits]
 
 
-def test_the_example_is_a_file_of_settings(tmp_path: Path) -> None:
+def test_the_example_is_a_valid_file(tmp_path: Path) -> None:
     (example,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     file = tmp_path / "xformd.toml"
     file.write_text(example)
     settings = configure(file).settings
-    assert (settings.workers, settings.inline, settings.isolate) == (4, {"markdown"}, {"shout"})
+    assert (settings.workers, *settings.inline, *settings.isolate) == (4, "markdown", "shout")
     assert settings.limits.max_request_bytes == 65_536
     assert settings.selection.preferred == {"shout": "xformd-shout"}

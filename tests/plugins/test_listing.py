@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
 import pytest
@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from support.registries import plugin_of, registry_of
 from xformd import Example, Option, Transform, transform
 from xformd.plugins import listing
+from xformd.plugins.definition import PoemKind
+from xformd.plugins.options import OptionType
 from xformd.plugins.registry import Conflict, Entry, Plugin, Registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
@@ -22,7 +24,7 @@ TEXTS = st.text(max_size=10)
 
 @st.composite
 def options(draw: st.DrawFn) -> Option:
-    kind = draw(st.sampled_from(["int", "float", "bool", "str", "choice"]))
+    kind = draw(st.sampled_from(get_args(OptionType)))
     values: dict[str, Any] = {
         "int": st.integers(-(2**53), 2**53),
         "float": st.floats(allow_nan=False, allow_infinity=False),
@@ -37,7 +39,7 @@ def options(draw: st.DrawFn) -> Option:
 
 @st.composite
 def transforms(draw: st.DrawFn, name: str) -> Transform:
-    kind = draw(st.sampled_from(["text", "bytes"]))
+    kind = draw(st.sampled_from(get_args(PoemKind)))
     poems = TEXTS if kind == "text" else st.binary(max_size=10)
     return Transform(
         name=name,

@@ -1,4 +1,4 @@
-"""A small client of HTTP, on a socket: what it sends and reads is bytes."""
+"""A small HTTP client on a socket: the bytes that it sends and reads are the test's own."""
 
 import socket
 import time
@@ -8,23 +8,35 @@ from urllib.parse import urlsplit
 
 from support.http_front import Answer, answers
 from support.processes import DEADLINE_S, Server, read_to_end
-from support.session_client import abort
-
-__all__ = ["HTTP", "Http", "abort", "connect", "exchange", "whole"]
 
 HTTP = ("--http", "tcp:0:interface=127.0.0.1")
-"""Lets a server answer HTTP on a free port."""
+"""Makes a server answer HTTP on a free port."""
+
+
+def http_address(server: Server) -> tuple[str, int]:
+    """Return the host and port where a server answers HTTP."""
+    url = urlsplit(server.http)
+    assert url.hostname is not None
+    assert url.port is not None
+    return url.hostname, url.port
 
 
 def connect(server: Server) -> socket.socket:
     """Open a connection to a server's HTTP port."""
-    place = urlsplit(server.http)
-    assert place.hostname is not None
-    return socket.create_connection((place.hostname, place.port or 80), timeout=DEADLINE_S)
+    return socket.create_connection(http_address(server), timeout=DEADLINE_S)
 
 
-def whole(data: bytes) -> list[Answer]:
-    """Give the answers, where all of them are whole; else none."""
+def connect_slowly(server: Server, receive_buffer_bytes: int) -> socket.socket:
+    """Open a connection whose client buffers little, so that the server notices when nobody reads."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+    connection.settimeout(DEADLINE_S)
+    connection.connect(http_address(server))
+    return connection
+
+
+def complete_answers(data: bytes) -> list[Answer]:
+    """Return the answers, if all of them are complete; else none."""
     try:
         return answers(data)
     except (AssertionError, ValueError, KeyError):
@@ -32,23 +44,18 @@ def whole(data: bytes) -> list[Answer]:
 
 
 class Http:
-    """A connection.
-
-    Args:
-        connection: its socket.
-    """
+    """A client on one connection."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
 
     def send(self, data: bytes) -> None:
-        """Send."""
         self.socket.sendall(data)
 
     def receive(self, count: int = 1) -> list[Answer]:
-        """Give so many answers, and no more than have come."""
+        """Read until there are so many complete answers."""
         data, ends_at = b"", time.monotonic() + DEADLINE_S
-        while len(found := whole(data)) < count:
+        while len(found := complete_answers(data)) < count:
             assert time.monotonic() < ends_at
             piece = self.socket.recv(65_536)
             assert piece, f"the server closed after {data!r}"
@@ -56,13 +63,13 @@ class Http:
         return found
 
     def ask(self, data: bytes) -> Answer:
-        """Send one request, and give its answer."""
+        """Send one request, and return its answer."""
         self.send(data)
         (answer,) = self.receive()
         return answer
 
     def rest(self) -> list[Answer]:
-        """Give what comes until the server closes."""
+        """Read until the server closes."""
         return answers(read_to_end(self.socket))
 
 

@@ -1,7 +1,7 @@
-"""A server and a browser for each file of tests, and a page for each test, which must give no cause for complaint.
+"""A server and a browser for each file of tests, and a page for each test, whose console must stay empty.
 
-For each file and not for all: while Playwright runs, its event loop counts as this thread's, and tests of another
-folder that want one of their own would be told so.
+They are not shared by all files: while Playwright runs, its event loop counts as this thread's, and tests of other
+folders could not run one.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose plugins are those of these tests."""
+    """A server with the plugins of these tests."""
     chromium()
     plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2")
     with serving(tmp_path_factory.mktemp("server"), *plugins, "--http=tcp:0:interface=127.0.0.1") as running:
@@ -27,14 +27,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser(server: Server) -> Iterator["Browser"]:
-    """A browser that ends before the server, which would wait for it to hang up."""
+    """A browser that is closed before the server, which would wait for it to disconnect."""
     with browsing() as running:
         yield running
 
 
 @pytest.fixture
 def opening(browser: "Browser", server: Server) -> Iterator[Opener]:
-    """What makes visits; the arguments are those of a browser context."""
+    """A function that makes visits; its arguments are those of a browser context."""
     made: list[Visit] = []
 
     def visit(**settings: Any) -> Visit:

@@ -23,7 +23,7 @@ WRONG = "#wrap:width=wide+uper&poem=owl"
 
 
 def axe_finds(visit: Visit) -> list[str]:
-    """Run axe-core, which comes with its package, in the page; a policy does not hold for the one who debugs."""
+    """Run axe-core in the page. The page's policy does not apply to scripts of the debugger."""
     bundled = pytest.importorskip(
         "axe_playwright_python", reason="install axe-playwright-python: pip install --group dev"
     )
@@ -34,7 +34,7 @@ def axe_finds(visit: Visit) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("screen", [DESK, TELEPHONE], ids=["desk", "telephone"])
-def test_axe_finds_nothing(opening: Opener, scheme: str, screen: dict[str, object]) -> None:
+def test_axe_finds_no_violation(opening: Opener, scheme: str, screen: dict[str, object]) -> None:
     visit = opening(color_scheme=scheme, **screen)
     visit.open(SHOWN)
     visit.page.locator("#metrics .chart").first.wait_for()
@@ -43,12 +43,12 @@ def test_axe_finds_nothing(opening: Opener, scheme: str, screen: dict[str, objec
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_in_an_error(opening: Opener, scheme: str) -> None:
+def test_axe_finds_no_violation_in_an_error(opening: Opener, scheme: str) -> None:
     visit = opening(color_scheme=scheme)
     visit.open(WRONG)
     visit.page.locator(".step .error:visible").first.wait_for()
     assert axe_finds(visit) == []
-    visit.is_refused()
+    visit.expect_rejection()
 
 
 def test_axe_would_find_something(visit: Visit) -> None:
@@ -58,7 +58,7 @@ def test_axe_would_find_something(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 390, 600])
-def test_a_telephone_does_not_scroll_sideways(opening: Opener, width: int) -> None:
+def test_a_phone_does_not_scroll_sideways(opening: Opener, width: int) -> None:
     visit = opening(**{**TELEPHONE, "viewport": {"width": width, "height": 844}})
     long = "x" * 3_000
     visit.open(f"#fields:who={'y' * 300},number=1+wrap+number-lines+odd+sort-lines&poem={long}")
@@ -71,7 +71,7 @@ def test_a_telephone_does_not_scroll_sideways(opening: Opener, width: int) -> No
     assert not visit.page.get_by_role("searchbox").is_visible()
 
 
-def test_figures_are_drawn_from_the_metrics(visit: Visit) -> None:
+def test_charts_are_drawn_from_the_metrics(visit: Visit) -> None:
     page = visit.page
     visit.stop_the_clock()
     visit.open("#upper&poem=owl")
@@ -84,15 +84,15 @@ def test_figures_are_drawn_from_the_metrics(visit: Visit) -> None:
         page.clock.run_for(2_000)
     visit.becomes(".chart:nth-child(1) strong", "4.0/s")
     visit.becomes(".chart:nth-child(2) strong", "2.0/s")
-    assert re.fullmatch(r"[\d.]+ (µs|ms|s) / [\d.]+ (µs|ms|s)", told(visit, 3))
-    assert re.fullmatch(r"\d+ \w+(, \d+ \w+)*", told(visit, 4))
+    assert re.fullmatch(r"[\d.]+ (µs|ms|s) / [\d.]+ (µs|ms|s)", chart_value(visit, 3))
+    assert re.fullmatch(r"\d+ \w+(, \d+ \w+)*", chart_value(visit, 4))
 
 
-def told(visit: Visit, chart: int) -> str:
+def chart_value(visit: Visit, chart: int) -> str:
     return visit.page.locator(f".chart:nth-child({chart}) strong").inner_text()
 
 
-def test_a_figure_is_what_the_difference_of_two_looks_says(visit: Visit) -> None:
+def test_a_chart_shows_the_difference_of_two_scrapes(visit: Visit) -> None:
     """Half of ten runs took less than 1 ms, and all but one less than 3; what came before does not count."""
     looks = [(1_000, 50, (100, 200, 300)), (1_010, 51, (105, 209, 310))]
     visit.page.route(
@@ -127,9 +127,9 @@ def exposition(answered: int, failed: int, below: tuple[int, int, int]) -> str:
     return "\n".join(lines)
 
 
-def test_without_metrics_there_are_no_figures(visit: Visit) -> None:
-    asked = []
-    visit.page.on("request", lambda request: asked.append(request.url))
+def test_without_metrics_there_are_no_charts(visit: Visit) -> None:
+    requested = []
+    visit.page.on("request", lambda request: requested.append(request.url))
     visit.page.route("**/metrics", lambda route: route.fulfill(status=404))
     visit.stop_the_clock()
     with visit.page.expect_response("**/metrics"):
@@ -139,7 +139,7 @@ def test_without_metrics_there_are_no_figures(visit: Visit) -> None:
     for _ in range(3):
         visit.page.clock.run_for(3_000)
     assert not visit.page.locator("#metrics").is_visible()
-    assert len([url for url in asked if url.endswith("/metrics")]) == 1
+    assert len([url for url in requested if url.endswith("/metrics")]) == 1
     visit.complaints[:] = [line for line in visit.complaints if not line.endswith("/metrics")]
 
 

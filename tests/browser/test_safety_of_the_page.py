@@ -35,14 +35,14 @@ def test_markup_of_an_error_stays_text(visit: Visit) -> None:
     visit.page.locator('[data-option="pick"] .error').wait_for()
     assert "<img src=x onerror=" in (visit.page.locator('[data-option="pick"] .error').text_content() or "")
     nothing_was_taken(visit)
-    visit.is_refused()
+    visit.expect_rejection()
 
 
 def test_markup_of_a_link_stays_text(visit: Visit) -> None:
     visit.open(f"#upper:{'a' * 60}={quote(MARKUP).replace('.', '%2E')}&poem={quote(MARKUP)}")
     visit.page.locator(".step .error:visible").wait_for()
     nothing_was_taken(visit)
-    visit.is_refused()
+    visit.expect_rejection()
 
 
 def nothing_was_taken(visit: Visit) -> None:
@@ -50,14 +50,14 @@ def nothing_was_taken(visit: Visit) -> None:
     assert visit.page.evaluate(COUNT_FOREIGN) == 0
 
 
-def test_a_plugin_that_has_failed_is_told_with_its_reason(visit: Visit) -> None:
+def test_a_failed_plugin_is_shown_with_its_reason(visit: Visit) -> None:
     visit.open()
-    told = visit.page.locator("#warnings").inner_text()
-    assert "torn failed" in told
-    assert "RuntimeError" in told
+    warnings = visit.page.locator("#warnings").inner_text()
+    assert "torn failed" in warnings
+    assert "RuntimeError" in warnings
 
 
-def test_a_transform_in_quarantine_is_told(visit: Visit) -> None:
+def test_a_quarantined_transform_is_marked(visit: Visit) -> None:
     listing = visit.page.request.get(f"{visit.address}transforms").json()
     for transform in listing["transforms"]:
         transform["state"] = "quarantined" if transform["name"] == "hold" else "active"
@@ -77,7 +77,7 @@ def test_a_transform_in_quarantine_is_told(visit: Visit) -> None:
         "document.body.append(Object.assign(document.createElement('iframe'), {src: '/'}))",
     ],
 )
-def test_the_browser_holds_the_policy(opening: Opener, script: str) -> None:
+def test_the_browser_enforces_the_policy(opening: Opener, script: str) -> None:
     visit = opening()
     visit.open()
     with visit.page.expect_console_message(
@@ -89,10 +89,10 @@ def test_the_browser_holds_the_policy(opening: Opener, script: str) -> None:
     visit.complaints.clear()
 
 
-def test_only_the_server_is_asked(visit: Visit) -> None:
-    asked: list[str] = []
-    visit.page.on("request", lambda request: asked.append(request.url))
+def test_only_the_server_is_requested(visit: Visit) -> None:
+    requested: list[str] = []
+    visit.page.on("request", lambda request: requested.append(request.url))
     visit.open("#upper&poem=owl")
     visit.shows("OWL")
-    assert len(asked) >= 3
-    assert [url for url in asked if not url.startswith((visit.address, "data:", "blob:"))] == []
+    assert len(requested) >= 3
+    assert [url for url in requested if not url.startswith((visit.address, "data:", "blob:"))] == []

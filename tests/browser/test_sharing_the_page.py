@@ -15,7 +15,7 @@ CALLS = ("curl", "xformd send", "Python")
 HOSTILE = """it's "quoted" $HOME `date` $(date) !! \\n \\ %s %41 --data @file; # 日本 👩\u200d🚀\n'"""
 
 
-def test_a_pipeline_is_put_together_and_its_link_gives_the_same(visit: Visit, opening: Opener) -> None:
+def test_the_link_restores_the_pipeline(visit: Visit, opening: Opener) -> None:
     visit.open("#trim&poem=x")
     visit.choose("sort-lines")
     visit.add("number-lines")
@@ -51,7 +51,7 @@ def test_the_link_is_copied(opening: Opener) -> None:
     assert visit.page.evaluate("navigator.clipboard.readText()") == f"{visit.address}#wrap:width=9"
 
 
-def test_the_back_button_gives_what_was_there_with_what_was_typed(visit: Visit) -> None:
+def test_the_back_button_restores_what_was_typed(visit: Visit) -> None:
     visit.open("#upper&poem=owl")
     visit.write("cat")
     visit.choose("reverse-lines")
@@ -66,7 +66,7 @@ def test_the_back_button_gives_what_was_there_with_what_was_typed(visit: Visit) 
     visit.shows("cat")
 
 
-def test_a_long_poem_is_not_in_the_link_and_comes_back_all_the_same(visit: Visit) -> None:
+def test_a_long_poem_is_restored_without_the_link(visit: Visit) -> None:
     visit.open("#upper&poem=owl")
     long = "a long poem " * 1_000
     visit.write(long)
@@ -83,7 +83,7 @@ def test_a_long_poem_is_not_in_the_link_and_comes_back_all_the_same(visit: Visit
 @pytest.mark.parametrize(
     "fragment", ["#", "#&poem=x", "#%", "#Wrap:&poem=%", "#wrap:width&poem", "#+&hex=zz", "#a:b=%ff"]
 )
-def test_a_link_that_means_nothing_breaks_nothing(visit: Visit, fragment: str) -> None:
+def test_an_invalid_link_breaks_nothing(visit: Visit, fragment: str) -> None:
     visit.open(fragment)
     visit.choose("upper")
     visit.page.get_by_label("hex").uncheck()
@@ -93,7 +93,7 @@ def test_a_link_that_means_nothing_breaks_nothing(visit: Visit, fragment: str) -
 
 
 @pytest.mark.parametrize("poem", [HOSTILE, "", "@file"])
-def test_a_call_that_is_copied_gives_what_the_page_shows(visit: Visit, poem: str, tmp_path: Path) -> None:
+def test_a_copied_call_returns_what_the_page_shows(visit: Visit, poem: str, tmp_path: Path) -> None:
     prefix = HOSTILE.replace("\n", "")
     visit.open(f"#indent&poem={quote(poem, safe='')}")
     visit.field("prefix").fill(prefix)
@@ -103,7 +103,7 @@ def test_a_call_that_is_copied_gives_what_the_page_shows(visit: Visit, poem: str
         assert (name, called(visit, name, tmp_path)) == (name, wanted)
 
 
-def test_a_call_of_several_steps_gives_what_the_page_shows(visit: Visit, tmp_path: Path) -> None:
+def test_a_call_of_several_steps_returns_what_the_page_shows(visit: Visit, tmp_path: Path) -> None:
     visit.open("#wrap:width=7+number-lines:separator=%2E%20&poem=one%20two%20three")
     visit.shows("1. one two\n2. three")
     for name in CALLS:
@@ -111,7 +111,7 @@ def test_a_call_of_several_steps_gives_what_the_page_shows(visit: Visit, tmp_pat
 
 
 def called(visit: Visit, name: str, folder: Path) -> str:
-    """Run the call as it stands, but for the port, which the page cannot know; Python's print adds a line's end."""
+    """Run the call as shown, but with the port, which the page cannot know. Python's print adds a line break."""
     visit.page.get_by_role("tab", name=name).click()
     text = visit.page.locator("#call").text_content() or ""
     if name == "curl":
@@ -125,7 +125,7 @@ def called(visit: Visit, name: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("poem", ["owl\x1b[201~rm -rf", "owl\x03", "owl\u202elwo", "x" * 2_001])
-def test_what_a_terminal_would_act_on_is_in_no_call(visit: Visit, poem: str) -> None:
+def test_a_call_has_no_terminal_controls(visit: Visit, poem: str) -> None:
     visit.open(f"#upper&poem={quote(poem)}")
     for name in CALLS:
         visit.page.get_by_role("tab", name=name).click()
@@ -134,7 +134,7 @@ def test_what_a_terminal_would_act_on_is_in_no_call(visit: Visit, poem: str) -> 
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
 
 
-def test_a_call_is_as_short_as_a_person_would_write_it(visit: Visit) -> None:
+def test_a_call_is_short(visit: Visit) -> None:
     visit.open("#fields:number=3,loud=true,who=me,share=0%2E25&poem=owl")
     visit.page.get_by_role("tab", name="Python").click()
     shown = visit.page.locator("#call").text_content() or ""
@@ -149,12 +149,12 @@ def test_a_call_is_as_short_as_a_person_would_write_it(visit: Visit) -> None:
     )
 
 
-def test_an_option_that_has_the_name_of_a_parameter_of_xform_is_no_keyword(visit: Visit) -> None:
+def test_an_option_called_timeout_is_no_keyword(visit: Visit) -> None:
     visit.open("#refuse:timeout=2&poem=owl")
     visit.page.get_by_role("tab", name="Python").click()
     assert 'proxy.xform("refuse:timeout=2", "owl")' in (visit.page.locator("#call").text_content() or "")
     visit.page.locator("#problem .code").wait_for()
-    visit.is_refused()
+    visit.expect_rejection()
 
 
 def test_a_call_is_copied(opening: Opener) -> None:

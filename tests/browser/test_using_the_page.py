@@ -1,4 +1,4 @@
-"""One transform: found, given its options, run; and what is said when it does not."""
+"""One transform: found, configured and run; and its errors."""
 
 import re
 
@@ -9,7 +9,7 @@ from support.visits import Opener, Visit
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-using")]
 
 
-def test_a_transform_is_searched_given_an_option_and_run(visit: Visit) -> None:
+def test_a_transform_is_found_configured_and_run(visit: Visit) -> None:
     visit.open()
     visit.page.get_by_role("searchbox").fill("wide words")
     assert visit.page.locator("#transforms .name").all_inner_texts() == ["wrap"]
@@ -21,7 +21,7 @@ def test_a_transform_is_searched_given_an_option_and_run(visit: Visit) -> None:
     visit.shows("one two\n  three")
 
 
-def test_a_name_that_begins_with_what_is_sought_comes_first(visit: Visit) -> None:
+def test_names_that_start_with_the_query_come_first(visit: Visit) -> None:
     visit.open()
     visit.page.get_by_role("searchbox").fill("in")
     assert visit.page.locator("#transforms .name").first.inner_text() == "indent"
@@ -29,7 +29,7 @@ def test_a_name_that_begins_with_what_is_sought_comes_first(visit: Visit) -> Non
     assert visit.steps() == ["indent"]
 
 
-def test_each_option_has_a_field_of_its_kind(visit: Visit) -> None:
+def test_each_option_has_a_field_of_its_type(visit: Visit) -> None:
     visit.open("#fields&poem=x")
     kinds = {
         label: visit.field(label).evaluate("field => field.type")
@@ -51,10 +51,10 @@ def test_each_option_has_a_field_of_its_kind(visit: Visit) -> None:
     visit.field("loud").check()
     visit.field("tone").select_option("high")
     visit.shows("'an owl, +a cat. 100%' -3 0.25 True high none")
-    visit.is_refused()  # while what it needs was missing
+    visit.expect_rejection()  # while what it needs was missing
 
 
-def test_an_example_is_run_by_a_click(visit: Visit) -> None:
+def test_a_click_runs_an_example(visit: Visit) -> None:
     visit.open("#sort-lines&poem=x")
     visit.page.locator(".example", has_text="ignore_case").click()
     visit.shows("a\nb\nC")
@@ -71,7 +71,7 @@ def test_the_line_endings_of_an_example_reach_the_transform(visit: Visit) -> Non
     assert again.value.post_data == "a\r\nb\r\n"
 
 
-def test_a_run_that_is_not_the_last_one_any_more_is_given_up(visit: Visit) -> None:
+def test_a_newer_run_cancels_the_older(visit: Visit) -> None:
     visit.open("#hold&poem=x")
     visit.shows("after 0.0")
     with visit.page.expect_request(re.compile("seconds=15")):
@@ -82,7 +82,7 @@ def test_a_run_that_is_not_the_last_one_any_more_is_given_up(visit: Visit) -> No
 
 
 def test_the_last_answer_wins(visit: Visit) -> None:
-    """Also where an answer is here already when it is given up: then there is nothing left to give up."""
+    """Even where it has already arrived, so that cancelling has no effect."""
     visit.page.add_init_script("AbortController.prototype.abort = () => {}")
     visit.open("#hold&poem=x")
     visit.shows("after 0.0")
@@ -97,7 +97,7 @@ def test_the_last_answer_wins(visit: Visit) -> None:
     assert visit.result().text_content() == "after 0.1"
 
 
-def test_what_is_wrong_with_an_option_is_said_at_its_field(visit: Visit) -> None:
+def test_an_invalid_option_is_shown_at_its_field(visit: Visit) -> None:
     visit.open("#upper+wrap:width=7+number-lines&poem=one%20two")
     width = visit.step(2).get_by_label("width")
     width.fill("0")
@@ -111,34 +111,34 @@ def test_what_is_wrong_with_an_option_is_said_at_its_field(visit: Visit) -> None
     visit.shows("1. ONE\n2. TWO")
     assert not error.is_visible()
     assert width.get_attribute("aria-invalid") is None
-    visit.is_refused()
+    visit.expect_rejection()
 
 
 @pytest.mark.parametrize("said", ["7.5", "wide", ""])
-def test_what_a_link_says_of_a_number_is_shown_as_it_is(visit: Visit, said: str) -> None:
+def test_an_invalid_number_in_a_link_is_shown(visit: Visit, said: str) -> None:
     encoded = said.replace(".", "%2E")
     visit.open(f"#wrap:width={encoded}&poem=one%20two")
     visit.page.locator('[data-option="width"] .error', has_text=f"not '{said}'").wait_for()
     assert visit.field("width").input_value() == said
-    visit.is_refused()
+    visit.expect_rejection()
 
 
-def test_an_option_that_is_missing_is_said_at_its_field(visit: Visit) -> None:
+def test_a_missing_option_is_shown_at_its_field(visit: Visit) -> None:
     visit.open("#fields:number=1&poem=x")
     error = visit.page.locator('[data-option="who"] .error')
     error.wait_for()
     assert error.inner_text() == "fields needs the option 'who': a string"
-    visit.is_refused()
+    visit.expect_rejection()
 
 
-def test_of_two_steps_alike_the_one_with_the_wrong_value_is_meant(visit: Visit) -> None:
+def test_an_error_is_shown_at_the_step_with_the_invalid_value(visit: Visit) -> None:
     visit.open("#wrap:width=7+wrap:width=wide&poem=x")
     visit.step(2).locator('[data-option="width"] .error').wait_for()
     assert not visit.step(1).locator('[data-option="width"] .error').is_visible()
-    visit.is_refused()
+    visit.expect_rejection()
 
 
-def test_a_transform_that_is_not_there_is_said_at_its_step_with_the_nearest(visit: Visit) -> None:
+def test_an_unknown_transform_suggests_the_nearest(visit: Visit) -> None:
     visit.open("#uper+trim&poem=owl")
     error = visit.step(1).locator(".step-error")
     error.wait_for()
@@ -146,17 +146,17 @@ def test_a_transform_that_is_not_there_is_said_at_its_step_with_the_nearest(visi
     error.get_by_role("button", name="Use upper").click()
     visit.shows("OWL")
     assert visit.steps() == ["upper", "trim"]
-    visit.is_refused()
+    visit.expect_rejection()
 
 
-def test_what_is_wrong_with_the_poem_is_said_at_the_result(visit: Visit) -> None:
+def test_a_rejected_poem_is_shown_at_the_result(visit: Visit) -> None:
     visit.open("#refuse&poem=x")
     visit.page.locator("#problem .code").wait_for()
     assert visit.page.locator("#problem").inner_text() == "gibberish\n\nrefuse finds no <b>verse</b> in it"
-    visit.is_refused()
+    visit.expect_rejection()
 
 
-def test_what_asks_for_patience_is_asked_again_when_its_time_has_come(visit: Visit) -> None:
+def test_a_busy_server_is_retried(visit: Visit) -> None:
     busy = '{"code": "busy", "detail": "the queue is full", "retry_after_ms": 1200}'
     visit.page.route(
         re.compile("/transform/upper"),
@@ -171,20 +171,20 @@ def test_what_asks_for_patience_is_asked_again_when_its_time_has_come(visit: Vis
     visit.page.clock.run_for(1_000)
     visit.shows("OWL")
     assert not visit.page.locator("#problem").is_visible()
-    visit.is_refused()
+    visit.expect_rejection()
 
 
-def test_a_server_that_is_gone_is_said_and_asked_again(visit: Visit) -> None:
+def test_an_unreachable_server_is_retried(visit: Visit) -> None:
     visit.open("#upper&poem=owl")
     visit.page.route(re.compile("/transform/"), lambda route: route.abort("connectionrefused"), times=1)
     visit.write("cat")
     visit.page.get_by_text("The server does not answer.", exact=True).wait_for()
     visit.page.get_by_role("button", name="Try now").click()
     visit.shows("CAT")
-    visit.is_refused()
+    visit.expect_rejection()
 
 
-def test_bytes_go_in_and_come_out_as_hexadecimal(visit: Visit) -> None:
+def test_bytes_are_edited_and_shown_as_hexadecimal(visit: Visit) -> None:
     visit.open("#flip&hex=00%20ff")
     assert visit.page.get_by_label("hex").is_checked()
     visit.result().filter(has_text="ff 00").wait_for()
@@ -200,7 +200,7 @@ def test_bytes_go_in_and_come_out_as_hexadecimal(visit: Visit) -> None:
     assert visit.poem().input_value() == "ff 00"
 
 
-def test_a_file_is_opened_and_the_result_saved_byte_for_byte(visit: Visit) -> None:
+def test_files_are_opened_and_saved_byte_for_byte(visit: Visit) -> None:
     visit.open("#flip&poem=x")
     sent = bytes(range(256))
     visit.page.locator("#file").set_input_files(
@@ -212,7 +212,7 @@ def test_a_file_is_opened_and_the_result_saved_byte_for_byte(visit: Visit) -> No
     assert download.value.path().read_bytes() == bytes(255 - byte for byte in sent)
 
 
-def test_a_pipeline_is_built_run_and_changed_by_keyboard_alone(visit: Visit) -> None:
+def test_the_keyboard_alone_is_enough(visit: Visit) -> None:
     visit.open("#upper&poem=one%20two")
     visit.shows("ONE TWO")
     keys = visit.page.keyboard
@@ -240,7 +240,7 @@ def test_a_pipeline_is_built_run_and_changed_by_keyboard_alone(visit: Visit) -> 
     assert focused(visit).startswith("Remove: number-lines")
 
 
-def test_a_step_that_is_added_with_enter_stays(visit: Visit) -> None:
+def test_enter_adds_a_step(visit: Visit) -> None:
     visit.open("#wrap&poem=owl")
     visit.page.get_by_role("button", name="Add a step").click()
     visit.page.keyboard.type("upper")
@@ -264,7 +264,7 @@ def tab_to(visit: Visit, name: str) -> None:
     raise AssertionError(f"{name} is not reached with the tabulator")
 
 
-def test_where_the_focus_is_can_be_seen(visit: Visit) -> None:
+def test_the_focus_is_visible(visit: Visit) -> None:
     visit.open()
     for _ in range(12):
         visit.page.keyboard.press("Tab")
@@ -272,14 +272,14 @@ def test_where_the_focus_is_can_be_seen(visit: Visit) -> None:
         assert outline == "solid", focused(visit)
 
 
-def test_the_result_is_told_to_who_cannot_see_it(visit: Visit) -> None:
+def test_the_result_is_announced(visit: Visit) -> None:
     visit.open("#upper&poem=owl")
     announcer = visit.page.locator("#announcer")
     assert announcer.get_attribute("aria-live") == "polite"
     visit.becomes("#announcer", "Result: OWL")
 
 
-def test_the_theme_is_chosen_and_kept(opening: Opener) -> None:
+def test_the_theme_is_remembered(opening: Opener) -> None:
     visit = opening(color_scheme="light")
     background = "getComputedStyle(document.body).backgroundColor"
     visit.open()

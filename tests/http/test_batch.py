@@ -1,4 +1,4 @@
-"""``/batch``: many poems in one request, each answered when it is done."""
+"""``/batch``: its lines, and how they run beside each other."""
 
 import asyncio
 import base64
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from support.http_front import Client, Front, request
+from xformd.errors import BadRequest, NoSuchTransform
+from xformd.http.batch import encode_error, encode_result, parse_line, split_lines
 
 
 def batch(*lines: dict[str, Any] | bytes) -> bytes:
@@ -20,19 +22,19 @@ def line(spec: str, poem: str = "owl") -> dict[str, Any]:
 
 
 def results(client: Client) -> list[dict[str, Any]]:
-    """Give the lines of an answer that has ended."""
+    """Return the lines of a complete response."""
     (answer,) = client.received()
     assert (answer.status, answer.headers["content-type"]) == (200, "application/x-ndjson")
     return [json.loads(each) for each in answer.body.splitlines()]
 
 
 def so_far(client: Client) -> list[dict[str, Any]]:
-    """Give the lines of an answer that may go on."""
+    """Return the lines that have arrived of a response."""
     _, _, sent = client.wire.value().partition(b"\r\n\r\n")
     return [json.loads(each) for each in sent.split(b"\r\n") if each.startswith(b"{") for each in each.splitlines()]
 
 
-async def test_each_line_has_its_answer_with_its_index() -> None:
+async def test_each_line_gets_a_result_with_its_index() -> None:
     client = Front().connect()
     await client.send(batch(line("upper"), line("wrap:width=5"), line("upper+wrap:width=4", "é")))
     assert results(client) == [
@@ -42,7 +44,7 @@ async def test_each_line_has_its_answer_with_its_index() -> None:
     ]
 
 
-async def test_the_first_answer_comes_while_others_run() -> None:
+async def test_a_result_is_sent_while_other_lines_run() -> None:
     front = Front()
     client = front.connect()
     await client.send(batch(line("later"), line("upper"), line("later")))
@@ -55,7 +57,7 @@ async def test_the_first_answer_comes_while_others_run() -> None:
     assert results(client)[-1] == {"index": 0, "result": "latest"}
 
 
-async def test_a_line_that_fails_harms_no_other() -> None:
+async def test_a_failing_line_affects_no_other() -> None:
     bad = [b"{", b"[]", b'{"spec": "upper"}', b'{"spec": 1, "poem": "a"}', b'{"spec": "upper", "poem": "\\ud800"}']
     deep = b"[" * 100_000
     wrong = [line("uppr"), line("picky"), line("raises"), line("wrap:width=wide"), line("upper+")]
@@ -69,7 +71,7 @@ async def test_a_line_that_fails_harms_no_other() -> None:
     assert found[-1]["result"] == "OWL"
 
 
-async def test_bytes_travel_in_base64() -> None:
+async def test_bytes_are_sent_in_base64() -> None:
     client = Front().connect()
     poem = base64.b64encode(b"\x00\xff").decode()
     await client.send(batch({"spec": "backwards", "poem_base64": poem}, {"spec": "upper", "poem_base64": "!"}))
@@ -79,13 +81,13 @@ async def test_bytes_travel_in_base64() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n \r\n"])
-async def test_no_line_has_no_answer(body: bytes) -> None:
+async def test_a_blank_batch_has_no_results(body: bytes) -> None:
     client = Front().connect()
     await client.send(request("/batch", body))
     assert results(client) == []
 
 
-async def test_only_so_many_lines_run_at_a_time() -> None:
+async def test_the_number_of_running_lines_is_bounded() -> None:
     front = Front(max_in_flight=4)
     client = front.connect()
     await client.send(batch(*[line("later")] * 10))
@@ -96,7 +98,7 @@ async def test_only_so_many_lines_run_at_a_time() -> None:
     assert len(results(client)) == 10
 
 
-async def test_many_lines_do_not_hold_others_up() -> None:
+async def test_a_long_batch_lets_others_in() -> None:
     front = Front()
     client, other = front.connect(), front.connect()
     data = batch(*[line("upper")] * 20_000)
@@ -113,7 +115,7 @@ async def test_many_lines_do_not_hold_others_up() -> None:
     assert len(results(client)) == 20_000
 
 
-async def test_a_client_that_leaves_gives_all_of_it_up() -> None:
+async def test_a_disconnect_cancels_every_line() -> None:
     front = Front(max_in_flight=4)
     client = front.connect()
     await client.send(batch(*[line("later")] * 10))
@@ -123,17 +125,17 @@ async def test_a_client_that_leaves_gives_all_of_it_up() -> None:
     assert len(front.waiting) == 4
 
 
-async def test_a_client_that_does_not_read_is_not_worked_for_without_end() -> None:
+async def test_a_batch_pauses_while_its_client_does_not_read() -> None:
     front = Front(max_unread_output_bytes=100_000)
     client = front.connect()
-    client.wire.write = lambda data: client.wire.producer.pauseProducing()  # type: ignore[method-assign]
+    client.stop_reading()
     await client.send(batch(*[line("repeat:times=1000")] * 2_000))
     unread_bytes = client.protocol.unread_bytes
     client.leave()
     assert unread_bytes < 2_000_000
 
 
-async def test_what_is_wrong_with_the_whole_is_said_at_once() -> None:
+async def test_an_invalid_batch_is_rejected_as_a_whole() -> None:
     front = Front(max_request_bytes=100)
     (answer,) = await front.ask(batch(*[line("upper")] * 10))
     assert (answer.status, answer.problem["code"]) == (413, "too-large")
@@ -143,7 +145,7 @@ async def test_what_is_wrong_with_the_whole_is_said_at_once() -> None:
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
-async def test_each_line_has_the_client_s_deadline() -> None:
+async def test_a_timeout_applies_to_each_line() -> None:
     front = Front()
     client = front.connect()
     body = json.dumps(line("later")).encode()
@@ -151,3 +153,44 @@ async def test_each_line_has_the_client_s_deadline() -> None:
     front.clock.advance(1.1)
     await client.settle()
     assert results(client)[0]["error"]["code"] == "timeout"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'"spec"',
+        b'["spec", "poem"]',
+        b'{"spec": "upper"}',
+        b'{"spec": "upper", "poem": "a", "poem_base64": "YQ=="}',
+        b'{"spec": "upper", "poem": "a", "more": 1}',
+        b'{"spec": "upper", "text": "a"}',
+        b'{"spec": 1, "poem": "a"}',
+        b'{"spec": "upper", "poem": 1}',
+        b'{"spec": "upper", "poem": null}',
+        b'{"spec": "upper", "poem_base64": 1}',
+        b'{"spec": "upper", "poem_base64": "Y Q=="}',
+        b'{"spec": "upper", "poem": "\\ud800"}',
+        b"\xff",
+    ],
+)
+def test_an_invalid_line_is_rejected_with_an_example(text: bytes) -> None:
+    with pytest.raises(BadRequest, match="invalid line of a batch"):
+        parse_line(text)
+
+
+def test_results_and_errors_are_encoded() -> None:
+    assert encode_result(3, "é".encode()).decode() == '{"index": 3, "result": "é"}\n'
+    assert encode_result(3, b"\xff") == b'{"index": 3, "result_base64": "/w=="}\n'
+    written = encode_error(3, NoSuchTransform("none"), "7e57")
+    assert b'"index": 3, "error": {' in written
+    assert b'"request_id": "7e57"' in written
+
+
+@pytest.mark.parametrize("body", [b"a\nbc", b"a\nbc\n", b"\n\na\r\n \nbc"])
+def test_blank_lines_are_skipped(body: bytes) -> None:
+    assert [*split_lines(body)] == [b"a", b"bc"]
+
+
+async def test_the_response_has_the_request_id_and_is_not_cached() -> None:
+    (answer,) = await Front().ask(request("/batch", b"", x_request_id="7e57"))
+    assert (answer.headers["x-request-id"], answer.headers["cache-control"]) == ("7e57", "no-store")

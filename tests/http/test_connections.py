@@ -1,4 +1,4 @@
-"""HTTP connections: what is pipelined, what takes too long, who is gone, and how a connection ends."""
+"""HTTP connections: pipelining, deadlines, limits, disconnects and shutdown."""
 
 import asyncio
 import gc
@@ -8,7 +8,8 @@ import pytest
 
 from support.http_front import Client, Front, request
 from support.logs import Log
-from xformd.http.connection import PIECE_BYTES, PROBE_S
+from xformd.http import connection
+from xformd.http.connection import PIECE_BYTES
 from xformd.http.requests import MAX_HEAD_BYTES
 
 OWL = request("/transform/upper", b"owl")
@@ -20,7 +21,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 # Pipelining.
 
 
-async def test_answers_come_in_turn_also_when_the_first_takes_longest() -> None:
+async def test_pipelined_requests_are_answered_in_order() -> None:
     front = Front()
     client = front.connect()
     assert await client.ask(LATER + OWL + OWL) == []
@@ -29,7 +30,7 @@ async def test_answers_come_in_turn_also_when_the_first_takes_longest() -> None:
     assert [answer.body for answer in client.received()] == [b"late", b"OWL", b"OWL"]
 
 
-async def test_what_is_pipelined_does_not_fill_the_memory() -> None:
+async def test_pipelining_takes_bounded_memory() -> None:
     front = Front()
     client = front.connect()
     await client.send(LATER)
@@ -39,7 +40,7 @@ async def test_what_is_pipelined_does_not_fill_the_memory() -> None:
     assert client.wire.producerState == "paused"
 
 
-async def test_a_client_that_pipelines_without_end_is_read_no_faster_than_it_is_answered() -> None:
+async def test_pipelined_requests_are_read_as_they_are_answered() -> None:
     front = Front()
     client = front.connect()
     await client.send(LATER)
@@ -53,7 +54,7 @@ async def test_a_client_that_pipelines_without_end_is_read_no_faster_than_it_is_
     assert len(client.received()) == 5
 
 
-async def test_a_poem_that_waits_behind_another_request_arrives_whole() -> None:
+async def test_a_poem_behind_another_request_arrives_whole() -> None:
     front = Front()
     client, poem = front.connect(), b"owl" * 50_000
     client.protocol.dataReceived((LATER + request("/transform/upper", poem))[: 10 * PIECE_BYTES])
@@ -64,7 +65,7 @@ async def test_a_poem_that_waits_behind_another_request_arrives_whole() -> None:
     assert [answer.body for answer in client.received()] == [b"late", poem.upper()]
 
 
-# What takes too long.
+# Deadlines.
 
 
 async def cut_off(front: Front, client: Client, after_s: float) -> None:
@@ -80,7 +81,7 @@ async def cut_off(front: Front, client: Client, after_s: float) -> None:
     "beginning",
     [b"P", HEAD, HEAD + b"X: y", HEAD + b"Content-Length: 3\r\n\r\now", CHUNKED, CHUNKED + b"3\r\nowl\r\n0\r\nX: "],
 )
-async def test_a_request_that_does_not_arrive_in_time_is_told_so(beginning: bytes) -> None:
+async def test_a_slow_request_gets_408(beginning: bytes) -> None:
     front = Front(request_timeout_s=5)
     client = front.connect()
     await client.send(beginning)
@@ -90,7 +91,7 @@ async def test_a_request_that_does_not_arrive_in_time_is_told_so(beginning: byte
     assert "request_timeout_s" in answer.problem["detail"]
 
 
-async def test_no_byte_gives_a_request_more_time() -> None:
+async def test_a_dripping_request_gains_no_time() -> None:
     front = Front(request_timeout_s=5)
     client = front.connect()
     for byte in (HEAD + b"X-Drip: drip drip")[:49]:
@@ -102,7 +103,7 @@ async def test_no_byte_gives_a_request_more_time() -> None:
     assert client.is_closed
 
 
-async def test_a_request_behind_another_one_has_its_time_from_when_it_is_its_turn() -> None:
+async def test_a_pipelined_request_has_its_deadline_from_its_turn() -> None:
     front = Front(request_timeout_s=5)
     client = front.connect()
     await client.send(LATER + HEAD + b"Content-Length: 3\r\n\r\now")
@@ -115,7 +116,7 @@ async def test_a_request_behind_another_one_has_its_time_from_when_it_is_its_tur
 
 
 @pytest.mark.parametrize("rest", [HEAD, CHUNKED + b"3\r\no"])
-async def test_so_it_is_where_a_whole_read_waits(rest: bytes) -> None:
+async def test_a_request_in_the_backlog_has_its_deadline_from_its_turn(rest: bytes) -> None:
     front = Front(request_timeout_s=5)
     client = front.connect()
     await client.send(LATER + OWL * (PIECE_BYTES // len(OWL) + 1) + rest)
@@ -127,7 +128,7 @@ async def test_so_it_is_where_a_whole_read_waits(rest: bytes) -> None:
     assert [answer.status for answer in client.received()] == [408]
 
 
-async def test_who_has_nothing_to_say_is_left_without_a_word() -> None:
+async def test_an_idle_connection_is_closed_silently() -> None:
     front = Front(idle_timeout_s=50, request_timeout_s=5)
     fresh, used = front.connect(), front.connect()
     await used.ask(OWL)
@@ -144,7 +145,7 @@ async def test_who_has_nothing_to_say_is_left_without_a_word() -> None:
         assert client.received() == []
 
 
-async def test_an_answer_has_all_the_time_that_the_service_gives_it() -> None:
+async def test_connection_timeouts_do_not_limit_a_transform() -> None:
     front = Front(idle_timeout_s=1, request_timeout_s=1, transform_timeout_s=60)
     client = front.connect()
     await client.send(LATER)
@@ -154,7 +155,7 @@ async def test_an_answer_has_all_the_time_that_the_service_gives_it() -> None:
     assert client.received()[0].body == b"late"
 
 
-async def test_a_body_that_nobody_wants_has_an_end_too() -> None:
+async def test_a_rejected_request_s_body_has_a_deadline() -> None:
     front = Front(request_timeout_s=5)
     client = front.connect()
     missing = request("/transform/uppr", b"owl" * 100)
@@ -163,7 +164,7 @@ async def test_a_body_that_nobody_wants_has_an_end_too() -> None:
     assert client.received() == [], "it has its answer"
 
 
-async def test_after_a_body_that_nobody_wanted_the_next_request_has_all_its_time() -> None:
+async def test_a_rejected_request_s_body_takes_no_time_from_the_next() -> None:
     front = Front(request_timeout_s=5, idle_timeout_s=50)
     client = front.connect()
     missing = request("/transform/uppr", b"owl" * 100)
@@ -172,21 +173,21 @@ async def test_after_a_body_that_nobody_wanted_the_next_request_has_all_its_time
     await cut_off(front, client, 50)
 
 
-async def test_who_does_not_read_is_cut_off() -> None:
+async def test_a_client_that_does_not_read_is_cut_off() -> None:
     front = Front(write_timeout_s=5)
     client = front.connect()
     await client.send(request("/transform/repeat:times=100", b"owl" * 1_000))
-    client.wire.producer.pauseProducing()
+    client.wire.producer.pauseProducing()  # type: ignore[union-attr]
     await client.send(request("/transform/repeat:times=100", b"owl" * 1_000))
     front.clock.advance(5.1)
     assert client.wire.disconnected
     client.leave()
 
 
-async def test_answers_that_nobody_reads_are_not_piled_up() -> None:
+async def test_unread_output_pauses_the_connection() -> None:
     front = Front(max_unread_output_bytes=100_000)
     client = front.connect()
-    client.wire.write = lambda data: client.wire.producer.pauseProducing()  # type: ignore[method-assign]
+    client.stop_reading()
     await client.send(request("/transform/repeat:times=100", b"owl" * 1_000) * 20)
     unread_bytes, state = client.protocol.unread_bytes, client.wire.producerState
     client.leave()  # else it would be waited for
@@ -194,10 +195,10 @@ async def test_answers_that_nobody_reads_are_not_piled_up() -> None:
     assert state == "paused"
 
 
-# Too much.
+# Limits.
 
 
-async def test_a_body_without_end_is_cut_at_the_limit() -> None:
+async def test_an_endless_body_is_rejected_at_the_limit() -> None:
     front = Front(max_request_bytes=100_000)
     client = front.connect()
     await client.send(CHUNKED)
@@ -209,7 +210,7 @@ async def test_a_body_without_end_is_cut_at_the_limit() -> None:
     assert client.is_closed
 
 
-async def test_what_would_be_too_long_is_refused_before_it_is_sent() -> None:
+async def test_an_announced_length_over_the_limit_is_rejected_at_once() -> None:
     front = Front(max_request_bytes=100)
     (answer,) = await front.ask(HEAD + b"Content-Length: 101\r\n\r\n")
     assert (answer.status, answer.problem["code"]) == (413, "too-large")
@@ -220,13 +221,13 @@ async def test_what_would_be_too_long_is_refused_before_it_is_sent() -> None:
     assert answer.status == 200
 
 
-async def test_a_body_byte_by_byte_is_no_abuse() -> None:
+async def test_one_byte_chunks_are_accepted() -> None:
     count = MAX_HEAD_BYTES // 4
     (answer,) = await Front().ask(CHUNKED + b"1\r\na\r\n" * count + b"0\r\n\r\n")
     assert answer.body == b"A" * count
 
 
-async def test_the_log_names_a_refused_client_once(log: Log) -> None:
+async def test_a_rejected_client_is_logged_once(log: Log) -> None:
     front = Front()
     await front.ask(b"garbage\r\n\r\n")
     assert front.metrics.requests
@@ -234,10 +235,10 @@ async def test_the_log_names_a_refused_client_once(log: Log) -> None:
     assert line.endswith(": bad-request: this is not an HTTP/1.1 request")
 
 
-# Who goes away.
+# Disconnects.
 
 
-async def test_a_client_that_is_gone_cancels() -> None:
+async def test_a_disconnect_cancels_the_request() -> None:
     front = Front()
     client = front.connect()
     await client.send(LATER + LATER)
@@ -247,7 +248,7 @@ async def test_a_client_that_is_gone_cancels() -> None:
     assert len(front.waiting) == 1, "what was next has not begun"
 
 
-async def test_it_cancels_also_behind_an_answered_request_and_before_another() -> None:
+async def test_a_disconnect_cancels_a_pipelined_request() -> None:
     front = Front()
     client = front.connect()
     await client.send(OWL + LATER + OWL)
@@ -256,7 +257,7 @@ async def test_it_cancels_also_behind_an_answered_request_and_before_another() -
     assert front.cancelled == 1
 
 
-async def test_who_has_sent_all_is_answered() -> None:
+async def test_a_half_closed_client_gets_every_answer() -> None:
     front = Front()
     client = front.connect()
     await client.send(LATER + OWL * 1_000 + HEAD)
@@ -268,14 +269,15 @@ async def test_who_has_sent_all_is_answered() -> None:
     assert client.is_closed
 
 
-async def test_who_may_be_gone_is_asked_without_harm() -> None:
+async def test_probing_a_half_closed_client_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PROBE_S", 0.01)
     front = Front()
     client, old = front.connect(), front.connect()
     await client.send(LATER)
     await old.send(LATER.replace(b"1.1", b"1.0"))
     for each in (client, old):
         each.protocol.readConnectionLost()
-    await asyncio.sleep(PROBE_S + 0.05)
+    await asyncio.sleep(0.05)
     for waiting in front.waiting:
         waiting.callback("late")
     for each in (client, old):
@@ -285,7 +287,7 @@ async def test_who_may_be_gone_is_asked_without_harm() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", HEAD, OWL, LATER, LATER + OWL, OWL + HEAD, b"garbage\r\n\r\n"])
-async def test_nothing_is_left_of_a_connection(sent: bytes) -> None:
+async def test_a_closed_connection_leaves_nothing(sent: bytes) -> None:
     front = Front()
     client = front.connect()
     await client.send(sent)
@@ -300,10 +302,10 @@ async def test_nothing_is_left_of_a_connection(sent: bytes) -> None:
     assert not front.clock.getDelayedCalls()
 
 
-# The server stops.
+# Shutdown.
 
 
-async def test_a_server_that_stops_answers_what_it_has_and_says_so() -> None:
+async def test_shutdown_answers_complete_requests_then_closes() -> None:
     front = Front()
     idle, busy = front.connect(), front.connect()
     await idle.ask(OWL)
@@ -320,7 +322,7 @@ async def test_a_server_that_stops_answers_what_it_has_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("begun", [HEAD, HEAD + b"Content-Length: 3\r\n\r\now"])
-async def test_what_has_not_arrived_when_the_server_stops_may_be_sent_elsewhere(begun: bytes) -> None:
+async def test_shutdown_rejects_an_incomplete_request(begun: bytes) -> None:
     front = Front()
     client, behind = front.connect(), front.connect()
     await client.send(begun)
@@ -335,7 +337,7 @@ async def test_what_has_not_arrived_when_the_server_stops_may_be_sent_elsewhere(
         assert each.is_closed
 
 
-async def test_when_the_grace_period_is_over_what_is_left_is_answered_too() -> None:
+async def test_the_end_of_the_grace_period_answers_what_still_runs() -> None:
     front = Front(shutdown_grace_s=5)
     client = front.connect()
     await client.send(LATER)
@@ -347,7 +349,7 @@ async def test_when_the_grace_period_is_over_what_is_left_is_answered_too() -> N
     assert client.is_closed
 
 
-async def test_a_fault_of_the_application_is_in_the_log_and_not_in_the_answer(log: Log) -> None:
+async def test_an_application_error_is_logged_and_not_shown(log: Log) -> None:
     async def broken(scope: object, receive: object, send: object) -> None:
         raise RuntimeError("our fault")
 

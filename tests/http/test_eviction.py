@@ -51,7 +51,7 @@ async def test_a_connection_whose_request_is_still_unread_is_spared() -> None:
         theirs.sendall(b"G")
         front = Front(max_connections=2)
         first, second = front.connect(), front.connect()
-        first.wire.fileno = ours.fileno
+        first.wire.fileno = ours.fileno  # type: ignore[attr-defined]
         assert is_accepted(front)
         assert aborted(first, second) == [False, True]
         assert is_accepted(front)

@@ -54,7 +54,7 @@ ODD = [emphasize, backwards, quote]
     [load(Selection(distributions=frozenset())), registry_of(*ODD), registry_of()],
     ids=["built-in", "odd", "none"],
 )
-def test_it_is_valid(registry: Registry) -> None:
+def test_the_document_is_valid(registry: Registry) -> None:
     made = document(registry)
     OpenAPIV31SpecValidator(made).validate()
     assert set(registry.entries) == {
@@ -62,7 +62,7 @@ def test_it_is_valid(registry: Registry) -> None:
     }
 
 
-def test_the_whole_interface_is_described() -> None:
+def test_every_path_is_described() -> None:
     assert set(described()["paths"]) == {
         "/transform/{spec}",
         "/batch",
@@ -99,36 +99,36 @@ def test_an_operation_has_the_options_of_its_transform() -> None:
     assert described(*ODD)["paths"]["/transform/backwards"]["post"]["parameters"][0]["required"]
 
 
-def test_examples_of_the_poem_the_options_and_the_result_have_the_same_name() -> None:
+def test_an_example_has_one_name_throughout() -> None:
     operation = described(*ODD)["paths"]["/transform/emphasize"]["post"]
     assert operation["requestBody"]["content"]["text/plain"]["examples"]["example-2"] == {"value": "a cat"}
     answer = operation["responses"]["200"]["content"]["text/html"]
     assert answer["examples"]["example-2"] == {"value": "<i>a cat</i>"}
 
 
-def test_bytes_that_json_cannot_hold_are_no_example() -> None:
+def test_bytes_that_json_cannot_hold_are_left_out() -> None:
     operation = described(*ODD)["paths"]["/transform/backwards"]["post"]
     content = operation["requestBody"]["content"]["application/octet-stream"]
     assert content == {"schema": {}, "examples": {"example-1": {"value": "owl"}}}
     assert list(operation["responses"]["200"]["content"]) == ["application/octet-stream"]
 
 
-def test_what_is_deterministic_may_be_asked_for_with_get() -> None:
+def test_only_deterministic_transforms_have_get() -> None:
     paths = described(*ODD)["paths"]
     assert set(paths["/transform/emphasize"]) == {"get", "post"}
     assert set(paths["/transform/backwards"]) == {"post"}
     assert "poem" in [parameter.get("name") for parameter in paths["/transform/emphasize"]["get"]["parameters"]]
 
 
-def test_an_option_called_poem_leaves_no_place_for_the_poem_of_a_get() -> None:
+def test_an_option_called_poem_rules_out_get() -> None:
     assert set(described(*ODD)["paths"]["/transform/quote"]) == {"post"}
 
 
-def test_the_limit_is_told() -> None:
+def test_the_size_limit_is_stated() -> None:
     assert "4096 bytes" in described(*ODD)["paths"]["/transform/quote"]["post"]["requestBody"]["description"]
 
 
-def test_every_error_is_a_problem_with_the_codes_that_go_with_its_status() -> None:
+def test_each_status_lists_its_codes() -> None:
     made = described(*ODD)
     responses = made["paths"]["/transform/{spec}"]["post"]["responses"]
     assert {"400", "404", "409", "413", "422", "429", "500", "502", "503", "504"} <= set(responses)
@@ -140,7 +140,7 @@ def test_every_error_is_a_problem_with_the_codes_that_go_with_its_status() -> No
     assert "404" not in made["paths"]["/transform/quote"]["post"]["responses"]
 
 
-def test_a_listing_is_valid_by_its_own_schema() -> None:
+def test_a_listing_matches_its_schema() -> None:
     schemas = described()["components"]
     schema = {"$ref": "#/components/schemas/Listing", "components": schemas}
     listed = json.loads(json.dumps(listing.to_json(registry_of(*ODD))))

@@ -8,7 +8,7 @@ from xformd.errors import Busy, ConnectionLost, NoSuchTransform, ShuttingDown, T
 from xformd.http import problems
 
 
-def test_a_problem_says_what_the_error_says() -> None:
+def test_a_problem_has_the_members_of_its_error() -> None:
     assert problems.problem(NoSuchTransform("no 'uppr'; did you mean 'upper'?"), "7e57") == {
         "type": "urn:xformd:error:no-such-transform",
         "title": "no such transform",
@@ -20,28 +20,28 @@ def test_a_problem_says_what_the_error_says() -> None:
     }
 
 
-def test_it_says_no_more_than_is_known() -> None:
+def test_unknown_members_are_left_out() -> None:
     assert {"request_id", "retry_after_ms", "nearest"}.isdisjoint(problems.problem(TooLarge("it is")))
     assert "nearest" not in problems.problem(TooLarge("did you mean 'upper'?"))
 
 
-def test_what_http_has_no_status_for_is_a_fault_of_ours() -> None:
+def test_an_error_without_http_status_is_a_500() -> None:
     assert problems.problem(ConnectionLost("it broke"))["status"] == 500
 
 
-def test_what_only_http_has_a_word_for_has_its_title() -> None:
+def test_an_http_problem_has_the_title_of_its_status() -> None:
     problem = problems.http_problem(405, "PUT is not here", "7e57")
     assert (problem["status"], problem["title"], problem["code"]) == (405, "method not allowed", "bad-request")
 
 
 @pytest.mark.parametrize(("wait_ms", "wait_s"), [(1, b"1"), (1_000, b"1"), (1_001, b"2")])
-def test_when_to_ask_again_is_rather_too_late_than_too_early(wait_ms: int, wait_s: bytes) -> None:
+def test_retry_after_is_rounded_up(wait_ms: int, wait_s: bytes) -> None:
     problem = problems.problem(Busy("the queue is full", retry_after_ms=wait_ms))
     assert problem["retry_after_ms"] == wait_ms
     assert dict(problems.headers(problem))[b"retry-after"] == wait_s
 
 
-def test_a_whole_answer_says_that_it_is_the_last() -> None:
+def test_a_raw_response_closes_the_connection() -> None:
     head, _, body = problems.raw_response(503, ShuttingDown.not_started()).partition(b"\r\n\r\n")
     assert head.split(b"\r\n") == [
         b"HTTP/1.1 503 Service Unavailable",

@@ -1,4 +1,4 @@
-"""Raw requests, good and bad: each gets what it must, however it is split, and no fault of ours comes to light."""
+"""Raw requests, good and bad: each gets its answer, however it is split, and causes no internal error."""
 
 import pytest
 
@@ -12,7 +12,7 @@ GOOD = http_front.request("/transform/upper", b"still here")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_what_a_request_gets(case: Case, log: Log) -> None:
+async def test_each_request_gets_its_answer(case: Case, log: Log) -> None:
     client = Front().connect()
     await client.send(case.send)
     await expect(client, case)
@@ -20,14 +20,14 @@ async def test_what_a_request_gets(case: Case, log: Log) -> None:
 
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-async def test_it_is_the_same_byte_by_byte(case: Case) -> None:
+async def test_bytes_sent_singly_get_the_same(case: Case) -> None:
     client = Front().connect()
     await client.send(case.send, step=1)
     await expect(client, case)
 
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-async def test_it_is_the_same_at_every_split(case: Case) -> None:
+async def test_every_split_gets_the_same(case: Case) -> None:
     front = Front()
     for end in range(1, len(case.send)):
         client = front.connect()
@@ -37,7 +37,7 @@ async def test_it_is_the_same_at_every_split(case: Case) -> None:
 
 
 async def expect(client: Client, case: Case) -> None:
-    """Hold what came against what must come."""
+    """Compare the answers with those of the case, and check whether the connection is still usable."""
     found = client.received()
     assert [answer.status for answer in found] == [*case.status]
     for answer in found:

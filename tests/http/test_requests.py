@@ -1,9 +1,17 @@
-"""What a request asks for: headers and queries at their bounds, which few clients send."""
+"""What a request says: headers and queries at their bounds, and the transforms that it names."""
 
+from typing import Any
+
+import attrs
 import pytest
 
-from xformd.errors import BadRequest
+from support.registries import registry_of
+from xformd import BadOptions, GibberishError, transform
+from xformd.errors import BadRequest, TooLarge
 from xformd.http import requests
+from xformd.http.requests import MAX_QUERY_POEM_BYTES, TransformRequest, matches_etag, take_poem
+from xformd.plugins.registry import Entry, Registry
+from xformd.spec import parse_readable
 
 
 @pytest.mark.parametrize("value", [b"0", b"000", b"-1", b"1.5", b"1ms", b"1\n", b"1" * 13, b""])
@@ -12,27 +20,117 @@ def test_a_timeout_is_a_whole_number_above_0(value: bytes) -> None:
         requests.timeout_s({b"x-timeout-ms": value})
 
 
-def test_the_longest_timeout_is_the_one_that_is_named() -> None:
+def test_the_longest_timeout_is_accepted() -> None:
     assert requests.timeout_s({b"x-timeout-ms": b"%d" % requests.MAX_TIMEOUT_MS}) == requests.MAX_TIMEOUT_MS / 1_000
 
 
-def test_an_id_has_no_line_of_its_own() -> None:
+def test_a_request_id_with_a_line_break_is_replaced() -> None:
     assert requests.request_id({b"x-request-id": b"7e57\n"}) != "7e57\n"
 
 
-def test_a_query_has_so_many_parameters() -> None:
+def test_the_number_of_parameters_is_bounded() -> None:
     assert len(requests.read_query(b"&".join(b"k%d=" % number for number in range(1_000)))) == 1_000
     with pytest.raises(BadRequest, match="malformed"):
         requests.read_query(b"&".join(b"k%d=" % number for number in range(1_001)))
 
 
-def test_what_is_given_twice_is_named() -> None:
+def test_a_repeated_parameter_is_named() -> None:
     with pytest.raises(BadRequest, match="'width' is given twice"):
         requests.read_query(b"fill=*&width=1&width=2")
 
 
 @pytest.mark.parametrize("charset", [b'"utf-8\0"', b"x" * 10_000, b"zlib"])
-def test_a_charset_that_is_none_is_told_in_short(charset: bytes) -> None:
+def test_an_unknown_charset_is_quoted_briefly(charset: bytes) -> None:
     with pytest.raises(BadRequest, match="send UTF-8") as raised:
         requests.charset({b"content-type": b"text/plain; charset=" + charset})
     assert len(raised.value.message) < 100
+
+
+@transform(deterministic=True)
+def text(poem: str, *, width: int = 1) -> str:
+    """Take text."""
+    return poem
+
+
+@transform(media_type="image/png")
+def image(poem: bytes) -> bytes:
+    """Return bytes."""
+    return poem
+
+
+def transform_request(spec: str, **plugin: Any) -> TransformRequest:
+    registry = registry_of(text, image)
+    entries = {
+        name: Entry(each.transform, attrs.evolve(each.plugin, **plugin)) for name, each in registry.entries.items()
+    }
+    return TransformRequest.from_spec(parse_readable(spec), Registry(entries, registry.plugins))
+
+
+def test_the_last_transform_has_the_media_type() -> None:
+    assert transform_request("text+image").media_type == b"image/png"
+    assert transform_request("image+text").media_type == b"text/plain; charset=utf-8"
+
+
+def test_the_first_transform_decides_about_the_charset() -> None:
+    headers = {b"content-type": b"text/plain; charset=latin-1"}
+    assert transform_request("text+image").decode(b"\xe9", headers, 100) == "é".encode()
+    assert transform_request("image+text").decode(b"\xe9", headers, 100) == b"\xe9"
+    with pytest.raises(GibberishError, match="ascii"):
+        transform_request("text").decode(b"\xe9", {b"content-type": b"text/plain; charset=ascii"}, 100)
+
+
+def test_a_pipeline_is_as_deterministic_as_every_step() -> None:
+    assert transform_request("text+text").is_deterministic
+    assert not transform_request("text+image").is_deterministic
+    assert not transform_request("image+text").is_deterministic
+
+
+def test_a_plugin_without_a_version_has_a_dash() -> None:
+    assert transform_request("text+image", version="").versions == b"text/-+image/-"
+
+
+def test_whatever_changes_the_result_changes_its_tag() -> None:
+    html = registry_of(attrs.evolve(text, media_type="text/html"))
+    tags = {
+        transform_request("text").etag(b"owl"),
+        transform_request("text").etag(b"cat"),
+        transform_request("text:width=2").etag(b"owl"),
+        transform_request("text", version="2.0").etag(b"owl"),
+        TransformRequest.from_spec(parse_readable("text"), html).etag(b"owl"),
+    }
+    assert len(tags) == 5
+    assert transform_request("text").etag(b"owl") in tags
+
+
+def test_a_result_without_a_version_has_no_tag() -> None:
+    assert transform_request("text", version="").etag(b"owl") is None
+
+
+def test_options_are_checked_without_a_poem() -> None:
+    transform_request("text:width=2+image").check_options()
+    with pytest.raises(BadOptions, match="width"):
+        transform_request("image+text:width=wide").check_options()
+
+
+def test_a_poem_in_a_url_is_measured_in_bytes() -> None:
+    longest = "é" * (MAX_QUERY_POEM_BYTES // 2)
+    assert take_poem({"poem": longest}, 2 * MAX_QUERY_POEM_BYTES)
+    for poem, max_bytes in ((longest + "a", 2 * MAX_QUERY_POEM_BYTES), ("ééa", 4)):
+        with pytest.raises(TooLarge):
+            take_poem({"poem": poem}, max_bytes)
+
+
+def test_a_text_is_measured_in_utf_8() -> None:
+    headers = {b"content-type": b"text/plain; charset=latin-1"}
+    assert transform_request("text").decode(b"\xe9" * 50, headers, 100) == "é".encode() * 50
+    with pytest.raises(TooLarge, match="102 bytes in UTF-8"):
+        transform_request("text").decode(b"\xe9" * 51, headers, 100)
+
+
+@pytest.mark.parametrize(
+    ("given", "is_there"),
+    [(b" * ", True), (b'"a"', True), (b'"b" , W/"a"', True), (b'"b"', False), (b"", False), (b'"*"', False)],
+)
+def test_if_none_match_is_compared(given: bytes, is_there: bool) -> None:
+    assert matches_etag({b"if-none-match": given}, b'"a"') is is_there
+    assert not matches_etag({}, b'"a"')

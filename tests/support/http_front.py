@@ -30,7 +30,7 @@ from xformd.telemetry.status import ServerStatus, WorkerHistory
 HERE = IPv4Address("TCP", "127.0.0.1", 1)
 
 READ_BYTES = 65_536
-"""What Twisted takes from a socket at a time."""
+"""What Twisted reads from a socket at a time."""
 
 _STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d) [^\r\n]*\r\n")
 _WELL = ServerStatus(
@@ -52,7 +52,7 @@ class Answer:
     Args:
         status: of HTTP.
         headers: names in lower case.
-        body: without what framed it.
+        body: without its framing.
     """
 
     status: int
@@ -67,11 +67,11 @@ class Answer:
 
 
 def answers(data: bytes, *, to_head: bool = False) -> list[Answer]:
-    """Read answers, all of them whole.
+    """Parse answers, all of them complete.
 
     Args:
-        data: what a server has sent.
-        to_head: whether the last was asked for without its body.
+        data: everything that the server has sent.
+        to_head: whether the last answers a HEAD, and has no body.
     """
     return list(_answers(data, to_head))
 
@@ -115,7 +115,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Give all raw requests."""
+    """Return all raw requests."""
     table = tomllib.loads((Path(__file__).parents[1] / "data" / "http.toml").read_text())
     return [_case(each) for each in table["request"]]
 
@@ -136,25 +136,25 @@ def _case(given: Mapping[str, Any]) -> Case:
 
 @transform(inline=True, deterministic=True)
 def upper(poem: str) -> str:
-    """Raise the voice."""
+    """Return upper case."""
     return poem.upper()
 
 
 @transform(inline=True, deterministic=True, media_type="text/html")
 def markup(poem: str) -> str:
-    """Make a document."""
+    """Return HTML."""
     return f"<p>{poem}</p>"
 
 
 @transform(inline=True, deterministic=True)
 def wrap(poem: str, *, width: int = 10, fill: str = ".") -> str:
-    """Fill up."""
+    """Pad the poem."""
     return poem.ljust(width, fill)
 
 
 @transform(inline=True, deterministic=True)
 def repeat(poem: str, *, times: int) -> str:
-    """Say it again."""
+    """Repeat the poem."""
     return poem * times
 
 
@@ -166,7 +166,7 @@ def backwards(poem: bytes) -> bytes:
 
 @transform(inline=True)
 def dice(poem: str) -> str:
-    """Be another one every time."""
+    """Promise nothing about the result."""
     return poem
 
 
@@ -184,9 +184,8 @@ def raises(poem: str) -> str:
 
 @implementer(IHalfCloseableDescriptor)
 class Wire(StringTransport):
-    """The server's side of a connection. Its peer takes what it holds when the test says so."""
+    """The server's side of a connection; the test decides what the peer does."""
 
-    is_full = False
     write_closed = False
 
     def loseWriteConnection(self) -> None:
@@ -201,13 +200,12 @@ class Wire(StringTransport):
 
 
 class Client:
-    """One connection to the front, from the other side."""
+    """A client of the front, on one connection."""
 
     def __init__(self, front: "Front") -> None:
-        self.wire = Wire()
-        protocol = front.factory.buildProtocol(HERE)
-        assert protocol is not None
-        self.protocol = protocol
+        self.wire = Wire()  # type: ignore[no-untyped-call]
+        self.protocol: Any = front.factory.buildProtocol(HERE)
+        assert self.protocol is not None
         self.protocol.makeConnection(self.wire)
 
     @property
@@ -236,27 +234,31 @@ class Client:
 
     @property
     def sent_bytes(self) -> int:
-        """How much the server has sent."""
+        """Number of bytes that the server has sent."""
         return len(self.wire.value())
 
     def received(self, *, to_head: bool = False) -> list[Answer]:
-        """Give the answers so far, and forget them."""
+        """Return the answers so far, and forget them."""
         found = answers(self.wire.value(), to_head=to_head)
         self.wire.clear()
         return found
 
     async def ask(self, data: bytes) -> list[Answer]:
-        """Send, and give what comes back."""
+        """Send data, and return the answers."""
         await self.send(data)
         return self.received()
 
+    def stop_reading(self) -> None:
+        """Fill the connection with the next write."""
+        self.wire.write = lambda data: self.wire.producer.pauseProducing()  # type: ignore[method-assign, union-attr]
+
     def leave(self) -> None:
-        """Be gone."""
+        """Disconnect."""
         self.protocol.connectionLost(Failure(ConnectionResetError()))
 
 
 class Front:
-    """A front with a few transforms, and one whose results the test decides."""
+    """A front with a few transforms, and ``later``, whose results the test fires."""
 
     def __init__(self, *, origins: frozenset[str] = frozenset(), application: Any = None, **limits: Any) -> None:
         self.clock = Clock()
@@ -267,7 +269,7 @@ class Front:
 
         @transform
         def later(poem: str) -> Deferred[str]:
-            """Wait for the test."""
+            """Return a Deferred that the test fires."""
             self.waiting.append(Deferred(self._cancel))
             return self.waiting[-1]
 
@@ -290,7 +292,7 @@ class Front:
         return Client(self)
 
     async def ask(self, data: bytes) -> list[Answer]:
-        """Send on a connection of its own, and give what comes back."""
+        """Send data on a new connection, and return the answers."""
         return await self.connect().ask(data)
 
     def _cancel(self, _: object) -> None:
@@ -298,13 +300,13 @@ class Front:
 
 
 def request(target: str, body: bytes | None = None, *, method: str | None = None, **headers: str | None) -> bytes:
-    """Write a request: a POST where there is a body.
+    """Build a request: a POST if there is a body.
 
     Args:
         target: path and query.
-        body: of a POST.
-        method: another one.
-        headers: with ``_`` for ``-``; None leaves one out.
+        body: of the request.
+        method: overrides GET or POST.
+        headers: with ``_`` for ``-``; None omits a header.
     """
     given: dict[str, str | None] = {"host": "a"}
     if body is not None:
@@ -316,5 +318,5 @@ def request(target: str, body: bytes | None = None, *, method: str | None = None
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test that needs a loop, on a new one, and not for long."""
+    """Run a test on a new event loop, with a time limit."""
     asyncio.run(asyncio.wait_for(test, 60))

@@ -1,4 +1,4 @@
-"""A browser that looks at the page, and what it complains of."""
+"""A browser with the page open, and what it reports on its console."""
 
 import contextlib
 import importlib.util
@@ -31,7 +31,7 @@ _ARGUMENTS = (
 
 
 def chromium() -> str:
-    """Give where the system's Chromium is, or skip the test."""
+    """Return the path of the system's Chromium, or skip the test."""
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("install playwright: pip install --group dev")
     path = shutil.which("chromium")
@@ -53,13 +53,13 @@ def browsing() -> Iterator["Browser"]:
 
 @attrs.define
 class Visit:
-    """Somebody who has the page open.
+    """A browser page that shows xformd's page.
 
     Attributes:
-        page: the browser's.
-        server: whose page it is.
-        address: of the page, without a fragment.
-        complaints: of the console: errors, warnings and what the policy did not allow.
+        page: Playwright's.
+        server: serves the page.
+        address: the page's URL without a fragment.
+        complaints: errors, warnings and violations of the policy, from the console.
     """
 
     page: "Page"
@@ -73,28 +73,28 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def open(self, fragment: str = "") -> None:
-        """Open it, and wait for the transforms and the first answer."""
+        """Open the page, and wait for the list of transforms."""
         self.page.goto(f"{self.address}{fragment}")
         self.page.locator("#transforms .transform").first.wait_for(state="attached")
 
     def result(self) -> "Locator":
-        """Give where the result stands."""
+        """Return the result."""
         return self.page.locator("#result")
 
     def poem(self) -> "Locator":
-        """Give the field for the poem."""
+        """Return the field of the poem."""
         return self.page.get_by_role("textbox", name="Poem")
 
     def field(self, label: str) -> "Locator":
-        """Give the field of an option, by what it is called."""
+        """Return the field of an option, by its label."""
         return self.page.locator("#steps").get_by_label(label)
 
     def steps(self) -> list[str]:
-        """Give the names of the pipeline's steps."""
+        """Return the names of the pipeline's steps."""
         return self.page.locator(".step-name").all_inner_texts()
 
     def step(self, number: int) -> "Locator":
-        """Give the card of a step; the first is 1."""
+        """Return the card of a step; the first is 1."""
         return self.page.locator(".step").nth(number - 1)
 
     def choose(self, name: str) -> None:
@@ -106,26 +106,26 @@ class Visit:
         self.page.get_by_role("button", name=f"Add {name} as a step", exact=True).click()
 
     def write(self, poem: str) -> None:
-        """Write a poem."""
+        """Fill in a poem."""
         self.poem().fill(poem)
 
     def shows(self, text: str) -> None:
-        """Check that a text becomes the result."""
+        """Wait until the result is this text."""
         self.becomes("#result", text)
 
     def becomes(self, selector: str, text: str) -> None:
-        """Check that a text becomes all that an element says."""
+        """Wait until an element's whole text is this."""
         from playwright.sync_api import expect
 
         expect(self.page.locator(selector)).to_have_js_property("textContent", text)
 
     def stop_the_clock(self) -> None:
-        """Let time pass in the page only where a test says so."""
+        """Stop the page's clock: from now on the test moves it."""
         self.page.clock.install(time=0)
         self.page.clock.pause_at(1)
 
-    def is_refused(self, times: int = 1) -> None:
-        """Take it that the server refused something, which the browser itself says on the console."""
+    def expect_rejection(self, times: int = 1) -> None:
+        """Expect failed requests, which the browser reports on the console by itself."""
         refused = [
             line for line in self.complaints if line.startswith("Failed to load resource") and "/transform/" in line
         ]
@@ -139,7 +139,7 @@ class Visit:
 
 
 def run_in_shell(command: str, folder: Path) -> str:
-    """Run what somebody has copied, and give what it prints."""
+    """Run a copied command, and return its output."""
     environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, timeout=DEADLINE_S, check=False

@@ -1,4 +1,4 @@
-"""The page as one document, and the policy that it comes with."""
+"""The endpoints that only read: health, and the page as one document with its policy."""
 
 import base64
 import hashlib
@@ -7,11 +7,74 @@ import zipfile
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
 from support.http_front import Front, request
-from xformd.http.endpoints import build_page
+from xformd.http.application import HttpDependencies, make_monitoring_application
+from xformd.http.endpoints import HealthEndpoints, build_page, readiness
+from xformd.telemetry.status import ServerStatus, WorkerHistory
+
+WELL = ServerStatus(
+    queue_length=0,
+    max_queue=2,
+    workers={"idle": 1},
+    proven_workers=1,
+    needs_workers=True,
+    history=WorkerHistory(),
+    quarantined=frozenset(),
+    in_flight=3,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_stopping", "verdict", "reasons"),
+    [
+        ({}, False, "ready", []),
+        ({}, True, "not ready", ["the server is stopping"]),
+        ({"proven_workers": 0}, False, "not ready", ["no worker is ready; if that lasts, see the log"]),
+        ({"proven_workers": 0, "needs_workers": False}, False, "ready", []),
+        ({"queue_length": 1}, False, "ready", []),
+        ({"queue_length": 2}, False, "not ready", ["the queue is full: 2 jobs are waiting"]),
+        ({"quarantined": {"b", "a"}}, False, "degraded", [f"transform {name} is in quarantine" for name in "ab"]),
+        ({"quarantined": {"a"}}, True, "not ready", ["the server is stopping", "transform a is in quarantine"]),
+    ],
+)
+def test_readiness_follows_the_status(
+    changes: dict[str, Any], is_stopping: bool, verdict: str, reasons: list[str]
+) -> None:
+    status = attrs.evolve(WELL, **changes)
+    assert readiness(status, is_stopping=is_stopping) == {
+        "status": verdict,
+        "reasons": reasons,
+        "quarantined": sorted(status.quarantined),
+        "workers": {"idle": 1},
+        "queue_length": status.queue_length,
+        "in_flight": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "is_stopping", "code"),
+    [(WELL, False, 200), (attrs.evolve(WELL, quarantined=frozenset("a")), False, 200), (WELL, True, 503)],
+)
+async def test_readyz_has_the_status_code_of_readiness(status: ServerStatus, is_stopping: bool, code: int) -> None:
+    front = watched(HealthEndpoints(lambda: status, lambda: is_stopping))
+    for target, expected in (("/livez", 200), ("/readyz", code)):
+        (answer,) = await front.ask(request(target))
+        assert (answer.status, answer.headers["cache-control"]) == (expected, "no-store")
+
+
+def watched(health: HealthEndpoints) -> Front:
+    """Return a front with the monitoring endpoints only."""
+    whole = Front()
+    parts = HttpDependencies(
+        service=whole.service, metrics=whole.metrics, limits=whole.limits, health=health, render_metrics=lambda: b"1"
+    )
+    return Front(application=make_monitoring_application(parts))
+
 
 MOST_BYTES = 100_000
 ROOT = Path(__file__).parents[2]
@@ -40,13 +103,13 @@ def directives(policy: str) -> dict[str, str]:
     return dict(part.strip().partition(" ")[::2] for part in policy.split(";"))
 
 
-def test_the_page_is_small_and_made_once() -> None:
+def test_the_page_is_small_and_built_once() -> None:
     document, _ = build_page()
     assert len(document) < MOST_BYTES
     assert build_page() is build_page()
 
 
-def test_the_document_has_one_style_and_one_script_with_every_source_in_them() -> None:
+def test_every_source_is_inlined() -> None:
     inline = Outline(build_page()[0].decode()).inline
     assert [len(inline[kind]) for kind in ("style", "script")] == [1, 1]
     for name in SOURCES:
@@ -55,7 +118,7 @@ def test_the_document_has_one_style_and_one_script_with_every_source_in_them() -
             assert text in inline["style" if name.endswith(".css") else "script"][0], name
 
 
-def test_the_policy_knows_the_style_and_the_script_by_their_hashes() -> None:
+def test_the_policy_has_the_hashes_of_style_and_script() -> None:
     document, policy = build_page()
     for kind, (text,) in Outline(document.decode()).inline.items():
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -77,7 +140,7 @@ def test_the_policy_allows_nothing_else() -> None:
     }
 
 
-def test_the_document_asks_for_nothing_from_elsewhere() -> None:
+def test_the_page_loads_nothing_else() -> None:
     for tag, attributes in Outline(build_page()[0].decode()).tags:
         for name in ("src", "href", "action", "srcset", "data"):
             value = attributes.get(name) or "#"
@@ -85,14 +148,14 @@ def test_the_document_asks_for_nothing_from_elsewhere() -> None:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
 
 
-def test_the_script_makes_no_markup_of_text() -> None:
+def test_the_script_parses_no_markup() -> None:
     script = Outline(build_page()[0].decode()).inline["script"][0]
     dangerous = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|srcdoc|DOMParser|setHTML"
     assert re.findall(dangerous, script) == []
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_source_is_a_page_that_one_can_read(name: str) -> None:
+def test_a_source_is_short(name: str) -> None:
     lines = (files("xformd.http") / "page" / name).read_text().splitlines()
     assert len(lines) < 300
 

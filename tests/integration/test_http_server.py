@@ -19,7 +19,7 @@ from support.hostile import Hostile, hostile_server, new_marker
 from support.http_client import HTTP, Http, connect, exchange
 from support.http_front import request
 from support.packages import Environment
-from support.processes import DEADLINE_S, VERSES, environment, read_to_end, serving, wait_until, xformd, xformd_process
+from support.processes import DEADLINE_S, VERSES, environment, read_to_end, serving, wait_until, xformd_process
 from support.session_client import abort, step
 
 OWL = request("/transform/upper", b"owl")
@@ -232,21 +232,19 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
         assert server.ask(b"9:upper.owl,") == b"3:OWL,"
 
 
-def test_a_port_in_use_is_reported(tmp_path: Path) -> None:
-    with serving(tmp_path, "--plugins=none", *HTTP) as server:
-        place = urlsplit(server.http)
-        second = xformd("serve", "--port", "0", "--http", f"tcp:{place.port}:interface=127.0.0.1")
+def test_a_port_in_use_is_reported(hostile: Hostile) -> None:
+    port = urlsplit(hostile.server.http).port
+    second = xformd_process("serve", "--port", "0", "--http", f"tcp:{port}:interface=127.0.0.1")
     assert second.returncode == 69
     assert b"is another server running there?" in second.stderr
 
 
-def test_http_client_of_the_standard_library_works(tmp_path: Path) -> None:
-    with serving(tmp_path, "--plugins=none", *HTTP) as server:
-        connection = http.client.HTTPConnection(urlsplit(server.http).netloc, timeout=DEADLINE_S)
-        for _ in range(3):
-            connection.request("POST", "/transform/upper", iter([b"o", b"wl"]), encode_chunked=True)
-            assert connection.getresponse().read() == b"OWL"
-        connection.close()
+def test_http_client_of_the_standard_library_works(hostile: Hostile) -> None:
+    connection = http.client.HTTPConnection(urlsplit(hostile.server.http).netloc, timeout=DEADLINE_S)
+    for _ in range(3):
+        connection.request("POST", "/transform/upper", iter([b"o", b"wl"]), encode_chunked=True)
+        assert connection.getresponse().read() == b"OWL"
+    connection.close()
 
 
 @pytest.mark.slow

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xformd.errors import BadRequest
-from xformd.spec import MAX_SPEC_BYTES, MAX_STEPS, Spec, Step, build, parse, parse_readable
+from xformd.spec import (
+    MAX_REMEMBERED,
+    MAX_SPEC_BYTES,
+    MAX_STEPS,
+    SHORT_CHARACTERS,
+    Spec,
+    SpecCache,
+    Step,
+    build,
+    parse,
+    parse_readable,
+)
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -105,3 +116,22 @@ def test_options_with_their_own_types_join_the_spec() -> None:
 def test_options_that_cannot_join_the_spec_are_rejected(transform: str, options: dict[str, object], says: str) -> None:
     with pytest.raises(BadRequest, match=says):
         build(transform, options)
+
+
+def test_a_cache_of_specs_is_bounded_in_number_and_length() -> None:
+    cache: SpecCache[bytes, int] = SpecCache()
+    for number in range(2 * MAX_REMEMBERED + 10):
+        assert cache.remember(b"%d" % number, number) == number
+        assert len(cache) <= MAX_REMEMBERED
+    assert cache[b"%d" % (2 * MAX_REMEMBERED + 9)] == 2 * MAX_REMEMBERED + 9
+    cache.remember(b"x" * SHORT_CHARACTERS, 1)
+    cache.remember(b"x" * (SHORT_CHARACTERS + 1), 1)
+    assert [len(key) for key in cache if key.startswith(b"x")] == [SHORT_CHARACTERS]
+
+
+def test_a_cache_measures_a_spec_as_it_is_written() -> None:
+    cache: SpecCache[Spec, int] = SpecCache()
+    short, long = parse("upper"), parse("upper:k=" + "v" * SHORT_CHARACTERS)
+    cache.remember(short, 1)
+    cache.remember(long, 2)
+    assert dict(cache) == {short: 1}

@@ -106,16 +106,6 @@ def test_long_words_are_not_prepared() -> None:
     assert service.prepare_call(b"upper k=" + b"v" * (SHORT_CHARACTERS - 7)) is None
 
 
-def test_words_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xformd.spec.MAX_REMEMBERED", 10)
-    side = Side()
-    side.send(OPENING)
-    for number in range(1, 100):
-        side.send(encode(b"%d upper timeout=%d.a" % (number, number)))
-        assert len(side.service._generation.prepared_calls) <= 10
-    assert side.wire.value().count(b" ok.A,") == 99
-
-
 @pytest.mark.parametrize("is_careful", [False, True])
 def test_a_slow_inline_transform_is_logged_once_a_minute(is_careful: bool, log: Log) -> None:
     side = Side(is_careful=is_careful)

@@ -1,7 +1,6 @@
 """Sessions on the server, in memory."""
 
 import itertools
-import json
 
 import pytest
 from hypothesis import given
@@ -457,46 +456,3 @@ def test_output_that_is_about_to_be_sent_counts_as_unread(server: MemoryServer, 
     while client.protocol.unread_bytes:
         client.wire.taken()
     assert pool.poems() == [b"x"]
-
-
-def test_cancel_takes_a_request_from_the_queue(server: MemoryServer, pool: Pool) -> None:
-    client = MemorySession(server)
-    client.ask(1, poem=b"1")
-    client.ask(2, poem=b"2")
-    client.control(2, "cancel")
-    assert client.replies() == {2: xformd.Cancelled}
-    pool.worker_of(b"1").answer()
-    assert client.replies() == {1: b"1"}
-    assert pool.poems() == [b"1"]
-
-
-def test_a_lost_session_takes_its_jobs_along(server: MemoryServer, pool: Pool) -> None:
-    client, other = MemorySession(server), MemorySession(server)
-    client.ask(1, poem=b"1")
-    client.ask(2, poem=b"2")
-    other.ask(1, poem=b"other")
-    worker = pool.worker_of(b"1")
-    client.lose()
-    assert worker.killed
-    pool.worker_of(b"other").answer()
-    assert other.replies() == {1: b"other"}
-    assert b"2" not in pool.poems()
-    worker.end()
-    pool.make_ready()
-
-
-def test_a_dead_worker_does_not_end_the_session(server: MemoryServer, pool: Pool) -> None:
-    client = MemorySession(server)
-    client.ask(1, poem=b"1")
-    client.ask(2, poem=b"2")
-    pool.worker_of(b"1").end()
-    pool.worker_of(b"2").answer()
-    assert client.replies() == {1: xformd.TransformDied, 2: b"2"}
-
-
-@pytest.mark.usefixtures("pool")
-def test_the_list_has_the_state_of_each_transform(server: MemoryServer) -> None:
-    client = MemorySession(server)
-    client.control(1, "list")
-    listed = json.loads(client.replies()[1])
-    assert {described["state"] for described in listed["transforms"]} == {"active"}

@@ -534,24 +534,6 @@ def test_only_plain_cacheable_requests_are_prepared(world: World) -> None:
     assert proxy.prepare_call(b"steady timeout=100") is not None
 
 
-def test_prepared_requests_are_remembered_within_bounds(world: World) -> None:
-    proxy = world.proxy()
-    for number in range(2000):
-        proxy.prepare_call(b"steady timeout=%d" % number)
-        proxy.xform(parse(f"steady:x={number}"), b"")
-    assert len(proxy._prepared_calls) <= 1024
-    assert len(proxy._key_prefixes) <= 1024
-    proxy.prepare_call(b"steady timeout=1999")
-    assert proxy.prepare_call(b"steady timeout=1998") is proxy.prepare_call(b"steady timeout=1998")
-    kept = proxy.prepare_call(b"steady timeout=1")
-    proxy.prepare_call(b"steady timeout=2")
-    assert proxy.prepare_call(b"steady timeout=1") is kept
-    remembered = [spec for spec in proxy._key_prefixes if "x=" in str(spec)]
-    assert len(remembered) > 900
-    proxy.xform(parse("steady:x=" + "1" * 300), b"")
-    assert [spec for spec in proxy._key_prefixes if "x=" in str(spec)] == remembered
-
-
 def test_a_prepared_call_finishes_with_a_result_or_an_error(world: World, log: Log) -> None:
     ready = world.proxy().prepare_call(b"steady")
     assert ready is not None

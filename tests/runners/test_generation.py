@@ -15,7 +15,7 @@ from xformd.errors import Cancelled
 from xformd.runners.generation import Generation, RequestsInFlight
 from xformd.runners.inline import InlineRunner
 from xformd.runners.policy import MAX_DEATHS, Placement, Quarantine
-from xformd.spec import MAX_REMEMBERED, parse
+from xformd.spec import parse
 
 
 @transform
@@ -91,16 +91,6 @@ def test_a_plan_is_made_once_and_not_for_what_means_nothing(workers: Workers) ->
         generation.plan(parse("plain+nope"))
     with pytest.raises(BadOptions):
         generation.plan(parse("plain:times=x"))
-
-
-def test_plans_take_a_bounded_place(workers: Workers) -> None:
-    generation = make(workers)
-    for number in range(2 * MAX_REMEMBERED + 10):
-        generation.plan(parse(f"plain:times={number}"))
-    assert len(generation._plans) <= MAX_REMEMBERED
-    long = parse("+".join(["plain"] * 30) + "+plain:times=" + "1" * 200)
-    generation.plan(long)
-    assert long not in generation._plans
 
 
 def test_room_for_results_is_told_to_the_workers(workers: Workers) -> None:

@@ -5,14 +5,11 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
-from support.fakes import REGISTRY
 from support.live import DEADLINE_S, WORKER, Live, live
 from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed
-from xformd.plugins.selection import EVERYTHING
 from xformd.runners import messages
 from xformd.runners import worker as module
 from xformd.wire import netstring
@@ -196,23 +193,6 @@ def test_a_broken_channel_is_gone() -> None:
         ours.close()
         with pytest.raises(module._Gone):
             module._Channel(theirs).receive()
-
-
-def test_specs_are_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Channel:
-        sent: ClassVar[list[bytes]] = []
-
-        def send(self, data: bytes) -> None:
-            self.sent.append(data)
-
-    monkeypatch.setattr("xformd.spec.MAX_REMEMBERED", 10)
-    monkeypatch.setattr(module, "_limit_memory", lambda _: None)
-    setup = messages.WorkerSetup(selection=EVERYTHING, max_request_bytes=100, max_result_bytes=100, memory_bytes=1)
-    job = module._JobRunner(REGISTRY, setup, Channel())  # type: ignore[arg-type]
-    for steps in range(1, 31):
-        job.run(b"%d %b.a" % (steps, b"+".join([b"upper"] * steps)))
-        assert len(job._plans) <= 10
-        assert Channel.sent[-1] == netstring.encode(b"%d ok.A" % steps)
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def _reason(error: OSError) -> str:
 
 
 @attrs.frozen
-class Step:
+class Chunk:
     """The next piece of a poem.
 
     Args:
@@ -187,7 +187,7 @@ class RateLimiter:
         self._bytes_per_s = bytes_per_s
         self._started_s = started_s
 
-    def next(self, sent_bytes: int, total_bytes: int, now_s: float) -> Step:
+    def next(self, sent_bytes: int, total_bytes: int, now_s: float) -> Chunk:
         """Return what to send next, of a poem of ``total_bytes`` of which ``sent_bytes`` have been sent."""
         piece = max(1, min(CHUNK_BYTES, int(self._bytes_per_s * TICK_S)))
         size_bytes = min(piece, total_bytes - sent_bytes)
@@ -196,7 +196,7 @@ class RateLimiter:
         if wait_s < -TICK_S:
             # The client stalled. What it missed must not come all at once afterwards.
             self._started_s = now_s - takes_s
-        return Step(size_bytes, max(0.0, wait_s))
+        return Chunk(size_bytes, max(0.0, wait_s))
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -303,8 +303,8 @@ class PoemProtocol(DrainableProtocol):
             elif self._limiter is None:
                 self._write(self._poem, CHUNK_BYTES)
             else:
-                step = self._limiter.next(self._sent_bytes, len(self._poem), self._factory.clock.seconds())
-                self._timer = self._factory.clock.callLater(step.wait_s, self._go_on, self._poem, step.size_bytes)
+                chunk = self._limiter.next(self._sent_bytes, len(self._poem), self._factory.clock.seconds())
+                self._timer = self._factory.clock.callLater(chunk.wait_s, self._go_on, self._poem, chunk.size_bytes)
 
     def _go_on(self, poem: bytes, size_bytes: int) -> None:
         self._timer = None

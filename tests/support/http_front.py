@@ -136,49 +136,41 @@ def _case(given: Mapping[str, Any]) -> Case:
 
 @transform(inline=True, deterministic=True)
 def upper(poem: str) -> str:
-    """Return upper case."""
     return poem.upper()
 
 
 @transform(inline=True, deterministic=True, media_type="text/html")
 def markup(poem: str) -> str:
-    """Return HTML."""
     return f"<p>{poem}</p>"
 
 
 @transform(inline=True, deterministic=True)
 def wrap(poem: str, *, width: int = 10, fill: str = ".") -> str:
-    """Pad the poem."""
     return poem.ljust(width, fill)
 
 
 @transform(inline=True, deterministic=True)
 def repeat(poem: str, *, times: int) -> str:
-    """Repeat the poem."""
     return poem * times
 
 
 @transform(inline=True, deterministic=True)
 def backwards(poem: bytes) -> bytes:
-    """Reverse the bytes."""
     return poem[::-1]
 
 
 @transform(inline=True)
 def dice(poem: str) -> str:
-    """Promise nothing about the result."""
     return poem
 
 
 @transform(inline=True)
 def picky(poem: str) -> str:
-    """Refuse every poem."""
     raise GibberishError("this is no sonnet")
 
 
 @transform(inline=True)
 def raises(poem: str) -> str:
-    """Raise."""
     raise ValueError("a verse too many")
 
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from email.utils import formatdate
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.logger import Logger
@@ -18,6 +18,9 @@ from uvicorn.server import ServerState
 
 from xformd.dialects.interfaces import Connection
 from xformd.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from xformd.http.connection import HttpHandler
 
 
 class _UvicornLogHandler(logging.Handler):
@@ -82,32 +85,18 @@ def date_header() -> list[tuple[bytes, bytes]]:
     return _date[1]
 
 
-class FlowControl(Protocol):
-    """The flow control of the protocol that writes to a transport."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def pause_writing(self) -> None:
-        """Stop producing output until it has drained."""
-        ...
-
-    def may_read(self) -> bool:
-        """Return whether more input can be taken."""
-        ...
-
-
 class HttpTransport(asyncio.Transport):
     """An asyncio transport over one of our connections. It sends the head and the body of a response together.
 
     Args:
         connection: where the data go.
-        flow: the protocol that writes here.
+        handler: what writes here, and pauses when the client does not read.
     """
 
-    def __init__(self, connection: Connection, flow: FlowControl) -> None:
+    def __init__(self, connection: Connection, handler: "HttpHandler") -> None:
         super().__init__()
         self._connection = connection
-        self._flow = flow
+        self._handler = handler
         self._max_unread_bytes = connection.limits.max_unread_output_bytes
         self._pending: list[bytes] = []
         self._flushing: asyncio.Handle | None = None
@@ -124,7 +113,7 @@ class HttpTransport(asyncio.Transport):
             return
         self._pending.append(bytes(data))
         if self._flushing is None:
-            self._flushing = self._flow.loop.call_soon(self.flush)
+            self._flushing = self._handler.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Send what is pending."""
@@ -135,7 +124,7 @@ class HttpTransport(asyncio.Transport):
             data, self._pending = b"".join(self._pending), []
             self._connection.write(data)
             if self._connection.unread_bytes > self._max_unread_bytes:
-                self._flow.pause_writing()
+                self._handler.pause_writing()
 
     def close(self) -> None:
         """Send what is pending, then close."""
@@ -160,5 +149,5 @@ class HttpTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         """Read on, if the protocol can take more input."""
-        if not self._is_closing and self._flow.may_read():
+        if not self._is_closing and self._handler.may_read():
             self._connection.resume_reading()

@@ -5,7 +5,7 @@ and ``ERRORS`` finds it by that code.
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 MESSAGE_MAX_CHARACTERS = 1_000
 
@@ -130,16 +130,8 @@ class TransformFailed(XformError, code="transform-failed", http_status=500, exit
         detail: what it raised and where; never sent, as it may quote the poem.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        poem: str | bytes | None = None,
-        retry_after_ms: int | None = None,
-        log_message: str | None = None,
-        detail: str = "",
-    ) -> None:
-        super().__init__(message, poem=poem, retry_after_ms=retry_after_ms, log_message=log_message)
+    def __init__(self, message: str, *, detail: str = "", **fields: Any) -> None:
+        super().__init__(message, **fields)
         self.detail = one_line(detail)
 
 

@@ -90,17 +90,19 @@ class SettingType:
     """How the value of a setting is read and written.
 
     Args:
-        from_text: reads a variable or a flag.
         from_toml: reads a value of a file, or the list of a repeated flag.
-        to_toml: writes a value so that ``from_toml`` reads the same.
+        from_text: reads a variable or a flag; by default like ``from_toml``.
         to_json: converts a value to one that JSON has, in its unit.
+        to_toml: writes a value so that ``from_toml`` reads the same; by default the TOML of ``to_json``.
         unit: the unit of a number; empty if it has none.
     """
 
-    from_text: Callable[[str], Any]
-    from_toml: Callable[[object], Any]
-    to_toml: Callable[[Any], str]
+    from_toml: Callable[[Any], Any]
+    from_text: Callable[[str], Any] = attrs.Factory(lambda self: self.from_toml, takes_self=True)
     to_json: Callable[[Any], object] = lambda value: value
+    to_toml: Callable[[Any], str] = attrs.Factory(
+        lambda self: lambda value: _toml(self.to_json(value)), takes_self=True
+    )
     unit: str = ""
 
 
@@ -120,9 +122,9 @@ def integer(minimum: int = 1, none: str | None = None) -> SettingType:
         raise _mismatch((f"'{none}' or " if none else "") + f"a whole number of at least {minimum}", value)
 
     return SettingType(
-        from_text=lambda text: from_toml(int(text) if _DIGITS.match(text) else text),
         from_toml=from_toml,
-        to_toml=lambda value: _quote(str(none)) if value is None else str(value),
+        from_text=lambda text: from_toml(int(text) if _DIGITS.match(text) else text),
+        to_toml=lambda value: _toml(none if value is None else value),
     )
 
 
@@ -134,7 +136,7 @@ def choice(*words: str) -> SettingType:
             return value
         raise _mismatch(" or ".join(map(repr, words)), value)
 
-    return SettingType(from_text=from_toml, from_toml=from_toml, to_toml=_quote)
+    return SettingType(from_toml=from_toml)
 
 
 def is_origin(text: str) -> bool:
@@ -172,7 +174,7 @@ def strings(
             raise ValueError(f"expected at least {minimum} {noun}")
         return collect(value)
 
-    return SettingType(from_text=from_toml, from_toml=from_toml, to_toml=_list_to_toml, to_json=_in_order)
+    return SettingType(from_toml=from_toml, to_json=_in_order)
 
 
 def _boolean_from_text(text: str) -> bool:
@@ -196,14 +198,6 @@ def _plugins_from(value: object) -> frozenset[str] | None:
     raise _mismatch("'all', 'none' or a list of distributions", value)
 
 
-def _plugins_to_json(value: frozenset[str] | None) -> object:
-    return "all" if value is None else sorted(value) or "none"
-
-
-def _plugins_to_toml(value: frozenset[str] | None) -> str:
-    return _quote("all") if value is None else _list_to_toml(value) if value else _quote("none")
-
-
 def _preferences_from_text(text: str) -> Mapping[str, str]:
     pairs = [part.partition("=") for part in re.split(r"[\s,]+", text) if part]
     if not all(name and distribution for name, _, distribution in pairs):
@@ -220,32 +214,28 @@ def _preferences_from_toml(value: object) -> Mapping[str, str]:
     return dict(value)
 
 
-def _preferences_to_toml(value: Mapping[str, str]) -> str:
-    pairs = [
-        f"{name if _BARE_KEY.match(name) else _quote(name)} = {_quote(distribution)}"
-        for name, distribution in sorted(value.items())
-    ]
-    return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
-
-
-def _list_to_toml(value: Iterable[object]) -> str:
-    return "[" + ", ".join(map(_quote, _in_order(value))) + "]"
-
-
 def _in_order(value: Iterable[object]) -> list[str]:
     items = list(map(str, value))
     return sorted(items) if isinstance(value, frozenset) else items
 
 
-def _quote(text: str) -> str:
-    # A JSON string is a TOML basic string, except that TOML requires DEL to be escaped.
-    readable = text.encode(errors="replace").decode()
-    return json.dumps(readable, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _toml(value: object) -> str:
+    """Write a value that JSON has as TOML, on one line."""
+    if isinstance(value, dict):
+        pairs = [f"{key if _BARE_KEY.match(key) else _toml(key)} = {_toml(item)}" for key, item in value.items()]
+        return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, except that TOML requires DEL to be escaped.
+        readable = value.encode(errors="replace").decode()
+        return json.dumps(readable, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)
 
 
 def _size_to_toml(size_bytes: int) -> str:
     size = format_size(size_bytes)
-    return size if size.isdigit() else _quote(size)
+    return size if size.isdigit() else _toml(size)
 
 
 def _show(value: object) -> str:
@@ -256,30 +246,21 @@ def _mismatch(expected: str, value: object) -> ValueError:
     return ValueError(f"expected {expected}, got {_show(value)}")
 
 
-def _absolute(paths: Iterable[Path]) -> list[Path]:
-    # Absolute, so that the output means the same when it is saved in another folder.
-    return [path.absolute() for path in paths]
-
-
 _PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
 
-SIZE = SettingType(from_text=parse_size, from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
-DURATION = SettingType(from_text=parse_timeout, from_toml=parse_timeout, to_toml=format_duration, unit="seconds")
-BOOLEAN = SettingType(
-    from_text=_boolean_from_text, from_toml=_boolean_from_toml, to_toml=lambda value: str(value).lower()
-)
+SIZE = SettingType(from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
+DURATION = SettingType(from_toml=parse_timeout, to_toml=format_duration, unit="seconds")
+BOOLEAN = SettingType(from_toml=_boolean_from_toml, from_text=_boolean_from_text)
 FOLDERS = SettingType(
-    from_text=lambda text: tuple(map(Path, _PATHS.from_text(text))),
     from_toml=lambda value: tuple(map(Path, _PATHS.from_toml(value))),
-    to_toml=lambda value: _list_to_toml(_absolute(value)),
-    to_json=lambda value: _in_order(_absolute(value)),
+    # Absolute, so that the output means the same when it is saved in another folder.
+    to_json=lambda paths: [str(path.absolute()) for path in paths],
 )
 PLUGINS = SettingType(
-    from_text=_plugins_from, from_toml=_plugins_from, to_toml=_plugins_to_toml, to_json=_plugins_to_json
+    from_toml=_plugins_from, to_json=lambda value: "all" if value is None else sorted(value) or "none"
 )
 PREFERENCES = SettingType(
-    from_text=_preferences_from_text,
     from_toml=_preferences_from_toml,
-    to_toml=_preferences_to_toml,
+    from_text=_preferences_from_text,
     to_json=lambda value: dict(sorted(value.items())),
 )

@@ -93,10 +93,6 @@ def _load_one(candidate: Candidate, blocked: str) -> Plugin:
     return attrs.evolve(plugin, import_time_s=time.perf_counter() - start)
 
 
-class _PluginError(Exception):
-    """A mistake of a plugin; its message tells the author what to change."""
-
-
 def _transforms_of(candidate: Candidate) -> tuple[Transform, ...]:
     try:
         module = candidate.load()
@@ -105,7 +101,7 @@ def _transforms_of(candidate: Candidate) -> tuple[Transform, ...]:
     except BaseException as error:
         # The reason is sent to clients too, so it holds a loose file's name and not its path.
         what = candidate.distribution if candidate.is_loose else candidate.source
-        raise _PluginError(f"import of {what} failed: {_describe(error)}") from error
+        raise DefinitionError(f"import of {what} failed: {_describe(error)}") from error
     return _validate(_call_hook(candidate, module))
 
 
@@ -117,21 +113,21 @@ def _call_hook(candidate: Candidate, module: Any) -> list[object]:
     try:
         results = manager.hook.xformd_transforms()
         returned = [transform for result in results for transform in _iterate(result)]
-    except _PluginError:
+    except DefinitionError:
         raise
     except BaseException as error:
-        raise _PluginError(f"{HOOK}() failed: {_describe(error)}") from error
+        raise DefinitionError(f"{HOOK}() failed: {_describe(error)}") from error
     if not results:  # pluggy leaves out None
-        raise _PluginError(f"{HOOK}() returned None, not transforms")
+        raise DefinitionError(f"{HOOK}() returned None, not transforms")
     return returned
 
 
 def _iterate(result: Any) -> Iterable[object]:
     if inspect.iscoroutine(result):
         result.close()
-        raise _PluginError(f"{HOOK}() must not be async: it is called before the event loop runs")
+        raise DefinitionError(f"{HOOK}() must not be async: it is called before the event loop runs")
     if isinstance(result, Transform):
-        raise _PluginError(f"{HOOK}() returned a single Transform; put it in a list")
+        raise DefinitionError(f"{HOOK}() returned a single Transform; put it in a list")
     return cast(Iterable[object], result)
 
 
@@ -140,14 +136,14 @@ def _register(manager: pluggy.PluginManager, module: Any, name: str) -> None:
         manager.register(module, name)
     except pluggy.PluginValidationError as error:
         reason = str(error).splitlines()[-1]
-        raise _PluginError(f"bad hook: {reason}; {HOOK}() takes no arguments") from error
+        raise DefinitionError(f"bad hook: {reason}; {HOOK}() takes no arguments") from error
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         unknown = [caller.name for caller in manager.get_hookcallers(module) or () if not caller.has_spec()]
-        raise _PluginError(f"unknown hook {', '.join(unknown)}(); did you mean {HOOK}()?") from error
+        raise DefinitionError(f"unknown hook {', '.join(unknown)}(); did you mean {HOOK}()?") from error
     if not manager.hook.xformd_transforms.get_hookimpls():
-        raise _PluginError(f"it implements no hook: define {HOOK}() and decorate it with @xformd.hookimpl")
+        raise DefinitionError(f"it implements no hook: define {HOOK}() and decorate it with @xformd.hookimpl")
 
 
 def _validate(returned: list[object]) -> tuple[Transform, ...]:
@@ -155,16 +151,16 @@ def _validate(returned: list[object]) -> tuple[Transform, ...]:
     for transform in returned:
         if not isinstance(transform, Transform):
             kind = type(transform).__name__
-            raise _PluginError(f"{HOOK}() returned a {kind}, not a Transform; decorate it with @xformd.transform")
+            raise DefinitionError(f"{HOOK}() returned a {kind}, not a Transform; decorate it with @xformd.transform")
         if transform.name in transforms:
-            raise _PluginError(f"{HOOK}() returned the transform {transform.name!r} twice")
+            raise DefinitionError(f"{HOOK}() returned the transform {transform.name!r} twice")
         transforms[transform.name] = transform
     return tuple(transforms.values())
 
 
 def _describe(error: BaseException) -> str:
     message = safe_str(error)
-    if isinstance(error, _PluginError | DefinitionError):
+    if isinstance(error, DefinitionError):
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 

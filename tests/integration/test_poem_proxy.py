@@ -1,4 +1,4 @@
-"""``xformd poem proxy`` over real sockets, in front of servers that do as the test says."""
+"""``xformd poem proxy`` over real sockets, in front of servers that the test controls."""
 
 import contextlib
 import select
@@ -26,7 +26,7 @@ def clients(server: Server, number: int) -> Iterator[list[socket.socket]]:
 
 
 def outcome(connection: socket.socket) -> bytes | None:
-    """Give the poem that a client gets; None where its connection is reset."""
+    """Return the poem that a client gets; None if its connection is reset."""
     try:
         return read_to_end(connection)
     except ConnectionResetError:
@@ -41,7 +41,7 @@ def ask(server: Server) -> bytes | None:
         return None
 
 
-def test_100_simultaneous_misses_are_one_call_and_one_that_leaves_harms_none_of_the_others(tmp_path: Path) -> None:
+def test_100_simultaneous_misses_make_one_call(tmp_path: Path) -> None:
     may_answer = threading.Event()
 
     def talk(connection: socket.socket) -> None:
@@ -71,9 +71,13 @@ def test_the_last_client_that_leaves_ends_the_download(tmp_path: Path) -> None:
         assert proxy.log == ""
 
 
-@pytest.mark.parametrize("talk", [poems.never_answers, poems.drips], ids=["never answers", "drips"])
-def test_an_upstream_without_end_fails_at_its_deadline(tmp_path: Path, talk: poems.Talk) -> None:
-    with peer(talk) as upstream, poem_server(tmp_path, "proxy", upstream.address, "--timeout", "1") as proxy:
+@pytest.mark.timing
+def test_an_endless_upstream_fails_at_its_deadline(tmp_path: Path) -> None:
+    talks: list[poems.Talk] = []
+    with (
+        peer(lambda connection: talks[-1](connection)) as upstream,
+        poem_server(tmp_path, "proxy", upstream.address, "--timeout", "1") as proxy,
+    ):
 
         def measure() -> float:
             start = time.monotonic()
@@ -82,47 +86,44 @@ def test_an_upstream_without_end_fails_at_its_deadline(tmp_path: Path, talk: poe
             assert elapsed_s >= 1.0
             return elapsed_s
 
-        assert best_of(3, 1.2, measure) <= 1.2
+        for talk in (poems.never_answers, poems.drips):
+            talks.append(talk)
+            assert best_of(3, 1.2, measure) <= 1.2
         wait_until(lambda: upstream.left == len(upstream.connected_at))
         assert f"no whole poem from {upstream.address} within 1 s" in proxy.log
 
 
-@pytest.mark.parametrize(
-    ("talk", "says"),
-    [
+def test_half_a_poem_is_never_served_nor_cached(tmp_path: Path) -> None:
+    bad = [
         (poems.resets_half_way, "after 16 bytes: no whole poem"),
         (poems.floods, "sends more than 1048576 bytes"),
         (poems.closes, "closed without sending anything: no poem"),
-    ],
-    ids=["resets half way", "floods", "closes"],
-)
-def test_what_is_not_whole_is_never_served_nor_kept(tmp_path: Path, talk: poems.Talk, says: str) -> None:
-    talks = iter([talk, poems.sends(POEM)])
+    ]
+    talks = iter([*[talk for talk, _ in bad], poems.sends(POEM)])
     with (
         peer(lambda connection: next(talks)(connection)) as upstream,
         poem_server(tmp_path, "proxy", upstream.address, "--max-bytes", "1MiB") as proxy,
     ):
-        assert ask(proxy) is None
-        assert says in proxy.log
+        for _, reason in bad:
+            assert ask(proxy) is None
+            wait_until(lambda reason=reason: reason in proxy.log)  # type: ignore[misc]  # one line a second for each kind
         assert [ask(proxy), ask(proxy)] == [POEM, POEM]
-        assert len(upstream.connected_at) == 2
+        assert len(upstream.connected_at) == len(bad) + 1
 
 
-def test_the_poem_is_fetched_again_after_its_time_and_the_old_one_stands_in_while_the_upstream_is_down(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.slow
+def test_the_old_poem_is_served_while_the_upstream_is_down(tmp_path: Path) -> None:
     with peer(poems.sends(POEM)) as upstream:
-        with poem_server(tmp_path, "proxy", upstream.address, "--ttl", "0.3", "--stale", "1.2") as proxy:
+        with poem_server(tmp_path, "proxy", upstream.address, "--ttl", "0.1", "--stale", "3") as proxy:
             start = time.monotonic()
             assert ask(proxy) == POEM
             upstream.close()
-            wait_until(lambda: time.monotonic() - start > 0.4)
+            wait_until(lambda: time.monotonic() - start > 0.2)
             assert [ask(proxy), ask(proxy)] == [POEM, POEM]
             assert proxy.log.count("\n") == 1
             assert f"no fresh poem: connection-failed: cannot connect to {upstream.address}" in proxy.log
-            assert "the old one, 0." in proxy.log
             wait_until(lambda: ask(proxy) is None)
-            assert 1.4 < time.monotonic() - start < 4
+            assert time.monotonic() - start > 3
 
 
 CLOCK = """
@@ -133,7 +134,8 @@ time.time = lambda: real() - (3600 if is_set_back() else 0)
 """
 
 
-def test_who_sets_the_clock_back_does_not_keep_a_poem_fresh(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_setting_the_clock_back_does_not_keep_a_poem_fresh(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(CLOCK)
     with (
         peer(poems.sends(POEM)) as upstream,
@@ -144,7 +146,7 @@ def test_who_sets_the_clock_back_does_not_keep_a_poem_fresh(tmp_path: Path) -> N
         wait_until(lambda: ask(proxy) == POEM and len(upstream.connected_at) == 2)
 
 
-def test_without_an_upstream_clients_see_a_failure_and_the_log_has_the_reason(tmp_path: Path) -> None:
+def test_without_an_upstream_the_log_has_the_reason(tmp_path: Path) -> None:
     with poem_server(tmp_path, "proxy", "127.0.0.1:1") as proxy:
         assert ask(proxy) is None
         assert "no poem: connection-failed: cannot connect to 127.0.0.1:1: Connection refused" in proxy.log
@@ -153,7 +155,7 @@ def test_without_an_upstream_clients_see_a_failure_and_the_log_has_the_reason(tm
         assert proxy.stop() == 0
 
 
-def test_a_proxy_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
+def test_a_proxy_that_stops_answers_the_clients_that_wait(tmp_path: Path) -> None:
     with peer(poems.sends_in(POEM, 0.5)) as upstream, poem_server(tmp_path, "proxy", upstream.address) as proxy:
         with clients(proxy, 1) as (client,):
             wait_until(lambda: bool(upstream.connected_at))
@@ -170,7 +172,7 @@ def test_a_proxy_that_stops_answers_those_who_wait(tmp_path: Path) -> None:
         (("127.0.0.1:1", "--timeout", "0"), 2, "invalid duration '0': it must be above 0"),
     ],
 )
-def test_what_cannot_be_is_said_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
+def test_impossible_arguments_are_an_error_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
     refused = xformd("poem", "proxy", *arguments, "--listen", poems.ANYWHERE)
     assert refused.returncode == status
     assert says in refused.stderr.decode()

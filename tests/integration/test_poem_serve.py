@@ -23,12 +23,12 @@ def owl(tmp_path: Path) -> Path:
 
 
 def memory_bytes(server: Server) -> int:
-    """Give the memory that a process has for itself."""
+    """Return the resident memory of a process."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     return 1024 * int(status.split("VmRSS:")[1].split()[0])
 
 
-def test_whoever_connects_gets_the_poem_byte_for_byte_and_the_close(tmp_path: Path, owl: Path) -> None:
+def test_a_client_gets_the_poem_byte_for_byte_and_the_close(tmp_path: Path, owl: Path) -> None:
     with poem_server(tmp_path, "serve", str(owl)) as server:
         assert server.greeting[-1] == f"the poem of {owl}"
         for half_close in (False, True):
@@ -37,13 +37,13 @@ def test_whoever_connects_gets_the_poem_byte_for_byte_and_the_close(tmp_path: Pa
         assert server.log == ""
 
 
-def test_a_client_that_says_something_gets_the_poem_all_the_same(tmp_path: Path, owl: Path) -> None:
+def test_a_client_that_sends_something_gets_the_poem_all_the_same(tmp_path: Path, owl: Path) -> None:
     owl.write_bytes(POEM * 20_000)
     with poem_server(tmp_path, "serve", str(owl)) as server:
         assert server.ask(b"GET / HTTP/1.1\r\n\r\n" * 100) == POEM * 20_000
 
 
-def test_a_client_that_takes_its_time_gets_what_the_server_has_long_sent(tmp_path: Path, owl: Path) -> None:
+def test_a_slow_client_gets_what_the_server_has_long_sent(tmp_path: Path, owl: Path) -> None:
     owl.write_bytes(POEM * 5_000)
     with poem_server(tmp_path, "serve", str(owl)) as server:
         descriptors = Path(f"/proc/{server.process.pid}/fd")
@@ -56,22 +56,21 @@ def test_a_client_that_takes_its_time_gets_what_the_server_has_long_sent(tmp_pat
             assert POEM[:1] + read_to_end(client) == POEM * 5_000
 
 
-def test_the_file_is_read_again_when_it_changes_and_the_last_good_poem_stays(tmp_path: Path, owl: Path) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path, owl: Path) -> None:
     with poem_server(tmp_path, "serve", str(owl)) as server:
         owl.write_bytes(b"The Cat")
         assert server.ask(b"") == b"The Cat"
         owl.unlink()
         assert [server.ask(b"") for _ in range(3)] == [b"The Cat"] * 3
-        complaint = f"cannot read {owl}: No such file or directory; the last good poem stays"
-        assert server.log.count(complaint) == server.log.count("\n") == 1
+        line = f"cannot read {owl}: No such file or directory; the last good poem stays"
+        assert server.log.count(line) == server.log.count("\n") == 1
         owl.write_bytes(POEM)
         assert server.ask(b"") == POEM
         assert f"{owl} can be read again" in server.log
 
 
-def test_a_hundred_slow_readers_of_50_mb_cost_little_memory_and_each_gets_one_poem_whole(
-    tmp_path: Path, owl: Path
-) -> None:
+@pytest.mark.slow
+def test_a_hundred_slow_readers_of_50_mb_cost_little_memory(tmp_path: Path, owl: Path) -> None:
     large = os.urandom(1_000_000) * 50
     owl.write_bytes(large)
     with poem_server(tmp_path, "serve", str(owl)) as server:
@@ -93,7 +92,8 @@ def test_a_hundred_slow_readers_of_50_mb_cost_little_memory_and_each_gets_one_po
         assert hashlib.sha256(server.ask(b"")).digest() == hashlib.sha256(b"x" * len(large)).digest()
 
 
-def test_a_slow_poem_takes_its_time_for_each_client_and_all_at_once(tmp_path: Path, owl: Path) -> None:
+@pytest.mark.timing
+def test_a_slow_poem_is_sent_to_all_clients_at_once(tmp_path: Path, owl: Path) -> None:
     owl.write_bytes(b"x" * 100)
     with poem_server(tmp_path, "serve", str(owl), "--slow", "200") as server:
         start = time.monotonic()
@@ -113,7 +113,7 @@ def test_a_server_that_stops_lets_its_clients_read_to_the_end(tmp_path: Path, ow
         assert server.process.wait(10) == 0
 
 
-def test_a_server_that_is_killed_never_passes_a_part_off_as_the_whole(tmp_path: Path, owl: Path) -> None:
+def test_a_server_that_is_killed_resets_its_clients(tmp_path: Path, owl: Path) -> None:
     with poem_server(tmp_path, "serve", str(owl), "--slow", "100") as server:
         with server.connect() as reader:
             reader.recv(1)
@@ -142,7 +142,7 @@ def test_several_places_and_a_unix_socket(tmp_path: Path, owl: Path) -> None:
         (("README.md", "--slow", "fast"), 2, "invalid size 'fast': try 100000 or 10MiB"),
     ],
 )
-def test_what_cannot_be_is_said_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
+def test_impossible_arguments_are_an_error_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
     place = () if "--listen" in arguments else ("--listen", ANYWHERE)
     refused = xformd("poem", "serve", *arguments, *place)
     assert refused.returncode == status

@@ -36,6 +36,13 @@ def shared(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -
         yield upstream
 
 
+@pytest.fixture(scope="module")
+def front(shared: Counted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A proxy in front of it, which no test stops either."""
+    with proxying(tmp_path_factory.mktemp("front"), shared.address) as proxy:
+        yield proxy
+
+
 def classic(server: Server, spec: str, poem: bytes) -> bytes:
     return server.ask(netstring(spec.encode() + b"." + poem))
 
@@ -50,9 +57,7 @@ def rss_bytes(server: Server) -> int:
     return int(fields[1]) * 4096
 
 
-def test_100_simultaneous_misses_are_one_call_and_one_that_leaves_harms_none_of_the_others(
-    environment: Environment, tmp_path: Path
-) -> None:
+def test_100_simultaneous_misses_make_one_call(environment: Environment, tmp_path: Path) -> None:
     spec = step("counted", gate="true")
     with counting(environment, tmp_path) as upstream, proxying(tmp_path, upstream.address) as proxy:
         with ExitStack() as stack:
@@ -73,6 +78,7 @@ def test_100_simultaneous_misses_are_one_call_and_one_that_leaves_harms_none_of_
         assert proxy.log == ""
 
 
+@pytest.mark.slow
 def test_the_last_client_that_leaves_ends_the_work(environment: Environment, tmp_path: Path) -> None:
     spec = step("counted", gate="true")
     with counting(environment, tmp_path, "--workers", "1") as upstream, proxying(tmp_path, upstream.address) as proxy:
@@ -89,9 +95,8 @@ def test_the_last_client_that_leaves_ends_the_work(environment: Environment, tmp
         assert not (upstream.folder / "ended").exists()
 
 
-def test_a_hit_needs_no_upstream_and_a_miss_without_one_is_unavailable(
-    environment: Environment, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_without_an_upstream_only_hits_are_answered(environment: Environment, tmp_path: Path) -> None:
     with counting(environment, tmp_path) as upstream:
         with proxying(tmp_path, upstream.address, "--refresh", "0.1", "--ttl", "3") as proxy:
             with Session(proxy) as session:
@@ -112,7 +117,8 @@ def test_a_hit_needs_no_upstream_and_a_miss_without_one_is_unavailable(
         assert proxy.log.count("does not list its transforms") == 1
 
 
-def test_an_upgraded_plugin_is_not_answered_from_the_old_entry(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_after_an_upgrade_no_old_result_is_returned(tmp_path: Path) -> None:
     environment = counted.install("1.0", tmp_path)
     newer = counted.build("2.0", tmp_path / "newer")
     with counting(environment, tmp_path) as upstream:
@@ -129,9 +135,8 @@ def test_an_upgraded_plugin_is_not_answered_from_the_old_entry(tmp_path: Path) -
             assert "has changed: cached results of 2 transforms are no longer used" in proxy.log
 
 
-def test_of_two_upstreams_one_may_die_and_no_deterministic_request_fails(
-    environment: Environment, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_of_two_upstreams_one_may_die(environment: Environment, tmp_path: Path) -> None:
     with counting(environment, tmp_path) as first, counting(environment, tmp_path) as second:
         with proxying(tmp_path, first.address, second.address) as proxy:
             with Load(proxy, step("counted", seconds=0.02)) as load:
@@ -142,19 +147,19 @@ def test_of_two_upstreams_one_may_die_and_no_deterministic_request_fails(
             assert (load.trouble, set(load.codes)) == ("", {"ok"})
 
 
-def test_what_is_not_deterministic_always_goes_through(shared: Counted, tmp_path: Path) -> None:
-    with proxying(tmp_path, shared.address) as proxy, Session(proxy) as session:
-        before = shared.calls
+def test_what_is_not_deterministic_is_never_cached(shared: Counted, front: Server) -> None:
+    calls, cache = shared.calls, listing(front)["cache"]
+    with Session(front) as session:
         for spec in ("fickle", "upper+fickle"):
             answers = [session.ask(spec, b"owl") for _ in range(3)]
             assert {answer.code for answer in answers} == {"ok"}
             assert len({answer.poem for answer in answers}) == 3
-        assert shared.calls == before + 6
-        assert listing(proxy)["cache"] == {"hits": 0, "misses": 0, "bytes": 0}
+    assert (shared.calls, listing(front)["cache"]) == (calls + 6, cache)
 
 
-def test_an_error_passes_through_and_is_not_kept(shared: Counted, tmp_path: Path) -> None:
-    with proxying(tmp_path, shared.address) as proxy, Session(proxy) as session, Session(shared.server) as direct:
+def test_an_error_passes_through_and_is_not_cached(shared: Counted, front: Server) -> None:
+    kept_bytes = listing(front)["cache"]["bytes"]
+    with Session(front) as session, Session(shared.server) as direct:
         for spec in ("refuses", "no-such-thing", "wrap:width=wide", "upper:x=1"):
             wanted = direct.ask(spec, b"owl")
             assert wanted.code != "ok"
@@ -163,23 +168,35 @@ def test_an_error_passes_through_and_is_not_kept(shared: Counted, tmp_path: Path
                 answer = session.ask(spec, b"owl")
                 assert (answer.code, answer.poem) == (wanted.code, wanted.poem)
             assert shared.calls == before + (2 if spec == "refuses" else 0)
-        assert listing(proxy)["cache"]["bytes"] == 0
+    assert listing(front)["cache"]["bytes"] == kept_bytes
 
 
-def test_the_clients_own_deadline_holds(shared: Counted, tmp_path: Path) -> None:
-    spec = step("counted", seconds=5)
-    with proxying(tmp_path, shared.address) as proxy, Session(proxy) as session:
+def test_a_large_result_is_cached_and_counted(shared: Counted, front: Server) -> None:
+    poem = bytes(range(256)) * (8 * 4096)
+    before, cache = shared.calls, listing(front)["cache"]
+    with Session(front) as session:
+        assert [session.ask("counted", poem).poem for _ in range(3)] == [poem + b" 1.0"] * 3
+    assert classic(front, "counted", poem) == netstring(poem + b" 1.0")
+    assert shared.calls == before + 1
+    table = xformd("list-transforms", "--server", front.address).stdout.decode()
+    assert f"cache: {cache['hits'] + 3} hits, {cache['misses'] + 1} misses, " in table
 
-        def measure(asked: str) -> float:
-            answer = session.ask(asked, b"owl", timeout_ms=300)
+
+@pytest.mark.timing
+def test_a_clients_own_deadline_holds(front: Server) -> None:
+    with Session(front) as session:
+
+        def measure(spec: str) -> float:
+            answer = session.ask(spec, b"owl", timeout_ms=300)
             assert answer.code == "timeout"
             assert answer.elapsed_s >= 0.3
             return answer.elapsed_s
 
-        for asked in (spec, f"{spec}+fickle"):
-            assert best_of(3, 0.5, functools.partial(measure, asked)) <= 0.5
+        for spec in (step("counted", seconds=5), step("counted", seconds=5) + "+fickle"):
+            assert best_of(3, 0.5, functools.partial(measure, spec)) <= 0.5
 
 
+@pytest.mark.timing
 def test_an_upstream_that_never_answers_is_a_timeout(tmp_path: Path) -> None:
     with poems.peer(poems.only_listens) as upstream:
         with proxying(tmp_path, upstream.address, "--transform-timeout-s", "1") as proxy, Session(proxy) as session:
@@ -195,16 +212,8 @@ def test_an_upstream_that_never_answers_is_a_timeout(tmp_path: Path) -> None:
             assert proxy.stop() == 0
 
 
-def test_a_big_poem_goes_through_and_is_kept(shared: Counted, tmp_path: Path) -> None:
-    poem = bytes(range(256)) * (8 * 4096)
-    with proxying(tmp_path, shared.address) as proxy, Session(proxy) as session:
-        before = shared.calls
-        assert [session.ask("counted", poem).poem for _ in range(3)] == [poem + b" 1.0"] * 3
-        assert classic(proxy, "counted", poem) == netstring(poem + b" 1.0")
-        assert shared.calls == before + 1
-
-
-def test_the_cache_holds_its_bytes(shared: Counted, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_cache_stays_within_its_bytes(shared: Counted, tmp_path: Path) -> None:
     with proxying(tmp_path, shared.address, "--cache-bytes", "2MiB") as proxy, Session(proxy) as session:
         memory = 0
         for number in range(600):
@@ -216,12 +225,6 @@ def test_the_cache_holds_its_bytes(shared: Counted, tmp_path: Path) -> None:
         assert (cache["hits"], cache["misses"]) == (0, 600)
         assert 1.6 * MIB < cache["bytes"] <= 2 * MIB
         assert rss_bytes(proxy) - memory < 8 * MIB  # of 50 MB that went through
-
-
-def test_short_results_count_for_what_they_cost(shared: Counted, tmp_path: Path) -> None:
-    with proxying(tmp_path, shared.address, "--cache-bytes", "64KiB") as proxy, Session(proxy) as session:
-        session.collect(session.send(*[("upper", b"%d" % number) for number in range(2000)]))
-        assert 50_000 < listing(proxy)["cache"]["bytes"] <= 65_536
 
 
 def test_a_request_in_flight_is_answered_before_the_proxy_ends(environment: Environment, tmp_path: Path) -> None:
@@ -238,9 +241,8 @@ def test_a_request_in_flight_is_answered_before_the_proxy_ends(environment: Envi
         assert proxy.log == ""
 
 
-def test_a_proxy_that_starts_before_its_upstream_says_so_and_finds_it_later(
-    environment: Environment, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_a_proxy_may_start_before_its_upstream(environment: Environment, tmp_path: Path) -> None:
     place = f"unix:{tmp_path}/upstream.sock"
     with proxying(tmp_path, place, "--refresh", "0.1") as proxy:
         assert "does not list its transforms: cannot connect" in proxy.log
@@ -250,21 +252,14 @@ def test_a_proxy_that_starts_before_its_upstream_says_so_and_finds_it_later(
             assert upstream.calls == 1
 
 
-def test_a_proxy_that_is_stopped_before_it_listens_does_not_say_that_it_is_there() -> None:
+@pytest.mark.slow
+def test_a_proxy_that_is_stopped_before_it_listens_prints_nothing() -> None:
     with poems.peer(poems.only_listens) as upstream:
         words = [*XFORMD, "proxy", "--port", "0", upstream.address]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables()) as proxy:
             wait_until(lambda: bool(upstream.connected_at))
             proxy.terminate()
             assert proxy.communicate(timeout=DEADLINE_S) == (b"", None)
-
-
-def test_the_command_shows_what_the_cache_has_done(shared: Counted, tmp_path: Path) -> None:
-    with proxying(tmp_path, shared.address) as proxy:
-        for _ in range(3):
-            assert xformd("send", "upper", "--server", proxy.address, stdin=b"owl").stdout == b"OWL"
-        table = xformd("list-transforms", "--server", proxy.address).stdout.decode()
-        assert "cache: 2 hits, 1 misses, 1,027 bytes" in table
 
 
 @pytest.mark.parametrize(
@@ -278,7 +273,7 @@ def test_the_command_shows_what_the_cache_has_done(shared: Counted, tmp_path: Pa
         (("127.0.0.1:1", "--listen", "unix:/no/such/socket"), 69, "cannot listen on unix:/no/such/socket: No such"),
     ],
 )
-def test_what_cannot_be_is_said_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
+def test_impossible_arguments_are_an_error_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
     refused = xformd("proxy", *arguments)
     assert refused.returncode == status
     assert says in refused.stderr.decode()

@@ -26,10 +26,6 @@ def server() -> MemoryServer:
     return MemoryServer(request_timeout_s=30, idle_timeout_s=300, write_timeout_s=20, linger_timeout_s=5)
 
 
-def whole(data: bytes) -> list[bytes]:
-    return [data]
-
-
 def single_bytes(data: bytes) -> list[bytes]:
     return [data[place : place + 1] for place in range(len(data))]
 
@@ -45,14 +41,10 @@ def assert_ends_after(server: MemoryServer, wire: Wire, seconds: float) -> None:
 # Requests and replies.
 
 
-@pytest.mark.parametrize("split", [whole, single_bytes])
-def test_a_request_is_answered_and_the_connection_closed(
-    server: MemoryServer, split: Callable[[bytes], list[bytes]]
-) -> None:
-    protocol, wire = server.connect()
-    for piece in split(b"14:upper.The Owl!,"):
-        assert not wire.write_closed
-        protocol.dataReceived(piece)
+def test_a_request_is_answered_and_the_connection_closed(server: MemoryServer) -> None:
+    protocol, wire = server.receive(b"14:upper.The ")
+    assert not wire.write_closed
+    protocol.dataReceived(b"Owl!,")
     assert wire.value() == b"8:THE OWL!,"
     assert wire.write_closed
 

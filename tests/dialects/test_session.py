@@ -427,19 +427,6 @@ def pool(server: MemoryServer) -> Pool:
     return pool
 
 
-def test_no_job_starts_while_its_client_does_not_read(server: MemoryServer, pool: Pool) -> None:
-    client = MemorySession(server)
-    for request_id in (1, 2, 3):
-        client.ask(request_id, poem=b"%d" % request_id)
-    pool.worker_of(b"1").answer(b"x" * 2 * MIB)  # more than a client may leave unread
-    assert pool.poems() == [b"1"]
-    while client.wire.held_bytes > 65_536:
-        client.wire.taken()
-    pool.worker_of(b"2").answer()
-    pool.worker_of(b"3").answer()
-    assert list(client.replies()) == [1, 2, 3]
-
-
 def test_output_that_is_about_to_be_sent_counts_as_unread(server: MemoryServer, pool: Pool) -> None:
     @xformd.transform(inline=True)
     def fill(poem: str) -> str:

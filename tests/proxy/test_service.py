@@ -76,7 +76,7 @@ class World:
             self.limits,
             self.clock,
             refresh_s=REFRESH_S,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
         service.start()
         self.network.pump()
@@ -236,7 +236,7 @@ def test_a_result_over_the_limit_is_neither_returned_nor_cached(monkeypatch: pyt
 
 def test_a_defect_is_logged_under_the_number_that_the_client_gets(world: World, log: Log) -> None:
     proxy = world.proxy()
-    proxy._upstreams.xform = lambda *_, **__: fail(ZeroDivisionError("oh"))  # type: ignore[assignment]
+    proxy._upstreams.xform = lambda *_, **__: fail(ZeroDivisionError("oh"))  # type: ignore[method-assign]
     error = error_of(world.ask(proxy, "steady"), xformd.InternalError)
     assert error.message in log.lines[0]
     assert len(log.tracebacks) == 1

@@ -1,6 +1,6 @@
 """The pool: one job at a time for each worker, every job answered once, and no job harmed by another."""
 
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -12,14 +12,19 @@ from twisted.internet.task import Clock
 from support.deferreds import error_of, has_fired, outcome_of, result_of
 from support.fakes import Asker, FakeWorker, Pool, calls_of
 from support.logs import Log
-from xformd import Busy, GibberishError, ShuttingDown, TransformDied, TransformTimeout, Unavailable
+from xformd import Busy, GibberishError, ShuttingDown, TransformDied, TransformTimeout, Unavailable, XformError
 from xformd.runners.policy import MAX_DEATHS, QUARANTINE_S
 
 SEGFAULT = "was killed by SIGSEGV"
 
 
-def test_a_job_is_given_to_a_worker_and_its_answer_to_who_asked(clock: Clock) -> None:
-    pool = Pool(clock).start()
+@pytest.fixture
+def pool(clock: Clock) -> Pool:
+    """A pool of one worker, and its spare."""
+    return Pool(clock).start()
+
+
+def test_a_worker_runs_a_job_and_its_answer_is_the_result(clock: Clock, pool: Pool) -> None:
     result = pool.run("upper+lower", b"poem")
     (request,) = pool.worker_of(b"poem").sent[1:]
     assert str(request.spec) == "upper+lower"
@@ -29,7 +34,7 @@ def test_a_job_is_given_to_a_worker_and_its_answer_to_who_asked(clock: Clock) ->
     assert clock.getDelayedCalls() == []
 
 
-def test_no_more_than_size_run_and_the_others_wait_in_the_order_in_which_they_came(clock: Clock) -> None:
+def test_jobs_beyond_the_size_wait_in_order(clock: Clock) -> None:
     pool = Pool(clock, size=2).start()
     results = [pool.run(poem=b"%d" % number) for number in range(5)]
     assert pool.pool.waiting == 3
@@ -40,7 +45,7 @@ def test_no_more_than_size_run_and_the_others_wait_in_the_order_in_which_they_ca
     assert pool.pool.waiting == 0
 
 
-def test_jobs_wait_for_workers_that_start(clock: Clock) -> None:
+def test_jobs_wait_for_starting_workers(clock: Clock) -> None:
     pool = Pool(clock)
     early = pool.run(poem=b"early")
     pool.start()
@@ -48,8 +53,7 @@ def test_jobs_wait_for_workers_that_start(clock: Clock) -> None:
     assert result_of(early) == b"early"
 
 
-def test_a_refusal_fails_its_job_and_keeps_its_worker(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_refusal_fails_its_job_and_keeps_its_worker(pool: Pool) -> None:
     result = pool.run(poem=b"a")
     worker = pool.worker_of(b"a")
     worker.refuse(GibberishError("no"))
@@ -57,30 +61,36 @@ def test_a_refusal_fails_its_job_and_keeps_its_worker(clock: Clock) -> None:
     assert not worker.killed
 
 
-def test_past_the_queue_the_answer_is_busy_with_a_time_to_come_back(clock: Clock) -> None:
-    pool = Pool(clock, max_queue=2).start()
-    for _ in range(3):
-        pool.run()
-    with pytest.raises(Busy, match="2 requests are waiting already") as caught:
+def test_a_full_queue_is_busy_and_says_when_to_retry(clock: Clock) -> None:
+    pool = Pool(clock, max_queue=4).start()
+    for jobs in range(5):
+        assert pool.pool.waiting == max(0, jobs - 1)
+        pool.run(poem=b"%d" % jobs)
+    with pytest.raises(Busy, match="4 requests are waiting already") as caught:
         pool.run()
     assert caught.value.retry_after_ms == 100
-    assert pool.pool.waiting == 2
-
-
-def test_the_time_to_come_back_follows_how_long_jobs_take(clock: Clock) -> None:
-    pool = Pool(clock, max_queue=4).start()
-    pool.run(poem=b"slow")
     clock.advance(16)
-    pool.worker_of(b"slow").answer()
-    for _ in range(5):
-        pool.run()
+    pool.worker_of(b"0").answer()
+    pool.run()
     with pytest.raises(Busy) as caught:
         pool.run()
-    assert caught.value.retry_after_ms == 2_000  # half of 4 jobs of 1 s
+    assert caught.value.retry_after_ms == 2_000  # half of 4 jobs of 1 s, the mean so far
 
 
-def test_a_job_that_is_cancelled_while_it_waits_never_runs(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_later_part_of_a_request_is_never_busy(clock: Clock) -> None:
+    """Its client would take the request for one that has not begun."""
+    pool = Pool(clock, max_queue=1).start()
+    for poem in (b"1", b"2"):
+        pool.run(poem=poem)
+    with pytest.raises(Busy):
+        pool.run(poem=b"3")
+    later = pool.pool.run(calls_of("upper"), b"4", is_admitted=True)
+    for poem in (b"1", b"2", b"4"):
+        pool.worker_of(poem).answer()
+    assert result_of(later) == b"4"
+
+
+def test_a_job_cancelled_in_the_queue_never_runs(pool: Pool) -> None:
     running, waiting, last = (pool.run(poem=poem) for poem in (b"1", b"2", b"3"))
     waiting.cancel()
     error_of(waiting, CancelledError)
@@ -91,8 +101,7 @@ def test_a_job_that_is_cancelled_while_it_waits_never_runs(clock: Clock) -> None
     assert b"2" not in pool.poems()
 
 
-def test_cancelling_a_running_job_kills_its_worker_which_is_no_death(clock: Clock, log: Log) -> None:
-    pool = Pool(clock).start()
+def test_cancelling_a_running_job_kills_its_worker_without_blame(pool: Pool, log: Log) -> None:
     for _ in range(2 * MAX_DEATHS):
         result = pool.run(poem=b"x")
         worker = pool.worker_of(b"x")
@@ -105,8 +114,7 @@ def test_cancelling_a_running_job_kills_its_worker_which_is_no_death(clock: Cloc
     assert log.lines == []
 
 
-def test_a_step_ends_at_its_own_limit_and_so_does_its_worker(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_step_ends_at_its_own_limit_and_so_does_its_worker(clock: Clock, pool: Pool) -> None:
     result = pool.run("hasty", b"x")
     worker = pool.worker_of(b"x")
     clock.advance(1.9)
@@ -115,13 +123,12 @@ def test_a_step_ends_at_its_own_limit_and_so_does_its_worker(clock: Clock) -> No
     assert error_of(result, TransformTimeout).message == "hasty took longer than its 2 s"
     assert worker.killed == ["took too long"]
     worker.end()
-    assert clock.getDelayedCalls()  # of workers that start
+    assert clock.getDelayedCalls()  # of starting workers
     pool.make_ready()
     assert clock.getDelayedCalls() == []
 
 
-def test_the_limit_counts_from_where_the_step_begins(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_steps_limit_counts_from_its_start(clock: Clock, pool: Pool) -> None:
     result = pool.run("upper+hasty+hasty+upper", b"x")
     worker = pool.worker_of(b"x")
     clock.advance(100)
@@ -136,7 +143,7 @@ def test_the_limit_counts_from_where_the_step_begins(clock: Clock) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_a_death_fails_its_own_job_and_is_blamed_on_the_step_that_ran(clock: Clock, log: Log) -> None:
+def test_a_death_fails_its_own_job_and_is_blamed_on_the_running_step(clock: Clock, log: Log) -> None:
     pool = Pool(clock, size=2).start()
     dead, other = pool.run("upper+lower+hasty", b"x"), pool.run(poem=b"y")
     worker = pool.worker_of(b"x")
@@ -148,31 +155,20 @@ def test_a_death_fails_its_own_job_and_is_blamed_on_the_step_that_ran(clock: Clo
     assert result_of(other) == b"y"
 
 
-@pytest.mark.parametrize("step", [0, 2, 4, 999])
-def test_a_worker_that_begins_what_nobody_asked_for_is_ended(clock: Clock, step: int) -> None:
-    pool = Pool(clock).start()
-    result = pool.run("upper+lower+upper+lower", b"x")
+@pytest.mark.parametrize("steps", [[0], [2], [999], [1, 1], [1, 2, 3]])
+def test_a_worker_that_begins_a_step_out_of_turn_is_killed(pool: Pool, steps: list[int]) -> None:
+    result = pool.run("upper+lower+upper", b"x")
     worker = pool.worker_of(b"x")
-    worker.begin(step)
+    for step in steps:
+        assert worker.killed == []
+        worker.begin(step)
     assert worker.killed == ["began a step out of turn"]
     worker.end()
-    assert error_of(result, TransformDied).message == "the worker of upper began a step out of turn"
+    running = "lower" if steps == [1, 1] else "upper"
+    assert error_of(result, TransformDied).message == f"the worker of {running} began a step out of turn"
 
 
-def test_a_worker_that_begins_a_step_after_the_last_is_ended(clock: Clock) -> None:
-    pool = Pool(clock).start()
-    result = pool.run("upper+lower", b"x")
-    worker = pool.worker_of(b"x")
-    worker.begin(1)
-    assert worker.killed == []
-    worker.begin(2)
-    assert worker.killed == ["began a step out of turn"]
-    worker.end()
-    assert error_of(result, TransformDied).message == "the worker of lower began a step out of turn"
-
-
-def test_a_worker_that_is_out_of_memory_says_so_and_is_replaced(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_worker_without_memory_is_replaced(pool: Pool) -> None:
     result = pool.run(poem=b"x")
     worker = pool.worker_of(b"x")
     worker.refuse(TransformDied("upper ran out of memory"))
@@ -183,8 +179,11 @@ def test_a_worker_that_is_out_of_memory_says_so_and_is_replaced(clock: Clock) ->
     assert len(pool.launcher.alive) == 2
 
 
+# Quarantine.
+
+
 def kill(pool: Pool, times: int = 1) -> None:
-    """Let jobs of ``upper`` kill their workers."""
+    """Have jobs of ``upper`` kill their workers."""
     for _ in range(times):
         result = pool.run("upper", b"deadly")
         pool.worker_of(b"deadly").end()
@@ -192,8 +191,7 @@ def kill(pool: Pool, times: int = 1) -> None:
         pool.make_ready()
 
 
-def test_a_transform_that_kills_too_often_rests_and_others_go_on(clock: Clock, log: Log) -> None:
-    pool = Pool(clock).start()
+def test_a_transform_that_kills_too_often_is_unavailable(pool: Pool, log: Log) -> None:
     kill(pool, MAX_DEATHS)
     assert log.lines[-1] == "transform upper is in quarantine: it has killed 5 workers"
     for spec in ("upper", "lower+upper"):
@@ -205,7 +203,7 @@ def test_a_transform_that_kills_too_often_rests_and_others_go_on(clock: Clock, l
     assert pool.worker_of(b"x")
 
 
-def test_one_trial_ends_a_quarantine_and_meanwhile_nobody_else_tries(clock: Clock, log: Log) -> None:
+def test_a_trial_ends_a_quarantine_and_nobody_else_tries_meanwhile(clock: Clock, log: Log) -> None:
     pool = Pool(clock, size=2).start()
     kill(pool, MAX_DEATHS)
     clock.advance(QUARANTINE_S)
@@ -216,21 +214,9 @@ def test_one_trial_ends_a_quarantine_and_meanwhile_nobody_else_tries(clock: Cloc
     assert result_of(trial) == b"trial"
     assert log.lines[-1] == "transform upper is out of quarantine"
     assert pool.pool.quarantine.names == frozenset()
-    pool.run("upper", b"x")
-    assert pool.worker_of(b"x")
 
 
-def test_a_trial_that_dies_begins_the_quarantine_again(clock: Clock) -> None:
-    pool = Pool(clock).start()
-    kill(pool, MAX_DEATHS)
-    clock.advance(1_000)
-    kill(pool)
-    with pytest.raises(Unavailable):
-        pool.run("upper")
-
-
-def test_a_trial_that_is_given_up_decides_nothing_and_the_next_may_try(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_cancelled_trial_decides_nothing(clock: Clock, pool: Pool) -> None:
     kill(pool, MAX_DEATHS)
     clock.advance(QUARANTINE_S)
     for _ in range(2):
@@ -243,8 +229,7 @@ def test_a_trial_that_is_given_up_decides_nothing_and_the_next_may_try(clock: Cl
     assert pool.pool.quarantine.names == {"upper"}
 
 
-def test_a_step_that_ends_well_in_a_pipeline_ends_its_quarantine(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_trial_in_a_pipeline_is_over_when_its_step_is(clock: Clock, pool: Pool) -> None:
     kill(pool, MAX_DEATHS)
     clock.advance(QUARANTINE_S)
     pool.run("upper+lower", b"x")
@@ -252,12 +237,27 @@ def test_a_step_that_ends_well_in_a_pipeline_ends_its_quarantine(clock: Clock) -
     assert pool.pool.quarantine.names == frozenset()
 
 
-def test_what_waits_while_its_transform_goes_into_quarantine_is_answered_unrun(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_trial_whose_step_is_not_reached_decides_nothing(clock: Clock) -> None:
+    pool = Pool(clock, size=2).start()
+    kill(pool, MAX_DEATHS)
+    clock.advance(QUARANTINE_S)
+    trial = pool.run("lower+upper", b"trial")
+    with pytest.raises(Unavailable):
+        pool.run("lower+upper", b"too many")
+    pool.worker_of(b"trial").refuse(GibberishError("no"))  # by its first step
+    error_of(trial, GibberishError)
+    again = pool.run("upper", b"again")
+    pool.worker_of(b"again").answer()
+    assert result_of(again) == b"again"
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_jobs_that_wait_when_a_quarantine_begins_never_run(pool: Pool, is_refused: bool) -> None:
     kill(pool, MAX_DEATHS - 1)
     last = pool.run("upper", b"last")
     waiting, other = pool.run("upper", b"waiting"), pool.run("lower", b"other")
-    pool.worker_of(b"last").end()
+    worker = pool.worker_of(b"last")
+    worker.refuse(TransformDied("upper ran out of memory")) if is_refused else worker.end()
     error_of(last, TransformDied)
     error_of(waiting, Unavailable)
     assert b"waiting" not in pool.poems()
@@ -265,8 +265,7 @@ def test_what_waits_while_its_transform_goes_into_quarantine_is_answered_unrun(c
     assert result_of(other) == b"other"
 
 
-def test_work_waits_for_room_for_its_result_and_holds_up_nobody(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_job_waits_for_room_for_its_result_and_holds_up_nobody(pool: Pool) -> None:
     full, other = Asker(), Asker()
     full.takes_results = False
     held, gone, passing = (pool.run(poem=poem, caller=c) for poem, c in ((b"1", full), (b"2", full), (b"3", other)))
@@ -283,28 +282,32 @@ def test_work_waits_for_room_for_its_result_and_holds_up_nobody(clock: Clock) ->
     assert pool.pool.waiting == 0
 
 
-def test_stopping_answers_every_job_and_fires_when_no_process_is_left(clock: Clock) -> None:
-    pool = Pool(clock).start()
+# Stopping.
+
+
+def test_stopping_answers_every_job_and_fires_when_no_process_is_left(clock: Clock, pool: Pool) -> None:
     full = Asker()
     full.takes_results = False
     results = [pool.run("hasty", b"1"), pool.run(poem=b"2"), pool.run(poem=b"3", caller=full)]
     stopped, again = pool.pool.stop(), pool.pool.stop()
     waits_ms = [error_of(result, ShuttingDown).retry_after_ms for result in results]
-    assert waits_ms == [None, 1_000, 1_000]  # who may ask again is who has not begun
-    with pytest.raises(ShuttingDown):
-        pool.run()
+    assert waits_ms == [None, 1_000, 1_000]  # only what has not begun may be retried
+    errors: list[XformError] = []
+    for _ in range(2):
+        with pytest.raises(ShuttingDown) as caught:
+            pool.run()
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]  # or its traceback would grow
     first, second = pool.workers
     first.end()
     assert not has_fired(stopped)
     second.end()
-    assert has_fired(stopped)
-    assert has_fired(again)
-    assert has_fired(pool.pool.stop())
+    assert all(map(has_fired, (stopped, again, pool.pool.stop())))
     assert len(pool.workers) == 2
     assert clock.getDelayedCalls() == []
 
 
-def test_stopping_ends_workers_that_start_and_a_start_that_is_to_come(clock: Clock) -> None:
+def test_stopping_ends_starting_workers_and_cancels_the_next_start(clock: Clock) -> None:
     pool = Pool(clock)
     pool.pool.start()
     pool.workers[0].end()
@@ -323,73 +326,50 @@ def test_a_pool_that_never_started_stops_at_once(clock: Clock) -> None:
     assert pool.workers == []
 
 
-def test_many_refusals_of_a_stopped_pool_do_not_add_up(clock: Clock) -> None:
-    pool = Pool(clock)
-    pool.pool.stop()
-    errors = []
-    for _ in range(3):
-        with pytest.raises(ShuttingDown) as caught:
-            pool.run()
-        errors.append(caught.value)
-    assert len(set(map(id, errors))) == 3
+def test_a_pool_that_winds_down_keeps_the_workers_that_it_needs(clock: Clock) -> None:
+    pool = Pool(clock, size=3).start()
+    running = pool.run(poem=b"1")
+    pool.pool.wind_down()
+    busy = pool.worker_of(b"1")
+    assert [worker for worker in pool.workers if not worker.killed] == [busy]
+    later = pool.run(poem=b"2")  # another part of an accepted request
+    busy.answer()
+    assert result_of(running) == b"1"
+    pool.worker_of(b"2").answer()
+    assert result_of(later) == b"2"
 
 
-# A worker that is gone must not keep what waits from the warm spare.
+# A worker that is gone must not keep the queue from the warm spare.
+
+Leave = Callable[[Clock, Pool, Deferred[bytes]], object]
+LEAVES: dict[str, Leave] = {
+    "ends": lambda clock, pool, result: pool.worker_of(b"1").end(),
+    "is cancelled": lambda clock, pool, result: result.addErrback(lambda _: None).cancel(),
+    "has no memory": lambda clock, pool, result: pool.worker_of(b"1").refuse(TransformDied("ran out of memory")),
+    "is worn": lambda clock, pool, result: pool.worker_of(b"1").answer(),
+    "takes too long": lambda clock, pool, result: clock.advance(2),
+}
 
 
-def end(pool: Pool, result: Deferred[bytes]) -> None:
-    pool.worker_of(b"1").end()
-
-
-def cancel(pool: Pool, result: Deferred[bytes]) -> None:
-    result.addErrback(lambda _: None)
-    result.cancel()
-
-
-def run_out_of_memory(pool: Pool, result: Deferred[bytes]) -> None:
-    pool.worker_of(b"1").refuse(TransformDied("ran out of memory"))
-
-
-def answer_for_the_last_time(pool: Pool, result: Deferred[bytes]) -> None:
-    pool.worker_of(b"1").answer()
-
-
-@pytest.mark.parametrize("leave", [end, cancel, run_out_of_memory, answer_for_the_last_time])
-def test_the_warm_spare_takes_over_at_once(clock: Clock, leave: Any) -> None:
+@pytest.mark.parametrize("leave", LEAVES)
+def test_the_warm_spare_takes_over_at_once(clock: Clock, leave: str) -> None:
     pool = Pool(clock, max_jobs_per_worker=1).start()
-    first, second = pool.run(poem=b"1"), pool.run(poem=b"2")
-    leave(pool, first)
+    first, second = pool.run("hasty", poem=b"1"), pool.run(poem=b"2")
+    LEAVES[leave](clock, pool, first)
     outcome_of(first)
     pool.worker_of(b"2").answer()
     assert result_of(second) == b"2"
 
 
-def test_the_warm_spare_takes_over_from_a_step_that_took_too_long(clock: Clock) -> None:
-    pool = Pool(clock).start()
-    first, _ = pool.run("hasty", b"1"), pool.run(poem=b"2")
-    clock.advance(2)
-    error_of(first, TransformTimeout)
-    assert pool.worker_of(b"2")
+# The callback of a result may do anything at all.
 
 
-def test_the_last_death_before_a_quarantine_lets_no_other_job_begin(clock: Clock) -> None:
-    pool = Pool(clock).start()
-    kill(pool, MAX_DEATHS - 1)
-    last, waiting = pool.run("upper", b"last"), pool.run("upper", b"waiting")
-    pool.worker_of(b"last").refuse(TransformDied("upper ran out of memory"))
-    error_of(last, TransformDied)
-    error_of(waiting, Unavailable)
-
-
-# Whoever hears of an outcome may do anything at all.
-
-
-def test_who_hears_of_the_stop_may_cancel_what_else_he_asked_for(clock: Clock) -> None:
+def test_a_callback_of_the_stop_may_cancel_other_jobs(clock: Clock) -> None:
     pool = Pool(clock, size=2).start()
     results = [pool.run(poem=b"%d" % number) for number in range(4)]
-    heard: list[Any] = []
+    heard: list[object] = []
 
-    def hear(failure: Any) -> None:
+    def hear(failure: object) -> None:
         heard.append(failure)
         for result in results:
             result.cancel()
@@ -403,20 +383,18 @@ def test_who_hears_of_the_stop_may_cancel_what_else_he_asked_for(clock: Clock) -
     assert has_fired(stopped)
 
 
-def test_who_hears_of_an_outcome_may_cancel_one_that_is_just_coming(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_callback_may_cancel_a_result_that_is_being_delivered(clock: Clock, pool: Pool) -> None:
     kill(pool, MAX_DEATHS - 1)
     clock.advance(1)
-    slow = Pool.run(pool, "lower", b"slow")
+    slow = pool.run("lower", b"slow")
     waiting = pool.run("upper", b"waiting")
     waiting.addErrback(lambda _: slow.cancel())
     pool.pool.quarantine.died("upper", clock.seconds())
-    pool.worker_of(b"slow").answer()  # gives the next job to the worker first: that one is refused
+    pool.worker_of(b"slow").answer()  # the worker's next job comes first: it is refused
     error_of(slow, CancelledError)
 
 
-def test_who_hears_of_an_outcome_may_ask_again_and_stop_from_inside(clock: Clock) -> None:
-    pool = Pool(clock).start()
+def test_a_callback_may_run_another_job_or_stop_the_pool(clock: Clock, pool: Pool) -> None:
     again: list[Deferred[bytes]] = []
     result = pool.run(poem=b"1")
     result.addErrback(lambda _: again.append(pool.run(poem=b"2")))
@@ -451,6 +429,10 @@ class Events(RuleBasedStateMachine):
     def busy(self) -> list[FakeWorker]:
         return [worker for worker in self.pool.launcher.alive if worker.has_job and not worker.is_disconnected]
 
+    @property
+    def starting(self) -> list[FakeWorker]:
+        return [worker for worker in self.pool.launcher.alive if worker.pid is None and not worker.is_disconnected]
+
     @rule(spec=st.sampled_from(["upper", "hasty", "lower+hasty"]), has_caller=st.booleans())
     def run(self, spec: str, has_caller: bool) -> None:
         try:
@@ -476,21 +458,18 @@ class Events(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
-    @precondition(
-        lambda self: any(worker.pid is None and not worker.is_disconnected for worker in self.pool.launcher.alive)
-    )
-    @rule(data=st.data(), proves=st.booleans())
-    def report(self, data: st.DataObject, proves: bool) -> None:
-        starting = [worker for worker in self.pool.launcher.alive if worker.pid is None and not worker.is_disconnected]
-        worker = data.draw(st.sampled_from(starting))
-        if proves:
+    @precondition(lambda self: self.starting)
+    @rule(data=st.data(), passes=st.booleans())
+    def say_hello(self, data: st.DataObject, passes: bool) -> None:
+        worker = data.draw(st.sampled_from(self.starting))
+        if passes:
             worker.be_ready()
         else:
             worker.say_hello()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data(), error=st.sampled_from([None, GibberishError("no"), TransformDied("no")]))
-    def answer(self, data: st.DataObject, error: Any) -> None:
+    def answer(self, data: st.DataObject, error: XformError | None) -> None:
         worker = data.draw(st.sampled_from(self.busy))
         if error is None:
             worker.answer()
@@ -513,9 +492,13 @@ class Events(RuleBasedStateMachine):
         data.draw(st.sampled_from(self.pool.launcher.alive)).disconnect()
 
     @precondition(lambda self: not all(worker.has_ended for worker in self.pool.workers))
-    @rule(data=st.data())
-    def end(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from([worker for worker in self.pool.workers if not worker.has_ended])).end()
+    @rule(data=st.data(), answers=st.booleans())
+    def end(self, data: st.DataObject, answers: bool) -> None:
+        worker = data.draw(st.sampled_from([worker for worker in self.pool.workers if not worker.has_ended]))
+        if answers and worker in self.busy:  # its answer is read together with its end
+            worker.disconnect()
+            worker.answer()
+        worker.end()
 
     @invariant()
     def no_more_than_size_run(self) -> None:
@@ -536,47 +519,3 @@ class Events(RuleBasedStateMachine):
 
 TestEvents = Events.TestCase
 TestEvents.settings = settings(max_examples=60, stateful_step_count=40)
-
-
-def test_a_later_part_of_a_request_that_has_begun_is_never_too_much(clock: Clock) -> None:
-    """It would be refused as busy, and its client would take that for never begun."""
-    pool = Pool(clock, max_queue=1).start()
-    for poem in (b"1", b"2"):
-        pool.run(poem=poem)
-    with pytest.raises(Busy):
-        pool.run(poem=b"3")
-    later = pool.pool.run(calls_of("upper"), b"4", is_admitted=True)
-    for poem in (b"1", b"2", b"4"):
-        pool.worker_of(poem).answer()
-    assert result_of(later) == b"4"
-
-
-def test_a_quarantine_lets_one_request_try_whichever_of_its_steps_is_meant(clock: Clock) -> None:
-    pool = Pool(clock, size=2).start()
-    for number in range(MAX_DEATHS):
-        died = pool.run("lower", b"%d" % number)
-        pool.worker_of(b"%d" % number).end()
-        error_of(died, TransformDied)
-        pool.make_ready()
-    clock.advance(QUARANTINE_S)
-    tried = pool.run("upper+lower", b"tried")
-    with pytest.raises(Unavailable):
-        pool.run("upper+lower", b"too many")
-    pool.worker_of(b"tried").refuse(GibberishError("no"))  # its first step: nothing is decided
-    error_of(tried, GibberishError)
-    again = pool.run("lower", b"again")
-    pool.worker_of(b"again").answer()
-    assert result_of(again) == b"again"
-
-
-def test_a_pool_that_winds_down_keeps_the_workers_that_it_needs(clock: Clock) -> None:
-    pool = Pool(clock, size=3).start()
-    running = pool.run(poem=b"1")
-    pool.pool.wind_down()
-    busy = pool.worker_of(b"1")
-    assert [worker for worker in pool.workers if not worker.killed] == [busy]
-    later = pool.run(poem=b"2")  # another part of what has been accepted
-    busy.answer()
-    assert result_of(running) == b"1"
-    pool.worker_of(b"2").answer()
-    assert result_of(later) == b"2"

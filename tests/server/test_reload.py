@@ -162,9 +162,12 @@ def test_a_reload_finds_what_was_installed_a_moment_ago(
     (tmp_path / "xformd_installed_since.py").touch()
     os.utime(tmp_path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # as on a disk with a coarse clock
     found: list[object] = []
-    monkeypatch.setattr(
-        site, "_load", lambda: found.append(importlib.util.find_spec("xformd_installed_since")) or FIRST
-    )
+
+    def load() -> Registry:
+        found.append(importlib.util.find_spec("xformd_installed_since"))
+        return FIRST
+
+    monkeypatch.setattr(site, "_load", load)
     site.reload(FIRST)
     assert found
     assert None not in found

@@ -146,11 +146,12 @@ def test_a_request_id_is_kept(own: str) -> None:
             assert answer.problem["request_id"] == own
 
 
-async def test_a_client_may_shorten_the_timeout() -> None:
-    front = Front(transform_timeout_s=30)
+@pytest.mark.parametrize(("server_s", "client_ms", "shorter_s"), [(30, "2000", 2), (3, "20000", 3)])
+async def test_the_shorter_timeout_applies(server_s: int, client_ms: str, shorter_s: int) -> None:
+    front = Front(transform_timeout_s=server_s)
     client = front.connect()
-    await client.send(request("/transform/later", b"owl", x_timeout_ms="2000"))
-    front.clock.advance(1.9)
+    await client.send(request("/transform/later", b"owl", x_timeout_ms=client_ms))
+    front.clock.advance(shorter_s - 0.1)
     await client.settle()
     assert not client.received()
     front.clock.advance(0.2)

@@ -136,8 +136,8 @@ def test_the_environment_can_set_every_type_of_setting() -> None:
         ("strict = 'yes'", "strict: expected true or false, got 'yes'"),
         ("listen = []", "listen: expected at least 1 Twisted server endpoint"),
         ("listen = 11000", "listen: expected a list of Twisted server endpoints, got 11000"),
-        ("block = [1]", "block: expected plugins, got 1"),
-        ("inline = ['Up Per']", "inline: expected transform names, got 'Up Per'"),
+        ("block = [1]", "block: invalid plugin 1"),
+        ("inline = ['Up Per']", "inline: invalid transform name 'Up Per': use a-z, then up to 63 of a-z 0-9 - _"),
         ("plugins = 1", "plugins: expected 'all', 'none' or a list of distributions, got 1"),
         ("plugins = ''", "plugins: no distribution is named; write 'none' to select none"),
         ("plugins = ['all', 'one']", "plugins: 'all' and 'none' cannot be combined with other names: 'all,one'"),
@@ -185,7 +185,8 @@ def test_a_mistake_in_a_variable_names_it(variable: str, text: str, says: str) -
 
 def test_a_mistake_in_a_flag_names_it() -> None:
     assert rejection(max_queue="many") == "--max-queue: expected a whole number of at least 1, got 'many'"
-    assert rejection(inline=("a b",)) == "--inline: expected transform names, got 'a b'"
+    assert rejection(inline=("a b",)).startswith("--inline: invalid transform name 'a b': use a-z")
+    assert rejection(cors=("x",)) == "--cors: invalid origin 'x': write it as https://example.org, or *"
 
 
 def test_other_variables_are_ignored() -> None:

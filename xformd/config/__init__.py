@@ -1,4 +1,4 @@
-"""What an operator decides: defaults < TOML file < ``XFORMD_*`` environment < flags. No Twisted in here."""
+"""The settings of a server: defaults < TOML file < ``XFORMD_*`` environment < flags. No Twisted."""
 
 from xformd.config.settings import TABLE, Setting, Settings
 from xformd.config.sources import Configuration, Value, configure

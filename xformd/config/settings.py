@@ -11,7 +11,7 @@ from xformd.config.types import SettingType
 from xformd.limits import Limits
 from xformd.net.defaults import tcp_server
 from xformd.plugins.selection import EVERYTHING, Selection
-from xformd.spec import is_valid_name
+from xformd.spec import NAME_RULE, is_valid_name
 
 LOG_FORMATS = ("text", "json")
 
@@ -114,9 +114,9 @@ def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
 
 _ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+")
 _LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
-_ORIGINS = types.strings("https://example.org-like origin", frozenset, accepts=types.is_origin)
+_ORIGINS = types.strings("origin", frozenset, accepts=types.is_origin, hint=": write it as https://example.org, or *")
 _BLOCKED = types.strings("plugin", frozenset)
-_TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name)
+_TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name, hint=f": use {NAME_RULE}")
 
 _SETTINGS = (
     Setting("listen", _LISTEN, (tcp_server(),), "where to listen: Twisted server endpoints"),

@@ -130,25 +130,25 @@ def _from_file(file: Path) -> dict[str, Value]:
         raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
     values: dict[str, Value] = {}
     for line, content in toml_statements(data, str(file)):
-        for name, given in content.items():
-            value = _read_from_file(name, given, f"{file}, line {line}")
+        for name, raw in content.items():
+            value = _read_from_file(name, raw, f"{file}, line {line}")
             values[name] = _merge_tables(values.get(name), value)
     return {name: _relative_to(file, value) for name, value in values.items()}
 
 
-def _read_from_file(name: str, given: object, place: str) -> Value:
+def _read_from_file(name: str, raw: object, place: str) -> Value:
     setting = TABLE.get(name)
-    if setting is None and isinstance(given, dict | list) and (inside := _names_in(given)) & set(TABLE):
+    if setting is None and isinstance(raw, dict | list) and (inside := _names_in(raw)) & set(TABLE):
         raise ConfigError(f"{place}: {min(inside & set(TABLE))} is inside the table {name!r}; move it to the top level")
     if setting is None:
         raise ConfigError(f"{place}: unknown setting {name!r}" + _did_you_mean(name, TABLE))
-    return _read(setting, setting.type.from_toml, given, place, f"{place}: {name}")
+    return _read(setting, setting.type.from_toml, raw, place, f"{place}: {name}")
 
 
-def _names_in(given: object) -> set[str]:
-    if isinstance(given, list):
-        return set().union(*map(_names_in, given))
-    return set(given) if isinstance(given, dict) else set()
+def _names_in(raw: object) -> set[str]:
+    if isinstance(raw, list):
+        return set().union(*map(_names_in, raw))
+    return set(raw) if isinstance(raw, dict) else set()
 
 
 def _merge_tables(before: Value | None, value: Value) -> Value:
@@ -183,14 +183,14 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 
 def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Iterator[Value]:
-    for name, (flag, given) in flags.items():
-        kind = TABLE[name].type
-        yield _read(TABLE[name], kind.from_text if isinstance(given, str) else kind.from_toml, given, flag, flag)
+    for name, (flag, raw) in flags.items():
+        type_ = TABLE[name].type
+        yield _read(TABLE[name], type_.from_text if isinstance(raw, str) else type_.from_toml, raw, flag, flag)
 
 
-def _read(setting: Setting, read: Callable[[Any], Any], given: object, place: str, subject: str) -> Value:
+def _read(setting: Setting, read: Callable[[Any], Any], raw: object, place: str, subject: str) -> Value:
     try:
-        return Value(setting, read(given), place, subject)
+        return Value(setting, read(raw), place, subject)
     except ValueError as error:
         raise ConfigError(f"{subject}: {error}") from error
 

@@ -151,6 +151,7 @@ def strings(
     separators: str = r"[\s,]+",
     accepts: Callable[[str], bool] = bool,
     minimum: int = 0,
+    hint: str = "",
 ) -> SettingType:
     """Return the type of a list of strings.
 
@@ -160,6 +161,7 @@ def strings(
         separators: what separates them in text, as a regular expression.
         accepts: whether a string is valid.
         minimum: how many there must be.
+        hint: the end of the message about an invalid string: what to write instead.
     """
 
     def from_toml(value: object) -> tuple[str, ...] | frozenset[str]:
@@ -169,7 +171,7 @@ def strings(
             raise _mismatch(f"a list of {noun}s", value)
         for text in value:
             if not isinstance(text, str) or not accepts(text):
-                raise _mismatch(f"{noun}s", text)
+                raise ValueError(f"invalid {noun} {_show(text)}{hint}")
         if len(value) < minimum:
             raise ValueError(f"expected at least {minimum} {noun}")
         return collect(value)

@@ -1,1 +1,1 @@
-"""From installed packages to a Registry, and the transforms that come with xformd."""
+"""Plugins: what they define, and how they are found, selected and loaded into a Registry. No Twisted."""

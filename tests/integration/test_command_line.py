@@ -1,4 +1,4 @@
-"""The commands as a user runs them: what they print, where, and with which exit status."""
+"""What commands print, where, and with which exit status."""
 
 import contextlib
 import json
@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, read_to_end, xformd
+from support.commands import xformd
+from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, read_to_end
+from support.processes import xformd as xformd_process
+from xformd.cli import main
+from xformd.commands.poem import poem as poem_commands
 
 LOOSE = ("--plugins=none", "--plugins-dir", str(VERSES))
 
@@ -28,29 +32,27 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
     return xformd("run", *LOOSE, *arguments, stdin=stdin)
 
 
-def test_help_and_version_load_neither_plugins_nor_twisted(tmp_path: Path) -> None:
-    for arguments in (["--help"], ["--version"], ["send", "--help"], ["serve", "--help"], ["poem", "get", "--help"]):
-        shown = subprocess.run(
-            [XFORMD[0], "-X", "importtime", *XFORMD[1:], *arguments], capture_output=True, env=environment(), check=True
-        )
-        imported = {line.rpartition(b"|")[2].strip() for line in shown.stderr.splitlines()}
-        assert b"xformd.cli" in imported
-        assert not {module for module in imported if module.startswith((b"twisted", b"xformd.plugins.builtin"))}
+@pytest.mark.parametrize("arguments", [["--version"], ["poem", "get", "--help"], ["serve", "--help"]])
+def test_help_and_version_load_neither_plugins_nor_twisted(arguments: list[str]) -> None:
+    command = [XFORMD[0], "-X", "importtime", *XFORMD[1:], *arguments]
+    shown = subprocess.run(command, capture_output=True, env=environment(), check=True)
+    imported = {line.rpartition(b"|")[2].strip() for line in shown.stderr.splitlines()}
+    assert b"xformd.cli" in imported
+    assert not {module for module in imported if module.startswith((b"twisted", b"xformd.plugins.builtin"))}
 
 
 def test_importing_xformd_installs_no_reactor_and_needs_no_twisted() -> None:
-    code = "import sys, xformd; print([name for name in sys.modules if name.startswith('twisted')])"
-    assert subprocess.run([XFORMD[0], "-c", code], capture_output=True, check=True).stdout == b"[]\n"
-    code = "import sys, xformd; xformd.TransformProxy; print('twisted.internet.reactor' in sys.modules)"
-    assert subprocess.run([XFORMD[0], "-c", code], capture_output=True, check=True).stdout == b"False\n"
+    code = (
+        "import sys, xformd; print([name for name in sys.modules if name.startswith('twisted')]); "
+        "xformd.TransformProxy; print('twisted.internet.reactor' in sys.modules)"
+    )
+    assert subprocess.run([XFORMD[0], "-c", code], capture_output=True, check=True).stdout == b"[]\nFalse\n"
 
 
-@pytest.mark.parametrize(
-    "command", ["serve", "list-transforms", "send", "run", "check", "poem serve", "poem get", "poem proxy"]
-)
-def test_each_command_has_help_with_examples(command: str) -> None:
-    shown = xformd(*command.split(), "--help")
-    assert b"Examples:\n    xformd " in shown.stdout
+def test_each_command_has_help_with_examples() -> None:
+    own = {*main.commands, *(f"poem {name}" for name in poem_commands.commands)} - {"poem"}
+    for command in own:
+        assert b"Examples:\n    xformd " in xformd(*command.split(), "--help").stdout
 
 
 # send and run: one poem
@@ -128,11 +130,13 @@ def test_run_says_what_is_wrong_on_one_line_with_the_status_of_the_table(
     assert failed.stdout == b""
 
 
-def test_run_tells_where_a_transform_raised_and_shows_the_traceback_when_asked() -> None:
-    assert b"verses.py, line " in run("raises").stderr
-    assert b"Traceback" not in run("raises").stderr
-    assert b"Traceback" in run("raises", "--traceback").stderr
-    assert b"ValueError: a verse too many" in run("raises", "--traceback").stderr
+def test_run_shows_the_traceback_of_a_transform_only_when_asked() -> None:
+    raised = run("raises").stderr
+    assert b"verses.py, line " in raised
+    assert b"Traceback" not in raised
+    traced = xformd_process("run", *LOOSE, "raises", "--traceback").stderr
+    assert b"Traceback" in traced
+    assert b"ValueError: a verse too many" in traced
 
 
 @pytest.mark.parametrize(("arguments", "status", "says"), FAILURES)
@@ -145,12 +149,6 @@ def test_send_says_what_the_server_says_on_one_line_with_the_same_status(
     assert failed.stderr.decode().startswith(f"xformd: {known_to_a_client}")
     assert failed.stderr.count(b"\n") == 1
     assert failed.stdout == b""
-
-
-def test_gibberish_is_refused_and_said_by_run() -> None:
-    failed = run("upper", stdin=b"caf\xe9")
-    assert failed.returncode == 65
-    assert b"gibberish: upper takes text, but this poem is not UTF-8: byte 0xe9 at offset 3" in failed.stderr
 
 
 def test_a_poem_over_the_limit_is_refused_and_not_a_broken_connection(server: Server, tmp_path: Path) -> None:
@@ -204,7 +202,7 @@ def test_a_server_that_speaks_something_else_is_one_line(answer: bytes, status: 
         thread = threading.Thread(target=serve_once)
         thread.start()
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        failed = xformd("send", "upper", "--server", address, stdin=b"poem")
+        failed = xformd_process("send", "upper", "--server", address, stdin=b"poem")  # its end closes the connection
         thread.join()
     assert failed.returncode == status
     assert failed.stderr.decode().startswith(f"xformd: {says.format(address)}")
@@ -216,6 +214,39 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         failed = xformd("send", "upper", "--server", address, "--timeout", "300ms", stdin=b"poem")
     assert failed.returncode == 75
     assert failed.stderr.decode() == f"xformd: timeout: no answer from {address} within 0.3 s\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("run", "indent", "-o", "prefix=\udcff"), 64, "the value of option 'prefix' cannot be encoded as UTF-8"),
+        (("send", "upper", "--timeout", "nan"), 2, "invalid duration 'nan': try 0.5, 30 or 5min"),
+        (("send", "upper", "--timeout", "-1"), 2, "invalid duration '-1': try 0.5, 30 or 5min"),
+        (("send", "upper", "-o", "timeout=3"), 64, "upper has no option 'timeout'"),
+        (("serve", "--listen", "stdio:"), 78, "standard input is a single connection"),
+        (("serve", "--plugins="), 78, "--plugins: no distribution is named; write 'none' to select none"),
+        (("run", "upper", "no\nsuch\x1b[31m"), 66, "no such\ufffd[31m: No such file or directory"),
+        (("send", "upper", "--server", "unix:/" + "a" * 120), 78, "a Unix socket's path has at most 107 bytes"),
+        (("check", "xformd", "--block", "xformd"), 78, "nothing to check"),
+    ],
+)
+def test_odd_arguments_are_one_line(server: Server, arguments: tuple[str, ...], status: int, says: str) -> None:
+    done = xformd(*arguments, XFORMD_SERVER=server.address)
+    assert done.returncode == status
+    assert says in done.stderr.decode()
+
+
+def test_a_port_that_is_too_high_is_one_line() -> None:
+    done = xformd_process("serve", "--listen", "tcp:99999")
+    assert done.returncode == 69
+    assert b"cannot listen on tcp:99999" in done.stderr
+
+
+def test_a_link_to_itself_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    done = xformd("run", "upper", str(tmp_path / "loop"), "--output-dir", str(tmp_path / "out"))
+    assert done.returncode == 66
+    assert b"Too many levels of symbolic links" in done.stderr
 
 
 def test_fallback_gives_the_original_and_says_so(server: Server, poem: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from support.processes import serving, xformd
 
+pytestmark = pytest.mark.slow
+
 LINGERING = {
     "thread": "threading.Thread(target=time.sleep, args=(60,)).start()",
     "exit-handler": "atexit.register(time.sleep, 60)",

@@ -20,6 +20,8 @@ from support.processes import (
     xformd,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def shell(command: str, **extra: str) -> subprocess.CompletedProcess[bytes]:
     """Run a shell's command line in which ``xformd`` is the command."""
@@ -56,35 +58,6 @@ def test_a_standard_output_that_is_closed_is_one_line(server: Server, command: s
 def test_a_standard_input_that_is_closed_is_one_line(server: Server, command: str) -> None:
     done = shell(f"xformd {command} upper <&-", XFORMD_SERVER=server.address)
     assert (done.returncode, done.stderr) == (66, b"xformd: -: standard input is closed\n")
-
-
-@pytest.mark.parametrize(
-    ("command", "status", "says"),
-    [
-        (r"run indent -o $'prefix=\xff'", 64, "the value of the option 'prefix' is no text"),
-        ("send upper --timeout nan", 2, "invalid duration 'nan': try 0.5, 30 or 5min"),
-        ("send upper --timeout -1", 2, "invalid duration '-1': try 0.5, 30 or 5min"),
-        ("send upper -o timeout=3", 64, "upper has no option 'timeout'"),
-        ("serve --listen tcp:99999", 69, "cannot listen on tcp:99999"),
-        ("serve --listen stdio:", 78, "a server cannot listen on it"),
-        ("serve --plugins=", 78, "--plugins: no distribution is named; write 'none' to select none"),
-        (r"run upper $'no\nsuch\e[31m'", 66, "no such\ufffd[31m: No such file or directory"),
-        ("send upper --server unix:/" + "a" * 120, 78, "a Unix socket's path has at most 107 bytes"),
-        ("check xformd --block xformd", 78, "nothing to check"),
-    ],
-)
-def test_odd_arguments_are_one_line(server: Server, command: str, status: int, says: str) -> None:
-    done = shell(f"xformd {command}", XFORMD_SERVER=server.address)
-    assert done.returncode == status
-    assert says in done.stderr.decode()
-    assert b"Traceback" not in done.stderr
-
-
-def test_a_link_that_leads_to_itself_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    done = xformd("run", "upper", str(tmp_path / "loop"), "--output-dir", str(tmp_path / "out"))
-    assert done.returncode == 66
-    assert b"Too many levels of symbolic links" in done.stderr
 
 
 def test_ctrl_c_ends_a_command_that_waits_for_its_poem(server: Server, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import VERSES, xformd
+from support.commands import xformd
+from support.processes import VERSES
 
 WRONG = {
     "listen": ("nonsense:1", "'nonsense:1': Unknown endpoint type: 'nonsense'; write a Twisted server endpoint, such"),

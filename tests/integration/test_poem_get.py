@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from support.processes import DEADLINE_S, XFORMD, Server, environment, serving, 
 OWL, CAT = b"THE OWL\n", b"THE CAT\n"
 
 
-def get(*arguments: str, **extra: str) -> subprocess.CompletedProcess[bytes]:
+def get(*arguments: str, **extra: Any) -> subprocess.CompletedProcess[bytes]:
     return xformd("poem", "get", *arguments, **extra)
 
 

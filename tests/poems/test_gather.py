@@ -1,6 +1,7 @@
 """What ``poem get`` shows and says while poems arrive."""
 
 import io
+from typing import Any
 
 import pytest
 from twisted.internet.error import ConnectionRefusedError  # noqa: A004
@@ -68,7 +69,7 @@ def test_while_the_transform_server_is_down_no_poem_waits_long_for_its_original(
         answer = transform(b"x")
         reactor.advance(gather.LONGEST_DELAY_S)
         assert len(reactor.tcpClients) == attempts
-        factory = reactor.tcpClients[-1][2]
+        factory: Any = reactor.tcpClients[-1][2]
         factory.clientConnectionFailed(None, Failure(ConnectionRefusedError()))
         error_of(answer, xformd.ConnectionFailed)
 

@@ -1,4 +1,4 @@
-"""A plugin that notes each of its calls, servers with it, and caching proxies in front of them."""
+"""A plugin that records each of its calls, servers with it, and caching proxies in front of them."""
 
 import contextlib
 import itertools
@@ -58,7 +58,7 @@ _numbers = itertools.count()
 
 
 def package(version: str) -> Package:
-    """Give a version of the plugin; its results end with it."""
+    """Return the package of a version of the plugin; its results end with the version."""
     module = MODULE.replace("{version}", version)
     return Package("xformd-counted", {"counted": "xformd_counted"}, {"xformd_counted.py": module}, version)
 
@@ -81,7 +81,7 @@ class Counted:
 
     Args:
         server: the server.
-        folder: where its transforms leave notes.
+        folder: where its transforms record their calls.
     """
 
     server: Server
@@ -99,7 +99,7 @@ class Counted:
         return notes.read_text().count("\n") if notes.exists() else 0
 
     def open_gate(self) -> None:
-        """Let those go on that wait."""
+        """Let the calls that wait at the gate finish."""
         (self.folder / "open").touch()
 
 

@@ -7,7 +7,7 @@ from twisted.python.failure import Failure
 
 
 def outcome_of(deferred: Deferred[Any]) -> Any:
-    """Give what a Deferred has fired with, a result or a Failure; it must have fired."""
+    """Return the result or the Failure of a Deferred that has fired."""
     outcomes: list[Any] = []
     deferred.addBoth(outcomes.append)
     assert outcomes, f"{deferred!r} has not fired"
@@ -15,7 +15,7 @@ def outcome_of(deferred: Deferred[Any]) -> Any:
 
 
 def result_of(deferred: Deferred[Any]) -> Any:
-    """Give the result of a Deferred that has succeeded."""
+    """Return the result of a Deferred that has succeeded."""
     outcome = outcome_of(deferred)
     if isinstance(outcome, Failure):
         outcome.raiseException()
@@ -23,7 +23,7 @@ def result_of(deferred: Deferred[Any]) -> Any:
 
 
 def error_of(deferred: Deferred[Any], kind: type[BaseException]) -> Any:
-    """Give the exception of a Deferred that has failed with this kind of one."""
+    """Return the exception of a Deferred that has failed with this kind of exception."""
     outcome = outcome_of(deferred)
     assert isinstance(outcome, Failure), f"it succeeded with {outcome!r}"
     assert isinstance(outcome.value, kind), f"it failed with {outcome.value!r}"
@@ -31,5 +31,5 @@ def error_of(deferred: Deferred[Any], kind: type[BaseException]) -> Any:
 
 
 def has_fired(deferred: Deferred[Any]) -> bool:
-    """Whether a Deferred has its outcome."""
+    """Whether a Deferred has a result or a Failure."""
     return deferred.called

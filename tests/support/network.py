@@ -10,6 +10,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IProtocol,
+    IProtocolFactory,
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
@@ -41,7 +42,7 @@ class Wire(StringTransport):
             self.sent += data
             self.network.events.append((self.peer.receive, data))
 
-    def loseConnection(self) -> None:  # type: ignore[override]
+    def loseConnection(self) -> None:
         self.network.events.append((self._close, None))
 
     def loseWriteConnection(self) -> None:
@@ -86,7 +87,7 @@ class Wire(StringTransport):
 class Host:
     """A place to connect to. It refuses connections while it has no factory, and lets them hang while it is slow."""
 
-    def __init__(self, network: "Network", factory: Factory | None) -> None:
+    def __init__(self, network: "Network", factory: Any) -> None:
         self.network = network
         self.factory = factory
         self.is_slow = False
@@ -102,13 +103,13 @@ class Host:
         """All that clients have sent to it."""
         return b"".join(wire.peer.sent for wire in self.wires)
 
-    def connect(self, factory: Factory) -> Deferred[IProtocol]:
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         connecting: Deferred[IProtocol] = Deferred()
         if not self.is_slow:
             self.network.events.append((self._accept, (factory, connecting)))
         return connecting
 
-    def _accept(self, arguments: tuple[Factory, Deferred[IProtocol]]) -> None:
+    def _accept(self, arguments: tuple[IProtocolFactory, Deferred[IProtocol]]) -> None:
         client_factory, connecting = arguments
         if connecting.called:
             return
@@ -116,12 +117,11 @@ class Host:
         if server is None:
             connecting.errback(ConnectionRefusedError(osError=111))
             return
-        client = client_factory.buildProtocol(None)
+        client: Any = client_factory.buildProtocol(None)  # type: ignore[arg-type]  # it has no address
         ours, theirs = Wire(self.network, server), Wire(self.network, client)
         ours.peer, theirs.peer = theirs, ours
         self.wires.append(ours)
         server.makeConnection(ours)
-        assert client is not None
         client.makeConnection(theirs)
         connecting.callback(client)
 
@@ -133,12 +133,11 @@ class Network:
         self.events: deque[tuple[Any, Any]] = deque()
 
     def scripted(self, answer: "Answer") -> tuple[Host, list[bytes]]:
-        """Make a server that answers each string so; return it, and the strings that it will have received."""
+        """Make a server that answers each string; return it, and the list of the strings that it has received."""
         received: list[bytes] = []
-        factory = Factory.forProtocol(lambda: Scripted(received, answer))  # type: ignore[arg-type]
-        return self.host(factory), received
+        return self.host(Factory.forProtocol(lambda: Scripted(received, answer))), received
 
-    def host(self, factory: Factory | None = None) -> Host:
+    def host(self, factory: Any = None) -> Host:
         """Make a place to connect to."""
         return Host(self, factory)
 

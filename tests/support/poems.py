@@ -1,4 +1,4 @@
-"""Poem servers and proxies as processes, and peers of them that do as a test says: polite, slow, or hostile."""
+"""Poem servers and proxies as processes, and servers in threads that behave as a test needs: well, slowly, or badly."""
 
 import contextlib
 import itertools
@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from support.processes import DEADLINE_S, Server, serving
 
@@ -18,7 +19,7 @@ Talk = Callable[[socket.socket], None]
 
 
 @contextlib.contextmanager
-def poem_server(folder: Path, verb: str, *arguments: str, listen: int = 1, **extra: str) -> Iterator[Server]:
+def poem_server(folder: Path, verb: str, *arguments: str, listen: int = 1, **extra: Any) -> Iterator[Server]:
     """Run ``poem serve`` or ``poem proxy`` on free ports until the block ends; ``extra`` adds to its environment."""
     own = folder / f"{verb}-{next(_numbers)}"
     own.mkdir()
@@ -28,12 +29,12 @@ def poem_server(folder: Path, verb: str, *arguments: str, listen: int = 1, **ext
 
 
 def addresses_of(server: Server) -> list[str]:
-    """Give every address of a server that listens on several."""
+    """Return every address of a server that listens on several."""
     return [line.rpartition(" ")[2] for line in server.greeting if " listening on " in line]
 
 
 def connections(server: Server) -> int:
-    """Count the sockets of a server that are connected to somebody."""
+    """Count the open connections of a server."""
     port = int(server.address.rpartition(":")[2])
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return sum(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01" for line in lines)
@@ -43,7 +44,7 @@ class Peer:
     """A server in a thread.
 
     Args:
-        talk: what to do with each connection, in a thread of its own; it is closed in order afterwards.
+        talk: called with each connection in its own thread; the connection is closed in order afterwards.
 
     Attributes:
         connected_at: when each connection came.
@@ -102,12 +103,12 @@ def peer(talk: Talk) -> Iterator[Peer]:
 
 
 def sends(poem: bytes) -> Talk:
-    """Make a polite server."""
+    """Make a well-behaved server."""
     return lambda connection: connection.sendall(poem)
 
 
 def sends_in(poem: bytes, seconds: float, pieces: int = 20) -> Talk:
-    """Make a slow server: the poem takes so many seconds."""
+    """Make a slow server that takes so many seconds for the poem."""
 
     def talk(connection: socket.socket) -> None:
         end = time.monotonic()
@@ -120,7 +121,7 @@ def sends_in(poem: bytes, seconds: float, pieces: int = 20) -> Talk:
 
 
 def drips(connection: socket.socket) -> None:
-    """Send a byte now and then, for ever."""
+    """Send a byte 20 times a second, for ever."""
     while True:
         connection.sendall(b"x")
         time.sleep(0.05)
@@ -140,16 +141,16 @@ def resets_half_way(connection: socket.socket) -> None:
 
 
 def closes(connection: socket.socket) -> None:
-    """Close without a word."""
+    """Close without sending anything."""
 
 
 def never_answers(connection: socket.socket) -> None:
-    """Wait until the client has had enough."""
+    """Wait until the client closes."""
     if not connection.recv(1):
         raise ConnectionResetError
 
 
 def only_listens(connection: socket.socket) -> None:
-    """Take whatever the client says, and never say a word."""
+    """Read whatever the client sends, and never answer."""
     while connection.recv(65_536):
         pass

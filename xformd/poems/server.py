@@ -1,4 +1,4 @@
-"""The poem server: whoever connects gets the poem, and then the close.
+"""The poem server: every client that connects gets the poem, and then the close.
 
 Invariants: a clean close comes after the whole poem and never before; whatever else ends a connection, be it the sudden
 death of this process, resets it (over TCP), so that no client takes a part for the whole. A client reads one version of

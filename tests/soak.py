@@ -1,7 +1,6 @@
-"""``make soak``: about three minutes of everything at once, for the promises that only time and load can break.
+"""``make soak``: three minutes of good and hostile load, for the promises that only time and load can break.
 
-It stops by itself, says every few seconds how things stand, prints its figures, and ends with status 1 if a promise is
-broken.
+It prints its state every few seconds, and ends with status 1 if a promise is broken.
 """
 
 import signal
@@ -28,20 +27,20 @@ POEM_BYTES = 1_000
 
 LENGTH_S = 170.0
 HARD_END_S = 300
-"""If it is not over by then, something hangs that promised not to."""
+"""If it is not over by then, something hangs."""
 
 SETTLED_S = 20.0
 GROWTH_MAX_BYTES = 10 * MIB
 
 ROUNDS, WINDOW_S = 5, 3.0
 SETTLE_S = 0.8
-"""Before each window: the workers that crashed in the one before are replaced by then."""
+"""Before each window: crashed workers are replaced by then."""
 
 CRASHES_A_ROUND = 20
 GOOD_SHARE = 0.8
 
 COME_AND_GO_S = 1.0
-"""Whoever leaves costs the workers that ran for him: oftener, and little but starts of workers would be measured."""
+"""A client that leaves costs its workers: more often, mostly starts of workers would be measured."""
 
 RELOAD_REQUESTS, RELOADS = 10_000, 10
 
@@ -55,7 +54,7 @@ class Soak:
         began_at: when, by the monotonic clock.
 
     Attributes:
-        broken: the promises that were not kept, each as a sentence.
+        broken: the broken promises, each as a sentence.
         hostile_codes: how the hostile requests of the mixed load were answered.
     """
 
@@ -66,7 +65,7 @@ class Soak:
 
     @property
     def elapsed_s(self) -> float:
-        """How long it has gone on."""
+        """The seconds since it began."""
         return time.monotonic() - self.began_at
 
     def say(self, text: str) -> None:
@@ -80,7 +79,7 @@ class Soak:
             self.broken.append(text)
 
     def judge_good(self, load: Load, name: str) -> None:
-        """See that good traffic was answered well, all of it."""
+        """Check that all good requests have succeeded."""
         bad = {code: count for code, count in load.codes.items() if code != "ok"}
         self.judge(
             not bad and not load.trouble, f"{name}: {load.total} good requests; failed: {bad or load.trouble or 0}"
@@ -91,12 +90,12 @@ class Soak:
         self.hostile.server.process.send_signal(signal.SIGHUP)
 
     def good(self, outstanding: int = 4) -> Load:
-        """Give good traffic that goes to workers."""
+        """Return a load of good requests that run in workers."""
         return Load(self.hostile.server, "pid", outstanding=outstanding, padding_bytes=POEM_BYTES)
 
 
 def main() -> int:
-    """Run the soak; give the exit status."""
+    """Run the soak; return the exit status."""
     signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"BROKEN: not over after {HARD_END_S} s"))
     signal.alarm(HARD_END_S)
     with tempfile.TemporaryDirectory(prefix="xformd-soak-") as name:
@@ -111,7 +110,7 @@ def main() -> int:
 
 
 def run(soak: Soak) -> None:
-    """Do one thing after the other."""
+    """Run all phases in order."""
     mix(soak, until_s=SETTLED_S)
     settled_bytes = resident_bytes(soak.hostile.server)
     soak.say(f"resident memory of the server: {settled_bytes / MIB:.1f} MiB")
@@ -137,7 +136,7 @@ def mix(soak: Soak, until_s: float) -> None:
 
 
 def wait_until_s(soak: Soak, elapsed_s: float) -> None:
-    """Let the load go on for a while; a server that dies meanwhile ends the soak."""
+    """Wait while the load goes on; a server that dies meanwhile ends the soak."""
     while soak.elapsed_s < elapsed_s:
         status = soak.hostile.server.process.poll()
         assert status is None, f"the server ended with {status}: {soak.hostile.server.log[-2_000:]}"
@@ -146,7 +145,7 @@ def wait_until_s(soak: Soak, elapsed_s: float) -> None:
 
 @contextmanager
 def beside(work: Callable[[Soak, threading.Event], None], soak: Soak) -> Iterator[None]:
-    """Let work go on in a thread until the block ends; what it raises breaks the soak."""
+    """Run work in a thread until the block ends; an error in it breaks the soak."""
     is_over = threading.Event()
 
     def guarded() -> None:
@@ -165,7 +164,7 @@ def beside(work: Callable[[Soak, threading.Event], None], soak: Soak) -> Iterato
 
 
 def misbehave(soak: Soak, is_over: threading.Event) -> None:
-    """Send every hostile request in turn; one that is quarantined is unavailable, and that is right too."""
+    """Send every hostile request in turn; a quarantined one may be unavailable."""
     requests = cycle((*FAULTS, *(HostileCase(name, ("ok",)) for name in MEDDLERS)))
     with Session(soak.hostile.server) as session:
         while not is_over.is_set():
@@ -179,7 +178,7 @@ def misbehave(soak: Soak, is_over: threading.Event) -> None:
 
 
 def come_and_go(soak: Soak, is_over: threading.Event) -> None:
-    """Be clients that ask for something long, and leave, or cancel, or half-close in the middle of a request."""
+    """Be clients that start long requests and leave, cancel, or disconnect in the middle of one."""
     while not is_over.wait(COME_AND_GO_S):
         with Session(soak.hostile.server) as session:
             ids = session.send(*[(step("sleep", seconds=5), b"poem")] * 5)
@@ -191,10 +190,10 @@ def come_and_go(soak: Soak, is_over: threading.Event) -> None:
 
 
 def compare_throughput(soak: Soak) -> None:
-    """Measure good traffic alone and with crashes in it, in turn.
+    """Measure good traffic alone and beside crashes, in turn.
 
-    What is promised is of one transform that crashes, a hundred requests of it: quarantine is a part of the answer. The
-    figure of many that crash, each too seldom for that, is printed besides.
+    The promise is for one crashing transform and a hundred requests for it: quarantine is part of the answer. The
+    figure for many that crash, each too seldom for quarantine, is only printed.
     """
     good: Counter[str] = Counter()
     fresh = (f"crash-{number}" for number in range(ROUNDS + 1, 26))
@@ -216,7 +215,7 @@ def compare_throughput(soak: Soak) -> None:
 
 
 def measure(soak: Soak, load: Load, crashes: list[str]) -> int:
-    """Give how many good requests were answered while these crashed, evenly over the first four fifths of the time."""
+    """Return how many good requests succeeded while these crashed, spread over the first four fifths of the time."""
     wait_until_s(soak, soak.elapsed_s + SETTLE_S)
     start, before = soak.elapsed_s, load.codes["ok"]
     with Session(soak.hostile.server) as session:
@@ -228,7 +227,7 @@ def measure(soak: Soak, load: Load, crashes: list[str]) -> int:
 
 
 def reload_under_load(soak: Soak) -> None:
-    """Send a SIGHUP every second while ten thousand requests, or more, are answered."""
+    """Send a SIGHUP every second while at least ten thousand requests are answered."""
     old = soak.hostile.worker_pids()
     sent = 0
     with soak.good() as load:
@@ -238,11 +237,11 @@ def reload_under_load(soak: Soak) -> None:
             wait_until_s(soak, soak.elapsed_s + 1)
         wait_until(lambda: not (soak.hostile.worker_pids() & old))
     soak.judge_good(load, f"with {sent} SIGHUPs, one a second")
-    soak.judge(load.total >= RELOAD_REQUESTS, f"{load.total} requests; {RELOAD_REQUESTS} are asked for")
+    soak.judge(load.total >= RELOAD_REQUESTS, f"{load.total} requests; {RELOAD_REQUESTS} are required")
 
 
 def stop(soak: Soak) -> None:
-    """End the server, and look for what it leaves."""
+    """Stop the server, and look for processes that it leaves."""
     status = soak.hostile.server.stop()
     soak.judge(status == 0, f"exit status {status} after SIGTERM")
     left = 0 if within(GONE_S, lambda: not soak.hostile.processes()) else len(soak.hostile.processes())

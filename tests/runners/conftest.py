@@ -1,4 +1,4 @@
-"""A folder with a plugin of transforms that do what they should not."""
+"""A plugin of transforms that misbehave."""
 
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def xformd_transforms():
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder."""
+    """The plugin's folder."""
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "hostile.py").write_text(HOSTILE)
     return folder

@@ -1,4 +1,4 @@
-"""What each hostile transform does to its own request, and which of them do nothing to it."""
+"""The hostile transforms: how each one's request is answered."""
 
 import attrs
 
@@ -9,12 +9,12 @@ TIMEOUT = ("timeout",)
 
 @attrs.frozen
 class HostileCase:
-    """What a hostile transform does to its request.
+    """One hostile transform and the answer that its request gets.
 
     Args:
         name: of the transform.
-        code: what its request is answered with.
-        says: a word of the message.
+        code: of the answer; one of these.
+        says: a part of the message.
         options: of the transform.
     """
 

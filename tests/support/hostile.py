@@ -1,10 +1,11 @@
-"""A server with the hostile transforms, and what a test must know of the processes that it has."""
+"""A server with the hostile transforms, and its processes."""
 
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -19,10 +20,10 @@ WORKERS = 2
 MIB = 1024 * 1024
 
 KILL_S = 0.2
-"""How long after its limit a transform may at most be answered for, as the project promises."""
+"""A request is answered at most this long after its limit, as the project promises."""
 
 GONE_S = 0.5
-"""How long a process may at most outlive the request, or the server, that it belonged to."""
+"""A process outlives its request or its server by at most this long."""
 
 DEFAULTS = {
     "XFORMD_WORKERS": str(WORKERS),
@@ -38,7 +39,7 @@ class Hostile:
     Args:
         server: the server.
         folder: where transforms leave their notes.
-        token: what all its processes have in their environment.
+        token: in the environment of all its processes.
     """
 
     server: Server
@@ -46,26 +47,26 @@ class Hostile:
     token: str
 
     def processes(self) -> set[int]:
-        """Give all processes that the server has started, whoever their parents are now, and that still live."""
+        """Return the live processes that came from the server, whatever their parents are now."""
         return process_table.bearing(self.token) - {self.server.process.pid}
 
     def started(self, marker: str) -> set[int]:
-        """Give the processes in which the transform with this marker began, if it has."""
+        """Return the processes in which the transform with this marker has started."""
         note = self.folder / marker
         return set(map(int, note.read_text().split())) if note.exists() else set()
 
     def wait_for(self, marker: str) -> set[int]:
-        """Wait until the transform with this marker has begun, and give the processes where."""
+        """Wait until the transform with this marker has started; return its processes."""
         wait_until(lambda: bool(self.started(marker)))
         return self.started(marker)
 
     def left_of(self, marker: str) -> set[int]:
-        """Give what lives of the processes that this marker's transform ran in, and of those that it has left."""
+        """Return the live processes in which this marker's transform ran, and those that it has left behind."""
         ran_in = {pid for pid in self.started(marker) if process_table.is_alive(pid)}
         return ran_in | process_table.named(marker)
 
     def worker_pids(self, count: int = WORKERS) -> set[int]:
-        """Give the processes of so many workers that are at work together."""
+        """Return the processes of ``count`` workers that run at the same time."""
         pids: set[int] = set()
         spec = f"{step('sleep', seconds=0.05)}+pid"
         with Session(self.server) as session:
@@ -80,7 +81,7 @@ class Hostile:
 
 
 def new_marker() -> str:
-    """Give a marker that nobody else has; it fits into a process's name."""
+    """Return a unique marker that fits into a process's name."""
     return f"h-{secrets.token_hex(5)}"
 
 
@@ -96,19 +97,19 @@ def install(folder: Path) -> Environment:
 def hostile_server(
     environment: Environment, folder: Path, *arguments: str, command: Sequence[str] = (), **extra: str
 ) -> Iterator[Hostile]:
-    """Run a server with the hostile transforms until the block ends; whatever it then leaves is ended.
+    """Run a server with the hostile transforms until the block ends, and kill what it leaves behind.
 
     Args:
         environment: with the plugin in it.
         folder: for its log, and for notes.
-        arguments: after ``serve``; those that select plugins take the place of the hostile ones.
-        command: what to run in place of the environment's xformd.
-        extra: adds to its environment, and to ``DEFAULTS``.
+        arguments: after ``serve``; arguments that select plugins replace the default selection.
+        command: replaces the environment's xformd.
+        extra: variables besides ``DEFAULTS``.
     """
     token = secrets.token_hex(8)
     command = command or (str(environment.python), "-m", "xformd")
     selection = () if any(argument.startswith("--plugins") for argument in arguments) else ("--plugins=xformd-hostile",)
-    variables = {**DEFAULTS, "HOSTILE_FOLDER": str(folder), process_table.TOKEN: token, **extra}
+    variables: dict[str, Any] = {**DEFAULTS, "HOSTILE_FOLDER": str(folder), process_table.TOKEN: token, **extra}
     try:
         with serving(folder, *selection, *arguments, command=command, **variables) as server:
             yield Hostile(server, folder, token)
@@ -117,7 +118,7 @@ def hostile_server(
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Say whether something becomes true in time."""
+    """Return whether a condition becomes true in time."""
     ends_at = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > ends_at:
@@ -127,19 +128,19 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def seconds_until(condition: Callable[[], bool]) -> float:
-    """Wait for something, and give how long it took."""
+    """Wait for a condition; return how long it took."""
     start = time.monotonic()
     wait_until(condition)
     return time.monotonic() - start
 
 
 def best_of(tries: int, limit: float, measure: Callable[[], float]) -> float:
-    """Measure until a figure is within its limit, a few times at most: a busy machine is late, and not every time.
+    """Measure until a figure is within its limit, a few times at most: a busy machine is not late every time.
 
     Args:
-        tries: how often at most.
+        tries: the number of measurements at most.
         limit: what the figure must not exceed.
-        measure: gives the figure; what must hold every time, it asserts.
+        measure: returns the figure; asserts what must hold every time.
 
     Returns:
         The lowest figure.
@@ -152,5 +153,5 @@ def best_of(tries: int, limit: float, measure: Callable[[], float]) -> float:
 
 
 def codes(answers: list[Answer]) -> list[str]:
-    """Give the codes of answers."""
+    """Return the codes of answers."""
     return [answer.code for answer in answers]

@@ -19,7 +19,7 @@ DEADLINE_S = 20.0
 WORKER = "from xformd.runners.worker import main; main(3)"
 REAPER = "from xformd.runners.reaper import main; main()"
 
-# In an interpreter of its own: what measures coverage opens a file at once, and would have the descriptor otherwise.
+# In an interpreter of its own: the coverage tool opens a file at once, which would take descriptor 3.
 _START = """
 import os, sys
 channel = int(sys.argv[1])
@@ -50,20 +50,20 @@ class Live:
         return self._strings.pop(0)
 
     def begin(self, folder: Path | None = None, **limits: int) -> WorkerHello:
-        """Tell it what to load."""
+        """Send the setup; return the hello."""
         selection = Selection(distributions=frozenset(), directories=(folder,) if folder else ())
         sizes = {"max_request_bytes": 1_000_000, "max_result_bytes": 1_000_000, "memory_bytes": 2**30, **limits}
         self.channel.sendall(messages.encode_setup(WorkerSetup(selection=selection, **sizes)))
         return messages.decode_hello(self.receive())
 
     def ask(self, spec: str, poem: bytes = b"") -> int:
-        """Give it a job."""
+        """Send a request; return its id."""
         self._requests += 1
         self.channel.sendall(session.encode_request(session.Request(self._requests, parse(spec), poem)))
         return self._requests
 
     def answer(self) -> bytes | Exception:
-        """Give the next answer's poem, or its error; what it tells of a fault before that is passed over."""
+        """Return the next answer's poem or error, without a traceback before it."""
         while messages.decode_traceback(string := self.receive()) is not None:
             pass
         reply = session.decode_reply(string)
@@ -71,34 +71,34 @@ class Live:
         return reply.poem if isinstance(reply, session.Reply) else reply.error
 
     def xform(self, spec: str, poem: bytes = b"") -> bytes | Exception:
-        """Give it a job and wait for what becomes of it."""
+        """Send a request and wait for its answer."""
         self.ask(spec, poem)
         return self.answer()
 
     def close_input(self) -> None:
-        """End its standard input."""
+        """Close its standard input."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.stdin = None
 
     def close_channel(self) -> None:
-        """Be gone."""
+        """Close the channel, as a server that is gone."""
         self.channel.close()
 
     def end(self) -> tuple[bytes, bytes]:
-        """Wait for its end; give what it has printed and what it has complained of."""
+        """Wait for its end; return its standard output and error."""
         return self.process.communicate(timeout=DEADLINE_S)
 
 
 @contextmanager
-def live(what: str) -> Iterator[Live]:
+def live(code: str) -> Iterator[Live]:
     """Run a worker, or a reaper with its worker, until the block ends."""
     ours, theirs = socket.socketpair()
     ours.settimeout(DEADLINE_S)
     with ours:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), what],
+                [sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -109,14 +109,14 @@ def live(what: str) -> Iterator[Live]:
                 yield Live(process, ours)
             finally:
                 ours.close()
-                try:  # let it end by itself, so that its coverage is known
+                try:  # let it end by itself, so that its coverage is saved
                     process.wait(1)
                 except subprocess.TimeoutExpired:
                     process.kill()
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there, and is no zombie."""
+    """Whether a process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -124,5 +124,5 @@ def is_running(pid: int) -> bool:
 
 
 def descriptors(pid: int) -> list[int]:
-    """Give what a process has open."""
+    """Return a process's open descriptors."""
     return [int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()]

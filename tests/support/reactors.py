@@ -1,4 +1,4 @@
-"""A reactor that remembers what it was asked for, and does nothing."""
+"""A reactor that records what it is asked for, and spawns no process."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from zope.interface import implementer
 
 
 class FakeProcess:
-    """What ``spawnProcess`` gives."""
+    """Stands in for a process transport."""
 
     def __init__(self, protocol: Any, args: list[str], channel: socket.socket) -> None:
         self.protocol = protocol
@@ -24,7 +24,7 @@ class FakeProcess:
 
 @implementer(IReactorFDSet)
 class FakeReactor:
-    """Spawns processes that are none."""
+    """Records readers, writers and processes."""
 
     def __init__(self) -> None:
         self.readers: set[Any] = set()
@@ -64,6 +64,6 @@ class FakeReactor:
         return process
 
     def read(self) -> None:
-        """Let every reader take what is there."""
+        """Have every reader read what has arrived."""
         for reader in [*self.readers]:
             reader.doRead()

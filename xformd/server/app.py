@@ -146,10 +146,7 @@ def _make_http_listeners(
 
 def _runs_asyncio(reactor: Any) -> bool:
     """Whether asyncio tasks run beside this reactor. A test's stand-in for a reactor counts as one that can."""
-    return getattr(reactor, "runs_asyncio", False) or not isinstance(reactor, ReactorBase) or _is_asyncio_s(reactor)
-
-
-def _is_asyncio_s(reactor: Any) -> bool:
     from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 
-    return isinstance(reactor, AsyncioSelectorReactor)
+    can_run = getattr(reactor, "runs_asyncio", False) or isinstance(reactor, AsyncioSelectorReactor)
+    return can_run or not isinstance(reactor, ReactorBase)

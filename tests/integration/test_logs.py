@@ -81,7 +81,7 @@ def test_as_json_each_line_is_an_event(server: Server, log_format: str) -> None:
 
 @pytest.mark.parametrize("name", ["raises", "raises-here"])
 def test_as_json_a_transform_that_fails_is_one_event_with_its_traceback(tmp_path: Path, name: str) -> None:
-    with serving(tmp_path, *SETTINGS, "--log-format=json") as server:
+    with serving(tmp_path, *SETTINGS, "--transform-timeout-s=30s", "--log-format=json") as server:
         with Session(server) as session:
             session.collect(session.send((name, b"owl")))
         wait_until(lambda: bool(server.log))

@@ -38,7 +38,7 @@ def client_endpoint(reactor: Any, address: str, default_port: int = DEFAULT_PORT
     """Parse the address of a server.
 
     Args:
-        reactor: used to connect.
+        reactor: connects.
         address: ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, or a Twisted client endpoint string.
         default_port: used if the address has no port.
 

@@ -119,14 +119,7 @@ class LoopReactor(MonotonicEPollReactor):
 
 
 def install(*, with_asyncio: bool = False) -> bool:
-    """Install the reactor, unless the process has one already.
-
-    Args:
-        with_asyncio: whether to run it on a new asyncio loop.
-
-    Returns:
-        Whether it was installed.
-    """
+    """Install the reactor, alone or on a new asyncio loop; return False if the process already has one."""
     if "twisted.internet.reactor" in sys.modules:
         return False
     if with_asyncio:

@@ -35,14 +35,7 @@ log = Logger()
 
 
 def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
-    """Run a coroutine to its end, with the reactor running only if it has to wait for something.
-
-    Returns:
-        What the coroutine returns.
-
-    Raises:
-        BaseException: whatever the coroutine raises.
-    """
+    """Run a coroutine to its end, and return or raise what it does. The reactor runs only if it has to wait."""
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
@@ -60,11 +53,9 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
 
 
 def prepare_to_serve(log_format: str = "text", *, with_asyncio: bool = False) -> None:
-    """Set up the reactor, the log and the allocator of a server process; before anything else installs a reactor.
+    """Set up the reactor, the log and the allocator of a server process, before anything installs a reactor.
 
-    Args:
-        log_format: ``text`` or ``json``.
-        with_asyncio: whether asyncio tasks run here too, as HTTP requests do.
+    HTTP requests are asyncio tasks, and need ``with_asyncio``.
     """
     try:
         from xformd.net.reactor import install
@@ -178,10 +169,8 @@ def within_descriptors(limits: Limits, *, workers: int, ports: int = 1) -> Limit
 def make_room(connections: int, workers: int) -> tuple[int, int]:
     """Raise the limit on file descriptors as far as connections and workers need and the system allows.
 
-    Connections leave room for everything else that needs descriptors: workers, the log, files that transforms open.
-
     Returns:
-        The limit that holds now, and how many of the connections fit.
+        The limit that holds now, and how many of the connections fit and still leave room for everything else.
     """
     open_now = open_descriptors()
     limit = raise_limit(descriptors_needed(connections, open_now, workers))

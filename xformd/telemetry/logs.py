@@ -49,11 +49,7 @@ def start(*observers: ILogObserver) -> None:
 
 
 def start_server_log(log_format: str) -> None:
-    """Start the log of a server.
-
-    Args:
-        log_format: ``text`` or ``json``; with JSON, lines that plugins print become objects too.
-    """
+    """Start the log of a server, as ``text`` or ``json``; with JSON, lines that plugins print are objects too."""
     start(observer(log_format))
     if log_format == "json":
         sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info)
@@ -67,11 +63,7 @@ def _log_uncaught(where: str, raised: SafeTraceback) -> None:
 
 
 def observer(log_format: str = "text") -> ILogObserver:
-    """Return an observer that writes to standard error: warnings and errors, and xformd's own information.
-
-    Args:
-        log_format: ``text`` or ``json``.
-    """
+    """Return an observer that writes warnings, errors, and xformd's own information to standard error."""
     levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
     for namespace in ("xformd", *_STREAMS):
         levels.setLogLevelForNamespace(namespace, LogLevel.info)
@@ -176,13 +168,7 @@ class LoggingHandler(logging.Handler):
 
 
 class LoggedStream(io.TextIOBase):
-    """Replaces a standard stream, and logs each line that is printed to it.
-
-    Args:
-        stream: the standard stream, whose descriptor this has too.
-        name: its name, which is the events' namespace.
-        level: that of the events.
-    """
+    """Replaces a standard stream, and logs each line that is printed to it in the namespace ``name``."""
 
     encoding = "utf-8"
 

@@ -51,11 +51,7 @@ _UNKNOWN_CODES = (NoSuchTransform.code, AmbiguousTransform.code)
 
 
 class Histogram:
-    """Counts values by size.
-
-    Args:
-        bounds: the greatest value of each bucket, ascending; one more bucket takes the values beyond.
-    """
+    """Counts values in buckets up to ascending bounds, and in one more for the values beyond."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -87,13 +83,7 @@ class Histogram:
 
 @attrs.frozen
 class ConnectionStats:
-    """The connections of one front.
-
-    Args:
-        open: how many are open.
-        refused: how many were refused, by limit.
-        cut_off: how many were closed because they took too long.
-    """
+    """The connections of one front: open now, refused so far by limit, and closed because they took too long."""
 
     open: int
     refused: Mapping[str, int]
@@ -104,11 +94,6 @@ class BatchedCounts:
     """Collects the requests of one transform that succeed at once, and adds them to the metrics in batches.
 
     The caller appends to the two lists of sizes itself: a method call for each would double the cost.
-
-    Args:
-        metrics: where they are counted in the end.
-        transform: the label.
-        front: how the requests came.
     """
 
     def __init__(self, metrics: "Metrics", transform: str, front: Front) -> None:
@@ -122,11 +107,7 @@ class BatchedCounts:
         """The length of each result that was sent."""
 
     def ran(self, seconds: float) -> None:
-        """Record the run time of the requests since the last call, as an equal share for each.
-
-        Args:
-            seconds: from the start of the first to the end of the last.
-        """
+        """Record the run time of all requests since the last call, as an equal share for each."""
         times_s = self._times_s
         count = len(self.poems_bytes) - len(times_s)
         if count == 1:
@@ -166,13 +147,7 @@ class Metrics:
         self._batched_counts: dict[tuple[str, Front], BatchedCounts] = {}
 
     def count(self, transform: str, front: Front, code: str) -> None:
-        """Count a request that is done.
-
-        Args:
-            transform: the name of a registered one, or one of the labels of this module.
-            front: how it came.
-            code: ``ok``, or that of the error.
-        """
+        """Count a request that is done; its transform is a registered one's name or a label of this module."""
         self.requests[self._bounded(transform), front, code] += 1
 
     def refused(self, front: Front, code: str) -> None:

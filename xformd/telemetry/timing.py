@@ -12,14 +12,7 @@ import attrs
 
 @attrs.define
 class RequestTiming:
-    """The times of a request; the steps of a pipeline add up.
-
-    Args:
-        request_id: its name in the log.
-        queue_s: seconds that it waited for a worker.
-        run_s: seconds that it ran.
-        clock: returns seconds.
-    """
+    """The seconds that a request waited for workers and ran, in all steps of its pipeline; and its name in the log."""
 
     request_id: str | None = None
     queue_s: float = 0.0
@@ -51,11 +44,7 @@ class RequestTiming:
 
 
 def log_fields(timing: RequestTiming | None) -> Mapping[str, Any]:
-    """Return the fields with which a log event names its request.
-
-    Returns:
-        ``request_id`` if there is one, and ``log_of_request``: the same as part of the event's message.
-    """
+    """Return the fields that name a request in a log event; ``log_of_request`` is for its message."""
     request_id = timing.request_id if timing is not None else None
     if request_id is None:
         return {"log_of_request": ""}

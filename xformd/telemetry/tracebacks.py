@@ -38,24 +38,14 @@ def _lines(text: str) -> str:
 
 @attrs.frozen
 class SafeTraceback:
-    """What a log has of an exception.
-
-    Args:
-        error: its type, on one line.
-        traceback: where it was raised, and its causes; several lines.
-    """
+    """What a log has of an exception: its type on one line; its place and its causes on several."""
 
     error: str = attrs.field(converter=one_line)
     traceback: str = attrs.field(converter=_lines)
 
     @classmethod
     def redacted(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
-        """Describe an exception without its messages.
-
-        Args:
-            error: the exception.
-            trace: its traceback, if the exception does not hold it any more.
-        """
+        """Describe an exception without its messages; ``trace`` is its traceback if it has lost it."""
         try:
             parts = [*islice(_chain(error, trace or error.__traceback__), MAX_CHAIN)]
         except Exception:  # the attributes of a plugin's exception may raise anything
@@ -73,11 +63,7 @@ MakeTraceback = Callable[[BaseException, TracebackType | None], SafeTraceback]
 
 
 def report_uncaught(report: Callable[[str, SafeTraceback], object]) -> None:
-    """Report what is raised in this process where no code can catch it, instead of printing it.
-
-    Args:
-        report: called with where that was, and the exception; from any thread.
-    """
+    """Report what is raised where no code can catch it, with the place, from any thread, instead of printing it."""
 
     def in_thread(raised: threading.ExceptHookArgs) -> None:
         if raised.exc_value is not None and not isinstance(raised.exc_value, SystemExit):

@@ -19,6 +19,9 @@ from xformd.plugins.registry import NOT_SELECTED, Conflict, Entry, Plugin, Regis
 IsIsolated = Callable[[Transform], bool]
 """Whether a transform runs in a worker."""
 
+_PLAIN_FIELDS = ("inline", "asynchronous", "timeout_s", "memory_bytes", "deterministic", "media_type")
+"""Fields of a Transform that JSON holds as they are."""
+
 
 def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, Any]:
     """Return the registry as values that ``json.dumps`` takes.
@@ -55,12 +58,7 @@ def _transform_to_json(entry: Entry, quarantined: Collection[str]) -> dict[str, 
         "options": [_option_to_json(option) for option in transform.options],
         "options_schema": options_schema(transform.options),
         "examples": [_example_to_json(example) for example in transform.examples],
-        "inline": transform.inline,
-        "asynchronous": transform.asynchronous,
-        "timeout_s": transform.timeout_s,
-        "memory_bytes": transform.memory_bytes,
-        "deterministic": transform.deterministic,
-        "media_type": transform.media_type,
+        **{field: getattr(transform, field) for field in _PLAIN_FIELDS},
         "state": "quarantined" if transform.name in quarantined else "active",
         "plugin": entry.plugin.name,
         "distribution": entry.plugin.distribution,
@@ -148,12 +146,7 @@ def _transform_from_json(described: Mapping[str, Any]) -> Transform:
         options=tuple(_option_from_json(option) for option in described["options"]),
         summary=described["summary"],
         examples=tuple(_example_from_json(example, kind) for example in described["examples"]),
-        inline=described["inline"],
-        asynchronous=described["asynchronous"],
-        timeout_s=described["timeout_s"],
-        memory_bytes=described["memory_bytes"],
-        deterministic=described["deterministic"],
-        media_type=described["media_type"],
+        **{field: described[field] for field in _PLAIN_FIELDS},
     )
 
 

@@ -63,19 +63,6 @@ def parse_timeout(value: object) -> float:
     raise ValueError(f"invalid duration {_show(value)}: it must be above 0; try 0.5, 30 or 5min")
 
 
-def format_size(size_bytes: int) -> str:
-    """Write a number of bytes in the largest unit that needs no fraction."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size_bytes % factor == 0:
-            return f"{size_bytes // factor}{unit}"
-    return str(size_bytes)
-
-
-def format_duration(duration_s: float) -> str:
-    """Write a number of seconds, without a fraction if it has none."""
-    return str(int(duration_s)) if duration_s == int(duration_s) else repr(duration_s)
-
-
 def _parse_quantity(text: str, units: Mapping[str, float]) -> float | None:
     match = _QUANTITY.match(text)
     factor = units.get(match["unit"].lower()) if match else None
@@ -236,8 +223,15 @@ def _toml(value: object) -> str:
 
 
 def _size_to_toml(size_bytes: int) -> str:
-    size = format_size(size_bytes)
-    return size if size.isdigit() else _toml(size)
+    """Write a number of bytes in the largest unit that needs no fraction."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size_bytes % factor == 0:
+            return _toml(f"{size_bytes // factor}{unit}")
+    return _toml(size_bytes)
+
+
+def _duration_to_toml(duration_s: float) -> str:
+    return _toml(int(duration_s) if duration_s == int(duration_s) else duration_s)
 
 
 def _show(value: object) -> str:
@@ -251,7 +245,7 @@ def _mismatch(expected: str, value: object) -> ValueError:
 _PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
 
 SIZE = SettingType(from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
-DURATION = SettingType(from_toml=parse_timeout, to_toml=format_duration, unit="seconds")
+DURATION = SettingType(from_toml=parse_timeout, to_toml=_duration_to_toml, unit="seconds")
 BOOLEAN = SettingType(from_toml=_boolean_from_toml, from_text=_boolean_from_text)
 FOLDERS = SettingType(
     from_toml=lambda value: tuple(map(Path, _PATHS.from_toml(value))),

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("broken_plugins")
 Listing = dict[str, Any]
 
 RIVALS = ("rival-one", "rival-two")
-"""Both provide the transform `contested`."""
+"""Both provide the transform `ambiguous`."""
 
 BUILT_INS = {transform.name for module in (poetry, text) for transform in module.xformd_transforms()}
 
@@ -129,14 +129,14 @@ def test_two_distributions_may_have_the_same_entry_point_name(listing: Listing) 
 
 def test_a_transform_of_two_plugins_belongs_to_neither(listing: Listing) -> None:
     """Nobody has the name, and the conflict names both distributions."""
-    assert "contested" not in {transform["name"] for transform in listing["transforms"]}
-    (conflict,) = [conflict for conflict in listing["conflicts"] if conflict["name"] == "contested"]
+    assert "ambiguous" not in {transform["name"] for transform in listing["transforms"]}
+    (conflict,) = [conflict for conflict in listing["conflicts"] if conflict["name"] == "ambiguous"]
     assert (conflict["distributions"], conflict["winner"]) == (["rival-one", "rival-two"], None)
 
 
 def test_a_transform_of_two_plugins_is_ambiguous_when_it_is_run(environment: Environment) -> None:
     """`run` answers `ambiguous-transform` and names both distributions."""
-    assert_refused(environment.xformd("run", "contested", poem="Owl"), 66, "ambiguous-transform", *RIVALS)
+    assert_refused(environment.xformd("run", "ambiguous", poem="Owl"), 66, "ambiguous-transform", *RIVALS)
 
 
 @pytest.mark.parametrize("rival", RIVALS)
@@ -144,8 +144,8 @@ def test_a_transform_of_two_plugins_is_ambiguous_when_it_is_run(environment: Env
 def test_a_conflict_can_be_settled(environment: Environment, rival: str, settle: str) -> None:
     """Either plugin gets the name when it is preferred, or when the other one is blocked."""
     (other,) = {*RIVALS} - {rival}
-    choice = f"contested={rival}" if settle == "--prefer" else other
-    done = environment.xformd("run", "contested", settle, choice, poem="Owl")
+    choice = f"ambiguous={rival}" if settle == "--prefer" else other
+    done = environment.xformd("run", "ambiguous", settle, choice, poem="Owl")
     assert (done.returncode, done.stdout) == (0, f"{rival}: Owl")
 
 
@@ -154,8 +154,8 @@ def test_a_preference_for_a_distribution_without_the_transform_is_refused(
     environment: Environment, distribution: str
 ) -> None:
     """`--prefer` must name one of those that provide it, and the refusal says which they are."""
-    done = environment.xformd("list-transforms", "--prefer", f"contested={distribution}")
-    assert_refused(done, 78, "--prefer: ", f"contested={distribution}", *RIVALS)
+    done = environment.xformd("list-transforms", "--prefer", f"ambiguous={distribution}")
+    assert_refused(done, 78, "--prefer: ", f"ambiguous={distribution}", *RIVALS)
 
 
 def test_a_built_in_keeps_its_name(environment: Environment, listing: Listing, table: list[str]) -> None:
@@ -250,12 +250,12 @@ def test_strict_names_every_failure(environment: Environment, distributions: lis
 
 
 def test_strict_names_conflicts(environment: Environment) -> None:
-    """`--strict` refuses a contested name until it is settled."""
+    """`--strict` refuses an ambiguous name until it is settled."""
     strict = ["list-transforms", "--strict", "--plugins", "rival-one,rival-two"]
     refused = environment.xformd(*strict)
     assert refused.returncode == 78
-    assert "transform contested is provided by rival-one and rival-two: neither is used" in refused.stderr
-    assert environment.xformd(*strict, "--prefer", "contested=rival-two").returncode == 0
+    assert "transform ambiguous is provided by rival-one and rival-two: neither is used" in refused.stderr
+    assert environment.xformd(*strict, "--prefer", "ambiguous=rival-two").returncode == 0
 
 
 def test_strict_accepts_a_selection_without_problems(environment: Environment) -> None:

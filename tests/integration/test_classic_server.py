@@ -93,11 +93,11 @@ def test_whatever_is_wrong_the_server_closes_sends_nothing_and_logs_one_line(
 CONTESTED = """
 import xformd
 @xformd.transform
-def contested(poem: str) -> str:
+def ambiguous(poem: str) -> str:
     return poem
 @xformd.hookimpl
 def xformd_transforms():
-    return [contested]
+    return [ambiguous]
 """
 
 
@@ -105,12 +105,12 @@ def test_a_name_that_two_plugins_provide_is_nobodys(tmp_path: Path) -> None:
     for name in ("one.py", "two.py"):
         (tmp_path / name).write_text(CONTESTED)
     with serving(tmp_path, "--plugins=none", "--plugins-dir", str(tmp_path)) as server:
-        assert server.read_line().startswith("conflict: transform contested is provided by one.py and two.py: neither")
-        assert server.ask(netstring(b"contested.poem")) == b""
+        assert server.read_line().startswith("conflict: transform ambiguous is provided by one.py and two.py: neither")
+        assert server.ask(netstring(b"ambiguous.poem")) == b""
         wait_until(lambda: ": ambiguous-transform: " in server.log)
-        sent = xformd("send", "contested", "--server", server.address, stdin=b"poem")
+        sent = xformd("send", "ambiguous", "--server", server.address, stdin=b"poem")
     assert sent.returncode == 66
-    assert sent.stderr.startswith(b"xformd: ambiguous-transform: transform contested is provided by one.py and two.py")
+    assert sent.stderr.startswith(b"xformd: ambiguous-transform: transform ambiguous is provided by one.py and two.py")
 
 
 def test_only_a_transforms_own_exception_makes_a_traceback_and_just_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Registry: a name is found, suggested, or contested."""
+"""The Registry: a name is found, suggested, or ambiguous."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_a_misspelled_name_gets_the_nearest_one() -> None:
         (("a", "b", "c"), "a and b and c: none is used; choose with --prefer echo=a or --prefer echo=b or "),
     ],
 )
-def test_a_contested_name_says_who_provides_it_and_what_to_do(distributions: tuple[str, ...], says: str) -> None:
+def test_an_ambiguous_name_says_who_provides_it_and_what_to_do(distributions: tuple[str, ...], says: str) -> None:
     rivals = tuple(plugin_of(name=f"p{at}", distribution=name) for at, name in enumerate(distributions))
     with pytest.raises(AmbiguousTransform) as caught:
         Registry({}, rivals, (Conflict("echo", rivals, None),)).resolve("echo")

@@ -387,7 +387,7 @@ CONFLICT = Conflict("plain", FIRST.plugins, None)
         (registry_of(quick), ["transform plain is gone from xformd-verses; if that is meant, restart the server"]),
         (Registry({}, ()), []),
     ],
-    ids=["contested", "left out", "uninstalled"],
+    ids=["ambiguous", "left out", "uninstalled"],
 )
 def test_what_a_reload_would_break(after: Registry, lines: list[str]) -> None:
     assert [*what_breaks(FIRST, after)] == lines

@@ -155,7 +155,7 @@ HEALTHY = _good("healthy-dist", "healthy", more=', examples=[("Owl", "healthy-di
 NOISY = _good("noisy-dist", "noisy", prints=NOISE)
 NAMELESS = tuple(_good(f"nameless-{number}", f"nameless-{number}") for number in ("one", "two"))
 TWINS = (_good("twin-one", "first-twin", "twin"), _good("twin-two", "second-twin", "twin"))
-RIVALS = (_good("rival-one", "contested"), _good("rival-two", "contested"))
+RIVALS = (_good("rival-one", "ambiguous"), _good("rival-two", "ambiguous"))
 USURPER = _good("usurper", "cummingsify")
 
 PACKAGES = (HEALTHY, NOISY, *TWINS, *RIVALS, USURPER, *(broken.package for broken in BROKEN))

@@ -173,7 +173,7 @@ def config_option(command: Command) -> Command:
 def plugin_flags(command: Command) -> Command:
     """Add the options that select plugins, each named after its setting."""
     for add in (
-        click.option("--strict/--no-strict", default=None, help="Fail if a plugin is broken or a name is contested."),
+        click.option("--strict/--no-strict", default=None, help="Fail if a plugin is broken or a name is ambiguous."),
         click.option(
             "--prefer",
             multiple=True,

@@ -177,7 +177,7 @@ def _plugin_from_json(
         source=sources.get((distribution, name), ""),
         state=described["state"],
         reason=described["reason"],
-        # A contested transform is listed by its name alone, and no request can reach it.
+        # An ambiguous transform is listed by its name alone, and no request can reach it.
         transforms=tuple(
             transforms.get(name) or Transform(name, _not_here, "text") for name in described["transforms"]
         ),

@@ -65,8 +65,8 @@ def load_distribution(distribution: str, selection: Selection = EVERYTHING) -> t
     installed = frozenset(candidate.distribution for candidate in named if not candidate.is_loose)
     registry = load(attrs.evolve(selection, distributions=installed, preferred={}, strict=False))
     if selection.strict:
-        contested = tuple(one for one in registry.conflicts if one.name not in selection.preferred)
-        _reject_problems(attrs.evolve(registry, conflicts=contested))
+        ambiguous = tuple(one for one in registry.conflicts if one.name not in selection.preferred)
+        _reject_problems(attrs.evolve(registry, conflicts=ambiguous))
     return tuple(plugin for plugin in registry.plugins if normalize(plugin.distribution) == wanted)
 
 

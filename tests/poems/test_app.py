@@ -1,4 +1,4 @@
-"""The poem servers as an operator gets them: with room for clients, and a word where there is not enough."""
+"""The poem servers as an operator starts them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from xformd.poems import app
 
 
 @pytest.mark.parametrize(("limit", "lines"), [(100, 1), (1_000_000, 0)])
-def test_a_limit_on_descriptors_that_is_too_low_is_said(
+def test_a_low_limit_on_descriptors_is_logged(
     tmp_path: Path, clock: Clock, log: Log, monkeypatch: pytest.MonkeyPatch, limit: int, lines: int
 ) -> None:
     monkeypatch.setattr(run, "raise_limit", lambda wanted: limit)

@@ -41,7 +41,7 @@ def make(service: Service, reactor: MemoryReactorClock) -> ProxyServer:
     return ProxyServer(service, ("tcp:1:interface=127.0.0.1",), Limits(), reactor)  # type: ignore[arg-type]
 
 
-def test_it_listens_once_it_knows_what_there_is_and_closes_at_the_end(prompt: list[Any]) -> None:
+def test_it_listens_once_the_upstreams_have_answered_and_closes_at_the_end(prompt: list[Any]) -> None:
     service, reactor = Service(), MemoryReactorClock()
     server = make(service, reactor)
     server.startService()
@@ -52,7 +52,7 @@ def test_it_listens_once_it_knows_what_there_is_and_closes_at_the_end(prompt: li
     assert service.is_closed
 
 
-def test_one_that_is_stopped_before_it_knows_never_listens(prompt: list[Any]) -> None:
+def test_a_proxy_that_is_stopped_before_never_listens(prompt: list[Any]) -> None:
     service, reactor = Service(), MemoryReactorClock()
     server = make(service, reactor)
     server.startService()

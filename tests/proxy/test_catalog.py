@@ -1,4 +1,4 @@
-"""Whose results a proxy may keep, and from when on they are those of other code."""
+"""Which results a proxy may cache, and when they stop being valid."""
 
 from typing import Any
 
@@ -18,16 +18,16 @@ def listing(*transforms: Any, **parts: Any) -> dict[str, Any]:
 
 def catalog(**listings: Any) -> Catalog:
     made = Catalog()
-    for upstream, told in listings.items():
-        made.learn(upstream, told)
+    for upstream, listed in listings.items():
+        made.learn(upstream, listed)
     return made
 
 
-def is_kept(made: Catalog, spec: str) -> bool:
+def is_cached(made: Catalog, spec: str) -> bool:
     return made.epochs(parse(spec)) is not None
 
 
-def test_what_is_deterministic_and_has_a_version_is_kept() -> None:
+def test_what_is_deterministic_and_has_a_version_is_cached() -> None:
     made = catalog(
         a=listing(
             row("steady"),
@@ -39,38 +39,38 @@ def test_what_is_deterministic_and_has_a_version_is_kept() -> None:
         )
     )
     names = ("steady", "fickle", "loose", "odd", "none", "unknown")
-    assert [name for name in names if is_kept(made, name)] == ["steady"]
+    assert [name for name in names if is_cached(made, name)] == ["steady"]
 
 
-def test_a_transform_of_a_server_that_does_not_say_is_not_kept() -> None:
+def test_a_transform_not_declared_deterministic_is_not_cached() -> None:
     old = row("upper")
     del old["deterministic"]
-    assert not is_kept(catalog(a=listing(old)), "upper")
+    assert not is_cached(catalog(a=listing(old)), "upper")
 
 
-def test_a_pipeline_is_kept_when_all_its_steps_are() -> None:
+def test_a_pipeline_is_cached_when_all_its_steps_are() -> None:
     made = catalog(a=listing(row("one"), row("two"), row("fickle", deterministic=False)))
-    assert is_kept(made, "one+two:width=4")
-    assert not is_kept(made, "one+fickle")
-    assert not is_kept(made, "fickle+one")
+    assert is_cached(made, "one+two:width=4")
+    assert not is_cached(made, "one+fickle")
+    assert not is_cached(made, "fickle+one")
 
 
 @pytest.mark.parametrize(
     "other", [row("owl", "2.0"), row("owl", distribution="others"), row("owl", deterministic=False), row("owl", "")]
 )
-def test_upstreams_that_do_not_agree_on_a_name_leave_it_unkept(other: Any) -> None:
+def test_a_transform_that_differs_between_upstreams_is_not_cached(other: Any) -> None:
     made = catalog(a=listing(row("owl"), row("cat")), b=listing(other, row("cat")))
-    assert not is_kept(made, "owl")
-    assert is_kept(made, "cat")
+    assert not is_cached(made, "owl")
+    assert is_cached(made, "cat")
     made.learn("b", listing(row("owl"), row("cat")))
-    assert is_kept(made, "owl")
+    assert is_cached(made, "owl")
 
 
-def test_a_name_that_only_one_upstream_has_is_kept() -> None:
-    assert is_kept(catalog(a=listing(row("owl")), b=listing()), "owl")
+def test_a_name_that_only_one_upstream_has_is_cached() -> None:
+    assert is_cached(catalog(a=listing(row("owl")), b=listing()), "owl")
 
 
-def test_another_version_is_another_edition_and_so_is_one_that_comes_back() -> None:
+def test_each_change_of_version_begins_a_new_epoch() -> None:
     made = Catalog()
     seen = []
     for version in ("1.0", "1.0", "2.0", "1.0"):
@@ -80,13 +80,13 @@ def test_another_version_is_another_edition_and_so_is_one_that_comes_back() -> N
     assert len(set(seen)) == 3
 
 
-def test_what_has_changed_is_said_by_name() -> None:
+def test_learning_returns_the_transforms_that_changed() -> None:
     made = catalog(a=listing(row("owl"), row("cat"), row("gone")))
     assert made.learn("a", listing(row("owl", "2.0"), row("cat"), row("new"))) == {"owl", "gone"}
     assert made.learn("a", listing(row("owl", "2.0"), row("cat"), row("new"))) == frozenset()
 
 
-def test_when_an_upstream_speaks_for_the_first_time_nothing_from_before_is_used() -> None:
+def test_the_first_listing_of_an_upstream_begins_new_epochs() -> None:
     """Until then it may have answered with any version, and nobody knew."""
     made = catalog(a=listing(row("owl")))
     before = made.epochs(parse("owl"))
@@ -94,7 +94,7 @@ def test_when_an_upstream_speaks_for_the_first_time_nothing_from_before_is_used(
     assert made.epochs(parse("owl")) not in (None, before)
 
 
-def test_the_listings_are_shown_as_one() -> None:
+def test_the_listings_are_merged() -> None:
     plugin = {"name": "verses", "distribution": "verses", "version": "1.0", "state": "active"}
     made = catalog(
         a=listing(row("owl"), plugins=[plugin], conflicts=[{"name": "sea"}]),
@@ -107,11 +107,11 @@ def test_the_listings_are_shown_as_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "malformed",
     [None, [], {}, listing() | {"plugins": None}, listing("owl"), listing(["name"]), listing({"summary": "no name"})],
 )
-def test_what_is_no_listing_is_refused_and_changes_nothing(told: object) -> None:
+def test_a_malformed_listing_is_refused_and_changes_nothing(malformed: object) -> None:
     made = catalog(a=listing(row("owl")))
     with pytest.raises(ValueError, match=r"is not a list of|not a JSON object"):
-        made.learn("a", told)
-    assert is_kept(made, "owl")
+        made.learn("a", malformed)
+    assert is_cached(made, "owl")

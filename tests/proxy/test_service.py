@@ -327,9 +327,9 @@ def test_a_cache_that_fails_never_fails_a_request(world: World, log: Log) -> Non
     proxy._results = BrokenResults()  # type: ignore[assignment]
     for _ in range(2):
         assert result_of(world.ask(proxy, "steady")) == b"OWL"
-    ready = proxy.prepare_call(b"steady")
-    assert ready is not None
-    answer = ready.finish_call(ready.run(b"cat"))
+    call = proxy.prepare_call(b"steady")
+    assert call is not None
+    answer = call.finish_call(call.run(b"cat"))
     world.network.pump()
     assert isinstance(answer, Deferred)
     assert result_of(answer) == b"CAT"
@@ -339,7 +339,7 @@ def test_a_cache_that_fails_never_fails_a_request(world: World, log: Log) -> Non
 # What the upstreams have
 
 
-def upgraded(world: World, name: str, version: str) -> None:
+def upgrade(world: World, name: str, version: str) -> None:
     """Change the version of an upstream's plugin."""
     factory = world.hosts[name].factory
     assert isinstance(factory, TransformFactory)
@@ -356,16 +356,16 @@ def upgraded(world: World, name: str, version: str) -> None:
 def test_after_an_upgrade_is_noticed_no_old_result_is_returned(world: World, log: Log) -> None:
     proxy = world.proxy()
     world.ask(proxy, "steady")
-    ready = proxy.prepare_call(b"steady")
-    assert ready is not None
-    assert ready.run(b"owl") == b"OWL"
-    upgraded(world, "one", "2.0")
+    call = proxy.prepare_call(b"steady")
+    assert call is not None
+    assert call.run(b"owl") == b"OWL"
+    upgrade(world, "one", "2.0")
     world.turn(REFRESH_S - 1)
     assert world.ask(proxy, "steady") == b"OWL"
     world.turn(1)
     assert isinstance(world.ask(proxy, "steady"), Deferred)
     assert log.lines == ["one has changed: cached results of 2 transforms are no longer used"]
-    upgraded(world, "one", "1.0")
+    upgrade(world, "one", "1.0")
     world.turn(REFRESH_S)
     again = proxy.prepare_call(b"steady")
     assert again is not None
@@ -375,7 +375,7 @@ def test_after_an_upgrade_is_noticed_no_old_result_is_returned(world: World, log
 def test_no_such_transform_makes_it_poll_soon(world: World) -> None:
     proxy = world.proxy()
     world.ask(proxy, "steady")
-    upgraded(world, "one", "2.0")
+    upgrade(world, "one", "2.0")
     error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
     world.turn(1)
     assert isinstance(world.ask(proxy, "steady"), Deferred)
@@ -388,11 +388,11 @@ def test_no_such_transform_makes_it_poll_soon(world: World) -> None:
 
 def test_nothing_is_cached_until_upstreams_agree_on_a_version(world: World) -> None:
     world.add("two")
-    upgraded(world, "two", "2.0")
+    upgrade(world, "two", "2.0")
     proxy = world.proxy("one", "two")
     for _ in range(2):
         assert isinstance(world.ask(proxy, "steady"), Deferred)
-    upgraded(world, "one", "2.0")
+    upgrade(world, "one", "2.0")
     world.turn(REFRESH_S)
     assert isinstance(world.ask(proxy, "steady"), Deferred)
     assert world.ask(proxy, "steady") == b"OWL"
@@ -467,7 +467,7 @@ def test_a_defect_in_polling_is_logged_and_does_not_end_it(
         broken.setattr(proxy._catalog, "learn", None)
         world.turn(REFRESH_S)
     assert log.lines == ["cannot tell what one has"]
-    upgraded(world, "one", "2.0")
+    upgrade(world, "one", "2.0")
     world.turn(REFRESH_S)
     assert log.lines[1:] == ["one has changed: cached results of 2 transforms are no longer used"]
 
@@ -475,7 +475,7 @@ def test_a_defect_in_polling_is_logged_and_does_not_end_it(
 def test_many_unknown_transforms_do_not_put_polling_off(world: World) -> None:
     proxy = world.proxy()
     world.ask(proxy, "steady")
-    upgraded(world, "one", "2.0")
+    upgrade(world, "one", "2.0")
     for _ in range(2):
         error_of(world.ask(proxy, "nope"), xformd.NoSuchTransform)
         world.turn(0.5)
@@ -535,17 +535,17 @@ def test_only_plain_cacheable_requests_are_prepared(world: World) -> None:
 
 
 def test_a_prepared_call_finishes_with_a_result_or_an_error(world: World, log: Log) -> None:
-    ready = world.proxy().prepare_call(b"steady")
-    assert ready is not None
+    call = world.proxy().prepare_call(b"steady")
+    assert call is not None
     with pytest.raises(xformd.Busy):
-        ready.finish_call(Failure(xformd.Busy("later")))
+        call.finish_call(Failure(xformd.Busy("later")))
     with pytest.raises(xformd.InternalError):
-        ready.finish_call(Failure(ZeroDivisionError()))
+        call.finish_call(Failure(ZeroDivisionError()))
     assert len(log.tracebacks) == 1
     limit = Limits().max_result_bytes
-    assert ready.finish_call(b"x" * limit) == b"x" * limit
+    assert call.finish_call(b"x" * limit) == b"x" * limit
     with pytest.raises(xformd.TooLarge, match=f"has {limit + 1} bytes; the limit is {limit} bytes"):
-        ready.finish_call(b"x" * (limit + 1))
+        call.finish_call(b"x" * (limit + 1))
 
 
 def test_its_listing_is_its_description_as_json(world: World) -> None:

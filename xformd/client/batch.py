@@ -76,7 +76,7 @@ class Summary:
 
 @attrs.frozen(kw_only=True)
 class Batch(Generic[Source]):
-    """What to do with each input. What it calls may be awaitable.
+    """What to do with each input. The functions that take a source or a poem may be asynchronous.
 
     Args:
         fetch: returns the poem of a source, or raises ``XformError`` or ``OSError``.
@@ -197,7 +197,7 @@ def to_stream(stream: BinaryIO) -> Callable[[Any, bytes], None]:
 def to_folder(
     folder: Path, sources: Sequence[Source], name_of: Callable[[Source], str]
 ) -> Callable[[Source, bytes], None]:
-    """Write each result to a file of its own.
+    """Write each result to its own file.
 
     Args:
         folder: where; it is created when the first result is there.

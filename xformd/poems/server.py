@@ -176,7 +176,7 @@ class Chunk:
 
 
 class RateLimiter:
-    """Decides which bytes of a poem are due when. Pure: it is told the time. No rounding error adds up.
+    """Decides which bytes of a poem are due when. Pure; rounding errors do not add up.
 
     Args:
         bytes_per_s: the rate.

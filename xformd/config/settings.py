@@ -18,19 +18,10 @@ LOG_FORMATS = ("text", "json")
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """The settings of a server.
+    """The settings of a server: the rows of ``TABLE``, where each is described.
 
-    Args:
-        listen: Twisted server endpoints for netstrings.
-        http: Twisted server endpoints for HTTP.
-        metrics: Twisted server endpoints for HTTP with metrics and health only.
-        cors: origins of other sites whose pages may call over HTTP; ``*`` for all.
-        selection: the plugins to load.
-        limits: the limits for clients and transforms.
-        workers: the number of worker processes; None for one per CPU. With 0 every transform runs in the reactor.
-        inline: transforms that run in the reactor, overriding their author.
-        isolate: transforms that run in a worker, overriding their author.
-        log_format: ``text`` or ``json``.
+    ``selection`` and ``limits`` group the rows that belong together. ``workers`` is None for one per CPU; with 0 every
+    transform runs in the reactor.
     """
 
     listen: tuple[str, ...] = (tcp_server(),)
@@ -57,11 +48,8 @@ class Settings:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "Settings":
         """Make settings from the value of each row of ``TABLE``, by its name."""
+        own = ("listen", "http", "metrics", "cors", "workers", "inline", "isolate", "log_format")
         return cls(
-            listen=values["listen"],
-            http=values["http"],
-            metrics=values["metrics"],
-            cors=values["cors"],
             selection=Selection(
                 distributions=values["plugins"],
                 blocked=values["block"],
@@ -70,10 +58,7 @@ class Settings:
                 strict=values["strict"],
             ),
             limits=Limits(**{field.name: values[field.name] for field in attrs.fields(Limits)}),
-            workers=values["workers"],
-            inline=values["inline"],
-            isolate=values["isolate"],
-            log_format=values["log_format"],
+            **{name: values[name] for name in own},
         )
 
 

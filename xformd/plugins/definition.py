@@ -255,19 +255,19 @@ def transform(
     def make(function: Callable[..., Any]) -> Transform:
         own_name = name if name is not None else getattr(function, "__name__", "").replace("_", "-")
         try:
-            signature = _read_signature(function)
+            kind, options, asynchronous = _read_signature(function)
             made = tuple(e if isinstance(e, Example) else Example(*e) for e in examples)
         except (DefinitionError, TypeError) as error:
             raise DefinitionError(f"transform {own_name!r}: {error}") from error
         return Transform(
             name=own_name,
             function=function,
-            kind=signature.kind,
-            options=signature.options,
+            kind=kind,
+            options=options,
             summary=(inspect.getdoc(function) or "").partition("\n")[0].strip(),
             examples=made,
             inline=inline,
-            asynchronous=signature.asynchronous,
+            asynchronous=asynchronous,
             timeout_s=timeout,
             memory_bytes=memory,
             deterministic=deterministic,
@@ -277,23 +277,11 @@ def transform(
     return make if function is None else make(function)
 
 
-@attrs.frozen
-class _Signature:
-    """A transform as its function's signature declares it.
-
-    Args:
-        kind: of the poem and the result.
-        options: the keyword-only parameters.
-        asynchronous: whether the function returns a coroutine or a Deferred.
-    """
-
-    kind: PoemKind
-    options: tuple[Option, ...]
-    asynchronous: bool
-
-
-def _read_signature(function: Callable[..., Any]) -> _Signature:
+def _read_signature(function: Callable[..., Any]) -> tuple[PoemKind, tuple[Option, ...], bool]:
     """Read a signature such as ``def name(poem: str, *, option: int = 1) -> str``.
+
+    Returns:
+        The transform's kind, its options, and whether its result must be awaited.
 
     Raises:
         DefinitionError: it is not that of a transform; the message says what to write instead.
@@ -308,7 +296,7 @@ def _read_signature(function: Callable[..., Any]) -> _Signature:
     kind = _read_poem(parameters[0] if parameters else None)
     options = tuple(map(_read_option, parameters[1:]))
     asynchronous = _read_result(signature.return_annotation, str if kind == "text" else bytes)
-    return _Signature(kind, options, asynchronous or inspect.iscoroutinefunction(function))
+    return kind, options, asynchronous or inspect.iscoroutinefunction(function)
 
 
 def _read_poem(parameter: inspect.Parameter | None) -> PoemKind:

@@ -1,22 +1,31 @@
-"""HTTP connections: pipelining, deadlines, limits, disconnects and shutdown."""
+"""HTTP connections: pipelining, deadlines, limits, disconnects, eviction and shutdown."""
 
 import asyncio
+import contextlib
 import gc
+import socket
 import weakref
 
 import pytest
 
-from support.http_front import Client, Front, request
+from support.http_front import Client, Front, ask, request
 from support.logs import Log
+from support.memory import HERE
 from xformd.http import connection
 from xformd.http.connection import PIECE_BYTES
 from xformd.http.requests import MAX_HEAD_BYTES
 
 OWL = request("/transform/upper", b"owl")
 LATER = request("/transform/later", b"owl")
+LONG = request("/transform/repeat:times=100", b"owl" * 1_000)
 HEAD = b"POST /transform/upper HTTP/1.1\r\nHost: a\r\n"
-MORE_THAN_A_PIECE = PIECE_BYTES // len(OWL) + 1
+PART = HEAD + b"Content-Length: 3\r\n\r\now"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+MORE_THAN_A_PIECE = PIECE_BYTES // len(OWL) + 1
+
+
+def statuses(client: Client) -> list[int]:
+    return [answer.status for answer in client.received()]
 
 
 # Pipelining.
@@ -24,204 +33,165 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
     front = Front()
-    client = front.connect()
-    assert await client.ask(LATER + OWL + OWL) == []
-    front.waiting[0].callback("late")
-    await client.settle()
+    client = await front.client(LATER + OWL + OWL)
+    assert not client.received()
+    await front.finish(0, client)
     assert [answer.body for answer in client.received()] == [b"late", b"OWL", b"OWL"]
 
 
 async def test_pipelining_takes_bounded_memory() -> None:
-    front = Front()
-    client = front.connect()
-    await client.send(LATER)
+    client = await Front().client(LATER)
     client.protocol.dataReceived(request("/livez") * 2_000)
-    cycles = sum("RequestResponseCycle" in repr(type(each)) for each in gc.get_objects())
-    assert cycles < 200
+    assert sum("RequestResponseCycle" in repr(type(each)) for each in gc.get_objects()) < 200
     assert client.wire.producerState == "paused"
 
 
 async def test_pipelined_requests_are_read_as_they_are_answered() -> None:
     front = Front()
-    client = front.connect()
-    await client.send(LATER)
+    client = await front.client(LATER)
     await client.send(LATER * 3 + OWL)
     assert client.wire.producerState == "paused"
     for number in range(4):
         assert len(front.waiting) == number + 1
-        front.waiting[number].callback("late")
-        await client.settle()
+        await front.finish(number, client)
     assert client.wire.producerState == "producing"
     assert len(client.received()) == 5
 
 
 async def test_a_poem_behind_another_request_arrives_whole() -> None:
-    front = Front()
-    client, poem = front.connect(), b"owl" * 50_000
-    client.protocol.dataReceived((LATER + request("/transform/upper", poem))[: 10 * PIECE_BYTES])
+    front, poem = Front(), b"owl" * 50_000
+    client, data = front.connect(), LATER + request("/transform/upper", poem)
+    client.protocol.dataReceived(data[: 10 * PIECE_BYTES])
     await client.settle()
-    front.waiting[0].callback("late")
-    await client.settle()
-    await client.send((LATER + request("/transform/upper", poem))[10 * PIECE_BYTES :])
+    await front.finish(0, client)
+    await client.send(data[10 * PIECE_BYTES :])
     assert [answer.body for answer in client.received()] == [b"late", poem.upper()]
 
 
 # Deadlines.
 
 
-async def cut_off(front: Front, client: Client, after_s: float) -> None:
-    front.clock.advance(after_s - 0.1)
-    await client.settle()
+async def assert_cut_off(front: Front, client: Client, after_s: float) -> None:
+    await front.advance(after_s - 0.1, client)
     assert not client.is_closed
-    front.clock.advance(0.2)
-    await client.settle()
+    await front.advance(0.2, client)
     assert client.is_closed
 
 
 @pytest.mark.parametrize(
-    "beginning",
-    [b"P", HEAD, HEAD + b"X: y", HEAD + b"Content-Length: 3\r\n\r\now", CHUNKED, CHUNKED + b"3\r\nowl\r\n0\r\nX: "],
+    ("begun", "more"),
+    [
+        (b"P", b"OST "),
+        (PART, b""),
+        (HEAD, b"1111"),
+        (HEAD + b"X: y", b"yyyy"),
+        (HEAD + b"Content-Length: 9\r\n\r\n", b"owls"),
+        (CHUNKED, b"1111"),
+        (CHUNKED + b"1;", b"xxxx"),
+        (CHUNKED + b"0\r\nX: ", b"yyyy"),
+    ],
 )
-async def test_a_slow_request_gets_408(beginning: bytes) -> None:
+async def test_a_slow_request_gets_408(begun: bytes, more: bytes) -> None:
     front = Front(request_timeout_s=5)
-    client = front.connect()
-    await client.send(beginning)
-    await cut_off(front, client, 5)
+    client = await front.client(begun)
+    for byte in more:
+        await client.send(bytes([byte]))
+        await front.advance(1, client)
+    await assert_cut_off(front, client, 5 - len(more))
     (answer,) = client.received()
     assert (answer.status, answer.problem["code"]) == (408, "bad-request")
     assert "request_timeout_s" in answer.problem["detail"]
 
 
-async def test_a_dripping_request_gains_no_time() -> None:
-    front = Front(request_timeout_s=5)
-    client = front.connect()
-    for byte in (HEAD + b"X-Drip: drip drip")[:49]:
-        await client.send(bytes([byte]))
-        front.clock.advance(0.1)
-    assert not client.is_closed
-    await client.send(b"X")
-    front.clock.advance(0.2)
-    assert client.is_closed
-
-
 @pytest.mark.parametrize(
     "behind",
-    [
-        HEAD + b"Content-Length: 3\r\n\r\now",
-        OWL * MORE_THAN_A_PIECE + HEAD,
-        OWL * MORE_THAN_A_PIECE + CHUNKED + b"3\r\no",
-    ],
+    [PART, OWL * MORE_THAN_A_PIECE + HEAD, OWL * MORE_THAN_A_PIECE + CHUNKED + b"3\r\no"],
     ids=["parsed", "a head in the backlog", "a body in the backlog"],
 )
 async def test_a_pipelined_request_has_its_deadline_from_its_turn(behind: bytes) -> None:
     front = Front(request_timeout_s=5)
-    client = front.connect()
-    await client.send(LATER + behind)
+    client = await front.client(LATER + behind)
     front.clock.advance(20)
-    front.waiting[0].callback("late")
-    await client.settle()
-    assert {answer.status for answer in client.received()} == {200}
-    await cut_off(front, client, 5)
-    assert [answer.status for answer in client.received()] == [408]
+    await front.finish(0, client)
+    assert {*statuses(client)} == {200}
+    await assert_cut_off(front, client, 5)
+    assert statuses(client) == [408]
 
 
 async def test_an_idle_connection_is_closed_silently() -> None:
     front = Front(idle_timeout_s=50, request_timeout_s=5)
     fresh, used = front.connect(), front.connect()
     await used.ask(OWL)
-    front.clock.advance(49.9)
-    await fresh.settle()
+    await front.advance(49.9, fresh)
     assert (fresh.is_closed, used.is_closed) == (False, False)
-    front.clock.advance(0.2)
-    for client in (fresh, used):
-        await client.settle()
-        assert client.is_closed
-        assert client.received() == []
+    await front.advance(0.2, fresh)
+    assert (fresh.is_closed, used.is_closed) == (True, True)
+    assert fresh.received() == used.received() == []
 
 
 async def test_connection_timeouts_do_not_limit_a_transform() -> None:
     front = Front(idle_timeout_s=1, request_timeout_s=1, transform_timeout_s=60)
-    client = front.connect()
-    await client.send(LATER)
+    client = await front.client(LATER)
     front.clock.advance(59)
-    front.waiting[0].callback("late")
-    await client.settle()
+    await front.finish(0, client)
     assert client.received()[0].body == b"late"
 
 
-async def test_a_rejected_request_s_body_has_a_deadline() -> None:
-    front = Front(request_timeout_s=5)
-    client = front.connect()
-    missing = request("/transform/uppr", b"owl" * 100)
-    assert [answer.status for answer in await client.ask(missing[:-10])] == [404]
-    await cut_off(front, client, 5)
-    assert client.received() == [], "it has its answer"
-
-
-async def test_a_rejected_request_s_body_takes_no_time_from_the_next() -> None:
+@pytest.mark.parametrize(("rest", "cut_off_after_s"), [(b"", 5), (b"owl" * 10, 50)])
+async def test_a_rejected_request_s_body_has_its_own_deadline(rest: bytes, cut_off_after_s: float) -> None:
     front = Front(request_timeout_s=5, idle_timeout_s=50)
-    client = front.connect()
-    missing = request("/transform/uppr", b"owl" * 100)
-    await client.ask(missing[:-10])
-    await client.send(missing[-10:])
-    await cut_off(front, client, 50)
+    client = await front.client(request("/transform/uppr", b"owl" * 100)[:-30])
+    assert statuses(client) == [404]
+    await client.send(rest)
+    await assert_cut_off(front, client, cut_off_after_s)
+    assert client.received() == [], "it has its answer"
 
 
 async def test_a_client_that_does_not_read_is_cut_off() -> None:
     front = Front(write_timeout_s=5)
     client = front.connect()
-    await client.send(request("/transform/repeat:times=100", b"owl" * 1_000))
-    client.wire.producer.pauseProducing()  # type: ignore[union-attr]
-    await client.send(request("/transform/repeat:times=100", b"owl" * 1_000))
+    client.stop_reading()
+    await client.send(LONG)
     front.clock.advance(5.1)
     assert client.wire.disconnected
-    client.leave()
+    await client.leave()
 
 
 async def test_unread_output_pauses_the_connection() -> None:
-    front = Front(max_unread_output_bytes=100_000)
-    client = front.connect()
+    client = Front(max_unread_output_bytes=100_000).connect()
     client.stop_reading()
-    await client.send(request("/transform/repeat:times=100", b"owl" * 1_000) * 20)
-    unread_bytes, state = client.protocol.unread_bytes, client.wire.producerState
-    client.leave()  # else it would be waited for
-    assert unread_bytes < 1_000_000
-    assert state == "paused"
+    await client.send(LONG * 20)
+    assert client.protocol.unread_bytes < 1_000_000
+    assert client.wire.producerState == "paused"
+    await client.leave()  # else it would be waited for
 
 
 # Limits.
 
 
 async def test_an_endless_body_is_rejected_at_the_limit() -> None:
-    front = Front(max_request_bytes=100_000)
-    client = front.connect()
-    await client.send(CHUNKED)
-    for _ in range(24):
-        await client.send(b"1000\r\n" + b"a" * 4096 + b"\r\n")
+    client = await Front(max_request_bytes=100_000).client(CHUNKED)
+    chunk = b"1000\r\n" + b"a" * 4096 + b"\r\n"
+    await client.send(chunk * 24)
     assert not client.is_closed
-    (answer,) = await client.ask(b"1000\r\n" + b"a" * 4096 + b"\r\n")
-    assert (answer.status, answer.problem["code"]) == (413, "too-large")
-    assert client.is_closed
+    (answer,) = await client.ask(chunk)
+    assert (answer.status, answer.problem["code"], client.is_closed) == (413, "too-large", True)
 
 
-async def test_an_announced_length_over_the_limit_is_rejected_at_once() -> None:
+@pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
+async def test_an_announced_length_over_the_limit_is_rejected_at_once(expects: bytes) -> None:
     front = Front(max_request_bytes=100)
-    (answer,) = await front.ask(HEAD + b"Content-Length: 101\r\n\r\n")
-    assert (answer.status, answer.problem["code"]) == (413, "too-large")
-    assert answer.headers["connection"] == "close"
-    (answer,) = await front.ask(HEAD + b"Expect: 100-continue\r\nContent-Length: 101\r\n\r\n")
-    assert answer.status == 413
-    (answer,) = await front.ask(request("/transform/upper", b"a" * 100))
-    assert answer.status == 200
+    answer = await front.ask(HEAD + expects + b"Content-Length: 101\r\n\r\n")
+    assert (answer.status, answer.problem["code"], answer.headers["connection"]) == (413, "too-large", "close")
+    assert (await front.ask(request("/transform/upper", b"a" * 100))).status == 200
 
 
 async def test_one_byte_chunks_are_accepted() -> None:
     count = MAX_HEAD_BYTES // 4
-    (answer,) = await Front().ask(CHUNKED + b"1\r\na\r\n" * count + b"0\r\n\r\n")
-    assert answer.body == b"A" * count
+    assert (await ask(CHUNKED + b"1\r\na\r\n" * count + b"0\r\n\r\n")).body == b"A" * count
 
 
-async def test_a_rejected_client_is_logged_once(log: Log) -> None:
+async def test_a_rejected_client_is_logged_and_counted(log: Log) -> None:
     front = Front()
     await front.ask(b"garbage\r\n\r\n")
     assert front.metrics.requests
@@ -232,61 +202,34 @@ async def test_a_rejected_client_is_logged_once(log: Log) -> None:
 # Disconnects.
 
 
-async def test_a_disconnect_cancels_the_request() -> None:
-    front = Front()
-    client = front.connect()
-    await client.send(LATER + LATER)
-    client.leave()
-    await client.settle()
-    assert front.cancelled == 1
-    assert len(front.waiting) == 1, "what was next has not begun"
-
-
-async def test_a_disconnect_cancels_a_pipelined_request() -> None:
-    front = Front()
-    client = front.connect()
-    await client.send(OWL + LATER + OWL)
-    client.leave()
-    await client.settle()
-    assert front.cancelled == 1
-
-
 async def test_a_half_closed_client_gets_every_answer() -> None:
     front = Front()
-    client = front.connect()
-    await client.send(LATER + OWL * 1_000 + HEAD)
+    client = await front.client(LATER + OWL * 1_000 + HEAD)
     client.protocol.readConnectionLost()
-    front.waiting[0].callback("late")
-    await client.settle()
+    await front.finish(0, client)
     found = [answer.body for answer in client.received() if answer.status != 100]
     assert found == [b"late", *[b"OWL"] * 1_000]
     assert client.is_closed
 
 
-async def test_probing_a_half_closed_client_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("version", "expected"), [(b"1.1", [100, 200]), (b"1.0", [200])])
+async def test_probing_a_half_closed_client_does_no_harm(
+    version: bytes, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection, "PROBE_S", 0.01)
     front = Front()
-    client, old = front.connect(), front.connect()
-    await client.send(LATER)
-    await old.send(LATER.replace(b"1.1", b"1.0"))
-    for each in (client, old):
-        each.protocol.readConnectionLost()
+    client = await front.client(LATER.replace(b"1.1", version))
+    client.protocol.readConnectionLost()
     await asyncio.sleep(0.05)
-    for waiting in front.waiting:
-        waiting.callback("late")
-    for each in (client, old):
-        await each.settle()
-    assert [answer.status for answer in client.received()] == [100, 200]
-    assert [answer.status for answer in old.received()] == [200]
+    await front.finish(0, client)
+    assert statuses(client) == expected
 
 
 @pytest.mark.parametrize("sent", [b"", HEAD, OWL, LATER, LATER + OWL, OWL + HEAD, b"garbage\r\n\r\n"])
 async def test_a_closed_connection_leaves_nothing(sent: bytes) -> None:
     front = Front()
-    client = front.connect()
-    await client.send(sent)
-    client.leave()
-    await client.settle()
+    client = await front.client(sent)
+    await client.leave()
     left = weakref.ref(client.protocol)
     front.waiting.clear()
     del client
@@ -294,6 +237,56 @@ async def test_a_closed_connection_leaves_nothing(sent: bytes) -> None:
     assert left() is None
     assert not front.factory.connections
     assert not front.clock.getDelayedCalls()
+
+
+# Eviction.
+
+
+def makes_room(front: Front, *clients: Client) -> list[bool]:
+    """Return whether a new connection is accepted, and whether each of these clients was evicted for it."""
+    is_accepted = front.factory.buildProtocol(HERE) is not None
+    evicted = [client.wire.disconnected for client in clients]
+    for client in clients:
+        if client.wire.disconnected and client.protocol in front.factory.connections:
+            client.protocol.connectionLost()
+    return [is_accepted, *evicted]
+
+
+async def test_the_longest_idle_connection_is_evicted_and_none_that_waits_for_an_answer() -> None:
+    front = Front(max_connections=3)
+    busy, used, slow = [front.connect() for _ in range(3)]
+    await busy.send(LATER)
+    await slow.send(HEAD)
+    await used.ask(OWL)
+    assert makes_room(front, busy, used, slow) == [True, False, False, True]
+    front.connect()
+    await used.ask(OWL)
+    await used.send(LATER)
+    assert makes_room(front, busy, used) == [True, False, False]
+
+
+async def test_a_new_connection_is_refused_when_all_others_are_busy_or_gone() -> None:
+    front = Front(max_connections=1)
+    gone = front.connect()
+    await gone.leave()
+    await front.client(LATER)
+    assert makes_room(front, gone) == [False, False]
+
+
+async def test_a_connection_whose_request_is_still_unread_is_spared() -> None:
+    with contextlib.ExitStack() as ends:
+        ours, theirs = map(ends.enter_context, socket.socketpair())
+        theirs.sendall(b"G")
+        front = Front(max_connections=2)
+        first, second = front.connect(), front.connect()
+        first.wire.fileno = ours.fileno  # type: ignore[attr-defined]
+        assert makes_room(front, first, second) == [True, False, True]
+        assert makes_room(front, first) == [True, False]
+
+
+async def test_nothing_is_evicted_for_a_peer_over_its_own_limit() -> None:
+    front = Front(max_connections_per_peer=1)
+    assert makes_room(front, front.connect()) == [False, False]
 
 
 # Shutdown.
@@ -307,48 +300,39 @@ async def test_shutdown_answers_complete_requests_then_closes() -> None:
     front.factory.drain()
     assert idle.is_closed
     assert front.factory.buildProtocol(None) is None
-    front.waiting[0].callback("late")
-    await busy.settle()
+    await front.finish(0, busy)
     first, second = busy.received()
-    assert (first.body, second.body) == (b"late", b"OWL")
-    assert second.headers["connection"] == "close"
+    assert (first.body, second.body, second.headers["connection"]) == (b"late", b"OWL", "close")
     assert busy.is_closed
 
 
-@pytest.mark.parametrize("begun", [HEAD, HEAD + b"Content-Length: 3\r\n\r\now"])
-async def test_shutdown_rejects_an_incomplete_request(begun: bytes) -> None:
+@pytest.mark.parametrize("begun", [HEAD, PART])
+@pytest.mark.parametrize("is_behind_another", [False, True])
+async def test_shutdown_rejects_an_incomplete_request(begun: bytes, is_behind_another: bool) -> None:
     front = Front()
-    client, behind = front.connect(), front.connect()
-    await client.send(begun)
-    await behind.send(LATER + begun)
+    client = await front.client(LATER * is_behind_another + begun)
     front.factory.drain()
-    front.waiting[0].callback("late")
-    for each in (client, behind):
-        await each.settle()
-        answer = each.received()[-1]
-        assert (answer.status, answer.problem["code"]) == (503, "shutting-down")
-        assert answer.headers["retry-after"] == "1"
-        assert each.is_closed
+    if is_behind_another:
+        await front.finish(0, client)
+    answer = client.received()[-1]
+    assert (answer.status, answer.problem["code"], answer.headers["retry-after"]) == (503, "shutting-down", "1")
+    assert client.is_closed
 
 
 async def test_the_end_of_the_grace_period_answers_what_still_runs() -> None:
     front = Front(shutdown_grace_s=5)
-    client = front.connect()
-    await client.send(LATER)
+    client = await front.client(LATER)
     front.factory.drain()
-    front.clock.advance(5.1)
-    await client.settle()
+    await front.advance(5.1, client)
     (answer,) = client.received()
-    assert (answer.status, answer.problem["code"]) == (503, "shutting-down")
-    assert client.is_closed
+    assert (answer.status, answer.problem["code"], client.is_closed) == (503, "shutting-down", True)
 
 
 async def test_an_application_error_is_logged_and_not_shown(log: Log) -> None:
     async def broken(scope: object, receive: object, send: object) -> None:
         raise RuntimeError("our fault")
 
-    front = Front(application=broken)
-    (answer,) = await front.ask(OWL)
+    answer = await Front(application=broken).ask(OWL)
     assert answer.status == 500
     assert b"fault" not in answer.body
     assert len(log.tracebacks) == 1

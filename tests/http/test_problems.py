@@ -25,11 +25,8 @@ def test_unknown_members_are_left_out() -> None:
     assert "nearest" not in problems.problem(TooLarge("did you mean 'upper'?"))
 
 
-def test_an_error_without_http_status_is_a_500() -> None:
+def test_the_status_is_the_table_s_or_500_or_that_of_http() -> None:
     assert problems.problem(ConnectionLost("it broke"))["status"] == 500
-
-
-def test_an_http_problem_has_the_title_of_its_status() -> None:
     problem = problems.http_problem(405, "PUT is not here", "7e57")
     assert (problem["status"], problem["title"], problem["code"]) == (405, "method not allowed", "bad-request")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.http_client import HTTP, connect_slowly, exchange
+from support.http_client import HTTP, connect, exchange
 from support.http_front import request
 from support.processes import Server, read_to_end, serving, wait_until
 
@@ -64,7 +64,7 @@ def done(folder: Path) -> Path:
 def batch(server: Server, spec: str) -> Iterator[socket.socket]:
     """Send a batch of 40 lines, and read nothing yet."""
     line = json.dumps({"spec": spec, "poem": "b"}).encode() + b"\n"
-    with connect_slowly(server, 65_536) as connection:
+    with connect(server, 65_536) as connection:
         connection.sendall(request("/batch", 40 * line, connection="close"))
         yield connection
 

@@ -13,25 +13,18 @@ HTTP = ("--http", "tcp:0:interface=127.0.0.1")
 """Makes a server answer HTTP on a free port."""
 
 
-def http_address(server: Server) -> tuple[str, int]:
-    """Return the host and port where a server answers HTTP."""
+def connect(server: Server, receive_buffer_bytes: int | None = None) -> socket.socket:
+    """Open a connection to a server's HTTP port; with a small buffer, the server soon notices when nobody reads."""
     url = urlsplit(server.http)
-    assert url.hostname is not None
-    assert url.port is not None
-    return url.hostname, url.port
-
-
-def connect(server: Server) -> socket.socket:
-    """Open a connection to a server's HTTP port."""
-    return socket.create_connection(http_address(server), timeout=DEADLINE_S)
-
-
-def connect_slowly(server: Server, receive_buffer_bytes: int) -> socket.socket:
-    """Open a connection whose client buffers little, so that the server notices when nobody reads."""
     connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     connection.settimeout(DEADLINE_S)
-    connection.connect(http_address(server))
+    if receive_buffer_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+    try:
+        connection.connect((url.hostname, url.port))
+    except OSError:
+        connection.close()
+        raise
     return connection
 
 
@@ -53,7 +46,7 @@ class Http:
         self.socket.sendall(data)
 
     def receive(self, count: int = 1) -> list[Answer]:
-        """Read until there are so many complete answers."""
+        """Read until there is this number of complete answers."""
         data, ends_at = b"", time.monotonic() + DEADLINE_S
         while len(found := complete_answers(data)) < count:
             assert time.monotonic() < ends_at

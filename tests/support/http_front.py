@@ -3,21 +3,20 @@
 import asyncio
 import json
 import re
+import sys
 import tomllib
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHalfCloseableDescriptor
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from support.memory import HERE
 from support.registries import registry_of
+from support.wires import Wire
 from xformd import GibberishError, transform
 from xformd.http.application import HttpDependencies, make_application
 from xformd.http.connection import HttpFactory
@@ -27,33 +26,27 @@ from xformd.service import TransformService
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.status import ServerStatus, WorkerHistory
 
-HERE = IPv4Address("TCP", "127.0.0.1", 1)
-
 READ_BYTES = 65_536
 """What Twisted reads from a socket at a time."""
 
-_STATUS = re.compile(rb"HTTP/1\.1 (\d\d\d) [^\r\n]*\r\n")
-_WELL = ServerStatus(
+READY = ServerStatus(
     queue_length=0,
-    max_queue=10,
-    workers={},
-    proven_workers=0,
-    needs_workers=False,
+    max_queue=2,
+    workers={"idle": 1},
+    proven_workers=1,
+    needs_workers=True,
     history=WorkerHistory(),
     quarantined=frozenset(),
-    in_flight=0,
+    in_flight=3,
 )
+"""The status of a server that is ready."""
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d\d\d) [^\r\n]*")
 
 
 @attrs.frozen
 class Answer:
-    """One answer.
-
-    Args:
-        status: of HTTP.
-        headers: names in lower case.
-        body: without its framing.
-    """
+    """One answer; the names of its headers are in lower case, and the body is without its framing."""
 
     status: int
     headers: Mapping[str, str]
@@ -67,26 +60,19 @@ class Answer:
 
 
 def answers(data: bytes, *, to_head: bool = False) -> list[Answer]:
-    """Parse answers, all of them complete.
-
-    Args:
-        data: everything that the server has sent.
-        to_head: whether the last answers a HEAD, and has no body.
-    """
-    return list(_answers(data, to_head))
-
-
-def _answers(data: bytes, to_head: bool) -> Iterator[Answer]:
+    """Parse complete answers; the last one has no body if it is to a HEAD."""
+    found = []
     while data:
         head, end, data = data.partition(b"\r\n\r\n")
         assert end, f"half a head: {head!r}"
         first, *lines = head.split(b"\r\n")
-        match = _STATUS.fullmatch(first + b"\r\n")
+        match = _STATUS_LINE.fullmatch(first)
         assert match, f"no status line: {first!r}"
         headers = {name.lower(): value for name, _, value in (line.decode().partition(": ") for line in lines)}
         status = int(match[1])
         body, data = (b"", data) if status in (100, 304) or (to_head and not data) else _body(headers, data)
-        yield Answer(status, headers, body)
+        found.append(Answer(status, headers, body))
+    return found
 
 
 def _body(headers: Mapping[str, str], data: bytes) -> tuple[bytes, bytes]:
@@ -109,29 +95,19 @@ class Case:
 
     name: str
     send: bytes
-    status: tuple[int, ...]
-    open: bool
+    status: list[int]
+    stays_open: bool
     body: bytes | None
 
 
-def cases() -> list[Case]:
-    """Return all raw requests."""
-    table = tomllib.loads((Path(__file__).parents[1] / "data" / "http.toml").read_text())
-    return [_case(each) for each in table["request"]]
+def _case(name: str, send: Any, status: list[int], stays_open: bool, times: int = 1, body: str | None = None) -> Case:
+    parts = send if isinstance(send, list) else [send]
+    text = "".join(part if isinstance(part, str) else part["text"] * part["times"] for part in parts)
+    return Case(name, text.encode("latin-1"), status * times, stays_open, None if body is None else body.encode())
 
 
-def _case(given: Mapping[str, Any]) -> Case:
-    parts = given["send"] if isinstance(given["send"], list) else [given["send"]]
-    texts = [part if isinstance(part, str) else part["text"] * part["times"] for part in parts]
-    body = given.get("body")
-    statuses = tuple(given["status"]) * given.get("times", 1)
-    return Case(
-        given["name"],
-        "".join(texts).encode("latin-1"),
-        statuses,
-        given["open"],
-        None if body is None else body.encode(),
-    )
+_TABLE = tomllib.loads((Path(__file__).parents[1] / "data" / "http.toml").read_text())
+CASES = [_case(**each) for each in _TABLE["request"]]
 
 
 @transform(inline=True, deterministic=True)
@@ -174,28 +150,15 @@ def raises(poem: str) -> str:
     raise ValueError("a verse too many")
 
 
-@implementer(IHalfCloseableDescriptor)
-class Wire(StringTransport):
-    """The server's side of a connection; the test decides what the peer does."""
-
-    write_closed = False
-
-    def loseWriteConnection(self) -> None:
-        self.write_closed = True
-
-    def abortConnection(self) -> None:
-        super().abortConnection()  # type: ignore[no-untyped-call]
-        self.disconnected = True
-
-    def readConnectionLost(self, reason: object) -> None: ...
-    def writeConnectionLost(self, reason: object) -> None: ...
+TRANSFORMS = (upper, markup, wrap, repeat, backwards, dice, picky, raises)
 
 
 class Client:
     """A client of the front, on one connection."""
 
     def __init__(self, front: "Front") -> None:
-        self.wire = Wire()  # type: ignore[no-untyped-call]
+        self.wire = Wire()
+        self.wire.max_held_bytes = sys.maxsize  # the client reads
         self.protocol: Any = front.factory.buildProtocol(HERE)
         assert self.protocol is not None
         self.protocol.makeConnection(self.wire)
@@ -224,11 +187,6 @@ class Client:
         while loop._ready:  # asyncio has no public way to ask
             await asyncio.sleep(0)
 
-    @property
-    def sent_bytes(self) -> int:
-        """Number of bytes that the server has sent."""
-        return len(self.wire.value())
-
     def received(self, *, to_head: bool = False) -> list[Answer]:
         """Return the answers so far, and forget them."""
         found = answers(self.wire.value(), to_head=to_head)
@@ -241,23 +199,39 @@ class Client:
         return self.received()
 
     def stop_reading(self) -> None:
-        """Fill the connection with the next write."""
-        self.wire.write = lambda data: self.wire.producer.pauseProducing()  # type: ignore[method-assign, union-attr]
+        """Let the next write fill the connection."""
+        self.wire.max_held_bytes = 0
 
-    def leave(self) -> None:
-        """Disconnect."""
+    async def leave(self) -> None:
+        """Disconnect, and let the server work."""
         self.protocol.connectionLost(Failure(ConnectionResetError()))
+        await self.settle()
 
 
 class Front:
-    """A front with a few transforms, and ``later``, whose results the test fires."""
+    """A front with a few transforms, and ``later``, whose results the test fires.
 
-    def __init__(self, *, origins: frozenset[str] = frozenset(), application: Any = None, **limits: Any) -> None:
+    Args:
+        application: answers the requests, instead of the real one.
+        make: makes the real application.
+        origins: that may call it from a browser.
+        health: its endpoints for health checks.
+        limits: of the server.
+    """
+
+    def __init__(
+        self,
+        *,
+        application: Any = None,
+        make: Callable[[HttpDependencies], Any] = make_application,
+        origins: Iterable[str] = (),
+        health: HealthEndpoints | None = None,
+        **limits: Any,
+    ) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
         self.waiting: list[Deferred[str]] = []
         self.cancelled = 0
-        self.limits = Limits(**limits)
 
         @transform
         def later(poem: str) -> Deferred[str]:
@@ -265,41 +239,54 @@ class Front:
             self.waiting.append(Deferred(self._cancel))
             return self.waiting[-1]
 
-        registry = registry_of(upper, markup, wrap, repeat, backwards, dice, picky, raises, later)
-        self.service = TransformService.inline(registry, self.limits, self.clock, stopwatch=self.clock.seconds)
-        parts = HttpDependencies(
-            service=self.service,
+        registry, all_limits = registry_of(*TRANSFORMS, later), Limits(**limits)
+        service = TransformService.inline(registry, all_limits, self.clock, stopwatch=self.clock.seconds)
+        dependencies = HttpDependencies(
+            service=service,
             metrics=self.metrics,
-            limits=self.limits,
-            health=HealthEndpoints(lambda: _WELL, lambda: self.factory.is_stopping),
-            render_metrics=lambda: b"",
-            origins=origins,
+            limits=all_limits,
+            health=health or HealthEndpoints(lambda: READY, lambda: False),
+            render_metrics=lambda: b"xformd_in_flight 0\n",
+            origins=frozenset(origins),
         )
-        self.factory = HttpFactory(
-            application or make_application(parts), self.metrics, self.service, self.limits, self.clock
-        )
+        self.factory = HttpFactory(application or make(dependencies), self.metrics, service, all_limits, self.clock)
 
     def connect(self) -> Client:
         """Open a connection."""
         return Client(self)
 
-    async def ask(self, data: bytes) -> list[Answer]:
-        """Send data on a new connection, and return the answers."""
-        return await self.connect().ask(data)
+    async def client(self, sends: bytes) -> Client:
+        """Open a connection, and send data on it."""
+        client = self.connect()
+        await client.send(sends)
+        return client
+
+    async def ask(self, data: bytes, *, to_head: bool = False) -> Answer:
+        """Send a request on a new connection, and return its answer."""
+        (answer,) = (await self.client(data)).received(to_head=to_head)
+        return answer
+
+    async def finish(self, number: int, client: Client, result: str = "late") -> None:
+        """Let the ``later`` with this number return, and the server work."""
+        self.waiting[number].callback(result)
+        await client.settle()
+
+    async def advance(self, seconds: float, client: Client) -> None:
+        """Let time pass, and the server work."""
+        self.clock.advance(seconds)
+        await client.settle()
 
     def _cancel(self, _: object) -> None:
         self.cancelled += 1
 
 
-def request(target: str, body: bytes | None = None, *, method: str | None = None, **headers: str | None) -> bytes:
-    """Build a request: a POST if there is a body.
+async def ask(data: bytes, *, to_head: bool = False) -> Answer:
+    """Send a request to a new server, and return its answer."""
+    return await Front().ask(data, to_head=to_head)
 
-    Args:
-        target: path and query.
-        body: of the request.
-        method: overrides GET or POST.
-        headers: with ``_`` for ``-``; None omits a header.
-    """
+
+def request(target: str, body: bytes | None = None, *, method: str | None = None, **headers: str | None) -> bytes:
+    """Build a request: a POST if there is a body; in the names of headers ``_`` is ``-``, and None omits a header."""
     given: dict[str, str | None] = {"host": "a"}
     if body is not None:
         given["content-length"] = str(len(body))

@@ -11,6 +11,7 @@ class Wire(StringTransport):
 
     write_closed = False
     held_bytes = 0
+    max_held_bytes = 65_536
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -18,7 +19,7 @@ class Wire(StringTransport):
     def write(self, data: bytes) -> None:
         super().write(data)  # type: ignore[no-untyped-call]
         self.held_bytes += len(data)
-        if self.held_bytes > 65_536 and self.producer is not None:
+        if self.held_bytes > self.max_held_bytes and self.producer is not None:
             self.producer.pauseProducing()
 
     def value(self) -> bytes:
@@ -29,7 +30,7 @@ class Wire(StringTransport):
 
     def taken(self) -> None:
         """Let the peer read all that is held."""
-        was_full, self.held_bytes = self.held_bytes > 65_536, 0
+        was_full, self.held_bytes = self.held_bytes > self.max_held_bytes, 0
         if was_full and self.producer is not None:
             self.producer.resumeProducing()
 

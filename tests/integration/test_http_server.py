@@ -17,7 +17,7 @@ from support.hostile import Hostile, hostile_server, new_marker
 from support.http_client import HTTP, Http, connect, exchange
 from support.http_front import request
 from support.packages import Environment
-from support.processes import DEADLINE_S, environment, read_to_end, serving, wait_until, xformd, xformd_process
+from support.processes import DEADLINE_S, environment, read_to_end, serving, wait_until, xformd_process
 from support.session_client import abort, step
 
 OWL = request("/transform/upper", b"owl")
@@ -166,7 +166,7 @@ def test_a_missing_extra_is_named(tmp_path: Path) -> None:
 
 def test_a_port_in_use_is_reported(hostile: Hostile) -> None:
     port = urlsplit(hostile.server.http).port
-    second = xformd("serve", "--port", "0", "--http", f"tcp:{port}:interface=127.0.0.1")
+    second = xformd_process("serve", "--port", "0", "--http", f"tcp:{port}:interface=127.0.0.1")
     assert second.returncode == 69
     assert b"is another server running there?" in second.stderr
 

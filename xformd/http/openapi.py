@@ -16,20 +16,37 @@ from xformd.spec import MAX_SPEC_BYTES, NAME_PATTERN
 Json = dict[str, Any]
 
 _TEXT: Json = {"type": "string"}
-_BASE64: Json = {"type": "string", "contentEncoding": "base64"}
+_OBJECT: Json = {"type": "object"}
 _COUNT: Json = {"type": "integer", "minimum": 0}
+_NAME: Json = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+_BASE64: Json = {"type": "string", "contentEncoding": "base64"}
+
+_BYTES = "application/octet-stream"
+_LINES = "application/x-ndjson"
+
 _RUN_STATUSES = (400, 413, 422, 429, 500, 502, 503, 504)
 _SPEC_STATUSES = (404, 409, *_RUN_STATUSES)
-# A cancelled request has no client left to answer, and there is no authentication yet.
-_NEVER_SENT = ("bad-frame", "cancelled", "unauthorized", "forbidden")
 _RETRYABLE = (429, 503)
 _NOT_DETERMINISTIC = 405
+# A cancelled request has no client left to answer, and there is no authentication yet.
+_NEVER_SENT = ("bad-frame", "cancelled", "unauthorized", "forbidden")
 _RESULT_HEADERS = ("X-Transform", "Server-Timing", "X-Request-Id")
 _CACHE_HEADERS = ("ETag", "Cache-Control")
 
 
+# The components, and references to them.
+
+
 def _reference(kind: str, name: str) -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _headers(names: Iterable[str]) -> Json:
+    return {name: _reference("headers", name) for name in names}
+
+
+def _problems(statuses: Iterable[int]) -> Json:
+    return {str(status): _reference("responses", str(status)) for status in statuses}
 
 
 def _object(required: str, **properties: Json) -> Json:
@@ -42,6 +59,11 @@ def _list(item: Json) -> Json:
 
 def _one_of(*names: str) -> Json:
     return {"oneOf": [{"required": [name]} for name in names]}
+
+
+def _parameter(name: str, where: str, schema: Json, description: str | None = None, **more: Any) -> Json:
+    described = {} if description is None else {"description": description}
+    return {"name": name, "in": where, "schema": schema, **described, **more}
 
 
 SCHEMAS: Json = {
@@ -64,13 +86,13 @@ SCHEMAS: Json = {
         **_object("index", index=_COUNT, result=_TEXT, result_base64=_BASE64, error=_reference("schemas", "Problem")),
         **_one_of("result", "result_base64", "error"),
     },
-    "Example": _object("poem result options", poem=_TEXT, result=_TEXT, options={"type": "object"}),
+    "Example": _object("poem result options", poem=_TEXT, result=_TEXT, options=_OBJECT),
     "Transform": _object(
         "name summary kind options options_schema examples deterministic media_type state plugin distribution version",
-        name={"type": "string", "pattern": f"^{NAME_PATTERN}$"},
+        name=_NAME,
         summary=_TEXT,
         kind={"enum": ["text", "bytes"]},
-        options=_list({"type": "object"}),
+        options=_list(_OBJECT),
         options_schema={"type": "object", "description": "A JSON Schema of the options."},
         examples=_list(_reference("schemas", "Example")),
         deterministic={"type": "boolean"},
@@ -83,57 +105,37 @@ SCHEMAS: Json = {
     "Listing": _object(
         "transforms plugins conflicts",
         transforms=_list(_reference("schemas", "Transform")),
-        plugins=_list({"type": "object"}),
-        conflicts=_list({"type": "object"}),
+        plugins=_list(_OBJECT),
+        conflicts=_list(_OBJECT),
     ),
 }
 
 PARAMETERS: Json = {
-    "spec": {
-        "name": "spec",
-        "in": "path",
-        "required": True,
-        "description": "A transform, with options as in `wrap:width=40`, or several joined with `+`.",
-        "schema": {"type": "string", "pattern": "^[a-z]", "maxLength": MAX_SPEC_BYTES},
-        "examples": {
+    "spec": _parameter(
+        "spec",
+        "path",
+        {"type": "string", "pattern": "^[a-z]", "maxLength": MAX_SPEC_BYTES},
+        "A transform, with options as in `wrap:width=40`, or several joined with `+`.",
+        required=True,
+        examples={
             "one": {"value": "upper"},
             "options": {"value": "wrap:width=7,indent=2"},
             "several": {"value": "wrap:width=7+number-lines"},
         },
-    },
-    "name": {
-        "name": "name",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "pattern": f"^{NAME_PATTERN}$"},
-        "example": "upper",
-    },
-    "poem": {
-        "name": "poem",
-        "in": "query",
-        "required": True,
-        "description": "A short poem, in UTF-8.",
-        "schema": _TEXT,
-    },
-    "timeout": {
-        "name": "X-Timeout-Ms",
-        "in": "header",
-        "description": "How long the client will wait, where that is shorter than the server's own timeout.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
-    },
-    "etag": {
-        "name": "If-None-Match",
-        "in": "header",
-        "description": "The `ETag` of the result that the client already has.",
-        "schema": _TEXT,
-    },
+    ),
+    "name": _parameter("name", "path", _NAME, required=True, example="upper"),
+    "poem": _parameter("poem", "query", _TEXT, "A short poem, in UTF-8.", required=True),
+    "timeout": _parameter(
+        "X-Timeout-Ms",
+        "header",
+        {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
+        "How long the client will wait, where that is shorter than the server's own timeout.",
+    ),
+    "etag": _parameter("If-None-Match", "header", _TEXT, "The `ETag` of the result that the client already has."),
 }
 
 HEADERS: Json = {
-    "X-Transform": {
-        "description": "The transforms that ran: `wrap/0.1.0+upper/0.1.0`.",
-        "schema": _TEXT,
-    },
+    "X-Transform": {"description": "The transforms that ran: `wrap/0.1.0+upper/0.1.0`.", "schema": _TEXT},
     "Server-Timing": {"description": "Time in the queue and run time, in milliseconds.", "schema": _TEXT},
     "X-Request-Id": {"description": "The id of this request in the server's log.", "schema": _TEXT},
     "ETag": {"description": "Changes whenever the result may change.", "schema": _TEXT},
@@ -142,19 +144,13 @@ HEADERS: Json = {
 }
 
 
+# The document.
+
+
 def build(listed: Mapping[str, Any], limits: Limits) -> Json:
-    """Build the OpenAPI document of a server.
-
-    Args:
-        listed: what ``listing.to_json`` returns.
-        limits: the server's limits.
-
-    Returns:
-        The document, ready for ``json.dumps``.
-    """
-    paths = {
-        f"/transform/{transform['name']}": _transform_path(transform, limits) for transform in listed["transforms"]
-    }
+    """Build the OpenAPI document of a server, for JSON, from what ``listing.to_json`` returns."""
+    size_limit = f"The poem: at most {limits.max_request_bytes} bytes."
+    paths = {f"/transform/{each['name']}": _transform_path(each, size_limit) for each in listed["transforms"]}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -164,7 +160,7 @@ def build(listed: Mapping[str, Any], limits: Limits) -> Json:
             "description": "A poem is any text or bytes, sent as the body of a request. Errors are problem details "
             "(RFC 9457) with one of a few codes; a retryable error says when to retry.",
         },
-        "paths": {**paths, "/transform/{spec}": _spec_path(limits), **_OTHER_PATHS},
+        "paths": {**paths, "/transform/{spec}": _spec_path(size_limit), **_OTHER_PATHS},
         "components": {
             "schemas": SCHEMAS,
             "parameters": PARAMETERS,
@@ -190,144 +186,134 @@ def _problem(status: int, codes: Iterable[str]) -> Json:
         "properties": {"status": {"const": status}, "code": {"enum": [*codes]}},
         "required": ["request_id"],
     }
-    names = ("X-Request-Id", "Retry-After") if status in _RETRYABLE else ("X-Request-Id",)
     return {
         "description": causes,
-        "headers": _headers(names),
+        "headers": _headers(("X-Request-Id", "Retry-After") if status in _RETRYABLE else ("X-Request-Id",)),
         "content": {"application/problem+json": {"schema": schema}},
     }
 
 
-def _problems(statuses: Iterable[int]) -> Json:
-    return {str(status): _reference("responses", str(status)) for status in statuses}
+# Running transforms.
 
 
-def _headers(names: Iterable[str]) -> Json:
-    return {name: _reference("headers", name) for name in names}
-
-
-def _transform_path(transform: Mapping[str, Any], limits: Limits) -> Json:
-    schemas = transform["options_schema"]["properties"]
-    options = [_option_parameter(transform, name, schema) for name, schema in schemas.items()]
+def _transform_path(transform: Mapping[str, Any], size_limit: str) -> Json:
+    name, schemas, is_text = transform["name"], transform["options_schema"]["properties"], transform["kind"] == "text"
     shared = {
         "summary": transform["summary"],
         "tags": [f"{transform['distribution']} {transform['version']}".rstrip()],
     }
+    options = [_option_parameter(transform, option, schema) for option, schema in schemas.items()]
+    body = {"schema": _TEXT if is_text else {}, "examples": _examples(transform, "poem")}
+    served = content_type(transform["media_type"], transform["kind"]).partition(";")[0].rstrip()
+    result = {
+        "schema": _TEXT if is_text and served.startswith("text/") else {},
+        "examples": _examples(transform, "result"),
+    }
     operations = {
-        "post": {
-            **shared,
-            "operationId": f"post-{transform['name']}",
-            "parameters": [*options, _reference("parameters", "timeout")],
-            "requestBody": _request_body(transform, limits),
-            "responses": {"200": _result(transform, _RESULT_HEADERS), **_problems(_RUN_STATUSES)},
-        }
+        "post": _post(
+            {**shared, "operationId": f"post-{name}"},
+            options,
+            (size_limit, {"text/plain" if is_text else _BYTES: body}),
+            {served: result},
+            _RUN_STATUSES,
+        )
     }
     # In a query, `poem` is always the poem.
     if transform["deterministic"] and "poem" not in schemas:
         poem = {**PARAMETERS["poem"], "examples": _examples(transform, "poem")}
-        operations["get"] = {
-            **shared,
-            "operationId": f"get-{transform['name']}",
-            "parameters": [poem, *options, *_get_parameters()],
-            "responses": {
-                "200": _result(transform, _RESULT_HEADERS + _CACHE_HEADERS),
-                "304": _NOT_MODIFIED,
-                **_problems(_RUN_STATUSES),
-            },
-        }
+        operation = {**shared, "operationId": f"get-{name}"}
+        operations["get"] = _get(operation, [poem, *options], {served: result}, _RUN_STATUSES)
     return operations
 
 
+def _spec_path(size_limit: str) -> Json:
+    post = {
+        "tags": ["any transform"],
+        "operationId": "transform",
+        "summary": "Run one transform, or several in sequence.",
+        "description": "The options of a single transform may also be query parameters.",
+    }
+    get = {
+        "tags": ["any transform"],
+        "operationId": "transformByGet",
+        "summary": "Run deterministic transforms on a short poem.",
+    }
+    poem = {"text/plain": {"schema": _TEXT}, _BYTES: {"schema": {}}}
+    return {
+        "parameters": [_reference("parameters", "spec")],
+        "post": _post(post, [], (size_limit, poem), {"*/*": {}}, _SPEC_STATUSES),
+        "get": _get(get, [PARAMETERS["poem"]], {"*/*": {}}, (*_SPEC_STATUSES, _NOT_DETERMINISTIC)),
+    }
+
+
+def _post(
+    operation: Json, options: Iterable[Json], body: tuple[str, Json], result: Json, statuses: Iterable[int]
+) -> Json:
+    return {
+        **operation,
+        "parameters": [*options, _reference("parameters", "timeout")],
+        "requestBody": {"description": body[0], "content": body[1]},
+        "responses": {"200": _result(result, _RESULT_HEADERS), **_problems(statuses)},
+    }
+
+
+def _get(operation: Json, options: Iterable[Json], result: Json, statuses: Iterable[int]) -> Json:
+    return {
+        **operation,
+        "parameters": [*options, _reference("parameters", "etag"), _reference("parameters", "timeout")],
+        "responses": {
+            "200": _result(result, _RESULT_HEADERS + _CACHE_HEADERS),
+            "304": {"description": "The client already has this result.", "headers": _headers(_CACHE_HEADERS)},
+            **_problems(statuses),
+        },
+    }
+
+
+def _result(content: Json, headers: Iterable[str]) -> Json:
+    return {"description": "The result.", "headers": _headers(headers), "content": content}
+
+
 def _option_parameter(transform: Mapping[str, Any], name: str, schema: Json) -> Json:
-    examples = {
+    values = {
         key: {"value": example["options"][name]}
         for key, example in _numbered_examples(transform)
         if name in example["options"]
     }
+    examples: Json = {"examples": values} if values else {}
     required = name in transform["options_schema"]["required"]
-    parameter: Json = {"name": name, "in": "query", "required": required, "schema": schema}
-    return {**parameter, "examples": examples} if examples else parameter
-
-
-def _request_body(transform: Mapping[str, Any], limits: Limits) -> Json:
-    media_type, schema = ("text/plain", {"type": "string"}) if transform["kind"] == "text" else (_BYTES, {})
-    content = {"schema": schema, "examples": _examples(transform, "poem")}
-    return {"description": _size_limit(limits), "content": {media_type: content}}
-
-
-def _result(transform: Mapping[str, Any], headers: Iterable[str]) -> Json:
-    served = content_type(transform["media_type"], transform["kind"]).partition(";")[0].rstrip()
-    is_text = transform["kind"] == "text" and served.startswith("text/")
-    content = {"schema": {"type": "string"} if is_text else {}, "examples": _examples(transform, "result")}
-    return {"description": "The result.", "headers": _headers(headers), "content": {served: content}}
-
-
-def _numbered_examples(transform: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Number the examples, without bytes that JSON cannot hold."""
-    examples = [each for each in transform["examples"] if transform["kind"] == "text" or _is_ascii(each)]
-    return [(f"example-{number}", example) for number, example in enumerate(examples, 1)]
-
-
-def _is_ascii(example: Mapping[str, Any]) -> bool:
-    return bool(example["poem"].isascii() and example["result"].isascii())
+    return _parameter(name, "query", schema, required=required, **examples)
 
 
 def _examples(transform: Mapping[str, Any], side: str) -> Json:
     return {key: {"value": example[side]} for key, example in _numbered_examples(transform)}
 
 
-def _spec_path(limits: Limits) -> Json:
-    shared = {"tags": ["any transform"]}
-    answer = {"description": "The result.", "content": {"*/*": {}}}
+def _numbered_examples(transform: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Number the examples, without bytes that JSON cannot hold."""
+    shown = [
+        each
+        for each in transform["examples"]
+        if transform["kind"] == "text" or (each["poem"].isascii() and each["result"].isascii())
+    ]
+    return [(f"example-{number}", example) for number, example in enumerate(shown, 1)]
+
+
+# Everything else.
+
+
+def _server_path(operation_id: str, summary: str, responses: Json, **more: Any) -> Json:
     return {
-        "parameters": [_reference("parameters", "spec")],
-        "post": {
-            **shared,
-            "operationId": "transform",
-            "summary": "Run one transform, or several in sequence.",
-            "description": "The options of a single transform may also be query parameters.",
-            "parameters": [_reference("parameters", "timeout")],
-            "requestBody": {"description": _size_limit(limits), "content": _ANY_POEM},
-            "responses": {"200": {**answer, "headers": _headers(_RESULT_HEADERS)}, **_problems(_SPEC_STATUSES)},
-        },
-        "get": {
-            **shared,
-            "operationId": "transformByGet",
-            "summary": "Run deterministic transforms on a short poem.",
-            "parameters": [PARAMETERS["poem"], *_get_parameters()],
-            "responses": {
-                "200": {**answer, "headers": _headers(_RESULT_HEADERS + _CACHE_HEADERS)},
-                "304": _NOT_MODIFIED,
-                **_problems((*_SPEC_STATUSES, _NOT_DETERMINISTIC)),
-            },
-        },
+        "get": {"operationId": operation_id, "summary": summary, "tags": ["server"], "responses": responses, **more}
     }
 
 
-def _get_parameters() -> list[Json]:
-    return [_reference("parameters", "etag"), _reference("parameters", "timeout")]
-
-
-def _size_limit(limits: Limits) -> str:
-    return f"The poem: at most {limits.max_request_bytes} bytes."
-
-
-def _get_operation(operation_id: str, summary: str, responses: Json, *parameters: Json) -> Json:
-    operation: Json = {"operationId": operation_id, "summary": summary, "tags": ["server"]}
-    if parameters:
-        operation["parameters"] = [*parameters]
-    return {"get": {**operation, "responses": responses}}
-
-
-def _json(description: str, schema: Json) -> Json:
+def _json(description: str, schema: Json = _OBJECT) -> Json:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-_BYTES = "application/octet-stream"
-_ANY_POEM: Json = {"text/plain": {"schema": {"type": "string"}}, _BYTES: {"schema": {}}}
-_LINES = "application/x-ndjson"
-_ANY_OBJECT: Json = {"type": "object"}
-_NOT_MODIFIED: Json = {"description": "The client already has this result.", "headers": _headers(_CACHE_HEADERS)}
+def _lines(description: str, example: str) -> Json:
+    return {"description": description, "content": {_LINES: {"schema": _TEXT, "example": f"{example}\n"}}}
+
 
 _BATCH: Json = {
     "operationId": "batch",
@@ -335,15 +321,11 @@ _BATCH: Json = {
     "description": "Results are sent as they finish, each a `BatchAnswer` on its own line.",
     "tags": ["any transform"],
     "parameters": [_reference("parameters", "timeout")],
-    "requestBody": {
-        "description": "Lines of JSON, each a `BatchRequest`.",
-        "content": {_LINES: {"schema": {"type": "string"}, "example": '{"spec": "upper", "poem": "The Owl"}\n'}},
-    },
+    "requestBody": _lines("Lines of JSON, each a `BatchRequest`.", '{"spec": "upper", "poem": "The Owl"}'),
     "responses": {
         "200": {
-            "description": "Lines of JSON, in the order in which the requests finish.",
+            **_lines("Lines of JSON, in the order in which the requests finish.", '{"index": 0, "result": "THE OWL"}'),
             "headers": _headers(("X-Request-Id",)),
-            "content": {_LINES: {"schema": {"type": "string"}, "example": '{"index": 0, "result": "THE OWL"}\n'}},
         },
         **_problems((400, 413, 503)),
     },
@@ -351,26 +333,23 @@ _BATCH: Json = {
 
 _OTHER_PATHS: Json = {
     "/batch": {"post": _BATCH},
-    "/transforms": _get_operation(
+    "/transforms": _server_path(
         "listTransforms", "List the transforms.", {"200": _json("The transforms.", _reference("schemas", "Listing"))}
     ),
-    "/transforms/{name}": _get_operation(
+    "/transforms/{name}": _server_path(
         "describeTransform",
         "Describe one transform.",
         {"200": _json("The transform.", _reference("schemas", "Transform")), **_problems((404, 409))},
-        _reference("parameters", "name"),
+        parameters=[_reference("parameters", "name")],
     ),
-    "/livez": _get_operation("livez", "Check that the event loop runs.", {"200": _json("It runs.", _ANY_OBJECT)}),
-    "/readyz": _get_operation(
+    "/livez": _server_path("livez", "Check that the event loop runs.", {"200": _json("It runs.")}),
+    "/readyz": _server_path(
         "readyz",
         "Check whether the server can take requests.",
-        {
-            "200": _json("It can.", {"type": "object"}),
-            "503": _json("It cannot; the reasons are in the body.", {"type": "object"}),
-        },
+        {"200": _json("It can."), "503": _json("It cannot; the reasons are in the body.")},
     ),
-    "/metrics": _get_operation(
+    "/metrics": _server_path(
         "metrics", "Metrics for Prometheus.", {"200": {"description": "The metrics.", "content": {"text/plain": {}}}}
     ),
-    "/openapi.json": _get_operation("describe", "This document.", {"200": _json("The document.", _ANY_OBJECT)}),
+    "/openapi.json": _server_path("describe", "This document.", {"200": _json("The document.")}),
 }

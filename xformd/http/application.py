@@ -37,16 +37,7 @@ log = Logger()
 
 @attrs.frozen(kw_only=True)
 class HttpDependencies:
-    """What the applications depend on.
-
-    Args:
-        service: runs transforms, and has the registry.
-        metrics: counts requests.
-        limits: what clients may do.
-        health: the endpoints for health checks.
-        render_metrics: returns the metrics in Prometheus' text format.
-        origins: sites whose pages may call this server (CORS); ``*`` is any.
-    """
+    """What the applications depend on; ``origins`` are sites whose pages may call this server (CORS), ``*`` is any."""
 
     service: TransformService
     metrics: Metrics
@@ -86,8 +77,7 @@ def make_monitoring_application(dependencies: HttpDependencies) -> ASGIApp:
 
 
 def _monitoring_routes(dependencies: HttpDependencies) -> list[Route]:
-    async def metrics(request: Request) -> Response:
-        del request
+    async def metrics(_: Request) -> Response:
         headers = {"content-type": METRICS_MEDIA_TYPE, "cache-control": "no-store"}
         return Response(dependencies.render_metrics(), headers=headers)
 

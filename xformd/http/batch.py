@@ -5,26 +5,23 @@ Invariant: a batch is one caller, however many lines it has: it queues as one, a
 
 import asyncio
 import base64
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import attrs
 from starlette.types import Receive, Scope, Send
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd import spec
 from xformd.errors import BadRequest, InternalError, XformError
 from xformd.http import problems, requests
 from xformd.http.exchange import Exchange
 from xformd.limits import Limits
 from xformd.runners import Caller
 from xformd.service import Service
-from xformd.spec import Spec
+from xformd.spec import Spec, parse_readable
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 
@@ -36,19 +33,11 @@ TURN_S = 0.01
 _EXAMPLE = 'write {"spec": "upper", "poem": "The Owl"}, or "poem_base64" for bytes'
 
 
-@attrs.frozen
-class BatchLine:
-    """One request of a batch."""
-
-    spec: Spec
-    poem: bytes
-
-
-def parse_line(text: bytes) -> BatchLine:
-    """Parse a line of a batch.
+def parse_line(text: bytes) -> tuple[Spec, bytes]:
+    """Parse a line of a batch: a spec and a poem.
 
     Raises:
-        BadRequest: it is not a JSON object with a spec and a poem.
+        BadRequest: it is not a JSON object with both.
     """
     try:
         members = json.loads(text)
@@ -58,7 +47,7 @@ def parse_line(text: bytes) -> BatchLine:
         poem = members["poem"].encode() if is_text else base64.b64decode(members["poem_base64"], validate=True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadRequest(f"invalid line of a batch: {_EXAMPLE}") from None
-    return BatchLine(spec.parse_readable(members["spec"]), poem)
+    return parse_readable(members["spec"]), poem
 
 
 def encode_result(index: int, result: bytes) -> bytes:
@@ -90,13 +79,7 @@ def split_lines(body: bytes) -> Iterator[bytes]:
 
 
 class BatchEndpoint:
-    """The ASGI application for a batch.
-
-    Args:
-        service: runs transforms, and counts its requests.
-        metrics: counts requests and lines that are rejected before they reach the service.
-        limits: how long a batch may be, and how many of its lines run at a time.
-    """
+    """The ASGI application for a batch. ``metrics`` counts what the service never sees."""
 
     log = Logger()
 
@@ -107,7 +90,7 @@ class BatchEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; every line gets a result or an error."""
-        exchange = Exchange.from_scope(scope, receive, send)
+        exchange = Exchange(scope, receive, send)
         try:
             timeout_s = requests.timeout_s(exchange.headers)
             body = await exchange.body(self._limits.max_request_bytes)
@@ -115,35 +98,35 @@ class BatchEndpoint:
             self._metrics.refused("http", error.code)
             await exchange.respond_error(error)
             return
+        request_id = exchange.request_id
         headers = [
             (b"content-type", MEDIA_TYPE),
-            (b"x-request-id", exchange.request_id.encode()),
+            (b"x-request-id", request_id.encode()),
             (b"cache-control", b"no-store"),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         disconnect = asyncio.get_running_loop().create_task(exchange.disconnected())
         response = _BatchResponse(send, disconnect, self._limits.max_in_flight, self._service.caller_has_room)
-
-        def start(index: int, text: bytes) -> bytes | Deferred[bytes]:
-            return self._start(index, text, timeout_s, response, RequestTiming(exchange.request_id))
-
+        lines = (
+            self._start(index, text, timeout_s, response, request_id) for index, text in enumerate(split_lines(body))
+        )
         try:
-            await response.send_all(itertools.starmap(start, enumerate(split_lines(body))))
+            await response.send_all(lines)
         finally:
             response.cancel()
 
     def _start(
-        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, timing: RequestTiming
+        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, request_id: str
     ) -> bytes | Deferred[bytes]:
         """Run a line; return its line of the response, which may be an error, but never raise one."""
-        request_id = str(timing.request_id)
+        timing = RequestTiming(request_id)
         try:
-            line = parse_line(text)
+            spec, poem = parse_line(text)
         except XformError as error:
             self._metrics.refused("http", error.code)
             return encode_error(index, error, request_id)
         try:
-            result = self._service.xform(line.spec, line.poem, timeout_s=timeout_s, caller=caller, timing=timing)
+            result = self._service.xform(spec, poem, timeout_s=timeout_s, caller=caller, timing=timing)
         except XformError as error:
             return encode_error(index, error, request_id)
         if isinstance(result, bytes):

@@ -14,9 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from xformd.dialects.interfaces import Connection
-from xformd.errors import BadRequest, ShuttingDown, XformError
+from xformd.errors import BadRequest, ShuttingDown
 from xformd.http import problems
-from xformd.http.requests import MAX_HEAD_BYTES, RejectedHead, RequestHead, head_too_large, read_head
+from xformd.http.requests import MAX_HEAD_BYTES, RejectedHead, RequestHead, read_head
 from xformd.http.uvicorn_adapter import HttpTransport, UvicornSettings, date_header, uvicorn_settings
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, IdleConnections
@@ -37,13 +37,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class HttpHandler(HttpToolsProtocol):
-    """Handles the requests of one connection.
-
-    Args:
-        connection: where requests arrive.
-        settings: what all connections of the port share.
-        idle_connections: where the connection is registered while it is idle.
-    """
+    """Handles the requests of one connection, which is in ``idle_connections`` while it waits for one."""
 
     def __init__(self, connection: Connection, settings: UvicornSettings, idle_connections: IdleConnections) -> None:
         super().__init__(settings.config, settings.state, {}, asyncio.get_running_loop())
@@ -100,7 +94,8 @@ class HttpHandler(HttpToolsProtocol):
         """Answer 408 to a request that was too slow; close an idle connection without a word."""
         if self._is_receiving:
             seconds = self._limits.request_timeout_s
-            self._refuse(408, BadRequest(f"the request was not here after {seconds:g} s (request_timeout_s)"))
+            error = BadRequest(f"the request was not here after {seconds:g} s (request_timeout_s)")
+            self._refuse(RejectedHead(408, error))
         else:
             self._end()
         return True
@@ -108,7 +103,7 @@ class HttpHandler(HttpToolsProtocol):
     def stop(self) -> None:
         """Answer every complete request, then close: the server is stopping."""
         if self._is_receiving:
-            self._refuse(503, ShuttingDown.not_started())
+            self._refuse(RejectedHead(503, ShuttingDown.not_started()))
         else:
             self._end()
 
@@ -220,11 +215,9 @@ class HttpHandler(HttpToolsProtocol):
             taken = upgrade.args[0]
             self._replay()
         except httptools.HttpParserError:
-            refusal = self._refusal or RejectedHead(400, BadRequest("this is not an HTTP/1.1 request"))
-            self._refuse(refusal.status, refusal.error)
+            self._refuse(self._refusal or RejectedHead(400, BadRequest("this is not an HTTP/1.1 request")))
         if self._overhead_bytes > MAX_HEAD_BYTES and self._final_output is None:
-            refusal = head_too_large()
-            self._refuse(refusal.status, refusal.error)
+            self._refuse(RejectedHead.too_large())
         return taken
 
     def _replay(self) -> None:
@@ -260,12 +253,12 @@ class HttpHandler(HttpToolsProtocol):
 
     # The end.
 
-    def _refuse(self, status: int, error: XformError) -> None:
+    def _refuse(self, refusal: RejectedHead) -> None:
         """Answer with an error that bypasses the application, and close."""
-        self._metrics.refused("http", error.code)
-        self._connection.log_refusal(error)
+        self._metrics.refused("http", refusal.error.code)
+        self._connection.log_refusal(refusal.error)
         has_answer = self._is_receiving and self._head is not None and self.cycle.response_started
-        self._end(b"" if has_answer else problems.raw_response(status, error))
+        self._end(b"" if has_answer else problems.raw_response(refusal.status, refusal.error))
 
     def _end(self, final_output: bytes = b"") -> None:
         """Take no more input; answer every complete request, send the final output, and close."""
@@ -308,15 +301,7 @@ def _cancel(cycle: RequestResponseCycle) -> None:
 
 
 class HttpFactory(TransformFactory):
-    """Makes connections that an ASGI application answers.
-
-    Args:
-        application: the ASGI application.
-        metrics: counts requests that the application never sees.
-        service: whose requests are cancelled at the end of the grace period.
-        limits: what one connection may use.
-        clock: the reactor, or a clock in its place.
-    """
+    """Makes connections that an ASGI application answers. ``metrics`` counts requests that it never sees."""
 
     def __init__(
         self, application: Any, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime

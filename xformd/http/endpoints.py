@@ -38,12 +38,7 @@ _POLICY = (
 
 
 class ListingEndpoints:
-    """``/transforms`` and ``/openapi.json``: the transforms, as ``xformd list-transforms --json`` and OpenAPI.
-
-    Args:
-        service: has the transforms.
-        limits: what clients may do.
-    """
+    """``/transforms`` and ``/openapi.json``: the transforms, as ``xformd list-transforms --json`` and OpenAPI."""
 
     def __init__(self, service: CountingService, limits: Limits) -> None:
         self._service = service
@@ -57,8 +52,7 @@ class ListingEndpoints:
             Route("/openapi.json", self._openapi),
         ]
 
-    async def _list_all(self, request: Request) -> Response:
-        del request
+    async def _list_all(self, _: Request) -> Response:
         return _json(self._service.listing())
 
     async def _describe_one(self, request: Request) -> Response:
@@ -67,8 +61,7 @@ class ListingEndpoints:
         (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
         return _json(json.dumps(described).encode())
 
-    async def _openapi(self, request: Request) -> Response:
-        del request
+    async def _openapi(self, _: Request) -> Response:
         return _json(json.dumps(openapi.build(self._service.describe(), self._limits)).encode())
 
 
@@ -77,12 +70,7 @@ def _json(body: bytes) -> Response:
 
 
 class HealthEndpoints:
-    """``/livez`` and ``/readyz``: whether the event loop runs, and whether the server can take requests.
-
-    Args:
-        status: returns the server's current status.
-        is_stopping: returns whether the server is shutting down.
-    """
+    """``/livez`` and ``/readyz``: whether the event loop runs, and whether the server can take requests."""
 
     def __init__(self, status: Callable[[], ServerStatus], is_stopping: Callable[[], bool]) -> None:
         self._status = status
@@ -92,22 +80,16 @@ class HealthEndpoints:
         """Return the routes to these endpoints."""
         return [Route("/livez", self._live), Route("/readyz", self._ready)]
 
-    async def _live(self, request: Request) -> JSONResponse:
-        del request
+    async def _live(self, _: Request) -> JSONResponse:
         return JSONResponse({"status": "alive"}, headers=_NO_STORE)
 
-    async def _ready(self, request: Request) -> JSONResponse:
-        del request
+    async def _ready(self, _: Request) -> JSONResponse:
         report = readiness(self._status(), is_stopping=self._is_stopping())
         return JSONResponse(report, 503 if report["status"] == NOT_READY else 200, _NO_STORE)
 
 
 def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
     """Decide whether a server can take requests.
-
-    Args:
-        status: the server's status.
-        is_stopping: whether the server is shutting down.
 
     Returns:
         ``status`` is ``ready``, ``degraded`` (takes requests, but some transforms are quarantined) or ``not ready``;
@@ -132,9 +114,8 @@ def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
     }
 
 
-async def show_page(request: Request) -> Response:
+async def show_page(_: Request) -> Response:
     """Answer with the page, and the policy that allows it nothing but its own style and script."""
-    del request
     document, policy = build_page()
     headers = {
         "content-security-policy": policy,

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import attrs
 from starlette.types import Receive, Scope, Send
 from twisted.internet.defer import Deferred
 
@@ -19,29 +18,20 @@ from xformd.telemetry.timing import RequestTiming
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-@attrs.define(eq=False)
 class Exchange:
-    """A request, and the means to respond.
+    """A request, and the means to respond, from the arguments of an ASGI application.
 
-    Args:
-        scope: ASGI's description of the request.
-        receive: returns the next piece of the body, then whether the client has disconnected.
-        send: sends the response.
+    Attributes:
         headers: of the request; of those that come several times, the last.
         timing: has the request's id, and takes its times.
     """
 
-    scope: Scope
-    receive: Receive
-    send: Send
-    headers: Mapping[bytes, bytes]
-    timing: RequestTiming
-
-    @classmethod
-    def from_scope(cls, scope: Scope, receive: Receive, send: Send) -> "Exchange":
-        """Create an exchange from the arguments of an ASGI application."""
-        headers = dict(scope["headers"])
-        return cls(scope, receive, send, headers, RequestTiming(requests.request_id(headers)))
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        self.timing = RequestTiming(requests.request_id(self.headers))
+        self._receive = receive
+        self._send = send
 
     @property
     def method(self) -> str:
@@ -60,13 +50,13 @@ class Exchange:
             TooLarge: it is longer than ``max_bytes``; if its length is announced, nothing of it is read.
             Cancelled: the client has disconnected.
         """
-        announced = requests.content_length(self.headers)
-        if announced is not None and announced > max_bytes:
+        announced = int(self.headers.get(b"content-length", b"0"))  # the parser has checked it
+        if announced > max_bytes:
             raise TooLarge(f"the poem has {announced} bytes; the limit is {max_bytes} bytes")
         pieces: list[bytes] = []
         size, has_more = 0, True
         while has_more:
-            message = await self.receive()
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Cancelled("the client has disconnected")
             pieces.append(message.get("body", b""))
@@ -78,7 +68,7 @@ class Exchange:
 
     async def disconnected(self) -> None:
         """Wait until the client disconnects; call it when the body has been read."""
-        while (await self.receive())["type"] != "http.disconnect":
+        while (await self._receive())["type"] != "http.disconnect":
             pass
 
     async def wait_for(self, deferred: Deferred[bytes]) -> bytes:
@@ -100,16 +90,10 @@ class Exchange:
             result.cancel()
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a whole response.
-
-        Args:
-            status: HTTP status.
-            headers: all but ``content-length``, which is added where the status allows a body.
-            body: may be empty.
-        """
+        """Send a whole response, with its ``content-length`` where the status allows a body."""
         length = [] if status == 304 else [(b"content-length", b"%d" % len(body))]
-        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
-        await self.send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
+        await self._send({"type": "http.response.body", "body": body})
 
     async def respond_problem(self, problem: dict[str, Any], headers: Headers = ()) -> None:
         """Send a problem, with its own status."""

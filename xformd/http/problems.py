@@ -14,15 +14,12 @@ _NEAREST = re.compile(r"did you mean '([a-z][a-z0-9_-]{0,63})'\?\Z")
 
 
 def problem(error: XformError, request_id: str | None = None, status: int | None = None) -> dict[str, Any]:
-    """Return an error as problem details.
+    """Return an error as problem details, for JSON.
 
     Args:
         error: one of the table.
         request_id: the request's id; None where the request was rejected before it got one.
         status: an HTTP status more precise than the table's; None takes the table's.
-
-    Returns:
-        The members of the problem, for JSON; ``status`` among them.
     """
     members: dict[str, Any] = {
         "type": f"urn:xformd:error:{error.code}",

@@ -45,17 +45,17 @@ _CHARSETS = re.compile(r"utf|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc
 
 
 class RejectedHead(Exception):
-    """A head that is answered with an error, after which the connection ends.
-
-    Args:
-        status: HTTP status.
-        error: what is wrong with it.
-    """
+    """A head that is answered with this HTTP status and error, after which the connection ends."""
 
     def __init__(self, status: int, error: XformError) -> None:
         super().__init__(error.message)
         self.status = status
         self.error = error
+
+    @classmethod
+    def too_large(cls) -> "RejectedHead":
+        """Return the rejection of a head that is longer than ``MAX_HEAD_BYTES``."""
+        return cls(431, TooLarge(f"the head of a request has at most {MAX_HEAD_BYTES} bytes"))
 
 
 @attrs.frozen
@@ -73,18 +73,8 @@ class RequestHead:
     framing: bytes = b""
 
 
-def head_too_large() -> RejectedHead:
-    """Return the rejection of a head that is longer than ``MAX_HEAD_BYTES``."""
-    return RejectedHead(431, TooLarge(f"the head of a request has at most {MAX_HEAD_BYTES} bytes"))
-
-
 def read_head(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> RequestHead:
-    """Check a head that the parser has split.
-
-    Args:
-        version: HTTP version.
-        target: what stands between the method and the version.
-        headers: with names in lower case.
+    """Check a head that the parser has split; the names of its headers are in lower case.
 
     Raises:
         RejectedHead: it is ambiguous, too long, or not supported here.
@@ -101,7 +91,7 @@ def read_head(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]
         elif name == b"transfer-encoding":
             framing = _chunked(version, value)
     if size > MAX_HEAD_BYTES:
-        raise head_too_large()
+        raise RejectedHead.too_large()
     if hosts > 1 or (not hosts and version == "1.1"):
         raise RejectedHead(400, BadRequest("a request needs exactly one Host header: a host, optionally with a port"))
     return RequestHead(_path_and_query(target), body_bytes, framing)
@@ -191,13 +181,9 @@ def read_query(query: bytes) -> dict[str, str]:
 def take_poem(parameters: dict[str, str], max_bytes: int) -> bytes:
     """Remove the poem from the parameters of a query, and return it.
 
-    Args:
-        parameters: of the query.
-        max_bytes: the limit for any poem.
-
     Raises:
         BadRequest: there is none.
-        TooLarge: it is longer than ``max_bytes``, or too long for a URL.
+        TooLarge: it has more than ``max_bytes``, or is too long for a URL.
     """
     text = parameters.pop("poem", None)
     if text is None:
@@ -254,18 +240,10 @@ def request_id(headers: Mapping[bytes, bytes]) -> str:
     return f"{random.getrandbits(64):016x}"  # not a secret: it only has to differ each time
 
 
-def content_length(headers: Mapping[bytes, bytes]) -> int | None:
-    """Return the announced length of the body, which the parser has checked; None where there is none."""
-    value = headers.get(b"content-length")
-    return None if value is None else int(value)
-
-
 def matches_etag(headers: Mapping[bytes, bytes], etag: bytes) -> bool:
     """Return whether the client already has the result with this tag (RFC 9110, If-None-Match)."""
-    tags = headers.get(b"if-none-match")
-    if tags is None:
-        return False
-    return tags.strip() == b"*" or etag in [tag.strip().removeprefix(b"W/") for tag in tags.split(b",")]
+    tags = headers.get(b"if-none-match", b"").strip()
+    return tags == b"*" or etag in [tag.strip().removeprefix(b"W/") for tag in tags.split(b",")]
 
 
 # The transforms.
@@ -273,12 +251,7 @@ def matches_etag(headers: Mapping[bytes, bytes], etag: bytes) -> bool:
 
 @attrs.frozen
 class TransformRequest:
-    """A spec and the transforms that it names.
-
-    Args:
-        spec: what to run.
-        entries: the transforms of its steps, in order.
-    """
+    """A spec, and the transforms of its steps, in order."""
 
     spec: Spec
     entries: tuple[Entry, ...]
@@ -309,11 +282,7 @@ class TransformRequest:
         return all(each.transform.deterministic for each in self.entries)
 
     def check_options(self) -> None:
-        """Check the options of each step.
-
-        Raises:
-            BadOptions: a transform does not accept its options.
-        """
+        """Raise ``BadOptions`` if a transform does not accept its options."""
         for step, entry in zip(self.spec.steps, self.entries, strict=True):
             entry.transform.convert(dict(step.options))
 
@@ -331,17 +300,12 @@ class TransformRequest:
         return b'"%b"' % digest.hexdigest()[:32].encode()
 
     def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
-        """Recode a text as UTF-8, from the charset in the headers; return bytes as they are.
-
-        Args:
-            poem: the body.
-            headers: of the request.
-            max_bytes: the limit in UTF-8, which may take several times as many bytes.
+        """Recode a text as UTF-8, from the charset in the request's headers; return bytes as they are.
 
         Raises:
             BadRequest: the charset is unknown.
             GibberishError: the poem is not in that charset.
-            TooLarge: it is too long in UTF-8.
+            TooLarge: it has more than ``max_bytes`` in UTF-8, where it may be several times as long.
         """
         encoding = charset(headers)
         if encoding is None or self.entries[0].transform.kind == "bytes":

@@ -31,13 +31,7 @@ _SANDBOX_HEADERS = [
 
 
 class TransformEndpoint:
-    """The ASGI application for one transform request.
-
-    Args:
-        service: runs transforms, counts its requests, and has the registry.
-        metrics: counts requests that are rejected before they reach the service.
-        limits: how long a poem may be.
-    """
+    """The ASGI application for one transform request. ``metrics`` counts what the service never sees."""
 
     log = Logger()
 
@@ -48,7 +42,7 @@ class TransformEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever goes wrong."""
-        exchange = Exchange.from_scope(scope, receive, send)
+        exchange = Exchange(scope, receive, send)
         try:
             if exchange.method == "POST":
                 await self._post(exchange)
@@ -64,25 +58,10 @@ class TransformEndpoint:
             await exchange.respond_error(InternalError(exchange.request_id))
 
     async def _post(self, exchange: Exchange) -> None:
-        try:
-            request = self._read(exchange, requests.read_query(exchange.scope["query_string"]))
-            timeout_s = requests.timeout_s(exchange.headers)
-            max_bytes = self._limits.max_request_bytes
-            poem = request.decode(await exchange.body(max_bytes), exchange.headers, max_bytes)
-        except XformError as error:
-            self._metrics.refused("http", error.code)
-            raise
-        await self._run(exchange, request, poem, timeout_s)
+        await self._run(exchange, *await self._read(exchange))
 
     async def _get(self, exchange: Exchange) -> None:
-        try:
-            parameters = requests.read_query(exchange.scope["query_string"])
-            poem = take_poem(parameters, self._limits.max_request_bytes)
-            request = self._read(exchange, parameters)
-            timeout_s = requests.timeout_s(exchange.headers)
-        except XformError as error:
-            self._metrics.refused("http", error.code)
-            raise
+        request, poem, timeout_s = await self._read(exchange)
         if not request.is_deterministic:
             detail = f"{request.spec} is not deterministic, so GET is not supported: POST the poem"
             await self._reject_method(exchange, detail, b"POST")
@@ -103,13 +82,28 @@ class TransformEndpoint:
             result = await exchange.wait_for(result)
         await exchange.respond(200, [*_result_headers(request, exchange.timing), *more], result)
 
-    def _read(self, exchange: Exchange, options: Mapping[str, str]) -> TransformRequest:
+    async def _read(self, exchange: Exchange) -> tuple[TransformRequest, bytes, float | None]:
+        """Read the request, the poem and the timeout; count what is rejected."""
+        has_body, max_bytes = exchange.method == "POST", self._limits.max_request_bytes
+        try:
+            parameters = requests.read_query(exchange.scope["query_string"])
+            poem = b"" if has_body else take_poem(parameters, max_bytes)
+            request = self._transforms(exchange, parameters)
+            timeout_s = requests.timeout_s(exchange.headers)
+            if has_body:
+                poem = request.decode(await exchange.body(max_bytes), exchange.headers, max_bytes)
+        except XformError as error:
+            self._metrics.refused("http", error.code)
+            raise
+        return request, poem, timeout_s
+
+    def _transforms(self, exchange: Exchange, options: Mapping[str, str]) -> TransformRequest:
         segment = exchange.scope["raw_path"].removeprefix(PREFIX)
         return TransformRequest.from_spec(requests.read_spec(segment, options), self._service.registry)
 
     def _allowed_methods(self, exchange: Exchange) -> bytes:
         try:
-            is_deterministic = self._read(exchange, {}).is_deterministic
+            is_deterministic = self._transforms(exchange, {}).is_deterministic
         except XformError:
             is_deterministic = False
         return b"GET, HEAD, POST" if is_deterministic else b"POST"

@@ -41,14 +41,7 @@ _uvicorn_log.addHandler(_UvicornLogHandler())
 
 @attrs.frozen
 class UvicornSettings:
-    """What all connections of one HTTP port share.
-
-    Args:
-        metrics: counts requests that no application sees.
-        config: uvicorn's configuration, with the application.
-        state: uvicorn's state of a running server.
-        log: where uvicorn reports failures.
-    """
+    """What all connections of one HTTP port share. ``metrics`` counts requests that no application sees."""
 
     metrics: Metrics
     config: Config
@@ -86,12 +79,7 @@ def date_header() -> list[tuple[bytes, bytes]]:
 
 
 class HttpTransport(asyncio.Transport):
-    """An asyncio transport over one of our connections. It sends the head and the body of a response together.
-
-    Args:
-        connection: where the data go.
-        handler: what writes here, and pauses when the client does not read.
-    """
+    """An asyncio transport over one of our connections. It sends the head and the body of a response together."""
 
     def __init__(self, connection: Connection, handler: "HttpHandler") -> None:
         super().__init__()

@@ -186,8 +186,8 @@ def test_both_paths_of_a_session_count_the_same(
     stream: tuple[list[bytes], bytes], cuts: list[int], max_unread_output_bytes: int
 ) -> None:
     seen = []
-    for is_careful in (False, True):
-        side = Side(is_careful=is_careful, max_unread_output_bytes=max_unread_output_bytes, max_result_bytes=100)
+    for has_fast_path in (True, False):
+        side = Side(has_fast_path=has_fast_path, max_unread_output_bytes=max_unread_output_bytes, max_result_bytes=100)
         metrics = Metrics()
         count_in(side.factory, metrics)
         with captured():

@@ -55,9 +55,9 @@ def test_both_paths_answer_the_same(
     data = OPENING + b"".join(stream[0]) + stream[1]
     seen = []
     with captured():
-        for is_careful, places in [(False, cuts), (True, other_cuts)]:
+        for has_fast_path, places in [(True, cuts), (False, other_cuts)]:
             side = Side(
-                is_careful=is_careful,
+                has_fast_path=has_fast_path,
                 max_request_bytes=max_request_bytes,
                 max_unread_output_bytes=max_unread_output_bytes,
                 max_in_flight=max_in_flight,
@@ -106,9 +106,9 @@ def test_long_words_are_not_prepared() -> None:
     assert service.prepare_call(b"upper k=" + b"v" * (SHORT_CHARACTERS - 7)) is None
 
 
-@pytest.mark.parametrize("is_careful", [False, True])
-def test_a_slow_inline_transform_is_logged_once_a_minute(is_careful: bool, log: Log) -> None:
-    side = Side(is_careful=is_careful)
+@pytest.mark.parametrize("has_fast_path", [True, False])
+def test_a_slow_inline_transform_is_logged_once_a_minute(has_fast_path: bool, log: Log) -> None:
+    side = Side(has_fast_path=has_fast_path)
     side.send(OPENING + framed(b"1 upper.a", b"2 heavy.0.04", b"3 upper.a"))
     assert log.lines == []
     side.send(framed(b"4 heavy.0.12", b"5 upper.a", b"6 heavy.0.3"))

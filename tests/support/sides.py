@@ -30,11 +30,11 @@ class Side:
     """A server with one session; every poem that its transforms were given is kept.
 
     Args:
-        is_careful: whether it has no fast path.
+        has_fast_path: whether it answers plain requests in one loop.
         limits: of the server.
     """
 
-    def __init__(self, *, is_careful: bool = False, **limits: Any) -> None:
+    def __init__(self, *, has_fast_path: bool = True, **limits: Any) -> None:
         self.ran: list[str | bytes] = []
         self.waiting: list[Deferred[Any]] = []
         self.cancelled = 0
@@ -44,7 +44,7 @@ class Side:
         registry = registry_of(*self._transforms())
         self.inline = InlineRunner(all_limits.max_result_bytes, self.clock, lambda: self.now_s)
         self.service = TransformService(Generation(registry, self.inline), all_limits, self.clock)
-        if is_careful:
+        if not has_fast_path:
             self.service.prepare_call = lambda words: None  # type: ignore[method-assign]
         self.factory = TransformFactory(self.service, all_limits, self.clock)
         protocol = self.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))

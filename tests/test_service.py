@@ -29,6 +29,7 @@ from xformd import (
 from xformd.limits import Limits
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
+from xformd.runners.pool import LONG_BYTES
 from xformd.service import TransformService
 from xformd.spec import parse_readable
 
@@ -444,6 +445,25 @@ def test_a_request_that_runs_past_its_deadline_ends_with_its_worker(site: Site) 
     site.clock.advance(5)
     assert error_of(result, TransformTimeout).message == "upper+lower took longer than its 5 s"
     assert len(worker.killed) == 1
+
+
+def test_a_pipeline_that_has_begun_is_never_too_busy(clock: Clock) -> None:
+    @transform(inline=True)
+    def quick(poem: str) -> str:
+        return poem
+
+    pool = Pool(clock, max_queue=1).start()
+    registry = registry_of(quick, *(entry.transform for entry in REGISTRY.entries.values()))
+    generation = Generation(registry, InlineRunner(2 * LONG_BYTES, clock), pool.pool)
+    service = TransformService(generation, Limits(), clock)
+    pipeline = service.xform(parse_readable("upper+quick+lower"), b"1")
+    service.xform(parse_readable("upper"), b"2")
+    long = b"A" * LONG_BYTES  # a result that is passed on before the worker takes the next job: the queue is full still
+    pool.worker_of(b"1").answer(long)
+    pool.worker_of(b"2").answer()
+    pool.worker_of(long).answer(b"done")
+    assert isinstance(pipeline, Deferred)
+    assert result_of(pipeline) == b"done"
 
 
 # Generations.

@@ -43,6 +43,7 @@ def requests(words: bytes, *numbers: int) -> bytes:
 @example(([encode(b"1 upper." + 60 * b"a"), encode(b"2 upper.a")], b""), [], [], 60, 100_000, 64)
 @example(([b"19:1 backwards:times=2,more=1.a,"], b""), [], [], 100_000, 100_000, 64)
 @example(([b"10:1 upper.a,", b"1:,,"], b""), [], [], 100_000, 100_000, 64)
+@example(([encode(b"1 upper timeout=0.a")], b""), [], [], 100_000, 100_000, 64)
 @example(([b"09:1 upper.a,"], b""), [], [], 100_000, 100_000, 64)
 def test_both_paths_answer_the_same(
     stream: tuple[list[bytes], bytes],

@@ -122,7 +122,17 @@ POEMS = st.sampled_from([b"", b"a", b".", b"1,2:", b"w", b"g", b"s", b"u", b"n",
 SPECS = [
     *(b"upper", b"moody", b"backwards", b"backwards:times=2", b"shout:marks=3", b"backwards:times=60"),
     *(b"backwards:times=x", b"slowly"),
-    *(b"outside", b"upper+upper", b"nope", b"", b"upper ", b"upper timeout=9", b"moody timeout=x", b"upper a=1 a=2"),
+    *(
+        b"outside",
+        b"upper+upper",
+        b"nope",
+        b"",
+        b"upper ",
+        b"upper timeout=9",
+        b"upper timeout=0",
+        b"moody timeout=x",
+        b"upper a=1 a=2",
+    ),
     *(b"!ping", b"!cancel", b"!no", b"Upper", b"upper:", b"upper" + b" k=" + b"v" * 300),
 ]
 IDS = [b"1", b"2", b"3", b"0", b"01", b"", b"x", b"-1", b"999999999999999", b"9007199254740991", b"9007199254740992"]

@@ -347,7 +347,8 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
             break
         length, number, new_words = match.groups()
         if new_words != words:  # looking them up and reading the clock takes as long as answering
-            _note_run_time(service, call, started_s)
+            if call is not None:
+                _note_run_time(service, call, started_s)
             words, call, started_s = new_words, service.prepare_call(new_words), service.stopwatch()
             counts = None if call is None else call.batched_counts
         start, end = match.end(), match.start(2) + int(length)
@@ -371,14 +372,14 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         replies.append(reply)
         if (room_bytes := room_bytes - len(reply)) < 0:
             break
-    _note_run_time(service, call, started_s)
+    if call is not None:
+        _note_run_time(service, call, started_s)
     return position, replies, pending
 
 
-def _note_run_time(service: Service, call: PreparedCall | None, started_s: float) -> None:
-    if call is not None:
-        ran_s = service.stopwatch() - started_s
-        if ran_s > SLOW_CALL_S:
-            call.on_slow_call(ran_s)
-        if call.batched_counts is not None:
-            call.batched_counts.ran(ran_s)
+def _note_run_time(service: Service, call: PreparedCall, started_s: float) -> None:
+    ran_s = service.stopwatch() - started_s
+    if ran_s > SLOW_CALL_S:
+        call.on_slow_call(ran_s)
+    if call.batched_counts is not None:
+        call.batched_counts.ran(ran_s)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.http_client import HTTP
 from support.processes import Server, serving
 from support.visits import PLUGINS, Opener, Visit, browsing, chromium
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with the plugins of these tests."""
     chromium()
-    plugins = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2")
-    with serving(tmp_path_factory.mktemp("server"), *plugins, "--http=tcp:0:interface=127.0.0.1") as running:
+    flags = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2", *HTTP)
+    with serving(tmp_path_factory.mktemp("server"), *flags) as running:
         yield running
 
 

@@ -3,21 +3,23 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from support.http_client import HTTP
 from support.processes import serving
 from support.visits import Opener, Visit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, ViewportSize
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-using")]
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 TELEPHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-DESK = {"viewport": {"width": 1280, "height": 800}}
+DESK_SIZE: "ViewportSize" = {"width": 1280, "height": 800}
+DESK = {"viewport": DESK_SIZE}
 SHOWN = "#wrap:width=32,indent=2+number-lines"
 WRONG = "#wrap:width=wide+uper&poem=owl"
 
@@ -40,11 +42,6 @@ def test_axe_finds_no_violation(opening: Opener, scheme: str, screen: dict[str, 
     visit.page.locator("#metrics .chart").first.wait_for()
     visit.page.locator(".example").first.wait_for()
     assert axe_finds(visit) == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_violation_in_an_error(opening: Opener, scheme: str) -> None:
-    visit = opening(color_scheme=scheme)
     visit.open(WRONG)
     visit.page.locator(".step .error:visible").first.wait_for()
     assert axe_finds(visit) == []
@@ -63,57 +60,49 @@ def test_a_phone_does_not_scroll_sideways(opening: Opener, width: int) -> None:
     long = "x" * 3_000
     visit.open(f"#fields:who={'y' * 300},number=1+wrap+number-lines+odd+sort-lines&poem={long}")
     visit.result().filter(has_text="yyy").wait_for()
-    visit.page.get_by_role("button", name="Transforms", exact=True).click()
-    visit.page.get_by_role("searchbox").wait_for()
+    visit.press("Transforms")
+    visit.search().wait_for()
     assert visit.page.evaluate("document.documentElement.scrollWidth") == width
     visit.choose("upper")
     visit.shows(long.upper())
-    assert not visit.page.get_by_role("searchbox").is_visible()
+    assert not visit.search().is_visible()
+
+
+def chart_shows(visit: Visit, chart: int, text: str) -> None:
+    visit.becomes(f".chart:nth-child({chart}) strong", text)
 
 
 def test_charts_are_drawn_from_the_metrics(visit: Visit) -> None:
-    page = visit.page
     visit.stop_the_clock()
     visit.open("#upper&poem=owl")
-    with page.expect_response("**/metrics"):
-        page.clock.run_for(1_000)
-    for _ in range(4):
-        page.request.post(f"{visit.address}transform/upper", data="owl")
-        page.request.post(f"{visit.address}transform/refuse", data="owl")
-    with page.expect_response("**/metrics"):
-        page.clock.run_for(2_000)
-    visit.becomes(".chart:nth-child(1) strong", "4.0/s")
-    visit.becomes(".chart:nth-child(2) strong", "2.0/s")
-    assert re.fullmatch(r"[\d.]+ (µs|ms|s) / [\d.]+ (µs|ms|s)", chart_value(visit, 3))
-    assert re.fullmatch(r"\d+ \w+(, \d+ \w+)*", chart_value(visit, 4))
-
-
-def chart_value(visit: Visit, chart: int) -> str:
-    return visit.page.locator(f".chart:nth-child({chart}) strong").inner_text()
+    visit.scrape(after_ms=1_000)
+    for name in ["upper", "refuse"] * 4:
+        visit.page.request.post(f"{visit.address}transform/{name}", data="owl")
+    visit.scrape(after_ms=2_000)
+    chart_shows(visit, 1, "4.0/s")
+    chart_shows(visit, 2, "2.0/s")
+    _, _, latency, workers = visit.page.locator(".chart strong").all_inner_texts()
+    assert re.fullmatch(r"[\d.]+ (µs|ms|s) / [\d.]+ (µs|ms|s)", latency)
+    assert re.fullmatch(r"\d+ \w+(, \d+ \w+)*", workers)
 
 
 def test_a_chart_shows_the_difference_of_two_scrapes(visit: Visit) -> None:
     """Half of ten runs took less than 1 ms, and all but one less than 3; what came before does not count."""
-    looks = [(1_000, 50, (100, 200, 300)), (1_010, 51, (105, 209, 310))]
-    visit.page.route(
-        "**/metrics", lambda route: route.fulfill(body=exposition(*looks.pop(0) if looks else (0, 0, (0, 0, 0))))
-    )
+    scrapes = [exposition(1_000, 50, (100, 200, 300)), exposition(1_010, 51, (105, 209, 310))]
+    restarted = exposition(0, 0, (0, 0, 0))
+    visit.page.route("**/metrics", lambda route: route.fulfill(body=scrapes.pop(0) if scrapes else restarted))
     visit.stop_the_clock()
     visit.open("#upper&poem=owl")
-    for delay_ms in (1_000, 2_000):
-        with visit.page.expect_response("**/metrics"):
-            visit.page.clock.run_for(delay_ms)
-    visit.becomes(".chart:nth-child(1) strong", "5.5/s")
-    visit.becomes(".chart:nth-child(2) strong", "0.5/s")
-    visit.becomes(".chart:nth-child(3) strong", "1.0 ms / 3.0 ms")
-    visit.becomes(".chart:nth-child(4) strong", "2 idle, 1 busy")
-    with visit.page.expect_response("**/metrics"):
-        visit.page.clock.run_for(2_000)  # a server that has started anew
-    visit.becomes(".chart:nth-child(1) strong", "0/s")
+    visit.scrape(after_ms=1_000)
+    visit.scrape(after_ms=2_000)
+    for chart, text in enumerate(["5.5/s", "0.5/s", "1.0 ms / 3.0 ms", "2 idle, 1 busy"], 1):
+        chart_shows(visit, chart, text)
+    visit.scrape(after_ms=2_000)
+    chart_shows(visit, 1, "0/s")
 
 
 def exposition(answered: int, failed: int, below: tuple[int, int, int]) -> str:
-    """Write what a server tells; ``below`` are the runs of up to 1 ms, 3 ms and any time."""
+    """Write the metrics of a server; ``below`` are the runs of up to 1 ms, 3 ms and any time."""
     lines = [
         "# HELP xformd_requests_total Requests.",
         f'xformd_requests_total{{transform="a\\"}}b,",front="http",code="ok"}} {answered}',
@@ -145,23 +134,21 @@ def test_without_metrics_there_are_no_charts(visit: Visit) -> None:
 
 @pytest.mark.skipif("XFORMD_PICTURES" not in os.environ, reason="make screenshots writes the pictures")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_pictures_of_the_readme(browser: "Browser", tmp_path: Path, scheme: str) -> None:
-    with serving(tmp_path, "--plugins=none", "--workers=2", "--http=tcp:0:interface=127.0.0.1") as server:
-        context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", **DESK)
+def test_the_pictures_of_the_readme(browser: "Browser", tmp_path: Path, scheme: Literal["light", "dark"]) -> None:
+    with serving(tmp_path, "--plugins=none", "--workers=2", *HTTP) as server:
+        context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", viewport=DESK_SIZE)
         visit = Visit(context.new_page(), server, f"{server.http}/")
-        page = visit.page
         visit.stop_the_clock()
         visit.open(SHOWN)
         for moment in range(48):
             for number in range(3 + (moment * 7) % 5 + moment % 9):
                 spec = "wrap:width=0" if not number and moment % 11 == 6 else "wrap+number-lines"
-                page.request.post(f"{visit.address}transform/{spec}", data="The Owl " * 40)
-            with page.expect_response("**/metrics"):
-                page.clock.run_for(2_000)
-        page.clock.resume()
-        page.get_by_role("button", name="Run", exact=True).click()
-        page.locator("#result-facts", has_not_text=" 0.0 ms").wait_for()
-        page.mouse.move(0, 0)
+                visit.page.request.post(f"{visit.address}transform/{spec}", data="The Owl " * 40)
+            visit.scrape(after_ms=2_000)
+        visit.page.clock.resume()
+        visit.press("Run")
+        visit.page.locator("#result-facts", has_not_text=" 0.0 ms").wait_for()
+        visit.page.mouse.move(0, 0)
         PICTURES.mkdir(exist_ok=True)
-        page.screenshot(path=PICTURES / f"page-{scheme}.png")
+        visit.page.screenshot(path=PICTURES / f"page-{scheme}.png")
         context.close()

@@ -1,7 +1,6 @@
 """A pipeline: put together, changed, shared by its link, and called from elsewhere."""
 
 import re
-import textwrap
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,20 +17,19 @@ HOSTILE = """it's "quoted" $HOME `date` $(date) !! \\n \\ %s %41 --data @file; #
 def test_the_link_restores_the_pipeline(visit: Visit, opening: Opener) -> None:
     visit.open("#trim&poem=x")
     visit.choose("sort-lines")
-    visit.add("number-lines")
-    visit.add("upper")
+    visit.press("Add number-lines as a step")
+    visit.press("Add upper as a step")
     visit.field("separator").fill(". + ")
     visit.write("pear\napple")
     visit.shows("1. + APPLE\n2. + PEAR")
-    visit.page.get_by_role("button", name="Move earlier: upper, step 3 of 3").click()
-    visit.page.get_by_role("button", name="Move earlier: upper, step 2 of 3").click()
+    visit.press("Move earlier: upper, step 3 of 3")
+    visit.press("Move earlier: upper, step 2 of 3")
     assert visit.steps() == ["upper", "sort-lines", "number-lines"]
     visit.page.get_by_role("button", name="Remove: sort-lines").click()
     visit.shows("1. + PEAR\n2. + APPLE")
 
     other = opening()
-    other.open(visit.page.evaluate("location.hash"))
-    other.shows("1. + PEAR\n2. + APPLE")
+    other.open(visit.page.evaluate("location.hash"), "1. + PEAR\n2. + APPLE")
     assert other.steps() == ["upper", "number-lines"]
     assert other.field("separator").input_value() == ". + "
     assert other.poem().input_value() == "pear\napple"
@@ -41,21 +39,20 @@ def test_the_link_is_copied(opening: Opener) -> None:
     visit = opening(permissions=["clipboard-read", "clipboard-write"])
     visit.open("#wrap&poem=x")
     visit.field("width").fill("9")
-    visit.page.get_by_role("button", name="Copy link").click()
+    visit.press("Copy link")
     visit.page.get_by_role("button", name="Copied").wait_for()
-    copied = visit.page.evaluate("navigator.clipboard.readText()")
-    assert copied == f"{visit.address}#wrap:width=9&poem=x"
+    assert visit.clipboard() == f"{visit.address}#wrap:width=9&poem=x"
     visit.write("a long poem " * 1_000)
     visit.page.locator("#share").click()
     visit.page.get_by_role("button", name="Copied without the poem").wait_for()
-    assert visit.page.evaluate("navigator.clipboard.readText()") == f"{visit.address}#wrap:width=9"
+    assert visit.clipboard() == f"{visit.address}#wrap:width=9"
 
 
 def test_the_back_button_restores_what_was_typed(visit: Visit) -> None:
     visit.open("#upper&poem=owl")
     visit.write("cat")
     visit.choose("reverse-lines")
-    visit.add("trim")
+    visit.press("Add trim as a step")
     visit.shows("cat")
     visit.page.go_back()
     assert visit.steps() == ["reverse-lines"]
@@ -99,25 +96,21 @@ def test_a_copied_call_returns_what_the_page_shows(visit: Visit, poem: str, tmp_
     visit.field("prefix").fill(prefix)
     wanted = "".join(f"{prefix}{line}" for line in poem.splitlines(keepends=True))
     visit.shows(wanted)
-    for name in CALLS:
-        assert (name, called(visit, name, tmp_path)) == (name, wanted)
+    assert [called(visit, name, tmp_path) for name in CALLS] == [wanted] * 3
 
 
 def test_a_call_of_several_steps_returns_what_the_page_shows(visit: Visit, tmp_path: Path) -> None:
-    visit.open("#wrap:width=7+number-lines:separator=%2E%20&poem=one%20two%20three")
-    visit.shows("1. one two\n2. three")
-    for name in CALLS:
-        assert (name, called(visit, name, tmp_path)) == (name, "1. one two\n2. three")
+    wanted = "1. one two\n2. three"
+    visit.open("#wrap:width=7+number-lines:separator=%2E%20&poem=one%20two%20three", wanted)
+    assert [called(visit, name, tmp_path) for name in CALLS] == [wanted] * 3
 
 
 def called(visit: Visit, name: str, folder: Path) -> str:
     """Run the call as shown, but with the port, which the page cannot know. Python's print adds a line break."""
-    visit.page.get_by_role("tab", name=name).click()
-    text = visit.page.locator("#call").text_content() or ""
+    text = visit.call(name)
     if name == "curl":
-        return run_in_shell(
-            f'curl() {{ command curl --silent --fail-with-body --no-progress-meter "$@"; }}; {text}', folder
-        )
+        quietly = 'curl() { command curl --silent --fail-with-body --no-progress-meter "$@"; }'
+        return run_in_shell(f"{quietly}; {text}", folder)
     if name == "xformd send":
         return run_in_shell(f"export XFORMD_SERVER={visit.server.address}; {text}", folder)
     (folder / "call.py").write_text(text.replace("11000", visit.server.address.rpartition(":")[2]))
@@ -127,32 +120,23 @@ def called(visit: Visit, name: str, folder: Path) -> str:
 @pytest.mark.parametrize("poem", ["owl\x1b[201~rm -rf", "owl\x03", "owl\u202elwo", "x" * 2_001])
 def test_a_call_has_no_terminal_controls(visit: Visit, poem: str) -> None:
     visit.open(f"#upper&poem={quote(poem)}")
-    for name in CALLS:
-        visit.page.get_by_role("tab", name=name).click()
-        text = visit.page.locator("#call").text_content() or ""
+    for text in map(visit.call, CALLS):
         assert "poem.txt" in text
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
 
 
 def test_a_call_is_short(visit: Visit) -> None:
     visit.open("#fields:number=3,loud=true,who=me,share=0%2E25&poem=owl")
-    visit.page.get_by_role("tab", name="Python").click()
-    shown = visit.page.locator("#call").text_content() or ""
+    shown, spec = visit.call("Python"), "fields:loud=true,number=3,share=0%2E25,who=me"
     assert 'proxy.xform("fields", "owl", number=3, loud=True, who="me", share=0.25)' in shown
-    visit.page.get_by_role("tab", name="curl").click()
-    assert visit.page.locator("#call").text_content() == textwrap.dedent(f"""\
-        curl {visit.address}transform/fields:loud=true,number=3,share=0%2E25,who=me \\
-          --data-raw owl""")
+    assert visit.call("curl") == f"curl {visit.address}transform/{spec} \\\n  --data-raw owl"
     visit.page.keyboard.press("ArrowRight")
-    assert visit.page.locator("#call").text_content() == (
-        "printf %s owl |\n  xformd send fields:loud=true,number=3,share=0%2E25,who=me"
-    )
+    assert visit.text_of("#call") == f"printf %s owl |\n  xformd send {spec}"
 
 
 def test_an_option_called_timeout_is_no_keyword(visit: Visit) -> None:
     visit.open("#refuse:timeout=2&poem=owl")
-    visit.page.get_by_role("tab", name="Python").click()
-    assert 'proxy.xform("refuse:timeout=2", "owl")' in (visit.page.locator("#call").text_content() or "")
+    assert 'proxy.xform("refuse:timeout=2", "owl")' in visit.call("Python")
     visit.page.locator("#problem .code").wait_for()
     visit.expect_rejection()
 
@@ -162,4 +146,4 @@ def test_a_call_is_copied(opening: Opener) -> None:
     visit.open("#upper&poem=owl")
     visit.page.locator("#copy-call").click()
     visit.page.get_by_role("button", name="Copied").wait_for()
-    assert visit.page.evaluate("navigator.clipboard.readText()") == visit.page.locator("#call").text_content()
+    assert visit.clipboard() == visit.text_of("#call")

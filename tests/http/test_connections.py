@@ -31,14 +31,6 @@ def statuses(client: Client) -> list[int]:
 # Pipelining.
 
 
-async def test_pipelined_requests_are_answered_in_order() -> None:
-    front = Front()
-    client = await front.client(LATER + OWL + OWL)
-    assert not client.received()
-    await front.finish(0, client)
-    assert [answer.body for answer in client.received()] == [b"late", b"OWL", b"OWL"]
-
-
 async def test_pipelining_takes_bounded_memory() -> None:
     client = await Front().client(LATER)
     client.protocol.dataReceived(request("/livez") * 2_000)

@@ -5,17 +5,11 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import pytest
-from twisted.internet.defer import fail
+from twisted.internet.defer import Deferred, fail
 
-from support.http_front import Front, ask, request, upper
+from support.http_front import Front, ask, request
 from support.logs import Log
-from support.registries import plugin_of
 from xformd.errors import Cancelled
-from xformd.http.batch import BatchEndpoint
-from xformd.http.transform import TransformEndpoint
-from xformd.limits import Limits
-from xformd.plugins.registry import Entry, Registry
-from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 
 OWL = request("/transform/upper", b"owl")
@@ -130,15 +124,6 @@ async def test_the_shorter_timeout_applies(server_s: int, client_ms: str, shorte
     assert (answer.status, answer.problem["code"], front.cancelled) == (504, "timeout", 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "status", "code"),
-    [("picky", 422, "gibberish"), ("raises", 500, "transform-failed"), ("uppr", 404, "no-such-transform")],
-)
-async def test_an_error_of_the_table_has_its_status(name: str, status: int, code: str) -> None:
-    answer = await ask(request(f"/transform/{name}", b"owl"))
-    assert (answer.status, answer.problem["code"]) == (status, code)
-
-
 # GET.
 
 
@@ -180,10 +165,10 @@ async def test_head_is_get_without_the_body() -> None:
     [
         ("PUT", "upper", "GET, HEAD, POST"),
         ("DELETE", "wrap:width=7+upper", "GET, HEAD, POST"),
-        ("DELETE", "dice", "POST"),
-        ("GET", "dice?poem=owl", "POST"),
-        ("HEAD", "dice?poem=owl", "POST"),
-        ("PUT", "upper+dice", "POST"),
+        ("DELETE", "picky", "POST"),
+        ("GET", "picky?poem=owl", "POST"),
+        ("HEAD", "picky?poem=owl", "POST"),
+        ("PUT", "upper+picky", "POST"),
         ("PUT", "no-such", "POST"),
     ],
 )
@@ -227,57 +212,49 @@ async def test_preflight_is_answered_for_an_allowed_origin() -> None:
 # Services that misbehave.
 
 
-class FakeService:
-    """A service that has internal errors, or one that answers at once with the given times."""
-
-    def __init__(
-        self, *, is_late: bool = False, times_s: tuple[float, float] | None = None, version: str = "1"
-    ) -> None:
-        plugin = plugin_of(upper, version=version)
-        self.registry = Registry({"upper": Entry(upper, plugin)}, (plugin,))
-        self._is_late = is_late
-        self._times_s = times_s
-
-    def xform(self, *_: object, timing: RequestTiming, **__: object) -> Any:
-        if self._times_s is not None:
-            timing.queue_s, timing.run_s = self._times_s
-            return b"owl"
-        if self._is_late:
-            return fail(RuntimeError("our fault"))
-        raise RuntimeError("our fault")
-
-    def caller_has_room(self, *_: object) -> None: ...
-
-
-def front_with(service: Any, endpoint: Any = TransformEndpoint) -> Front:
-    return Front(application=endpoint(service, Metrics(), Limits()))
-
-
 async def test_a_result_without_a_version_is_not_cached() -> None:
-    answer = await front_with(FakeService(times_s=(0, 0), version="")).ask(request(UPPER_OWL, if_none_match="*"))
+    answer = await Front(version="").ask(request(UPPER_OWL, if_none_match="*"))
     assert (answer.status, answer.headers["cache-control"]) == (200, "no-store")
     assert "etag" not in answer.headers
 
 
-@pytest.mark.parametrize("is_late", [False, True])
-async def test_an_internal_error_is_logged_with_its_id(is_late: bool, log: Log) -> None:
-    front = front_with(FakeService(is_late=is_late))
+def front_with(monkeypatch: pytest.MonkeyPatch, xform: Any) -> Front:
+    front = Front()
+    monkeypatch.setattr(front.service, "xform", xform)
+    return front
+
+
+def fail_at_once(*_: object, **__: object) -> None:
+    raise RuntimeError("our fault")
+
+
+def fail_late(*_: object, **__: object) -> Deferred[bytes]:
+    return fail(RuntimeError("our fault"))
+
+
+@pytest.mark.parametrize("xform", [fail_at_once, fail_late])
+async def test_an_internal_error_is_logged_with_its_id(xform: Any, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    front = front_with(monkeypatch, xform)
     answer = await front.ask(request("/transform/upper", b"owl", x_request_id="7e57"))
     assert (answer.status, answer.problem["code"], answer.problem["detail"]) == (500, "internal", "7e57")
     assert log.lines == ["internal error 7e57"]
     assert len(log.tracebacks) == 1
 
 
-async def test_an_internal_error_in_a_batch_affects_one_line(log: Log) -> None:
-    front = front_with(FakeService(is_late=True), BatchEndpoint)
+async def test_an_internal_error_in_a_batch_affects_one_line(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
+    front = front_with(monkeypatch, fail_late)
     answer = await front.ask(request("/batch", b'{"spec": "upper", "poem": "owl"}\n{}', x_request_id="7e57"))
     assert b'"code": "internal"' in answer.body
     assert b'"code": "bad-request"' in answer.body
     assert log.lines == ["internal error 7e57"]
 
 
-async def test_server_timing_is_in_milliseconds() -> None:
-    answer = await front_with(FakeService(times_s=(0.25, 1.5))).ask(OWL)
+async def test_server_timing_is_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def xform(*_: object, timing: RequestTiming, **__: object) -> bytes:
+        timing.queue_s, timing.run_s = 0.25, 1.5
+        return b"owl"
+
+    answer = await front_with(monkeypatch, xform).ask(OWL)
     assert answer.headers["server-timing"] == "queue;dur=250.00, run;dur=1500.00"
 
 

@@ -133,13 +133,3 @@ def test_short_connections_leak_nothing(server: Server) -> None:
     visit(500)
     with growing_at_most(server, 3 * MIB):
         visit(3_000)
-
-
-def test_slow_clients_keep_nobody_out(tmp_path: Path) -> None:
-    flags = ("--plugins=none", "--workers=0", "--max-connections", "32", *HTTP)
-    with serving(tmp_path, *flags) as server, contextlib.ExitStack() as slow, exchange(server) as staying:
-        for _ in range(40):
-            slow.enter_context(connect(server)).sendall(HEAD)
-            assert staying.ask(OWL).status == 200
-        with exchange(server) as coming:
-            assert coming.ask(OWL).status == 200

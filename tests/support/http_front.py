@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +136,6 @@ def backwards(poem: bytes) -> bytes:
 
 
 @transform(inline=True)
-def dice(poem: str) -> str:
-    return poem
-
-
-@transform(inline=True)
 def picky(poem: str) -> str:
     raise GibberishError("this is no sonnet")
 
@@ -150,7 +145,7 @@ def raises(poem: str) -> str:
     raise ValueError("a verse too many")
 
 
-TRANSFORMS = (upper, markup, wrap, repeat, backwards, dice, picky, raises)
+TRANSFORMS = (upper, markup, wrap, repeat, backwards, picky, raises)
 
 
 class Client:
@@ -216,6 +211,7 @@ class Front:
         make: makes the real application.
         origins: that may call it from a browser.
         health: its endpoints for health checks.
+        version: of the plugin with its transforms.
         limits: of the server.
     """
 
@@ -226,6 +222,7 @@ class Front:
         make: Callable[[HttpDependencies], Any] = make_application,
         origins: Iterable[str] = (),
         health: HealthEndpoints | None = None,
+        version: str = "1.0",
         **limits: Any,
     ) -> None:
         self.clock = Clock()
@@ -239,17 +236,19 @@ class Front:
             self.waiting.append(Deferred(self._cancel))
             return self.waiting[-1]
 
-        registry, all_limits = registry_of(*TRANSFORMS, later), Limits(**limits)
-        service = TransformService.inline(registry, all_limits, self.clock, stopwatch=self.clock.seconds)
+        registry, all_limits = registry_of(*TRANSFORMS, later, version=version), Limits(**limits)
+        self.service = TransformService.inline(registry, all_limits, self.clock, stopwatch=self.clock.seconds)
         dependencies = HttpDependencies(
-            service=service,
+            service=self.service,
             metrics=self.metrics,
             limits=all_limits,
             health=health or HealthEndpoints(lambda: READY, lambda: False),
             render_metrics=lambda: b"xformd_in_flight 0\n",
             origins=frozenset(origins),
         )
-        self.factory = HttpFactory(application or make(dependencies), self.metrics, service, all_limits, self.clock)
+        self.factory = HttpFactory(
+            application or make(dependencies), self.metrics, self.service, all_limits, self.clock
+        )
 
     def connect(self) -> Client:
         """Open a connection."""
@@ -294,8 +293,3 @@ def request(target: str, body: bytes | None = None, *, method: str | None = None
     lines = [f"{method or ('GET' if body is None else 'POST')} {target} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in given.items() if value is not None]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test on a new event loop, with a time limit."""
-    asyncio.run(asyncio.wait_for(test, 60))

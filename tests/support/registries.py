@@ -12,7 +12,7 @@ def plugin_of(*transforms: Transform, **fields: Any) -> Plugin:
     return Plugin(**own | {"transforms": transforms} | fields)
 
 
-def registry_of(*transforms: Transform) -> Registry:
-    """Return a registry of these transforms, all from one plugin."""
-    plugin = plugin_of(*transforms)
+def registry_of(*transforms: Transform, **fields: Any) -> Registry:
+    """Return a registry of these transforms, all from one plugin with these ``fields``."""
+    plugin = plugin_of(*transforms, **fields)
     return Registry({transform.name: Entry(transform, plugin) for transform in transforms}, (plugin,))

@@ -19,14 +19,8 @@ if TYPE_CHECKING:
 
 PLUGINS = Path(__file__).parent / "page_plugins"
 _ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *("--headless", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-quic", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
 )
 
 
@@ -72,22 +66,29 @@ class Visit:
         self.page.on("console", lambda message: self._hear(message))  # Playwright writes into a bound method's object
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
-    def open(self, fragment: str = "") -> None:
-        """Open the page, and wait for the list of transforms."""
+    def open(self, fragment: str = "", result: str | None = None) -> None:
+        """Open the page, and wait for the list of transforms, and for a result if one is given."""
         self.page.goto(f"{self.address}{fragment}")
         self.page.locator("#transforms .transform").first.wait_for(state="attached")
+        if result is not None:
+            self.shows(result)
 
     def result(self) -> "Locator":
-        """Return the result."""
         return self.page.locator("#result")
 
     def poem(self) -> "Locator":
-        """Return the field of the poem."""
         return self.page.get_by_role("textbox", name="Poem")
+
+    def search(self) -> "Locator":
+        return self.page.get_by_role("searchbox")
 
     def field(self, label: str) -> "Locator":
         """Return the field of an option, by its label."""
         return self.page.locator("#steps").get_by_label(label)
+
+    def error(self, option: str, step: int = 1) -> "Locator":
+        """Return the error at the field of an option."""
+        return self.step(step).locator(f'[data-option="{option}"] .error')
 
     def steps(self) -> list[str]:
         """Return the names of the pipeline's steps."""
@@ -101,12 +102,11 @@ class Visit:
         """Click a transform."""
         self.page.locator(f'#transforms [data-name="{name}"]').click()
 
-    def add(self, name: str) -> None:
-        """Click the plus of a transform."""
-        self.page.get_by_role("button", name=f"Add {name} as a step", exact=True).click()
+    def press(self, button: str) -> None:
+        """Click a button, by its whole name."""
+        self.page.get_by_role("button", name=button, exact=True).click()
 
     def write(self, poem: str) -> None:
-        """Fill in a poem."""
         self.poem().fill(poem)
 
     def shows(self, text: str) -> None:
@@ -119,19 +119,35 @@ class Visit:
 
         expect(self.page.locator(selector)).to_have_js_property("textContent", text)
 
+    def text_of(self, selector: str) -> str:
+        """Return an element's whole text."""
+        return self.page.locator(selector).text_content() or ""
+
+    def call(self, name: str) -> str:
+        """Return the call of this name, as it is shown."""
+        self.page.get_by_role("tab", name=name).click()
+        return self.text_of("#call")
+
+    def clipboard(self) -> object:
+        return self.page.evaluate("navigator.clipboard.readText()")
+
     def stop_the_clock(self) -> None:
         """Stop the page's clock: from now on the test moves it."""
         self.page.clock.install(time=0)
         self.page.clock.pause_at(1)
 
-    def expect_rejection(self, times: int = 1) -> None:
+    def scrape(self, after_ms: int) -> None:
+        """Move the page's clock, until the page has read the metrics once."""
+        with self.page.expect_response("**/metrics"):
+            self.page.clock.run_for(after_ms)
+
+    def expect_rejection(self) -> None:
         """Expect failed requests, which the browser reports on the console by itself."""
-        refused = [
-            line for line in self.complaints if line.startswith("Failed to load resource") and "/transform/" in line
+        others = [
+            line for line in self.complaints if "Failed to load resource" not in line or "/transform/" not in line
         ]
-        assert len(refused) >= times, self.complaints
-        for line in refused:
-            self.complaints.remove(line)
+        assert len(others) < len(self.complaints), self.complaints
+        self.complaints[:] = others
 
     def _hear(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -140,9 +156,9 @@ class Visit:
 
 def run_in_shell(command: str, folder: Path) -> str:
     """Run a copied command, and return its output."""
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, timeout=DEADLINE_S, check=False
+        ["bash", "-c", command], cwd=folder, env={"PATH": path}, capture_output=True, timeout=DEADLINE_S, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from support.http_front import Client, Front, ask, request
+from support.http_front import Client, Front, ask, connected, request
 from xformd.errors import BadRequest, NoSuchTransform
 from xformd.http.batch import encode_error, encode_result, parse_line, split_lines
 
@@ -43,8 +43,7 @@ async def test_each_line_gets_a_result_with_its_index() -> None:
 
 
 async def test_a_result_is_sent_while_other_lines_run() -> None:
-    front = Front()
-    client = await front.client(batch(LATER, UPPER, LATER))
+    front, client = await connected(batch(LATER, UPPER, LATER))
     assert so_far(client) == [{"index": 1, "result": "OWL"}]
     await front.finish(1, client)
     assert [each["index"] for each in so_far(client)] == [1, 2]
@@ -80,8 +79,7 @@ async def test_a_blank_batch_has_no_results(body: bytes) -> None:
 
 
 async def test_the_number_of_running_lines_is_bounded() -> None:
-    front = Front(max_in_flight=4)
-    client = await front.client(batch(*[LATER] * 10))
+    front, client = await connected(batch(*[LATER] * 10), max_in_flight=4)
     for number in range(10):
         assert len(front.waiting) == min(10, 4 + number)
         await front.finish(number, client)
@@ -120,8 +118,7 @@ async def test_an_invalid_batch_is_rejected_as_a_whole() -> None:
 
 
 async def test_a_timeout_applies_to_each_line() -> None:
-    front = Front()
-    client = await front.client(batch(LATER, x_timeout_ms="1000"))
+    front, client = await connected(batch(LATER, x_timeout_ms="1000"))
     await front.advance(1.1, client)
     assert results(client)[0]["error"]["code"] == "timeout"
 

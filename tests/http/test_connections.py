@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from support.http_front import Client, Front, ask, request
+from support.http_front import Client, Front, ask, connected, request
 from support.logs import Log
 from support.memory import HERE
 from xformd.http import connection
@@ -22,6 +22,10 @@ HEAD = b"POST /transform/upper HTTP/1.1\r\nHost: a\r\n"
 PART = HEAD + b"Content-Length: 3\r\n\r\now"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 MORE_THAN_A_PIECE = PIECE_BYTES // len(OWL) + 1
+
+
+def batch(lines: int) -> bytes:
+    return request("/batch", b'{"spec": "later", "poem": "owl"}\n' * lines)
 
 
 def statuses(client: Client) -> list[int]:
@@ -39,8 +43,7 @@ async def test_pipelining_takes_bounded_memory() -> None:
 
 
 async def test_pipelined_requests_are_read_as_they_are_answered() -> None:
-    front = Front()
-    client = await front.client(LATER)
+    front, client = await connected(LATER)
     await client.send(LATER * 3 + OWL)
     assert client.wire.producerState == "paused"
     for number in range(4):
@@ -84,8 +87,7 @@ async def assert_cut_off(front: Front, client: Client, after_s: float) -> None:
     ],
 )
 async def test_a_slow_request_gets_408(begun: bytes, more: bytes) -> None:
-    front = Front(request_timeout_s=5)
-    client = await front.client(begun)
+    front, client = await connected(begun, request_timeout_s=5)
     for byte in more:
         await client.send(bytes([byte]))
         await front.advance(1, client)
@@ -101,8 +103,7 @@ async def test_a_slow_request_gets_408(begun: bytes, more: bytes) -> None:
     ids=["parsed", "a head in the backlog", "a body in the backlog"],
 )
 async def test_a_pipelined_request_has_its_deadline_from_its_turn(behind: bytes) -> None:
-    front = Front(request_timeout_s=5)
-    client = await front.client(LATER + behind)
+    front, client = await connected(LATER + behind, request_timeout_s=5)
     front.clock.advance(20)
     await front.finish(0, client)
     assert {*statuses(client)} == {200}
@@ -122,19 +123,18 @@ async def test_an_idle_connection_is_closed_silently() -> None:
 
 
 async def test_connection_timeouts_do_not_limit_a_transform() -> None:
-    front = Front(idle_timeout_s=1, request_timeout_s=1, transform_timeout_s=60)
-    client = await front.client(LATER)
+    front, client = await connected(LATER, idle_timeout_s=1, request_timeout_s=1, transform_timeout_s=60)
     front.clock.advance(59)
     await front.finish(0, client)
     assert client.received()[0].body == b"late"
 
 
-@pytest.mark.parametrize(("rest", "cut_off_after_s"), [(b"", 5), (b"owl" * 10, 50)])
-async def test_a_rejected_request_s_body_has_its_own_deadline(rest: bytes, cut_off_after_s: float) -> None:
-    front = Front(request_timeout_s=5, idle_timeout_s=50)
-    client = await front.client(request("/transform/uppr", b"owl" * 100)[:-30])
+@pytest.mark.parametrize(("rest_bytes", "cut_off_after_s"), [(0, 5), (30, 50)])
+async def test_a_rejected_request_s_body_has_its_own_deadline(rest_bytes: int, cut_off_after_s: float) -> None:
+    missing = request("/transform/uppr", b"owl" * 100)
+    front, client = await connected(missing[:-30], request_timeout_s=5, idle_timeout_s=50)
     assert statuses(client) == [404]
-    await client.send(rest)
+    await client.send(missing[-30:][:rest_bytes])
     await assert_cut_off(front, client, cut_off_after_s)
     assert client.received() == [], "it has its answer"
 
@@ -195,8 +195,7 @@ async def test_a_rejected_client_is_logged_and_counted(log: Log) -> None:
 
 
 async def test_a_half_closed_client_gets_every_answer() -> None:
-    front = Front()
-    client = await front.client(LATER + OWL * 1_000 + HEAD)
+    front, client = await connected(LATER + OWL * 1_000 + HEAD)
     client.protocol.readConnectionLost()
     await front.finish(0, client)
     found = [answer.body for answer in client.received() if answer.status != 100]
@@ -209,26 +208,37 @@ async def test_probing_a_half_closed_client_does_no_harm(
     version: bytes, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "PROBE_S", 0.01)
-    front = Front()
-    client = await front.client(LATER.replace(b"1.1", version))
+    front, client = await connected(LATER.replace(b"1.1", version))
     client.protocol.readConnectionLost()
     await asyncio.sleep(0.05)
     await front.finish(0, client)
     assert statuses(client) == expected
 
 
-@pytest.mark.parametrize("sent", [b"", HEAD, OWL, LATER, LATER + OWL, OWL + HEAD, b"garbage\r\n\r\n"])
-async def test_a_closed_connection_leaves_nothing(sent: bytes) -> None:
-    front = Front()
-    client = await front.client(sent)
+@pytest.mark.parametrize(
+    ("sent", "running"),
+    [
+        *((sent, 0) for sent in (b"", HEAD, OWL, OWL + HEAD, b"garbage\r\n\r\n")),
+        *((sent, 1) for sent in (LATER, LATER * 2, OWL + LATER + OWL)),
+        (batch(2), 2),
+        (batch(9), 4),
+    ],
+)
+async def test_a_disconnect_cancels_what_runs_and_leaves_nothing(sent: bytes, running: int, log: Log) -> None:
+    before = asyncio.all_tasks()
+    front, client = await connected(sent, max_in_flight=4)
     await client.leave()
+    assert front.cancelled == len(front.waiting) == running
+    assert asyncio.all_tasks() == before
+    assert not log.tracebacks
+    assert not front.factory.connections
+    assert not front.clock.getDelayedCalls()
     left = weakref.ref(client.protocol)
     front.waiting.clear()
+    log.clear()
     del client
     gc.collect()
     assert left() is None
-    assert not front.factory.connections
-    assert not front.clock.getDelayedCalls()
 
 
 # Eviction.
@@ -301,8 +311,7 @@ async def test_shutdown_answers_complete_requests_then_closes() -> None:
 @pytest.mark.parametrize("begun", [HEAD, PART])
 @pytest.mark.parametrize("is_behind_another", [False, True])
 async def test_shutdown_rejects_an_incomplete_request(begun: bytes, is_behind_another: bool) -> None:
-    front = Front()
-    client = await front.client(LATER * is_behind_another + begun)
+    front, client = await connected(LATER * is_behind_another + begun)
     front.factory.drain()
     if is_behind_another:
         await front.finish(0, client)
@@ -312,8 +321,7 @@ async def test_shutdown_rejects_an_incomplete_request(begun: bytes, is_behind_an
 
 
 async def test_the_end_of_the_grace_period_answers_what_still_runs() -> None:
-    front = Front(shutdown_grace_s=5)
-    client = await front.client(LATER)
+    front, client = await connected(LATER, shutdown_grace_s=5)
     front.factory.drain()
     await front.advance(5.1, client)
     (answer,) = client.received()

@@ -10,7 +10,6 @@ from xformd import BadOptions, GibberishError, transform
 from xformd.errors import BadRequest, TooLarge
 from xformd.http import requests
 from xformd.http.requests import MAX_QUERY_POEM_BYTES, TransformRequest, matches_etag, take_poem
-from xformd.plugins.registry import Entry, Registry
 from xformd.spec import parse_readable
 
 
@@ -62,11 +61,7 @@ def image(poem: bytes) -> bytes:
 
 
 def transform_request(spec: str, **plugin: Any) -> TransformRequest:
-    registry = registry_of(text, image)
-    entries = {
-        name: Entry(each.transform, attrs.evolve(each.plugin, **plugin)) for name, each in registry.entries.items()
-    }
-    return TransformRequest.from_spec(parse_readable(spec), Registry(entries, registry.plugins))
+    return TransformRequest.from_spec(parse_readable(spec), registry_of(text, image, **plugin))
 
 
 def test_the_last_transform_has_the_media_type() -> None:

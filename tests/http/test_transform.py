@@ -7,7 +7,7 @@ from urllib.parse import unquote_plus
 import pytest
 from twisted.internet.defer import Deferred, fail
 
-from support.http_front import Front, ask, request
+from support.http_front import Front, ask, connected, request
 from support.logs import Log
 from xformd.errors import Cancelled
 from xformd.telemetry.timing import RequestTiming
@@ -115,8 +115,8 @@ async def test_a_request_id_is_kept(own: str) -> None:
 
 @pytest.mark.parametrize(("server_s", "client_ms", "shorter_s"), [(30, "2000", 2), (3, "20000", 3)])
 async def test_the_shorter_timeout_applies(server_s: int, client_ms: str, shorter_s: int) -> None:
-    front = Front(transform_timeout_s=server_s)
-    client = await front.client(request("/transform/later", b"owl", x_timeout_ms=client_ms))
+    later = request("/transform/later", b"owl", x_timeout_ms=client_ms)
+    front, client = await connected(later, transform_timeout_s=server_s)
     await front.advance(shorter_s - 0.1, client)
     assert not client.received()
     await front.advance(0.2, client)
@@ -261,10 +261,6 @@ async def test_server_timing_is_in_milliseconds(monkeypatch: pytest.MonkeyPatch)
 # Metrics, disconnects and tasks.
 
 
-def batch(lines: int) -> bytes:
-    return request("/batch", b'{"spec": "later", "poem": "owl"}\n' * lines)
-
-
 @pytest.mark.parametrize(
     ("data", "transform", "code"),
     [
@@ -291,34 +287,13 @@ async def test_a_request_is_counted_once(data: bytes, transform: str, code: str,
 
 @pytest.mark.parametrize("target", ["/transform/upper", "/batch"])
 async def test_a_disconnect_while_sending_counts_as_cancelled(target: str, log: Log) -> None:
-    front = Front()
-    client = await front.client(request(target, b"owl")[:-1])
+    front, client = await connected(request(target, b"owl")[:-1])
     await client.leave()
     assert front.metrics.requests == {("(none)", "http", Cancelled.code): 1}
     assert not log.tracebacks
 
 
-@pytest.mark.parametrize(
-    ("data", "running"),
-    [
-        (LATER, 1),
-        (LATER * 2, 1),
-        (OWL + LATER + OWL, 1),
-        (batch(2), 2),
-        (batch(9), 4),
-    ],
-    ids=["alone", "before another", "between others", "a batch", "a long batch"],
-)
-async def test_a_disconnect_cancels_what_runs_and_starts_nothing(data: bytes, running: int, log: Log) -> None:
-    front, before = Front(max_in_flight=4), asyncio.all_tasks()
-    client = await front.client(data)
-    await client.leave()
-    assert front.cancelled == len(front.waiting) == running
-    assert asyncio.all_tasks() == before
-    assert not log.tracebacks
-
-
-@pytest.mark.parametrize("data", [LATER, batch(1)])
+@pytest.mark.parametrize("data", [LATER, request("/batch", b'{"spec": "later", "poem": "owl"}')])
 async def test_a_response_leaves_no_task(data: bytes) -> None:
     front, before = Front(), asyncio.all_tasks()
     client = await front.client(data)

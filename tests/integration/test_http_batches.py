@@ -16,26 +16,17 @@ PLUGIN = '''
 import time
 import xformd
 
-def note(text):
-    with open(__file__ + ".done", "a") as done:
-        done.write(text)
-
 @xformd.transform
-def nap(poem: str, *, seconds: float = 0.05) -> str:
-    """Sleep, then note the poem."""
+def nap(poem: str, *, seconds: float = 0.05, times: int = 1) -> str:
+    """Sleep, note the poem, and repeat it."""
     time.sleep(seconds)
-    note(poem)
-    return poem
-
-@xformd.transform
-def long(poem: str) -> str:
-    """Note the poem, and return a long result."""
-    note(poem)
-    return poem * 2_000_000
+    with open(__file__ + ".done", "a") as done:
+        done.write(poem)
+    return poem * times
 
 @xformd.hookimpl
 def xformd_transforms():
-    return [nap, long]
+    return [nap]
 '''
 
 
@@ -78,7 +69,7 @@ def test_a_single_poem_waits_for_one_line_of_a_batch(server: Server, done: Path)
 
 
 def test_lines_wait_while_their_client_does_not_read(server: Server, done: Path) -> None:
-    with batch(server, "long") as connection, exchange(server) as other:
+    with batch(server, "nap:seconds=0,times=2000000") as connection, exchange(server) as other:
         wait_until(done.exists)
         for _ in range(40):  # each gives one line of the batch a turn
             assert other.ask(request("/transform/nap:seconds=0", b"o")).status == 200

@@ -279,6 +279,12 @@ class Front:
         self.cancelled += 1
 
 
+async def connected(sends: bytes, **settings: Any) -> tuple[Front, Client]:
+    """Make a server, and a client that has sent it data."""
+    front = Front(**settings)
+    return front, await front.client(sends)
+
+
 async def ask(data: bytes, *, to_head: bool = False) -> Answer:
     """Send a request to a new server, and return its answer."""
     return await Front().ask(data, to_head=to_head)

@@ -50,8 +50,6 @@ class Visit:
     """A browser page that shows xformd's page.
 
     Attributes:
-        page: Playwright's.
-        server: serves the page.
         address: the page's URL without a fragment.
         complaints: errors, warnings and violations of the policy, from the console.
     """

@@ -81,14 +81,14 @@ async def test_a_blank_batch_has_no_results(body: bytes) -> None:
 async def test_the_number_of_running_lines_is_bounded() -> None:
     front, client = await connected(batch(*[LATER] * 10), max_in_flight=4)
     for number in range(10):
-        assert len(front.waiting) == min(10, 4 + number)
+        assert len(front.results) == min(10, 4 + number)
         await front.finish(number, client)
     assert len(results(client)) == 10
 
 
 async def test_a_long_batch_lets_others_in() -> None:
     front = Front()
-    client, other = front.connect(), front.connect()
+    client, other = front.open(), front.open()
     data = batch(*[UPPER] * 20_000)
     for start in range(0, len(data), 65_536):
         client.protocol.dataReceived(data[start : start + 65_536])
@@ -104,7 +104,7 @@ async def test_a_long_batch_lets_others_in() -> None:
 
 
 async def test_a_batch_pauses_while_its_client_does_not_read() -> None:
-    client = Front(max_unread_output_bytes=100_000).connect()
+    client = Front(max_unread_output_bytes=100_000).open()
     client.stop_reading()
     await client.send(batch(*[{"spec": "repeat:times=1000", "poem": "owl"}] * 2_000))
     assert client.protocol.unread_bytes < 2_000_000

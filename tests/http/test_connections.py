@@ -47,7 +47,7 @@ async def test_pipelined_requests_are_read_as_they_are_answered() -> None:
     await client.send(LATER * 3 + OWL)
     assert client.wire.producerState == "paused"
     for number in range(4):
-        assert len(front.waiting) == number + 1
+        assert len(front.results) == number + 1
         await front.finish(number, client)
     assert client.wire.producerState == "producing"
     assert len(client.received()) == 5
@@ -55,7 +55,7 @@ async def test_pipelined_requests_are_read_as_they_are_answered() -> None:
 
 async def test_a_poem_behind_another_request_arrives_whole() -> None:
     front, poem = Front(), b"owl" * 50_000
-    client, data = front.connect(), LATER + request("/transform/upper", poem)
+    client, data = front.open(), LATER + request("/transform/upper", poem)
     client.protocol.dataReceived(data[: 10 * PIECE_BYTES])
     await client.settle()
     await front.finish(0, client)
@@ -113,7 +113,7 @@ async def test_a_pipelined_request_has_its_deadline_from_its_turn(behind: bytes)
 
 async def test_an_idle_connection_is_closed_silently() -> None:
     front = Front(idle_timeout_s=50, request_timeout_s=5)
-    fresh, used = front.connect(), front.connect()
+    fresh, used = front.open(), front.open()
     await used.ask(OWL)
     await front.advance(49.9, fresh)
     assert (fresh.is_closed, used.is_closed) == (False, False)
@@ -141,7 +141,7 @@ async def test_a_rejected_request_s_body_has_its_own_deadline(rest_bytes: int, c
 
 async def test_a_client_that_does_not_read_is_cut_off() -> None:
     front = Front(write_timeout_s=5)
-    client = front.connect()
+    client = front.open()
     client.stop_reading()
     await client.send(LONG)
     front.clock.advance(5.1)
@@ -150,7 +150,7 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
 
 
 async def test_unread_output_pauses_the_connection() -> None:
-    client = Front(max_unread_output_bytes=100_000).connect()
+    client = Front(max_unread_output_bytes=100_000).open()
     client.stop_reading()
     await client.send(LONG * 20)
     assert client.protocol.unread_bytes < 1_000_000
@@ -186,7 +186,7 @@ async def test_one_byte_chunks_are_accepted() -> None:
 async def test_a_rejected_client_is_logged_and_counted(log: Log) -> None:
     front = Front()
     await front.ask(b"garbage\r\n\r\n")
-    assert front.metrics.requests
+    assert front.requests
     (line,) = [line for line in log.lines if "refused" in line]
     assert line.endswith(": bad-request: this is not an HTTP/1.1 request")
 
@@ -228,13 +228,13 @@ async def test_a_disconnect_cancels_what_runs_and_leaves_nothing(sent: bytes, ru
     before = asyncio.all_tasks()
     front, client = await connected(sent, max_in_flight=4)
     await client.leave()
-    assert front.cancelled == len(front.waiting) == running
+    assert front.cancelled == len(front.results) == running
     assert asyncio.all_tasks() == before
     assert not log.tracebacks
     assert not front.factory.connections
     assert not front.clock.getDelayedCalls()
     left = weakref.ref(client.protocol)
-    front.waiting.clear()
+    front.results.clear()
     log.clear()
     del client
     gc.collect()
@@ -256,12 +256,12 @@ def makes_room(front: Front, *clients: Client) -> list[bool]:
 
 async def test_the_longest_idle_connection_is_evicted_and_none_that_waits_for_an_answer() -> None:
     front = Front(max_connections=3)
-    busy, used, slow = [front.connect() for _ in range(3)]
+    busy, used, slow = [front.open() for _ in range(3)]
     await busy.send(LATER)
     await slow.send(HEAD)
     await used.ask(OWL)
     assert makes_room(front, busy, used, slow) == [True, False, False, True]
-    front.connect()
+    front.open()
     await used.ask(OWL)
     await used.send(LATER)
     assert makes_room(front, busy, used) == [True, False, False]
@@ -269,7 +269,7 @@ async def test_the_longest_idle_connection_is_evicted_and_none_that_waits_for_an
 
 async def test_a_new_connection_is_refused_when_all_others_are_busy_or_gone() -> None:
     front = Front(max_connections=1)
-    gone = front.connect()
+    gone = front.open()
     await gone.leave()
     await front.client(LATER)
     assert makes_room(front, gone) == [False, False]
@@ -280,7 +280,7 @@ async def test_a_connection_whose_request_is_still_unread_is_spared() -> None:
         ours, theirs = map(ends.enter_context, socket.socketpair())
         theirs.sendall(b"G")
         front = Front(max_connections=2)
-        first, second = front.connect(), front.connect()
+        first, second = front.open(), front.open()
         first.wire.fileno = ours.fileno  # type: ignore[attr-defined]
         assert makes_room(front, first, second) == [True, False, True]
         assert makes_room(front, first) == [True, False]
@@ -288,7 +288,7 @@ async def test_a_connection_whose_request_is_still_unread_is_spared() -> None:
 
 async def test_nothing_is_evicted_for_a_peer_over_its_own_limit() -> None:
     front = Front(max_connections_per_peer=1)
-    assert makes_room(front, front.connect()) == [False, False]
+    assert makes_room(front, front.open()) == [False, False]
 
 
 # Shutdown.
@@ -296,7 +296,7 @@ async def test_nothing_is_evicted_for_a_peer_over_its_own_limit() -> None:
 
 async def test_shutdown_answers_complete_requests_then_closes() -> None:
     front = Front()
-    idle, busy = front.connect(), front.connect()
+    idle, busy = front.open(), front.open()
     await idle.ask(OWL)
     await busy.send(LATER + OWL)
     front.factory.drain()

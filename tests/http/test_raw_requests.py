@@ -17,7 +17,7 @@ async def test_each_request_gets_its_answer(case: Case, log: Log) -> None:
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
 async def test_bytes_sent_singly_get_the_same(case: Case) -> None:
-    client = Front().connect()
+    client = Front().open()
     await client.send(case.send, step=1)
     await check(client, case)
 

@@ -281,7 +281,7 @@ async def test_server_timing_is_in_milliseconds(monkeypatch: pytest.MonkeyPatch)
 async def test_a_request_is_counted_once(data: bytes, transform: str, code: str, log: Log) -> None:
     front = Front()
     await front.ask(data)
-    assert front.metrics.requests == {(transform, "http", code): 1}
+    assert front.requests == {(transform, "http", code): 1}
     assert not log.tracebacks
 
 
@@ -289,7 +289,7 @@ async def test_a_request_is_counted_once(data: bytes, transform: str, code: str,
 async def test_a_disconnect_while_sending_counts_as_cancelled(target: str, log: Log) -> None:
     front, client = await connected(request(target, b"owl")[:-1])
     await client.leave()
-    assert front.metrics.requests == {("(none)", "http", Cancelled.code): 1}
+    assert front.requests == {("(none)", "http", Cancelled.code): 1}
     assert not log.tracebacks
 
 

@@ -10,7 +10,6 @@ import pytest
 from support.http_client import HTTP, connect, exchange
 from support.http_front import CASES, Case, request
 from support.processes import DEADLINE_S, Server, read_to_end, serving, wait_until
-from support.session_client import abort
 
 pytestmark = pytest.mark.slow
 
@@ -91,16 +90,6 @@ def test_a_client_that_does_not_read_is_cut_off(server: Server) -> None:
     with connect(server, 4_096) as connection:
         connection.sendall(request("/transform/upper", b"owl" * 3_000_000))
         wait_until(lambda: "took" in server.log)
-
-
-@pytest.mark.parametrize("end", [0, 1, len(HEAD), len(OWL) - 1, len(OWL), len(OWL) + 1, 2 * len(OWL) - 1])
-def test_a_reset_at_any_point_harms_nobody(server: Server, end: int) -> None:
-    for _ in range(20):
-        connection = connect(server)
-        connection.sendall((OWL * 2)[:end])
-        abort(connection)
-    with exchange(server) as client:
-        assert client.ask(OWL).status == 200
 
 
 def test_an_endless_body_is_cut_off(server: Server) -> None:

@@ -10,20 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from support.memory import HERE
-from support.registries import registry_of
+from support.memory import HERE, MemoryServer
 from support.wires import Wire
 from xformd import GibberishError, transform
 from xformd.http.application import HttpDependencies, make_application
 from xformd.http.connection import HttpFactory
 from xformd.http.endpoints import HealthEndpoints
-from xformd.limits import Limits
-from xformd.service import TransformService
-from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.status import ServerStatus, WorkerHistory
 
 READ_BYTES = 65_536
@@ -203,16 +197,15 @@ class Client:
         await self.settle()
 
 
-class Front:
-    """A front with a few transforms, and ``later``, whose results the test fires.
+class Front(MemoryServer):
+    """A server that answers HTTP, with a few transforms, and ``later``, whose results the test decides.
 
     Args:
         application: answers the requests, instead of the real one.
         make: makes the real application.
         origins: that may call it from a browser.
         health: its endpoints for health checks.
-        version: of the plugin with its transforms.
-        limits: of the server.
+        more: for ``MemoryServer``.
     """
 
     def __init__(
@@ -222,41 +215,27 @@ class Front:
         make: Callable[[HttpDependencies], Any] = make_application,
         origins: Iterable[str] = (),
         health: HealthEndpoints | None = None,
-        version: str = "1.0",
-        **limits: Any,
+        **more: Any,
     ) -> None:
-        self.clock = Clock()
-        self.metrics = Metrics()
-        self.waiting: list[Deferred[str]] = []
-        self.cancelled = 0
-
-        @transform
-        def later(poem: str) -> Deferred[str]:
-            """Return a Deferred that the test fires."""
-            self.waiting.append(Deferred(self._cancel))
-            return self.waiting[-1]
-
-        registry, all_limits = registry_of(*TRANSFORMS, later, version=version), Limits(**limits)
-        self.service = TransformService.inline(registry, all_limits, self.clock, stopwatch=self.clock.seconds)
+        super().__init__(transforms=TRANSFORMS, **more)
         dependencies = HttpDependencies(
             service=self.service,
             metrics=self.metrics,
-            limits=all_limits,
+            limits=self.limits,
             health=health or HealthEndpoints(lambda: READY, lambda: False),
             render_metrics=lambda: b"xformd_in_flight 0\n",
             origins=frozenset(origins),
         )
-        self.factory = HttpFactory(
-            application or make(dependencies), self.metrics, self.service, all_limits, self.clock
-        )
+        application = application or make(dependencies)
+        self.factory = HttpFactory(application, self.metrics, self.service, self.limits, self.clock)
 
-    def connect(self) -> Client:
+    def open(self) -> Client:
         """Open a connection."""
         return Client(self)
 
     async def client(self, sends: bytes) -> Client:
         """Open a connection, and send data on it."""
-        client = self.connect()
+        client = self.open()
         await client.send(sends)
         return client
 
@@ -267,16 +246,13 @@ class Front:
 
     async def finish(self, number: int, client: Client, result: str = "late") -> None:
         """Let the ``later`` with this number return, and the server work."""
-        self.waiting[number].callback(result)
+        self.results[number].callback(result)
         await client.settle()
 
     async def advance(self, seconds: float, client: Client) -> None:
         """Let time pass, and the server work."""
         self.clock.advance(seconds)
         await client.settle()
-
-    def _cancel(self, _: object) -> None:
-        self.cancelled += 1
 
 
 async def connected(sends: bytes, **settings: Any) -> tuple[Front, Client]:

@@ -1,5 +1,6 @@
 """A server and its session clients in memory, with a clock that only the test moves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -11,7 +12,7 @@ from twisted.python.failure import Failure
 
 from support.registries import registry_of
 from support.wires import Wire
-from xformd import transform
+from xformd import Transform, transform
 from xformd.counting import CountingService
 from xformd.limits import Limits
 from xformd.protocol import TransformFactory, TransformProtocol
@@ -47,14 +48,23 @@ def count_in(factory: TransformFactory, metrics: Metrics) -> None:
 
 
 class MemoryServer:
-    """A factory with the transforms ``upper``, ``grow`` and ``later``, whose results the test decides.
+    """A factory with a few transforms, and ``later``, whose results the test decides.
 
     Args:
         counts: whether it counts its requests.
+        transforms: that it has besides ``later``.
+        version: of the plugin with its transforms.
         limits: of the server.
     """
 
-    def __init__(self, *, counts: bool = False, **limits: Any) -> None:
+    def __init__(
+        self,
+        *,
+        counts: bool = False,
+        transforms: Sequence[Transform] = (upper, grow),
+        version: str = "1.0",
+        **limits: Any,
+    ) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
         self.results: list[Deferred[str]] = []
@@ -65,10 +75,10 @@ class MemoryServer:
             self.results.append(Deferred(self._cancel))
             return self.results[-1]
 
-        all_limits = Limits(**limits)
-        registry = registry_of(upper, grow, later)
-        service = TransformService.inline(registry, all_limits, self.clock, stopwatch=self.clock.seconds)
-        self.factory = TransformFactory(service, all_limits, self.clock)
+        self.limits = Limits(**limits)
+        registry = registry_of(*transforms, later, version=version)
+        self.service = TransformService.inline(registry, self.limits, self.clock, stopwatch=self.clock.seconds)
+        self.factory = TransformFactory(self.service, self.limits, self.clock)
         if counts:
             count_in(self.factory, self.metrics)
 

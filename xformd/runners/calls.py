@@ -57,22 +57,9 @@ def name_all(calls: Sequence[Call]) -> str:
     return "+".join(call.name for call in calls)
 
 
-def run(call: Call, poem: bytes, max_result_bytes: int) -> bytes:
-    """Call a plain function with a decoded poem; return the encoded result.
-
-    Raises:
-        BaseException: whatever the function raises; the errors of decoding, encoding and ``check_size``.
-    """
-    transform = call.entry.transform
-    result = transform.function(transform.decode(poem), **call.options)
-    return check_size(call, transform.encode(result), max_result_bytes)
-
-
-def check_size(call: Call, result: bytes, max_result_bytes: int) -> bytes:
-    """Return the result; raise ``TooLarge`` if it exceeds the limit."""
-    if len(result) > max_result_bytes:
-        raise TooLarge(f"the result of {call.name} has {len(result)} bytes; the limit is {max_result_bytes} bytes")
-    return result
+def too_large(call: Call, size_bytes: int, max_result_bytes: int) -> TooLarge:
+    """Return the error for a result that exceeds its limit."""
+    return TooLarge(f"the result of {call.name} has {size_bytes} bytes; the limit is {max_result_bytes} bytes")
 
 
 def is_expected(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from xformd.errors import XformError
 from xformd.net.deadline import within
 from xformd.plugins.definition import Transform
 from xformd.runners import Caller
-from xformd.runners.calls import Call, check_size, explain, is_expected, took_too_long
+from xformd.runners.calls import Call, explain, is_expected, too_large, took_too_long
 from xformd.runners.failures import FailureLog
 from xformd.telemetry.rate_limited import RateLimitedLog
 from xformd.telemetry.timing import RequestTiming
@@ -92,7 +92,7 @@ class InlineRunner:
     def finish_call(self, call: Call, outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
         """Turn an outcome into what ``run`` returns or raises."""
         if isinstance(outcome, bytes):
-            return outcome if len(outcome) <= self.max_result_bytes else self._check(outcome, call)
+            return self._check(outcome, call)
         if isinstance(outcome, Failure):
             raise self._explain(outcome, call, timing)
         outcome.addCallback(self._check, call)
@@ -119,7 +119,9 @@ class InlineRunner:
         self._slow_calls.add(call.name, write)
 
     def _check(self, result: bytes, call: Call) -> bytes:
-        return check_size(call, result, self.max_result_bytes)
+        if len(result) > self.max_result_bytes:
+            raise too_large(call, len(result), self.max_result_bytes)
+        return result
 
     def _explain(self, failure: Failure, call: Call, timing: RequestTiming | None) -> XformError:
         error = failure.value

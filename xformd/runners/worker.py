@@ -141,7 +141,7 @@ class _JobRunner:
         limit = most if own_limit is None else min(most, _address_space_bytes() + own_limit)
         _limit_memory(limit)
         try:
-            return calls.run(call, poem, self._setup.max_result_bytes)
+            return self._call(call, poem)
         except MemoryError:
             most = resource.RLIM_INFINITY  # this process ends now, and needs memory to say why
             _limit_memory(most)
@@ -154,6 +154,13 @@ class _JobRunner:
         finally:
             self._end_if_forked()
             _limit_memory(most)
+
+    def _call(self, call: Call, poem: bytes) -> bytes:
+        transform, limit_bytes = call.entry.transform, self._setup.max_result_bytes
+        result = transform.encode(transform.function(transform.decode(poem), **call.options))
+        if len(result) > limit_bytes:
+            raise calls.too_large(call, len(result), limit_bytes)
+        return result
 
     def _end_if_forked(self) -> None:
         """End this process if a transform has forked it and returned in the child too: only the parent may answer."""

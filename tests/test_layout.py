@@ -102,6 +102,16 @@ def docstrings(module: str) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
+def test_no_test_module_imports_another() -> None:
+    """What tests share lies in ``tests/support``."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and re.search(r"(^|\.)test_\w+$", node.module or ""):
+                found.append(f"{path.relative_to(ROOT)} imports {node.module}")
+    assert found == []
+
+
 def test_no_function_hides_a_module_of_its_name() -> None:
     """``import xformd.transform`` must not give a function."""
     hidden = [name for name in vars(xformd) if f"xformd.{name}" in SOURCES and callable(getattr(xformd, name))]

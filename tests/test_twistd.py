@@ -92,7 +92,7 @@ def test_every_option_of_a_poem_proxy_arrives(made: list[Any], flags: list[str],
 )
 def test_wrong_arguments_are_named(options: type[Options], words: tuple[str, ...], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        options().parseOptions(words)  # type: ignore[no-untyped-call]
+        options().parseOptions(words)
 
 
 class Server:

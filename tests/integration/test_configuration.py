@@ -11,7 +11,7 @@ from support.processes import netstring, serving, xformd
 
 def values(*arguments: str, **extra: str) -> dict[str, tuple[object, str]]:
     """Give what ``xformd config`` says of each setting: its value, and where it comes from."""
-    done = xformd("config", "--json", *arguments, **extra)
+    done = xformd("config", "--json", *arguments, **extra)  # type: ignore[arg-type]
     assert (done.returncode, done.stderr) == (0, b"")
     return {row["name"]: (row["value"], row["place"]) for row in json.loads(done.stdout)}
 
@@ -100,7 +100,7 @@ def test_a_mistake_is_one_line_and_its_own_status(tmp_path: Path, command: str) 
         (("--max-queue", "many"), {}, "--max-queue: expected a whole number of at least 1, got 'many'"),
         (("--config", "none.toml"), {}, "cannot read settings from none.toml: No such file or directory"),
     ):
-        done = xformd(command, *arguments, **variables)
+        done = xformd(command, *arguments, **variables)  # type: ignore[arg-type]
         assert (done.returncode, done.stdout) == (78, b"")
         assert done.stderr.decode() == f"xformd: bad-config: {says}\n"
 

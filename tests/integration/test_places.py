@@ -102,10 +102,10 @@ def test_commands_without_a_server_have_the_plugins_that_it_would_have(tmp_path:
     file = settings_with_verses(tmp_path, "workers = 7", "inline = ['uper']", "listen = 'nonsense:1'")
     arguments = ("--config", file) if way == "--config" else ()
     variables = {} if arguments else {way: file if way == "XFORMD_CONFIG" else str(VERSES)}
-    listed = json.loads(xformd("list-transforms", "--json", *arguments, **variables).stdout)
+    listed = json.loads(xformd("list-transforms", "--json", *arguments, **variables).stdout)  # type: ignore[arg-type]
     assert "backwards" in {transform["name"] for transform in listed["transforms"]}
     assert xformd("run", "backwards", *arguments, stdin=b"owl", **variables).stdout == b"lwo"
-    assert b"backwards" in xformd("check", "verses.py", *arguments, **variables).stdout
+    assert b"backwards" in xformd("check", "verses.py", *arguments, **variables).stdout  # type: ignore[arg-type]
 
 
 def test_flags_go_before_the_file_for_every_command(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_what_hangs_past_the_grace_period_is_answered_shutting_down_and_killed(
 
 def collect_until_close(session: Session) -> list[tuple[int, str]]:
     """Give id and code of all that comes until the server closes."""
-    received = []
+    received: list[tuple[int, str]] = []
     while True:
         try:
             answer = session.receive()

@@ -29,7 +29,7 @@ class Reader:
         self._events = events
         self._read, self._write = os.pipe()
         os.write(self._write, b"x")
-        reactor.addReader(self)  # type: ignore[no-untyped-call]
+        reactor.addReader(self)
 
     def fileno(self) -> int:
         return self._read
@@ -41,7 +41,7 @@ class Reader:
 
     def connectionLost(self, _: object) -> None:
         self._events.append("lost")
-        self._reactor.removeReader(self)  # type: ignore[no-untyped-call]
+        self._reactor.removeReader(self)
         os.close(self._read)
         os.close(self._write)
         raise ValueError("while it is lost")
@@ -54,13 +54,13 @@ class Reader:
 
 
 def remove_all(reactor: MonotonicEPollReactor) -> None:
-    for selectable in reactor.removeAll():  # type: ignore[no-untyped-call]
+    for selectable in reactor.removeAll():
         selectable.connectionLost(None)
     reactor._poller.close()
 
 
 def test_an_event_that_raises_is_logged_and_the_others_are_handled(log: Log) -> None:
-    reactor = MonotonicEPollReactor()  # type: ignore[no-untyped-call]
+    reactor = MonotonicEPollReactor()
     events: list[str] = []
     for _ in range(3):
         Reader(reactor, events)

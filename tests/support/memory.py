@@ -96,7 +96,7 @@ class MemoryServer:
         protocol = self.factory.buildProtocol(peer)
         assert isinstance(protocol, TransformProtocol)
         wire = wire or Wire()
-        protocol.makeConnection(wire)  # type: ignore[no-untyped-call]
+        protocol.makeConnection(wire)
         return protocol, wire
 
     def receive(self, data: bytes) -> tuple[TransformProtocol, Wire]:

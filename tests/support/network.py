@@ -30,7 +30,7 @@ class Wire(StringTransport):
     """One side of a connection; what it sends arrives when the network is pumped."""
 
     def __init__(self, network: "Network", protocol: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.network = network
         self.protocol = protocol
         self.peer: Wire

@@ -51,7 +51,7 @@ class Side:
         assert isinstance(protocol, TransformProtocol)
         self.protocol = protocol
         self.wire = Wire()
-        protocol.makeConnection(self.wire)  # type: ignore[no-untyped-call]
+        protocol.makeConnection(self.wire)
 
     def _transforms(self) -> list[Any]:
         def upper(poem: str) -> str:

@@ -14,19 +14,19 @@ class Wire(StringTransport):
     max_held_bytes = 65_536
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
 
     def write(self, data: bytes) -> None:
-        super().write(data)  # type: ignore[no-untyped-call]
+        super().write(data)
         self.held_bytes += len(data)
         if self.held_bytes > self.max_held_bytes and self.producer is not None:
             self.producer.pauseProducing()
 
     def value(self) -> bytes:
-        return bytes(super().value())  # type: ignore[no-untyped-call]
+        return bytes(super().value())
 
     def clear(self) -> None:
-        super().clear()  # type: ignore[no-untyped-call]
+        super().clear()
 
     def taken(self) -> None:
         """Let the peer read all that is held."""
@@ -38,7 +38,7 @@ class Wire(StringTransport):
         self.write_closed = True
 
     def abortConnection(self) -> None:
-        super().abortConnection()  # type: ignore[no-untyped-call]
+        super().abortConnection()
         self.disconnected = True
 
     def readConnectionLost(self, reason: object) -> None: ...

@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, fail
@@ -12,7 +13,7 @@ from twisted.internet.defer import Deferred, fail
 import xformd
 
 
-def both(function):
+def both(function: Callable[[str], str]) -> list[xformd.Transform]:
     """Make two of it: one that runs in a worker, and one that runs in the server."""
     name = function.__name__.replace("_", "-")
     return [xformd.transform(name=name)(function), xformd.transform(name=f"{name}-here", inline=True)(function)]
@@ -65,7 +66,7 @@ def exits(poem: str) -> str:
 
 
 def returns_it_wrapped(poem: str) -> str:
-    return [poem]
+    return [poem]  # type: ignore[return-value]
 
 
 def leaves_a_thread(poem: str) -> str:
@@ -112,7 +113,7 @@ async def leaves_a_deferred(poem: str) -> str:
 async def leaves_a_call(poem: str) -> str:
     from twisted.internet import reactor
 
-    done = Deferred()
+    done: Deferred[str] = Deferred()
     reactor.callLater(0, raises, poem)
     reactor.callLater(0.01, done.callback, "left")
     return await done

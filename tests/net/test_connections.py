@@ -20,34 +20,26 @@ from xformd.net.connections import (
 )
 
 
-def kind_of_limit(connections: Connections[int], peer: str | None) -> str | None:
+@pytest.mark.parametrize(
+    ("limits", "peers", "peer", "kind"),
+    [
+        (Limits(max_connections=2), ["a"], "a", None),
+        *((Limits(max_connections=2), ["a", None], peer, "total") for peer in ("a", "b", None)),
+        (Limits(max_connections_per_peer=1), ["a"], "a", "peer"),
+        (Limits(max_connections_per_peer=1), ["a"], "b", None),
+        (Limits(max_connections_per_peer=1), [None] * 5, None, None),
+    ],
+)
+def test_the_total_and_each_known_peer_are_limited(
+    limits: Limits, peers: list[str | None], peer: str | None, kind: str | None
+) -> None:
+    connections: Connections[int] = Connections(limits)
+    for number, each in enumerate(peers):
+        connections.add(number, each)
     reached = connections.limit_reached(peer)
-    return None if reached is None else reached.kind
-
-
-def test_the_total_is_limited() -> None:
-    connections: Connections[int] = Connections(Limits(max_connections=2))
-    connections.add(1, "a")
-    assert kind_of_limit(connections, "a") is None
-    connections.add(2, None)
-    assert [kind_of_limit(connections, peer) for peer in ("a", "b", None)] == ["total"] * 3
-    connections.discard(2)
-    assert kind_of_limit(connections, "b") is None
-
-
-def test_each_peer_is_limited() -> None:
-    connections: Connections[int] = Connections(Limits(max_connections_per_peer=1))
-    connections.add(1, "a")
-    assert (kind_of_limit(connections, "a"), kind_of_limit(connections, "b")) == ("peer", None)
-    connections.discard(1)
-    assert kind_of_limit(connections, "a") is None
-
-
-def test_clients_without_an_address_count_towards_the_total_alone() -> None:
-    connections: Connections[int] = Connections(Limits(max_connections_per_peer=1))
-    for number in range(5):
-        assert kind_of_limit(connections, None) is None
-        connections.add(number, None)
+    assert (reached and reached.kind) == kind
+    connections.discard(0)
+    assert connections.limit_reached(peer) is None
 
 
 def test_nothing_is_remembered_about_a_peer_without_connections() -> None:
@@ -118,19 +110,19 @@ class Watched:
             self.socket, _ = listening.accept()
         self.peer.sendall(b"not read")
         self.aborted = 0
-        watcher.watch(self, self.socket.fileno())
+        self.watcher = watcher
+        self.watch()
+
+    def watch(self) -> None:
+        self.watcher.watch(self, self.socket.fileno())
 
     def abort(self) -> None:
         self.aborted += 1
 
 
 @pytest.fixture
-def watcher(clock: Clock) -> DisconnectWatcher:
-    return DisconnectWatcher(clock)
-
-
-@pytest.fixture
-def pair(watcher: DisconnectWatcher) -> Iterator[tuple[Watched, Watched]]:
+def pair(clock: Clock) -> Iterator[tuple[Watched, Watched]]:
+    watcher = DisconnectWatcher(clock)
     pair = Watched(watcher), Watched(watcher)
     yield pair
     for watched in pair:
@@ -139,30 +131,23 @@ def pair(watcher: DisconnectWatcher) -> Iterator[tuple[Watched, Watched]]:
 
 
 def test_a_reset_aborts_that_connection_once(clock: Clock, pair: tuple[Watched, Watched]) -> None:
-    gone, there = pair
+    gone, half_closed = pair
+    half_closed.peer.shutdown(socket.SHUT_WR)
     clock.advance(DISCONNECT_POLL_S)
     assert gone.aborted == 0
     abort(gone.peer)
     for _ in range(2):
         clock.advance(DISCONNECT_POLL_S)
-        assert (gone.aborted, there.aborted) == (1, 0)
+        assert (gone.aborted, half_closed.aborted) == (1, 0)
 
 
-def test_a_peer_that_has_only_closed_its_side_is_not_gone(clock: Clock, pair: tuple[Watched, Watched]) -> None:
-    pair[0].peer.shutdown(socket.SHUT_WR)
-    clock.advance(DISCONNECT_POLL_S)
-    assert pair[0].aborted == 0
-
-
-def test_without_watched_connections_no_timer_runs(
-    clock: Clock, watcher: DisconnectWatcher, pair: tuple[Watched, Watched]
-) -> None:
+def test_without_watched_connections_no_timer_runs(clock: Clock, pair: tuple[Watched, Watched]) -> None:
     for watched in pair:
-        watcher.forget(watched)
+        watched.watcher.forget(watched)
         abort(watched.peer)
     clock.advance(DISCONNECT_POLL_S)
     assert [watched.aborted for watched in pair] == [0, 0]
     assert clock.getDelayedCalls() == []
-    watcher.watch(pair[0], pair[0].socket.fileno())
+    pair[0].watch()
     clock.advance(DISCONNECT_POLL_S)
     assert pair[0].aborted == 1

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import Clock
 
 from support.deferreds import error_of, has_fired, result_of
@@ -33,43 +34,27 @@ def test_an_outcome_in_time_is_passed_on(clock: Clock) -> None:
     done.outcome.cancel()  # too late to change anything
     assert result_of(done.outcome) == b"x"
     error_of(failed.outcome, ValueError)
-    assert clock.getDelayedCalls() == []
-
-
-def test_work_that_is_done_already_leaves_no_timer(clock: Clock) -> None:
-    done: Deferred[bytes] = Deferred()
-    done.callback(b"x")
-    assert result_of(within(clock, 5, "upper", done, lambda: TransformTimeout("too late"))) == b"x"
+    assert result_of(within(clock, 5, "upper", succeed(b"x"), lambda: TransformTimeout("too late"))) == b"x"
     assert clock.getDelayedCalls() == []
 
 
 def test_late_work_is_cancelled(clock: Clock) -> None:
-    work = Work(clock)
+    work, past = Work(clock), Work(clock, seconds=-3)
     clock.advance(4.9)
+    error_of(past.outcome, TransformTimeout)
     assert not has_fired(work.outcome)
     clock.advance(0.1)
     assert error_of(work.outcome, TransformTimeout).message == "too late"
     assert work.cancelled == 1
 
 
-def test_a_deadline_in_the_past_expires_in_the_next_turn(clock: Clock) -> None:
-    work = Work(clock, seconds=-3)
-    clock.advance(0)
-    error_of(work.outcome, TransformTimeout)
-
-
-def test_cancelling_the_outcome_cancels_the_work(clock: Clock) -> None:
-    work = Work(clock)
-    work.outcome.cancel()
-    assert error_of(work.outcome, Cancelled).message == "upper was given up"
-    assert work.cancelled == 1
-    assert clock.getDelayedCalls() == []
-
-
-def test_cancelling_the_work_fails_the_outcome(clock: Clock) -> None:
-    work = Work(clock)
-    work.deferred.cancel()
-    error_of(work.outcome, CancelledError)
+def test_cancelling_the_outcome_cancels_the_work_and_the_reverse(clock: Clock) -> None:
+    given_up, failed = Work(clock), Work(clock)
+    given_up.outcome.cancel()
+    assert error_of(given_up.outcome, Cancelled).message == "upper was given up"
+    assert given_up.cancelled == 1
+    failed.deferred.cancel()
+    error_of(failed.outcome, CancelledError)
     assert clock.getDelayedCalls() == []
 
 
@@ -97,9 +82,17 @@ def test_the_work_may_be_cancelled_while_the_outcome_fails(clock: Clock) -> None
     assert clock.getDelayedCalls() == []
 
 
-def test_a_deadline_moves_later_without_another_timer(clock: Clock) -> None:
-    expired: list[float] = []
-    deadline = Deadline(clock, lambda: expired.append(clock.seconds()))
+@pytest.fixture
+def expired() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def deadline(clock: Clock, expired: list[float]) -> Deadline:
+    return Deadline(clock, lambda: expired.append(clock.seconds()))
+
+
+def test_a_deadline_moves_later_without_another_timer(clock: Clock, deadline: Deadline, expired: list[float]) -> None:
     assert not deadline.is_set
     deadline.set(5)
     clock.advance(3)
@@ -112,18 +105,14 @@ def test_a_deadline_moves_later_without_another_timer(clock: Clock) -> None:
     assert not deadline.is_set
 
 
-def test_a_deadline_can_move_nearer(clock: Clock) -> None:
-    expired: list[float] = []
-    deadline = Deadline(clock, lambda: expired.append(clock.seconds()))
+def test_a_deadline_can_move_nearer(clock: Clock, deadline: Deadline, expired: list[float]) -> None:
     deadline.set(50)
     deadline.set(5)
     clock.advance(5)
     assert expired == [5]
 
 
-def test_a_cleared_or_closed_deadline_never_expires(clock: Clock) -> None:
-    expired: list[int] = []
-    deadline = Deadline(clock, lambda: expired.append(1))
+def test_a_cleared_or_closed_deadline_never_expires(clock: Clock, deadline: Deadline, expired: list[float]) -> None:
     deadline.set(5)
     deadline.clear()
     clock.advance(10)

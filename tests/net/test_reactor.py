@@ -153,18 +153,18 @@ def test_a_call_scheduled_before_the_start_runs(site: Loop) -> None:
     site.run(lambda: None)
 
 
-def test_a_call_that_moves_nearer_is_not_late(site: Loop) -> None:
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda site, far: far.reset(0.01),
+        lambda site, far: site.reactor.callLater(0.01, site.reactor.stop),
+        lambda site, far: site.loop.run_in_executor(None, site.reactor.callFromThread, site.reactor.stop),
+    ],
+    ids=["moved nearer", "before another", "from a thread"],
+)
+def test_a_call_wakes_the_reactor(site: Loop, begin: Callable[[Loop, Any], object]) -> None:
     far = site.reactor.callLater(3_600, site.reactor.stop)
-    site.run(lambda: far.reset(0.01))
-
-
-def test_a_call_before_an_earlier_scheduled_one_is_not_late(site: Loop) -> None:
-    site.reactor.callLater(3_600, print)
-    site.run(lambda: site.reactor.callLater(0.01, site.reactor.stop))
-
-
-def test_a_call_from_a_thread_wakes_the_reactor(site: Loop) -> None:
-    site.run(lambda: site.loop.run_in_executor(None, site.reactor.callFromThread, site.reactor.stop))
+    site.run(lambda: begin(site, far))
 
 
 def test_a_turn_that_raises_is_logged_and_others_follow(site: Loop, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_a_task_can_stop_the_reactor_and_end_its_shutdown(site: Loop) -> None:
 
 
 def test_unfinished_async_generators_are_closed_at_the_end(site: Loop) -> None:
-    closed: list[bool] = []
+    closed = []
 
     async def verses() -> AsyncIterator[int]:
         try:

@@ -1,6 +1,7 @@
 """How many descriptors a server needs, and how many connections a limit leaves room for."""
 
 import resource
+from unittest.mock import Mock
 
 import pytest
 
@@ -37,43 +38,35 @@ def test_connections_leave_room_for_everything_else() -> None:
 def test_the_limit_is_raised_up_to_the_hard_limit(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, holds: int, asked: list[tuple[int, int]]
 ) -> None:
-    limits: list[tuple[int, int]] = []
+    setrlimit = Mock()
     monkeypatch.setattr("resource.getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    monkeypatch.setattr("resource.setrlimit", setrlimit)
     assert raise_limit(wanted) == holds
-    assert limits == asked
+    assert [call.args[1] for call in setrlimit.call_args_list] == asked
 
 
 @pytest.mark.parametrize("error", [OSError("not permitted"), ValueError("current limit exceeds maximum limit")])
 def test_the_limit_stays_where_the_system_refuses_to_raise_it(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise error
-
     monkeypatch.setattr("resource.getrlimit", lambda _: (1_024, 4_096))
-    monkeypatch.setattr("resource.setrlimit", refuse)
+    monkeypatch.setattr("resource.setrlimit", Mock(side_effect=error))
     assert raise_limit(2_000) == 1_024
 
 
-def limit_to(limit: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Give the process 20 open descriptors and a limit; return the limits that are asked for."""
-    asked: list[int] = []
-
-    def raise_limit(wanted: int) -> int:
-        asked.append(wanted)
-        return limit
-
+def limit_to(limit: int, monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Give the process 20 open descriptors and a limit; return what is asked to raise it."""
+    raise_limit = Mock(return_value=limit)
     monkeypatch.setattr(run, "open_descriptors", lambda: 20)
     monkeypatch.setattr(run, "raise_limit", raise_limit)
-    return asked
+    return raise_limit
 
 
 @pytest.mark.parametrize(("limit", "connections"), [(1_000_000, 100), (100, 32)])
 def test_room_is_made_as_far_as_the_limit_goes(monkeypatch: pytest.MonkeyPatch, limit: int, connections: int) -> None:
-    asked = limit_to(limit, monkeypatch)
+    raise_limit = limit_to(limit, monkeypatch)
     assert make_room(100, 1) == (limit, connections)
-    assert asked == [descriptors_needed(100, 20, 1)]
+    raise_limit.assert_called_once_with(descriptors_needed(100, 20, 1))
 
 
 @pytest.mark.parametrize(
@@ -93,12 +86,9 @@ def test_no_more_connections_are_allowed_than_fit(
     assert [line.startswith(warning) for line in log.lines] == ([True] if warning else [])
 
 
-def test_open_descriptors_are_counted() -> None:
+def test_open_descriptors_are_counted_or_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/null"), open("/dev/null"):  # noqa: PTH123
         two_more = run.open_descriptors()
     assert two_more == run.open_descriptors() + 2
-
-
-def test_open_descriptors_are_guessed_where_they_are_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.listdir", lambda _: (_ for _ in ()).throw(FileNotFoundError))
+    monkeypatch.setattr("os.listdir", Mock(side_effect=FileNotFoundError))
     assert run.open_descriptors() == run.GUESSED_OPEN_DESCRIPTORS

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from twisted.internet.error import ConnectionDone
@@ -11,22 +12,18 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
-from support.live import DEADLINE_S
 from support.reactors import FakeReactor
 from xformd.net.transport import Channel, EagerServer, make_eager
 
 
-class Connected:
-    """A server transport, and the other end of its socket."""
+class End:
+    """The other end of a transport's socket."""
 
     def __init__(self) -> None:
-        ours, self.socket = socket.socketpair()
-        ours.setblocking(False)
+        self.ours, self.socket = socket.socketpair()
+        self.ours.setblocking(False)
         self.socket.setblocking(False)
         self.reactor = FakeReactor()
-        self.protocol = Protocol()
-        self.transport: Any = EagerServer(ours, self.protocol, ("", 0), None, 0, self.reactor)  # type: ignore[arg-type]
-        self.protocol.makeConnection(self.transport)
 
     def arrived(self) -> bytes:
         """Return what can be read at the other end now."""
@@ -34,6 +31,25 @@ class Connected:
             return self.socket.recv(10_000_000)
         except BlockingIOError:
             return b""
+
+    def rest(self, transport: Any) -> bytes:
+        """Return what arrives until the transport has no more to write."""
+        arrived = b""
+        while self.reactor.writers:
+            assert self.reactor.writers == {transport}
+            arrived += self.arrived()
+            assert transport.doWrite() is None
+        return arrived + self.arrived()
+
+
+class Connected(End):
+    """A server's transport, and the other end of its socket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.protocol = Protocol()
+        self.transport: Any = EagerServer(self.ours, self.protocol, ("", 0), None, 0, self.reactor)  # type: ignore[arg-type]
+        self.protocol.makeConnection(self.transport)
 
 
 @pytest.fixture
@@ -56,10 +72,7 @@ def test_the_rest_of_a_write_follows_in_order(connected: Connected) -> None:
     arrived = connected.arrived()
     connected.transport.write(b"the end")  # there is room for it, but it must wait its turn
     assert connected.reactor.writers == {connected.transport}
-    while connected.reactor.writers:
-        connected.transport.doWrite()
-        arrived += connected.arrived()
-    assert arrived + connected.arrived() == poem + b"the end"
+    assert arrived + connected.rest(connected.transport) == poem + b"the end"
 
 
 @pytest.mark.parametrize(("expected_bytes", "read_bytes"), [(0, 65_536), (65_536, 65_536), (65_537, 100_000)])
@@ -100,82 +113,63 @@ def test_accepted_connections_are_eager_and_have_no_delay() -> None:
     port._closeSocket(True)
 
 
-class End:
-    """A channel, and the other end of its socket."""
+class WorkersEnd(End):
+    """A channel, and the worker's end of it."""
 
     def __init__(self) -> None:
-        ours, self.socket = socket.socketpair()
-        self.socket.settimeout(DEADLINE_S)
+        super().__init__()
         self.received: list[bytes] = []
-        self.lost = 0
-        self.reactor = FakeReactor()
-        self.channel = Channel(ours, self.received.append, self._lose, self.reactor)
-
-    def _lose(self) -> None:
-        self.lost += 1
+        self.lose = Mock()
+        self.channel = Channel(self.ours, self.received.append, self.lose, self.reactor)
 
 
 @pytest.fixture
-def end() -> Iterator[End]:
-    made = End()
+def end() -> Iterator[WorkersEnd]:
+    made = WorkersEnd()
     yield made
     made.channel.close()
     made.socket.close()
 
 
-def test_a_channel_passes_on_what_arrives(end: End) -> None:
+def test_a_channel_passes_on_what_arrives_and_the_rest_before_it_closes(end: WorkersEnd) -> None:
     end.socket.sendall(b"abc")
     for _ in range(2):  # the second time, there is nothing
         assert end.channel.doRead() is None
         assert end.received == [b"abc"]
-
-
-def test_a_channel_reads_the_rest_before_it_closes(end: End) -> None:
-    end.socket.sendall(b"abc")
     end.channel.read_rest()
     end.socket.sendall(b"def")
     end.socket.close()
     for _ in range(2):
         end.channel.read_rest()
     assert end.received == [b"abc", b"def"]
-    assert end.lost == 0
+    end.lose.assert_not_called()
 
 
-def test_a_channel_sends_at_once(end: End) -> None:
+def test_a_channel_sends_at_once_and_the_rest_in_order(end: WorkersEnd) -> None:
     end.channel.send(b"abc")
-    assert end.socket.recv(10) == b"abc"
+    assert end.arrived() == b"abc"
     assert not end.reactor.writers
-
-
-def test_a_channel_sends_the_rest_in_order(end: End) -> None:
     poem = bytes(range(256)) * 50_000
     end.channel.send(poem)
     end.channel.send(b"the end")
     assert end.channel.doWrite() is None  # the system takes nothing: no error
     assert end.reactor.writers == {end.channel}
-    received = b""
-    while end.reactor.writers:
-        received += end.socket.recv(1_000_000)
-        assert end.channel.doWrite() is None
-    end.channel.close()
-    while data := end.socket.recv(1_000_000):
-        received += data
-    assert received == poem + b"the end"
+    assert end.rest(end.channel) == poem + b"the end"
 
 
-def test_a_closed_peer_is_reported_once(end: End) -> None:
+def test_a_closed_peer_is_reported_once(end: WorkersEnd) -> None:
     end.socket.close()
     end.channel.send(b"abc")
     assert not end.reactor.writers
     assert end.channel.doRead() is CONNECTION_LOST
     for _ in range(2):
         end.channel.connectionLost(Failure(ConnectionDone()))
-    assert end.lost == 1
+    end.lose.assert_called_once_with()
     assert not end.reactor.readers
     assert end.channel.fileno() == -1
 
 
-def test_a_reset_channel_is_lost(end: End) -> None:
+def test_a_reset_channel_is_lost(end: WorkersEnd) -> None:
     end.channel.send(b"unread")
     end.channel.send(b"x" * 10_000_000)
     end.socket.close()  # with something unread: a reset
@@ -183,12 +177,12 @@ def test_a_reset_channel_is_lost(end: End) -> None:
     assert end.channel.doRead() is CONNECTION_LOST
 
 
-def test_a_closed_channel_reports_and_sends_nothing(end: End) -> None:
+def test_a_closed_channel_reports_and_sends_nothing(end: WorkersEnd) -> None:
     end.channel.close()
     end.channel.close()
     end.channel.send(b"abc")
     end.channel.connectionLost(Failure(ConnectionDone()))
-    assert end.lost == 0
-    assert end.socket.recv(10) == b""
+    end.lose.assert_not_called()
+    assert end.arrived() == b""
     assert not end.reactor.readers
     assert end.channel.logPrefix() == "worker"

@@ -5,8 +5,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IReactorFDSet
-from zope.interface import implementer
+from twisted.internet.testing import MemoryReactor
 
 
 class FakeProcess:
@@ -22,13 +21,11 @@ class FakeProcess:
         self.stdin_closed += 1
 
 
-@implementer(IReactorFDSet)
-class FakeReactor:
+class FakeReactor(MemoryReactor):
     """Records readers, writers and processes."""
 
     def __init__(self) -> None:
-        self.readers: set[Any] = set()
-        self.writers: set[Any] = set()
+        super().__init__()
         self.processes: list[FakeProcess] = []
         self.error: Exception | None = None
         self.spawning: Callable[[Any], None] = lambda protocol: None
@@ -36,25 +33,7 @@ class FakeReactor:
     def addReader(self, reader: Any) -> None:
         if self.error is not None:
             raise self.error
-        self.readers.add(reader)
-
-    def addWriter(self, writer: Any) -> None:
-        self.writers.add(writer)
-
-    def removeReader(self, reader: Any) -> None:
-        self.readers.discard(reader)
-
-    def removeWriter(self, writer: Any) -> None:
-        self.writers.discard(writer)
-
-    def removeAll(self) -> list[Any]:
-        return []
-
-    def getReaders(self) -> list[Any]:
-        return [*self.readers]
-
-    def getWriters(self) -> list[Any]:
-        return [*self.writers]
+        super().addReader(reader)
 
     def spawnProcess(self, protocol: Any, executable: str, args: list[str], env: Any, childFDs: Any) -> FakeProcess:
         self.spawning(protocol)

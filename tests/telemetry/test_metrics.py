@@ -1,9 +1,21 @@
 """Counts and histograms are exact and bounded, whether values come one by one or in batches."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.telemetry.metrics import BYTES, FOLD_AT, MAX_TRANSFORMS, NONE, OTHERS, SECONDS, UNKNOWN, Histogram, Metrics
+from xformd.telemetry.metrics import (
+    BYTES,
+    FOLD_AT,
+    MAX_TRANSFORMS,
+    NONE,
+    OTHERS,
+    SECONDS,
+    UNKNOWN,
+    BatchedCounts,
+    Histogram,
+    Metrics,
+)
 
 INF = float("inf")
 
@@ -33,17 +45,24 @@ def test_the_bounds_reach_the_default_limits() -> None:
     assert BYTES[-1] >= 10 * 1024 * 1024
 
 
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def batched_counts(metrics: Metrics) -> BatchedCounts:
+    return metrics.batched_counts("upper", "session")
+
+
 def ran(metrics: Metrics, transform: str) -> list[tuple[float, int]]:
     metrics.fold()
     return [pair for pair in dict(metrics.run_seconds)[transform].cumulative if pair[1]]
 
 
-def test_batched_requests_share_their_time() -> None:
-    metrics = Metrics()
-    batched_counts = metrics.batched_counts("upper", "session")
-    for size in (3, 4, 5):
-        batched_counts.poems_bytes.append(size)
-        batched_counts.results_bytes.append(10 * size)
+def test_batched_requests_share_their_time(metrics: Metrics, batched_counts: BatchedCounts) -> None:
+    batched_counts.poems_bytes += (3, 4, 5)
+    batched_counts.results_bytes += (30, 40, 50)
     batched_counts.ran(0.3)
     batched_counts.poems_bytes.append(6)  # a failure, which is counted elsewhere
     batched_counts.ran(7.0)
@@ -54,13 +73,14 @@ def test_batched_requests_share_their_time() -> None:
     assert (metrics.poem_bytes.sum, metrics.result_bytes.sum) == (18, 120)
 
 
-def test_folding_twice_loses_and_repeats_nothing() -> None:
-    metrics = Metrics()
-    batched_counts = metrics.batched_counts("upper", "session")
+def test_large_batches_fold_themselves_and_nothing_is_lost_or_repeated(
+    metrics: Metrics, batched_counts: BatchedCounts
+) -> None:
     for _ in range(2 * FOLD_AT + 3):
         batched_counts.poems_bytes.append(1)
         batched_counts.results_bytes.append(1)
         batched_counts.ran(0.001)
+        assert max(len(batched_counts.poems_bytes), len(batched_counts.results_bytes)) < FOLD_AT
     metrics.fold()
     metrics.fold()
     batched_counts.ran(5.0)  # nothing has run since
@@ -68,17 +88,7 @@ def test_folding_twice_loses_and_repeats_nothing() -> None:
     assert ran(metrics, "upper")[-1] == (INF, 2 * FOLD_AT + 3)
 
 
-def test_batches_fold_themselves_when_they_are_large() -> None:
-    batched_counts = Metrics().batched_counts("upper", "session")
-    for _ in range(10 * FOLD_AT):
-        batched_counts.poems_bytes.append(1)
-        batched_counts.results_bytes.append(1)
-        batched_counts.ran(0.001)
-    assert max(len(batched_counts.poems_bytes), len(batched_counts.results_bytes)) < FOLD_AT
-
-
-def test_the_number_of_labels_is_bounded() -> None:
-    metrics = Metrics()
+def test_the_number_of_labels_is_bounded(metrics: Metrics) -> None:
     for number in range(MAX_TRANSFORMS + 50):
         metrics.count(f"t{number}", "session", "ok")
         metrics.run_seconds_of(f"t{number}").observe(1)
@@ -91,8 +101,7 @@ def test_the_number_of_labels_is_bounded() -> None:
     assert sum(metrics.requests.values()) == MAX_TRANSFORMS + 51
 
 
-def test_unregistered_names_share_a_label() -> None:
-    metrics = Metrics()
+def test_unregistered_names_share_a_label(metrics: Metrics) -> None:
     for code in ("no-such-transform", "ambiguous-transform", "bad-request"):
         metrics.refused("http", code)
     assert metrics.requests == {
@@ -102,8 +111,6 @@ def test_unregistered_names_share_a_label() -> None:
     }
 
 
-def test_a_transform_without_requests_has_no_count() -> None:
-    metrics = Metrics()
-    metrics.batched_counts("upper", "session")
+def test_a_transform_without_requests_has_no_count(metrics: Metrics, batched_counts: BatchedCounts) -> None:
     metrics.fold()
     assert not [*metrics.requests]

@@ -1,6 +1,7 @@
 """A redacted traceback has an exception's type, place and causes, and none of its words."""
 
 import errno
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -87,11 +88,8 @@ def test_the_place_is_there_and_no_word_of_the_message(raise_it: Callable[[], No
 def test_it_reads_like_a_traceback_of_python() -> None:
     safe = raised(quotes_the_poem)
     assert safe.error == "ValueError"
-    lines = safe.traceback.splitlines()
-    assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-2].startswith('  File "')
-    assert lines[-2].endswith(", in quotes_the_poem")
-    assert lines[-1] == "ValueError"
+    layout = r'Traceback \(most recent call last\):\n(  File ".*\n)*  File ".*, in quotes_the_poem\nValueError'
+    assert re.fullmatch(layout, safe.traceback)
 
 
 @pytest.mark.parametrize(
@@ -111,16 +109,12 @@ def test_a_suppressed_context_is_left_out() -> None:
     assert "ValueError" not in raised(hides_what_was_before).traceback
 
 
-def test_an_os_error_has_the_systems_words() -> None:
-    def fail() -> None:
-        raise OSError(errno.ENOSPC, POEM, POEM)
-
-    assert raised(fail).error == "OSError: No space left on device"
-
-
-@pytest.mark.parametrize("number", [10**30, -1, POEM, None])
-def test_an_unknown_errno_is_left_out(number: object) -> None:
-    assert SafeTraceback.redacted(OSError(number, POEM)).error == "OSError"
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(errno.ENOSPC, "OSError: No space left on device"), *((n, "OSError") for n in (10**30, -1, POEM, None))],
+)
+def test_an_os_error_has_the_systems_words_if_any(number: object, error: str) -> None:
+    assert SafeTraceback.redacted(OSError(number, POEM, POEM)).error == error
 
 
 def test_a_cleaned_failure_still_has_its_places() -> None:

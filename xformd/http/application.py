@@ -15,24 +15,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.counting import CountingService
-from xformd.errors import InternalError, XformError
+from xformd.errors import XformError
 from xformd.http import problems, requests
 from xformd.http.batch import BatchEndpoint
 from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
 from xformd.http.transform import PREFIX, TransformEndpoint
 from xformd.limits import Limits
+from xformd.runners.generation import internal_error
 from xformd.service import TransformService
 from xformd.telemetry.metrics import Metrics
+from xformd.telemetry.timing import RequestTiming
 
 METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _EXPOSED = ("x-transform", "server-timing", "x-request-id", "retry-after", "etag")
-
-log = Logger()
 
 
 @attrs.frozen(kw_only=True)
@@ -118,8 +117,7 @@ async def _on_xform_error(request: Request, error: Exception) -> Response:
 
 async def _on_internal_error(request: Request, error: Exception) -> Response:
     request_id = _request_id(request)
-    log.failure("internal error {request_id}", Failure(error), request_id=request_id)
-    return _respond(problems.problem(InternalError(request_id), request_id))
+    return _respond(problems.problem(internal_error(Failure(error), RequestTiming(request_id)), request_id))
 
 
 def _request_id(request: Request) -> str:

@@ -12,14 +12,14 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.errors import BadRequest, InternalError, XformError
+from xformd.errors import BadRequest, XformError
 from xformd.http import problems, requests
 from xformd.http.exchange import Exchange
 from xformd.limits import Limits
 from xformd.runners import Caller
+from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.spec import Spec, parse_readable
 from xformd.telemetry.metrics import Metrics
@@ -81,8 +81,6 @@ def split_lines(body: bytes) -> Iterator[bytes]:
 class BatchEndpoint:
     """The ASGI application for a batch. ``metrics`` counts what the service never sees."""
 
-    log = Logger()
-
     def __init__(self, service: Service, metrics: Metrics, limits: Limits) -> None:
         self._service = service
         self._metrics = metrics
@@ -133,14 +131,12 @@ class BatchEndpoint:
             return encode_result(index, result)
         return result.addCallbacks(
             lambda result: encode_result(index, result),
-            lambda failure: self._encode_failure(index, failure, request_id),
+            lambda failure: encode_error(index, _error_of(failure, timing), request_id),
         )
 
-    def _encode_failure(self, index: int, failure: Failure, request_id: str) -> bytes:
-        if isinstance(failure.value, XformError):
-            return encode_error(index, failure.value, request_id)
-        self.log.failure("internal error {request_id}", failure, request_id=request_id)
-        return encode_error(index, InternalError(request_id), request_id)
+
+def _error_of(failure: Failure, timing: RequestTiming) -> XformError:
+    return failure.value if isinstance(failure.value, XformError) else internal_error(failure, timing)
 
 
 class _BatchResponse:

@@ -7,14 +7,15 @@ Invariant: each request is counted once, as what became of it.
 from collections.abc import Mapping
 
 from starlette.types import Receive, Scope, Send
-from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from xformd.counting import CountingService
-from xformd.errors import InternalError, XformError
+from xformd.errors import XformError
 from xformd.http import problems, requests
 from xformd.http.exchange import Exchange, Headers
 from xformd.http.requests import MAX_AGE_S, TransformRequest, matches_etag, take_poem
 from xformd.limits import Limits
+from xformd.runners.generation import internal_error
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 
@@ -32,8 +33,6 @@ _SANDBOX_HEADERS = [
 
 class TransformEndpoint:
     """The ASGI application for one transform request. ``metrics`` counts what the service never sees."""
-
-    log = Logger()
 
     def __init__(self, service: CountingService, metrics: Metrics, limits: Limits) -> None:
         self._service = service
@@ -54,8 +53,7 @@ class TransformEndpoint:
         except XformError as error:
             await exchange.respond_error(error)
         except Exception:
-            self.log.failure("internal error {request_id}", request_id=exchange.request_id)
-            await exchange.respond_error(InternalError(exchange.request_id))
+            await exchange.respond_error(internal_error(Failure(), exchange.timing))
 
     async def _post(self, exchange: Exchange) -> None:
         await self._run(exchange, *await self._read(exchange))

@@ -1,4 +1,4 @@
-"""Runs the tests that are coroutines, each on an event loop of its own and with a time limit."""
+"""Runs the tests that are coroutines, each on a new event loop and with a time limit."""
 
 import asyncio
 import inspect

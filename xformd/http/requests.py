@@ -1,7 +1,7 @@
-"""What an HTTP request says: its head, its target, its headers, and the transforms that it names.
+"""Reading an HTTP request: its head, its target, its headers, and the transforms that it names.
 
-Invariant: nothing is sent or received here, and what two servers on the way may read differently is rejected, for that
-is how one request is smuggled inside another.
+Invariant: nothing is sent or received here. Whatever two servers could read differently is rejected: that is how one
+request is smuggled inside another.
 """
 
 import codecs
@@ -21,12 +21,12 @@ from xformd.plugins.registry import Entry, Registry
 from xformd.spec import SHORT_CHARACTERS, Spec
 
 MAX_HEAD_BYTES = 64 * 1024
-"""Request line, headers, trailers and chunk framing together: they are kept in memory, and nobody needs more."""
+"""Request line, headers, trailers and chunk framing together, which are kept in memory."""
 
 MAX_TIMEOUT_MS = 10**12 - 1
 
 MAX_QUERY_POEM_BYTES = 16 * 1024
-"""Of a poem in a URL. A longer one belongs in a body."""
+"""Longest poem in a URL; a longer one belongs in the body."""
 
 MAX_AGE_S = 60
 """How long a result may be cached without revalidation: meanwhile a plugin may have been upgraded."""
@@ -161,12 +161,9 @@ def read_query(query: bytes) -> dict[str, str]:
     if not query:
         return {}
     try:
+        text = query.decode("ascii")
         pairs = parse_qsl(
-            query.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=True,
-            errors="strict",
-            max_num_fields=_MAX_FIELDS,
+            text, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=_MAX_FIELDS
         )
     except ValueError:
         raise BadRequest("the query is malformed: write ?option=value&option=value, percent-encoded") from None

@@ -50,5 +50,5 @@ def refuse(poem: str, *, timeout: int = 1) -> str:
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    """Give the transforms of this file."""
+    """Return the transforms of this file."""
     return [odd, hold, fields, flip, refuse]

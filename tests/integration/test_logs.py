@@ -10,9 +10,11 @@ import pytest
 from support.processes import Server, netstring, serving, wait_until, xformd
 from support.session_client import Session
 
+pytestmark = pytest.mark.slow
+
 POEM = "TheOwlOfTheLog"
 LEAKY = Path(__file__).parents[1] / "support" / "leaky"
-SETTINGS = ("--plugins=none", "--plugins-dir", str(LEAKY), "--workers=1", "--transform-timeout-s=1s")
+SETTINGS = ("--plugins=none", "--plugins-dir", str(LEAKY), "--workers=1", "--transform-timeout-s=5s")
 
 
 @pytest.fixture(params=["text", "json"], scope="module")

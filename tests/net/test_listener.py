@@ -54,15 +54,14 @@ def test_accepting_pauses_while_there_is_no_descriptor(site: Site, log: Log) -> 
     assert site.done[2:] == ["stopReading"]
 
 
-def test_a_server_can_be_stopped_while_accepting_is_paused(site: Site, log: Log) -> None:
+def test_a_server_can_be_stopped_while_accepting_is_paused(site: Site) -> None:
     run_out()
-    log.clear()
     assert has_fired(site.listening.stopService())
     assert site.done == ["stopReading", "stopListening"]
     assert site.reactor.getDelayedCalls() == []
     TWISTED.info("EMFILE recovery: Closed socket from {address}", address="a client of another server")
     run_out()
-    assert [line for line in log.lines if "max_connections" in line] == []
+    assert not site.factory.refusals.counts  # a server of another test may still listen, and log
 
 
 def test_only_accept_errors_that_would_repeat_pause(site: Site, log: Log) -> None:

@@ -35,13 +35,16 @@ def test_the_link_restores_the_pipeline(visit: Visit, opening: Opener) -> None:
     assert other.poem().input_value() == "pear\napple"
 
 
-def test_the_link_is_copied(opening: Opener) -> None:
+def test_the_link_and_a_call_are_copied(opening: Opener) -> None:
     visit = opening(permissions=["clipboard-read", "clipboard-write"])
     visit.open("#wrap&poem=x")
     visit.field("width").fill("9")
     visit.press("Copy link")
     visit.page.get_by_role("button", name="Copied").wait_for()
     assert visit.clipboard() == f"{visit.address}#wrap:width=9&poem=x"
+    visit.page.locator("#copy-call").click()
+    visit.page.locator("#copy-call", has_text="Copied").wait_for()
+    assert visit.clipboard() == visit.text_of("#call")
     visit.write("a long poem " * 1_000)
     visit.page.locator("#share").click()
     visit.page.get_by_role("button", name="Copied without the poem").wait_for()
@@ -139,11 +142,3 @@ def test_an_option_called_timeout_is_no_keyword(visit: Visit) -> None:
     assert 'proxy.xform("refuse:timeout=2", "owl")' in visit.call("Python")
     visit.page.locator("#problem .code").wait_for()
     visit.expect_rejection()
-
-
-def test_a_call_is_copied(opening: Opener) -> None:
-    visit = opening(permissions=["clipboard-read", "clipboard-write"])
-    visit.open("#upper&poem=owl")
-    visit.page.locator("#copy-call").click()
-    visit.page.get_by_role("button", name="Copied").wait_for()
-    assert visit.clipboard() == visit.text_of("#call")

@@ -6,7 +6,7 @@ import attrs
 import pytest
 
 from support.registries import registry_of
-from xformd import BadOptions, GibberishError, transform
+from xformd import GibberishError, transform
 from xformd.errors import BadRequest, TooLarge
 from xformd.http import requests
 from xformd.http.requests import MAX_QUERY_POEM_BYTES, TransformRequest, matches_etag, take_poem
@@ -101,12 +101,6 @@ def test_whatever_changes_the_result_changes_its_tag() -> None:
     assert len({*tags}) == 6
     assert unversioned is None
     assert transform_request("text").etag(b"owl") in tags
-
-
-def test_options_are_checked_without_a_poem() -> None:
-    transform_request("text:width=2+image").check_options()
-    with pytest.raises(BadOptions, match="width"):
-        transform_request("image+text:width=wide").check_options()
 
 
 def test_a_poem_in_a_url_is_measured_in_bytes() -> None:

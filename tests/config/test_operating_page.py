@@ -30,7 +30,7 @@ def test_the_table_has_every_limit_with_its_default() -> None:
 def test_the_page_names_every_other_setting() -> None:
     limits = {field.name for field in attrs.fields(Limits)}
     section = PAGE.partition("\n## Settings\n")[2].partition("\n## ")[0]
-    sentence = section.partition("The settings that are no limits are ")[2].partition(".")[0]
+    sentence = section.partition("Apart from the limits, the settings are ")[2].partition(".")[0]
     assert re.findall(r"`(\w+)`", sentence) == [name for name in TABLE if name not in limits]
 
 

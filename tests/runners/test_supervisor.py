@@ -2,14 +2,15 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from twisted.internet.task import Clock
 
 from support.deferreds import has_fired, result_of
-from support.fakes import SELF_TEST, FakeWorker, Launcher
+from support.fakes import SELF_TEST, FakeWorker, Launcher, RecordingJob
 from support.logs import Log
 from xformd import TransformDied
 from xformd.limits import Limits
@@ -24,52 +25,26 @@ from xformd.runners.supervisor import (
 )
 from xformd.spec import parse
 from xformd.telemetry.status import WorkerHistory
-from xformd.telemetry.tracebacks import SafeTraceback
-from xformd.wire.session import Refusal, Reply
-
-
-class Recorder:
-    """A job that records what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[str, object]] = []
-
-    def began(self, step: int) -> None:
-        self.heard.append(("began", step))
-
-    def raised(self, raised: SafeTraceback) -> None:
-        self.heard.append(("raised", raised))
-
-    def answered(self, answer: Reply | Refusal) -> None:
-        self.heard.append(("answered", answer))
-
-    def died(self, reason: str) -> None:
-        self.heard.append(("died", reason))
+from xformd.wire.session import Reply
 
 
 class Supervised:
     """A supervisor of fake workers."""
 
     def __init__(self, clock: Clock, count: int = 2, **options: Any) -> None:
-        self.idle = 0
+        self.on_idle = Mock()
         self.launcher = Launcher()
+        self.workers = self.launcher.workers
         self.supervisor = Supervisor(
             count=count,
             launch=self.launcher,
             self_test=options.pop("self_test", SELF_TEST),
-            on_idle=self._note_idle,
+            on_idle=self.on_idle,
             limits=Limits(**options),
             clock=clock,
             history=WorkerHistory(),
         )
         self.supervisor.start()
-
-    def _note_idle(self) -> None:
-        self.idle += 1
-
-    @property
-    def workers(self) -> list[FakeWorker]:
-        return self.launcher.workers
 
     def take(self) -> WorkerSlot:
         slot = self.supervisor.take()
@@ -79,8 +54,8 @@ class Supervised:
     def take_worker(self) -> object:
         return self.take().worker
 
-    def take_with_job(self) -> tuple[WorkerSlot, Recorder]:
-        slot, job = self.take(), Recorder()
+    def take_with_job(self) -> tuple[WorkerSlot, RecordingJob]:
+        slot, job = self.take(), RecordingJob()
         slot.run(parse("upper"), b"x", job)
         return slot, job
 
@@ -90,14 +65,21 @@ def supervised(clock: Clock) -> Supervised:
     return Supervised(clock)
 
 
+@pytest.fixture
+def first(supervised: Supervised) -> FakeWorker:
+    """The first worker, which is ready."""
+    supervised.workers[0].be_ready()
+    return supervised.workers[0]
+
+
 def test_a_worker_is_idle_once_it_has_passed_its_self_test(clock: Clock, supervised: Supervised) -> None:
     first, second = supervised.workers
     assert supervised.supervisor.take() is None
     first.say_hello()
     assert first.sent == [SELF_TEST.request]
-    assert supervised.idle == 0
+    supervised.on_idle.assert_not_called()
     first.answer(SELF_TEST.result)
-    assert supervised.idle == 1
+    supervised.on_idle.assert_called_once_with()
     assert supervised.take_worker() is first
     assert supervised.supervisor.take() is None
     second.be_ready()
@@ -137,7 +119,7 @@ def test_a_worker_that_fails_its_self_test_gets_no_work(supervised: Supervised, 
     second.say_hello()
     second.refuse(TransformDied("no memory"))
     assert second.killed == ["answered the self-test upper with no memory"]
-    assert supervised.idle == 0
+    supervised.on_idle.assert_not_called()
 
 
 def test_a_worker_that_is_not_ready_in_time_is_killed(clock: Clock, supervised: Supervised, log: Log) -> None:
@@ -180,10 +162,11 @@ def test_workers_that_fail_together_are_one_failure(clock: Clock, log: Log) -> N
     assert log.lines[-1].endswith("the next start is in 0.2 s")
 
 
-def test_a_start_that_the_system_refuses_is_retried(clock: Clock, supervised: Supervised, log: Log) -> None:
-    supervised.workers[0].be_ready()
+def test_a_start_that_the_system_refuses_is_retried(
+    clock: Clock, supervised: Supervised, first: FakeWorker, log: Log
+) -> None:
     supervised.launcher.error = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-    supervised.workers[0].end()
+    first.end()
     assert log.lines[-1] == "a worker cannot be started: Resource temporarily unavailable; the next start is in 0.1 s"
     clock.advance(0.1)
     supervised.launcher.error = OSError("odd")
@@ -194,39 +177,38 @@ def test_a_start_that_the_system_refuses_is_retried(clock: Clock, supervised: Su
     assert len(supervised.launcher.alive) == 2
 
 
-def test_a_delayed_start_is_not_brought_forward(clock: Clock, supervised: Supervised) -> None:
-    first, second = supervised.workers
-    first.be_ready()
-    second.end()
+def test_a_delayed_start_is_not_brought_forward(clock: Clock, supervised: Supervised, first: FakeWorker) -> None:
+    supervised.workers[1].end()
     first.end()
     assert supervised.launcher.alive == []
     clock.advance(0.1)
     assert len(supervised.launcher.alive) == 2
 
 
-def test_an_idle_worker_that_ends_is_replaced_and_logged(supervised: Supervised, log: Log) -> None:
-    first, _ = supervised.workers
-    first.be_ready()
-    first.end("was killed by SIGKILL")
+@pytest.mark.parametrize(
+    ("leave", "why"),
+    [
+        (FakeWorker.end, "was killed by SIGSEGV"),
+        (FakeWorker.disconnect, "was killed by SIGSEGV"),
+        (FakeWorker.send_rubbish, "sent an invalid message"),
+    ],
+)
+def test_an_idle_worker_that_is_gone_is_replaced_and_logged(
+    supervised: Supervised, first: FakeWorker, log: Log, leave: Callable[[FakeWorker], None], why: str
+) -> None:
+    leave(first)
     assert supervised.supervisor.take() is None
+    if not first.has_ended:
+        first.end()
+    first.disconnect()
     assert len(supervised.workers) == 3
-    assert log.lines == ["worker 100 was killed by SIGKILL while it was idle"]
+    assert log.lines == [f"worker 100 {why} while it was idle"]
 
 
-def test_a_disconnected_worker_gets_no_more_work(supervised: Supervised, log: Log) -> None:
-    first, second = supervised.workers
-    first.be_ready()
-    first.disconnect()
-    second.disconnect()
-    assert supervised.supervisor.take() is None
-    first.end()
-    assert len(log.lines) == 1
-    first.disconnect()
-
-
-def test_a_worker_that_ends_with_its_answer_gets_no_more_work(supervised: Supervised, log: Log) -> None:
-    first, second = supervised.workers
-    first.be_ready()
+def test_a_worker_that_ends_with_its_answer_gets_no_more_work(
+    supervised: Supervised, first: FakeWorker, log: Log
+) -> None:
+    second = supervised.workers[1]
     slot, job = supervised.take_with_job()
     first.disconnect()
     first.answer(b"X")
@@ -245,18 +227,7 @@ def test_a_worker_that_ends_with_its_answer_gets_no_more_work(supervised: Superv
     ]
 
 
-def test_an_idle_worker_that_sends_rubbish_gets_no_more_work(supervised: Supervised, log: Log) -> None:
-    first, _ = supervised.workers
-    first.be_ready()
-    first.send_rubbish()
-    assert supervised.supervisor.take() is None
-    first.end()
-    assert log.lines == ["worker 100 sent an invalid message while it was idle"]
-
-
-def test_a_busy_worker_that_ends_tells_its_job(supervised: Supervised) -> None:
-    first, _ = supervised.workers
-    first.be_ready()
+def test_a_busy_worker_that_ends_tells_its_job(supervised: Supervised, first: FakeWorker) -> None:
     _, job = supervised.take_with_job()
     first.send_rubbish()
     assert job.heard == []
@@ -264,9 +235,7 @@ def test_a_busy_worker_that_ends_tells_its_job(supervised: Supervised) -> None:
     assert job.heard == [("died", "sent an invalid message")]
 
 
-def test_a_discarded_worker_is_replaced_and_forgotten(supervised: Supervised) -> None:
-    first, _ = supervised.workers
-    first.be_ready()
+def test_a_discarded_worker_is_replaced_and_forgotten(supervised: Supervised, first: FakeWorker) -> None:
     slot, job = supervised.take_with_job()
     supervised.supervisor.discard(slot, "was given up")
     supervised.supervisor.discard(slot, "again")
@@ -295,15 +264,11 @@ def test_a_worker_is_replaced_when_it_has_grown(clock: Clock) -> None:
     supervised = Supervised(clock, max_worker_growth_bytes=1_000)
     worker = supervised.workers[0]
     worker.be_ready()
-    clock.advance(MEASURE_EVERY_S)
-    worker.memory_bytes = 2_000
-    supervised.supervisor.release(supervised.take())
-    assert not worker.killed
-    worker.memory_bytes = 2_001
-    supervised.supervisor.release(supervised.take())
-    assert not worker.killed  # it was measured a moment ago
-    clock.advance(MEASURE_EVERY_S)
-    supervised.supervisor.release(supervised.take())
+    for memory_bytes, seconds in ((2_000, MEASURE_EVERY_S), (2_001, 0), (2_001, MEASURE_EVERY_S)):
+        assert not worker.killed  # it has not grown, or was measured a moment ago
+        clock.advance(seconds)
+        worker.memory_bytes = memory_bytes
+        supervised.supervisor.release(supervised.take())
     assert worker.killed == ["has grown by 1001 bytes"]
 
 
@@ -318,14 +283,11 @@ def test_growth_is_noticed_however_short_the_jobs_are(clock: Clock) -> None:
     assert clock.seconds() < 0.1
 
 
-def test_stopping_waits_for_workers_that_are_ending(clock: Clock, supervised: Supervised) -> None:
-    first, second = supervised.workers
-    first.be_ready()
+def test_stopping_waits_for_workers_that_are_ending(clock: Clock, supervised: Supervised, first: FakeWorker) -> None:
     supervised.supervisor.discard(supervised.take(), "is worn")
     stopped = supervised.supervisor.stop()
-    third = supervised.workers[2]
-    second.end()
-    third.end()
+    for worker in supervised.workers[1:]:
+        worker.end()
     assert not has_fired(stopped)
     first.end()
     assert has_fired(stopped)

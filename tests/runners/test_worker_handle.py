@@ -9,15 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import attrs
 import pytest
 from twisted.internet.error import ConnectionDone, ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
 
+from support.fakes import RecordingJob
 from support.logs import Log
-from support.reactors import FakeProcess, FakeReactor
+from support.reactors import FakeReactor
 from xformd.plugins.selection import EVERYTHING
 from xformd.runners import messages
 from xformd.runners.messages import WorkerHello, WorkerSetup
@@ -31,37 +32,17 @@ SETUP = WorkerSetup(selection=EVERYTHING, max_request_bytes=1_000, max_result_by
 HELLO = WorkerHello(os.getpid(), {})
 
 
-class Heard:
-    """Supervisor and job in one: notes what a worker's handle tells."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, Any]] = []
-        self.worker: WorkerHandle | None = None
+class Events(RecordingJob):
+    """Supervisor and job in one: records what a worker's handle tells."""
 
     def worker_said_hello(self, worker: WorkerHandle, hello: WorkerHello) -> None:
-        self.worker = worker
-        self.events.append(("hello", hello))
+        self.heard.append(("hello", hello))
 
     def worker_disconnected(self, worker: WorkerHandle) -> None:
-        self.events.append(("disconnected", None))
+        self.heard.append(("disconnected", None))
 
     def worker_ended(self, worker: WorkerHandle, reason: str) -> None:
-        self.events.append(("ended", reason))
-
-    def began(self, step: int) -> None:
-        self.events.append(("began", step))
-
-    def raised(self, raised: SafeTraceback) -> None:
-        self.events.append(("raised", raised))
-
-    def answered(self, answer: Any) -> None:
-        self.events.append(("answered", answer))
-        if answer.poem == b"kill me":
-            assert self.worker is not None
-            self.worker.kill("was asked to go")
-
-    def died(self, reason: str) -> None:
-        self.events.append(("died", reason))
+        self.heard.append(("ended", reason))
 
 
 class Started:
@@ -69,8 +50,9 @@ class Started:
 
     def __init__(self, setup: WorkerSetup = SETUP) -> None:
         self.reactor = FakeReactor()
-        self.heard = Heard()
-        self.worker = WorkerHandle(setup, self.heard, self.reactor)
+        self.events = Events()
+        self.heard = self.events.heard
+        self.worker = WorkerHandle(setup, self.events, self.reactor)
         (self.process,) = self.reactor.processes
 
     def send(self, data: bytes) -> None:
@@ -79,7 +61,7 @@ class Started:
         self.reactor.read()
 
     def run(self, spec: str = "upper", request_id: int = 1) -> None:
-        self.worker.send(Request(request_id, parse(spec), b"x"), self.heard)
+        self.worker.send(Request(request_id, parse(spec), b"x"), self.events)
 
     def print(self, data: bytes, descriptor: int = 1) -> None:
         self.worker.childDataReceived(descriptor, data)
@@ -102,40 +84,33 @@ def started() -> Iterator[Started]:
 @pytest.fixture
 def ready(started: Started) -> Started:
     started.send(messages.encode_hello(HELLO))
-    started.heard.events.clear()
+    started.heard.clear()
     return started
 
 
-def received(process: FakeProcess) -> bytes:
-    return process.channel.recv(100_000)
-
-
 def test_it_gets_its_setup_and_says_hello(started: Started) -> None:
-    (string,) = netstring.Decoder(10_000).decode(received(started.process))
+    (string,) = netstring.Decoder(10_000).decode(started.process.channel.recv(100_000))
     assert messages.decode_setup(string) == SETUP
     assert started.worker.resident_bytes() == 0
     started.send(messages.encode_hello(HELLO))
-    assert started.heard.events == [("hello", HELLO)]
+    assert started.heard == [("hello", HELLO)]
     assert started.worker.pid == os.getpid()
 
 
-def test_its_memory_is_what_it_has_touched(ready: Started) -> None:
+def test_its_memory_is_what_it_has_touched_and_nothing_once_it_is_gone(ready: Started) -> None:
     status = Path("/proc/self/status").read_text()
     resident_bytes = int(status.partition("VmRSS:")[2].split()[0]) * 1024
     assert ready.worker.resident_bytes() == pytest.approx(resident_bytes, rel=0.1)
-
-
-def test_a_worker_that_is_gone_uses_no_memory(started: Started) -> None:
-    started.send(messages.encode_hello(WorkerHello(2**30, {})))
-    assert started.worker.resident_bytes() == 0
+    ready.worker.pid = 2**30
+    assert ready.worker.resident_bytes() == 0
 
 
 def test_a_job_hears_of_its_steps_and_its_answer(ready: Started) -> None:
     raised = SafeTraceback("ValueError", "there")
     ready.run("upper+upper")
-    assert received(ready.process).endswith(b"1 upper+upper.x,")
+    assert ready.process.channel.recv(100_000).endswith(b"1 upper+upper.x,")
     ready.send(messages.encode_step(1) + messages.encode_traceback(raised) + encode_reply(Reply(1, b"X")))
-    assert ready.heard.events == [("began", 1), ("raised", raised), ("answered", Reply(1, b"X"))]
+    assert ready.heard == [("began", 1), ("raised", raised), ("answered", Reply(1, b"X"))]
 
 
 RUBBISH = [b"rubbish", netstring.encode(b"rubbish"), b"99999999999999:", netstring.encode(b"step 1 2")]
@@ -146,12 +121,12 @@ WRONG_ID = [encode_reply(Reply(request_id, b"X")) for request_id in (0, 6, 77)]
 def test_rubbish_ends_a_busy_worker_and_what_follows_is_ignored(ready: Started, data: bytes) -> None:
     ready.run(request_id=7)
     ready.send(data + encode_reply(Reply(7, b"X")))
-    assert ready.heard.events == [("disconnected", None)]
+    assert ready.heard == [("disconnected", None)]
     assert ready.process.stdin_closed
     ready.end()
-    what, reason = ready.heard.events[-1]
+    what, reason = ready.heard[-1]
     assert what == "ended"
-    assert reason.startswith("sent an invalid message: ")
+    assert str(reason).startswith("sent an invalid message: ")
 
 
 @pytest.mark.parametrize(
@@ -162,11 +137,11 @@ def test_a_worker_without_a_job_may_send_nothing(ready: Started, data: bytes, jo
     for _ in range(jobs):
         ready.run()
         ready.send(encode_reply(Reply(1, b"X")))
-    ready.heard.events.clear()
+    ready.heard.clear()
     ready.send(data)
     ready.end()
-    assert ready.heard.events[-1] == ("ended", "sent an invalid message: no request is running")
-    assert {what for what, _ in ready.heard.events} == {"disconnected", "ended"}
+    assert ready.heard[-1] == ("ended", "sent an invalid message: no request is running")
+    assert {what for what, _ in ready.heard} == {"disconnected", "ended"}
 
 
 @pytest.mark.parametrize("string", [b"5", b"[1]", b"1 ok.x", b"[" * 100_000])
@@ -174,26 +149,26 @@ def test_a_malformed_hello_ends_it(started: Started, string: bytes) -> None:
     started.send(netstring.encode(string))
     assert started.process.stdin_closed
     started.end()
-    assert started.heard.events[-1] == ("ended", "sent an invalid message: a hello is a process id and a listing")
+    assert started.heard[-1] == ("ended", "sent an invalid message: a hello is a process id and a listing")
 
 
-def test_what_a_killed_worker_sends_is_ignored(started: Started) -> None:
-    started.send(messages.encode_hello(HELLO))
-    started.run()
-    started.send(encode_reply(Reply(1, b"kill me")) + encode_reply(Reply(1, b"too late")))
-    assert started.heard.events[1:] == [("answered", Reply(1, b"kill me"))]
-    started.end(ProcessTerminated(None, signal.SIGKILL))
-    assert started.heard.events[-1] == ("ended", "was asked to go")
+def test_what_a_killed_worker_sends_is_ignored(ready: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ready.events, "answered", lambda answer: ready.worker.kill(f"answered {answer.id}"))
+    ready.run()
+    ready.send(encode_reply(Reply(1, b"X")) + encode_reply(Reply(1, b"too late")))
+    assert ready.heard == []
+    ready.end(ProcessTerminated(None, signal.SIGKILL))
+    assert ready.heard == [("disconnected", None), ("ended", "answered 1")]
 
 
 def test_a_closed_channel_is_its_end(ready: Started) -> None:
     ready.process.channel.close()
     (channel,) = ready.reactor.readers
     channel.connectionLost(Failure(ConnectionDone()))
-    assert ready.heard.events == [("disconnected", None)]
+    assert ready.heard == [("disconnected", None)]
     assert ready.process.stdin_closed == 1
     ready.end(ProcessTerminated(1))
-    assert ready.heard.events[-1] == ("ended", "ended with exit status 1")
+    assert ready.heard[-1] == ("ended", "ended with exit status 1")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +182,7 @@ def test_a_closed_channel_is_its_end(ready: Started) -> None:
 )
 def test_its_end_is_described(ready: Started, end: Exception, reason: str) -> None:
     ready.end(end)
-    assert ready.heard.events == [("disconnected", None), ("ended", reason)]
+    assert ready.heard == [("disconnected", None), ("ended", reason)]
 
 
 def test_messages_that_are_unread_at_its_end_are_passed_on_first(ready: Started) -> None:
@@ -215,12 +190,8 @@ def test_messages_that_are_unread_at_its_end_are_passed_on_first(ready: Started)
     ready.run("upper+upper")
     ready.process.channel.sendall(messages.encode_step(1) + encode_reply(Reply(1, b"X")))
     ready.end(ProcessTerminated(None, signal.SIGSEGV))
-    assert ready.heard.events == [
-        ("disconnected", None),
-        ("began", 1),
-        ("answered", Reply(1, b"X")),
-        ("ended", "was killed by SIGSEGV"),
-    ]
+    told = [("disconnected", None), ("began", 1), ("answered", Reply(1, b"X")), ("ended", "was killed by SIGSEGV")]
+    assert ready.heard == told
 
 
 @pytest.mark.parametrize("max_result_bytes", [1_000, 200_000_000])
@@ -230,7 +201,7 @@ def test_a_result_may_be_as_long_as_the_limit(max_result_bytes: int) -> None:
     made.send(messages.encode_hello(HELLO))
     head = b"9007199254740991 ok."
     made.send(b"%d:%b" % (len(head) + max_result_bytes, head))
-    assert made.heard.events == [("hello", HELLO)]
+    assert made.heard == [("hello", HELLO)]
     made.close()
 
 
@@ -264,36 +235,25 @@ def test_it_imports_what_was_installed_later(monkeypatch: pytest.MonkeyPatch) ->
     assert "site-packages" in ran.stdout.decode()
 
 
-def test_a_failed_spawn_leaves_nothing_open() -> None:
-    reactor, heard = FakeReactor(), Heard()
-
-    def refuse(protocol: Any) -> None:
-        raise OSError(errno.EAGAIN, "no")
-
-    reactor.spawning = refuse
+@pytest.mark.parametrize("refuses", ["addReader", "spawnProcess"])
+def test_a_failed_start_leaves_nothing_open(refuses: str) -> None:
+    reactor, events = FakeReactor(), Events()
+    setattr(reactor, refuses, Mock(side_effect=OSError(errno.EAGAIN, "no")))
     with pytest.raises(OSError, match="no"):
-        WorkerHandle(SETUP, heard, reactor)
+        WorkerHandle(SETUP, events, reactor)
     assert not reactor.readers
     gc.collect()  # a socket that is left open warns, and a warning is an error
-    assert heard.events == []
-
-
-def test_a_socket_that_cannot_be_watched_is_closed() -> None:
-    reactor = FakeReactor()
-    reactor.error = OSError(errno.ENOSPC, "no watches left")
-    with pytest.raises(OSError, match="no watches left"):
-        WorkerHandle(SETUP, Heard(), reactor)
-    gc.collect()
+    assert events.heard == []
     assert reactor.processes == []
 
 
 def test_a_process_that_ends_while_spawning_was_never_started() -> None:
     # Twisted says so from within spawnProcess, when nobody knows the worker yet.
-    reactor, heard = FakeReactor(), Heard()
+    reactor, events = FakeReactor(), Events()
     reactor.spawning = lambda protocol: protocol.processExited(Failure(ProcessTerminated(127)))
     with pytest.raises(OSError, match="it ended with exit status 127"):
-        WorkerHandle(SETUP, heard, reactor)
-    assert heard.events == []
+        WorkerHandle(SETUP, events, reactor)
+    assert events.heard == []
     assert not reactor.readers
     reactor.processes[0].channel.close()
 
@@ -311,16 +271,15 @@ def test_its_output_is_logged_line_by_line(ready: Started, log: Log) -> None:
     assert log.lines[-1] == f"worker {pid}: rest"
 
 
-def test_output_before_the_hello_is_logged(started: Started, log: Log) -> None:
+def test_output_before_its_hello_and_after_its_end_is_logged_once(started: Started, log: Log) -> None:
     started.print(b"loading\n")
     assert log.lines == ["worker (starting): loading"]
-
-
-def test_output_after_its_end_is_logged_once(ready: Started, log: Log) -> None:
-    ready.print(b"Fatal Python ")
-    ready.end(ProcessTerminated(None, signal.SIGSEGV))
-    ready.print(b"error\nin thread")
-    ready.worker.processEnded(Failure(ProcessTerminated(None, signal.SIGSEGV)))
+    log.clear()
+    started.send(messages.encode_hello(HELLO))
+    started.print(b"Fatal Python ")
+    started.end(ProcessTerminated(None, signal.SIGSEGV))
+    started.print(b"error\nin thread")
+    started.worker.processEnded(Failure(ProcessTerminated(None, signal.SIGSEGV)))
     pid = os.getpid()
     assert log.lines == [f"worker {pid}: Fatal Python error", f"worker {pid}: in thread"]
 

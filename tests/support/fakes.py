@@ -41,8 +41,26 @@ SELF_TEST = SelfTest(Request(1, parse("upper"), b"owl"), b"OWL")
 
 
 def calls_of(spec: str) -> Sequence[Call]:
-    """Return the calls of a spec."""
     return [prepare(step, REGISTRY) for step in parse(spec).steps]
+
+
+class RecordingJob:
+    """A job that records what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, object]] = []
+
+    def began(self, step: int) -> None:
+        self.heard.append(("began", step))
+
+    def raised(self, raised: SafeTraceback) -> None:
+        self.heard.append(("raised", raised))
+
+    def answered(self, answer: Reply | Refusal) -> None:
+        self.heard.append(("answered", answer))
+
+    def died(self, reason: str) -> None:
+        self.heard.append(("died", reason))
 
 
 class FakeWorker:
@@ -149,7 +167,8 @@ class Launcher:
 class Asker:
     """A caller that has room for results, or has not."""
 
-    takes_results = True
+    def __init__(self, takes_results: bool = True) -> None:
+        self.takes_results = takes_results
 
 
 class Pool:
@@ -166,10 +185,7 @@ class Pool:
             clock=clock,
         )
 
-    @property
-    def workers(self) -> list[FakeWorker]:
-        """All that were ever started."""
-        return self.launcher.workers
+        self.workers = self.launcher.workers
 
     def start(self) -> "Pool":
         """Start the pool and make its workers ready."""
@@ -184,7 +200,6 @@ class Pool:
                 worker.be_ready()
 
     def run(self, spec: str = "upper", poem: bytes = b"a", caller: Any = None) -> Deferred[bytes]:
-        """Run a spec."""
         return self.pool.run(calls_of(spec), poem, caller)
 
     def worker_of(self, poem: bytes) -> FakeWorker:

@@ -27,13 +27,7 @@ class FakeReactor(MemoryReactor):
     def __init__(self) -> None:
         super().__init__()
         self.processes: list[FakeProcess] = []
-        self.error: Exception | None = None
         self.spawning: Callable[[Any], None] = lambda protocol: None
-
-    def addReader(self, reader: Any) -> None:
-        if self.error is not None:
-            raise self.error
-        super().addReader(reader)
 
     def spawnProcess(self, protocol: Any, executable: str, args: list[str], env: Any, childFDs: Any) -> FakeProcess:
         self.spawning(protocol)

@@ -28,22 +28,6 @@ def test_a_caller_with_little_does_not_wait_for_one_with_much() -> None:
     assert order == [first, little, single, second, third]
 
 
-def test_a_caller_without_room_is_set_aside_and_comes_back_last() -> None:
-    queue = FairQueue()
-    full = Asker()
-    full.takes_results = False
-    held, free = job(full), job()
-    queue.put(held)
-    queue.put(free)
-    assert queue.first() is free
-    assert len(queue) == 2
-    full.takes_results = True
-    assert queue.first() is free
-    queue.caller_has_room(full)
-    queue.remove(free)
-    assert queue.first() is held
-
-
 OPERATIONS = st.lists(
     st.tuples(st.sampled_from(["put", "take", "remove", "full", "room", "clear"]), st.integers(0, 3)), max_size=60
 )

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from support.registries import registry_of
-from xformd import transform
+from support.registries import PLACED
 from xformd.errors import ConfigError
 from xformd.limits import Limits
 from xformd.runners.policy import (
@@ -20,24 +19,6 @@ from xformd.runners.policy import (
 )
 
 
-@transform
-def plain(poem: str) -> str:
-    return poem
-
-
-@transform(inline=True)
-def quick(poem: str) -> str:
-    return poem
-
-
-@transform
-async def patient(poem: str) -> str:
-    return poem
-
-
-REGISTRY = registry_of(plain, quick, patient)
-
-
 @pytest.mark.parametrize(
     ("placement", "isolated"),
     [
@@ -49,7 +30,7 @@ REGISTRY = registry_of(plain, quick, patient)
     ],
 )
 def test_the_operator_overrules_placement(placement: Placement, isolated: set[str]) -> None:
-    assert {name for name, entry in REGISTRY.entries.items() if placement.is_isolated(entry.transform)} == isolated
+    assert {name for name, entry in PLACED.entries.items() if placement.is_isolated(entry.transform)} == isolated
 
 
 @pytest.mark.parametrize(
@@ -62,12 +43,12 @@ def test_the_operator_overrules_placement(placement: Placement, isolated: set[st
 )
 def test_an_impossible_placement_is_rejected(setting: str, name: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Placement(**{setting: frozenset({name})}).check(REGISTRY)
+        Placement(**{setting: frozenset({name})}).check(PLACED)
     assert (caught.value.message, caught.value.setting) == (message, setting)
 
 
 def test_a_possible_placement_is_accepted() -> None:
-    Placement(inline=frozenset({"plain", "patient"}), isolate=frozenset({"quick", "plain"})).check(REGISTRY)
+    Placement(inline=frozenset({"plain", "patient"}), isolate=frozenset({"quick", "plain"})).check(PLACED)
 
 
 @pytest.fixture
@@ -103,13 +84,10 @@ def test_deaths_count_for_a_minute(last: float, is_quarantined: bool) -> None:
     assert (quarantine.wait_s("bomb", last) is not None) is is_quarantined
 
 
-def test_a_quarantine_lasts_half_a_minute(quarantine: Quarantine) -> None:
+def test_a_quarantine_lasts_half_a_minute_and_has_one_trial(quarantine: Quarantine) -> None:
     assert quarantine.wait_s("bomb", 0) == QUARANTINE_S
     assert quarantine.wait_s("bomb", QUARANTINE_S - 1) == 1
     assert quarantine.wait_s("bomb", QUARANTINE_S) is None
-
-
-def test_only_one_request_is_the_trial(quarantine: Quarantine) -> None:
     quarantine.begin("bomb")
     assert quarantine.wait_s("bomb", QUARANTINE_S + 5) == QUARANTINE_S
     assert quarantine.names == {"bomb"}

@@ -53,12 +53,15 @@ def test_jobs_wait_for_starting_workers(clock: Clock) -> None:
     assert result_of(early) == b"early"
 
 
-def test_a_refusal_fails_its_job_and_keeps_its_worker(pool: Pool) -> None:
+@pytest.mark.parametrize("error", [GibberishError("no"), TransformDied("upper ran out of memory")])
+def test_a_refusal_fails_its_job_and_a_lack_of_memory_ends_its_worker(pool: Pool, error: XformError) -> None:
     result = pool.run(poem=b"a")
     worker = pool.worker_of(b"a")
-    worker.refuse(GibberishError("no"))
-    assert error_of(result, GibberishError).message == "no"
-    assert not worker.killed
+    worker.refuse(error)
+    assert error_of(result, type(error)) is error
+    assert bool(worker.killed) is isinstance(error, TransformDied)
+    pool.make_ready()
+    assert len(pool.launcher.alive) == 2
 
 
 def test_a_full_queue_is_busy_and_says_when_to_retry(clock: Clock) -> None:
@@ -168,17 +171,6 @@ def test_a_worker_that_begins_a_step_out_of_turn_is_killed(pool: Pool, steps: li
     assert error_of(result, TransformDied).message == f"the worker of {running} began a step out of turn"
 
 
-def test_a_worker_without_memory_is_replaced(pool: Pool) -> None:
-    result = pool.run(poem=b"x")
-    worker = pool.worker_of(b"x")
-    worker.refuse(TransformDied("upper ran out of memory"))
-    assert error_of(result, TransformDied).message == "upper ran out of memory"
-    assert worker.killed
-    worker.end()
-    pool.make_ready()
-    assert len(pool.launcher.alive) == 2
-
-
 # Quarantine.
 
 
@@ -189,6 +181,15 @@ def kill(pool: Pool, times: int = 1) -> None:
         pool.worker_of(b"deadly").end()
         error_of(result, TransformDied)
         pool.make_ready()
+
+
+@pytest.fixture
+def quarantined(clock: Clock) -> Pool:
+    """A pool of two workers for which the next request of ``upper`` is the trial."""
+    pool = Pool(clock, size=2).start()
+    kill(pool, MAX_DEATHS)
+    clock.advance(QUARANTINE_S)
+    return pool
 
 
 def test_a_transform_that_kills_too_often_is_unavailable(pool: Pool, log: Log) -> None:
@@ -203,51 +204,36 @@ def test_a_transform_that_kills_too_often_is_unavailable(pool: Pool, log: Log) -
     assert pool.worker_of(b"x")
 
 
-def test_a_trial_ends_a_quarantine_and_nobody_else_tries_meanwhile(clock: Clock, log: Log) -> None:
-    pool = Pool(clock, size=2).start()
-    kill(pool, MAX_DEATHS)
-    clock.advance(QUARANTINE_S)
-    trial = pool.run("upper", b"trial")
+def test_a_trial_ends_a_quarantine_and_nobody_else_tries_meanwhile(quarantined: Pool, log: Log) -> None:
+    trial = quarantined.run("upper", b"trial")
     with pytest.raises(Unavailable):
-        pool.run("upper")
-    pool.worker_of(b"trial").answer()
+        quarantined.run("upper")
+    quarantined.worker_of(b"trial").answer()
     assert result_of(trial) == b"trial"
     assert log.lines[-1] == "transform upper is out of quarantine"
-    assert pool.pool.quarantine.names == frozenset()
+    assert quarantined.pool.quarantine.names == frozenset()
 
 
-def test_a_cancelled_trial_decides_nothing(clock: Clock, pool: Pool) -> None:
-    kill(pool, MAX_DEATHS)
-    clock.advance(QUARANTINE_S)
-    for _ in range(2):
-        trial = pool.run("upper", b"x")
-        worker = pool.worker_of(b"x")
+def test_a_trial_in_a_pipeline_is_over_when_its_step_is(quarantined: Pool) -> None:
+    quarantined.run("upper+lower", b"x")
+    quarantined.worker_of(b"x").begin(1)
+    assert quarantined.pool.quarantine.names == frozenset()
+
+
+@pytest.mark.parametrize("spec", ["upper", "lower+upper"])
+def test_a_trial_that_is_cancelled_or_ends_before_its_step_decides_nothing(quarantined: Pool, spec: str) -> None:
+    trial = quarantined.run(spec, b"trial")
+    with pytest.raises(Unavailable):
+        quarantined.run(spec, b"too many")
+    if spec == "upper":
         trial.cancel()
         error_of(trial, CancelledError)
-        worker.end()
-        pool.make_ready()
-    assert pool.pool.quarantine.names == {"upper"}
-
-
-def test_a_trial_in_a_pipeline_is_over_when_its_step_is(clock: Clock, pool: Pool) -> None:
-    kill(pool, MAX_DEATHS)
-    clock.advance(QUARANTINE_S)
-    pool.run("upper+lower", b"x")
-    pool.worker_of(b"x").begin(1)
-    assert pool.pool.quarantine.names == frozenset()
-
-
-def test_a_trial_whose_step_is_not_reached_decides_nothing(clock: Clock) -> None:
-    pool = Pool(clock, size=2).start()
-    kill(pool, MAX_DEATHS)
-    clock.advance(QUARANTINE_S)
-    trial = pool.run("lower+upper", b"trial")
-    with pytest.raises(Unavailable):
-        pool.run("lower+upper", b"too many")
-    pool.worker_of(b"trial").refuse(GibberishError("no"))  # by its first step
-    error_of(trial, GibberishError)
-    again = pool.run("upper", b"again")
-    pool.worker_of(b"again").answer()
+    else:
+        quarantined.worker_of(b"trial").refuse(GibberishError("no"))  # by its first step
+        error_of(trial, GibberishError)
+    assert quarantined.pool.quarantine.names == {"upper"}
+    again = quarantined.run("upper", b"again")
+    quarantined.worker_of(b"again").answer()
     assert result_of(again) == b"again"
 
 
@@ -266,8 +252,7 @@ def test_jobs_that_wait_when_a_quarantine_begins_never_run(pool: Pool, is_refuse
 
 
 def test_a_job_waits_for_room_for_its_result_and_holds_up_nobody(pool: Pool) -> None:
-    full, other = Asker(), Asker()
-    full.takes_results = False
+    full, other = Asker(takes_results=False), Asker()
     held, gone, passing = (pool.run(poem=poem, caller=c) for poem, c in ((b"1", full), (b"2", full), (b"3", other)))
     assert pool.poems() == [b"3"]
     pool.worker_of(b"3").answer()
@@ -286,8 +271,7 @@ def test_a_job_waits_for_room_for_its_result_and_holds_up_nobody(pool: Pool) -> 
 
 
 def test_stopping_answers_every_job_and_fires_when_no_process_is_left(clock: Clock, pool: Pool) -> None:
-    full = Asker()
-    full.takes_results = False
+    full = Asker(takes_results=False)
     results = [pool.run("hasty", b"1"), pool.run(poem=b"2"), pool.run(poem=b"3", caller=full)]
     stopped, again = pool.pool.stop(), pool.pool.stop()
     waits_ms = [error_of(result, ShuttingDown).retry_after_ms for result in results]
@@ -317,13 +301,10 @@ def test_stopping_ends_starting_workers_and_cancels_the_next_start(clock: Clock)
     pool.workers[1].end()
     assert has_fired(stopped)
     assert len(pool.workers) == 2
-
-
-def test_a_pool_that_never_started_stops_at_once(clock: Clock) -> None:
-    pool = Pool(clock)
-    assert has_fired(pool.pool.stop())
-    pool.pool.start()
-    assert pool.workers == []
+    never_started = Pool(clock)
+    assert has_fired(never_started.pool.stop())
+    never_started.pool.start()
+    assert never_started.workers == []
 
 
 def test_a_pool_that_winds_down_keeps_the_workers_that_it_needs(clock: Clock) -> None:

@@ -1,8 +1,9 @@
 """Reloads: a new generation takes over unless that would break a transform, and no request notices."""
 
+import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from twisted.internet.task import Clock
 from support.deferreds import error_of, has_fired, result_of
 from support.fakes import FakeWorker, Launcher
 from support.logs import Log
-from support.registries import registry_of
+from support.registries import plain, quick, registry_of
 from xformd import Example, ShuttingDown, Transform, transform
 from xformd.config import Settings
 from xformd.errors import ConfigError, NoSuchTransform
 from xformd.limits import Limits
 from xformd.plugins import listing, loader
-from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
+from xformd.plugins.registry import BUILT_IN, Conflict, Registry
 from xformd.plugins.selection import Selection
 from xformd.runners.messages import WorkerSetup
 from xformd.runners.policy import Placement
@@ -28,35 +29,13 @@ from xformd.spec import parse
 
 
 @transform
-def plain(poem: str) -> str:
-    return poem
-
-
-@transform
 def other(poem: str) -> str:
-    return poem
-
-
-@transform(inline=True)
-def quick(poem: str) -> str:
     return poem
 
 
 FIRST = registry_of(plain, quick)
 SECOND = registry_of(plain, quick, other)
-
-
-def versioned(registry: Registry, version: str) -> Registry:
-    """Return the same transforms, from another version of their plugin."""
-    (plugin,) = registry.plugins
-    plugin = attrs.evolve(plugin, version=version)
-    return Registry({name: Entry(entry.transform, plugin) for name, entry in registry.entries.items()}, (plugin,))
-
-
-def failing(registry: Registry) -> Registry:
-    """Return what is left when the plugin fails."""
-    (plugin,) = registry.plugins
-    return Registry({}, (attrs.evolve(plugin, state="failed", reason="it is broken", transforms=()),))
+FAILED = registry_of(state="failed", reason="it is broken")
 
 
 class Site:
@@ -121,8 +100,13 @@ class Site:
 
 
 @pytest.fixture
-def site(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    made = Site(clock, monkeypatch).start()
+def make(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Site]:
+    return functools.partial(Site, clock, monkeypatch)
+
+
+@pytest.fixture
+def site(clock: Clock, make: Callable[..., Site]) -> Iterator[Site]:
+    made = make().start()
     yield made
     made.stop()
     assert clock.getDelayedCalls() == []
@@ -138,18 +122,17 @@ def test_requests_run_in_workers_and_in_the_reactor(site: Site) -> None:
 
 @pytest.mark.parametrize(("request_bytes", "result_bytes"), [(10, 1_000), (1_000, 10)])
 def test_a_worker_accepts_another_steps_result(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, request_bytes: int, result_bytes: int
+    make: Callable[..., Site], request_bytes: int, result_bytes: int
 ) -> None:
     limits = Limits(max_request_bytes=request_bytes, max_result_bytes=result_bytes)
-    for setup in Site(clock, monkeypatch, limits=limits).start().setups:
-        assert setup.max_request_bytes == 1_000
-        assert setup.max_result_bytes == result_bytes
+    sizes = [(setup.max_request_bytes, setup.max_result_bytes) for setup in make(limits=limits).start().setups]
+    assert sizes == [(1_000, result_bytes)] * 2
 
 
-def test_workers_are_not_strict(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_are_not_strict(make: Callable[..., Site]) -> None:
     """The server has been: what breaks on the disk later must not keep every other transform from running."""
     selection = Selection(strict=True, blocked=frozenset({"x"}))
-    setups = Site(clock, monkeypatch, selection=selection).start().setups
+    setups = make(selection=selection).start().setups
     assert [setup.selection for setup in setups] == [attrs.evolve(selection, strict=False, ignore_unknown=True)] * 2
 
 
@@ -195,7 +178,7 @@ def test_a_running_request_ends_on_the_old_generation(site: Site) -> None:
 
 def test_a_reload_that_would_break_a_transform_changes_nothing(site: Site, log: Log) -> None:
     before = site.alive
-    site.reload(failing(FIRST))
+    site.reload(FAILED)
     assert log.lines == [
         "not reloaded: transform plain: plugin xformd-verses 1.0 (verses) failed: it is broken",
         "not reloaded: transform quick: plugin xformd-verses 1.0 (verses) failed: it is broken",
@@ -221,10 +204,10 @@ def test_a_reload_that_cannot_load_changes_nothing(site: Site, log: Log, error: 
     assert "other" in site.service.registry.entries
 
 
-def test_a_plugin_that_fails_only_in_workers_is_failed(clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    site = Site(clock, monkeypatch)
+def test_a_plugin_that_fails_only_in_workers_is_failed(make: Callable[..., Site], log: Log) -> None:
+    site = make()
     site.reloader.start()
-    site.say_hello(failing(FIRST))
+    site.say_hello(FAILED)
     assert log.lines == ["plugin xformd-verses 1.0 (verses) fails in workers: it is broken"]
     (plugin,) = site.service.describe()["plugins"]
     assert (plugin["state"], plugin["reason"]) == ("failed", "it is broken")
@@ -275,12 +258,11 @@ def test_stopping_during_a_reload_ends_both(clock: Clock, site: Site, log: Log) 
 
 
 def test_stopping_waits_for_the_workers_of_a_failed_reload(site: Site) -> None:
-    site.reload(failing(FIRST))
-    refused = [worker for worker in site.launcher.workers if worker.killed]
+    used = site.alive
+    site.reload(FAILED)
     stopped = site.reloader.stop()
-    for worker in site.launcher.workers:
-        if worker not in refused:
-            worker.end()
+    for worker in used:
+        worker.end()
     assert not has_fired(stopped)
     site.end_killed()
     assert has_fired(stopped)
@@ -289,68 +271,61 @@ def test_stopping_waits_for_the_workers_of_a_failed_reload(site: Site) -> None:
 def test_stopping_answers_what_an_old_generation_runs(site: Site) -> None:
     result = site.xform("plain", b"poem")
     site.reload(SECOND)
-    stopped = site.reloader.stop()
+    site.stop()
     error_of(result, ShuttingDown)
-    site.end_killed()
-    assert has_fired(stopped)
 
 
-def test_a_reload_before_the_start_leaves_one_generation(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = Site(clock, monkeypatch)
+def test_a_reload_before_the_start_leaves_one_generation(make: Callable[..., Site]) -> None:
+    site = make()
     site.reload(SECOND)
     site.start()
     assert len(site.alive) == 2
     site.stop()
 
 
-def test_without_workers_a_reload_switches_at_once(clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    site = Site(clock, monkeypatch, workers=0).start()
+def test_without_workers_a_reload_switches_at_once(make: Callable[..., Site], log: Log) -> None:
+    site = make(workers=0).start()
     assert site.xform("plain") == b"a"
     site.reload(SECOND)
     assert site.xform("other") == b"a"
-    site.reload(failing(SECOND))
+    site.reload(FAILED)
     assert log.lines[-1] == "not reloaded: transforms that work now would stop working"
     assert site.xform("other") == b"a"
     assert site.launcher.workers == []
     assert has_fired(site.reloader.stop())
 
 
-def test_a_reload_keeps_the_transforms_that_the_operator_places(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log
-) -> None:
-    site = Site(clock, monkeypatch, isolate=frozenset({"quick"})).start()
+def test_a_reload_keeps_the_transforms_that_the_operator_places(make: Callable[..., Site], log: Log) -> None:
+    site = make(isolate=frozenset({"quick"})).start()
     site.reload(registry_of(plain))
     assert log.lines[-1] == "not reloaded: isolate: no transform 'quick' here; see 'xformd list-transforms'"
     assert "quick" in site.service.registry.entries
     with pytest.raises(ConfigError, match="inline: no transform 'nope' here"):
-        Site(clock, monkeypatch, inline=frozenset({"nope"}))
+        make(inline=frozenset({"nope"}))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_imported_code_keeps_its_version_in_the_server(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, log: Log, workers: int
-) -> None:
-    site = Site(clock, monkeypatch, workers=workers).start()
+def test_imported_code_keeps_its_version_in_the_server(make: Callable[..., Site], log: Log, workers: int) -> None:
+    site = make(workers=workers).start()
     for version in ("2.0", "3.0"):
         log.clear()
-        site.reload(versioned(FIRST, version))
+        site.reload(registry_of(plain, quick, version=version))
         assert "transform quick runs in the server: version 1.0 stays until a restart" in log.lines
         assert site.service.registry.resolve("quick").plugin.version == "1.0"
     assert site.service.registry.resolve("plain").plugin.version == ("3.0" if workers else "1.0")
     assert "xformd-verses: 2.0 -> 3.0" in log.lines
 
 
-def test_there_are_as_many_workers_as_processors(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_as_many_workers_as_processors(make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7})
-    assert len(Site(clock, monkeypatch, workers=None).start().alive) == 4
+    assert len(make(workers=None).start().alive) == 4
 
 
 # Decisions.
 
 
 def built_in(*transforms: Transform) -> Registry:
-    plugin = Plugin(name="text", distribution=BUILT_IN, source="text", transforms=transforms)
-    return Registry({made.name: Entry(made, plugin) for made in transforms}, (plugin,))
+    return registry_of(*transforms, distribution=BUILT_IN)
 
 
 def with_example(poem: Any, result: Any, kind: Any = "text", **options: Any) -> Transform:
@@ -398,7 +373,7 @@ def test_what_a_reload_has_changed() -> None:
         "reloaded: 0 transforms from 0 plugins",
         "xformd-verses: 1.0 -> removed",
     ]
-    lines = [*what_changes(Registry({}, ()), failing(FIRST))]
+    lines = [*what_changes(Registry({}, ()), FAILED)]
     assert lines[1:] == [
         "xformd-verses: not installed -> 1.0",
         "failed: plugin xformd-verses 1.0 (verses): it is broken",

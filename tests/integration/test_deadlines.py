@@ -17,7 +17,7 @@ HUNG = {
 }
 
 
-pytestmark = pytest.mark.xdist_group("deadlines")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("deadlines")]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import pytest
 
 from support.processes import XFORMD, Server, netstring, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 64
 FEW_DESCRIPTORS = ("bash", "-c", f'ulimit -n {LIMIT}; exec "$@"', "bash", *XFORMD)
 OPENING = netstring(b"xformd/2")

@@ -16,7 +16,7 @@ from support import packages
 from support.poems import peer, sends
 from support.processes import DEADLINE_S, serving
 
-pytestmark = pytest.mark.xdist_group("docs")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins-example/*/README.md"))]

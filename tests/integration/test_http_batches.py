@@ -12,6 +12,8 @@ from support.http_client import HTTP, connect, exchange
 from support.http_front import request
 from support.processes import Server, read_to_end, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = '''
 import time
 import xformd

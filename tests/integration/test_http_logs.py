@@ -10,6 +10,8 @@ from support.http_client import HTTP, exchange
 from support.http_front import request
 from support.processes import Server, serving, wait_until
 
+pytestmark = pytest.mark.slow
+
 LEAKY = Path(__file__).parents[1] / "support" / "leaky"
 POEM = "TheOwlOfHttp"
 

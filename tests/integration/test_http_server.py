@@ -20,6 +20,8 @@ from support.packages import Environment
 from support.processes import DEADLINE_S, environment, read_to_end, serving, wait_until, xformd_process
 from support.session_client import abort, step
 
+pytestmark = pytest.mark.slow
+
 OWL = request("/transform/upper", b"owl")
 
 
@@ -103,7 +105,6 @@ def test_a_half_closed_client_is_answered(hostile: Hostile) -> None:
 # Shutdown.
 
 
-@pytest.mark.slow
 def test_sigterm_lets_requests_in_flight_finish(hostile_environment: Environment, tmp_path: Path) -> None:
     marker = new_marker()
     with hostile_server(hostile_environment, tmp_path, *HTTP, XFORMD_SHUTDOWN_GRACE_S="15") as own:

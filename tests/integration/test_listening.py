@@ -9,6 +9,8 @@ import pytest
 from support.certificates import tls_endpoint
 from support.processes import XFORMD, netstring, read_to_end, serving, xformd
 
+pytestmark = pytest.mark.slow
+
 
 def test_port_0_takes_a_free_port_and_names_it(tmp_path: Path) -> None:
     with serving(tmp_path) as server:

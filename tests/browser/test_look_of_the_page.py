@@ -1,4 +1,4 @@
-"""For everybody, on every screen; and the pictures of it in the README."""
+"""How the page looks: accessible, on every screen, with charts; and its pictures in the README."""
 
 import os
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-using")]
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-TELEPHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 DESK_SIZE: "ViewportSize" = {"width": 1280, "height": 800}
 DESK = {"viewport": DESK_SIZE}
 SHOWN = "#wrap:width=32,indent=2+number-lines"
@@ -35,7 +35,7 @@ def axe_finds(visit: Visit) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("screen", [DESK, TELEPHONE], ids=["desk", "telephone"])
+@pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
 def test_axe_finds_no_violation(opening: Opener, scheme: str, screen: dict[str, object]) -> None:
     visit = opening(color_scheme=scheme, **screen)
     visit.open(SHOWN)
@@ -56,7 +56,7 @@ def test_axe_would_find_something(visit: Visit) -> None:
 
 @pytest.mark.parametrize("width", [320, 390, 600])
 def test_a_phone_does_not_scroll_sideways(opening: Opener, width: int) -> None:
-    visit = opening(**{**TELEPHONE, "viewport": {"width": width, "height": 844}})
+    visit = opening(**{**PHONE, "viewport": {"width": width, "height": 844}})
     long = "x" * 3_000
     visit.open(f"#fields:who={'y' * 300},number=1+wrap+number-lines+odd+sort-lines&poem={long}")
     visit.result().filter(has_text="yyy").wait_for()
@@ -87,9 +87,9 @@ def test_charts_are_drawn_from_the_metrics(visit: Visit) -> None:
 
 
 def test_a_chart_shows_the_difference_of_two_scrapes(visit: Visit) -> None:
-    """Half of ten runs took less than 1 ms, and all but one less than 3; what came before does not count."""
-    scrapes = [exposition(1_000, 50, (100, 200, 300)), exposition(1_010, 51, (105, 209, 310))]
-    restarted = exposition(0, 0, (0, 0, 0))
+    """Of the ten runs between them, half took less than 1 ms, and all but one less than 3 ms."""
+    scrapes = [metrics_text(1_000, 50, (100, 200, 300)), metrics_text(1_010, 51, (105, 209, 310))]
+    restarted = metrics_text(0, 0, (0, 0, 0))
     visit.page.route("**/metrics", lambda route: route.fulfill(body=scrapes.pop(0) if scrapes else restarted))
     visit.stop_the_clock()
     visit.open("#upper&poem=owl")
@@ -101,7 +101,7 @@ def test_a_chart_shows_the_difference_of_two_scrapes(visit: Visit) -> None:
     chart_shows(visit, 1, "0/s")
 
 
-def exposition(answered: int, failed: int, below: tuple[int, int, int]) -> str:
+def metrics_text(answered: int, failed: int, below: tuple[int, int, int]) -> str:
     """Write the metrics of a server; ``below`` are the runs of up to 1 ms, 3 ms and any time."""
     lines = [
         "# HELP xformd_requests_total Requests.",

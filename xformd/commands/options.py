@@ -309,16 +309,7 @@ def _given_flags(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
 def configured(
     file: Path | None, flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str]
 ) -> "Iterator[Configuration]":
-    """Read the settings; an error in the block about one of them names where it was set.
-
-    Args:
-        file: a TOML file, if any.
-        flags: as for ``xformd.config.configure``.
-        environment: the variables that count.
-
-    Raises:
-        ConfigError: a setting is invalid, or the block found it to be.
-    """
+    """Read the settings; a ``ConfigError`` of the block about one of them names where it was set."""
     from xformd.config import configure
 
     configuration = configure(file, environment, flags)

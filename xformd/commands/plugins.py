@@ -127,11 +127,7 @@ class Verdict:
 
 
 async def check_plugin(plugin: "Plugin", clock: "IReactorTime") -> AsyncIterator[Verdict]:
-    """Run every example of every transform of a plugin, the way a request would.
-
-    Args:
-        plugin: its transforms are run even where another plugin has won their names.
-        clock: a reactor.
+    """Run every example of a plugin's transforms the way a request would, also where another plugin has the name.
 
     Yields:
         One verdict per transform, or a single one for a plugin that failed to load.

@@ -99,14 +99,7 @@ def make_eager(port: IListeningPort) -> None:
 
 @implementer(IReadWriteDescriptor)
 class Channel:
-    """The server's end of the socket to a worker. Twisted's pipes to processes read only 8 KiB at a time.
-
-    Args:
-        connection: the connected socket.
-        receive: called with the data that arrives.
-        lost: called when the other end has closed.
-        reactor: watches the socket.
-    """
+    """The server's end of the socket to a worker. Twisted's pipes to processes read only 8 KiB at a time."""
 
     def __init__(
         self,

@@ -193,14 +193,7 @@ def _conflict_from_json(described: Mapping[str, Any], plugins: list[Plugin]) -> 
 
 
 def to_table(listed: Mapping[str, Any]) -> str:
-    """Return a listing as a table, then one line per problem.
-
-    Args:
-        listed: the result of ``to_json``, here or on a server.
-
-    Returns:
-        Lines, without a final newline.
-    """
+    """Return the listing of ``to_json`` as a table, then one line per problem, without a final newline."""
     rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *map(_row, listed["transforms"])]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     # Long summaries are cut, so that each row fits on one line of the terminal.

@@ -113,16 +113,7 @@ def _limit(work: Deferred[Any], timeout_s: float, clock: Any, message: str) -> N
 
 
 class PoemReader(Protocol):
-    """One connection to a poem server.
-
-    Args:
-        address: the server's name in messages.
-        max_bytes: the longest poem to accept.
-        progressed: is called with the number of bytes so far.
-
-    Attributes:
-        poem: fires with the whole poem. Cancelling it closes the connection.
-    """
+    """One connection to a poem server. ``poem`` fires with the whole poem; cancelling it closes the connection."""
 
     transport: Any
 

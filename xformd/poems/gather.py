@@ -212,16 +212,7 @@ class Progress:
 
 
 def format_lines(states: Mapping[str, str], columns: int, rows: int) -> list[str]:
-    """Format the lines of a display.
-
-    Args:
-        states: what to show for each address, in order.
-        columns: of the terminal.
-        rows: of the terminal: lines that scroll away cannot be rewritten.
-
-    Returns:
-        A line for each address; or as many as there is room for, and one that says how many are left out.
-    """
+    """Return a line for each address; or as many as fit into the rows, and one that says how many are left out."""
     width = max(map(len, states), default=0)
     lines = [printable(f"{address:<{width}}  {state}")[: max(1, columns - 1)] for address, state in states.items()]
     room = max(1, rows - 2)

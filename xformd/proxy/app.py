@@ -10,14 +10,7 @@ from xformd.proxy import CachingTransformService
 
 
 class ProxyServer(ListeningService):
-    """A caching proxy for transforms. It answers what it has accepted before it stops.
-
-    Args:
-        service: answers the requests.
-        listen: the endpoints to listen on.
-        limits: what one client may cost.
-        reactor: the reactor.
-    """
+    """A caching proxy for transforms. It answers what it has accepted before it stops."""
 
     def __init__(self, service: CachingTransformService, listen: tuple[str, ...], limits: Limits, reactor: Any) -> None:
         super().__init__(listen, TransformFactory(service, limits, reactor), reactor, is_eager=True)
@@ -35,20 +28,6 @@ class ProxyServer(ListeningService):
 def make_proxy(
     upstreams: tuple[str, ...], listen: tuple[str, ...], limits: Limits, reactor: Any, **options: Any
 ) -> ProxyServer:
-    """Put a caching proxy for transforms together.
-
-    Args:
-        upstreams: the addresses of the transform servers.
-        listen: the endpoints to listen on.
-        limits: what one client may cost.
-        reactor: the reactor.
-        **options: passed to ``CachingTransformService``.
-
-    Returns:
-        A Twisted service, not started.
-
-    Raises:
-        ConfigError: an address is invalid.
-    """
+    """Put a caching proxy together, not started; raise ``ConfigError`` if an address is invalid."""
     limits = within_descriptors(limits, workers=0)
     return ProxyServer(CachingTransformService(upstreams, limits, reactor, **options), listen, limits, reactor)

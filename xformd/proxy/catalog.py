@@ -200,14 +200,10 @@ class CatalogPoller:
 
 
 def agreed(listings: Iterable[Listing]) -> dict[str, Origin]:
-    """Return the transforms whose results may be cached.
+    """Return the transforms whose results may be cached, with their origin.
 
-    Args:
-        listings: of every upstream that has answered.
-
-    Returns:
-        Those that are deterministic and of one version of one distribution at every upstream that has them. A loose
-        file has no version: nobody would notice that it has changed.
+    Those are deterministic, and of one version of one distribution at every upstream that has them. A loose file has no
+    version: nobody would notice that it has changed.
     """
     origins: dict[str, set[Origin | None]] = {}
     for listing in listings:

@@ -127,15 +127,7 @@ def internal_error(failure: Failure, timing: RequestTiming | None = None) -> Int
 
 
 class Generation:
-    """What can be run, and what is running.
-
-    Args:
-        registry: the transforms. It never changes.
-        inline: runs transforms in the reactor.
-        workers: runs the others; None runs all of them in the reactor.
-        placement: the operator's exceptions to where transforms run.
-        quarantine: which transforms may not run for a while.
-    """
+    """What can be run, and what is running; without ``workers`` the reactor runs everything."""
 
     def __init__(
         self,

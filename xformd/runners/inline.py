@@ -35,14 +35,7 @@ WARN_EVERY_S = 60.0
 
 
 class InlineRunner:
-    """Runs one step at a time, at once.
-
-    Args:
-        max_result_bytes: the longest result, in bytes.
-        clock: a reactor, or a clock in its place.
-        stopwatch: measures how long a transform holds the reactor, in seconds.
-        make_traceback: describes an exception for the log.
-    """
+    """Runs one step at a time, at once."""
 
     log = Logger()
 

@@ -25,14 +25,7 @@ _TRACEBACK = b"traceback "
 
 @attrs.frozen(kw_only=True)
 class WorkerSetup:
-    """What a server sends first: what the worker loads, and its limits.
-
-    Args:
-        selection: which plugins to load.
-        max_request_bytes: the longest poem of a request, in bytes.
-        max_result_bytes: the longest result of a step, in bytes.
-        memory_bytes: the largest address space, in bytes.
-    """
+    """What a server sends first: what the worker loads, and its limits; ``memory_bytes`` bounds its address space."""
 
     selection: Selection
     max_request_bytes: int

@@ -179,17 +179,7 @@ class FairQueue:
 
 
 class WorkerPool:
-    """Runs jobs in worker processes.
-
-    Args:
-        size: how many jobs run at a time. One more process waits, warm, to replace one that ends.
-        launch: starts a worker.
-        self_test: an example that each worker must pass first.
-        quarantine: tracks which transforms kill workers.
-        limits: how long the queue may get, and when a worker is worn.
-        clock: a reactor, or a clock in its place.
-        history: where starts and deaths of workers are counted.
-    """
+    """Runs jobs in worker processes, ``size`` at a time. One more process waits, warm, to replace one that ends."""
 
     log = Logger()
 

@@ -117,17 +117,7 @@ class _SelfTestRun:
 
 
 class Supervisor:
-    """Starts, tests, retires and replaces workers.
-
-    Args:
-        count: how many to keep.
-        launch: starts one.
-        self_test: what each must pass first; None for nothing.
-        on_idle: called when a worker becomes idle.
-        limits: when a worker is worn.
-        clock: a reactor, or a clock in its place.
-        history: where starts and deaths are counted.
-    """
+    """Starts, tests, retires and replaces workers; ``on_idle`` is called when one becomes idle."""
 
     log = Logger()
 

@@ -74,11 +74,6 @@ class WorkerEvents(Protocol):
 class WorkerHandle(ProcessProtocol):
     """One worker: starts the process, sends it jobs, passes on what it answers, and ends it.
 
-    Args:
-        setup: what it loads, and its limits.
-        events: what to tell its supervisor.
-        reactor: spawns it.
-
     Raises:
         OSError: the system has no more processes, memory or descriptors to give.
     """

@@ -22,15 +22,7 @@ from xformd.telemetry.metrics import Front, Metrics
 
 
 class Server(ListeningService):
-    """A transform server. It answers what it has accepted before it stops.
-
-    Args:
-        reloader: its service, and the plugins and workers behind it.
-        listen: the endpoints to listen on.
-        factory: makes its connections.
-        reactor: what it runs on.
-        others: its listeners for HTTP.
-    """
+    """A transform server. It answers what it has accepted before it stops."""
 
     def __init__(
         self,
@@ -70,14 +62,7 @@ class Server(ListeningService):
 
 
 def make_server(settings: Settings, reactor: Any) -> Server:
-    """Load the plugins and put a server together.
-
-    Args:
-        settings: the settings.
-        reactor: what it runs on.
-
-    Returns:
-        A Twisted service, not yet started.
+    """Load the plugins and put a server together, not started.
 
     Raises:
         ConfigError: a setting names something that does not exist.

@@ -38,13 +38,6 @@ END_TIMEOUT_S = 5.0
 class Reloader:
     """The service of a server, and the plugins and workers behind it.
 
-    Args:
-        settings: the server's.
-        reactor: what it runs on.
-
-    Attributes:
-        service: answers requests.
-
     Raises:
         ConfigError: a setting names something that does not exist.
     """

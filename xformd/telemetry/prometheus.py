@@ -21,14 +21,7 @@ from xformd.telemetry.status import ServerStatus
 
 @attrs.frozen
 class Sources:
-    """Where the figures come from.
-
-    Args:
-        metrics: what was counted and measured.
-        status: returns the server's status.
-        plugins: returns name, distribution, version and state of each plugin.
-        connection_stats: returns the connections of each front that the server listens with.
-    """
+    """Where the figures come from; a plugin is its name, distribution, version and state."""
 
     metrics: Metrics
     status: Callable[[], ServerStatus]

@@ -23,13 +23,7 @@ Result = TypeVar("Result", bytes, bytes | Failure)
 
 
 class CountingService:
-    """A ``Service`` that counts.
-
-    Args:
-        service: answers the requests.
-        metrics: where to count.
-        front: how the requests come.
-    """
+    """A ``Service`` that counts the requests of one front."""
 
     def __init__(self, service: TransformService, metrics: Metrics, front: Front) -> None:
         self._service = service

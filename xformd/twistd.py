@@ -49,23 +49,14 @@ def _read_settings(file: str | None) -> Settings:
 
 
 class ReloadingServer(FailFastService):
-    """Starts a transform server, and reloads its plugins on SIGHUP.
-
-    Args:
-        server: the server to start.
-        reactor: the reactor that it runs on.
-    """
+    """Starts a transform server, and reloads its plugins on SIGHUP."""
 
     def __init__(self, server: Server, reactor: Any) -> None:
         super().__init__(server, reactor)
         self._reload: Callable[[], object] = server.reload
 
     def startService(self) -> None:
-        """Start the server.
-
-        Raises:
-            ListenFailed: the server cannot listen.
-        """
+        """Start the server, and listen to SIGHUP."""
         super().startService()
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
 

@@ -219,11 +219,7 @@ def to_folder(
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that nobody ever sees half of: it appears when it is whole.
-
-    Args:
-        path: where; its folder is created if it is missing.
-        content: what to write.
+    """Write a file that nobody ever sees half of: it appears when it is whole. Its folder is created if missing.
 
     Raises:
         OSError: it could not be written; what was there before is unchanged.

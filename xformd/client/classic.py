@@ -19,18 +19,7 @@ from xformd.wire import classic, netstring
 def send_request(
     endpoint: IStreamClientEndpoint, address: str, spec: Spec, poem: bytes, *, max_result_bytes: int
 ) -> Deferred[bytes]:
-    """Send one request.
-
-    Args:
-        endpoint: the server's endpoint.
-        address: the server's name in messages.
-        spec: the transforms.
-        poem: the poem.
-        max_result_bytes: the longest result to accept.
-
-    Returns:
-        A Deferred of the result. Cancelling it closes the connection.
-    """
+    """Send one request, and return a Deferred of its result. Cancelling it closes the connection."""
     exchange = _Exchange(address, classic.Request(spec, poem), max_result_bytes)
     connecting = connect(endpoint, exchange)
     answer: Deferred[bytes] = Deferred(lambda _: exchange.cancel(connecting))

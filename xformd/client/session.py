@@ -39,11 +39,6 @@ class SpeaksClassic(Exception):
 class Session(Protocol):
     """One connection.
 
-    Args:
-        address: the server's name in messages.
-        clock: a reactor, or a clock in its place.
-        max_result_bytes: the longest result to accept.
-
     Attributes:
         opened: fires with this session once the server has said hello; fails with ``SpeaksClassic`` or an
             ``XformError``.
@@ -78,12 +73,7 @@ class Session(Protocol):
         return len(self._in_flight) + len(self._cancelled) + len(self._waiting)
 
     def send_request(self, spec: Spec, poem: bytes, ends_at: float | None = None) -> Deferred[bytes]:
-        """Send a poem.
-
-        Args:
-            spec: the transforms.
-            poem: the poem.
-            ends_at: the clock's time at which the caller stops waiting.
+        """Send a poem; its caller stops waiting at ``ends_at``, by the clock.
 
         Returns:
             A Deferred of the result. Cancelling it cancels the request at the server too. It fails with ``NotSent``

@@ -29,19 +29,7 @@ CLASSIC_FOR_S = 60.0
 
 
 class Upstream:
-    """One server.
-
-    Args:
-        endpoint: its endpoint.
-        address: its name in messages.
-        clock: a reactor, or a clock in its place.
-        max_result_bytes: the longest result to accept.
-        chance: returns a number from 0 to 1.
-        longest_delay_s: the longest wait between attempts while it does not answer.
-
-    Attributes:
-        rests_until: the clock's time before which it is not tried again.
-    """
+    """One server. It is not tried again before ``rests_until``, by the clock, while it does not answer."""
 
     def __init__(
         self,

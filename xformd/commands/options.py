@@ -240,11 +240,8 @@ class LimitsCommand(click.Command):
 def configuration_options(default_port: int, *, reads_file: bool = True) -> Callable[[Command], Command]:
     """Add ``--host``, ``--port`` and ``--listen``, and pass the command its flags as a ``configuration``.
 
-    Every parameter of the command with the name of a setting is one: the flags below this decorator.
-
-    Args:
-        default_port: the port if none is given.
-        reads_file: whether a file (``--config``) and the environment count too.
+    Every parameter of the command with the name of a setting is one: the flags below this decorator. A file
+    (``--config``) and the environment count too if it ``reads_file``.
     """
 
     def decorate(command: Command) -> Command:
@@ -386,13 +383,7 @@ def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
 
 
 def run_server_without_plugins(make: "Callable[[Any], ListeningService]", serves: str, log_format: str) -> None:
-    """Run a proxy or a poem server until it is stopped.
-
-    Args:
-        make: makes the server, given the reactor.
-        serves: the last line of what it prints when it listens: what it serves.
-        log_format: ``text`` or ``json``.
-    """
+    """Run a proxy or a poem server until it is stopped; the last line of its greeting is what it ``serves``."""
     from xformd.net import run
 
     run.prepare_to_serve(log_format)

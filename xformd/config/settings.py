@@ -64,14 +64,7 @@ class Settings:
 
 @attrs.frozen
 class Setting:
-    """One row of the table.
-
-    Args:
-        name: its name in a file, from which its variable and its flag are derived.
-        type: how its value is read and written.
-        default: its value if it is not set.
-        reason: its purpose or its reason, one line for a person.
-    """
+    """One row of the table. Its variable and its flag are derived from its name in a file; ``reason`` says why."""
 
     name: str
     type: SettingType

@@ -142,12 +142,6 @@ def _error_of(failure: Failure, timing: RequestTiming) -> XformError:
 class _BatchResponse:
     """The response to one batch, which is the caller of all its lines.
 
-    Args:
-        send: sends the events of the response (ASGI).
-        disconnect: is done when the client has disconnected.
-        max_running: how many lines run at a time.
-        notify_room: called when there is room for results again.
-
     Attributes:
         takes_results: whether the client reads what is sent. While it does not, none of its lines goes to a worker.
     """

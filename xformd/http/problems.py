@@ -14,13 +14,7 @@ _NEAREST = re.compile(r"did you mean '([a-z][a-z0-9_-]{0,63})'\?\Z")
 
 
 def problem(error: XformError, request_id: str | None = None, status: int | None = None) -> dict[str, Any]:
-    """Return an error as problem details, for JSON.
-
-    Args:
-        error: one of the table.
-        request_id: the request's id; None where the request was rejected before it got one.
-        status: an HTTP status more precise than the table's; None takes the table's.
-    """
+    """Return an error as problem details, for JSON; an HTTP ``status`` may be more precise than the table's."""
     members: dict[str, Any] = {
         "type": f"urn:xformd:error:{error.code}",
         "title": error.code.replace("-", " "),

@@ -26,15 +26,9 @@ _BUILT_INS = ("poetry", "text")
 
 @attrs.frozen(kw_only=True)
 class Candidate:
-    """A plugin that was found and is not imported yet.
+    """A plugin that was found and is not imported yet; its name and source are those of a ``Plugin``.
 
-    Args:
-        name: the entry point's name, or the file's without ``.py``.
-        distribution: the installed package; for a loose file, the file's name.
-        version: of the distribution; empty if it has none.
-        source: the import path or the loose file.
-        load: imports it; may raise anything.
-        is_loose: whether it is a file of a folder of ``plugins_dir``.
+    ``load`` imports it, and may raise anything.
     """
 
     name: str

@@ -24,14 +24,11 @@ _PLAIN_FIELDS = ("inline", "asynchronous", "timeout_s", "memory_bytes", "determi
 
 
 def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, Any]:
-    """Return the registry as values that ``json.dumps`` takes.
-
-    Args:
-        registry: the registry to list.
-        quarantined: names of transforms that are in quarantine.
+    """Return the registry as values that ``json.dumps`` takes, always in the same order.
 
     Returns:
-        ``{"transforms": [...], "plugins": [...], "conflicts": [...]}``, always in the same order.
+        ``{"transforms": [...], "plugins": [...], "conflicts": [...]}``; a transform is quarantined if its name is in
+        ``quarantined``.
     """
     return {
         "transforms": [_transform_to_json(entry, quarantined) for _, entry in sorted(registry.entries.items())],

@@ -13,16 +13,7 @@ from xformd.poems.server import PoemFactory, PoemService, PoemSource
 def make_poem_server(
     poem: Path, listen: tuple[str, ...], reactor: Any, *, bytes_per_s: float | None = None
 ) -> ListeningService:
-    """Put a poem server together.
-
-    Args:
-        poem: the poem's file.
-        listen: the endpoints to listen on.
-        reactor: the reactor.
-        bytes_per_s: the rate at which to send the poem to each client; None for no limit.
-
-    Returns:
-        A Twisted service, not started.
+    """Put a poem server together, not started; ``bytes_per_s`` limits the rate for each client.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -31,16 +22,7 @@ def make_poem_server(
 
 
 def make_poem_proxy(upstream: str, listen: tuple[str, ...], reactor: Any, **options: Any) -> ListeningService:
-    """Put a caching poem proxy together.
-
-    Args:
-        upstream: the address of the poem's server.
-        listen: the endpoints to listen on.
-        reactor: the reactor.
-        **options: passed to ``CachingProxyService``.
-
-    Returns:
-        A Twisted service, not started.
+    """Put a caching poem proxy together, not started; the options are those of ``CachingProxyService``.
 
     Raises:
         ConfigError: the address is invalid.

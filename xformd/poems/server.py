@@ -63,9 +63,6 @@ class PoemSource(Interface):
 class PoemService(Service):
     """A poem from memory, or from a file that is read again whenever it has changed.
 
-    Args:
-        poem: the poem itself, or the path of its file.
-
     Raises:
         ConfigError: the file cannot be read.
     """

@@ -59,14 +59,7 @@ class Catalog:
         self._changes = 0
 
     def learn(self, upstream: str, listing: object) -> frozenset[str]:
-        """Record an upstream's listing.
-
-        Args:
-            upstream: its address.
-            listing: its answer to ``!list``.
-
-        Returns:
-            The transforms whose cached results are no longer valid.
+        """Record an upstream's answer to ``!list``; return the transforms whose cached results are no longer valid.
 
         Raises:
             ValueError: it is not a listing.

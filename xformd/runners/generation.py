@@ -43,14 +43,10 @@ class Stage:
 class PreparedCall:
     """One inline transform with its options, looked up and converted: it takes poem after poem.
 
-    Args:
-        run: runs the transform. Its result goes to the client if it is ``bytes`` within the limit; anything else, and
-            the Failure of what it raised, goes to ``finish_call``.
-        finish_call: returns or raises what ``Service.xform`` would.
-        on_slow_call: is called with the seconds of a run that took more than ``SLOW_CALL_S``.
-        name: the transform's.
-        batched_counts: where to count its runs; None where nobody counts.
-        counted: copies of this with ``batched_counts``, by the ``CountingService`` that made them.
+    If the result of ``run`` is ``bytes`` within the limit, it goes to the client; anything else, and the Failure of
+    what it raised, goes to ``finish_call``, which returns or raises what ``Service.xform`` would.
+    ``on_slow_call`` is called with the seconds of a run that took more than ``SLOW_CALL_S``. ``counted`` has copies of
+    this with ``batched_counts``, by the ``CountingService`` that made them.
     """
 
     run: Run

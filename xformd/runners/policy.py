@@ -130,13 +130,7 @@ class Quarantine:
 
 
 def why_worn(jobs: int, growth_bytes: int, limits: Limits) -> str:
-    """Return why a worker should be replaced; an empty string if it should not.
-
-    Args:
-        jobs: how many it has run.
-        growth_bytes: how much more memory it uses than when it was ready.
-        limits: how much of either is too much.
-    """
+    """Return why a worker should be replaced; an empty string if it should not."""
     if jobs >= limits.max_jobs_per_worker:
         return f"has done {jobs} jobs"
     if growth_bytes > limits.max_worker_growth_bytes:
@@ -145,13 +139,7 @@ def why_worn(jobs: int, growth_bytes: int, limits: Limits) -> str:
 
 
 def retry_after_ms(waiting: int, workers: int, mean_job_s: float) -> int:
-    """Return in how many milliseconds half of the queue is likely to be done: 100 to 30,000.
-
-    Args:
-        waiting: how many jobs wait.
-        workers: how many run at a time.
-        mean_job_s: how long one takes, in seconds.
-    """
+    """Return in how many milliseconds half of the queue is likely to be done: 100 to 30,000."""
     return int(1000 * min(30.0, max(0.1, waiting * mean_job_s / workers / 2)))
 
 

@@ -62,14 +62,7 @@ class SelfTest:
 
 @attrs.define(eq=False)
 class WorkerSlot:
-    """One worker and what it is doing.
-
-    Args:
-        worker: its process.
-        state: what it does.
-        job: what it runs while it is busy.
-        jobs: how many it has been given.
-    """
+    """One worker and what it is doing."""
 
     worker: WorkerHandle
     state: WorkerState = "starting"

@@ -38,7 +38,7 @@ class Wire(StringTransport):
         self.sent = b""
 
     def write(self, data: bytes) -> None:
-        if not self.is_gone:
+        if data and not self.is_gone:
             self.sent += data
             self.network.events.append((self.peer.receive, data))
 
@@ -91,7 +91,13 @@ class Host:
         self.network = network
         self.factory = factory
         self.is_slow = False
+        self.cancelled = 0
         self.wires: list[Wire] = []  # the server's side of each connection
+
+    def say(self, data: bytes) -> None:
+        """Send to the client that connected last."""
+        self.wires[-1].write(data)
+        self.network.pump()
 
     def lose_connections(self, reason: Exception | None = None) -> None:
         """Break every connection, as the client sees it."""
@@ -104,10 +110,13 @@ class Host:
         return b"".join(wire.peer.sent for wire in self.wires)
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        connecting: Deferred[IProtocol] = Deferred()
+        connecting: Deferred[IProtocol] = Deferred(self._cancel)
         if not self.is_slow:
             self.network.events.append((self._accept, (factory, connecting)))
         return connecting
+
+    def _cancel(self, _: object) -> None:
+        self.cancelled += 1
 
     def _accept(self, arguments: tuple[IProtocolFactory, Deferred[IProtocol]]) -> None:
         client_factory, connecting = arguments
@@ -132,7 +141,11 @@ class Network:
     def __init__(self) -> None:
         self.events: deque[tuple[Any, Any]] = deque()
 
-    def scripted(self, answer: "Answer") -> tuple[Host, list[bytes]]:
+    def silent(self) -> Host:
+        """Make a server that sends what the test says, and no more."""
+        return self.host(Factory.forProtocol(Protocol))
+
+    def scripted(self, answer: Answer) -> tuple[Host, list[bytes]]:
         """Make a server that answers each string; return it, and the list of the strings that it has received."""
         received: list[bytes] = []
         return self.host(Factory.forProtocol(lambda: Scripted(received, answer))), received
@@ -154,7 +167,7 @@ class Network:
 class Scripted(Protocol):
     """A server that says what the test tells it to, and knows what it was told."""
 
-    def __init__(self, log: list[bytes], answer: Callable[[bytes], bytes | None]) -> None:
+    def __init__(self, log: list[bytes], answer: Answer) -> None:
         self._decoder = Decoder(1_000_000)
         self._log = log
         self._answer = answer

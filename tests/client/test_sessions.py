@@ -469,7 +469,7 @@ def test_list_and_ping(world: World) -> None:
 def test_a_result_has_the_poems_type(world: World) -> None:
     proxy = world.proxy()
     for poem, result in (("dé", "DÉ"), ("dé".encode(), "DÉ".encode()), (bytearray(b"a"), b"A")):
-        assert world.settle(proxy.xform("upper", poem)) == result  # type: ignore[type-var]
+        assert world.settle(proxy.xform("upper", poem)) == result
     host, _ = world.scripted(hello_then(lambda string: b"1 ok.\xff"))
     assert world.fail(world.proxy(host).xform("zip", "poem"), xformd.GibberishError).poem == "poem"
 

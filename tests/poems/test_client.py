@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.error import ConnectionLost as Lost
-from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 
@@ -17,85 +17,63 @@ from xformd.poems.client import find_server
 
 
 @pytest.fixture
-def network() -> Network:
-    return Network()
+def host() -> Host:
+    return Network().silent()
 
 
-@pytest.fixture
-def host(network: Network) -> Host:
-    return network.host(Factory.forProtocol(Protocol))
+def get(host: Host, clock: Clock, *, address: str | None = "owl:1", **options: Any) -> Deferred[bytes]:
+    poem = get_poem(host, address=address, reactor=clock, **options)
+    host.network.pump()
+    return poem
 
 
-def get(host: Host, clock: Clock, **options: Any) -> Deferred[bytes]:
-    return get_poem(host, address="owl:1", reactor=clock, **options)
-
-
-def test_a_poem_is_all_that_comes_before_the_close(network: Network, host: Host, clock: Clock) -> None:
+def test_a_poem_is_all_that_comes_before_the_close(host: Host, clock: Clock) -> None:
     received: list[int] = []
     poem = get(host, clock, progressed=received.append)
-    network.pump()
-    (wire,) = host.wires
-    wire.write(b"The Owl\r\n")
-    wire.write(b"\0 and the Pussy-cat")
-    network.pump()
+    host.say(b"The Owl\r\n")
+    host.say(b"\0 and the Pussy-cat")
     assert not has_fired(poem)
-    wire.loseConnection()
-    network.pump()
+    host.lose_connections(ConnectionDone())
     assert result_of(poem) == b"The Owl\r\n\0 and the Pussy-cat"
     assert received == [0, 9, 28]
     assert clock.getDelayedCalls() == []
 
 
-def test_a_reset_is_never_the_end_of_a_poem(network: Network, host: Host, clock: Clock) -> None:
-    poem = get(host, clock)
-    network.pump()
-    host.wires[0].write(b"The Owl")
-    network.pump()
-    host.wires[0].peer.lose(Lost())
-    error = error_of(poem, xformd.ConnectionLost)
-    assert error.message == (
-        "owl:1 is gone (Connection to the other side was lost in a non-clean fashion.) after 7 bytes: no whole poem"
-    )
+@pytest.mark.parametrize(
+    ("address", "received", "end", "says"),
+    [
+        ("owl:1", b"The Owl", Lost(), f"owl:1 is gone ({Lost()}) after 7 bytes: no whole poem"),
+        ("owl:1", b"", ConnectionDone(), "owl:1 closed without sending anything: no poem"),
+        (None, b"", ConnectionDone(), "the poem server closed without sending anything: no poem"),
+    ],
+)
+def test_a_reset_or_a_close_without_a_byte_is_a_failure(
+    host: Host, clock: Clock, address: str | None, received: bytes, end: Exception, says: str
+) -> None:
+    poem = get(host, clock, address=address)
+    host.say(received)
+    host.lose_connections(end)
+    assert error_of(poem, xformd.ConnectionLost).message == says
 
 
-def test_a_close_without_a_byte_is_a_failure(network: Network, host: Host, clock: Clock) -> None:
-    poem = get(host, clock)
-    network.pump()
-    host.wires[0].loseConnection()
-    network.pump()
-    assert error_of(poem, xformd.ConnectionLost).message == "owl:1 closed without sending anything: no poem"
-
-
-def test_a_refused_connection_names_the_server(network: Network, clock: Clock) -> None:
-    poem = get(network.host(), clock)
-    network.pump()
-    error = error_of(poem, xformd.ConnectionFailed)
+def test_a_refused_connection_names_the_server(clock: Clock) -> None:
+    error = error_of(get(Network().host(), clock), xformd.ConnectionFailed)
     assert error.message == "cannot connect to owl:1: Connection refused; is a poem server running there?"
 
 
-def test_a_server_that_never_answers_fails_at_its_deadline(network: Network, host: Host, clock: Clock) -> None:
+@pytest.mark.parametrize("drip", [b"", b"x"])
+def test_a_server_that_never_ends_fails_at_its_deadline(host: Host, clock: Clock, drip: bytes) -> None:
     poem = get(host, clock, timeout_s=5, connect_timeout_s=1)
-    network.pump()
-    clock.advance(4.9)
-    assert not has_fired(poem)
-    clock.advance(0.1)
+    for step_s in (1, 1, 1, 1, 0.9, 0.1):
+        assert not has_fired(poem)
+        host.say(drip)
+        clock.advance(step_s)
     assert error_of(poem, xformd.TransformTimeout).message == "no whole poem from owl:1 within 5 s"
-    network.pump()
+    host.network.pump()
     assert host.wires[0].is_gone
 
 
-def test_a_server_that_drips_for_ever_does_not_move_the_deadline(network: Network, host: Host, clock: Clock) -> None:
-    poem = get(host, clock, timeout_s=5)
-    network.pump()
-    for _ in range(5):
-        assert not has_fired(poem)
-        host.wires[0].write(b"x")
-        network.pump()
-        clock.advance(1)
-    error_of(poem, xformd.TransformTimeout)
-
-
-def test_connecting_has_its_own_deadline(network: Network, host: Host, clock: Clock) -> None:
+def test_connecting_has_its_own_deadline(host: Host, clock: Clock) -> None:
     host.is_slow = True
     poem = get(host, clock, timeout_s=60, connect_timeout_s=2)
     clock.advance(2)
@@ -103,29 +81,23 @@ def test_connecting_has_its_own_deadline(network: Network, host: Host, clock: Cl
     assert clock.getDelayedCalls() == []
 
 
-def test_a_poem_that_is_too_long_fails_at_the_first_byte_too_many(network: Network, host: Host, clock: Clock) -> None:
+def test_a_poem_that_is_too_long_fails_at_the_first_byte_too_many(host: Host, clock: Clock) -> None:
     poem = get(host, clock, max_bytes=10)
-    network.pump()
-    host.wires[0].write(b"x" * 10)
-    network.pump()
+    host.say(b"x" * 10)
     assert not has_fired(poem)
     host.wires[0].write(b"x")
-    host.wires[0].write(b"and on")
-    network.pump()
+    host.say(b"and on")
     assert error_of(poem, xformd.TooLarge).message == "owl:1 sends more than 10 bytes"
     assert host.wires[0].is_gone
 
 
 @pytest.mark.parametrize("is_connected", [False, True])
-def test_cancelling_closes_the_connection_and_is_twisteds_error(
-    network: Network, host: Host, clock: Clock, is_connected: bool
-) -> None:
+def test_cancelling_closes_the_connection_and_is_twisteds_error(host: Host, clock: Clock, is_connected: bool) -> None:
     host.is_slow = not is_connected
     poem = get(host, clock, timeout_s=5)
-    network.pump()
     poem.cancel()
     assert isinstance(error_of(poem, xformd.Cancelled), CancelledError)
-    network.pump()
+    host.network.pump()
     assert [wire.is_gone for wire in host.wires] == [True] * is_connected
     assert clock.getDelayedCalls() == []
 
@@ -133,14 +105,6 @@ def test_cancelling_closes_the_connection_and_is_twisteds_error(
 @pytest.mark.parametrize(("address", "name"), [(None, "localhost:1"), ("the owl's", "the owl's")])
 def test_a_server_is_named_as_the_caller_says_or_by_its_address(address: str | None, name: str) -> None:
     assert find_server(MemoryReactorClock(), "localhost:1", address)[1] == name
-
-
-def test_an_endpoint_without_a_name_is_the_poem_server(network: Network, host: Host, clock: Clock) -> None:
-    poem = get_poem(host, reactor=clock)
-    network.pump()
-    host.wires[0].loseConnection()
-    network.pump()
-    assert error_of(poem, xformd.ConnectionLost).message == "the poem server closed without sending anything: no poem"
 
 
 def test_an_invalid_address_or_timeout_is_an_error_at_once(host: Host, clock: Clock) -> None:

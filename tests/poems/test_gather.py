@@ -33,33 +33,18 @@ def test_a_line_says_how_far_a_poem_is(item: Item[str], transform: str | None, s
 
 
 @pytest.mark.parametrize(
-    ("item", "name_it", "line"),
+    ("poem", "error", "line"),
     [
-        (Item(source="owl", error=LOST), True, "xformd: connection-lost: owl is gone"),
-        (
-            Item(source="owl", poem=b"", result=b"", error=BUSY),
-            False,
-            "upper failed: busy: later; original poem follows",
-        ),
-        (
-            Item(source="owl", poem=b"", result=b"", error=BUSY),
-            True,
-            "upper failed: busy: later (the poem of owl); original poem follows",
-        ),
-        (
-            Item(source="owl", poem=b"", error=OSError(28, "No space")),
-            True,
-            "xformd: cannot write the poem of owl: No space",
-        ),
-        (
-            Item(source="owl", poem=b"", error=OSError("it is odd")),
-            True,
-            "xformd: cannot write the poem of owl: it is odd",
-        ),
+        (None, LOST, "xformd: connection-lost: owl is gone"),
+        (b"", BUSY, "upper failed: busy: later (the poem of owl); original poem follows"),
+        (b"", OSError(28, "No space"), "xformd: cannot write the poem of owl: No space"),
+        (b"", OSError("it is odd"), "xformd: cannot write the poem of owl: it is odd"),
     ],
 )
-def test_a_failure_is_one_line(item: Item[str], name_it: bool, line: str) -> None:
-    assert describe_failure(item, "upper", name_it=name_it) == line
+def test_a_failure_is_one_line(poem: bytes | None, error: Exception, line: str) -> None:
+    item = Item(source="owl", poem=poem, result=poem if error is BUSY else None, error=error)
+    assert describe_failure(item, "upper", name_it=True) == line
+    assert describe_failure(item, "upper", name_it=False) == line.replace(" (the poem of owl)", "")
 
 
 def test_while_the_transform_server_is_down_no_poem_waits_long_for_its_original() -> None:
@@ -121,48 +106,40 @@ def test_the_lines_fit_the_terminal(states: dict[str, str], columns: int, rows: 
     assert format_lines(states, columns, rows) == lines
 
 
-class Screen(io.BytesIO):
-    """A terminal, as ``Progress`` sees it; what is shown counts as soon as it is flushed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        monkeypatch.setenv("COLUMNS", "80")
-        monkeypatch.setenv("LINES", "24")
-        self.terminal = io.TextIOWrapper(self, encoding="utf-8")
-
-    @property
-    def shown(self) -> str:
-        return self.getvalue().decode()
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
+    """What ``Progress`` has flushed to a terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    return io.BytesIO()
 
 
 @pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    return Screen(monkeypatch)
+def progress(shown: io.BytesIO, clock: Clock) -> Progress:
+    return Progress(io.TextIOWrapper(shown, encoding="utf-8"), clock.seconds)
 
 
-def test_lines_are_redrawn_ten_times_a_second_at_most(screen: Screen, clock: Clock) -> None:
-    progress = Progress(screen.terminal, clock.seconds)
+def test_lines_are_redrawn_ten_times_a_second_at_most(progress: Progress, shown: io.BytesIO, clock: Clock) -> None:
     progress.update("a:1", "1 bytes")
-    assert screen.shown == "a:1  1 bytes\n"
+    assert shown.getvalue() == b"a:1  1 bytes\n"
     progress.update("a:1", "2 bytes")
     clock.advance(0.1)
     progress.update("a:1", "3 bytes")
-    assert screen.shown == "a:1  1 bytes\n\x1b[1A\r\x1b[Ja:1  3 bytes\n"
+    assert shown.getvalue() == b"a:1  1 bytes\n\x1b[1A\r\x1b[Ja:1  3 bytes\n"
 
 
-def test_nothing_is_drawn_over_what_stays(screen: Screen, clock: Clock) -> None:
-    progress = Progress(screen.terminal, clock.seconds)
+def test_nothing_is_drawn_over_what_stays(progress: Progress, shown: io.BytesIO, clock: Clock) -> None:
     progress.update("a:1", "1 bytes")
     progress.clear()
     clock.advance(1)
     progress.update("a:1", "2 bytes")
-    cleared = "a:1  1 bytes\n\x1b[1A\r\x1b[J"
-    assert screen.shown == cleared
+    cleared = b"a:1  1 bytes\n\x1b[1A\r\x1b[J"
+    assert shown.getvalue() == cleared
     progress.draw()
     progress.update("a:1", "3 bytes")
     clock.advance(0.1)
     progress.update("a:1", "4 bytes")
-    assert screen.shown == cleared + "a:1  2 bytes\n\x1b[1A\r\x1b[Ja:1  4 bytes\n"
+    assert shown.getvalue() == cleared + b"a:1  2 bytes\n\x1b[1A\r\x1b[Ja:1  4 bytes\n"
 
 
 def test_without_a_terminal_nothing_is_shown(clock: Clock) -> None:

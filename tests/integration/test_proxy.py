@@ -16,7 +16,7 @@ from support import counted, packages, poems
 from support.counted import Counted, counting, proxying
 from support.hostile import best_of
 from support.packages import Environment
-from support.processes import DEADLINE_S, XFORMD, Server, netstring, read_to_end, wait_until, xformd
+from support.processes import DEADLINE_S, XFORMD, Server, netstring, read_to_end, resident_bytes, wait_until, xformd
 from support.processes import environment as variables
 from support.session_client import Load, Session, retry_after_s, step
 
@@ -50,11 +50,6 @@ def classic(server: Server, spec: str, poem: bytes) -> bytes:
 def listing(server: Server) -> Any:
     with Session(server) as session:
         return json.loads(session.ask("!list").poem)
-
-
-def rss_bytes(server: Server) -> int:
-    fields = Path(f"/proc/{server.process.pid}/statm").read_text().split()
-    return int(fields[1]) * 4096
 
 
 def test_100_simultaneous_misses_make_one_call(environment: Environment, tmp_path: Path) -> None:
@@ -220,11 +215,11 @@ def test_the_cache_stays_within_its_bytes(shared: Counted, tmp_path: Path) -> No
             poem = b"%d" % number + bytes(100_000)
             assert session.ask("cummingsify", poem).poem == poem
             if number == 100:
-                memory = rss_bytes(proxy)
+                memory = resident_bytes(proxy)
         cache = listing(proxy)["cache"]
         assert (cache["hits"], cache["misses"]) == (0, 600)
         assert 1.6 * MIB < cache["bytes"] <= 2 * MIB
-        assert rss_bytes(proxy) - memory < 8 * MIB  # of 50 MB that went through
+        assert resident_bytes(proxy) - memory < 8 * MIB  # of 50 MB that went through
 
 
 def test_a_request_in_flight_is_answered_before_the_proxy_ends(environment: Environment, tmp_path: Path) -> None:
@@ -260,20 +255,3 @@ def test_a_proxy_that_is_stopped_before_it_listens_prints_nothing() -> None:
             wait_until(lambda: bool(upstream.connected_at))
             proxy.terminate()
             assert proxy.communicate(timeout=DEADLINE_S)[0] == b""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "status", "says"),
-    [
-        ((), 2, "Missing argument 'UPSTREAM...'"),
-        (("no:such:endpoint",), 78, "write HOST:PORT"),
-        (("127.0.0.1:1", "--ttl", "soon"), 2, "invalid duration 'soon': try 0.5, 30 or 5min"),
-        (("127.0.0.1:1", "--cache-bytes", "0"), 2, "invalid size '0': try 100000 or 10MiB"),
-        (("127.0.0.1:1", "--max-queue", "many"), 78, "--max-queue: expected a whole number of at least 1, got 'many'"),
-        (("127.0.0.1:1", "--listen", "unix:/no/such/socket"), 69, "cannot listen on unix:/no/such/socket: No such"),
-    ],
-)
-def test_impossible_arguments_are_an_error_at_once(arguments: tuple[str, ...], status: int, says: str) -> None:
-    refused = xformd("proxy", *arguments)
-    assert refused.returncode == status
-    assert says in refused.stderr.decode()

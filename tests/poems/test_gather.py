@@ -41,7 +41,7 @@ def test_a_line_says_how_far_a_poem_is(item: Item[str], transform: str | None, s
         (b"", OSError("it is odd"), "xformd: cannot write the poem of owl: it is odd"),
     ],
 )
-def test_a_failure_is_one_line(poem: bytes | None, error: Exception, line: str) -> None:
+def test_a_failure_is_one_line(poem: bytes | None, error: xformd.XformError | OSError, line: str) -> None:
     item = Item(source="owl", poem=poem, result=poem if error is BUSY else None, error=error)
     assert describe_failure(item, "upper", name_it=True) == line
     assert describe_failure(item, "upper", name_it=False) == line.replace(" (the poem of owl)", "")

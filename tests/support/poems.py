@@ -120,6 +120,16 @@ def sends_in(poem: bytes, seconds: float, pieces: int = 20) -> Talk:
     return talk
 
 
+def sends_after(event: threading.Event, poem: bytes) -> Talk:
+    """Make a server that sends its poem once the event is set."""
+
+    def talk(connection: socket.socket) -> None:
+        event.wait(DEADLINE_S)
+        connection.sendall(poem)
+
+    return talk
+
+
 def drips(connection: socket.socket) -> None:
     """Send a byte 20 times a second, for ever."""
     while True:

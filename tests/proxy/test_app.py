@@ -29,37 +29,36 @@ class Service:
         return succeed(None)
 
 
-@pytest.fixture
-def prompt(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The ports whose answers are sent at once."""
     ports: list[Any] = []
     monkeypatch.setattr(listener, "make_eager", ports.append)
     return ports
 
 
-def make(service: Service, reactor: MemoryReactorClock) -> ProxyServer:
-    return ProxyServer(service, ("tcp:1:interface=127.0.0.1",), Limits(), reactor)  # type: ignore[arg-type]
-
-
-def test_it_listens_once_the_upstreams_have_answered_and_closes_at_the_end(prompt: list[Any]) -> None:
-    service, reactor = Service(), MemoryReactorClock()
-    server = make(service, reactor)
+def start(service: Service, reactor: MemoryReactorClock) -> ProxyServer:
+    server = ProxyServer(service, ("tcp:1:interface=127.0.0.1",), Limits(), reactor)  # type: ignore[arg-type]
     server.startService()
     assert not has_fired(server.listening)
+    return server
+
+
+def test_it_listens_once_the_upstreams_have_answered_and_closes_at_the_end(eager: list[Any]) -> None:
+    service, reactor = Service(), MemoryReactorClock()
+    server = start(service, reactor)
     service.asked.callback(None)
-    assert len(result_of(server.listening)) == len(prompt) == len(reactor.tcpServers) == 1
+    assert len(result_of(server.listening)) == len(eager) == len(reactor.tcpServers) == 1
     assert has_fired(server.stopService())
     assert service.is_closed
 
 
-def test_a_proxy_that_is_stopped_before_never_listens(prompt: list[Any]) -> None:
+def test_a_proxy_that_is_stopped_before_never_listens() -> None:
     service, reactor = Service(), MemoryReactorClock()
-    server = make(service, reactor)
-    server.startService()
+    server = start(service, reactor)
     assert has_fired(server.stopService())
     service.asked.callback(None)
-    assert result_of(server.listening) == ()
-    assert reactor.tcpServers == []
+    assert (result_of(server.listening), reactor.tcpServers) == ((), [])
 
 
 def test_it_allows_no_more_connections_than_there_are_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:

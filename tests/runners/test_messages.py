@@ -1,9 +1,11 @@
 """Messages between a server and its workers: they survive a round trip, and rubbish is recognised."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xformd.plugins.selection import Selection
@@ -31,24 +33,29 @@ SELECTIONS = st.builds(
 SIZES = st.integers(1, 2**63)
 
 
+ODD_FOLDERS = Selection(directories=(Path("/z"), Path("/a"), Path("/odd\udcff")))
+
+
 @given(
     st.builds(WorkerSetup, selection=SELECTIONS, max_request_bytes=SIZES, max_result_bytes=SIZES, memory_bytes=SIZES)
 )
+@example(WorkerSetup(selection=ODD_FOLDERS, max_request_bytes=1, max_result_bytes=1, memory_bytes=1))
 def test_a_setup_survives_a_round_trip(setup: WorkerSetup) -> None:
     assert messages.decode_setup(inside(messages.encode_setup(setup))) == setup
 
 
-def test_folders_keep_their_order_and_odd_names() -> None:
-    folders = (Path("/z"), Path("/a"), Path("/odd\udcff"))
-    setup = WorkerSetup(
-        selection=Selection(directories=folders), max_request_bytes=1, max_result_bytes=1, memory_bytes=1
-    )
-    assert messages.decode_setup(inside(messages.encode_setup(setup))).selection.directories == folders
-
-
-def test_a_hello_survives_a_round_trip() -> None:
-    hello = WorkerHello(7, {"transforms": [{"name": "é\ud800"}]})
-    assert messages.decode_hello(inside(messages.encode_hello(hello))) == hello
+@pytest.mark.parametrize(
+    ("encode", "decode", "message"),
+    [
+        (messages.encode_hello, messages.decode_hello, WorkerHello(7, {"transforms": [{"name": "é\ud800"}]})),
+        *((messages.encode_step, messages.decode_step, step) for step in (0, 1, 31, 999)),
+        (messages.encode_traceback, messages.decode_traceback, SafeTraceback("ValueError", "Traceback:\n  there")),
+    ],
+)
+def test_a_message_survives_a_round_trip(
+    encode: Callable[..., bytes], decode: Callable[..., Any], message: Any
+) -> None:
+    assert decode(inside(encode(message))) == message
 
 
 @pytest.mark.parametrize(
@@ -60,21 +67,11 @@ def test_a_malformed_hello_is_rejected(string: bytes) -> None:
         messages.decode_hello(string)
 
 
-@pytest.mark.parametrize("step", [0, 1, 31, 999])
-def test_a_step_survives_a_round_trip(step: int) -> None:
-    assert messages.decode_step(inside(messages.encode_step(step))) == step
-
-
 @pytest.mark.parametrize(
     "string", [b"step ", b"step -1", b"step 1000", b"step 1 ", b"step \xb2", b"1", b"", b"1 ok.step 1"]
 )
 def test_other_messages_are_no_step(string: bytes) -> None:
     assert messages.decode_step(string) is None
-
-
-def test_a_traceback_survives_a_round_trip() -> None:
-    raised = SafeTraceback("ValueError", "Traceback:\n  there\nValueError")
-    assert messages.decode_traceback(inside(messages.encode_traceback(raised))) == raised
 
 
 @pytest.mark.parametrize("string", [b"", b"traceback", b"1 ok.traceback {}", b"step 1"])

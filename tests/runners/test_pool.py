@@ -276,12 +276,11 @@ def test_stopping_answers_every_job_and_fires_when_no_process_is_left(clock: Clo
     stopped, again = pool.pool.stop(), pool.pool.stop()
     waits_ms = [error_of(result, ShuttingDown).retry_after_ms for result in results]
     assert waits_ms == [None, 1_000, 1_000]  # only what has not begun may be retried
-    errors: list[XformError] = []
-    for _ in range(2):
-        with pytest.raises(ShuttingDown) as caught:
-            pool.run()
-        errors.append(caught.value)
-    assert errors[0] is not errors[1]  # or its traceback would grow
+    with pytest.raises(ShuttingDown) as one:
+        pool.run()
+    with pytest.raises(ShuttingDown) as other:
+        pool.run()
+    assert one.value is not other.value  # or its traceback would grow
     first, second = pool.workers
     first.end()
     assert not has_fired(stopped)
@@ -359,8 +358,7 @@ def test_a_callback_of_the_stop_may_cancel_other_jobs(clock: Clock) -> None:
         result.addErrback(hear)
     stopped = pool.pool.stop()
     assert len(heard) == 4
-    for worker in pool.workers:
-        worker.end()
+    pool.launcher.end_all()
     assert has_fired(stopped)
 
 
@@ -383,9 +381,7 @@ def test_a_callback_may_run_another_job_or_stop_the_pool(clock: Clock, pool: Poo
     stopped: list[Deferred[None]] = []
     again[0].addBoth(lambda _: stopped.append(pool.pool.stop()))
     pool.worker_of(b"2").answer()
-    for worker in pool.workers:
-        if not worker.has_ended:
-            worker.end()
+    pool.launcher.end_all()
     assert has_fired(stopped[0])
     assert clock.getDelayedCalls() == []
 
@@ -413,6 +409,10 @@ class Events(RuleBasedStateMachine):
     @property
     def starting(self) -> list[FakeWorker]:
         return [worker for worker in self.pool.launcher.alive if worker.pid is None and not worker.is_disconnected]
+
+    @property
+    def running(self) -> list[FakeWorker]:
+        return [worker for worker in self.pool.workers if not worker.has_ended]
 
     @rule(spec=st.sampled_from(["upper", "hasty", "lower+hasty"]), has_caller=st.booleans())
     def run(self, spec: str, has_caller: bool) -> None:
@@ -443,19 +443,13 @@ class Events(RuleBasedStateMachine):
     @rule(data=st.data(), passes=st.booleans())
     def say_hello(self, data: st.DataObject, passes: bool) -> None:
         worker = data.draw(st.sampled_from(self.starting))
-        if passes:
-            worker.be_ready()
-        else:
-            worker.say_hello()
+        worker.be_ready() if passes else worker.say_hello()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data(), error=st.sampled_from([None, GibberishError("no"), TransformDied("no")]))
     def answer(self, data: st.DataObject, error: XformError | None) -> None:
         worker = data.draw(st.sampled_from(self.busy))
-        if error is None:
-            worker.answer()
-        else:
-            worker.refuse(error)
+        worker.refuse(error) if error else worker.answer()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data(), step=st.integers(0, 2))
@@ -463,19 +457,14 @@ class Events(RuleBasedStateMachine):
         data.draw(st.sampled_from(self.busy)).begin(step)
 
     @precondition(lambda self: self.pool.launcher.alive)
-    @rule(data=st.data())
-    def send_rubbish(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.pool.launcher.alive)).send_rubbish()
+    @rule(data=st.data(), leave=st.sampled_from([FakeWorker.send_rubbish, FakeWorker.disconnect]))
+    def leave(self, data: st.DataObject, leave: Callable[[FakeWorker], None]) -> None:
+        leave(data.draw(st.sampled_from(self.pool.launcher.alive)))
 
-    @precondition(lambda self: self.pool.launcher.alive)
-    @rule(data=st.data())
-    def disconnect(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.pool.launcher.alive)).disconnect()
-
-    @precondition(lambda self: not all(worker.has_ended for worker in self.pool.workers))
+    @precondition(lambda self: self.running)
     @rule(data=st.data(), answers=st.booleans())
     def end(self, data: st.DataObject, answers: bool) -> None:
-        worker = data.draw(st.sampled_from([worker for worker in self.pool.workers if not worker.has_ended]))
+        worker = data.draw(st.sampled_from(self.running))
         if answers and worker in self.busy:  # its answer is read together with its end
             worker.disconnect()
             worker.answer()
@@ -491,9 +480,7 @@ class Events(RuleBasedStateMachine):
             return
         stopped = self.pool.pool.stop()
         assert sorted(self.outcomes) == list(range(len(self.results)))
-        for worker in self.pool.workers:
-            if not worker.has_ended:
-                worker.end()
+        self.pool.launcher.end_all()
         assert has_fired(stopped)
         assert self.clock.getDelayedCalls() == []
 

@@ -163,6 +163,12 @@ class Launcher:
         """The workers that have neither ended nor been killed."""
         return [worker for worker in self.workers if not worker.has_ended and not worker.killed]
 
+    def end_all(self) -> None:
+        """End the processes that are left."""
+        for worker in self.workers:
+            if not worker.has_ended:
+                worker.end()
+
 
 class Asker:
     """A caller that has room for results, or has not."""

@@ -71,12 +71,6 @@ class Site:
                 worker.listing = listing.to_json(registry or self._load())
                 worker.say_hello()
 
-    def end_killed(self) -> None:
-        """Have each killed worker end."""
-        for worker in self.launcher.workers:
-            if worker.killed and not worker.has_ended:
-                worker.end()
-
     def start(self) -> "Site":
         self.reloader.start()
         self.say_hello()
@@ -92,7 +86,8 @@ class Site:
     def stop(self) -> None:
         """Stop to its end."""
         stopped = self.reloader.stop()
-        self.end_killed()
+        assert self.alive == []
+        self.launcher.end_all()
         assert has_fired(stopped)
 
     def xform(self, spec: str, poem: bytes = b"a") -> Any:
@@ -110,7 +105,6 @@ def site(clock: Clock, make: Callable[..., Site]) -> Iterator[Site]:
     yield made
     made.stop()
     assert clock.getDelayedCalls() == []
-    assert made.alive == []
 
 
 def test_requests_run_in_workers_and_in_the_reactor(site: Site) -> None:
@@ -144,16 +138,15 @@ def test_a_reload_finds_what_was_installed_a_moment_ago(
     seen = tmp_path.stat()
     (tmp_path / "xformd_installed_since.py").touch()
     os.utime(tmp_path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # as on a disk with a coarse clock
-    found: list[object] = []
+    found = set()
 
     def load() -> Registry:
-        found.append(importlib.util.find_spec("xformd_installed_since"))
+        found.add(importlib.util.find_spec("xformd_installed_since") is not None)
         return FIRST
 
     monkeypatch.setattr(site, "_load", load)
     site.reload(FIRST)
-    assert found
-    assert None not in found
+    assert found == {True}
 
 
 def test_a_reload_brings_new_transforms_and_ends_old_workers(site: Site, log: Log) -> None:
@@ -246,11 +239,9 @@ def test_stopping_during_a_reload_ends_both(clock: Clock, site: Site, log: Log) 
     assert has_fired(reloaded)
     assert log.lines == ["not reloaded: the server is stopping"]
     assert site.alive == []
-    first, *others = site.launcher.workers
-    for worker in others:
+    for worker in site.launcher.workers:
+        assert not has_fired(stopped)
         worker.end()
-    assert not has_fired(stopped)
-    first.end()
     assert has_fired(stopped)
     assert clock.getDelayedCalls() == []
     assert has_fired(site.reloader.reload())
@@ -264,7 +255,7 @@ def test_stopping_waits_for_the_workers_of_a_failed_reload(site: Site) -> None:
     for worker in used:
         worker.end()
     assert not has_fired(stopped)
-    site.end_killed()
+    site.launcher.end_all()
     assert has_fired(stopped)
 
 

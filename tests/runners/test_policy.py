@@ -94,6 +94,7 @@ def test_a_quarantine_lasts_half_a_minute_and_has_one_trial(quarantine: Quaranti
 
 
 def test_a_trial_that_survives_ends_the_quarantine(quarantine: Quarantine) -> None:
+    assert quarantine.survived("bomb") is False  # a run from before the quarantine is no trial
     quarantine.begin("bomb")
     assert quarantine.survived("bomb") is True
     assert quarantine.names == frozenset()
@@ -114,9 +115,7 @@ def test_a_trial_that_is_given_up_leaves_the_decision_to_the_next(quarantine: Qu
     assert quarantine.names == {"bomb"}
 
 
-def test_a_run_from_before_the_quarantine_is_no_trial(quarantine: Quarantine) -> None:
-    assert quarantine.survived("bomb") is False
-    assert quarantine.names == {"bomb"}
+def test_a_run_from_before_the_quarantine_that_dies_renews_it(quarantine: Quarantine) -> None:
     assert quarantine.died("bomb", 20) is True
     assert quarantine.wait_s("bomb", QUARANTINE_S) == 20
 

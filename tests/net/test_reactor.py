@@ -3,14 +3,17 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
 
 from support.logs import Log
 
@@ -21,36 +24,29 @@ from xformd.net.reactor import LoopReactor, MonotonicEPollReactor, install
 DEADLINE_S = 10
 
 
-class Reader:
-    """One end of a pipe with something to read, which raises when it is read and when it is lost."""
+class Reader(FileDescriptor):
+    """One end of a socket pair with something to read, which raises when it is read and when it is lost."""
 
     def __init__(self, reactor: MonotonicEPollReactor, events: list[str]) -> None:
-        self._reactor = reactor
+        super().__init__(reactor)
         self._events = events
-        self._read, self._write = os.pipe()
-        os.write(self._write, b"x")
-        reactor.addReader(self)
+        self._ours, self._theirs = socket.socketpair()
+        self._theirs.sendall(b"x")
+        self.startReading()
 
     def fileno(self) -> int:
-        return self._read
+        return self._ours.fileno()
 
     def doRead(self) -> None:
         self._events.append("read")
-        os.read(self._read, 1)
         raise ValueError("while it is read")
 
-    def connectionLost(self, _: object) -> None:
+    def connectionLost(self, reason: Failure) -> None:
+        super().connectionLost(reason)
         self._events.append("lost")
-        self._reactor.removeReader(self)
-        os.close(self._read)
-        os.close(self._write)
+        self._ours.close()
+        self._theirs.close()
         raise ValueError("while it is lost")
-
-    def readConnectionLost(self, reason: object) -> None:
-        self.connectionLost(reason)
-
-    def logPrefix(self) -> str:
-        return "-"
 
 
 def remove_all(reactor: MonotonicEPollReactor) -> None:

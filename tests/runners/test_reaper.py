@@ -86,7 +86,7 @@ def test_the_worker_reads_nothing_and_the_reaper_holds_nothing_open(reaper: Live
     assert reaper.xform("gossip", b"poem") == b"poem"
     wait_until(lambda: not {1, 2, CHANNEL} & {*descriptors(reaper.process.pid)})
     worker, _, _ = pids(reaper)
-    reaper.close_channel()
+    reaper.channel.close()
     printed, _ = reaper.end()
     assert printed.endswith(b"to descriptor 1\n")
     assert not is_running(worker)
@@ -94,7 +94,7 @@ def test_the_worker_reads_nothing_and_the_reaper_holds_nothing_open(reaper: Live
 
 def test_a_worker_whose_reaper_is_gone_does_not_begin() -> None:
     with live("from xformd.runners.reaper import _become_worker; _become_worker(0)") as orphan:
-        orphan.close_channel()
+        orphan.channel.close()
         assert orphan.process.wait(DEADLINE_S) == 0
 
 

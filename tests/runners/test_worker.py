@@ -92,7 +92,7 @@ def test_a_traceback_comes_before_the_refusal_and_without_its_message(worker: Li
         assert f", in {spec}\n{error}" in raised.traceback
         assert "no poem" not in raised.traceback
         assert isinstance(worker.answer(), TransformFailed)
-    worker.close_channel()
+    worker.channel.close()
     assert worker.end() == (b"", b"")
 
 
@@ -104,7 +104,7 @@ def test_an_expected_refusal_has_no_traceback(shared: Live) -> None:
 def test_its_output_goes_to_the_log_and_never_to_the_channel(worker: Live) -> None:
     worker.close_input()
     assert worker.xform("gossip", b"poem") == b"poem"
-    worker.close_channel()
+    worker.channel.close()
     printed, errors = worker.end()
     assert printed == b"to print poem\nto descriptor 1\n"
     assert errors == b"to stderr\n"
@@ -150,7 +150,7 @@ def test_one_transforms_memory_limit_does_not_bind_the_next_poem(started: Live, 
 
 def test_it_ends_when_the_server_is_gone_even_in_the_middle_of_an_answer(worker: Live) -> None:
     worker.ask("upper", b"x" * 900_000)
-    worker.close_channel()
+    worker.channel.close()
     assert worker.end() == (b"", b"")
     assert worker.process.returncode == 1
 

@@ -81,10 +81,6 @@ class Live:
         self.process.stdin.close()
         self.process.stdin = None
 
-    def close_channel(self) -> None:
-        """Close the channel, as a server that is gone."""
-        self.channel.close()
-
     def end(self) -> tuple[bytes, bytes]:
         """Wait for its end; return its standard output and error."""
         return self.process.communicate(timeout=DEADLINE_S)

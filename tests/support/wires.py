@@ -13,20 +13,11 @@ class Wire(StringTransport):
     held_bytes = 0
     max_held_bytes = 65_536
 
-    def __init__(self) -> None:
-        super().__init__()
-
     def write(self, data: bytes) -> None:
         super().write(data)
         self.held_bytes += len(data)
         if self.held_bytes > self.max_held_bytes and self.producer is not None:
             self.producer.pauseProducing()
-
-    def value(self) -> bytes:
-        return bytes(super().value())
-
-    def clear(self) -> None:
-        super().clear()
 
     def taken(self) -> None:
         """Let the peer read all that is held."""

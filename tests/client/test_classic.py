@@ -85,6 +85,7 @@ def test_whatever_a_server_sends_the_outcome_is_a_result_or_one_of_our_errors(pi
     host = Network().silent()
     answer = ask(host).addErrback(lambda failure: failure.value)
     for piece in pieces:
-        host.say(piece)
+        host.wires[0].write(piece)
+    host.network.pump()
     host.lose_connections(error.ConnectionDone())
     assert isinstance(result_of(answer), bytes | xformd.XformError)

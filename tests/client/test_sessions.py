@@ -492,7 +492,8 @@ def test_options_travel_in_the_spec(world: World) -> None:
 def test_whatever_a_server_sends_the_outcome_is_a_result_or_one_of_our_errors(pieces: list[bytes]) -> None:
     class Anything(Protocol):
         def connectionMade(self) -> None:
-            self.transport.writeSequence(pieces)  # type: ignore[union-attr]
+            for piece in pieces:
+                self.transport.write(piece)  # type: ignore[union-attr]
             self.transport.loseConnection()  # type: ignore[union-attr]
 
     world = World()

@@ -424,7 +424,9 @@ def test_an_upstream_gets_requests_within_a_second_of_its_return(world: World) -
     for _ in range(20):
         failed = world.ask(proxy, "steady")
         world.turn(1)
-        error_of(failed, xformd.Unavailable)
+        assert error_of(failed, xformd.Unavailable).message.startswith(
+            "cannot connect to an upstream: Connection refused"
+        )
     world.hosts["one"].factory = factory
     answer = world.ask(proxy, "steady")
     world.turn(1)

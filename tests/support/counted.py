@@ -1,7 +1,7 @@
 """A plugin that records each of its calls, servers with it, and caching proxies in front of them."""
 
 import contextlib
-import itertools
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,8 +32,6 @@ def counted(poem: bytes, *, gate: bool = False, seconds: float = 0.0) -> bytes:
     while gate and not (FOLDER / "open").exists():
         time.sleep(0.005)
     time.sleep(seconds)
-    if gate:
-        (FOLDER / "ended").touch()
     return poem + b" {version}"
 
 
@@ -54,18 +52,12 @@ def xformd_transforms():
     return [counted, fickle, refuses]
 """
 
-_numbers = itertools.count()
-
-
-def package(version: str) -> Package:
-    """Return the package of a version of the plugin; its results end with the version."""
-    module = MODULE.replace("{version}", version)
-    return Package("xformd-counted", {"counted": "xformd_counted"}, {"xformd_counted.py": module}, version)
-
 
 def build(version: str, folder: Path) -> Path:
-    """Build the wheel of a version."""
-    return packages.build_wheel(packages.write(package(version), folder), folder)
+    """Build the wheel of a version of the plugin; its results end with the version."""
+    files = {"xformd_counted.py": MODULE.replace("{version}", version)}
+    package = Package("xformd-counted", {"counted": "xformd_counted"}, files, version)
+    return packages.build_wheel(packages.write(package, folder), folder)
 
 
 def install(version: str, folder: Path) -> Environment:
@@ -77,19 +69,13 @@ def install(version: str, folder: Path) -> Environment:
 
 @attrs.frozen
 class Counted:
-    """A server with the plugin.
-
-    Args:
-        server: the server.
-        folder: where its transforms record their calls.
-    """
+    """A server with the plugin, and the folder where its transforms record their calls."""
 
     server: Server
     folder: Path
 
     @property
     def address(self) -> str:
-        """Where it listens."""
         return self.server.address
 
     @property
@@ -106,18 +92,16 @@ class Counted:
 @contextlib.contextmanager
 def counting(environment: Environment, folder: Path, *arguments: str) -> Iterator[Counted]:
     """Run a server with the plugin until the block ends."""
-    own = folder / f"counted-{next(_numbers)}"
-    own.mkdir()
+    own = Path(tempfile.mkdtemp(dir=folder))
     command = (str(environment.python), "-m", "xformd")
-    flags = () if "--workers" in arguments else ("--workers", "2")
-    with serving(own, "--plugins=xformd-counted", *flags, *arguments, command=command, CALLS=str(own)) as server:
+    flags = ("--plugins=xformd-counted", "--workers", "2", *arguments)
+    with serving(own, *flags, command=command, CALLS=str(own)) as server:
         yield Counted(server, own)
 
 
 @contextlib.contextmanager
 def proxying(folder: Path, *arguments: str) -> Iterator[Server]:
     """Run a caching proxy until the block ends."""
-    own = folder / f"proxy-{next(_numbers)}"
-    own.mkdir()
+    own = Path(tempfile.mkdtemp(dir=folder))
     with serving(own, *arguments, verb=("proxy",), ready="the transforms of") as server:
         yield server

@@ -1,9 +1,10 @@
 """Poem servers and proxies as processes, and servers in threads that behave as a test needs: well, slowly, or badly."""
 
 import contextlib
-import itertools
 import socket
+import socketserver
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,6 @@ from typing import Any
 from support.processes import DEADLINE_S, Server, serving
 
 ANYWHERE = "tcp:0:interface=127.0.0.1:backlog=1024"
-_numbers = itertools.count()
 
 Talk = Callable[[socket.socket], None]
 
@@ -21,8 +21,7 @@ Talk = Callable[[socket.socket], None]
 @contextlib.contextmanager
 def poem_server(folder: Path, verb: str, *arguments: str, listen: int = 1, **extra: Any) -> Iterator[Server]:
     """Run ``poem serve`` or ``poem proxy`` on free ports until the block ends; ``extra`` adds to its environment."""
-    own = folder / f"{verb}-{next(_numbers)}"
-    own.mkdir()
+    own = Path(tempfile.mkdtemp(dir=folder))
     places = [word for _ in range(listen) for word in ("--listen", ANYWHERE)]
     with serving(own, *arguments, *places, verb=("poem", verb), ready="the poem of", **extra) as server:
         yield server
@@ -40,66 +39,47 @@ def connections(server: Server) -> int:
     return sum(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "01" for line in lines)
 
 
-class Peer:
-    """A server in a thread.
-
-    Args:
-        talk: called with each connection in its own thread; the connection is closed in order afterwards.
+class Peer(socketserver.ThreadingTCPServer):
+    """A server in threads, which calls ``talk`` with each connection, and then closes it in order.
 
     Attributes:
         connected_at: when each connection came.
         left: how many of them the client has ended.
     """
 
+    request_queue_size = 1024
+
     def __init__(self, talk: Talk) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
         self._talk = talk
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.address = "{}:{}".format(*self.server_address)
         self.connected_at: list[float] = []
         self.left = 0
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._accept)
-        self._thread.start()
 
-    def close(self) -> None:
-        """Take no more connections; those that are open may end."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(DEADLINE_S)
-        self._socket.close()
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connected_at.append(time.monotonic())
+        super().process_request(request, client_address)
 
-    def _accept(self) -> None:
-        threads = []
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                break
-            self.connected_at.append(time.monotonic())
-            threads.append(threading.Thread(target=self._serve, args=(connection,)))
-            threads[-1].start()
-        for thread in threads:
-            thread.join(DEADLINE_S)
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        request.settimeout(DEADLINE_S)
+        try:
+            self._talk(request)
+        except OSError:
+            self.left += 1
 
-    def _serve(self, connection: socket.socket) -> None:
-        with connection:
-            connection.settimeout(DEADLINE_S)
-            try:
-                self._talk(connection)
-            except OSError:
-                self.left += 1
+    def shutdown_request(self, request: Any) -> None:
+        request.close()  # and no more: a connection that is to be reset must not be ended in order before
 
 
 @contextlib.contextmanager
 def peer(talk: Talk) -> Iterator[Peer]:
     """Run a peer until the block ends."""
-    running = Peer(talk)
-    try:
-        yield running
-    finally:
-        running.close()
+    with Peer(talk) as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,)).start()
+        try:
+            yield running
+        finally:
+            running.shutdown()
 
 
 def sends(poem: bytes) -> Talk:

@@ -13,6 +13,8 @@ from support.packages import Environment
 from support.processes import DEADLINE_S, VERSES, netstring, read_to_end, serving, wait_until
 from support.session_client import Answer, Session, step
 
+pytestmark = pytest.mark.slow
+
 GRACE_S = 1.0
 
 
@@ -57,7 +59,6 @@ def test_on_sigterm_every_request_in_flight_and_in_the_queue_is_answered(
         wait_until_no_process_is_left(hostile)
 
 
-@pytest.mark.slow
 def test_an_idle_server_ends_at_once_on_sigterm_with_the_processes_that_transforms_have_left(
     hostile_environment: Environment, tmp_path: Path
 ) -> None:
@@ -74,7 +75,6 @@ def test_an_idle_server_ends_at_once_on_sigterm_with_the_processes_that_transfor
         assert not any(map(process_table.named, markers))
 
 
-@pytest.mark.slow
 def test_what_hangs_past_the_grace_period_is_answered_shutting_down_and_killed(
     hostile_environment: Environment, tmp_path: Path
 ) -> None:
@@ -149,7 +149,6 @@ def test_half_a_second_after_sigkill_of_the_server_no_process_is_left(
     assert best_of(3, GONE_S, measure) <= GONE_S
 
 
-@pytest.mark.slow
 def test_idle_workers_do_not_outlive_a_killed_server_either(hostile_environment: Environment, tmp_path: Path) -> None:
     with hostile_server(hostile_environment, tmp_path) as hostile:
         assert hostile.worker_pids() <= hostile.processes()
@@ -157,7 +156,6 @@ def test_idle_workers_do_not_outlive_a_killed_server_either(hostile_environment:
         wait_until_no_process_is_left(hostile)
 
 
-@pytest.mark.slow
 def test_a_stop_with_an_idle_session_leaves_no_process_and_no_traceback(
     hostile_environment: Environment, tmp_path: Path
 ) -> None:
@@ -184,7 +182,6 @@ def test_a_stop_after_its_socket_has_gone_from_its_folder_answers_what_was_accep
         assert server.process.wait(DEADLINE_S) == 0
 
 
-@pytest.mark.slow
 def test_a_server_with_http_is_gone_as_soon_as_its_workers_are(tmp_path: Path) -> None:
     with serving(tmp_path, "--plugins=none", "--workers=1", "--http", "tcp:0:interface=127.0.0.1") as server:
         server.process.send_signal(signal.SIGTERM)

@@ -12,6 +12,8 @@ import pytest
 from support.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until
 from support.session_client import Session
 
+pytestmark = pytest.mark.slow
+
 CONTAINER = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child")
 SLOW_TO_IMPORT = """
 import pathlib, time

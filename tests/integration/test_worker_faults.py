@@ -15,6 +15,8 @@ from support.packages import Environment
 from support.processes import wait_until
 from support.session_client import Answer, Session, step
 
+pytestmark = pytest.mark.slow
+
 COMPANIONS = 7
 
 HANG_MS = 1_500
@@ -75,7 +77,6 @@ def test_a_fault_is_that_of_its_own_request_alone(hostile: Hostile, fault: Hosti
 
 
 @pytest.mark.parametrize(("name", "hung"), [*zip(MEDDLERS, cycle(HUNG), strict=False)])
-@pytest.mark.slow
 def test_meddling_with_the_process_changes_no_answer(hostile: Hostile, name: str, hung: str) -> None:
     marker = new_marker()
     with Session(hostile.server) as session:
@@ -105,7 +106,6 @@ def test_a_pipeline_that_dies_in_its_second_step_fails_once_and_alone(hostile: H
     assert len((hostile.folder / marker).read_text().split()) == 1
 
 
-@pytest.mark.slow
 def test_twenty_crashes_lose_no_companion(hostile: Hostile) -> None:
     """Five copies of a transform crash four times each: none is quarantined, so each crash is one."""
     with Session(hostile.server) as session:

@@ -25,13 +25,7 @@ HANG_MS = 1_500
 HUNG = ("deaf", "loop-python", "loop-c", "own-session")
 """Several, so that none of them is killed often."""
 
-DAILY = ("raises", "system-exit", "huge", "loop-c", "segfault", "memory-bomb", "half-reply", "daemonise-2", "never")
-"""One of each kind."""
-
-each_fault = pytest.mark.parametrize(
-    "fault",
-    [pytest.param(fault, marks=() if fault.name in DAILY else pytest.mark.slow, id=str(fault)) for fault in FAULTS],
-)
+each_fault = pytest.mark.parametrize("fault", FAULTS, ids=str)
 
 
 @pytest.fixture(scope="module")

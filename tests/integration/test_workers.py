@@ -1,8 +1,9 @@
-"""The pool as its callers see it: where steps run, how many wait, what happens when workers are killed."""
+"""The pool as clients see it: where steps run, how many wait, what happens when workers are killed."""
 
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,10 +19,17 @@ QUEUE = 10
 SENT = 100
 
 
-def test_consecutive_steps_go_to_one_worker_in_one_job(hostile_environment: Environment, tmp_path: Path) -> None:
-    """Among many at once, each has all its steps in one process, and they run in more than one."""
+@pytest.fixture(scope="module")
+def hostile(hostile_environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
+    """A server for tests that leave its workers alive."""
+    with hostile_server(hostile_environment, tmp_path_factory.mktemp("workers")) as running:
+        yield running
+
+
+def test_consecutive_steps_go_to_one_worker_in_one_job(hostile: Hostile) -> None:
+    """Of many requests at once, each runs all its steps in one process; together they use several."""
     spec = f"pid+{step('sleep', seconds=0.005)}+pid+pid"
-    with hostile_server(hostile_environment, tmp_path) as hostile, Session(hostile.server) as session:
+    with Session(hostile.server) as session:
         answers = session.collect(session.send(*[(spec, b"poem")] * 40))
         assert codes(answers) == ["ok"] * 40
         pids = [answer.poem.split()[1:] for answer in answers]
@@ -33,7 +41,7 @@ def test_consecutive_steps_go_to_one_worker_in_one_job(hostile_environment: Envi
 
 @pytest.mark.timing
 def test_past_the_queue_requests_are_busy_at_once(hostile_environment: Environment, tmp_path: Path) -> None:
-    """A hundred at once over four sessions: those that run and those that wait are answered, and the rest refused."""
+    """Of a hundred at once over four sessions, the running and the waiting succeed, and the rest are refused."""
     with (
         hostile_server(hostile_environment, tmp_path, XFORMD_MAX_QUEUE=str(QUEUE)) as hostile,
         ExitStack() as stack,
@@ -45,10 +53,10 @@ def test_past_the_queue_requests_are_busy_at_once(hostile_environment: Environme
 
 
 def overrun(sessions: list[Session]) -> float:
-    """Send more at once than may run and wait; give how long the slowest of the refusals took."""
+    """Send more than may run and wait; return how long the slowest refusal took, in seconds."""
     requests = [(step("sleep", seconds=0.2), b"poem")] * (SENT // len(sessions))
     sent = [session.send(*requests) for session in sessions]
-    read_all(sessions)  # together: an answer's time is that at which it is read
+    read_all(sessions)  # together: an answer is timed when it is read
     answers = [answer for session, ids in zip(sessions, sent, strict=True) for answer in session.collect(ids)]
     busy = [answer for answer in answers if answer.code == "busy"]
     assert Counter(codes(answers)) == {"ok": WORKERS + QUEUE, "busy": SENT - WORKERS - QUEUE}
@@ -58,7 +66,7 @@ def overrun(sessions: list[Session]) -> float:
 
 @pytest.mark.timing
 def test_killing_all_workers_under_load_loses_what_ran_alone(hostile_environment: Environment, tmp_path: Path) -> None:
-    """The server answers again within 0.5 s, and no more requests are lost than workers were killed."""
+    """The server answers again within 0.5 s, and loses no more requests than it had workers."""
 
     def measure() -> float:
         folder = tmp_path / new_marker()
@@ -70,7 +78,7 @@ def test_killing_all_workers_under_load_loses_what_ran_alone(hostile_environment
 
 
 def kill_all_workers(hostile: Hostile) -> float:
-    """Kill all workers under load, the warm spare too; give how long it took until one answered again."""
+    """Kill all workers under load, the warm spare too; return how long it took until a new one answered."""
     seen: list[Answer] = []
     at_work = hostile.worker_pids()
     workers = process_table.leaves(hostile.processes())
@@ -83,14 +91,14 @@ def kill_all_workers(hostile: Hostile) -> float:
     lost = [answer for answer in seen if answer.code != "ok"]
     assert (load.trouble, {answer.code for answer in lost}) == ("", {"transform-died"})
     assert len(lost) <= len(workers)
-    # What a dead worker had answered before, and still lay in a socket, is no sign of life.
+    # An answer that a killed worker had sent before does not count.
     fresh = [answer for answer in seen if answer.code == "ok" and int(answer.poem.split()[-1]) not in workers]
     return min(answer.at for answer in fresh) - killed_at
 
 
 @pytest.mark.slow
 def test_twenty_kills_leave_no_grandchild(hostile_environment: Environment, tmp_path: Path) -> None:
-    """Six transforms that leave processes behind, each killed three or four times: none is quarantined for it."""
+    """Six transforms that leave processes behind are killed three or four times each: none is quarantined."""
     names = [f"{name}{copy}" for name in ("fork", "setsid", "daemonise") for copy in ("", "-2")]
     with hostile_server(hostile_environment, tmp_path) as hostile, Session(hostile.server) as session:
         for number in range(20):
@@ -103,10 +111,10 @@ def test_twenty_kills_leave_no_grandchild(hostile_environment: Environment, tmp_
 
 
 @pytest.mark.slow
-def test_a_transform_that_leaks_is_given_fresh_workers_and_no_request_fails(
+def test_a_leaking_transform_gets_new_workers_and_no_request_fails(
     hostile_environment: Environment, tmp_path: Path
 ) -> None:
-    """A hundred calls leak more than a worker and the warm spare may have together."""
+    """A hundred calls leak more than a worker and the warm spare may use together."""
     spec = f"{step('leak', size_bytes=25_000_000)}+pid"
     with hostile_server(
         hostile_environment, tmp_path, XFORMD_WORKERS="1", XFORMD_WORKER_MEMORY_BYTES=str(1024**3)
@@ -130,7 +138,7 @@ def test_a_slow_inline_transform_is_named_in_the_log_once_a_minute(
 
 
 def test_the_operator_decides_what_runs_in_the_server(hostile_environment: Environment, tmp_path: Path) -> None:
-    """Both ways: what its author leaves to workers runs in the server, and what he vouched for holds nobody up."""
+    """An isolated transform can run in the server, and one declared inline in a worker, where it holds nobody up."""
     with (
         hostile_server(hostile_environment, tmp_path, "--inline=pid", "--isolate=block-reactor") as hostile,
         Session(hostile.server) as session,
@@ -144,10 +152,8 @@ def test_the_operator_decides_what_runs_in_the_server(hostile_environment: Envir
 
 
 @pytest.mark.parametrize("spec", ["never", "sleep:seconds=30"])
-def test_a_listing_and_a_ping_are_answered_while_every_worker_is_held(
-    hostile_environment: Environment, tmp_path: Path, spec: str
-) -> None:
-    with hostile_server(hostile_environment, tmp_path) as hostile, Session(hostile.server) as session:
+def test_pings_and_inline_transforms_run_while_every_worker_is_held(hostile: Hostile, spec: str) -> None:
+    with Session(hostile.server) as session:
         ids = session.send(*[(spec, b"")] * 20)
         assert session.ask("!ping").code == "ok"
         assert session.ask("cummingsify", b"INLINE").poem == b"inline"

@@ -1,13 +1,14 @@
 """The server's side of a connection, in memory: the classic dialect, the deadlines, the limits and the end."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.interfaces import IAddress, ISSLTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -94,11 +95,19 @@ def test_a_client_that_half_closes_still_gets_its_reply(server: MemoryServer) ->
 def test_a_refused_request_gets_nothing_and_one_line_in_the_log(
     server: MemoryServer, log: Log, data: bytes, code: str
 ) -> None:
-    _, wire = server.receive(data)
-    assert (wire.value(), wire.write_closed) == (b"", True)
+    protocol, wire = server.receive(data)
+    assert (wire.value(), wire.write_closed, wire.disconnecting) == (b"", True, False)
     (line,) = log.lines
     assert f": {code}: " in line
     assert log.tracebacks == []
+    protocol.readConnectionLost()
+    assert wire.disconnecting
+
+
+def test_a_client_that_half_closes_inside_a_request_is_closed(server: MemoryServer) -> None:
+    protocol, wire = server.receive(b"5:ab")
+    protocol.readConnectionLost()
+    assert wire.disconnecting
 
 
 def test_a_refused_client_may_finish_sending_but_not_forever(server: MemoryServer) -> None:
@@ -107,12 +116,6 @@ def test_a_refused_client_may_finish_sending_but_not_forever(server: MemoryServe
         server.clock.advance(1)
         protocol.dataReceived(b"and more")
     assert_ends_after(server, wire, 1)
-
-
-def test_a_refused_client_that_has_half_closed_is_closed(server: MemoryServer) -> None:
-    protocol, wire = server.receive(b"5:ab")
-    protocol.readConnectionLost()
-    assert wire.disconnecting
 
 
 @implementer(ISSLTransport)
@@ -159,10 +162,13 @@ def test_no_byte_extends_the_deadline_of_a_request(server: MemoryServer, start: 
     assert_ends_after(server, wire, 30 - len(rest))
 
 
-@pytest.mark.parametrize(("data", "seconds"), [(b"", 300), (UPPER, 20)])
+@pytest.mark.parametrize(("data", "seconds"), [(b"", 300), (UPPER, 20), (b"6:grow.a,", 20)])
 def test_a_client_that_neither_sends_nor_reads_is_cut_off(server: MemoryServer, data: bytes, seconds: float) -> None:
-    _, wire = server.receive(data) if data else server.connect()
+    protocol, wire = server.receive(data) if data else server.connect()
+    wire.taken()  # the first part of a long reply
     assert_ends_after(server, wire, seconds)
+    protocol.connectionLost(Failure(ConnectionLost()))
+    assert server.clock.getDelayedCalls() == []
 
 
 def test_a_long_reply_goes_out_in_parts_and_each_part_read_moves_the_deadline(server: MemoryServer) -> None:
@@ -177,40 +183,32 @@ def test_a_long_reply_goes_out_in_parts_and_each_part_read_moves_the_deadline(se
     assert len(wire.value()) == len(b"1000000:,") + 1_000_000
 
 
-def test_a_client_that_stops_reading_a_long_reply_is_cut_off(server: MemoryServer) -> None:
-    protocol, wire = server.receive(b"6:grow.a,")
-    wire.taken()
-    assert_ends_after(server, wire, 20)
-    protocol.connectionLost(Failure(ConnectionLost()))
-    assert server.clock.getDelayedCalls() == []
-
-
 # Limits.
 
 
-def test_connections_over_the_limit_are_closed_at_once(log: Log) -> None:
-    server = MemoryServer(max_connections=2)
-    first, _ = server.connect()
-    server.connect()
-    assert server.factory.buildProtocol(None) is None
-    assert log.lines == ["closed a new connection: 2 are open; max_connections, or ulimit -n, allows no more"]
-    first.connectionLost(DONE)
-    server.connect()
+ELSEWHERE = [IPv4Address("TCP", "192.0.2.2", 1), IPv6Address("TCP", "::1", 1), *[UNIXAddress(None)] * 3]
 
 
-def test_a_peer_has_no_more_connections_than_its_share(log: Log) -> None:
-    server = MemoryServer(max_connections_per_peer=2)
-    greedy = IPv4Address("TCP", "192.0.2.1", 1)
-    first, _ = server.connect(greedy)
-    server.connect(IPv4Address("TCP", "192.0.2.1", 2))
-    assert server.factory.buildProtocol(greedy) is None
-    says = "closed a new connection: 2 are open from 192.0.2.1, which is max_connections_per_peer"
-    assert log.lines == [says]
-    for peer in (IPv4Address("TCP", "192.0.2.2", 1), IPv6Address("TCP", "::1", 1), *[UNIXAddress(None)] * 3):
+@pytest.mark.parametrize(
+    ("limit", "says", "others"),
+    [
+        ("max_connections", "2 are open; max_connections, or ulimit -n, allows no more", []),
+        ("max_connections_per_peer", "2 are open from 192.0.2.1, which is max_connections_per_peer", ELSEWHERE),
+    ],
+)
+def test_a_connection_over_a_limit_is_closed_at_once(log: Log, limit: str, says: str, others: list[IAddress]) -> None:
+    limits: dict[str, Any] = {limit: 2}
+    server = MemoryServer(**limits)
+    first, second = (IPv4Address("TCP", "192.0.2.1", port) for port in (1, 2))
+    protocol, _ = server.connect(first)
+    server.connect(second)
+    assert server.factory.buildProtocol(first) is None
+    assert log.lines == [f"closed a new connection: {says}"]
+    for peer in others:
         server.connect(peer)
-    first.connectionLost(DONE)
-    server.connect(greedy)
-    assert server.factory.buildProtocol(greedy) is None
+    protocol.connectionLost(DONE)
+    server.connect(first)
+    assert server.factory.buildProtocol(first) is None
 
 
 # The end.
@@ -255,10 +253,6 @@ def test_a_drain_ends_with_the_grace_period(log: Log) -> None:
     assert wire.disconnected
     assert log.lines[0] == "connections still open after the grace period of 3 s, closed now: 1"
     assert "shutting-down" in log.lines[1]
-
-
-def test_a_drain_without_connections_takes_no_time(server: MemoryServer) -> None:
-    assert server.factory.drain().called
 
 
 def test_a_drain_goes_well_with_a_connection_that_is_lost_at_once(server: MemoryServer) -> None:

@@ -193,14 +193,10 @@ def test_the_transport_is_told_the_length_of_the_current_or_last_request(
     monkeypatch.setattr(Wire, "hint_read_size", lambda _, count: hints.append(count), raising=False)
     client = MemorySession(server)
     request = encode(b"1 upper." + b"a" * 1_000_000)
-    for piece, hint in (
-        (request[:100_000], 1_000_008),
-        (request[100_000:], 1_000_008),
-        (b"9:2 up", 9),
-        (b"per.a,", 9),
-    ):
-        client.send(piece)
-        assert hints[-1] == hint
+    for pieces, hint in (((request[:100_000], request[100_000:]), 1_000_008), ((b"9:2 up", b"per.a,"), 9)):
+        for piece in pieces:
+            client.send(piece)
+            assert hints[-1] == hint
 
 
 # Turns.
@@ -351,8 +347,8 @@ def test_a_client_that_has_half_closed_is_not_waited_for_long(log: Log) -> None:
     # It may be gone, which only an answer to it would show: work that gives none must not hold a worker for longer.
     server = MemoryServer(linger_timeout_s=5)
     client = MemorySession(server)
-    for request_id in (1, 2):
-        client.ask(request_id, "later")
+    client.ask(1, "later")
+    client.ask(2, "later")
     client.protocol.readConnectionLost()
     server.clock.advance(4)
     server.results[0].callback("done")
@@ -415,23 +411,12 @@ def test_nothing_that_a_client_sends_makes_a_traceback_or_leaves_a_timer(pieces:
     assert server.clock.getDelayedCalls() == []
 
 
-# With workers.
-
-
-@pytest.fixture
-def pool(server: MemoryServer) -> Pool:
-    """Fake workers that run the server's transforms."""
-    pool = Pool(server.clock).start()
-    generation = Generation(REGISTRY, InlineRunner(10 * MIB, server.clock), pool.pool)
-    server.factory.service = TransformService(generation, server.factory.limits, server.clock)
-    return pool
-
-
-def test_output_that_is_about_to_be_sent_counts_as_unread(server: MemoryServer, pool: Pool) -> None:
+def test_output_that_is_about_to_be_sent_counts_as_unread(server: MemoryServer) -> None:
     @xformd.transform(inline=True)
     def fill(poem: str) -> str:
         return poem * 700_000
 
+    pool = Pool(server.clock).start()
     registry = registry_of(fill, *(entry.transform for entry in REGISTRY.entries.values()))
     generation = Generation(registry, InlineRunner(10 * MIB, server.clock), pool.pool)
     server.factory.service = TransformService(generation, server.factory.limits, server.clock)

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import xformd
-from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, read_to_end
-from support.processes import xformd as xformd_process
+from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, read_to_end, xformd
 from xformd.cli import main
 from xformd.commands.poem import poem as poem_commands
 
@@ -41,14 +39,6 @@ def test_help_and_version_load_neither_plugins_nor_twisted(arguments: list[str])
     assert not {module for module in imported if module.startswith((b"twisted", b"xformd.plugins.builtin"))}
 
 
-def test_importing_xformd_installs_no_reactor_and_needs_no_twisted() -> None:
-    code = (
-        "import sys, xformd; print([name for name in sys.modules if name.startswith('twisted')]); "
-        "xformd.TransformProxy; print('twisted.internet.reactor' in sys.modules)"
-    )
-    assert subprocess.run([XFORMD[0], "-c", code], capture_output=True, check=True).stdout == b"[]\nFalse\n"
-
-
 def test_each_command_has_help_with_examples() -> None:
     own = {*main.commands, *(f"poem {name}" for name in poem_commands.commands)} - {"poem"}
     for command in own:
@@ -74,8 +64,7 @@ def test_options_stand_in_the_spec_or_beside_it(server: Server) -> None:
     for arguments in (["wrap:width=5,indent=2"], ["wrap", "-o", "width=5", "--option", "indent=2"]):
         sent = xformd("send", *arguments, "--server", server.address, stdin=b"a bcd ef")
         assert sent.stdout == b"a bcd\n  ef"
-    piped = run("indent:prefix=> +upper", stdin=b"a\n")
-    assert piped.stdout == b"> A\n"
+    assert run("indent:prefix=> +upper", stdin=b"a\n").stdout == b"> A\n"
 
 
 def test_binary_passes_a_bytes_transform(server: Server) -> None:
@@ -134,7 +123,7 @@ def test_run_shows_the_traceback_of_a_transform_only_when_asked() -> None:
     raised = run("raises").stderr
     assert b"verses.py, line " in raised
     assert b"Traceback" not in raised
-    traced = xformd_process("run", *LOOSE, "raises", "--traceback").stderr
+    traced = xformd("run", *LOOSE, "raises", "--traceback").stderr
     assert b"Traceback" in traced
     assert b"ValueError: a verse too many" in traced
 
@@ -159,23 +148,23 @@ def test_a_poem_over_the_limit_is_refused_and_not_a_broken_connection(server: Se
     assert f"the limit of {server.address} is 10485760 bytes" in refused.stderr.decode()
 
 
-def test_no_server_is_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    failed = xformd("send", "upper", "--server", f"127.0.0.1:{port}", stdin=b"poem")
-    assert failed.returncode == 69
-    assert failed.stderr.decode() == (
-        f"xformd: connection-failed: cannot connect to 127.0.0.1:{port}: Connection refused; "
-        "is 'xformd serve' running there?\n"
-    )
-
-
 @pytest.mark.parametrize("address", ["", "host:port", "host:0", "host:70000", "nonsense:x=1", "tls:"])
 def test_an_address_that_makes_no_sense_is_one_line(address: str) -> None:
     failed = xformd("send", "upper", "--server", address, stdin=b"poem")
     assert failed.returncode == 78
     assert failed.stderr.startswith(b"xformd: bad-config: server address ")
     assert failed.stderr.count(b"\n") == 1
+
+
+def test_no_server_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        silent = xformd("send", "upper", "--server", address, "--timeout", "300ms", stdin=b"poem")
+    refused = xformd("send", "upper", "--server", address, stdin=b"poem")
+    failure = f"xformd: timeout: no answer from {address} within 0.3 s\n"
+    assert (silent.returncode, silent.stderr.decode()) == (75, failure)
+    failure = f"cannot connect to {address}: Connection refused; is 'xformd serve' running there?"
+    assert (refused.returncode, refused.stderr.decode()) == (69, f"xformd: connection-failed: {failure}\n")
 
 
 @pytest.mark.parametrize(
@@ -202,18 +191,10 @@ def test_a_server_that_speaks_something_else_is_one_line(answer: bytes, status: 
         thread = threading.Thread(target=serve_once)
         thread.start()
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        failed = xformd_process("send", "upper", "--server", address, stdin=b"poem")  # its end closes the connection
+        failed = xformd("send", "upper", "--server", address, stdin=b"poem")  # its end closes the connection
         thread.join()
     assert failed.returncode == status
     assert failed.stderr.decode().startswith(f"xformd: {says.format(address)}")
-
-
-def test_a_server_that_never_answers_is_given_up() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
-        failed = xformd("send", "upper", "--server", address, "--timeout", "300ms", stdin=b"poem")
-    assert failed.returncode == 75
-    assert failed.stderr.decode() == f"xformd: timeout: no answer from {address} within 0.3 s\n"
 
 
 @pytest.mark.parametrize(
@@ -228,25 +209,13 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         (("run", "upper", "no\nsuch\x1b[31m"), 66, "no such\ufffd[31m: No such file or directory"),
         (("send", "upper", "--server", "unix:/" + "a" * 120), 78, "a Unix socket's path has at most 107 bytes"),
         (("check", "xformd", "--block", "xformd"), 78, "nothing to check"),
+        (("serve", "--listen", "tcp:99999"), 69, "cannot listen on tcp:99999"),
     ],
 )
 def test_odd_arguments_are_one_line(server: Server, arguments: tuple[str, ...], status: int, says: str) -> None:
     done = xformd(*arguments, XFORMD_SERVER=server.address)
     assert done.returncode == status
     assert says in done.stderr.decode()
-
-
-def test_a_port_that_is_too_high_is_one_line() -> None:
-    done = xformd_process("serve", "--listen", "tcp:99999")
-    assert done.returncode == 69
-    assert b"cannot listen on tcp:99999" in done.stderr
-
-
-def test_a_link_to_itself_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    done = xformd("run", "upper", str(tmp_path / "loop"), "--output-dir", str(tmp_path / "out"))
-    assert done.returncode == 66
-    assert b"Too many levels of symbolic links" in done.stderr
 
 
 def test_fallback_gives_the_original_and_says_so(server: Server, poem: Path) -> None:
@@ -307,15 +276,21 @@ def test_a_folder_where_results_would_get_lost_is_refused(tmp_path: Path) -> Non
     assert first.read_bytes() == b"x"
 
 
-def test_a_folder_that_cannot_be_written_is_said(poems: list[str], tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    failed = run("upper", poems[0], "--output-dir", str(tmp_path / "file" / "below"))
-    assert failed.returncode == 73
-    assert b"xformd: cannot write the result: Not a directory" in failed.stderr
+def test_a_file_that_cannot_be_read_or_written_is_one_line(poems: list[str], tmp_path: Path) -> None:
+    loop, file = tmp_path / "loop", tmp_path / "file"
+    loop.symlink_to(loop)
+    file.touch()
+    for poem, folder, status, says in (
+        (loop, tmp_path / "out", 66, "Too many levels of symbolic links"),
+        (poems[0], file / "below", 73, "xformd: cannot write the result: Not a directory"),
+    ):
+        failed = run("upper", str(poem), "--output-dir", str(folder))
+        assert failed.returncode == status
+        assert says in failed.stderr.decode()
 
 
 def on_a_terminal(*arguments: str) -> tuple[str, bytes]:
-    """Run a command whose standard error is a terminal; give what it showed there, and its standard output."""
+    """Run a command whose standard error is a terminal; return what it showed there, and its standard output."""
     ours, theirs = pty.openpty()
     with subprocess.Popen([*XFORMD, *arguments], stdout=subprocess.PIPE, stderr=theirs, env=environment()) as process:
         os.close(theirs)

@@ -23,18 +23,22 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_BLOCK = re.compile(r"`([\w./]+)`[^`]*?:\n\n```(?:python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 KINDS = {"console", "python", "sh", "text", "toml"}
+POETRY, CLIENT = ROOT / "docs" / "poetry.md", ROOT / "docs" / "client.md"
+REACT = "from twisted.internet.task import react\nreact(lambda _: transformed('The Owl!').addCallback(print))\n"
+# Twisted keeps a descriptor of /dev/null in reserve to its end, which is no business of a page.
+STRICT_PYTHON = ["python", "-W", "error", "-W", "ignore::ResourceWarning", "-c"]
 
 
 @attrs.frozen
 class Reader:
-    """Somebody who follows the pages, with what they told him to install."""
+    """A reader who follows the pages, with what they say to install."""
 
     environment: packages.Environment
     server: str
     http: str
 
     def run(self, command: list[str], folder: Path, **extra: str) -> str:
-        """Run a command and give all that it prints; ``extra`` adds to its environment."""
+        """Run a command and return all that it prints; ``extra`` adds to its environment."""
         variables = {
             **packages.environ(),
             "PATH": f"{self.environment.python.parent}:/usr/bin:/bin",
@@ -56,12 +60,16 @@ class Reader:
 
 
 def files_of(page: Path) -> dict[str, str]:
-    """Give the files that a page shows in full, by the names that it gives them."""
+    """Return the files that a page shows in full, by the names that it gives them."""
     return dict(NAMED_BLOCK.findall(page.read_text()))
 
 
 def blocks_of(page: Path, kind: str) -> list[str]:
     return [text for language, text in BLOCK.findall(page.read_text()) if language == kind]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +99,8 @@ def desk(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
 def steps_of(block: str) -> Iterator[tuple[str, str]]:
-    """Give each command of a console block and what it must print."""
+    """Yield each command of a console block and what it must print."""
     command: str | None = None
     expected = ""
     for line in block.splitlines(keepends=True):
@@ -122,35 +126,21 @@ def test_the_pages_that_show_commands_are_found() -> None:
     assert {"README.md", "docs/cli.md", "plugins-example/xformd-shout/README.md"} <= shown
 
 
-def test_the_client_page_prints_what_it_says(reader: Reader, desk: Path) -> None:
-    page = ROOT / "docs" / "client.md"
-    program, _ = blocks_of(page, "python")
-    (expected,) = blocks_of(page, "text")
-    assert reader.run(["python", "-c", program], desk) == expected
-
-
-def test_the_fallback_of_the_readme_works(reader: Reader, desk: Path) -> None:
-    _, fallback, _ = blocks_of(ROOT / "README.md", "python")
+@pytest.mark.parametrize(
+    ("page", "number", "more", "printed"),
+    [
+        (CLIENT, 0, "", blocks_of(CLIENT, "text")[0]),
+        (CLIENT, 1, "", "['THE OWL', 'THE PUSSY-CAT']\n"),
+        (ROOT / "README.md", 1, REACT, "the owl..\n"),
+        (ROOT / "README.md", 2, "", "b'15:here is my poem,'\n"),
+    ],
+)
+def test_a_program_prints_what_its_page_says(
+    reader: Reader, desk: Path, page: Path, number: int, more: str, printed: str
+) -> None:
     host, _, port = reader.server.partition(":")
-    program = fallback.replace('"127.0.0.1", 11000', f'"{host}", {port}') + (
-        "\nfrom twisted.internet.task import react\nreact(lambda reactor: transformed('The Owl!').addCallback(print))\n"
-    )
-    assert reader.run(["python", "-c", program], desk) == "the owl..\n"
-
-
-def test_the_plain_sockets_of_the_readme_work(reader: Reader, desk: Path) -> None:
-    *_, program = blocks_of(ROOT / "README.md", "python")
-    host, _, port = reader.server.partition(":")
-    program = program.replace('"127.0.0.1", 11000', f'"{host}", {port}')
-    assert reader.run(["python", "-c", program], desk) == "b'15:here is my poem,'\n"
-
-
-def test_the_asyncio_page_works(reader: Reader, desk: Path) -> None:
-    _, program = blocks_of(ROOT / "docs" / "client.md", "python")
-    assert reader.run(["python", "-W", "error", "-c", program], desk) == "['THE OWL', 'THE PUSSY-CAT']\n"
-
-
-POETRY = ROOT / "docs" / "poetry.md"
+    program = blocks_of(page, "python")[number].replace('"127.0.0.1", 11000', f'"{host}", {port}')
+    assert reader.run([*STRICT_PYTHON, f"{program}\n{more}"], desk) == printed
 
 
 @pytest.mark.parametrize("number", range(len(blocks_of(POETRY, "python"))))
@@ -158,9 +148,7 @@ def test_the_poetry_page_prints_what_it_says(reader: Reader, desk: Path, number:
     program, expected = blocks_of(POETRY, "python")[number], blocks_of(POETRY, "text")[number]
     with peer(sends(b"The OWL and the Pussy-cat\n")) as first, peer(sends(b"went to SEA\n")) as second:
         servers = f"{first.address} {second.address}"
-        # Twisted keeps a descriptor of /dev/null in reserve to its end, which is no business of the page.
-        strict = ["-W", "error", "-W", "ignore::ResourceWarning"]
-        assert reader.run(["python", *strict, "-c", program], desk, POEM_SERVERS=servers) == expected
+        assert reader.run([*STRICT_PYTHON, program], desk, POEM_SERVERS=servers) == expected
 
 
 def test_each_program_of_the_poetry_page_says_what_it_prints() -> None:
@@ -169,12 +157,9 @@ def test_each_program_of_the_poetry_page_says_what_it_prints() -> None:
 
 def test_the_plugin_page_shows_the_files_that_are_installed() -> None:
     folder = ROOT / "plugins-example" / "xformd-shout"
-    shown = files_of(folder / "README.md")
-    assert {"xformd_shout.py", "pyproject.toml", "tests/test_shout.py"} <= set(shown) | {"pyproject.toml"}
+    shown = [block for kind in ("python", "toml") for block in blocks_of(folder / "README.md", kind)]
     for name in ("xformd_shout.py", "pyproject.toml", "tests/test_shout.py"):
-        assert (folder / name).read_text() in blocks_of(folder / "README.md", "python") + blocks_of(
-            folder / "README.md", "toml"
-        )
+        assert (folder / name).read_text() in shown
 
 
 @pytest.mark.parametrize("number", range(4))

@@ -1,6 +1,5 @@
 """Commands in the odd places that shells put them: closed streams, full disks, impatient people."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -8,17 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import (
-    DEADLINE_S,
-    XFORMD,
-    Server,
-    environment,
-    netstring,
-    read_to_end,
-    serving,
-    wait_until,
-    xformd,
-)
+from support.processes import DEADLINE_S, XFORMD, Server, environment, netstring, serving, wait_until, xformd
 
 pytestmark = pytest.mark.slow
 
@@ -26,32 +15,30 @@ pytestmark = pytest.mark.slow
 def shell(command: str, **extra: str) -> subprocess.CompletedProcess[bytes]:
     """Run a shell's command line in which ``xformd`` is the command."""
     line = f'xformd() {{ {" ".join(XFORMD)} "$@"; }}; {command}'
+    command_line = ["bash", "-c", line]
+    variables = environment(extra)
     return subprocess.run(
-        ["bash", "-c", line],
-        input=b"The Owl\n",
-        capture_output=True,
-        timeout=DEADLINE_S,
-        env=environment(extra),
-        check=False,
+        command_line, input=b"The Owl\n", capture_output=True, timeout=DEADLINE_S, env=variables, check=False
     )
 
 
 @pytest.mark.parametrize(
+    ("output", "status", "says"),
+    [
+        ("/dev/full", 73, b"No space left on device"),
+        ("&-", 78, b"xformd: bad-config: standard output is closed: redirect it to a file, or to /dev/null"),
+    ],
+)
+@pytest.mark.parametrize(
     "command", ["run upper", "send upper", "list-transforms", "list-transforms --json", "check", "ping", "config"]
 )
-def test_a_disk_that_is_full_is_one_line(server: Server, command: str) -> None:
-    done = shell(f"xformd {command} >/dev/full", XFORMD_SERVER=server.address)
-    lines = [line for line in done.stderr.splitlines() if b"printed by" not in line]
-    assert done.returncode == 73
-    assert len(lines) == 1
-    assert b"No space left on device" in lines[0]
-
-
-@pytest.mark.parametrize("command", ["run upper", "send upper", "list-transforms", "check", "config"])
-def test_a_standard_output_that_is_closed_is_one_line(server: Server, command: str) -> None:
-    done = shell(f"xformd {command} >&-", XFORMD_SERVER=server.address)
-    assert done.returncode == 78
-    assert done.stderr == b"xformd: bad-config: standard output is closed: redirect it to a file, or to /dev/null\n"
+def test_an_output_that_is_full_or_closed_is_one_line(
+    server: Server, command: str, output: str, status: int, says: bytes
+) -> None:
+    done = shell(f"xformd {command} >{output}", XFORMD_SERVER=server.address)
+    (line,) = [line for line in done.stderr.splitlines() if b"printed by" not in line]
+    assert done.returncode == status
+    assert says in line
 
 
 @pytest.mark.parametrize("command", ["run", "send"])
@@ -96,7 +83,7 @@ def test_a_server_whose_greeting_nobody_reads_serves(tmp_path: Path) -> None:
     with subprocess.Popen(["bash", "-c", command], stderr=subprocess.PIPE, env=environment()) as process:
         try:
             wait_until(path.exists)
-            assert ask(path, netstring(b"upper.a")) == b"1:A,"
+            assert xformd("send", "upper", "--server", f"unix:{path}", stdin=b"a").stdout == b"A"
         finally:
             process.terminate()
         assert process.wait(DEADLINE_S) == 0
@@ -104,14 +91,6 @@ def test_a_server_whose_greeting_nobody_reads_serves(tmp_path: Path) -> None:
         log = process.stderr.read()
     assert b"cannot print where it listens" in log
     assert b"Traceback" not in log
-
-
-def ask(path: Path, request: bytes) -> bytes:
-    """Send bytes to a Unix socket and give everything that comes back."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(os.fspath(path))
-        client.sendall(request)
-        return read_to_end(client)
 
 
 CLOSES = """

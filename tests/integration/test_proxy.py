@@ -110,16 +110,6 @@ def test_of_two_upstreams_one_may_die(environment: Environment, tmp_path: Path) 
             assert (load.trouble, set(load.codes)) == ("", {"ok"})
 
 
-def test_what_is_not_deterministic_is_never_cached(shared: Counted, front: Server) -> None:
-    calls, cache = shared.calls, listing(front)["cache"]
-    with Session(front) as session:
-        for spec in ("fickle", "upper+fickle"):
-            answers = [session.ask(spec, b"owl") for _ in range(3)]
-            assert {answer.code for answer in answers} == {"ok"}
-            assert len({answer.poem for answer in answers}) == 3
-    assert (shared.calls, listing(front)["cache"]) == (calls + 6, cache)
-
-
 def test_an_error_passes_through_and_is_not_cached(shared: Counted, front: Server) -> None:
     kept_bytes = listing(front)["cache"]["bytes"]
     with Session(front) as session, Session(shared.server) as direct:

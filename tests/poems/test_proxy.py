@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 
@@ -64,14 +64,6 @@ def test_a_poem_that_is_too_long_is_neither_returned_nor_cached(world: World) ->
     for _ in range(2):
         assert world.fetch(proxy, b"The Owl").check(xformd.TooLarge)
     assert world.fetch(proxy, b"An Owl") == proxy.get_poem() == b"An Owl"
-
-
-def test_cancelling_the_only_wait_ends_the_connection(world: World) -> None:
-    waiting = world.ask(world.proxy())
-    waiting.cancel()
-    error_of(waiting, CancelledError)
-    world.host.network.pump()
-    assert world.host.wires[0].is_gone
 
 
 @pytest.mark.parametrize(

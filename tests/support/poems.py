@@ -87,15 +87,14 @@ def sends(poem: bytes) -> Talk:
     return lambda connection: connection.sendall(poem)
 
 
-def sends_in(poem: bytes, seconds: float, pieces: int = 20) -> Talk:
-    """Make a slow server that takes so many seconds for the poem."""
+def sends_in(poem: bytes, seconds: float) -> Talk:
+    """Make a slow server that takes this long for the poem, in 20 pieces."""
 
     def talk(connection: socket.socket) -> None:
-        end = time.monotonic()
-        for number in range(pieces):
-            end += seconds / pieces
-            time.sleep(max(0, end - time.monotonic()))
-            connection.sendall(poem[number * len(poem) // pieces : (number + 1) * len(poem) // pieces])
+        start = time.monotonic()
+        for number in range(20):
+            time.sleep(max(0, start + seconds * (number + 1) / 20 - time.monotonic()))
+            connection.sendall(poem[number * len(poem) // 20 : (number + 1) * len(poem) // 20])
 
     return talk
 

@@ -12,7 +12,8 @@ import attrs
 import pytest
 
 from support.http_front import READY, Front, ask, request
-from xformd.http.endpoints import HealthEndpoints, build_page, readiness
+from xformd.http.endpoints import HealthEndpoints, build_page
+from xformd.telemetry.status import readiness
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "xformd" / "http" / "page"

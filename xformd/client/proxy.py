@@ -1,4 +1,4 @@
-"""TransformProxy: transform servers, as a program sees them. Converts poems and results, and chooses a server.
+"""TransformProxy: transform servers, as a program sees them. Converts poems and results, and tries servers in turn.
 
 Invariant: a request is sent again only if the server is known not to have run it.
 """
@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from xformd import spec
 from xformd.client.errors import NotSent, RequestCancelled
 from xformd.client.session import Session
-from xformd.client.upstream import LONGEST_DELAY_S, Upstream
+from xformd.client.upstream import LONGEST_DELAY_S, Upstream, choose
 from xformd.errors import (
     ConnectionFailed,
     GibberishError,
@@ -141,16 +141,7 @@ class TransformProxy:
     def _choose(self, tried: Sequence[Upstream]) -> Upstream:
         if self._is_closed:
             raise ConnectionFailed("this TransformProxy is closed")
-        now = self._reactor.seconds()
-        untried = [upstream for upstream in self._upstreams if upstream not in tried] or self._upstreams
-        ready = [upstream for upstream in untried if upstream.rests_until <= now]
-        if not ready:
-            return min(untried, key=lambda upstream: upstream.rests_until)
-        answering = [upstream for upstream in ready if not upstream.is_failing]
-        for upstream in ready if answering else ():
-            if upstream.is_failing:
-                upstream.reach()  # without making a request wait: it may accept and never answer
-        return min(answering or ready, key=lambda upstream: upstream.load)
+        return choose(self._upstreams, tried, self._reactor.seconds())
 
     def _within(self, timeout: float | None, answer: Deferred[Answer]) -> Deferred[Answer]:
         if timeout is not None and not answer.called:

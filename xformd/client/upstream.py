@@ -1,16 +1,13 @@
-"""One server, as a client sees it: the session that is open, how to open one, and when to try again.
+"""One server, as a client sees it: its session, how to open one, when to try again; and the choice among several.
 
 Invariant: at most one attempt to connect is in flight, and after a failure the next one waits longer.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.defer import (
-    Deferred,
-    TimeoutError,  # noqa: A004
-)
+from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
@@ -165,3 +162,16 @@ class Upstream:
         openers, self._openers = self._openers, []
         for opener in openers:
             opener.callback(outcome)
+
+
+def choose(upstreams: Sequence[Upstream], tried: Sequence[Upstream], now: float) -> Upstream:
+    """Return the server for a request: of those that answer, preferably untried, the one with the fewest of ours."""
+    untried = [upstream for upstream in upstreams if upstream not in tried] or upstreams
+    ready = [upstream for upstream in untried if upstream.rests_until <= now]
+    if not ready:
+        return min(untried, key=lambda upstream: upstream.rests_until)
+    answering = [upstream for upstream in ready if not upstream.is_failing]
+    for upstream in ready if answering else ():
+        if upstream.is_failing:
+            upstream.reach()  # without making a request wait: it may accept and never answer
+    return min(answering or ready, key=lambda upstream: upstream.load)

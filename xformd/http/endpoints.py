@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,9 +18,7 @@ from starlette.routing import Route
 from xformd.counting import CountingService
 from xformd.http import openapi
 from xformd.limits import Limits
-from xformd.telemetry.status import ServerStatus
-
-READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
+from xformd.telemetry.status import NOT_READY, ServerStatus, readiness
 
 _NO_STORE = {"cache-control": "no-store"}
 
@@ -86,32 +83,6 @@ class HealthEndpoints:
     async def _ready(self, _: Request) -> JSONResponse:
         report = readiness(self._status(), is_stopping=self._is_stopping())
         return JSONResponse(report, 503 if report["status"] == NOT_READY else 200, _NO_STORE)
-
-
-def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
-    """Decide whether a server can take requests.
-
-    Returns:
-        ``status`` is ``ready``, ``degraded`` (takes requests, but some transforms are quarantined) or ``not ready``;
-        ``reasons`` explains it to a person.
-    """
-    reasons = []
-    if is_stopping:
-        reasons.append("the server is stopping")
-    if status.needs_workers and not status.proven_workers:
-        reasons.append("no worker is ready; if that lasts, see the log")
-    if status.queue_length >= status.max_queue:
-        reasons.append(f"the queue is full: {status.queue_length} jobs are waiting")
-    verdict = NOT_READY if reasons else DEGRADED if status.quarantined else READY
-    reasons += [f"transform {name} is in quarantine" for name in sorted(status.quarantined)]
-    return {
-        "status": verdict,
-        "reasons": reasons,
-        "quarantined": sorted(status.quarantined),
-        "workers": dict(status.workers),
-        "queue_length": status.queue_length,
-        "in_flight": status.in_flight,
-    }
 
 
 async def show_page(_: Request) -> Response:

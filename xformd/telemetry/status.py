@@ -1,8 +1,11 @@
-"""The status of a server: what waits, what runs, and the state of its workers."""
+"""The status of a server: what waits, what runs, the state of its workers, and whether it is ready."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
+
+READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 
 
 @attrs.define
@@ -43,3 +46,29 @@ class ServerStatus:
     history: WorkerHistory
     quarantined: frozenset[str]
     in_flight: int
+
+
+def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
+    """Decide whether a server can take requests.
+
+    Returns:
+        ``status`` is ``ready``, ``degraded`` (takes requests, but some transforms are quarantined) or ``not ready``;
+        ``reasons`` explains it to a person.
+    """
+    reasons = []
+    if is_stopping:
+        reasons.append("the server is stopping")
+    if status.needs_workers and not status.proven_workers:
+        reasons.append("no worker is ready; if that lasts, see the log")
+    if status.queue_length >= status.max_queue:
+        reasons.append(f"the queue is full: {status.queue_length} jobs are waiting")
+    verdict = NOT_READY if reasons else DEGRADED if status.quarantined else READY
+    reasons += [f"transform {name} is in quarantine" for name in sorted(status.quarantined)]
+    return {
+        "status": verdict,
+        "reasons": reasons,
+        "quarantined": sorted(status.quarantined),
+        "workers": dict(status.workers),
+        "queue_length": status.queue_length,
+        "in_flight": status.in_flight,
+    }

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from support.fakes import listing_of
 from support.registries import PLACED
 from xformd.errors import ConfigError
 from xformd.limits import Limits
@@ -145,11 +146,6 @@ def test_a_worker_is_worn_by_jobs_or_by_growth(jobs: int, growth_bytes: int, why
 )
 def test_retry_after_is_when_half_are_done(waiting: int, workers: int, mean_job_s: float, expected_ms: int) -> None:
     assert retry_after_ms(waiting, workers, mean_job_s) == expected_ms
-
-
-def listing_of(**versions: str) -> dict[str, Any]:
-    listed = [{"name": name, "distribution": f"x-{name}", "version": version} for name, version in versions.items()]
-    return {"transforms": listed}
 
 
 @pytest.mark.parametrize(

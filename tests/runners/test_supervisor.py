@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
 
@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from support.deferreds import has_fired, result_of
-from support.fakes import SELF_TEST, FakeWorker, Launcher, RecordingJob
+from support.fakes import SELF_TEST, FakeWorker, Launcher, RecordingJob, listing_of
 from support.logs import Log
 from xformd import TransformDied
 from xformd.limits import Limits
@@ -305,25 +305,21 @@ def test_three_failed_starts_are_reported_and_a_fourth_is_tried(clock: Clock, su
     assert supervised.supervisor.take() is not None
 
 
-def listing_of(names: Sequence[str]) -> dict[str, Any]:
-    return {"transforms": [{"name": name, "distribution": name, "version": "1"} for name in names]}
-
-
 def test_workers_whose_plugins_differ_are_killed_a_few_times(clock: Clock, supervised: Supervised, log: Log) -> None:
     first, second = supervised.workers
     for worker in (first, second):
-        worker.listing = listing_of(["owl", "cat"])
+        worker.listing = listing_of(owl="1", cat="1")
         worker.be_ready()
     second.end()
     for _ in range(MAX_DIFFERING_WORKERS):
         worker = supervised.workers[-1]
-        worker.listing = listing_of(["owl"])
+        worker.listing = listing_of(owl="1")
         worker.say_hello()
-        assert worker.killed == ["has other plugins than those before (cat from nowhere, not from cat 1)"]
+        assert worker.killed == ["has other plugins than those before (cat from nowhere, not from x-cat 1)"]
         worker.end()
         clock.advance(10)
     last = supervised.workers[-1]
-    last.listing = listing_of(["owl"])
+    last.listing = listing_of(owl="1")
     last.be_ready()
-    assert log.lines[-1] == "a worker has cat from nowhere, not from cat 1; SIGHUP makes all alike"
+    assert log.lines[-1] == "a worker has cat from nowhere, not from x-cat 1; SIGHUP makes all alike"
     assert {supervised.take_worker() for _ in range(2)} == {first, last}

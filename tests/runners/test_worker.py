@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -208,11 +209,11 @@ def test_a_broken_channel_is_gone() -> None:
 def test_the_system_may_allow_less_memory(
     monkeypatch: pytest.MonkeyPatch, hard: int, wanted: int, expected: int
 ) -> None:
-    limits: list[tuple[int, int]] = []
+    setrlimit = Mock()
     monkeypatch.setattr("resource.getrlimit", lambda _: (1, hard))
-    monkeypatch.setattr("resource.setrlimit", lambda _, limit: limits.append(limit))
+    monkeypatch.setattr("resource.setrlimit", setrlimit)
     module._limit_memory(wanted)
-    assert limits == [(expected, hard)]
+    setrlimit.assert_called_once_with(resource.RLIMIT_AS, (expected, hard))
 
 
 def test_without_proc_the_address_space_counts_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:

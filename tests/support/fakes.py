@@ -44,6 +44,12 @@ def calls_of(spec: str) -> Sequence[Call]:
     return [prepare(step, REGISTRY) for step in parse(spec).steps]
 
 
+def listing_of(**versions: str) -> dict[str, Any]:
+    """Return the listing of a worker with one transform for each of these names, from a plugin of this version."""
+    listed = [{"name": name, "distribution": f"x-{name}", "version": version} for name, version in versions.items()]
+    return {"transforms": listed}
+
+
 class RecordingJob:
     """A job that records what it hears."""
 

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -127,20 +127,13 @@ def test_no_event_makes_the_observer_raise(render: Render, odd: LogEvent) -> Non
     LineObserver(out, render)(odd)
 
 
-@pytest.fixture
-def asyncio_logger() -> Iterator[logging.Logger]:
-    """Asyncio's logger, whose records go to our handler alone."""
-    made = logging.getLogger("asyncio")
-    handler = LoggingHandler()
-    made.addHandler(handler)
-    made.propagate = False
-    yield made
-    made.removeHandler(handler)
-    made.propagate = True
+def emit(name: str, text: str, arguments: tuple[str, ...], error: BaseException | None = None) -> None:
+    exc_info = (type(error), error, error.__traceback__) if error else None
+    LoggingHandler().emit(logging.LogRecord(name, logging.ERROR, "", 1, text, arguments, exc_info))
 
 
-def test_asyncio_logs_no_arguments_of_a_callback(log: Log, asyncio_logger: logging.Logger) -> None:
-    asyncio_logger.error("Exception in callback read(b'%s')\nhandle: %s", POEM, POEM, exc_info=failure().value)
+def test_asyncio_logs_no_arguments_of_a_callback(log: Log) -> None:
+    emit("asyncio", "Exception in callback read(b'%s')\nhandle: %s", (POEM, POEM), failure().value)
     (logged,) = log
     assert log.lines == ["Exception in callback read"]
     assert (logged["log_namespace"], logged["log_level"]) == ("asyncio", LogLevel.error)
@@ -149,7 +142,7 @@ def test_asyncio_logs_no_arguments_of_a_callback(log: Log, asyncio_logger: loggi
 
 
 def test_a_record_that_cannot_be_formatted_is_still_logged(log: Log) -> None:
-    LoggingHandler().emit(logging.LogRecord("owl", logging.WARNING, "", 1, "%d", ("five",), None))
+    emit("owl", "%d", ("five",))
     assert log.lines == ["a message that cannot be formatted"]
 
 

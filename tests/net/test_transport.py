@@ -131,7 +131,7 @@ def end() -> Iterator[WorkersEnd]:
     made.socket.close()
 
 
-def test_a_channel_passes_on_what_arrives_and_the_rest_before_it_closes(end: WorkersEnd) -> None:
+def test_a_channel_passes_on_all_that_arrives(end: WorkersEnd) -> None:
     end.socket.sendall(b"abc")
     for _ in range(2):  # the second time, there is nothing
         assert end.channel.doRead() is None

@@ -221,7 +221,7 @@ def test_a_trial_in_a_pipeline_is_over_when_its_step_is(quarantined: Pool) -> No
 
 
 @pytest.mark.parametrize("spec", ["upper", "lower+upper"])
-def test_a_trial_that_is_cancelled_or_ends_before_its_step_decides_nothing(quarantined: Pool, spec: str) -> None:
+def test_a_trial_that_does_not_run_to_its_end_decides_nothing(quarantined: Pool, spec: str) -> None:
     trial = quarantined.run(spec, b"trial")
     with pytest.raises(Unavailable):
         quarantined.run(spec, b"too many")

@@ -52,7 +52,7 @@ def pids(reaper: Live, spec: str = "pids") -> list[int]:
     return list(map(int, answer.split()))
 
 
-def test_the_worker_is_its_child_in_another_session_and_neither_leaves_a_core_file(shared: Live) -> None:
+def test_the_worker_has_another_session_and_neither_leaves_a_core_file(shared: Live) -> None:
     """A worker's core file may hold poems, and is as large as its memory."""
     worker, parent, session = pids(shared)
     assert (parent, session, os.getsid(parent)) == (shared.process.pid, worker, parent)
@@ -116,7 +116,7 @@ def test_closing_its_standard_input_kills_the_worker_and_its_children(reaper: Li
     assert not any(map(is_running, [worker, *children]))
 
 
-def test_what_a_worker_leaves_behind_ends_and_the_reaper_ends_as_the_worker_did(reaper: Live) -> None:
+def test_what_a_worker_leaves_ends_and_the_reaper_as_the_worker_did(reaper: Live) -> None:
     children = pids(reaper, "detach")
     reaper.ask("die", b"SIGSEGV")
     assert reaper.process.wait(DEADLINE_S) == -signal.SIGSEGV

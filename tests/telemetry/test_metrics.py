@@ -73,9 +73,7 @@ def test_batched_requests_share_their_time(metrics: Metrics, batched_counts: Bat
     assert (metrics.poem_bytes.sum, metrics.result_bytes.sum) == (18, 120)
 
 
-def test_large_batches_fold_themselves_and_nothing_is_lost_or_repeated(
-    metrics: Metrics, batched_counts: BatchedCounts
-) -> None:
+def test_large_batches_fold_themselves_and_lose_nothing(metrics: Metrics, batched_counts: BatchedCounts) -> None:
     for _ in range(2 * FOLD_AT + 3):
         batched_counts.poems_bytes.append(1)
         batched_counts.results_bytes.append(1)

@@ -57,7 +57,7 @@ def queries() -> list[str]:
     return [*asked, *(query.removeprefix("label_values(").removesuffix(")") for query in chosen)]
 
 
-def test_the_page_describes_every_metric_and_no_other_and_explains_labels_of_many_transforms() -> None:
+def test_the_page_describes_every_metric_and_no_other() -> None:
     described = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in ROW.findall(PAGE)}
     assert described == {name: (kind, labels) for name, (kind, labels, _) in EXPORTED.items()}
     assert [label for label in (SEVERAL, UNKNOWN, NONE, OTHERS) if f"`{label}`" not in PAGE] == []

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -75,13 +76,7 @@ def waiting() -> Waiting:
 
 
 class Asked:
-    """A service of some transforms, which the test asks.
-
-    Args:
-        clock: the service's.
-        functions: its transforms; plain functions are made transforms.
-        limits: of the service.
-    """
+    """A service of some functions, which the test asks."""
 
     def __init__(self, clock: Clock, *functions: Any, **limits: Any) -> None:
         transforms = [each if hasattr(each, "function") else transform(each) for each in functions]
@@ -176,12 +171,21 @@ RAISED = [
 ]
 
 
-@pytest.mark.parametrize("error", RAISED, ids=repr)
-def test_a_transform_that_raises_is_logged_once_with_its_plugin(clock: Clock, log: Log, error: BaseException) -> None:
+class Mute(GibberishError):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def raising(error: BaseException) -> Callable[[str], str]:
     def broken(poem: str) -> str:
         raise error
 
-    asked = Asked(clock, broken, upper)
+    return broken
+
+
+@pytest.mark.parametrize("error", RAISED, ids=repr)
+def test_a_transform_that_raises_is_logged_once_with_its_plugin(clock: Clock, log: Log, error: BaseException) -> None:
+    asked = Asked(clock, raising(error), upper)
     with pytest.raises(TransformFailed, match=f"^broken raised {type(error).__name__}$") as caught:
         asked.now("broken")
     assert str(error) in caught.value.detail
@@ -201,11 +205,25 @@ def test_an_async_transform_that_raises_is_logged_once(clock: Clock, log: Log, e
     assert len(log.tracebacks) == len(log) == 1
 
 
-def test_a_transform_that_fails_again_and_again_is_logged_once_a_second(clock: Clock, log: Log) -> None:
-    def broken(poem: str) -> str:
-        raise ValueError("no")
+@pytest.mark.parametrize(
+    ("error", "kind", "says", "logged"),
+    [
+        (GibberishError("not in my house"), GibberishError, "^not in my house$", 0),
+        (Mute("x"), GibberishError, None, 0),
+        (InternalError("it was the server"), TransformFailed, "broken raised InternalError", 1),
+    ],
+    ids=["gibberish", "mute", "internal error"],
+)
+def test_a_transform_may_refuse_a_poem_and_nothing_else(
+    clock: Clock, log: Log, error: XformError, kind: type[XformError], says: str | None, logged: int
+) -> None:
+    with pytest.raises(kind, match=says):
+        Asked(clock, raising(error)).now("broken")
+    assert len(log.tracebacks) == len(log) == logged
 
-    asked = Asked(clock, broken)
+
+def test_a_transform_that_fails_again_and_again_is_logged_once_a_second(clock: Clock, log: Log) -> None:
+    asked = Asked(clock, raising(ValueError("no")))
     for pause_s in (0.5, 0.0, 0.0, 0.5):
         with pytest.raises(TransformFailed):
             asked.now("broken")
@@ -214,48 +232,14 @@ def test_a_transform_that_fails_again_and_again_is_logged_once_a_second(clock: C
     assert log.lines == [failed, f"{failed}, the last of 3 times within a second"]
 
 
-def test_a_refusal_reaches_the_caller_and_not_the_log(clock: Clock, log: Log) -> None:
-    def picky(poem: str) -> str:
-        raise GibberishError("not in my house")
-
-    with pytest.raises(GibberishError, match="not in my house"):
-        Asked(clock, picky).now("picky")
-    assert log.lines == []
-
-
 def test_an_exception_that_is_raised_again_and_again_holds_no_poem(clock: Clock) -> None:
     shared = GibberishError("no")
-
-    def picky(poem: str) -> str:
-        raise shared
-
-    asked = Asked(clock, picky)
+    asked = Asked(clock, raising(shared))
     for _ in range(3):
         with pytest.raises(GibberishError, match="no") as caught:
-            asked.now("picky", b"poem")
+            asked.now("broken", b"poem")
         assert caught.value is not shared
     assert shared.__traceback__ is None
-
-
-def test_an_exception_without_a_message_is_still_explained(clock: Clock) -> None:
-    class Mute(GibberishError):
-        def __str__(self) -> str:
-            raise RuntimeError("no words")
-
-    def mute(poem: str) -> str:
-        raise Mute("x")
-
-    with pytest.raises(GibberishError):
-        Asked(clock, mute).now("mute")
-
-
-def test_a_transform_may_not_raise_an_error_of_the_server(clock: Clock, log: Log) -> None:
-    def liar(poem: str) -> str:
-        raise InternalError("it was the server")
-
-    with pytest.raises(TransformFailed, match="liar raised InternalError"):
-        Asked(clock, liar).now("liar")
-    assert len(log.tracebacks) == 1
 
 
 def test_an_async_result_of_the_wrong_type_is_a_failure(clock: Clock) -> None:
@@ -277,20 +261,17 @@ def test_a_result_over_the_limit_is_too_large_with_both_figures(clock: Clock) ->
 # Deadlines and cancelling.
 
 
-def test_a_late_transform_is_given_up_at_the_deadline(clock: Clock, waiting: Waiting) -> None:
+@pytest.mark.parametrize(("own_s", "limit_s"), [(None, 30), (2, 2), (200, 30)])
+def test_a_transform_has_its_own_time_and_never_more_than_the_servers(
+    clock: Clock, own_s: float | None, limit_s: float
+) -> None:
+    waiting = Waiting(timeout=own_s)
     result = Asked(clock, waiting.transform, transform_timeout_s=30).later("later")
-    clock.advance(29.9)
+    clock.advance(limit_s - 0.1)
     assert not has_fired(result)
     clock.advance(0.1)
-    assert error_of(result, TransformTimeout).message == "later took longer than its 30 s"
+    assert error_of(result, TransformTimeout).message == f"later took longer than its {limit_s} s"
     assert waiting.cancelled == 1
-
-
-@pytest.mark.parametrize(("own_s", "expected_s"), [(2, 2), (200, 30)])
-def test_a_transforms_own_timeout_counts_where_it_is_shorter(clock: Clock, own_s: float, expected_s: float) -> None:
-    result = Asked(clock, Waiting(timeout=own_s).transform, transform_timeout_s=30).later("later")
-    clock.advance(expected_s)
-    assert error_of(result, TransformTimeout).message == f"later took longer than its {expected_s} s"
 
 
 def test_the_steps_of_a_pipeline_share_one_deadline(clock: Clock, waiting: Waiting) -> None:
@@ -376,21 +357,6 @@ def test_an_internal_error_has_an_id_that_is_in_the_log(clock: Clock, log: Log) 
     assert log.lines == [f"internal error {caught.value.message}"]
 
 
-def test_a_runner_that_fails_with_another_error_makes_an_internal_error(clock: Clock, log: Log) -> None:
-    broken: Deferred[bytes] = Deferred()
-
-    class Runner(InlineRunner):
-        def run(self, *_: object, **__: object) -> Deferred[bytes]:
-            return broken
-
-    service = TransformService(Generation(REGISTRY, Runner(1, clock)), Limits(), clock)
-    result = service.xform(parse_readable("upper"), b"")
-    assert isinstance(result, Deferred)
-    broken.errback(ValueError("not of the table"))
-    assert log.lines == [f"internal error {error_of(result, InternalError).message}"]
-    assert log.tracebacks[0]["error"] == "ValueError"
-
-
 # With workers.
 
 
@@ -429,22 +395,16 @@ def test_a_worker_runs_an_isolated_transform(site: Site) -> None:
     assert site.clock.getDelayedCalls() == []
 
 
-def test_a_request_whose_deadline_passes_while_it_waits_never_runs(site: Site) -> None:
-    first, second = site.xform("upper", b"1"), site.xform("upper", b"2", timeout_s=5)
-    site.clock.advance(5)
-    assert error_of(second, TransformTimeout).message == "upper took longer than its 5 s"
-    site.pool.worker_of(b"1").answer()
-    assert result_of(first) == b"1"
-    assert site.pool.poems() == [b"1"]
-    assert site.pool.pool.waiting == 0
-
-
-def test_a_request_that_runs_past_its_deadline_ends_with_its_worker(site: Site) -> None:
-    result = site.xform("upper+lower", b"1", timeout_s=5)
+def test_a_deadline_ends_a_wait_and_a_run_with_its_worker(site: Site) -> None:
+    running, waiting = site.xform("upper+lower", b"1", timeout_s=5), site.xform("upper", b"2", timeout_s=4)
     worker = site.pool.worker_of(b"1")
-    site.clock.advance(5)
-    assert error_of(result, TransformTimeout).message == "upper+lower took longer than its 5 s"
+    site.clock.advance(4)
+    assert error_of(waiting, TransformTimeout).message == "upper took longer than its 4 s"
+    assert (site.pool.pool.waiting, worker.killed) == (0, [])
+    site.clock.advance(1)
+    assert error_of(running, TransformTimeout).message == "upper+lower took longer than its 5 s"
     assert len(worker.killed) == 1
+    assert site.pool.poems() == [b"1"]
 
 
 def test_a_pipeline_that_has_begun_is_never_too_busy(clock: Clock) -> None:

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.python.usage import Options, UsageError
 
 import xformd
-from support.deferreds import result_of
 from support.logs import Log
 from xformd import twistd
 from xformd.config import Settings
@@ -95,44 +95,24 @@ def test_wrong_arguments_are_named(options: type[Options], words: tuple[str, ...
         options().parseOptions(words)
 
 
-class Server:
+@pytest.fixture
+def server() -> Mock:
     """A server that listens when the test says so."""
-
-    def __init__(self, fails_at_once: xformd.ListenFailed | None = None) -> None:
-        self.listening: Deferred[tuple[str, ...]] = Deferred()
-        self._fails_at_once = fails_at_once
-
-    def startService(self) -> None:
-        if self._fails_at_once is not None:
-            self.listening.errback(Failure(self._fails_at_once))
-
-    def stopService(self) -> Deferred[None]:
-        return succeed(None)
+    return Mock(listening=Deferred())
 
 
-class Reactor:
-    is_stopped = False
-
-    def stop(self) -> None:
-        self.is_stopped = True
-
-
-def starting(server: Server, reactor: Reactor | None = None) -> FailFastService:
-    return FailFastService(server, reactor or Reactor())  # type: ignore[arg-type]
-
-
-def test_where_a_server_listens_is_logged(log: Log) -> None:
-    server = Server()
-    service = starting(server)
+def test_where_a_server_listens_is_logged(log: Log, server: Mock) -> None:
+    service = FailFastService(server, Mock())
     service.startService()
     server.listening.callback(("owl:1", "owl:2"))
     assert log.lines == ["listening on owl:1", "listening on owl:2"]
-    assert result_of(service.stopService()) is None
+    assert service.stopService() is server.stopService.return_value
 
 
-def test_a_server_that_cannot_listen_does_not_start() -> None:
+def test_a_server_that_cannot_listen_does_not_start(server: Mock) -> None:
+    server.startService.side_effect = lambda: server.listening.errback(Failure(xformd.ListenFailed("taken")))
     with pytest.raises(xformd.ListenFailed, match="taken"):
-        starting(Server(xformd.ListenFailed("taken"))).startService()
+        FailFastService(server, Mock()).startService()
 
 
 @pytest.mark.parametrize(
@@ -142,9 +122,11 @@ def test_a_server_that_cannot_listen_does_not_start() -> None:
         (xformd.ConfigError("'owl' is none", setting="listen"), "--listen: 'owl' is none"),
     ],
 )
-def test_a_server_that_fails_to_listen_later_ends_the_process(log: Log, error: xformd.XformError, line: str) -> None:
-    server, reactor = Server(), Reactor()
-    starting(server, reactor).startService()
+def test_a_server_that_fails_to_listen_later_ends_the_process(
+    log: Log, server: Mock, error: xformd.XformError, line: str
+) -> None:
+    reactor = Mock()
+    FailFastService(server, reactor).startService()
     server.listening.errback(Failure(error))
-    assert reactor.is_stopped
+    reactor.stop.assert_called_once_with()
     assert log.lines == [line]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from click import Command
 
 from xformd.commands import poem, proxy
 from xformd.limits import Limits
@@ -29,14 +30,12 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
 
 
-def test_a_proxy_has_the_defaults_of_the_library(made: list[Any]) -> None:
-    proxy.proxy.main(["a:1"], standalone_mode=False)
-    assert made[-1] == {name: defaults(CachingTransformService)[name] for name in made[-1]}
-
-
-def test_a_poem_proxy_has_the_defaults_of_the_library(made: list[Any]) -> None:
-    proxy.poem_proxy.main(["a:1"], standalone_mode=False)
-    assert made[-1] == {name: defaults(CachingProxyService)[name] for name in made[-1]}
+@pytest.mark.parametrize(
+    ("command", "service"), [(proxy.proxy, CachingTransformService), (proxy.poem_proxy, CachingProxyService)]
+)
+def test_a_proxy_has_the_defaults_of_the_library(made: list[Any], command: Command, service: type) -> None:
+    command.main(["a:1"], standalone_mode=False)
+    assert made[-1] == {name: defaults(service)[name] for name in made[-1]}
 
 
 def test_poem_get_accepts_poems_as_long_as_the_library_does() -> None:

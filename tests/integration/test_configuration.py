@@ -16,16 +16,6 @@ def values(*arguments: str, **extra: str) -> dict[str, tuple[object, str]]:
     return {row["name"]: (row["value"], row["place"]) for row in json.loads(done.stdout)}
 
 
-def test_each_value_is_shown_with_its_place(tmp_path: Path) -> None:
-    file = tmp_path / "xformd.toml"
-    file.write_text("max_in_flight = 5\nmax_queue = 5\nworkers = 5\n")
-    shown = values("--workers", "3", XFORMD_MAX_QUEUE="4", XFORMD_CONFIG=str(file))
-    assert shown["max_in_flight"] == (5, f"{file}, line 1")
-    assert shown["max_queue"] == (4, "XFORMD_MAX_QUEUE")
-    assert shown["workers"] == (3, "--workers")
-    assert shown["max_connections"] == (10_000, "default")
-
-
 def test_every_setting_has_a_flag(tmp_path: Path) -> None:
     flags = {name: "--" + name.replace("_", "-") for name in values()}
     given = {"strict": "", "log_format": "json", "cors": "*", "plugins": "none", "prefer": "a=b", "inline": "one"}

@@ -59,13 +59,6 @@ def test_a_command_s_wrong_plugins_are_named_with_their_place(tmp_path: Path, co
     assert_refused(command, ("--block", "nope"), {}, f"--block: {WRONG['block'][1]}")
 
 
-def test_each_line_of_a_table_has_a_place_of_its_own(tmp_path: Path) -> None:
-    file = tmp_path / "xformd.toml"
-    file.write_text("[prefer]\nupper = 'xformd'\nowl = 'xformd'\n")
-    says = f"{file}, line 3: prefer: no loaded plugin provides a transform 'owl'"
-    assert_refused("list-transforms", ("--config", str(file)), {}, says)
-
-
 def test_a_strict_server_says_who_wants_it_strict(tmp_path: Path) -> None:
     (tmp_path / "torn.py").write_text("1 / 0\n")
     done = xformd("serve", "--plugins=none", "--plugins-dir", str(tmp_path), "--port=0", XFORMD_STRICT="yes")

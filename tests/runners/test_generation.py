@@ -109,6 +109,7 @@ def test_a_request_that_fails_with_anything_else_is_an_internal_error(log: Log) 
     request.errback(ValueError("a bug"))
     error = error_of(request, InternalError)
     assert log.lines == [f"internal error {error.message}"]
+    assert log.tracebacks[0]["error"] == "ValueError"
 
 
 def test_a_stop_cancels_every_request_the_last_first() -> None:

@@ -47,15 +47,7 @@ def run(
     environment: Mapping[str, str],
     site_packages: Path | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a click command to its end.
-
-    Args:
-        command: calls ``sys.exit`` with its status.
-        arguments: those of its command line.
-        stdin: what its standard input has.
-        environment: all its environment variables.
-        site_packages: where more packages are installed.
-    """
+    """Run a click command, which ends with ``sys.exit``; ``site_packages`` is where more packages are installed."""
     sys.stdout.flush()
     sys.stderr.flush()
     with ExitStack() as stack:

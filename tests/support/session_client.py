@@ -21,16 +21,7 @@ OPENING = netstring(b"xformd/2")
 
 @attrs.frozen
 class Answer:
-    """What came back for a request.
-
-    Args:
-        id: of the request; 0 for what the server says of the connection.
-        code: ``ok``, or that of an error.
-        attributes: of the answer.
-        poem: the result, or the error's message.
-        at: when it came, by the monotonic clock.
-        elapsed_s: how long after its request was sent.
-    """
+    """An answer, or with id 0 an error of the connection; it came ``at`` a time of the monotonic clock."""
 
     id: int
     code: str
@@ -41,12 +32,7 @@ class Answer:
 
 
 def step(name: str, **options: object) -> str:
-    """Write a step of a spec.
-
-    Args:
-        name: of the transform.
-        options: their values are encoded as the wire wants it.
-    """
+    """Write a step of a spec."""
     given = ",".join(f"{key}={quote(str(value), safe='').replace('.', '%2E')}" for key, value in options.items())
     return f"{name}:{given}" if given else name
 
@@ -58,11 +44,7 @@ def abort(connection: socket.socket) -> None:
 
 
 class Session:
-    """A connection in the session form. Nothing here waits for longer than ``DEADLINE_S``.
-
-    Args:
-        server: whose.
-    """
+    """A session, which never waits for longer than ``DEADLINE_S``."""
 
     def __init__(self, server: Server) -> None:
         self.socket = server.connect()
@@ -79,23 +61,14 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Leave."""
         self.socket.close()
 
     def abort(self) -> None:
-        """Leave so that the server sees it: after a plain close it may think that its answers are still wanted."""
+        """Reset the connection: after a plain close the server may think that its answers are still wanted."""
         abort(self.socket)
 
     def send(self, *requests: tuple[str, bytes], timeout_ms: int | None = None) -> list[int]:
-        """Send requests in one write.
-
-        Args:
-            requests: a spec and a poem each.
-            timeout_ms: the deadline of each.
-
-        Returns:
-            Their ids.
-        """
+        """Send requests in one write, a spec and a poem each; return their ids."""
         attribute = "" if timeout_ms is None else f" timeout={timeout_ms}"
         ids = [next(self._ids) for _ in requests]
         data = b"".join(
@@ -107,15 +80,10 @@ class Session:
         return ids
 
     def cancel(self, number: int) -> None:
-        """Give a request up."""
         self.socket.sendall(netstring(f"{number} !cancel.".encode()))
 
     def receive(self, within_s: float = DEADLINE_S) -> Answer:
-        """Give the next answer, to whatever request.
-
-        Raises:
-            ConnectionError: the server has closed the connection.
-        """
+        """Return the next answer, to whatever request."""
         ends_at = time.monotonic() + within_s
         while not self._answers:
             ready, _, _ = select.select([self.socket], [], [], max(0.0, ends_at - time.monotonic()))
@@ -124,11 +92,7 @@ class Session:
         return self._answers.popleft()
 
     def read(self) -> None:
-        """Read what has come, and take the time of it; ``receive`` gives it.
-
-        Raises:
-            ConnectionError: the server has closed the connection.
-        """
+        """Read what has come for ``receive``; raise ``ConnectionError`` if the server has closed the connection."""
         data = self.socket.recv(1_000_000)
         if not data:
             raise ConnectionError(f"the server closed; {len(self._sent_at)} requests wait")
@@ -140,7 +104,7 @@ class Session:
         return len(self._sent_at)
 
     def collect(self, ids: Iterable[int]) -> list[Answer]:
-        """Give the answers to these requests, in the order of the requests; others are dropped."""
+        """Return the answers to these requests in their order, and drop others."""
         wanted = list(ids)
         found: dict[int, Answer] = {}
         while not found.keys() >= set(wanted):
@@ -149,7 +113,7 @@ class Session:
         return [found[number] for number in wanted]
 
     def ask(self, spec: str, poem: bytes = b"", *, timeout_ms: int | None = None) -> Answer:
-        """Send one request and give its answer."""
+        """Send one request and return its answer."""
         (answer,) = self.collect(self.send((spec, poem), timeout_ms=timeout_ms))
         return answer
 
@@ -183,20 +147,11 @@ def read_all(sessions: Sequence[Session]) -> None:
 
 
 class Load:
-    """Good traffic that goes on beside what a test does, on a connection and a thread of its own.
-
-    Every request has its own poem, and an answer that does not begin with it is wrong.
-
-    Args:
-        server: whose.
-        spec: what is asked for, again and again.
-        outstanding: how many requests are in flight at a time.
-        padding_bytes: how much longer each poem is than it must be.
-        seen: is told of each answer.
+    """Good traffic beside what a test does, in a thread, with ``outstanding`` requests in flight.
 
     Attributes:
         codes: how many answers had each code; ``wrong`` are those that were ``ok`` with another poem.
-        trouble: what ended the traffic before its time.
+        trouble: what ended the traffic too early.
     """
 
     def __init__(
@@ -226,7 +181,6 @@ class Load:
         self.stop()
 
     def stop(self) -> None:
-        """Send nothing more, and wait for what is in flight."""
         self._is_stopping.set()
         self._thread.join(2 * DEADLINE_S)
         assert not self._thread.is_alive()
@@ -261,5 +215,5 @@ class Load:
 
 
 def retry_after_s(answer: Answer) -> float:
-    """Give how many seconds an error says to wait."""
+    """Return how many seconds an error says to wait."""
     return int(answer.attributes["retry-after"]) / 1000

@@ -97,6 +97,8 @@ def test_names_that_clients_invent_are_no_labels(server: MemoryServer) -> None:
 @pytest.mark.parametrize(
     ("data", "front", "code"),
     [
+        (b"9:upper", "netstring", "bad-frame"),
+        (OPENING + b"9:upper", "session", "bad-frame"),
         (b"01:x,", "netstring", "bad-frame"),
         (b"99999999:", "netstring", "too-large"),
         (b"5:upper,", "classic", "bad-request"),
@@ -107,20 +109,14 @@ def test_names_that_clients_invent_are_no_labels(server: MemoryServer) -> None:
         (OPENING + encode(b"1 later.a") + encode(b"1 later.b"), "session", "bad-request"),
     ],
 )
-def test_a_request_that_never_reaches_the_service_is_counted(
+def test_a_request_that_never_reaches_the_service_is_counted_once(
     server: MemoryServer, data: bytes, front: str, code: str
 ) -> None:
-    server.receive(data)
+    protocol, _ = server.receive(data)
+    protocol.readConnectionLost()
     requests = server.requests
     requests.pop(("later", "session", "cancelled"), None)
     assert requests == {("(none)", front, code): 1}
-
-
-def test_a_stream_that_ends_too_early_is_counted_once(server: MemoryServer) -> None:
-    for opening in (b"", OPENING):
-        protocol, _ = server.receive(opening + b"9:upper")
-        protocol.readConnectionLost()
-    assert server.requests == {("(none)", "netstring", "bad-frame"): 1, ("(none)", "session", "bad-frame"): 1}
 
 
 def test_the_end_of_an_idle_session_counts_as_no_request(server: MemoryServer) -> None:
@@ -129,21 +125,7 @@ def test_the_end_of_an_idle_session_counts_as_no_request(server: MemoryServer) -
     assert server.requests == {}
 
 
-def test_connections_that_are_refused_or_cut_off_are_counted() -> None:
-    server = MemoryServer(max_connections=1, request_timeout_s=30)
-    protocol, _ = server.connect()
-    for _ in range(2):
-        assert server.factory.buildProtocol(None) is None
-    stats = server.factory.connection_stats
-    assert (stats.open, dict(stats.refused), stats.cut_off) == (1, {"total": 2}, 0)
-    protocol.dataReceived(b"9:up")
-    server.clock.advance(30)
-    assert server.factory.connection_stats.cut_off == 1
-
-
 class Site:
-    """A counting service with one fake worker."""
-
     def __init__(self, clock: Clock, **limits: Any) -> None:
         self.pool = Pool(clock, **limits).start()
         generation = Generation(REGISTRY, InlineRunner(MIB, clock), self.pool.pool)

@@ -34,7 +34,6 @@ def test_no_module_can_unpickle() -> None:
 
 
 def package() -> list[Path]:
-    """Return the files of the package."""
     return sorted(Path(xformd.__file__).parent.rglob("*.py"))
 
 

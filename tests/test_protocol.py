@@ -35,8 +35,10 @@ def assert_ends_after(server: MemoryServer, wire: Wire, seconds: float) -> None:
     """Check that the connection is aborted after these seconds, and not before."""
     server.clock.advance(seconds - 0.1)
     assert not wire.disconnected
+    assert server.factory.connection_stats.cut_off == 0
     server.clock.advance(0.1)
     assert wire.disconnected
+    assert server.factory.connection_stats.cut_off == 1
 
 
 # Requests and replies.
@@ -50,17 +52,12 @@ def test_a_request_is_answered_and_the_connection_closed(server: MemoryServer) -
     assert wire.write_closed
 
 
-def test_what_follows_the_first_request_is_never_executed(server: MemoryServer) -> None:
+def test_a_reply_ends_the_servers_side_alone_and_nothing_more_is_executed(server: MemoryServer) -> None:
+    # Closing both would reset the connection, with input unread, and the client could lose its reply.
     protocol, wire = server.receive(UPPER + b"7:upper.b,")
+    assert (wire.write_closed, wire.disconnecting) == (True, False)
     protocol.dataReceived(b"7:upper.c,")
     assert wire.value() == b"1:A,"
-
-
-def test_a_reply_ends_the_servers_side_alone(server: MemoryServer) -> None:
-    # Closing both would reset the connection, with input unread, and the client could lose its reply.
-    protocol, wire = server.receive(UPPER + b"and more")
-    assert (wire.write_closed, wire.disconnecting) == (True, False)
-    protocol.dataReceived(b"and more")
     server.clock.advance(19.9)
     assert not wire.disconnected
     protocol.readConnectionLost()
@@ -190,13 +187,15 @@ ELSEWHERE = [IPv4Address("TCP", "192.0.2.2", 1), IPv6Address("TCP", "::1", 1), *
 
 
 @pytest.mark.parametrize(
-    ("limit", "says", "others"),
+    ("limit", "kind", "says", "others"),
     [
-        ("max_connections", "2 are open; max_connections, or ulimit -n, allows no more", []),
-        ("max_connections_per_peer", "2 are open from 192.0.2.1, which is max_connections_per_peer", ELSEWHERE),
+        ("max_connections", "total", "2 are open; max_connections, or ulimit -n, allows no more", []),
+        ("max_connections_per_peer", "peer", "2 are open from 192.0.2.1, which is max_connections_per_peer", ELSEWHERE),
     ],
 )
-def test_a_connection_over_a_limit_is_closed_at_once(log: Log, limit: str, says: str, others: list[IAddress]) -> None:
+def test_a_connection_over_a_limit_is_closed_and_counted(
+    log: Log, limit: str, kind: str, says: str, others: list[IAddress]
+) -> None:
     limits: dict[str, Any] = {limit: 2}
     server = MemoryServer(**limits)
     first, second = (IPv4Address("TCP", "192.0.2.1", port) for port in (1, 2))
@@ -204,6 +203,8 @@ def test_a_connection_over_a_limit_is_closed_at_once(log: Log, limit: str, says:
     server.connect(second)
     assert server.factory.buildProtocol(first) is None
     assert log.lines == [f"closed a new connection: {says}"]
+    stats = server.factory.connection_stats
+    assert (stats.open, dict(stats.refused)) == (2, {kind: 1})
     for peer in others:
         server.connect(peer)
     protocol.connectionLost(DONE)

@@ -76,20 +76,16 @@ def waiting() -> Waiting:
 
 
 class Asked:
-    """A service of some functions, which the test asks."""
-
     def __init__(self, clock: Clock, *functions: Any, **limits: Any) -> None:
         transforms = [each if hasattr(each, "function") else transform(each) for each in functions]
         self.service = TransformService.inline(registry_of(*transforms), Limits(**limits), clock)
 
     def now(self, spec: str, poem: bytes = b"", **options: Any) -> bytes:
-        """Ask for something that is there at once."""
         result = self.service.xform(parse_readable(spec), poem, **options)
         assert isinstance(result, bytes)
         return result
 
     def later(self, spec: str, poem: bytes = b"", **options: Any) -> Deferred[bytes]:
-        """Ask for something that takes time."""
         result = self.service.xform(parse_readable(spec), poem, **options)
         assert isinstance(result, Deferred)
         return result
@@ -146,16 +142,18 @@ def test_an_option_may_have_any_name(clock: Clock) -> None:
 # What a client may get wrong.
 
 
-@pytest.mark.parametrize("spec", ["nope", "upper+nope", "later+nope"])
-def test_an_unknown_name_runs_nothing(clock: Clock, spec: str, waiting: Waiting) -> None:
-    with pytest.raises(NoSuchTransform):
+@pytest.mark.parametrize(
+    ("spec", "kind", "says"),
+    [
+        *((spec, NoSuchTransform, "no transform 'nope'") for spec in ("nope", "upper+nope", "later+nope")),
+        ("later+upper:loud=1", BadOptions, "upper has no option 'loud'"),
+    ],
+)
+def test_a_wrong_spec_runs_nothing(
+    clock: Clock, waiting: Waiting, spec: str, kind: type[XformError], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
         Asked(clock, upper, waiting.transform).now(spec)
-    assert waiting.asked == []
-
-
-def test_a_bad_option_runs_nothing(clock: Clock, waiting: Waiting) -> None:
-    with pytest.raises(BadOptions, match="upper has no option 'loud'"):
-        Asked(clock, upper, waiting.transform).now("later+upper:loud=1")
     assert waiting.asked == []
 
 
@@ -326,24 +324,18 @@ def test_a_transform_that_resists_its_cancelling_changes_nothing(clock: Clock, l
 
         return Deferred(explode)
 
-    asked = Asked(clock, stubborn, explosive, transform_timeout_s=1)
-    results = [asked.later(name) for name in ("stubborn", "explosive")]
-    clock.advance(1)
-    for result in results:
-        error_of(result, TransformTimeout)
-    assert log.lines == ["transform explosive failed to be cancelled"]
-
-
-def test_a_result_after_the_deadline_is_dropped(clock: Clock) -> None:
     uncancellable: Deferred[str] = Deferred()  # without a canceller it takes a result even after it was cancelled
 
     def late(poem: str) -> Deferred[str]:
         return uncancellable
 
-    result = Asked(clock, late, transform_timeout_s=1).later("late")
+    asked = Asked(clock, stubborn, explosive, late, transform_timeout_s=1)
+    results = [asked.later(name) for name in ("stubborn", "explosive", "late")]
     clock.advance(1)
     uncancellable.callback("too late")
-    error_of(result, TransformTimeout)
+    for result in results:
+        error_of(result, TransformTimeout)
+    assert log.lines == ["transform explosive failed to be cancelled"]
 
 
 # Faults of xformd itself.

@@ -203,7 +203,7 @@ def test_the_transport_is_told_the_length_of_the_current_or_last_request(
 
 
 def tick(server: MemoryServer, seconds: float) -> None:
-    """Let so much time pass whenever the server reads its stopwatch."""
+    """Let this time pass whenever the server reads its stopwatch."""
     times = itertools.count(0.0, seconds)
     server.factory.service.stopwatch = lambda: next(times)  # type: ignore[method-assign]
 

@@ -27,13 +27,11 @@ BUILT_INS = {transform.name for module in (poetry, text) for transform in module
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """One environment with all packages in it, broken and whole."""
     return install_all(tmp_path_factory.mktemp("broken_plugins"))
 
 
 @pytest.fixture(scope="module")
 def listed(environment: Environment) -> CompletedProcess[str]:
-    """What `list-transforms --json` prints of everything."""
     return environment.xformd("list-transforms", "--json")
 
 
@@ -104,15 +102,6 @@ def test_a_transform_of_two_plugins_belongs_to_neither(environment: Environment,
     (conflict,) = [conflict for conflict in listing["conflicts"] if conflict["name"] == "ambiguous"]
     assert (conflict["distributions"], conflict["winner"]) == ([*RIVALS], None)
     assert_refused(environment.xformd("run", "ambiguous", poem="Owl"), "ambiguous-transform", *RIVALS, status=66)
-
-
-@pytest.mark.parametrize("rival", RIVALS)
-@pytest.mark.parametrize("settle", ["--prefer", "--block"])
-def test_a_conflict_can_be_settled(environment: Environment, rival: str, settle: str) -> None:
-    (other,) = {*RIVALS} - {rival}
-    choice = f"ambiguous={rival}" if settle == "--prefer" else other
-    done = environment.xformd("run", "ambiguous", settle, choice, poem="Owl")
-    assert (done.returncode, done.stdout) == (0, f"{rival}: Owl")
 
 
 @pytest.mark.parametrize("distribution", ["healthy-dist", "broken-generator", "nosuch"])
@@ -203,11 +192,6 @@ def test_strict_names_conflicts(environment: Environment) -> None:
     assert refused.returncode == 78
     assert "transform ambiguous is provided by rival-one and rival-two: neither is used" in refused.stderr
     assert environment.xformd(*strict, "--prefer", "ambiguous=rival-two").returncode == 0
-
-
-def test_strict_accepts_a_selection_without_problems(environment: Environment) -> None:
-    done = environment.xformd("run", "healthy", "--strict", "--plugins", "healthy-dist", poem="Owl")
-    assert (done.returncode, done.stdout) == (0, "healthy-dist: Owl")
 
 
 def test_check_of_one_distribution_names_no_other(environment: Environment) -> None:

@@ -90,12 +90,7 @@ def test_what_a_plugin_prints_never_gets_into_a_result() -> None:
 
 FAILURES = [
     (("upper+",), 64, "bad-request: spec, character 7: '' is not a valid transform name"),
-    (("wrap:width",), 64, "bad-request: spec, character 11: option 'width' needs a value"),
-    (("upper+trim", "-o", "a=1"), 64, "bad-request: with several steps, write options into the spec"),
     (("wrap:width=wide",), 64, "bad-options: wrap: option 'width' takes a whole number, not 'wide'"),
-    (("upper:loud=1",), 64, "bad-options: upper has no option 'loud'; its options: none"),
-    (("repeat",), 64, "bad-options: repeat needs the option 'times': a whole number"),
-    (("wrap:width=0",), 64, "bad-options: wrap: option 'width' takes 1 to 10000, not 0"),
     (("cumingsify",), 66, "no-such-transform: no transform 'cumingsify' here; did you mean 'cummingsify'?"),
     (("picky",), 65, "gibberish: this is no sonnet"),
     (("repeat:times=9999999",), 65, "too-large: the result of repeat has 39999996 bytes; the limit is 10485760 bytes"),
@@ -318,7 +313,6 @@ def test_check_runs_every_example() -> None:
     checked = xformd("check", "xformd")
     assert checked.returncode == 0
     assert "ok      cummingsify: 2 examples" in checked.stdout.decode().splitlines()
-    assert xformd("check", "nosuch").returncode == 78
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Settings as an operator meets them: ``xformd config``, and servers that were started with what it printed."""
+"""Settings as an operator meets them: what ``xformd config`` prints, and the place at which a wrong value is named."""
 
 import json
 import tomllib
@@ -6,7 +6,131 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import netstring, serving, xformd
+from support.processes import VERSES, netstring, serving, xformd
+
+WRONG = {
+    "listen": ("nonsense:1", "'nonsense:1': Unknown endpoint type: 'nonsense'; write a Twisted server endpoint, such"),
+    "plugins": ("nope", "no installed distribution 'nope' has xformd plugins; those that do: "),
+    "block": ("nope", "no plugin or distribution is named 'nope'; there are"),
+    "plugins_dir": ("/no/such", "no such folder: /no/such"),
+    "prefer": ("owl=nope", "no loaded plugin provides a transform 'owl'"),
+    "inline": ("uper", "no transform 'uper' here; did you mean 'upper'?"),
+    "isolate": ("uper", "no transform 'uper' here; did you mean 'upper'?"),
+}
+"""A setting to a value that reads well and is wrong all the same, and what is said of it."""
+
+OF_PLUGINS = ("plugins", "block", "plugins_dir", "prefer")
+
+
+def assert_refused(command: str, arguments: tuple[str, ...], variables: dict[str, str], begins: str) -> None:
+    """See that a command says one thing and stops; one that would serve does so nowhere else."""
+    done = xformd(*command.split(), *arguments, stdin=b"a", **variables)
+    assert (done.returncode, done.stdout) == (78, b"")
+    assert done.stderr.decode().startswith(f"xformd: bad-config: {begins}")
+    assert done.stderr.count(b"\n") == 1
+
+
+def file_with(folder: Path, setting: str, value: str) -> Path:
+    """Write a file whose third line is wrong."""
+    file = folder / "xformd.toml"
+    name, _, distribution = value.partition("=")
+    shown = json.dumps({name: distribution}).replace(":", " =") if distribution else json.dumps([value])
+    file.write_text(f"# one\n\n{setting} = {shown}\n")
+    return file
+
+
+@pytest.mark.parametrize("setting", WRONG)
+def test_a_server_s_wrong_setting_is_named_with_its_place(tmp_path: Path, setting: str) -> None:
+    value, says = WRONG[setting]
+    file = file_with(tmp_path, setting, value)
+    assert_refused("serve", ("--config", str(file)), {}, f"{file}, line 3: {setting}: {says}")
+    variable = f"XFORMD_{setting.upper()}"
+    assert_refused("serve", (), {variable: value}, f"{variable}: {says}")
+    flag = "--" + setting.replace("_", "-")
+    assert_refused("serve", (flag, value), {}, f"{flag}: {says}")
+
+
+@pytest.mark.parametrize("command", ["list-transforms", "check", "run upper"])
+def test_a_command_s_wrong_plugins_are_named_with_their_place(tmp_path: Path, command: str) -> None:
+    for setting in OF_PLUGINS:
+        value, says = WRONG[setting]
+        file = file_with(tmp_path, setting, value)
+        assert_refused(command, (), {"XFORMD_CONFIG": str(file)}, f"{file}, line 3: {setting}: {says}")
+    assert_refused(command, (), {"XFORMD_BLOCK": "nope"}, f"XFORMD_BLOCK: {WRONG['block'][1]}")
+    assert_refused(command, ("--block", "nope"), {}, f"--block: {WRONG['block'][1]}")
+
+
+def test_a_strict_server_says_who_wants_it_strict(tmp_path: Path) -> None:
+    (tmp_path / "torn.py").write_text("1 / 0\n")
+    done = xformd("serve", "--plugins=none", "--plugins-dir", str(tmp_path), "--port=0", XFORMD_STRICT="yes")
+    first, last = done.stderr.decode().splitlines()
+    assert first.startswith("xformd: plugin torn.py")
+    assert last == "xformd: bad-config: XFORMD_STRICT: some plugins failed or provide the same transform"
+
+
+def test_a_place_to_listen_beside_a_port_is_not_said_to_be_the_port_s() -> None:
+    says = f"--port and --listen: {WRONG['listen'][1]}"
+    assert_refused("serve", ("--port=0", "--listen", "nonsense:1"), {}, says)
+
+
+def test_a_poem_server_has_flags_alone() -> None:
+    for command in ("poem serve README.md", "poem proxy 127.0.0.1:1"):
+        assert_refused(command, ("--listen", "nonsense:1"), {}, f"--listen: {WRONG['listen'][1]}")
+        assert_refused(command, ("--listen", "stdio:"), {}, "--listen: 'stdio:': standard input is a single connection")
+
+
+# What the other commands take from a server's settings.
+
+
+def settings_with_verses(folder: Path, *lines: str) -> str:
+    """Write a file that selects a folder of plugins."""
+    file = folder / "xformd.toml"
+    file.write_text("\n".join([f"plugins_dir = [{json.dumps(str(VERSES))}]", "plugins = 'none'", *lines]))
+    return str(file)
+
+
+@pytest.mark.parametrize("way", ["--config", "XFORMD_CONFIG", "XFORMD_PLUGINS_DIR"])
+def test_commands_without_a_server_have_the_plugins_that_it_would_have(tmp_path: Path, way: str) -> None:
+    # What concerns a server alone is no business of theirs, be it wrong for the plugins that are there.
+    file = settings_with_verses(tmp_path, "workers = 7", "inline = ['uper']", "listen = 'nonsense:1'")
+    arguments = ("--config", file) if way == "--config" else ()
+    variables = {} if arguments else {way: file if way == "XFORMD_CONFIG" else str(VERSES)}
+    listed = json.loads(xformd("list-transforms", "--json", *arguments, **variables).stdout)  # type: ignore[arg-type]
+    assert "backwards" in {transform["name"] for transform in listed["transforms"]}
+    assert xformd("run", "backwards", *arguments, stdin=b"owl", **variables).stdout == b"lwo"
+    assert b"backwards" in xformd("check", "verses.py", *arguments, **variables).stdout  # type: ignore[arg-type]
+
+
+def test_flags_go_before_the_file_for_every_command(tmp_path: Path) -> None:
+    file = settings_with_verses(tmp_path)
+    there = xformd("run", "backwards", "--config", file, "--block", "verses", stdin=b"owl")
+    assert (there.returncode, there.stdout) == (66, b"")
+    assert xformd("run", "backwards", "--config", file, stdin=b"owl", XFORMD_BLOCK="verses").returncode == 66
+
+
+@pytest.mark.parametrize("command", ["serve", "config", "list-transforms", "check", "run upper"])
+def test_a_file_is_checked_from_end_to_end(tmp_path: Path, command: str) -> None:
+    file = settings_with_verses(tmp_path, "max_que = 5")
+    says = f"{file}, line 3: unknown setting 'max_que'; did you mean 'max_queue'?"
+    assert_refused(command, ("--config", file), {}, says)
+    settings_with_verses(tmp_path, "max_queue = 'many'")
+    assert_refused(command, ("--config", file), {}, f"{file}, line 3: max_queue: expected a whole number")
+    assert_refused(command, ("--config", "none.toml"), {}, "cannot read settings from none.toml: No such file")
+    assert_refused(command, (), {"XFORMD_PLUGINS": ""}, "XFORMD_PLUGINS: no distribution is named")
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_a_server_s_variables_and_flags_are_checked_too(command: str) -> None:
+    assert_refused(command, (), {"XFORMD_MAX_QUE": "5"}, "XFORMD_MAX_QUE: unknown setting; did you mean")
+    assert_refused(command, ("--max-queue", "many"), {}, "--max-queue: expected a whole number of at least 1")
+
+
+def test_a_list_from_a_server_needs_no_settings() -> None:
+    done = xformd("list-transforms", "--server", "127.0.0.1:1", XFORMD_BLOCK="nope", XFORMD_CONFIG="none.toml")
+    assert done.returncode == 69
+
+
+# What config prints.
 
 
 def values(*arguments: str, **extra: str) -> dict[str, tuple[object, str]]:

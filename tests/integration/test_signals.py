@@ -38,7 +38,7 @@ def xformd_transforms():
 
 @contextmanager
 def importing(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """Start a server that waits in the import of a plugin, and give its process and its log."""
+    """Start a server that waits in the import of a plugin; yield its process and its log."""
     (folder / "slow.py").write_text(SLOW_TO_IMPORT)
     command = [*XFORMD, "serve", "--port", "0", "--plugins=none", "--plugins-dir", str(folder), "--workers", "1"]
     log = folder / "server.log"

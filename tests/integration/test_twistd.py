@@ -130,11 +130,7 @@ def test_a_poem_server_and_a_proxy_in_front_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (
-            "XFORMD_WORKERS=many xformd",
-            1,
-            "bad-config: XFORMD_WORKERS: expected 'auto' or a whole number",
-        ),
+        ("XFORMD_WORKERS=many xformd", 1, "bad-config: XFORMD_WORKERS: expected 'auto' or"),
         ("XFORMD_PLUGINS=xformd-nowhere xformd", 1, "xformd-nowhere"),
         ("XFORMD_LISTEN=unix:/no/such/socket xformd", 1, "cannot listen on unix:/no/such/socket: No such"),
         ("XFORMD_HTTP=tcp:0 xformd", 1, "xformd: bad-config: http: HTTP needs a reactor"),

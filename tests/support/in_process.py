@@ -181,14 +181,12 @@ def _garbage() -> Iterator[None]:
 @contextmanager
 def _hooks() -> Iterator[None]:
     """Restore signal handlers, and what takes care of uncaught exceptions."""
-    signals = {number: signal.getsignal(number) for number in SIGNALS}
-    hooks = threading.excepthook, sys.unraisablehook
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(threading, "excepthook", threading.excepthook))
+        stack.enter_context(mock.patch.object(sys, "unraisablehook", sys.unraisablehook))
+        for number in SIGNALS:
+            stack.callback(signal.signal, number, signal.getsignal(number))
         yield
-    finally:
-        threading.excepthook, sys.unraisablehook = hooks
-        for number, handler in signals.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -8,8 +8,6 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 
 class Log(list[LogEvent]):
-    """Events, in order."""
-
     @property
     def lines(self) -> list[str]:
         """Each event's message, without its traceback."""

@@ -45,8 +45,6 @@ class Package:
 
 @attrs.frozen
 class Environment:
-    """A virtual environment with xformd in it."""
-
     folder: Path
 
     @property

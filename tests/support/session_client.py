@@ -32,7 +32,6 @@ class Answer:
 
 
 def step(name: str, **options: object) -> str:
-    """Write a step of a spec."""
     given = ",".join(f"{key}={quote(str(value), safe='').replace('.', '%2E')}" for key, value in options.items())
     return f"{name}:{given}" if given else name
 
@@ -100,7 +99,6 @@ class Session:
 
     @property
     def waiting(self) -> int:
-        """How many requests have no answer yet."""
         return len(self._sent_at)
 
     def collect(self, ids: Iterable[int]) -> list[Answer]:
@@ -113,7 +111,6 @@ class Session:
         return [found[number] for number in wanted]
 
     def ask(self, spec: str, poem: bytes = b"", *, timeout_ms: int | None = None) -> Answer:
-        """Send one request and return its answer."""
         (answer,) = self.collect(self.send((spec, poem), timeout_ms=timeout_ms))
         return answer
 
@@ -187,7 +184,6 @@ class Load:
 
     @property
     def total(self) -> int:
-        """How many answers have come."""
         return sum(self.codes.values())
 
     def _run(self) -> None:
@@ -215,5 +211,4 @@ class Load:
 
 
 def retry_after_s(answer: Answer) -> float:
-    """Return how many seconds an error says to wait."""
     return int(answer.attributes["retry-after"]) / 1000

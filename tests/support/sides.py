@@ -135,6 +135,5 @@ CUTS = st.lists(st.integers(0, 5_000), max_size=5)
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """Cut a stream in pieces."""
     places = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
     return [data[start:end] for start, end in itertools.pairwise(places)]

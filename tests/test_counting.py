@@ -7,21 +7,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from support.deferreds import error_of, result_of
-from support.fakes import REGISTRY, Asker, Pool
+from support.fakes import REGISTRY, Asker, Site
 from support.logs import captured
-from support.memory import MIB, MemoryServer, MemorySession, count_in
+from support.memory import MemoryServer, MemorySession, count_in
 from support.sides import CUTS, OPENING, STREAMS, Side, pieces
 from xformd.counting import CountingService
 from xformd.errors import Busy, Cancelled
 from xformd.limits import Limits
-from xformd.runners.generation import Generation
-from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
 from xformd.spec import parse
 from xformd.telemetry.metrics import Metrics
@@ -125,42 +122,31 @@ def test_the_end_of_an_idle_session_counts_as_no_request(server: MemoryServer) -
     assert server.requests == {}
 
 
-class Site:
-    def __init__(self, clock: Clock, **limits: Any) -> None:
-        self.pool = Pool(clock, **limits).start()
-        generation = Generation(REGISTRY, InlineRunner(MIB, clock), self.pool.pool)
-        self.metrics = Metrics()
-        self.service = CountingService(TransformService(generation, Limits(), clock), self.metrics, "http")
-
-    def xform(self, poem: bytes, timing: RequestTiming | None = None) -> Deferred[bytes]:
-        result = self.service.xform(parse("upper"), poem, timing=timing)
-        assert isinstance(result, Deferred)
-        return result
-
-
 def test_the_time_in_the_queue_is_measured_apart_from_the_run(clock: Clock) -> None:
-    site = Site(clock)
-    results = [site.xform(poem, RequestTiming(clock=clock.seconds)) for poem in (b"1", b"2")]
+    site, metrics = Site(clock), Metrics()
+    site.service = CountingService(site.service, metrics, "http")  # type: ignore[assignment]
+    results = [site.xform("upper", poem, timing=RequestTiming(clock=clock.seconds)) for poem in (b"1", b"2")]
     clock.advance(3)
     site.pool.worker_of(b"1").answer()
     clock.advance(4)
     site.pool.worker_of(b"2").answer()
     assert [*map(result_of, results)] == [b"1", b"2"]
-    assert site.metrics.queue_seconds.sum == 3
-    assert dict(site.metrics.run_seconds)["upper"].sum == 3 + 4
-    assert site.metrics.requests == {("upper", "http", "ok"): 2}
+    assert metrics.queue_seconds.sum == 3
+    assert dict(metrics.run_seconds)["upper"].sum == 3 + 4
+    assert metrics.requests == {("upper", "http", "ok"): 2}
 
 
 def test_a_request_that_never_ran_has_no_run_time(clock: Clock) -> None:
-    site = Site(clock, max_queue=1)
-    site.xform(b"1")
-    waiting = site.xform(b"2")
+    site, metrics = Site(clock, max_queue=1), Metrics()
+    site.service = CountingService(site.service, metrics, "http")  # type: ignore[assignment]
+    site.xform("upper", b"1")
+    waiting = site.xform("upper", b"2")
     with pytest.raises(Busy):
-        site.xform(b"3")
+        site.xform("upper", b"3")
     waiting.cancel()
     error_of(waiting, Cancelled)
-    assert run_counts(site.metrics) == {}
-    assert site.metrics.requests == {("upper", "http", "busy"): 1, ("upper", "http", "cancelled"): 1}
+    assert run_counts(metrics) == {}
+    assert metrics.requests == {("upper", "http", "busy"): 1, ("upper", "http", "cancelled"): 1}
 
 
 @given(STREAMS, CUTS, st.sampled_from([100, 100_000]))

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from support.deferreds import error_of, has_fired, result_of
-from support.fakes import REGISTRY, Asker, Pool
+from support.fakes import Asker, Pool, Site
 from support.logs import Log
 from support.registries import registry_of
 from xformd import (
@@ -28,8 +28,6 @@ from xformd import (
     transform,
 )
 from xformd.limits import Limits
-from xformd.runners.generation import Generation
-from xformd.runners.inline import InlineRunner
 from xformd.runners.pool import LONG_BYTES
 from xformd.service import TransformService
 from xformd.spec import parse_readable
@@ -352,29 +350,6 @@ def test_an_internal_error_has_an_id_that_is_in_the_log(clock: Clock, log: Log) 
 # With workers.
 
 
-class Site:
-    """A service with a pool of fake workers."""
-
-    def __init__(self, clock: Clock, **limits: Any) -> None:
-        self.clock = clock
-        self.inline = InlineRunner(1_000, clock)
-        self.pool = Pool(clock, **limits).start()
-        self.service = TransformService(self.generation(self.pool), Limits(**limits), clock)
-
-    def generation(self, pool: Pool) -> Generation:
-        return Generation(REGISTRY, self.inline, pool.pool, None, pool.pool.quarantine)
-
-    def swap(self) -> tuple[Pool, Deferred[None]]:
-        """Go over to a fresh generation; return its pool, and what fires when the old one has finished."""
-        fresh = Pool(self.clock).start()
-        return fresh, self.service.swap(self.generation(fresh))
-
-    def xform(self, spec: str, poem: bytes, **options: Any) -> Deferred[bytes]:
-        result = self.service.xform(parse_readable(spec), poem, **options)
-        assert isinstance(result, Deferred)
-        return result
-
-
 @pytest.fixture
 def site(clock: Clock) -> Site:
     return Site(clock)
@@ -404,17 +379,13 @@ def test_a_pipeline_that_has_begun_is_never_too_busy(clock: Clock) -> None:
     def quick(poem: str) -> str:
         return poem
 
-    pool = Pool(clock, max_queue=1).start()
-    registry = registry_of(quick, *(entry.transform for entry in REGISTRY.entries.values()))
-    generation = Generation(registry, InlineRunner(2 * LONG_BYTES, clock), pool.pool)
-    service = TransformService(generation, Limits(), clock)
-    pipeline = service.xform(parse_readable("upper+quick+lower"), b"1")
-    service.xform(parse_readable("upper"), b"2")
+    site = Site(clock, quick, max_queue=1)
+    pipeline = site.xform("upper+quick+lower", b"1")
+    site.xform("upper", b"2")
     long = b"A" * LONG_BYTES  # a result that is passed on before the worker takes the next job: the queue is full still
-    pool.worker_of(b"1").answer(long)
-    pool.worker_of(b"2").answer()
-    pool.worker_of(long).answer(b"done")
-    assert isinstance(pipeline, Deferred)
+    site.pool.worker_of(b"1").answer(long)
+    site.pool.worker_of(b"2").answer()
+    site.pool.worker_of(long).answer(b"done")
     assert result_of(pipeline) == b"done"
 
 

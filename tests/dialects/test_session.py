@@ -8,14 +8,10 @@ from hypothesis import strategies as st
 from twisted.internet.error import ConnectionLost
 
 import xformd
-from support.fakes import REGISTRY, Pool
+from support.fakes import Site
 from support.logs import Log, captured
 from support.memory import MIB, MemoryServer, MemorySession
-from support.registries import registry_of
 from support.wires import Wire
-from xformd.runners.generation import Generation
-from xformd.runners.inline import InlineRunner
-from xformd.service import TransformService
 from xformd.wire import session
 from xformd.wire.netstring import Decoder, encode
 
@@ -416,15 +412,13 @@ def test_output_that_is_about_to_be_sent_counts_as_unread(server: MemoryServer) 
     def fill(poem: str) -> str:
         return poem * 700_000
 
-    pool = Pool(server.clock).start()
-    registry = registry_of(fill, *(entry.transform for entry in REGISTRY.entries.values()))
-    generation = Generation(registry, InlineRunner(10 * MIB, server.clock), pool.pool)
-    server.factory.service = TransformService(generation, server.factory.limits, server.clock)
+    site = Site(server.clock, fill)
+    server.factory.service = site.service
     client = MemorySession(server)
     client.ask(1, "fill")
     assert client.wire.producerState == "producing"
     client.send(encode(b"2 fill.a") + encode(b"3 upper.x"))
-    assert pool.poems() == []
+    assert site.pool.poems() == []
     while client.protocol.unread_bytes:
         client.wire.taken()
-    assert pool.poems() == [b"x"]
+    assert site.pool.poems() == [b"x"]

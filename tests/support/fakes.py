@@ -7,14 +7,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from support.registries import registry_of
-from xformd import transform
+from xformd import Transform, transform
 from xformd.limits import Limits
 from xformd.runners.calls import Call, prepare
+from xformd.runners.generation import Generation
+from xformd.runners.inline import InlineRunner
 from xformd.runners.messages import WorkerHello
 from xformd.runners.policy import Quarantine
 from xformd.runners.pool import WorkerPool
 from xformd.runners.supervisor import SelfTest
 from xformd.runners.worker_handle import Job
+from xformd.service import TransformService
 from xformd.spec import parse
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire.session import Refusal, Reply, Request
@@ -222,3 +225,27 @@ class Pool:
     def poems(self) -> list[bytes]:
         """Return the poem of every job that was ever started, worker by worker."""
         return [request.poem for worker in self.workers for request in worker.sent[1:]]
+
+
+class Site:
+    """A service with a pool of fake workers; ``transforms`` join those of ``REGISTRY``."""
+
+    def __init__(self, clock: Clock, *transforms: Transform, **limits: Any) -> None:
+        self.clock = clock
+        self.registry = registry_of(*transforms, upper, lower, hasty)
+        self.inline = InlineRunner(Limits().max_result_bytes, clock)
+        self.pool = Pool(clock, **limits).start()
+        self.service = TransformService(self.generation(self.pool), Limits(**limits), clock)
+
+    def generation(self, pool: Pool) -> Generation:
+        return Generation(self.registry, self.inline, pool.pool, None, pool.pool.quarantine)
+
+    def swap(self) -> tuple[Pool, Deferred[None]]:
+        """Switch to a fresh generation; return its pool, and what fires when the old one has finished."""
+        fresh = Pool(self.clock).start()
+        return fresh, self.service.swap(self.generation(fresh))
+
+    def xform(self, spec: str, poem: bytes, **options: Any) -> Deferred[bytes]:
+        result = self.service.xform(parse(spec), poem, **options)
+        assert isinstance(result, Deferred)
+        return result

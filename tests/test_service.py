@@ -101,21 +101,15 @@ def test_a_pipeline_runs_its_steps_in_turn(clock: Clock) -> None:
     assert Asked(clock, upper, backwards, repeat).now("upper+backwards+repeat:times=2", b"abc") == b"CBACBA"
 
 
-def test_a_deferred_result_comes_later(clock: Clock, waiting: Waiting) -> None:
-    result = Asked(clock, waiting.transform).later("later", b"poem")
-    assert not has_fired(result)
-    waiting.results[0].callback("done")
-    assert result_of(result) == b"done"
-    assert clock.getDelayedCalls() == []
-
-
 def test_a_pipeline_goes_on_after_a_deferred(clock: Clock, waiting: Waiting) -> None:
     result = Asked(clock, upper, backwards, waiting.transform).later("backwards+later+upper+later", b"ab")
     assert waiting.asked == ["ba"]
     waiting.results[0].callback("x")
     assert waiting.asked == ["ba", "X"]
+    assert not has_fired(result)
     waiting.results[1].callback("y")
     assert result_of(result) == b"y"
+    assert clock.getDelayedCalls() == []
 
 
 def test_an_async_function_is_awaited(clock: Clock) -> None:

@@ -1,12 +1,15 @@
-"""Commands in the odd places that shells put them: closed streams, full disks, impatient people."""
+"""Commands in odd places: closed streams, full disks, impatient people, and plugins that leave something behind."""
 
+import json
 import signal
 import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
+from support.poems import only_listens, peer
 from support.processes import DEADLINE_S, XFORMD, Server, environment, netstring, serving, wait_until, xformd
 
 pytestmark = pytest.mark.slow
@@ -57,24 +60,22 @@ def test_ctrl_c_ends_a_command_that_waits_for_its_poem(server: Server, tmp_path:
         assert process.wait(DEADLINE_S) == -signal.SIGINT
 
 
-def test_ctrl_c_never_delivers_the_original_as_if_it_were_a_result() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(DEADLINE_S)
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
-        arguments = [*XFORMD, "send", "upper", "--fallback", "--server", address]
-        with subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(b"poem")
-            process.stdin.close()
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(100)
-                process.send_signal(signal.SIGINT)
-                assert process.wait(DEADLINE_S) == -signal.SIGINT
-                assert process.stdout.read() == b""
+def test_ctrl_c_never_delivers_the_original_as_if_it_were_a_result(tmp_path: Path) -> None:
+    (tmp_path / "poem").write_bytes(b"poem")
+    asked = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        connection.recv(100)
+        asked.set()
+        only_listens(connection)
+
+    with peer(talk) as other:
+        arguments = [*XFORMD, "send", "upper", str(tmp_path / "poem"), "--fallback", "--server", other.address]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()) as process:
+            assert asked.wait(DEADLINE_S)
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=DEADLINE_S)[0] == b""
+            assert process.returncode == -signal.SIGINT
 
 
 def test_a_server_whose_greeting_nobody_reads_serves(tmp_path: Path) -> None:
@@ -114,3 +115,40 @@ def test_a_plugin_that_closes_its_standard_output_closes_nobody_elses(tmp_path: 
         wait_until(lambda: "no-such-transform" in server.log)
     ran = xformd("run", "whisper", "--plugins-dir", str(tmp_path), stdin=b"A")
     assert (ran.returncode, ran.stdout) == (0, b"a")
+
+
+# What a plugin leaves behind in the process.
+
+LINGERING = {
+    "thread": "threading.Thread(target=time.sleep, args=(60,)).start()",
+    "exit-handler": "atexit.register(time.sleep, 60)",
+}
+LEFT_BEHIND = """
+import atexit, threading, time
+import xformd
+
+{left}
+
+@xformd.transform(inline=True, examples=[("a", "a")])
+def same(poem: str) -> str:
+    return poem
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [same]
+"""
+
+
+@pytest.mark.parametrize("left", LINGERING.values(), ids=LINGERING)
+def test_what_a_plugin_leaves_behind_keeps_no_command_and_no_server_from_ending(tmp_path: Path, left: str) -> None:
+    (tmp_path / "lingering.py").write_text(LEFT_BEHIND.format(left=left))
+    loose = ("--plugins=none", "--plugins-dir", str(tmp_path))
+    listed = xformd("list-transforms", "--json", *loose)
+    assert (listed.returncode, listed.stdout[-1:]) == (0, b"\n")
+    assert json.loads(listed.stdout)
+    assert xformd("check", *loose, "lingering.py").returncode == 0
+    assert xformd("run", *loose, "same", stdin=b"The Owl").stdout == b"The Owl"
+    assert xformd("run", *loose, "nope", stdin=b"The Owl").returncode == 66
+    with serving(tmp_path, *loose) as server:
+        assert server.ask(b"6:same.a,") == b"1:a,"
+        assert server.stop() == 0

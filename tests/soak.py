@@ -18,11 +18,10 @@ import attrs
 
 from support import hostile
 from support.faults import FAULTS, MEDDLERS, HostileCase
-from support.hostile import GONE_S, Hostile, hostile_server, new_marker, within
+from support.hostile import GONE_S, MIB, Hostile, hostile_server, new_marker, within
 from support.processes import resident_bytes, wait_until
 from support.session_client import Load, Session, step
 
-MIB = 1024 * 1024
 POEM_BYTES = 1_000
 
 LENGTH_S = 170.0
@@ -47,16 +46,7 @@ RELOAD_REQUESTS, RELOADS = 10_000, 10
 
 @attrs.define
 class Soak:
-    """A soak under way.
-
-    Args:
-        hostile: the server.
-        began_at: when, by the monotonic clock.
-
-    Attributes:
-        broken: the broken promises, each as a sentence.
-        hostile_codes: how the hostile requests of the mixed load were answered.
-    """
+    """A soak under way: its server, the broken promises as sentences, and the answers to hostile requests."""
 
     hostile: Hostile
     began_at: float = attrs.field(factory=time.monotonic)
@@ -65,11 +55,9 @@ class Soak:
 
     @property
     def elapsed_s(self) -> float:
-        """The seconds since it began."""
         return time.monotonic() - self.began_at
 
     def say(self, text: str) -> None:
-        """Print a line with the time."""
         print(f"{self.elapsed_s:6.1f} s  {text}", flush=True)
 
     def judge(self, is_kept: bool, text: str) -> None:
@@ -79,14 +67,11 @@ class Soak:
             self.broken.append(text)
 
     def judge_good(self, load: Load, name: str) -> None:
-        """Check that all good requests have succeeded."""
         bad = {code: count for code, count in load.codes.items() if code != "ok"}
-        self.judge(
-            not bad and not load.trouble, f"{name}: {load.total} good requests; failed: {bad or load.trouble or 0}"
-        )
+        failed = bad or load.trouble
+        self.judge(not failed, f"{name}: {load.total} good requests; failed: {failed or 0}")
 
     def reload(self) -> None:
-        """Send SIGHUP."""
         self.hostile.server.process.send_signal(signal.SIGHUP)
 
     def good(self, outstanding: int = 4) -> Load:
@@ -110,7 +95,6 @@ def main() -> int:
 
 
 def run(soak: Soak) -> None:
-    """Run all phases in order."""
     mix(soak, until_s=SETTLED_S)
     settled_bytes = resident_bytes(soak.hostile.server)
     soak.say(f"resident memory of the server: {settled_bytes / MIB:.1f} MiB")
@@ -206,11 +190,9 @@ def compare_throughput(soak: Soak) -> None:
             soak.say(f"good requests so far: {dict(good)}")
     soak.judge_good(load, "beside crashes")
     share, scattered = good["crashing"] / good["alone"], good["scattered"] / good["alone"]
-    rate = good["alone"] / (ROUNDS * WINDOW_S)
-    soak.judge(
-        share >= GOOD_SHARE,
-        f"{share:.0%} of {rate:,.0f} good requests/s beside {ROUNDS * CRASHES_A_ROUND} that crash; 80 % are promised",
-    )
+    rate, crashes = good["alone"] / (ROUNDS * WINDOW_S), ROUNDS * CRASHES_A_ROUND
+    text = f"{share:.0%} of {rate:,.0f} good requests/s beside {crashes} that crash; 80 % are promised"
+    soak.judge(share >= GOOD_SHARE, text)
     soak.say(f"for information: {scattered:.0%} beside {4 * 4 * ROUNDS} crashes that quarantine does not stop")
 
 

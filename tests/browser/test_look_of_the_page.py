@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-using")]
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 DESK_SIZE: "ViewportSize" = {"width": 1280, "height": 800}
-DESK = {"viewport": DESK_SIZE}
 SHOWN = "#wrap:width=32,indent=2+number-lines"
 WRONG = "#wrap:width=wide+uper&poem=owl"
 
@@ -35,7 +34,7 @@ def axe_finds(visit: Visit) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("screen", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("screen", [{"viewport": DESK_SIZE}, PHONE], ids=["desk", "phone"])
 def test_axe_finds_no_violation(opening: Opener, scheme: str, screen: dict[str, object]) -> None:
     visit = opening(color_scheme=scheme, **screen)
     visit.open(SHOWN)
@@ -103,17 +102,14 @@ def test_a_chart_shows_the_difference_of_two_scrapes(visit: Visit) -> None:
 
 def metrics_text(answered: int, failed: int, below: tuple[int, int, int]) -> str:
     """Write the metrics of a server; ``below`` are the runs of up to 1 ms, 3 ms and any time."""
-    lines = [
-        "# HELP xformd_requests_total Requests.",
-        f'xformd_requests_total{{transform="a\\"}}b,",front="http",code="ok"}} {answered}',
-        f'xformd_requests_total{{transform="wrap",front="classic",code="gibberish"}} {failed}.0',
-        'xformd_workers{state="idle"} 2',
-        'xformd_workers{state="busy"} 1',
-        'xformd_workers{state="starting"} 0',
+    counted = [
+        f'requests_total{{transform="a\\"}}b,",front="http",code="ok"}} {answered}',
+        f'requests_total{{transform="wrap",front="classic",code="gibberish"}} {failed}.0',
+        *(f'workers{{state="{state}"}} {count}' for state, count in (("idle", 2), ("busy", 1), ("starting", 0))),
     ]
     bounds = zip(("0.001", "0.003", "+Inf"), below, strict=True)
-    lines += [f'xformd_run_seconds_bucket{{transform="wrap",le="{bound}"}} {number}' for bound, number in bounds]
-    return "\n".join(lines)
+    counted += [f'run_seconds_bucket{{transform="wrap",le="{bound}"}} {number}' for bound, number in bounds]
+    return "\n".join(["# HELP xformd_requests_total Requests.", *(f"xformd_{line}" for line in counted)])
 
 
 def test_without_metrics_there_are_no_charts(visit: Visit) -> None:

@@ -1,5 +1,6 @@
 """What the author of a plugin, of a link or of a poem has written stays text."""
 
+import re
 from urllib.parse import quote
 
 import pytest
@@ -22,7 +23,7 @@ def test_markup_of_a_plugin_stays_text(visit: Visit) -> None:
     assert "<img src=x" in visit.text_of(".example")
     visit.page.locator(".example").click()
     visit.shows(MARKUP * 2)
-    assert "<script>" in visit.text_of("#warnings")
+    assert re.search(r"torn failed.*RuntimeError.*<script>", visit.text_of("#warnings"), re.DOTALL)
     visit.search().fill("<script>")
     assert visit.page.locator("#transforms .name").all_inner_texts() == ["odd"]
     nothing_was_taken(visit)
@@ -40,13 +41,6 @@ def test_markup_of_a_link_and_of_its_error_stays_text(visit: Visit, step: str) -
 def nothing_was_taken(visit: Visit) -> None:
     assert visit.page.title() == "xformd"
     assert visit.page.evaluate(COUNT_FOREIGN) == 0
-
-
-def test_a_failed_plugin_is_shown_with_its_reason(visit: Visit) -> None:
-    visit.open()
-    warnings = visit.text_of("#warnings")
-    assert "torn failed" in warnings
-    assert "RuntimeError" in warnings
 
 
 def test_a_quarantined_transform_is_marked(visit: Visit) -> None:
@@ -78,11 +72,3 @@ def test_the_browser_enforces_the_policy(visit: Visit, script: str) -> None:
     assert visit.page.title() == "xformd"
     assert visit.complaints
     visit.complaints.clear()
-
-
-def test_only_the_server_is_requested(visit: Visit) -> None:
-    requested: list[str] = []
-    visit.page.on("request", lambda request: requested.append(request.url))
-    visit.open("#upper&poem=owl", "OWL")
-    assert len(requested) >= 3
-    assert [url for url in requested if not url.startswith((visit.address, "data:", "blob:"))] == []

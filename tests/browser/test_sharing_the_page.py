@@ -92,20 +92,25 @@ def test_an_invalid_link_breaks_nothing(visit: Visit, fragment: str) -> None:
     visit.complaints[:] = [line for line in visit.complaints if "Failed to load resource" not in line]
 
 
-@pytest.mark.parametrize("poem", [HOSTILE, "", "@file"])
-def test_a_copied_call_returns_what_the_page_shows(visit: Visit, poem: str, tmp_path: Path) -> None:
-    prefix = HOSTILE.replace("\n", "")
-    visit.open(f"#indent&poem={quote(poem, safe='')}")
-    visit.field("prefix").fill(prefix)
-    wanted = "".join(f"{prefix}{line}" for line in poem.splitlines(keepends=True))
-    visit.shows(wanted)
-    assert [called(visit, name, tmp_path) for name in CALLS] == [wanted] * 3
+PREFIX = HOSTILE.replace("\n", "")
+INDENT = f"indent:prefix={quote(PREFIX, safe='').replace('.', '%2E')}"
 
 
-def test_a_call_of_several_steps_returns_what_the_page_shows(visit: Visit, tmp_path: Path) -> None:
-    wanted = "1. one two\n2. three"
-    visit.open("#wrap:width=7+number-lines:separator=%2E%20&poem=one%20two%20three", wanted)
-    assert [called(visit, name, tmp_path) for name in CALLS] == [wanted] * 3
+@pytest.mark.parametrize(
+    ("spec", "poem", "result"),
+    [
+        (INDENT, HOSTILE, f"{PREFIX}{HOSTILE.replace(chr(10), chr(10) + PREFIX)}"),
+        (INDENT, "", ""),
+        (INDENT, "@file", f"{PREFIX}@file"),
+        ("wrap:width=7+number-lines:separator=%2E%20", "one two three", "1. one two\n2. three"),
+    ],
+    ids=["hostile", "empty", "at", "several-steps"],
+)
+def test_a_copied_call_returns_what_the_page_shows(
+    visit: Visit, spec: str, poem: str, result: str, tmp_path: Path
+) -> None:
+    visit.open(f"#{spec}&poem={quote(poem, safe='')}", result)
+    assert [called(visit, name, tmp_path) for name in CALLS] == [result] * 3
 
 
 def called(visit: Visit, name: str, folder: Path) -> str:
@@ -137,8 +142,9 @@ def test_a_call_is_short(visit: Visit) -> None:
     assert visit.text_of("#call") == f"printf %s owl |\n  xformd send {spec}"
 
 
-def test_an_option_called_timeout_is_no_keyword(visit: Visit) -> None:
+def test_a_rejected_poem_is_shown_and_its_option_called_timeout_is_no_keyword(visit: Visit) -> None:
     visit.open("#refuse:timeout=2&poem=owl")
     assert 'proxy.xform("refuse:timeout=2", "owl")' in visit.call("Python")
-    visit.page.locator("#problem .code").wait_for()
+    visit.becomes("#problem .code", "gibberish")
+    assert visit.page.locator("#problem").inner_text() == "gibberish\n\nrefuse finds no <b>verse</b> in it"
     visit.expect_rejection()

@@ -48,11 +48,8 @@ def test_a_click_runs_an_example(visit: Visit) -> None:
     visit.shows("a\nb\nC")
     assert visit.field("ignore_case").is_checked()
     assert visit.poem().input_value() == "b\nC\na"
-
-
-def test_the_line_endings_of_an_example_reach_the_transform(visit: Visit) -> None:
-    visit.open("#reverse-lines&poem=x")
-    visit.page.locator(".example").nth(1).click()
+    visit.choose("reverse-lines")
+    visit.page.locator(".example").nth(1).click()  # its line endings reach the transform
     visit.shows("b\r\na\r\n")
     with visit.page.expect_request(re.compile("/transform/")) as again:
         visit.press("Run")
@@ -128,13 +125,6 @@ def test_an_unknown_transform_suggests_the_nearest(visit: Visit) -> None:
     error.get_by_role("button", name="Use upper").click()
     visit.shows("OWL")
     assert visit.steps() == ["upper", "trim"]
-    visit.expect_rejection()
-
-
-def test_a_rejected_poem_is_shown_at_the_result(visit: Visit) -> None:
-    visit.open("#refuse&poem=x")
-    visit.becomes("#problem .code", "gibberish")
-    assert visit.page.locator("#problem").inner_text() == "gibberish\n\nrefuse finds no <b>verse</b> in it"
     visit.expect_rejection()
 
 
@@ -234,18 +224,14 @@ def tab_to(visit: Visit, name: str) -> None:
     raise AssertionError(f"{name} is not reached with the tabulator")
 
 
-def test_the_focus_is_visible(visit: Visit) -> None:
-    visit.open()
+def test_the_focus_is_visible_and_the_result_announced(visit: Visit) -> None:
+    visit.open("#upper&poem=owl")
+    assert visit.page.locator("#announcer").get_attribute("aria-live") == "polite"
+    visit.becomes("#announcer", "Result: OWL")
     for _ in range(12):
         visit.page.keyboard.press("Tab")
         outline = visit.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", focused(visit)
-
-
-def test_the_result_is_announced(visit: Visit) -> None:
-    visit.open("#upper&poem=owl")
-    assert visit.page.locator("#announcer").get_attribute("aria-live") == "polite"
-    visit.becomes("#announcer", "Result: OWL")
 
 
 def test_the_theme_is_remembered(opening: Opener) -> None:

@@ -1,7 +1,9 @@
 """The server over real sockets: the tutorial's clients, hostile bytes, limits, signals."""
 
+import shutil
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,6 @@ def test_a_client_of_ten_lines_gets_its_answer_and_the_close(server: Server) -> 
     assert answer == b"15:here is my poem,"
 
 
-def test_a_client_that_half_closes_first_gets_its_answer_too(server: Server) -> None:
-    assert server.ask(b"27:cummingsify.HERE IS MY POEM,", half_close=True) == b"15:here is my poem,"
-
-
 def test_a_request_in_single_bytes_is_the_same_request(server: Server) -> None:
     with server.connect() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -34,37 +32,31 @@ def test_a_request_in_single_bytes_is_the_same_request(server: Server) -> None:
         assert read_to_end(connection) == b"15:here is my poem,"
 
 
-def test_what_follows_the_request_is_ignored_and_costs_no_reply(server: Server) -> None:
-    assert server.ask(netstring(b"upper.a") + b"x" * 1_000_000, half_close=True) == b"1:A,"
+BINARY = bytes(range(256))
+LONG = b"x" * (LIMIT - len(b"upper."))
 
 
-def test_a_pipeline_with_options(server: Server) -> None:
-    request = netstring(b"wrap:width=7+number-lines:separator=%2E%20.one two three")
-    assert server.ask(request) == netstring(b"1. one two\n2. three")
-
-
-def test_binary_passes_a_bytes_transform_unchanged(server: Server) -> None:
-    poem = bytes(range(256))
-    assert server.ask(netstring(b"backwards+backwards." + poem)) == netstring(poem)
-
-
-def test_a_poem_and_a_result_at_the_limit_pass(server: Server) -> None:
-    poem = b"x" * (LIMIT - len(b"upper."))
-    assert server.ask(netstring(b"upper." + poem)) == netstring(poem.upper())
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        (netstring(b"upper.a") + b"x" * 1_000_000, b"A"),  # what follows costs no reply
+        (netstring(b"wrap:width=7+number-lines:separator=%2E%20.one two three"), b"1. one two\n2. three"),
+        (netstring(b"backwards+backwards." + BINARY), BINARY),
+        (netstring(b"upper." + LONG), LONG.upper()),
+    ],
+    ids=["more-follows", "a-pipeline-with-options", "binary", "as-long-as-may-be"],
+)
+def test_a_client_that_half_closes_gets_its_answer(server: Server, sent: bytes, received: bytes) -> None:
+    assert server.ask(sent, half_close=True) == netstring(received)
 
 
 REFUSED = [
     (b"GET / HTTP/1.1\r\n\r\n", "bad-frame"),
-    (b"\x16\x03\x01\x00\xc2\x01", "bad-frame"),
     (b"007:upper.a,", "bad-frame"),
     (netstring(b"upper.a")[:-1] + b";", "bad-frame"),
     (netstring(b"no dot"), "bad-request"),
-    (netstring(b".poem"), "bad-request"),
-    (netstring(b"upper+.poem"), "bad-request"),
     (netstring(b"wrap:width=4 .poem"), "bad-request"),
     (netstring(b"wrap:width=wide.poem"), "bad-options"),
-    (netstring(b"upper:loud=1.poem"), "bad-options"),
-    (netstring(b"repeat.poem"), "bad-options"),
     (netstring(b"cumingsify.poem"), "no-such-transform"),
     (netstring(b"upper.\xff\xfe"), "gibberish"),
     (netstring(b"picky.poem"), "gibberish"),
@@ -90,27 +82,16 @@ def test_whatever_is_wrong_the_server_closes_sends_nothing_and_logs_one_line(
     assert server.ask(b"7:upper.a,") == b"1:A,"
 
 
-CONTESTED = """
-import xformd
-@xformd.transform
-def ambiguous(poem: str) -> str:
-    return poem
-@xformd.hookimpl
-def xformd_transforms():
-    return [ambiguous]
-"""
-
-
 def test_a_name_that_two_plugins_provide_is_nobodys(tmp_path: Path) -> None:
     for name in ("one.py", "two.py"):
-        (tmp_path / name).write_text(CONTESTED)
+        shutil.copy(VERSES / "verses.py", tmp_path / name)
     with serving(tmp_path, "--plugins=none", "--plugins-dir", str(tmp_path)) as server:
-        assert server.read_line().startswith("conflict: transform ambiguous is provided by one.py and two.py: neither")
-        assert server.ask(netstring(b"ambiguous.poem")) == b""
+        assert server.read_line().startswith("conflict: transform backwards is provided by one.py and two.py: neither")
+        assert server.ask(netstring(b"backwards.poem")) == b""
         wait_until(lambda: ": ambiguous-transform: " in server.log)
-        sent = xformd("send", "ambiguous", "--server", server.address, stdin=b"poem")
+        sent = xformd("send", "backwards", "--server", server.address, stdin=b"poem")
     assert sent.returncode == 66
-    assert sent.stderr.startswith(b"xformd: ambiguous-transform: transform ambiguous is provided by one.py and two.py")
+    assert sent.stderr.startswith(b"xformd: ambiguous-transform: transform backwards is provided by one.py and two.py")
 
 
 def test_only_a_transforms_own_exception_makes_a_traceback_and_just_one(tmp_path: Path) -> None:
@@ -136,20 +117,11 @@ def test_a_request_over_the_limit_is_refused_at_its_digit_and_costs_no_memory(tm
                 connection.shutdown(socket.SHUT_WR)
                 assert read_to_end(connection) == b""
         assert server.log.count("99999999 bytes or more; the limit is 10485760 bytes") == 5
-        assert resident_bytes(server) - before < 4 * 1024 * 1024
-
-
-def test_a_length_that_is_only_announced_costs_no_memory(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        server.ask(b"7:upper.a,")
-        before = resident_bytes(server)
-        connections = [server.connect() for _ in range(100)]
-        for connection in connections:
-            connection.sendall(b"10485760:upper.")
-        server.ask(b"7:upper.a,")
-        assert resident_bytes(server) - before < 4 * 1024 * 1024
-        for connection in connections:
-            connection.close()
+        with ExitStack() as stack:
+            for _ in range(100):  # no more does a length that is only announced
+                stack.enter_context(server.connect()).sendall(b"10485760:upper.")
+            server.ask(b"7:upper.a,")
+            assert resident_bytes(server) - before < 4 * 1024 * 1024
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -169,19 +141,3 @@ def test_a_request_in_flight_is_answered_before_a_signalled_server_ends(tmp_path
             assert read_to_end(waiting) == b"4:POEM,"
         assert server.process.wait(timeout=20) == 0
         assert "Traceback" not in server.log
-
-
-def test_a_second_signal_ends_a_server_that_is_still_answering(tmp_path: Path) -> None:
-    with serving(tmp_path, "--plugins=none", "--plugins-dir", str(VERSES), GATE=str(tmp_path)) as server:
-        with server.connect() as waiting, server.connect() as idle:
-            waiting.sendall(netstring(b"gate.poem"))
-            wait_until((tmp_path / "started").exists)
-            server.process.send_signal(signal.SIGTERM)
-            assert read_to_end(idle) == b""
-            assert server.stop() == -signal.SIGTERM
-
-
-def test_an_idle_server_ends_at_once(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        assert server.stop() == 0
-        assert server.log == ""

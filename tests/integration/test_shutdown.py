@@ -3,15 +3,15 @@
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from support import process_table
-from support.hostile import GONE_S, Hostile, best_of, hostile_server, new_marker, seconds_until
-from support.packages import Environment
+from support.hostile import GONE_S, Hostile, Hosting, best_of, new_marker, seconds_until
 from support.processes import DEADLINE_S, VERSES, netstring, read_to_end, serving, wait_until
-from support.session_client import Answer, Session, step
+from support.session_client import Session, step
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def wait_until_no_process_is_left(hostile: Hostile) -> None:
 
 
 def start_hung(hostile: Hostile, session: Session, name: str, **options: str) -> tuple[str, int]:
-    """Send a request that hangs, wait until it does, and give its marker and its id."""
+    """Send a request that hangs, wait until it does, and return its marker and its id."""
     marker = new_marker()
     (number,) = session.send((step(name, marker=marker, **options), b""))
     hostile.wait_for(marker)
@@ -32,19 +32,10 @@ def start_hung(hostile: Hostile, session: Session, name: str, **options: str) ->
     return marker, number
 
 
-def receive_notice(session: Session) -> Answer:
-    """Give what the server says of the connection itself."""
-    while (answer := session.receive()).id != 0:
-        pass
-    return answer
-
-
-def test_on_sigterm_every_request_in_flight_and_in_the_queue_is_answered(
-    hostile_environment: Environment, tmp_path: Path
-) -> None:
+def test_on_sigterm_every_request_in_flight_and_in_the_queue_is_answered(hosting: Hosting) -> None:
     first = new_marker()
     poems = [f"poem {number}".encode() for number in range(8)]
-    with hostile_server(hostile_environment, tmp_path, XFORMD_SHUTDOWN_GRACE_S="15") as hostile:
+    with hosting(XFORMD_SHUTDOWN_GRACE_S="15") as hostile:
         assert hostile.worker_pids() <= hostile.processes()
         with Session(hostile.server) as session:
             spec = step("sleep", seconds=0.3, marker=first)
@@ -59,29 +50,22 @@ def test_on_sigterm_every_request_in_flight_and_in_the_queue_is_answered(
         wait_until_no_process_is_left(hostile)
 
 
-def test_an_idle_server_ends_at_once_on_sigterm_with_the_processes_that_transforms_have_left(
-    hostile_environment: Environment, tmp_path: Path
-) -> None:
-    with hostile_server(hostile_environment, tmp_path, XFORMD_SHUTDOWN_GRACE_S="15") as hostile:
-        markers = [new_marker() for _ in range(4)]
-        with Session(hostile.server) as session:
-            for name, marker in zip(("fork", "setsid", "daemonise", "thread"), markers, strict=True):
-                assert session.ask(step(name, marker=marker), b"poem").poem == b"poem"
+def test_an_idle_server_ends_at_once_with_the_processes_that_transforms_have_left(hosting: Hosting) -> None:
+    markers = [new_marker() for _ in range(4)]
+    with hosting(XFORMD_SHUTDOWN_GRACE_S="15") as hostile, Session(hostile.server) as session:
+        for name, marker in zip(("fork", "setsid", "daemonise", "thread"), markers, strict=True):
+            assert session.ask(step(name, marker=marker), b"poem").poem == b"poem"
         assert all(map(hostile.started, markers))
         start = time.monotonic()
         assert hostile.server.stop() == 0
         assert time.monotonic() - start < 10  # the grace period is longer
         wait_until_no_process_is_left(hostile)
         assert not any(map(process_table.named, markers))
+        assert "Traceback" not in hostile.server.log
 
 
-def test_what_hangs_past_the_grace_period_is_answered_shutting_down_and_killed(
-    hostile_environment: Environment, tmp_path: Path
-) -> None:
-    with (
-        hostile_server(hostile_environment, tmp_path, XFORMD_SHUTDOWN_GRACE_S=str(GRACE_S)) as hostile,
-        Session(hostile.server) as session,
-    ):
+def test_what_hangs_past_the_grace_period_is_answered_shutting_down_and_killed(hosting: Hosting) -> None:
+    with hosting(XFORMD_SHUTDOWN_GRACE_S=str(GRACE_S)) as hostile, Session(hostile.server) as session:
         _, deaf = start_hung(hostile, session, "deaf")
         _, good = start_hung(hostile, session, "sleep", seconds="0.3")
         asked_at = time.monotonic()
@@ -95,28 +79,23 @@ def test_what_hangs_past_the_grace_period_is_answered_shutting_down_and_killed(
 
 
 def collect_until_close(session: Session) -> list[tuple[int, str]]:
-    """Give id and code of all that comes until the server closes."""
+    """Return id and code of all that comes until the server closes."""
     received: list[tuple[int, str]] = []
-    while True:
-        try:
+    with suppress(ConnectionError):
+        while True:
             answer = session.receive()
-        except ConnectionError:
-            return received
-        received.append((answer.id, answer.code))
+            received.append((answer.id, answer.code))
+    return received
 
 
 @pytest.mark.timing
-def test_a_second_sigterm_ends_the_server_at_once(hostile_environment: Environment, tmp_path: Path) -> None:
+def test_a_second_sigterm_ends_the_server_at_once(hosting: Hosting) -> None:
     def measure() -> float:
-        folder = tmp_path / new_marker()
-        folder.mkdir()
-        with (
-            hostile_server(hostile_environment, folder, XFORMD_SHUTDOWN_GRACE_S="30") as hostile,
-            Session(hostile.server) as session,
-        ):
+        with hosting(XFORMD_SHUTDOWN_GRACE_S="30") as hostile, Session(hostile.server) as session:
             start_hung(hostile, session, "deaf")
             hostile.server.process.terminate()
-            assert receive_notice(session).code == "shutting-down"
+            notice = session.receive()
+            assert (notice.id, notice.code) == (0, "shutting-down")
             assert hostile.server.process.poll() is None
             hostile.server.process.terminate()
             took_s = seconds_until(lambda: hostile.server.process.poll() is not None)
@@ -127,43 +106,19 @@ def test_a_second_sigterm_ends_the_server_at_once(hostile_environment: Environme
 
 
 @pytest.mark.timing
-def test_half_a_second_after_sigkill_of_the_server_no_process_is_left(
-    hostile_environment: Environment, tmp_path: Path
-) -> None:
-    """Its workers are deaf, or hang with a process of their own that has left their session."""
+def test_half_a_second_after_sigkill_of_the_server_no_process_is_left(hosting: Hosting) -> None:
+    """Its workers are deaf, or hang with a child that has left their session, or are idle."""
 
     def measure() -> float:
-        folder = tmp_path / new_marker()
-        folder.mkdir()
-        with (
-            hostile_server(hostile_environment, folder, XFORMD_WORKERS="4") as hostile,
-            Session(hostile.server) as session,
-        ):
+        with hosting(XFORMD_WORKERS="5") as hostile, Session(hostile.server) as session:
+            assert hostile.worker_pids(5) <= hostile.processes()
             markers = [start_hung(hostile, session, "deaf")[0]]
             markers += [start_hung(hostile, session, name, then="hang")[0] for name in ("fork", "setsid", "daemonise")]
             assert all(map(hostile.left_of, markers))
-            assert len(hostile.processes()) >= 7  # four workers, and what three of them have left
             hostile.server.stop(signal.SIGKILL)
             return seconds_until(lambda: not hostile.processes() and not any(map(hostile.left_of, markers)))
 
     assert best_of(3, GONE_S, measure) <= GONE_S
-
-
-def test_idle_workers_do_not_outlive_a_killed_server_either(hostile_environment: Environment, tmp_path: Path) -> None:
-    with hostile_server(hostile_environment, tmp_path) as hostile:
-        assert hostile.worker_pids() <= hostile.processes()
-        hostile.server.stop(signal.SIGKILL)
-        wait_until_no_process_is_left(hostile)
-
-
-def test_a_stop_with_an_idle_session_leaves_no_process_and_no_traceback(
-    hostile_environment: Environment, tmp_path: Path
-) -> None:
-    with hostile_server(hostile_environment, tmp_path) as hostile, Session(hostile.server) as session:
-        assert session.ask("pid").code == "ok"
-        assert hostile.server.stop() == 0
-        assert not hostile.processes()
-        assert "Traceback" not in hostile.server.log
 
 
 def test_a_stop_after_its_socket_has_gone_from_its_folder_answers_what_was_accepted(tmp_path: Path) -> None:

@@ -8,22 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from support.hostile import MIB, hostile_server
-from support.packages import Environment
+from support.hostile import MIB, Hosting
 from support.session_client import Session
+
+pytestmark = pytest.mark.slow
 
 POEM = b"x" * MIB
 PAGE_BYTES = 4096
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory: run it on glibc")
-def test_long_poems_reuse_a_workers_memory(hostile_environment: Environment, tmp_path: Path) -> None:
+def test_long_poems_reuse_a_workers_memory(hosting: Hosting) -> None:
     """At the median, all buffers of a poem together need fewer fresh pages than one of them has."""
     faults: dict[int, list[int]] = defaultdict(list)
-    with (
-        hostile_server(hostile_environment, tmp_path, XFORMD_WORKERS="1") as hostile,
-        Session(hostile.server) as session,
-    ):
+    with hosting(XFORMD_WORKERS="1") as hostile, Session(hostile.server) as session:
         for _ in range(30):
             pid = ask(session)
             faults[pid].append(page_faults(pid))

@@ -27,8 +27,7 @@ class HostileCase:
         return "-".join([self.name, *self.options.values()])
 
 
-CRASH, HANG = {"then": "crash"}, {"then": "hang"}
-
+LEAVERS = ("fork", "setsid", "daemonise")
 FAULTS = (
     HostileCase("raises", FAILED, "ValueError"),
     HostileCase("wrong-type", FAILED, "int"),
@@ -37,23 +36,11 @@ FAULTS = (
     HostileCase("keyboard-interrupt", FAILED, "KeyboardInterrupt"),
     HostileCase("huge", ("too-large",), "10485760"),
     HostileCase("sleep", TIMEOUT, options={"seconds": "30"}),
-    HostileCase("loop-python", TIMEOUT),
-    HostileCase("loop-c", TIMEOUT),
-    HostileCase("deaf", TIMEOUT),
-    HostileCase("own-session", TIMEOUT),
-    HostileCase("exit-0", DIED),
-    HostileCase("exit-1", DIED),
-    HostileCase("segfault", DIED),
     HostileCase("memory-bomb", DIED, "memory"),
-    HostileCase("close-descriptors", DIED),
-    HostileCase("half-reply", DIED),
-    HostileCase("fork", DIED, options=CRASH),
-    HostileCase("setsid", DIED, options=CRASH),
-    HostileCase("daemonise", DIED, options=CRASH),
-    HostileCase("fork-2", TIMEOUT, options=HANG),
-    HostileCase("setsid-2", TIMEOUT, options=HANG),
-    HostileCase("daemonise-2", TIMEOUT, options=HANG),
-    HostileCase("never", TIMEOUT),
+    *(HostileCase(name, TIMEOUT) for name in ("loop-python", "loop-c", "deaf", "own-session", "never")),
+    *(HostileCase(name, DIED) for name in ("exit-0", "exit-1", "segfault", "close-descriptors", "half-reply")),
+    *(HostileCase(name, DIED, options={"then": "crash"}) for name in LEAVERS),
+    *(HostileCase(f"{name}-2", TIMEOUT, options={"then": "hang"}) for name in LEAVERS),
 )
 
 MEDDLERS = ("prints", "reads-stdin", "chdir", "umask", "set-locale", "signals", "thread")

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,7 @@ DEFAULTS = {
 
 @attrs.frozen
 class Hostile:
-    """A running server with the hostile transforms.
-
-    Args:
-        server: the server.
-        folder: where transforms leave their notes.
-        token: in the environment of all its processes.
-    """
+    """A running server, the folder with its transforms' notes, and the token in its processes' environment."""
 
     server: Server
     folder: Path
@@ -80,6 +74,9 @@ class Hostile:
         return pids
 
 
+Hosting = Callable[..., AbstractContextManager[Hostile]]
+
+
 def new_marker() -> str:
     """Return a unique marker that fits into a process's name."""
     return f"h-{secrets.token_hex(5)}"
@@ -99,12 +96,8 @@ def hostile_server(
 ) -> Iterator[Hostile]:
     """Run a server with the hostile transforms until the block ends, and kill what it leaves behind.
 
-    Args:
-        environment: with the plugin in it.
-        folder: for its log, and for notes.
-        arguments: after ``serve``; arguments that select plugins replace the default selection.
-        command: replaces the environment's xformd.
-        extra: variables besides ``DEFAULTS``.
+    Arguments that select plugins replace the default selection, ``command`` the environment's xformd, and ``extra``
+    variables those in ``DEFAULTS``.
     """
     token = secrets.token_hex(8)
     command = command or (str(environment.python), "-m", "xformd")
@@ -128,7 +121,6 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def seconds_until(condition: Callable[[], bool]) -> float:
-    """Wait for a condition; return how long it took."""
     start = time.monotonic()
     wait_until(condition)
     return time.monotonic() - start
@@ -137,13 +129,7 @@ def seconds_until(condition: Callable[[], bool]) -> float:
 def best_of(tries: int, limit: float, measure: Callable[[], float]) -> float:
     """Measure until a figure is within its limit, a few times at most: a busy machine is not late every time.
 
-    Args:
-        tries: the number of measurements at most.
-        limit: what the figure must not exceed.
-        measure: returns the figure; asserts what must hold every time.
-
-    Returns:
-        The lowest figure.
+    ``measure`` asserts what must hold every time. Returns the lowest figure.
     """
     figures: list[float] = []
     while len(figures) < tries and not (figures and figures[-1] <= limit):
@@ -153,5 +139,4 @@ def best_of(tries: int, limit: float, measure: Callable[[], float]) -> float:
 
 
 def codes(answers: list[Answer]) -> list[str]:
-    """Return the codes of answers."""
     return [answer.code for answer in answers]

@@ -1,16 +1,16 @@
-"""Count the processes that a test run starts, those that its servers and commands start included.
+"""Count the processes that a test run starts, with those that its servers and commands start.
 
-The run's environment carries a token that every descendant inherits, whoever its parent has become. A thread of the
-process that leads the run looks at the process table every 10 ms; what ends sooner than that goes uncounted, and no
-Python process does.
+The run's environment has a token that every descendant inherits. A thread of the process that leads the run looks at
+the process table every 10 ms: no Python process ends sooner.
 """
 
 import os
 import secrets
 import threading
-from pathlib import Path
 
 import pytest
+
+from support import process_table
 
 TOKEN = "TEST_RUN_TOKEN"
 """The environment variable. Tests drop what begins with ``XFORMD_``."""
@@ -29,19 +29,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class ProcessCount:
-    """Counts until the end of the session.
-
-    Args:
-        limit: more processes than that fail the run.
-    """
+    """Counts until the end of the session; more than ``limit`` processes fail the run."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._count = 0
         token = secrets.token_hex(8)
         self._mark = f"{TOKEN}={token}".encode()
-        self._seen: set[str] = set()
-        self._ours = {str(os.getpid())}
+        self._seen: set[int] = set()
+        self._ours = {os.getpid()}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         os.environ[TOKEN] = token
@@ -60,17 +56,13 @@ class ProcessCount:
 
     def _run(self) -> None:
         while not self._is_over.wait(INTERVAL_S):
-            pids = {entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+            pids = set(process_table.pids())
             new = pids - self._seen
             self._seen = pids
-            self._ours = {pid for pid in self._ours if pid in pids}
+            self._ours &= pids
             started = {pid for pid in new - self._ours if self._is_ours(pid)}
             self._ours |= started
             self._count += len(started)
 
-    def _is_ours(self, pid: str) -> bool:
-        try:
-            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-            return parent in self._ours or self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:  # it has just ended, or is another user's
-            return False
+    def _is_ours(self, pid: int) -> bool:
+        return process_table.parent(pid) in self._ours or process_table.has_variable(pid, self._mark)

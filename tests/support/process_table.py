@@ -1,7 +1,7 @@
-"""The process table, as a test may look at it: which processes are there, and which of them are its own.
+"""The process table: which processes there are, and which belong to a test.
 
-A server of these tests carries a token in its environment, which every descendant inherits, whoever its parent has
-become. So a test sees all that its server has ever started, and nothing of what other tests run at the same time.
+A server of these tests has a token in its environment, which every descendant inherits, even one with another parent.
+So a test sees all that its server has ever started, and nothing that other tests run at the same time.
 """
 
 import os
@@ -14,55 +14,56 @@ TOKEN = "HOSTILE_TOKEN"
 """The environment variable."""
 
 
-def _pids() -> Iterator[int]:
+def pids() -> Iterator[int]:
     return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
 
+def has_variable(pid: int, variable: bytes) -> bool:
+    """Whether a process has this NAME=value in its environment. A zombie has none."""
+    with suppress(OSError):  # it has just ended, or is another user's
+        return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return False
+
+
 def bearing(token: str) -> set[int]:
-    """Give the processes with this token; a zombie has no environment, and is none of them."""
-    wanted = f"{TOKEN}={token}".encode()
-    found = set()
-    for pid in _pids():
-        with suppress(OSError):  # it has just ended, or is somebody else's
-            if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.add(pid)
-    return found
+    """Return the live processes with this token."""
+    return {pid for pid in pids() if has_variable(pid, f"{TOKEN}={token}".encode())}
 
 
 def named(name: str) -> set[int]:
-    """Give the processes that have given themselves this name, and live."""
+    """Return the live processes that have given themselves this name."""
     found = set()
-    for pid in _pids():
+    for pid in pids():
         with suppress(OSError):
             if Path(f"/proc/{pid}/comm").read_text().rstrip("\n") == name and is_alive(pid):
                 found.add(pid)
     return found
 
 
-def leaves(pids: set[int]) -> set[int]:
-    """Give those of the processes that are nobody's parent: the workers, where each has a process that watches it."""
-    return pids - {parent for pid in pids if (parent := _parent(pid))}
+def leaves(processes: set[int]) -> set[int]:
+    """Return the processes without children here: the workers, where each has a process that watches it."""
+    return processes - {parent(pid) for pid in processes}
 
 
-def _parent(pid: int) -> int | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[1])
+def parent(pid: int) -> int:
+    """Return a process's parent; 0 if it is gone."""
+    return int(_status(pid)[1])
 
 
 def is_alive(pid: int) -> bool:
-    """Whether this process is there, and no zombie."""
+    """Whether this process exists and is no zombie."""
+    return _status(pid)[0] not in "ZX"
+
+
+def _status(pid: int) -> list[str]:
+    """Return the fields after a process's name: its state, its parent and so on."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+        return ["X", "0"]
 
 
-def kill(pids: set[int]) -> None:
-    """Kill processes, those that have gone already apart."""
-    for pid in pids:
+def kill(processes: set[int]) -> None:
+    for pid in processes:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -22,7 +22,7 @@ VERSES = Path(__file__).parent / "verses"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Give the environment for a command: ours, without what would change its behaviour."""
+    """Return the environment for a command: this one, without what would change its behaviour."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("XFORMD_")}
     return {**kept, "COLUMNS": "200", **(extra or {})}
 
@@ -40,7 +40,6 @@ def xformd_process(*arguments: str, stdin: bytes = b"", **extra: str) -> subproc
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for something to become true."""
     end = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < end, "it never became true"
@@ -67,7 +66,7 @@ class Server:
         self.http = next((line.rpartition(" ")[2] for line in self.greeting if " listening on http://" in line), "")
 
     def read_line(self) -> str:
-        """Give the next line of its standard output."""
+        """Return the next line of its standard output."""
         assert self.process.stdout is not None
         end = time.monotonic() + DEADLINE_S
         while b"\n" not in self._pending:
@@ -85,12 +84,11 @@ class Server:
         return self._log.read_text()
 
     def connect(self) -> socket.socket:
-        """Open a connection to it."""
         host, _, port = self.address.rpartition(":")
         return socket.create_connection((host, int(port)), timeout=DEADLINE_S)
 
     def ask(self, request: bytes, *, half_close: bool = False) -> bytes:
-        """Send bytes and give everything that comes back until the close."""
+        """Send bytes; return everything that comes back until the close."""
         with self.connect() as connection:
             connection.sendall(request)
             if half_close:
@@ -98,18 +96,18 @@ class Server:
             return read_to_end(connection)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signal it and give its exit status."""
+        """Signal it; return its exit status."""
         self.process.send_signal(number)
         return self.process.wait(timeout=DEADLINE_S)
 
 
 def read_to_end(connection: socket.socket) -> bytes:
-    """Give everything that comes until the peer closes."""
+    """Read until the peer closes."""
     return b"".join(iter(lambda: connection.recv(65_536), b""))
 
 
 def resident_bytes(server: Server) -> int:
-    """Give the process's resident memory, from the kernel's account."""
+    """Return the resident memory of a server's process."""
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024
@@ -130,13 +128,13 @@ def serving(
 
     Args:
         folder: for its log.
-        arguments: after the verb; a free port is taken where they name no place to listen.
-        command: what to run.
-        verb: what it is to do.
-        ready: what stands in the last line of its greeting.
+        arguments: after the verb; with ``--listen``, no free port is chosen.
+        command: the program.
+        verb: its subcommand.
+        ready: part of the last line of its greeting.
         keep: descriptors that it inherits.
-        where: what makes it take a free port.
-        extra: adds to its environment.
+        where: options that choose a free port.
+        extra: additional environment variables.
     """
     where = () if "--listen" in arguments else where
     if verb == ("serve",):
@@ -163,5 +161,5 @@ def serving(
 
 
 def netstring(string: bytes) -> bytes:
-    """Frame a string, by hand: the tests do not use the code that they test."""
+    """Frame a string by hand: the tests do not use the code that they test."""
     return str(len(string)).encode() + b":" + string + b","

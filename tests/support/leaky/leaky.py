@@ -1,4 +1,4 @@
-"""Transforms that fail in every way, and say each time what they were given."""
+"""Transforms that fail in every way, each with its poem in the error."""
 
 import asyncio
 import logging
@@ -7,70 +7,65 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 
 import xformd
 
 
-def both(function: Callable[[str], str]) -> list[xformd.Transform]:
+def both(function: Callable[[str], object], name: str = "") -> list[xformd.Transform]:
     """Make two of it: one that runs in a worker, and one that runs in the server."""
-    name = function.__name__.replace("_", "-")
-    return [xformd.transform(name=name)(function), xformd.transform(name=f"{name}-here", inline=True)(function)]
+
+    def transform(poem: str) -> str:
+        return function(poem)  # type: ignore[return-value]
+
+    name = name or function.__name__.replace("_", "-")
+    return [xformd.transform(name=name)(transform), xformd.transform(name=f"{name}-here", inline=True)(transform)]
 
 
-def raises(poem: str) -> str:
-    raise ValueError(f"bad poem: {poem}")
+def fails_with(error: type[BaseException]) -> Callable[[str], None]:
+    def function(poem: str) -> None:
+        raise error(f"bad poem: {poem}")
+
+    return function
 
 
-def raises_after_another(poem: str) -> str:
+ERRORS: dict[str, type[BaseException]] = {
+    "raises": ValueError,
+    "refuses": xformd.GibberishError,
+    "blames-an-option": xformd.BadOptions,
+    "finds-it-long": xformd.TooLarge,
+    "gives-up": xformd.TransformFailed,
+    "exits": SystemExit,
+}
+
+
+def raises_after_another(poem: str) -> None:
     try:
         int(poem)
     except ValueError as error:
         raise KeyError(poem) from error
-    return poem
 
 
-def runs_it(poem: str) -> str:
+def runs_it(poem: str) -> None:
     exec(f"def {poem}():\n    raise ValueError({poem!r})\n{poem}()", {})
-    return poem
 
 
-def compiles_it(poem: str) -> str:
+def compiles_it(poem: str) -> None:
     compile(f"{poem} {poem}", f"<{poem}>", "exec")
-    return poem
 
 
 def opens_it(poem: str) -> str:
     return Path(poem).read_text()
 
 
-def refuses(poem: str) -> str:
-    raise xformd.GibberishError(f"what is {poem}?")
-
-
-def blames_an_option(poem: str) -> str:
-    raise xformd.BadOptions(f"no option goes with {poem}")
-
-
-def finds_it_long(poem: str) -> str:
-    raise xformd.TooLarge(f"{poem} is too long")
-
-
-def gives_up(poem: str) -> str:
-    raise xformd.TransformFailed(f"{poem} is too hard")
-
-
-def exits(poem: str) -> str:
-    raise SystemExit(poem)
-
-
-def returns_it_wrapped(poem: str) -> str:
-    return [poem]  # type: ignore[return-value]
+def returns_it_wrapped(poem: str) -> list[str]:
+    return [poem]
 
 
 def leaves_a_thread(poem: str) -> str:
-    thread = threading.Thread(target=raises, args=(poem,))
+    thread = threading.Thread(target=fails_with(ValueError), args=(poem,))
     thread.start()
     thread.join()
     return "left"
@@ -114,7 +109,7 @@ async def leaves_a_call(poem: str) -> str:
     from twisted.internet import reactor
 
     done: Deferred[str] = Deferred()
-    reactor.callLater(0, raises, poem)
+    reactor.callLater(0, fails_with(ValueError), poem)
     reactor.callLater(0.01, done.callback, "left")
     return await done
 
@@ -135,9 +130,9 @@ def blocks(poem: str) -> str:
 
 @xformd.transform(inline=True)
 def leaves_a_handle(poem: str) -> str:
-    """What asyncio says of a callback that fails."""
+    """Leave a callback that fails, which asyncio logs."""
     loop = asyncio.new_event_loop()
-    loop.call_soon(raises, poem)
+    loop.call_soon(fails_with(ValueError), poem)
     loop.call_soon(loop.stop)
     loop.run_forever()
     loop.close()
@@ -167,9 +162,9 @@ def prints_elsewhere(poem: str) -> str:
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    """Give them all."""
-    functions = [raises, raises_after_another, runs_it, compiles_it, opens_it, refuses, blames_an_option]
-    functions += [finds_it_long, gives_up, exits, returns_it_wrapped, leaves_a_thread, leaves_something_careless]
+    functions: list[Callable[[str], Any]] = [raises_after_another, runs_it, compiles_it, opens_it]
+    functions += [returns_it_wrapped, leaves_a_thread, leaves_something_careless]
     alone = [waits, leaves_a_deferred, leaves_a_call, cannot_be_cancelled, blocks, leaves_a_handle, logs_a_failure]
     alone += [prints, prints_elsewhere, xformd.transform(dies), xformd.transform(takes_long)]
-    return [made for function in functions for made in both(function)] + alone
+    failing = [made for name, error in ERRORS.items() for made in both(fails_with(error), name)]
+    return failing + [made for function in functions for made in both(function)] + alone

@@ -50,5 +50,4 @@ def refuse(poem: str, *, timeout: int = 1) -> str:
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    """Return the transforms of this file."""
     return [odd, hold, fields, flip, refuse]

@@ -5,23 +5,21 @@ The processes keep every descriptor of the worker open, and are deaf to signals.
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import xformd
-from xformd_hostile.traces import go_deaf, hang, name_process, note
+from xformd_hostile.traces import OWL, go_deaf, hang, name_process, note
 
 Then = Literal["return", "hang", "crash"]
-Leave = Callable[[str], None]
 
-COPIES = 2
+COPIES = ("", "-2")
 """Of each that leaves a process, so that twenty kills quarantine none of them."""
 
 _leaked: list[bytes] = []
 
 
 def _linger(marker: str, ready: int) -> None:
-    """Be the process that is left, and say so once it can be found."""
+    """Be the process that is left; report once it can be found."""
     try:
         go_deaf()
         name_process(marker)
@@ -48,26 +46,21 @@ def _forked(marker: str, *, new_session: bool = False, twice: bool = False) -> N
     os.close(is_ready)
 
 
-def _finish(poem: str, then: Then) -> str:
-    if then == "hang":
-        hang()
-    if then == "crash":
-        os._exit(1)
-    return poem
-
-
-def _leaver(name: str, summary: str, leave: Leave) -> xformd.Transform:
+def _leaver(name: str, **how: bool) -> xformd.Transform:
     def transform(poem: str, *, marker: str = "", then: Then = "return") -> str:
         note(marker)
         if marker:
-            leave(marker)
-        return _finish(poem, then)
+            _forked(marker, **how)
+        if then == "hang":
+            hang()
+        if then == "crash":
+            os._exit(1)
+        return poem
 
-    transform.__doc__ = summary
-    return xformd.transform(name=name, examples=[("Owl", "Owl")])(transform)
+    return xformd.transform(name=name, examples=OWL)(transform)
 
 
-@xformd.transform(examples=[("Owl", "Owl")])
+@xformd.transform(examples=OWL)
 def thread(poem: str, *, marker: str = "") -> str:
     """Start a thread that does not end, and that Python waits for."""
     note(marker)
@@ -76,27 +69,10 @@ def thread(poem: str, *, marker: str = "") -> str:
     return poem
 
 
-@xformd.transform(examples=[("Owl", "Owl")])
-def leak(poem: str, *, size_bytes: int = 0, marker: str = "") -> str:
-    """Keep memory for ever."""
-    note(marker)
+@xformd.transform(examples=OWL)
+def leak(poem: str, *, size_bytes: int = 0) -> str:
     _leaked.append(b"x" * size_bytes)
     return poem
-
-
-_KINDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("fork", "Leave a process behind.", {}),
-    ("setsid", "Leave a process behind that has a session of its own.", {"new_session": True}),
-    ("daemonise", "Leave a process behind that nobody is the parent of.", {"new_session": True, "twice": True}),
-)
-
-
-def _leavers() -> list[xformd.Transform]:
-    return [
-        _leaver(f"{name}{copy}", summary, lambda marker, how=how: _forked(marker, **how))  # type: ignore[misc]
-        for name, summary, how in _KINDS
-        for copy in ("", *(f"-{number}" for number in range(2, COPIES + 1)))
-    ]
 
 
 @xformd.transform
@@ -111,4 +87,11 @@ def own_session(poem: str, *, marker: str = "") -> str:
     return poem
 
 
-TRANSFORMS = (*_leavers(), thread, leak, own_session)
+TRANSFORMS = (
+    *(_leaver(f"fork{copy}") for copy in COPIES),
+    *(_leaver(f"setsid{copy}", new_session=True) for copy in COPIES),
+    *(_leaver(f"daemonise{copy}", new_session=True, twice=True) for copy in COPIES),
+    thread,
+    leak,
+    own_session,
+)

@@ -1,41 +1,52 @@
 """How a test finds what a transform did and what it left: notes in a folder, and processes with a name.
 
-A marker is the test's own, so that tests which run side by side never take each other's processes for theirs.
+A marker belongs to one test, so that tests which run side by side never take each other's processes for theirs.
 """
 
 import ctypes
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import xformd
 
 LIFE_S = 60.0
-"""How long anything hangs or lingers that nobody ends."""
+"""Whatever hangs or lingers ends by itself after this time."""
 
 PR_SET_NAME = 15
+OWL = (("Owl", "Owl"),)
 
 
 def note(marker: str) -> None:
-    """Leave a note that a call began here: a line with this process's id, in the file of the marker's name.
-
-    Args:
-        marker: none leaves no note.
-    """
+    """Note that a call began here: add this process's id to the file with the marker's name; "" notes nothing."""
     if marker:
         with Path(os.environ["HOSTILE_FOLDER"], marker).open("a") as file:
             file.write(f"{os.getpid()}\n")
 
 
+def marked(name: str, act: Callable[[str], Any], examples: Sequence[Any] = ()) -> xformd.Transform:
+    """Make a transform that leaves a note, then acts on the poem; an ``act`` without a result returns the poem."""
+
+    def transform(poem: str, *, marker: str = "") -> str:
+        note(marker)
+        result = act(poem)
+        return poem if result is None else result
+
+    return xformd.transform(name=name, examples=examples)(transform)
+
+
 def hang() -> None:
-    """Wait for as long as anything waits here."""
     ends_at = time.monotonic() + LIFE_S
     while time.monotonic() < ends_at:
         time.sleep(1)
 
 
 def name_process(marker: str) -> None:
-    """Give this process a name, which the process table shows."""
+    """Set this process's name, which the process table shows."""
     ctypes.CDLL(None).prctl(PR_SET_NAME, marker.encode()[:15], 0, 0, 0)
 
 

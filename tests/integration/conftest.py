@@ -8,6 +8,7 @@ import pytest
 from support.hostile import Hostile, Hosting, hostile_server, install
 from support.packages import Environment
 from support.processes import VERSES, Server, serving
+from support.session_client import Session
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,10 @@ def hostile(hosting: Hosting) -> Iterator[Hostile]:
         # Otherwise a test that finds no process left would show nothing.
         assert running.worker_pids() <= running.processes()
         yield running
+
+
+@pytest.fixture
+def session(hostile: Hostile) -> Iterator[Session]:
+    """A session with that server."""
+    with Session(hostile.server) as opened:
+        yield opened

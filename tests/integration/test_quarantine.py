@@ -26,37 +26,34 @@ def states(hostile: Hostile) -> dict[str, str]:
     return {transform["name"]: transform["state"] for transform in json.loads(listed.stdout)["transforms"]}
 
 
-def test_after_five_deaths_a_transform_is_unavailable_and_others_are_not(hostile: Hostile) -> None:
-    with Session(hostile.server) as session:
-        assert codes([session.ask("crash-1") for _ in range(DEATHS - 1)]) == ["transform-died"] * (DEATHS - 1)
-        assert states(hostile)["crash-1"] == "active"
-        assert session.ask("crash-1").code == "transform-died"
-        refused = session.ask("crash-1")
-        assert refused.code == "unavailable", refused.poem
-        assert 0 < retry_after_s(refused) <= PERIOD_S
-        shown = states(hostile)
-        assert (shown["crash-1"], shown["crash-2"], shown["pid"]) == ("quarantined", "active", "active")
-        assert codes([session.ask("crash-2"), session.ask("pid")]) == ["transform-died", "ok"]
-        wait_until(lambda: any("crash-1" in line and "quarantine" in line for line in hostile.server.log.splitlines()))
+def test_after_five_deaths_a_transform_is_unavailable_and_others_are_not(hostile: Hostile, session: Session) -> None:
+    assert codes([session.ask("crash-1") for _ in range(DEATHS - 1)]) == ["transform-died"] * (DEATHS - 1)
+    assert states(hostile)["crash-1"] == "active"
+    assert session.ask("crash-1").code == "transform-died"
+    refused = session.ask("crash-1")
+    assert refused.code == "unavailable", refused.poem
+    assert 0 < retry_after_s(refused) <= PERIOD_S
+    shown = states(hostile)
+    assert (shown["crash-1"], shown["crash-2"], shown["pid"]) == ("quarantined", "active", "active")
+    assert codes([session.ask("crash-2"), session.ask("pid")]) == ["transform-died", "ok"]
+    wait_until(lambda: any("crash-1" in line and "quarantine" in line for line in hostile.server.log.splitlines()))
 
 
-def test_a_death_in_a_pipeline_counts_against_its_own_step(hostile: Hostile) -> None:
+def test_a_death_in_a_pipeline_counts_against_its_own_step(hostile: Hostile, session: Session) -> None:
     """Once that is quarantined, no other step of a pipeline runs."""
-    with Session(hostile.server) as session:
-        died = [session.ask("pid+crash-3+sleep") for _ in range(DEATHS)]
-        assert codes(died) == ["transform-died"] * DEATHS
-        assert codes([session.ask("pid:marker=unused+crash-3"), session.ask("pid+sleep")]) == ["unavailable", "ok"]
-        assert not hostile.started("unused")
+    died = [session.ask("pid+crash-3+sleep") for _ in range(DEATHS)]
+    assert codes(died) == ["transform-died"] * DEATHS
+    assert codes([session.ask("pid:marker=unused+crash-3"), session.ask("pid+sleep")]) == ["unavailable", "ok"]
+    assert not hostile.started("unused")
 
 
-def test_neither_failures_nor_cancelled_calls_lead_to_quarantine(hostile: Hostile) -> None:
-    with Session(hostile.server) as session:
-        for number in range(2 * DEATHS):
-            assert session.ask("raises").code == "transform-failed"
-            marker = f"cancelled-{number}"
-            (sent,) = session.send((f"sleep:seconds=30,marker={marker}", b""))
-            hostile.wait_for(marker)
-            session.cancel(sent)
-            assert codes(session.collect([sent])) == ["cancelled"]
-        assert session.ask("sleep").code == "ok"
+def test_neither_failures_nor_cancelled_calls_lead_to_quarantine(hostile: Hostile, session: Session) -> None:
+    for number in range(2 * DEATHS):
+        assert session.ask("raises").code == "transform-failed"
+        marker = f"cancelled-{number}"
+        (sent,) = session.send((f"sleep:seconds=30,marker={marker}", b""))
+        hostile.wait_for(marker)
+        session.cancel(sent)
+        assert codes(session.collect([sent])) == ["cancelled"]
+    assert session.ask("sleep").code == "ok"
     assert states(hostile)["raises"] == "active"

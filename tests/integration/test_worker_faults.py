@@ -40,16 +40,15 @@ def assert_unharmed(companions: list[Answer]) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_a_fault_is_that_of_its_own_request_alone(hostile: Hostile, fault: HostileCase) -> None:
+def test_a_fault_is_that_of_its_own_request_alone(hostile: Hostile, session: Session, fault: HostileCase) -> None:
     marker = new_marker()
     marked = {} if fault.name == "never" else {"marker": marker}
-    with Session(hostile.server) as session:
-        timeout_ms = HANG_MS if fault.code == TIMEOUT else None
-        own, companions = ask_beside_companions(session, step(fault.name, **fault.options, **marked), timeout_ms)
-        assert own.code in fault.code, own.poem
-        assert fault.says in own.poem.decode()
-        assert_unharmed(companions)
-        assert session.ask("pid", b"next").code == "ok"
+    timeout_ms = HANG_MS if fault.code == TIMEOUT else None
+    own, companions = ask_beside_companions(session, step(fault.name, **fault.options, **marked), timeout_ms)
+    assert own.code in fault.code, own.poem
+    assert fault.says in own.poem.decode()
+    assert_unharmed(companions)
+    assert session.ask("pid", b"next").code == "ok"
     if own.code in ("transform-died", "timeout"):
         wait_until(lambda: not hostile.left_of(marker))
     if marked:
@@ -57,33 +56,30 @@ def test_a_fault_is_that_of_its_own_request_alone(hostile: Hostile, fault: Hosti
 
 
 @pytest.mark.parametrize(("name", "hung"), [*zip(MEDDLERS, cycle(HUNG), strict=False)])
-def test_meddling_with_the_process_changes_no_answer(hostile: Hostile, name: str, hung: str) -> None:
+def test_meddling_with_the_process_changes_no_answer(hostile: Hostile, session: Session, name: str, hung: str) -> None:
     marker = new_marker()
-    with Session(hostile.server) as session:
-        own, companions = ask_beside_companions(session, step(name, marker=marker))
-        assert (own.code, own.poem) == ("ok", b"The Owl")
-        assert_unharmed(companions)
-        # Each worker still works, and can still be killed, whichever it was.
-        assert hostile.worker_pids()
-        assert session.ask(hung, timeout_ms=200).code == "timeout"
-        assert session.ask("pid", b"next").code == "ok"
+    own, companions = ask_beside_companions(session, step(name, marker=marker))
+    assert (own.code, own.poem) == ("ok", b"The Owl")
+    assert_unharmed(companions)
+    # Each worker still works, and can still be killed, whichever it was.
+    assert hostile.worker_pids()
+    assert session.ask(hung, timeout_ms=200).code == "timeout"
+    assert session.ask("pid", b"next").code == "ok"
     assert hostile.started(marker)
 
 
-def test_what_a_transform_prints_goes_to_the_log(hostile: Hostile) -> None:
+def test_what_a_transform_prints_goes_to_the_log(hostile: Hostile, session: Session) -> None:
     marker = new_marker()
-    with Session(hostile.server) as session:
-        assert session.ask(step("prints", marker=marker), b"The Owl").poem == b"The Owl"
+    assert session.ask(step("prints", marker=marker), b"The Owl").poem == b"The Owl"
     wait_until(lambda: f"ok.{marker}," in hostile.server.log and f"ok.{marker}-1," in hostile.server.log)
 
 
-def test_twenty_crashes_lose_no_companion(hostile: Hostile) -> None:
+def test_twenty_crashes_lose_no_companion(hostile: Hostile, session: Session) -> None:
     """Five transforms crash four times each: none is quarantined. Each is the second step, and runs only once."""
-    with Session(hostile.server) as session:
-        for number in range(20):
-            marker = new_marker()
-            crash = step(f"crash-{number % 5 + 1}", marker=marker)
-            own, companions = ask_beside_companions(session, f"pid+{crash}+pid")
-            assert own.code == "transform-died", own.poem
-            assert_unharmed(companions)
-            assert len(hostile.started(marker)) == 1
+    for number in range(20):
+        marker = new_marker()
+        crash = step(f"crash-{number % 5 + 1}", marker=marker)
+        own, companions = ask_beside_companions(session, f"pid+{crash}+pid")
+        assert own.code == "transform-died", own.poem
+        assert_unharmed(companions)
+        assert len(hostile.started(marker)) == 1

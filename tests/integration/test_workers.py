@@ -15,17 +15,16 @@ QUEUE = 10
 SENT = 100
 
 
-def test_consecutive_steps_go_to_one_worker_in_one_job(hostile: Hostile) -> None:
+def test_consecutive_steps_go_to_one_worker_in_one_job(hostile: Hostile, session: Session) -> None:
     """Of many requests at once, each runs all its steps in one process; together they use several."""
     spec = f"pid+{step('sleep', seconds=0.005)}+pid+pid"
-    with Session(hostile.server) as session:
-        answers = session.collect(session.send(*[(spec, b"poem")] * 40))
-        assert codes(answers) == ["ok"] * 40
-        pids = [answer.poem.split()[1:] for answer in answers]
-        assert {(len(each), len(set(each))) for each in pids} == {(3, 1)}
-        workers = {int(each[0]) for each in pids}
-        assert len(workers) > 1
-        assert workers <= hostile.processes()
+    answers = session.collect(session.send(*[(spec, b"poem")] * 40))
+    assert codes(answers) == ["ok"] * 40
+    pids = [answer.poem.split()[1:] for answer in answers]
+    assert {(len(each), len(set(each))) for each in pids} == {(3, 1)}
+    workers = {int(each[0]) for each in pids}
+    assert len(workers) > 1
+    assert workers <= hostile.processes()
 
 
 @pytest.mark.timing
@@ -106,9 +105,8 @@ def test_a_leaking_transform_gets_new_workers_and_no_request_fails(hosting: Host
 
 
 @pytest.mark.slow
-def test_a_slow_inline_transform_is_named_in_the_log_once_a_minute(hostile: Hostile) -> None:
-    with Session(hostile.server) as session:
-        assert codes([session.ask("block-reactor") for _ in range(3)]) == ["ok"] * 3
+def test_a_slow_inline_transform_is_named_in_the_log_once_a_minute(hostile: Hostile, session: Session) -> None:
+    assert codes([session.ask("block-reactor") for _ in range(3)]) == ["ok"] * 3
     wait_until(lambda: "block-reactor" in hostile.server.log)
     (line,) = (line for line in hostile.server.log.splitlines() if "block-reactor" in line)
     assert "isolate" in line
@@ -128,11 +126,10 @@ def test_the_operator_decides_what_runs_in_the_server(hosting: Hosting) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["never", "sleep:seconds=30"])
-def test_pings_and_inline_transforms_run_while_every_worker_is_held(hostile: Hostile, spec: str) -> None:
-    with Session(hostile.server) as session:
-        ids = session.send(*[(spec, b"")] * 20)
-        assert session.ask("!ping").code == "ok"
-        assert session.ask("cummingsify", b"INLINE").poem == b"inline"
-        for number in ids:
-            session.cancel(number)
-        assert codes(session.collect(ids)) == ["cancelled"] * 20
+def test_pings_and_inline_transforms_run_while_every_worker_is_held(session: Session, spec: str) -> None:
+    ids = session.send(*[(spec, b"")] * 20)
+    assert session.ask("!ping").code == "ok"
+    assert session.ask("cummingsify", b"INLINE").poem == b"inline"
+    for number in ids:
+        session.cancel(number)
+    assert codes(session.collect(ids)) == ["cancelled"] * 20

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -120,31 +121,24 @@ def mix(soak: Soak, until_s: float) -> None:
 
 
 def wait_until_s(soak: Soak, elapsed_s: float) -> None:
-    """Wait while the load goes on; a server that dies meanwhile ends the soak."""
-    while soak.elapsed_s < elapsed_s:
-        status = soak.hostile.server.process.poll()
-        assert status is None, f"the server ended with {status}: {soak.hostile.server.log[-2_000:]}"
-        time.sleep(0.05)
+    """Wait while the load goes on; end the soak if the server dies."""
+    process = soak.hostile.server.process
+    within(elapsed_s - soak.elapsed_s, lambda: process.poll() is not None)
+    assert process.poll() is None, f"the server ended with {process.poll()}: {soak.hostile.server.log[-2_000:]}"
 
 
 @contextmanager
 def beside(work: Callable[[Soak, threading.Event], None], soak: Soak) -> Iterator[None]:
-    """Run work in a thread until the block ends; an error in it breaks the soak."""
+    """Run work in a thread until the block ends; an error in it counts as a broken promise."""
     is_over = threading.Event()
-
-    def guarded() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(work, soak, is_over)
         try:
-            work(soak, is_over)
-        except (AssertionError, OSError) as error:
-            soak.judge(False, f"{work.__name__}: {type(error).__name__}: {error}")
-
-    thread = threading.Thread(target=guarded, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+            yield
+        finally:
+            is_over.set()
+            if error := done.exception():
+                soak.judge(False, f"{work.__name__}: {type(error).__name__}: {error}")
 
 
 def misbehave(soak: Soak, is_over: threading.Event) -> None:

@@ -94,6 +94,7 @@ def test_a_name_that_two_plugins_provide_is_nobodys(tmp_path: Path) -> None:
     assert sent.stderr.startswith(b"xformd: ambiguous-transform: transform backwards is provided by one.py and two.py")
 
 
+@pytest.mark.slow
 def test_only_a_transforms_own_exception_makes_a_traceback_and_just_one(tmp_path: Path) -> None:
     with serving(tmp_path, "--plugins=none", "--workers=1", "--plugins-dir", str(VERSES)) as server:
         for request, _ in REFUSED:

@@ -138,7 +138,8 @@ def compare_checkouts(results: Iterable[Result]) -> list[tuple[str, str, float, 
     for result in results:
         for name in result.rows:
             twin = twin_of(name)
-            values = ratio("cpu_us", name, twin)(result.rows) if twin in result.rows else []
+            is_measured = twin in result.rows and all("cpu_us" in figures for figures in result.rows[name].rounds)
+            values = ratio("cpu_us", name, twin)(result.rows) if is_measured else []
             if values:
                 found.append((result.key, name, statistics.median(values), min(values), max(values)))
     return found

@@ -71,7 +71,10 @@ def test_a_poem_is_found_from_any_folder(made: list[Any]) -> None:
     assert made == [Path.cwd() / "owl.txt", ("tcp:1", "tcp:2"), "reactor", {"bytes_per_s": 1024}]
 
 
-@pytest.mark.parametrize(("flags", "options"), [([], {}), (["--ttl=1min", "--stale=0"], {"ttl_s": 60, "stale_s": 0})])
+@pytest.mark.parametrize(
+    ("flags", "options"),
+    [([], {}), (["--ttl=1min", "--stale=0", "--timeout=9"], {"ttl_s": 60, "stale_s": 0, "timeout_s": 9})],
+)
 def test_every_option_of_a_poem_proxy_arrives(made: list[Any], flags: list[str], options: dict[str, Any]) -> None:
     make(twistd.PoemOptions(), "proxy", *flags, "owl:1")
     assert made == ["owl:1", ("tcp:10001:interface=127.0.0.1:backlog=1024",), "reactor", options]

@@ -142,12 +142,16 @@ class PoemProxyOptions(_ListeningOptions):
     optParameters: ClassVar = [
         ["ttl", None, None, "How long a poem is fresh.", parse_duration],
         ["stale", None, None, "How long after that it is still served if no fresh one can be fetched.", parse_duration],
+        ["max-bytes", None, None, "Reject a poem longer than this.", parse_size],
+        ["connect-timeout", None, None, "How long to wait for the connection to the upstream.", parse_timeout],
+        ["timeout", None, None, "How long to wait for the whole poem.", parse_timeout],
     ]
 
     def make(self, reactor: Any) -> FailFastService:
         """Make the poem proxy."""
         (upstream,) = self.words
-        options = self.given(ttl="ttl_s", stale="stale_s")
+        limits = {"max-bytes": "max_bytes", "connect-timeout": "connect_timeout_s", "timeout": "timeout_s"}
+        options = self.given(ttl="ttl_s", stale="stale_s", **limits)
         return FailFastService(make_poem_proxy(upstream, self.listen, reactor, **options), reactor)
 
 

@@ -264,7 +264,7 @@ class TransformProtocol(DrainableProtocol):
 
     def _finish_closing(self) -> None:
         # Closing a socket while the peer still sends resets the connection: the peer may lose its reply, or take a
-        # refusal for a network error. So end this side alone, and drop what else arrives, until the deadline of _await_end.
+        # refusal for a network error. So end this side alone, and drop what else arrives until _await_end's deadline.
         if self.unread_bytes or self._is_flushed:
             return
         self._is_flushed = True

@@ -29,6 +29,7 @@ SELECTIONS = st.builds(
     directories=st.lists(NAMES.map(Path)).map(tuple),
     preferred=st.dictionaries(NAMES, NAMES),
     strict=st.booleans(),
+    ignore_unknown=st.booleans(),
 )
 SIZES = st.integers(1, 2**63)
 

@@ -1,4 +1,4 @@
-"""``Service``, which every front asks, and TransformService, which runs the transforms.
+"""``Service``, the interface that every front calls, and ``TransformService``, which runs the transforms.
 
 A front holds no rule of its own. Invariant: whatever a transform does, its caller gets a result or an ``XformError``,
 and the operator's log says once what happened.
@@ -28,7 +28,7 @@ from xformd.wire import session
 
 
 class Service(Protocol):
-    """What every front asks: a ``TransformService``, one that counts, or one that asks other servers."""
+    """What every front calls: a ``TransformService``, one that counts, or one that forwards to other servers."""
 
     @property
     def max_result_bytes(self) -> int:

@@ -153,9 +153,9 @@ def test_retry_after_is_when_half_are_done(waiting: int, workers: int, mean_job_
     [
         ({}, listing_of(owl="1"), ""),
         (listing_of(owl="1"), listing_of(owl="1"), ""),
-        (listing_of(owl="1"), listing_of(owl="2"), "owl from x-owl 2, not from x-owl 1"),
-        (listing_of(owl="1", cat="1"), listing_of(owl="1"), "cat from nowhere, not from x-cat 1"),
-        (listing_of(owl="1"), listing_of(owl="1", cat="1"), "cat, which is new"),
+        (listing_of(owl="1"), listing_of(owl="2"), "owl is from x-owl 2, not from x-owl 1"),
+        (listing_of(owl="1", cat="1"), listing_of(owl="1"), "cat from x-cat 1 is missing"),
+        (listing_of(owl="1"), listing_of(owl="1", cat="1"), "cat is new"),
     ],
 )
 def test_the_first_difference_in_plugins_is_named(first: Any, other: Any, difference: str) -> None:

@@ -65,7 +65,7 @@ class Summary:
 
     Args:
         written: how many results were written, original poems included.
-        failed: how many inputs had an error, those included of which the original poem was written.
+        failed: how many inputs had an error, including those whose original poem was written.
         exit_status: of the first input without a result; 0 if all have one.
     """
 
@@ -219,7 +219,7 @@ def to_folder(
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that nobody ever sees half of: it appears when it is whole. Its folder is created if missing.
+    """Write a file atomically: it appears only when it is complete. Its folder is created if missing.
 
     Raises:
         OSError: it could not be written; what was there before is unchanged.

@@ -64,7 +64,7 @@ class Settings:
 
 @attrs.frozen
 class Setting:
-    """One row of the table. Its variable and its flag are derived from its name in a file; ``reason`` says why."""
+    """One row of the table. Its variable and its flag follow from its name in a file; ``reason`` is its purpose."""
 
     name: str
     type: SettingType

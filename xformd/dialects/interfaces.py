@@ -59,7 +59,7 @@ class Connection(Protocol):
         ...
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Expire after so many seconds, unless the deadline is set anew; None clears it."""
+        """Call the handler's ``expire`` after this many seconds, unless it is set again; None clears it."""
         ...
 
     def hint_read_size(self, count: int) -> None:

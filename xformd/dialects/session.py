@@ -33,7 +33,7 @@ Work = Callable[[], bytes | Deferred[bytes]]
 _COMMA = ord(",")
 
 _BURST = (None,) * 256
-"""Check the clock every 256 plain requests: at 1 us each that costs nothing, and keeps nobody waiting."""
+"""Check the clock every 256 plain requests: they take about 0.4 ms, a small part of ``TURN_S``."""
 
 
 class SessionHandler:

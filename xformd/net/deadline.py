@@ -50,7 +50,7 @@ class Deadline:
             self._timer_at = at
 
     def clear(self) -> None:
-        """Let time never be up, until it is set again."""
+        """Remove the deadline; ``set`` starts a new one."""
         self._at = None
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class Deadline:
 
     @property
     def is_set(self) -> bool:
-        """Whether time is running."""
+        """Whether there is a deadline."""
         return self._at is not None
 
     def _fire(self) -> None:
@@ -94,7 +94,7 @@ def backoff_s(failures: int, *, first_s: float = 0.1, longest_s: float, jitter: 
         failures: how many attempts in a row have failed; at least one.
         first_s: the wait after the first, in seconds.
         longest_s: the limit, in seconds.
-        jitter: from 0 to 1: shortens the wait by up to a half, lest peers that failed together retry together.
+        jitter: from 0 to 1: shortens the wait by up to half, so that peers do not all retry at once.
     """
     return min(longest_s, first_s * 2.0 ** min(failures - 1, 16)) * (1 - jitter / 2)
 

@@ -331,9 +331,7 @@ def _read_result(annotation: object, wanted: type) -> bool:
         return False
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
-        members = [
-            _read_result(member, wanted) for member in get_args(annotation)
-        ]  # a list: any() alone would not check them all
+        members = [_read_result(member, wanted) for member in get_args(annotation)]  # any() would not check them all
         return any(members)
     plain = origin or annotation
     if isinstance(plain, type) and (issubclass(plain, Coroutine) or _is_deferred(plain)):

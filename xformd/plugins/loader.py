@@ -118,7 +118,7 @@ def _call_hook(candidate: Candidate, module: Any) -> list[object]:
     except BaseException as error:
         raise DefinitionError(f"{HOOK}() failed: {_describe(error)}") from error
     if not results:  # pluggy leaves out None
-        raise DefinitionError(f"{HOOK}() returned None, not transforms")
+        raise DefinitionError(f"{HOOK}() returned None; return a list of transforms")
     return returned
 
 
@@ -183,7 +183,11 @@ def _assemble(plugins: tuple[Plugin, ...], selection: Selection) -> Registry:
             owned_by = tuple(rival.plugin for rival in rivals)
             conflicts.append(Conflict(name, owned_by, winner.plugin if winner else None, preferred=name in preferred))
     for name in sorted(set(preferred) - set(owners)):
-        raise ConfigError(f"no loaded plugin provides a transform {name!r}", setting="prefer", entry=name)
+        raise ConfigError(
+            f"no loaded plugin provides a transform {name!r}; see 'xformd list-transforms'",
+            setting="prefer",
+            entry=name,
+        )
     return Registry(entries, plugins, tuple(conflicts))
 
 

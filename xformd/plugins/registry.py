@@ -17,7 +17,7 @@ BUILT_IN = "xformd"
 """The distribution of the built-in transforms."""
 
 NOT_SELECTED = "not selected by the setting 'plugins'"
-"""Why a plugin is kept out that is not blocked by name."""
+"""The reason of a plugin that the setting 'plugins' leaves out."""
 
 PluginState = Literal["active", "blocked", "failed"]
 

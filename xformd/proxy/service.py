@@ -118,7 +118,7 @@ class CachingTransformService:
         )
         self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache()
         self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache()
-        self._in_flight = RequestsInFlight(ShuttingDown.not_started)
+        self._in_flight = RequestsInFlight()
         self._asking = 0
 
     def start(self) -> Deferred[Any]:

@@ -38,7 +38,7 @@ class Runner(Protocol):
             poem: the poem, undecoded.
             caller: a queued call does not start while its caller has no room for a result.
             is_admitted: whether an earlier part of the request has run already: then it cannot be busy any more.
-            timing: measures its waiting and running; None if nobody wants to know.
+            timing: measures its waiting and running; None if the request is not timed.
 
         Returns:
             The result, or a Deferred of it. Cancelling the Deferred ends the work.

@@ -58,17 +58,10 @@ class PreparedCall:
 
 
 class RequestsInFlight:
-    """The requests that wait for their results.
+    """The requests that wait for their results. Each ends with its result or an ``XformError``, and nothing else."""
 
-    Invariant: a request ends with its result or with an ``XformError``, and with nothing else.
-
-    Args:
-        stopped: makes the error of a request that is cancelled because the server stops.
-    """
-
-    def __init__(self, stopped: Callable[[], XformError] = ShuttingDown.interrupted) -> None:
+    def __init__(self) -> None:
         self._requests: dict[Deferred[bytes], None] = {}  # in the order of arrival
-        self._stopped = stopped
         self._is_stopping = False
         self._emptied: Deferred[None] | None = None
 
@@ -81,7 +74,7 @@ class RequestsInFlight:
         return request.addBoth(self._remove, request, timing).addErrback(self._explain, timing)
 
     def stop(self) -> None:
-        """Cancel all, the last first, lest it begins when one before it ends."""
+        """Cancel all, newest first: cancelling an older one could let a waiting newer one start."""
         self._is_stopping = True
         for request in [*reversed(self._requests)]:
             request.cancel()
@@ -107,7 +100,7 @@ class RequestsInFlight:
 
     def _explain(self, failure: Failure, timing: RequestTiming | None) -> Failure:
         if self._is_stopping and failure.check(Cancelled):
-            return Failure(self._stopped())
+            return Failure(ShuttingDown.interrupted())  # no retry-after: it may have begun
         if isinstance(failure.value, XformError):
             return failure
         return Failure(internal_error(failure, timing))

@@ -1,4 +1,4 @@
-"""Decisions about workers and transforms: where one runs, when one rests, when a worker is replaced.
+"""Decisions about workers and transforms: where a transform runs, when it is quarantined, when a worker is replaced.
 
 Pure: the time comes in as a value, and the pool and its supervisor act on what is decided here.
 """
@@ -152,10 +152,12 @@ def plugin_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str
     """
     versions, others = _versions(first), _versions(other)
     for name, source in sorted(versions.items()):
-        if others.get(name) != source:
-            return f"{name} from {others.get(name, 'nowhere')}, not from {source}"
+        if name not in others:
+            return f"{name} from {source} is missing"
+        if others[name] != source:
+            return f"{name} is from {others[name]}, not from {source}"
     added = others.keys() - versions.keys() if versions else ()
-    return f"{min(added)}, which is new" if added else ""
+    return f"{min(added)} is new" if added else ""
 
 
 def _versions(listing: Mapping[str, Any]) -> dict[str, str]:

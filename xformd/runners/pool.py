@@ -39,8 +39,8 @@ class PoolJob:
         pool: runs it.
         calls: the steps.
         poem: the input of the first.
-        caller: who asked; None for one that has a single request.
-        timing: measures its waiting and running; None if nobody wants to know.
+        caller: the connection that asked; None if it sends one request at a time.
+        timing: measures its waiting and running; None if the request is not timed.
         slot: the worker that runs it; None while it waits.
         step: the index of the step that runs.
         started_at: when it got its worker, in seconds.
@@ -343,7 +343,7 @@ class WorkerPool:
             self.log.info("transform {name} is out of quarantine", name=job.call.name)
 
     def count_death(self, job: PoolJob, message: str) -> None:
-        """Log that the step that runs has killed its worker, and quarantine it if that was once too often."""
+        """Log that the step that runs has killed its worker, and quarantine its transform if it has killed too many."""
         name, plugin = job.call.name, job.call.entry.plugin.label
         self._history.deaths += 1
         self.log.warn(

@@ -38,7 +38,7 @@ def main() -> NoReturn:
     worker = os.fork()
     if worker == 0:
         _become_worker(reaper, wakeups, waker)
-    for descriptor in (1, 2, CHANNEL):  # lest a reader that waits for their end waits for this process
+    for descriptor in (1, 2, CHANNEL):  # so that a reader of these need not wait for this process to end
         os.close(descriptor)
     status = _watch(worker, wakeups)
     _sweep(worker)

@@ -93,7 +93,7 @@ class _SelfTestRun:
         """Ignore it: what counts is the answer."""
 
     def raised(self, raised: SafeTraceback) -> None:
-        """Log it: nobody else would."""
+        """Log it here, because no request is waiting that would."""
         spec = str(self.test.request.spec)
         self.log.error("the self-test {spec} failed\n{traceback}", spec=spec, **attrs.asdict(raised))
 
@@ -221,7 +221,9 @@ class Supervisor:
             if self._failed_starts < MAX_DIFFERING_WORKERS:
                 worker.kill(f"has other plugins than those before ({difference})")
                 return
-            self.log.warn("a worker has {difference}; SIGHUP makes all alike", difference=difference)
+            self.log.warn(
+                "a worker has other plugins ({difference}); send SIGHUP to reload them all", difference=difference
+            )
         if self._self_test is None:
             self._ready(slot, hello)
         else:
@@ -297,7 +299,7 @@ class Supervisor:
 
     def _start_expired(self, slot: WorkerSlot) -> None:
         slot.start_timer = None
-        slot.worker.kill(f"was not ready after {START_TIMEOUT_S:g} s")
+        slot.worker.kill(f"was killed after {START_TIMEOUT_S:g} s")
 
     def _stop_timer(self, slot: WorkerSlot) -> None:
         if slot.start_timer is not None:

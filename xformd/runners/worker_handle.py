@@ -204,7 +204,7 @@ class WorkerHandle(ProcessProtocol):
                 text = printable(line[:MAX_LINE_BYTES].decode(errors="replace"))
                 self.log.info("worker {pid}: {text}", pid=self.pid or "(starting)", text=text)
             elif self._lines == MAX_LINES + 1:
-                self.log.info("worker {pid} prints too much; the rest is left out", pid=self.pid)
+                self.log.info("worker {pid} prints too much; the rest is left out", pid=self.pid or "(starting)")
 
 
 def _describe_end(end: BaseException | None) -> str:

@@ -195,7 +195,7 @@ def decode_hello(string: bytes) -> Hello:
         string: the inside of its first netstring.
 
     Raises:
-        BadFrame: it is no hello of this version.
+        BadFrame: it is not a hello of this version.
     """
     opening, _, text = string.partition(b" ")
     try:
@@ -218,7 +218,7 @@ def decode_reply(string: bytes) -> Reply | Refusal:
         The result, or the error. A code that this version does not know makes an ``InternalError``.
 
     Raises:
-        BadFrame: it is no message of a session.
+        BadFrame: it is not a message of a session.
     """
     head, body = _split(string)
     number, space, words = head.partition(b" ")

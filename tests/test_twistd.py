@@ -122,14 +122,14 @@ def test_a_server_that_cannot_listen_does_not_start(server: Mock) -> None:
     ("error", "line"),
     [
         (xformd.ListenFailed("taken"), "taken"),
-        (xformd.ConfigError("'owl' is none", setting="listen"), "--listen: 'owl' is none"),
+        (xformd.ConfigError("'owl' is invalid", setting="listen"), "a.toml, line 1: 'owl' is invalid"),
     ],
 )
 def test_a_server_that_fails_to_listen_later_ends_the_process(
     log: Log, server: Mock, error: xformd.XformError, line: str
 ) -> None:
     reactor = Mock()
-    FailFastService(server, reactor).startService()
+    FailFastService(server, reactor, lambda error: error.located_at("a.toml, line 1")).startService()
     server.listening.errback(Failure(error))
     reactor.stop.assert_called_once_with()
     assert log.lines == [line]

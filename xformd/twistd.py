@@ -4,10 +4,9 @@ A settings file says how a server works; an option is only what a file cannot sa
 Invariant: a mistake in either ends twistd before it goes into the background.
 """
 
-import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -36,14 +35,17 @@ class ServerOptions(usage.Options):
     def make(self, reactor: Any) -> FailFastService:
         """Make the server, with the settings of the file and the environment."""
         file = self["config"] or os.environ.get("XFORMD_CONFIG")
-        service = ReloadingServer(make_server(_read_settings(file), reactor), reactor)
+        configuration = configure(Path(file) if file else None, os.environ)
+        try:
+            server = make_server(_with_absolute_folders(configuration.settings), reactor)
+        except ConfigError as error:
+            raise configuration.locate(error) from error
         keep_freed_memory()
-        return service
+        return ReloadingServer(server, reactor, configuration.locate)
 
 
-def _read_settings(file: str | None) -> Settings:
-    settings = configure(Path(file) if file else None, os.environ).settings
-    # twistd may change to another folder.
+def _with_absolute_folders(settings: Settings) -> Settings:
+    """Return settings that hold in another folder, to which twistd may change."""
     directories = tuple(folder.absolute() for folder in settings.selection.directories)
     return attrs.evolve(settings, selection=attrs.evolve(settings.selection, directories=directories))
 
@@ -51,8 +53,8 @@ def _read_settings(file: str | None) -> Settings:
 class ReloadingServer(FailFastService):
     """Starts a transform server, and reloads its plugins on SIGHUP."""
 
-    def __init__(self, server: Server, reactor: Any) -> None:
-        super().__init__(server, reactor)
+    def __init__(self, server: Server, reactor: Any, locate: Callable[[ConfigError], ConfigError]) -> None:
+        super().__init__(server, reactor, locate)
         self._reload: Callable[[], object] = server.reload
 
     def startService(self) -> None:
@@ -96,6 +98,10 @@ class _ListeningOptions(usage.Options):
         return {name: self[option] for option, name in names.items() if self[option] is not None}
 
 
+def _locate(error: ConfigError) -> ConfigError:
+    return error if error.setting is None else error.located_at(f"--{error.setting}")
+
+
 class ProxyOptions(_ListeningOptions):
     """The options of ``twistd xformd-proxy``."""
 
@@ -114,7 +120,7 @@ class ProxyOptions(_ListeningOptions):
         """Make the proxy."""
         limits = configure(Path(self["config"]) if self["config"] else None).settings.limits
         options = self.given(**{"cache-bytes": "cache_bytes", "ttl": "ttl_s", "refresh": "refresh_s"})
-        service = FailFastService(make_proxy(self.words, self.listen, limits, reactor, **options), reactor)
+        service = FailFastService(make_proxy(self.words, self.listen, limits, reactor, **options), reactor, _locate)
         keep_freed_memory()
         return service
 
@@ -130,7 +136,7 @@ class PoemServerOptions(_ListeningOptions):
     def make(self, reactor: Any) -> FailFastService:
         """Make the poem server."""
         file = Path(*self.words).absolute()  # twistd may change to another folder
-        return FailFastService(make_poem_server(file, self.listen, reactor, bytes_per_s=self["slow"]), reactor)
+        return FailFastService(make_poem_server(file, self.listen, reactor, bytes_per_s=self["slow"]), reactor, _locate)
 
 
 class PoemProxyOptions(_ListeningOptions):
@@ -152,7 +158,7 @@ class PoemProxyOptions(_ListeningOptions):
         (upstream,) = self.words
         limits = {"max-bytes": "max_bytes", "connect-timeout": "connect_timeout_s", "timeout": "timeout_s"}
         options = self.given(ttl="ttl_s", stale="stale_s", **limits)
-        return FailFastService(make_poem_proxy(upstream, self.listen, reactor, **options), reactor)
+        return FailFastService(make_poem_proxy(upstream, self.listen, reactor, **options), reactor, _locate)
 
 
 class PoemOptions(usage.Options):
@@ -183,14 +189,8 @@ def make_service(options: ServerOptions | ProxyOptions | PoemOptions) -> IServic
     """
     from twisted.internet import reactor
 
-    with _exit_on_config_error():
-        return options.make(reactor)
-
-
-@contextlib.contextmanager
-def _exit_on_config_error() -> Iterator[None]:
     try:
-        yield
+        return options.make(reactor)
     except ConfigError as error:
         lines = (*error.details, f"{error.code}: {error.message}")
         raise SystemExit("\n".join(f"xformd: {line}" for line in lines)) from None

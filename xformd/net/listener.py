@@ -5,6 +5,7 @@ accepting: a connection that cannot be accepted would wake the reactor again at 
 """
 
 import errno
+from collections.abc import Callable
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -130,16 +131,14 @@ class ListeningService(Service):
 
 
 class FailFastService(Service):
-    """Starts a server, and ends the process if it cannot listen, as twistd's own services do.
-
-    Args:
-        server: the server to start.
-        reactor: what it runs on.
-    """
+    """Starts a server, and ends the process if it cannot listen; ``locate`` adds to an error where its setting was set."""
 
     log = Logger()
 
-    def __init__(self, server: ListeningService, reactor: Any) -> None:
+    def __init__(
+        self, server: ListeningService, reactor: Any, locate: Callable[[ConfigError], ConfigError] = lambda error: error
+    ) -> None:
+        self._locate = locate
         self._server = server
         self._reactor = reactor
         self._error: BaseException | None = None
@@ -170,8 +169,8 @@ class FailFastService(Service):
 
     def _failed(self, failure: Failure) -> None:
         error: Any = failure.value
-        if isinstance(error, ConfigError) and error.setting is not None:
-            error = error.located_at(f"--{error.setting}")
+        if isinstance(error, ConfigError):
+            error = self._locate(error)
         self._error = error
         if not self._is_starting:  # the endpoint failed later, when nothing can be raised any more
             self.log.critical("{reason}", reason=safe_str(error))

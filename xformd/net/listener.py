@@ -131,7 +131,7 @@ class ListeningService(Service):
 
 
 class FailFastService(Service):
-    """Starts a server, and ends the process if it cannot listen; ``locate`` adds to an error where its setting was set."""
+    """Starts a server, and ends the process if it cannot listen; ``locate`` says where a setting was set."""
 
     log = Logger()
 

@@ -274,7 +274,7 @@ def test_busy_goes_to_another_server_or_to_the_caller(world: World) -> None:
 @pytest.mark.parametrize(
     ("protocol", "after_s", "kind", "says"),
     [
-        (Protocol, OPENING_TIMEOUT_S, xformd.ConnectionFailed, "there does not answer"),
+        (Protocol, OPENING_TIMEOUT_S, xformd.ConnectionFailed, "there accepted the connection and did not answer"),
         (Dying, 0, xformd.ConnectionLost, "the connection to there is lost"),
     ],
 )

@@ -140,7 +140,7 @@ class TransformProxy:
 
     def _choose(self, tried: Sequence[Upstream]) -> Upstream:
         if self._is_closed:
-            raise ConnectionFailed("this TransformProxy is closed")
+            raise ConnectionFailed("this TransformProxy is closed: make a new one")
         return choose(self._upstreams, tried, self._reactor.seconds())
 
     def _within(self, timeout: float | None, answer: Deferred[Answer]) -> Deferred[Answer]:

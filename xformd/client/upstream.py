@@ -136,7 +136,8 @@ class Upstream:
             return None
         except TimeoutError as error:
             self._note_failure()
-            raise NotSent(ConnectionFailed(f"{self.address} does not answer")) from error
+            silent = f"{self.address} accepted the connection and did not answer within {OPENING_TIMEOUT_S:g} s"
+            raise NotSent(ConnectionFailed(silent)) from error
         except XformError as error:
             self._note_failure()
             raise NotSent(error) from error

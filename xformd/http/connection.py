@@ -57,7 +57,7 @@ class HttpHandler(HttpToolsProtocol):
         self._final_output: bytes | None = None  # sent before closing; once set, no more input is taken
         self._has_peer_finished = False
         self._probing: asyncio.TimerHandle | None = None
-        self._own_transport = HttpTransport(connection, self)
+        self._own_transport = HttpTransport(connection, self, self.may_read)
         self.connection_made(self._own_transport)
         idle_connections.add(connection)
 
@@ -94,7 +94,7 @@ class HttpHandler(HttpToolsProtocol):
         """Answer 408 to a request that was too slow; close an idle connection without a word."""
         if self._is_receiving:
             seconds = self._limits.request_timeout_s
-            error = BadRequest(f"the request was not here after {seconds:g} s (request_timeout_s)")
+            error = BadRequest(f"the request had not fully arrived after {seconds:g} s (request_timeout_s)")
             self._refuse(RejectedHead(408, error))
         else:
             self._end()

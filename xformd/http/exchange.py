@@ -52,7 +52,7 @@ class Exchange:
         """
         announced = int(self.headers.get(b"content-length", b"0"))  # the parser has checked it
         if announced > max_bytes:
-            raise TooLarge(f"the poem has {announced} bytes; the limit is {max_bytes} bytes")
+            raise TooLarge(f"the body has {announced} bytes; the limit is {max_bytes} bytes")
         pieces: list[bytes] = []
         size, has_more = 0, True
         while has_more:
@@ -62,7 +62,7 @@ class Exchange:
             pieces.append(message.get("body", b""))
             size += len(pieces[-1])
             if size > max_bytes:
-                raise TooLarge(f"the poem has more than {max_bytes} bytes, which is the limit")
+                raise TooLarge(f"the body has more than {max_bytes} bytes, which is the limit")
             has_more = message.get("more_body", False)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -6,8 +6,9 @@ Invariant: uvicorn never touches a socket, and never logs anywhere but in our lo
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 from twisted.logger import Logger
@@ -18,9 +19,6 @@ from uvicorn.server import ServerState
 
 from xformd.dialects.interfaces import Connection
 from xformd.telemetry.metrics import Metrics
-
-if TYPE_CHECKING:
-    from xformd.http.connection import HttpHandler
 
 
 class _UvicornLogHandler(logging.Handler):
@@ -81,10 +79,11 @@ def date_header() -> list[tuple[bytes, bytes]]:
 class HttpTransport(asyncio.Transport):
     """An asyncio transport over one of our connections. It sends the head and the body of a response together."""
 
-    def __init__(self, connection: Connection, handler: "HttpHandler") -> None:
+    def __init__(self, connection: Connection, handler: HttpToolsProtocol, may_read: Callable[[], bool]) -> None:
         super().__init__()
         self._connection = connection
         self._handler = handler
+        self._may_read = may_read
         self._max_unread_bytes = connection.limits.max_unread_output_bytes
         self._pending: list[bytes] = []
         self._flushing: asyncio.Handle | None = None
@@ -137,5 +136,5 @@ class HttpTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         """Read on, if the protocol can take more input."""
-        if not self._is_closing and self._handler.may_read():
+        if not self._is_closing and self._may_read():
             self._connection.resume_reading()

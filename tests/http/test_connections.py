@@ -172,7 +172,7 @@ async def test_one_byte_chunks_are_accepted() -> None:
 async def test_a_rejected_client_is_logged_and_counted(log: Log) -> None:
     front = Front()
     await front.ask(b"garbage\r\n\r\n")
-    assert front.requests
+    assert front.requests == {("(none)", "http", "bad-request"): 1}
     (line,) = [line for line in log.lines if "refused" in line]
     assert line.endswith(": bad-request: this is not an HTTP/1.1 request")
 

@@ -1,4 +1,4 @@
-"""Getting a poem: only a close in order is its end, and every failure names the address."""
+"""Getting a poem: only a clean close is its end, and every failure names the address."""
 
 from typing import Any
 

@@ -214,7 +214,7 @@ def test_a_client_over_the_limit_is_reset(clock: Clock, log: Log) -> None:
     factory = make(clock, max_connections=1)
     wire = connect(factory, takes=False)
     refused = connect(factory)
-    assert (refused.disconnected, refused.value()) == (True, b"")  # a close in order would be an empty poem to many
+    assert (refused.disconnected, refused.value()) == (True, b"")  # a clean close would be an empty poem to many
     assert "1 are open" in log.lines[0]
     wire.lose()
     assert connect(factory).value() == b"The Owl"

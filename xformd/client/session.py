@@ -135,7 +135,7 @@ class Session(Protocol):
         said = f": {self._goodbye.message}" if self._goodbye else ""
         lost = ConnectionLost(f"the connection to {self._address} is lost ({failure_reason(reason)}){said}")
         if not self.opened.called:
-            # Only a close in order is an answer: a reset is how the connection to a server ends that has just died.
+            # Only a clean close is an answer: a reset means that the server has just died.
             silent = not self._has_received and reason.check(ConnectionDone)
             self.opened.errback(SpeaksClassic(self._address) if silent else lost)
         self._fail_all(lost)

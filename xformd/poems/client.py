@@ -1,6 +1,6 @@
 """The poem client: returns a Deferred of a whole poem, or of the reason why there is none.
 
-Invariant: only a close in order after at least one byte is the end of a poem; a reset, a truncated TLS stream, a
+Invariant: only a clean close after at least one byte is the end of a poem; a reset, a truncated TLS stream, a
 deadline or too many bytes are failures. A close without a byte is how a server ends that has no poem.
 """
 
@@ -142,7 +142,7 @@ class PoemReader(Protocol):
         self._progressed(self._received_bytes)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Treat a close in order as the end of the poem, and any other end as a failure."""
+        """Treat a clean close as the end of the poem, and any other end as a failure."""
         pieces, self._pieces = self._pieces, []
         if not reason.check(ConnectionDone):
             message = (

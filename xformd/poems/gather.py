@@ -111,7 +111,7 @@ async def get_poems(
 def make_transform(
     spec: str, via: tuple[str, ...], timeout_s: float, reactor: Any
 ) -> Callable[[bytes], Deferred[bytes]]:
-    """Make what sends a poem to the transform servers.
+    """Return a function that sends a poem to the transform servers.
 
     Raises:
         BadRequest: ``spec`` is not a spec; nothing has been fetched yet.
@@ -127,7 +127,8 @@ def describe_failure(item: Item[str], transform: str | None, *, name_it: bool) -
     error = item.error
     if not isinstance(error, XformError):
         assert error is not None
-        return f"xformd: cannot write the poem of {item.source}: {error.strerror or error}"
+        verb = "get" if item.poem is None else "write"
+        return f"xformd: cannot {verb} the poem of {item.source}: {error.strerror or error}"
     if item.poem is None:
         return f"xformd: {error.code}: {error.message}"
     whose = f" (the poem of {item.source})" if name_it else ""

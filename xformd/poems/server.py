@@ -49,7 +49,7 @@ RACY_NS = 50_000_000
 """A file that changed less than this before it was read may change again unnoticed: file times come in ticks."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
+_CLEAN_CLOSE = struct.pack("ii", 0, 0)
 
 
 class PoemSource(Interface):
@@ -258,9 +258,9 @@ class PoemProtocol(DrainableProtocol):
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """Let the connection close in order: the system has the whole poem and its end."""
+        """Let the connection close cleanly: the system has the whole poem and its end."""
         self._is_flushed = True
-        self._set_linger(_CLOSE_IN_ORDER)
+        self._set_linger(_CLEAN_CLOSE)
         if self._client_is_done:
             self.transport.loseConnection()
         else:
@@ -345,7 +345,7 @@ class PoemProtocol(DrainableProtocol):
 
 
 class _RefusedProtocol(Protocol):
-    """Resets the connection of a client that is refused: a close in order would be an empty poem to it."""
+    """Resets the connection of a client that is refused: a clean close would be an empty poem to it."""
 
     def connectionMade(self) -> None:
         self.transport.abortConnection()  # type: ignore[union-attr]

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _has_failed(result: Result) -> bool:
-    """Say whether ours could not do its work, or whoever's answer was wrong. A peer that is not there is no failure."""
+    """Return whether xformd failed, or any server answered wrongly. A missing peer is no failure."""
     return any(row.is_wrong or (row.error and name.startswith("xformd")) for name, row in result.rows.items())
 
 

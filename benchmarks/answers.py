@@ -131,7 +131,7 @@ class HttpResponses:
 
 
 def check(traffic: Traffic, outstanding: int) -> Answers:
-    """Give what checks the answers of one connection."""
+    """Return what checks the answers of one connection."""
     if traffic.is_http:
         return HttpResponses(traffic)
     return AnyOrder(traffic, outstanding) if traffic.any_order else InOrder(traffic)

@@ -1,4 +1,4 @@
-"""The load generator for the classic form: a connection for each poem, which the server closes after its answer."""
+"""The load generator for the classic dialect: a connection for each poem, which the server closes after its answer."""
 
 import select
 import socket

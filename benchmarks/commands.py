@@ -56,7 +56,7 @@ class Commands:
 
 
 def _xformd() -> tuple[str, ...]:
-    """Give the command as a user has it; a fresh clone may not be installed."""
+    """Return the command as a user has it; a fresh clone may not be installed."""
     script = shutil.which("xformd", path=str(Path(sys.executable).parent))
     return (script,) if script else (sys.executable, "-m", "xformd")
 

@@ -14,7 +14,7 @@ KIB = 1024
 
 
 def process_tree(pid: int) -> list[int]:
-    """Give a process and all that descend from it."""
+    """Return a process and all that descend from it."""
     pids = [pid]
     for parent in pids:  # it grows while it is walked
         for task in _tasks(parent):
@@ -31,7 +31,7 @@ def _tasks(pid: int) -> list[Path]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Give the CPU time of a process and its living descendants, all threads, user and system.
+    """Return the CPU time of a process and its living descendants, all threads, user and system.
 
     It comes from each process's POSIX CPU clock, which the scheduler keeps in nanoseconds: ``utime`` and ``stime``
     count clock ticks of 4 ms or 10 ms, on many kernels by sampling.
@@ -49,7 +49,7 @@ def _cpu_clock(pid: int) -> int:
 
 
 def private_kib(pid: int) -> float:
-    """Give the memory that belongs to a process and its descendants alone, in KiB; it leaves out shared libraries."""
+    """Return the memory that belongs to a process and its descendants alone, in KiB; it leaves out shared libraries."""
     return sum(_private_kib(each) for each in process_tree(pid))
 
 

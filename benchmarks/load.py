@@ -181,7 +181,7 @@ def open_connection(address: Address, traffic: Traffic) -> socket.socket:
 
 
 def _read_hello(connected: socket.socket) -> None:
-    """Read one netstring and nothing after it; a server that knows the classic form alone closes instead."""
+    """Read one netstring and nothing after it; a server that knows the classic dialect alone closes instead."""
     received = b""
     while True:
         data = connected.recv(4096)

@@ -15,7 +15,7 @@ _PACKAGES = ("xformd", "twisted", "fastapi", "starlette", "uvicorn", "uvloop", "
 
 
 def describe() -> dict[str, Any]:
-    """Give what a reader of the figures has to know."""
+    """Return what a reader of the figures has to know."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),

@@ -43,11 +43,11 @@ class Plan:
     other_checkout: Path | None = None
 
     def wants(self, name: str) -> bool:
-        """Say whether a row of a table is wanted: of a server, or of what is compared with one."""
+        """Return whether a row of a table is wanted: of a server, or of what is compared with one."""
         return not self.peers or name in self.peers or name.startswith("xformd")
 
     def rows(self, names: Iterable[str]) -> dict[str, Row]:
-        """Give a row for each server that is wanted; it says why not, where the server cannot be started."""
+        """Return a row for each server that is wanted; it says why not, where the server cannot be started."""
         wanted = [name for name in names if self.wants(name)]
         wanted += [name + OTHER_CHECKOUT for name in wanted if name + OTHER_CHECKOUT in self.servers]
         return {name: Row(name, error=why_not(self.servers[name])) for name in wanted}
@@ -107,5 +107,5 @@ def interleave(rows: dict[str, Row], measures: dict[str, Callable[[], Figures]],
 def measuring(
     measure: Callable[[Running, Plan], Figures], started: Iterable[Running], plan: Plan
 ) -> dict[str, Callable[[], Figures]]:
-    """Give for each server what measures it once."""
+    """Return for each server what measures it once."""
     return {each.server.name: lambda each=each: measure(each, plan) for each in started}  # type: ignore[misc]

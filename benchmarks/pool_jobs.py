@@ -32,7 +32,7 @@ class Order:
 
 
 class Tally:
-    """Gives out poems, and compares every byte of what comes back.
+    """Hands out poems, and compares every byte of what comes back.
 
     Args:
         order: what to measure; time runs from here on.
@@ -47,7 +47,7 @@ class Tally:
         self._until_ns = self._start_ns + int(order.seconds * 1e9)
 
     def begin(self) -> tuple[int, bytes]:
-        """Give the number of a call, and its poem."""
+        """Return the number of a call, and its poem."""
         number = self._calls
         self._calls += 1
         self._begun_ns[number] = time.perf_counter_ns()
@@ -67,7 +67,7 @@ class Tally:
         return not self._begun_ns
 
     def told(self) -> dict[str, Any]:
-        """Say what was done."""
+        """Return what was done."""
         wall_s = (time.perf_counter_ns() - self._start_ns) / 1e9
         return {"calls": self._calls, "wall_s": wall_s, "latencies_ns": self._latencies_ns}
 
@@ -79,7 +79,7 @@ def _poems_and_results(size: int, outstanding: int) -> tuple[list[bytes], list[b
 
 
 def orders() -> Iterator[Order]:
-    """Say that all is ready, and give what is asked for."""
+    """Report that all is ready, then yield each order as it arrives on standard input."""
     print(READY, flush=True)
     for line in sys.stdin:
         yield Order(**json.loads(line))

@@ -54,7 +54,7 @@ def _hosts(other: Path | None) -> dict[str, Host]:
 
 
 def row_key(name: str, size: str) -> str:
-    """Give the key of a row: there is one for each size."""
+    """Return the key of a row: there is one for each size."""
     return f"{name}, {size}"
 
 
@@ -196,7 +196,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _seconds_alone(size: int, seconds: float) -> float:
-    """Give how long the transform takes by itself: the median, as for the calls that it is compared with."""
+    """Return how long the transform takes by itself: the median, as for the calls that it is compared with."""
     poems = traffic.poems(size, 1)
     times: list[float] = []
     until = time.perf_counter() + seconds

@@ -90,7 +90,7 @@ def _row(row: Row, columns: Iterable[Column]) -> dict[str, Any]:
 
 
 def _summary(values: Sequence[float]) -> dict[str, Any] | None:
-    """Give the middle, the ends and all of a figure's values; JSON has no word for one that is not there."""
+    """Return the middle, the ends and all of a figure's values; JSON has no word for one that is not there."""
     if not values or any(map(math.isnan, values)):
         return None
     rounded = [float(f"{value:.5g}") for value in values]

@@ -41,7 +41,7 @@ class Load:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Give the smallest of some ordered values that no less than this share of them stay within."""
+    """Return the smallest of some ordered values that no less than this share of them stay within."""
     if not ordered:
         return float("nan")
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
@@ -66,11 +66,11 @@ class Row:
     is_wrong: bool = False
 
     def values(self, key: str) -> list[float]:
-        """Give a figure's value in each round."""
+        """Return a figure's value in each round."""
         return [figures[key] for figures in self.rounds] if not self.error else []
 
     def median(self, key: str) -> float:
-        """Give the middle one of a figure's values."""
+        """Return the middle one of a figure's values."""
         return statistics.median(self.values(key))
 
 

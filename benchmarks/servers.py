@@ -45,7 +45,7 @@ class Server:
     Attributes:
         name: as it is called in tables.
         command: starts it; the first line of its output ends with its address.
-        form: what it speaks; None stands for gRPC, which has a generator of its own.
+        dialect: what it speaks; None stands for gRPC, which has a generator of its own.
         needs: what must be installed, as modules.
         pipelines: whether a client may send requests before it has the answers to earlier ones.
         line: which line of its output ends with its address.
@@ -55,7 +55,7 @@ class Server:
 
     name: str
     command: tuple[str, ...]
-    form: traffic.Form | None
+    dialect: traffic.Dialect | None
     needs: tuple[str, ...] = ()
     pipelines: bool = True
     line: int = 1
@@ -87,7 +87,7 @@ def _http(name: str, module: str, *needs: str) -> Server:
 
 
 def catalog(binaries: Path) -> dict[str, Server]:
-    """Give all servers.
+    """Return all servers.
 
     Args:
         binaries: the folder with what has been compiled.
@@ -133,7 +133,7 @@ def compile_echo(binaries: Path) -> None:
 
 
 def why_not(server: Server) -> str:
-    """Say what keeps a server from being started; nothing, if nothing does."""
+    """Return what keeps a server from being started; nothing, if nothing does."""
     missing = [module for module in server.needs if importlib.util.find_spec(module) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"

@@ -178,10 +178,10 @@ class Siege:
         return Result(self.key, self.title, self.columns, rows)
 
     def _measure(self, running: Running, plan: Plan) -> Figures:
-        assert running.server.form is not None
+        assert running.server.dialect is not None
         seconds = max(_LEAST_S, plan.seconds) if plan.seconds >= 0.5 else plan.seconds
         with pinned(plan.generator_cpu):
-            visitors = Visitors(running.address, running.server.form(self.size, 1))
+            visitors = Visitors(running.address, running.server.dialect(self.size, 1))
             with contextlib.closing(visitors):
                 visitors.run(plan.warm_up_s)
                 free = _serve(visitors, running.pid, seconds)

@@ -62,7 +62,7 @@ def _values(rows: Rows, name: str, key: str) -> list[float]:
 
 
 def ratio(key: str, ours: str, *theirs: str) -> Values:
-    """Give what divides one row's figure by another's, or by the sum of several."""
+    """Return what divides one row's figure by another's, or by the sum of several."""
 
     def per_round(rows: Rows) -> list[float]:
         sides = [_values(rows, name, key) for name in (ours, *theirs)]
@@ -72,12 +72,12 @@ def ratio(key: str, ours: str, *theirs: str) -> Values:
 
 
 def only(key: str, name: str) -> Values:
-    """Give what takes a figure as it is."""
+    """Return what takes a figure as it is."""
     return lambda rows: _values(rows, name, key)
 
 
 def spread(name: str) -> Values:
-    """Give what divides the largest of a row's figures by the smallest, of their medians: each has noise of its own."""
+    """Return a calculation: the largest median of the row's figures, divided by the smallest."""
 
     def of_medians(rows: Rows) -> list[float]:
         if name not in rows or not rows[name].rounds or rows[name].error:

@@ -51,12 +51,12 @@ class Traffic:
         return 2 * b"".join(self.replies)
 
 
-Form = Callable[[int, int], Traffic]
+Dialect = Callable[[int, int], Traffic]
 """Makes traffic: of poems of so many bytes, for so many outstanding requests on a connection."""
 
 
 def poems(size: int, outstanding: int) -> list[bytes]:
-    """Give numbered upper-case poems.
+    """Return numbered upper-case poems.
 
     Args:
         size: of each, in bytes.
@@ -77,7 +77,7 @@ def netstring(string: bytes) -> bytes:
 
 
 def session(size: int, outstanding: int, transform: str = TRANSFORM) -> Traffic:
-    """Give the session form's traffic: each request has an id."""
+    """Return the session dialect's traffic: each request has an id."""
     numbered = list(enumerate(poems(size, outstanding), _FIRST_NUMBER))
     return Traffic(
         opening=SESSION_OPENING,
@@ -89,7 +89,7 @@ def session(size: int, outstanding: int, transform: str = TRANSFORM) -> Traffic:
 
 
 def classic(size: int, outstanding: int) -> Traffic:
-    """Give the classic form's traffic. Kept open, it is what a tutorial's server speaks that does not close."""
+    """Return the classic dialect's traffic. Kept open, it is what a tutorial's server speaks that does not close."""
     written = poems(size, outstanding)
     return Traffic(
         opening=b"",
@@ -100,13 +100,13 @@ def classic(size: int, outstanding: int) -> Traffic:
 
 
 def echo(size: int, outstanding: int) -> Traffic:
-    """Give the traffic of a server that answers with what it got: that of a session, of the same size."""
+    """Return the traffic of a server that answers with what it got: that of a session, of the same size."""
     requests = session(size, outstanding).requests
     return Traffic(opening=b"", has_hello=False, requests=requests, replies=requests)
 
 
 def http(size: int, outstanding: int, folder: str = "/") -> Traffic:
-    """Give HTTP's traffic: a poem is the body of a POST.
+    """Return HTTP's traffic: a poem is the body of a POST.
 
     Args:
         size: of each poem, in bytes.
@@ -127,5 +127,5 @@ def http(size: int, outstanding: int, folder: str = "/") -> Traffic:
 
 
 def xformd_http(size: int, outstanding: int) -> Traffic:
-    """Give the same for xformd, which has a transform's name below ``/transform/``."""
+    """Return the same for xformd, which has a transform's name below ``/transform/``."""
     return http(size, outstanding, "/transform/")

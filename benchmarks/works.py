@@ -77,10 +77,10 @@ class Steady:
         connections, outstanding = self._shape(running.server)
         with pinned(plan.generator_cpu):
             loading: contextlib.AbstractContextManager[Loading]
-            if running.server.form is None:
+            if running.server.dialect is None:
                 loading = GrpcGenerator(running.address, self.size, connections, outstanding)
             else:
-                messages = running.server.form(self.size, outstanding)
+                messages = running.server.dialect(self.size, outstanding)
                 loading = generator(running.address, messages, connections, outstanding)
             with loading as opened:
                 return measure_load(opened, running.pid, plan)
@@ -134,8 +134,8 @@ class Idle:
             if not started:
                 raise RuntimeError(row.error)
             (running,) = started
-            assert running.server.form is not None
-            with Crowd(running.address, running.server.form(self.size, 1)) as crowd:
+            assert running.server.dialect is not None
+            with Crowd(running.address, running.server.dialect(self.size, 1)) as crowd:
                 crowd.grow(1)
                 crowd.run(plan.warm_up_s)
                 before = private_kib(running.pid)
@@ -163,9 +163,9 @@ class Crowded:
         return Result(self.key, self.title, tuple(columns), rows)
 
     def _measure(self, running: Running, plan: Plan) -> Figures:
-        assert running.server.form is not None
+        assert running.server.dialect is not None
         figures = {}
-        with pinned(plan.generator_cpu), Crowd(running.address, running.server.form(self.size, 1)) as crowd:
+        with pinned(plan.generator_cpu), Crowd(running.address, running.server.dialect(self.size, 1)) as crowd:
             for size in _crowds(plan):
                 crowd.grow(size)
                 figures[crowd_key(size)] = measure_load(crowd, running.pid, plan)["cpu_us"]
@@ -177,5 +177,5 @@ def _crowds(plan: Plan) -> tuple[int, ...]:
 
 
 def crowd_key(size: int) -> str:
-    """Give the key of the figure for so many open connections."""
+    """Return the key of the figure for so many open connections."""
     return f"cpu_us_at_{size}"

@@ -20,5 +20,5 @@ def slow_cummingsify(poem: str) -> str:
 
 @xformd.hookimpl
 def xformd_transforms() -> Iterable[xformd.Transform]:
-    """Give the one that there is."""
+    """Return the one that there is."""
     return [slow_cummingsify]

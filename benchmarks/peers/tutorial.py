@@ -1,7 +1,7 @@
 """A transform server in the tutorial's style: ``NetstringReceiver``, and ``getattr`` to find the transform.
 
-As it stands it speaks the classic form: it answers one request and closes. With ``--kept-open`` it answers any number
-of them on one connection, in order.
+As it stands it speaks the classic dialect: it answers one request and closes. With ``--kept-open``
+it answers any number of them on one connection, in order.
 """
 
 import sys
@@ -50,7 +50,7 @@ class TransformFactory(ServerFactory):
         self.keeps_open = keeps_open
 
     def transform(self, name: str, poem: bytes) -> bytes | None:
-        """Give the transformed poem, or None where that cannot be done."""
+        """Return the transformed poem, or None where that cannot be done."""
         thunk = getattr(self, f"xform_{name}", None)
         if thunk is None:  # no such transform
             return None

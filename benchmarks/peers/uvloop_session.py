@@ -1,4 +1,4 @@
-"""The session form by hand on uvloop, for this one transform and with no limits: the ceiling of what Python does.
+"""The session dialect by hand on uvloop, for this one transform and with no limits: the ceiling of what Python does.
 
 Its framing is correct, however TCP splits the bytes; what it lacks is everything else that a server needs.
 """

@@ -132,7 +132,7 @@ def test_the_environment_can_set_every_type_of_setting() -> None:
         *((f"strict = {wrong}", f"strict: expected true or false, got {wrong}") for wrong in ("1", "'yes'")),
         ("listen = []", "listen: expected at least 1 Twisted server endpoint"),
         ("listen = 11000", "listen: expected a list of Twisted server endpoints, got 11000"),
-        ("block = [1]", "block: invalid plugin 1"),
+        ("block = [1]", "block: invalid plugin 1: use a plugin's name"),
         ("inline = ['Up Per']", "inline: invalid transform name 'Up Per': use a-z, then up to 63 of a-z 0-9 - _"),
         ("plugins = 1", "plugins: expected 'all', 'none' or a list of distributions, got 1"),
         ("plugins = ''", "plugins: no distribution is named; write 'none' to select none"),

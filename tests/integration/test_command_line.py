@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_read_or_written_is_one_line(poems: list[str], tmp
     file.touch()
     for poem, folder, status, says in (
         (loop, tmp_path / "out", 66, "Too many levels of symbolic links"),
-        (poems[0], file / "below", 73, "xformd: cannot write the result: Not a directory"),
+        (poems[0], file / "below", 73, f"xformd: cannot write the result to {file}/below: Not a directory"),
     ):
         failed = run("upper", str(poem), "--output-dir", str(folder))
         assert failed.returncode == status

@@ -36,7 +36,8 @@ def test_a_port_in_use_is_one_clear_line_and_no_other_place_is_kept(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (("--listen", "tcp:port"), 78, "write a Twisted server endpoint"),
+        (("--listen", "tcp:port"), 78, "'tcp:port': expected a number, got 'port'; write a Twisted server endpoint"),
+        (("--listen", ""), 78, "invalid Twisted server endpoint '': write it as tcp:11000:interface=127.0.0.1"),
         (("--listen", "unix:/no/such/folder/socket"), 69, "cannot listen on unix:/no/such/folder/socket: No such file"),
         (("--host", "192.0.2.1", "--port", "0"), 69, "Cannot assign requested address"),
         (("--host", "no such host", "--port", "0"), 69, "cannot listen on tcp:0:interface=no such host"),

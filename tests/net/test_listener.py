@@ -47,7 +47,8 @@ def test_accepting_pauses_while_there_is_no_descriptor(site: Site, log: Log) -> 
     for _ in range(3):
         run_out()
     assert site.done == ["stopReading"]
-    assert len([line for line in log.lines if line.startswith("new connections wait for 1.0 s")]) == 1
+    says = "new connections wait for 1 s: no file descriptors are left; raise ulimit -n (LimitNOFILE)"
+    assert len([line for line in log.lines if line.startswith(says)]) == 1
     site.reactor.advance(ACCEPT_PAUSE_S)
     assert site.done == ["stopReading", "startReading"]
     run_out()
@@ -73,7 +74,8 @@ def test_only_accept_errors_that_would_repeat_pause(site: Site, log: Log) -> Non
     assert site.done == []
     run_out("ENFILE")
     assert site.done == ["stopReading"]
-    assert "new connections wait for 1.0 s: accept() fails with ENFILE" in log.lines
+    says = "new connections wait for 1 s: no file descriptors are left on the machine; raise fs.file-max"
+    assert any(line.startswith(says) for line in log.lines)
 
 
 def test_a_connection_closed_for_want_of_a_descriptor_is_counted(site: Site) -> None:

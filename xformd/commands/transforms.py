@@ -165,7 +165,7 @@ def _run_batch(
             follows = "; original poem follows" if item.result is not None else ""
             print_error(where + describe(error) + follows)
         elif error is not None:
-            what = "" if item.poem is None else "cannot write the result: "
+            what = "" if item.poem is None else f"cannot write the result to {output_dir or 'standard output'}: "
             print_error(f"{where}{what}{error.strerror or error}")
 
     # Show a bar where a person waits for it, but never amid results on the same terminal.

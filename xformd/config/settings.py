@@ -90,10 +90,11 @@ def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
     return types.integer(none="none" if field.default is None else None)
 
 
-_ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+")
-_LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1)
+_WRITE_TCP = ": write it as tcp:11000:interface=127.0.0.1"
+_ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+", hint=_WRITE_TCP)
+_LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1, hint=_WRITE_TCP)
 _ORIGINS = types.strings("origin", frozenset, accepts=types.is_origin, hint=": write it as https://example.org, or *")
-_BLOCKED = types.strings("plugin", frozenset)
+_BLOCKED = types.strings("plugin", frozenset, hint=": use a plugin's name")
 _TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name, hint=f": use {NAME_RULE}")
 
 _SETTINGS = (

@@ -127,11 +127,8 @@ def within(
             work.cancel()
         except Exception as error:  # the canceller may be a plugin's
             raised = SafeTraceback.redacted(error)
-            log.error(
-                "transform {transform} failed to be cancelled\n{traceback}",
-                transform=name,
-                **attrs.asdict(raised),
-            )
+            message = "transform {transform} failed to be cancelled\n{traceback}"
+            log.error(message, transform=name, **attrs.asdict(raised))
 
     outcome: Deferred[Result] = Deferred(lambda _: give_up(lambda: Cancelled(f"{name} was given up")))
     timer = clock.callLater(max(0.0, seconds), give_up, expired)

@@ -57,8 +57,8 @@ def client_endpoint(reactor: Any, address: str, default_port: int = DEFAULT_PORT
     try:
         endpoint: IStreamClientEndpoint = endpoints.clientFromString(reactor, address)
     except Exception as error:  # each endpoint type, and its plugin, raises what it likes
-        message = f"server address {address!r}: {error}; write HOST:PORT, or a Twisted client endpoint"
-        raise ConfigError(message) from error
+        expected = "write HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock"
+        raise ConfigError(f"server address {address!r}: {_reason(error)}; {expected}") from error
     return endpoint
 
 
@@ -83,7 +83,7 @@ def server_endpoint(reactor: Any, description: str, setting: str = "listen") -> 
     except Exception as error:  # as above
         port = DEFAULT_PORT if setting == "listen" else DEFAULT_HTTP_PORT
         example = f"tcp:{port}:interface={DEFAULT_HOST}"
-        reason = f"{description!r}: {error}; write a Twisted server endpoint, such as {example}"
+        reason = f"{description!r}: {_reason(error)}; write a Twisted server endpoint, such as {example}"
         raise ConfigError(reason, setting=setting) from error
     return endpoint
 
@@ -116,6 +116,11 @@ def failure_reason(failure: Failure) -> str:
     error = failure.value
     number = getattr(error, "osError", None)
     return os.strerror(number) if isinstance(number, int) else str(error) or type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with an endpoint string, in Twisted's words where they are for people."""
+    return re.sub(r"invalid literal for int\(\) with base 10: ", "expected a number, got ", str(error))
 
 
 def _missing_tls(description: str, *prefixes: str) -> str:

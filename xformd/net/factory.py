@@ -113,11 +113,8 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
             self._drained.callback(None)
 
     def _end_grace(self) -> None:
-        self.log.warn(
-            "connections still open after the grace period of {grace_s:g} s, closed now: {count}",
-            count=len(self.connections),
-            grace_s=self.limits.shutdown_grace_s,
-        )
+        message = "connections still open after the grace period of {grace_s:g} s, closed now: {count}"
+        self.log.warn(message, count=len(self.connections), grace_s=self.limits.shutdown_grace_s)
         self._cut = self.clock.callLater(self.flush_timeout_s, self._abort_all)
         self.cancel_requests()  # may close the last connection, which cancels that timer
 

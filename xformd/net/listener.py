@@ -21,10 +21,11 @@ from xformd.net.transport import make_eager
 
 ACCEPT_PAUSE_S = 1.0
 
-STUCK = frozenset({"EMFILE", "ENFILE", "ENOBUFS", "ENOMEM"})
-"""Errors of ``accept`` that would come again at once, for ever: the connection stays in the backlog."""
-
 NO_DESCRIPTORS = "no file descriptors are left; raise ulimit -n (LimitNOFILE), or lower max_connections"
+NO_MEMORY = "no memory is left for sockets; give the machine more, or lower max_connections"
+NO_FILES = "no file descriptors are left on the machine; raise fs.file-max, or lower max_connections"
+STUCK = {"EMFILE": NO_DESCRIPTORS, "ENFILE": NO_FILES, "ENOBUFS": NO_MEMORY, "ENOMEM": NO_MEMORY}
+"""Errors of ``accept`` that would come again at once, for ever, as the connection stays in the backlog; what to do."""
 
 
 class ListeningService(Service):
@@ -118,8 +119,8 @@ class ListeningService(Service):
     def _pause_accepting(self, error_name: str) -> None:
         if self._pause is not None or not self._ports:
             return
-        advice = NO_DESCRIPTORS if error_name == "EMFILE" else f"accept() fails with {error_name}"
-        self.log.warn("new connections wait for {pause_s} s: {advice}", pause_s=ACCEPT_PAUSE_S, advice=advice)
+        message = "new connections wait for {pause_s:g} s: {advice}"
+        self.log.warn(message, pause_s=ACCEPT_PAUSE_S, advice=STUCK[error_name])
         for port in self._ports:
             port.stopReading()  # type: ignore[attr-defined]  # ports are readers
         self._pause = self._reactor.callLater(ACCEPT_PAUSE_S, self._resume)

@@ -3,7 +3,7 @@
 Pure: nothing here imports a plugin. Invariant: a selected name that matches no plugin is an error, never ignored.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import attrs
@@ -57,7 +57,7 @@ def parse_distributions(text: str) -> frozenset[str] | None:
     return names
 
 
-def check_names(selection: Selection, candidates: Iterable[Candidate]) -> None:
+def check_names(selection: Selection, candidates: Collection[Candidate]) -> None:
     """Reject a selection with a name that matches no plugin.
 
     Raises:

@@ -177,12 +177,8 @@ class Decoder:
         else:
             self._length = (length or 0) * 10 + byte - _ZERO
             if self._length > self._max_length:
-                self._fail(
-                    "too_long",
-                    position,
-                    strings,
-                    f"a netstring of {self._length} bytes or more; the limit is {self._max_length} bytes",
-                )
+                message = f"a netstring of {self._length} bytes or more; the limit is {self._max_length} bytes"
+                self._fail("too_long", position, strings, message)
 
     def _fail(self, violation: Violation, position: int, strings: list[bytes], message: str) -> NoReturn:
         self._error = NetstringError(violation, self._dropped + position, strings, message)

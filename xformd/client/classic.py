@@ -66,7 +66,7 @@ class _Exchange(Protocol):
             self._settle(Failure(RequestRefused(self._refused())))
 
     def connection_failed(self, failure: Failure) -> None:
-        """Fail with the reason for which there is no connection."""
+        """Fail with the reason why there is no connection."""
         self._settle(Failure(connection_failed(self._address, failure)))
 
     def cancel(self, connecting: Deferred[IProtocol]) -> None:

@@ -102,11 +102,11 @@ class TransformProxy:
         return answer.addCallbacks(_in_type_of, _with_poem, callbackArgs=(poem,), errbackArgs=(poem,))
 
     def list_transforms(self, *, timeout: float | None = None) -> Deferred[dict[str, Any]]:
-        """Return what ``xformd list-transforms --json`` prints for a server, within ``timeout`` seconds."""
+        """Fire with what ``xformd list-transforms --json`` prints for a server; fail as ``xform`` does."""
         return self._within(timeout, Deferred.fromCoroutine(self._list()))
 
     def ping(self, *, timeout: float | None = None) -> Deferred[str]:
-        """Check that a server answers; fires with its name and version."""
+        """Check that a server answers: fire with its name and version; fail as ``xform`` does."""
         return self._within(timeout, Deferred.fromCoroutine(self._ping()))
 
     def close(self) -> Deferred[None]:

@@ -33,7 +33,7 @@ class _Pending:
 
 
 class SpeaksClassic(Exception):
-    """The server closed at the opening of a session, as a server does that speaks only the classic dialect."""
+    """The server closed when a session was opened, as one does that speaks only the classic dialect."""
 
 
 class Session(Protocol):
@@ -102,9 +102,8 @@ class Session(Protocol):
     def connectionMade(self) -> None:
         """Open the session."""
         assert self.transport is not None
-        if ITCPTransport.providedBy(
-            self.transport
-        ):  # else a request would wait until the server has acknowledged the last
+        if ITCPTransport.providedBy(self.transport):
+            # Otherwise a request would wait until the server had acknowledged the one before.
             self.transport.setTcpNoDelay(True)
         self.transport.write(session.encode_opening())
 

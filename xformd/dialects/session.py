@@ -295,7 +295,7 @@ class SessionHandler:
             self._work()
 
     def _reject(self, request_id: int, error: XformError) -> None:
-        """Refuse a request that never reaches the service, which would count it."""
+        """Answer a request with an error here, and count it: it never reaches the service, which counts the others."""
         self._connection.count_refusal(error)
         self._refuse(request_id, error)
 

@@ -1,7 +1,7 @@
 """Twisted's epoll reactor without its cost for each event, on the monotonic clock, alone or on an asyncio loop.
 
 Twisted builds a log context for each event, which ``twisted.python.log`` shows as *system* and nothing here uses: a
-tenth of a small request's CPU. And it goes by the time of day, so that setting the clock back or forth would move every
+tenth of a small request's CPU. And its clock is the time of day, so setting it back or forth would move every
 deadline. Invariant: whatever one event raises, the others of its turn are handled.
 """
 

@@ -1,7 +1,7 @@
 """The poem client: returns a Deferred of a whole poem, or of the reason why there is none.
 
 Invariant: only a clean close after at least one byte is the end of a poem; a reset, a truncated TLS stream, a
-deadline or too many bytes are failures. A close without a byte is how a server ends that has no poem.
+deadline or too many bytes are failures. A server that has no poem closes without a byte.
 """
 
 import math

@@ -22,7 +22,7 @@ LIST_TIMEOUT_S = 5.0
 """An upstream that has not answered by then counts as one that failed, and is asked again."""
 
 LEAST_GAP_S = 1.0
-"""Requests for unknown transforms, and upstreams that fail, must not keep anybody busy with lists."""
+"""The shortest time between two requests for a list: unknown transforms and failing upstreams cause no flood."""
 
 Listing = Mapping[str, Any]
 """What a server answers to ``!list``."""
@@ -41,7 +41,7 @@ class CacheEpoch:
     """A span of time in which a transform's results came from the same code.
 
     Args:
-        origin: which code.
+        origin: the distribution and version of that code.
         since: the number of the change that began it. A version that comes back begins a new epoch: what was cached
             meanwhile may come from the version between.
     """
@@ -107,7 +107,7 @@ class CatalogPoller:
         catalog: what to keep up to date.
         refresh_s: seconds from an answer to the next question; after a failure it is at most a second.
         longest_delay_s: the longest wait before another attempt to connect.
-        changed: is called after each answer, for what was derived from the catalog may be out of date.
+        changed: called after each answer: what was derived from the catalog may be out of date.
         reactor: the reactor.
 
     Raises:

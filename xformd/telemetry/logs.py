@@ -1,7 +1,7 @@
 """Write the log of a server to standard error, as text or as one JSON object on each line.
 
-Invariant: xformd puts no poem into it. Of an exception it has type and place alone (``tracebacks``), also if Twisted or
-asyncio log it. What a plugin itself prints or logs is passed on unchanged.
+Invariant: xformd puts no poem into it. Of an exception it shows only the type and the place (``tracebacks``), even
+where Twisted or asyncio logs it. What a plugin itself prints or logs is passed on unchanged.
 """
 
 import io

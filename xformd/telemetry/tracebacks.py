@@ -1,8 +1,8 @@
 """Make tracebacks fit for a log: without exception messages, which may quote a poem.
 
 Invariant: nothing that a client sent gets into a ``SafeTraceback.redacted``. Transforms raise messages such as
-``invalid literal for int(): 'The Owl'``, so a log names types, files, lines and functions alone. What the operating
-system says of an ``OSError`` is no client's, and stays.
+``invalid literal for int(): 'The Owl'``, so a log names only types, files, lines and functions. The operating system's
+words in an ``OSError`` hold nothing of a client's, and stay.
 """
 
 import os
@@ -38,7 +38,7 @@ def _lines(text: str) -> str:
 
 @attrs.frozen
 class SafeTraceback:
-    """What a log has of an exception: its type on one line; its place and its causes on several."""
+    """What a log shows of an exception: its type on one line; its place and its causes on several."""
 
     error: str = attrs.field(converter=one_line)
     traceback: str = attrs.field(converter=_lines)

@@ -33,7 +33,7 @@ class NetstringError(BadFrame):
 
     @property
     def wire_error(self) -> BadFrame | TooLarge:
-        """The error of the table that a peer is told."""
+        """The error of the table to answer the peer with."""
         return (TooLarge if self.violation == "too_long" else BadFrame)(self.message)
 
 

@@ -84,19 +84,19 @@ clean: ## Remove everything that these targets have made
 $(VENV)/installed: pyproject.toml $(LOCK) | python
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python $(INSTALL) --upgrade pip
-	$(BIN)/python $(INSTALL) --build-constraint $(LOCK) --editable '.[tls,http]' --group dev
+	$(BIN)/python $(INSTALL) --build-constraint $(LOCK) --editable '.[tls]' --group dev
 	touch $@
 
 $(BENCH_VENV)/installed: pyproject.toml $(LOCK) | python
 	$(PYTHON) -m venv --clear $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python $(INSTALL) --upgrade pip
-	$(BENCH_VENV)/bin/python $(INSTALL) --build-constraint $(LOCK) --editable '.[http]' --group bench
+	$(BENCH_VENV)/bin/python $(INSTALL) --build-constraint $(LOCK) --editable . --group bench
 	touch $@
 
 $(STRANGER_VENV)/installed: $(shell find xformd twistd plugins-example -name '*.py' -o -name pyproject.toml) pyproject.toml $(LOCK) | python
 	$(PYTHON) -m venv --clear $(STRANGER_VENV)
 	$(STRANGER_BIN)/python $(INSTALL) --upgrade pip
-	$(STRANGER_BIN)/python $(INSTALL) --build-constraint $(LOCK) '.[http]' $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
+	$(STRANGER_BIN)/python $(INSTALL) --build-constraint $(LOCK) . $(foreach plugin,$(PLUGINS),'./$(plugin)[test]')
 	touch $@
 
 # Not locked: it makes the lock.

@@ -95,7 +95,7 @@ def test_no_function_hides_a_module_of_its_name() -> None:
 def test_the_package_says_what_it_is_and_requires() -> None:
     required = [line for line in requires("xformd") or () if "extra ==" not in line]
     names = {line.split(">")[0] for line in required}
-    assert names == {"twisted", "pluggy", "click", "attrs", "cachetools", "zope-interface"}
+    assert names == {"twisted", "pluggy", "click", "attrs", "cachetools", "zope-interface", "prometheus-client"}
     assert "pluggy>=1.6" in required
     described = metadata("xformd")
     assert described["License-Expression"] == "MIT"

@@ -63,7 +63,7 @@ class TransformProtocol(DrainableProtocol):
         self.factory = factory
         self.peer = peer
         self.service: Service = factory.service
-        self._front: Front = "netstring"
+        self._front = factory.front
         self.limits = factory.limits
         self._decoder = netstring.Decoder(factory.limits.max_request_bytes)
         self._handler: ConnectionHandler | None = None
@@ -310,6 +310,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         service: answers the requests.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
+        front: what its connections speak, unless their first netstring says more.
         metrics: where to count the requests that reach no service; None counts nothing.
         counting: services that count the requests of one dialect each; ``service`` answers the others.
         make_handler: makes the handler of a connection; None leaves the dialect to its first netstring.
@@ -326,12 +327,14 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         limits: Limits,
         clock: IReactorTime,
         *,
+        front: Front = "netstring",
         metrics: Metrics | None = None,
         counting: Mapping[Front, Service] = MappingProxyType({}),
         make_handler: Callable[[Connection], ConnectionHandler] | None = None,
     ) -> None:
         super().__init__(limits, clock)
         self.service = service
+        self.front: Front = front
         self.metrics = metrics
         self.counting = counting
         self.make_handler = make_handler

@@ -1,8 +1,8 @@
 """``/batch``: its lines, and how they run beside each other."""
 
-import asyncio
 import base64
 import json
+import time
 from typing import Any
 
 import pytest
@@ -32,10 +32,10 @@ def so_far(client: Client) -> list[dict[str, Any]]:
     return [json.loads(each) for each in sent.splitlines() if each.startswith(b"{")]
 
 
-async def test_each_line_gets_a_result_with_its_index() -> None:
+def test_each_line_gets_a_result_with_its_index() -> None:
     lines = [{"spec": "wrap:width=5", "poem": "owl"}, {"spec": "upper+wrap:width=4", "poem": "é"}]
     encoded = {"spec": "backwards", "poem_base64": base64.b64encode(b"\x00\xff").decode()}
-    client = await Front().client(batch(UPPER, *lines, encoded))
+    client = Front().client(batch(UPPER, *lines, encoded))
     assert "É".encode() in client.wire.value()
     assert results(client) == [
         {"index": 0, "result": "OWL"},
@@ -45,16 +45,16 @@ async def test_each_line_gets_a_result_with_its_index() -> None:
     ]
 
 
-async def test_a_result_is_sent_while_other_lines_run() -> None:
-    front, client = await connected(batch(LATER, UPPER, LATER))
+def test_a_result_is_sent_while_other_lines_run() -> None:
+    front, client = connected(batch(LATER, UPPER, LATER))
     assert so_far(client) == [{"index": 1, "result": "OWL"}]
-    await front.finish(1, client)
+    front.finish(1, client)
     assert [each["index"] for each in so_far(client)] == [1, 2]
-    await front.finish(0, client, "latest")
+    front.finish(0, client, "latest")
     assert results(client)[-1] == {"index": 0, "result": "latest"}
 
 
-async def test_a_failing_line_affects_no_other() -> None:
+def test_a_failing_line_affects_no_other() -> None:
     codes = {
         "uppr": "no-such-transform",
         "picky": "gibberish",
@@ -63,7 +63,7 @@ async def test_a_failing_line_affects_no_other() -> None:
         "upper+": "bad-request",
     }
     lines = [*({"spec": spec, "poem": "owl"} for spec in codes), {"spec": "upper"}, UPPER]
-    client = await Front().client(batch(*lines, x_request_id="7e57"))
+    client = Front().client(batch(*lines, x_request_id="7e57"))
     *failed, last = results(client)
     assert [(each["index"], each["error"]["code"]) for each in failed] == [*enumerate([*codes.values(), "bad-request"])]
     assert (failed[0]["error"]["nearest"], failed[0]["error"]["request_id"]) == ("upper", "7e57")
@@ -71,54 +71,50 @@ async def test_a_failing_line_affects_no_other() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n \r\n"])
-async def test_a_blank_batch_has_no_results(body: bytes) -> None:
-    answer = await ask(request("/batch", body, x_request_id="7e57"))
+def test_a_blank_batch_has_no_results(body: bytes) -> None:
+    answer = ask(request("/batch", body, x_request_id="7e57"))
     assert (answer.status, answer.body) == (200, b"")
     assert (answer.headers["x-request-id"], answer.headers["cache-control"]) == ("7e57", "no-store")
 
 
-async def test_the_number_of_running_lines_is_bounded() -> None:
-    front, client = await connected(batch(*[LATER] * 10), max_in_flight=4)
+def test_the_number_of_running_lines_is_bounded() -> None:
+    front, client = connected(batch(*[LATER] * 10), max_in_flight=4)
     for number in range(10):
         assert len(front.results) == min(10, 4 + number)
-        await front.finish(number, client)
+        front.finish(number, client)
     assert len(results(client)) == 10
 
 
-async def test_a_long_batch_lets_others_in() -> None:
-    front = Front()
+def test_a_long_batch_lets_others_in() -> None:
+    front = Front(stopwatch=time.perf_counter)
     client, other = front.open(), front.open()
     data = batch(*[UPPER] * 20_000)
     for start in range(0, len(data), 65_536):
         client.protocol.dataReceived(data[start : start + 65_536])
-        await asyncio.sleep(0)
     other.protocol.dataReceived(request("/transform/upper", b"owl"))
-    while not other.wire.value():
-        await asyncio.sleep(0)
     assert len(so_far(client)) < 20_000
     assert other.received()[0].status == 200
-    while not client.wire.value().endswith(b"0\r\n\r\n"):
-        await client.settle()
+    client.settle()
     assert len(results(client)) == 20_000
 
 
-async def test_a_batch_pauses_while_its_client_does_not_read() -> None:
+def test_a_batch_pauses_while_its_client_does_not_read() -> None:
     client = Front(max_unread_output_bytes=100_000).open()
     client.stop_reading()
-    await client.send(batch(*[{"spec": "repeat:times=1000", "poem": "owl"}] * 2_000))
+    client.send(batch(*[{"spec": "repeat:times=1000", "poem": "owl"}] * 2_000))
     assert client.protocol.unread_bytes < 2_000_000
-    await client.leave()
+    client.leave()
 
 
-async def test_an_invalid_batch_is_rejected_as_a_whole() -> None:
-    answer = await Front(max_request_bytes=100).ask(batch(*[UPPER] * 10))
+def test_an_invalid_batch_is_rejected_as_a_whole() -> None:
+    answer = Front(max_request_bytes=100).ask(batch(*[UPPER] * 10))
     assert (answer.status, answer.problem["code"]) == (413, "too-large")
-    assert (await ask(batch(UPPER, x_timeout_ms="soon"))).status == 400
+    assert (ask(batch(UPPER, x_timeout_ms="soon"))).status == 400
 
 
-async def test_a_timeout_applies_to_each_line() -> None:
-    front, client = await connected(batch(LATER, x_timeout_ms="1000"))
-    await front.advance(1.1, client)
+def test_a_timeout_applies_to_each_line() -> None:
+    front, client = connected(batch(LATER, x_timeout_ms="1000"))
+    front.advance(1.1, client)
     assert results(client)[0]["error"]["code"] == "timeout"
 
 

@@ -48,11 +48,11 @@ def test_readiness_follows_the_status(
 
 
 @pytest.mark.parametrize(("quarantined", "is_stopping", "code"), [("", False, 200), ("a", False, 200), ("", True, 503)])
-async def test_readyz_has_the_status_code_of_readiness(quarantined: str, is_stopping: bool, code: int) -> None:
+def test_readyz_has_the_status_code_of_readiness(quarantined: str, is_stopping: bool, code: int) -> None:
     status = attrs.evolve(READY, quarantined=frozenset(quarantined))
     health = HealthEndpoints(lambda: status, lambda: is_stopping)
     for target, expected in (("/livez", 200), ("/readyz", code)):
-        answer = await Front(health=health).ask(request(target))
+        answer = Front(health=health).ask(request(target))
         assert (answer.status, answer.headers["cache-control"]) == (expected, "no-store")
 
 
@@ -119,8 +119,8 @@ def test_the_script_parses_no_markup() -> None:
     assert re.findall(dangerous, Outline().inline["script"][0]) == []
 
 
-async def test_the_server_answers_the_page_with_its_policy() -> None:
-    answer = await ask(request("/"))
+def test_the_server_answers_the_page_with_its_policy() -> None:
+    answer = ask(request("/"))
     assert (answer.status, answer.body) == (200, build_page()[0])
     assert answer.headers["content-security-policy"] == build_page()[1]
     names = ("content-type", "x-content-type-options", "referrer-policy")

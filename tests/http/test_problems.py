@@ -1,10 +1,8 @@
 """Problems: the table's errors as HTTP clients read them."""
 
-import json
-
 import pytest
 
-from xformd.errors import Busy, ConnectionLost, NoSuchTransform, ShuttingDown, TooLarge
+from xformd.errors import Busy, ConnectionLost, NoSuchTransform, TooLarge
 from xformd.http import problems
 
 
@@ -36,16 +34,3 @@ def test_retry_after_is_rounded_up(wait_ms: int, wait_s: bytes) -> None:
     problem = problems.problem(Busy("the queue is full", retry_after_ms=wait_ms))
     assert problem["retry_after_ms"] == wait_ms
     assert dict(problems.headers(problem))[b"retry-after"] == wait_s
-
-
-def test_a_raw_response_closes_the_connection() -> None:
-    head, _, body = problems.raw_response(503, ShuttingDown.not_started()).partition(b"\r\n\r\n")
-    assert head.split(b"\r\n") == [
-        b"HTTP/1.1 503 Service Unavailable",
-        b"content-type: application/problem+json",
-        b"cache-control: no-store",
-        b"retry-after: 1",
-        b"content-length: %d" % len(body),
-        b"connection: close",
-    ]
-    assert json.loads(body)["code"] == "shutting-down"

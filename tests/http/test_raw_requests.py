@@ -10,28 +10,28 @@ GOOD = request("/transform/upper", b"still here")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_each_request_gets_its_answer(case: Case, log: Log) -> None:
-    await check(await Front().client(case.send), case)
+def test_each_request_gets_its_answer(case: Case, log: Log) -> None:
+    check(Front().client(case.send), case)
     assert not log.tracebacks
 
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-async def test_bytes_sent_singly_get_the_same(case: Case) -> None:
+def test_bytes_sent_singly_get_the_same(case: Case) -> None:
     client = Front().open()
-    await client.send(case.send, step=1)
-    await check(client, case)
+    client.send(case.send, step=1)
+    check(client, case)
 
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-async def test_every_split_gets_the_same(case: Case) -> None:
+def test_every_split_gets_the_same(case: Case) -> None:
     front = Front()
     for end in range(1, len(case.send)):
-        client = await front.client(case.send[:end])
-        await client.send(case.send[end:])
-        await check(client, case)
+        client = front.client(case.send[:end])
+        client.send(case.send[end:])
+        check(client, case)
 
 
-async def check(client: Client, case: Case) -> None:
+def check(client: Client, case: Case) -> None:
     """Compare the answers with those of the case, and check whether the connection is still usable."""
     found = client.received()
     assert [answer.status for answer in found] == case.status
@@ -40,5 +40,5 @@ async def check(client: Client, case: Case) -> None:
     if case.body is not None:
         assert found[-1].body == case.body
     assert client.is_closed is not case.stays_open
-    after = [answer.body for answer in await client.ask(GOOD)]
+    after = [answer.body for answer in client.ask(GOOD)]
     assert after == ([b"STILL HERE"] if case.stays_open else []), "nothing is executed after the end"

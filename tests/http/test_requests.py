@@ -9,6 +9,7 @@ from support.registries import registry_of
 from xformd import GibberishError, transform
 from xformd.errors import BadRequest, TooLarge
 from xformd.http import requests
+from xformd.http.messages import request_id
 from xformd.http.requests import MAX_QUERY_POEM_BYTES, TransformRequest, matches_etag, take_poem
 from xformd.spec import parse_readable
 
@@ -32,7 +33,7 @@ def test_the_number_of_parameters_is_bounded() -> None:
 @pytest.mark.parametrize("own", [None, b"", b"a" * 65, b"a b", b"~[31m", b"\xe9", b"7e57\n"])
 def test_an_unsafe_request_id_is_replaced(own: bytes | None) -> None:
     headers = {} if own is None else {b"x-request-id": own}
-    ids = {requests.request_id(headers) for _ in range(2)}
+    ids = {request_id(headers) for _ in range(2)}
     assert len(ids) == 2
     assert own not in {each.encode() for each in ids}
 

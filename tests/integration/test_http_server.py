@@ -4,8 +4,6 @@ import http.client
 import json
 import socket
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +15,7 @@ from support.hostile import Hostile, hostile_server, new_marker
 from support.http_client import HTTP, Http, connect, exchange
 from support.http_front import request
 from support.packages import Environment
-from support.processes import DEADLINE_S, environment, read_to_end, serving, wait_until, xformd_process
+from support.processes import DEADLINE_S, read_to_end, serving, wait_until, xformd_process
 from support.session_client import abort, step
 
 pytestmark = pytest.mark.slow
@@ -156,15 +154,6 @@ def test_it_answers_over_tls(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_a_missing_extra_is_named(tmp_path: Path) -> None:
-    (tmp_path / "starlette.py").write_text("raise ModuleNotFoundError('no starlette', name='starlette')\n")
-    refused = xformd_process("serve", "--port", "0", *HTTP, PYTHONPATH=str(tmp_path))
-    assert refused.returncode == 78
-    assert refused.stderr.decode().strip().endswith("http: starlette is not installed: pip install 'xformd[http]'")
-    with serving(tmp_path, "--plugins=none", PYTHONPATH=str(tmp_path)) as server:
-        assert server.ask(b"9:upper.owl,") == b"3:OWL,"
-
-
 def test_a_port_in_use_is_reported(hostile: Hostile) -> None:
     port = urlsplit(hostile.server.http).port
     second = xformd_process("serve", "--port", "0", "--http", f"tcp:{port}:interface=127.0.0.1")
@@ -178,12 +167,3 @@ def test_http_client_of_the_standard_library_works(hostile: Hostile) -> None:
         connection.request("POST", "/transform/upper", iter([b"o", b"wl"]), encode_chunked=True)
         assert connection.getresponse().read() == b"OWL"
     connection.close()
-
-
-def test_the_server_imports_no_http_library_before_it_is_needed() -> None:
-    code = "import sys, xformd.server.app, xformd.cli; print({'starlette', 'uvicorn', 'asyncio'} & {*sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, env=environment(), timeout=DEADLINE_S, check=True
-    )
-    assert b"starlette" not in done.stdout
-    assert b"uvicorn" not in done.stdout

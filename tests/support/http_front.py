@@ -1,6 +1,5 @@
 """The HTTP front in memory: the real application and connections, no sockets, and a clock that the test moves."""
 
-import asyncio
 import json
 import re
 import sys
@@ -18,6 +17,7 @@ from xformd import GibberishError, transform
 from xformd.http.application import HttpDependencies, make_application
 from xformd.http.connection import HttpFactory
 from xformd.http.endpoints import HealthEndpoints
+from xformd.http.sites import Sites
 from xformd.telemetry.status import ServerStatus, WorkerHistory
 
 READ_BYTES = 65_536
@@ -146,6 +146,7 @@ class Client:
     """A client of the front, on one connection."""
 
     def __init__(self, front: "Front") -> None:
+        self._clock = front.clock
         self.wire = Wire()
         self.wire.max_held_bytes = sys.maxsize  # the client reads
         self.protocol: Any = front.factory.buildProtocol(HERE)
@@ -157,24 +158,18 @@ class Client:
         """Whether the server has ended the connection."""
         return self.wire.write_closed or self.wire.disconnecting or self.wire.disconnected
 
-    async def send(self, data: bytes, step: int = READ_BYTES) -> None:
+    def send(self, data: bytes, step: int = READ_BYTES) -> None:
         """Send data in steps of some bytes, while the server reads; then let it work."""
         for start in range(0, len(data), step):
-            for _ in range(len(data)):
-                if self.wire.producerState == "producing":
-                    break
-                await asyncio.sleep(0)
+            if self.wire.producerState != "producing":
+                self.settle()
             self.protocol.dataReceived(data[start : start + step])
-            if step > 1:
-                await asyncio.sleep(0)
-        await self.settle()
+        self.settle()
 
-    async def settle(self) -> None:
-        """Let the server work until nothing on the loop is ready to run."""
-        loop: Any = asyncio.get_running_loop()
-        await asyncio.sleep(0)
-        while loop._ready:  # asyncio has no public way to ask
-            await asyncio.sleep(0)
+    def settle(self) -> None:
+        """Let the server work until it has nothing left to do now."""
+        while any(call.getTime() <= self._clock.seconds() for call in self._clock.getDelayedCalls()):
+            self._clock.advance(0)
 
     def received(self, *, to_head: bool = False) -> list[Answer]:
         """Return the answers so far, and forget them."""
@@ -182,28 +177,28 @@ class Client:
         self.wire.clear()
         return found
 
-    async def ask(self, data: bytes) -> list[Answer]:
+    def ask(self, data: bytes) -> list[Answer]:
         """Send data, and return the answers."""
-        await self.send(data)
+        self.send(data)
         return self.received()
 
     def stop_reading(self) -> None:
         """Let the next write fill the connection."""
         self.wire.max_held_bytes = 0
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """Disconnect, and let the server work."""
         self.protocol.connectionLost(Failure(ConnectionResetError()))
-        await self.settle()
+        self.settle()
 
 
 class Front(MemoryServer):
     """A server that answers HTTP, with a few transforms, and ``later``, whose results the test decides.
 
     Args:
-        application: answers the requests, instead of the real one.
-        make: makes the real application.
+        make: makes the application.
         origins: that may call it from a browser.
+        host_names: of the server; any, unless the test says which.
         health: its endpoints for health checks.
         more: for ``MemoryServer``.
     """
@@ -211,9 +206,9 @@ class Front(MemoryServer):
     def __init__(
         self,
         *,
-        application: Any = None,
         make: Callable[[HttpDependencies], Any] = make_application,
         origins: Iterable[str] = (),
+        host_names: Iterable[str] = ("*",),
         health: HealthEndpoints | None = None,
         **more: Any,
     ) -> None:
@@ -224,46 +219,46 @@ class Front(MemoryServer):
             limits=self.limits,
             health=health or HealthEndpoints(lambda: READY, lambda: False),
             render_metrics=lambda: b"xformd_in_flight 0\n",
-            origins=frozenset(origins),
+            sites=Sites([*host_names], [*origins]),
         )
-        application = application or make(dependencies)
-        self.factory = HttpFactory(application, self.metrics, self.service, self.limits, self.clock)
+        self.application = make(dependencies)
+        self.factory = HttpFactory(self.application, self.metrics, self.service, self.limits, self.clock)
 
     def open(self) -> Client:
         """Open a connection."""
         return Client(self)
 
-    async def client(self, sends: bytes) -> Client:
+    def client(self, sends: bytes) -> Client:
         """Open a connection, and send data on it."""
         client = self.open()
-        await client.send(sends)
+        client.send(sends)
         return client
 
-    async def ask(self, data: bytes, *, to_head: bool = False) -> Answer:
+    def ask(self, data: bytes, *, to_head: bool = False) -> Answer:
         """Send a request on a new connection, and return its answer."""
-        (answer,) = (await self.client(data)).received(to_head=to_head)
+        (answer,) = (self.client(data)).received(to_head=to_head)
         return answer
 
-    async def finish(self, number: int, client: Client, result: str = "late") -> None:
+    def finish(self, number: int, client: Client, result: str = "late") -> None:
         """Let the ``later`` with this number return, and the server work."""
         self.results[number].callback(result)
-        await client.settle()
+        client.settle()
 
-    async def advance(self, seconds: float, client: Client) -> None:
+    def advance(self, seconds: float, client: Client) -> None:
         """Let time pass, and the server work."""
         self.clock.advance(seconds)
-        await client.settle()
+        client.settle()
 
 
-async def connected(sends: bytes, **settings: Any) -> tuple[Front, Client]:
+def connected(sends: bytes, **settings: Any) -> tuple[Front, Client]:
     """Make a server, and a client that has sent it data."""
     front = Front(**settings)
-    return front, await front.client(sends)
+    return front, front.client(sends)
 
 
-async def ask(data: bytes, *, to_head: bool = False) -> Answer:
+def ask(data: bytes, *, to_head: bool = False) -> Answer:
     """Send a request to a new server, and return its answer."""
-    return await Front().ask(data, to_head=to_head)
+    return Front().ask(data, to_head=to_head)
 
 
 def request(target: str, body: bytes | None = None, *, method: str | None = None, **headers: str | None) -> bytes:

@@ -1,6 +1,6 @@
 """A server and its session clients in memory, with a clock that only the test moves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address
@@ -54,6 +54,7 @@ class MemoryServer:
         counts: whether it counts its requests.
         transforms: that it has besides ``later``.
         version: of the plugin with its transforms.
+        stopwatch: measures how long things take; the clock, unless the test says otherwise.
         limits: of the server.
     """
 
@@ -63,6 +64,7 @@ class MemoryServer:
         counts: bool = False,
         transforms: Sequence[Transform] = (upper, grow),
         version: str = "1.0",
+        stopwatch: Callable[[], float] | None = None,
         **limits: Any,
     ) -> None:
         self.clock = Clock()
@@ -77,7 +79,7 @@ class MemoryServer:
 
         self.limits = Limits(**limits)
         registry = registry_of(*transforms, later, version=version)
-        self.service = TransformService.inline(registry, self.limits, self.clock, stopwatch=self.clock.seconds)
+        self.service = TransformService.inline(registry, self.limits, self.clock, stopwatch or self.clock.seconds)
         self.factory = TransformFactory(self.service, self.limits, self.clock)
         if counts:
             count_in(self.factory, self.metrics)

@@ -139,6 +139,7 @@ def serving(
     where = () if "--listen" in arguments else where
     if verb == ("serve",):
         extra.setdefault("XFORMD_WORKERS", "0")
+        extra.setdefault("XFORMD_HTTP", "none")
     log = folder / "server.log"
     with (
         log.open("wb") as stderr,

@@ -17,7 +17,7 @@ from xformd.commands.options import (
     listening_lines,
     plugin_flags,
 )
-from xformd.net.defaults import DEFAULT_PORT
+from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT
 
 if TYPE_CHECKING:
     from xformd.config import Configuration, Settings
@@ -39,6 +39,12 @@ def _setting_options(command: Command) -> Command:
         ),
         click.option("--workers", metavar="N", help="Worker processes: auto is one per CPU, 0 is none. [auto]"),
         plugin_flags,
+        click.option(
+            "--host-names",
+            multiple=True,
+            metavar="NAME",
+            help="A name that HTTP clients call this server by, besides localhost and its addresses; * is any.",
+        ),
         click.option("--cors", multiple=True, metavar="ORIGIN", help="Let this site's pages call over HTTP; * is all."),
         click.option(
             "--metrics",
@@ -50,7 +56,8 @@ def _setting_options(command: Command) -> Command:
             "--http",
             multiple=True,
             metavar="ENDPOINT",
-            help="Where to answer HTTP as well: a Twisted server endpoint, such as tcp:8000. May be repeated.",
+            help=f"Where to answer HTTP: a Twisted server endpoint, such as tcp:8000, or none. May be repeated. "
+            f"[{DEFAULT_HOST}, port {DEFAULT_HTTP_PORT}]",
         ),
         configuration_options(DEFAULT_PORT),
     ):
@@ -70,6 +77,7 @@ def serve(configuration: "Configuration") -> None:
       xformd serve
       xformd serve --port 0 --plugins xformd-shout
       xformd serve --http tcp:8000:interface=127.0.0.1
+      xformd serve --http none
       xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
       xformd serve --config /etc/xformd.toml --workers 4 --max-queue 100
@@ -85,7 +93,7 @@ def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
     # A SIGHUP while plugins are loading must not end the server, and there is nothing to reload yet. A handler, because
     # child processes would inherit SIG_IGN.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    run.prepare_to_serve(settings.log_format, with_asyncio=settings.answers_http)
+    run.prepare_to_serve(settings.log_format)
     from xformd.server.app import make_server  # only once the reactor is installed
 
     run.run_server(

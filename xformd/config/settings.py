@@ -9,7 +9,7 @@ import attrs
 from xformd.config import types
 from xformd.config.types import SettingType
 from xformd.limits import Limits
-from xformd.net.defaults import tcp_server
+from xformd.net.defaults import DEFAULT_HTTP_PORT, tcp_server
 from xformd.plugins.selection import EVERYTHING, Selection
 from xformd.spec import NAME_RULE, is_valid_name
 
@@ -25,9 +25,10 @@ class Settings:
     """
 
     listen: tuple[str, ...] = (tcp_server(),)
-    http: tuple[str, ...] = ()
+    http: tuple[str, ...] = (tcp_server(port=DEFAULT_HTTP_PORT),)
     metrics: tuple[str, ...] = ()
     cors: frozenset[str] = frozenset()
+    host_names: frozenset[str] = frozenset()
     selection: Selection = EVERYTHING
     limits: Limits = attrs.field(factory=Limits)
     workers: int | None = None
@@ -48,7 +49,7 @@ class Settings:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "Settings":
         """Make settings from the value of each row of ``TABLE``, by its name."""
-        own = ("listen", "http", "metrics", "cors", "workers", "inline", "isolate", "log_format")
+        own = ("listen", "http", "metrics", "cors", "host_names", "workers", "inline", "isolate", "log_format")
         return cls(
             selection=Selection(
                 distributions=values["plugins"],
@@ -91,17 +92,29 @@ def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
 
 
 _WRITE_TCP = ": write it as tcp:11000:interface=127.0.0.1"
-_ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+", hint=_WRITE_TCP)
+_ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+", empty="none", hint=_WRITE_TCP)
 _LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1, hint=_WRITE_TCP)
 _ORIGINS = types.strings("origin", frozenset, accepts=types.is_origin, hint=": write it as https://example.org, or *")
+_HOSTS = types.strings("host name", frozenset, accepts=types.is_host_name, hint=": write it as poems.example.org, or *")
 _BLOCKED = types.strings("plugin", frozenset, hint=": use a plugin's name")
 _TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name, hint=f": use {NAME_RULE}")
 
 _SETTINGS = (
     Setting("listen", _LISTEN, (tcp_server(),), "where to listen: Twisted server endpoints"),
-    Setting("http", _ENDPOINTS, (), "where to answer HTTP as well: Twisted server endpoints"),
-    Setting("metrics", _ENDPOINTS, (), "where to answer HTTP with metrics and health only: Twisted server endpoints"),
+    Setting(
+        "http",
+        _ENDPOINTS,
+        (tcp_server(port=DEFAULT_HTTP_PORT),),
+        "where to answer HTTP, with a page to try the transforms on: Twisted server endpoints, or none",
+    ),
+    Setting(
+        "metrics",
+        _ENDPOINTS,
+        (),
+        "where to answer HTTP with metrics and health only: Twisted endpoints, or none",
+    ),
     Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * for all"),
+    Setting("host_names", _HOSTS, frozenset(), "names that HTTP clients call this server by; * is any"),
     Setting("plugins", types.PLUGINS, None, "installed plugins to load: all, none, or a list of distributions"),
     Setting("block", _BLOCKED, frozenset(), "plugins that are never imported"),
     Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files are loaded as plugins"),

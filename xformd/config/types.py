@@ -22,6 +22,7 @@ MAX_DURATION_S = 1e9
 _BOOLEAN_OPTION = Option("setting", "bool")  # takes yes, on and 1 too, as the option of a transform does
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*?#@]+\Z")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\Z")
 _DIGITS = re.compile(r"[0-9]{1,20}\Z")
 _QUANTITY = re.compile(r"(?P<number>[0-9]{1,20}(\.[0-9]{1,20})?) ?(?P<unit>[A-Za-z]*)\Z")
 _SIZE_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -131,6 +132,11 @@ def is_origin(text: str) -> bool:
     return text == "*" or _ORIGIN.match(text) is not None
 
 
+def is_host_name(text: str) -> bool:
+    """Whether this is the name of a host, without a port, or the ``*`` that stands for all."""
+    return text == "*" or _HOST_NAME.match(text) is not None
+
+
 def strings(
     noun: str,
     collect: Callable[[Iterable[str]], tuple[str, ...] | frozenset[str]],
@@ -138,6 +144,7 @@ def strings(
     separators: str = r"[\s,]+",
     accepts: Callable[[str], bool] = bool,
     minimum: int = 0,
+    empty: str | None = None,
     hint: str = "",
 ) -> SettingType:
     """Return the type of a list of strings.
@@ -148,6 +155,7 @@ def strings(
         separators: what separates them in text, as a regular expression.
         accepts: whether a string is valid.
         minimum: how many there must be.
+        empty: the word that stands for none at all.
         hint: the end of the message about an invalid string: what to write instead.
     """
 
@@ -156,6 +164,8 @@ def strings(
             value = [part for part in re.split(separators, value) if part]
         if not isinstance(value, list | tuple):
             raise _mismatch(f"a list of {noun}s", value)
+        if empty is not None and [*value] == [empty]:
+            return collect(())
         for text in value:
             if not isinstance(text, str) or not accepts(text):
                 raise ValueError(f"invalid {noun} {_show(text)}{hint}")

@@ -1,136 +1,124 @@
-"""The ASGI applications of a server: which endpoint answers which path, and how errors become responses.
+"""What a server answers over HTTP: which endpoint answers which path.
 
-Invariant: every error is answered with a problem (RFC 9457) that has the request's id.
+Invariant: every error is a problem (RFC 9457) with the request's id.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import attrs
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
-from twisted.python.failure import Failure
 
 from xformd.counting import CountingService
-from xformd.errors import XformError
-from xformd.http import problems, requests
+from xformd.http import problems
 from xformd.http.batch import BatchEndpoint
 from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
+from xformd.http.messages import Endpoint, Request, Response, TakeBody
+from xformd.http.sites import Sites
 from xformd.http.transform import PREFIX, TransformEndpoint
 from xformd.limits import Limits
-from xformd.runners.generation import internal_error
 from xformd.service import TransformService
 from xformd.telemetry.metrics import Metrics
-from xformd.telemetry.timing import RequestTiming
+from xformd.wire.http1 import RequestHead
 
-METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+METRICS_MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-_EXPOSED = ("x-transform", "server-timing", "x-request-id", "retry-after", "etag")
+Methods = Mapping[str, Endpoint]
 
 
 @attrs.frozen(kw_only=True)
 class HttpDependencies:
-    """What the applications depend on; ``origins`` are sites whose pages may call this server (CORS), ``*`` is any."""
+    """What the applications depend on."""
 
     service: TransformService
     metrics: Metrics
     limits: Limits
     health: HealthEndpoints
     render_metrics: Callable[[], bytes]
-    origins: frozenset[str] = frozenset()
+    sites: Sites = attrs.field(factory=Sites)
 
 
-def make_application(dependencies: HttpDependencies) -> ASGIApp:
-    """Return the ASGI application of ``--http``: every endpoint."""
+class Application:
+    """Responds to requests.
+
+    Args:
+        sites: which browsers are answered.
+        paths: the endpoints of each path, by method; GET answers HEAD too.
+        prefixes: endpoints of all that begins with a path, which decide about methods themselves.
+        hint: where to look for what there is, for whoever asks for something else.
+    """
+
+    def __init__(
+        self,
+        sites: Sites,
+        paths: Mapping[bytes, Methods],
+        prefixes: Mapping[bytes, Endpoint],
+        hint: str = "see GET /openapi.json",
+    ) -> None:
+        self._sites = sites
+        self._paths = paths
+        self._prefixes = prefixes.items()
+        self._hint = hint
+        self.general_headers: Callable[[RequestHead], bytes] = sites.general_headers
+
+    def respond(self, request: Request) -> Response | TakeBody:
+        """Respond to a request, or return what responds once its body is here.
+
+        Raises:
+            XformError: the request is answered with this error.
+        """
+        if (refusal := self._sites.check(request)) is not None:
+            return refusal
+        for prefix, endpoint in self._prefixes:
+            if request.path.startswith(prefix):
+                return endpoint(request)
+        methods = self._paths.get(request.path)
+        if methods is None:
+            return self._problem(request, 404)
+        method = "GET" if request.method == "HEAD" else request.method
+        if method in methods:
+            return methods[method](request)
+        allowed = ", ".join("GET, HEAD" if each == "GET" else each for each in methods).encode()
+        return self._problem(request, 405, allowed)
+
+    def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
+        detail = f"no {request.method} {request.path.decode()} here: {self._hint}"
+        problem = problems.http_problem(status, detail, request.id)
+        return problems.response(problem, () if allowed is None else [(b"allow", allowed)])
+
+
+def make_application(dependencies: HttpDependencies) -> Application:
+    """Return the application of ``--http``: every endpoint."""
     service, metrics, limits = dependencies.service, dependencies.metrics, dependencies.limits
     counting = CountingService(service, metrics, "http")
-    transform = TransformEndpoint(counting, metrics, limits)
-    router = _router(
-        [
-            Route("/", show_page),
-            Route("/batch", BatchEndpoint(counting, metrics, limits), methods=["POST"]),
-            *ListingEndpoints(counting, limits).routes(),
-            *_monitoring_routes(dependencies),
-        ]
-    )
-
-    async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        # Past Starlette's routing: a busy server does little else.
-        if scope["raw_path"].startswith(PREFIX):
-            await transform(scope, receive, send)
-        else:
-            await router(scope, receive, send)
-
-    return _with_cors(dependencies.origins, application)
+    listing = ListingEndpoints(counting, limits)
+    paths: dict[bytes, Methods] = {
+        b"/": {"GET": show_page, "OPTIONS": _allow_get},
+        b"/batch": {"POST": BatchEndpoint(counting, metrics, limits)},
+        b"/transforms": {"GET": listing.list_all},
+        b"/openapi.json": {"GET": listing.describe_interface},
+        **_monitoring_paths(dependencies),
+    }
+    prefixes: dict[bytes, Endpoint] = {
+        PREFIX: TransformEndpoint(counting, metrics, limits),
+        b"/transforms/": listing.describe_one,
+    }
+    return Application(dependencies.sites, paths, prefixes)
 
 
-def make_monitoring_application(dependencies: HttpDependencies) -> ASGIApp:
-    """Return the ASGI application of ``--metrics``: the endpoints for monitoring, and nothing else."""
-    return _router(_monitoring_routes(dependencies), "this address has /metrics, /livez and /readyz only")
+def make_monitoring_application(dependencies: HttpDependencies) -> Application:
+    """Return the application of ``--metrics``: the endpoints for monitoring, and nothing else."""
+    hint = "this address has /metrics, /livez and /readyz only"
+    return Application(dependencies.sites, _monitoring_paths(dependencies), {}, hint)
 
 
-def _monitoring_routes(dependencies: HttpDependencies) -> list[Route]:
-    async def metrics(_: Request) -> Response:
-        headers = {"content-type": METRICS_MEDIA_TYPE, "cache-control": "no-store"}
-        return Response(dependencies.render_metrics(), headers=headers)
+def _monitoring_paths(dependencies: HttpDependencies) -> dict[bytes, Methods]:
+    def metrics(_: Request) -> Response:
+        headers = [(b"content-type", METRICS_MEDIA_TYPE), (b"cache-control", b"no-store")]
+        return Response(200, headers, dependencies.render_metrics())
 
-    return [Route("/metrics", metrics), *dependencies.health.routes()]
-
-
-def _router(routes: Sequence[Route], hint: str = "see GET /openapi.json") -> Starlette:
-    router = Starlette(routes=routes, exception_handlers=_EXCEPTION_HANDLERS)
-    router.state.hint = hint
-    return router
+    health = dependencies.health
+    return {b"/metrics": {"GET": metrics}, b"/livez": {"GET": health.live}, b"/readyz": {"GET": health.ready}}
 
 
-def _with_cors(origins: frozenset[str], application: ASGIApp) -> ASGIApp:
-    if not origins:
-        return application
-    return CORSMiddleware(
-        application,
-        allow_origins=sorted(origins),
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=_EXPOSED,
-        max_age=600,
-    )
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Answer with a problem where Starlette has a line of text: no such path, or no such method."""
-    assert isinstance(error, HTTPException)
-    request_id = _request_id(request)
-    detail = f"no {request.method} {request.url.path} here: {request.app.state.hint}"
-    return _respond(problems.http_problem(error.status_code, detail, request_id), error.headers)
-
-
-async def _on_xform_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, XformError)
-    return _respond(problems.problem(error, _request_id(request)))
-
-
-async def _on_internal_error(request: Request, error: Exception) -> Response:
-    request_id = _request_id(request)
-    return _respond(problems.problem(internal_error(Failure(error), RequestTiming(request_id)), request_id))
-
-
-def _request_id(request: Request) -> str:
-    return requests.request_id(dict(request.scope["headers"]))
-
-
-def _respond(problem: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    all_headers = {name.decode(): value.decode() for name, value in problems.headers(problem)} | dict(headers or {})
-    return Response(json.dumps(problem), problem["status"], all_headers)
-
-
-_EXCEPTION_HANDLERS: Mapping[Any, Any] = {
-    HTTPException: _on_http_exception,
-    XformError: _on_xform_error,
-    Exception: _on_internal_error,
-}
+def _allow_get(_: Request) -> Response:
+    """Answer ``OPTIONS /``, with which HAProxy asks whether a server is up."""
+    return Response(204, [(b"allow", b"GET, HEAD, OPTIONS")])

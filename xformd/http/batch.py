@@ -3,21 +3,19 @@
 Invariant: a batch is one caller, however many lines it has: it queues as one, and at most ``max_in_flight`` lines run.
 """
 
-import asyncio
 import base64
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd.errors import BadRequest, XformError
 from xformd.http import problems, requests
-from xformd.http.exchange import Exchange
+from xformd.http.messages import BodyWriter, Request, Response, TakeBody
 from xformd.limits import Limits
+from xformd.net.write_buffer import PART_BYTES
 from xformd.runners import Caller
 from xformd.runners.generation import internal_error
 from xformd.service import Service
@@ -79,39 +77,36 @@ def split_lines(body: bytes) -> Iterator[bytes]:
 
 
 class BatchEndpoint:
-    """The ASGI application for a batch. ``metrics`` counts what the service never sees."""
+    """Responds to a batch. ``metrics`` counts what the service never sees."""
 
     def __init__(self, service: Service, metrics: Metrics, limits: Limits) -> None:
         self._service = service
         self._metrics = metrics
         self._limits = limits
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; every line gets a result or an error."""
-        exchange = Exchange(scope, receive, send)
+    def __call__(self, request: Request) -> Response | TakeBody:
+        """Respond to a request; every line gets a result or an error."""
         try:
-            timeout_s = requests.timeout_s(exchange.headers)
-            body = await exchange.body(self._limits.max_request_bytes)
+            timeout_s = requests.timeout_s(request.headers)
         except XformError as error:
             self._metrics.refused("http", error.code)
-            await exchange.respond_error(error)
-            return
-        request_id = exchange.request_id
-        headers = [
-            (b"content-type", MEDIA_TYPE),
-            (b"x-request-id", request_id.encode()),
-            (b"cache-control", b"no-store"),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        disconnect = asyncio.get_running_loop().create_task(exchange.disconnected())
-        response = _BatchResponse(send, disconnect, self._limits.max_in_flight, self._service.caller_has_room)
-        lines = (
-            self._start(index, text, timeout_s, response, request_id) for index, text in enumerate(split_lines(body))
-        )
-        try:
-            await response.send_all(lines)
-        finally:
-            response.cancel()
+            raise
+        if (detail := requests.unsupported_body(request.headers)) is not None:
+            self._metrics.refused("http", BadRequest.code)
+            return problems.response(problems.http_problem(415, detail, request.id))
+
+        def take_body(body: bytes) -> Response:
+            lines = enumerate(split_lines(body))
+
+            def start_next(caller: Caller) -> bytes | Deferred[bytes] | None:
+                index, text = next(lines, (0, None))
+                return None if text is None else self._start(index, text, timeout_s, caller, request.id)
+
+            headers = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store")]
+            service = self._service
+            return Response(200, headers, _Results(start_next, self._limits.max_in_flight, service))
+
+        return take_body
 
     def _start(
         self, index: int, text: bytes, timeout_s: float | None, caller: Caller, request_id: str
@@ -139,63 +134,96 @@ def _error_of(failure: Failure, timing: RequestTiming) -> XformError:
     return failure.value if isinstance(failure.value, XformError) else internal_error(failure, timing)
 
 
-class _BatchResponse:
-    """The response to one batch, which is the caller of all its lines.
+class _Results:
+    """The body of the response to one batch, which is the caller of all its lines.
+
+    Args:
+        start_next: starts the next line; returns None after the last one.
+        max_running: how many lines may run at a time.
+        service: runs them.
 
     Attributes:
         takes_results: whether the client reads what is sent. While it does not, none of its lines goes to a worker.
     """
 
     def __init__(
-        self, send: Send, disconnect: "asyncio.Task[None]", max_running: int, notify_room: Callable[[Caller], None]
+        self, start_next: Callable[[Caller], bytes | Deferred[bytes] | None], max_running: int, service: Service
     ) -> None:
-        self.takes_results = True
-        self._send = send
-        self._disconnect = disconnect
+        self._start_next = start_next
         self._max_running = max_running
-        self._notify_room = notify_room
-        self._running: set[asyncio.Future[bytes]] = set()
+        self._service = service
+        self._running: set[Deferred[bytes]] = set()
         self._finished: list[bytes] = []
+        self._finished_bytes = 0
+        self._has_more = True
+        self._is_working = False
 
-    async def send_all(self, lines: Iterable[bytes | Deferred[bytes]]) -> None:
-        """Send every line as soon as it has finished; take no more from the iterator than may run."""
-        loop = asyncio.get_running_loop()
-        turn_ends = time.monotonic() + TURN_S
-        for line in lines:
-            if isinstance(line, bytes):
-                self._finished.append(line)
-            else:
-                self._running.add(line.asFuture(loop))
-            if time.monotonic() >= turn_ends or len(self._running) >= self._max_running:
-                await self._flush(more=True)
-                await self._collect(wait=len(self._running) >= self._max_running)
-                turn_ends = time.monotonic() + TURN_S
-            if self._disconnect.done():
-                return
-        while self._running and not self._disconnect.done():
-            await self._flush(more=True)
-            await self._collect(wait=True)
-        if not self._disconnect.done():
-            await self._flush(more=False)
+    @property
+    def takes_results(self) -> bool:
+        """Whether the client is there, and reads what is sent."""
+        return self._writer.has_room
+
+    def start(self, writer: BodyWriter) -> None:
+        """See ``BodyStream.start``."""
+        self._writer = writer
+        self._work()
+
+    def resume(self) -> None:
+        """See ``BodyStream.resume``."""
+        self._service.caller_has_room(self)
+        self._work()
 
     def cancel(self) -> None:
-        """Cancel what still runs."""
-        self._disconnect.cancel()
-        for each in self._running:
+        """See ``BodyStream.cancel``."""
+        self._has_more = False
+        self._is_working = True  # for good
+        for each in [*self._running]:
             each.cancel()
 
-    async def _collect(self, *, wait: bool) -> None:
-        """Collect the lines that have finished; let other connections have their turn."""
-        pending: set[asyncio.Future[Any]] = {*self._running, self._disconnect}
-        await asyncio.wait(pending, timeout=None if wait else 0, return_when=asyncio.FIRST_COMPLETED)
-        for each in [each for each in self._running if each.done()]:
-            self._running.discard(each)
-            self._finished.append(each.result())
+    def _work(self) -> None:
+        """Start what may run, send what has finished, and end after the last line."""
+        if self._is_working:
+            return
+        self._is_working = True
+        turn_is_over = self._take_turn()
+        self._flush()
+        self._is_working = False
+        if turn_is_over:
+            self._writer.call_soon(self._work)
+        elif not self._has_more and not self._running:
+            self._is_working = True
+            self._writer.end()
 
-    async def _flush(self, *, more: bool) -> None:
-        if self._finished or not more:
-            body, self._finished = b"".join(self._finished), []
-            self.takes_results = False
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
-            self.takes_results = True
-            self._notify_room(self)
+    def _take_turn(self) -> bool:
+        """Start lines while they may run; return True if there is no more time for that."""
+        ends_s = self._service.stopwatch() + TURN_S
+        while self._has_more and len(self._running) < self._max_running and self._writer.has_room:
+            line = self._start_next(self)
+            if line is None:
+                self._has_more = False
+            elif isinstance(line, bytes):
+                self._finish(line)
+            else:
+                self._running.add(line)
+                line.addCallback(self._finish_running, line)
+            if self._service.stopwatch() > ends_s:
+                return True
+        return False
+
+    def _finish_running(self, result: bytes, line: Deferred[bytes]) -> None:
+        self._running.discard(line)
+        self._finish(result)
+        self._work()
+
+    def _finish(self, result: bytes) -> None:
+        self._finished.append(result)
+        self._finished_bytes += len(result)
+        if self._finished_bytes > PART_BYTES:  # so that the writer knows how much the client has to read
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._finished:
+            data = b"".join(self._finished)
+            self._finished.clear()
+            self._finished_bytes = 0
+            self._writer.send(data)

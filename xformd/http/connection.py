@@ -1,318 +1,435 @@
-"""HTTP/1.1 on a connection: uvicorn's protocol, between our transport and an ASGI application.
+"""HTTP/1.1 on a connection: requests are answered in their order, one at a time.
 
-uvicorn and its parser turn bytes into requests and responses into bytes. What they leave open is decided here: which
-requests are accepted, how long they may take to arrive, how much of them is buffered, and how a connection ends.
-
-Invariant: requests are answered in order, and at most one piece of input is parsed ahead of the one being answered.
+Invariant: nothing behind the request that is being answered is parsed, and at most one read of it is kept. A request
+has ``request_timeout_s`` from its first byte, or from its turn, until it has fully arrived.
 """
 
-import asyncio
+import io
+from collections.abc import Callable
 from typing import Any
 
-import httptools
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from twisted.python.failure import Failure
 
 from xformd.dialects.interfaces import Connection
-from xformd.errors import BadRequest, ShuttingDown
+from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
-from xformd.http.requests import MAX_HEAD_BYTES, RejectedHead, RequestHead, read_head
-from xformd.http.uvicorn_adapter import HttpTransport, UvicornSettings, date_header, uvicorn_settings
+from xformd.http.application import Application
+from xformd.http.messages import (
+    CONTINUE,
+    LAST_CHUNK,
+    BodyStream,
+    Request,
+    Response,
+    TakeBody,
+    encode_chunk,
+    encode_head,
+    request_id,
+)
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, IdleConnections
+from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
+from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.telemetry.metrics import Metrics
+from xformd.telemetry.timing import RequestTiming
+from xformd.wire.http1 import END, End, HttpError, RequestHead, RequestParser
 
-PIECE_BYTES = 4 * 1024
-"""Parsed at a time. One read can hold thousands of short requests, and each takes some KiB once it is parsed."""
+TURN_S = 0.01
+"""How long one connection's requests are handled before the others get their turn."""
 
 PROBE_S = 0.5
 """How long after a half-close to probe whether the client still reads."""
 
-_FRAMING_BYTES = 8
-"""Worst-case chunk framing per body byte."""
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+class HttpHandler:
+    """Answers the requests of one connection.
 
+    Args:
+        connection: on which they arrive.
+        application: responds to them.
+        idle_connections: where the connection is kept while no whole request is there.
+    """
 
-class HttpHandler(HttpToolsProtocol):
-    """Handles the requests of one connection, which is in ``idle_connections`` while it waits for one."""
+    __slots__ = (
+        "_application",
+        "_body",
+        "_closes_after_stream",
+        "_connection",
+        "_deadline_is_for",
+        "_has_next_turn",
+        "_idle_connections",
+        "_is_closed",
+        "_is_stopping",
+        "_is_working",
+        "_max_unread_bytes",
+        "_output",
+        "_output_bytes",
+        "_parser",
+        "_peer_has_finished",
+        "_request",
+        "_running",
+        "_take_body",
+    )
 
-    def __init__(self, connection: Connection, settings: UvicornSettings, idle_connections: IdleConnections) -> None:
-        super().__init__(settings.config, settings.state, {}, asyncio.get_running_loop())
-        self.logger = settings.log
+    def __init__(self, connection: Connection, application: Application, idle_connections: IdleConnections) -> None:
         self._connection = connection
-        self._limits = connection.limits
+        self._application = application
         self._idle_connections = idle_connections
-        self._metrics = settings.metrics
-        self._current: RequestResponseCycle | None = None  # being answered; later requests are in the pipeline
-        self._head: RequestHead | None = None  # of the arriving request, once it is complete
-        self._is_receiving = False  # part of a request has arrived, but not all of it
-        self._is_replaying = False
-        self._refusal: RejectedHead | None = None
-        self._overhead_bytes = 0
-        self._body_left_bytes = 0
-        self._backlog = b""  # input behind a request that is not answered yet
-        self._final_output: bytes | None = None  # sent before closing; once set, no more input is taken
-        self._has_peer_finished = False
-        self._probing: asyncio.TimerHandle | None = None
-        self._own_transport = HttpTransport(connection, self, self.may_read)
-        self.connection_made(self._own_transport)
+        self._max_unread_bytes = connection.limits.max_unread_output_bytes
+        self._parser = RequestParser(connection.limits.max_request_bytes)
+        self._request: Request | None = None  # which arrives, or is being answered
+        self._take_body: TakeBody | None = None  # responds to it once it is here; None if it has its response already
+        self._body: bytes | io.BytesIO = b""
+        self._running: Deferred[Response] | BodyStream | None = None  # makes the response, or its body
+        self._closes_after_stream = False
+        self._output: list[bytes] = []
+        self._output_bytes = 0
+        self._deadline_is_for = ""  # "idle", "request" or "probe"
+        self._is_working = False
+        self._has_next_turn = False  # its turn was over, and requests are left
+        self._peer_has_finished = False
+        self._is_stopping = False
+        self._is_closed = False
         idle_connections.add(connection)
-
-    @property
-    def _is_running(self) -> bool:
-        cycle = self._current
-        return cycle is not None and not cycle.response_complete and not cycle.disconnected
 
     # Called by the connection.
 
     def receive(self, data: bytes) -> None:
-        """Parse input, or keep it behind the request that is being answered."""
-        if self._backlog:
-            self._backlog += data
-        else:
-            self._parse(data)
+        """Handle what has arrived, or keep it behind the request that is being answered."""
+        self._parser.feed(data)
+        self._work()
 
     def receive_end(self) -> None:
         """Answer every complete request, then close: the client sends nothing more."""
-        if self._has_peer_finished:
-            return
-        self._has_peer_finished = True
-        if not self._backlog:
-            self._end()
-        if self._is_running:
-            self._connection.pause_reading()  # while paused, the connection is watched for a reset
-            self._probing = self.loop.call_later(PROBE_S, self._probe)
+        self._peer_has_finished = True
+        self._work()
 
     def output_drained(self) -> None:
-        """Let the application write again: the client has read everything."""
-        self.resume_writing()
+        """Go on: the client has read everything."""
+        if self._running is None:
+            self._work()
+        elif not isinstance(self._running, Deferred):
+            self._running.resume()
 
     def expire(self) -> bool:
-        """Answer 408 to a request that was too slow; close an idle connection without a word."""
-        if self._is_receiving:
-            seconds = self._limits.request_timeout_s
-            error = BadRequest(f"the request had not fully arrived after {seconds:g} s (request_timeout_s)")
-            self._refuse(RejectedHead(408, error))
+        """Answer 408 to a request that was too slow, close an idle connection, or probe one that is half-closed."""
+        if self._running is not None:
+            self._probe()
+        elif self._parser.is_inside:
+            limit_s = self._connection.limits.request_timeout_s
+            self._refuse(BadRequest(f"the request had not fully arrived after {limit_s:g} s (request_timeout_s)"), 408)
         else:
-            self._end()
+            self._close()
         return True
 
     def stop(self) -> None:
         """Answer every complete request, then close: the server is stopping."""
-        if self._is_receiving:
-            self._refuse(RejectedHead(503, ShuttingDown.not_started()))
-        else:
-            self._end()
+        self._is_stopping = True
+        self._work()
 
     def lost(self) -> None:
         """Cancel the request in progress: the connection is gone."""
+        self._is_closed = True
         self._idle_connections.discard(self._connection)
-        self._final_output, self._backlog = b"", b""
-        self.pipeline.clear()
-        if self._current is not None:
-            _cancel(self._current)
-        if self._probing is not None:
-            self._probing.cancel()
-        self._own_transport.lost()
-        self.connection_lost(ConnectionResetError())
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+        self._count_unfinished()
 
-    # Called by the transport.
+    # Called by a stream (BodyWriter).
 
-    def may_read(self) -> bool:
-        """Return whether more input can be taken."""
-        return not self._backlog and not self._has_peer_finished
+    @property
+    def has_room(self) -> bool:
+        """See ``BodyWriter.has_room``."""
+        return not self._is_closed and self._connection.unread_bytes <= self._max_unread_bytes
 
-    # Called by uvicorn.
+    def send(self, data: bytes) -> None:
+        """See ``BodyWriter.send``."""
+        assert self._request is not None
+        self._write(data if self._request.head.is_1_0 else encode_chunk(data))
+        self._flush()
 
-    def on_message_begin(self) -> None:
-        """Set a request's deadline at its first byte."""
-        if self._is_replaying:
+    def end(self) -> None:
+        """See ``BodyWriter.end``."""
+        assert self._request is not None
+        if not self._request.head.is_1_0:
+            self._write(LAST_CHUNK)
+        self._running = self._request = None
+        if self._closes_after_stream:
+            self._close()
+        self._work()
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """See ``BodyWriter.call_soon``."""
+        self._connection.call_soon(function)
+
+    # How requests are handled.
+
+    def _work(self) -> None:
+        """Handle the requests that are here, one after the other, and wait for what comes next."""
+        if self._is_working or self._is_closed:
             return
-        super().on_message_begin()
-        self._is_receiving, self._head = True, None
-        if not self._is_running:
-            self._connection.set_deadline(self._limits.request_timeout_s)
+        self._is_working = True
+        if not self._has_next_turn:
+            self._take_turn()
+        self._is_working = False
+        if not self._is_closed:
+            self._flush()
+            self._await_more()
 
-    def on_headers_complete(self) -> None:
-        """Reject a bad head, or start to answer the request."""
-        if self._is_replaying:
-            return
-        version = self.parser.get_http_version()
-        try:
-            self._head = head = read_head(version, self.url, self.headers)
-        except RejectedHead as refusal:
-            self._refusal = refusal
-            raise
-        self.url = head.target
-        self._body_left_bytes = head.body_bytes
-        self.expect_100_continue = self.expect_100_continue and version == "1.1"
-        self.server_state.default_headers = date_header()
-        super().on_headers_complete()
-        self.headers = []  # collects the trailers, which are not headers
+    def _take_turn(self) -> None:
+        parser, stopwatch = self._parser, self._connection.service.stopwatch
+        ends_s = stopwatch() + TURN_S
+        while self._running is None and not self._is_closed and self._has_room():
+            try:
+                event = parser.next_event()
+            except HttpError as error:
+                self._refuse(error.wire_error, error.status, error)
+                return
+            if event is None:
+                return
+            self._handle(event)
+            if stopwatch() > ends_s and parser.has_unread:
+                self._has_next_turn = True
+                self._connection.call_soon(self._take_next_turn)
+                return
 
-    def on_body(self, body: bytes) -> None:
-        """Pass on a piece of the body."""
-        self._overhead_bytes -= len(body) * (1 + _FRAMING_BYTES)
-        self._body_left_bytes -= len(body)
-        super().on_body(body)
+    def _take_next_turn(self) -> None:
+        self._has_next_turn = False
+        self._work()
 
-    def on_message_complete(self) -> None:
-        """Clear the deadline: the service has its own for the response."""
-        if self.parser.should_upgrade() and self._head is not None and self._head.framing:
-            return  # the parser takes the body for another protocol
-        super().on_message_complete()
-        self._is_receiving, self._overhead_bytes = False, 0
-        if self._is_running:
-            self._idle_connections.discard(self._connection)
-            self._connection.set_deadline(None)
+    def _has_room(self) -> bool:
+        if self._output_bytes > PART_BYTES:
+            self._flush()
+        return self._connection.unread_bytes <= self._max_unread_bytes
+
+    def _handle(self, event: RequestHead | bytes | End) -> None:
+        if event is END:
+            self._complete()
+        elif isinstance(event, bytes):
+            self._keep(event)
         else:
-            self._await_request()
+            self._begin(event)
 
-    def on_response_complete(self) -> None:
-        """Send the response, and go on with the next request."""
-        transport = self._own_transport
-        transport.flush()
-        if transport.is_closing():
+    def _begin(self, head: RequestHead) -> None:
+        """Respond to a head at once, or learn what makes the response once the body is here."""
+        request = self._request = Request(head, RequestTiming(request_id(head.headers)))
+        body_bytes, max_bytes = head.body_bytes, self._connection.limits.max_request_bytes
+        if body_bytes is not None and body_bytes > max_bytes:
+            error = TooLarge(f"the body has {body_bytes} bytes; the limit is {max_bytes} bytes")
+            self._refuse(error)
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-            if self._is_receiving and not self.pipeline:
-                self._await_request()
-        elif self._final_output is not None:
+        outcome = self._attempt(self._application.respond, request)
+        if isinstance(outcome, Response):
+            # A client that waits for "100 Continue" may send its body now, or another request: they look the same.
+            self._respond(outcome, closes=head.expects_continue)
+            return
+        self._take_body = outcome
+        if head.expects_continue:
+            self._write(CONTINUE)
+        if body_bytes:
+            self._connection.hint_read_size(body_bytes)
+
+    def _keep(self, piece: bytes) -> None:
+        """Keep a piece of the body, unless the request has its response already."""
+        if self._take_body is None:
+            return
+        if not self._body:
+            self._body = piece
+            return
+        if isinstance(self._body, bytes):  # into one growing buffer: in a list, pieces of a byte would cost forty each
+            first, self._body = self._body, io.BytesIO()
+            self._body.write(first)
+        self._body.write(piece)
+
+    def _complete(self) -> None:
+        """Run a request that has fully arrived."""
+        self._deadline_is_for = ""
+        self._idle_connections.discard(self._connection)
+        take_body, self._take_body = self._take_body, None
+        body, self._body = self._body, b""
+        if take_body is None:
+            self._request = None
+            return
+        outcome = self._attempt(take_body, body if isinstance(body, bytes) else body.getvalue())
+        if isinstance(outcome, Response):
+            self._answer(outcome)
+        else:
+            self._running = outcome
+            outcome.addCallbacks(self._answer, self._fail)
+
+    def _attempt(self, function: Callable[[Any], Any], argument: Request | bytes) -> Any:
+        """Call the application; return a problem in the place of what it raises."""
+        try:
+            return function(argument)
+        except Exception:
+            return self._problem(Failure())
+
+    def _problem(self, failure: Failure) -> Response:
+        assert self._request is not None
+        error = failure.value
+        if not isinstance(error, XformError):
+            error = internal_error(failure, self._request.timing)
+        return problems.response(problems.problem(error, self._request.id))
+
+    # How they are answered.
+
+    def _answer(self, response: Response) -> None:
+        """Send the response to a request that has fully arrived, and go on."""
+        self._running = None
+        if self._is_closed:
+            return
+        self._respond(response)
+        if self._running is None:
+            self._request = None
+        self._work()
+
+    def _fail(self, failure: Failure) -> None:
+        if not self._is_closed:
+            self._answer(self._problem(failure))
+
+    def _respond(self, response: Response, *, closes: bool = False) -> None:
+        """Send a response, or begin one that is a stream; close the connection if it is the last."""
+        request, body = self._request, response.body
+        assert request is not None
+        request.is_answered = True
+        closes = closes or not request.head.keeps_alive or self._is_last
+        if not isinstance(body, bytes):
+            closes = self._closes_after_stream = closes or request.head.is_1_0
+        self._write(encode_head(response, request, self._application.general_headers(request.head), closes=closes))
+        if not isinstance(body, bytes):
+            self._running = body
+            body.start(self)
+            return
+        if request.method != "HEAD":
+            self._write(body)
+        if closes:
+            self._close()
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether no request can follow the one that is being answered."""
+        return (self._is_stopping or self._peer_has_finished) and not self._parser.has_unread
+
+    def _refuse(self, error: XformError, status: int | None = None, of: HttpError | None = None) -> None:
+        """Answer with an error, unless the request has its answer, and close: what follows is not read.
+
+        Args:
+            error: what to answer.
+            status: if it is more precise than the error's own.
+            of: what the parser has raised, for a request without a head that could be accepted.
+        """
+        if self._request is None:
+            method, headers = ("", {}) if of is None else (of.method, of.headers)
+            head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
+            self._request = Request(head, RequestTiming(request_id(headers)))
+        self._take_body = None
+        self._connection.count_refusal(error)
+        self._connection.log_refusal(error)
+        if self._request.is_answered:
             self._close()
         else:
-            self._await_request()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._current = cycle
-        super()._start_asgi_task(cycle, app)
-
-    # Input.
-
-    def _parse(self, data: bytes) -> None:
-        """Parse input until there is enough to answer; keep the rest as the backlog."""
-        view, position = memoryview(data), 0
-        while position < len(data) and self._final_output is None and not self._has_enough():
-            position += self._feed(view[position : position + max(PIECE_BYTES, self._body_left_bytes)])
-        if position < len(data) and self._final_output is None:
-            self._backlog = data[position:]
-            self._connection.pause_reading()
-
-    def _has_enough(self) -> bool:
-        return bool(self.pipeline) or (self._is_running and not self._is_receiving)
-
-    def _feed(self, piece: memoryview) -> int:
-        """Parse a piece of the input, and return how much of it was consumed."""
-        taken = len(piece)
-        self._overhead_bytes += taken
-        try:
-            self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade as upgrade:  # an upgrade is declined by ignoring it
-            taken = upgrade.args[0]
-            self._replay()
-        except httptools.HttpParserError:
-            self._refuse(self._refusal or RejectedHead(400, BadRequest("this is not an HTTP/1.1 request")))
-        if self._overhead_bytes > MAX_HEAD_BYTES and self._final_output is None:
-            self._refuse(RejectedHead.too_large())
-        return taken
-
-    def _replay(self) -> None:
-        """Let the parser see the body that it took for the beginning of another protocol."""
-        if self._head is not None and self._head.framing:
-            self._is_replaying = True
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % self._head.framing)
-            self._is_replaying = False
-
-    def _parse_backlog(self) -> None:
-        data, self._backlog = self._backlog, b""
-        if self._final_output is not None:
-            return
-        self._parse(data)
-        if self._backlog:
-            return
-        if self._has_peer_finished:
-            self._end()
-        elif not self.flow.read_paused:
-            self._own_transport.resume_reading()
-
-    def _await_request(self) -> None:
-        """Set the deadline for the next request, or for the rest of it."""
-        has_head = self._is_receiving and self._head is not None
-        if has_head and self.expect_100_continue and not self._is_running:
-            self._end()  # without "100 Continue", what comes next may be the body or another request
-            return
-        self._idle_connections.add(self._connection)
-        limits = self._limits
-        self._connection.set_deadline(limits.request_timeout_s if self._is_receiving else limits.idle_timeout_s)
-        if self._backlog:
-            self.loop.call_soon(self._parse_backlog)
-
-    # The end.
-
-    def _refuse(self, refusal: RejectedHead) -> None:
-        """Answer with an error that bypasses the application, and close."""
-        self._metrics.refused("http", refusal.error.code)
-        self._connection.log_refusal(refusal.error)
-        has_answer = self._is_receiving and self._head is not None and self.cycle.response_started
-        self._end(b"" if has_answer else problems.raw_response(refusal.status, refusal.error))
-
-    def _end(self, final_output: bytes = b"") -> None:
-        """Take no more input; answer every complete request, send the final output, and close."""
-        if self._final_output is not None:
-            return
-        self._final_output, self._backlog = final_output, b""
-        last: RequestResponseCycle | None = self.cycle
-        if self._is_receiving and self._head is not None:
-            if self.pipeline:
-                self.pipeline.popleft()
-                last = self.pipeline[0][0] if self.pipeline else self._current
-            else:
-                _cancel(self.cycle)
-        self._is_receiving = False
-        if not self._is_running:
-            self._close()
-            return
-        self._connection.set_deadline(None)
-        if not final_output and last is not None:
-            last.keep_alive = False  # announced as "Connection: close"
+            self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
 
     def _close(self) -> None:
-        self._own_transport.write(self._final_output or b"")
-        self._own_transport.close()
+        """Send what is left, and close."""
+        self._is_closed = True
+        self._idle_connections.discard(self._connection)
+        self._count_unfinished()
+        if self._output:
+            self._connection.finish(b"".join(self._output))
+        else:
+            self._connection.close()
+
+    def _count_unfinished(self) -> None:
+        if self._take_body is not None:
+            self._take_body = None
+            self._connection.count_refusal(Cancelled("the client has disconnected"))
+
+    def _write(self, data: bytes) -> None:
+        self._output.append(data)
+        self._output_bytes += len(data)
+        if len(data) > PART_BYTES and len(self._output) > 1:  # not copied to be joined with its head
+            *before, last = self._output
+            self._connection.write(b"".join(before))
+            self._output = [last]
+
+    def _flush(self) -> None:
+        if self._output:
+            data = self._output[0] if len(self._output) == 1 else b"".join(self._output)
+            self._output.clear()
+            self._output_bytes = 0
+            self._connection.write(data)
+
+    # What is waited for.
+
+    def _await_more(self) -> None:
+        """Read on or not, and set the deadline of what is expected next."""
+        connection = self._connection
+        if self._running is not None:
+            if self._parser.has_unread or self._peer_has_finished:
+                connection.pause_reading()  # meanwhile it is watched for a reset
+            if self._peer_has_finished:
+                self._set_deadline("probe", PROBE_S)
+            else:
+                self._set_deadline("", None)  # the service has its own
+        elif self._has_next_turn or not self._has_room():
+            connection.pause_reading()
+            self._set_deadline("", None)
+        elif self._is_stopping or self._peer_has_finished:
+            self._end()
+        else:
+            connection.resume_reading()
+            self._idle_connections.add(connection)
+            limits = connection.limits
+            if self._parser.is_inside:
+                self._set_deadline("request", limits.request_timeout_s)
+            else:
+                self._set_deadline("idle", limits.idle_timeout_s)
+
+    def _set_deadline(self, reason: str, seconds: float | None) -> None:
+        """Set a deadline, unless there is one for the same reason: what arrives gains no time."""
+        if reason != self._deadline_is_for or seconds is None:
+            self._deadline_is_for = reason
+            self._connection.set_deadline(seconds)
+
+    def _end(self) -> None:
+        """Close, as no more requests are accepted; tell a client whose request has arrived in part."""
+        if self._parser.is_inside and not self._peer_has_finished:
+            self._refuse(ShuttingDown.not_started())
+        else:
+            self._close()
 
     def _probe(self) -> None:
         """Send "100 Continue" to tell a half-closed client from one that is gone: the latter resets."""
-        self._probing = None
-        cycle = self._current
-        if cycle is None or cycle.disconnected or cycle.response_started:
-            return
-        if cycle.scope["http_version"] == "1.1":
-            self._own_transport.write(_CONTINUE)
-
-
-def _cancel(cycle: RequestResponseCycle) -> None:
-    """Tell the application that the client is gone."""
-    cycle.disconnected = True
-    cycle.message_event.set()
+        request = self._request
+        if request is not None and not request.head.is_1_0 and not request.is_answered:
+            self._connection.write(CONTINUE)
 
 
 class HttpFactory(TransformFactory):
-    """Makes connections that an ASGI application answers. ``metrics`` counts requests that it never sees."""
+    """Makes connections that speak HTTP.
+
+    Args:
+        application: responds to the requests.
+        metrics: counts those that never reach the service.
+        service: tells the time.
+        limits: what a connection may cost.
+        clock: a reactor, or a clock in its place.
+    """
 
     def __init__(
-        self, application: Any, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
+        self, application: Application, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
     ) -> None:
-        settings, self._idle_connections = uvicorn_settings(application, metrics), IdleConnections()
-        super().__init__(
-            service,
-            limits,
-            clock,
-            make_handler=lambda connection: HttpHandler(connection, settings, self._idle_connections),
-        )
+        self._idle_connections = IdleConnections()
+        super().__init__(service, limits, clock, front="http", metrics=metrics, make_handler=self._make_handler)
+        self._application = application
+
+    def _make_handler(self, connection: Connection) -> HttpHandler:
+        return HttpHandler(connection, self._application, self._idle_connections)
 
     def make_room(self, refusal: ConnectionLimitReached) -> bool:
         """Close an idle connection to make room for a new one; return whether there was one."""

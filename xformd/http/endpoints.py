@@ -10,17 +10,13 @@ import json
 import re
 from collections.abc import Callable
 from importlib.resources import files
-
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from urllib.parse import unquote
 
 from xformd.counting import CountingService
-from xformd.http import openapi
+from xformd.http import openapi, problems
+from xformd.http.messages import Request, Response
 from xformd.limits import Limits
 from xformd.telemetry.status import NOT_READY, ServerStatus, readiness
-
-_NO_STORE = {"cache-control": "no-store"}
 
 # The sources in page/ are what a person reads; index.html names them in their order.
 _STYLE = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
@@ -41,29 +37,25 @@ class ListingEndpoints:
         self._service = service
         self._limits = limits
 
-    def routes(self) -> list[Route]:
-        """Return the routes to these endpoints."""
-        return [
-            Route("/transforms", self._list_all),
-            Route("/transforms/{name}", self._describe_one),
-            Route("/openapi.json", self._openapi),
-        ]
-
-    async def _list_all(self, _: Request) -> Response:
+    def list_all(self, _: Request) -> Response:
+        """Respond with all transforms."""
         return _json(self._service.listing())
 
-    async def _describe_one(self, request: Request) -> Response:
-        name = request.path_params["name"]
+    def describe_one(self, request: Request) -> Response:
+        """Respond with the transform that the last segment of the path names."""
+        name = unquote(request.path.removeprefix(b"/transforms/").decode())
+        if request.method not in ("GET", "HEAD") or "/" in name or not name:
+            status = 404 if "/" in name or not name else 405
+            detail = f"no {request.method} {request.path.decode()} here: see GET /openapi.json"
+            problem = problems.http_problem(status, detail, request.id)
+            return problems.response(problem, [(b"allow", b"GET, HEAD")] if status == 405 else ())
         self._service.registry.resolve(name)
         (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
         return _json(json.dumps(described).encode())
 
-    async def _openapi(self, _: Request) -> Response:
+    def describe_interface(self, _: Request) -> Response:
+        """Respond with the description of the whole interface."""
         return _json(json.dumps(openapi.build(self._service.describe(), self._limits)).encode())
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json", headers={"cache-control": "no-cache"})
 
 
 class HealthEndpoints:
@@ -73,28 +65,30 @@ class HealthEndpoints:
         self._status = status
         self._is_stopping = is_stopping
 
-    def routes(self) -> list[Route]:
-        """Return the routes to these endpoints."""
-        return [Route("/livez", self._live), Route("/readyz", self._ready)]
+    def live(self, _: Request) -> Response:
+        """Respond, which shows that the event loop runs."""
+        return _json(b'{"status":"alive"}', b"no-store")
 
-    async def _live(self, _: Request) -> JSONResponse:
-        return JSONResponse({"status": "alive"}, headers=_NO_STORE)
-
-    async def _ready(self, _: Request) -> JSONResponse:
+    def ready(self, _: Request) -> Response:
+        """Respond with 503 if the server should get no requests."""
         report = readiness(self._status(), is_stopping=self._is_stopping())
-        return JSONResponse(report, 503 if report["status"] == NOT_READY else 200, _NO_STORE)
+        return _json(json.dumps(report).encode(), b"no-store", 503 if report["status"] == NOT_READY else 200)
 
 
-async def show_page(_: Request) -> Response:
-    """Answer with the page, and the policy that allows it nothing but its own style and script."""
+def _json(body: bytes, cache_control: bytes = b"no-cache", status: int = 200) -> Response:
+    return Response(status, [(b"content-type", b"application/json"), (b"cache-control", cache_control)], body)
+
+
+def show_page(_: Request) -> Response:
+    """Respond with the page, and the policy that allows it nothing but its own style and script."""
     document, policy = build_page()
-    headers = {
-        "content-security-policy": policy,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-    }
-    return Response(document, media_type="text/html", headers=headers)
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"content-security-policy", policy.encode()),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cache-control", b"no-cache"),
+    ]
+    return Response(200, headers, document)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from xformd.errors import BadRequest, InternalError, NoSuchTransform, XformError
+from xformd.http.messages import Headers, Response
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -37,20 +38,13 @@ def http_problem(status: int, detail: str, request_id: str) -> dict[str, Any]:
 
 
 def headers(problem: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    """Return the headers of a problem, all but its length."""
+    """Return the headers that a problem has besides the general ones."""
     found = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
-    if (request_id := problem.get("request_id")) is not None:
-        found.append((b"x-request-id", request_id.encode()))
     if (wait_ms := problem.get("retry_after_ms")) is not None:
         found.append((b"retry-after", b"%d" % -(-wait_ms // _MS)))  # in whole seconds, rounded up
     return found
 
 
-def raw_response(status: int, error: XformError) -> bytes:
-    """Return a whole response, for an error that bypasses the application; the connection ends with it."""
-    members = problem(error, status=status)
-    content = json.dumps(members).encode()
-    lines = [b"HTTP/1.1 %d %b" % (status, http.HTTPStatus(status).phrase.encode())]
-    lines += [b"%b: %b" % header for header in headers(members)]
-    lines += [b"content-length: %d" % len(content), b"connection: close", b"", content]
-    return b"\r\n".join(lines)
+def response(problem: dict[str, Any], more: Headers = ()) -> Response:
+    """Return a problem as a response, with its own status."""
+    return Response(problem["status"], [*headers(problem), *more], json.dumps(problem).encode())

@@ -1,13 +1,11 @@
-"""Reading an HTTP request: its head, its target, its headers, and the transforms that it names.
+"""What a transform request says over HTTP: its path, its query, its headers, and the transforms that it names.
 
-Invariant: nothing is sent or received here. Whatever two servers could read differently is rejected: that is how one
-request is smuggled inside another.
+Invariant: nothing is sent, received or run here.
 """
 
 import codecs
 import functools
 import hashlib
-import random
 import re
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl, unquote
@@ -15,13 +13,10 @@ from urllib.parse import parse_qsl, unquote
 import attrs
 
 from xformd import spec
-from xformd.errors import BadRequest, GibberishError, TooLarge, XformError
+from xformd.errors import BadRequest, GibberishError, TooLarge
 from xformd.plugins import media_type
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import SHORT_CHARACTERS, Spec
-
-MAX_HEAD_BYTES = 64 * 1024
-"""Request line, headers, trailers and chunk framing together, which are kept in memory."""
 
 MAX_TIMEOUT_MS = 10**12 - 1
 
@@ -31,91 +26,11 @@ MAX_QUERY_POEM_BYTES = 16 * 1024
 MAX_AGE_S = 60
 """How long a result may be cached without revalidation: meanwhile a plugin may have been upgraded."""
 
-_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*\Z")
-_ABSOLUTE = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
-_HEADER_OVERHEAD_BYTES = 4  # the colon, a space, and the line's end
 _MAX_FIELDS = 1_000
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}\Z")
 _MILLISECONDS = re.compile(rb"[0-9]{1,12}\Z")
 _UTF_8 = "utf-8"
 # Python knows more codecs, and some, such as punycode, are slow.
 _CHARSETS = re.compile(r"utf|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc_|gb|big5|tis-620|hz|johab")
-
-# The head, by RFC 9110 and 9112.
-
-
-class RejectedHead(Exception):
-    """A head that is answered with this HTTP status and error, after which the connection ends."""
-
-    def __init__(self, status: int, error: XformError) -> None:
-        super().__init__(error.message)
-        self.status = status
-        self.error = error
-
-    @classmethod
-    def too_large(cls) -> "RejectedHead":
-        """Return the rejection of a head that is longer than ``MAX_HEAD_BYTES``."""
-        return cls(431, TooLarge(f"the head of a request has at most {MAX_HEAD_BYTES} bytes"))
-
-
-@attrs.frozen
-class RequestHead:
-    """The parts of a head that decide how a request is read.
-
-    Args:
-        target: path and query, as they were sent.
-        body_bytes: length of the body; 0 where there is none or it is chunked.
-        framing: the header that says where the body ends; empty where there is none.
-    """
-
-    target: bytes
-    body_bytes: int = 0
-    framing: bytes = b""
-
-
-def read_head(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> RequestHead:
-    """Check a head that the parser has split; the names of its headers are in lower case.
-
-    Raises:
-        RejectedHead: it is ambiguous, too long, or not supported here.
-    """
-    if version not in ("1.1", "1.0"):
-        raise RejectedHead(505, BadRequest("this server speaks HTTP/1.1"))
-    size, hosts, body_bytes, framing = len(target), 0, 0, b""
-    for name, value in headers:
-        size += len(name) + len(value) + _HEADER_OVERHEAD_BYTES
-        if name == b"host":
-            hosts += 1 if _HOST.match(value) else 2
-        elif name == b"content-length":
-            body_bytes, framing = int(value), b"content-length: %b" % value
-        elif name == b"transfer-encoding":
-            framing = _chunked(version, value)
-    if size > MAX_HEAD_BYTES:
-        raise RejectedHead.too_large()
-    if hosts > 1 or (not hosts and version == "1.1"):
-        raise RejectedHead(400, BadRequest("a request needs exactly one Host header: a host, optionally with a port"))
-    return RequestHead(_path_and_query(target), body_bytes, framing)
-
-
-def _chunked(version: str, value: bytes) -> bytes:
-    if version == "1.0":
-        raise RejectedHead(400, BadRequest("HTTP/1.0 has no Transfer-Encoding: send a Content-Length"))
-    if value.lower() != b"chunked":
-        raise RejectedHead(501, BadRequest("the only Transfer-Encoding supported is chunked"))
-    return b"transfer-encoding: chunked"
-
-
-def _path_and_query(target: bytes) -> bytes:
-    if b"#" in target:
-        raise RejectedHead(400, BadRequest("the request target has a fragment: leave out the # and what follows"))
-    if target.startswith(b"/") or target == b"*":
-        return target
-    match = _ABSOLUTE.match(target)
-    if match is None:
-        raise RejectedHead(400, BadRequest("this server is not a proxy: request a path, such as /transforms"))
-    rest = target[match.end() :]
-    return rest if rest.startswith(b"/") else b"/" + rest
-
 
 # The target.
 
@@ -158,10 +73,10 @@ def read_query(query: bytes) -> dict[str, str]:
     Raises:
         BadRequest: it is malformed, or a name is given twice.
     """
-    if not query:
+    if not query.strip(b"&"):
         return {}
     try:
-        text = query.decode("ascii")
+        text = "&".join(part for part in query.decode("ascii").split("&") if part)  # forms may end with an &
         pairs = parse_qsl(
             text, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=_MAX_FIELDS
         )
@@ -193,7 +108,7 @@ def take_poem(parameters: dict[str, str], max_bytes: int) -> bytes:
     return poem
 
 
-# The headers; of those that come several times, the last.
+# The headers.
 
 
 def charset(headers: Mapping[bytes, bytes]) -> str | None:
@@ -229,24 +144,32 @@ def timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
     return int(value) / 1_000
 
 
-def request_id(headers: Mapping[bytes, bytes]) -> str:
-    """Return the client's own id for a request where it is fit for a log, else a new one."""
-    own = headers.get(b"x-request-id")
-    if own is not None and _REQUEST_ID.match(own):
-        return own.decode()
-    return f"{random.getrandbits(64):016x}"  # not a secret: it only has to differ each time
+def unsupported_body(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return why a body cannot be read, for a person; None if it can."""
+    coding = headers.get(b"content-encoding", b"").lower()
+    if coding not in (b"", b"identity"):
+        return f"Content-Encoding: {coding.decode('latin-1')[:40]} is not supported: send the body as it is"
+    if headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+        return "a form with parts is not supported: send the poem alone as the body (curl --data-binary @poem.txt)"
+    return None
 
 
 def matches_etag(headers: Mapping[bytes, bytes], etag: bytes) -> bool:
-    """Return whether the client already has the result with this tag (RFC 9110, If-None-Match)."""
+    """Return whether the client already has the result with this tag (RFC 9110, 13.1.2, If-None-Match)."""
     tags = headers.get(b"if-none-match", b"").strip()
     return tags == b"*" or etag in [tag.strip().removeprefix(b"W/") for tag in tags.split(b",")]
+
+
+def if_match(headers: Mapping[bytes, bytes], etag: bytes | None) -> bool:
+    """Return whether this is the result that the client wants, or it wants any (RFC 9110, 13.1.1, If-Match)."""
+    tags = headers.get(b"if-match")
+    return tags is None or tags.strip() == b"*" or etag in [tag.strip() for tag in tags.split(b",")]
 
 
 # The transforms.
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # its properties are cached
 class TransformRequest:
     """A spec, and the transforms of its steps, in order."""
 
@@ -273,7 +196,12 @@ class TransformRequest:
         last = self.entries[-1].transform
         return media_type.content_type(last.media_type, last.kind).encode()
 
-    @property
+    @functools.cached_property
+    def result_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Headers of a response with a result."""
+        return ((b"content-type", self.media_type), (b"x-transform", self.versions))
+
+    @functools.cached_property
     def is_deterministic(self) -> bool:
         """Whether the same poem always has the same result."""
         return all(each.transform.deterministic for each in self.entries)

@@ -1,123 +1,127 @@
 """``/transform/{spec}``: one poem in, one result out.
 
-Plain ASGI, without a framework: a busy server does little else.
 Invariant: each request is counted once, as what became of it.
 """
 
 from collections.abc import Mapping
 
-from starlette.types import Receive, Scope, Send
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
 
 from xformd.counting import CountingService
 from xformd.errors import XformError
 from xformd.http import problems, requests
-from xformd.http.exchange import Exchange, Headers
-from xformd.http.requests import MAX_AGE_S, TransformRequest, matches_etag, take_poem
+from xformd.http.messages import Headers, Request, Response, TakeBody
+from xformd.http.requests import MAX_AGE_S, TransformRequest, if_match, matches_etag, take_poem
 from xformd.limits import Limits
-from xformd.runners.generation import internal_error
+from xformd.spec import SHORT_CHARACTERS
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 
 PREFIX = b"/transform/"
 
+MAX_REMEMBERED = 1_024
+"""How many short specs are kept parsed, with their transforms."""
+
 _MAX_AGE = b"public, max-age=%d" % MAX_AGE_S
 _NO_STORE = (b"cache-control", b"no-store")
 
 # A result may be HTML made from anybody's text: in a browser it runs no script, and belongs to no site.
-_SANDBOX_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; sandbox"),
-]
+_SANDBOX = (b"content-security-policy", b"default-src 'none'; sandbox")
 
 
 class TransformEndpoint:
-    """The ASGI application for one transform request. ``metrics`` counts what the service never sees."""
+    """Responds to a transform request. ``metrics`` counts what the service never sees."""
 
     def __init__(self, service: CountingService, metrics: Metrics, limits: Limits) -> None:
         self._service = service
         self._metrics = metrics
-        self._limits = limits
+        self._max_bytes = limits.max_request_bytes
+        self._registry = service.registry
+        self._remembered: dict[bytes, TransformRequest] = {}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever goes wrong."""
-        exchange = Exchange(scope, receive, send)
+    def __call__(self, request: Request) -> Response | TakeBody:
+        """Respond to a request, whatever its method."""
         try:
-            if exchange.method == "POST":
-                await self._post(exchange)
-            elif exchange.method in ("GET", "HEAD"):
-                await self._get(exchange)
-            else:
-                detail = f"{exchange.method} is not supported: POST the poem"
-                await self._reject_method(exchange, detail, self._allowed_methods(exchange))
-        except XformError as error:
-            await exchange.respond_error(error)
-        except Exception:
-            await exchange.respond_error(internal_error(Failure(), exchange.timing))
-
-    async def _post(self, exchange: Exchange) -> None:
-        await self._run(exchange, *await self._read(exchange))
-
-    async def _get(self, exchange: Exchange) -> None:
-        request, poem, timeout_s = await self._read(exchange)
-        if not request.is_deterministic:
-            detail = f"{request.spec} is not deterministic, so GET is not supported: POST the poem"
-            await self._reject_method(exchange, detail, b"POST")
-            return
-        etag = request.etag(poem)
-        caching = [_NO_STORE] if etag is None else [(b"etag", etag), (b"cache-control", _MAX_AGE)]
-        if etag is None or not matches_etag(exchange.headers, etag):
-            await self._run(exchange, request, poem, timeout_s, caching)
-            return
-        request.check_options()  # a cached result must not hide an invalid option
-        await exchange.respond(304, [*caching, (b"x-request-id", exchange.request_id.encode())], b"")
-
-    async def _run(
-        self, exchange: Exchange, request: TransformRequest, poem: bytes, timeout_s: float | None, more: Headers = ()
-    ) -> None:
-        result = self._service.xform(request.spec, poem, timeout_s=timeout_s, timing=exchange.timing)
-        if not isinstance(result, bytes):
-            result = await exchange.wait_for(result)
-        await exchange.respond(200, [*_result_headers(request, exchange.timing), *more], result)
-
-    async def _read(self, exchange: Exchange) -> tuple[TransformRequest, bytes, float | None]:
-        """Read the request, the poem and the timeout; count what is rejected."""
-        has_body, max_bytes = exchange.method == "POST", self._limits.max_request_bytes
-        try:
-            parameters = requests.read_query(exchange.scope["query_string"])
-            poem = b"" if has_body else take_poem(parameters, max_bytes)
-            request = self._transforms(exchange, parameters)
-            timeout_s = requests.timeout_s(exchange.headers)
-            if has_body:
-                poem = request.decode(await exchange.body(max_bytes), exchange.headers, max_bytes)
+            if request.method == "POST":
+                return self._post(request)
+            if request.method in ("GET", "HEAD"):
+                return self._get(request)
         except XformError as error:
             self._metrics.refused("http", error.code)
             raise
-        return request, poem, timeout_s
+        detail = f"{request.method} is not supported: POST the poem"
+        return self._reject(request, 405, detail, [(b"allow", self._allowed_methods(request))])
 
-    def _transforms(self, exchange: Exchange, options: Mapping[str, str]) -> TransformRequest:
-        segment = exchange.scope["raw_path"].removeprefix(PREFIX)
-        return TransformRequest.from_spec(requests.read_spec(segment, options), self._service.registry)
+    def _post(self, request: Request) -> Response | TakeBody:
+        wanted = self._read(request, requests.read_query(request.query))
+        timeout_s = requests.timeout_s(request.headers)
+        if (detail := requests.unsupported_body(request.headers)) is not None:
+            return self._reject(request, 415, detail, [(b"accept-encoding", b"identity")])
 
-    def _allowed_methods(self, exchange: Exchange) -> bytes:
+        def take_body(body: bytes) -> Response | Deferred[Response]:
+            try:
+                poem = wanted.decode(body, request.headers, self._max_bytes)
+            except XformError as error:
+                self._metrics.refused("http", error.code)
+                raise
+            return self._run(request, wanted, poem, timeout_s)
+
+        return take_body
+
+    def _get(self, request: Request) -> Response | TakeBody:
+        parameters = requests.read_query(request.query)
+        poem = take_poem(parameters, self._max_bytes)
+        wanted = self._read(request, parameters)
+        timeout_s = requests.timeout_s(request.headers)
+        if not wanted.is_deterministic:
+            detail = f"{wanted.spec} is not deterministic, so GET is not supported: POST the poem"
+            return self._reject(request, 405, detail, [(b"allow", b"POST")])
+        etag = wanted.etag(poem)
+        if not if_match(request.headers, etag):
+            return self._reject(request, 412, "the result is not the one that If-Match names")
+        caching = [_NO_STORE] if etag is None else [(b"etag", etag), (b"cache-control", _MAX_AGE)]
+        if etag is None or not matches_etag(request.headers, etag):
+            return lambda _: self._run(request, wanted, poem, timeout_s, caching)
+        wanted.check_options()  # a cached result must not hide an invalid option
+        return Response(304, caching)
+
+    def _run(
+        self, request: Request, wanted: TransformRequest, poem: bytes, timeout_s: float | None, more: Headers = ()
+    ) -> Response | Deferred[Response]:
+        timing = request.timing
+        result = self._service.xform(wanted.spec, poem, timeout_s=timeout_s, timing=timing)
+        if isinstance(result, bytes):
+            return _respond(result, wanted, timing, more)
+        return result.addCallback(_respond, wanted, timing, more)
+
+    def _read(self, request: Request, options: Mapping[str, str]) -> TransformRequest:
+        """Read the spec, and look up its transforms; a short one is read once for all."""
+        if self._registry is not self._service.registry:
+            self._registry = self._service.registry
+            self._remembered.clear()
+        segment = request.path[len(PREFIX) :]
+        if (remembered := self._remembered.get(segment)) is not None and not options:
+            return remembered
+        wanted = TransformRequest.from_spec(requests.read_spec(segment, options), self._registry)
+        if not options and len(segment) <= SHORT_CHARACTERS:
+            if len(self._remembered) >= MAX_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[segment] = wanted
+        return wanted
+
+    def _allowed_methods(self, request: Request) -> bytes:
         try:
-            is_deterministic = self._transforms(exchange, {}).is_deterministic
+            is_deterministic = self._read(request, {}).is_deterministic
         except XformError:
             is_deterministic = False
         return b"GET, HEAD, POST" if is_deterministic else b"POST"
 
-    async def _reject_method(self, exchange: Exchange, detail: str, allowed: bytes) -> None:
-        problem = problems.http_problem(405, detail, exchange.request_id)
+    def _reject(self, request: Request, status: int, detail: str, headers: Headers = ()) -> Response:
+        problem = problems.http_problem(status, detail, request.id)
         self._metrics.refused("http", problem["code"])
-        await exchange.respond_problem(problem, [(b"allow", allowed)])
+        return problems.response(problem, headers)
 
 
-def _result_headers(request: TransformRequest, timing: RequestTiming) -> list[tuple[bytes, bytes]]:
+def _respond(result: bytes, wanted: TransformRequest, timing: RequestTiming, more: Headers) -> Response:
     server_timing = b"queue;dur=%.2f, run;dur=%.2f" % (1_000 * timing.queue_s, 1_000 * timing.run_s)
-    return [
-        (b"content-type", request.media_type),
-        (b"x-transform", request.versions),
-        (b"server-timing", server_timing),
-        (b"x-request-id", str(timing.request_id).encode()),
-        *_SANDBOX_HEADERS,
-    ]
+    return Response(200, [*wanted.result_headers, (b"server-timing", server_timing), _SANDBOX, *more], result)

@@ -3,6 +3,7 @@
 Invariant: the first SIGTERM or SIGINT stops a server in good order, the second ends it at once.
 """
 
+import contextlib
 import functools
 import os
 import resource
@@ -52,20 +53,12 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     return result
 
 
-def prepare_to_serve(log_format: str = "text", *, with_asyncio: bool = False) -> None:
-    """Set up the reactor, the log and the allocator of a server process, before anything installs a reactor.
-
-    HTTP requests are asyncio tasks, and need ``with_asyncio``.
-    """
-    try:
+def prepare_to_serve(log_format: str = "text") -> None:
+    """Set up the reactor, the log and the allocator of a server process, before anything installs a reactor."""
+    with contextlib.suppress(ImportError):  # where the system has no epoll, Twisted's own reactor does
         from xformd.net.reactor import install
-    except ImportError:  # this system has no epoll
-        if with_asyncio:
-            from twisted.internet import asyncioreactor
 
-            asyncioreactor.install()
-    else:
-        install(with_asyncio=with_asyncio)
+        install()
     start_server_log(log_format)
     keep_freed_memory()
 

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults
 
 from xformd.config import Settings
 from xformd.counting import CountingService
-from xformd.errors import ConfigError
+from xformd.http.application import HttpDependencies, make_application, make_monitoring_application
+from xformd.http.connection import HttpFactory
+from xformd.http.endpoints import HealthEndpoints
+from xformd.http.sites import Sites
 from xformd.net.listener import ListeningService
 from xformd.net.run import within_descriptors
 from xformd.plugins.registry import Registry
 from xformd.protocol import TransformFactory
 from xformd.server.reload import Reloader
 from xformd.telemetry.metrics import Front, Metrics
+from xformd.telemetry.prometheus import PrometheusExporter, Sources
 
 
 class Server(ListeningService):
@@ -79,33 +82,12 @@ def make_server(settings: Settings, reactor: Any) -> Server:
 
 def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Server:
     """Make a server that counts its requests and answers over HTTP too."""
-    setting = "http" if settings.http else "metrics"
-    if not _runs_asyncio(reactor):
-        advice = "twistd --reactor=asyncio xformd ..., or xformd serve"
-        raise ConfigError(f"HTTP needs a reactor on which asyncio runs: {advice}", setting=setting)
-    metrics, service = Metrics(), reloader.service
+    metrics, service, limits = Metrics(), reloader.service, settings.limits
     counting: dict[Front, CountingService] = {
         "classic": CountingService(service, metrics, "classic"),
         "session": CountingService(service, metrics, "session"),
     }
-    netstrings = TransformFactory(service, settings.limits, reactor, metrics=metrics, counting=counting)
-    try:
-        others = _make_http_listeners(settings, reloader, netstrings, metrics, reactor)
-    except ImportError as error:
-        raise ConfigError(f"{error.name} is not installed: pip install 'xformd[http]'", setting=setting) from None
-    return Server(reloader, settings.listen, netstrings, reactor, others)
-
-
-def _make_http_listeners(
-    settings: Settings, reloader: Reloader, netstrings: TransformFactory, metrics: Metrics, reactor: Any
-) -> list[ListeningService]:
-    # Imported here: they need what the extra "http" installs.
-    from xformd.http.application import HttpDependencies, make_application, make_monitoring_application
-    from xformd.http.connection import HttpFactory
-    from xformd.http.endpoints import HealthEndpoints
-    from xformd.telemetry.prometheus import PrometheusExporter, Sources
-
-    service, limits = reloader.service, settings.limits
+    netstrings = TransformFactory(service, limits, reactor, metrics=metrics, counting=counting)
     factories: dict[str, TransformFactory] = {"netstring": netstrings}
     sources = Sources(
         metrics,
@@ -119,19 +101,20 @@ def _make_http_listeners(
         limits=limits,
         health=HealthEndpoints(reloader.status, lambda: netstrings.is_stopping),
         render_metrics=PrometheusExporter(sources).render,
-        origins=settings.cors,
+        sites=Sites(settings.host_names, settings.cors),
     )
     factories["http"] = HttpFactory(make_application(dependencies), metrics, service, limits, reactor)
     factories["metrics"] = HttpFactory(make_monitoring_application(dependencies), metrics, service, limits, reactor)
-    return [
+    others = [
         ListeningService(listen, factories[front], reactor, is_eager=True, setting=front, scheme="http://")
         for front, listen in (("http", settings.http), ("metrics", settings.metrics))
     ]
+    for other in others:
+        other.listening.addCallback(_note_hosts, dependencies.sites)
+    return Server(reloader, settings.listen, netstrings, reactor, others)
 
 
-def _runs_asyncio(reactor: Any) -> bool:
-    """Whether asyncio tasks run beside this reactor. A test's stand-in for a reactor counts as one that can."""
-    from twisted.internet.asyncioreactor import AsyncioSelectorReactor
-
-    can_run = getattr(reactor, "runs_asyncio", False) or isinstance(reactor, AsyncioSelectorReactor)
-    return can_run or not isinstance(reactor, ReactorBase)
+def _note_hosts(addresses: tuple[str, ...], sites: Sites) -> tuple[str, ...]:
+    for address in addresses:
+        sites.listens_on(address)
+    return addresses

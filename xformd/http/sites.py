@@ -1,0 +1,125 @@
+"""Which web sites may use a server: what their pages ask for is sent from the machine of whoever visits them.
+
+A page may not reach the server under a name of its own (DNS rebinding), and not from another site unless ``--cors``
+allows that. Invariant: a client that is no browser sends none of the headers that are looked at here, but for ``Host``.
+"""
+
+import re
+from collections.abc import Collection
+from functools import lru_cache
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from xformd.errors import Forbidden
+from xformd.http import problems
+from xformd.http.messages import Headers, Request, Response
+from xformd.wire.http1 import RequestHead
+
+ANY = "*"
+
+MAX_AGE_S = 600
+"""How long a browser may remember that a site may call."""
+
+NOSNIFF = b"x-content-type-options: nosniff\r\n"
+
+_EXPOSED = b"access-control-expose-headers: x-transform, server-timing, x-request-id, retry-after, etag\r\n"
+_WILDCARDS = ("0.0.0.0", "::")
+_PORT = re.compile(r":[0-9]*\Z")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+class Sites:
+    """Decides which requests of browsers are answered.
+
+    Args:
+        host_names: names that the server has; ``*`` is any. Its addresses and ``localhost`` are always its own.
+        origins: sites whose pages may call, as ``scheme://host:port``; ``*`` is any.
+    """
+
+    def __init__(self, host_names: Collection[str] = (), origins: Collection[str] = ()) -> None:
+        self._host_names = {"localhost", "", *(name.lower() for name in host_names)}
+        self._origins = frozenset(map(_as_browsers_send_it, origins))
+        self._addresses: set[str] = set()
+        self.is_own_host = lru_cache(maxsize=1_024)(self._is_own_host)
+
+    def listens_on(self, address: str) -> None:
+        """Note an address of the server: ``HOST:PORT``, or a URL without a path."""
+        self._addresses.add(urlsplit(address if "//" in address else f"//{address}").hostname or "")
+        self.is_own_host.cache_clear()
+
+    def check(self, request: Request) -> Response | None:
+        """Return the answer to a request of a browser that must not be served; None for any other."""
+        head = request.head
+        if not self.is_own_host(head.host):
+            name = _PORT.sub("", head.host.decode())
+            detail = f"this server is not {name}: if it should be, start it with --host-names {name}"
+            return problems.response(problems.http_problem(421, detail, request.id))
+        headers = head.headers
+        if b"origin" not in headers and b"sec-fetch-site" not in headers:
+            return None
+        is_allowed = self._allowed_origin(headers.get(b"origin")) is not None
+        if not is_allowed and _is_cross_site(head) and not _opens_page(head):
+            error = Forbidden("a page of another site asks for this: --cors ORIGIN lets that site's pages call")
+            return problems.response(problems.problem(error, request.id))
+        if is_allowed and request.method == "OPTIONS" and b"access-control-request-method" in headers:
+            return self._preflight(head)
+        return None
+
+    def general_headers(self, head: RequestHead) -> bytes:
+        """Return the lines of headers that every response has (Fetch standard, CORS protocol)."""
+        if not self._origins:
+            return NOSNIFF
+        vary = b"" if ANY in self._origins else b"vary: origin\r\n"
+        allowed = self._allowed_origin(head.headers.get(b"origin"))
+        allow = b"" if allowed is None else b"access-control-allow-origin: %b\r\n" % allowed
+        return b"".join((NOSNIFF, allow, _EXPOSED, vary))
+
+    def _allowed_origin(self, origin: bytes | None) -> bytes | None:
+        if ANY in self._origins:
+            return ANY.encode()
+        return origin if origin is not None and origin.decode("latin-1") in self._origins else None
+
+    def _preflight(self, head: RequestHead) -> Response:
+        asked = head.headers.get(b"access-control-request-headers", b"")
+        headers: Headers = [
+            (b"access-control-allow-methods", b"GET, HEAD, POST"),
+            (b"access-control-allow-headers", asked),
+            (b"access-control-max-age", b"%d" % MAX_AGE_S),
+        ]
+        return Response(200, headers if asked else [headers[0], headers[2]])
+
+    def _is_own_host(self, host: bytes) -> bool:
+        name = _PORT.sub("", host.decode("ascii")).lower()
+        if ANY in self._host_names or name.rstrip(".") in self._host_names:
+            return True
+        try:
+            address = ip_address(name.strip("[]"))
+        except ValueError:
+            return False
+        # Behind a wildcard, a port that is forwarded has addresses that this machine does not know. No page can
+        # rebind an address, only a name.
+        return str(address) in self._addresses or not self._addresses.isdisjoint(_WILDCARDS)
+
+
+def _as_browsers_send_it(origin: str) -> str:
+    """Return an origin in lower case, and without the port that its scheme implies (RFC 6454, 6.2)."""
+    origin = origin.lower()
+    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition(":")[0], "\0"))
+
+
+def _is_cross_site(head: RequestHead) -> bool:
+    """Whether a browser marks the request as another site's; one without Fetch Metadata sends ``Origin`` at least."""
+    site = head.headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site not in (b"same-origin", b"same-site", b"none")
+    origin = head.headers[b"origin"].decode("latin-1").lower()
+    scheme, _, authority = origin.partition("://")
+    default = _DEFAULT_PORTS.get(scheme, "\0")
+    return authority.removesuffix(default) != head.host.decode().lower().removesuffix(default)
+
+
+def _opens_page(head: RequestHead) -> bool:
+    """Whether this is a link to the page, which shows itself in no frame, and runs nothing by itself."""
+    is_navigation = head.headers.get(b"sec-fetch-mode") == b"navigate"
+    is_page = head.headers.get(b"sec-fetch-dest") == b"document" and head.target.partition(b"?")[0] == b"/"
+    return is_navigation and is_page and head.method in ("GET", "HEAD")

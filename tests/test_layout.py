@@ -22,7 +22,7 @@ LINK = re.compile(r"\]\((?!https?:|javascript:)([^)#]+)")
 
 MAX_TOP_MODULES = 13
 MAX_MODULES = 108
-MAX_LINES = 15_500
+MAX_LINES = 16_500
 MAX_STIFF_DOCSTRINGS = 9
 WORTH_A_MODULE_LINES = 120
 
@@ -31,6 +31,7 @@ SMALL_WITH_ONE_IMPORTER = {
     "xformd.cli": "a process: the command xformd",
     "xformd.client.classic": "a protocol: the classic dialect, on the client",
     "xformd.dialects.classic": "a protocol: the classic dialect, on the server",
+    "xformd.net.reactor": "only where the system has epoll, which importing it needs",
     "xformd.plugins.builtin.text": "a plugin: an entry point names it",
 }
 """Modules under 120 lines that at most one other imports, and why they are modules all the same."""

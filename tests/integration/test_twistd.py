@@ -133,7 +133,7 @@ def test_a_poem_server_and_a_proxy_in_front_of_it(tmp_path: Path) -> None:
         ("XFORMD_WORKERS=many xformd", 1, "bad-config: XFORMD_WORKERS: expected 'auto' or"),
         ("XFORMD_PLUGINS=xformd-nowhere xformd", 1, "xformd-nowhere"),
         ("XFORMD_LISTEN=unix:/no/such/socket xformd", 1, "cannot listen on unix:/no/such/socket: No such"),
-        ("XFORMD_HTTP=tcp:0 xformd", 1, "xformd: bad-config: XFORMD_HTTP: HTTP needs a reactor"),
+        ("XFORMD_HTTP=no:such xformd", 1, "XFORMD_HTTP: 'no:such': Unknown endpoint type"),
         ("xformd --config /no/such/file", 1, "xformd: bad-config: cannot read settings from /no/such/file: No such"),
         ("xformd --workers 1", 1, "option --workers not recognized"),
         ("xformd-proxy no:such:endpoint", 1, "xformd: bad-config: server address 'no:such:endpoint'"),

@@ -29,11 +29,15 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def xformd(*arguments: str, stdin: bytes = b"", **extra: str) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end, in this process; ``extra`` adds to its environment."""
+    if arguments[:1] == ("serve",):
+        extra.setdefault("XFORMD_HTTP", "none")  # its port is another test's
     return in_process.run(cli.main.main, arguments, stdin=stdin, environment=environment(extra))
 
 
 def xformd_process(*arguments: str, stdin: bytes = b"", **extra: str) -> subprocess.CompletedProcess[bytes]:
     """Run a command to its end, in a process of its own, where that is the point."""
+    if arguments[:1] == ("serve",):
+        extra.setdefault("XFORMD_HTTP", "none")
     return subprocess.run(
         [*XFORMD, *arguments], input=stdin, capture_output=True, timeout=DEADLINE_S, env=environment(extra), check=False
     )
@@ -140,6 +144,7 @@ def serving(
     if verb == ("serve",):
         extra.setdefault("XFORMD_WORKERS", "0")
         extra.setdefault("XFORMD_HTTP", "none")
+        extra.setdefault("XFORMD_HOST_NAMES", "a b")  # what the tests' requests call it
     log = folder / "server.log"
     with (
         log.open("wb") as stderr,

@@ -21,8 +21,8 @@ MAX_FIELDS = 1_000
 FREE_FRAMING_BYTES = 8
 """Chunk framing for each byte of a body that does not count against ``MAX_HEAD_BYTES``."""
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH")
-"""Those of RFC 9110 and RFC 5789 but for CONNECT: what follows one of those is not HTTP."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "QUERY")
+"""The registered ones that clients try, but for CONNECT: what follows one of those is not HTTP."""
 
 _METHOD = "|".join(METHODS).encode()
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"

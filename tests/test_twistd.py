@@ -54,7 +54,7 @@ def test_a_server_reads_the_file_and_the_environment(
 
 def test_a_proxy_has_the_defaults_of_the_command(made: list[Any]) -> None:
     make(twistd.ProxyOptions(), "a:1", "b:2")
-    assert made == [("a:1", "b:2"), ("tcp:11001:interface=127.0.0.1:backlog=1024",), Limits(), "reactor", {}]
+    assert made == [("a:1", "b:2"), ("tcp:11001:interface=127.0.0.1",), Limits(), "reactor", {}]
 
 
 def test_every_option_of_a_proxy_arrives(made: list[Any], tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_poem_is_found_from_any_folder(made: list[Any]) -> None:
 )
 def test_every_option_of_a_poem_proxy_arrives(made: list[Any], flags: list[str], options: dict[str, Any]) -> None:
     make(twistd.PoemOptions(), "proxy", *flags, "owl:1")
-    assert made == ["owl:1", ("tcp:10001:interface=127.0.0.1:backlog=1024",), "reactor", options]
+    assert made == ["owl:1", ("tcp:10001:interface=127.0.0.1",), "reactor", options]
 
 
 @pytest.mark.parametrize(

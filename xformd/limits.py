@@ -28,6 +28,7 @@ class Limits:
     max_result_bytes: int = _limit(10 * MIB, "a result is held in memory as a whole")
     max_connections: int = _limit(10_000, "each connection costs memory and a file descriptor")
     max_connections_per_peer: int | None = _limit(None, "one address must not use up all connections")
+    listen_backlog: int = _limit(1_024, "clients come in bursts: this many may wait to be accepted at each endpoint")
     max_in_flight: int = _limit(64, "one session must not take over the whole server")
     max_unread_output_bytes: int = _limit(MIB, "a client that does not read must not fill the server's memory")
     request_timeout_s: float = _limit(30.0, "a client that sends slowly must not hold a connection forever")

@@ -53,10 +53,10 @@ def test_every_option_of_a_poem_proxy_arrives(made: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("flags", "listen"),
     [
-        ([], ("tcp:11001:interface=127.0.0.1:backlog=1024",)),
+        ([], ("tcp:11001:interface=127.0.0.1",)),
         (["--listen=unix:p"], ("unix:p",)),
-        (["--port=1"], ("tcp:1:interface=127.0.0.1:backlog=1024",)),
-        (["--host=::1", "--listen=unix:p"], (r"tcp:11001:interface=\:\:1:backlog=1024", "unix:p")),
+        (["--port=1"], ("tcp:1:interface=127.0.0.1",)),
+        (["--host=::1", "--listen=unix:p"], (r"tcp:11001:interface=\:\:1", "unix:p")),
     ],
 )
 def test_a_proxy_listens_on_the_given_endpoints(made: list[Any], flags: list[str], listen: tuple[str, ...]) -> None:

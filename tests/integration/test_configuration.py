@@ -151,10 +151,10 @@ def test_every_setting_has_a_flag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "listen", "place"),
     [
-        (("--port", "7"), ["tcp:7:interface=127.0.0.1:backlog=1024"], "--port"),
-        (("--host", "::1"), [r"tcp:11000:interface=\:\:1:backlog=1024"], "--host"),
+        (("--port", "7"), ["tcp:7:interface=127.0.0.1"], "--port"),
+        (("--host", "::1"), [r"tcp:11000:interface=\:\:1"], "--host"),
         (("--listen", "tcp:8"), ["tcp:8"], "--listen"),
-        (("--listen=a", "--port=7"), ["tcp:7:interface=127.0.0.1:backlog=1024", "a"], "--port and --listen"),
+        (("--listen=a", "--port=7"), ["tcp:7:interface=127.0.0.1", "a"], "--port and --listen"),
     ],
 )
 def test_ports_and_hosts_are_places_to_listen(arguments: tuple[str, ...], listen: list[str], place: str) -> None:

@@ -27,10 +27,38 @@ def test_a_port_in_use_is_one_clear_line_and_no_other_place_is_kept(tmp_path: Pa
         second = xformd("serve", "--listen", f"unix:{path}", "--port", port)
     assert (second.returncode, second.stdout) == (69, b"")
     assert second.stderr.decode() == (
-        f"xformd: listen-failed: cannot listen on tcp:{port}:interface=127.0.0.1:backlog=1024: "
-        "Address already in use; is another server running there?\n"
+        f"xformd: listen-failed: cannot listen on 127.0.0.1:{port}: address already in use; "
+        "is another server running there? --port or --listen moves it\n"
     )
     assert not path.exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", ""])
+def test_the_line_about_a_port_in_use_names_the_flag_that_moves_it(tmp_path: Path, host: str) -> None:
+    (tmp_path / "poem").write_text("a")
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        port = taken.getsockname()[1]
+        place = f"tcp:{port}:interface={host.replace(':', chr(92) + ':')}"
+        failed = {
+            "--http": xformd("serve", "--port=0", "--workers=0", "--http", place),
+            "--metrics": xformd("serve", "--port=0", "--workers=0", "--metrics", place),
+            "--listen": xformd("poem", "serve", "--listen", place, str(tmp_path / "poem"), stdin=b""),
+        }
+    shown = {"127.0.0.1": "127.0.0.1", "::1": "[::1]", "": "*"}[host]
+    says = f"xformd: listen-failed: cannot listen on {shown}:{port}: address already in use; is another server"
+    for flag, ended in failed.items():
+        assert ended.returncode == 69
+        assert ended.stderr.decode().splitlines()[-1] == f"{says} running there? {flag} moves it"
+
+
+def test_the_line_about_a_unix_socket_in_use_names_the_flag_too(tmp_path: Path) -> None:
+    place = f"unix:{tmp_path}/socket"
+    with serving(tmp_path, "--listen", place):
+        second = xformd("serve", "--listen", place)
+    assert second.stderr.decode() == (
+        f"xformd: listen-failed: cannot listen on {place}: address already in use; "
+        "is another server running there? --port or --listen moves it\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +69,8 @@ def test_a_port_in_use_is_one_clear_line_and_no_other_place_is_kept(tmp_path: Pa
         (("--listen", "unix:/no/such/folder/socket"), 69, "cannot listen on unix:/no/such/folder/socket: No such file"),
         (("--host", "192.0.2.1", "--port", "0"), 69, "Cannot assign requested address"),
         (("--host", "no such host", "--port", "0"), 69, "cannot listen on tcp:0:interface=no such host"),
-        (("--listen", "ssl:0:privateKey=/no/key.pem"), 78, "write a Twisted server endpoint"),
+        (("--listen", "ssl:0:privateKey=/no/key.pem"), 78, "key.pem': /no/key.pem: No such file or directory"),
+        (("--listen", "haproxy:ssl:0:key=a"), 78, "write a Twisted server endpoint"),
     ],
 )
 def test_a_place_that_cannot_be_is_one_line(arguments: tuple[str, ...], status: int, says: str) -> None:

@@ -16,8 +16,8 @@ def tls_endpoint(folder: Path) -> tuple[str, Path]:
     return f"ssl:0:privateKey={key}:certKey={certificate}:interface=127.0.0.1", trusted
 
 
-def write_certificate(key_path: Path, certificate_path: Path) -> None:
-    """Write a key and a certificate for localhost that it signs itself."""
+def write_certificate(key_path: Path, certificate_path: Path, password: bytes | None = None) -> None:
+    """Write a key, encrypted if there is a password, and a certificate for localhost that it signs itself."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -37,5 +37,6 @@ def write_certificate(key_path: Path, certificate_path: Path) -> None:
         .sign(key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
-    key_path.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    key_path.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, encryption))
     certificate_path.write_bytes(certificate.public_bytes(pem))

@@ -13,7 +13,7 @@ from typing import Any
 
 from support.processes import DEADLINE_S, Server, serving
 
-ANYWHERE = "tcp:0:interface=127.0.0.1:backlog=1024"
+ANYWHERE = "tcp:0:interface=127.0.0.1"
 
 Talk = Callable[[socket.socket], None]
 

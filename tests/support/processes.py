@@ -67,7 +67,7 @@ class Server:
         while not any(ready in line for line in self.greeting):
             self.greeting.append(self.read_line())
         self.address = self.greeting[0].rpartition(" ")[2]
-        self.http = next((line.rpartition(" ")[2] for line in self.greeting if " listening on http://" in line), "")
+        self.http = next((line.rpartition(" ")[2] for line in self.greeting if " listening on http" in line), "")
 
     def read_line(self) -> str:
         """Return the next line of its standard output."""

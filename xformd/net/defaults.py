@@ -6,11 +6,9 @@ DEFAULT_PROXY_PORT = 11_001
 DEFAULT_HTTP_PORT = 11_080
 DEFAULT_POEM_PORT = 10_000
 DEFAULT_POEM_PROXY_PORT = 10_001
-BACKLOG = 1_024
-"""How many connections may wait to be accepted: classic clients, with one for each request, come in bursts."""
 
 
 def tcp_server(host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> str:
     """Return the Twisted server endpoint string for a host and a port."""
     quoted = host.replace("\\", r"\\").replace(":", r"\:")
-    return f"tcp:{port}:interface={quoted}:backlog={BACKLOG}"
+    return f"tcp:{port}:interface={quoted}"

@@ -7,20 +7,36 @@ is the short one. Invariant: whatever an endpoint or its plugin raises for a bad
 import importlib.util
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IProtocol, IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocol,
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
 from xformd.errors import ConfigError
+from xformd.limits import Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT
+from xformd.net.factory import DrainingFactory
+from xformd.net.proxy_header import ProxyHeaderFactory
+
+if TYPE_CHECKING:  # it needs what the extra "tls" installs
+    from xformd.net.tls import Certificates
 
 MAX_UNIX_PATH_BYTES = 107
 """``sockaddr_un`` in Linux. Twisted does not reject a longer path: connecting to it simply never succeeds."""
+
+_BACKLOG_POSITIONS = {"tcp": 3, "tcp6": 2, "unix": 3}
+"""Where the backlog stands in an endpoint string whose options have no names; other kinds have no backlog."""
 
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>[0-9]{1,5}))?\Z")
 
@@ -62,30 +78,76 @@ def client_endpoint(reactor: Any, address: str, default_port: int = DEFAULT_PORT
     return endpoint
 
 
-def server_endpoint(reactor: Any, description: str, setting: str = "listen") -> IStreamServerEndpoint:
+@attrs.frozen
+class ServerEndpoint:
+    """A port to listen on, and what stands between it and a server's factory: TLS, a PROXY header, both or nothing."""
+
+    _port: IStreamServerEndpoint
+    _reactor: Any
+    certificates: "Certificates | None" = None
+    has_proxy_header: bool = False
+
+    def listen(self, factory: DrainingFactory[Any]) -> Deferred[IListeningPort]:
+        """Listen; fires with the port."""
+        wrapped: Any = ProxyHeaderFactory(factory, self._reactor) if self.has_proxy_header else factory
+        if self.certificates is not None:
+            wrapped = self.certificates.wrap(wrapped)
+        listening: Deferred[IListeningPort] = self._port.listen(wrapped)
+        return listening
+
+
+def server_endpoint(
+    reactor: Any,
+    description: str,
+    setting: str = "listen",
+    *,
+    backlog: int = Limits().listen_backlog,
+    alpn: tuple[bytes, ...] = (),
+) -> ServerEndpoint:
     """Parse an address to listen on.
 
     Args:
         reactor: used to listen.
         description: a Twisted server endpoint string, such as ``tcp:11000:interface=127.0.0.1``.
         setting: where it comes from, for the error message.
+        backlog: how many connections may wait to be accepted, unless the endpoint string says so.
+        alpn: the protocols that a client may choose from over TLS.
 
     Raises:
-        ConfigError: the endpoint string is invalid.
+        ConfigError: the endpoint string is invalid, or its certificate.
     """
-    if reason := _missing_tls(description, "ssl:", "tls:"):
+    if reason := _missing_tls(description, "ssl:", "tls:", "haproxy:ssl:"):
         raise ConfigError(reason, setting=setting)
     if description.startswith("stdio"):
         reason = f"{description!r}: standard input is a single connection; a server cannot listen on it"
         raise ConfigError(reason, setting=setting)
     try:
-        endpoint: IStreamServerEndpoint = endpoints.serverFromString(reactor, description)
+        return _parse_server_endpoint(reactor, description, backlog, alpn)
+    except ConfigError as error:
+        raise ConfigError(f"{description!r}: {error.reason}", setting=setting) from error
     except Exception as error:  # as above
         port = DEFAULT_PORT if setting == "listen" else DEFAULT_HTTP_PORT
         example = f"tcp:{port}:interface={DEFAULT_HOST}"
         reason = f"{description!r}: {_reason(error)}; write a Twisted server endpoint, such as {example}"
         raise ConfigError(reason, setting=setting) from error
-    return endpoint
+
+
+def _parse_server_endpoint(reactor: Any, description: str, backlog: int, alpn: tuple[bytes, ...]) -> ServerEndpoint:
+    kind, _, rest = description.partition(":")
+    if kind.lower() == "haproxy":
+        inner = _parse_server_endpoint(reactor, rest, backlog, alpn)
+        return attrs.evolve(inner, has_proxy_header=True)
+    words, options = endpoints._parse(description)
+    if kind == "ssl":
+        from xformd.net.tls import Certificates, TlsOptions
+
+        tls = TlsOptions(*words[1:], **options)
+        port = endpoints.TCP4ServerEndpoint(reactor, tls.port, int(tls.backlog or backlog), tls.interface)
+        return ServerEndpoint(port, reactor, Certificates(tls, alpn, reactor))
+    position = _BACKLOG_POSITIONS.get(kind)
+    if position is not None and "backlog" not in options and len(words) <= position:
+        description += f":backlog={backlog}"
+    return ServerEndpoint(endpoints.serverFromString(reactor, description), reactor)
 
 
 def show(address: IAddress) -> str:

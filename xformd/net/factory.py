@@ -9,15 +9,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
+from twisted.protocols.policies import WrappingFactory
 
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, RefusalLog
 
 
 class DrainableProtocol(Protocol):
-    """A connection that a ``DrainingFactory`` can close."""
+    """A connection that a ``DrainingFactory`` can close; ``peer`` is the client's IP address, if it is known."""
 
     transport: Any
+    peer: str | None
 
     def stop(self) -> None:
         """Finish what has been accepted, then close."""
@@ -82,6 +84,21 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
             return self.refuse()
         return self.make_protocol(peer)
 
+    def identify(self, connection: Connection, peer: str | None) -> bool:
+        """Count a connection under its real peer from now on, or abort it if that peer has too many.
+
+        Returns:
+            Whether the connection goes on.
+        """
+        self.connections.discard(connection)
+        refusal = self.connections.limit_reached(peer)
+        connection.peer = None if refusal else peer
+        self.connections.add(connection, connection.peer)
+        if refusal:
+            self.refusals.refused(refusal.kind, refusal.reason)
+            connection.abort()
+        return not refusal
+
     @property
     def is_stopping(self) -> bool:
         """Whether it accepts nothing new."""
@@ -121,3 +138,14 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
     def _abort_all(self) -> None:
         for connection in self.connections:
             connection.abort()
+
+
+class RefusingFactory(WrappingFactory[Any]):
+    """A factory around a server's own that passes on its refusals: Twisted's wraps None too, and fails."""
+
+    noisy = False
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """Wrap the protocol of a connection; None, which closes it, stays None."""
+        wrapped = self.wrappedFactory.buildProtocol(addr)
+        return None if wrapped is None else self.protocol(self, wrapped)

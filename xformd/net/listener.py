@@ -6,10 +6,11 @@ accepting: a connection that cannot be accepted would wake the reactor again at 
 
 import errno
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from twisted.python.failure import Failure
@@ -18,6 +19,9 @@ from xformd.errors import ConfigError, ListenFailed, safe_str
 from xformd.net import endpoints
 from xformd.net.factory import DrainingFactory
 from xformd.net.transport import make_eager
+
+if TYPE_CHECKING:  # it needs what the extra "tls" installs
+    from xformd.net.tls import Certificates
 
 ACCEPT_PAUSE_S = 1.0
 
@@ -37,7 +41,9 @@ class ListeningService(Service):
         reactor: what it runs on.
         is_eager: whether to send at once what is written; not for a factory whose connections have producers.
         setting: the setting that names the endpoints, for error messages.
-        scheme: put before the addresses that are shown, such as ``http://``.
+        flags: what moves the server to another port, for error messages; the flag of the setting unless given.
+        scheme: put before the addresses that are shown, such as ``http://``, which is ``https://`` over TLS.
+        alpn: the protocols that it speaks, for clients that ask for one over TLS.
 
     Attributes:
         listening: fires with the addresses once it listens on all endpoints; fails with ``ListenFailed`` or
@@ -54,7 +60,9 @@ class ListeningService(Service):
         *,
         is_eager: bool = False,
         setting: str = "listen",
+        flags: str = "",
         scheme: str = "",
+        alpn: tuple[bytes, ...] = (),
     ) -> None:
         self.listening: Deferred[tuple[str, ...]] = Deferred()
         self._listen = listen
@@ -62,7 +70,10 @@ class ListeningService(Service):
         self._reactor = reactor
         self._is_eager = is_eager
         self._setting = setting
+        self._flags = flags or f"--{setting}"
         self._scheme = scheme
+        self._alpn = alpn
+        self._certificates: list[Certificates] = []
         self._ports: list[IListeningPort] = []
         self._log_observer = cast(ILogObserver, self._observe)
         self._pause: IDelayedCall | None = None
@@ -78,19 +89,30 @@ class ListeningService(Service):
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
+    def read_certificates(self) -> None:
+        """Read the certificates of its TLS endpoints again; a bad one is logged, and the one before it stays."""
+        for certificates in self._certificates:
+            certificates.reload()
+
     async def _start(self) -> tuple[str, ...]:
-        shown = []
-        for description in self._listen:
-            endpoint = endpoints.server_endpoint(self._reactor, description, self._setting)
-            try:
-                port = await endpoint.listen(self._factory)
-            except Exception as error:  # each endpoint type raises what it likes
-                raise _explain(description, error) from error
-            if self._is_eager:
-                make_eager(port)
-            self._ports.append(port)
-            shown.append(self._scheme + endpoints.show(port.getHost()))
-        return tuple(shown)
+        return tuple([await self._listen_on(description) for description in self._listen])
+
+    async def _listen_on(self, description: str) -> str:
+        """Listen on one endpoint; return its address."""
+        more: Any = {"backlog": self._factory.limits.listen_backlog, "alpn": self._alpn}
+        endpoint = endpoints.server_endpoint(self._reactor, description, self._setting, **more)
+        try:
+            port = await endpoint.listen(self._factory)
+        except Exception as error:  # each endpoint type raises what it likes
+            raise _explain(description, error, self._flags) from error
+        if self._is_eager:
+            make_eager(port)
+        self._ports.append(port)
+        scheme = self._scheme
+        if endpoint.certificates is not None:
+            self._certificates.append(endpoint.certificates)
+            scheme = scheme.replace("http:", "https:")
+        return scheme + endpoints.show(port.getHost())
 
     async def _stop(self) -> None:
         globalLogPublisher.removeObserver(self._log_observer)
@@ -178,8 +200,14 @@ class FailFastService(Service):
             self._reactor.stop()
 
 
-def _explain(description: str, error: Exception) -> ListenFailed:
+def _explain(description: str, error: Exception, flags: str) -> ListenFailed:
     cause = getattr(error, "socketError", error)
     reason = getattr(cause, "strerror", None) or safe_str(cause)
-    advice = "; is another server running there?" if getattr(cause, "errno", None) == errno.EADDRINUSE else ""
-    return ListenFailed(f"cannot listen on {description}: {reason}{advice}")
+    is_locked = reason == "Cannot acquire lock"  # Twisted's words for a Unix socket that has a server
+    if not is_locked and getattr(cause, "errno", None) != errno.EADDRINUSE:
+        return ListenFailed(f"cannot listen on {description}: {reason}")
+    if isinstance(error, CannotListenError) and error.interface is not None:  # not a Unix socket
+        host = error.interface or "*"
+        description = f"[{host}]:{error.port}" if ":" in host else f"{host}:{error.port}"
+    advice = f"is another server running there? {flags} moves it"
+    return ListenFailed(f"cannot listen on {description}: address already in use; {advice}")

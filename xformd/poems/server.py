@@ -209,7 +209,7 @@ class PoemProtocol(DrainableProtocol):
 
     def __init__(self, factory: "PoemFactory", peer: str | None) -> None:
         self._factory = factory
-        self._peer = peer
+        self.peer = peer
         self._waiting: Deferred[Any] | None = None
         self._poem: bytes | None = None
         self._limiter: RateLimiter | None = None
@@ -220,7 +220,7 @@ class PoemProtocol(DrainableProtocol):
 
     def connectionMade(self) -> None:
         """Get the poem, and send it when it is there."""
-        self._factory.connections.add(self, self._peer)
+        self._factory.connections.add(self, self.peer)
         self._set_linger(_RESET_ON_CLOSE)
         # mypy cannot choose among the overloads for a call that may return either.
         get_poem: Callable[[], Any] = self._factory.source.get_poem
@@ -330,7 +330,7 @@ class PoemProtocol(DrainableProtocol):
         if self._is_flushed:
             self.transport.loseConnection()
         else:
-            self.log.info("cut off {peer}: it takes nothing", peer=self._peer or "a local client")
+            self.log.info("cut off {peer}: it takes nothing", peer=self.peer or "a local client")
             self.transport.abortConnection()
 
     def _set_linger(self, option: bytes) -> None:

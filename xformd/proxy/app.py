@@ -13,7 +13,8 @@ class ProxyServer(ListeningService):
     """A caching proxy for transforms. It answers what it has accepted before it stops."""
 
     def __init__(self, service: CachingTransformService, listen: tuple[str, ...], limits: Limits, reactor: Any) -> None:
-        super().__init__(listen, TransformFactory(service, limits, reactor), reactor, is_eager=True)
+        factory = TransformFactory(service, limits, reactor)
+        super().__init__(listen, factory, reactor, is_eager=True, flags="--port or --listen")
         self._service = service
 
     async def _start(self) -> tuple[str, ...]:

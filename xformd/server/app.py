@@ -35,7 +35,7 @@ class Server(ListeningService):
         reactor: Any,
         others: Sequence[ListeningService] = (),
     ) -> None:
-        super().__init__(listen, factory, reactor, is_eager=True)
+        super().__init__(listen, factory, reactor, is_eager=True, flags="--port or --listen")
         self._reloader = reloader
         self._others = others
 
@@ -45,7 +45,9 @@ class Server(ListeningService):
         return self._reloader.service.registry
 
     def reload(self) -> Deferred[None]:
-        """Load the plugins anew; fires when that is done or has failed."""
+        """Read the TLS certificates again, and load the plugins anew; fires when that is done or has failed."""
+        for each in (self, *self._others):
+            each.read_certificates()
         return self._reloader.reload()
 
     async def _start(self) -> tuple[str, ...]:
@@ -106,7 +108,9 @@ def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Ser
     factories["http"] = HttpFactory(make_application(dependencies), metrics, service, limits, reactor)
     factories["metrics"] = HttpFactory(make_monitoring_application(dependencies), metrics, service, limits, reactor)
     others = [
-        ListeningService(listen, factories[front], reactor, is_eager=True, setting=front, scheme="http://")
+        ListeningService(
+            listen, factories[front], reactor, is_eager=True, setting=front, scheme="http://", alpn=(b"http/1.1",)
+        )
         for front, listen in (("http", settings.http), ("metrics", settings.metrics))
     ]
     for other in others:

@@ -1,0 +1,254 @@
+"""What listens on each kind of endpoint: refusals pass every wrapper, and a PROXY header names the peer."""
+
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.protocol import Protocol
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+
+from support.certificates import tls_endpoint
+from support.deferreds import has_fired
+from support.http_front import Front
+from support.logs import Log
+from support.memory import MemoryServer
+from support.processes import netstring
+from xformd.limits import Limits
+from xformd.net.endpoints import server_endpoint
+from xformd.net.factory import DrainingFactory
+from xformd.net.proxy_header import MAX_V2_BYTES
+from xformd.poems.server import PoemFactory, PoemService
+
+PROXY = IPv4Address("TCP", "192.0.2.80", 5_000)
+
+V2_HEADER = (
+    b"\r\n\r\n\x00\r\nQUIT\n\x21\x11"
+    + struct.pack("!H", 12)
+    + socket.inet_aton("192.0.2.7")
+    + socket.inet_aton("192.0.2.80")
+    + struct.pack("!HH", 40_000, 443)
+)
+
+FACTORIES: dict[str, Callable[[], DrainingFactory[Any]]] = {
+    "netstring": lambda: MemoryServer(max_connections=1).factory,
+    "http": lambda: Front(max_connections=1).factory,
+    "poem": lambda: PoemFactory(PoemService(b"a"), MemoryReactorClock(), max_connections=1),
+}
+
+
+def only_port(reactor: MemoryReactorClock) -> Any:
+    """Return the arguments with which a reactor has been asked to listen: port, factory, backlog and more."""
+    servers: list[Any] = [*reactor.tcpServers, *reactor.unixServers]
+    (listening,) = servers
+    return listening
+
+
+def on_port(description: str, factory: DrainingFactory[Any]) -> Any:
+    """Listen in memory; return what the port builds protocols with."""
+    reactor = MemoryReactorClock()
+    assert has_fired(server_endpoint(reactor, description).listen(factory))
+    return only_port(reactor)[1]
+
+
+def describe(kind: str, folder: Path) -> str:
+    """Return the description of an endpoint of a kind, such as ``haproxy:ssl``."""
+    *wrapper, last = kind.split(":")
+    plain = {"tcp": "tcp:0", "unix": f"unix:{folder}/socket"}
+    return ":".join([*wrapper, tls_endpoint(folder)[0] if last == "ssl" else plain[last]])
+
+
+class Stoppable(Protocol):
+    """A connection that takes the only place of a server."""
+
+    def stop(self) -> None: ...
+
+
+@pytest.mark.parametrize("serves", FACTORIES)
+@pytest.mark.parametrize("kind", ["tcp", "unix", "ssl", "haproxy:tcp", "haproxy:unix", "haproxy:ssl"])
+def test_every_kind_of_endpoint_lets_a_server_refuse_a_connection(
+    kind: str, serves: str, tmp_path: Path, log: Log
+) -> None:
+    factory = FACTORIES[serves]()
+    port = on_port(describe(kind, tmp_path), factory)
+    factory.connections.add(Stoppable(), None)
+    refused = port.buildProtocol(PROXY)
+    if serves == "poem":  # its refusal resets the connection
+        transport = StringTransport()
+        refused.makeConnection(transport)
+        assert transport.disconnected
+    else:
+        assert refused is None
+    factory.drain()
+    assert port.buildProtocol(PROXY) is None
+    assert log.tracebacks == []
+
+
+class Proxied:
+    """A netstring server behind a proxy."""
+
+    def __init__(self, **limits: Any) -> None:
+        self.server = MemoryServer(**limits)
+        self.port = on_port("haproxy:tcp:0", self.server.factory)
+        self.opened: list[Any] = []
+
+    def connect(self, data: bytes = b"", step: int = 1_000) -> StringTransport:
+        """Open a connection on which data arrives in pieces; return the transport."""
+        transport = StringTransport(peerAddress=PROXY)
+        protocol: Any = self.port.buildProtocol(PROXY)
+        protocol.makeConnection(transport)
+        self.opened.append(protocol)
+        for start in range(0, len(data), step):
+            if not transport.disconnecting:
+                protocol.dataReceived(data[start : start + step])
+        return transport
+
+    @property
+    def peers(self) -> list[str | None]:
+        """The peer of each open connection, as the limits count it."""
+        return [*self.server.factory.connections._peers.values()]
+
+
+def v1(peer: str = "192.0.2.7") -> bytes:
+    return f"PROXY TCP4 {peer} 192.0.2.80 40000 443\r\n".encode()
+
+
+HEADERS = {
+    "v1": (v1(), "192.0.2.7"),
+    "v1 IPv6": (b"PROXY TCP6 2001:db8::7 2001:db8::80 40000 443\r\n", "2001:db8::7"),
+    "v1 IPv6 in full": (b"PROXY TCP6 2001:db8:0:0:0:0:0:7 ::1 40000 443\r\n", "2001:db8::7"),
+    "v1 unknown, with more": (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n", None),
+    "v1 unknown": (b"PROXY UNKNOWN\r\n", None),
+    "v2": (V2_HEADER, "192.0.2.7"),
+    "v2 with more": (V2_HEADER.replace(b"\x00\x0c", b"\x00\x11") + b"\x04\x00\x02..", "192.0.2.7"),
+    "v2 IPv6": (
+        V2_HEADER[:13] + b"\x21\x00\x24" + socket.inet_pton(socket.AF_INET6, "2001:db8::7") * 2 + bytes(4),
+        "2001:db8::7",
+    ),
+    "v2 of a Unix socket": (V2_HEADER[:13] + b"\x31\x00\xd8" + bytes(216), None),
+    "v2 local": (V2_HEADER.replace(b"\x21\x11", b"\x20\x11"), None),
+}
+
+
+@pytest.mark.parametrize("step", [1, 7, 1_000])
+@pytest.mark.parametrize(("header", "peer"), HEADERS.values(), ids=HEADERS)
+def test_a_proxy_header_in_any_pieces_names_the_peer(header: bytes, peer: str | None, step: int) -> None:
+    proxied = Proxied(max_connections_per_peer=1)
+    transport = proxied.connect(header + netstring(b"upper.a"), step)
+    assert transport.value() == b"1:A,"
+    assert proxied.peers == [peer]
+
+
+def test_connections_without_a_header_yet_count_in_total_and_for_no_peer() -> None:
+    proxied = Proxied(max_connections=5, max_connections_per_peer=1)
+    for _ in range(5):
+        proxied.connect()
+    assert proxied.peers == [None] * 5
+    assert proxied.port.buildProtocol(PROXY) is None
+
+
+def test_the_limit_for_each_peer_is_that_of_the_real_one(log: Log) -> None:
+    proxied = Proxied(max_connections_per_peer=1)
+    opening = netstring(b"xformd/2")
+    for number in range(3):
+        assert proxied.connect(v1(f"192.0.2.{number}") + opening).value()
+    over = proxied.connect(v1("192.0.2.2") + opening)
+    assert (over.value(), over.disconnected) == (b"", True)
+    assert proxied.server.factory.refusals.counts == {"peer": 1}
+    assert log.lines == [
+        "closed a new connection: 1 are open from 192.0.2.2, which is max_connections_per_peer",
+    ]
+
+
+def test_the_log_names_the_real_peer(log: Log) -> None:
+    Proxied().connect(v1() + b"no netstring")
+    (line,) = log.lines
+    assert line.startswith("refused 192.0.2.7:40000: bad-frame")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        netstring(b"upper.a"),
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"PROXY TCP4 192.0.2.7\r\n",
+        b"PROXY TCP4 192.0.2.7 192.0.2.80 port 443\r\n",
+        b"PROXY TCP4 \xff 192.0.2.80 1 443\r\n",
+        b"PROXY TCP4 192.0.2.700 192.0.2.80 1 443\r\n",
+        b"PROXY TCP5 192.0.2.7 192.0.2.80 1 443\r\n",
+        b"PROXY TCP4 " + b"1" * 200,
+        b"PROXY\r\n",
+        V2_HEADER.replace(b"\x21\x11", b"\x31\x11"),
+        V2_HEADER.replace(b"\x21\x11\x00\x0c", b"\x21\x11\x00\x02"),
+        V2_HEADER[:14] + b"\xff\xff" + bytes(MAX_V2_BYTES),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 100_000])
+def test_a_malformed_header_is_a_line_a_second(data: bytes, step: int, log: Log) -> None:
+    proxied = Proxied()
+    for _ in range(3):
+        transport = proxied.connect(data, step)
+        assert (transport.value(), transport.disconnected) == (b"", True)
+    assert log.tracebacks == []
+    assert log.lines == [
+        "closed a new connection: 192.0.2.80 sent no valid PROXY header; "
+        "a haproxy: endpoint is only for a proxy that sends one"
+    ]
+
+
+def test_a_half_close_passes_the_proxy_wrapper() -> None:
+    proxied = Proxied()
+    transport = proxied.connect(v1() + netstring(b"later.a"))
+    (protocol,) = proxied.opened
+    IHalfCloseableProtocol(protocol).readConnectionLost()
+    proxied.server.results[0].callback("b")
+    assert transport.value() == b"1:b,"
+    IHalfCloseableProtocol(protocol).writeConnectionLost()
+
+
+BACKLOGS = {
+    "tcp:0": 7,
+    "tcp:0:interface=127.0.0.1:backlog=3": 3,
+    "tcp:0:127.0.0.1:3": 3,
+    "haproxy:tcp:0": 7,
+    "haproxy:tcp:0:backlog=3": 3,
+    r"unix:/run/a\=b\:c": 7,
+    "unix:/run/socket:mode=660:backlog=3": 3,
+}
+
+
+@pytest.mark.parametrize(("description", "backlog"), BACKLOGS.items())
+def test_one_backlog_for_every_endpoint_unless_it_has_its_own(description: str, backlog: int) -> None:
+    reactor = MemoryReactorClock()
+    factory = DrainingFactory[Any](Limits(), reactor)
+    assert has_fired(server_endpoint(reactor, description, backlog=7).listen(factory))
+    assert only_port(reactor)[2] == backlog
+
+
+def test_the_backlog_of_a_tls_port(tmp_path: Path) -> None:
+    description, _ = tls_endpoint(tmp_path)
+    for extra, backlog in (("", 7), (":backlog=3", 3)):
+        reactor = MemoryReactorClock()
+        factory = DrainingFactory[Any](Limits(), reactor)
+        assert has_fired(server_endpoint(reactor, description + extra, backlog=7).listen(factory))
+        assert only_port(reactor)[2:] == (backlog, "127.0.0.1")
+
+
+def test_a_wrapped_protocol_need_not_take_a_half_close() -> None:
+    """Such as one that only resets the connection of a client that is refused."""
+
+    class Refusing(DrainingFactory[Any]):
+        def make_protocol(self, peer: str | None) -> Protocol:
+            return Protocol()
+
+    protocol = on_port("haproxy:tcp:0", Refusing(Limits(), MemoryReactorClock())).buildProtocol(PROXY)
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    protocol.writeConnectionLost()
+    assert not transport.disconnecting
+    protocol.readConnectionLost()
+    assert transport.disconnecting

@@ -1,0 +1,347 @@
+"""TLS in memory: what is negotiated, which certificate is used, and what the log says of a failed handshake."""
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.failure import Failure
+
+from support.certificates import tls_endpoint, write_certificate
+from support.deferreds import has_fired
+from support.logs import Log
+from support.memory import HERE, MemoryServer
+from support.processes import netstring
+from xformd.errors import ConfigError
+from xformd.net.endpoints import ServerEndpoint, server_endpoint
+
+HTTP = (b"http/1.1",)
+
+# The group ffdhe2048 of RFC 7919.
+DH_PARAMETERS = """-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
+
+
+class Site:
+    """A netstring server on a TLS port, and where its certificate is."""
+
+    def __init__(self, folder: Path, alpn: tuple[bytes, ...] = (), options: str = "", kind: str = "") -> None:
+        pytest.importorskip("OpenSSL", reason="pip install 'xformd[tls]'")
+        self.description, self.trusted = tls_endpoint(folder)
+        self.key, self.certificate = folder / "key.pem", self.trusted / "certificate.pem"
+        self.reactor = MemoryReactorClock()
+        self.server = MemoryServer()
+        self.endpoint: ServerEndpoint = server_endpoint(self.reactor, kind + self.description + options, alpn=alpn)
+        assert has_fired(self.endpoint.listen(self.server.factory))
+        ((_, self.factory, _, _),) = self.reactor.tcpServers
+        self.accepted: list[Any] = []
+
+    @property
+    def chain_length(self) -> int:
+        """How many certificates are sent with the server's own."""
+        assert self.endpoint.certificates is not None
+        return len(self.endpoint.certificates._current.extraCertChain)
+
+    def accept(self) -> Any:
+        """Accept a connection; return the server's protocol."""
+        protocol: Any = self.factory.buildProtocol(HERE)
+        protocol.makeConnection(StringTransport())
+        self.accepted.append(protocol)
+        return protocol
+
+    def leave(self) -> None:
+        """Lose every connection."""
+        for protocol in self.accepted:
+            protocol.connectionLost(Failure(ConnectionDone()))
+
+    def fail(self, data: bytes) -> None:
+        """Connect, send data that is no handshake, and leave."""
+        protocol = self.accept()
+        if data:
+            protocol.dataReceived(data)
+        protocol.connectionLost(Failure(ConnectionDone()))
+
+    def renew(self) -> None:
+        """Replace the key and the certificate, and wait until they may be looked at."""
+        write_certificate(self.key, self.certificate)
+        self.reactor.advance(1)
+
+    def is_trusted(self) -> bool:
+        """Whether a client that trusts the certificate which lies there now takes the one that the server has."""
+        try:
+            Client(self, ssl.create_default_context(cafile=self.certificate))
+        except ssl.SSLCertVerificationError:
+            return False
+        return True
+
+
+class Client:
+    """A client that has shaken hands with a site."""
+
+    def __init__(self, site: Site, context: ssl.SSLContext) -> None:
+        self.server = site.accept()
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
+        try:
+            for _ in range(9):
+                try:
+                    self.tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    self.exchange()
+        finally:
+            self.exchange()
+
+    def exchange(self) -> None:
+        """Pass on what both sides have sent."""
+        if data := self._out.read():
+            self.server.dataReceived(data)
+        self._in.write(self.server.transport.value())
+        self.server.transport.clear()
+
+    def ask(self, site: Site, data: bytes) -> bytes:
+        """Send data; return what comes back."""
+        self.tls.write(data)
+        self.exchange()
+        site.reactor.advance(0)  # small answers are sent together, on the reactor's next turn
+        self.exchange()
+        return self.tls.read()
+
+
+def untrusting(**offer: list[str]) -> ssl.SSLContext:
+    """Return the context of a client that takes any certificate, and offers ALPN."""
+    context = ssl._create_unverified_context()
+    if "alpn" in offer:
+        context.set_alpn_protocols(offer["alpn"])
+    return context
+
+
+@pytest.mark.parametrize(
+    ("speaks", "offer", "chosen"),
+    [
+        (HTTP, ["h2", "http/1.1"], "http/1.1"),
+        (HTTP, ["http/1.1"], "http/1.1"),
+        (HTTP, ["h2"], None),
+        (HTTP, [], None),
+        ((), ["h2", "http/1.1"], None),
+        ((), ["xformd"], None),
+        ((), [], None),
+    ],
+)
+def test_alpn_never_ends_a_handshake(
+    tmp_path: Path, speaks: tuple[bytes, ...], offer: list[str], chosen: str | None
+) -> None:
+    site = Site(tmp_path, speaks)
+    client = Client(site, untrusting(alpn=offer) if offer else untrusting())
+    assert client.tls.selected_alpn_protocol() == chosen
+    assert client.ask(site, netstring(b"upper.a")) == b"1:A,"
+
+
+def test_a_proxy_header_inside_of_tls(tmp_path: Path) -> None:
+    site = Site(tmp_path, kind="haproxy:")
+    client = Client(site, untrusting(alpn=["h2"]))
+    assert client.ask(site, b"PROXY TCP4 192.0.2.7 192.0.2.80 1 2\r\n" + netstring(b"upper.a")) == b"1:A,"
+
+
+def test_a_replaced_certificate_is_used_by_new_connections(tmp_path: Path, log: Log) -> None:
+    site = Site(tmp_path)
+    before = Client(site, ssl.create_default_context(cafile=site.certificate))
+    write_certificate(site.key, site.certificate)
+    assert not site.is_trusted()  # looked at once a second, at most
+    site.reactor.advance(1)
+    assert site.is_trusted()
+    assert before.ask(site, netstring(b"upper.a")) == b"1:A,"
+    site.reactor.advance(1)
+    assert site.is_trusted()
+    assert [line for line in log.lines if "again" in line] == [f"read the TLS certificate again: {site.certificate}"]
+
+
+def test_between_the_new_key_and_the_new_certificate_the_old_ones_stay(tmp_path: Path, log: Log) -> None:
+    site = Site(tmp_path)
+    trusting_old = ssl.create_default_context(cafile=site.certificate)
+    new = tmp_path / "new.pem"
+    write_certificate(site.key, new)
+    for _ in range(3):
+        site.reactor.advance(1)
+        Client(site, trusting_old)
+    assert log.lines == [
+        "the TLS certificate stays as it was: "
+        f"the key in {site.key} is not that of the certificate in {site.certificate}"
+    ]
+    new.replace(site.certificate)
+    site.reactor.advance(1)
+    assert site.is_trusted()
+
+
+def spoil(site: Site, what: str) -> str:
+    """Break a file of a site; return what the log says of it."""
+    if what == "gone":
+        site.key.unlink()
+        return f"{site.key}: No such file or directory"
+    if what == "encrypted":
+        write_certificate(site.key, site.certificate, b"secret")
+        return f"{site.key}: the private key is encrypted; nobody is there to type its password"
+    if what == "no key":
+        site.key.write_text("")
+        return f"{site.key} has no valid private key in PEM format"
+    assert what == "no certificate"
+    site.certificate.write_bytes(site.key.read_bytes())
+    return f"{site.certificate} has no valid certificate in PEM format"
+
+
+@pytest.mark.parametrize("what", ["gone", "encrypted", "no key", "no certificate"])
+def test_a_bad_file_is_one_line_and_the_old_certificate_stays(tmp_path: Path, what: str, log: Log) -> None:
+    site = Site(tmp_path)
+    trusting = ssl.create_default_context(cafile=site.certificate)
+    says = spoil(site, what)
+    for _ in range(3):
+        site.reactor.advance(1)
+        Client(site, trusting)
+    assert log.lines == [f"the TLS certificate stays as it was: {says}"]
+    assert site.endpoint.certificates is not None
+    site.endpoint.certificates.reload()
+    assert len(log) == 2
+    site.renew()
+    assert site.is_trusted()
+    spoil(site, what)
+    with pytest.raises(ConfigError) as refused:
+        server_endpoint(site.reactor, site.description)
+    assert says in refused.value.reason
+    assert refused.value.setting == "listen"
+
+
+def test_every_option_of_twisted_keeps_working(tmp_path: Path) -> None:
+    (tmp_path / "dh.pem").write_text(DH_PARAMETERS)
+    write_certificate(tmp_path / "ca-key.pem", tmp_path / "ca.pem")
+    options = f":extraCertChain={tmp_path}/ca.pem:dhParameters={tmp_path}/dh.pem:backlog=9"
+    site = Site(tmp_path, options=options)
+    ((*_, backlog, interface),) = site.reactor.tcpServers
+    assert (backlog, interface) == (9, "127.0.0.1")
+    assert site.is_trusted()
+    assert site.chain_length == 1
+
+
+def test_what_follows_the_certificate_in_its_file_is_its_chain(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    write_certificate(tmp_path / "ca-key.pem", tmp_path / "ca.pem")
+    site.certificate.write_bytes(site.certificate.read_bytes() + (tmp_path / "ca.pem").read_bytes())
+    site.reactor.advance(1)
+    assert site.is_trusted()
+    assert site.chain_length == 1
+
+
+def test_whatever_goes_wrong_with_new_files_the_old_certificate_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    site = Site(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise ArithmeticError("an odd key")
+
+    monkeypatch.setattr("xformd.net.tls.load_pem_private_key", fail)
+    site.renew()
+    assert not site.is_trusted()
+    assert log.lines == ["the TLS certificate stays as it was: an odd key"]
+
+
+def test_options_may_stand_in_twisteds_order_and_one_file_may_hold_both(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    both = tmp_path / "server.pem"
+    both.write_bytes(site.certificate.read_bytes() + site.key.read_bytes())
+    for description in (f"ssl:0:{both}", f"ssl:0:{site.key}:{site.certificate}"):
+        assert server_endpoint(site.reactor, description).certificates is not None
+    with pytest.warns(DeprecationWarning, match="method"):
+        server_endpoint(site.reactor, f"ssl:0:{both}:sslmethod=TLSv1_2_METHOD")
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'key'"):
+        server_endpoint(site.reactor, f"ssl:0:key={both}")
+    with pytest.raises(ConfigError, match=r"OpenSSL does not accept .*server.pem or .*key.pem"):
+        server_endpoint(site.reactor, f"ssl:0:{both}:dhParameters={site.key}")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"7:upper.a,", b"8:xformd/2,", b"1", b"\r\n", b"PROXY TCP4 "]
+)
+@pytest.mark.parametrize(("speaks", "advice"), [(HTTP, "https:"), ((), "tls:")])
+def test_plain_text_on_a_tls_port_is_told_apart(
+    tmp_path: Path, data: bytes, speaks: tuple[bytes, ...], advice: str, log: Log
+) -> None:
+    site = Site(tmp_path, speaks)
+    for _ in range(3):
+        site.fail(data)
+    says = f"a client spoke plain text to the TLS port 10.0.0.1:12345; use {advice}"
+    assert log.lines == [f"closed a new connection: {says}"]
+    site.reactor.advance(1)
+    assert log.lines[1:] == [f"closed 2 new connections in the last second: {says}"]
+    assert log.tracebacks == []
+
+
+def old_client() -> ssl.SSLContext:
+    context = untrusting()
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    return context
+
+
+def choosy_client() -> ssl.SSLContext:
+    context = untrusting()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("AES128-SHA")
+    return context
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (old_client, "the client offers no version of TLS that the server accepts"),
+        (choosy_client, "the client offers no cipher that the server accepts"),
+        (ssl.create_default_context, "the client does not trust who signed the certificate"),
+    ],
+)
+def test_a_failed_handshake_says_why_in_plain_words(site: Site, make: Any, why: str, log: Log) -> None:
+    context = make()
+    for _ in range(3):
+        with pytest.raises(ssl.SSLError):
+            Client(site, context)
+    site.leave()
+    assert log.tracebacks == []
+    assert log.lines == [f"closed a new connection: the TLS handshake on 10.0.0.1:12345 failed: {why}"]
+
+
+def test_a_client_that_leaves_during_the_handshake_is_logged_and_one_that_sent_nothing_is_not(
+    site: Site, log: Log
+) -> None:
+    site.fail(b"")
+    assert log.lines == []
+    site.fail(b"\x16\x03\x01")
+    assert log.lines == [
+        "closed a new connection: the TLS handshake on 10.0.0.1:12345 failed: the client left in the middle of it"
+    ]
+
+
+def test_a_handshake_that_the_server_aborts_is_not_logged_twice(site: Site, log: Log) -> None:
+    protocol = site.accept()
+    protocol.dataReceived(b"\x16\x03\x01")
+    site.server.clock.advance(300)  # idle_timeout_s
+    protocol.connectionLost(Failure(ConnectionDone()))
+    assert len(log.lines) == 1
+    assert log.lines[0].startswith("cut off ")
+
+
+def test_certificates_are_what_twisted_asks_for_connections(site: Site) -> None:
+    assert IOpenSSLServerConnectionCreator.providedBy(site.endpoint.certificates)

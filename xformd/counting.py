@@ -36,6 +36,7 @@ class CountingService:
         self.listing = service.listing
         self.caller_has_room = service.caller_has_room
         self.stop = service.stop
+        self.on_swap = service.on_swap
 
     @property
     def registry(self) -> Registry:
@@ -73,9 +74,9 @@ class CountingService:
         """Count what succeeds at once in batches, and everything else in ``finish_call``."""
         label = call.name
 
-        def finish_call(outcome: Outcome) -> bytes | Deferred[bytes]:
+        def finish_call(outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
             try:
-                result = call.finish_call(outcome)
+                result = call.finish_call(outcome, timing)
             except XformError as error:
                 self._count(label, error.code)
                 raise

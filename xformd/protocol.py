@@ -145,6 +145,11 @@ class TransformProtocol(DrainableProtocol):
         """See ``Connection.write``."""
         self._has_written = True
         if self._output is None:
+            if self._is_eager:  # nearly always the system takes all of it, and no buffer is needed
+                sent = cast(Any, self.transport).send_now(data)
+                if sent == len(data):
+                    return
+                data = data[sent:]
             self._output = WriteBuffer(
                 self.transport, self.factory.clock, self.limits.write_timeout_s, self._cut_off, self._output_drained
             )

@@ -108,6 +108,9 @@ class TransformService:
         generation: which transforms there are, and where they run.
         limits: how long they may take.
         clock: a reactor, or a clock in its place.
+
+    Attributes:
+        on_swap: called when another generation takes over, to forget what was looked up in the old one.
     """
 
     def __init__(self, generation: Generation, limits: Limits, clock: IReactorTime) -> None:
@@ -116,6 +119,7 @@ class TransformService:
         self._clock = clock
         self.max_result_bytes = limits.max_result_bytes
         self.stopwatch = generation.inline.stopwatch
+        self.on_swap: list[Callable[[], None]] = []
         self._old: set[Generation] = set()
 
     @classmethod
@@ -153,6 +157,8 @@ class TransformService:
         """
         old, self._generation = self._generation, generation
         self._old.add(old)
+        for forget in self.on_swap:
+            forget()
         return old.in_flight.emptied().addCallback(lambda _: self._old.discard(old))
 
     @property
@@ -232,11 +238,11 @@ class TransformService:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
 
-        def finish_call(outcome: Outcome) -> bytes | Deferred[bytes]:
-            result = inline.finish_call(call, outcome)
+        def finish_call(outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
+            result = inline.finish_call(call, outcome, timing)
             if isinstance(result, bytes):
                 return result
-            return generation.in_flight.add(self._in_time(stage, result, self._budget(timeout_s)))
+            return generation.in_flight.add(self._in_time(stage, result, self._budget(timeout_s)), timing)
 
         return PreparedCall(bind(call), finish_call, lambda seconds: inline.note_slow_call(call, seconds), call.name)
 

@@ -7,7 +7,7 @@ from xformd.http import problems
 
 
 def test_a_problem_has_the_members_of_its_error() -> None:
-    assert problems.problem(NoSuchTransform("no 'uppr'; did you mean 'upper'?"), "7e57") == {
+    assert problems.problem(NoSuchTransform("no 'uppr'; did you mean 'upper'?"), b"7e57") == {
         "type": "urn:xformd:error:no-such-transform",
         "title": "no such transform",
         "status": 404,
@@ -25,7 +25,7 @@ def test_unknown_members_are_left_out() -> None:
 
 def test_the_status_is_the_table_s_or_500_or_that_of_http() -> None:
     assert problems.problem(ConnectionLost("it broke"))["status"] == 500
-    problem = problems.http_problem(405, "PUT is not here", "7e57")
+    problem = problems.http_problem(405, "PUT is not here", b"7e57")
     assert (problem["status"], problem["title"], problem["code"]) == (405, "method not allowed", "bad-request")
 
 

@@ -87,7 +87,7 @@ def test_the_longest_idle_connection_is_evicted_unless_it_has_input(unread: list
     idle = IdleConnections()
     connections = [Idle(each) for each in unread]
     for connection in connections:
-        idle.add(connection)
+        idle[connection] = None
     assert idle.evict()
     assert [index for index, each in enumerate(connections) if each.is_aborted] == [evicted]
 
@@ -95,8 +95,8 @@ def test_the_longest_idle_connection_is_evicted_unless_it_has_input(unread: list
 def test_a_connection_is_evicted_once_and_only_while_it_is_idle() -> None:
     idle, busy, other = IdleConnections(), Idle(), Idle()
     for connection in (busy, other):
-        idle.add(connection)
-    idle.discard(busy)
+        idle[connection] = None
+    del idle[busy]
     assert [idle.evict(), idle.evict()] == [True, False]
     assert (busy.is_aborted, other.is_aborted) == (False, True)
 

@@ -11,7 +11,7 @@ from xformd.counting import CountingService
 from xformd.http import problems
 from xformd.http.batch import BatchEndpoint
 from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
-from xformd.http.messages import Endpoint, Request, Response, TakeBody
+from xformd.http.messages import Endpoint, Request, Response, TakeBody, header_lines
 from xformd.http.sites import Sites
 from xformd.http.transform import PREFIX, TransformEndpoint
 from xformd.limits import Limits
@@ -82,7 +82,7 @@ class Application:
     def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
         detail = f"no {request.method} {request.path.decode()} here: {self._hint}"
         problem = problems.http_problem(status, detail, request.id)
-        return problems.response(problem, () if allowed is None else [(b"allow", allowed)])
+        return problems.response(problem, b"" if allowed is None else header_lines((b"allow", allowed)))
 
 
 def make_application(dependencies: HttpDependencies) -> Application:
@@ -112,7 +112,7 @@ def make_monitoring_application(dependencies: HttpDependencies) -> Application:
 
 def _monitoring_paths(dependencies: HttpDependencies) -> dict[bytes, Methods]:
     def metrics(_: Request) -> Response:
-        headers = [(b"content-type", METRICS_MEDIA_TYPE), (b"cache-control", b"no-store")]
+        headers = header_lines((b"content-type", METRICS_MEDIA_TYPE), (b"cache-control", b"no-store"))
         return Response(200, headers, dependencies.render_metrics())
 
     health = dependencies.health
@@ -121,4 +121,4 @@ def _monitoring_paths(dependencies: HttpDependencies) -> dict[bytes, Methods]:
 
 def _allow_get(_: Request) -> Response:
     """Answer ``OPTIONS /``, with which HAProxy asks whether a server is up."""
-    return Response(204, [(b"allow", b"GET, HEAD, OPTIONS")])
+    return Response(204, b"allow: GET, HEAD, OPTIONS\r\n")

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from xformd.errors import BadRequest, XformError
 from xformd.http import problems, requests
-from xformd.http.messages import BodyWriter, Request, Response, TakeBody
+from xformd.http.messages import BodyWriter, Request, Response, TakeBody, header_lines
 from xformd.limits import Limits
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners import Caller
@@ -56,7 +56,7 @@ def encode_result(index: int, result: bytes) -> bytes:
         return _encode({"index": index, "result_base64": base64.b64encode(result).decode()})
 
 
-def encode_error(index: int, error: XformError, request_id: str) -> bytes:
+def encode_error(index: int, error: XformError, request_id: bytes) -> bytes:
     """Encode an error as a line of the response."""
     return _encode({"index": index, "error": problems.problem(error, request_id)})
 
@@ -102,17 +102,17 @@ class BatchEndpoint:
                 index, text = next(lines, (0, None))
                 return None if text is None else self._start(index, text, timeout_s, caller, request.id)
 
-            headers = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store")]
+            headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
             service = self._service
             return Response(200, headers, _Results(start_next, self._limits.max_in_flight, service))
 
         return take_body
 
     def _start(
-        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, request_id: str
+        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, request_id: bytes
     ) -> bytes | Deferred[bytes]:
         """Run a line; return its line of the response, which may be an error, but never raise one."""
-        timing = RequestTiming(request_id)
+        timing = RequestTiming(request_id.decode())
         try:
             spec, poem = parse_line(text)
         except XformError as error:

@@ -25,7 +25,6 @@ from xformd.http.messages import (
     TakeBody,
     encode_chunk,
     encode_head,
-    request_id,
 )
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, IdleConnections
@@ -34,8 +33,7 @@ from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.telemetry.metrics import Metrics
-from xformd.telemetry.timing import RequestTiming
-from xformd.wire.http1 import END, End, HttpError, RequestHead, RequestParser
+from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 
 TURN_S = 0.01
 """How long one connection's requests are handled before the others get their turn."""
@@ -93,7 +91,7 @@ class HttpHandler:
         self._peer_has_finished = False
         self._is_stopping = False
         self._is_closed = False
-        idle_connections.add(connection)
+        idle_connections[connection] = None
 
     # Called by the connection.
 
@@ -133,7 +131,7 @@ class HttpHandler:
     def lost(self) -> None:
         """Cancel the request in progress: the connection is gone."""
         self._is_closed = True
-        self._idle_connections.discard(self._connection)
+        self._idle_connections.pop(self._connection, None)
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
@@ -183,19 +181,38 @@ class HttpHandler:
     def _take_turn(self) -> None:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
         ends_s = stopwatch() + TURN_S
-        while self._running is None and not self._is_closed and self._has_room():
-            try:
-                event = parser.next_event()
-            except HttpError as error:
-                self._refuse(error.wire_error, error.status, error)
+        while parser.has_unread and self._running is None and not self._is_closed and self._has_room():
+            if not self._take_request(ends_s):
                 return
-            if event is None:
-                return
-            self._handle(event)
             if stopwatch() > ends_s and parser.has_unread:
                 self._has_next_turn = True
                 self._connection.call_soon(self._take_next_turn)
                 return
+
+    def _take_request(self, ends_s: float) -> bool:
+        """Handle what is there of one request; return False where more has to arrive, or nothing more is read."""
+        parser, stopwatch = self._parser, self._connection.service.stopwatch
+        try:
+            while (event := parser.next_event()) is not END:
+                if event is None:
+                    return False
+                if isinstance(event, bytes):
+                    self._keep(event)
+                    if stopwatch() > ends_s and parser.has_unread:  # chunks of one byte, say
+                        return True
+                else:
+                    self._begin(event)
+                    if self._is_closed:
+                        return False
+                    if (whole := parser.take_whole_body()) is not None:
+                        self._complete(whole)
+                        return True
+        except HttpError as error:
+            self._refuse(error.wire_error, error.status, error)
+            return False
+        body, self._body = self._body, b""
+        self._complete(body if isinstance(body, bytes) else body.getvalue())
+        return True
 
     def _take_next_turn(self) -> None:
         self._has_next_turn = False
@@ -206,17 +223,9 @@ class HttpHandler:
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
-    def _handle(self, event: RequestHead | bytes | End) -> None:
-        if event is END:
-            self._complete()
-        elif isinstance(event, bytes):
-            self._keep(event)
-        else:
-            self._begin(event)
-
     def _begin(self, head: RequestHead) -> None:
         """Respond to a head at once, or learn what makes the response once the body is here."""
-        request = self._request = Request(head, RequestTiming(request_id(head.headers)))
+        request = self._request = Request(head)
         body_bytes, max_bytes = head.body_bytes, self._connection.limits.max_request_bytes
         if body_bytes is not None and body_bytes > max_bytes:
             error = TooLarge(f"the body has {body_bytes} bytes; the limit is {max_bytes} bytes")
@@ -230,8 +239,8 @@ class HttpHandler:
         self._take_body = outcome
         if head.expects_continue:
             self._write(CONTINUE)
-        if body_bytes:
-            self._connection.hint_read_size(body_bytes)
+        if body_bytes is None or body_bytes > PART_BYTES:
+            self._connection.hint_read_size(body_bytes or 0)
 
     def _keep(self, piece: bytes) -> None:
         """Keep a piece of the body, unless the request has its response already."""
@@ -245,16 +254,15 @@ class HttpHandler:
             self._body.write(first)
         self._body.write(piece)
 
-    def _complete(self) -> None:
+    def _complete(self, body: bytes) -> None:
         """Run a request that has fully arrived."""
         self._deadline_is_for = ""
-        self._idle_connections.discard(self._connection)
+        self._idle_connections.pop(self._connection, None)
         take_body, self._take_body = self._take_body, None
-        body, self._body = self._body, b""
         if take_body is None:
             self._request = None
             return
-        outcome = self._attempt(take_body, body if isinstance(body, bytes) else body.getvalue())
+        outcome = self._attempt(take_body, body)
         if isinstance(outcome, Response):
             self._answer(outcome)
         else:
@@ -325,7 +333,7 @@ class HttpHandler:
         if self._request is None:
             method, headers = ("", {}) if of is None else (of.method, of.headers)
             head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
-            self._request = Request(head, RequestTiming(request_id(headers)))
+            self._request = Request(head)
         self._take_body = None
         self._connection.count_refusal(error)
         self._connection.log_refusal(error)
@@ -337,7 +345,7 @@ class HttpHandler:
     def _close(self) -> None:
         """Send what is left, and close."""
         self._is_closed = True
-        self._idle_connections.discard(self._connection)
+        self._idle_connections.pop(self._connection, None)
         self._count_unfinished()
         if self._output:
             self._connection.finish(b"".join(self._output))
@@ -383,7 +391,7 @@ class HttpHandler:
             self._end()
         else:
             connection.resume_reading()
-            self._idle_connections.add(connection)
+            self._idle_connections[connection] = None
             limits = connection.limits
             if self._parser.is_inside:
                 self._set_deadline("request", limits.request_timeout_s)

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from xformd.counting import CountingService
 from xformd.http import openapi, problems
-from xformd.http.messages import Request, Response
+from xformd.http.messages import Request, Response, header_lines
 from xformd.limits import Limits
 from xformd.telemetry.status import NOT_READY, ServerStatus, readiness
 
@@ -48,7 +48,7 @@ class ListingEndpoints:
             status = 404 if "/" in name or not name else 405
             detail = f"no {request.method} {request.path.decode()} here: see GET /openapi.json"
             problem = problems.http_problem(status, detail, request.id)
-            return problems.response(problem, [(b"allow", b"GET, HEAD")] if status == 405 else ())
+            return problems.response(problem, b"allow: GET, HEAD\r\n" if status == 405 else b"")
         self._service.registry.resolve(name)
         (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
         return _json(json.dumps(described).encode())
@@ -76,18 +76,20 @@ class HealthEndpoints:
 
 
 def _json(body: bytes, cache_control: bytes = b"no-cache", status: int = 200) -> Response:
-    return Response(status, [(b"content-type", b"application/json"), (b"cache-control", cache_control)], body)
+    return Response(
+        status, header_lines((b"content-type", b"application/json"), (b"cache-control", cache_control)), body
+    )
 
 
 def show_page(_: Request) -> Response:
     """Respond with the page, and the policy that allows it nothing but its own style and script."""
     document, policy = build_page()
-    headers = [
+    headers = header_lines(
         (b"content-type", b"text/html; charset=utf-8"),
         (b"content-security-policy", policy.encode()),
         (b"referrer-policy", b"no-referrer"),
         (b"cache-control", b"no-cache"),
-    ]
+    )
     return Response(200, headers, document)
 
 

@@ -8,7 +8,7 @@ import http
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import NamedTuple, Protocol
 
@@ -18,52 +18,57 @@ from twisted.internet.defer import Deferred
 from xformd.telemetry.timing import RequestTiming
 from xformd.wire.http1 import RequestHead
 
-Headers = Sequence[tuple[bytes, bytes]]
-
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
+_WITHOUT_BODY = (204, 304)
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}\Z")
-_STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus}
+_STATUS_LINES: Mapping[int, bytes] = {
+    status: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in http.HTTPStatus
+} | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}
 
 
-@attrs.define
+@attrs.define(init=False)
 class Request:
     """A request without its body.
 
     Args:
         head: what was sent.
-        timing: takes the times of the request, and has its id for the log.
 
     Attributes:
+        id: its name in the log.
+        method: ``POST``, for example.
+        headers: by name in lower case.
         path: of the target, as it was sent.
         query: of the target, as it was sent, without its ``?``.
         is_answered: whether the response has begun.
     """
 
     head: RequestHead
-    timing: RequestTiming
-    is_answered: bool = False
+    id: bytes = attrs.field(init=False)
+    method: str = attrs.field(init=False)
+    headers: Mapping[bytes, bytes] = attrs.field(init=False)
     path: bytes = attrs.field(init=False)
     query: bytes = attrs.field(init=False)
+    is_answered: bool = attrs.field(init=False)
+    _timing: RequestTiming | None = attrs.field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self.path, _, self.query = self.head.target.partition(b"?")
-
-    @property
-    def method(self) -> str:
-        """The HTTP method: ``POST``."""
-        return self.head.method
-
-    @property
-    def headers(self) -> Mapping[bytes, bytes]:
-        """Its headers, by name in lower case."""
-        return self.head.headers
+    def __init__(self, head: RequestHead) -> None:
+        self.head = head
+        self.id = request_id(head.headers)
+        self.method = head.method
+        self.headers = head.headers
+        self.path, _, self.query = head.target.partition(b"?")
+        self.is_answered = False
+        self._timing = None
 
     @property
-    def id(self) -> str:
-        """The request's id in the log."""
-        return str(self.timing.request_id)
+    def timing(self) -> RequestTiming:
+        """What takes its times, and has its id for the log."""
+        if self._timing is None:
+            self._timing = RequestTiming(self.id.decode())
+        return self._timing
 
 
 class BodyWriter(Protocol):
@@ -104,10 +109,10 @@ class BodyStream(Protocol):
 
 
 class Response(NamedTuple):
-    """A response. ``headers`` are those that it has besides the general ones."""
+    """A response. ``headers`` are its own as ``header_lines``, besides those that every response has."""
 
     status: int
-    headers: Headers = ()
+    headers: bytes = b""
     body: bytes | BodyStream = b""
 
 
@@ -117,12 +122,17 @@ TakeBody = Callable[[bytes], Response | Deferred[Response]]
 Endpoint = Callable[[Request], Response | TakeBody]
 
 
-def request_id(headers: Mapping[bytes, bytes]) -> str:
+def header_lines(*headers: tuple[bytes, bytes]) -> bytes:
+    """Encode headers as lines."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     """Return the client's own id for a request where it is fit for a log, else a new one."""
     own = headers.get(b"x-request-id")
     if own is not None and _REQUEST_ID.match(own):
-        return own.decode()
-    return f"{random.getrandbits(64):016x}"  # not a secret: it only has to differ each time
+        return own
+    return b"%016x" % random.getrandbits(64)  # not a secret: it only has to differ each time
 
 
 def encode_head(response: Response, request: Request, general: bytes, *, closes: bool) -> bytes:
@@ -135,19 +145,16 @@ def encode_head(response: Response, request: Request, general: bytes, *, closes:
         closes: whether the connection ends with it.
     """
     status, headers, body = response
-    lines = [_STATUS_LINES[status], _date_line(), b"x-request-id: %b\r\n" % request.id.encode(), general]  # type: ignore[index]
-    lines += [b"%b: %b\r\n" % header for header in headers]
-    if not isinstance(body, bytes):
-        if not request.head.is_1_0:  # whose clients know no transfer coding: the end is the close (RFC 9112, 6.1)
-            lines.append(b"transfer-encoding: chunked\r\n")
-    elif status not in (204, 304):
-        lines.append(b"content-length: %d\r\n" % len(body))
+    if type(body) is bytes:
+        framing = b"" if status in _WITHOUT_BODY else b"content-length: %d\r\n" % len(body)
+    else:  # to HTTP/1.0, which knows no transfer coding, the end is the close (RFC 9112, 6.1)
+        framing = b"" if request.head.is_1_0 else b"transfer-encoding: chunked\r\n"
     if closes:
-        lines.append(b"connection: close\r\n")
+        framing += b"connection: close\r\n"
     elif request.head.is_1_0:
-        lines.append(b"connection: keep-alive\r\n")
-    lines.append(b"\r\n")
-    return b"".join(lines)
+        framing += b"connection: keep-alive\r\n"
+    values = (_STATUS_LINES[status], _date_line(), request.id, general, headers, framing)
+    return b"%b%bx-request-id: %b\r\n%b%b%b\r\n" % values
 
 
 def encode_chunk(data: bytes) -> bytes:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from xformd.errors import BadRequest, InternalError, NoSuchTransform, XformError
-from xformd.http.messages import Headers, Response
+from xformd.http.messages import Response, header_lines
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -14,7 +14,7 @@ _MS = 1_000
 _NEAREST = re.compile(r"did you mean '([a-z][a-z0-9_-]{0,63})'\?\Z")
 
 
-def problem(error: XformError, request_id: str | None = None, status: int | None = None) -> dict[str, Any]:
+def problem(error: XformError, request_id: bytes | None = None, status: int | None = None) -> dict[str, Any]:
     """Return an error as problem details, for JSON; an HTTP ``status`` may be more precise than the table's."""
     members: dict[str, Any] = {
         "type": f"urn:xformd:error:{error.code}",
@@ -24,7 +24,7 @@ def problem(error: XformError, request_id: str | None = None, status: int | None
         "code": error.code,
     }
     if request_id is not None:
-        members["request_id"] = request_id
+        members["request_id"] = request_id.decode()
     if error.retry_after_ms is not None:
         members["retry_after_ms"] = error.retry_after_ms
     if isinstance(error, NoSuchTransform) and (match := _NEAREST.search(error.message)):
@@ -32,7 +32,7 @@ def problem(error: XformError, request_id: str | None = None, status: int | None
     return members
 
 
-def http_problem(status: int, detail: str, request_id: str) -> dict[str, Any]:
+def http_problem(status: int, detail: str, request_id: bytes) -> dict[str, Any]:
     """Return a problem for an error that only HTTP has: no such path, no such method."""
     return {**problem(BadRequest(detail), request_id, status), "title": http.HTTPStatus(status).phrase.lower()}
 
@@ -45,6 +45,6 @@ def headers(problem: dict[str, Any]) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def response(problem: dict[str, Any], more: Headers = ()) -> Response:
-    """Return a problem as a response, with its own status."""
-    return Response(problem["status"], [*headers(problem), *more], json.dumps(problem).encode())
+def response(problem: dict[str, Any], more: bytes = b"") -> Response:
+    """Return a problem as a response, with its own status; ``more`` are lines of headers."""
+    return Response(problem["status"], header_lines(*headers(problem)) + more, json.dumps(problem).encode())

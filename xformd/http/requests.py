@@ -7,13 +7,14 @@ import codecs
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote
 
 import attrs
 
 from xformd import spec
 from xformd.errors import BadRequest, GibberishError, TooLarge
+from xformd.http.messages import header_lines
 from xformd.plugins import media_type
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import SHORT_CHARACTERS, Spec
@@ -29,6 +30,10 @@ MAX_AGE_S = 60
 _MAX_FIELDS = 1_000
 _MILLISECONDS = re.compile(rb"[0-9]{1,12}\Z")
 _UTF_8 = "utf-8"
+
+# A result may be HTML made from anybody's text: in a browser it runs no script, and belongs to no site.
+_SANDBOX = (b"content-security-policy", b"default-src 'none'; sandbox")
+
 # Python knows more codecs, and some, such as punycode, are slow.
 _CHARSETS = re.compile(r"utf|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc_|gb|big5|tis-620|hz|johab")
 
@@ -197,9 +202,9 @@ class TransformRequest:
         return media_type.content_type(last.media_type, last.kind).encode()
 
     @functools.cached_property
-    def result_headers(self) -> Sequence[tuple[bytes, bytes]]:
-        """Headers of a response with a result."""
-        return ((b"content-type", self.media_type), (b"x-transform", self.versions))
+    def result_headers(self) -> bytes:
+        """Lines of headers of a response with a result."""
+        return header_lines((b"content-type", self.media_type), (b"x-transform", self.versions), _SANDBOX)
 
     @functools.cached_property
     def is_deterministic(self) -> bool:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from xformd.errors import Forbidden
 from xformd.http import problems
-from xformd.http.messages import Headers, Request, Response
+from xformd.http.messages import Request, Response, header_lines
 from xformd.wire.http1 import RequestHead
 
 ANY = "*"
@@ -81,12 +81,12 @@ class Sites:
 
     def _preflight(self, head: RequestHead) -> Response:
         asked = head.headers.get(b"access-control-request-headers", b"")
-        headers: Headers = [
+        headers = header_lines(
             (b"access-control-allow-methods", b"GET, HEAD, POST"),
-            (b"access-control-allow-headers", asked),
             (b"access-control-max-age", b"%d" % MAX_AGE_S),
-        ]
-        return Response(200, headers if asked else [headers[0], headers[2]])
+            *([(b"access-control-allow-headers", asked)] if asked else []),
+        )
+        return Response(200, headers)
 
     def _is_own_host(self, host: bytes) -> bool:
         name = _PORT.sub("", host.decode("ascii")).lower()

@@ -115,23 +115,13 @@ class Connections(Generic[Connection]):
             del self._counts[peer]
 
 
-class IdleConnections:
+class IdleConnections(OrderedDict[Evictable, None]):
     """The connections without a whole request, longest idle first: evicted when a new one needs the room.
 
     Otherwise a client that opens connections and sends little would keep the others out. The longer a connection has
-    been without a request, the less it is worth.
+    been without a request, the less it is worth. It is a plain dict, as each request takes its connection out and puts
+    it back.
     """
-
-    def __init__(self) -> None:
-        self._idle: OrderedDict[Evictable, None] = OrderedDict()
-
-    def add(self, connection: Evictable) -> None:
-        """Note that a connection is idle from now on."""
-        self._idle[connection] = None
-
-    def discard(self, connection: Evictable) -> None:
-        """Note that a connection has a whole request, or is gone."""
-        self._idle.pop(connection, None)
 
     def evict(self) -> bool:
         """Close the connection that has been idle the longest.
@@ -141,12 +131,12 @@ class IdleConnections:
         Returns:
             Whether there was one.
         """
-        oldest = [*itertools.islice(self._idle, EVICTION_CANDIDATES)]
+        oldest = [*itertools.islice(self, EVICTION_CANDIDATES)]
         without_input = (connection for connection in oldest if not connection.has_input())
         chosen = next(without_input, oldest[0] if oldest else None)
         if chosen is None:
             return False
-        del self._idle[chosen]
+        del self[chosen]
         chosen.abort()
         return True
 

@@ -183,7 +183,8 @@ class CachingTransformService:
             lambda poem: self._answer(key_prefix, request.spec, poem, timeout_s), self._finish_call, _never
         )
 
-    def _finish_call(self, outcome: Outcome) -> bytes | Deferred[bytes]:
+    def _finish_call(self, outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
+        del timing  # the upstream has one
         if isinstance(outcome, Failure):
             if isinstance(outcome.value, XformError):
                 raise outcome.value

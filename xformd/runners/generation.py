@@ -8,7 +8,7 @@ import itertools
 import json
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -39,18 +39,26 @@ class Stage:
     calls: tuple[Call, ...]
 
 
+class FinishCall(Protocol):
+    """Finishes a call whose transform has run."""
+
+    def __call__(self, outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
+        """Return or raise what ``Service.xform`` would."""
+        ...
+
+
 @attrs.frozen(eq=False)
 class PreparedCall:
     """One inline transform with its options, looked up and converted: it takes poem after poem.
 
     If the result of ``run`` is ``bytes`` within the limit, it goes to the client; anything else, and the Failure of
-    what it raised, goes to ``finish_call``, which returns or raises what ``Service.xform`` would.
+    what it raised, goes to ``finish_call``.
     ``on_slow_call`` is called with the seconds of a run that took more than ``SLOW_CALL_S``. ``counted`` has copies of
     this with ``batched_counts``, by the ``CountingService`` that made them.
     """
 
     run: Run
-    finish_call: Callable[[Outcome], bytes | Deferred[bytes]]
+    finish_call: FinishCall
     on_slow_call: Callable[[float], None]
     name: str = ""
     batched_counts: BatchedCounts | None = None

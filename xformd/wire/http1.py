@@ -173,6 +173,21 @@ class RequestParser:
                 return END
         return self._take()
 
+    def take_whole_body(self) -> bytes | None:
+        """Return the body of the request whose head came last, if all of it is here: nearly always it is.
+
+        Returns:
+            The body, which may be empty, and with which the request ends; None where it comes in events.
+        """
+        end = self._position + self._left
+        if self._state is not _BODY or end > len(self._data):
+            return None
+        body = self._data[self._position : end]
+        self._advance(end)
+        self._left = 0
+        self._state = _HEAD
+        return body
+
     def _next_head(self) -> RequestHead | None:
         data, start = self._data, self._position
         while data.startswith(b"\r\n", start):  # before a request it is ignored (RFC 9112, 2.2)

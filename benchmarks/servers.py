@@ -18,7 +18,7 @@ from typing import IO
 import attrs
 
 from benchmarks import traffic
-from benchmarks.kernel import pinned
+from benchmarks.kernel import cpu_seconds, pinned
 
 ROOT = Path(__file__).resolve().parent.parent
 ECHO_SOURCE = ROOT / "benchmarks" / "peers" / "echo.c"
@@ -42,6 +42,8 @@ _WORKERS = ("--workers", "2", *FOR_EVER)
 
 _START_S = 60.0
 _STOP_S = 5.0
+_LOOK_S = 0.2
+_IDLE_SHARE = 0.05
 
 
 @attrs.frozen
@@ -186,6 +188,7 @@ def running(servers: Iterable[Server], cpu: int | None) -> Iterator[tuple[list[R
                 ready.append(Running(server, process, _read_address(server, process, log)))
             except RuntimeError as error:
                 failed[server.name] = str(error)
+        _await_idle(ready)
         yield ready, failed
 
 
@@ -216,6 +219,20 @@ def _read_address(server: Server, process: subprocess.Popen[str], log: IO[str]) 
         complaint = (log.read() or line).strip().rpartition("\n")[2]
         raise RuntimeError(f"does not start: {complaint[:200]}")
     return host, int(port)
+
+
+def _await_idle(started: Sequence[Running]) -> None:
+    """Wait for what goes on after a server has told its address: its workers start, and would count as its requests."""
+    until = time.monotonic() + _START_S
+    before, is_busy = _cpu_seconds(started), True
+    while is_busy and time.monotonic() < until:
+        time.sleep(_LOOK_S)
+        now = _cpu_seconds(started)
+        before, is_busy = now, now - before > _IDLE_SHARE * _LOOK_S
+
+
+def _cpu_seconds(started: Sequence[Running]) -> float:
+    return sum(cpu_seconds(each.pid) for each in started)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -1,4 +1,4 @@
-"""HTTP by hand on Twisted: a protocol that feeds httptools, with xformd's own service behind it and its headers.
+"""HTTP by hand on Twisted's epoll reactor: a protocol feeds httptools, asks xformd's own service, writes its headers.
 
 What xformd's HTTP costs beyond this is what it does for safety and for the operator: there are no limits here, no
 deadlines, no errors but one, and nothing is counted.
@@ -10,20 +10,16 @@ import time
 from email.utils import formatdate
 from typing import Any
 
-from twisted.internet import epollreactor
+import httptools
+from twisted.internet import reactor as _reactor
+from twisted.internet.protocol import Factory, Protocol
 
-epollreactor.install()
-
-import httptools  # noqa: E402
-from twisted.internet import reactor as _reactor  # noqa: E402
-from twisted.internet.protocol import Factory, Protocol  # noqa: E402
-
-from xformd import spec  # noqa: E402
-from xformd.limits import Limits  # noqa: E402
-from xformd.plugins import loader, media_type  # noqa: E402
-from xformd.plugins.selection import Selection  # noqa: E402
-from xformd.service import TransformService  # noqa: E402
-from xformd.telemetry.timing import RequestTiming  # noqa: E402
+from xformd import spec
+from xformd.limits import Limits
+from xformd.plugins import loader, media_type
+from xformd.plugins.selection import Selection
+from xformd.service import TransformService
+from xformd.telemetry.timing import RequestTiming
 
 reactor: Any = _reactor
 

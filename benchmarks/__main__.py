@@ -17,17 +17,20 @@ from benchmarks.pools import HOSTS, Isolation, Pools
 from benchmarks.proxies import Hits
 from benchmarks.samples import Result
 from benchmarks.siege import Siege
-from benchmarks.works import BESIDE_HTTP, HTTP_PEERS, Classic, Crowded, Idle, Steady
+from benchmarks.works import HTTP_PEERS, BesideHttp, Cached, Classic, Crowded, Idle, Steady
 
 HERE = Path(__file__).resolve().parent
 MIB = 1024 * 1024
 MANY, SOME = 5_000, 1_000
 _OTHER_FILES = 200
 
-WORKS: tuple[Work, ...] = (
+NETSTRINGS = (
     Steady("a", "20-byte poems, 4 connections with 64 requests in flight; over HTTP 32 with 1", 20, 4, 64),
     Steady("b", "600-byte poems, 32 connections with 1 request in flight", 600, 32, 1),
     Steady("c", "600-byte poems, 32 connections with 16 requests in flight; over HTTP 32 with 1", 600, 32, 16),
+)
+WORKS: tuple[Work, ...] = (
+    *NETSTRINGS,
     Steady("d", "1 MiB poems, 4 connections with 1 request in flight", MIB, 4, 1, with_transform=True),
     Classic("e", "classic: a connection for each 600-byte poem, 8 at a time", 600, 8),
     Idle("f", "memory of the server's process for each idle connection", 600),
@@ -41,8 +44,9 @@ WORKS: tuple[Work, ...] = (
     ),
     PageWork("page", "the page in a browser, with a poem of 1 KB", 1_000),
     Steady("m", "over HTTP: 600-byte poems, 32 connections with 1 request in flight", 600, 32, 1, HTTP_PEERS),
-    Steady("n", "netstrings beside an HTTP port that nobody uses: (b) again", 600, 32, 1, BESIDE_HTTP),
+    BesideHttp("n", "netstrings with an HTTP port that nobody uses, and metrics: (a), (b) and (c) again", NETSTRINGS),
     Siege("o", "over HTTP: 600-byte poems, while 640 slow connections are after 64 slots", 600),
+    Cached("p", "over HTTP: GETs of 600-byte poems answered 304, 32 connections with 1 request in flight", 600, 32),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 

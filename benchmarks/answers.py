@@ -9,6 +9,7 @@ from typing import Protocol
 from benchmarks.traffic import Traffic
 
 _HTTP_OK = b"HTTP/1.1 200 OK\r\n"
+_HTTP_NOT_MODIFIED = b"HTTP/1.1 304 Not Modified\r\n"
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
@@ -130,8 +131,30 @@ class HttpResponses:
         return end + len(b"\r\n\r\n") + int(length[1])
 
 
+class NotModified:
+    """One response without a body at a time, which says that the client's result is still right."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self._tags = traffic.replies
+        self._index = 0
+        self._received = b""
+
+    def take(self, data: bytes) -> int:
+        """Check what arrived, and count the replies that it completes."""
+        self._received += data
+        if b"\r\n\r\n" not in self._received:
+            return 0
+        response, self._received = self._received, b""
+        tag = self._tags[self._index]
+        is_whole = response.startswith(_HTTP_NOT_MODIFIED) and response.endswith(b"\r\n\r\n")
+        if not is_whole or b"\r\netag: %b\r\n" % tag not in response:
+            raise WrongAnswer(f"expected a 304 with the tag {tag!r}, not {response[:200]!r}")
+        self._index = (self._index + 1) % len(self._tags)
+        return 1
+
+
 def check(traffic: Traffic, outstanding: int) -> Answers:
     """Return what checks the answers of one connection."""
     if traffic.is_http:
-        return HttpResponses(traffic)
+        return NotModified(traffic) if traffic.is_cached else HttpResponses(traffic)
     return AnyOrder(traffic, outstanding) if traffic.any_order else InOrder(traffic)

@@ -11,7 +11,18 @@ from typing import Any
 from benchmarks.kernel import cpu_pair
 from benchmarks.servers import ROOT
 
-_PACKAGES = ("xformd", "twisted", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "grpcio", "pebble")
+_PACKAGES = (
+    "xformd",
+    "twisted",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "granian",
+    "grpcio",
+    "pebble",
+)
 
 
 def describe() -> dict[str, Any]:

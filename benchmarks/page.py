@@ -105,7 +105,7 @@ def _click(page: "Page", name: str) -> float:
 
 
 def _why_not() -> str:
-    missing = [module for module in ("playwright", "starlette", "uvicorn") if importlib.util.find_spec(module) is None]
+    missing = [] if importlib.util.find_spec("playwright") else ["playwright"]
     if shutil.which("chromium") is None:
         missing.append("chromium")
     return f"not installed: {', '.join(missing)}" if missing else ""

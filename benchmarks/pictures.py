@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 NAMES = {
     "xformd": "xformd",
     "xformd-classic": "xformd",
+    "xformd-http": "xformd over HTTP",
     "tutorial": "Twisted tutorial style, kept open",
     "tutorial-classic": "Twisted tutorial style",
     "fastapi": "FastAPI on uvicorn",

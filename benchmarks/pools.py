@@ -18,7 +18,7 @@ from benchmarks.answers import WrongAnswer
 from benchmarks.load import PATIENCE_S, generator
 from benchmarks.plan import Plan, interleave
 from benchmarks.pool_jobs import Order
-from benchmarks.samples import MICROSECONDS, STEADY_COLUMNS, Column, Figures, Load, Result, Row
+from benchmarks.samples import MICROSECONDS, STEADY_COLUMNS, Column, Figures, Load, Result, Row, row_key
 from benchmarks.servers import OTHER_CHECKOUT, ROOT, Running
 from benchmarks.works import measure_load
 
@@ -51,11 +51,6 @@ def _hosts(other: Path | None) -> dict[str, Host]:
     if other is None:
         return HOSTS
     return HOSTS | {name + OTHER_CHECKOUT: attrs.evolve(HOSTS[name], folder=other) for name in (WORKERS, INLINE)}
-
-
-def row_key(name: str, size: str) -> str:
-    """Return the key of a row: there is one for each size."""
-    return f"{name}, {size}"
 
 
 _COLUMNS = (

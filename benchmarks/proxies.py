@@ -82,7 +82,7 @@ def _proxied(upstreams: list[Server], plan: Plan) -> Iterator[tuple[dict[str, Ro
 def _upstream(name: str, workers: int, folder: str) -> Server:
     command = ("serve", "--port", "0", "--plugins", "slow", "--workers", str(workers), *FOR_EVER)
     environ = {"PYTHONPATH": f"{folder}:{ROOT}"}
-    return Server(name, (sys.executable, "-m", "xformd", *command), _handler, environ=environ)
+    return Server(name, (sys.executable, "-m", "xformd", *command), _handler, environ=environ, without_http=True)
 
 
 def _proxy(name: str, upstream: Address) -> Server:

@@ -47,6 +47,11 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def row_key(name: str, part: str) -> str:
+    """Return the key of a row of a work that has several parts: a server is in one row for each."""
+    return f"{name}, {part}"
+
+
 @attrs.define
 class Row:
     """One server's line in a work's table.

@@ -1,7 +1,9 @@
 """The servers, ours and its peers: how each is started and ended, and what it speaks."""
 
 import contextlib
+import functools
 import importlib.util
+import json
 import os
 import select
 import shutil
@@ -16,7 +18,7 @@ from typing import IO
 import attrs
 
 from benchmarks import traffic
-from benchmarks.kernel import pinned
+from benchmarks.kernel import cpu_seconds, pinned
 
 ROOT = Path(__file__).resolve().parent.parent
 ECHO_SOURCE = ROOT / "benchmarks" / "peers" / "echo.c"
@@ -25,10 +27,14 @@ ECHO_BINARY = "echo"  # in the folder that a run has for such things
 OURS = "xformd"
 OTHER_CHECKOUT = ", other checkout"
 _HTTP = ("--http", "tcp:0:interface=127.0.0.1")
-_HTTP_NEEDS = ("uvicorn", "httptools", "starlette", "prometheus_client")
+WITH_HTTP = "xformd --http"
+OVER_HTTP = "xformd-http"
 BESIEGED = "xformd-http, few slots"
 SLOTS = 64
 """How many connections that one allows."""
+
+_XFORMD = (sys.executable, "-m", "xformd")
+_SERVE = (*_XFORMD, "serve", "--port", "0", "--plugins", "none")
 
 # The CPU time of a worker that is replaced would be lost to whoever measures.
 FOR_EVER = ("--max-jobs-per-worker", "1000000000")
@@ -36,6 +42,8 @@ _WORKERS = ("--workers", "2", *FOR_EVER)
 
 _START_S = 60.0
 _STOP_S = 5.0
+_LOOK_S = 0.2
+_IDLE_SHARE = 0.05
 
 
 @attrs.frozen
@@ -51,6 +59,7 @@ class Server:
         line: which line of its output ends with its address.
         environ: variables that it needs besides those that there are.
         folder: where it is started: the checkout whose xformd runs.
+        without_http: whether to turn off the HTTP port that xformd opens, and its metrics, unless told not to.
     """
 
     name: str
@@ -61,6 +70,7 @@ class Server:
     line: int = 1
     environ: Mapping[str, str] = attrs.field(factory=dict)
     folder: Path = ROOT
+    without_http: bool = False
 
 
 @attrs.frozen
@@ -81,9 +91,21 @@ def _peer(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", f"benchmarks.peers.{module}", *arguments)
 
 
-def _http(name: str, module: str, *needs: str) -> Server:
-    needs = ("uvicorn", "uvloop", "httptools", *needs)
-    return Server(name, _peer(module), traffic.http, needs=needs, pipelines=False)
+def _on_uvicorn(name: str, module: str, *needs: str) -> Server:
+    return _http(name, module, "uvicorn", "uvloop", "httptools", *needs)
+
+
+def _http(name: str, module: str, *needs: str, dialect: traffic.Dialect = traffic.http) -> Server:
+    return Server(name, _peer(module), dialect, needs=needs, pipelines=False)
+
+
+def _ours(name: str, dialect: traffic.Dialect, *arguments: str) -> Server:
+    """Return a server that speaks netstrings and nothing else: what HTTP costs it, only (n) is to measure."""
+    return Server(name, (*_SERVE, *arguments), dialect, without_http=True)
+
+
+def _ours_over_http(name: str, *arguments: str) -> Server:
+    return Server(name, (*_SERVE, *_HTTP, *arguments), traffic.xformd_http, pipelines=False, line=2)
 
 
 def catalog(binaries: Path) -> dict[str, Server]:
@@ -92,26 +114,21 @@ def catalog(binaries: Path) -> dict[str, Server]:
     Args:
         binaries: the folder with what has been compiled.
     """
-    ours = (sys.executable, "-m", "xformd", "serve", "--port", "0", "--plugins", "none")
     servers = (
-        Server(OURS, ours, traffic.session),
-        Server("xformd-classic", ours, traffic.classic),
-        Server("xformd --http", (*ours, *_HTTP), traffic.session, needs=_HTTP_NEEDS),
-        Server("xformd-http", (*ours, *_HTTP), traffic.xformd_http, needs=_HTTP_NEEDS, pipelines=False, line=2),
-        Server(
-            BESIEGED,
-            (*ours, *_HTTP, "--max-connections", str(SLOTS)),
-            traffic.xformd_http,
-            needs=_HTTP_NEEDS,
-            pipelines=False,
-            line=2,
-        ),
-        Server("xformd --isolate", (*ours, *_WORKERS, "--isolate", traffic.TRANSFORM), traffic.session),
-        Server("xformd --inline", (*ours, *_WORKERS, "--inline", traffic.TRANSFORM), traffic.session),
+        _ours(OURS, traffic.session),
+        _ours("xformd-classic", traffic.classic),
+        Server(WITH_HTTP, (*_SERVE, *_HTTP), traffic.session),
+        _ours_over_http(OVER_HTTP),
+        _ours_over_http(BESIEGED, "--max-connections", str(SLOTS)),
+        _ours("xformd --isolate", traffic.session, *_WORKERS, "--isolate", traffic.TRANSFORM),
+        _ours("xformd --inline", traffic.session, *_WORKERS, "--inline", traffic.TRANSFORM),
         Server("tutorial", _peer("tutorial", "--kept-open"), traffic.classic),
         Server("tutorial-classic", _peer("tutorial"), traffic.classic),
-        _http("fastapi", "fastapi_app", "fastapi"),
-        _http("asgi", "asgi_app"),
+        _on_uvicorn("fastapi", "fastapi_app", "fastapi"),
+        _on_uvicorn("starlette", "starlette_app", "starlette"),
+        _on_uvicorn("asgi", "asgi_app"),
+        _http("granian", "on_granian", "granian", "uvloop"),
+        _http("twisted-httptools", "twisted_httptools", "httptools", dialect=traffic.xformd_http),
         Server("grpc", _peer("grpc_server"), None, needs=("grpc",)),
         Server("uvloop", _peer("uvloop_session"), traffic.session, needs=("uvloop",)),
         Server("echo-c", (str(binaries / ECHO_BINARY),), traffic.echo),
@@ -122,6 +139,16 @@ def catalog(binaries: Path) -> dict[str, Server]:
 def of_other_checkout(server: Server, folder: Path) -> Server:
     """Return the same server as another checkout has it, which is started there: ``python -m`` looks there first."""
     return attrs.evolve(server, name=server.name + OTHER_CHECKOUT, folder=folder)
+
+
+@functools.cache
+def no_http(folder: Path) -> tuple[str, ...]:
+    """Return the flags that turn off HTTP in a checkout's xformd: none where it has to be turned on."""
+    config = (*_XFORMD, "config", "--json")
+    shown = subprocess.run(config, cwd=folder, capture_output=True, text=True, timeout=_START_S, check=False)
+    settings = json.loads(shown.stdout) if shown.returncode == 0 else []
+    is_default = any(setting["name"] == "http" and setting["default"] for setting in settings)
+    return ("--http", "none") if is_default else ()
 
 
 def compile_echo(binaries: Path) -> None:
@@ -161,6 +188,7 @@ def running(servers: Iterable[Server], cpu: int | None) -> Iterator[tuple[list[R
                 ready.append(Running(server, process, _read_address(server, process, log)))
             except RuntimeError as error:
                 failed[server.name] = str(error)
+        _await_idle(ready)
         yield ready, failed
 
 
@@ -168,7 +196,7 @@ def _start(server: Server, cpu: int | None, stack: contextlib.ExitStack) -> tupl
     log = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - the stack closes it
     with pinned(cpu):
         process = subprocess.Popen(
-            server.command,
+            (*server.command, *(no_http(server.folder) if server.without_http else ())),
             cwd=server.folder,
             env=os.environ | server.environ,
             stdin=subprocess.DEVNULL,
@@ -191,6 +219,20 @@ def _read_address(server: Server, process: subprocess.Popen[str], log: IO[str]) 
         complaint = (log.read() or line).strip().rpartition("\n")[2]
         raise RuntimeError(f"does not start: {complaint[:200]}")
     return host, int(port)
+
+
+def _await_idle(started: Sequence[Running]) -> None:
+    """Wait for what goes on after a server has told its address: its workers start, and would count as its requests."""
+    until = time.monotonic() + _START_S
+    before, is_busy = _cpu_seconds(started), True
+    while is_busy and time.monotonic() < until:
+        time.sleep(_LOOK_S)
+        now = _cpu_seconds(started)
+        before, is_busy = now, now - before > _IDLE_SHARE * _LOOK_S
+
+
+def _cpu_seconds(started: Sequence[Running]) -> float:
+    return sum(cpu_seconds(each.pid) for each in started)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -6,6 +6,7 @@ sending one slice, and checking some replies is comparing one slice.
 
 from collections.abc import Callable
 from functools import cached_property
+from urllib.parse import urlencode
 
 import attrs
 
@@ -28,8 +29,9 @@ class Traffic:
         opening: what a connection sends first.
         has_hello: whether the server answers the opening with a netstring of its own.
         requests: all of one size.
-        replies: what answers each of them; for HTTP its body alone.
+        replies: what answers each of them; for HTTP its body alone, or its tag where there is no body.
         is_http: whether replies stand in HTTP responses.
+        is_cached: whether these are 304, since the client has the results.
         any_order: whether replies may come in any order; they then tell which request they answer.
     """
 
@@ -38,6 +40,7 @@ class Traffic:
     requests: tuple[bytes, ...]
     replies: tuple[bytes, ...]
     is_http: bool = False
+    is_cached: bool = False
     any_order: bool = False
 
     @cached_property
@@ -129,3 +132,22 @@ def http(size: int, outstanding: int, folder: str = "/") -> Traffic:
 def xformd_http(size: int, outstanding: int) -> Traffic:
     """Return the same for xformd, which has a transform's name below ``/transform/``."""
     return http(size, outstanding, "/transform/")
+
+
+def urls(posts: Traffic) -> tuple[bytes, ...]:
+    """Return where the poems of some POSTs can be had by GET: in the query."""
+    _, path, _ = posts.requests[0].split(b" ", 2)
+    poems = [request.partition(b"\r\n\r\n")[2] for request in posts.requests]
+    return tuple(b"%b?%b" % (path, urlencode({"poem": poem}).encode()) for poem in poems)
+
+
+def revalidating(posts: Traffic, tags: tuple[bytes, ...]) -> Traffic:
+    """Return GETs of a client that has the results already.
+
+    Args:
+        posts: the poems, as they would be sent in bodies.
+        tags: the ``ETag`` of each one's result.
+    """
+    head = b"GET %b HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: %b\r\n\r\n"
+    requests = tuple(head % (url, tag) for url, tag in zip(urls(posts), tags, strict=True))
+    return attrs.evolve(posts, requests=requests, replies=tags, is_cached=True)

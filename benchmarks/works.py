@@ -1,6 +1,8 @@
 """The works with connections: what is asked of the servers, how it is shaped, and who takes part."""
 
 import contextlib
+import functools
+import http.client
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -8,22 +10,26 @@ from typing import Protocol
 import attrs
 
 from benchmarks import servers, traffic
+from benchmarks.answers import WrongAnswer
 from benchmarks.classic_load import ClassicGenerator
 from benchmarks.crowd import Crowd
 from benchmarks.grpc_load import GrpcGenerator
 from benchmarks.in_process import TRANSFORM_ALONE, transform_alone
 from benchmarks.kernel import cpu_seconds, pinned, private_kib
-from benchmarks.load import generator
+from benchmarks.load import PATIENCE_S, Address, generator
 from benchmarks.plan import Plan, interleave, measuring
-from benchmarks.samples import STEADY_COLUMNS, Column, Figures, Load, Result, Row
+from benchmarks.samples import STEADY_COLUMNS, Column, Figures, Load, Result, Row, row_key
 from benchmarks.servers import Running
 
 PIPELINING_PEERS = ("xformd", "tutorial", "uvloop", "grpc", "asgi", "fastapi", "echo-c")
-HTTP_PEERS = ("xformd-http", "fastapi", "asgi")
-BESIDE_HTTP = ("xformd", "xformd --http")
+HTTP_PEERS = (servers.OVER_HTTP, "fastapi", "starlette", "asgi", "granian", "twisted-httptools")
+CACHING_PEERS = (servers.OVER_HTTP, "fastapi")
 CROWD_PEERS = ("xformd", "tutorial", "uvloop", "fastapi")
+IDLE_PEERS = (*CROWD_PEERS, servers.OVER_HTTP)
+_WITH_AND_WITHOUT_HTTP = (servers.OURS, servers.WITH_HTTP)
 _PING_PONG = (32, 1)
 _SETTLE_S = 0.5
+_ROUNDS_IN_ONE = 3  # in (n), whose limit is 5 % above 1: one round differs from the next by as much
 
 
 class Loading(Protocol):
@@ -61,7 +67,7 @@ class Steady:
         """Measure it."""
         rows = plan.rows(self.names)
         with plan.running(rows) as started:
-            measures = measuring(self._measure, started, plan)
+            measures = measuring(self.measure, started, plan)
             if self.with_transform:
                 rows[TRANSFORM_ALONE] = Row(TRANSFORM_ALONE)
                 measures[TRANSFORM_ALONE] = lambda: transform_alone(self.size, plan)
@@ -73,7 +79,8 @@ class Steady:
     def _shape(self, server: servers.Server) -> tuple[int, int]:
         return (self.connections, self.outstanding) if server.pipelines or self.outstanding == 1 else _PING_PONG
 
-    def _measure(self, running: Running, plan: Plan) -> Figures:
+    def measure(self, running: Running, plan: Plan) -> Figures:
+        """Measure one server once."""
         connections, outstanding = self._shape(running.server)
         with pinned(plan.generator_cpu):
             loading: contextlib.AbstractContextManager[Loading]
@@ -84,6 +91,70 @@ class Steady:
                 loading = generator(running.address, messages, connections, outstanding)
             with loading as opened:
                 return measure_load(opened, running.pid, plan)
+
+
+@attrs.frozen
+class BesideHttp:
+    """Netstrings on a server that also has an HTTP port, and that counts requests; and on one without."""
+
+    key: str
+    title: str
+    works: tuple[Steady, ...]
+
+    def run(self, plan: Plan) -> Result:
+        """Measure it, one work after the other, so that what is compared is measured within seconds."""
+        wanted = plan.rows(_WITH_AND_WITHOUT_HTTP)
+        rows: dict[str, Row] = {}
+        with plan.running(wanted) as started:
+            for work in self.works:
+                keys = {name: row_key(name, work.key) for name in wanted}
+                rows |= {keys[name]: Row(name, f"({work.key})", error=row.error) for name, row in wanted.items()}
+                measures = {keys[each.server.name]: functools.partial(work.measure, each, plan) for each in started}
+                interleave(rows, measures, _ROUNDS_IN_ONE * plan.rounds)
+        return Result(self.key, self.title, STEADY_COLUMNS, rows)
+
+
+@attrs.frozen
+class Cached:
+    """GETs of clients that have the results already: ``If-None-Match``, answered 304."""
+
+    key: str
+    title: str
+    size: int
+    connections: int
+    names: tuple[str, ...] = CACHING_PEERS
+
+    def run(self, plan: Plan) -> Result:
+        """Measure it."""
+        rows = plan.rows(self.names)
+        with plan.running(rows) as started:
+            interleave(rows, {each.server.name: self._measuring(each, plan) for each in started}, plan.rounds)
+        return Result(self.key, self.title, STEADY_COLUMNS, rows)
+
+    def _measuring(self, running: Running, plan: Plan) -> Callable[[], Figures]:
+        assert running.server.dialect is not None
+        posts = running.server.dialect(self.size, 1)
+        messages = functools.cache(lambda: traffic.revalidating(posts, _tags(running.address, posts)))
+
+        def measure() -> Figures:
+            loading = generator(running.address, messages(), self.connections, 1)
+            with pinned(plan.generator_cpu), loading as opened:
+                return measure_load(opened, running.pid, plan)
+
+        return measure
+
+
+def _tags(address: Address, posts: traffic.Traffic) -> tuple[bytes, ...]:
+    """GET the result of each poem once, and return their tags."""
+    tags = []
+    with contextlib.closing(http.client.HTTPConnection(*address, timeout=PATIENCE_S)) as client:
+        for url, expected in zip(traffic.urls(posts), posts.replies, strict=True):
+            client.request("GET", url.decode())
+            response = client.getresponse()
+            if response.read() != expected or not response.headers["etag"]:
+                raise WrongAnswer(f"a GET was answered {response.status}, or without a tag, or with another result")
+            tags.append(response.headers["etag"].encode())
+    return tuple(tags)
 
 
 @attrs.frozen
@@ -111,12 +182,12 @@ class Classic:
 
 @attrs.frozen
 class Idle:
-    """Sessions that have had one request answered, and are open: what memory each takes in the server's process."""
+    """Connections that have had one request answered, and stay open: the memory that each takes in the server."""
 
     key: str
     title: str
     size: int
-    names: tuple[str, ...] = CROWD_PEERS
+    names: tuple[str, ...] = IDLE_PEERS
     columns: tuple[Column, ...] = (Column("kib_each", "KiB for each", has_range=True),)
 
     def run(self, plan: Plan) -> Result:

@@ -18,6 +18,7 @@ from xformd.http.application import HttpDependencies, make_application
 from xformd.http.connection import HttpFactory
 from xformd.http.endpoints import HealthEndpoints
 from xformd.http.sites import Sites
+from xformd.telemetry.access_log import AccessLog
 from xformd.telemetry.status import ServerStatus, WorkerHistory
 
 READ_BYTES = 65_536
@@ -200,6 +201,7 @@ class Front(MemoryServer):
         origins: that may call it from a browser.
         host_names: of the server; any, unless the test says which.
         health: its endpoints for health checks.
+        access_log: gets a line for each request.
         more: for ``MemoryServer``.
     """
 
@@ -210,6 +212,7 @@ class Front(MemoryServer):
         origins: Iterable[str] = (),
         host_names: Iterable[str] = ("*",),
         health: HealthEndpoints | None = None,
+        access_log: AccessLog | None = None,
         **more: Any,
     ) -> None:
         super().__init__(transforms=TRANSFORMS, **more)
@@ -220,6 +223,7 @@ class Front(MemoryServer):
             health=health or HealthEndpoints(lambda: READY, lambda: False),
             render_metrics=lambda: b"xformd_in_flight 0\n",
             sites=Sites([*host_names], [*origins]),
+            access_log=access_log,
         )
         self.application = make(dependencies)
         self.factory = HttpFactory(self.application, self.metrics, self.service, self.limits, self.clock)

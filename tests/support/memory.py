@@ -1,5 +1,6 @@
 """A server and its session clients in memory, with a clock that only the test moves."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from xformd.limits import Limits
 from xformd.protocol import TransformFactory, TransformProtocol
 from xformd.service import TransformService
 from xformd.spec import parse
+from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import Metrics
 from xformd.wire import session
 from xformd.wire.netstring import Decoder
@@ -37,13 +39,30 @@ def grow(poem: str) -> str:
     return poem * 1_000_000
 
 
-def count_in(factory: TransformFactory, metrics: Metrics) -> None:
+class MemoryAccessLog(AccessLog):
+    """An access log that keeps what its lines would have."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def add(self, entry: AccessEntry) -> None:
+        self.lines.append(json.loads(json.dumps(entry.fields())))
+
+    def take(self, *fields: str) -> list[tuple[Any, ...]]:
+        """Return these fields of each line so far, None for one that it does not have, and forget the lines."""
+        found = [tuple(map(line.get, fields)) for line in self.lines]
+        self.lines.clear()
+        return found
+
+
+def count_in(factory: TransformFactory, metrics: Metrics, access_log: AccessLog | None = None) -> None:
     """Let a factory count its requests from now on."""
     assert isinstance(factory.service, TransformService)
     factory.metrics = metrics
+    factory.access_log = access_log
     factory.counting = {
-        "classic": CountingService(factory.service, metrics, "classic"),
-        "session": CountingService(factory.service, metrics, "session"),
+        "classic": CountingService(factory.service, metrics, "classic", access_log),
+        "session": CountingService(factory.service, metrics, "session", access_log),
     }
 
 
@@ -52,6 +71,7 @@ class MemoryServer:
 
     Args:
         counts: whether it counts its requests.
+        access_log: gets a line for each request, if it counts them.
         transforms: that it has besides ``later``.
         version: of the plugin with its transforms.
         stopwatch: measures how long things take; the clock, unless the test says otherwise.
@@ -62,6 +82,7 @@ class MemoryServer:
         self,
         *,
         counts: bool = False,
+        access_log: AccessLog | None = None,
         transforms: Sequence[Transform] = (upper, grow),
         version: str = "1.0",
         stopwatch: Callable[[], float] | None = None,
@@ -82,7 +103,7 @@ class MemoryServer:
         self.service = TransformService.inline(registry, self.limits, self.clock, stopwatch or self.clock.seconds)
         self.factory = TransformFactory(self.service, self.limits, self.clock)
         if counts:
-            count_in(self.factory, self.metrics)
+            count_in(self.factory, self.metrics, access_log)
 
     def _cancel(self, _: object) -> None:
         self.cancelled += 1

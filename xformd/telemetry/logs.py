@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import attrs
@@ -29,6 +28,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xformd.telemetry.timing import utc_time
 from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
 
 RESERVED = ("time", "level", "namespace", "message", "traceback")
@@ -110,7 +110,7 @@ def as_json(event: LogEvent) -> str:
     message, traceback = _message_and_traceback(event)
     time = event.get("log_time")
     line = {
-        "time": _time(time) if isinstance(time, float) else None,
+        "time": utc_time(time) if isinstance(time, float) else None,
         "level": getattr(event.get("log_level"), "name", None),
         "namespace": event.get("log_namespace"),
         "message": message,
@@ -120,10 +120,6 @@ def as_json(event: LogEvent) -> str:
         line["traceback"] = traceback
     # JSON allows DEL, which terminals interpret.
     return json.dumps(line).replace("\x7f", "\\u007f")
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _fields(event: LogEvent) -> Iterable[tuple[str, Any]]:

@@ -27,6 +27,7 @@ class Sources:
     status: Callable[[], ServerStatus]
     plugins: Callable[[], Iterable[tuple[str, str, str, str]]]
     connection_stats: Callable[[], Mapping[str, ConnectionStats]]
+    access_log_dropped: Callable[[], int] = lambda: 0
 
 
 class PrometheusExporter(Collector):
@@ -49,6 +50,8 @@ class PrometheusExporter(Collector):
         yield from _requests(sources.metrics)
         yield from _status(sources.status())
         yield from _connections(sources.connection_stats())
+        text = "Lines of the access log that were not written."
+        yield CounterMetricFamily("xformd_access_log_dropped", text, value=sources.access_log_dropped())
         yield from _facts(sources.plugins())
 
 

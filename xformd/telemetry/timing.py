@@ -5,6 +5,7 @@ Invariant: without a ``RequestTiming`` no clock is read, so only requests that a
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import attrs
@@ -41,6 +42,11 @@ class RequestTiming:
         else:
             self.run_s += passed_s
         self._phase = None
+
+
+def utc_time(seconds: float) -> str:
+    """Return a time as logs have it: ``2026-01-31T12:00:00.000Z``."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def log_fields(timing: RequestTiming | None) -> Mapping[str, Any]:

@@ -1,0 +1,244 @@
+"""The access log: one line for each request, written by a thread of its own.
+
+Invariant: nothing that the reactor calls here waits for the log. One that is slow, or a pipe that nobody reads, costs
+lines, which are counted. And a line has names, sizes and times, never a poem or the value of an option.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import select
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from xformd.errors import ERRORS, ConfigError, InternalError, printable
+from xformd.spec import Spec
+from xformd.telemetry.metrics import OK, Front
+from xformd.telemetry.timing import RequestTiming, utc_time
+
+STDERR = Path("/dev/stderr")
+"""Stands for its descriptor: opening its file again fails where it is a socket, as under systemd."""
+
+CHUNK_BYTES = select.PIPE_BUF - 1_024
+"""Lines are collected up to this size. With the last one, which is shorter than 1 KiB, they fit into what a pipe takes
+at once, so they are not mixed with what others write to it."""
+
+MAX_WAITING = 10_000  # requests that wait to be written, of about 1 KiB of memory each
+MAX_NAMES_CHARACTERS = 200  # of a request, which may name 32 transforms
+WAIT_S = 0.1  # how often a writer that waits for a reader looks whether it has to stop, or to open another file
+REPORT_S = 1.0  # how often dropped lines are reported at most
+STOP_S = 1.0  # how long a stopping server waits for the lines that are left to be written
+
+
+@attrs.define(kw_only=True)
+class AccessEntry(RequestTiming):
+    """A request that gets a line, and what is known of it; ``docs/operating.md`` describes the fields of the line."""
+
+    log: "AccessLog"
+    front: Front
+    peer: str
+    session_id: int | None = None
+    method: str | None = None
+    endpoint: str | None = None
+    status: int | None = None
+    spec: Spec | None = None
+    poem_bytes: int | None = None  # of a poem that has reached the service
+    result_bytes: int | None = None
+    code: str = ""  # empty until it is finished
+    ended_at: float = 0.0
+    total_s: float = 0.0
+    _started_s: float = attrs.field(factory=time.perf_counter)
+
+    def part(self) -> "AccessEntry":
+        """Return the entry of a line of this batch, with the same id."""
+        return AccessEntry(self.request_id, log=self.log, front=self.front, peer=self.peer)
+
+    def finish(self, code: str) -> None:
+        """Log it. Only the first outcome counts, the service's: what becomes of the connection comes later."""
+        if self.code:
+            return
+        self.code, self.ended_at, self.total_s = code, time.time(), time.perf_counter() - self._started_s
+        if self.front == "http" and self.status is None:
+            self.status = 200 if code == OK else ERRORS[code].http_status or InternalError.http_status
+        self.log.add(self)
+
+    def fields(self) -> Mapping[str, Any]:
+        """Return what the line has, in its order."""
+        has_run = self.poem_bytes is not None
+        found = {
+            "time": utc_time(self.ended_at),
+            "namespace": "access",
+            "peer": self.peer,
+            "front": self.front,
+            "method": self.method,
+            "endpoint": self.endpoint,
+            "transform": self.spec and _names(self.spec),
+            "code": self.code,
+            "status": self.status,
+            "poem_bytes": self.poem_bytes,
+            "result_bytes": self.result_bytes,
+            "queue_s": round(self.queue_s, 6) if has_run else None,
+            "run_s": round(self.run_s, 6) if has_run else None,
+            "total_s": round(self.total_s, 6),
+            "request_id": self.request_id if self.session_id is None else str(self.session_id),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _names(spec: Spec) -> str:
+    names = "+".join([step.name for step in spec.steps])  # which are valid names, as the spec has been parsed
+    return names if len(names) <= MAX_NAMES_CHARACTERS else names[: MAX_NAMES_CHARACTERS - 3] + "..."
+
+
+def as_text(fields: Mapping[str, Any]) -> str:
+    """Render the fields of an entry as pairs, after its time."""
+    pairs = [f"{key}={value:{'.6f' if type(value) is float else ''}}" for key, value in fields.items()]
+    line = f"{fields['time']} [access] {' '.join(pairs[2:])}"
+    return line if line.isprintable() else printable(line)
+
+
+class AccessLog:
+    """Writes entries to a file, a FIFO or standard error.
+
+    Args:
+        file: where to; ``STDERR`` for standard error.
+        log_format: ``text`` or ``json``.
+        report: writes to the server's own log; called in both threads.
+
+    Raises:
+        ConfigError: the file cannot be opened.
+    """
+
+    def __init__(self, file: Path, log_format: str, report: Callable[[str], object]) -> None:
+        self._file = file.absolute()  # twistd may change to another folder
+        self._render = json.dumps if log_format == "json" else as_text
+        self._report = report
+        self._waiting: queue.SimpleQueue[AccessEntry | None] = queue.SimpleQueue()  # None only wakes the writer
+        self._overflowed = self._unwritten = self._reported = 0
+        self._why = ""
+        self._reported_s = -inf
+        self._must_reopen = False
+        self._stops_s = inf  # when the writer gives up, once the server stops
+        # A daemon, for which the interpreter does not wait at its end: it may wait for a disk.
+        self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
+        try:
+            self._descriptor = _open(self._file)
+        except OSError as error:
+            raise ConfigError(f"cannot open {self._file}: {error.strerror}", setting="access_log") from error
+
+    # Called in the reactor.
+
+    @property
+    def dropped(self) -> int:
+        """How many lines were not written."""
+        return self._overflowed + self._unwritten  # one is counted here, the other in the writer
+
+    def start(self) -> None:
+        """Start to write. Not before twistd has gone into the background, where no thread follows it."""
+        self._thread.start()
+
+    def add(self, entry: AccessEntry) -> None:
+        """Have an entry written, or drop it."""
+        if self._waiting.qsize() < MAX_WAITING:
+            self._waiting.put(entry)
+        else:
+            self._overflowed += 1
+
+    def reopen(self) -> None:
+        """Open the file anew, as after ``logrotate`` has renamed it."""
+        self._must_reopen = True
+        self._waiting.put(None)
+
+    def stop(self) -> None:
+        """Write what is left, for up to ``STOP_S``."""
+        self._stops_s = time.monotonic() + STOP_S
+        self._waiting.put(None)
+        if self._thread.is_alive():
+            self._thread.join(STOP_S + 2 * WAIT_S)
+        self._report_dropped(at_most_every_s=0)
+
+    # Called in the writer.
+
+    def _run(self) -> None:
+        while self._stops_s == inf or not self._waiting.empty():
+            lines = self._take_lines()
+            if self._must_reopen:
+                self._reopen()
+            if not self._write("".join(lines).encode(), len(lines)):
+                self._unwritten += len(lines) + self._waiting.qsize()
+                break
+            self._report_dropped()
+        os.close(self._descriptor)
+
+    def _take_lines(self) -> list[str]:
+        """Wait for an entry, or until there is something to report; take as many lines as are there and fit."""
+        lines: list[str] = []
+        timeout_s = REPORT_S if self.dropped > self._reported else None
+        with contextlib.suppress(queue.Empty):
+            while sum(map(len, lines)) < CHUNK_BYTES and (entry := self._waiting.get(not lines, timeout_s)):
+                lines.append(self._render(entry.fields()) + "\n")
+        return lines
+
+    def _write(self, data: bytes, count: int) -> bool:
+        """Write lines, or count them as dropped if that fails; return False if there was no more time."""
+        try:
+            while data:
+                if not self._wait_until_writable():
+                    return False
+                data = data[os.write(self._descriptor, data) :]
+        except OSError as error:
+            self._unwritten += count
+            self._why = str(error.strerror)
+        return True
+
+    def _wait_until_writable(self) -> bool:
+        while not _is_writable(self._descriptor):
+            if time.monotonic() > self._stops_s:
+                return False
+            if self._must_reopen:
+                self._reopen()
+            self._report_dropped()
+        return True
+
+    def _reopen(self) -> None:
+        self._must_reopen = False
+        try:
+            before, self._descriptor = self._descriptor, _open(self._file)
+        except OSError as error:
+            self._report(f"the access log is not opened anew: {self._file}: {error.strerror}")
+        else:
+            os.close(before)
+
+    def _report_dropped(self, at_most_every_s: float = REPORT_S) -> None:
+        count, now_s = self.dropped - self._reported, time.monotonic()
+        if count and now_s - self._reported_s >= at_most_every_s:
+            self._reported += count
+            self._reported_s = now_s
+            why, self._why = self._why or "it takes them more slowly than they come", ""
+            if self._file == STDERR:
+                return  # the server's log goes there too, and the server waits for it
+            self._report(f"dropped {count} lines of the access log: {why}")
+
+
+def _open(file: Path) -> int:
+    if file == STDERR:
+        return os.dup(2)
+    # Never waits: for writing alone, a FIFO opens only once somebody reads it.
+    is_fifo = file.exists() and stat.S_ISFIFO(file.stat().st_mode)
+    access = os.O_RDWR if is_fifo else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.open(file, access | os.O_NONBLOCK, 0o640)
+
+
+def _is_writable(descriptor: int) -> bool:
+    """Wait for up to ``WAIT_S`` until a write does not wait, or fails."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(1_000 * WAIT_S))

@@ -1,6 +1,6 @@
 """CountingService counts the requests of one front, and leaves the answers to the service behind it.
 
-Invariant: each request that reaches it is counted once, with the code of its outcome.
+Invariant: each request that reaches it is counted, and logged if it has an entry, once, with the code of its outcome.
 """
 
 from typing import TypeVar
@@ -16,6 +16,7 @@ from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome
 from xformd.service import TransformService
 from xformd.spec import Spec
+from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import OK, SEVERAL, UNKNOWN, Front, Metrics
 from xformd.telemetry.timing import RequestTiming
 
@@ -23,13 +24,15 @@ Result = TypeVar("Result", bytes, bytes | Failure)
 
 
 class CountingService:
-    """A ``Service`` that counts the requests of one front."""
+    """A ``Service`` that counts the requests of one front. With an access log, it has each go through ``xform``."""
 
-    def __init__(self, service: TransformService, metrics: Metrics, front: Front) -> None:
+    def __init__(
+        self, service: TransformService, metrics: Metrics, front: Front, access_log: AccessLog | None = None
+    ) -> None:
         self._service = service
         self._metrics = metrics
         self._front = front
-        self._prepare_call = service.prepare_call
+        self._prepare_call = service.prepare_call if access_log is None else lambda _: None
         self.max_result_bytes = service.max_result_bytes
         self.stopwatch = service.stopwatch
         self.describe = service.describe
@@ -56,6 +59,8 @@ class CountingService:
         timing = RequestTiming() if timing is None else timing
         label = self._label(spec)
         self._metrics.poem_bytes.observe(len(poem))
+        if isinstance(timing, AccessEntry):
+            timing.spec, timing.poem_bytes = spec, len(poem)
         try:
             result = self._service.xform(spec, poem, timeout_s=timeout_s, caller=caller, timing=timing)
         except XformError as error:
@@ -97,6 +102,8 @@ class CountingService:
             assert isinstance(outcome.value, XformError)  # what a Service promises
             self._count(label, outcome.value.code, timing)
         else:
+            if isinstance(timing, AccessEntry):
+                timing.result_bytes = len(outcome)
             self._count(label, OK, timing)
             self._metrics.result_bytes.observe(len(outcome))
         return outcome
@@ -109,3 +116,5 @@ class CountingService:
             self._metrics.run_seconds_of(label).observe(timing.run_s)
         if timing.queue_s:
             self._metrics.queue_seconds.observe(timing.queue_s)
+        if isinstance(timing, AccessEntry):
+            timing.finish(code)

@@ -34,6 +34,7 @@ from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer
 from xformd.service import Service
+from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
 from xformd.wire import netstring, session
 
@@ -203,10 +204,20 @@ class TransformProtocol(DrainableProtocol):
         """See ``Connection.call_soon``."""
         self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
 
-    def count_refusal(self, error: XformError) -> None:
+    def begin_entry(self, request_id: str | None = None, session_id: int | None = None) -> AccessEntry | None:
+        """See ``Connection.begin_entry``."""
+        log = self.factory.access_log
+        if log is None:
+            return None
+        peer = self.peer or str(getattr(self.transport.getPeer(), "host", "unix"))
+        return AccessEntry(request_id, log=log, front=self._front, peer=peer, session_id=session_id)
+
+    def count_refusal(self, error: XformError, entry: AccessEntry | None = None) -> None:
         """See ``Connection.count_refusal``."""
         if self.factory.metrics is not None:
             self.factory.metrics.refused(self._front, error.code)
+        if entry is not None:
+            entry.finish(error.code)
 
     def log_refusal(self, error: XformError) -> None:
         """See ``Connection.log_refusal``."""
@@ -257,7 +268,7 @@ class TransformProtocol(DrainableProtocol):
         self.service = self.factory.counting.get(front, self.factory.service)
 
     def _refuse(self, error: XformError) -> None:
-        self.count_refusal(error)
+        self.count_refusal(error, self.begin_entry())
         self.log_refusal(error)
         self.close()
 
@@ -319,6 +330,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         metrics: where to count the requests that reach no service; None counts nothing.
         counting: services that count the requests of one dialect each; ``service`` answers the others.
         make_handler: makes the handler of a connection; None leaves the dialect to its first netstring.
+        access_log: gets an entry for each request.
 
     Attributes:
         cut_off: how many connections were aborted because they took too long.
@@ -336,6 +348,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         metrics: Metrics | None = None,
         counting: Mapping[Front, Service] = MappingProxyType({}),
         make_handler: Callable[[Connection], ConnectionHandler] | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
         super().__init__(limits, clock)
         self.service = service
@@ -343,6 +356,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         self.metrics = metrics
         self.counting = counting
         self.make_handler = make_handler
+        self.access_log = access_log
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(clock)
 

@@ -20,14 +20,15 @@ class ClassicHandler:
         self._connection = connection
         self._running: Deferred[bytes] | None = None
         connection.set_deadline(None)  # the service has its own
+        entry = connection.begin_entry()
         try:
             request = classic.decode_request(string)
         except XformError as error:
-            connection.count_refusal(error)
+            connection.count_refusal(error, entry)
             self._refuse(error)
             return
         try:
-            result = connection.service.xform(request.spec, request.poem)
+            result = connection.service.xform(request.spec, request.poem, timing=entry)
         except XformError as error:
             self._refuse(error)
             return

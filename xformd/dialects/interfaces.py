@@ -10,6 +10,7 @@ from typing import Protocol
 from xformd.errors import XformError
 from xformd.limits import Limits
 from xformd.service import Service
+from xformd.telemetry.access_log import AccessEntry
 
 
 class Connection(Protocol):
@@ -70,8 +71,12 @@ class Connection(Protocol):
         """Call a function after the other connections' turn, unless this one is lost by then."""
         ...
 
-    def count_refusal(self, error: XformError) -> None:
-        """Count a request that never reached the service."""
+    def begin_entry(self, request_id: str | None = None, session_id: int | None = None) -> AccessEntry | None:
+        """Begin a request's entry in the access log, if there is one."""
+        ...
+
+    def count_refusal(self, error: XformError, entry: AccessEntry | None = None) -> None:
+        """Count a request that never reached the service, and finish its entry."""
         ...
 
     def log_refusal(self, error: XformError) -> None:

@@ -16,6 +16,7 @@ from xformd.http.sites import Sites
 from xformd.http.transform import PREFIX, TransformEndpoint
 from xformd.limits import Limits
 from xformd.service import TransformService
+from xformd.telemetry.access_log import AccessLog
 from xformd.telemetry.metrics import Metrics
 from xformd.wire.http1 import RequestHead
 
@@ -34,6 +35,7 @@ class HttpDependencies:
     health: HealthEndpoints
     render_metrics: Callable[[], bytes]
     sites: Sites = attrs.field(factory=Sites)
+    access_log: AccessLog | None = None
 
 
 class Application:
@@ -44,6 +46,7 @@ class Application:
         paths: the endpoints of each path, by method; GET answers HEAD too.
         prefixes: endpoints of all that begins with a path, which decide about methods themselves.
         hint: where to look for what there is, for whoever asks for something else.
+        access_log: gets an entry for each request.
     """
 
     def __init__(
@@ -52,7 +55,9 @@ class Application:
         paths: Mapping[bytes, Methods],
         prefixes: Mapping[bytes, Endpoint],
         hint: str = "see GET /openapi.json",
+        access_log: AccessLog | None = None,
     ) -> None:
+        self.access_log = access_log
         self._sites = sites
         self._paths = paths
         self._prefixes = prefixes.items()
@@ -79,6 +84,11 @@ class Application:
         allowed = ", ".join("GET, HEAD" if each == "GET" else each for each in methods).encode()
         return self._problem(request, 405, allowed)
 
+    def endpoint_of(self, path: bytes) -> str | None:
+        """Return what an access log may have of a path, none of which is the client's own: it may quote anything."""
+        known = [path] if path in self._paths else [prefix for prefix, _ in self._prefixes if path.startswith(prefix)]
+        return known[0].decode() if known else None
+
     def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
         detail = f"no {request.method} {request.path.decode()} here: {self._hint}"
         problem = problems.http_problem(status, detail, request.id)
@@ -88,7 +98,7 @@ class Application:
 def make_application(dependencies: HttpDependencies) -> Application:
     """Return the application of ``--http``: every endpoint."""
     service, metrics, limits = dependencies.service, dependencies.metrics, dependencies.limits
-    counting = CountingService(service, metrics, "http")
+    counting = CountingService(service, metrics, "http", dependencies.access_log)
     listing = ListingEndpoints(counting, limits)
     paths: dict[bytes, Methods] = {
         b"/": {"GET": show_page, "OPTIONS": _allow_get},
@@ -101,13 +111,13 @@ def make_application(dependencies: HttpDependencies) -> Application:
         PREFIX: TransformEndpoint(counting, metrics, limits),
         b"/transforms/": listing.describe_one,
     }
-    return Application(dependencies.sites, paths, prefixes)
+    return Application(dependencies.sites, paths, prefixes, access_log=dependencies.access_log)
 
 
 def make_monitoring_application(dependencies: HttpDependencies) -> Application:
     """Return the application of ``--metrics``: the endpoints for monitoring, and nothing else."""
     hint = "this address has /metrics, /livez and /readyz only"
-    return Application(dependencies.sites, _monitoring_paths(dependencies), {}, hint)
+    return Application(dependencies.sites, _monitoring_paths(dependencies), {}, hint, dependencies.access_log)
 
 
 def _monitoring_paths(dependencies: HttpDependencies) -> dict[bytes, Methods]:

@@ -20,6 +20,7 @@ from xformd.runners import Caller
 from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.spec import Spec, parse_readable
+from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 
@@ -100,7 +101,7 @@ class BatchEndpoint:
 
             def start_next(caller: Caller) -> bytes | Deferred[bytes] | None:
                 index, text = next(lines, (0, None))
-                return None if text is None else self._start(index, text, timeout_s, caller, request.id)
+                return None if text is None else self._start(index, text, timeout_s, caller, request)
 
             headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
             service = self._service
@@ -109,14 +110,17 @@ class BatchEndpoint:
         return take_body
 
     def _start(
-        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, request_id: bytes
+        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, request: Request
     ) -> bytes | Deferred[bytes]:
         """Run a line; return its line of the response, which may be an error, but never raise one."""
-        timing = RequestTiming(request_id.decode())
+        request_id = request.id
+        timing = RequestTiming(request_id.decode()) if request.entry is None else request.entry.part()
         try:
             spec, poem = parse_line(text)
         except XformError as error:
             self._metrics.refused("http", error.code)
+            if isinstance(timing, AccessEntry):
+                timing.finish(error.code)
             return encode_error(index, error, request_id)
         try:
             result = self._service.xform(spec, poem, timeout_s=timeout_s, caller=caller, timing=timing)

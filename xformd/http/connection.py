@@ -32,7 +32,7 @@ from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error
 from xformd.service import Service
-from xformd.telemetry.metrics import Metrics
+from xformd.telemetry.metrics import OK, Metrics
 from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 
 TURN_S = 0.01
@@ -155,6 +155,8 @@ class HttpHandler:
         assert self._request is not None
         if not self._request.head.is_1_0:
             self._write(LAST_CHUNK)
+        if self._request.entry is not None:
+            self._request.entry.finish(OK)
         self._running = self._request = None
         if self._closes_after_stream:
             self._close()
@@ -226,6 +228,8 @@ class HttpHandler:
     def _begin(self, head: RequestHead) -> None:
         """Respond to a head at once, or learn what makes the response once the body is here."""
         request = self._request = Request(head)
+        if self._application.access_log is not None:
+            self._begin_entry(request)
         body_bytes, max_bytes = head.body_bytes, self._connection.limits.max_request_bytes
         if body_bytes is not None and body_bytes > max_bytes:
             error = TooLarge(f"the body has {body_bytes} bytes; the limit is {max_bytes} bytes")
@@ -241,6 +245,12 @@ class HttpHandler:
             self._write(CONTINUE)
         if body_bytes is None or body_bytes > PART_BYTES:
             self._connection.hint_read_size(body_bytes or 0)
+
+    def _begin_entry(self, request: Request) -> None:
+        """Begin its line in the access log. The service finishes it, or else whatever ends the request here."""
+        entry = request.entry = self._connection.begin_entry(request.id.decode())
+        if entry is not None:  # of methods the parser knows a few, and no other word
+            entry.method, entry.endpoint = request.method or None, self._application.endpoint_of(request.path)
 
     def _keep(self, piece: bytes) -> None:
         """Keep a piece of the body, unless the request has its response already."""
@@ -308,6 +318,10 @@ class HttpHandler:
         if not isinstance(body, bytes):
             closes = self._closes_after_stream = closes or request.head.is_1_0
         self._write(encode_head(response, request, self._application.general_headers(request.head), closes=closes))
+        if request.entry is not None:
+            request.entry.status = response.status
+            if isinstance(body, bytes):
+                request.entry.finish(response.code)
         if not isinstance(body, bytes):
             self._running = body
             body.start(self)
@@ -334,6 +348,8 @@ class HttpHandler:
             method, headers = ("", {}) if of is None else (of.method, of.headers)
             head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
             self._request = Request(head)
+            if self._application.access_log is not None:
+                self._begin_entry(self._request)
         self._take_body = None
         self._connection.count_refusal(error)
         self._connection.log_refusal(error)
@@ -356,6 +372,8 @@ class HttpHandler:
         if self._take_body is not None:
             self._take_body = None
             self._connection.count_refusal(Cancelled("the client has disconnected"))
+        if self._request is not None and self._request.entry is not None:
+            self._request.entry.finish(Cancelled.code)
 
     def _write(self, data: bytes) -> None:
         self._output.append(data)
@@ -433,7 +451,8 @@ class HttpFactory(TransformFactory):
         self, application: Application, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
     ) -> None:
         self._idle_connections = IdleConnections()
-        super().__init__(service, limits, clock, front="http", metrics=metrics, make_handler=self._make_handler)
+        own: dict[str, Any] = {"make_handler": self._make_handler, "access_log": application.access_log}
+        super().__init__(service, limits, clock, front="http", metrics=metrics, **own)
         self._application = application
 
     def _make_handler(self, connection: Connection) -> HttpHandler:

@@ -15,6 +15,9 @@ from typing import NamedTuple, Protocol
 import attrs
 from twisted.internet.defer import Deferred
 
+from xformd.spec import Spec
+from xformd.telemetry.access_log import AccessEntry
+from xformd.telemetry.metrics import OK
 from xformd.telemetry.timing import RequestTiming
 from xformd.wire.http1 import RequestHead
 
@@ -43,6 +46,7 @@ class Request:
         path: of the target, as it was sent.
         query: of the target, as it was sent, without its ``?``.
         is_answered: whether the response has begun.
+        entry: its entry in the access log, if there is one.
     """
 
     head: RequestHead
@@ -52,6 +56,7 @@ class Request:
     path: bytes = attrs.field(init=False)
     query: bytes = attrs.field(init=False)
     is_answered: bool = attrs.field(init=False)
+    entry: AccessEntry | None = attrs.field(init=False)
     _timing: RequestTiming | None = attrs.field(init=False)
 
     def __init__(self, head: RequestHead) -> None:
@@ -61,14 +66,20 @@ class Request:
         self.headers = head.headers
         self.path, _, self.query = head.target.partition(b"?")
         self.is_answered = False
+        self.entry = None
         self._timing = None
 
     @property
     def timing(self) -> RequestTiming:
         """What takes its times, and has its id for the log."""
         if self._timing is None:
-            self._timing = RequestTiming(self.id.decode())
+            self._timing = self.entry or RequestTiming(self.id.decode())
         return self._timing
+
+    def note_spec(self, spec: Spec) -> None:
+        """Note for the access log which transforms are requested, in case the request never reaches the service."""
+        if self.entry is not None:
+            self.entry.spec = spec
 
 
 class BodyWriter(Protocol):
@@ -109,11 +120,12 @@ class BodyStream(Protocol):
 
 
 class Response(NamedTuple):
-    """A response. ``headers`` are its own as ``header_lines``, besides those that every response has."""
+    """A response: ``headers`` as ``header_lines``, without those that every response has; ``code`` for a log."""
 
     status: int
     headers: bytes = b""
     body: bytes | BodyStream = b""
+    code: str = OK
 
 
 TakeBody = Callable[[bytes], Response | Deferred[Response]]
@@ -144,7 +156,7 @@ def encode_head(response: Response, request: Request, general: bytes, *, closes:
         general: lines of headers that every response to this request has.
         closes: whether the connection ends with it.
     """
-    status, headers, body = response
+    status, headers, body, _ = response
     if type(body) is bytes:
         framing = b"" if status in _WITHOUT_BODY else b"content-length: %d\r\n" % len(body)
     else:  # to HTTP/1.0, which knows no transfer coding, the end is the close (RFC 9112, 6.1)

@@ -47,4 +47,5 @@ def headers(problem: dict[str, Any]) -> list[tuple[bytes, bytes]]:
 
 def response(problem: dict[str, Any], more: bytes = b"") -> Response:
     """Return a problem as a response, with its own status; ``more`` are lines of headers."""
-    return Response(problem["status"], header_lines(*headers(problem)) + more, json.dumps(problem).encode())
+    lines = header_lines(*headers(problem)) + more
+    return Response(problem["status"], lines, json.dumps(problem).encode(), problem["code"])

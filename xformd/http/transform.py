@@ -64,6 +64,7 @@ class TransformEndpoint:
                 return partial(self._call, request, wanted, call)
         else:
             wanted = self._read(request, requests.read_query(request.query))
+        request.note_spec(wanted.spec)
         timeout_s = requests.timeout_s(request.headers)
         if (detail := requests.unsupported_body(request.headers)) is not None:
             return self._reject(request, 415, detail, b"accept-encoding: identity\r\n")
@@ -137,9 +138,13 @@ class TransformEndpoint:
     def _read(self, request: Request, options: Mapping[str, str]) -> TransformRequest:
         """Read the spec, and look up its transforms."""
         if not options and request.path in self._remembered:
-            return self._remembered[request.path][0]
+            wanted = self._remembered[request.path][0]
+            request.note_spec(wanted.spec)
+            return wanted
         segment = request.path[len(PREFIX) :]
-        wanted = TransformRequest.from_spec(requests.read_spec(segment, options), self._service.registry)
+        spec = requests.read_spec(segment, options)
+        request.note_spec(spec)
+        wanted = TransformRequest.from_spec(spec, self._service.registry)
         if not options and len(segment) <= SHORT_CHARACTERS:
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()

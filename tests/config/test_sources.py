@@ -11,6 +11,7 @@ from xformd.config import TABLE, Configuration, Settings, configure
 from xformd.errors import ConfigError
 from xformd.limits import Limits
 from xformd.plugins.selection import Selection
+from xformd.telemetry.access_log import STDERR
 
 WRONG = ("", "many", "٣")
 LIMITS = [field.name for field in attrs.fields(Limits)]
@@ -89,6 +90,25 @@ def test_a_file_can_set_every_type_of_setting(file: Path) -> None:
     assert configure(file).settings == attrs.evolve(EXPECTED, selection=beside)
     file.write_text("[prefer]\nupper = 'two'\nshout = 'one'")
     assert configure(file).settings.selection.preferred == EXPECTED.selection.preferred
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [("none", None), ("stderr", STDERR), ("/var/log/a", Path("/var/log/a")), ("a/b", Path("a/b"))],
+)
+def test_the_access_log_is_a_file_or_a_word(text: str, file: Path | None, tmp_path: Path) -> None:
+    assert configure(environment={"XFORMD_ACCESS_LOG": text}).settings.access_log == file
+    toml = tmp_path / "xformd.toml"
+    toml.write_text(f"access_log = '{text}'")
+    assert configure(toml).settings.access_log == (None if file is None else tmp_path / file)
+
+
+@pytest.mark.parametrize("wrong", ["''", "true", r'"a\u0000"'])
+def test_any_other_access_log_is_rejected(wrong: str, tmp_path: Path) -> None:
+    toml = tmp_path / "xformd.toml"
+    toml.write_text(f"access_log = {wrong}")
+    with pytest.raises(ConfigError, match="access_log: expected 'none', 'stderr' or a file, got "):
+        configure(toml)
 
 
 def test_the_environment_can_set_every_type_of_setting() -> None:

@@ -18,6 +18,7 @@ FLAGS: dict[str, Any] = {
     "inline": ("upper", "lower"),
     "isolate": ("wrap",),
     "log_format": "json",
+    "access_log": "logs/access.log",
     "max_connections_per_peer": "7",
     "max_queue": "77",
     "max_request_bytes": "1537",
@@ -36,7 +37,8 @@ def test_written_settings_are_read_as_the_same(tmp_path: Path) -> None:
     file = tmp_path / "written.toml"
     file.write_text(configured(**FLAGS).to_toml())
     read = configure(file)
-    absolute = {"plugins_dir": (str(Path("loose").absolute()), "/opt/loose")}
+    absolute: dict[str, Any] = {"plugins_dir": (str(Path("loose").absolute()), "/opt/loose")}
+    absolute["access_log"] = str(Path("logs/access.log").absolute())
     assert read.settings == configured(**FLAGS | absolute).settings
     (place,) = [value.place for value in read.values if value.setting.name == "max_queue"]
     assert file.read_text().splitlines()[int(place.rpartition(" ")[2]) - 1] == "max_queue = 77"

@@ -83,6 +83,22 @@ def test_workers_run_are_reloaded_and_end(tmp_path: Path) -> None:
         assert server.log == ""
 
 
+def test_an_access_log_is_written_and_opened_anew(tmp_path: Path) -> None:
+    _, config = settings(tmp_path)
+    with Path(config[1]).open("a") as file:
+        file.write("access_log = 'access.log'\n")
+    log = tmp_path / "access.log"
+    with twistd(tmp_path, *config) as (server, _), Session(server) as session:
+        session.ask("upper", b"owl")
+        wait_until(lambda: " transform=upper code=ok " in log.read_text())
+        log.unlink()
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(log.exists)
+        session.ask("upper", b"owl")
+        assert server.stop() == STOPPED
+    assert log.read_text().count(" transform=upper code=ok ") == 1
+
+
 def test_a_request_in_flight_is_answered_before_twistd_ends(tmp_path: Path) -> None:
     _, config = settings(tmp_path, 'open(poem, "w").close(); __import__("time").sleep(0.5)')
     started = tmp_path / "started"

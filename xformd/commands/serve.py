@@ -32,6 +32,9 @@ def _setting_options(command: Command) -> Command:
             "--log-format", metavar="[text|json]", help="Write the log as text, or as JSON, one object per line. [text]"
         ),
         click.option(
+            "--access-log", metavar="[none|stderr|FILE]", help="Where to write a line for each request. [none]"
+        ),
+        click.option(
             "--isolate", multiple=True, metavar="NAME", help="Run this transform in a worker, even if declared inline."
         ),
         click.option(

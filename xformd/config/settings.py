@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -35,6 +36,7 @@ class Settings:
     inline: frozenset[str] = frozenset()
     isolate: frozenset[str] = frozenset()
     log_format: str = "text"
+    access_log: Path | None = None
 
     @property
     def answers_http(self) -> bool:
@@ -49,7 +51,7 @@ class Settings:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "Settings":
         """Make settings from the value of each row of ``TABLE``, by its name."""
-        own = ("listen", "http", "metrics", "cors", "host_names", "workers", "inline", "isolate", "log_format")
+        own = {field.name for field in attrs.fields(cls)} - {"selection", "limits"}
         return cls(
             selection=Selection(
                 distributions=values["plugins"],
@@ -124,6 +126,7 @@ _SETTINGS = (
     Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, overriding their author"),
     Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, overriding their author"),
     Setting("log_format", types.choice(*LOG_FORMATS), "text", "format of the log: text, or one JSON object per line"),
+    Setting("access_log", types.LOG_FILE, None, "where to write a line for each request: none, stderr or a file"),
     *(Setting(each.name, _limit_type(each), each.default, each.metadata["reason"]) for each in attrs.fields(Limits)),
 )
 

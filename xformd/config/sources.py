@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from xformd.config.settings import TABLE, Setting, Settings
-from xformd.config.types import FOLDERS, PREFERENCES
+from xformd.config.types import FOLDERS, LOG_FILE, PREFERENCES
 from xformd.errors import ConfigError, one_line
 
 NOT_SETTINGS = frozenset({"XFORMD_CONFIG", "XFORMD_SERVER"})
@@ -161,7 +161,9 @@ def _merge_tables(before: Value | None, value: Value) -> Value:
 
 
 def _relative_to(file: Path, value: Value) -> Value:
-    """Resolve the folders of a file relative to the folder of that file."""
+    """Resolve the folders and files that a file names relative to the folder of that file."""
+    if value.setting.type is LOG_FILE and value.value is not None:
+        return attrs.evolve(value, value=file.parent / value.value)
     if value.setting.type is not FOLDERS:
         return value
     return attrs.evolve(value, value=tuple(file.parent / folder for folder in value.value))

@@ -15,6 +15,7 @@ import attrs
 
 from xformd.plugins.options import Option
 from xformd.plugins.selection import parse_distributions
+from xformd.telemetry.access_log import STDERR
 
 MAX_NUMBER = 2**63 - 1
 MAX_DURATION_S = 1e9
@@ -213,6 +214,12 @@ def _preferences_from_toml(value: object) -> Mapping[str, str]:
     return dict(value)
 
 
+def _log_file_from(value: object) -> Path | None:
+    if isinstance(value, str) and value and "\0" not in value:
+        return {"none": None, "stderr": STDERR}.get(value, Path(value))
+    raise _mismatch("'none', 'stderr' or a file", value)
+
+
 def _in_order(value: Iterable[object]) -> list[str]:
     items = list(map(str, value))
     return sorted(items) if isinstance(value, frozenset) else items
@@ -261,6 +268,10 @@ FOLDERS = SettingType(
     from_toml=lambda value: tuple(map(Path, _PATHS.from_toml(value))),
     # Absolute, so that the output means the same when it is saved in another folder.
     to_json=lambda paths: [str(path.absolute()) for path in paths],
+)
+LOG_FILE = SettingType(
+    from_toml=_log_file_from,
+    to_json=lambda file: "none" if file is None else "stderr" if file == STDERR else str(file.absolute()),
 )
 PLUGINS = SettingType(
     from_toml=_plugins_from, to_json=lambda value: "all" if value is None else sorted(value) or "none"

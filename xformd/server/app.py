@@ -4,10 +4,12 @@ Invariant: the server listens only once everything that it needs is there, and i
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
 
 from xformd.config import Settings
 from xformd.counting import CountingService
@@ -20,6 +22,7 @@ from xformd.net.run import within_descriptors
 from xformd.plugins.registry import Registry
 from xformd.protocol import TransformFactory
 from xformd.server.reload import Reloader
+from xformd.telemetry.access_log import AccessLog
 from xformd.telemetry.metrics import Front, Metrics
 from xformd.telemetry.prometheus import PrometheusExporter, Sources
 
@@ -34,10 +37,12 @@ class Server(ListeningService):
         factory: TransformFactory,
         reactor: Any,
         others: Sequence[ListeningService] = (),
+        access_log: AccessLog | None = None,
     ) -> None:
         super().__init__(listen, factory, reactor, is_eager=True, flags="--port or --listen")
         self._reloader = reloader
         self._others = others
+        self._access_log = access_log
 
     @property
     def registry(self) -> Registry:
@@ -45,12 +50,16 @@ class Server(ListeningService):
         return self._reloader.service.registry
 
     def reload(self) -> Deferred[None]:
-        """Read the TLS certificates again, and load the plugins anew; fires when that is done or has failed."""
+        """Read the TLS certificates again, open the access log and load the plugins anew; fires when that is done."""
+        if self._access_log is not None:
+            self._access_log.reopen()
         for each in (self, *self._others):
             each.read_certificates()
         return self._reloader.reload()
 
     async def _start(self) -> tuple[str, ...]:
+        if self._access_log is not None:
+            self._access_log.start()
         shown = await super()._start()
         for other in self._others:
             other.startService()
@@ -64,6 +73,9 @@ class Server(ListeningService):
             await gatherResults([own, *(other.stopService() for other in self._others)])
         finally:
             await self._reloader.stop()
+            if self._access_log is not None:
+                self._access_log.stop()
+                await deferLater(self._reactor, 0)  # for its last report
 
 
 def make_server(settings: Settings, reactor: Any) -> Server:
@@ -76,26 +88,30 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     limits = within_descriptors(settings.limits, workers=settings.worker_count, ports=ports)
     settings = attrs.evolve(settings, limits=limits)
     reloader = Reloader(settings, reactor)
-    if settings.answers_http:
-        return _make_with_http(settings, reloader, reactor)
+    if settings.answers_http or settings.access_log is not None:
+        return _make_counting(settings, reloader, reactor)
     factory = TransformFactory(reloader.service, settings.limits, reactor)
     return Server(reloader, settings.listen, factory, reactor)
 
 
-def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Server:
-    """Make a server that counts its requests and answers over HTTP too."""
+def _make_counting(settings: Settings, reloader: Reloader, reactor: Any) -> Server:
+    """Make a server that counts its requests, for its metrics or its access log, and answers over HTTP if it should."""
     metrics, service, limits = Metrics(), reloader.service, settings.limits
+    warn = partial(reactor.callFromThread, lambda message: Server.log.warn("{message}", message=message))
+    file = settings.access_log
+    access_log = None if file is None else AccessLog(file, settings.log_format, warn)
     counting: dict[Front, CountingService] = {
-        "classic": CountingService(service, metrics, "classic"),
-        "session": CountingService(service, metrics, "session"),
+        "classic": CountingService(service, metrics, "classic", access_log),
+        "session": CountingService(service, metrics, "session", access_log),
     }
-    netstrings = TransformFactory(service, limits, reactor, metrics=metrics, counting=counting)
+    netstrings = TransformFactory(service, limits, reactor, metrics=metrics, counting=counting, access_log=access_log)
     factories: dict[str, TransformFactory] = {"netstring": netstrings}
     sources = Sources(
         metrics,
         reloader.status,
         lambda: [(each.name, each.distribution, each.version, each.state) for each in service.registry.plugins],
         lambda: {front: factory.connection_stats for front, factory in factories.items()},
+        lambda: access_log.dropped if access_log else 0,
     )
     dependencies = HttpDependencies(
         service=service,
@@ -104,9 +120,10 @@ def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Ser
         health=HealthEndpoints(reloader.status, lambda: netstrings.is_stopping),
         render_metrics=PrometheusExporter(sources).render,
         sites=Sites(settings.host_names, settings.cors),
+        access_log=access_log,
     )
-    factories["http"] = HttpFactory(make_application(dependencies), metrics, service, limits, reactor)
-    factories["metrics"] = HttpFactory(make_monitoring_application(dependencies), metrics, service, limits, reactor)
+    for front, make in (("http", make_application), ("metrics", make_monitoring_application)):
+        factories[front] = HttpFactory(make(dependencies), metrics, service, limits, reactor)
     others = [
         ListeningService(
             listen, factories[front], reactor, is_eager=True, setting=front, scheme="http://", alpn=(b"http/1.1",)
@@ -115,7 +132,7 @@ def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Ser
     ]
     for other in others:
         other.listening.addCallback(_note_hosts, dependencies.sites)
-    return Server(reloader, settings.listen, netstrings, reactor, others)
+    return Server(reloader, settings.listen, netstrings, reactor, others, access_log)
 
 
 def _note_hosts(addresses: tuple[str, ...], sites: Sites) -> tuple[str, ...]:

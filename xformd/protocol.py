@@ -146,7 +146,7 @@ class TransformProtocol(DrainableProtocol):
         self._has_written = True
         if self._output is None:
             if self._is_eager:  # nearly always the system takes all of it, and no buffer is needed
-                sent = cast(Any, self.transport).send_now(data)
+                sent: int = self.transport.send_now(data)  # type: ignore[attr-defined]
                 if sent == len(data):
                     return
                 data = data[sent:]

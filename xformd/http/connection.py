@@ -6,7 +6,6 @@ has ``request_timeout_s`` from its first byte, or from its turn, until it has fu
 
 import io
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -70,6 +69,7 @@ class HttpHandler:
         "_request",
         "_running",
         "_take_body",
+        "_turn_began_s",
     )
 
     def __init__(self, connection: Connection, application: Application, idle_connections: IdleConnections) -> None:
@@ -86,6 +86,7 @@ class HttpHandler:
         self._output: list[bytes] = []
         self._output_bytes = 0
         self._deadline_is_for = ""  # "idle", "request" or "probe"
+        self._turn_began_s = 0.0
         self._is_working = False
         self._has_next_turn = False  # its turn was over, and requests are left
         self._peer_has_finished = False
@@ -119,6 +120,8 @@ class HttpHandler:
         elif self._parser.is_inside:
             limit_s = self._connection.limits.request_timeout_s
             self._refuse(BadRequest(f"the request had not fully arrived after {limit_s:g} s (request_timeout_s)"), 408)
+        elif self._deadline_is_for == "idle" and (left_s := self._idle_left_s()) > 0:
+            self._connection.set_deadline(left_s)
         else:
             self._close()
         return True
@@ -180,7 +183,8 @@ class HttpHandler:
 
     def _take_turn(self) -> None:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
-        ends_s = stopwatch() + TURN_S
+        self._turn_began_s = stopwatch()
+        ends_s = self._turn_began_s + TURN_S
         while parser.has_unread and self._running is None and not self._is_closed and self._has_room():
             if not self._take_request(ends_s):
                 return
@@ -231,7 +235,11 @@ class HttpHandler:
             error = TooLarge(f"the body has {body_bytes} bytes; the limit is {max_bytes} bytes")
             self._refuse(error)
             return
-        outcome = self._attempt(self._application.respond, request)
+        outcome: Response | TakeBody
+        try:
+            outcome = self._application.respond(request)
+        except Exception:
+            outcome = self._problem(Failure())
         if isinstance(outcome, Response):
             # A client that waits for "100 Continue" may send its body now, or another request: they look the same.
             self._respond(outcome, closes=head.expects_continue)
@@ -256,25 +264,23 @@ class HttpHandler:
 
     def _complete(self, body: bytes) -> None:
         """Run a request that has fully arrived."""
-        self._deadline_is_for = ""
+        if self._deadline_is_for == "request":
+            self._deadline_is_for = ""
         self._idle_connections.pop(self._connection, None)
         take_body, self._take_body = self._take_body, None
         if take_body is None:
             self._request = None
             return
-        outcome = self._attempt(take_body, body)
+        outcome: Response | Deferred[Response]
+        try:
+            outcome = take_body(body)
+        except Exception:
+            outcome = self._problem(Failure())
         if isinstance(outcome, Response):
             self._answer(outcome)
         else:
             self._running = outcome
             outcome.addCallbacks(self._answer, self._fail)
-
-    def _attempt(self, function: Callable[[Any], Any], argument: Request | bytes) -> Any:
-        """Call the application; return a problem in the place of what it raises."""
-        try:
-            return function(argument)
-        except Exception:
-            return self._problem(Failure())
 
     def _problem(self, failure: Failure) -> Response:
         assert self._request is not None
@@ -293,7 +299,8 @@ class HttpHandler:
         self._respond(response)
         if self._running is None:
             self._request = None
-        self._work()
+        if not self._is_working:
+            self._work()
 
     def _fail(self, failure: Failure) -> None:
         if not self._is_closed:
@@ -305,14 +312,21 @@ class HttpHandler:
         assert request is not None
         request.is_answered = True
         closes = closes or not request.head.keeps_alive or self._is_last
+        general = self._application.general_headers(request.head)
         if not isinstance(body, bytes):
             closes = self._closes_after_stream = closes or request.head.is_1_0
-        self._write(encode_head(response, request, self._application.general_headers(request.head), closes=closes))
-        if not isinstance(body, bytes):
+            self._write(encode_head(response, request, general, closes=closes))
             self._running = body
             body.start(self)
             return
-        if request.method != "HEAD":
+        head = encode_head(response, request, general, closes=closes)
+        if request.method == "HEAD":
+            self._write(head)
+        elif len(body) <= PART_BYTES:
+            self._write(head + body)
+        else:  # not copied
+            self._write(head)
+            self._flush()
             self._write(body)
         if closes:
             self._close()
@@ -360,10 +374,6 @@ class HttpHandler:
     def _write(self, data: bytes) -> None:
         self._output.append(data)
         self._output_bytes += len(data)
-        if len(data) > PART_BYTES and len(self._output) > 1:  # not copied to be joined with its head
-            *before, last = self._output
-            self._connection.write(b"".join(before))
-            self._output = [last]
 
     def _flush(self) -> None:
         if self._output:
@@ -384,7 +394,7 @@ class HttpHandler:
                 self._set_deadline("probe", PROBE_S)
             else:
                 self._set_deadline("", None)  # the service has its own
-        elif self._has_next_turn or not self._has_room():
+        elif self._has_next_turn or connection.unread_bytes > self._max_unread_bytes:
             connection.pause_reading()
             self._set_deadline("", None)
         elif self._is_stopping or self._peer_has_finished:
@@ -392,17 +402,21 @@ class HttpHandler:
         else:
             connection.resume_reading()
             self._idle_connections[connection] = None
-            limits = connection.limits
             if self._parser.is_inside:
-                self._set_deadline("request", limits.request_timeout_s)
+                self._set_deadline("request", connection.limits.request_timeout_s)
             else:
-                self._set_deadline("idle", limits.idle_timeout_s)
+                self._set_deadline("idle", connection.limits.idle_timeout_s)
 
     def _set_deadline(self, reason: str, seconds: float | None) -> None:
         """Set a deadline, unless there is one for the same reason: what arrives gains no time."""
         if reason != self._deadline_is_for or seconds is None:
             self._deadline_is_for = reason
             self._connection.set_deadline(seconds)
+
+    def _idle_left_s(self) -> float:
+        """Return how long it may still be idle: a request that is answered at once does not move the deadline."""
+        passed_s = self._connection.service.stopwatch() - self._turn_began_s
+        return self._connection.limits.idle_timeout_s - passed_s
 
     def _end(self) -> None:
         """Close, as no more requests are accepted; tell a client whose request has arrived in part."""

@@ -27,7 +27,7 @@ PREFIX = b"/transform/"
 MAX_REMEMBERED = 1_024
 """How many short paths are kept, each with its transforms."""
 
-_MAX_AGE = b"public, max-age=%d" % MAX_AGE_S
+_MAX_AGE = b"cache-control: public, max-age=%d\r\n" % MAX_AGE_S
 _NO_STORE = b"cache-control: no-store\r\n"
 _READ_HEADERS = {b"x-timeout-ms", b"content-type", b"content-encoding"}
 
@@ -117,10 +117,10 @@ class TransformEndpoint:
         etag = wanted.etag(poem)
         if not if_match(request.headers, etag):
             return self._reject(request, 412, "the result is not the one that If-Match names")
-        caching = _NO_STORE if etag is None else header_lines((b"etag", etag), (b"cache-control", _MAX_AGE))
+        caching = _NO_STORE if etag is None else b"etag: %b\r\n%b" % (etag, _MAX_AGE)
         if etag is None or not matches_etag(request.headers, etag):
             return lambda _: self._run(request, wanted, poem, timeout_s, caching)
-        wanted.check_options()  # a cached result must not hide an invalid option
+        wanted.check_options()  # a cached result must not hide an invalid one
         return Response(304, caching)
 
     def _run(

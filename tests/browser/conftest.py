@@ -11,17 +11,18 @@ import pytest
 
 from support.http_client import HTTP
 from support.processes import Server, serving
-from support.visits import PLUGINS, Opener, Visit, browsing, chromium
+from support.visits import PLUGINS, Opener, Visit, browsing, chromium, tell_address
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the plugins of these tests."""
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server with the plugins of these tests, or of the folder that a module names as ``FOLDER``."""
     chromium()
-    flags = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2", *HTTP)
+    folder = getattr(request.module, "FOLDER", PLUGINS)
+    flags = ("--plugins=none", "--plugins-dir", str(folder), "--workers=2", *HTTP)
     with serving(tmp_path_factory.mktemp("server"), *flags) as running:
         yield running
 
@@ -40,6 +41,7 @@ def opening(browser: "Browser", server: Server) -> Iterator[Opener]:
 
     def visit(**settings: Any) -> Visit:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **settings})
+        tell_address(context, f"{server.http}/", server.address)
         made.append(Visit(context.new_page(), server, f"{server.http}/"))
         return made[-1]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import pytest
 from support.processes import DEADLINE_S, Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route
 
 PLUGINS = Path(__file__).parent / "page_plugins"
+RESULTS = Path(__file__).parent / "result_plugins"
+MANY = Path(__file__).parent / "many_plugins"
 _ARGUMENTS = (
     *("--headless", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-quic", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
@@ -150,6 +153,17 @@ class Visit:
     def _hear(self, message: Any) -> None:
         if message.type in ("error", "warning"):
             self.complaints.append(f"{message.text} {message.location.get('url', '')}")
+
+
+def tell_address(context: "BrowserContext", page: str, address: str) -> None:
+    """Let the page at a URL have this netstring address, whatever its server has written into it."""
+
+    def fulfill(route: "Route") -> None:
+        response = route.fetch()
+        body = re.sub(r'(name="xformd-netstring-address" content=)"[^"]*"', rf'\1"{address}"', response.text())
+        route.fulfill(response=response, body=body)
+
+    context.route(page, fulfill)
 
 
 def run_in_shell(command: str, folder: Path) -> str:

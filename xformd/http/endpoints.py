@@ -3,13 +3,8 @@
 Invariant: no answer here needs a worker, and ``/livez`` and ``/readyz`` cost next to nothing.
 """
 
-import base64
-import functools
-import hashlib
 import json
-import re
 from collections.abc import Callable
-from importlib.resources import files
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,21 +12,11 @@ from starlette.routing import Route
 
 from xformd.counting import CountingService
 from xformd.http import openapi
+from xformd.http.web_page import build_page
 from xformd.limits import Limits
 from xformd.telemetry.status import NOT_READY, ServerStatus, readiness
 
 _NO_STORE = {"cache-control": "no-store"}
-
-# The sources in page/ are what a person reads; index.html names them in their order.
-_STYLE = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
-_SCRIPTS = re.compile(r'(?:<script src="[\w.]+"></script>\s*)+')
-_SOURCE = re.compile(r'src="([\w.]+)"')
-
-# The style and the script are allowed by their hashes alone: text from a plugin can never run as a script.
-_POLICY = (
-    "default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-)
 
 
 class ListingEndpoints:
@@ -87,7 +72,7 @@ class HealthEndpoints:
 
 async def show_page(_: Request) -> Response:
     """Answer with the page, and the policy that allows it nothing but its own style and script."""
-    document, policy = build_page()
+    document, policy = build_page("")
     headers = {
         "content-security-policy": policy,
         "x-content-type-options": "nosniff",
@@ -95,27 +80,3 @@ async def show_page(_: Request) -> Response:
         "cache-control": "no-cache",
     }
     return Response(document, media_type="text/html", headers=headers)
-
-
-@functools.cache
-def build_page() -> tuple[bytes, str]:
-    """Build the page once, as one document with its style and script inline.
-
-    Returns:
-        The document, in UTF-8, and the value of its ``Content-Security-Policy``.
-    """
-    document = _read("index.html")
-    style = "\n" + "".join(map(_read, _STYLE.findall(document)))
-    # Inside a function, nothing in the script is global or hides one of the browser's names.
-    script = '\n(() => {\n"use strict";\n' + "".join(map(_read, _SOURCE.findall(document))) + "})();\n"
-    document = _STYLE.sub(lambda _: f"<style>{style}</style>", document)
-    document = _SCRIPTS.sub(lambda _: f"<script>{script}</script>\n", document)
-    return document.encode(), _POLICY.format(script=_hash(script), style=_hash(style))
-
-
-def _read(name: str) -> str:
-    return (files("xformd.http") / "page" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from support.result_plugins.results import PDF_BEGINNING, SIDE
-from support.visits import RESULTS, Visit
+from support.visits import CALLS, PHONE, RESULTS, Opener, Visit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
@@ -60,6 +60,15 @@ def test_a_picture_is_shown(visit: Visit) -> None:
     visit.press("Picture")
     visit.write("cat")  # and the next result is shown in the same way
     assert width_of(preview(visit).locator("img")) == SIDE
+
+
+def test_a_copied_call_writes_a_picture_to_a_file(visit: Visit, tmp_path: Path) -> None:
+    visit.open("#upper+pattern:shade=3&poem=owl")
+    _, picture = saved(visit)
+    for call in CALLS:
+        visit.called(call, tmp_path)
+        assert (tmp_path / "result.png").read_bytes() == picture
+        (tmp_path / "result.png").unlink()
 
 
 def test_what_is_no_picture_after_all_is_a_file(visit: Visit) -> None:
@@ -202,6 +211,22 @@ def test_a_file_that_has_changed_is_not_taken_for_a_server_that_does_not_answer(
     visit.press("Run")
     visit.becomes("#problem .code", "file-changed")
     visit.expect_rejection()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", [{}, PHONE], ids=["desk", "phone"])
+def test_axe_finds_no_violation(opening: Opener, scheme: str, screen: dict[str, object], tmp_path: Path) -> None:
+    visit = opening(color_scheme=scheme, **screen)
+    for fragment, shown in (("pattern", "img"), ("page", "iframe"), ("pdf", ".file-card")):
+        visit.open(f"#{fragment}&poem=owl")
+        preview(visit).locator(shown).wait_for()
+        assert visit.axe_finds() == []
+        assert visit.page.evaluate("document.documentElement.scrollWidth - innerWidth") == 0
+    (tmp_path / "large").write_bytes(b"owl " * 100_000)
+    visit.open("#upper&poem=owl", "OWL")
+    visit.page.locator("#file").set_input_files(tmp_path / "large")
+    visit.page.locator("#beginning").get_by_text("The first 100 KB of 400 KB.").wait_for()
+    assert visit.axe_finds() == []
 
 
 def test_a_dropped_file_is_opened(visit: Visit) -> None:

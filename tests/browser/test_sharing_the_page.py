@@ -7,11 +7,10 @@ from urllib.parse import quote
 import pytest
 
 from support.reverse_proxy import proxying
-from support.visits import Opener, Visit, run_in_shell, tell_address
+from support.visits import CALLS, Opener, Visit, tell_address
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-sharing")]
 
-CALLS = ("curl", "xformd send", "Python")
 HOSTILE = """it's "quoted" $HOME `date` $(date) !! \\n \\ %s %41 --data @file; # 日本 👩\u200d🚀\n'"""
 
 
@@ -111,19 +110,7 @@ def test_a_copied_call_returns_what_the_page_shows(
     visit: Visit, spec: str, poem: str, result: str, tmp_path: Path
 ) -> None:
     visit.open(f"#{spec}&poem={quote(poem, safe='')}", result)
-    assert [called(visit, name, tmp_path) for name in CALLS] == [result] * 3
-
-
-def called(visit: Visit, name: str, folder: Path) -> str:
-    """Run the call as shown. Python's print adds a line break."""
-    text = visit.call(name)
-    if name == "curl":
-        quietly = 'curl() { command curl --silent --fail-with-body --no-progress-meter "$@"; }'
-        return run_in_shell(f"{quietly}; {text}", folder)
-    if name == "xformd send":
-        return run_in_shell(text, folder)
-    (folder / "call.py").write_text(text)
-    return run_in_shell("python call.py", folder).removesuffix("\n")
+    assert [visit.called(name, tmp_path) for name in CALLS] == [result] * 3
 
 
 @pytest.mark.parametrize(
@@ -163,7 +150,7 @@ def test_everything_works_below_a_prefix(opening: Opener, slash: str, tmp_path: 
         visit.page.get_by_role("button", name="Copied").wait_for()
         assert visit.clipboard() == f"{visit.address}#upper&poem=owl"
         assert f"{proxy.url}/transform/upper" in visit.call("curl")
-        assert called(visit, "curl", tmp_path) == "OWL"
+        assert visit.called("curl", tmp_path) == "OWL"
         description = visit.page.get_by_role("link", name="openapi.json").evaluate("link => link.href")
         assert visit.page.request.get(description).json()["openapi"].startswith("3.1")
         assert proxy.strays == []

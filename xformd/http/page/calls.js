@@ -32,27 +32,39 @@ function netstringAddress() {
   return address.replace(/^(0\.0\.0\.0|\[::\])(?=:\d+$)/, () => location.hostname);
 }
 
-function curlCall(steps, poem) {
-  const text = inlinePoem(poem);
-  const body = text === null ? `--data-binary ${shellQuote(`@${fileName(poem)}`)}` : `--data-raw ${shellQuote(text)}`;
-  return `curl ${shellQuote(serverUrl(transformPath(steps)))} \\\n  ${body}`;
+// The file for a result that a terminal cannot show; empty if it is text, as far as is known.
+function outputName(steps, find) {
+  const type = (find(steps.at(-1).name)?.media_type ?? "").split(";")[0].trim().toLowerCase();
+  return isTextual(type) ? "" : `result.${suffixOf({ type, text: null })}`;
 }
 
-function sendCall(steps, poem) {
+function curlCall(steps, poem, find) {
+  const text = inlinePoem(poem);
+  const body = text === null ? `--data-binary ${shellQuote(`@${fileName(poem)}`)}` : `--data-raw ${shellQuote(text)}`;
+  const output = outputName(steps, find);
+  return `curl ${shellQuote(serverUrl(transformPath(steps)))} \\\n  ${body}${output && ` \\\n  --output ${output}`}`;
+}
+
+function sendCall(steps, poem, find) {
   const text = inlinePoem(poem);
   const address = netstringAddress();
   const server = address ? ` --server ${shellQuote(address)}` : "";
   const command = `xformd send ${shellQuote(printSpec(steps))}${server}`;
-  return text === null ? `${command} ${shellQuote(fileName(poem))}` : `printf %s ${shellQuote(text)} |\n  ${command}`;
+  const output = outputName(steps, find);
+  const call = text === null ? `${command} ${shellQuote(fileName(poem))}` : `printf %s ${shellQuote(text)} |\n  ${command}`;
+  return output ? `${call} > ${output}` : call;
 }
 
 function pythonCall(steps, poem, find) {
   const text = inlinePoem(poem);
-  const isBytes = poem.hex || (poem.file && find(steps[0].name)?.kind === "bytes");
+  const output = outputName(steps, find);
+  // A result is of the poem's type, and one of these two is not text.
+  const isBytes = poem.hex || find(steps.at(-1).name)?.kind === "bytes" || find(steps[0].name)?.kind === "bytes";
   const read = `    poem = Path(${pythonQuote(fileName(poem))}).read_bytes()${isBytes ? "" : ".decode()"}`;
-  const argument = text === null ? "poem" : pythonQuote(text);
+  const argument = text === null ? "poem" : `${pythonQuote(text)}${isBytes ? ".encode()" : ""}`;
+  const result = `await proxy.xform(${pythonArguments(steps, argument, find)})`;
   return [
-    ...(text === null ? ["from pathlib import Path", ""] : []),
+    ...(text === null || output ? ["from pathlib import Path", ""] : []),
     "from twisted.internet.task import react",
     "",
     "from xformd import TransformProxy",
@@ -61,7 +73,7 @@ function pythonCall(steps, poem, find) {
     "async def main(reactor):",
     ...(text === null ? [read] : []),
     `    async with TransformProxy(${pythonQuote(netstringAddress() || DEFAULT_SERVER)}) as proxy:`,
-    `        print(await proxy.xform(${pythonArguments(steps, argument, find)}))`,
+    `        ${output ? `Path("${output}").write_bytes(${result})` : `print(${result})`}`,
     "",
     "",
     "react(main)",

@@ -18,7 +18,8 @@ function drawResult(result) {
   byId("beginning").hidden = !isText || result.isWhole || view === "Bytes";
   const rest = `The first ${sizeOf(SHOWN_BYTES)} of ${sizeOf(result.blob.size)}.`;
   byId("beginning").replaceChildren(rest, saveButton(result, "quiet"));
-  byId("copy-result").disabled = result.text !== null ? !result.isWhole : !isText;
+  const isNothing = !result.blob.size;
+  byId("copy-result").disabled = isNothing || (result.text === null ? !isText : !result.isWhole);
 }
 
 function drawViewButtons(views, current, result) {

@@ -54,8 +54,7 @@ def normalize(poem: str, *, form: Literal["NFC", "NFD", "NFKC", "NFKD"] = "NFC")
 
     Args:
         poem: any text.
-        form: NFC composes accents with their letters, NFD takes them apart; the forms with K also replace compatible
-            characters, such as ligatures.
+        form: NFC joins letters and accents, NFD takes them apart; NFKC and NFKD also replace ligatures and the like.
     """
     for run in _MANY_ABOVE_ASCII.findall(poem):
         for is_mark, marks in itertools.groupby(run, _is_mark):

@@ -56,6 +56,12 @@ def pdf(poem: bytes) -> bytes:
     return PDF_BEGINNING + poem
 
 
+@xformd.transform
+def pass_on(poem: bytes) -> bytes:
+    """Change nothing."""
+    return poem
+
+
 @xformd.transform(media_type="text/csv")
 def table(poem: str) -> str:
     """Put a comma after each word."""
@@ -64,4 +70,4 @@ def table(poem: str) -> str:
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    return [pattern, no_picture, badge, page, pdf, table]
+    return [pattern, no_picture, badge, page, pdf, pass_on, table]

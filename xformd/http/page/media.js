@@ -1,8 +1,9 @@
 // Media types: how a result can be shown, and how its file is called.
 
-// A browser takes longer than the blink of an eye to lay out more text, or a larger page.
+// A browser takes longer than the blink of an eye to lay out more text, above all more lines, or a larger page.
 const SHOWN_BYTES = 100_000;
-const FRAME_BYTES = 1_000_000;
+const SHOWN_LINES = 2_000;
+const FRAME_BYTES = 500_000;
 
 const SUFFIXES = {
   "application/epub+zip": "epub",
@@ -56,6 +57,16 @@ function viewsOf({ type, text, blob }) {
   if (type === "text/html" && text !== null && blob.size <= FRAME_BYTES) return ["Page", plain];
   if (!isTextual(type)) return ["File", plain];
   return [text === null ? "Bytes" : "Text"];
+}
+
+// Returns the text up to the end of the last line that is shown.
+function firstLines(text) {
+  let end = 0;
+  for (let line = 0; line < SHOWN_LINES; line += 1) {
+    end = text.indexOf("\n", end) + 1;
+    if (!end) return text;
+  }
+  return text.slice(0, end);
 }
 
 function sizeOf(bytes) {

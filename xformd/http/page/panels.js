@@ -89,7 +89,10 @@ function switchHex(hex) {
 }
 
 async function poemFromFile(file) {
-  return file.size > SHOWN_BYTES ? { file } : poemFrom(new Uint8Array(await file.arrayBuffer()));
+  if (file.size > SHOWN_BYTES) return { file };
+  const poem = poemFrom(new Uint8Array(await file.arrayBuffer()));
+  const isLong = poem.hex ? file.size > HEX_SHOWN_BYTES : firstLines(poem.text) !== poem.text;
+  return isLong ? { file } : poem;
 }
 
 function poemFrom(bytes) {

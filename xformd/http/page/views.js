@@ -11,13 +11,15 @@ function drawResult(result) {
   drawViewButtons(views, view, result);
   clearPreview();
   const isText = view in TEXTS;
+  const text = isText ? TEXTS[view](result) : "";
   byId("result").hidden = !isText;
   byId("preview").hidden = isText;
-  byId("result").textContent = isText ? TEXTS[view](result) : "";
+  byId("result").textContent = text;
   if (!isText) PREVIEWS[view](result);
-  byId("beginning").hidden = !isText || result.isWhole || view === "Bytes";
-  const rest = `The first ${sizeOf(SHOWN_BYTES)} of ${sizeOf(result.blob.size)}.`;
-  byId("beginning").replaceChildren(rest, saveButton(result, "quiet"));
+  const areLinesCut = text.length < result.text?.length;
+  byId("beginning").hidden = !isText || view === "Bytes" || (result.isWhole && !areLinesCut);
+  const part = areLinesCut ? count(SHOWN_LINES, "line") : sizeOf(SHOWN_BYTES);
+  byId("beginning").replaceChildren(`The first ${part} of ${sizeOf(result.blob.size)}.`, saveButton(result, "quiet"));
   const isNothing = !result.blob.size;
   byId("copy-result").disabled = isNothing || (result.text === null ? !isText : !result.isWhole);
 }
@@ -41,8 +43,8 @@ function clearPreview() {
 }
 
 const TEXTS = {
-  Text: ({ text }) => text,
-  Source: ({ text }) => text,
+  Text: ({ text }) => firstLines(text),
+  Source: ({ text }) => firstLines(text),
   Bytes: ({ bytes, blob }) => hexDump(bytes, blob.size),
 };
 

@@ -145,8 +145,8 @@ def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
 
     Args:
         poem: any text.
-        width: the widest line, in columns of a terminal.
-        indent: how many spaces begin a continuation line; less than width.
+        width: the widest line, in columns.
+        indent: spaces before a continuation line; fewer than width.
     """
     if not 1 <= width <= MAX_WIDTH:
         raise xformd.BadOptions(f"wrap: option 'width' takes 1 to {MAX_WIDTH}, not {width}")

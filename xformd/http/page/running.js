@@ -38,7 +38,7 @@ function stopClock() {
 // A result that was there before the run stays, and stays marked.
 function showStopped(text) {
   byId("running-text").textContent = text;
-  byId("running").hidden = byId("stop").hidden = false;
+  byId("running").hidden = false;
   byId("stop").hidden = true;
   byId("paper").classList.toggle("old", !byId("old").hidden);
 }

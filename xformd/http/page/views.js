@@ -52,18 +52,19 @@ const PREVIEWS = { Picture: showPicture, Page: showPage, File: showFile };
 
 function showPicture(result) {
   previewUrl = URL.createObjectURL(result.blob);
-  const failed = () => byId("preview").replaceChildren(resultCard(result, "The browser cannot show this picture."));
+  const failed = () => picture.replaceWith(resultCard(result, "The browser cannot show this picture."));
   const picture = element("img", { src: previewUrl, alt: "The result, a picture", error: failed });
   byId("preview").replaceChildren(picture);
 }
 
 async function showPage(result) {
   const place = byId("preview").appendChild(element("div", {}));
-  const html = await readHarmless(result.blob);
+  const html = await readHarmless(result.blob).catch(() => null);
   if (!place.isConnected) return; // something else is shown meanwhile
+  if (html === null) return place.replaceWith(resultCard(result, "The browser cannot show this page."));
   previewUrl = URL.createObjectURL(new Blob(["<!doctype html>", html], { type: "text/html; charset=utf-8" }));
   const frame = element("iframe", { sandbox: true, src: previewUrl, title: "The result, as a page" });
-  byId("preview").replaceChildren(frame);
+  place.replaceWith(frame);
 }
 
 function showFile(result) {

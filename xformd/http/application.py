@@ -10,7 +10,7 @@ import attrs
 from xformd.counting import CountingService
 from xformd.http import problems
 from xformd.http.batch import BatchEndpoint
-from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
+from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, PageEndpoint
 from xformd.http.messages import Endpoint, Request, Response, TakeBody, header_lines
 from xformd.http.sites import Sites
 from xformd.http.transform import PREFIX, TransformEndpoint
@@ -34,6 +34,7 @@ class HttpDependencies:
     health: HealthEndpoints
     render_metrics: Callable[[], bytes]
     sites: Sites = attrs.field(factory=Sites)
+    netstring_address: Callable[[], str] = str
 
 
 class Application:
@@ -91,7 +92,7 @@ def make_application(dependencies: HttpDependencies) -> Application:
     counting = CountingService(service, metrics, "http")
     listing = ListingEndpoints(counting, limits)
     paths: dict[bytes, Methods] = {
-        b"/": {"GET": show_page, "OPTIONS": _allow_get},
+        b"/": {"GET": PageEndpoint(dependencies.netstring_address), "OPTIONS": _allow_get},
         b"/batch": {"POST": BatchEndpoint(counting, metrics, limits)},
         b"/transforms": {"GET": listing.list_all},
         b"/openapi.json": {"GET": listing.describe_interface},

@@ -38,6 +38,7 @@ class Server(ListeningService):
         super().__init__(listen, factory, reactor, is_eager=True, flags="--port or --listen")
         self._reloader = reloader
         self._others = others
+        self.netstring_addresses: tuple[str, ...] = ()
 
     @property
     def registry(self) -> Registry:
@@ -51,7 +52,7 @@ class Server(ListeningService):
         return self._reloader.reload()
 
     async def _start(self) -> tuple[str, ...]:
-        shown = await super()._start()
+        shown = self.netstring_addresses = await super()._start()
         for other in self._others:
             other.startService()
             shown += await other.listening
@@ -104,6 +105,7 @@ def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Ser
         health=HealthEndpoints(reloader.status, lambda: netstrings.is_stopping),
         render_metrics=PrometheusExporter(sources).render,
         sites=Sites(settings.host_names, settings.cors),
+        netstring_address=lambda: " ".join(server.netstring_addresses),
     )
     factories["http"] = HttpFactory(make_application(dependencies), metrics, service, limits, reactor)
     factories["metrics"] = HttpFactory(make_monitoring_application(dependencies), metrics, service, limits, reactor)
@@ -115,7 +117,8 @@ def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Ser
     ]
     for other in others:
         other.listening.addCallback(_note_hosts, dependencies.sites)
-    return Server(reloader, settings.listen, netstrings, reactor, others)
+    server = Server(reloader, settings.listen, netstrings, reactor, others)
+    return server
 
 
 def _note_hosts(addresses: tuple[str, ...], sites: Sites) -> tuple[str, ...]:

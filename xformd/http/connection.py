@@ -61,6 +61,7 @@ class HttpHandler:
         "_is_closed",
         "_is_stopping",
         "_is_working",
+        "_max_request_bytes",
         "_max_unread_bytes",
         "_output",
         "_output_bytes",
@@ -76,8 +77,9 @@ class HttpHandler:
         self._connection = connection
         self._application = application
         self._idle_connections = idle_connections
+        self._max_request_bytes = connection.limits.max_request_bytes
         self._max_unread_bytes = connection.limits.max_unread_output_bytes
-        self._parser = RequestParser(connection.limits.max_request_bytes)
+        self._parser = RequestParser(self._max_request_bytes)
         self._request: Request | None = None  # which arrives, or is being answered
         self._take_body: TakeBody | None = None  # responds to it once it is here; None if it has its response already
         self._body: bytes | io.BytesIO = b""
@@ -185,10 +187,10 @@ class HttpHandler:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
         self._turn_began_s = stopwatch()
         ends_s = self._turn_began_s + TURN_S
-        while parser.has_unread and self._running is None and not self._is_closed and self._has_room():
-            if not self._take_request(ends_s):
+        while self._running is None and not self._is_closed and self._has_room():
+            if not self._take_request(ends_s) or not parser.has_unread:
                 return
-            if stopwatch() > ends_s and parser.has_unread:
+            if stopwatch() > ends_s:
                 self._has_next_turn = True
                 self._connection.call_soon(self._take_next_turn)
                 return
@@ -230,7 +232,7 @@ class HttpHandler:
     def _begin(self, head: RequestHead) -> None:
         """Respond to a head at once, or learn what makes the response once the body is here."""
         request = self._request = Request(head)
-        body_bytes, max_bytes = head.body_bytes, self._connection.limits.max_request_bytes
+        body_bytes, max_bytes = head.body_bytes, self._max_request_bytes
         if body_bytes is not None and body_bytes > max_bytes:
             error = TooLarge(f"the body has {body_bytes} bytes; the limit is {max_bytes} bytes")
             self._refuse(error)
@@ -311,7 +313,9 @@ class HttpHandler:
         request, body = self._request, response.body
         assert request is not None
         request.is_answered = True
-        closes = closes or not request.head.keeps_alive or self._is_last
+        if (self._is_stopping or self._peer_has_finished) and not self._parser.has_unread:
+            closes = True  # no request can follow
+        closes = closes or not request.head.keeps_alive
         general = self._application.general_headers(request.head)
         if not isinstance(body, bytes):
             closes = self._closes_after_stream = closes or request.head.is_1_0
@@ -330,11 +334,6 @@ class HttpHandler:
             self._write(body)
         if closes:
             self._close()
-
-    @property
-    def _is_last(self) -> bool:
-        """Whether no request can follow the one that is being answered."""
-        return (self._is_stopping or self._peer_has_finished) and not self._parser.has_unread
 
     def _refuse(self, error: XformError, status: int | None = None, of: HttpError | None = None) -> None:
         """Answer with an error, unless the request has its answer, and close: what follows is not read.

@@ -25,7 +25,10 @@ from xformd.telemetry.metrics import Metrics
 PREFIX = b"/transform/"
 
 MAX_REMEMBERED = 1_024
-"""How many short paths are kept, each with its transforms."""
+"""How many short paths are kept with their transforms, and how many short URLs with their poems."""
+
+MAX_REMEMBERED_BYTES = 2_048
+"""The longest URL that is kept: all of them take a few MiB."""
 
 _MAX_AGE = b"cache-control: public, max-age=%d\r\n" % MAX_AGE_S
 _NO_STORE = b"cache-control: no-store\r\n"
@@ -42,7 +45,8 @@ class TransformEndpoint:
         self._max_result_bytes = service.max_result_bytes
         self._stopwatch = service.stopwatch
         self._remembered: dict[bytes, tuple[TransformRequest, PreparedCall | None]] = {}
-        service.on_swap.append(self._remembered.clear)
+        self._remembered_gets: dict[bytes, tuple[TransformRequest, bytes, bytes | None]] = {}
+        service.on_swap += [self._remembered.clear, self._remembered_gets.clear]
 
     def __call__(self, request: Request) -> Response | TakeBody:
         """Respond to a request, whatever its method."""
@@ -107,14 +111,11 @@ class TransformEndpoint:
         return result.addCallback(_respond, wanted, 0.0, ran_s)
 
     def _get(self, request: Request) -> Response | TakeBody:
-        parameters = requests.read_query(request.query)
-        poem = take_poem(parameters, self._max_bytes)
-        wanted = self._read(request, parameters)
+        wanted, poem, etag = self._remembered_gets.get(request.head.target) or self._read_get(request)
         timeout_s = requests.timeout_s(request.headers)
         if not wanted.is_deterministic:
             detail = f"{wanted.spec} is not deterministic, so GET is not supported: POST the poem"
             return self._reject(request, 405, detail, b"allow: POST\r\n")
-        etag = wanted.etag(poem)
         if not if_match(request.headers, etag):
             return self._reject(request, 412, "the result is not the one that If-Match names")
         caching = _NO_STORE if etag is None else b"etag: %b\r\n%b" % (etag, _MAX_AGE)
@@ -122,6 +123,18 @@ class TransformEndpoint:
             return lambda _: self._run(request, wanted, poem, timeout_s, caching)
         wanted.check_options()  # a cached result must not hide an invalid one
         return Response(304, caching)
+
+    def _read_get(self, request: Request) -> tuple[TransformRequest, bytes, bytes | None]:
+        """Read transforms, poem and tag; keep those of a short URL, which caching clients ask for again."""
+        parameters = requests.read_query(request.query)
+        poem = take_poem(parameters, self._max_bytes)
+        wanted = self._read(request, parameters)
+        read = wanted, poem, wanted.etag(poem)
+        if len(request.head.target) <= MAX_REMEMBERED_BYTES:
+            if len(self._remembered_gets) >= MAX_REMEMBERED:
+                self._remembered_gets.clear()
+            self._remembered_gets[request.head.target] = read
+        return read
 
     def _run(
         self, request: Request, wanted: TransformRequest, poem: bytes, timeout_s: float | None, more: bytes = b""

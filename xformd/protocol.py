@@ -84,6 +84,8 @@ class TransformProtocol(DrainableProtocol):
         """Wait for a first byte, for as long as a connection may be idle."""
         self.factory.connections.add(self, self.peer)
         self._is_eager = hasattr(self.transport, "hint_read_size")
+        # Of the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
+        self._can_send_now = hasattr(type(self.transport), "send_now")
         self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
         if self.factory.make_handler is not None:
             self._handler = self.factory.make_handler(self)
@@ -145,7 +147,7 @@ class TransformProtocol(DrainableProtocol):
         """See ``Connection.write``."""
         self._has_written = True
         if self._output is None:
-            if self._is_eager:  # nearly always the system takes all of it, and no buffer is needed
+            if self._can_send_now:  # nearly always the system takes all of it, and no buffer is needed
                 sent: int = self.transport.send_now(data)  # type: ignore[attr-defined]
                 if sent == len(data):
                     return

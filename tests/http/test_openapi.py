@@ -2,6 +2,7 @@
 
 import json
 from typing import Any, Literal
+from urllib.parse import urljoin
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -62,6 +63,14 @@ def test_the_document_is_valid(registry: Registry) -> None:
     OpenAPIV31SpecValidator(made).validate()
     others = "/transform/{spec} /batch /transforms /transforms/{name} /livez /readyz /metrics /openapi.json"
     assert {*made["paths"]} == {*others.split(), *(f"/transform/{name}" for name in registry.entries)}
+
+
+@pytest.mark.parametrize("server", [".", "/xformd"])
+def test_the_server_is_where_the_document_is(server: str) -> None:
+    made = build(as_json(listing.to_json(ODD)), Limits(), server)
+    OpenAPIV31SpecValidator(as_json(made)).validate()
+    base = urljoin("https://poems.example/xformd/openapi.json", made["servers"][0]["url"])
+    assert base.removesuffix("/") == "https://poems.example/xformd"
 
 
 def test_an_operation_has_the_options_of_its_transform() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
 
 from support.memory import HERE, MemoryServer
@@ -17,6 +18,7 @@ from xformd import GibberishError, transform
 from xformd.http.application import HttpDependencies, make_application
 from xformd.http.connection import HttpFactory
 from xformd.http.endpoints import HealthEndpoints
+from xformd.http.forwarded import TrustedProxies
 from xformd.http.sites import Sites
 from xformd.telemetry.status import ServerStatus, WorkerHistory
 
@@ -145,12 +147,13 @@ TRANSFORMS = (upper, markup, wrap, repeat, backwards, picky, raises)
 class Client:
     """A client of the front, on one connection."""
 
-    def __init__(self, front: "Front") -> None:
+    def __init__(self, front: "Front", peer: IAddress = HERE) -> None:
         self._clock = front.clock
         self.wire = Wire()
         self.wire.max_held_bytes = sys.maxsize  # the client reads
-        self.protocol: Any = front.factory.buildProtocol(HERE)
+        self.protocol: Any = front.factory.buildProtocol(peer)
         assert self.protocol is not None
+        self.wire.peerAddr = peer
         self.protocol.makeConnection(self.wire)
 
     @property
@@ -200,6 +203,7 @@ class Front(MemoryServer):
         origins: that may call it from a browser.
         host_names: of the server; any, unless the test says which.
         health: its endpoints for health checks.
+        trusted_proxies: whose headers it believes.
         more: for ``MemoryServer``.
     """
 
@@ -210,6 +214,7 @@ class Front(MemoryServer):
         origins: Iterable[str] = (),
         host_names: Iterable[str] = ("*",),
         health: HealthEndpoints | None = None,
+        trusted_proxies: Iterable[str] = (),
         **more: Any,
     ) -> None:
         super().__init__(transforms=TRANSFORMS, **more)
@@ -219,14 +224,15 @@ class Front(MemoryServer):
             limits=self.limits,
             health=health or HealthEndpoints(lambda: READY, lambda: False),
             render_metrics=lambda: b"xformd_in_flight 0\n",
-            sites=Sites([*host_names], [*origins]),
+            sites=Sites([*host_names], [*origins], is_behind_proxy=bool(trusted_proxies)),
         )
         self.application = make(dependencies)
-        self.factory = HttpFactory(self.application, self.metrics, self.service, self.limits, self.clock)
+        proxies = TrustedProxies([*trusted_proxies])
+        self.factory = HttpFactory(self.application, self.metrics, self.service, self.limits, self.clock, proxies)
 
-    def open(self) -> Client:
+    def open(self, peer: IAddress = HERE) -> Client:
         """Open a connection."""
-        return Client(self)
+        return Client(self, peer)
 
     def client(self, sends: bytes) -> Client:
         """Open a connection, and send data on it."""

@@ -44,7 +44,7 @@ class Application:
         sites: which browsers are answered.
         paths: the endpoints of each path, by method; GET answers HEAD too.
         prefixes: endpoints of all that begins with a path, which decide about methods themselves.
-        hint: where to look for what there is, for whoever asks for something else.
+        hint: where to look for what there is, with ``{prefix}`` in front of a path, for other requests.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Application:
         sites: Sites,
         paths: Mapping[bytes, Methods],
         prefixes: Mapping[bytes, Endpoint],
-        hint: str = "see GET /openapi.json",
+        hint: str = "see GET {prefix}/openapi.json",
     ) -> None:
         self._sites = sites
         self._paths = paths
@@ -81,7 +81,8 @@ class Application:
         return self._problem(request, 405, allowed)
 
     def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
-        detail = f"no {request.method} {request.path.decode()} here: {self._hint}"
+        hint = self._hint.format(prefix=request.source.prefix)
+        detail = f"no {request.method} {request.client_path} here: {hint}"
         problem = problems.http_problem(status, detail, request.id)
         return problems.response(problem, b"" if allowed is None else header_lines((b"allow", allowed)))
 

@@ -5,16 +5,17 @@ has ``request_timeout_s`` from its first byte, or from its turn, until it has fu
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from xformd.dialects.interfaces import Connection
-from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
+from xformd.errors import BadRequest, Busy, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import Application
+from xformd.http.forwarded import UNIX, Source, TrustedProxies
 from xformd.http.messages import (
     CONTINUE,
     LAST_CHUNK,
@@ -26,7 +27,7 @@ from xformd.http.messages import (
     encode_head,
 )
 from xformd.limits import Limits
-from xformd.net.connections import ConnectionLimitReached, IdleConnections
+from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error
@@ -37,8 +38,37 @@ from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 TURN_S = 0.01
 """How long one connection's requests are handled before the others get their turn."""
 
+BUSY_RETRY_MS = 1_000
+"""When a client that has too many requests in flight may try again."""
+
 PROBE_S = 0.5
 """How long after a half-close to probe whether the client still reads."""
+
+
+class ForwardedRequests:
+    """What the connections of one server share about the proxies in front of it.
+
+    Args:
+        proxies: those that are trusted.
+        limits: how many requests one client may have in flight through them: as many as connections without them.
+    """
+
+    def __init__(self, proxies: TrustedProxies, limits: Limits) -> None:
+        self.proxies = proxies
+        self._max_per_client = limits.max_connections_per_peer
+        self._in_flight: Connections[HttpHandler] = Connections(limits)
+        self.finished = self._in_flight.discard
+
+    def begin(self, handler: "HttpHandler", client: str | None) -> None:
+        """Count the request of a connection for its client.
+
+        Raises:
+            Busy: the client has too many in flight.
+        """
+        if self._in_flight.limit_reached(client) is not None:
+            message = f"{self._max_per_client} of your requests are in flight, which is max_connections_per_peer"
+            raise Busy(message, retry_after_ms=BUSY_RETRY_MS)
+        self._in_flight.add(handler, client)
 
 
 class HttpHandler:
@@ -48,6 +78,7 @@ class HttpHandler:
         connection: on which they arrive.
         application: responds to them.
         idle_connections: where the connection is kept while no whole request is there.
+        forwarded: the requests that came through proxies.
     """
 
     __slots__ = (
@@ -56,6 +87,7 @@ class HttpHandler:
         "_closes_after_stream",
         "_connection",
         "_deadline_is_for",
+        "_forwarded",
         "_has_next_turn",
         "_idle_connections",
         "_is_closed",
@@ -69,12 +101,21 @@ class HttpHandler:
         "_peer_has_finished",
         "_request",
         "_running",
+        "_source",
         "_take_body",
         "_turn_began_s",
     )
 
-    def __init__(self, connection: Connection, application: Application, idle_connections: IdleConnections) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        application: Application,
+        idle_connections: IdleConnections,
+        forwarded: ForwardedRequests,
+    ) -> None:
         self._connection = connection
+        self._forwarded = forwarded
+        self._source: Source | None = None  # who sends all of its requests; None behind a trusted proxy
         self._application = application
         self._idle_connections = idle_connections
         self._max_request_bytes = connection.limits.max_request_bytes
@@ -141,6 +182,7 @@ class HttpHandler:
         if running is not None:
             running.cancel()
         self._count_unfinished()
+        self._finish_request()
 
     # Called by a stream (BodyWriter).
 
@@ -160,7 +202,8 @@ class HttpHandler:
         assert self._request is not None
         if not self._request.head.is_1_0:
             self._write(LAST_CHUNK)
-        self._running = self._request = None
+        self._running = None
+        self._finish_request()
         if self._closes_after_stream:
             self._close()
         self._work()
@@ -231,15 +274,16 @@ class HttpHandler:
 
     def _begin(self, head: RequestHead) -> None:
         """Respond to a head at once, or learn what makes the response once the body is here."""
-        request = self._request = Request(head)
+        request = self._request = Request(head, self._source or self._find_source(head.headers))
         body_bytes, max_bytes = head.body_bytes, self._max_request_bytes
         if body_bytes is not None and body_bytes > max_bytes:
             error = TooLarge(f"the body has {body_bytes} bytes; the limit is {max_bytes} bytes")
             self._refuse(error)
             return
+        respond = self._respond_within_limit if self._source is None else self._application.respond
         outcome: Response | TakeBody
         try:
-            outcome = self._application.respond(request)
+            outcome = respond(request)
         except Exception:
             outcome = self._problem(Failure())
         if isinstance(outcome, Response):
@@ -251,6 +295,29 @@ class HttpHandler:
             self._write(CONTINUE)
         if body_bytes is None or body_bytes > PART_BYTES:
             self._connection.hint_read_size(body_bytes or 0)
+
+    def _find_source(self, headers: Mapping[bytes, bytes]) -> Source:
+        """Return who sent a request: the peer, for all that come on this connection, unless that is a trusted proxy."""
+        peer, proxies = self._connection.peer, self._forwarded.proxies
+        if proxies.trusts(UNIX if self._connection.is_local else peer):
+            return proxies.read(peer, headers)
+        self._source = Source(peer)
+        return self._source
+
+    def _respond_within_limit(self, request: Request) -> Response | TakeBody:
+        """Respond to a request of a proxy, unless its client has too many in flight."""
+        try:
+            self._forwarded.begin(self, request.client)
+        except Busy as error:
+            self._connection.count_refusal(error)
+            raise
+        return self._application.respond(request)
+
+    def _finish_request(self) -> None:
+        """Forget the request: it has its answer, or its connection is gone."""
+        self._request = None
+        if self._source is None:
+            self._forwarded.finished(self)
 
     def _keep(self, piece: bytes) -> None:
         """Keep a piece of the body, unless the request has its response already."""
@@ -271,7 +338,7 @@ class HttpHandler:
         self._idle_connections.pop(self._connection, None)
         take_body, self._take_body = self._take_body, None
         if take_body is None:
-            self._request = None
+            self._finish_request()
             return
         outcome: Response | Deferred[Response]
         try:
@@ -300,7 +367,7 @@ class HttpHandler:
             return
         self._respond(response)
         if self._running is None:
-            self._request = None
+            self._finish_request()
         if not self._is_working:
             self._work()
 
@@ -344,12 +411,14 @@ class HttpHandler:
             of: what the parser has raised, for a request without a head that could be accepted.
         """
         if self._request is None:
-            method, headers = ("", {}) if of is None else (of.method, of.headers)
+            method = "" if of is None else of.method
+            headers: Mapping[bytes, bytes] = {} if of is None else of.headers
             head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
-            self._request = Request(head)
+            self._request = Request(head, self._source or self._find_source(headers))
         self._take_body = None
         self._connection.count_refusal(error)
-        self._connection.log_refusal(error)
+        client = self._request.client
+        self._connection.log_refusal(error, None if client == self._connection.peer else client)
         if self._request.is_answered:
             self._close()
         else:
@@ -360,6 +429,7 @@ class HttpHandler:
         self._is_closed = True
         self._idle_connections.pop(self._connection, None)
         self._count_unfinished()
+        self._finish_request()
         if self._output:
             self._connection.finish(b"".join(self._output))
         else:
@@ -440,17 +510,27 @@ class HttpFactory(TransformFactory):
         service: tells the time.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
+        proxies: those in front of it that are trusted. Not their connections count for a peer, but their requests.
     """
 
     def __init__(
-        self, application: Application, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
+        self,
+        application: Application,
+        metrics: Metrics,
+        service: Service,
+        limits: Limits,
+        clock: IReactorTime,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         self._idle_connections = IdleConnections()
         super().__init__(service, limits, clock, front="http", metrics=metrics, make_handler=self._make_handler)
         self._application = application
+        proxies = proxies or TrustedProxies()
+        self._forwarded = ForwardedRequests(proxies, limits)
+        self.connections = Connections(limits, is_uncounted=proxies.trusts)
 
     def _make_handler(self, connection: Connection) -> HttpHandler:
-        return HttpHandler(connection, self._application, self._idle_connections)
+        return HttpHandler(connection, self._application, self._idle_connections, self._forwarded)
 
     def make_room(self, refusal: ConnectionLimitReached) -> bool:
         """Close an idle connection to make room for a new one; return whether there was one."""

@@ -31,16 +31,18 @@ class ListingEndpoints:
         name = unquote(request.path.removeprefix(b"/transforms/").decode())
         if request.method not in ("GET", "HEAD") or "/" in name or not name:
             status = 404 if "/" in name or not name else 405
-            detail = f"no {request.method} {request.path.decode()} here: see GET /openapi.json"
+            listing = f"{request.source.prefix}/openapi.json"
+            detail = f"no {request.method} {request.client_path} here: see GET {listing}"
             problem = problems.http_problem(status, detail, request.id)
             return problems.response(problem, b"allow: GET, HEAD\r\n" if status == 405 else b"")
         self._service.registry.resolve(name)
         (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
         return _json(json.dumps(described).encode())
 
-    def describe_interface(self, _: Request) -> Response:
+    def describe_interface(self, request: Request) -> Response:
         """Respond with the description of the whole interface."""
-        return _json(json.dumps(openapi.build(self._service.describe(), self._limits)).encode())
+        document = openapi.build(self._service.describe(), self._limits, request.source.prefix or openapi.HERE)
+        return _json(json.dumps(document).encode())
 
 
 class HealthEndpoints:

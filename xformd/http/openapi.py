@@ -66,6 +66,9 @@ def _parameter(name: str, where: str, schema: Json, description: str | None = No
     return {"name": name, "in": where, "schema": schema, **described, **more}
 
 
+HERE = "."
+"""The folder of the document, whose URL it is relative to (OpenAPI 3.1.1, 4.3)."""
+
 SCHEMAS: Json = {
     "Problem": _object(
         "type title status detail code",
@@ -147,8 +150,14 @@ HEADERS: Json = {
 # The document.
 
 
-def build(listed: Mapping[str, Any], limits: Limits) -> Json:
-    """Build the OpenAPI document of a server, for JSON, from what ``listing.to_json`` returns."""
+def build(listed: Mapping[str, Any], limits: Limits, server_url: str = HERE) -> Json:
+    """Build the OpenAPI document of a server, for JSON.
+
+    Args:
+        listed: what ``listing.to_json`` returns.
+        limits: of the server.
+        server_url: what all paths are below, relative to the document: a prefix that a proxy takes off, if known.
+    """
     size_limit = f"The poem: at most {limits.max_request_bytes} bytes."
     paths = {f"/transform/{each['name']}": _transform_path(each, size_limit) for each in listed["transforms"]}
     return {
@@ -160,6 +169,7 @@ def build(listed: Mapping[str, Any], limits: Limits) -> Json:
             "description": "A poem is any text or bytes, sent as the body of a request. Errors are problem details "
             "(RFC 9457) with one of a few codes; a retryable error says when to retry.",
         },
+        "servers": [{"url": server_url}],
         "paths": {**paths, "/transform/{spec}": _spec_path(size_limit), **_OTHER_PATHS},
         "components": {
             "schemas": SCHEMAS,

@@ -14,6 +14,7 @@ from xformd.counting import CountingService
 from xformd.http.application import HttpDependencies, make_application, make_monitoring_application
 from xformd.http.connection import HttpFactory
 from xformd.http.endpoints import HealthEndpoints
+from xformd.http.forwarded import TrustedProxies
 from xformd.http.sites import Sites
 from xformd.net.listener import ListeningService
 from xformd.net.run import within_descriptors
@@ -104,11 +105,12 @@ def _make_with_http(settings: Settings, reloader: Reloader, reactor: Any) -> Ser
         limits=limits,
         health=HealthEndpoints(reloader.status, lambda: netstrings.is_stopping),
         render_metrics=PrometheusExporter(sources).render,
-        sites=Sites(settings.host_names, settings.cors),
+        sites=Sites(settings.host_names, settings.cors, is_behind_proxy=bool(settings.trusted_proxies)),
         netstring_address=lambda: " ".join(server.netstring_addresses),
     )
-    factories["http"] = HttpFactory(make_application(dependencies), metrics, service, limits, reactor)
-    factories["metrics"] = HttpFactory(make_monitoring_application(dependencies), metrics, service, limits, reactor)
+    proxies = TrustedProxies(settings.trusted_proxies)
+    for front, make in (("http", make_application), ("metrics", make_monitoring_application)):
+        factories[front] = HttpFactory(make(dependencies), metrics, service, limits, reactor, proxies)
     others = [
         ListeningService(
             listen, factories[front], reactor, is_eager=True, setting=front, scheme="http://", alpn=(b"http/1.1",)

@@ -331,7 +331,7 @@ class HttpHandler:
             of: what the parser has raised, for a request without a head that could be accepted.
         """
         if self._request is None:
-            method, headers = ("", {}) if of is None else (of.method, of.headers)
+            method, headers = self._parser.begun_method, {} if of is None else of.headers
             head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
             self._request = Request(head)
         self._take_body = None

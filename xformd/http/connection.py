@@ -335,12 +335,12 @@ class HttpHandler:
             head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
             self._request = Request(head)
         self._take_body = None
-        self._connection.count_refusal(error)
         self._connection.log_refusal(error)
-        if self._request.is_answered:
+        if self._request.is_answered:  # and counted
             self._close()
-        else:
-            self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
+            return
+        self._connection.count_refusal(error)
+        self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
 
     def _close(self) -> None:
         """Send what is left, and close."""

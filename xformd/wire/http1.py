@@ -44,9 +44,10 @@ _match_other_version = re.compile(rb"(?:%b) [!-~]++(?:| (?!HTTP/1\.)[A-Z]++/[0-9
 _match_length = re.compile(rb"[0-9]{1,20}\Z").match
 _match_absolute = re.compile(rb"https?://([^/?#:][^/?#]*+)(.*+)\Z", re.IGNORECASE).match
 _match_host = re.compile(  # RFC 3986, 3.2.2
-    rb"(?:\[([0-9A-Fa-f:.]++)\]|\[[vV][0-9A-Fa-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++\]"
+    rb"(?:\[[vV][0-9A-Fa-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++\]"
     rb"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?+\Z"
 ).match
+_match_ipv6_host = re.compile(rb"\[([0-9A-Fa-f:.]++)\](?::[0-9]*+)?+\Z").match
 
 _BAD_FRAMING = "the chunks of the body, or its trailers, are malformed"
 _LONGEST = 2**64 - 1
@@ -310,16 +311,9 @@ def _read_head(method: str, target: bytes, is_1_0: bool, block: bytes) -> Reques
     fields = _find_fields(block)
     if len(fields) > MAX_FIELDS:
         raise HttpError(431, f"a request has at most {MAX_FIELDS} header fields")
-    headers: dict[bytes, bytes] = {}
-    repeated: dict[bytes, list[bytes]] = {}
-    for name, value in fields:
-        name, value = name.lower(), value.strip(b" \t")
-        if name in headers:
-            repeated.setdefault(name, [headers[name]]).append(value)
-        else:
-            headers[name] = value
-    for name, values in repeated.items():  # not one by one: that would copy the first of them a thousand times
-        headers[name] = b", ".join(values)
+    headers = {name.lower(): value.strip(b" \t") for name, value in fields}
+    if len(headers) < len(fields):
+        headers = _join_repeated(fields)
     try:
         target, authority = _read_target(method, target)
         host = _read_host(headers.get(b"host"), is_1_0)
@@ -335,6 +329,13 @@ def _read_head(method: str, target: bytes, is_1_0: bool, block: bytes) -> Reques
     return RequestHead(method, target, authority or host, headers, body_bytes, is_1_0, keeps_alive, expects_continue)
 
 
+def _join_repeated(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in fields:
+        values.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    return {name: b", ".join(each) for name, each in values.items()}
+
+
 def _read_target(method: str, target: bytes) -> tuple[bytes, bytes]:
     """Return path and query, and the authority where the target is absolute (RFC 9112, 3.2)."""
     if b"#" in target:
@@ -345,7 +346,7 @@ def _read_target(method: str, target: bytes) -> tuple[bytes, bytes]:
     if match is None:
         raise HttpError(400, "this server is not a proxy: request a path, such as /transforms")
     authority, rest = match.groups()
-    if not _is_host(authority):
+    if not (_match_host(authority) or _is_ipv6_host(authority)):
         raise HttpError(400, "the request target is not an http URL: write http://host:port/path, without a user")
     return rest if rest.startswith(b"/") else b"/" + rest, authority
 
@@ -354,22 +355,17 @@ def _read_host(host: bytes | None, is_1_0: bool) -> bytes:
     """Return the ``Host``, which HTTP/1.1 has exactly once (RFC 9112, 3.2); two were joined, and match nothing."""
     if host is None and is_1_0:
         return b""
-    if host is None or not _is_host(host):
+    if host is None or not (_match_host(host) or _is_ipv6_host(host)):
         raise HttpError(400, "a request needs exactly one Host header: a host, optionally with a port")
     return host
 
 
-def _is_host(text: bytes) -> bool:
-    match = _match_host(text)
-    return match is not None and (match[1] is None or _is_ipv6(match[1].decode()))
-
-
-def _is_ipv6(text: str) -> bool:
+def _is_ipv6_host(text: bytes) -> bool:
+    match = _match_ipv6_host(text)
     try:
-        IPv6Address(text)
+        return match is not None and bool(IPv6Address(match[1].decode()))
     except ValueError:
         return False
-    return True
 
 
 def _read_body_length(headers: Mapping[bytes, bytes], is_1_0: bool) -> int | None:

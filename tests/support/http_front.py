@@ -66,13 +66,16 @@ def answers(data: bytes, *, to_head: bool = False) -> list[Answer]:
         assert match, f"no status line: {first!r}"
         headers = {name.lower(): value for name, _, value in (line.decode().partition(": ") for line in lines)}
         status = int(match[1])
-        body, data = (b"", data) if status in (100, 304) or (to_head and not data) else _body(headers, data)
+        body, data = (b"", data) if status in (100, 204, 304) or (to_head and not data) else _body(headers, data)
         found.append(Answer(status, headers, body))
     return found
 
 
 def _body(headers: Mapping[str, str], data: bytes) -> tuple[bytes, bytes]:
     if headers.get("transfer-encoding") != "chunked":
+        if "content-length" not in headers:  # it ends with the connection
+            assert headers["connection"] == "close"
+            return data, b""
         length = int(headers["content-length"])
         assert len(data) >= length, f"half a body: {data!r}"
         return data[:length], data[length:]

@@ -90,6 +90,7 @@ class HttpHandler:
         "_forwarded",
         "_has_next_turn",
         "_idle_connections",
+        "_idle_since_s",
         "_is_closed",
         "_is_stopping",
         "_is_working",
@@ -128,8 +129,8 @@ class HttpHandler:
         self._closes_after_stream = False
         self._output: list[bytes] = []
         self._output_bytes = 0
-        self._deadline_is_for = ""  # "idle", "request" or "probe"
-        self._turn_began_s = 0.0
+        self._deadline_is_for = "idle"  # or "request" or "probe"; empty where there is none
+        self._idle_since_s = self._turn_began_s = connection.service.stopwatch()
         self._is_working = False
         self._has_next_turn = False  # its turn was over, and requests are left
         self._peer_has_finished = False
@@ -333,6 +334,7 @@ class HttpHandler:
 
     def _complete(self, body: bytes) -> None:
         """Run a request that has fully arrived."""
+        self._idle_since_s = self._turn_began_s
         if self._deadline_is_for == "request":
             self._deadline_is_for = ""
         self._idle_connections.pop(self._connection, None)
@@ -411,18 +413,18 @@ class HttpHandler:
             of: what the parser has raised, for a request without a head that could be accepted.
         """
         if self._request is None:
-            method = "" if of is None else of.method
+            method = self._parser.begun_method
             headers: Mapping[bytes, bytes] = {} if of is None else of.headers
             head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
             self._request = Request(head, self._source or self._find_source(headers))
         self._take_body = None
-        self._connection.count_refusal(error)
         client = self._request.client
         self._connection.log_refusal(error, None if client == self._connection.peer else client)
-        if self._request.is_answered:
+        if self._request.is_answered:  # and counted
             self._close()
-        else:
-            self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
+            return
+        self._connection.count_refusal(error)
+        self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
 
     def _close(self) -> None:
         """Send what is left, and close."""
@@ -484,7 +486,7 @@ class HttpHandler:
 
     def _idle_left_s(self) -> float:
         """Return how long it may still be idle: a request that is answered at once does not move the deadline."""
-        passed_s = self._connection.service.stopwatch() - self._turn_began_s
+        passed_s = self._connection.service.stopwatch() - self._idle_since_s
         return self._connection.limits.idle_timeout_s - passed_s
 
     def _end(self) -> None:

@@ -21,6 +21,12 @@ ANY = "*"
 MAX_AGE_S = 600
 """How long a browser may remember that a site may call."""
 
+MAX_REMEMBERED = 1_024
+"""For how many values of ``Host`` is kept whose they are."""
+
+MAX_NAME_BYTES = 255
+"""Longest name of a host, in DNS; a ``Host`` that is longer is not kept."""
+
 NOSNIFF = b"x-content-type-options: nosniff\r\n"
 
 _EXPOSED = b"access-control-expose-headers: x-transform, server-timing, x-request-id, retry-after, etag\r\n"
@@ -44,20 +50,20 @@ class Sites:
         self._host_names = {"localhost", "", *(name.lower() for name in host_names)}
         self._origins = frozenset(map(_as_browsers_send_it, origins))
         self._addresses: set[str] = {_WILDCARDS[0]} if is_behind_proxy else set()
-        self.is_own_host = lru_cache(maxsize=1_024)(self._is_own_host)
+        self._is_own_short_host = lru_cache(maxsize=MAX_REMEMBERED)(self._is_own_host)
 
     def listens_on(self, address: str) -> None:
         """Note an address of the server: ``HOST:PORT``, or a URL without a path."""
-        self._addresses.add(urlsplit(address if "//" in address else f"//{address}").hostname or "")
-        self.is_own_host.cache_clear()
+        host = urlsplit(address if "//" in address else f"//{address}").hostname or ""
+        self._addresses.add(host.partition("%")[0])  # no URL of a browser has a zone
+        self._is_own_short_host.cache_clear()
 
     def check(self, request: Request) -> Response | None:
         """Return the answer to a request of a browser that must not be served; None for any other."""
         head, forwarded = request.head, request.source.hosts
-        if not self.is_own_host(head.host):
-            return _misdirected(head.host, request)
-        for host in forwarded:
-            if not self.is_own_host(host):
+        for host in (head.host, *forwarded) if forwarded else (head.host,):
+            is_own_host = self._is_own_short_host if len(host) <= MAX_NAME_BYTES else self._is_own_host
+            if not is_own_host(host):
                 return _misdirected(host, request)
         headers = head.headers
         if b"origin" not in headers and b"sec-fetch-site" not in headers:
@@ -95,7 +101,7 @@ class Sites:
 
     def _is_own_host(self, host: bytes) -> bool:
         name = _PORT.sub("", host.decode("latin-1")).lower()
-        if ANY in self._host_names or name.rstrip(".") in self._host_names:
+        if ANY in self._host_names or name.removesuffix(".") in self._host_names:
             return True
         try:
             address = ip_address(name.strip("[]"))
@@ -125,7 +131,9 @@ def _is_cross_site(head: RequestHead, hosts: Iterable[bytes]) -> bool:
         return site not in (b"same-origin", b"same-site", b"none")
     origin = head.headers[b"origin"].decode("latin-1").lower()
     scheme, _, authority = origin.partition("://")
-    default = _DEFAULT_PORTS.get(scheme, "\0")
+    default = _DEFAULT_PORTS.get(scheme)
+    if default is None or not authority:  # null, or an app's own scheme
+        return True
     own = [host.decode("latin-1").lower().removesuffix(default) for host in hosts]
     return authority.removesuffix(default) not in own
 

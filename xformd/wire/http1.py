@@ -7,7 +7,8 @@ request besides its body is at most ``MAX_HEAD_BYTES`` and one read.
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
 from xformd.errors import BadRequest, TooLarge
@@ -36,16 +37,17 @@ _find_fields = re.compile(rb"(%b):(%b)\r\n" % (_TOKEN, _TEXT)).findall
 _match_chunk_size = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:;%b)?+\r\n" % _TEXT).match
 
 # These refuse a head before it is complete: a peer that speaks something else learns it at once.
-_match_begun_method = re.compile(rb"(?:%b) |[A-Z]{1,7}\Z" % _METHOD).match
+_match_begun_method = re.compile(rb"(%b) |[A-Z]{1,7}\Z" % _METHOD).match
 _find_misplaced = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n").search
 _match_other_version = re.compile(rb"(?:%b) [!-~]++(?:| (?!HTTP/1\.)[A-Z]++/[0-9]\.[0-9])\r\n" % _METHOD).match
 
 _match_length = re.compile(rb"[0-9]{1,20}\Z").match
-_match_absolute = re.compile(rb"https?://([^/?#:][^/?#]*+)(.*)\Z", re.IGNORECASE).match
+_match_absolute = re.compile(rb"https?://([^/?#:][^/?#]*+)(.*+)\Z", re.IGNORECASE).match
 _match_host = re.compile(  # RFC 3986, 3.2.2
-    rb"(?:\[[0-9A-Fa-f:.]++\]|\[[vV][0-9A-Fa-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++\]"
+    rb"(?:\[[vV][0-9A-Fa-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++\]"
     rb"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?+\Z"
 ).match
+_match_ipv6_host = re.compile(rb"\[([0-9A-Fa-f:.]++)\](?::[0-9]*+)?+\Z").match
 
 _BAD_FRAMING = "the chunks of the body, or its trailers, are malformed"
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
@@ -59,14 +61,12 @@ class HttpError(BadRequest):
 
     Attributes:
         status: the HTTP status that fits.
-        method: of the request, if its head could be read; else empty.
         headers: of the request, if its head could be read.
     """
 
-    def __init__(self, status: int, message: str, method: str = "", headers: Mapping[bytes, bytes] = _EMPTY) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[bytes, bytes] = _EMPTY) -> None:
         super().__init__(message)
         self.status = status
-        self.method = method
         self.headers = headers
 
     @property
@@ -140,8 +140,14 @@ class RequestParser:
 
     @property
     def is_inside(self) -> bool:
-        """Whether a request has begun and is not complete."""
-        return self._state is not _HEAD or self.has_unread
+        """Whether a request has begun and is not complete; half an empty line is none."""
+        return self._state is not _HEAD or self._data[self._position : self._position + 2] not in (b"", b"\r")
+
+    @property
+    def begun_method(self) -> str:
+        """The method of a request whose head is not complete, or was refused; empty where it is not known."""
+        match = _match_begun_method(self._data, self._position)
+        return match[1].decode() if match and match[1] else ""
 
     @property
     def has_unread(self) -> bool:
@@ -202,7 +208,7 @@ class RequestParser:
             return self._begin(match)
         end = self._find_end(b"\r\n\r\n")
         if end < 0:
-            begun = data[start : start + 8]
+            begun = data[start : min(start + 8, start + MAX_HEAD_BYTES - self._framing)]
             if begun not in (b"", b"\r") and not _match_begun_method(begun):
                 raise _explain(data, start)
             self._check_begun()
@@ -316,17 +322,17 @@ def _read_head(method: str, target: bytes, is_1_0: bool, block: bytes) -> Reques
         raise HttpError(431, f"a request has at most {MAX_FIELDS} header fields")
     headers = {name.lower(): value.strip(b" \t") for name, value in fields}
     if len(headers) < len(fields):
-        headers = _join_fields(fields)
+        headers = _join_repeated(fields)
     try:
         authority = b""
         if not target.startswith(b"/") or b"#" in target:
             target, authority = _read_target(method, target)
         host = headers.get(b"host")
         if host is None or not _match_host(host):
-            host = _missing_host(host, is_1_0)
+            host = _other_host(host, is_1_0)
         body_bytes = _read_body_length(headers, is_1_0) if not headers.keys().isdisjoint(_FRAMING) else 0
     except HttpError as error:
-        error.method, error.headers = method, headers
+        error.headers = headers
         raise
     keeps_alive = not is_1_0
     if b"connection" in headers:
@@ -338,11 +344,11 @@ def _read_head(method: str, target: bytes, is_1_0: bool, block: bytes) -> Reques
     return RequestHead(method, target, authority or host, headers, body_bytes, is_1_0, keeps_alive, expects_continue)
 
 
-def _join_fields(fields: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    headers: dict[bytes, list[bytes]] = {}
+def _join_repeated(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    values: dict[bytes, list[bytes]] = {}
     for name, value in fields:
-        headers.setdefault(name.lower(), []).append(value.strip(b" \t"))
-    return {name: b", ".join(values) for name, values in headers.items()}
+        values.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    return {name: b", ".join(each) for name, each in values.items()}
 
 
 def _read_target(method: str, target: bytes) -> tuple[bytes, bytes]:
@@ -355,16 +361,26 @@ def _read_target(method: str, target: bytes) -> tuple[bytes, bytes]:
     if match is None:
         raise HttpError(400, "this server is not a proxy: request a path, such as /transforms")
     authority, rest = match.groups()
-    if not _match_host(authority):
+    if not (_match_host(authority) or _is_ipv6_host(authority)):
         raise HttpError(400, "the request target is not an http URL: write http://host:port/path, without a user")
     return rest if rest.startswith(b"/") else b"/" + rest, authority
 
 
-def _missing_host(host: bytes | None, is_1_0: bool) -> bytes:
-    """Return no host where none is needed (RFC 9112, 3.2); two were joined, so they are malformed."""
+def _other_host(host: bytes | None, is_1_0: bool) -> bytes:
+    """Return a ``Host`` that is no name; HTTP/1.1 has exactly one (RFC 9112, 3.2), and two were joined."""
     if host is None and is_1_0:
         return b""
-    raise HttpError(400, "a request needs exactly one Host header: a host, optionally with a port")
+    if host is None or not _is_ipv6_host(host):
+        raise HttpError(400, "a request needs exactly one Host header: a host, optionally with a port")
+    return host
+
+
+def _is_ipv6_host(text: bytes) -> bool:
+    match = _match_ipv6_host(text)
+    try:
+        return match is not None and bool(IPv6Address(match[1].decode()))
+    except ValueError:
+        return False
 
 
 def _read_body_length(headers: Mapping[bytes, bytes], is_1_0: bool) -> int | None:

@@ -103,8 +103,9 @@ def test_the_page_has_the_url_of_the_documentation(monkeypatch: pytest.MonkeyPat
     assert meta(build_page("elsewhere:1")[0])["documentation"] == "https://example.org/docs?a&amp;b"
 
 
-def test_the_wheel_has_the_sources_of_the_page(tmp_path: Path) -> None:
+def test_the_wheel_has_what_is_not_python(tmp_path: Path) -> None:
     wheel = pytest.importorskip("hatchling.builders.wheel", reason="install hatchling to build packages")
     (built,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     with zipfile.ZipFile(built) as archive:
-        assert {f"xformd/http/page/{name}" for name in SOURCES} <= set(archive.namelist())
+        names = {f"xformd/http/page/{name}" for name in SOURCES} | {"xformd/http/openapi.json"}
+        assert names <= set(archive.namelist())

@@ -81,32 +81,6 @@ class HttpHandler:
         forwarded: the requests that came through proxies.
     """
 
-    __slots__ = (
-        "_application",
-        "_body",
-        "_closes_after_stream",
-        "_connection",
-        "_deadline_is_for",
-        "_forwarded",
-        "_has_next_turn",
-        "_idle_connections",
-        "_idle_since_s",
-        "_is_closed",
-        "_is_stopping",
-        "_is_working",
-        "_max_request_bytes",
-        "_max_unread_bytes",
-        "_output",
-        "_output_bytes",
-        "_parser",
-        "_peer_has_finished",
-        "_request",
-        "_running",
-        "_source",
-        "_take_body",
-        "_turn_began_s",
-    )
-
     def __init__(
         self,
         connection: Connection,

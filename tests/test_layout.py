@@ -21,8 +21,8 @@ STIFF = re.compile(r'^ *"""(?:Give|Say)s?\b.*', re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|javascript:)([^)#]+)")
 
 MAX_TOP_MODULES = 13
-MAX_MODULES = 110
-MAX_LINES = 16_800
+MAX_MODULES = 112
+MAX_LINES = 17_500
 MAX_STIFF_DOCSTRINGS = 9
 WORTH_A_MODULE_LINES = 120
 
@@ -30,6 +30,7 @@ SMALL_WITH_ONE_IMPORTER = {
     "xformd.__main__": "a process: python -m xformd",
     "xformd.cli": "a process: the command xformd",
     "xformd.client.classic": "a protocol: the classic dialect, on the client",
+    "xformd.http.web_page": "a language: what builds the page from its HTML, CSS and JavaScript",
     "xformd.dialects.classic": "a protocol: the classic dialect, on the server",
     "xformd.net.reactor": "only where the system has epoll, which importing it needs",
     "xformd.plugins.builtin.text": "a plugin: an entry point names it",
@@ -96,7 +97,16 @@ def test_no_function_hides_a_module_of_its_name() -> None:
 def test_the_package_says_what_it_is_and_requires() -> None:
     required = [line for line in requires("xformd") or () if "extra ==" not in line]
     names = {line.split(">")[0] for line in required}
-    assert names == {"twisted", "pluggy", "click", "attrs", "cachetools", "zope-interface", "prometheus-client"}
+    assert names == {
+        "twisted",
+        "pluggy",
+        "click",
+        "attrs",
+        "cachetools",
+        "zope-interface",
+        "prometheus-client",
+        "docstring-parser",
+    }
     assert "pluggy>=1.6" in required
     described = metadata("xformd")
     assert described["License-Expression"] == "MIT"

@@ -16,6 +16,7 @@ from support.logs import Log, captured
 from support.memory import MemoryServer
 from support.wires import Wire
 from xformd.net.write_buffer import PART_BYTES
+from xformd.wire.netstring import encode
 
 UPPER = b"7:upper.a,"
 LATER = b"7:later.a,"
@@ -125,6 +126,34 @@ def test_an_encrypted_connection_is_closed_as_a_whole(server: MemoryServer) -> N
     protocol.dataReceived(UPPER)
     assert wire.value() == b"1:A,"
     assert (wire.write_closed, wire.disconnecting) == (False, True)
+
+
+class ForwardingWire(Wire):
+    """A transport that hands on what it does not have itself to the socket under it, as TLS does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "hint_read_size":
+            return lambda _: None
+        if name != "send_now":
+            raise AttributeError(name)
+        return self._send_plain
+
+    def _send_plain(self, data: bytes) -> int:
+        self.plain.append(data)
+        return len(data)
+
+
+def test_output_over_tls_never_passes_it_by(server: MemoryServer) -> None:
+    wire = ForwardingWire()
+    protocol, _ = server.connect(wire=wire)
+    for data in (encode(b"xformd/2"), encode(b"1 upper.owl"), encode(b"2 grow.a")):
+        protocol.dataReceived(data)
+    assert b"1 ok.OWL" in wire.value()
+    assert wire.plain == []
 
 
 def test_a_client_that_leaves_before_it_asks_is_not_logged(server: MemoryServer, log: Log) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHalfCloseableDescriptor,
@@ -85,6 +86,8 @@ class TransformProtocol(DrainableProtocol):
         """Wait for a first byte, for as long as a connection may be idle."""
         self.factory.connections.add(self, self.peer)
         self._is_eager = hasattr(self.transport, "hint_read_size")
+        # Of the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
+        self._can_send_now = hasattr(type(self.transport), "send_now")
         self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
         if self.factory.make_handler is not None:
             self._handler = self.factory.make_handler(self)
@@ -138,6 +141,11 @@ class TransformProtocol(DrainableProtocol):
     # What its handler calls (Connection).
 
     @property
+    def is_local(self) -> bool:
+        """See ``Connection.is_local``."""
+        return self.peer is None and isinstance(self.transport.getPeer(), UNIXAddress)
+
+    @property
     def unread_bytes(self) -> int:
         """See ``Connection.unread_bytes``."""
         return 0 if self._output is None else self._output.unread_bytes
@@ -146,8 +154,8 @@ class TransformProtocol(DrainableProtocol):
         """See ``Connection.write``."""
         self._has_written = True
         if self._output is None:
-            if self._is_eager:  # nearly always the system takes all of it, and no buffer is needed
-                sent = cast(Any, self.transport).send_now(data)
+            if self._can_send_now:  # nearly always the system takes all of it, and no buffer is needed
+                sent: int = self.transport.send_now(data)  # type: ignore[attr-defined]
                 if sent == len(data):
                     return
                 data = data[sent:]
@@ -219,9 +227,10 @@ class TransformProtocol(DrainableProtocol):
         if entry is not None:
             entry.finish(error.code)
 
-    def log_refusal(self, error: XformError) -> None:
+    def log_refusal(self, error: XformError, client: str | None = None) -> None:
         """See ``Connection.log_refusal``."""
-        self.log.info("refused {peer}: {code}: {reason}", peer=self._peer(), code=error.code, reason=error.log_message)
+        peer = client or self._peer()
+        self.log.info("refused {peer}: {code}: {reason}", peer=peer, code=error.code, reason=error.log_message)
 
     # What its factory calls.
 

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the plugins of these tests."""
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server with the plugins of these tests, or of the folder that a module names as ``FOLDER``."""
     chromium()
-    flags = ("--plugins=none", "--plugins-dir", str(PLUGINS), "--workers=2", *HTTP)
+    folder = getattr(request.module, "FOLDER", PLUGINS)
+    flags = ("--plugins=none", "--plugins-dir", str(folder), "--workers=2", *HTTP)
     with serving(tmp_path_factory.mktemp("server"), *flags) as running:
         yield running
 

@@ -9,7 +9,7 @@ import pytest
 
 from support.http_client import HTTP
 from support.processes import serving
-from support.visits import Opener, Visit
+from support.visits import PHONE, Opener, Visit
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ViewportSize
@@ -17,20 +17,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-using")]
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 DESK_SIZE: "ViewportSize" = {"width": 1280, "height": 800}
 SHOWN = "#wrap:width=32,indent=2+number-lines"
 WRONG = "#wrap:width=wide+uper&poem=owl"
-
-
-def axe_finds(visit: Visit) -> list[str]:
-    """Run axe-core in the page. The page's policy does not apply to scripts of the debugger."""
-    bundled = pytest.importorskip(
-        "axe_playwright_python", reason="install axe-playwright-python: pip install --group dev"
-    )
-    visit.page.evaluate((Path(bundled.__file__).parent / "axe.min.js").read_text())
-    found = visit.page.evaluate("axe.run().then(found => found.violations)")
-    return [f"{rule['id']}: {node['html']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -40,17 +29,24 @@ def test_axe_finds_no_violation(opening: Opener, scheme: str, screen: dict[str, 
     visit.open(SHOWN)
     visit.page.locator("#metrics .chart").first.wait_for()
     visit.page.locator(".example").first.wait_for()
-    assert axe_finds(visit) == []
+    assert visit.axe_finds() == []
     visit.open(WRONG)
     visit.page.locator(".step .error:visible").first.wait_for()
-    assert axe_finds(visit) == []
+    assert visit.axe_finds() == []
     visit.expect_rejection()
+    visit.open("#hold&poem=owl", "after 0.0")
+    visit.field("seconds").fill("15")
+    visit.page.get_by_text("Running for 1 s", exact=True).wait_for()
+    assert visit.axe_finds() == []
+    visit.press("Cancel")
+    visit.page.get_by_text("Cancelled after").wait_for()
+    assert visit.axe_finds() == []
 
 
 def test_axe_would_find_something(visit: Visit) -> None:
     visit.open()
     visit.page.evaluate("document.documentElement.removeAttribute('lang')")
-    assert [line.partition(":")[0] for line in axe_finds(visit)] == ["html-has-lang"]
+    assert [line.partition(":")[0] for line in visit.axe_finds()] == ["html-has-lang"]
 
 
 @pytest.mark.parametrize("width", [320, 390, 600])
@@ -65,6 +61,29 @@ def test_a_phone_does_not_scroll_sideways(opening: Opener, width: int) -> None:
     visit.choose("upper")
     visit.shows(long.upper())
     assert not visit.search().is_visible()
+
+
+FONT_SIZES = """() => [...document.querySelectorAll("button, input, select, textarea")]
+    .filter((control) => control.checkVisibility()).map((control) => getComputedStyle(control).fontSize)"""
+# How far apart the middles of the buttons in one bar are: less than a pixel if they stand in one row.
+OUT_OF_ROW = """() => {
+  const middle = (button) => (({ top, bottom }) => (top + bottom) / 2)(button.getBoundingClientRect());
+  const bars = [...document.querySelectorAll(".bar:has(button), .top .row, .step-head")];
+  return bars.map((bar) => Array.from(bar.querySelectorAll("button"), middle))
+    .map((middles) => Math.max(...middles) - Math.min(...middles));
+}"""
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_has_one_row_of_buttons_and_one_font_size(opening: Opener, width: int) -> None:
+    visit = opening(**{**PHONE, "viewport": {"width": width, "height": 844}})
+    visit.open("#fields:who=me,number=1+wrap&poem=owl")
+    visit.result().filter(has_text="'me'").wait_for()
+    assert max(visit.page.evaluate(OUT_OF_ROW)) < 1
+    assert set(visit.page.evaluate(FONT_SIZES)) == {"16px"}
+    visit.press("Transforms")
+    visit.search().wait_for()
+    assert set(visit.page.evaluate(FONT_SIZES)) == {"16px"}
 
 
 def chart_shows(visit: Visit, chart: int, text: str) -> None:

@@ -61,6 +61,8 @@ def test_a_quarantined_transform_is_marked(visit: Visit) -> None:
         "document.body.append(Object.assign(document.createElement('img'), {src: 'http://127.0.0.1:9/x.png'}))",
         "fetch('http://127.0.0.1:9/')",
         "document.body.append(Object.assign(document.createElement('iframe'), {src: '/'}))",
+        "document.body.append(Object.assign(document.createElement('iframe'), {src: URL.createObjectURL(new Blob("
+        "['<script>top.document.title = 1</script>'], {type: 'text/html'}))}))",
     ],
 )
 def test_the_browser_enforces_the_policy(visit: Visit, script: str) -> None:

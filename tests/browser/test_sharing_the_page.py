@@ -6,11 +6,11 @@ from urllib.parse import quote
 
 import pytest
 
-from support.visits import Opener, Visit, run_in_shell
+from support.reverse_proxy import proxying
+from support.visits import CALLS, Opener, Visit, tell_address
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-sharing")]
 
-CALLS = ("curl", "xformd send", "Python")
 HOSTILE = """it's "quoted" $HOME `date` $(date) !! \\n \\ %s %41 --data @file; # 日本 👩\u200d🚀\n'"""
 
 
@@ -110,19 +110,51 @@ def test_a_copied_call_returns_what_the_page_shows(
     visit: Visit, spec: str, poem: str, result: str, tmp_path: Path
 ) -> None:
     visit.open(f"#{spec}&poem={quote(poem, safe='')}", result)
-    assert [called(visit, name, tmp_path) for name in CALLS] == [result] * 3
+    assert [visit.called(name, tmp_path) for name in CALLS] == [result] * 3
 
 
-def called(visit: Visit, name: str, folder: Path) -> str:
-    """Run the call as shown, but with the port, which the page cannot know. Python's print adds a line break."""
-    text = visit.call(name)
-    if name == "curl":
-        quietly = 'curl() { command curl --silent --fail-with-body --no-progress-meter "$@"; }'
-        return run_in_shell(f"{quietly}; {text}", folder)
-    if name == "xformd send":
-        return run_in_shell(f"export XFORMD_SERVER={visit.server.address}; {text}", folder)
-    (folder / "call.py").write_text(text.replace("11000", visit.server.address.rpartition(":")[2]))
-    return run_in_shell("python call.py", folder).removesuffix("\n")
+@pytest.mark.parametrize(
+    ("told", "used"),
+    [
+        ("192.0.2.1:12000", "192.0.2.1:12000"),
+        ("unix:/run/x.sock 192.0.2.1:12000", "unix:/run/x.sock"),
+        ("0.0.0.0:12000", "localhost:12000"),
+        ("[::]:12000", "localhost:12000"),
+        ("[2001:db8::1]:12000 0.0.0.0:12000", "[2001:db8::1]:12000"),
+    ],
+)
+def test_a_call_goes_to_the_address_that_the_server_tells(opening: Opener, told: str, used: str) -> None:
+    visit = opening()
+    visit.address = visit.address.replace("127.0.0.1", "localhost")
+    tell_address(visit.page.context, visit.address, told)
+    visit.open("#upper&poem=owl", "OWL")
+    assert visit.call("xformd send").endswith((f" --server {used}", f" --server '{used}'"))
+    assert f'TransformProxy("{used}")' in visit.call("Python")
+
+
+def test_a_call_goes_to_the_default_if_the_server_tells_no_address(visit: Visit) -> None:
+    tell_address(visit.page.context, visit.address, "")
+    visit.open("#upper&poem=owl", "OWL")
+    assert visit.call("xformd send") == "printf %s owl |\n  xformd send upper"
+    assert 'TransformProxy("127.0.0.1:11000")' in visit.call("Python")
+
+
+@pytest.mark.parametrize("slash", ["/", ""], ids=["slash", "no-slash"])
+def test_everything_works_below_a_prefix(opening: Opener, slash: str, tmp_path: Path) -> None:
+    visit = opening(permissions=["clipboard-read", "clipboard-write"])
+    with proxying(visit.server.http, "/tools/xformd") as proxy:
+        visit.address = f"{proxy.url}{slash}"
+        visit.open("#upper&poem=owl", "OWL")
+        visit.page.locator("#metrics .chart").first.wait_for()
+        visit.press("Copy link")
+        visit.page.get_by_role("button", name="Copied").wait_for()
+        assert visit.clipboard() == f"{visit.address}#upper&poem=owl"
+        assert f"{proxy.url}/transform/upper" in visit.call("curl")
+        assert visit.called("curl", tmp_path) == "OWL"
+        description = visit.page.get_by_role("link", name="openapi.json").evaluate("link => link.href")
+        assert visit.page.request.get(description).json()["openapi"].startswith("3.1")
+        assert proxy.strays == []
+        visit.page.goto("about:blank")  # so that nothing is asked for while the proxy stops
 
 
 @pytest.mark.parametrize("poem", ["owl\x1b[201~rm -rf", "owl\x03", "owl\u202elwo", "x" * 2_001])
@@ -139,7 +171,7 @@ def test_a_call_is_short(visit: Visit) -> None:
     assert 'proxy.xform("fields", "owl", number=3, loud=True, who="me", share=0.25)' in shown
     assert visit.call("curl") == f"curl {visit.address}transform/{spec} \\\n  --data-raw owl"
     visit.page.keyboard.press("ArrowRight")
-    assert visit.text_of("#call") == f"printf %s owl |\n  xformd send {spec}"
+    assert visit.text_of("#call") == f"printf %s owl |\n  xformd send {spec} --server {visit.server.address}"
 
 
 def test_a_rejected_poem_is_shown_and_its_option_called_timeout_is_no_keyword(visit: Visit) -> None:

@@ -2,10 +2,15 @@
 
 import json
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 
+from support.processes import wait_until
 from support.visits import Opener, Visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser-using")]
 
@@ -75,9 +80,47 @@ def test_the_last_answer_wins(visit: Visit) -> None:
     visit.shows("after 0.1")
     answer = slow.value.response()
     assert answer is not None
-    assert answer.body() == b"after 0.6"
+    answer.finished()
     visit.page.evaluate("new Promise((turned) => setTimeout(turned, 50))")
     assert visit.result().text_content() == "after 0.1"
+
+
+def test_a_run_says_how_long_it_takes_and_is_cancelled(visit: Visit) -> None:
+    visit.open("#hold&poem=x", "after 0.0")
+    visit.field("seconds").fill("15")
+    visit.page.get_by_text("Running for 1 s", exact=True).wait_for()
+    assert visit.page.get_by_text("previous result", exact=True).is_visible()
+    assert visit.text_of("#result") == "after 0.0"
+    with visit.page.expect_event("requestfailed", lambda request: "seconds=15" in request.url):
+        visit.press("Cancel")
+    visit.page.get_by_text(re.compile("^Cancelled after [1-9] seconds?$")).wait_for()
+    assert visit.page.get_by_text("previous result", exact=True).is_visible()
+    assert focused(visit) == "Run"
+    wait_until(lambda: cancelled(visit) == 1)
+    visit.field("seconds").fill("0.1")
+    visit.shows("after 0.1")
+    assert not visit.page.locator("#running").is_visible()
+
+
+def cancelled(visit: Visit) -> int:
+    """Count the requests that the server has cancelled."""
+    metrics = visit.page.request.get(f"{visit.address}metrics").text()
+    counts = re.findall(r'^xformd_requests_total{.*code="cancelled".*transform="hold".*} (\d+)', metrics, re.MULTILINE)
+    return sum(map(int, counts))
+
+
+def test_a_fast_run_does_not_flicker(visit: Visit) -> None:
+    visit.stop_the_clock()
+    visit.open("#upper&poem=x", "X")
+    visit.page.evaluate("""() => {
+      const running = document.querySelector("#running");
+      new MutationObserver(() => (window.flickered ||= !running.hidden)).observe(running, { attributes: true });
+    }""")
+    for poem in "owl", "cat":
+        visit.write(poem)
+        visit.page.clock.run_for(300)  # half of it is the pause after typing
+        visit.shows(poem.upper())
+    assert not visit.page.evaluate("window.flickered")
 
 
 def test_an_invalid_option_is_shown_at_its_field(visit: Visit) -> None:
@@ -88,13 +131,26 @@ def test_an_invalid_option_is_shown_at_its_field(visit: Visit) -> None:
     error.wait_for()
     assert error.inner_text() == "wrap: option 'width' takes 1 to 10000, not 0"
     assert width.get_attribute("aria-invalid") == "true"
-    assert width.get_attribute("aria-describedby") == error.get_attribute("id")
+    assert error.get_attribute("id") in described_by(width)
     assert visit.page.locator("#problem").inner_text() == "bad-options\n\nSee step 2, wrap."
     width.fill("3")
     visit.shows("1. ONE\n2. TWO")
     assert not error.is_visible()
     assert width.get_attribute("aria-invalid") is None
     visit.expect_rejection()
+
+
+def described_by(field: "Locator") -> list[str]:
+    return (field.get_attribute("aria-describedby") or "").split()
+
+
+def test_the_help_of_an_option_stands_at_its_field(visit: Visit) -> None:
+    visit.open("#wrap&poem=x")
+    visit.page.get_by_text("the widest line, in columns.", exact=True).wait_for()
+    first, _ = described_by(visit.field("width"))
+    assert visit.text_of(f"#{first}") == "the widest line, in columns."
+    visit.choose("hold")
+    assert len(described_by(visit.field("seconds"))) == 1
 
 
 @pytest.mark.parametrize(

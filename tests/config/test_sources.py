@@ -199,6 +199,9 @@ def test_a_mistake_in_a_variable_names_it(variable: str, text: str, says: str) -
 def test_a_mistake_in_a_flag_names_it() -> None:
     assert rejection(max_queue="many") == "--max-queue: expected a whole number of at least 1, got 'many'"
     assert rejection(inline=("a b",)).startswith("--inline: invalid transform name 'a b': use a-z")
+    assert rejection(trusted_proxies="10.0.0.1/8") == (
+        "--trusted-proxies: invalid proxy '10.0.0.1/8': write it as 192.0.2.1, 10.0.0.0/8, 2001:db8::/32, or unix"
+    )
     assert rejection(cors=("x",)) == "--cors: invalid origin 'x': write it as https://example.org, or *"
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.config.types import DURATION, SIZE, parse_duration, parse_size, parse_timeout
+from xformd.config.types import DURATION, SIZE, is_network, parse_duration, parse_size, parse_timeout
 
 MIB = 2**20
 
@@ -56,3 +56,14 @@ def test_an_invalid_value_is_rejected_with_examples(parse: Callable[[object], fl
     with pytest.raises(ValueError, match="invalid") as caught:
         parse(value)
     assert str(caught.value) == says
+
+
+@pytest.mark.parametrize(
+    ("text", "is_valid"),
+    [
+        *((text, True) for text in ("192.0.2.1", "10.0.0.0/8", "0.0.0.0/0", "2001:db8::/32", "::1", "unix")),
+        *((text, False) for text in ("", "7", "10.0.0.1/8", "10.0.0.0/33", "fe80::1%eth0", "a.example", "*")),
+    ],
+)
+def test_proxies_are_addresses_and_networks(text: str, is_valid: bool) -> None:
+    assert is_network(text) == is_valid

@@ -180,7 +180,13 @@ def test_a_request_that_a_stopping_server_has_in_part_has_a_line(front: Front, l
     assert log.take("code", "status", "request_id") == [("shutting-down", 503, "owl-1")]
 
 
-# Batches.
+# Proxies and batches.
+
+
+def test_the_client_of_a_trusted_proxy_has_its_own_address(log: MemoryAccessLog) -> None:
+    front = Front(access_log=log, trusted_proxies=("127.0.0.1",))
+    front.client(request("/livez", x_forwarded_for="10.1.2.3") + request("/livez"))
+    assert log.take("peer") == [("10.1.2.3",), ("127.0.0.1",)]
 
 
 def test_a_batch_has_a_line_for_each_of_its_lines_and_one_of_its_own(front: Front, log: MemoryAccessLog) -> None:

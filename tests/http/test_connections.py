@@ -122,6 +122,19 @@ def test_an_idle_connection_is_closed_silently() -> None:
     assert fresh.received() == used.received() == []
 
 
+@pytest.mark.parametrize("pieces", [[b"\r\n"], [b"\r", b"\n"], [b"\r", b"\n\r", b"\n"]])
+def test_empty_lines_gain_no_time(pieces: list[bytes]) -> None:
+    """A client that sends half of one now and then would otherwise stay for ever."""
+    front, client = connected(b"", idle_timeout_s=50, request_timeout_s=30)
+    for piece in pieces * 100:
+        if client.is_closed:
+            break
+        client.send(piece)
+        front.advance(1, client)
+    assert front.clock.seconds() <= 51
+    assert client.received() == []
+
+
 @pytest.mark.parametrize(("rest_bytes", "cut_off_after_s"), [(0, 5), (30, 50)])
 def test_a_rejected_request_s_body_has_its_own_deadline(rest_bytes: int, cut_off_after_s: float) -> None:
     missing = request("/transform/uppr", b"owl" * 100)
@@ -175,6 +188,17 @@ def test_a_rejected_client_is_logged_and_counted(log: Log) -> None:
     assert front.requests == {("(none)", "http", "bad-request"): 1}
     (line,) = [line for line in log.lines if "refused" in line]
     assert line.endswith(": bad-request: this is not an HTTP/1.1 request")
+
+
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [(b"3\r\nowls", 404), (b"0\r\nX\r\n\r\n", 404), (b"FFFFFFFFF\r\n", 404), (b"1;" + b"x" * MAX_HEAD_BYTES, 404)],
+)
+def test_a_request_that_has_its_answer_is_counted_once_whatever_follows(rest: bytes, status: int) -> None:
+    front, client = connected(CHUNKED.replace(b"upper", b"uppr") + rest)
+    assert statuses(client) == [status]
+    assert client.is_closed
+    assert front.requests == {("(unknown)", "http", "no-such-transform"): 1}
 
 
 # Disconnects.

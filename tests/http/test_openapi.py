@@ -2,6 +2,7 @@
 
 import json
 from typing import Any, Literal
+from urllib.parse import urljoin
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -64,6 +65,14 @@ def test_the_document_is_valid(registry: Registry) -> None:
     assert {*made["paths"]} == {*others.split(), *(f"/transform/{name}" for name in registry.entries)}
 
 
+@pytest.mark.parametrize("server", [".", "/xformd"])
+def test_the_server_is_where_the_document_is(server: str) -> None:
+    made = build(as_json(listing.to_json(ODD)), Limits(), server)
+    OpenAPIV31SpecValidator(as_json(made)).validate()
+    base = urljoin("https://poems.example/xformd/openapi.json", made["servers"][0]["url"])
+    assert base.removesuffix("/") == "https://poems.example/xformd"
+
+
 def test_an_operation_has_the_options_of_its_transform() -> None:
     made = operation("emphasize")
     options = {each["name"]: each for each in made["parameters"] if each.get("in") == "query"}
@@ -101,7 +110,7 @@ def test_only_deterministic_transforms_without_an_option_called_poem_have_get() 
 def test_each_status_lists_its_codes() -> None:
     made = document(ODD)
     responses = made["paths"]["/transform/{spec}"]["post"]["responses"]
-    assert {*responses} == {"200", "400", "404", "409", "413", "422", "429", "500", "502", "503", "504"}
+    assert {*responses} == {"200", "400", "404", "409", "413", "415", "422", "429", "500", "502", "503", "504"}
     for status in {*responses} - {"200"}:
         assert responses[status] == {"$ref": f"#/components/responses/{status}"}
         assert list(made["components"]["responses"][status]["content"]) == ["application/problem+json"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.poems import peer
-from support.processes import VERSES, XFORMD, Server, environment, xformd
+from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, serving, xformd
 from xformd.cli import main
 from xformd.commands.poem import poem as poem_commands
 
@@ -328,3 +328,20 @@ def test_the_shell_completes_commands_and_transform_names(words: str, expected: 
         _XFORMD_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(len(words.split()) - 1), stdin=b""
     )
     assert [line.partition(",")[2] for line in completed.stdout.decode().splitlines()] == expected
+
+
+def test_ping_waits_until_a_server_is_up(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    waiting = subprocess.Popen(
+        [*XFORMD, "ping", "--wait", "--server", f"unix:{path}"], env=environment(), stdout=subprocess.PIPE
+    )
+    with waiting, serving(tmp_path, "--plugins=none", "--listen", f"unix:{path}"):
+        assert waiting.wait(timeout=DEADLINE_S) == 0
+        assert waiting.stdout is not None
+        assert waiting.stdout.read().startswith(b"unix:")
+
+
+def test_ping_waits_no_longer_than_its_timeout(tmp_path: Path) -> None:
+    done = xformd("ping", "--wait", "--timeout", "0.3s", "--server", f"unix:{tmp_path}/socket")
+    assert done.returncode == 69
+    assert b"cannot connect" in done.stderr

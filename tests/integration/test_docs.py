@@ -113,7 +113,8 @@ def steps_of(block: str) -> Iterator[tuple[str, str]]:
 def test_each_command_prints_what_the_page_shows(reader: Reader, desk: Path, page: Path) -> None:
     for block in blocks_of(page, "console"):
         for command, expected in steps_of(block):
-            assert (command, reader.run(["bash", "-c", command], desk)) == (command, expected)
+            there = command.replace("http://127.0.0.1:11080", reader.http)
+            assert (command, reader.run(["bash", "-c", there], desk)) == (command, expected)
 
 
 def test_the_pages_that_show_commands_are_found() -> None:

@@ -33,6 +33,61 @@ def test_name_options_and_summary_come_from_the_function() -> None:
     assert shout_loud.examples == (Example("The Owl", "THE OWL!"), Example("a", "A!!", {"marks": 2}))
 
 
+GOOGLE = """Say it.
+
+    Args:
+        poem: any text, which is not an option.
+        marks (int): how many marks,
+            from 0.
+        end: what stands at the end: a word.
+
+    Returns:
+        More.
+    """
+NUMPY = """Say it.
+
+    Parameters
+    ----------
+    poem : str
+        any text
+    marks, style : int
+        how many marks,
+        from 0.
+    end : str
+        what stands at the end: a word.
+    """
+SPHINX = """Say it.
+
+    :param poem: any text
+    :param int marks: how many marks,
+        from 0.
+    :param end: what stands at the end: a word.
+    :raises ValueError: never
+    """
+
+
+@pytest.mark.parametrize("docstring", [GOOGLE, NUMPY, SPHINX], ids=["google", "numpy", "sphinx"])
+def test_the_help_of_an_option_comes_from_the_docstring(docstring: str) -> None:
+    function = function_of("(poem: str, *, marks: int = 1, end: str, other: bool = False) -> str")
+    function.__doc__ = docstring
+    made = transform(function)
+    assert made.summary == "Say it."
+    assert [option.description for option in made.options] == [
+        "how many marks, from 0.",
+        "what stands at the end: a word.",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    "docstring", ["", "Say it.", "Say it.\n\n:param\n:param x\n", "Args:\n  marks\n", "\n---\n", "x:\n:{\nArgs:@param"]
+)
+def test_no_docstring_is_wrong(docstring: str) -> None:
+    function = function_of("(poem: str, *, marks: int = 1) -> str")
+    function.__doc__ = docstring
+    assert transform(function).options == (Option("marks", "int", 1),)
+
+
 def test_an_author_may_declare_more() -> None:
     declared = transform(memory=2**29, deterministic=True, media_type="text/html; charset=utf-8")(wait)
     fields = ("memory_bytes", "deterministic", "media_type")

@@ -33,8 +33,8 @@ def options(draw: st.DrawFn) -> Option:
     }
     if kind == "choice":
         choices = tuple(draw(st.lists(TEXTS | st.integers(), min_size=1, max_size=3, unique_by=str)))
-        return Option(draw(NAMES), "choice", draw(st.none() | st.sampled_from(choices)), choices)
-    return Option(draw(NAMES), kind, draw(st.none() | values[kind]))
+        return Option(draw(NAMES), "choice", draw(st.none() | st.sampled_from(choices)), choices, draw(TEXTS))
+    return Option(draw(NAMES), kind, draw(st.none() | values[kind]), description=draw(TEXTS))
 
 
 @st.composite
@@ -74,7 +74,10 @@ def registries(draw: st.DrawFn) -> Registry:
 
 @transform(examples=[("a", "A!", {"marks": 1})], media_type="text/html")
 def shout(poem: str, *, marks: int = 1, loud: bool = True, end: str, how: Literal["up", "down"] = "up") -> str:
-    """Say it louder."""
+    """Say it louder.
+
+    :param marks: how many marks.
+    """
     return "own"
 
 
@@ -150,7 +153,7 @@ def test_the_json_describes_everything_and_names_no_file() -> None:
         "summary": "Say it louder.",
         "kind": "text",
         "options": [
-            {"name": "marks", "type": "int", "required": False, "default": 1},
+            {"name": "marks", "type": "int", "required": False, "default": 1, "description": "how many marks."},
             {"name": "loud", "type": "bool", "required": False, "default": True},
             {"name": "end", "type": "str", "required": True},
             {"name": "how", "type": "choice", "required": False, "default": "up", "choices": ["up", "down"]},

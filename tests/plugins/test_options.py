@@ -52,13 +52,13 @@ def test_the_schema_rejects_everything_else(options: dict[str, Any]) -> None:
 
 
 def test_a_schema_shows_defaults_that_are_false_or_empty() -> None:
-    options = [Option("loud", "bool", False), Option("end", "str", ""), Option("word", "str")]
+    options = [Option("loud", "bool", False), Option("end", "str", ""), Option("word", "str", description="any\nword")]
     assert options_schema([*options, Option("marks", "int", 1), Option("how", "choice", "up", ("up", 3))]) == {
         "type": "object",
         "properties": {
             "loud": {"type": "boolean", "default": False},
             "end": {"type": "string", "default": ""},
-            "word": {"type": "string"},
+            "word": {"type": "string", "description": "any word"},
             "marks": {"type": "integer", "default": 1},
             "how": {"enum": ["up", 3], "default": "up"},
         },

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
 
 from support.memory import HERE, MemoryServer
@@ -17,6 +18,7 @@ from xformd import GibberishError, transform
 from xformd.http.application import HttpDependencies, make_application
 from xformd.http.connection import HttpFactory
 from xformd.http.endpoints import HealthEndpoints
+from xformd.http.forwarded import TrustedProxies
 from xformd.http.sites import Sites
 from xformd.telemetry.access_log import AccessLog
 from xformd.telemetry.status import ServerStatus, WorkerHistory
@@ -65,13 +67,16 @@ def answers(data: bytes, *, to_head: bool = False) -> list[Answer]:
         assert match, f"no status line: {first!r}"
         headers = {name.lower(): value for name, _, value in (line.decode().partition(": ") for line in lines)}
         status = int(match[1])
-        body, data = (b"", data) if status in (100, 304) or (to_head and not data) else _body(headers, data)
+        body, data = (b"", data) if status in (100, 204, 304) or (to_head and not data) else _body(headers, data)
         found.append(Answer(status, headers, body))
     return found
 
 
 def _body(headers: Mapping[str, str], data: bytes) -> tuple[bytes, bytes]:
     if headers.get("transfer-encoding") != "chunked":
+        if "content-length" not in headers:  # it ends with the connection
+            assert headers["connection"] == "close"
+            return data, b""
         length = int(headers["content-length"])
         assert len(data) >= length, f"half a body: {data!r}"
         return data[:length], data[length:]
@@ -146,12 +151,13 @@ TRANSFORMS = (upper, markup, wrap, repeat, backwards, picky, raises)
 class Client:
     """A client of the front, on one connection."""
 
-    def __init__(self, front: "Front") -> None:
+    def __init__(self, front: "Front", peer: IAddress = HERE) -> None:
         self._clock = front.clock
         self.wire = Wire()
         self.wire.max_held_bytes = sys.maxsize  # the client reads
-        self.protocol: Any = front.factory.buildProtocol(HERE)
+        self.protocol: Any = front.factory.buildProtocol(peer)
         assert self.protocol is not None
+        self.wire.peerAddr = peer
         self.protocol.makeConnection(self.wire)
 
     @property
@@ -202,6 +208,7 @@ class Front(MemoryServer):
         host_names: of the server; any, unless the test says which.
         health: its endpoints for health checks.
         access_log: gets a line for each request.
+        trusted_proxies: whose headers it believes.
         more: for ``MemoryServer``.
     """
 
@@ -213,6 +220,7 @@ class Front(MemoryServer):
         host_names: Iterable[str] = ("*",),
         health: HealthEndpoints | None = None,
         access_log: AccessLog | None = None,
+        trusted_proxies: Iterable[str] = (),
         **more: Any,
     ) -> None:
         super().__init__(transforms=TRANSFORMS, **more)
@@ -222,15 +230,16 @@ class Front(MemoryServer):
             limits=self.limits,
             health=health or HealthEndpoints(lambda: READY, lambda: False),
             render_metrics=lambda: b"xformd_in_flight 0\n",
-            sites=Sites([*host_names], [*origins]),
+            sites=Sites([*host_names], [*origins], is_behind_proxy=bool(trusted_proxies)),
             access_log=access_log,
         )
         self.application = make(dependencies)
-        self.factory = HttpFactory(self.application, self.metrics, self.service, self.limits, self.clock)
+        proxies = TrustedProxies([*trusted_proxies])
+        self.factory = HttpFactory(self.application, self.metrics, self.service, self.limits, self.clock, proxies)
 
-    def open(self) -> Client:
+    def open(self, peer: IAddress = HERE) -> Client:
         """Open a connection."""
-        return Client(self)
+        return Client(self, peer)
 
     def client(self, sends: bytes) -> Client:
         """Open a connection, and send data on it."""

@@ -111,3 +111,9 @@ def install(environment: Environment, wheels: Iterable[Path]) -> None:
     pip = [sys.executable, "-m", "pip", "--python", str(environment.python), "--isolated", "--quiet"]
     options = ["--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", *options, *wheels], check=True, timeout=TIMEOUT_S, env=environ())
+
+
+def download(folder: Path, *requirements: str) -> None:
+    """Put what these need into a folder, as wheels, for a machine without a network."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", str(folder), *requirements]
+    subprocess.run(command, check=True, timeout=5 * TIMEOUT_S, env=environ())

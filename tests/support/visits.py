@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,13 @@ import pytest
 from support.processes import DEADLINE_S, Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route
 
 PLUGINS = Path(__file__).parent / "page_plugins"
+RESULTS = Path(__file__).parent / "result_plugins"
+MANY = Path(__file__).parent / "many_plugins"
+CALLS = ("curl", "xformd send", "Python")
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 _ARGUMENTS = (
     *("--headless", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-quic", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
@@ -126,8 +131,28 @@ class Visit:
         self.page.get_by_role("tab", name=name).click()
         return self.text_of("#call")
 
+    def called(self, name: str, folder: Path) -> str:
+        """Run the call of this name in a folder, as it is shown, and return its output."""
+        text = self.call(name)
+        if name == "curl":
+            quietly = 'curl() { command curl --silent --fail-with-body --no-progress-meter "$@"; }'
+            return run_in_shell(f"{quietly}; {text}", folder)
+        if name == "xformd send":
+            return run_in_shell(text, folder)
+        (folder / "call.py").write_text(text)
+        return run_in_shell("python call.py", folder).removesuffix("\n")  # that print adds
+
     def clipboard(self) -> object:
         return self.page.evaluate("navigator.clipboard.readText()")
+
+    def axe_finds(self) -> list[str]:
+        """Run axe-core in the page. The page's policy does not apply to scripts of the debugger."""
+        bundled = pytest.importorskip(
+            "axe_playwright_python", reason="install axe-playwright-python: pip install --group dev"
+        )
+        self.page.evaluate((Path(bundled.__file__).parent / "axe.min.js").read_text())
+        found = self.page.evaluate("axe.run().then(found => found.violations)")
+        return [f"{rule['id']}: {node['html']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
     def stop_the_clock(self) -> None:
         """Stop the page's clock: from now on the test moves it."""
@@ -150,6 +175,17 @@ class Visit:
     def _hear(self, message: Any) -> None:
         if message.type in ("error", "warning"):
             self.complaints.append(f"{message.text} {message.location.get('url', '')}")
+
+
+def tell_address(context: "BrowserContext", page: str, address: str) -> None:
+    """Let the page at a URL have this netstring address, whatever its server has written into it."""
+
+    def fulfill(route: "Route") -> None:
+        response = route.fetch()
+        body = re.sub(r'(name="xformd-netstring-address" content=)"[^"]*"', rf'\1"{address}"', response.text())
+        route.fulfill(response=response, body=body)
+
+    context.route(page, fulfill)
 
 
 def run_in_shell(command: str, folder: Path) -> str:

@@ -1,7 +1,6 @@
 """The netstring decoder: every vector at every split, and what else hypothesis finds."""
 
 import json
-import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.costs import Traced
 from xformd.errors import BadFrame, TooLarge
 from xformd.wire.netstring import Decoder, NetstringError, encode
 
@@ -130,18 +130,6 @@ def test_a_violation_is_reported_as_an_error_of_the_table(data: bytes, kind: typ
     with pytest.raises(NetstringError, match=says) as caught:
         Decoder(LIMIT).decode(data)
     assert type(caught.value.wire_error) is kind
-
-
-class Traced:
-    """The memory that is allocated inside the block."""
-
-    def __enter__(self) -> "Traced":
-        tracemalloc.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.held_bytes, self.peak_bytes = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
 
 
 def test_a_length_alone_allocates_nothing() -> None:

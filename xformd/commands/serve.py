@@ -43,6 +43,11 @@ def _setting_options(command: Command) -> Command:
         click.option("--workers", metavar="N", help="Worker processes: auto is one per CPU, 0 is none. [auto]"),
         plugin_flags,
         click.option(
+            "--trusted-proxies",
+            metavar="CIDR,...",
+            help="Proxies whose Forwarded and X-Forwarded headers are believed: addresses, networks, or unix.",
+        ),
+        click.option(
             "--host-names",
             multiple=True,
             metavar="NAME",
@@ -81,6 +86,7 @@ def serve(configuration: "Configuration") -> None:
       xformd serve --port 0 --plugins xformd-shout
       xformd serve --http tcp:8000:interface=127.0.0.1
       xformd serve --http none
+      xformd serve --http tcp:8000 --trusted-proxies 10.0.0.0/8,127.0.0.1
       xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
       xformd serve --config /etc/xformd.toml --workers 4 --max-queue 100

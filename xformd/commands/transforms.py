@@ -2,10 +2,9 @@
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -18,22 +17,28 @@ from xformd.commands.options import (
     print_error,
     server_options,
 )
-from xformd.errors import XformError
+from xformd.errors import ConnectionFailed, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
+    from xformd.client import TransformProxy
     from xformd.client import batch as batches
+
+RETRY_S = 0.1
+"""How long ``ping --wait`` waits between two tries."""
 
 
 @click.command()
 @server_options
-def ping(servers: tuple[str, ...], timeout: float) -> None:
+@click.option("--wait", is_flag=True, help="Try again until the server is up, or --timeout has passed.")
+def ping(servers: tuple[str, ...], timeout: float, wait: bool) -> None:
     """Check that servers answer, one after the other.
 
     \b
     Examples:
       xformd ping
+      xformd serve & xformd ping --wait
       xformd ping --server 127.0.0.1:11000 --server unix:/run/xformd.sock
     """
     from xformd.client import TransformProxy
@@ -43,14 +48,13 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
     async def ping_all(stdout: TextIO) -> int:
         status = 0
         for server in servers:
-            start = time.perf_counter()
             try:
-                name = await TransformProxy(server).ping(timeout=timeout)
+                answer = await _ping(TransformProxy(server), timeout, wait=wait)
             except XformError as error:
                 print_error(f"{error.code}: {error.message}")
                 status = status or error.exit_status
             else:
-                click.echo(f"{server}: {name}, {1000 * (time.perf_counter() - start):.1f} ms", file=stdout)
+                click.echo(f"{server}: {answer}", file=stdout)
         return status
 
     logs.start()
@@ -58,6 +62,25 @@ def ping(servers: tuple[str, ...], timeout: float) -> None:
         status = run.run_until_done(ping_all(stdout))
     if status:
         sys.exit(status)
+
+
+async def _ping(proxy: "TransformProxy", timeout_s: float, *, wait: bool) -> str:
+    """Return which server answers and how fast; if it is to ``wait``, try again while there is time."""
+    from twisted.internet import reactor as installed
+    from twisted.internet.task import deferLater
+
+    reactor: Any = installed
+    left_s, start_s = timeout_s, reactor.seconds()
+    while True:
+        try:
+            tried_s = reactor.seconds()
+            name = await proxy.ping(timeout=left_s)
+            return f"{name}, {1000 * (reactor.seconds() - tried_s):.1f} ms"
+        except ConnectionFailed:
+            left_s = start_s + timeout_s - reactor.seconds() - RETRY_S
+            if not wait or left_s <= 0:
+                raise
+        await deferLater(reactor, RETRY_S)
 
 
 @click.command()

@@ -30,6 +30,7 @@ class Settings:
     metrics: tuple[str, ...] = ()
     cors: frozenset[str] = frozenset()
     host_names: frozenset[str] = frozenset()
+    trusted_proxies: frozenset[str] = frozenset()
     selection: Selection = EVERYTHING
     limits: Limits = attrs.field(factory=Limits)
     workers: int | None = None
@@ -51,7 +52,6 @@ class Settings:
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "Settings":
         """Make settings from the value of each row of ``TABLE``, by its name."""
-        own = {field.name for field in attrs.fields(cls)} - {"selection", "limits"}
         return cls(
             selection=Selection(
                 distributions=values["plugins"],
@@ -61,7 +61,7 @@ class Settings:
                 strict=values["strict"],
             ),
             limits=Limits(**{field.name: values[field.name] for field in attrs.fields(Limits)}),
-            **{name: values[name] for name in own},
+            **{field.name: values[field.name] for field in attrs.fields(cls) if field.name in values},
         )
 
 
@@ -98,6 +98,8 @@ _ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+", 
 _LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1, hint=_WRITE_TCP)
 _ORIGINS = types.strings("origin", frozenset, accepts=types.is_origin, hint=": write it as https://example.org, or *")
 _HOSTS = types.strings("host name", frozenset, accepts=types.is_host_name, hint=": write it as poems.example.org, or *")
+_AS_PROXIES = ": write it as 192.0.2.1, 10.0.0.0/8, 2001:db8::/32, or unix"
+_PROXIES = types.strings("proxy", frozenset, accepts=types.is_network, hint=_AS_PROXIES)
 _BLOCKED = types.strings("plugin", frozenset, hint=": use a plugin's name")
 _TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name, hint=f": use {NAME_RULE}")
 
@@ -117,6 +119,12 @@ _SETTINGS = (
     ),
     Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * for all"),
     Setting("host_names", _HOSTS, frozenset(), "names that HTTP clients call this server by; * is any"),
+    Setting(
+        "trusted_proxies",
+        _PROXIES,
+        frozenset(),
+        "proxies whose Forwarded and X-Forwarded headers are believed: addresses, networks, unix for Unix sockets",
+    ),
     Setting("plugins", types.PLUGINS, None, "installed plugins to load: all, none, or a list of distributions"),
     Setting("block", _BLOCKED, frozenset(), "plugins that are never imported"),
     Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files are loaded as plugins"),

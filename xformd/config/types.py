@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,14 @@ def is_origin(text: str) -> bool:
 def is_host_name(text: str) -> bool:
     """Whether this is the name of a host, without a port, or the ``*`` that stands for all."""
     return text == "*" or _HOST_NAME.match(text) is not None
+
+
+def is_network(text: str) -> bool:
+    """Whether this is an IP address, a network in CIDR form, or the ``unix`` that stands for Unix sockets."""
+    try:
+        return text == "unix" or "%" not in str(ip_network(text))
+    except ValueError:
+        return False
 
 
 def strings(

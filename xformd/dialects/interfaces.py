@@ -27,6 +27,16 @@ class Connection(Protocol):
         ...
 
     @property
+    def peer(self) -> str | None:
+        """IP address of the peer; None where it has none, or a PROXY header does not name it."""
+        ...
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the peer is a client of a Unix socket."""
+        ...
+
+    @property
     def unread_bytes(self) -> int:
         """How much output waits for the peer to read it."""
         ...
@@ -79,8 +89,8 @@ class Connection(Protocol):
         """Count a request that never reached the service, and finish its entry."""
         ...
 
-    def log_refusal(self, error: XformError) -> None:
-        """Log why a peer was refused."""
+    def log_refusal(self, error: XformError, client: str | None = None) -> None:
+        """Log why a peer was refused, or the client that it stands for."""
         ...
 
 

@@ -10,7 +10,7 @@ import attrs
 from xformd.counting import CountingService
 from xformd.http import problems
 from xformd.http.batch import BatchEndpoint
-from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
+from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, PageEndpoint
 from xformd.http.messages import Endpoint, Request, Response, TakeBody, header_lines
 from xformd.http.sites import Sites
 from xformd.http.transform import PREFIX, TransformEndpoint
@@ -36,6 +36,7 @@ class HttpDependencies:
     render_metrics: Callable[[], bytes]
     sites: Sites = attrs.field(factory=Sites)
     access_log: AccessLog | None = None
+    netstring_address: Callable[[], str] = str
 
 
 class Application:
@@ -45,7 +46,7 @@ class Application:
         sites: which browsers are answered.
         paths: the endpoints of each path, by method; GET answers HEAD too.
         prefixes: endpoints of all that begins with a path, which decide about methods themselves.
-        hint: where to look for what there is, for whoever asks for something else.
+        hint: where to look for what there is, with ``{prefix}`` in front of a path, for other requests.
         access_log: gets an entry for each request.
     """
 
@@ -54,7 +55,7 @@ class Application:
         sites: Sites,
         paths: Mapping[bytes, Methods],
         prefixes: Mapping[bytes, Endpoint],
-        hint: str = "see GET /openapi.json",
+        hint: str = "see GET {prefix}/openapi.json",
         access_log: AccessLog | None = None,
     ) -> None:
         self.access_log = access_log
@@ -90,7 +91,8 @@ class Application:
         return known[0].decode() if known else None
 
     def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
-        detail = f"no {request.method} {request.path.decode()} here: {self._hint}"
+        hint = self._hint.format(prefix=request.source.prefix)
+        detail = f"no {request.method} {request.client_path} here: {hint}"
         problem = problems.http_problem(status, detail, request.id)
         return problems.response(problem, b"" if allowed is None else header_lines((b"allow", allowed)))
 
@@ -101,7 +103,7 @@ def make_application(dependencies: HttpDependencies) -> Application:
     counting = CountingService(service, metrics, "http", dependencies.access_log)
     listing = ListingEndpoints(counting, limits)
     paths: dict[bytes, Methods] = {
-        b"/": {"GET": show_page, "OPTIONS": _allow_get},
+        b"/": {"GET": PageEndpoint(dependencies.netstring_address), "OPTIONS": _allow_get},
         b"/batch": {"POST": BatchEndpoint(counting, metrics, limits)},
         b"/transforms": {"GET": listing.list_all},
         b"/openapi.json": {"GET": listing.describe_interface},

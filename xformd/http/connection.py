@@ -5,17 +5,17 @@ has ``request_timeout_s`` from its first byte, or from its turn, until it has fu
 """
 
 import io
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from xformd.dialects.interfaces import Connection
-from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
+from xformd.errors import BadRequest, Busy, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import Application
+from xformd.http.forwarded import UNIX, Source, TrustedProxies
 from xformd.http.messages import (
     CONTINUE,
     LAST_CHUNK,
@@ -27,7 +27,7 @@ from xformd.http.messages import (
     encode_head,
 )
 from xformd.limits import Limits
-from xformd.net.connections import ConnectionLimitReached, IdleConnections
+from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error
@@ -38,8 +38,37 @@ from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 TURN_S = 0.01
 """How long one connection's requests are handled before the others get their turn."""
 
+BUSY_RETRY_MS = 1_000
+"""When a client that has too many requests in flight may try again."""
+
 PROBE_S = 0.5
 """How long after a half-close to probe whether the client still reads."""
+
+
+class ForwardedRequests:
+    """What the connections of one server share about the proxies in front of it.
+
+    Args:
+        proxies: those that are trusted.
+        limits: how many requests one client may have in flight through them: as many as connections without them.
+    """
+
+    def __init__(self, proxies: TrustedProxies, limits: Limits) -> None:
+        self.proxies = proxies
+        self._max_per_client = limits.max_connections_per_peer
+        self._in_flight: Connections[HttpHandler] = Connections(limits)
+        self.finished = self._in_flight.discard
+
+    def begin(self, handler: "HttpHandler", client: str | None) -> None:
+        """Count the request of a connection for its client.
+
+        Raises:
+            Busy: the client has too many in flight.
+        """
+        if self._in_flight.limit_reached(client) is not None:
+            message = f"{self._max_per_client} of your requests are in flight, which is max_connections_per_peer"
+            raise Busy(message, retry_after_ms=BUSY_RETRY_MS)
+        self._in_flight.add(handler, client)
 
 
 class HttpHandler:
@@ -49,35 +78,24 @@ class HttpHandler:
         connection: on which they arrive.
         application: responds to them.
         idle_connections: where the connection is kept while no whole request is there.
+        forwarded: the requests that came through proxies.
     """
 
-    __slots__ = (
-        "_application",
-        "_body",
-        "_closes_after_stream",
-        "_connection",
-        "_deadline_is_for",
-        "_has_next_turn",
-        "_idle_connections",
-        "_is_closed",
-        "_is_stopping",
-        "_is_working",
-        "_max_unread_bytes",
-        "_output",
-        "_output_bytes",
-        "_parser",
-        "_peer_has_finished",
-        "_request",
-        "_running",
-        "_take_body",
-    )
-
-    def __init__(self, connection: Connection, application: Application, idle_connections: IdleConnections) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        application: Application,
+        idle_connections: IdleConnections,
+        forwarded: ForwardedRequests,
+    ) -> None:
         self._connection = connection
+        self._forwarded = forwarded
+        self._source: Source | None = None  # who sends all of its requests; None behind a trusted proxy
         self._application = application
         self._idle_connections = idle_connections
+        self._max_request_bytes = connection.limits.max_request_bytes
         self._max_unread_bytes = connection.limits.max_unread_output_bytes
-        self._parser = RequestParser(connection.limits.max_request_bytes)
+        self._parser = RequestParser(self._max_request_bytes)
         self._request: Request | None = None  # which arrives, or is being answered
         self._take_body: TakeBody | None = None  # responds to it once it is here; None if it has its response already
         self._body: bytes | io.BytesIO = b""
@@ -85,7 +103,8 @@ class HttpHandler:
         self._closes_after_stream = False
         self._output: list[bytes] = []
         self._output_bytes = 0
-        self._deadline_is_for = ""  # "idle", "request" or "probe"
+        self._deadline_is_for = "idle"  # or "request" or "probe"; empty where there is none
+        self._idle_since_s = self._turn_began_s = connection.service.stopwatch()
         self._is_working = False
         self._has_next_turn = False  # its turn was over, and requests are left
         self._peer_has_finished = False
@@ -119,6 +138,8 @@ class HttpHandler:
         elif self._parser.is_inside:
             limit_s = self._connection.limits.request_timeout_s
             self._refuse(BadRequest(f"the request had not fully arrived after {limit_s:g} s (request_timeout_s)"), 408)
+        elif self._deadline_is_for == "idle" and (left_s := self._idle_left_s()) > 0:
+            self._connection.set_deadline(left_s)
         else:
             self._close()
         return True
@@ -136,6 +157,7 @@ class HttpHandler:
         if running is not None:
             running.cancel()
         self._count_unfinished()
+        self._finish_request()
 
     # Called by a stream (BodyWriter).
 
@@ -157,7 +179,8 @@ class HttpHandler:
             self._write(LAST_CHUNK)
         if self._request.entry is not None:
             self._request.entry.finish(OK)
-        self._running = self._request = None
+        self._running = None
+        self._finish_request()
         if self._closes_after_stream:
             self._close()
         self._work()
@@ -182,11 +205,12 @@ class HttpHandler:
 
     def _take_turn(self) -> None:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
-        ends_s = stopwatch() + TURN_S
-        while parser.has_unread and self._running is None and not self._is_closed and self._has_room():
-            if not self._take_request(ends_s):
+        self._turn_began_s = stopwatch()
+        ends_s = self._turn_began_s + TURN_S
+        while self._running is None and not self._is_closed and self._has_room():
+            if not self._take_request(ends_s) or not parser.has_unread:
                 return
-            if stopwatch() > ends_s and parser.has_unread:
+            if stopwatch() > ends_s:
                 self._has_next_turn = True
                 self._connection.call_soon(self._take_next_turn)
                 return
@@ -227,15 +251,20 @@ class HttpHandler:
 
     def _begin(self, head: RequestHead) -> None:
         """Respond to a head at once, or learn what makes the response once the body is here."""
-        request = self._request = Request(head)
+        request = self._request = Request(head, self._source or self._find_source(head.headers))
         if self._application.access_log is not None:
             self._begin_entry(request)
-        body_bytes, max_bytes = head.body_bytes, self._connection.limits.max_request_bytes
+        body_bytes, max_bytes = head.body_bytes, self._max_request_bytes
         if body_bytes is not None and body_bytes > max_bytes:
             error = TooLarge(f"the body has {body_bytes} bytes; the limit is {max_bytes} bytes")
             self._refuse(error)
             return
-        outcome = self._attempt(self._application.respond, request)
+        respond = self._respond_within_limit if self._source is None else self._application.respond
+        outcome: Response | TakeBody
+        try:
+            outcome = respond(request)
+        except Exception:
+            outcome = self._problem(Failure())
         if isinstance(outcome, Response):
             # A client that waits for "100 Continue" may send its body now, or another request: they look the same.
             self._respond(outcome, closes=head.expects_continue)
@@ -251,6 +280,30 @@ class HttpHandler:
         entry = request.entry = self._connection.begin_entry(request.id.decode())
         if entry is not None:  # of methods the parser knows a few, and no other word
             entry.method, entry.endpoint = request.method or None, self._application.endpoint_of(request.path)
+            entry.peer = request.client or entry.peer
+
+    def _find_source(self, headers: Mapping[bytes, bytes]) -> Source:
+        """Return who sent a request: the peer, for all that come on this connection, unless that is a trusted proxy."""
+        peer, proxies = self._connection.peer, self._forwarded.proxies
+        if proxies.trusts(UNIX if self._connection.is_local else peer):
+            return proxies.read(peer, headers)
+        self._source = Source(peer)
+        return self._source
+
+    def _respond_within_limit(self, request: Request) -> Response | TakeBody:
+        """Respond to a request of a proxy, unless its client has too many in flight."""
+        try:
+            self._forwarded.begin(self, request.client)
+        except Busy as error:
+            self._connection.count_refusal(error)
+            raise
+        return self._application.respond(request)
+
+    def _finish_request(self) -> None:
+        """Forget the request: it has its answer, or its connection is gone."""
+        self._request = None
+        if self._source is None:
+            self._forwarded.finished(self)
 
     def _keep(self, piece: bytes) -> None:
         """Keep a piece of the body, unless the request has its response already."""
@@ -266,25 +319,24 @@ class HttpHandler:
 
     def _complete(self, body: bytes) -> None:
         """Run a request that has fully arrived."""
-        self._deadline_is_for = ""
+        self._idle_since_s = self._turn_began_s
+        if self._deadline_is_for == "request":
+            self._deadline_is_for = ""
         self._idle_connections.pop(self._connection, None)
         take_body, self._take_body = self._take_body, None
         if take_body is None:
-            self._request = None
+            self._finish_request()
             return
-        outcome = self._attempt(take_body, body)
+        outcome: Response | Deferred[Response]
+        try:
+            outcome = take_body(body)
+        except Exception:
+            outcome = self._problem(Failure())
         if isinstance(outcome, Response):
             self._answer(outcome)
         else:
             self._running = outcome
             outcome.addCallbacks(self._answer, self._fail)
-
-    def _attempt(self, function: Callable[[Any], Any], argument: Request | bytes) -> Any:
-        """Call the application; return a problem in the place of what it raises."""
-        try:
-            return function(argument)
-        except Exception:
-            return self._problem(Failure())
 
     def _problem(self, failure: Failure) -> Response:
         assert self._request is not None
@@ -302,8 +354,9 @@ class HttpHandler:
             return
         self._respond(response)
         if self._running is None:
-            self._request = None
-        self._work()
+            self._finish_request()
+        if not self._is_working:
+            self._work()
 
     def _fail(self, failure: Failure) -> None:
         if not self._is_closed:
@@ -314,27 +367,32 @@ class HttpHandler:
         request, body = self._request, response.body
         assert request is not None
         request.is_answered = True
-        closes = closes or not request.head.keeps_alive or self._is_last
+        if (self._is_stopping or self._peer_has_finished) and not self._parser.has_unread:
+            closes = True  # no request can follow
+        closes = closes or not request.head.keeps_alive
+        general = self._application.general_headers(request.head)
         if not isinstance(body, bytes):
             closes = self._closes_after_stream = closes or request.head.is_1_0
-        self._write(encode_head(response, request, self._application.general_headers(request.head), closes=closes))
-        if request.entry is not None:
-            request.entry.status = response.status
-            if isinstance(body, bytes):
-                request.entry.finish(response.code)
-        if not isinstance(body, bytes):
+            if request.entry is not None:
+                request.entry.status = response.status
+            self._write(encode_head(response, request, general, closes=closes))
             self._running = body
             body.start(self)
             return
-        if request.method != "HEAD":
+        if request.entry is not None:
+            request.entry.status = response.status
+            request.entry.finish(response.code)
+        head = encode_head(response, request, general, closes=closes)
+        if request.method == "HEAD":
+            self._write(head)
+        elif len(body) <= PART_BYTES:
+            self._write(head + body)
+        else:  # not copied
+            self._write(head)
+            self._flush()
             self._write(body)
         if closes:
             self._close()
-
-    @property
-    def _is_last(self) -> bool:
-        """Whether no request can follow the one that is being answered."""
-        return (self._is_stopping or self._peer_has_finished) and not self._parser.has_unread
 
     def _refuse(self, error: XformError, status: int | None = None, of: HttpError | None = None) -> None:
         """Answer with an error, unless the request has its answer, and close: what follows is not read.
@@ -345,24 +403,27 @@ class HttpHandler:
             of: what the parser has raised, for a request without a head that could be accepted.
         """
         if self._request is None:
-            method, headers = ("", {}) if of is None else (of.method, of.headers)
+            method = self._parser.begun_method
+            headers: Mapping[bytes, bytes] = {} if of is None else of.headers
             head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
-            self._request = Request(head)
+            self._request = Request(head, self._source or self._find_source(headers))
             if self._application.access_log is not None:
                 self._begin_entry(self._request)
         self._take_body = None
-        self._connection.count_refusal(error)
-        self._connection.log_refusal(error)
-        if self._request.is_answered:
+        client = self._request.client
+        self._connection.log_refusal(error, None if client == self._connection.peer else client)
+        if self._request.is_answered:  # and counted
             self._close()
-        else:
-            self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
+            return
+        self._connection.count_refusal(error)
+        self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
 
     def _close(self) -> None:
         """Send what is left, and close."""
         self._is_closed = True
         self._idle_connections.pop(self._connection, None)
         self._count_unfinished()
+        self._finish_request()
         if self._output:
             self._connection.finish(b"".join(self._output))
         else:
@@ -378,10 +439,6 @@ class HttpHandler:
     def _write(self, data: bytes) -> None:
         self._output.append(data)
         self._output_bytes += len(data)
-        if len(data) > PART_BYTES and len(self._output) > 1:  # not copied to be joined with its head
-            *before, last = self._output
-            self._connection.write(b"".join(before))
-            self._output = [last]
 
     def _flush(self) -> None:
         if self._output:
@@ -402,7 +459,7 @@ class HttpHandler:
                 self._set_deadline("probe", PROBE_S)
             else:
                 self._set_deadline("", None)  # the service has its own
-        elif self._has_next_turn or not self._has_room():
+        elif self._has_next_turn or connection.unread_bytes > self._max_unread_bytes:
             connection.pause_reading()
             self._set_deadline("", None)
         elif self._is_stopping or self._peer_has_finished:
@@ -410,17 +467,21 @@ class HttpHandler:
         else:
             connection.resume_reading()
             self._idle_connections[connection] = None
-            limits = connection.limits
             if self._parser.is_inside:
-                self._set_deadline("request", limits.request_timeout_s)
+                self._set_deadline("request", connection.limits.request_timeout_s)
             else:
-                self._set_deadline("idle", limits.idle_timeout_s)
+                self._set_deadline("idle", connection.limits.idle_timeout_s)
 
     def _set_deadline(self, reason: str, seconds: float | None) -> None:
         """Set a deadline, unless there is one for the same reason: what arrives gains no time."""
         if reason != self._deadline_is_for or seconds is None:
             self._deadline_is_for = reason
             self._connection.set_deadline(seconds)
+
+    def _idle_left_s(self) -> float:
+        """Return how long it may still be idle: a request that is answered at once does not move the deadline."""
+        passed_s = self._connection.service.stopwatch() - self._idle_since_s
+        return self._connection.limits.idle_timeout_s - passed_s
 
     def _end(self) -> None:
         """Close, as no more requests are accepted; tell a client whose request has arrived in part."""
@@ -445,18 +506,35 @@ class HttpFactory(TransformFactory):
         service: tells the time.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
+        proxies: those in front of it that are trusted. Not their connections count for a peer, but their requests.
     """
 
     def __init__(
-        self, application: Application, metrics: Metrics, service: Service, limits: Limits, clock: IReactorTime
+        self,
+        application: Application,
+        metrics: Metrics,
+        service: Service,
+        limits: Limits,
+        clock: IReactorTime,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         self._idle_connections = IdleConnections()
-        own: dict[str, Any] = {"make_handler": self._make_handler, "access_log": application.access_log}
-        super().__init__(service, limits, clock, front="http", metrics=metrics, **own)
+        super().__init__(
+            service,
+            limits,
+            clock,
+            front="http",
+            metrics=metrics,
+            make_handler=self._make_handler,
+            access_log=application.access_log,
+        )
         self._application = application
+        proxies = proxies or TrustedProxies()
+        self._forwarded = ForwardedRequests(proxies, limits)
+        self.connections = Connections(limits, is_uncounted=proxies.trusts)
 
     def _make_handler(self, connection: Connection) -> HttpHandler:
-        return HttpHandler(connection, self._application, self._idle_connections)
+        return HttpHandler(connection, self._application, self._idle_connections, self._forwarded)
 
     def make_room(self, refusal: ConnectionLimitReached) -> bool:
         """Close an idle connection to make room for a new one; return whether there was one."""

@@ -3,31 +3,16 @@
 Invariant: no answer here needs a worker, and ``/livez`` and ``/readyz`` cost next to nothing.
 """
 
-import base64
-import functools
-import hashlib
 import json
-import re
 from collections.abc import Callable
-from importlib.resources import files
 from urllib.parse import unquote
 
 from xformd.counting import CountingService
 from xformd.http import openapi, problems
 from xformd.http.messages import Request, Response, header_lines
+from xformd.http.web_page import build_page
 from xformd.limits import Limits
 from xformd.telemetry.status import NOT_READY, ServerStatus, readiness
-
-# The sources in page/ are what a person reads; index.html names them in their order.
-_STYLE = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
-_SCRIPTS = re.compile(r'(?:<script src="[\w.]+"></script>\s*)+')
-_SOURCE = re.compile(r'src="([\w.]+)"')
-
-# The style and the script are allowed by their hashes alone: text from a plugin can never run as a script.
-_POLICY = (
-    "default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-)
 
 
 class ListingEndpoints:
@@ -46,16 +31,18 @@ class ListingEndpoints:
         name = unquote(request.path.removeprefix(b"/transforms/").decode())
         if request.method not in ("GET", "HEAD") or "/" in name or not name:
             status = 404 if "/" in name or not name else 405
-            detail = f"no {request.method} {request.path.decode()} here: see GET /openapi.json"
+            listing = f"{request.source.prefix}/openapi.json"
+            detail = f"no {request.method} {request.client_path} here: see GET {listing}"
             problem = problems.http_problem(status, detail, request.id)
             return problems.response(problem, b"allow: GET, HEAD\r\n" if status == 405 else b"")
         self._service.registry.resolve(name)
         (described,) = (each for each in self._service.describe()["transforms"] if each["name"] == name)
         return _json(json.dumps(described).encode())
 
-    def describe_interface(self, _: Request) -> Response:
+    def describe_interface(self, request: Request) -> Response:
         """Respond with the description of the whole interface."""
-        return _json(json.dumps(openapi.build(self._service.describe(), self._limits)).encode())
+        document = openapi.build(self._service.describe(), self._limits, request.source.prefix or openapi.HERE)
+        return _json(json.dumps(document).encode())
 
 
 class HealthEndpoints:
@@ -76,42 +63,27 @@ class HealthEndpoints:
 
 
 def _json(body: bytes, cache_control: bytes = b"no-cache", status: int = 200) -> Response:
-    return Response(
-        status, header_lines((b"content-type", b"application/json"), (b"cache-control", cache_control)), body
-    )
+    headers = header_lines((b"content-type", b"application/json"), (b"cache-control", cache_control))
+    return Response(status, headers, body)
 
 
-def show_page(_: Request) -> Response:
-    """Respond with the page, and the policy that allows it nothing but its own style and script."""
-    document, policy = build_page()
-    headers = header_lines(
-        (b"content-type", b"text/html; charset=utf-8"),
-        (b"content-security-policy", policy.encode()),
-        (b"referrer-policy", b"no-referrer"),
-        (b"cache-control", b"no-cache"),
-    )
-    return Response(200, headers, document)
+class PageEndpoint:
+    """``/``: the page, and the policy that allows it nothing but its own style and script.
 
-
-@functools.cache
-def build_page() -> tuple[bytes, str]:
-    """Build the page once, as one document with its style and script inline.
-
-    Returns:
-        The document, in UTF-8, and the value of its ``Content-Security-Policy``.
+    Args:
+        netstring_address: returns where the server speaks netstrings, which the page shows.
     """
-    document = _read("index.html")
-    style = "\n" + "".join(map(_read, _STYLE.findall(document)))
-    # Inside a function, nothing in the script is global or hides one of the browser's names.
-    script = '\n(() => {\n"use strict";\n' + "".join(map(_read, _SOURCE.findall(document))) + "})();\n"
-    document = _STYLE.sub(lambda _: f"<style>{style}</style>", document)
-    document = _SCRIPTS.sub(lambda _: f"<script>{script}</script>\n", document)
-    return document.encode(), _POLICY.format(script=_hash(script), style=_hash(style))
 
+    def __init__(self, netstring_address: Callable[[], str]) -> None:
+        self._netstring_address = netstring_address
 
-def _read(name: str) -> str:
-    return (files("xformd.http") / "page" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    def __call__(self, _: Request) -> Response:
+        """Respond with the page."""
+        document, policy = build_page(self._netstring_address())
+        headers = header_lines(
+            (b"content-type", b"text/html; charset=utf-8"),
+            (b"content-security-policy", policy.encode()),
+            (b"referrer-policy", b"no-referrer"),
+            (b"cache-control", b"no-cache"),
+        )
+        return Response(200, headers, document)

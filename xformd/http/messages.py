@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import attrs
 from twisted.internet.defer import Deferred
 
+from xformd.http.forwarded import Source
 from xformd.spec import Spec
 from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import OK
@@ -38,6 +39,7 @@ class Request:
 
     Args:
         head: what was sent.
+        source: who sent it.
 
     Attributes:
         id: its name in the log.
@@ -50,6 +52,7 @@ class Request:
     """
 
     head: RequestHead
+    source: Source
     id: bytes = attrs.field(init=False)
     method: str = attrs.field(init=False)
     headers: Mapping[bytes, bytes] = attrs.field(init=False)
@@ -59,8 +62,9 @@ class Request:
     entry: AccessEntry | None = attrs.field(init=False)
     _timing: RequestTiming | None = attrs.field(init=False)
 
-    def __init__(self, head: RequestHead) -> None:
+    def __init__(self, head: RequestHead, source: Source) -> None:
         self.head = head
+        self.source = source
         self.id = request_id(head.headers)
         self.method = head.method
         self.headers = head.headers
@@ -68,6 +72,16 @@ class Request:
         self.is_answered = False
         self.entry = None
         self._timing = None
+
+    @property
+    def client(self) -> str | None:
+        """The address of the client, also behind trusted proxies; None if it has no IP address."""
+        return self.source.client
+
+    @property
+    def client_path(self) -> str:
+        """The path as the client asked for it, before a proxy took its prefix off."""
+        return self.source.prefix + self.path.decode()
 
     @property
     def timing(self) -> RequestTiming:

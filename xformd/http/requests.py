@@ -8,7 +8,8 @@ import functools
 import hashlib
 import re
 from collections.abc import Mapping
-from urllib.parse import parse_qsl, unquote
+from typing import Any
+from urllib.parse import unquote
 
 import attrs
 
@@ -78,13 +79,13 @@ def read_query(query: bytes) -> dict[str, str]:
     Raises:
         BadRequest: it is malformed, or a name is given twice.
     """
-    if not query.strip(b"&"):
+    if not query:
         return {}
+    parts = [part.partition("=") for part in query.decode("ascii").split("&") if part]  # a form may end with an &
     try:
-        text = "&".join(part for part in query.decode("ascii").split("&") if part)  # forms may end with an &
-        pairs = parse_qsl(
-            text, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=_MAX_FIELDS
-        )
+        if len(parts) > _MAX_FIELDS or not all(equals for _, equals, _ in parts):
+            raise ValueError
+        pairs = [(_unquote(name), _unquote(value)) for name, _, value in parts]
     except ValueError:
         raise BadRequest("the query is malformed: write ?option=value&option=value, percent-encoded") from None
     parameters = dict(pairs)
@@ -93,6 +94,12 @@ def read_query(query: bytes) -> dict[str, str]:
         repeated = next(name for name in names if names.count(name) > 1)
         raise BadRequest(f"the query parameter {repeated!r} is given twice")
     return parameters
+
+
+def _unquote(text: str) -> str:
+    """Decode a part of a query; spaces first, as in a poem most of what is encoded are spaces."""
+    text = text.replace("+", " ").replace("%20", " ")
+    return unquote(text, errors="strict") if "%" in text else text
 
 
 def take_poem(parameters: dict[str, str], max_bytes: int) -> bytes:
@@ -213,8 +220,12 @@ class TransformRequest:
 
     def check_options(self) -> None:
         """Raise ``BadOptions`` if a transform does not accept its options."""
-        for step, entry in zip(self.spec.steps, self.entries, strict=True):
-            entry.transform.convert(dict(step.options))
+        _ = self._options
+
+    @functools.cached_property
+    def _options(self) -> list[Any]:
+        steps = zip(self.spec.steps, self.entries, strict=True)
+        return [entry.transform.convert(dict(step.options)) for step, entry in steps]
 
     def etag(self, poem: bytes) -> bytes | None:
         """Return a tag that changes whenever the result for this poem may change.
@@ -223,11 +234,17 @@ class TransformRequest:
             The tag; None where a plugin has no version, as a loose file: a reload may change what it does, and the
             tag would stay the same.
         """
-        if not all(each.plugin.version for each in self.entries):
+        if self._tag_digest is None:
             return None
-        digest = hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.versions, self.media_type))
+        digest = self._tag_digest.copy()
         digest.update(poem)
         return b'"%b"' % digest.hexdigest()[:32].encode()
+
+    @functools.cached_property
+    def _tag_digest(self) -> "hashlib._Hash | None":
+        if not all(each.plugin.version for each in self.entries):
+            return None
+        return hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.versions, self.media_type))
 
     def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
         """Recode a text as UTF-8, from the charset in the request's headers; return bytes as they are.

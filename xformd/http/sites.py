@@ -1,11 +1,12 @@
 """Which web sites may use a server: what their pages ask for is sent from the machine of whoever visits them.
 
 A page may not reach the server under a name of its own (DNS rebinding), and not from another site unless ``--cors``
-allows that. Invariant: a client that is no browser sends none of the headers that are looked at here, but for ``Host``.
+allows that. Invariant: a client that is no browser sends none of the headers that are looked at here, but for ``Host``,
+and what a proxy says of the host only adds to what is checked: a page could have made it up.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -19,6 +20,12 @@ ANY = "*"
 
 MAX_AGE_S = 600
 """How long a browser may remember that a site may call."""
+
+MAX_REMEMBERED = 1_024
+"""For how many values of ``Host`` is kept whose they are."""
+
+MAX_NAME_BYTES = 255
+"""Longest name of a host, in DNS; a ``Host`` that is longer is not kept."""
 
 NOSNIFF = b"x-content-type-options: nosniff\r\n"
 
@@ -34,31 +41,35 @@ class Sites:
     Args:
         host_names: names that the server has; ``*`` is any. Its addresses and ``localhost`` are always its own.
         origins: sites whose pages may call, as ``scheme://host:port``; ``*`` is any.
+        is_behind_proxy: whether clients may reach it at addresses that are not its own.
     """
 
-    def __init__(self, host_names: Collection[str] = (), origins: Collection[str] = ()) -> None:
+    def __init__(
+        self, host_names: Collection[str] = (), origins: Collection[str] = (), *, is_behind_proxy: bool = False
+    ) -> None:
         self._host_names = {"localhost", "", *(name.lower() for name in host_names)}
         self._origins = frozenset(map(_as_browsers_send_it, origins))
-        self._addresses: set[str] = set()
-        self.is_own_host = lru_cache(maxsize=1_024)(self._is_own_host)
+        self._addresses: set[str] = {_WILDCARDS[0]} if is_behind_proxy else set()
+        self._is_own_short_host = lru_cache(maxsize=MAX_REMEMBERED)(self._is_own_host)
 
     def listens_on(self, address: str) -> None:
         """Note an address of the server: ``HOST:PORT``, or a URL without a path."""
-        self._addresses.add(urlsplit(address if "//" in address else f"//{address}").hostname or "")
-        self.is_own_host.cache_clear()
+        host = urlsplit(address if "//" in address else f"//{address}").hostname or ""
+        self._addresses.add(host.partition("%")[0])  # no URL of a browser has a zone
+        self._is_own_short_host.cache_clear()
 
     def check(self, request: Request) -> Response | None:
         """Return the answer to a request of a browser that must not be served; None for any other."""
-        head = request.head
-        if not self.is_own_host(head.host):
-            name = _PORT.sub("", head.host.decode())
-            detail = f"this server is not {name}: if it should be, start it with --host-names {name}"
-            return problems.response(problems.http_problem(421, detail, request.id))
+        head, forwarded = request.head, request.source.hosts
+        for host in (head.host, *forwarded) if forwarded else (head.host,):
+            is_own_host = self._is_own_short_host if len(host) <= MAX_NAME_BYTES else self._is_own_host
+            if not is_own_host(host):
+                return _misdirected(host, request)
         headers = head.headers
         if b"origin" not in headers and b"sec-fetch-site" not in headers:
             return None
         is_allowed = self._allowed_origin(headers.get(b"origin")) is not None
-        if not is_allowed and _is_cross_site(head) and not _opens_page(head):
+        if not is_allowed and _is_cross_site(head, forwarded or (head.host,)) and not _opens_page(head):
             error = Forbidden("a page of another site asks for this: --cors ORIGIN lets that site's pages call")
             return problems.response(problems.problem(error, request.id))
         if is_allowed and request.method == "OPTIONS" and b"access-control-request-method" in headers:
@@ -89,16 +100,22 @@ class Sites:
         return Response(200, headers)
 
     def _is_own_host(self, host: bytes) -> bool:
-        name = _PORT.sub("", host.decode("ascii")).lower()
-        if ANY in self._host_names or name.rstrip(".") in self._host_names:
+        name = _PORT.sub("", host.decode("latin-1")).lower()
+        if ANY in self._host_names or name.removesuffix(".") in self._host_names:
             return True
         try:
             address = ip_address(name.strip("[]"))
         except ValueError:
             return False
-        # Behind a wildcard, a port that is forwarded has addresses that this machine does not know. No page can
-        # rebind an address, only a name.
+        # Behind a wildcard or a proxy, a port that is forwarded has addresses that this machine does not know. No page
+        # can rebind an address, only a name.
         return str(address) in self._addresses or not self._addresses.isdisjoint(_WILDCARDS)
+
+
+def _misdirected(host: bytes, request: Request) -> Response:
+    name = _PORT.sub("", host.decode("latin-1"))
+    detail = f"this server is not {name}: if it should be, start it with --host-names {name}"
+    return problems.response(problems.http_problem(421, detail, request.id))
 
 
 def _as_browsers_send_it(origin: str) -> str:
@@ -107,15 +124,18 @@ def _as_browsers_send_it(origin: str) -> str:
     return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition(":")[0], "\0"))
 
 
-def _is_cross_site(head: RequestHead) -> bool:
+def _is_cross_site(head: RequestHead, hosts: Iterable[bytes]) -> bool:
     """Whether a browser marks the request as another site's; one without Fetch Metadata sends ``Origin`` at least."""
     site = head.headers.get(b"sec-fetch-site")
     if site is not None:
         return site not in (b"same-origin", b"same-site", b"none")
     origin = head.headers[b"origin"].decode("latin-1").lower()
     scheme, _, authority = origin.partition("://")
-    default = _DEFAULT_PORTS.get(scheme, "\0")
-    return authority.removesuffix(default) != head.host.decode().lower().removesuffix(default)
+    default = _DEFAULT_PORTS.get(scheme)
+    if default is None or not authority:  # null, or an app's own scheme
+        return True
+    own = [host.decode("latin-1").lower().removesuffix(default) for host in hosts]
+    return authority.removesuffix(default) not in own
 
 
 def _opens_page(head: RequestHead) -> bool:

@@ -1,13 +1,13 @@
 """Keep track of the open connections of a server: how many there may be, which are idle, whose peer has gone.
 
 Invariant: nothing is remembered about a peer without an open connection. A peer is an IP address; clients of a Unix
-socket have none, and only ``max_connections`` limits them.
+socket have none, and only ``max_connections`` limits them, as it does those of a proxy that is trusted to name its own.
 """
 
 import itertools
 import select
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Literal, Protocol, TypeVar
 
 import attrs
@@ -72,9 +72,15 @@ class RefusalLog(RateLimitedLog):
 
 
 class Connections(Generic[Connection]):
-    """The open connections of one server, counted in total and for each peer."""
+    """The open connections of one server, counted in total and for each peer.
 
-    def __init__(self, limits: Limits) -> None:
+    Args:
+        limits: how many there may be.
+        is_uncounted: whether a peer may have any number of them.
+    """
+
+    def __init__(self, limits: Limits, is_uncounted: Callable[[str], bool] = lambda _: False) -> None:
+        self._is_uncounted = is_uncounted
         self._max_total = limits.max_connections
         self._max_per_peer = limits.max_connections_per_peer
         self._peers: dict[Connection, str | None] = {}
@@ -101,6 +107,8 @@ class Connections(Generic[Connection]):
 
     def add(self, connection: Connection, peer: str | None) -> None:
         """Count a connection that has opened."""
+        if peer is not None and self._is_uncounted(peer):
+            peer = None
         self._peers[connection] = peer
         if peer is not None:
             self._counts[peer] = self._counts.get(peer, 0) + 1

@@ -231,7 +231,8 @@ def transform(
 
     The poem is the first positional parameter, annotated ``str`` or ``bytes``; the result has the same kind.
     Keyword-only parameters are the options: ``int``, ``float``, ``bool``, ``str`` or ``Literal[...]``, with a
-    default or required. The first line of the docstring is the summary.
+    default or required. The first line of the docstring is the summary, and its section of arguments, in the style of
+    Google, numpy or Sphinx, has the options' help.
 
     Args:
         function: the function, if the decorator is used bare.
@@ -259,12 +260,13 @@ def transform(
             made = tuple(e if isinstance(e, Example) else Example(*e) for e in examples)
         except (DefinitionError, TypeError) as error:
             raise DefinitionError(f"transform {own_name!r}: {error}") from error
+        docstring = inspect.getdoc(function) or ""
         return Transform(
             name=own_name,
             function=function,
             kind=kind,
-            options=options,
-            summary=(inspect.getdoc(function) or "").partition("\n")[0].strip(),
+            options=_with_help(options, docstring),
+            summary=docstring.partition("\n")[0].strip(),
             examples=made,
             inline=inline,
             asynchronous=asynchronous,
@@ -297,6 +299,21 @@ def _read_signature(function: Callable[..., Any]) -> tuple[PoemKind, tuple[Optio
     options = tuple(map(_read_option, parameters[1:]))
     asynchronous = _read_result(signature.return_annotation, str if kind == "text" else bytes)
     return kind, options, asynchronous or inspect.iscoroutinefunction(function)
+
+
+def _with_help(options: tuple[Option, ...], docstring: str) -> tuple[Option, ...]:
+    """Return the options with the help that a docstring has for them. No docstring is wrong: some have no help."""
+    if not options or "\n" not in docstring:
+        return options
+    from docstring_parser import parse  # takes 30 ms
+
+    try:
+        documented = parse(docstring).params
+    except Exception:  # besides ParseError, odd docstrings raise whatever its parsers stumble over
+        return options
+    # numpy's style may describe several parameters at once.
+    texts = {name.strip(): each.description or "" for each in documented for name in each.arg_name.split(",")}
+    return tuple(attrs.evolve(option, description=texts.get(option.name, "")) for option in options)
 
 
 def _read_poem(parameter: inspect.Parameter | None) -> PoemKind:

@@ -69,6 +69,8 @@ def _option_to_json(option: Option) -> dict[str, Any]:
         described["default"] = option.default
     if option.choices:
         described["choices"] = list(option.choices)
+    if option.description:
+        described["description"] = option.description
     return described
 
 
@@ -153,7 +155,8 @@ def _not_here(*_: object) -> NoReturn:
 
 def _option_from_json(described: Mapping[str, Any]) -> Option:
     choices = tuple(described.get("choices", ()))
-    return Option(described["name"], described["type"], described.get("default"), choices)
+    description = described.get("description", "")
+    return Option(described["name"], described["type"], described.get("default"), choices, description)
 
 
 def _example_from_json(described: Mapping[str, Any], kind: str) -> Example:

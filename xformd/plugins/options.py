@@ -7,7 +7,7 @@ from typing import Any, Literal, cast, get_args
 
 import attrs
 
-from xformd.errors import DefinitionError
+from xformd.errors import DefinitionError, one_line
 from xformd.spec import NAME_RULE, OptionValue, is_valid_name
 
 OptionType = Literal["int", "float", "bool", "str", "choice"]
@@ -42,12 +42,14 @@ class Option:
         type: the type of its value; a ``choice`` is one of ``choices``.
         default: the value when the caller sends none; None for a required option.
         choices: the allowed values of a ``choice``.
+        description: one line of help for callers.
     """
 
     name: str
     type: OptionType
     default: OptionValue | None = None
     choices: tuple[str | int, ...] = ()
+    description: str = attrs.field(default="", converter=one_line)
 
     def __attrs_post_init__(self) -> None:
         if not is_valid_name(self.name):
@@ -103,7 +105,8 @@ class Option:
     def schema(self) -> dict[str, Any]:
         """Its JSON Schema (2020-12)."""
         schema = {"enum": list(self.choices)} if self.type == "choice" else {"type": _JSON_TYPES[self.type]}
-        return schema if self.required else {**schema, "default": self.default}
+        described = {"description": self.description} if self.description else {}
+        return {**schema, **described} if self.required else {**schema, **described, "default": self.default}
 
 
 def options_schema(options: Iterable[Option]) -> dict[str, Any]:

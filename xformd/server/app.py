@@ -16,6 +16,7 @@ from xformd.counting import CountingService
 from xformd.http.application import HttpDependencies, make_application, make_monitoring_application
 from xformd.http.connection import HttpFactory
 from xformd.http.endpoints import HealthEndpoints
+from xformd.http.forwarded import TrustedProxies
 from xformd.http.sites import Sites
 from xformd.net.listener import ListeningService
 from xformd.net.run import within_descriptors
@@ -43,6 +44,7 @@ class Server(ListeningService):
         self._reloader = reloader
         self._others = others
         self._access_log = access_log
+        self.netstring_addresses: tuple[str, ...] = ()
 
     @property
     def registry(self) -> Registry:
@@ -60,7 +62,7 @@ class Server(ListeningService):
     async def _start(self) -> tuple[str, ...]:
         if self._access_log is not None:
             self._access_log.start()
-        shown = await super()._start()
+        shown = self.netstring_addresses = await super()._start()
         for other in self._others:
             other.startService()
             shown += await other.listening
@@ -119,11 +121,13 @@ def _make_counting(settings: Settings, reloader: Reloader, reactor: Any) -> Serv
         limits=limits,
         health=HealthEndpoints(reloader.status, lambda: netstrings.is_stopping),
         render_metrics=PrometheusExporter(sources).render,
-        sites=Sites(settings.host_names, settings.cors),
+        sites=Sites(settings.host_names, settings.cors, is_behind_proxy=bool(settings.trusted_proxies)),
+        netstring_address=lambda: " ".join(server.netstring_addresses),
         access_log=access_log,
     )
+    proxies = TrustedProxies(settings.trusted_proxies)
     for front, make in (("http", make_application), ("metrics", make_monitoring_application)):
-        factories[front] = HttpFactory(make(dependencies), metrics, service, limits, reactor)
+        factories[front] = HttpFactory(make(dependencies), metrics, service, limits, reactor, proxies)
     others = [
         ListeningService(
             listen, factories[front], reactor, is_eager=True, setting=front, scheme="http://", alpn=(b"http/1.1",)
@@ -132,7 +136,8 @@ def _make_counting(settings: Settings, reloader: Reloader, reactor: Any) -> Serv
     ]
     for other in others:
         other.listening.addCallback(_note_hosts, dependencies.sites)
-    return Server(reloader, settings.listen, netstrings, reactor, others, access_log)
+    server = Server(reloader, settings.listen, netstrings, reactor, others, access_log)
+    return server
 
 
 def _note_hosts(addresses: tuple[str, ...], sites: Sites) -> tuple[str, ...]:

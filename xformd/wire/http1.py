@@ -8,6 +8,7 @@ request besides its body is at most ``MAX_HEAD_BYTES`` and one read.
 import enum
 import re
 from collections.abc import Mapping
+from ipaddress import IPv6Address
 from typing import Final, NamedTuple
 
 from xformd.errors import BadRequest, TooLarge
@@ -36,19 +37,22 @@ _find_fields = re.compile(rb"(%b):(%b)\r\n" % (_TOKEN, _TEXT)).findall
 _match_chunk_size = re.compile(rb"([0-9A-Fa-f]{1,16}+)(?:;%b)?+\r\n" % _TEXT).match
 
 # These refuse a head before it is complete: a peer that speaks something else learns it at once.
-_match_begun_method = re.compile(rb"(?:%b) |[A-Z]{1,7}\Z" % _METHOD).match
+_match_begun_method = re.compile(rb"(%b) |[A-Z]{1,7}\Z" % _METHOD).match
 _find_misplaced = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n").search
 _match_other_version = re.compile(rb"(?:%b) [!-~]++(?:| (?!HTTP/1\.)[A-Z]++/[0-9]\.[0-9])\r\n" % _METHOD).match
 
 _match_length = re.compile(rb"[0-9]{1,20}\Z").match
-_match_absolute = re.compile(rb"https?://([^/?#:][^/?#]*+)(.*)\Z", re.IGNORECASE).match
+_match_absolute = re.compile(rb"https?://([^/?#:][^/?#]*+)(.*+)\Z", re.IGNORECASE).match
 _match_host = re.compile(  # RFC 3986, 3.2.2
-    rb"(?:\[[0-9A-Fa-f:.]++\]|\[[vV][0-9A-Fa-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++\]"
+    rb"(?:\[[vV][0-9A-Fa-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++\]"
     rb"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?+\Z"
 ).match
+_match_ipv6_host = re.compile(rb"\[([0-9A-Fa-f:.]++)\](?::[0-9]*+)?+\Z").match
 
 _BAD_FRAMING = "the chunks of the body, or its trailers, are malformed"
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _LONGEST = 2**64 - 1
+_LONGEST_DIGITS = 20
 _EMPTY: Mapping[bytes, bytes] = {}
 
 
@@ -57,14 +61,12 @@ class HttpError(BadRequest):
 
     Attributes:
         status: the HTTP status that fits.
-        method: of the request, if its head could be read; else empty.
         headers: of the request, if its head could be read.
     """
 
-    def __init__(self, status: int, message: str, method: str = "", headers: Mapping[bytes, bytes] = _EMPTY) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[bytes, bytes] = _EMPTY) -> None:
         super().__init__(message)
         self.status = status
-        self.method = method
         self.headers = headers
 
     @property
@@ -138,8 +140,14 @@ class RequestParser:
 
     @property
     def is_inside(self) -> bool:
-        """Whether a request has begun and is not complete."""
-        return self._state is not _HEAD or self.has_unread
+        """Whether a request has begun and is not complete; half an empty line is none."""
+        return self._state is not _HEAD or self._data[self._position : self._position + 2] not in (b"", b"\r")
+
+    @property
+    def begun_method(self) -> str:
+        """The method of a request whose head is not complete, or was refused; empty where it is not known."""
+        match = _match_begun_method(self._data, self._position)
+        return match[1].decode() if match and match[1] else ""
 
     @property
     def has_unread(self) -> bool:
@@ -195,9 +203,12 @@ class RequestParser:
             self._framing += 2
             self._checked = 0
         self._position = start
+        match = _match_head(data, start) if not self._checked else None
+        if match and match.end() - start <= MAX_HEAD_BYTES - self._framing:  # nearly always
+            return self._begin(match)
         end = self._find_end(b"\r\n\r\n")
         if end < 0:
-            begun = data[start : start + 8]
+            begun = data[start : min(start + 8, start + MAX_HEAD_BYTES - self._framing)]
             if begun not in (b"", b"\r") and not _match_begun_method(begun):
                 raise _explain(data, start)
             self._check_begun()
@@ -207,8 +218,12 @@ class RequestParser:
         match = _match_head(data, start, end)
         if not match:
             raise _explain(data, start)
-        head = _read_head(match[1].decode(), match[2], match[3] == b"0", match[4])
-        self._advance(end)
+        return self._begin(match)
+
+    def _begin(self, match: re.Match[bytes]) -> RequestHead:
+        method, target, minor, block = match.groups()
+        head = _read_head(method.decode(), target, minor == b"0", block)
+        self._advance(match.end())
         self._framing = 0
         if head.body_bytes is None:
             self._state, self._room = _CHUNK_SIZE, self._max_body_bytes
@@ -305,52 +320,74 @@ def _read_head(method: str, target: bytes, is_1_0: bool, block: bytes) -> Reques
     fields = _find_fields(block)
     if len(fields) > MAX_FIELDS:
         raise HttpError(431, f"a request has at most {MAX_FIELDS} header fields")
-    headers: dict[bytes, bytes] = {}
-    for name, value in fields:
-        name, value = name.lower(), value.strip(b" \t")
-        headers[name] = headers[name] + b", " + value if name in headers else value
+    headers = {name.lower(): value.strip(b" \t") for name, value in fields}
+    if len(headers) < len(fields):
+        headers = _join_repeated(fields)
     try:
-        target, authority = _read_target(method, target)
-        host = _read_host(headers.get(b"host"), is_1_0)
-        body_bytes = _read_body_length(headers, is_1_0)
+        authority = b""
+        if not target.startswith(b"/") or b"#" in target:
+            target, authority = _read_target(method, target)
+        host = headers.get(b"host")
+        if host is None or not _match_host(host):
+            host = _other_host(host, is_1_0)
+        body_bytes = _read_body_length(headers, is_1_0) if not headers.keys().isdisjoint(_FRAMING) else 0
     except HttpError as error:
-        error.method, error.headers = method, headers
+        error.headers = headers
         raise
     keeps_alive = not is_1_0
     if b"connection" in headers:
         options = [option.strip(b" \t") for option in headers[b"connection"].lower().split(b",")]
         keeps_alive = b"close" not in options and (not is_1_0 or b"keep-alive" in options)
-    expects_continue = body_bytes != 0 and not is_1_0 and headers.get(b"expect", b"").lower() == b"100-continue"
+    expects_continue = False
+    if b"expect" in headers and body_bytes != 0 and not is_1_0:
+        expects_continue = headers[b"expect"].lower() == b"100-continue"
     return RequestHead(method, target, authority or host, headers, body_bytes, is_1_0, keeps_alive, expects_continue)
+
+
+def _join_repeated(fields: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in fields:
+        values.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    return {name: b", ".join(each) for name, each in values.items()}
 
 
 def _read_target(method: str, target: bytes) -> tuple[bytes, bytes]:
     """Return path and query, and the authority where the target is absolute (RFC 9112, 3.2)."""
     if b"#" in target:
         raise HttpError(400, "the request target has a fragment: leave out the # and what follows")
-    if target.startswith(b"/") or (target == b"*" and method == "OPTIONS"):
+    if target == b"*" and method == "OPTIONS":
         return target, b""
     match = _match_absolute(target)
     if match is None:
         raise HttpError(400, "this server is not a proxy: request a path, such as /transforms")
     authority, rest = match.groups()
-    if not _match_host(authority):
+    if not (_match_host(authority) or _is_ipv6_host(authority)):
         raise HttpError(400, "the request target is not an http URL: write http://host:port/path, without a user")
     return rest if rest.startswith(b"/") else b"/" + rest, authority
 
 
-def _read_host(host: bytes | None, is_1_0: bool) -> bytes:
-    """Return the ``Host``, which HTTP/1.1 has exactly once (RFC 9112, 3.2); two were joined, and match nothing."""
+def _other_host(host: bytes | None, is_1_0: bool) -> bytes:
+    """Return a ``Host`` that is no name; HTTP/1.1 has exactly one (RFC 9112, 3.2), and two were joined."""
     if host is None and is_1_0:
         return b""
-    if host is None or not _match_host(host):
+    if host is None or not _is_ipv6_host(host):
         raise HttpError(400, "a request needs exactly one Host header: a host, optionally with a port")
     return host
+
+
+def _is_ipv6_host(text: bytes) -> bool:
+    match = _match_ipv6_host(text)
+    try:
+        return match is not None and bool(IPv6Address(match[1].decode()))
+    except ValueError:
+        return False
 
 
 def _read_body_length(headers: Mapping[bytes, bytes], is_1_0: bool) -> int | None:
     """Return how long the body is; None where it comes in chunks (RFC 9112, 6.3)."""
     length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
+    if length is not None and coding is None and length.isdigit() and len(length) < _LONGEST_DIGITS:
+        return int(length)
     if coding is not None:
         if is_1_0:
             raise HttpError(400, "HTTP/1.0 has no Transfer-Encoding: send a Content-Length")
@@ -362,9 +399,7 @@ def _read_body_length(headers: Mapping[bytes, bytes], is_1_0: bool) -> int | Non
         if others or last != b"chunked":
             raise HttpError(501, "the only Transfer-Encoding supported is chunked")
         return None
-    if length is None:
-        return 0
-    if not _match_length(length) or int(length) > _LONGEST:
+    if length is None or not _match_length(length) or int(length) > _LONGEST:
         raise HttpError(400, "a request has one Content-Length, a whole number of bytes")
     return int(length)
 

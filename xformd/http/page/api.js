@@ -1,4 +1,4 @@
-// Requests to the server. URLs are relative to the page's own, so that it works behind a path prefix.
+// Requests to the server. URLs are relative to the page's own, so that it works below a path prefix.
 
 const CONNECTION_RETRY_MS = 3000;
 
@@ -10,17 +10,29 @@ class Problem extends Error {
   }
 }
 
-async function ask(path, options) {
+// A proxy may serve the page at /prefix, without the final slash.
+const serverUrl = (path) => new URL(path, location.origin + location.pathname.replace(/\/?$/, "/")).href;
+
+async function ask(path, options = {}) {
   let response;
   try {
-    response = await fetch(new URL(path, location.href), options);
+    response = await fetch(serverUrl(path), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (options.body instanceof File) await checkReadable(options.body);
     const detail = "The server does not answer.";
     throw new Problem({ code: "connection-failed", detail, retry_after_ms: CONNECTION_RETRY_MS });
   }
   if (!response.ok) throw await readProblem(response);
   return response;
+}
+
+async function checkReadable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Problem({ code: "file-changed", detail: `${file.name} has changed since it was opened: open it again.` });
+  }
 }
 
 async function readProblem(response) {
@@ -37,13 +49,13 @@ const fetchListing = async () => (await ask("transforms")).json();
 
 const fetchMetrics = async () => (await ask("metrics")).text();
 
+// The poem is bytes or a File. A result stays a Blob: it may be large.
 async function runSteps(steps, poem, signal) {
   const start = performance.now();
   const headers = { "Content-Type": "text/plain; charset=utf-8" };
-  const response = await ask(transformUrl(steps), { method: "POST", headers, body: poem, signal });
-  const bytes = new Uint8Array(await response.arrayBuffer());
+  const response = await ask(transformPath(steps), { method: "POST", headers, body: poem, signal });
   return {
-    bytes,
+    blob: await response.blob(),
     type: (response.headers.get("Content-Type") ?? "").split(";")[0].trim().toLowerCase(),
     timing: readTiming(response.headers.get("Server-Timing") ?? ""),
     tookMs: performance.now() - start,

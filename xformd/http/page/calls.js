@@ -2,10 +2,11 @@
 // nothing that a terminal would interpret, or that displays as something else, may be part of the text to paste.
 
 const INLINE_POEM_CHARACTERS = 2000;
-const NETSTRING_PORT = 11000;
+const DEFAULT_SERVER = "127.0.0.1:11000";
 // Control characters, and those that change the direction of text.
 const UNSAFE = /[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/;
-const LOCAL = new Set(["localhost", "127.0.0.1", "[::1]", ""]);
+// Names of files that mean the same to every program: no option, no "-", no folder.
+const PLAIN_FILE_NAME = /^[\w.][\w .,+@-]*$/;
 
 const shellQuote = (text) => (/^[\w@%+=:,.\/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
@@ -16,33 +17,54 @@ function pythonQuote(text) {
 
 // A short poem of safe characters is part of the command; any other is read from a file.
 function inlinePoem(poem) {
-  return !poem.hex && poem.text.length <= INLINE_POEM_CHARACTERS && !UNSAFE.test(poem.text)
+  return !poem.file && !poem.hex && poem.text.length <= INLINE_POEM_CHARACTERS && !UNSAFE.test(poem.text)
     ? poem.text.toWellFormed()
     : null;
 }
 
-const transformUrl = (steps) => new URL(`transform/${printSpec(steps)}`, location.href).href;
+const fileName = ({ file }) => (file && PLAIN_FILE_NAME.test(file.name) ? file.name : "poem.txt");
 
-function curlCall(steps, poem) {
-  const text = inlinePoem(poem);
-  const body = text === null ? "--data-binary @poem.txt" : `--data-raw ${shellQuote(text)}`;
-  return `curl ${shellQuote(transformUrl(steps))} \\\n  ${body}`;
+const transformPath = (steps) => `transform/${printSpec(steps)}`;
+
+// The first of the server's addresses; empty if it has not told any. One that listens everywhere is where the page is.
+function netstringAddress() {
+  const [address] = setting("xformd-netstring-address").split(" ");
+  return address.replace(/^(0\.0\.0\.0|\[::\])(?=:\d+$)/, () => location.hostname);
 }
 
-function sendCall(steps, poem) {
+// The file for a result that a terminal cannot show; empty if it is text, as far as is known.
+function outputName(steps, find) {
+  const type = (find(steps.at(-1).name)?.media_type ?? "").split(";")[0].trim().toLowerCase();
+  return isTextual(type) ? "" : `result.${suffixOf({ type, text: null })}`;
+}
+
+function curlCall(steps, poem, find) {
   const text = inlinePoem(poem);
-  const server = LOCAL.has(location.hostname) ? "" : ` --server ${shellQuote(`${location.hostname}:${NETSTRING_PORT}`)}`;
+  const body = text === null ? `--data-binary ${shellQuote(`@${fileName(poem)}`)}` : `--data-raw ${shellQuote(text)}`;
+  const output = outputName(steps, find);
+  return `curl ${shellQuote(serverUrl(transformPath(steps)))} \\\n  ${body}${output && ` \\\n  --output ${output}`}`;
+}
+
+function sendCall(steps, poem, find) {
+  const text = inlinePoem(poem);
+  const address = netstringAddress();
+  const server = address ? ` --server ${shellQuote(address)}` : "";
   const command = `xformd send ${shellQuote(printSpec(steps))}${server}`;
-  return text === null ? `${command} poem.txt` : `printf %s ${shellQuote(text)} |\n  ${command}`;
+  const output = outputName(steps, find);
+  const call = text === null ? `${command} ${shellQuote(fileName(poem))}` : `printf %s ${shellQuote(text)} |\n  ${command}`;
+  return output ? `${call} > ${output}` : call;
 }
 
 function pythonCall(steps, poem, find) {
   const text = inlinePoem(poem);
-  const host = LOCAL.has(location.hostname) ? "127.0.0.1" : location.hostname;
-  const read = `    poem = Path("poem.txt").read_bytes()${poem.hex ? "" : ".decode()"}`;
-  const argument = text === null ? "poem" : pythonQuote(text);
+  const output = outputName(steps, find);
+  // A result is of the poem's type, and one of these two is not text.
+  const isBytes = poem.hex || find(steps.at(-1).name)?.kind === "bytes" || find(steps[0].name)?.kind === "bytes";
+  const read = `    poem = Path(${pythonQuote(fileName(poem))}).read_bytes()${isBytes ? "" : ".decode()"}`;
+  const argument = text === null ? "poem" : `${pythonQuote(text)}${isBytes ? ".encode()" : ""}`;
+  const result = `await proxy.xform(${pythonArguments(steps, argument, find)})`;
   return [
-    ...(text === null ? ["from pathlib import Path", ""] : []),
+    ...(text === null || output ? ["from pathlib import Path", ""] : []),
     "from twisted.internet.task import react",
     "",
     "from xformd import TransformProxy",
@@ -50,8 +72,8 @@ function pythonCall(steps, poem, find) {
     "",
     "async def main(reactor):",
     ...(text === null ? [read] : []),
-    `    async with TransformProxy(${pythonQuote(host)}, ${NETSTRING_PORT}) as proxy:`,
-    `        print(await proxy.xform(${pythonArguments(steps, argument, find)}))`,
+    `    async with TransformProxy(${pythonQuote(netstringAddress() || DEFAULT_SERVER)}) as proxy:`,
+    `        ${output ? `Path("${output}").write_bytes(${result})` : `print(${result})`}`,
     "",
     "",
     "react(main)",

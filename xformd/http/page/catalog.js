@@ -1,6 +1,11 @@
 // The transforms to choose from, searched by name and summary, and below them one line per problem.
 
 const NOT_SELECTED = "not selected";
+// A longer list is grouped by plugin.
+const UNGROUPED_TRANSFORMS = 20;
+
+// Which groups the person has opened or closed; of the others, those are open that have a step's transform.
+const openedGroups = new Map();
 
 // Every word must match. Names that start with the query come first, then names that contain it, then summaries.
 function searchTransforms(transforms, query) {
@@ -17,8 +22,23 @@ function searchTransforms(transforms, query) {
 // choose(name) is the action of a row, add(name) that of its + button.
 function drawCatalog(listing, query, current, choose, add) {
   const found = searchTransforms(listing.transforms, query);
-  byId("transforms").replaceChildren(...found.map((transform) => drawRow(transform, current, choose, add)));
+  const draw = (transform) => drawRow(transform, current, choose, add);
+  const isGrouped = !query.trim() && found.length > UNGROUPED_TRANSFORMS;
+  byId("transforms").replaceChildren(...(isGrouped ? drawGroups(found, current, draw) : found.map(draw)));
   byId("found").textContent = query ? `${count(found.length, "transform")} found` : count(found.length, "transform");
+}
+
+function drawGroups(transforms, current, draw) {
+  const groups = Map.groupBy(transforms, ({ plugin, distribution }) => `${plugin}, ${distribution}`);
+  const sorted = [...groups].sort(([one], [other]) => (one < other ? -1 : 1));
+  return sorted.map(([key, members]) => {
+    const open = openedGroups.get(key) ?? members.some(({ name }) => current.includes(name));
+    const number = element("span", { class: "fine" }, String(members.length));
+    const title = element("summary", { title: members[0].distribution }, members[0].plugin, " ", number);
+    const group = element("details", { open }, title, element("ul", {}, ...members.map(draw)));
+    title.addEventListener("click", () => openedGroups.set(key, !group.open));
+    return element("li", { class: "group" }, group);
+  });
 }
 
 function drawRow(transform, current, choose, add) {
@@ -51,7 +71,8 @@ function drawWarnings(listing) {
 function walkRows(event) {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (!step || event.altKey) return;
-  const stops = [byId("search"), ...document.querySelectorAll("#transforms .transform")];
+  const rows = document.querySelectorAll("#transforms .transform, #transforms summary");
+  const stops = [byId("search"), ...Array.from(rows).filter((row) => row.checkVisibility())];
   const next = stops[stops.indexOf(document.activeElement) + step];
   if (!stops.includes(document.activeElement) || !next) return;
   event.preventDefault();

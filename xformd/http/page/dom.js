@@ -4,6 +4,8 @@ const SVG = "http://www.w3.org/2000/svg";
 
 const byId = (id) => document.getElementById(id);
 
+const setting = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? "";
+
 function element(tag, attributes = {}, ...children) {
   return setUp(document.createElement(tag), attributes, children);
 }

@@ -10,12 +10,14 @@ const shownDefault = (option) => (option.required ? "" : String(option.default))
 function optionField(step, option, change) {
   const id = `step-${step.id}-${option.name}`;
   const control = (CONTROLS[option.type] ?? textControl)(step, option, change);
-  setUp(control, { id, "aria-describedby": `${id}-error`, "aria-required": option.required ? "true" : null }, []);
+  const help = option.description ? [element("p", { id: `${id}-help`, class: "help fine" }, option.description)] : [];
+  const describedBy = `${help.length ? `${id}-help ` : ""}${id}-error`;
+  setUp(control, { id, "aria-describedby": describedBy, "aria-required": option.required ? "true" : null }, []);
   const label = element("label", { for: id }, option.name);
   if (option.required) label.append(element("span", { class: "required" }, " required"));
   const error = element("p", { id: `${id}-error`, class: "error", hidden: true });
   const parts = option.type === "bool" ? [control, label] : [label, control];
-  return element("div", { class: `field field-${option.type}`, "data-option": option.name }, ...parts, error);
+  return element("div", { class: `field field-${option.type}`, "data-option": option.name }, ...parts, ...help, error);
 }
 
 function setOption(step, option, text) {

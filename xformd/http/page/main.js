@@ -1,6 +1,7 @@
 // Connects the parts: what an action changes, what is redrawn, and when it runs.
 
 const DEFAULT_TRANSFORM = "cummingsify";
+const NO_POEM = { text: "", hex: false };
 
 let listing = { transforms: [], plugins: [], conflicts: [] };
 let isAdding = false;
@@ -96,7 +97,7 @@ function useExample({ poem, options }) {
     state.poem = isBytes ? poemFrom(fromLatin1(poem)) : { text: poem, hex: false };
     first.options = makeOptions(Object.fromEntries(Object.entries(options).map(([name, value]) => [name, String(value)])));
   });
-  drawPoem();
+  redrawPoem();
 }
 
 function setAdding(adding) {
@@ -133,9 +134,29 @@ async function loadListing() {
 
 function restore() {
   readFragment();
-  drawPoem();
+  redrawPoem();
   drawPipeline();
   runNow(outcome);
+}
+
+function redrawPoem() {
+  drawPoem(() => setPoem(NO_POEM));
+}
+
+function setPoem(poem) {
+  rememberNow();
+  state.poem = { ...poem };
+  redrawPoem();
+  poemChanged(true);
+  if (!poem.file) byId("poem").focus();
+}
+
+async function openFile(file) {
+  try {
+    if (file) setPoem(await poemFromFile(file));
+  } catch {
+    showPoemError(`Cannot read ${file.name}.`); // a folder, for example
+  }
 }
 
 function poemChanged(now) {
@@ -153,17 +174,27 @@ function listenToPoem() {
   });
   byId("hex").addEventListener("change", (event) => {
     switchHex(event.target.checked);
-    drawPoem();
+    redrawPoem();
     poemChanged(true);
   });
   byId("open").addEventListener("click", () => byId("file").click());
-  byId("file").addEventListener("change", async (event) => {
-    const [file] = event.target.files;
-    if (!file) return;
-    state.poem = poemFrom(new Uint8Array(await file.arrayBuffer()));
+  byId("file").addEventListener("change", (event) => {
+    openFile(event.target.files[0]);
     event.target.value = "";
-    drawPoem();
-    poemChanged(true);
+  });
+  listenToDrops();
+}
+
+// Else the browser would leave the page, and show the file.
+function listenToDrops() {
+  addEventListener("dragover", (event) => {
+    if (event.dataTransfer.types.includes("Files")) event.preventDefault();
+  });
+  addEventListener("drop", (event) => {
+    const [file] = event.dataTransfer.files;
+    if (!file) return;
+    event.preventDefault();
+    openFile(file);
   });
 }
 
@@ -191,11 +222,17 @@ function listenToCatalog() {
 function listenToButtons() {
   byId("skip").addEventListener("click", (event) => {
     event.preventDefault(); // the fragment is the page's state
-    byId("poem").focus();
+    byId(state.poem.file ? "open" : "poem").focus();
   });
   byId("again").addEventListener("click", () => runNow(outcome));
-  byId("save").addEventListener("click", saveResult);
-  byId("copy-result").addEventListener("click", () => copyText(byId("result").textContent, byId("copy-result")));
+  byId("stop").addEventListener("click", () => {
+    stopRun();
+    byId("again").focus();
+  });
+  byId("save").addEventListener("click", () => saveResult(shown));
+  byId("copy-result").addEventListener("click", () => {
+    copyText(shown.text ?? byId("result").textContent, byId("copy-result"));
+  });
   byId("copy-call").addEventListener("click", () => copyText(byId("call").textContent, byId("copy-call")));
   byId("share").addEventListener("click", async () => {
     rememberNow();
@@ -213,6 +250,7 @@ function listenToButtons() {
 
 async function main() {
   startTheme();
+  drawLinks();
   listenToPoem();
   listenToCatalog();
   listenToButtons();

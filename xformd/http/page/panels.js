@@ -57,16 +57,27 @@ function makeCallTabs(find) {
   choose(call);
 }
 
-function drawPoem() {
+// A large file is not put into the text field, which would take seconds to lay it out.
+function drawPoem(closeFile) {
+  const { file, text = "", hex = false } = state.poem;
   const area = byId("poem");
-  if (area.value !== state.poem.text) area.value = state.poem.text;
-  byId("hex").checked = state.poem.hex;
+  if (area.value !== text) area.value = text;
+  area.hidden = Boolean(file);
+  byId("hex").checked = hex;
+  byId("hex").disabled = Boolean(file);
+  byId("poem-file").hidden = !file;
+  byId("poem-file").replaceChildren(...(file ? [poemCard(file, closeFile)] : []));
   drawPoemSize();
 }
 
+function poemCard(file, close) {
+  const suffix = /\.(\w{1,5})$/.exec(file.name)?.[1] ?? "file";
+  return fileCard(suffix, file.name, [`${sizeOf(file.size)}, sent as it is`], button("Close the file", close));
+}
+
 function drawPoemSize() {
-  const bytes = poemBytes();
-  byId("poem-size").textContent = bytes ? count(bytes.length, "byte") : "";
+  const size = poemBody()?.size ?? poemBody()?.length;
+  byId("poem-size").textContent = size === undefined ? "" : count(size, "byte");
 }
 
 // Switching between text and hexadecimal keeps the bytes where possible.
@@ -77,6 +88,13 @@ function switchHex(hex) {
   else state.poem.hex = hex;
 }
 
+async function poemFromFile(file) {
+  if (file.size > SHOWN_BYTES) return { file };
+  const poem = poemFrom(new Uint8Array(await file.arrayBuffer()));
+  const isLong = poem.hex ? file.size > HEX_SHOWN_BYTES : firstLines(poem.text) !== poem.text;
+  return isLong ? { file } : poem;
+}
+
 function poemFrom(bytes) {
   const text = decodeText(bytes);
   return text === null ? { text: toHex(bytes), hex: true } : { text, hex: false };
@@ -84,7 +102,16 @@ function poemFrom(bytes) {
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = `Theme: ${theme}`;
+  byId("theme").setAttribute("aria-label", `Theme: ${theme}`);
+  byId("theme").title = `Theme: ${theme}`;
+  byId("theme-name").textContent = `Theme: ${theme}`;
+}
+
+function drawLinks() {
+  const links = [["API (openapi.json)", serverUrl("openapi.json")]];
+  const documentation = setting("xformd-documentation");
+  if (/^https?:/.test(documentation)) links.push(["Documentation", documentation]);
+  byId("links").replaceChildren(...links.map(([text, href]) => element("a", { href }, text)));
 }
 
 // Storage may be disabled, in which case the browser raises an exception.

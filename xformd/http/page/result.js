@@ -4,11 +4,13 @@
 const TYPING_PAUSE_MS = 150;
 const ANNOUNCED_CHARACTERS = 160;
 
+const NOTHING = { blob: new Blob(), type: "", bytes: new Uint8Array(), text: "", isWhole: true };
+
 let waiting;
 let counting;
 let running = null;
 let currentProblem = null;
-let shown = { bytes: new Uint8Array(), type: "" };
+let shown = NOTHING;
 
 function runSoon(outcome) {
   clearTimeout(waiting);
@@ -18,20 +20,24 @@ function runSoon(outcome) {
 // outcome: {replace(step, name), changed(problem)}
 async function runNow(outcome) {
   cancelRun();
-  const poem = poemBytes();
+  const poem = poemBody();
   showPoemError(poem ? "" : "Not hexadecimal: write two digits for each byte, as in c3 a9.");
   if (!state.steps.length || !poem) return showNothing();
   const mine = (running = new AbortController());
-  const slow = setTimeout(() => byId("paper").setAttribute("aria-busy", "true"), TYPING_PAUSE_MS);
+  startClock(shown !== NOTHING);
   try {
-    const answer = await runSteps(state.steps, poem, mine.signal);
+    const answer = await readAnswer(await runSteps(state.steps, poem, mine.signal));
     if (mine === running) showAnswer(answer);
   } catch (problem) {
     if (mine === running) showProblem(problem, outcome);
-  } finally {
-    clearTimeout(slow);
-    if (mine === running) byId("paper").removeAttribute("aria-busy");
   }
+}
+
+// Reads as much of a result as is shown. Reading a blob does not block the page, decoding it would.
+async function readAnswer(answer) {
+  const isWhole = answer.blob.size <= SHOWN_BYTES;
+  const bytes = new Uint8Array(await answer.blob.slice(0, SHOWN_BYTES).arrayBuffer());
+  return { ...answer, bytes, isWhole, text: decodeText(bytes, isWhole) };
 }
 
 function cancelRun() {
@@ -39,7 +45,15 @@ function cancelRun() {
   clearInterval(counting);
   running?.abort();
   running = currentProblem = null;
-  byId("paper").removeAttribute("aria-busy");
+}
+
+// The person cancels: the server stops the transform when the connection closes.
+function stopRun() {
+  const seconds = secondsSoFar();
+  cancelRun();
+  stopClock();
+  showStopped(`Cancelled after ${count(seconds, "second")}`);
+  announce("Cancelled");
 }
 
 function showPoemError(text) {
@@ -49,31 +63,33 @@ function showPoemError(text) {
 }
 
 function showNothing() {
-  show({ bytes: new Uint8Array(), type: "" }, "", "");
+  show(NOTHING, "");
   clearStepErrors();
   byId("problem").hidden = true;
 }
 
-function show(answer, text, facts) {
+function show(answer, facts) {
+  stopClock();
   shown = answer;
-  byId("result").textContent = text;
-  byId("result-facts").textContent = facts;
+  drawResult(answer);
+  byId("save").disabled = answer === NOTHING;
+  byId("result-facts").textContent = byId("result-facts").title = facts;
 }
 
 function showAnswer(answer) {
   clearStepErrors();
   byId("problem").hidden = true;
-  const text = decodeText(answer.bytes);
-  show(answer, text ?? hexDump(answer.bytes), describe(answer, text));
-  const summary = text === null ? count(answer.bytes.length, "byte") : text;
-  announce(`Result: ${summary.length > ANNOUNCED_CHARACTERS ? count(summary.length, "character") : summary}`);
+  show(answer, describe(answer));
+  const isShort = answer.isWhole && answer.text?.length <= ANNOUNCED_CHARACTERS;
+  announce(`Result: ${isShort ? answer.text : sizeOf(answer.blob.size)}`);
 }
 
-function describe({ bytes, type, timing, tookMs }, text) {
-  const facts = [count(bytes.length, "byte"), `${milliseconds(tookMs)} ms`];
+function describe({ blob, type, timing, tookMs, text }) {
+  const facts = [count(blob.size, "byte"), `${milliseconds(tookMs)} ms`];
   if (timing.run !== undefined) facts.push(`run ${milliseconds(timing.run)} ms`);
+  if (viewsOf({ blob, type, text }).length > 1) return facts.join(" · ");
   if (text === null) facts.push("shown as hex");
-  else if (type && type !== "text/plain" && type !== "application/octet-stream") facts.push(`${type}, shown as text`);
+  else if (!isUnknown(type) && type !== "text/plain") facts.push(type);
   return facts.join(" · ");
 }
 
@@ -82,7 +98,7 @@ const milliseconds = (ms) => (ms < 10 ? ms.toFixed(1) : Math.round(ms).toLocaleS
 function showProblem(problem, outcome) {
   if (!(problem instanceof Problem)) throw problem;
   cancelRun();
-  show({ bytes: new Uint8Array(), type: "" }, "", "");
+  show(NOTHING, "");
   clearStepErrors();
   currentProblem = problem;
   drawProblem(problem, showProblemAtStep(outcome), outcome);
@@ -120,11 +136,4 @@ function countDown(retryAfterMs, outcome) {
   tick();
   counting = setInterval(tick, 250);
   return element("p", { class: "retry" }, left, button("Try now", () => runNow(outcome)));
-}
-
-function saveResult() {
-  const isText = decodeText(shown.bytes) !== null;
-  const url = URL.createObjectURL(new Blob([shown.bytes], { type: "application/octet-stream" }));
-  element("a", { href: url, download: isText ? "result.txt" : "result.bin" }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
 }

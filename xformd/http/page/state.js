@@ -14,8 +14,10 @@ And sang to a small guitar,
 What a beautiful Pussy you are!"
 `;
 
-// steps: {id, name, options}; a step keeps its id when it moves.
+// steps: {id, name, options}; a step keeps its id when it moves. A poem is {text, hex}, or {file} if it is large.
 const state = { steps: [], poem: { text: SAMPLE, hex: false } };
+// The history can refer to a file, but cannot keep it.
+const openedFiles = [];
 let lastId = 0;
 let writing;
 
@@ -27,17 +29,24 @@ function makeStep(name, options = {}) {
   return { id: lastId, name, options: makeOptions(options) };
 }
 
+// Returns what is sent: the file or bytes; null if the text is not hexadecimal.
+function poemBody() {
+  return state.poem.file ?? poemBytes();
+}
+
 function poemBytes() {
   return state.poem.hex ? fromHex(state.poem.text) : new TextEncoder().encode(state.poem.text);
 }
 
 function isPoemInLink() {
+  if (state.poem.file || state.poem.text.length > LINK_POEM_CHARACTERS) return false;
   return encodeURIComponent(state.poem.text.toWellFormed()).length <= LINK_POEM_CHARACTERS;
 }
 
 function printFragment() {
-  const poem = `&${state.poem.hex ? "hex" : "poem"}=${encodeURIComponent(state.poem.text.toWellFormed())}`;
-  return `#${printSpec(state.steps)}${isPoemInLink() ? poem : ""}`;
+  const spec = `#${printSpec(state.steps)}`;
+  if (!isPoemInLink()) return spec;
+  return `${spec}&${state.poem.hex ? "hex" : "poem"}=${encodeURIComponent(state.poem.text.toWellFormed())}`;
 }
 
 // Returns whether there was a fragment.
@@ -48,8 +57,22 @@ function readFragment() {
   state.steps = parseSpec(spec).map(({ name, options }) => makeStep(name, options));
   const [kind, text] = cut(rest ?? "", "=");
   if (kind === "poem" || kind === "hex") state.poem = { text: decodeLoosely(text ?? ""), hex: kind === "hex" };
-  else if (history.state?.poem) state.poem = history.state.poem; // it was too long for the fragment
+  else state.poem = rememberedPoem() ?? state.poem; // it was too long for the fragment
   return true;
+}
+
+function rememberedPoem() {
+  const poem = history.state?.poem;
+  if (poem?.fileNumber === undefined) return poem;
+  const file = openedFiles[poem.fileNumber]; // after a reload there is none
+  return file && { file };
+}
+
+function poemToRemember() {
+  const { file } = state.poem;
+  if (!file) return state.poem;
+  if (!openedFiles.includes(file)) openedFiles.push(file);
+  return { fileNumber: openedFiles.indexOf(file) };
 }
 
 function decodeLoosely(text) {
@@ -67,7 +90,7 @@ function remember(how) {
   const fragment = printFragment();
   if (how === "pushState" && fragment === location.hash) return;
   try {
-    history[how]({ poem: state.poem }, "", fragment);
+    history[how]({ poem: poemToRemember() }, "", fragment);
   } catch {
     history[how](null, "", fragment); // the poem is too long for the history
   }

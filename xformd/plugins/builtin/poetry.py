@@ -76,7 +76,13 @@ def reverse_lines(poem: str) -> str:
     deterministic=True,
 )
 def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -> str:
-    """Sort the lines by their characters' code points."""
+    """Sort the lines by their characters' code points.
+
+    Args:
+        poem: any text.
+        reverse: put the last in order first.
+        ignore_case: sort upper and lower case alike.
+    """
     texts, endings = _split(poem)
     return _join(sorted(texts, key=str.casefold if ignore_case else None, reverse=reverse), endings)
 
@@ -90,7 +96,12 @@ def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -
     deterministic=True,
 )
 def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
-    """Remove every line that is equal to an earlier one."""
+    """Remove every line that is equal to an earlier one.
+
+    Args:
+        poem: any text.
+        ignore_case: treat lines as equal that differ in upper and lower case only.
+    """
     texts, endings = _split(poem)
     first: dict[str, str] = {}
     for text in texts:
@@ -107,7 +118,13 @@ def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
     deterministic=True,
 )
 def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
-    """Number the lines, with the numbers aligned to the right."""
+    """Number the lines, with the numbers aligned to the right.
+
+    Args:
+        poem: any text.
+        start: the first number.
+        separator: what stands between number and line.
+    """
     texts, endings = _split(poem)
     last = start + len(texts) - 1
     width = max(len(str(start)), len(str(last)))
@@ -124,7 +141,13 @@ def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
     deterministic=True,
 )
 def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
-    """Wrap lines that are wider than width between words, and indent the continuation lines."""
+    """Wrap lines that are wider than width between words, and indent the continuation lines.
+
+    Args:
+        poem: any text.
+        width: the widest line, in columns.
+        indent: spaces before a continuation line; fewer than width.
+    """
     if not 1 <= width <= MAX_WIDTH:
         raise xformd.BadOptions(f"wrap: option 'width' takes 1 to {MAX_WIDTH}, not {width}")
     if not 0 <= indent < width:
@@ -175,7 +198,12 @@ def _columns(text: str) -> int:
     deterministic=True,
 )
 def indent(poem: str, *, prefix: str = "    ") -> str:
-    """Prefix every line that is not blank."""
+    """Prefix every line that is not blank.
+
+    Args:
+        poem: any text.
+        prefix: what to put before a line.
+    """
     _check_growth("indent", len(prefix) * (1 + poem.count("\n")))
     return _each_line(poem, lambda text: prefix + text if text.strip() else text)
 

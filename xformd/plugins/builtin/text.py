@@ -50,7 +50,12 @@ def titlecase(poem: str) -> str:
     deterministic=True,
 )
 def normalize(poem: str, *, form: Literal["NFC", "NFD", "NFKC", "NFKD"] = "NFC") -> str:
-    """Convert the text to a Unicode normalization form."""
+    """Convert the text to a Unicode normalization form.
+
+    Args:
+        poem: any text.
+        form: NFC joins letters and accents, NFD takes them apart; NFKC and NFKD also replace ligatures and the like.
+    """
     for run in _MANY_ABOVE_ASCII.findall(poem):
         for is_mark, marks in itertools.groupby(run, _is_mark):
             if is_mark and sum(1 for _ in marks) > MAX_MARKS:

@@ -1,0 +1,155 @@
+"""Who sent a request that a proxy has passed on: its client, its scheme, its host, and the prefix of its path.
+
+Each proxy adds the address that connected to it to ``Forwarded`` (RFC 7239) or ``X-Forwarded-For``, so these are read
+from the right. Invariant: an address is believed only where each one to its right is a trusted proxy's, and nothing in
+these headers makes a request fail.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import attrs
+
+UNIX = "unix"
+"""Stands for every client of a Unix socket among the trusted networks."""
+
+MAX_HOPS = 16
+"""How many proxies a request may have passed; a client can add to the list, and reading it takes time."""
+
+MAX_HOST_BYTES = 300
+"""A name has at most 253 bytes; a longer one is cut, as the ones that were looked at are remembered."""
+
+MAX_PREFIX_BYTES = 256
+
+_PAIR = re.compile(rb"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([^\s"\\]+)|"((?:[^"\\]|\\.)*+)")""")
+_NODE = re.compile(
+    r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15}))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?|([0-9A-Fa-f:.]{2,45})"
+)
+_PREFIX = re.compile(rb"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
+
+
+@attrs.frozen
+class Source:
+    """Who sent a request, as far as that can be believed.
+
+    Args:
+        client: its IP address; None for a client of a Unix socket, or one that a PROXY header does not name.
+        scheme: ``http`` or ``https``, as it reached the first trusted proxy; None if no proxy says so.
+        hosts: the hosts that it asked for, as the proxies name them. Where there are several, one may be made up.
+        prefix: what a proxy took off the front of the path, such as ``/xformd``; else empty.
+    """
+
+    client: str | None
+    scheme: str | None = None
+    hosts: tuple[bytes, ...] = ()
+    prefix: str = ""
+
+
+class TrustedProxies:
+    """Reads the headers of the proxies that are trusted.
+
+    Args:
+        networks: of the proxies: addresses, networks in CIDR form, or ``UNIX``.
+    """
+
+    def __init__(self, networks: Collection[str] = ()) -> None:
+        self._networks = [ip_network(each) for each in networks if each != UNIX]
+        self._trusts_unix = UNIX in networks
+        self.trusts = lru_cache(maxsize=1_024)(self._trusts)
+
+    def _trusts(self, peer: str | None) -> bool:
+        """Return whether a peer is a trusted proxy."""
+        if peer is None or peer == UNIX:
+            return peer == UNIX and self._trusts_unix
+        if not self._networks:
+            return False
+        address = _address(peer)
+        return address is not None and any(address in network for network in self._networks)
+
+    def read(self, peer: str | None, headers: Mapping[bytes, bytes]) -> Source:
+        """Read who sent a request.
+
+        Where ``Forwarded`` and ``X-Forwarded-*`` are both there and differ, the client has sent one of them, which its
+        proxy does not know: neither is believed.
+
+        Args:
+            peer: the trusted proxy that it came from; None for a Unix socket.
+            headers: of the request.
+        """
+        clients: list[str | None] = []
+        schemes = [_scheme(each) for each in _from_the_right(headers.get(b"x-forwarded-proto"))][:1]
+        hosts = [*_from_the_right(headers.get(b"x-forwarded-host"))]
+        if (value := headers.get(b"x-forwarded-for")) is not None:
+            followed = [*self._follow({b"for": part} for part in _from_the_right(value))]
+            clients.append(_client(peer, followed))
+        if (value := headers.get(b"forwarded")) is not None:
+            followed = [*self._follow(map(_read_element, _from_the_right(value)))]
+            clients.append(_client(peer, followed))
+            schemes += [_scheme(each[b"proto"]) for each in followed if b"proto" in each][-1:]
+            hosts += [each[b"host"] for each in followed if b"host" in each]
+        named = tuple(host[:MAX_HOST_BYTES] for host in hosts if host)
+        prefix = headers.get(b"x-forwarded-prefix", b"").removesuffix(b"/")
+        is_plain = len(prefix) <= MAX_PREFIX_BYTES and _PREFIX.fullmatch(prefix)
+        return Source(_agreed(clients, peer), _agreed(schemes, None), named, prefix.decode() if is_plain else "")
+
+    def _follow(self, elements: Iterable[Mapping[bytes, bytes]]) -> Iterator[Mapping[bytes, bytes]]:
+        """Yield elements up to the first that names somebody who is not trusted, or nobody."""
+        for element in elements:
+            yield element
+            node = parse_node(element.get(b"for", b""))
+            if node is None or not self.trusts(node):
+                return
+
+
+def parse_node(text: bytes) -> str | None:
+    """Return the IP address of a node, which may have a port; None for ``unknown``, a made-up name or anything else."""
+    match = _NODE.fullmatch(text.decode("latin-1"))
+    address = _address(match[1] or match[2] or match[3]) if match else None
+    return None if address is None else str(address)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return an address; one of IPv4 that is written as one of IPv6 is that of IPv4."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _from_the_right(value: bytes | None) -> Iterator[bytes]:
+    """Yield the parts of a list, the last one first.
+
+    A comma in a quoted string splits that too, and leaves parts that are malformed: no address has one.
+    """
+    if value is not None:
+        for part in reversed(value.rsplit(b",", MAX_HOPS)[-MAX_HOPS:]):
+            yield part.strip(b" \t")
+
+
+def _read_element(part: bytes) -> dict[bytes, bytes]:
+    """Read an element of ``Forwarded``; nothing where it is malformed."""
+    pairs: dict[bytes, bytes] = {}
+    for text in part.split(b";"):
+        match = _PAIR.fullmatch(text.strip(b" \t"))
+        if match is None or (name := match[1].lower()) in pairs:
+            return {}
+        pairs[name] = re.sub(rb"\\(.)", rb"\1", match[3]) if match[2] is None else match[2]
+    return pairs
+
+
+def _client(peer: str | None, followed: list[Mapping[bytes, bytes]]) -> str | None:
+    """Return the address that is farthest from this server."""
+    nodes = [node for each in followed if (node := parse_node(each.get(b"for", b""))) is not None]
+    return nodes[-1] if nodes else peer
+
+
+def _scheme(text: bytes) -> str | None:
+    return text.lower().decode() if text.lower() in (b"http", b"https") else None
+
+
+def _agreed(values: list[str | None], otherwise: str | None) -> str | None:
+    """Return what all of them say, or the other value where they differ or nothing is said."""
+    return values[0] if len({*values}) == 1 else otherwise

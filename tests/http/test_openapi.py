@@ -110,7 +110,7 @@ def test_only_deterministic_transforms_without_an_option_called_poem_have_get() 
 def test_each_status_lists_its_codes() -> None:
     made = document(ODD)
     responses = made["paths"]["/transform/{spec}"]["post"]["responses"]
-    assert {*responses} == {*"200 400 404 409 413 415 422 429 500 502 503 504".split()}
+    assert {*responses} == {"200", "400", "404", "409", "413", "415", "422", "429", "500", "502", "503", "504"}
     for status in {*responses} - {"200"}:
         assert responses[status] == {"$ref": f"#/components/responses/{status}"}
         assert list(made["components"]["responses"][status]["content"]) == ["application/problem+json"]

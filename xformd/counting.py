@@ -15,7 +15,7 @@ from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome
 from xformd.service import TransformService
-from xformd.spec import Spec
+from xformd.spec import Spec, SpecCache
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import OK, SEVERAL, UNKNOWN, Front, Metrics
 from xformd.telemetry.timing import RequestTiming
@@ -40,6 +40,8 @@ class CountingService:
         self.caller_has_room = service.caller_has_room
         self.stop = service.stop
         self.on_swap = service.on_swap
+        self._calls: SpecCache[bytes, PreparedCall | None] = SpecCache()
+        self.on_swap.append(self._calls.clear)
 
     @property
     def registry(self) -> Registry:
@@ -72,8 +74,11 @@ class CountingService:
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
-        call = self._prepare_call(words)
-        return call if call is None else call.counted.get(self) or self._make_counted(call)
+        try:
+            return self._calls[words]
+        except KeyError:
+            call = self._prepare_call(words)
+            return self._calls.remember(words, None if call is None else self._make_counted(call))
 
     def _make_counted(self, call: PreparedCall) -> PreparedCall:
         """Count what succeeds at once in batches, and everything else in ``finish_call``."""
@@ -88,8 +93,7 @@ class CountingService:
             return result.addBoth(self._count_outcome, label) if isinstance(result, Deferred) else result
 
         batched_counts = self._metrics.batched_counts(label, self._front)
-        counted = call.counted[self] = attrs.evolve(call, finish_call=finish_call, batched_counts=batched_counts)
-        return counted
+        return attrs.evolve(call, finish_call=finish_call, batched_counts=batched_counts)
 
     def _label(self, spec: Spec) -> str:
         if len(spec.steps) > 1:

@@ -362,14 +362,15 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
             result = call.run(data[start:end])
         except BaseException:  # the transform's: nothing else runs in there
             result = Failure()
-        if counts is not None:
-            counts.poems_bytes.append(end - start)
-        if type(result) is not bytes or len(result) > max_result_bytes:
+        if type(result) is not bytes or (result_bytes := len(result)) > max_result_bytes:
+            if counts is not None:
+                counts.poems_bytes.append(end - start)
             pending = int(number), partial(call.finish_call, result)
             break
         if counts is not None:
-            counts.results_bytes.append(len(result))
-        reply = b"%d:%b ok.%b," % (len(number) + 4 + len(result), number, result)
+            counts.poems_bytes.append(end - start)
+            counts.results_bytes.append(result_bytes)
+        reply = b"%d:%b ok.%b," % (len(number) + 4 + result_bytes, number, result)
         replies.append(reply)
         if (room_bytes := room_bytes - len(reply)) < 0:
             break

@@ -53,8 +53,8 @@ class PreparedCall:
 
     If the result of ``run`` is ``bytes`` within the limit, it goes to the client; anything else, and the Failure of
     what it raised, goes to ``finish_call``.
-    ``on_slow_call`` is called with the seconds of a run that took more than ``SLOW_CALL_S``. ``counted`` has copies of
-    this with ``batched_counts``, by the ``CountingService`` that made them.
+    ``on_slow_call`` is called with the seconds of a run that took more than ``SLOW_CALL_S``. A
+    ``CountingService`` makes copies with ``batched_counts``.
     """
 
     run: Run
@@ -62,7 +62,6 @@ class PreparedCall:
     on_slow_call: Callable[[float], None]
     name: str = ""
     batched_counts: BatchedCounts | None = None
-    counted: dict[object, "PreparedCall"] = attrs.field(factory=dict)
 
 
 class RequestsInFlight:

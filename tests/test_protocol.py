@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, ISSLTransport
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from support.logs import Log, captured
 from support.memory import MemoryServer
 from support.wires import Wire
+from xformd.net.proxy_header import ProxyHeaderFactory
 from xformd.net.write_buffer import PART_BYTES
+from xformd.protocol import FLUSH_TIMEOUT_S
 from xformd.wire.netstring import encode
 
 UPPER = b"7:upper.a,"
@@ -134,13 +137,16 @@ class ForwardingWire(Wire):
     def __init__(self) -> None:
         super().__init__()
         self.plain: list[bytes] = []
+        self.is_held_back = False
 
     def __getattr__(self, name: str) -> Any:
-        if name == "hint_read_size":
-            return lambda _: None
-        if name != "send_now":
+        own = {"hint_read_size": str, "send_now": self._send_plain, "hint_close_after_write": self._hold_back}
+        if name not in own:
             raise AttributeError(name)
-        return self._send_plain
+        return own[name]
+
+    def _hold_back(self) -> None:
+        self.is_held_back = True
 
     def _send_plain(self, data: bytes) -> int:
         self.plain.append(data)
@@ -303,3 +309,49 @@ def test_nothing_that_a_client_sends_makes_a_traceback(data: list[bytes]) -> Non
     assert log.tracebacks == []
     assert server.clock.getDelayedCalls() == []
     assert not wire.value() or wire.value().endswith(b",")
+
+
+# What wraps a transport.
+
+
+def behind_a_proxy_header(server: MemoryServer, wire: Wire, layer: type[ProtocolWrapper] | None = None) -> Any:
+    """Open a connection to a ``haproxy:`` endpoint, perhaps over another layer; the header has arrived."""
+    factory = ProxyHeaderFactory(server.factory, server.clock)
+    protocol: Any = factory.buildProtocol(None)
+    if layer is not None:
+        protocol = layer(factory, protocol)
+    protocol.makeConnection(wire)
+    protocol.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+    return protocol
+
+
+@implementer(ISSLTransport)
+class WaitingTls(ProtocolWrapper):  # type: ignore[misc]  # only what is called
+    """TLS that waits for its peer's end."""
+
+    def loseConnection(self) -> None: ...
+
+
+def test_a_refused_client_behind_a_proxy_may_finish_sending_too(server: MemoryServer) -> None:
+    wire = Wire()
+    behind_a_proxy_header(server, wire).dataReceived(b"x")
+    assert wire.write_closed
+    assert not wire.disconnecting
+    assert_ends_after(server, wire, 5)
+
+
+def test_a_stopping_server_waits_for_no_end_of_tls_behind_a_proxy(server: MemoryServer) -> None:
+    wire = Wire()
+    behind_a_proxy_header(server, wire, WaitingTls).dataReceived(UPPER)
+    server.factory.drain()
+    assert not wire.disconnecting
+    server.clock.advance(FLUSH_TIMEOUT_S)
+    assert wire.disconnecting
+
+
+def test_the_last_data_over_tls_is_not_held_back(server: MemoryServer) -> None:
+    wire = ForwardingWire()
+    protocol, _ = server.connect(wire=wire)
+    protocol.dataReceived(UPPER)
+    assert wire.value() == b"1:A,"
+    assert not wire.is_held_back

@@ -22,6 +22,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -166,7 +167,7 @@ class TransformProtocol(DrainableProtocol):
 
     def finish(self, data: bytes) -> None:
         """See ``Connection.finish``."""
-        if self._is_eager:
+        if self._can_send_now:  # under TLS the end comes much later, and the last segment would wait for it
             cast(Any, self.transport).hint_close_after_write()
         if self._output is None and len(data) <= PART_BYTES:  # the transport holds that much: no buffer is needed
             self._has_written = True
@@ -206,10 +207,13 @@ class TransformProtocol(DrainableProtocol):
         """See ``Connection.close``."""
         self._is_closing = True
         self.resume_reading()
+        if not self._is_flushed:
+            self._deadline.clear()  # it was for something else, and the write buffer has its own
         self._finish_closing()
 
     def call_soon(self, go_on: Callable[[], None]) -> None:
         """See ``Connection.call_soon``."""
+        assert self._next_turn is None
         self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
 
     def begin_entry(self, request_id: str | None = None, session_id: int | None = None) -> AccessEntry | None:
@@ -220,12 +224,12 @@ class TransformProtocol(DrainableProtocol):
         peer = self.peer or str(getattr(self.transport.getPeer(), "host", "unix"))
         return AccessEntry(request_id, log=log, front=self._front, peer=peer, session_id=session_id)
 
-    def count_refusal(self, error: XformError, entry: AccessEntry | None = None) -> None:
+    def count_refusal(self, code: str, entry: AccessEntry | None = None) -> None:
         """See ``Connection.count_refusal``."""
         if self.factory.metrics is not None:
-            self.factory.metrics.refused(self._front, error.code)
+            self.factory.metrics.refused(self._front, code)
         if entry is not None:
-            entry.finish(error.code)
+            entry.finish(code)
 
     def log_refusal(self, error: XformError, client: str | None = None) -> None:
         """See ``Connection.log_refusal``."""
@@ -277,7 +281,7 @@ class TransformProtocol(DrainableProtocol):
         self.service = self.factory.counting.get(front, self.factory.service)
 
     def _refuse(self, error: XformError) -> None:
-        self.count_refusal(error, self.begin_entry())
+        self.count_refusal(error.code, self.begin_entry())
         self.log_refusal(error)
         self.close()
 
@@ -297,10 +301,19 @@ class TransformProtocol(DrainableProtocol):
             self._output.close()
             self.transport.unregisterProducer()
         self._await_end()
-        if self._peer_has_finished or not _can_half_close(type(self.transport)):
+        if self._peer_has_finished or not self._can_half_close():
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
+
+    def _can_half_close(self) -> bool:
+        # Of the class, which is remembered, or else of the transport: what wraps another says so of itself.
+        transport = self.transport
+        return _are_half_closeable(type(transport)) or (
+            isinstance(transport, ProtocolWrapper)
+            and IHalfCloseableDescriptor.providedBy(transport)
+            and not ISSLTransport.providedBy(transport)
+        )
 
     def _await_end(self) -> None:
         limits = self.limits
@@ -312,7 +325,10 @@ class TransformProtocol(DrainableProtocol):
     def _deadline_passed(self) -> None:
         if self._is_flushed and self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
             # Only the peer's close_notify of TLS is missing; what was sent still reaches it.
-            cast(Any, self.transport).transport.loseConnection()
+            transport: Any = self.transport
+            while isinstance(transport, ProtocolWrapper):
+                transport = transport.transport
+            transport.loseConnection()
         elif self._is_closing or self._handler is None or not self._handler.expire():
             self._cut_off()
 
@@ -384,6 +400,6 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
 
 
 @functools.cache
-def _can_half_close(transport: type) -> bool:
+def _are_half_closeable(transport: type) -> bool:
     # Twisted's TLS claims to, but ends the TCP stream under the TLS records that are still to come.
     return IHalfCloseableDescriptor.implementedBy(transport) and not ISSLTransport.implementedBy(transport)

@@ -1,6 +1,7 @@
 """``/batch``: its lines, and how they run beside each other."""
 
 import base64
+import itertools
 import json
 import time
 from typing import Any
@@ -147,3 +148,35 @@ def test_an_invalid_line_is_rejected_with_an_example(text: bytes) -> None:
 @pytest.mark.parametrize("body", [b"a\nbc", b"a\nbc\n", b"\n\na\r\n \nbc"])
 def test_blank_lines_are_skipped(body: bytes) -> None:
     assert [*split_lines(body)] == [b"a", b"bc"]
+
+
+def test_a_batch_takes_one_turn_at_a_time() -> None:
+    def stopwatch() -> float:
+        """Let every look at the clock end a turn, once ten lines run."""
+        return next(ticks) if len(front.results) == 10 else 0
+
+    ticks, front = itertools.count(), Front(stopwatch=stopwatch)
+    client = front.open()
+    client.protocol.dataReceived(batch(*[LATER] * 10, *[UPPER] * 50))
+    for result in front.results:
+        waiting = len(front.clock.getDelayedCalls())
+        result.callback("late")
+        assert len(front.clock.getDelayedCalls()) < waiting, "its timeout has gone, and no turn has come"
+    client.settle()
+    assert len(results(client)) == 60
+
+
+def test_a_server_that_stops_starts_no_more_lines() -> None:
+    front, client = connected(batch(*[LATER] * 4), max_in_flight=1)
+    front.service.stop()
+    client.settle()
+    assert [line["error"]["code"] for line in results(client)] == ["shutting-down"] * 4
+    assert len(front.results) == 1
+
+
+def test_nothing_is_sent_to_a_client_that_has_left() -> None:
+    front, client = connected(batch(*[{"spec": "later" + "+later" * 31, "poem": "owl"}] * 600), max_in_flight=600)
+    client.wire.clear()
+    client.leave()
+    assert client.wire.value() == b""
+    assert not front.clock.getDelayedCalls()

@@ -2,17 +2,19 @@
 
 import contextlib
 import gc
+import itertools
 import socket
 import weakref
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from support.http_front import Client, Front, ask, connected, request
 from support.logs import Log
 from support.memory import HERE
-from xformd.http.connection import PROBE_S
-from xformd.http.messages import Request
+from xformd.http.connection import PROBE_AGAIN_S, PROBE_S
+from xformd.http.messages import BodyWriter, Request, Response
 from xformd.wire.http1 import MAX_HEAD_BYTES
 
 OWL = request("/transform/upper", b"owl")
@@ -344,3 +346,72 @@ def test_an_application_error_is_logged_and_not_shown(log: Log) -> None:
     assert answer.status == 500
     assert b"fault" not in answer.body
     assert len(log.tracebacks) == 1
+
+
+# What a review has found.
+
+
+def test_a_client_that_reads_slowly_has_more_time_than_its_request_had() -> None:
+    front = Front(request_timeout_s=5, write_timeout_s=20)
+    client = front.open()
+    client.wire.max_held_bytes = 65_536
+    last = request("/transform/repeat:times=10", b"owl" * 50_000, connection="close")
+    client.protocol.dataReceived(last[:100])
+    client.protocol.dataReceived(last[100:])
+    for _ in range(15):
+        front.clock.advance(2)
+        client.wire.taken()
+    assert not client.wire.disconnected
+    (answer,) = client.received()
+    assert len(answer.body) == 1_500_000
+    assert client.is_closed
+
+
+def test_a_half_closed_client_is_probed_again() -> None:
+    front, client = connected(LATER)
+    client.protocol.readConnectionLost()
+    for _ in range(3):
+        front.advance(PROBE_AGAIN_S, client)
+    assert statuses(client) == [100] * 3
+    front.finish(0, client)
+    assert statuses(client) == [200]
+
+
+def test_short_requests_behind_a_long_body_are_read_in_short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    hints: list[int] = []
+    monkeypatch.setattr("support.wires.Wire.hint_read_size", lambda _, count: hints.append(count), raising=False)
+    client = Front().client(request("/transform/upper", b"owl" * 100_000))
+    assert hints == [300_000, 0]
+    client.send(OWL * 3)
+    assert hints == [300_000, 0]
+
+
+def test_what_is_sent_behind_a_batch_waits_for_its_end() -> None:
+    ticks = itertools.count()
+    front = Front(stopwatch=lambda: next(ticks) / 10)  # every look at the clock ends a turn
+    client = front.client(batch(2) + OWL)
+    for number in range(2):
+        front.finish(number, client)
+    assert [answer.status for answer in client.received()] == [200, 200]
+
+
+class AtOnce:
+    """A body that ends before its response does."""
+
+    def start(self, writer: BodyWriter) -> None:
+        writer.send(b"owl")
+        writer.end()
+
+    def resume(self) -> None: ...
+    def cancel(self) -> None: ...
+
+
+def test_a_late_response_may_end_as_soon_as_it_starts() -> None:
+    front, late = Front(), [Deferred[Response](), Deferred[Response]()]
+    waiting = iter(late)
+    front.application.respond = lambda _: lambda body: next(waiting)
+    client = front.client(OWL + OWL)
+    late[0].callback(Response(200, b"", AtOnce()))
+    assert statuses(client) == [200]
+    late[1].callback(Response(200, b"", b"cat"))
+    assert statuses(client) == [200]

@@ -1,5 +1,6 @@
 """``/transform/{spec}``: how a transform is requested, and what the response, the metrics and the log have of it."""
 
+import time
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -8,7 +9,11 @@ from twisted.internet.defer import Deferred, fail
 
 from support.http_front import Front, ask, connected, request
 from support.logs import Log
+from support.registries import registry_of
+from xformd import transform
 from xformd.errors import Cancelled
+from xformd.runners.generation import Generation
+from xformd.runners.inline import InlineRunner
 from xformd.telemetry.timing import RequestTiming
 
 OWL = request("/transform/upper", b"owl")
@@ -274,6 +279,12 @@ def test_server_timing_is_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> No
         (request("/transform/upper", method="PUT"), "(none)", "bad-request"),
         (request("/batch", b"{}", x_timeout_ms="0"), "(none)", "bad-request"),
         (request("/batch", b"{}"), "(none)", "bad-request"),
+        (request("/poems"), "(none)", "bad-request"),
+        (request("/batch"), "(none)", "bad-request"),
+        (request("/transform/upper", b"owl", content_encoding="br"), "(none)", "bad-request"),
+        (request(UPPER_OWL, if_match='"other"'), "(none)", "bad-request"),
+        (request("/transforms/uppr"), "(unknown)", "no-such-transform"),
+        (request(UPPER_OWL, sec_fetch_site="cross-site"), "(none)", "forbidden"),
         (request("/batch", b'{"spec": "uppr", "poem": "owl"}'), "(unknown)", "no-such-transform"),
     ],
 )
@@ -299,3 +310,33 @@ def test_a_response_leaves_nothing_in_flight(data: bytes) -> None:
     front.finish(0, client)
     assert client.received()[0].status == 200
     assert not front.service.in_flight
+
+
+# Reloads, and results that come later.
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain; charset=us-ascii"], ids=["fast path", "any other"])
+def test_a_reload_between_head_and_body_counts_for_the_request(content_type: str | None) -> None:
+    @transform(name="upper", inline=True)
+    def other(poem: str) -> str:
+        return "new " + poem
+
+    front = Front()
+    front.ask(OWL)
+    data = request("/transform/upper", b"owl", content_type=content_type)
+    client = front.client(data[:-3])
+    inline = InlineRunner(front.limits.max_result_bytes, front.clock)
+    front.service.swap(Generation(registry_of(other, version="2.0"), inline))
+    (answer,) = client.ask(data[-3:])
+    assert (answer.body, answer.headers["x-transform"]) == (b"new owl", "upper/2.0")
+
+
+def test_server_timing_has_the_time_of_a_result_that_comes_later() -> None:
+    front, client = connected(LATER)
+    front.finish(0, client)
+    client.received()
+    client.send(LATER)
+    time.sleep(0.02)  # what is measured, with the real clock
+    front.finish(1, client)
+    (answer,) = client.received()
+    assert float(answer.headers["server-timing"].rpartition("=")[2]) >= 20

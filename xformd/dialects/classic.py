@@ -24,7 +24,7 @@ class ClassicHandler:
         try:
             request = classic.decode_request(string)
         except XformError as error:
-            connection.count_refusal(error, entry)
+            connection.count_refusal(error.code, entry)
             self._refuse(error)
             return
         try:

@@ -85,7 +85,7 @@ class Connection(Protocol):
         """Begin a request's entry in the access log, if there is one."""
         ...
 
-    def count_refusal(self, error: XformError, entry: AccessEntry | None = None) -> None:
+    def count_refusal(self, code: str, entry: AccessEntry | None = None) -> None:
         """Count a request that never reached the service, and finish its entry."""
         ...
 

@@ -146,7 +146,7 @@ class SessionHandler:
         if self._peer_has_finished and decoder.is_inside and not decoder.has_unread:
             self._violation = self._violation or BadFrame("the stream ended inside a netstring")
         if self._violation is not None:
-            self._connection.count_refusal(self._violation, self._connection.begin_entry())
+            self._connection.count_refusal(self._violation.code, self._connection.begin_entry())
             self._end(self._violation)
         elif (self._peer_has_finished or self._is_stopping) and not decoder.has_unread and not self._in_flight:
             self._is_closed = True
@@ -297,7 +297,7 @@ class SessionHandler:
 
     def _reject(self, request_id: int, error: XformError) -> None:
         """Answer a request with an error here, and count it: it never reaches the service, which counts the others."""
-        self._connection.count_refusal(error, self._connection.begin_entry(session_id=request_id))
+        self._connection.count_refusal(error.code, self._connection.begin_entry(session_id=request_id))
         self._refuse(request_id, error)
 
     def _refuse(self, request_id: int, error: XformError) -> None:

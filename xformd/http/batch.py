@@ -5,18 +5,18 @@ Invariant: a batch is one caller, however many lines it has: it queues as one, a
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from xformd.errors import BadRequest, XformError
+from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.http import problems, requests
 from xformd.http.messages import BodyWriter, Request, Response, TakeBody, header_lines
 from xformd.limits import Limits
 from xformd.net.write_buffer import PART_BYTES
-from xformd.runners import Caller
 from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.spec import Spec, parse_readable
@@ -78,7 +78,7 @@ def split_lines(body: bytes) -> Iterator[bytes]:
 
 
 class BatchEndpoint:
-    """Responds to a batch. ``metrics`` counts what the service never sees."""
+    """Responds to a batch. ``metrics`` counts lines that never reach the service."""
 
     def __init__(self, service: Service, metrics: Metrics, limits: Limits) -> None:
         self._service = service
@@ -87,84 +87,56 @@ class BatchEndpoint:
 
     def __call__(self, request: Request) -> Response | TakeBody:
         """Respond to a request; every line gets a result or an error."""
-        try:
-            timeout_s = requests.timeout_s(request.headers)
-        except XformError as error:
-            self._metrics.refused("http", error.code)
-            raise
+        timeout_s = requests.timeout_s(request.headers)
         if (detail := requests.unsupported_body(request.headers)) is not None:
-            self._metrics.refused("http", BadRequest.code)
             return problems.response(problems.http_problem(415, detail, request.id))
 
         def take_body(body: bytes) -> Response:
-            lines = enumerate(split_lines(body))
-
-            def start_next(caller: Caller) -> bytes | Deferred[bytes] | None:
-                index, text = next(lines, (0, None))
-                return None if text is None else self._start(index, text, timeout_s, caller, request)
-
-            headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
-            service = self._service
-            return Response(200, headers, _Results(start_next, self._limits.max_in_flight, service))
+            lines = _Lines(request, body, timeout_s, self._service, self._metrics, self._limits.max_in_flight)
+            return Response(200, header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store")), lines)
 
         return take_body
 
-    def _start(
-        self, index: int, text: bytes, timeout_s: float | None, caller: Caller, request: Request
-    ) -> bytes | Deferred[bytes]:
-        """Run a line; return its line of the response, which may be an error, but never raise one."""
-        request_id = request.id
-        timing = RequestTiming(request_id.decode()) if request.entry is None else request.entry.part()
-        try:
-            spec, poem = parse_line(text)
-        except XformError as error:
-            self._metrics.refused("http", error.code)
-            if isinstance(timing, AccessEntry):
-                timing.finish(error.code)
-            return encode_error(index, error, request_id)
-        try:
-            result = self._service.xform(spec, poem, timeout_s=timeout_s, caller=caller, timing=timing)
-        except XformError as error:
-            return encode_error(index, error, request_id)
-        if isinstance(result, bytes):
-            return encode_result(index, result)
-        return result.addCallbacks(
-            lambda result: encode_result(index, result),
-            lambda failure: encode_error(index, _error_of(failure, timing), request_id),
-        )
 
-
-def _error_of(failure: Failure, timing: RequestTiming) -> XformError:
-    return failure.value if isinstance(failure.value, XformError) else internal_error(failure, timing)
-
-
-class _Results:
-    """The body of the response to one batch, which is the caller of all its lines.
+class _Lines:
+    """The lines of one batch, and the body of the response to it. It is the caller of all of them.
 
     Args:
-        start_next: starts the next line; returns None after the last one.
-        max_running: how many lines may run at a time.
+        request: whose id they have in the log.
+        body: of the request.
+        timeout_s: how long the client waits for each.
         service: runs them.
-
-    Attributes:
-        takes_results: whether the client reads what is sent. While it does not, none of its lines goes to a worker.
+        metrics: counts those that are malformed.
+        max_running: how many may run at a time.
     """
 
     def __init__(
-        self, start_next: Callable[[Caller], bytes | Deferred[bytes] | None], max_running: int, service: Service
+        self,
+        request: Request,
+        body: bytes,
+        timeout_s: float | None,
+        service: Service,
+        metrics: Metrics,
+        max_running: int,
     ) -> None:
-        self._start_next = start_next
-        self._max_running = max_running
+        self._request = request
+        self._unread = enumerate(split_lines(body))
+        self._timeout_s = timeout_s
         self._service = service
+        self._metrics = metrics
+        self._max_running = max_running
         self._running: set[Deferred[bytes]] = set()
         self._finished: list[bytes] = []
         self._finished_bytes = 0
         self._has_more = True
         self._is_working = False
+        self._has_next_turn = False
+        self._is_stopping = False  # the server is, so no more are started
+        self._is_done = False  # all of them are, or their client is gone
 
     @property
     def takes_results(self) -> bool:
-        """Whether the client is there, and reads what is sent."""
+        """Whether the client is there, and reads what is sent. While it does not, no line goes to a worker."""
         return self._writer.has_room
 
     def start(self, writer: BodyWriter) -> None:
@@ -179,49 +151,86 @@ class _Results:
 
     def cancel(self) -> None:
         """See ``BodyStream.cancel``."""
-        self._has_more = False
-        self._is_working = True  # for good
+        self._is_done = True
         for each in [*self._running]:
             each.cancel()
 
     def _work(self) -> None:
         """Start what may run, send what has finished, and end after the last line."""
-        if self._is_working:
+        if self._is_working or self._is_done:
             return
         self._is_working = True
-        turn_is_over = self._take_turn()
+        turn_is_over = not self._has_next_turn and self._take_turn()
         self._flush()
         self._is_working = False
         if turn_is_over:
-            self._writer.call_soon(self._work)
+            self._has_next_turn = True
+            self._writer.call_soon(self._take_next_turn)
         elif not self._has_more and not self._running:
-            self._is_working = True
+            self._is_done = True
             self._writer.end()
+
+    def _take_next_turn(self) -> None:
+        self._has_next_turn = False
+        self._work()
 
     def _take_turn(self) -> bool:
         """Start lines while they may run; return True if there is no more time for that."""
         ends_s = self._service.stopwatch() + TURN_S
         while self._has_more and len(self._running) < self._max_running and self._writer.has_room:
-            line = self._start_next(self)
-            if line is None:
+            index, text = next(self._unread, (0, None))
+            if text is None:
                 self._has_more = False
-            elif isinstance(line, bytes):
-                self._finish(line)
-            else:
-                self._running.add(line)
-                line.addCallback(self._finish_running, line)
+                return False
+            self._start(index, text)
             if self._service.stopwatch() > ends_s:
                 return True
         return False
 
-    def _finish_running(self, result: bytes, line: Deferred[bytes]) -> None:
-        self._running.discard(line)
-        self._finish(result)
+    def _start(self, index: int, text: bytes) -> None:
+        """Run a line."""
+        request, timing = self._request, RequestTiming(self._request.id.decode())
+        if request.entry is not None:
+            timing = request.entry.part()
+        try:
+            spec, poem = parse_line(text)
+            if self._is_stopping:
+                raise ShuttingDown.not_started()
+        except XformError as error:
+            self._metrics.refused("http", error.code)
+            if isinstance(timing, AccessEntry):
+                timing.finish(error.code)
+            self._finish(encode_error(index, error, request.id))
+            return
+        try:
+            result = self._service.xform(spec, poem, timeout_s=self._timeout_s, caller=self, timing=timing)
+        except XformError as error:
+            self._finish(encode_error(index, error, request.id))
+            return
+        if isinstance(result, bytes):
+            self._finish(encode_result(index, result))
+            return
+        self._running.add(result)
+        result.addCallback(partial(encode_result, index)).addErrback(self._encode_failure, index, timing)
+        result.addCallback(self._finish_running, result)
+
+    def _encode_failure(self, failure: Failure, index: int, timing: RequestTiming) -> bytes:
+        error = failure.value
+        if not isinstance(error, XformError):
+            error = internal_error(failure, timing)
+        self._is_stopping = self._is_stopping or isinstance(error, ShuttingDown)
+        return encode_error(index, error, self._request.id)
+
+    def _finish_running(self, line: bytes, running: Deferred[bytes]) -> None:
+        self._running.discard(running)
+        self._finish(line)
         self._work()
 
-    def _finish(self, result: bytes) -> None:
-        self._finished.append(result)
-        self._finished_bytes += len(result)
+    def _finish(self, line: bytes) -> None:
+        if self._is_done:
+            return
+        self._finished.append(line)
+        self._finished_bytes += len(line)
         if self._finished_bytes > PART_BYTES:  # so that the writer knows how much the client has to read
             self._flush()
 

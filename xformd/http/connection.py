@@ -44,6 +44,9 @@ BUSY_RETRY_MS = 1_000
 PROBE_S = 0.5
 """How long after a half-close to probe whether the client still reads."""
 
+PROBE_AGAIN_S = 5.0
+"""How long to wait until the next probe."""
+
 
 class ForwardedRequests:
     """What the connections of one server share about the proxies in front of it.
@@ -100,11 +103,11 @@ class HttpHandler:
         self._take_body: TakeBody | None = None  # responds to it once it is here; None if it has its response already
         self._body: bytes | io.BytesIO = b""
         self._running: Deferred[Response] | BodyStream | None = None  # makes the response, or its body
+        self._has_long_body = False  # more is read at a time
         self._closes_after_stream = False
         self._output: list[bytes] = []
         self._output_bytes = 0
         self._deadline_is_for = "idle"  # or "request" or "probe"; empty where there is none
-        self._idle_since_s = self._turn_began_s = connection.service.stopwatch()
         self._is_working = False
         self._has_next_turn = False  # its turn was over, and requests are left
         self._peer_has_finished = False
@@ -135,11 +138,10 @@ class HttpHandler:
         """Answer 408 to a request that was too slow, close an idle connection, or probe one that is half-closed."""
         if self._running is not None:
             self._probe()
+            self._connection.set_deadline(PROBE_AGAIN_S)
         elif self._parser.is_inside:
             limit_s = self._connection.limits.request_timeout_s
             self._refuse(BadRequest(f"the request had not fully arrived after {limit_s:g} s (request_timeout_s)"), 408)
-        elif self._deadline_is_for == "idle" and (left_s := self._idle_left_s()) > 0:
-            self._connection.set_deadline(left_s)
         else:
             self._close()
         return True
@@ -203,14 +205,17 @@ class HttpHandler:
             self._flush()
             self._await_more()
 
+    @property
+    def _is_busy(self) -> bool:
+        return self._running is not None or self._is_closed
+
     def _take_turn(self) -> None:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
-        self._turn_began_s = stopwatch()
-        ends_s = self._turn_began_s + TURN_S
-        while self._running is None and not self._is_closed and self._has_room():
+        ends_s = stopwatch() + TURN_S
+        while not self._is_busy and self._has_room():
             if not self._take_request(ends_s) or not parser.has_unread:
                 return
-            if stopwatch() > ends_s:
+            if stopwatch() > ends_s and not self._is_busy:
                 self._has_next_turn = True
                 self._connection.call_soon(self._take_next_turn)
                 return
@@ -266,6 +271,8 @@ class HttpHandler:
         except Exception:
             outcome = self._problem(Failure())
         if isinstance(outcome, Response):
+            if outcome.code != OK:  # what the service gets, it counts itself
+                self._connection.count_refusal(outcome.code)
             # A client that waits for "100 Continue" may send its body now, or another request: they look the same.
             self._respond(outcome, closes=head.expects_continue)
             return
@@ -273,7 +280,8 @@ class HttpHandler:
         if head.expects_continue:
             self._write(CONTINUE)
         if body_bytes is None or body_bytes > PART_BYTES:
-            self._connection.hint_read_size(body_bytes or 0)
+            self._has_long_body = True
+            self._connection.hint_read_size(body_bytes or PART_BYTES)
 
     def _begin_entry(self, request: Request) -> None:
         """Begin its line in the access log. The service finishes it, or else whatever ends the request here."""
@@ -292,11 +300,7 @@ class HttpHandler:
 
     def _respond_within_limit(self, request: Request) -> Response | TakeBody:
         """Respond to a request of a proxy, unless its client has too many in flight."""
-        try:
-            self._forwarded.begin(self, request.client)
-        except Busy as error:
-            self._connection.count_refusal(error)
-            raise
+        self._forwarded.begin(self, request.client)
         return self._application.respond(request)
 
     def _finish_request(self) -> None:
@@ -319,9 +323,10 @@ class HttpHandler:
 
     def _complete(self, body: bytes) -> None:
         """Run a request that has fully arrived."""
-        self._idle_since_s = self._turn_began_s
-        if self._deadline_is_for == "request":
-            self._deadline_is_for = ""
+        self._deadline_is_for = ""
+        if self._has_long_body:
+            self._has_long_body = False
+            self._connection.hint_read_size(0)
         self._idle_connections.pop(self._connection, None)
         take_body, self._take_body = self._take_body, None
         if take_body is None:
@@ -352,7 +357,9 @@ class HttpHandler:
         self._running = None
         if self._is_closed:
             return
+        was_working, self._is_working = self._is_working, True  # a stream may end before _respond returns
         self._respond(response)
+        self._is_working = was_working
         if self._running is None:
             self._finish_request()
         if not self._is_working:
@@ -415,7 +422,7 @@ class HttpHandler:
         if self._request.is_answered:  # and counted
             self._close()
             return
-        self._connection.count_refusal(error)
+        self._connection.count_refusal(error.code)
         self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
 
     def _close(self) -> None:
@@ -424,15 +431,16 @@ class HttpHandler:
         self._idle_connections.pop(self._connection, None)
         self._count_unfinished()
         self._finish_request()
-        if self._output:
-            self._connection.finish(b"".join(self._output))
+        output, self._output, self._body = self._output, [], b""
+        if output:
+            self._connection.finish(b"".join(output))
         else:
             self._connection.close()
 
     def _count_unfinished(self) -> None:
         if self._take_body is not None:
             self._take_body = None
-            self._connection.count_refusal(Cancelled("the client has disconnected"))
+            self._connection.count_refusal(Cancelled.code)
         if self._request is not None and self._request.entry is not None:
             self._request.entry.finish(Cancelled.code)
 
@@ -478,11 +486,6 @@ class HttpHandler:
             self._deadline_is_for = reason
             self._connection.set_deadline(seconds)
 
-    def _idle_left_s(self) -> float:
-        """Return how long it may still be idle: a request that is answered at once does not move the deadline."""
-        passed_s = self._connection.service.stopwatch() - self._idle_since_s
-        return self._connection.limits.idle_timeout_s - passed_s
-
     def _end(self) -> None:
         """Close, as no more requests are accepted; tell a client whose request has arrived in part."""
         if self._parser.is_inside and not self._peer_has_finished:
@@ -503,7 +506,7 @@ class HttpFactory(TransformFactory):
     Args:
         application: responds to the requests.
         metrics: counts those that never reach the service.
-        service: tells the time.
+        service: runs what is in flight when the server stops.
         limits: what a connection may cost.
         clock: a reactor, or a clock in its place.
         proxies: those in front of it that are trusted. Not their connections count for a peer, but their requests.

@@ -18,21 +18,16 @@ from xformd.http.messages import Request, Response, TakeBody, header_lines
 from xformd.http.requests import MAX_AGE_S, TransformRequest, if_match, matches_etag, take_poem
 from xformd.limits import Limits
 from xformd.runners.generation import PreparedCall
-from xformd.runners.inline import SLOW_CALL_S, Outcome
-from xformd.spec import SHORT_CHARACTERS
+from xformd.runners.inline import SLOW_CALL_S, Outcome, end_timing
+from xformd.spec import SpecCache
 from xformd.telemetry.metrics import Metrics
+from xformd.telemetry.timing import RequestTiming
 
 PREFIX = b"/transform/"
 
-MAX_REMEMBERED = 1_024
-"""How many short paths are kept with their transforms, and how many short URLs with their poems."""
-
-MAX_REMEMBERED_BYTES = 2_048
-"""The longest URL that is kept: all of them take a few MiB."""
-
 _MAX_AGE = b"cache-control: public, max-age=%d\r\n" % MAX_AGE_S
 _NO_STORE = b"cache-control: no-store\r\n"
-_READ_HEADERS = frozenset({b"x-timeout-ms", b"content-encoding"})
+_NOT_PLAIN = frozenset({b"x-timeout-ms", b"content-encoding"})
 _PLAIN_TYPES = frozenset(
     {
         b"",
@@ -47,7 +42,7 @@ _PLAIN_TYPES = frozenset(
 
 
 class TransformEndpoint:
-    """Responds to a transform request. ``metrics`` counts what the service never sees."""
+    """Responds to a transform request. ``metrics`` counts poems that never reach the service."""
 
     def __init__(self, service: CountingService, metrics: Metrics, limits: Limits) -> None:
         self._service = service
@@ -55,40 +50,34 @@ class TransformEndpoint:
         self._max_bytes = limits.max_request_bytes
         self._max_result_bytes = service.max_result_bytes
         self._stopwatch = service.stopwatch
-        self._remembered: dict[bytes, tuple[TransformRequest, PreparedCall | None]] = {}
-        self._remembered_gets: dict[bytes, tuple[TransformRequest, bytes, bytes | None]] = {}
-        service.on_swap += [self._remembered.clear, self._remembered_gets.clear]
+        self._remembered: SpecCache[bytes, tuple[TransformRequest, PreparedCall | None]] = SpecCache()
+        service.on_swap.append(self._remembered.clear)
 
     def __call__(self, request: Request) -> Response | TakeBody:
         """Respond to a request, whatever its method."""
-        try:
-            if request.method == "POST":
-                return self._post(request)
-            if request.method in ("GET", "HEAD"):
-                return self._get(request)
-        except XformError as error:
-            self._metrics.refused("http", error.code)
-            raise
-        detail = f"{request.method} is not supported: POST the poem"
-        return self._reject(request, 405, detail, header_lines((b"allow", self._allowed_methods(request))))
+        if request.method == "POST":
+            return self._post(request)
+        if request.method in ("GET", "HEAD"):
+            return self._get(request)
+        allowed = header_lines((b"allow", self._allowed_methods(request)))
+        return _reject(request, 405, f"{request.method} is not supported: POST the poem", allowed)
 
     def _post(self, request: Request) -> Response | TakeBody:
+        headers = request.headers
         if not request.query and request.path in self._remembered:
-            wanted, call = self._remembered[request.path]
-            headers = request.headers
-            is_plain = headers.get(b"content-type", b"") in _PLAIN_TYPES and headers.keys().isdisjoint(_READ_HEADERS)
-            if call is not None and is_plain:
-                return partial(self._call, request, wanted, call)
-        else:
-            wanted = self._read(request, requests.read_query(request.query))
-        request.note_spec(wanted.spec)
-        timeout_s = requests.timeout_s(request.headers)
-        if (detail := requests.unsupported_body(request.headers)) is not None:
-            return self._reject(request, 415, detail, b"accept-encoding: identity\r\n")
+            is_plain = headers.get(b"content-type", b"") in _PLAIN_TYPES and headers.keys().isdisjoint(_NOT_PLAIN)
+            if is_plain and self._remembered[request.path][1] is not None:
+                return partial(self._call, request)
+        options = requests.read_query(request.query)
+        self._look_up(request, options)
+        timeout_s = requests.timeout_s(headers)
+        if (detail := requests.unsupported_body(headers)) is not None:
+            return _reject(request, 415, detail, b"accept-encoding: identity\r\n")
 
         def take_body(body: bytes) -> Response | Deferred[Response]:
+            wanted = self._look_up(request, options)  # again, as a reload may have come before the body
             try:
-                poem = wanted.decode(body, request.headers, self._max_bytes)
+                poem = wanted.decode(body, headers, self._max_bytes)
             except XformError as error:
                 self._metrics.refused("http", error.code)
                 raise
@@ -96,10 +85,11 @@ class TransformEndpoint:
 
         return take_body
 
-    def _call(
-        self, request: Request, wanted: TransformRequest, call: PreparedCall, poem: bytes
-    ) -> Response | Deferred[Response]:
+    def _call(self, request: Request, poem: bytes) -> Response | Deferred[Response]:
         """Respond to a plain request."""
+        wanted, call = self._remembered.get(request.path, (None, None))
+        if wanted is None or call is None:  # a reload has come before the body
+            return self._run(request, self._look_up(request, {}), poem, None)
         stopwatch, counts = self._stopwatch, call.batched_counts
         outcome: Outcome
         started_s = stopwatch()
@@ -119,79 +109,77 @@ class TransformEndpoint:
         if type(outcome) is bytes and is_done:
             headers = b"%bserver-timing: queue;dur=0.00, run;dur=%.2f\r\n" % (wanted.result_headers, 1_000 * ran_s)
             return Response(200, headers, outcome)
-        result = call.finish_call(outcome, request.timing)
-        if isinstance(result, bytes):
-            return _respond(result, wanted, 0.0, ran_s)
-        return result.addCallback(_respond, wanted, 0.0, ran_s)
+        timing = request.timing
+        if isinstance(outcome, Deferred):
+            timing.runs()
+            outcome = end_timing(timing, outcome)
+        return _respond_with(call.finish_call(outcome, timing), wanted, timing)
 
     def _get(self, request: Request) -> Response | TakeBody:
-        wanted, poem, etag = self._remembered_gets.get(request.head.target) or self._read_get(request)
-        request.note_spec(wanted.spec)
+        parameters = requests.read_query(request.query)
+        poem = take_poem(parameters, self._max_bytes)
+        wanted = self._look_up(request, parameters)
         timeout_s = requests.timeout_s(request.headers)
         if not wanted.is_deterministic:
             detail = f"{wanted.spec} is not deterministic, so GET is not supported: POST the poem"
-            return self._reject(request, 405, detail, b"allow: POST\r\n")
+            return _reject(request, 405, detail, b"allow: POST\r\n")
+        etag = wanted.etag(poem)
         if not if_match(request.headers, etag):
-            return self._reject(request, 412, "the result is not the one that If-Match names")
-        caching = _NO_STORE if etag is None else b"etag: %b\r\n%b" % (etag, _MAX_AGE)
-        if etag is None or not matches_etag(request.headers, etag):
-            return lambda _: self._run(request, wanted, poem, timeout_s, caching)
-        wanted.check_options()  # a cached result must not hide an invalid one
-        return Response(304, caching)
+            return _reject(request, 412, "the result is not the one that If-Match names")
+        if etag is not None and matches_etag(request.headers, etag):
+            wanted.check_options()  # a cached result must not hide an invalid one
+            return Response(304, _caching(etag))
 
-    def _read_get(self, request: Request) -> tuple[TransformRequest, bytes, bytes | None]:
-        """Read transforms, poem and tag; keep those of a short URL, which caching clients ask for again."""
-        parameters = requests.read_query(request.query)
-        poem = take_poem(parameters, self._max_bytes)
-        wanted = self._read(request, parameters)
-        read = wanted, poem, wanted.etag(poem)
-        if len(request.head.target) <= MAX_REMEMBERED_BYTES:
-            if len(self._remembered_gets) >= MAX_REMEMBERED:
-                self._remembered_gets.clear()
-            self._remembered_gets[request.head.target] = read
-        return read
+        def run(_: bytes) -> Response | Deferred[Response]:
+            wanted = self._look_up(request, parameters)  # again: even a GET may have a body, and so take a while
+            return self._run(request, wanted, poem, timeout_s, _caching(wanted.etag(poem)))
+
+        return run
 
     def _run(
         self, request: Request, wanted: TransformRequest, poem: bytes, timeout_s: float | None, more: bytes = b""
     ) -> Response | Deferred[Response]:
         """Run any request."""
+        result = self._service.xform(wanted.spec, poem, timeout_s=timeout_s, timing=request.timing)
+        return _respond_with(result, wanted, request.timing, more)
 
-        def respond(result: bytes) -> Response:
-            return _respond(result, wanted, timing.queue_s, timing.run_s, more)
+    def _look_up(self, request: Request, options: Mapping[str, str]) -> TransformRequest:
+        """Read the spec, and look up its transforms.
 
-        timing = request.timing
-        result = self._service.xform(wanted.spec, poem, timeout_s=timeout_s, timing=timing)
-        return respond(result) if isinstance(result, bytes) else result.addCallback(respond)
-
-    def _read(self, request: Request, options: Mapping[str, str]) -> TransformRequest:
-        """Read the spec, and look up its transforms."""
-        if not options and request.path in self._remembered:
-            wanted = self._remembered[request.path][0]
-            request.note_spec(wanted.spec)
-            return wanted
-        segment = request.path[len(PREFIX) :]
-        spec = requests.read_spec(segment, options)
+        Raises:
+            XformError: it does not parse, or names what is not there.
+        """
+        remembered = None if options else self._remembered.get(request.path)
+        spec = requests.read_spec(request.path[len(PREFIX) :], options) if remembered is None else remembered[0].spec
         request.note_spec(spec)
+        if remembered is not None:
+            return remembered[0]
         wanted = TransformRequest.from_spec(spec, self._service.registry)
-        if not options and len(segment) <= SHORT_CHARACTERS:
-            if len(self._remembered) >= MAX_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[request.path] = wanted, self._service.prepare_call(str(wanted.spec).encode())
+        if not options:
+            self._remembered.remember(request.path, (wanted, self._service.prepare_call(str(spec).encode())))
         return wanted
 
     def _allowed_methods(self, request: Request) -> bytes:
         try:
-            is_deterministic = self._read(request, {}).is_deterministic
+            is_deterministic = self._look_up(request, {}).is_deterministic
         except XformError:
             is_deterministic = False
         return b"GET, HEAD, POST" if is_deterministic else b"POST"
 
-    def _reject(self, request: Request, status: int, detail: str, headers: bytes = b"") -> Response:
-        problem = problems.http_problem(status, detail, request.id)
-        self._metrics.refused("http", problem["code"])
-        return problems.response(problem, headers)
+
+def _reject(request: Request, status: int, detail: str, headers: bytes = b"") -> Response:
+    return problems.response(problems.http_problem(status, detail, request.id), headers)
 
 
-def _respond(result: bytes, wanted: TransformRequest, queue_s: float, run_s: float, more: bytes = b"") -> Response:
-    values = (wanted.result_headers, 1_000 * queue_s, 1_000 * run_s, more)
-    return Response(200, b"%bserver-timing: queue;dur=%.2f, run;dur=%.2f\r\n%b" % values, result)
+def _caching(etag: bytes | None) -> bytes:
+    return _NO_STORE if etag is None else b"etag: %b\r\n%b" % (etag, _MAX_AGE)
+
+
+def _respond_with(
+    result: bytes | Deferred[bytes], wanted: TransformRequest, timing: RequestTiming, more: bytes = b""
+) -> Response | Deferred[Response]:
+    def respond(result: bytes) -> Response:
+        values = (wanted.result_headers, 1_000 * timing.queue_s, 1_000 * timing.run_s, more)
+        return Response(200, b"%bserver-timing: queue;dur=%.2f, run;dur=%.2f\r\n%b" % values, result)
+
+    return respond(result) if isinstance(result, bytes) else result.addCallback(respond)

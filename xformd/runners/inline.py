@@ -76,7 +76,7 @@ class InlineRunner:
         if (held_s := self.stopwatch() - started_s) > SLOW_CALL_S:
             self.note_slow_call(call, held_s)
         if timing is not None:
-            outcome = _end(timing, outcome)
+            outcome = end_timing(timing, outcome)
         return self.finish_call(call, outcome, timing)
 
     def caller_has_room(self, caller: Caller) -> None:
@@ -151,7 +151,7 @@ def bind(call: Call) -> Run:
     return run_on_text
 
 
-def _end(timing: RequestTiming, outcome: Outcome) -> Outcome:
+def end_timing(timing: RequestTiming, outcome: Outcome) -> Outcome:
     """Stop the timing: now, or when a Deferred fires."""
 
     def end(result: bytes | Failure) -> bytes | Failure:

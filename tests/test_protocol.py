@@ -326,7 +326,7 @@ def behind_a_proxy_header(server: MemoryServer, wire: Wire, layer: type[Protocol
 
 
 @implementer(ISSLTransport)
-class WaitingTls(ProtocolWrapper):  # type: ignore[misc]  # only what is called
+class WaitingTls(ProtocolWrapper):
     """TLS that waits for its peer's end."""
 
     def loseConnection(self) -> None: ...

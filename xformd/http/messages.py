@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import NamedTuple, Protocol
 
-import attrs
 from twisted.internet.defer import Deferred
 
 from xformd.http.forwarded import Source
@@ -33,7 +32,6 @@ _STATUS_LINES: Mapping[int, bytes] = {
 } | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}
 
 
-@attrs.define(init=False)
 class Request:
     """A request without its body.
 
@@ -51,17 +49,6 @@ class Request:
         entry: its entry in the access log, if there is one.
     """
 
-    head: RequestHead
-    source: Source
-    id: bytes = attrs.field(init=False)
-    method: str = attrs.field(init=False)
-    headers: Mapping[bytes, bytes] = attrs.field(init=False)
-    path: bytes = attrs.field(init=False)
-    query: bytes = attrs.field(init=False)
-    is_answered: bool = attrs.field(init=False)
-    entry: AccessEntry | None = attrs.field(init=False)
-    _timing: RequestTiming | None = attrs.field(init=False)
-
     def __init__(self, head: RequestHead, source: Source) -> None:
         self.head = head
         self.source = source
@@ -70,8 +57,8 @@ class Request:
         self.headers = head.headers
         self.path, _, self.query = head.target.partition(b"?")
         self.is_answered = False
-        self.entry = None
-        self._timing = None
+        self.entry: AccessEntry | None = None
+        self._timing: RequestTiming | None = None
 
     @property
     def client(self) -> str | None:
@@ -134,7 +121,7 @@ class BodyStream(Protocol):
 
 
 class Response(NamedTuple):
-    """A response: ``headers`` as ``header_lines``, without those that every response has; ``code`` for a log."""
+    """A response; ``headers`` are its own as ``header_lines``, ``code`` is for metrics and logs."""
 
     status: int
     headers: bytes = b""

@@ -141,9 +141,9 @@ def serving(
         extra: additional environment variables.
     """
     where = () if "--listen" in arguments else where
+    extra.setdefault("XFORMD_HTTP", "none")  # its port is another test's
     if verb == ("serve",):
         extra.setdefault("XFORMD_WORKERS", "0")
-        extra.setdefault("XFORMD_HTTP", "none")
         extra.setdefault("XFORMD_HOST_NAMES", "a b")  # what the tests' requests call it
     log = folder / "server.log"
     with (

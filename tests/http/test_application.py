@@ -42,6 +42,9 @@ def test_an_internal_error_shows_only_its_id(log: Log) -> None:
         ("/poems", "GET", 404, "no GET /poems here: see GET /openapi.json"),
         ("/batch", "GET", 405, "no GET /batch here: see GET /openapi.json"),
         ("/transforms/wrp", "GET", 404, "no transform 'wrp' here; did you mean 'wrap'?"),
+        ("/transforms/wrap/", "GET", 404, "no transform 'wrap/' here; see 'xformd list-transforms'"),
+        ("/transforms/", "GET", 404, "no transform '' here; see 'xformd list-transforms'"),
+        ("/transforms/wrap", "POST", 405, "no POST /transforms/wrap here: see GET /openapi.json"),
         ("/transform/wrp", "GET", 400, "GET needs the poem as ?poem=...; to send it as the body, use POST"),
         ("/transform/wrp", "PUT", 405, "PUT is not supported: POST the poem"),
     ],
@@ -51,7 +54,8 @@ def test_every_error_is_a_problem_with_its_request_id(target: str, method: str, 
     assert (answer.status, answer.problem["status"], answer.problem["request_id"]) == (status, status, "7e57")
     assert (answer.headers["x-request-id"], answer.headers["cache-control"]) == ("7e57", "no-store")
     assert answer.problem["detail"] == detail
-    assert answer.headers.get("allow") == ("POST" if status == 405 else None)
+    allowed = "GET, HEAD" if target.startswith("/transforms") else "POST"
+    assert answer.headers.get("allow") == (allowed if status == 405 else None)
 
 
 def test_listings_are_revalidated() -> None:

@@ -1,13 +1,19 @@
-"""The endpoints that only read: health, and the page."""
+"""The endpoints that only read: the listing, health, and the page."""
 
+import json
 from typing import Any
+from unittest.mock import Mock
 
 import attrs
 import pytest
 
-from support.http_front import READY, Front, ask, request
+from support.http_front import READY, Front, ask, markup, request
+from support.registries import registry_of
+from xformd.http import endpoints, openapi
 from xformd.http.endpoints import HealthEndpoints
 from xformd.http.web_page import build_page
+from xformd.runners.generation import Generation
+from xformd.runners.inline import InlineRunner
 from xformd.telemetry.status import readiness
 
 
@@ -54,3 +60,30 @@ def test_the_server_answers_the_page_with_its_policy() -> None:
     assert answer.headers["content-security-policy"] == policy
     names = ("content-type", "x-content-type-options", "referrer-policy")
     assert [answer.headers[name] for name in names] == ["text/html; charset=utf-8", "nosniff", "no-referrer"]
+
+
+def get(front: Front, target: str, **headers: Any) -> Any:
+    return json.loads(front.ask(request(target, **headers)).body)
+
+
+def test_the_interface_is_described_once_for_each_listing_and_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Mock(wraps=openapi.build)
+    monkeypatch.setattr(openapi, "build", build)
+    front = Front(trusted_proxies=["127.0.0.1"])
+    urls = [
+        get(front, "/openapi.json", x_forwarded_prefix=prefix)["servers"][0]["url"] for prefix in ("/a", "/b", "/a")
+    ]
+    assert (urls, build.call_count) == (["/a", "/b", "/a"], 2)
+    front.service.swap(Generation(registry_of(markup), InlineRunner(1_000, front.clock)))
+    assert "/transform/upper" not in get(front, "/openapi.json")["paths"]
+
+
+def test_a_transform_is_described_from_one_reading_of_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = Mock(wraps=json.loads)
+    monkeypatch.setattr(endpoints, "json", Mock(loads=loads, dumps=json.dumps))
+    front = Front()
+    found = [front.ask(request(f"/transforms/{name}")) for name in ("markup", "upper", "markup")]
+    assert ([answer.status for answer in found], loads.call_count) == ([200] * 3, 1)
+    front.service.swap(Generation(registry_of(markup, version="2.0"), InlineRunner(1_000, front.clock)))
+    assert get(front, "/transforms/markup")["version"] == "2.0"
+    assert front.ask(request("/transforms/upper")).status == 404

@@ -67,14 +67,13 @@ def test_the_first_address_from_the_right_that_is_no_proxy_is_the_client(value: 
 @pytest.mark.parametrize(
     ("value", "source"),
     [
-        ("for=192.0.2.7;proto=https;host=a.example", Source("192.0.2.7", "https", (b"a.example",))),
-        ('For="[2001:db8::1]:4711"; Proto=HTTP;by=_x', Source("2001:db8::1", "http")),
-        (r'for="\1\9\2.0.2.7";host="a.example:80"', Source("192.0.2.7", None, (b"a.example:80",))),
+        ("for=192.0.2.7;proto=https;host=a.example", Source("192.0.2.7", (b"a.example",))),
+        ('For="[2001:db8::1]:4711"; Proto=HTTP;by=_x', Source("2001:db8::1")),
+        (r'for="\1\9\2.0.2.7";host="a.example:80"', Source("192.0.2.7", (b"a.example:80",))),
         ("for=192.0.2.7:80", Source("192.0.2.7")),
         ("for=6.6.6.6;proto=https, for=192.0.2.7", Source("192.0.2.7")),
-        ("proto=https", Source("10.0.0.1", "https")),
-        ("for=unknown;proto=https, for=10.0.0.2;proto=http", Source("10.0.0.2", "https")),
-        ("for=192.0.2.7;proto=gopher", Source("192.0.2.7")),
+        ("proto=https", Source("10.0.0.1")),
+        ("for=unknown;proto=https, for=10.0.0.2;proto=http", Source("10.0.0.2")),
         ('host="a, for=6.6.6.6;x=y"', Source("10.0.0.1")),
         ('for=6.6.6.6;x=", for=192.0.2.7', Source("192.0.2.7")),
         ("for=192.0.2.7;", Source("10.0.0.1")),
@@ -90,7 +89,6 @@ def test_headers_that_differ_are_not_believed() -> None:
     """A proxy that writes one of them leaves in what the client has sent as the other."""
     assert read(forwarded="for=192.0.2.7", x_forwarded_for="192.0.2.7").client == "192.0.2.7"
     assert read(forwarded="for=192.0.2.7", x_forwarded_for="198.51.100.9").client == "10.0.0.1"
-    assert read(forwarded="for=192.0.2.7;proto=https", x_forwarded_proto="http") == Source("192.0.2.7")
     both = read(forwarded="for=192.0.2.7;host=a.example", x_forwarded_host="b.example, c.example")
     assert both.hosts == (b"c.example", b"b.example", b"a.example")
 
@@ -231,9 +229,9 @@ def test_connections_of_a_trusted_proxy_do_not_count_for_it() -> None:
 
 def test_errors_name_the_paths_that_the_client_asked_for() -> None:
     front = Front(trusted_proxies=["10.0.0.1"])
-    for target in ("/poems", "/transforms/"):
+    for target, expected in (("/poems", 404), ("/batch", 405)):
         status, problem = ask(front, target, x_forwarded_prefix="/xformd")
-        assert (status, problem["detail"]) == (404, f"no GET /xformd{target} here: see GET /xformd/openapi.json")
+        assert (status, problem["detail"]) == (expected, f"no GET /xformd{target} here: see GET /xformd/openapi.json")
 
 
 # Sites.

@@ -61,7 +61,7 @@ def operation(name: str, method: str = "post") -> Any:
 def test_the_document_is_valid(registry: Registry) -> None:
     made = document(registry)
     OpenAPIV31SpecValidator(made).validate()
-    others = "/transform/{spec} /batch /transforms /transforms/{name} /livez /readyz /metrics /openapi.json"
+    others = "/ /transform/{spec} /batch /transforms /transforms/{name} /livez /readyz /metrics /openapi.json"
     assert {*made["paths"]} == {*others.split(), *(f"/transform/{name}" for name in registry.entries)}
 
 
@@ -117,6 +117,19 @@ def test_each_status_lists_its_codes() -> None:
     schema = made["components"]["responses"]["503"]["content"]["application/problem+json"]["schema"]
     assert schema["properties"]["code"]["enum"] == ["shutting-down", "unavailable"]
     assert "404" not in operation("quote")["responses"]
+    assert "415" in made["paths"]["/batch"]["post"]["responses"]
+    conditions = [operation("emphasize", "get"), made["paths"]["/transform/{spec}"]["get"]]
+    for each in conditions:
+        assert "412" in each["responses"]
+        assert {"$ref": "#/components/parameters/if-match"} in each["parameters"]
+
+
+def test_every_component_is_used() -> None:
+    made = document(ODD)
+    text = json.dumps(made)
+    for kind in ("parameters", "headers", "responses"):
+        unused = {name for name in made["components"][kind] if f'"#/components/{kind}/{name}"' not in text}
+        assert unused == set()
 
 
 def test_a_listing_matches_its_schema() -> None:

@@ -70,18 +70,18 @@ def test_room_is_made_as_far_as_the_limit_goes(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize(
-    ("ports", "limit", "allowed", "warning"),
+    ("fronts", "limit", "allowed", "warning"),
     [
         (1, 1_000_000, 100, ""),
         (1, 100, 32, "ulimit -n is 100 and has room for 32 connections instead of 100; raise it"),
-        (2, 100, 16, "ulimit -n is 100 and has room for 16 connections on each port instead of 100;"),
+        (2, 100, 16, "ulimit -n is 100 and has room for 16 connections on each front instead of 100;"),
     ],
 )
 def test_no_more_connections_are_allowed_than_fit(
-    monkeypatch: pytest.MonkeyPatch, log: Log, ports: int, limit: int, allowed: int, warning: str
+    monkeypatch: pytest.MonkeyPatch, log: Log, fronts: int, limit: int, allowed: int, warning: str
 ) -> None:
     limit_to(limit, monkeypatch)
-    limits = run.within_descriptors(Limits(max_connections=100), workers=1, ports=ports)
+    limits = run.within_descriptors(Limits(max_connections=100), workers=1, fronts=fronts)
     assert limits == Limits(max_connections=allowed)
     assert [line.startswith(warning) for line in log.lines] == ([True] if warning else [])
 

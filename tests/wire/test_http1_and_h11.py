@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from support.http_front import CASES, Case
 from support.http_streams import Parsed, parse, singly, streams
 from support.oracle import assert_h11_agrees, read_with_h11
-from xformd.wire.http1 import MAX_FIELDS, MAX_HEAD_BYTES
+from xformd.wire.http1 import MAX_FIELDS, MAX_HEAD_BYTES, METHODS
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tests" / "data" / "http").glob("*.http"))
@@ -76,7 +76,8 @@ REFUSED = {
         HEAD + b"X: \x7f\r\n\r\n",
         CHUNKED + b"0\r\nX: \x1b\r\n\r\n",
     ],
-    "a method that is not registered, or in lower case": [
+    f"a method other than {', '.join(f'`{each}`' for each in METHODS[:-1])} and `{METHODS[-1]}`, or in lower case": [
+        b"PROPFIND / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"FOO / HTTP/1.1\r\nHost: a\r\n\r\n",
         b"get / HTTP/1.1\r\nHost: a\r\n\r\n",
     ],

@@ -18,7 +18,7 @@ from xformd.limits import Limits
 from xformd.service import TransformService
 from xformd.telemetry.access_log import AccessLog
 from xformd.telemetry.metrics import Metrics
-from xformd.wire.http1 import RequestHead
+from xformd.wire.http1 import METHODS, RequestHead
 
 METRICS_MEDIA_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -45,7 +45,7 @@ class Application:
     Args:
         sites: which browsers are answered.
         paths: the endpoints of each path, by method; GET answers HEAD too.
-        prefixes: endpoints of all that begins with a path, which decide about methods themselves.
+        prefixes: the same for all that begins with a path.
         hint: where to look for what there is, with ``{prefix}`` in front of a path, for other requests.
         access_log: gets an entry for each request.
     """
@@ -54,14 +54,14 @@ class Application:
         self,
         sites: Sites,
         paths: Mapping[bytes, Methods],
-        prefixes: Mapping[bytes, Endpoint],
+        prefixes: Mapping[bytes, Methods],
         hint: str = "see GET {prefix}/openapi.json",
         access_log: AccessLog | None = None,
     ) -> None:
         self.access_log = access_log
         self._sites = sites
-        self._paths = paths
-        self._prefixes = prefixes.items()
+        self._paths = {path: _with_head(methods) for path, methods in paths.items()}
+        self._prefixes = [(prefix, _with_head(methods)) for prefix, methods in prefixes.items()]
         self._hint = hint
         self.general_headers: Callable[[RequestHead], bytes] = sites.general_headers
 
@@ -73,28 +73,35 @@ class Application:
         """
         if (refusal := self._sites.check(request)) is not None:
             return refusal
-        for prefix, endpoint in self._prefixes:
-            if request.path.startswith(prefix):
-                return endpoint(request)
-        methods = self._paths.get(request.path)
+        methods = self._methods_of(request.path)
         if methods is None:
             return self._problem(request, 404)
-        method = "GET" if request.method == "HEAD" else request.method
-        if method in methods:
-            return methods[method](request)
-        allowed = ", ".join("GET, HEAD" if each == "GET" else each for each in methods).encode()
-        return self._problem(request, 405, allowed)
+        if (endpoint := methods.get(request.method)) is None:
+            return self._problem(request, 405, ", ".join(methods).encode())
+        return endpoint(request)
 
     def endpoint_of(self, path: bytes) -> str | None:
         """Return what an access log may have of a path, none of which is the client's own: it may quote anything."""
         known = [path] if path in self._paths else [prefix for prefix, _ in self._prefixes if path.startswith(prefix)]
         return known[0].decode() if known else None
 
+    def _methods_of(self, path: bytes) -> Methods | None:
+        for prefix, methods in self._prefixes:
+            if path.startswith(prefix):
+                return methods
+        return self._paths.get(path)
+
     def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
         hint = self._hint.format(prefix=request.source.prefix)
         detail = f"no {request.method} {request.client_path} here: {hint}"
         problem = problems.http_problem(status, detail, request.id)
         return problems.response(problem, b"" if allowed is None else header_lines((b"allow", allowed)))
+
+
+def _with_head(methods: Methods) -> Methods:
+    """Let the endpoint of GET respond to HEAD too, and sort the methods, as ``Allow`` lists them."""
+    head = {"HEAD": methods["GET"]} if "GET" in methods else {}
+    return dict(sorted({**methods, **head}.items()))
 
 
 def make_application(dependencies: HttpDependencies) -> Application:
@@ -109,9 +116,10 @@ def make_application(dependencies: HttpDependencies) -> Application:
         b"/openapi.json": {"GET": listing.describe_interface},
         **_monitoring_paths(dependencies),
     }
-    prefixes: dict[bytes, Endpoint] = {
-        PREFIX: TransformEndpoint(counting, metrics, limits),
-        b"/transforms/": listing.describe_one,
+    prefixes: dict[bytes, Methods] = {
+        # Which methods it allows depends on the transform, so it decides itself.
+        PREFIX: dict.fromkeys(METHODS, TransformEndpoint(counting, metrics, limits)),
+        b"/transforms/": {"GET": listing.describe_one},
     }
     return Application(dependencies.sites, paths, prefixes, access_log=dependencies.access_log)
 

@@ -1,4 +1,4 @@
-"""Who sent a request that a proxy has passed on: its client, its scheme, its host, and the prefix of its path.
+"""Who sent a request that a proxy has passed on: its client, its host, and the prefix of its path.
 
 Each proxy adds the address that connected to it to ``Forwarded`` (RFC 7239) or ``X-Forwarded-For``, so these are read
 from the right. Invariant: an address is believed only where each one to its right is a trusted proxy's, and nothing in
@@ -36,13 +36,11 @@ class Source:
 
     Args:
         client: its IP address; None for a client of a Unix socket, or one that a PROXY header does not name.
-        scheme: ``http`` or ``https``, as it reached the first trusted proxy; None if no proxy says so.
         hosts: the hosts that it asked for, as the proxies name them. Where there are several, one may be made up.
         prefix: what a proxy took off the front of the path, such as ``/xformd``; else empty.
     """
 
     client: str | None
-    scheme: str | None = None
     hosts: tuple[bytes, ...] = ()
     prefix: str = ""
 
@@ -79,7 +77,6 @@ class TrustedProxies:
             headers: of the request.
         """
         clients: list[str | None] = []
-        schemes = [_scheme(each) for each in _from_the_right(headers.get(b"x-forwarded-proto"))][:1]
         hosts = [*_from_the_right(headers.get(b"x-forwarded-host"))]
         if (value := headers.get(b"x-forwarded-for")) is not None:
             followed = [*self._follow({b"for": part} for part in _from_the_right(value))]
@@ -87,12 +84,12 @@ class TrustedProxies:
         if (value := headers.get(b"forwarded")) is not None:
             followed = [*self._follow(map(_read_element, _from_the_right(value)))]
             clients.append(_client(peer, followed))
-            schemes += [_scheme(each[b"proto"]) for each in followed if b"proto" in each][-1:]
             hosts += [each[b"host"] for each in followed if b"host" in each]
         named = tuple(host[:MAX_HOST_BYTES] for host in hosts if host)
         prefix = headers.get(b"x-forwarded-prefix", b"").removesuffix(b"/")
         is_plain = len(prefix) <= MAX_PREFIX_BYTES and _PREFIX.fullmatch(prefix)
-        return Source(_agreed(clients, peer), _agreed(schemes, None), named, prefix.decode() if is_plain else "")
+        client = clients[0] if len({*clients}) == 1 else peer
+        return Source(client, named, prefix.decode() if is_plain else "")
 
     def _follow(self, elements: Iterable[Mapping[bytes, bytes]]) -> Iterator[Mapping[bytes, bytes]]:
         """Yield elements up to the first that names somebody who is not trusted, or nobody."""
@@ -144,12 +141,3 @@ def _client(peer: str | None, followed: list[Mapping[bytes, bytes]]) -> str | No
     """Return the address that is farthest from this server."""
     nodes = [node for each in followed if (node := parse_node(each.get(b"for", b""))) is not None]
     return nodes[-1] if nodes else peer
-
-
-def _scheme(text: bytes) -> str | None:
-    return text.lower().decode() if text.lower() in (b"http", b"https") else None
-
-
-def _agreed(values: list[str | None], otherwise: str | None) -> str | None:
-    """Return what all of them say, or the other value where they differ or nothing is said."""
-    return values[0] if len({*values}) == 1 else otherwise

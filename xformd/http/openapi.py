@@ -19,6 +19,9 @@ from xformd.spec import MAX_SPEC_BYTES, NAME_PATTERN
 
 Json = dict[str, Any]
 
+_FRAME = (files("xformd.http") / "openapi.json").read_text(encoding="utf-8")
+"""Read once: an upgrade of the package replaces the file under a running server."""
+
 _TEXT: Json = {"type": "string"}
 _POEM: Json = {
     "name": "poem",
@@ -85,7 +88,7 @@ def build(listed: Mapping[str, Any], limits: Limits, server_url: str = HERE) -> 
 
 def _read_frame() -> Json:
     """Read what is the same for every server, and fill in the names and limits that other modules define."""
-    frame: Json = json.loads((files("xformd.http") / "openapi.json").read_text(encoding="utf-8"))
+    frame: Json = json.loads(_FRAME)
     parameters = frame["components"]["parameters"]
     parameters["spec"]["schema"]["maxLength"] = MAX_SPEC_BYTES
     parameters["timeout"]["schema"]["maximum"] = MAX_TIMEOUT_MS
@@ -185,7 +188,10 @@ def _post(
 def _get(operation: Json, options: Iterable[Json], result: Json, statuses: Iterable[int]) -> Json:
     return {
         **operation,
-        "parameters": [*options, _reference("parameters", "etag"), _reference("parameters", "timeout")],
+        "parameters": [
+            *options,
+            *(_reference("parameters", name) for name in ("if-match", "if-none-match", "timeout")),
+        ],
         "responses": {
             "200": _result(result, _RESULT_HEADERS + _CACHE_HEADERS),
             "304": {"description": "The client already has this result.", "headers": _headers(_CACHE_HEADERS)},

@@ -127,8 +127,8 @@ class IdleConnections(OrderedDict[Evictable, None]):
     """The connections without a whole request, longest idle first: evicted when a new one needs the room.
 
     Otherwise a client that opens connections and sends little would keep the others out. The longer a connection has
-    been without a request, the less it is worth. It is a plain dict, as each request takes its connection out and puts
-    it back.
+    been without a request, the less it is worth. Each request takes its connection out and puts it back, which leaves
+    gaps at the front of a plain dict: looking for the oldest would go through all of them.
     """
 
     def evict(self) -> bool:

@@ -136,24 +136,24 @@ def _exit_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python'
     os._exit(128 + number)
 
 
-def within_descriptors(limits: Limits, *, workers: int, ports: int = 1) -> Limits:
+def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1) -> Limits:
     """Make room for the allowed connections, and lower ``max_connections``, with a warning, if they do not fit.
 
     Args:
         limits: what the operator allows.
         workers: how many worker processes there will be.
-        ports: how many ports allow ``max_connections`` each.
+        fronts: how many fronts allow ``max_connections`` each, however many endpoints they have.
     """
     allowed = limits.max_connections
-    limit, room = make_room(ports * allowed, workers)
-    each = max(1, room // ports)
+    limit, room = make_room(fronts * allowed, workers)
+    each = max(1, room // fronts)
     if each == allowed:
         return limits
     log.warn(
         "ulimit -n is {limit} and has room for {room} connections{where} instead of {allowed}; raise it (LimitNOFILE)",
         limit=limit,
         room=each,
-        where=" on each port" if ports > 1 else "",
+        where=" on each front" if fronts > 1 else "",
         allowed=allowed,
     )
     return attrs.evolve(limits, max_connections=each)

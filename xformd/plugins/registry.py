@@ -12,6 +12,7 @@ import attrs
 
 from xformd.errors import AmbiguousTransform, NoSuchTransform
 from xformd.plugins.definition import Transform
+from xformd.spec import is_valid_name
 
 BUILT_IN = "xformd"
 """The distribution of the built-in transforms."""
@@ -130,7 +131,7 @@ class Registry:
         for conflict in self.conflicts:
             if conflict.name == name:
                 raise AmbiguousTransform(str(conflict))
-        nearest = _nearest(name, tuple(self.entries))
+        nearest = _nearest(name, tuple(self.entries)) if is_valid_name(name) else None  # a long one is not remembered
         advice = f"did you mean {nearest!r}?" if nearest else "see 'xformd list-transforms'"
         raise NoSuchTransform(f"no transform {name!r} here; {advice}")
 

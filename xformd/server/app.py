@@ -86,8 +86,8 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     Raises:
         ConfigError: a setting names something that does not exist.
     """
-    ports = 1 + settings.answers_http
-    limits = within_descriptors(settings.limits, workers=settings.worker_count, ports=ports)
+    fronts = 1 + bool(settings.http) + bool(settings.metrics)  # each has its own factory
+    limits = within_descriptors(settings.limits, workers=settings.worker_count, fronts=fronts)
     settings = attrs.evolve(settings, limits=limits)
     reloader = Reloader(settings, reactor)
     if settings.answers_http or settings.access_log is not None:

@@ -154,8 +154,9 @@ def test_a_result_is_cached_and_revalidated() -> None:
 
 
 def test_a_cached_result_hides_no_invalid_option() -> None:
-    answer = ask(request("/transform/wrap?poem=owl&width=wide", if_none_match="*"))
-    assert (answer.status, answer.problem["code"]) == (400, "bad-options")
+    for condition in ({"if_none_match": "*"}, {"if_match": '"other"'}):
+        answer = ask(request("/transform/wrap?poem=owl&width=wide", **condition))
+        assert (answer.status, answer.problem["code"]) == (400, "bad-options")
 
 
 def test_head_is_get_without_the_body() -> None:

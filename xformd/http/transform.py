@@ -125,6 +125,7 @@ class TransformEndpoint:
             return _reject(request, 405, detail, b"allow: POST\r\n")
         etag = wanted.etag(poem)
         if not if_match(request.headers, etag):
+            wanted.check_options()  # an error comes before a precondition (RFC 9110, 13.2.1)
             return _reject(request, 412, "the result is not the one that If-Match names")
         if etag is not None and matches_etag(request.headers, etag):
             wanted.check_options()  # a cached result must not hide an invalid one

@@ -154,8 +154,9 @@ def test_a_result_is_cached_and_revalidated() -> None:
 
 
 def test_a_cached_result_hides_no_invalid_option() -> None:
-    for condition in ({"if_none_match": "*"}, {"if_match": '"other"'}):
-        answer = ask(request("/transform/wrap?poem=owl&width=wide", **condition))
+    target = "/transform/wrap?poem=owl&width=wide"
+    for data in (request(target, if_none_match="*"), request(target, if_match='"other"')):
+        answer = ask(data)
         assert (answer.status, answer.problem["code"]) == (400, "bad-options")
 
 

@@ -12,10 +12,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from xformd.dialects.interfaces import Connection
-from xformd.errors import BadRequest, Busy, Cancelled, ShuttingDown, TooLarge, XformError
+from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import Application
-from xformd.http.forwarded import UNIX, Source, TrustedProxies
+from xformd.http.forwarded import UNIX, ForwardedRequests, Source, TrustedProxies
 from xformd.http.messages import (
     CONTINUE,
     LAST_CHUNK,
@@ -27,7 +27,7 @@ from xformd.http.messages import (
     encode_head,
 )
 from xformd.limits import Limits
-from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
+from xformd.net.connections import ConnectionLimitReached, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error
@@ -38,40 +38,11 @@ from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 TURN_S = 0.01
 """How long one connection's requests are handled before the others get their turn."""
 
-BUSY_RETRY_MS = 1_000
-"""When a client that has too many requests in flight may try again."""
-
 PROBE_S = 0.5
 """How long after a half-close to probe whether the client still reads."""
 
 PROBE_AGAIN_S = 5.0
 """How long to wait until the next probe."""
-
-
-class ForwardedRequests:
-    """What the connections of one server share about the proxies in front of it.
-
-    Args:
-        proxies: those that are trusted.
-        limits: how many requests one client may have in flight through them: as many as connections without them.
-    """
-
-    def __init__(self, proxies: TrustedProxies, limits: Limits) -> None:
-        self.proxies = proxies
-        self._max_per_client = limits.max_connections_per_peer
-        self._in_flight: Connections[HttpHandler] = Connections(limits)
-        self.finished = self._in_flight.discard
-
-    def begin(self, handler: "HttpHandler", client: str | None) -> None:
-        """Count the request of a connection for its client.
-
-        Raises:
-            Busy: the client has too many in flight.
-        """
-        if self._in_flight.limit_reached(client) is not None:
-            message = f"{self._max_per_client} of your requests are in flight, which is max_connections_per_peer"
-            raise Busy(message, retry_after_ms=BUSY_RETRY_MS)
-        self._in_flight.add(handler, client)
 
 
 class HttpHandler:
@@ -307,7 +278,7 @@ class HttpHandler:
         """Forget the request: it has its answer, or its connection is gone."""
         self._request = None
         if self._source is None:
-            self._forwarded.finished(self)
+            self._forwarded.end(self)
 
     def _keep(self, piece: bytes) -> None:
         """Keep a piece of the body, unless the request has its response already."""
@@ -533,7 +504,7 @@ class HttpFactory(TransformFactory):
         )
         self._application = application
         proxies = proxies or TrustedProxies()
-        self._forwarded = ForwardedRequests(proxies, limits)
+        self._forwarded = ForwardedRequests(proxies, limits.max_connections_per_peer)
         self.connections = Connections(limits, is_uncounted=proxies.trusts)
 
     def _make_handler(self, connection: Connection) -> HttpHandler:

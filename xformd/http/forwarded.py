@@ -6,11 +6,14 @@ these headers makes a request fail.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import attrs
+
+from xformd.errors import Busy
 
 UNIX = "unix"
 """Stands for every client of a Unix socket among the trusted networks."""
@@ -22,6 +25,9 @@ MAX_HOST_BYTES = 300
 """A name has at most 253 bytes; a longer one is cut, as the ones that were looked at are remembered."""
 
 MAX_PREFIX_BYTES = 256
+
+BUSY_RETRY_MS = 1_000
+"""When a client that has too many requests in flight may try again."""
 
 _PAIR = re.compile(rb"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([^\s"\\]+)|"((?:[^"\\]|\\.)*+)")""")
 _NODE = re.compile(
@@ -98,6 +104,42 @@ class TrustedProxies:
             node = parse_node(element.get(b"for", b""))
             if node is None or not self.trusts(node):
                 return
+
+
+class ForwardedRequests:
+    """The requests in flight that came through trusted proxies, by their client.
+
+    Args:
+        proxies: those that are trusted.
+        max_per_client: how many each client may have in flight, as many as connections without a proxy; None for any.
+    """
+
+    def __init__(self, proxies: TrustedProxies, max_per_client: int | None) -> None:
+        self.proxies = proxies
+        self._max_per_client = max_per_client
+        self._clients: dict[object, str] = {}
+        self._counts: Counter[str] = Counter()
+
+    def begin(self, connection: object, client: str | None) -> None:
+        """Count the request of a connection for its client.
+
+        Raises:
+            Busy: the client has too many in flight.
+        """
+        if self._max_per_client is None or client is None:
+            return
+        if self._counts[client] >= self._max_per_client:
+            message = f"{self._max_per_client} of your requests are in flight, which is max_connections_per_peer"
+            raise Busy(message, retry_after_ms=BUSY_RETRY_MS)
+        self._clients[connection] = client
+        self._counts[client] += 1
+
+    def end(self, connection: object) -> None:
+        """Stop counting the request of a connection, if it is counted."""
+        if (client := self._clients.pop(connection, None)) is not None:
+            self._counts[client] -= 1
+            if not self._counts[client]:
+                del self._counts[client]
 
 
 def parse_node(text: bytes) -> str | None:

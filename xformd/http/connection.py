@@ -27,7 +27,7 @@ from xformd.http.messages import (
     encode_head,
 )
 from xformd.limits import Limits
-from xformd.net.connections import ConnectionLimitReached, IdleConnections
+from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error

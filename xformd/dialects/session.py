@@ -16,16 +16,13 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd import __version__
-from xformd.dialects.interfaces import Connection
+from xformd.dialects.interfaces import TURN_S, Connection
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TransformTimeout, XformError
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S, Outcome
 from xformd.service import Service
 from xformd.wire import netstring, session
-
-TURN_S = 0.01
-"""How long one connection's messages are handled before the others get their turn."""
 
 Work = Callable[[], bytes | Deferred[bytes]]
 """Finishes a request: returns its result, or raises an ``XformError``."""

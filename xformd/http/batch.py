@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from xformd.dialects.interfaces import TURN_S
 from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.http import problems, requests
 from xformd.http.messages import BodyWriter, Request, Response, TakeBody, header_lines
@@ -25,9 +26,6 @@ from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 
 MEDIA_TYPE = b"application/x-ndjson"
-
-TURN_S = 0.01
-"""How long a batch may work before other connections get their turn."""
 
 _EXAMPLE = 'write {"spec": "upper", "poem": "The Owl"}, or "poem_base64" for bytes'
 

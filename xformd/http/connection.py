@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from xformd.dialects.interfaces import Connection
+from xformd.dialects.interfaces import TURN_S, Connection
 from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import Application
@@ -34,9 +34,6 @@ from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.telemetry.metrics import OK, Metrics
 from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
-
-TURN_S = 0.01
-"""How long one connection's requests are handled before the others get their turn."""
 
 PROBE_S = 0.5
 """How long after a half-close to probe whether the client still reads."""
@@ -129,7 +126,7 @@ class HttpHandler:
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
-        self._count_unfinished()
+        self._give_up_request()
         self._finish_request()
 
     # Called by a stream (BodyWriter).
@@ -183,7 +180,7 @@ class HttpHandler:
     def _take_turn(self) -> None:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
         ends_s = stopwatch() + TURN_S
-        while not self._is_busy and self._has_room():
+        while not self._is_busy and self._may_answer():
             if not self._take_request(ends_s) or not parser.has_unread:
                 return
             if stopwatch() > ends_s and not self._is_busy:
@@ -220,7 +217,7 @@ class HttpHandler:
         self._has_next_turn = False
         self._work()
 
-    def _has_room(self) -> bool:
+    def _may_answer(self) -> bool:
         if self._output_bytes > PART_BYTES:
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
@@ -400,7 +397,7 @@ class HttpHandler:
         """Send what is left, and close."""
         self._is_closed = True
         self._idle_connections.pop(self._connection, None)
-        self._count_unfinished()
+        self._give_up_request()
         self._finish_request()
         output, self._output, self._body = self._output, [], b""
         if output:
@@ -408,7 +405,7 @@ class HttpHandler:
         else:
             self._connection.close()
 
-    def _count_unfinished(self) -> None:
+    def _give_up_request(self) -> None:
         if self._take_body is not None:
             self._take_body = None
             self._connection.count_refusal(Cancelled.code)

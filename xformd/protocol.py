@@ -40,6 +40,8 @@ from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
 from xformd.wire import netstring, session
 
+_HTTP_WORDS = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ")
+
 FLUSH_TIMEOUT_S = 1.0
 """How long a client has to read the last answers when the grace period of a stopping server is over."""
 
@@ -266,7 +268,10 @@ class TransformProtocol(DrainableProtocol):
         try:
             strings = self._decoder.decode(data, max_strings=1)
         except netstring.NetstringError as error:
-            self._refuse(error.wire_error)
+            refusal = error.wire_error
+            if data.startswith(_HTTP_WORDS):
+                refusal.log_message = "this looks like HTTP, which has a port of its own (--http)"
+            self._refuse(refusal)
             return
         self.hint_read_size(self._decoder.string_bytes)
         if strings == [session.OPENING]:

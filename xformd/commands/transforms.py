@@ -17,7 +17,7 @@ from xformd.commands.options import (
     print_error,
     server_options,
 )
-from xformd.errors import ConnectionFailed, XformError
+from xformd.errors import ConnectionFailed, TransformTimeout, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -71,15 +71,21 @@ async def _ping(proxy: "TransformProxy", timeout_s: float, *, wait: bool) -> str
 
     reactor: Any = installed
     left_s, start_s = timeout_s, reactor.seconds()
+    refused: ConnectionFailed | None = None
     while True:
         try:
             tried_s = reactor.seconds()
             name = await proxy.ping(timeout=left_s)
             return f"{name}, {1000 * (reactor.seconds() - tried_s):.1f} ms"
-        except ConnectionFailed:
+        except ConnectionFailed as error:
+            refused = error
             left_s = start_s + timeout_s - reactor.seconds() - RETRY_S
             if not wait or left_s <= 0:
                 raise
+        except TransformTimeout:
+            if refused is None:
+                raise
+            raise refused from None
         await deferLater(reactor, RETRY_S)
 
 

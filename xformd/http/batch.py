@@ -38,13 +38,24 @@ def parse_line(text: bytes) -> tuple[Spec, bytes]:
     """
     try:
         members = json.loads(text)
-        if not isinstance(members, dict) or len(members) != 2 or not isinstance(members.get("spec"), str):
-            raise ValueError
+    except (ValueError, RecursionError):
+        raise _invalid("it is not JSON (did curl -d join the lines? use --data-binary)") from None
+    if not isinstance(members, dict) or not isinstance(members.get("spec"), str):
+        raise _invalid("it is not an object with a spec")
+    if unknown := sorted(members.keys() - {"spec", "poem", "poem_base64"}):
+        raise _invalid(f"{unknown[0]!r} is unknown; options stand in the spec")
+    if len(members) != 2:
+        raise _invalid("it has no poem, or two")
+    try:
         is_text = "poem" in members
         poem = members["poem"].encode() if is_text else base64.b64decode(members["poem_base64"], validate=True)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise BadRequest(f"invalid line of a batch: {_EXAMPLE}") from None
+    except (ValueError, TypeError, AttributeError):
+        raise _invalid("its poem is not text, or not base64") from None
     return parse_readable(members["spec"]), poem
+
+
+def _invalid(reason: str) -> BadRequest:
+    return BadRequest(f"invalid line of a batch: {reason}; {_EXAMPLE}")
 
 
 def encode_result(index: int, result: bytes) -> bytes:

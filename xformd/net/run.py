@@ -24,6 +24,9 @@ from xformd.telemetry.logs import start_server_log
 SPARE_DESCRIPTORS = 32
 """For files that transforms open, the log, and listening sockets."""
 
+NEARLY_ALL = 0.95
+"""With room for more than this share of the connections that are allowed, nobody has to do anything."""
+
 SPARE_DESCRIPTORS_PER_WORKER = 8
 """For the pipes of one worker process, and of the one that replaces it."""
 
@@ -149,7 +152,8 @@ def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1) -> Limi
     each = max(1, room // fronts)
     if each == allowed:
         return limits
-    log.warn(
+    log_it = log.info if each > NEARLY_ALL * allowed else log.warn
+    log_it(
         "ulimit -n is {limit} and has room for {room} connections{where} instead of {allowed}; raise it (LimitNOFILE)",
         limit=limit,
         room=each,

@@ -49,6 +49,7 @@ _match_host = re.compile(  # RFC 3986, 3.2.2
 ).match
 _match_ipv6_host = re.compile(rb"\[([0-9A-Fa-f:.]++)\](?::[0-9]*+)?+\Z").match
 
+_TLS_HANDSHAKE = b"\x16"
 _BAD_FRAMING = "the chunks of the body, or its trailers, are malformed"
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _EMPTY: Mapping[bytes, bytes] = {}
@@ -309,6 +310,8 @@ class RequestParser:
 
 def _explain(data: bytes, start: int) -> HttpError:
     """Return why this does not begin a request that is accepted."""
+    if data.startswith(_TLS_HANDSHAKE, start):
+        return HttpError(400, "this is TLS, and this port speaks plain HTTP: use http:")
     if _match_other_version(data, start):
         return HttpError(505, "this server speaks HTTP/1.1")
     return HttpError(400, "this is not an HTTP/1.1 request")

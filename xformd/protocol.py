@@ -38,6 +38,7 @@ from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer
 from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
+from xformd.telemetry.rate_limited import RateLimitedLog
 from xformd.wire import netstring, session
 
 _HTTP_WORDS = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ")
@@ -236,7 +237,16 @@ class TransformProtocol(DrainableProtocol):
     def log_refusal(self, error: XformError, client: str | None = None) -> None:
         """See ``Connection.log_refusal``."""
         peer = client or self._peer()
-        self.log.info("refused {peer}: {code}: {reason}", peer=peer, code=error.code, reason=error.log_message)
+
+        def write(count: int = 1) -> None:
+            others = "" if count == 1 else f" (the last of {count} within a second)"
+            fields = {"peer": peer, "code": error.code, "reason": error.log_message, "log_others": others}
+            self.log.info("refused {peer}: {code}: {reason}{log_others}", **fields)
+
+        if self._front == "http":  # its clients learn the reason themselves
+            self.factory.refused_requests.add("http", write)
+        else:
+            write()
 
     # What its factory calls.
 
@@ -389,6 +399,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         self.access_log = access_log
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(clock)
+        self.refused_requests = RateLimitedLog(clock)
 
     def make_protocol(self, peer: str | None) -> TransformProtocol:
         """Make the protocol of a connection that has been accepted."""

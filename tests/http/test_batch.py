@@ -135,6 +135,9 @@ def test_a_timeout_applies_to_each_line() -> None:
         b'{"spec": "upper", "poem": null}',
         b'{"spec": "upper", "poem_base64": 1}',
         b'{"spec": "upper", "poem_base64": "Y Q=="}',
+        b'{"spec": "upper", "poem": ["a"]}',
+        b'{"spec": "upper", "poem": {"a": "b"}}',
+        b'{"a":[' + b"[[]]," * 1_000_000 + b"{}]}",
         b'{"spec": "upper", "poem": "\\ud800"}',
         b"\xff",
     ],
@@ -143,6 +146,15 @@ def test_a_timeout_applies_to_each_line() -> None:
 def test_an_invalid_line_is_rejected_with_an_example(text: bytes) -> None:
     with pytest.raises(BadRequest, match="invalid line of a batch"):
         parse_line(text)
+
+
+def test_braces_and_escapes_in_a_poem_are_its_own() -> None:
+    for poem in ('{"a": [1]}', 'a "quoted" \\ [word]', "\\\\", "é\n"):
+        assert parse_line(json.dumps({"spec": "upper", "poem": poem}).encode())[1] == poem.encode()
+
+
+def test_many_blank_lines_are_skipped_at_once() -> None:
+    assert [*split_lines(b"\n" * 3_000_000 + b" \r\na\r\n")] == [b"a"]
 
 
 @pytest.mark.parametrize("body", [b"a\nbc", b"a\nbc\n", b"\n\na\r\n \nbc"])

@@ -184,6 +184,14 @@ def test_one_byte_chunks_are_accepted() -> None:
     assert (ask(CHUNKED + b"1\r\na\r\n" * count + b"0\r\n\r\n")).body == b"A" * count
 
 
+def test_many_rejected_clients_are_one_line_a_second(log: Log) -> None:
+    front = Front()
+    for _ in range(50):
+        front.ask(b"garbage\r\n\r\n")
+    front.clock.advance(1)
+    assert [line.count("the last of 49 within a second") for line in log.lines] == [0, 1]
+
+
 def test_a_rejected_client_is_logged_and_counted(log: Log) -> None:
     front = Front()
     front.ask(b"garbage\r\n\r\n")
@@ -239,6 +247,7 @@ def test_a_disconnect_cancels_what_runs_and_leaves_nothing(sent: bytes, running:
     assert front.cancelled == len(front.results) == running
     assert not log.tracebacks
     assert not front.factory.connections
+    front.clock.advance(1)  # the end of the log's period
     assert not front.clock.getDelayedCalls()
     left = weakref.ref(client.protocol)
     front.results.clear()
@@ -296,6 +305,27 @@ def test_a_connection_whose_request_is_still_unread_is_spared() -> None:
 def test_nothing_is_evicted_for_a_peer_over_its_own_limit() -> None:
     front = Front(max_connections_per_peer=1)
     assert makes_room(front, front.open()) == [False, False]
+
+
+@pytest.mark.parametrize("last", [b"X\r\n", request("/livez", connection="close")])
+def test_connections_that_have_all_they_get_are_the_first_to_go(last: bytes) -> None:
+    front = Front(max_connections=3)
+    idle, done = front.open(), front.open()
+    waiting = front.open()
+    waiting.send(LATER)
+    done.send(last)
+    assert done.is_closed
+    assert makes_room(front, idle, done, waiting) == [True, False, True, False]
+
+
+def test_a_client_that_does_not_read_is_evicted_in_the_end() -> None:
+    front = Front(max_connections=2, max_unread_output_bytes=100_000)
+    unread, idle = front.open(), front.open()
+    unread.stop_reading()
+    unread.send(LONG * 20)
+    assert makes_room(front, unread, idle) == [True, False, True]
+    front.client(LATER)
+    assert makes_room(front, unread) == [True, True]
 
 
 # Shutdown.

@@ -153,7 +153,9 @@ def test_the_log_names_the_client(log: Log) -> None:
     front = Front(trusted_proxies=["10.0.0.1"], max_request_bytes=10)
     for peer in (PROXY, STRANGER):
         assert ask(front, "/transform/upper", peer, body=b"x" * 11, x_forwarded_for="192.0.2.7")[0] == 413
+        front.clock.advance(1)  # there is one line a second
         front.open(peer).ask(request("/a b", x_forwarded_for="192.0.2.8"))
+        front.clock.advance(2)
     named = [line.split()[1] for line in log.lines if line.startswith("refused")]
     assert named == ["192.0.2.7:", "10.0.0.1:1:", "192.0.2.66:1:", "192.0.2.66:1:"]
 

@@ -1,5 +1,6 @@
 """What a request says: headers and queries at their bounds, and the transforms that it names."""
 
+import encodings
 from typing import Any
 
 import attrs
@@ -47,6 +48,13 @@ def test_an_unknown_charset_is_quoted_briefly(charset: bytes) -> None:
     with pytest.raises(BadRequest, match="send UTF-8") as raised:
         requests.charset({b"content-type": b"text/plain; charset=" + charset})
     assert len(raised.value.message) < 100
+
+
+def test_unknown_charsets_are_not_remembered_by_python() -> None:
+    for number in range(10):
+        with pytest.raises(BadRequest):
+            requests.charset({b"content-type": b"text/plain; charset=owl-%d" % number})
+    assert not [name for name in vars(encodings)["_cache"] if "owl" in name]
 
 
 @transform(deterministic=True)

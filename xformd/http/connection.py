@@ -396,7 +396,6 @@ class HttpHandler:
     def _close(self) -> None:
         """Send what is left, and close."""
         self._is_closed = True
-        self._idle_connections.pop(self._connection, None)
         self._give_up_request()
         self._finish_request()
         output, self._output, self._body = self._output, [], b""
@@ -404,6 +403,9 @@ class HttpHandler:
             self._connection.finish(b"".join(output))
         else:
             self._connection.close()
+        # Until its client closes too it counts as a connection, and one that has all it gets is the first to go.
+        self._idle_connections[self._connection] = None
+        self._idle_connections.move_to_end(self._connection, last=self._connection.unread_bytes > 0)
 
     def _give_up_request(self) -> None:
         if self._take_body is not None:
@@ -438,6 +440,8 @@ class HttpHandler:
         elif self._has_next_turn or connection.unread_bytes > self._max_unread_bytes:
             connection.pause_reading()
             self._set_deadline("", None)
+            if not self._has_next_turn:  # its client does not read
+                self._idle_connections[connection] = None
         elif self._is_stopping or self._peer_has_finished:
             self._end()
         else:

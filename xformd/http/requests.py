@@ -8,6 +8,8 @@ import functools
 import hashlib
 import re
 from collections.abc import Mapping
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from typing import Any
 from urllib.parse import unquote
 
@@ -35,6 +37,8 @@ _UTF_8 = "utf-8"
 # A result may be HTML made from anybody's text: in a browser it runs no script, and belongs to no site.
 _SANDBOX = (b"content-security-policy", b"default-src 'none'; sandbox")
 
+_CHARSET_NAME = re.compile(r"[a-z0-9._:-]{1,40}\Z")
+_KNOWN_CHARSETS = frozenset(aliases) | frozenset(aliases.values())
 # Python knows more codecs, and some, such as punycode, are slow.
 _CHARSETS = re.compile(r"utf|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc_|gb|big5|tis-620|hz|johab")
 
@@ -133,10 +137,9 @@ def charset(headers: Mapping[bytes, bytes]) -> str | None:
     named = None if content_type is None else media_type.charset(content_type.decode("latin-1"))
     if named is None or named == _UTF_8:
         return None
-    try:
-        found = codecs.lookup(named).name
-    except (LookupError, ValueError):
-        found = ""
+    # Python remembers every name that it is asked for, and each that it does not know for ever.
+    is_known = _CHARSET_NAME.match(named) and normalize_encoding(named) in _KNOWN_CHARSETS
+    found = codecs.lookup(named).name if is_known else ""
     if not _CHARSETS.match(found):
         raise BadRequest(f"unknown charset {named[:40]!r}: send UTF-8")
     return None if found == _UTF_8 else found

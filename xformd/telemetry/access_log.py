@@ -50,6 +50,7 @@ class AccessEntry(RequestTiming):
     endpoint: str | None = None
     status: int | None = None
     spec: Spec | None = None
+    names: str | None = None  # of its transforms, once it is finished
     poem_bytes: int | None = None  # of a poem that has reached the service
     result_bytes: int | None = None
     code: str = ""  # empty until it is finished
@@ -68,6 +69,8 @@ class AccessEntry(RequestTiming):
         self.code, self.ended_at, self.total_s = code, time.time(), time.perf_counter() - self._started_s
         if self.front == "http" and self.status is None:
             self.status = 200 if code == OK else ERRORS[code].http_status or InternalError.http_status
+        # Not the spec itself: its options would stay in memory until the line is written.
+        self.names, self.spec = None if self.spec is None else _names(self.spec), None
         self.log.add(self)
 
     def fields(self) -> Mapping[str, Any]:
@@ -80,7 +83,7 @@ class AccessEntry(RequestTiming):
             "front": self.front,
             "method": self.method,
             "endpoint": self.endpoint,
-            "transform": self.spec and _names(self.spec),
+            "transform": self.names,
             "code": self.code,
             "status": self.status,
             "poem_bytes": self.poem_bytes,
@@ -126,6 +129,7 @@ class AccessLog:
         self._why = ""
         self._reported_s = -inf
         self._must_reopen = False
+        self._is_torn = False  # the file ends in the middle of a line
         self._stops_s = inf  # when the writer gives up, once the server stops
         # A daemon, for which the interpreter does not wait at its end: it may wait for a disk.
         self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
@@ -189,6 +193,9 @@ class AccessLog:
 
     def _write(self, data: bytes, count: int) -> bool:
         """Write lines, or count them as dropped if that fails; return False if there was no more time."""
+        if self._is_torn:
+            data = b"\n" + data
+        whole = len(data)
         try:
             while data:
                 if not self._wait_until_writable():
@@ -197,6 +204,7 @@ class AccessLog:
         except OSError as error:
             self._unwritten += count
             self._why = str(error.strerror)
+        self._is_torn = 0 < len(data) < whole or (self._is_torn and len(data) == whole)
         return True
 
     def _wait_until_writable(self) -> bool:

@@ -63,6 +63,10 @@ def cummingsify(poem: str) -> str:
 )
 def reverse_lines(poem: str) -> str:
     """Put the last line first."""
+    if "\r" not in poem:  # which takes a tenth of the time, and no list of endings
+        lines = poem.removesuffix("\n").split("\n")
+        lines.reverse()
+        return "\n".join(lines) + "\n" * poem.endswith("\n")
     texts, endings = _split(poem)
     return _join(reversed(texts), endings)
 

@@ -34,7 +34,7 @@ from xformd.limits import Limits
 from xformd.net.connections import DisconnectWatcher
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
-from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer
+from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer, bytes_in_system
 from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
@@ -77,6 +77,8 @@ class TransformProtocol(DrainableProtocol):
         self._deadline = Deadline(factory.clock, self._deadline_passed)
         self._has_begun = False  # the first byte has arrived
         self._has_written = False
+        self._has_written_much = False
+        self._unread_by_peer = 0  # of much, when all of it was with the system
         self._is_paused = False
         self._is_closing = False  # what arrives is dropped
         self._is_flushed = False  # all output is with the transport
@@ -157,6 +159,8 @@ class TransformProtocol(DrainableProtocol):
     def write(self, data: bytes) -> None:
         """See ``Connection.write``."""
         self._has_written = True
+        if len(data) > PART_BYTES:
+            self._has_written_much = True
         if self._output is None:
             if self._can_send_now:  # nearly always the system takes all of it, and no buffer is needed
                 sent: int = self.transport.send_now(data)  # type: ignore[attr-defined]
@@ -332,6 +336,8 @@ class TransformProtocol(DrainableProtocol):
 
     def _await_end(self) -> None:
         limits = self.limits
+        if self._has_written_much:
+            self._unread_by_peer = bytes_in_system(self.transport)
         if self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
             self._deadline.set(FLUSH_TIMEOUT_S)
         else:
@@ -344,6 +350,8 @@ class TransformProtocol(DrainableProtocol):
             while isinstance(transport, ProtocolWrapper):
                 transport = transport.transport
             transport.loseConnection()
+        elif self._is_flushed and self._has_written_much and bytes_in_system(self.transport) < self._unread_by_peer:
+            self._await_end()  # the peer reads on
         elif self._is_closing or self._handler is None or not self._handler.expire():
             self._cut_off()
 

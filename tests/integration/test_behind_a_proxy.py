@@ -288,6 +288,20 @@ def test_a_client_has_a_limit_of_its_own(site: Site) -> None:
     assert site.ask("/transform/upper", b"owl").body == b"OWL"
 
 
+@pytest.mark.parametrize(
+    ("spec", "result"),
+    [
+        ("indent:prefix=%2Bupper", b"+upperab"),
+        ("indent%3Aprefix%3D%252B%2Bupper", b"+AB"),
+        ("indent:prefix=%2C", b",ab"),
+        ("indent:prefix=%2F%2F", b"//ab"),
+        ("indent:prefix=%2E%2E%2F%2E%2E", b"../..ab"),
+    ],
+)
+def test_a_spec_arrives_as_it_was_sent(site: Site, spec: str, result: bytes) -> None:
+    assert site.ask(f"/transform/{spec}", b"ab").body == result
+
+
 def test_a_client_that_leaves_cancels_its_request(site: Site) -> None:
     line = 'xformd_requests_total{code="cancelled",front="http",transform="gate"}'
     before = site.metric(line)

@@ -92,6 +92,19 @@ def test_a_client_that_does_not_read_is_cut_off(server: Server) -> None:
         wait_until(lambda: "took" in server.log)
 
 
+@pytest.mark.parametrize("last", ["close", "keep-alive"])
+def test_a_client_that_reads_slowly_gets_all_of_its_result(server: Server, last: str) -> None:
+    poem = b"owl" * 300_000
+    with connect(server, 4_096) as connection:
+        connection.sendall(request("/transform/upper", poem, connection=last))
+        received, start = b"", time.monotonic()
+        while len(received) < len(poem):
+            received += connection.recv(3_000)
+            time.sleep(0.01)  # it reads for several times as long as it may read nothing
+        assert time.monotonic() - start > 2 * TIMEOUT_S
+        assert poem.upper()[-100_000:] in received + connection.recv(65_536)
+
+
 def test_an_endless_body_is_cut_off(server: Server) -> None:
     chunk, ends_at = b"10000\r\n" + b"a" * 65_536 + b"\r\n", time.monotonic() + DEADLINE_S
 

@@ -25,11 +25,6 @@ CHANNEL_BUFFER_BYTES = 1024 * 1024
 
 CHANNEL_READ_BYTES = 256 * 1024
 
-MAX_NOT_SENT_BYTES = 256 * 1024
-"""What the system keeps of a connection's output besides what is on its way. It would keep megabytes, and say that the
-peer reads only once it has read a third of them: one that reads slowly would look like one that does not read."""
-
-_TCP_NOTSENT_LOWAT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on every system
 _MORE_FOLLOWS: int = getattr(socket, "MSG_MORE", 0)  # Linux only
 
 _BOTH_SIDES_CLOSED = Failure(CONNECTION_DONE)
@@ -100,8 +95,6 @@ def make_eager(port: IListeningPort) -> None:
         # Accepted connections inherit this. Without it an answer in several segments waits until the client has
         # acknowledged the first one, which a client with nothing to send delays by 40 ms.
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if _TCP_NOTSENT_LOWAT is not None:
-            port.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, MAX_NOT_SENT_BYTES)
 
 
 @implementer(IReadWriteDescriptor)

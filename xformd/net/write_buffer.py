@@ -4,9 +4,13 @@ The transport gets one part at a time, so that it shows when the peer takes one,
 every byte leaves once and in order.
 """
 
+import fcntl
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime, ITransport
 from zope.interface import implementer
@@ -42,7 +46,9 @@ class WriteBuffer:
     ) -> None:
         self._transport = transport
         self._write_timeout_s = write_timeout_s
-        self._deadline = Deadline(clock, give_up)
+        self._deadline = Deadline(clock, self._deadline_passed)
+        self._give_up = give_up
+        self._unread_by_peer = 0  # of what the system holds, when the deadline was set
         self._drained = drained
         # Looked up on the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         own = getattr(type(transport), "send_now", None)
@@ -75,7 +81,7 @@ class WriteBuffer:
         """Start the deadline: the transport holds a part that the peer has not read."""
         self._is_blocked = True
         if not self._deadline.is_set:
-            self._deadline.set(self._write_timeout_s)
+            self._set_deadline()
 
     def resumeProducing(self) -> None:
         """Pass on the next part: the peer has read the last one."""
@@ -93,9 +99,32 @@ class WriteBuffer:
         if not self._is_blocked:
             self._drained()
 
+    def _set_deadline(self) -> None:
+        self._unread_by_peer = bytes_in_system(self._transport)
+        self._deadline.set(self._write_timeout_s)
+
+    def _deadline_passed(self) -> None:
+        """Give up, unless the peer reads what the system holds: the transport learns of that only much later."""
+        if bytes_in_system(self._transport) < self._unread_by_peer:
+            self._set_deadline()
+        else:
+            self._give_up()
+
     def stopProducing(self) -> None:
         """Drop the rest: the connection is gone."""
         self.close()
+
+
+def bytes_in_system(transport: Any) -> int:
+    """Return how much of a connection's output its peer has not acknowledged; 0 where the system does not say."""
+    fileno = getattr(transport, "fileno", None)
+    if fileno is None:
+        return 0
+    try:
+        (count,) = struct.unpack("i", fcntl.ioctl(fileno(), termios.TIOCOUTQ, bytes(4)))  # as SIOCOUTQ, tcp(7)
+    except (OSError, ValueError):
+        return 0
+    return int(count)
 
 
 def _send_nothing(_: bytes | memoryview) -> int:

@@ -98,11 +98,11 @@ def test_a_client_that_reads_slowly_gets_all_of_its_result(server: Server, last:
     with connect(server, 4_096) as connection:
         connection.sendall(request("/transform/upper", poem, connection=last))
         received, start = b"", time.monotonic()
-        while len(received) < len(poem):
+        while len(received.partition(b"\r\n\r\n")[2]) < len(poem):
             received += connection.recv(3_000)
             time.sleep(0.01)  # it reads for several times as long as it may read nothing
         assert time.monotonic() - start > 2 * TIMEOUT_S
-        assert poem.upper()[-100_000:] in received + connection.recv(65_536)
+        assert received.endswith(poem.upper())
 
 
 def test_an_endless_body_is_cut_off(server: Server) -> None:

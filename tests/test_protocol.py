@@ -316,7 +316,7 @@ def test_nothing_that_a_client_sends_makes_a_traceback(data: list[bytes]) -> Non
 
 def behind_a_proxy_header(server: MemoryServer, wire: Wire, layer: type[ProtocolWrapper] | None = None) -> Any:
     """Open a connection to a ``haproxy:`` endpoint, perhaps over another layer; the header has arrived."""
-    factory = ProxyHeaderFactory(server.factory, server.clock)
+    factory = ProxyHeaderFactory(server.factory, server.factory.identify, server.clock)
     protocol: Any = factory.buildProtocol(None)
     if layer is not None:
         protocol = layer(factory, protocol)

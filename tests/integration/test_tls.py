@@ -162,6 +162,20 @@ def test_200_refused_connections_are_a_line_a_second(tmp_path: Path, kind: str) 
         assert "max_connections" in server.log
 
 
+def test_the_header_of_a_proxy_comes_before_the_handshake(tmp_path: Path) -> None:
+    endpoint, trusted = tls_endpoint(tmp_path)
+    context = ssl.create_default_context(cafile=str(trusted / "certificate.pem"))
+    with serving(tmp_path, "--plugins=none", "--listen", f"haproxy:{endpoint}") as server, server.connect() as plain:
+        plain.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.80 4000 443\r\n")
+        with context.wrap_socket(plain, server_hostname="localhost") as client:
+            client.sendall(netstring(b"upper.a") + netstring(b"nonsense"))
+            assert client.recv(100) == b"1:A,"
+        with server.connect() as plain, pytest.raises((ssl.SSLError, ConnectionError)):
+            context.wrap_socket(plain, server_hostname="localhost")
+        assert "127.0.0.1 sent no valid PROXY header" in server.log
+        assert "Traceback" not in server.log
+
+
 def test_behind_a_proxy_the_log_has_the_real_peer(tmp_path: Path) -> None:
     flags = ("--plugins=none", "--listen", "haproxy:tcp:0:interface=127.0.0.1", "--max-connections-per-peer=1")
     with serving(tmp_path, *flags) as server:

@@ -88,8 +88,10 @@ class Site:
 class Client:
     """A client that has shaken hands with a site."""
 
-    def __init__(self, site: Site, context: ssl.SSLContext) -> None:
+    def __init__(self, site: Site, context: ssl.SSLContext, before: bytes = b"") -> None:
         self.server = site.accept()
+        if before:
+            self.server.dataReceived(before)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._in, self._out, server_hostname="localhost")
         try:
@@ -147,10 +149,10 @@ def test_alpn_never_ends_a_handshake(
     assert client.ask(site, netstring(b"upper.a")) == b"1:A,"
 
 
-def test_a_proxy_header_inside_of_tls(tmp_path: Path) -> None:
+def test_the_header_of_a_proxy_comes_before_the_handshake(tmp_path: Path) -> None:
     site = Site(tmp_path, kind="haproxy:")
-    client = Client(site, untrusting(alpn=["h2"]))
-    assert client.ask(site, b"PROXY TCP4 192.0.2.7 192.0.2.80 1 2\r\n" + netstring(b"upper.a")) == b"1:A,"
+    client = Client(site, untrusting(alpn=["h2"]), before=b"PROXY TCP4 192.0.2.7 192.0.2.80 1 2\r\n")
+    assert client.ask(site, netstring(b"upper.a")) == b"1:A,"
 
 
 def test_a_replaced_certificate_is_used_by_new_connections(tmp_path: Path, log: Log) -> None:

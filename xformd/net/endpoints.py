@@ -89,9 +89,9 @@ class ServerEndpoint:
 
     def listen(self, factory: DrainingFactory[Any]) -> Deferred[IListeningPort]:
         """Listen; fires with the port."""
-        wrapped: Any = ProxyHeaderFactory(factory, self._reactor) if self.has_proxy_header else factory
-        if self.certificates is not None:
-            wrapped = self.certificates.wrap(wrapped)
+        wrapped: Any = factory if self.certificates is None else self.certificates.wrap(factory)
+        if self.has_proxy_header:  # which comes before the handshake
+            wrapped = ProxyHeaderFactory(wrapped, factory.identify, self._reactor)
         listening: Deferred[IListeningPort] = self._port.listen(wrapped)
         return listening
 

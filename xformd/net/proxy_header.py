@@ -7,6 +7,7 @@ Invariant: until the header has arrived, a connection has no peer, and the serve
 import ipaddress
 import re
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -15,7 +16,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from zope.interface import implementer
 
 from xformd.net.connections import RefusalLog
-from xformd.net.factory import DrainingFactory, RefusingFactory
+from xformd.net.factory import RefusingFactory
 
 MAX_V1_BYTES = 107
 MAX_V2_BYTES = 4_096
@@ -110,7 +111,10 @@ class ProxyHeaderProtocol(ProtocolWrapper):
             self._header = None
             self._source, rest = parsed
             peer = None if self._source is None else self._source.host
-            if self.factory.identify(self.wrappedProtocol, peer) and rest:
+            connection: Any = self.wrappedProtocol
+            while isinstance(connection, ProtocolWrapper):  # TLS
+                connection = connection.wrappedProtocol
+            if self.factory.identify(connection, peer) and rest:
                 self.wrappedProtocol.dataReceived(rest)
 
     def readConnectionLost(self) -> None:
@@ -127,13 +131,19 @@ class ProxyHeaderProtocol(ProtocolWrapper):
 
 
 class ProxyHeaderFactory(RefusingFactory):
-    """Wraps the factory of a port to which only a proxy connects."""
+    """Wraps the factory of a port to which only a proxy connects, or TLS around that.
+
+    Args:
+        wrapped: makes what is behind the header.
+        identify: counts a connection under its client's address; returns whether it goes on.
+        clock: a reactor, or a clock in its place.
+    """
 
     protocol = ProxyHeaderProtocol
 
-    def __init__(self, wrapped: DrainingFactory[Any], clock: IReactorTime) -> None:
+    def __init__(self, wrapped: Any, identify: Callable[[Any, str | None], bool], clock: IReactorTime) -> None:
         super().__init__(wrapped)  # type: ignore[no-untyped-call]
-        self.identify = wrapped.identify
+        self.identify = identify
         self._failures = RefusalLog(clock)
 
     def buildProtocol(self, addr: Any) -> Any:  # noqa: ARG002 - Twisted's signature

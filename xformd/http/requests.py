@@ -230,8 +230,8 @@ class TransformRequest:
         steps = zip(self.spec.steps, self.entries, strict=True)
         return [entry.transform.convert(dict(step.options)) for step, entry in steps]
 
-    def etag(self, poem: bytes) -> bytes | None:
-        """Return a tag that changes whenever the result for this poem may change.
+    def etag(self, target: bytes) -> bytes | None:
+        """Return a tag that changes whenever the result of a GET of this target may change.
 
         Returns:
             The tag; None where a plugin has no version, as a loose file: a reload may change what it does, and the
@@ -240,7 +240,7 @@ class TransformRequest:
         if self._tag_digest is None:
             return None
         digest = self._tag_digest.copy()
-        digest.update(poem)
+        digest.update(target)
         return b'"%b"' % digest.hexdigest()[:32].encode()
 
     @functools.cached_property

@@ -116,6 +116,8 @@ class TransformEndpoint:
         return _respond_with(call.finish_call(outcome, timing), wanted, timing)
 
     def _get(self, request: Request) -> Response | TakeBody:
+        if b"if-none-match" in request.headers and (etag := self._known_etag(request)) is not None:
+            return Response(304, _caching(etag))
         parameters = requests.read_query(request.query)
         poem = take_poem(parameters, self._max_bytes)
         wanted = self._look_up(request, parameters)
@@ -123,7 +125,7 @@ class TransformEndpoint:
         if not wanted.is_deterministic:
             detail = f"{wanted.spec} is not deterministic, so GET is not supported: POST the poem"
             return _reject(request, 405, detail, b"allow: POST\r\n")
-        etag = wanted.etag(poem)
+        etag = self._etag(request)
         if not if_match(request.headers, etag):
             wanted.check_options()  # an error comes before a precondition (RFC 9110, 13.2.1)
             return _reject(request, 412, "the result is not the one that If-Match names")
@@ -133,9 +135,23 @@ class TransformEndpoint:
 
         def run(_: bytes) -> Response | Deferred[Response]:
             wanted = self._look_up(request, parameters)  # again: even a GET may have a body, and so take a while
-            return self._run(request, wanted, poem, timeout_s, _caching(wanted.etag(poem)))
+            return self._run(request, wanted, poem, timeout_s, _caching(self._etag(request)))
 
         return run
+
+    def _etag(self, request: Request) -> bytes | None:
+        return self._look_up(request, {}).etag(request.head.target)
+
+    def _known_etag(self, request: Request) -> bytes | None:
+        """Return the tag of the result if the client has it and names it: then the request was in order before.
+
+        The tag is that of the URL, so that a poem of which nothing is wanted need not be decoded.
+        """
+        headers = request.headers
+        if b"if-match" in headers or b"x-timeout-ms" in headers or headers[b"if-none-match"].strip() == b"*":
+            return None
+        etag = self._etag(request) if self._look_up(request, {}).is_deterministic else None
+        return etag if etag is not None and matches_etag(headers, etag) else None
 
     def _run(
         self, request: Request, wanted: TransformRequest, poem: bytes, timeout_s: float | None, more: bytes = b""

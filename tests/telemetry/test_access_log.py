@@ -60,7 +60,9 @@ def finish(log: AccessLog, *ids: object) -> None:
 
 
 def ids_in(file: Path) -> list[str]:
-    return [json.loads(line)["request_id"] for line in file.read_text().splitlines()] if file.exists() else []
+    """Return the ids in the lines that are complete: the writer may be in the middle of the next."""
+    whole = file.read_text().rpartition("\n")[0] if file.exists() else ""
+    return [json.loads(line)["request_id"] for line in whole.splitlines()]
 
 
 def fill(log: AccessLog) -> None:

@@ -153,6 +153,8 @@ def test_the_header_of_a_proxy_comes_before_the_handshake(tmp_path: Path) -> Non
     site = Site(tmp_path, kind="haproxy:")
     client = Client(site, untrusting(alpn=["h2"]), before=b"PROXY TCP4 192.0.2.7 192.0.2.80 1 2\r\n")
     assert client.ask(site, netstring(b"upper.a")) == b"1:A,"
+    client.server.readConnectionLost()
+    assert client.server.transport.disconnecting
 
 
 def test_a_replaced_certificate_is_used_by_new_connections(tmp_path: Path, log: Log) -> None:

@@ -91,6 +91,8 @@ class ProxyHeaderProtocol(ProtocolWrapper):
         super().__init__(factory, wrapped)
         self._header: bytes | None = b""  # the part that has arrived; None once all of it has
         self._source: Address | None = None
+        # Of the class: TLS says of itself whatever its transport, which is this, can do.
+        self._can_half_close = IHalfCloseableProtocol.implementedBy(type(wrapped))
 
     def getPeer(self) -> Any:
         """Return the client's address if the proxy has named it, else the proxy's."""
@@ -119,14 +121,14 @@ class ProxyHeaderProtocol(ProtocolWrapper):
 
     def readConnectionLost(self) -> None:
         """Pass on the end of the client's side: Twisted's wrapper takes it for the end of both."""
-        if IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+        if self._can_half_close:
             self.wrappedProtocol.readConnectionLost()
         else:
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """Pass on that the system has all output."""
-        if IHalfCloseableProtocol.providedBy(self.wrappedProtocol):
+        if self._can_half_close:
             self.wrappedProtocol.writeConnectionLost()
 
 

@@ -86,6 +86,7 @@ class ProxyHeaderProtocol(ProtocolWrapper):
 
     factory: "ProxyHeaderFactory"
     transport: Any
+    wrappedProtocol: Any
 
     def __init__(self, factory: "ProxyHeaderFactory", wrapped: Any) -> None:
         super().__init__(factory, wrapped)

@@ -86,7 +86,7 @@ class ProxyHeaderProtocol(ProtocolWrapper):
 
     factory: "ProxyHeaderFactory"
     transport: Any
-    wrappedProtocol: Any
+    wrappedProtocol: Any  # noqa: N815 - Twisted's name
 
     def __init__(self, factory: "ProxyHeaderFactory", wrapped: Any) -> None:
         super().__init__(factory, wrapped)

@@ -398,14 +398,15 @@ class HttpHandler:
         self._is_closed = True
         self._give_up_request()
         self._finish_request()
+        # Until its client closes too it counts as a connection, and one that has all it gets is the first to go.
+        self._idle_connections[self._connection] = None
         output, self._output, self._body = self._output, [], b""
         if output:
             self._connection.finish(b"".join(output))
         else:
             self._connection.close()
-        # Until its client closes too it counts as a connection, and one that has all it gets is the first to go.
-        self._idle_connections[self._connection] = None
-        self._idle_connections.move_to_end(self._connection, last=self._connection.unread_bytes > 0)
+        if self._connection in self._idle_connections:  # it may be lost by now
+            self._idle_connections.move_to_end(self._connection, last=self._connection.unread_bytes > 0)
 
     def _give_up_request(self) -> None:
         if self._take_body is not None:

@@ -7,7 +7,7 @@ message, such as ``expected a whole number of at least 1, got 'many'``.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,14 @@ def is_origin(text: str) -> bool:
     return text == "*" or _ORIGIN.match(text) is not None
 
 
+def _stands_alone(word: str, among: Collection[object]) -> bool:
+    if word not in among:
+        return False
+    if len(among) > 1:
+        raise ValueError(f"{word!r} stands alone: leave it out, or the others")
+    return True
+
+
 def is_host_name(text: str) -> bool:
     """Whether this is the name of a host, without a port, or the ``*`` that stands for all."""
     return text == "*" or _HOST_NAME.match(text) is not None
@@ -174,7 +182,7 @@ def strings(
             value = [part for part in re.split(separators, value) if part]
         if not isinstance(value, list | tuple):
             raise _mismatch(f"a list of {noun}s", value)
-        if empty is not None and [*value] == [empty]:
+        if empty is not None and _stands_alone(empty, value):
             return collect(())
         for text in value:
             if not isinstance(text, str) or not accepts(text):

@@ -70,7 +70,8 @@ class Sites:
             return None
         is_allowed = self._allowed_origin(headers.get(b"origin")) is not None
         if not is_allowed and _is_cross_site(head, forwarded or (head.host,)) and not _opens_page(head):
-            error = Forbidden("a page of another site asks for this: --cors ORIGIN lets that site's pages call")
+            origin = headers.get(b"origin", b"ORIGIN").decode("latin-1")
+            error = Forbidden(f"a page of another site asks for this: --cors {origin} lets that site's pages call")
             return problems.response(problems.problem(error, request.id))
         if is_allowed and request.method == "OPTIONS" and b"access-control-request-method" in headers:
             return self._preflight(head)

@@ -1,13 +1,13 @@
 """The settings of a server: their table, with type, default and reason, and their values as one object."""
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from xformd.config import types
+from xformd.config.resources import find_resources
 from xformd.config.types import SettingType
 from xformd.limits import Limits
 from xformd.net.defaults import DEFAULT_HTTP_PORT, tcp_server
@@ -21,8 +21,8 @@ LOG_FORMATS = ("text", "json")
 class Settings:
     """The settings of a server: the rows of ``TABLE``, where each is described.
 
-    ``selection`` and ``limits`` group the rows that belong together. ``workers`` is None for one per CPU; with 0 every
-    transform runs in the reactor.
+    ``selection`` and ``limits`` group the rows that belong together. ``workers`` is None for as many as there is room
+    for; with 0 every transform runs in the reactor.
     """
 
     listen: tuple[str, ...] = (tcp_server(),)
@@ -47,7 +47,9 @@ class Settings:
     @property
     def worker_count(self) -> int:
         """How many worker processes run jobs."""
-        return usable_cpus() if self.workers is None else self.workers
+        if self.workers is not None:
+            return self.workers
+        return find_resources().workers(self.limits.worker_memory_bytes)
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "Settings":
@@ -67,12 +69,21 @@ class Settings:
 
 @attrs.frozen
 class Setting:
-    """One row of the table. Its variable and its flag follow from its name in a file; ``reason`` is its purpose."""
+    """One row of the table. Its variable and its flag follow from its name in a file.
+
+    ``purpose`` says what it is for, and ``found`` what was found on this machine that decides its default.
+    """
 
     name: str
     type: SettingType
     default: Any
-    reason: str
+    purpose: str
+    found: Callable[[], object] | None = None
+
+    @property
+    def reason(self) -> str:
+        """Its purpose, and what was found."""
+        return self.purpose if self.found is None else f"{self.purpose} (found: {self.found()})"
 
     @property
     def variable(self) -> str:
@@ -130,7 +141,13 @@ _SETTINGS = (
     Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files are loaded as plugins"),
     Setting("prefer", types.PREFERENCES, {}, "the distribution to use for a transform that several provide"),
     Setting("strict", types.BOOLEAN, False, "refuse to start if a plugin fails or two provide the same transform"),
-    Setting("workers", types.integer(0, "auto"), None, "worker processes: auto for one per CPU, 0 for none"),
+    Setting(
+        "workers",
+        types.integer(0, "auto"),
+        None,
+        "worker processes: auto for one per CPU, if there is worker_memory_bytes for each, 0 for none",
+        find_resources,
+    ),
     Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, overriding their author"),
     Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, overriding their author"),
     Setting("log_format", types.choice(*LOG_FORMATS), "text", "format of the log: text, or one JSON object per line"),
@@ -140,10 +157,3 @@ _SETTINGS = (
 
 TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _SETTINGS}
 """Every setting, by its name."""
-
-
-def usable_cpus() -> int:
-    """Return the number of CPUs that this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -82,6 +82,12 @@ def _status(status: ServerStatus) -> Iterator[Metric]:
     yield workers
     yield _gauge("xformd_workers_needed", "1 if there are transforms that run in workers.", status.needs_workers)
     yield _gauge("xformd_workers_proven", "Workers that have passed their self-test.", status.proven_workers)
+    memory = GaugeMetricFamily(
+        "xformd_process_memory_bytes", "Resident memory, shared memory included.", labels=["process", "number"]
+    )
+    for process, number, used_bytes in status.memory_bytes:
+        memory.add_metric([process, str(number)], used_bytes)
+    yield memory
     history = status.history
     for name, text, count in (
         ("xformd_worker_starts", "Worker processes that were started.", history.starts),

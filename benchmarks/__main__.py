@@ -17,6 +17,7 @@ from benchmarks.pools import HOSTS, Isolation, Pools
 from benchmarks.proxies import Hits
 from benchmarks.samples import Result
 from benchmarks.siege import Siege
+from benchmarks.worker_costs import WorkerCosts
 from benchmarks.works import HTTP_PEERS, BesideHttp, Cached, Classic, Crowded, Idle, Steady
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +48,7 @@ WORKS: tuple[Work, ...] = (
     BesideHttp("n", "netstrings with an HTTP port that nobody uses, and metrics: (a), (b) and (c) again", NETSTRINGS),
     Siege("o", "over HTTP: 600-byte poems, while 640 slow connections are after 64 slots", 600),
     Cached("p", "over HTTP: GETs of 600-byte poems answered 304, 32 connections with 1 request in flight", 600, 32),
+    WorkerCosts("q", "workers: what a start costs, and how often a model that is loaded at import is in memory"),
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 

@@ -16,6 +16,7 @@ from benchmarks.pools import WORKERS
 from benchmarks.proxies import ONE_WORKER, PROXY, TWO_WORKERS
 from benchmarks.samples import Result, Row, row_key
 from benchmarks.servers import BESIEGED, OTHER_CHECKOUT, OURS, OVER_HTTP, WITH_HTTP
+from benchmarks.worker_costs import MODEL, STARTS
 
 Rows = Mapping[str, Row]
 Values = Callable[[Rows], Sequence[float]]
@@ -137,6 +138,8 @@ TARGETS = (
     Target("o", "share of good requests/s that slow ones leave", only("kept", BESIEGED), 0.95, at_least=True),
     Target("o", "the same, lowest round", lowest("kept", BESIEGED), 0.9, at_least=True),
     Target("o", "of 1,000 of them, to be sent again", only("lost", BESIEGED), 5),
+    Target("q", "CPU ms of a worker's start", only("start_cpu_ms", STARTS), 20),
+    Target("q", "copies of a model of 300 MB for 4 workers", only("copies", MODEL), 1.3),
     Target("p", "xformd's 304 / FastAPI's", ratio("cpu_us", OVER_HTTP, "fastapi"), 0.35),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )

@@ -18,10 +18,10 @@ from xformd.plugins.selection import Selection
 from xformd.runners import Runner
 from xformd.runners.calls import prepare
 from xformd.runners.inline import InlineRunner
+from xformd.runners.launcher import Launcher
 from xformd.runners.messages import WorkerSetup
 from xformd.runners.policy import Quarantine
 from xformd.runners.pool import WorkerPool
-from xformd.runners.worker_handle import WorkerHandle
 
 reactor: Any = _reactor
 LIMITS = Limits(max_jobs_per_worker=10**9)
@@ -39,7 +39,13 @@ def make_pool() -> WorkerPool:
     )
     return WorkerPool(
         size=WORKERS,
-        launch=lambda events: WorkerHandle(setup, events, reactor),
+        launcher=Launcher(
+            setup,
+            LIMITS.plugin_load_timeout_s,
+            {plugin.key: plugin for plugin in loader.find(SELECTION)},
+            print,
+            reactor,
+        ),
         self_test=None,
         quarantine=Quarantine(),
         limits=LIMITS,

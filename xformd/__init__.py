@@ -34,7 +34,7 @@ from xformd.errors import (
     XformError,
 )
 from xformd.plugins.definition import Example, Transform, transform
-from xformd.plugins.hookspecs import hookimpl
+from xformd.plugins.hookspecs import hookimpl, set_load_timeout
 from xformd.plugins.options import Option
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ __all__ = [
     "XformError",
     "__version__",
     "hookimpl",
+    "set_load_timeout",
     "transform",
 ]
 

@@ -37,6 +37,7 @@ class CountingService:
         self.stopwatch = service.stopwatch
         self.describe = service.describe
         self.listing = service.listing
+        self.missing = service.missing
         self.caller_has_room = service.caller_has_room
         self.stop = service.stop
         self.on_swap = service.on_swap

@@ -116,7 +116,14 @@ class AmbiguousTransform(XformError, code="ambiguous-transform", http_status=409
 
 
 class GibberishError(XformError, code="gibberish", http_status=422, exit_status=65):
-    """The transform rejects this poem. Transforms raise it, and its message is sent to the caller."""
+    """The transform rejects this poem. Transforms raise it, and its message is sent to the caller.
+
+    Without a message, or with the poem in its place as in the poetry tutorial, it says so in words of its own.
+    """
+
+    def __init__(self, message: str | bytes = "", **fields: Any) -> None:
+        has_words = isinstance(message, str) and bool(message.strip())
+        super().__init__(str(message) if has_words else "the transform rejects this poem", **fields)
 
 
 class TooLarge(XformError, code="too-large", http_status=413, exit_status=65):
@@ -148,7 +155,21 @@ class Busy(XformError, code="busy", http_status=429, exit_status=75, retryable=T
 
 
 class Unavailable(XformError, code="unavailable", http_status=503, exit_status=69, retryable=True):
-    """The transform is quarantined, because it killed its workers repeatedly."""
+    """The transform cannot run now: it killed its workers repeatedly, or what it needs is away.
+
+    Transforms raise it as ``Unavailable(message, retry_after=seconds)``.
+    """
+
+    def __init__(
+        self,
+        message: str = "what it needs is away; try again later",
+        *,
+        retry_after: float | None = None,
+        **fields: Any,
+    ) -> None:
+        if retry_after is not None:
+            fields["retry_after_ms"] = max(0, int(1000 * retry_after))
+        super().__init__(message, **fields)
 
 
 class Cancelled(XformError, code="cancelled", http_status=499, exit_status=75):

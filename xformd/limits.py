@@ -40,8 +40,11 @@ class Limits:
     worker_memory_bytes: int = _limit(GIB, "a transform must not use up the machine's memory")
     max_jobs_per_worker: int = _limit(10_000, "what transforms leave behind in a worker must not stay forever")
     max_worker_growth_bytes: int = _limit(256 * MIB, "a leak in a transform must not fill the memory over time")
+    plugin_load_timeout_s: float = _limit(60.0, "a plugin that hangs when it is imported must not hold up the others")
     shutdown_grace_s: float = _limit(30.0, "a server that is told to stop must stop")
 
 
-WORKER_LIMITS = frozenset({"worker_memory_bytes", "max_jobs_per_worker", "max_worker_growth_bytes"})
+WORKER_LIMITS = frozenset(
+    {"worker_memory_bytes", "max_jobs_per_worker", "max_worker_growth_bytes", "plugin_load_timeout_s"}
+)
 """Limits that have no effect on a server without workers, such as a caching proxy."""

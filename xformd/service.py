@@ -84,6 +84,10 @@ class Service(Protocol):
         """Return the same as JSON."""
         ...
 
+    def missing(self) -> str:
+        """Return what is still missing, in words for a person who pings; empty if nothing is."""
+        ...
+
     def caller_has_room(self, caller: Caller) -> None:
         """Start work that waited until its caller had room for a result."""
         ...
@@ -148,6 +152,10 @@ class TransformService:
     def listing(self) -> bytes:
         """See ``Service.listing``."""
         return self._generation.listing()
+
+    def missing(self) -> str:
+        """See ``Service.missing``."""
+        return self.registry.missing
 
     def swap(self, generation: Generation) -> Deferred[None]:
         """Answer new requests with another generation.

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from support.registries import registry_of
 from xformd import Transform, transform
 from xformd.limits import Limits
+from xformd.plugins.registry import PluginKey
 from xformd.runners.calls import Call, prepare
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
@@ -81,6 +82,7 @@ class FakeWorker:
         self.pid: int | None = None
         self.sent: list[Request] = []
         self.killed: list[str] = []
+        self.retired: list[str] = []
         self.memory_bytes = 1_000
         self.has_ended = False
         self.is_disconnected = False
@@ -98,6 +100,10 @@ class FakeWorker:
     def kill(self, why: str) -> None:
         self.killed.append(why)
         self._job = None
+
+    def retire(self, why: str) -> None:
+        self.retired.append(why)
+        self.kill(why)
 
     def resident_bytes(self) -> int:
         return self.memory_bytes
@@ -129,6 +135,9 @@ class FakeWorker:
         assert self._job is not None
         self._job.raised(raised)
 
+    def load(self, *key: str) -> None:
+        self._events.worker_loading(self, {"loading": list(key)})
+
     def begin(self, step: int) -> None:
         assert self._job is not None
         self._job.began(step)
@@ -155,17 +164,31 @@ class FakeWorker:
 
 
 class Launcher:
-    """Starts fake workers, or raises ``error``."""
+    """Starts fake workers, or raises ``error``, or none while it ``is_loading``."""
 
     def __init__(self) -> None:
         self.workers: list[FakeWorker] = []
         self.error: OSError | None = None
+        self.is_loading = False
+        self.left_out: dict[PluginKey, str] = {}
+        self.events: Any = None
 
-    def __call__(self, events: Any) -> Any:
+    def launch(self, events: Any) -> Any:
         if self.error is not None:
             raise self.error
+        if self.is_loading:
+            return None
         self.workers.append(FakeWorker(events, pid=100 + len(self.workers)))
         return self.workers[-1]
+
+    def resident_bytes(self) -> int:
+        return 2_000
+
+    def leave_out(self, key: PluginKey, reason: str) -> None:
+        self.left_out[key] = reason
+
+    def stop(self) -> Deferred[None]:
+        return succeed(None)
 
     @property
     def alive(self) -> list[FakeWorker]:
@@ -193,7 +216,7 @@ class Pool:
         self.launcher = Launcher()
         self.pool = WorkerPool(
             size=size,
-            launch=self.launcher,
+            launcher=self.launcher,
             self_test=self_test,
             quarantine=Quarantine(),
             limits=Limits(**limits),

@@ -23,6 +23,7 @@ from xformd.errors import (
     RequestRefused,
     TransformTimeout,
     XformError,
+    one_line,
 )
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
@@ -106,7 +107,7 @@ class TransformProxy:
         return self._within(timeout, Deferred.fromCoroutine(self._list()))
 
     def ping(self, *, timeout: float | None = None) -> Deferred[str]:
-        """Check that a server answers: fire with its name and version; fail as ``xform`` does."""
+        """Check that a server answers: fire with its name and version, and with what it still misses."""
         return self._within(timeout, Deferred.fromCoroutine(self._ping()))
 
     def close(self) -> Deferred[None]:
@@ -167,9 +168,9 @@ class TransformProxy:
 
     async def _ping(self) -> str:
         session = await self._session()
-        await session.control("ping")
+        missing = (await session.control("ping")).decode(errors="replace")
         assert session.hello is not None
-        return session.hello.server
+        return f"{session.hello.server}, {one_line(missing)}" if missing else session.hello.server
 
     async def _close(self) -> None:
         for upstream in self._upstreams:

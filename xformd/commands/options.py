@@ -26,6 +26,7 @@ from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
 if TYPE_CHECKING:
     from xformd.config import Configuration
     from xformd.net.listener import ListeningService
+    from xformd.plugins.registry import Plugin
     from xformd.plugins.selection import Selection
 
 Command = Callable[..., Any]
@@ -83,6 +84,11 @@ def describe_locally(error: XformError) -> str:
     return line
 
 
+def report_slow(plugin: "Plugin") -> None:
+    """Tell the person who waits which plugin takes long to be loaded."""
+    print_error(f"still loading plugin {plugin.label}")
+
+
 # Values.
 
 
@@ -109,15 +115,16 @@ class _SpecType(click.types.StringParamType):
     name = "spec"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
-        from xformd.plugins import loader
+        from xformd.commands.plugins import list_here
+        from xformd.plugins.selection import EVERYTHING
 
         done, plus, start = incomplete.rpartition("+")
         with isolated_plugin_output():
-            entries = loader.load().entries
+            listed = list_here(EVERYTHING)["transforms"]
         return [
-            CompletionItem(f"{done}{plus}{name}", help=entry.transform.summary)
-            for name, entry in sorted(entries.items())
-            if name.startswith(start)
+            CompletionItem(f"{done}{plus}{each['name']}", help=each["summary"])
+            for each in listed
+            if each["name"].startswith(start)
         ]
 
 

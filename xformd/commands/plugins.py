@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any, TextIO
 import attrs
 import click
 
-from xformd.commands.options import Selected, describe_locally, isolated_plugin_output, plugin_options
+from xformd.commands.options import (
+    Selected,
+    describe_locally,
+    isolated_plugin_output,
+    plugin_options,
+    report_slow,
+)
 from xformd.errors import ConfigError, XformError
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IReactorTime
-
     from xformd.plugins.definition import Example, Transform
     from xformd.plugins.registry import Plugin
+    from xformd.plugins.selection import Selection
     from xformd.service import TransformService
 
 CHECK_FAILED = 1
@@ -41,15 +46,29 @@ def list_transforms(as_json: bool, server: str | None, selected: Selected) -> No
     from xformd.plugins import listing
 
     with isolated_plugin_output() as stdout:
-        listed = _list_here(selected) if server is None else _ask_for_list(server)
+        if server is None:
+            with selected() as selection:
+                listed = list_here(selection)
+        else:
+            listed = _ask_for_list(server)
         click.echo(json.dumps(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
 
 
-def _list_here(selected: Selected) -> dict[str, Any]:
-    from xformd.plugins import listing, loader
+def list_here(selection: "Selection") -> dict[str, Any]:
+    """Return what a server with these plugins would list."""
+    from twisted.internet import reactor
 
-    with selected() as selection:
-        return listing.to_json(loader.load(selection))
+    from xformd.limits import Limits
+    from xformd.net import run
+    from xformd.server.local import local_service
+    from xformd.telemetry import logs
+
+    async def describe() -> dict[str, Any]:
+        async with local_service(selection, Limits(), report_slow, reactor) as service:
+            return service.describe()
+
+    logs.start()
+    return run.run_until_done(describe())
 
 
 def _ask_for_list(server: str) -> dict[str, Any]:
@@ -77,29 +96,20 @@ def check(distribution: str | None, selected: Selected) -> None:
       xformd check --plugins-dir . shout.py
       xformd check --config /etc/xformd.toml
     """
-    from twisted.internet import reactor
-
     from xformd.net import run
-    from xformd.plugins import loader
     from xformd.telemetry import logs
 
     logs.start()
     with isolated_plugin_output() as stdout:
+        passed: list[bool] = []
+
+        async def check_all() -> None:
+            async for verdict in check_plugins(selection, distribution):
+                _report(verdict, stdout)
+                passed.append(verdict.passed)
+
         with selected() as selection:
-            if distribution is None:
-                plugins = loader.load(selection).plugins
-            else:
-                plugins = loader.load_distribution(distribution, selection)
-
-        async def check_all() -> list[bool]:
-            passed = []
-            for plugin in plugins:
-                async for verdict in check_plugin(plugin, reactor):
-                    _report(verdict, stdout)
-                    passed.append(verdict.passed)
-            return passed
-
-        passed = run.run_until_done(check_all())
+            run.run_until_done(check_all())
         if not passed:
             raise ConfigError("nothing to check: the selected plugins are blocked or have no transforms")
         if not all(passed):
@@ -126,23 +136,60 @@ class Verdict:
         return not self.failures
 
 
-async def check_plugin(plugin: "Plugin", clock: "IReactorTime") -> AsyncIterator[Verdict]:
-    """Run every example of a plugin's transforms the way a request would, also where another plugin has the name.
+async def check_plugins(selection: "Selection", distribution: str | None) -> AsyncIterator[Verdict]:
+    """Run every example the way a request would, also where another plugin has the transform's name.
+
+    Args:
+        selection: the plugins to load.
+        distribution: check only this one; None for all.
 
     Yields:
-        One verdict per transform, or a single one for a plugin that failed to load.
+        One verdict per transform, and one for each plugin that failed to load.
     """
-    from xformd.limits import Limits
-    from xformd.plugins.registry import Entry, Registry
-    from xformd.service import TransformService
+    from twisted.internet import reactor
 
-    if plugin.state == "failed":
-        yield Verdict(plugin.label, 0, (f"plugin {plugin.label}: {plugin.reason}",))
-    own = Registry({transform.name: Entry(transform, plugin) for transform in plugin.transforms}, (plugin,))
-    service = TransformService.inline(own, Limits(), clock)
-    for transform in plugin.transforms:
-        failures = [await _failure(service, transform, example) for example in transform.examples]
-        yield Verdict(transform.name, len(failures), tuple(filter(None, failures)))
+    from xformd.limits import Limits
+    from xformd.plugins.loader import of_distribution
+    from xformd.server.local import local_service
+
+    async with local_service(selection, Limits(), report_slow, reactor) as service:
+        registry = service.registry
+        plugins = registry.plugins if distribution is None else of_distribution(distribution, registry.plugins)
+        for plugin in plugins:
+            if plugin.state == "failed":
+                yield Verdict(plugin.label, 0, (f"plugin {plugin.label}: {plugin.reason}",))
+            for transform in plugin.transforms:
+                if _is_used(service, transform, plugin):
+                    yield await _verdict(service, transform)
+    for conflict in registry.conflicts:
+        for plugin in conflict.plugins:
+            if plugin.key in {each.key for each in plugins} and plugin != conflict.winner:
+                yield await _check_loser(selection, conflict.name, plugin)
+
+
+async def _check_loser(selection: "Selection", name: str, plugin: "Plugin") -> Verdict:
+    """Check a transform whose name another plugin has, with a selection that prefers it."""
+    from twisted.internet import reactor
+
+    from xformd.limits import Limits
+    from xformd.server.local import local_service
+
+    preferring = attrs.evolve(selection, preferred={name: plugin.distribution}, strict=False)
+    try:
+        async with local_service(preferring, Limits(), report_slow, reactor) as service:
+            return await _verdict(service, service.registry.resolve(name).transform)
+    except ConfigError as error:
+        return Verdict(name, 0, (error.message,))
+
+
+def _is_used(service: "TransformService", transform: "Transform", plugin: "Plugin") -> bool:
+    entry = service.registry.entries.get(transform.name)
+    return entry is not None and entry.plugin.key == plugin.key
+
+
+async def _verdict(service: "TransformService", transform: "Transform") -> Verdict:
+    failures = [await _failure(service, transform, example) for example in transform.examples]
+    return Verdict(transform.name, len(failures), tuple(filter(None, failures)))
 
 
 async def _failure(service: "TransformService", transform: "Transform", example: "Example") -> str:

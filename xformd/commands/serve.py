@@ -40,7 +40,9 @@ def _setting_options(command: Command) -> Command:
         click.option(
             "--inline", multiple=True, metavar="NAME", help="Run this transform in the server, not in a worker."
         ),
-        click.option("--workers", metavar="N", help="Worker processes: auto is one per CPU, 0 is none. [auto]"),
+        click.option(
+            "--workers", metavar="N", help="Worker processes: auto is as many as there is room for, 0 is none. [auto]"
+        ),
         plugin_flags,
         click.option(
             "--trusted-proxies",

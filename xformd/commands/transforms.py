@@ -1,8 +1,9 @@
 """``xformd send``, ``run`` and ``ping``: poems through transforms, on a server or in this process."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,6 +16,7 @@ from xformd.commands.options import (
     plugin_options,
     poem_options,
     print_error,
+    report_slow,
     server_options,
 )
 from xformd.errors import ConnectionFailed, TransformTimeout, XformError
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from xformd.client import TransformProxy
     from xformd.client import batch as batches
+
+_Transform = Callable[[bytes], "bytes | Deferred[bytes]"]
 
 RETRY_S = 0.1
 """How long ``ping --wait`` waits between two tries."""
@@ -128,7 +132,7 @@ def send(
         def transform(poem: bytes) -> "Deferred[bytes]":
             return proxy.xform(built, poem, timeout=timeout)
 
-        _run_batch(transform, files, output_dir, stdout, fallback=fallback, jobs=jobs)
+        _run_batch(contextlib.nullcontext(transform), files, output_dir, stdout, fallback=fallback, jobs=jobs)
 
 
 @click.command()
@@ -155,23 +159,23 @@ def run(
 
     from xformd import spec as specs
     from xformd.limits import Limits
-    from xformd.plugins import loader
-    from xformd.service import TransformService
+    from xformd.server.local import local_service
     from xformd.telemetry import logs
-    from xformd.telemetry.tracebacks import SafeTraceback
 
     logs.start(*([logs.observer()] if traceback else []))
     parsed = specs.build(spec, options)
-    with isolated_plugin_output() as stdout:
-        with selected() as selection:
-            make_traceback = SafeTraceback.unredacted if traceback else SafeTraceback.redacted
-            service = TransformService.inline(loader.load(selection), Limits(), reactor, make_traceback=make_traceback)
-        transform = functools.partial(service.xform, parsed)
-        _run_batch(transform, files, output_dir, stdout, describe=describe_locally)
+    with isolated_plugin_output() as stdout, selected() as selection:
+
+        @contextlib.asynccontextmanager
+        async def here() -> "AsyncIterator[_Transform]":
+            async with local_service(selection, Limits(), report_slow, reactor) as service:
+                yield functools.partial(service.xform, parsed)
+
+        _run_batch(here(), files, output_dir, stdout, describe=describe_locally)
 
 
 def _run_batch(
-    transform: "Callable[[bytes], bytes | Deferred[bytes]]",
+    prepared: "contextlib.AbstractAsyncContextManager[_Transform]",
     files: Sequence[Path],
     output_dir: Path | None,
     stdout: TextIO,
@@ -200,15 +204,19 @@ def _run_batch(
     # Show a bar where a person waits for it, but never amid results on the same terminal.
     shows_bar = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not stdout.isatty())
     with click.progressbar(length=len(sources), label="poems", file=sys.stderr, hidden=not shows_bar) as bar:
-        transformed = batch.Batch(
-            fetch=batch.read_file,
-            transform=transform,
-            write=write,
-            report=report,
-            watch=lambda item: bar.update(1) if item.is_done else None,
-            fallback=fallback,
-            jobs=jobs,
-        )
-        summary = run.run_until_done(transformed.run(sources))
+
+        async def transform_all() -> "batches.Summary":
+            async with prepared as transform:
+                return await batch.Batch(
+                    fetch=batch.read_file,
+                    transform=transform,
+                    write=write,
+                    report=report,
+                    watch=lambda item: bar.update(1) if item.is_done else None,
+                    fallback=fallback,
+                    jobs=jobs,
+                ).run(sources)
+
+        summary = run.run_until_done(transform_all())
     if summary.exit_status:
         sys.exit(summary.exit_status)

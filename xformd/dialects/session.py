@@ -268,7 +268,7 @@ class SessionHandler:
         elif request.control == "list":
             self._send(session.encode_reply(session.Reply(request.id, self._service.listing())))
         else:
-            self._send(session.encode_reply(session.Reply(request.id, b"")))
+            self._send(session.encode_reply(session.Reply(request.id, self._service.missing().encode())))
 
     # How requests are answered.
 

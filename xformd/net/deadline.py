@@ -6,7 +6,6 @@ Invariant: a Deferred from ``within`` fires by its deadline, whatever the work b
 from collections.abc import Callable
 from typing import TypeVar
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -128,7 +127,7 @@ def within(
         except Exception as error:  # the canceller may be a plugin's
             raised = SafeTraceback.redacted(error)
             message = "transform {transform} failed to be cancelled\n{traceback}"
-            log.error(message, transform=name, **attrs.asdict(raised))
+            log.error(message, transform=name, **raised.log_fields())
 
     outcome: Deferred[Result] = Deferred(lambda _: give_up(lambda: Cancelled(f"{name} was given up")))
     timer = clock.callLater(max(0.0, seconds), give_up, expired)

@@ -1,9 +1,10 @@
-"""The hooks that a plugin can implement.
+"""The hooks that a plugin can implement, and what it can ask for while it is loaded.
 
 Hooks run when plugins are loaded, never while a request is served. There is one; others will come with a use.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import pluggy
 
@@ -22,3 +23,29 @@ def xformd_transforms() -> Iterable[Transform]:
     Called without arguments, once each time the plugins are loaded. It may return any iterable, or yield.
     """
     raise NotImplementedError  # never called: pluggy calls the plugins' implementations
+
+
+_tell_timeout: Callable[[float], object] | None = None
+
+
+def set_load_timeout(seconds: float) -> None:
+    """Ask for more time, or less, than the setting ``plugin_load_timeout_s`` gives a plugin to be loaded.
+
+    A plugin calls it at the top of its module, before it imports or loads what takes long.
+
+    Args:
+        seconds: from now on, above 0.
+    """
+    if _tell_timeout is not None:
+        _tell_timeout(float(seconds))
+
+
+@contextmanager
+def timeouts_told_to(tell: Callable[[float], object]) -> Iterator[None]:
+    """Within the block, call a function with the seconds that plugins ask for."""
+    global _tell_timeout
+    before, _tell_timeout = _tell_timeout, tell
+    try:
+        yield
+    finally:
+        _tell_timeout = before

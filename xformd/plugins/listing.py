@@ -11,10 +11,12 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
 
+import attrs
+
 from xformd.errors import printable
 from xformd.plugins.definition import Example, Transform
 from xformd.plugins.options import Option, options_schema
-from xformd.plugins.registry import NOT_SELECTED, Conflict, Entry, Plugin, Registry, label
+from xformd.plugins.registry import NOT_SELECTED, Conflict, Entry, Plugin, PluginKey, Registry, label
 
 IsIsolated = Callable[[Transform], bool]
 """Whether a transform runs in a worker."""
@@ -117,23 +119,36 @@ def from_json(listed: Mapping[str, Any], own: Registry, is_isolated: IsIsolated)
         is_isolated: whether a transform runs in a worker.
 
     Returns:
-        The worker's plugins and conflicts; of its transforms, those that run in a worker and those that this process
-        has too.
+        The worker's plugins and conflicts. A plugin with a transform that runs in this process, and that this process
+        cannot import, has failed.
     """
-    sources = {(plugin.distribution, plugin.name): plugin.source for plugin in own.plugins}
+    owned = {plugin.key: plugin for plugin in own.plugins}
     transforms = {described["name"]: _transform_from_json(described) for described in listed["transforms"]}
-    plugins = [_plugin_from_json(described, transforms, sources) for described in listed["plugins"]]
-    by_name = {(plugin.distribution, plugin.name): plugin for plugin in plugins}
+    run_here = {name for name, transform in transforms.items() if not is_isolated(transform)}
+    plugins = []
+    for described in listed["plugins"]:
+        plugin = _plugin_from_json(described, transforms, owned)
+        if any(name in run_here and name not in own.entries for name in described["transforms"]):
+            reason = _why_not_here(owned.get(plugin.key))
+            plugin = attrs.evolve(plugin, state="failed", reason=reason, transforms=())
+        plugins.append(plugin)
+    by_key = {plugin.key: plugin for plugin in plugins if plugin.state == "active"}
     entries: dict[str, Entry] = {}
     for described in listed["transforms"]:
-        name = described["name"]
-        if is_isolated(transforms[name]):
-            entries[name] = Entry(transforms[name], by_name[described["distribution"], described["plugin"]])
-        elif name in own.entries:
+        name, key = described["name"], (described["distribution"], described["plugin"])
+        if name in run_here and key in by_key:
             entries[name] = own.entries[name]
+        elif key in by_key:
+            entries[name] = Entry(transforms[name], by_key[key])
     return Registry(
         entries, tuple(plugins), tuple(_conflict_from_json(described, plugins) for described in listed["conflicts"])
     )
+
+
+def _why_not_here(plugin: Plugin | None) -> str:
+    if plugin is None or plugin.state == "active":
+        return "it runs in the server, which finds other transforms in it than a worker: restart the server"
+    return f"it runs in the server, which cannot import it: {plugin.reason}"
 
 
 def _transform_from_json(described: Mapping[str, Any]) -> Transform:
@@ -167,14 +182,14 @@ def _example_from_json(described: Mapping[str, Any], kind: str) -> Example:
 
 
 def _plugin_from_json(
-    described: Mapping[str, Any], transforms: Mapping[str, Transform], sources: Mapping[tuple[str, str], str]
+    described: Mapping[str, Any], transforms: Mapping[str, Transform], owned: Mapping[PluginKey, Plugin]
 ) -> Plugin:
     distribution, name = described["distribution"], described["name"]
     return Plugin(
         name=name,
         distribution=distribution,
         version=described["version"],
-        source=sources.get((distribution, name), ""),
+        source=owned[distribution, name].source if (distribution, name) in owned else "",
         state=described["state"],
         reason=described["reason"],
         # An ambiguous transform is listed by its name alone, and no request can reach it.

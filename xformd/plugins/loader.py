@@ -6,7 +6,8 @@ plugin that is not selected is never imported.
 
 import inspect
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import attrs
@@ -16,80 +17,87 @@ from xformd.errors import ConfigError, DefinitionError, one_line, safe_str
 from xformd.plugins import discovery, hookspecs
 from xformd.plugins.definition import Transform
 from xformd.plugins.discovery import Candidate, normalize
-from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, Registry
+from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, PluginKey, Registry
 from xformd.plugins.selection import EVERYTHING, Selection, check_names, not_installed, why_blocked
 
 HOOK = "xformd_transforms"
 
 
-def load(selection: Selection = EVERYTHING, only: Callable[[Candidate], bool] | None = None) -> Registry:
+def load(
+    selection: Selection = EVERYTHING,
+    *,
+    only: Callable[[Plugin], bool] | None = None,
+    known: Mapping[PluginKey, Plugin] | None = None,
+    around: Callable[[Plugin], AbstractContextManager[object]] = nullcontext,
+) -> Registry:
     """Find, import and check the selected plugins.
 
     Args:
         selection: the plugins to load.
         only: which of them to import; None for all. The others count as blocked.
+        known: plugins that are taken as they are, and not imported again.
+        around: makes a context for the import of one of them.
 
     Returns:
         Everything that works, and every failure with its reason.
 
     Raises:
-        ConfigError: the selection names an unknown plugin, or it is strict and a plugin failed.
+        ConfigError: the selection names an unknown plugin, or as for ``check``.
     """
-    candidates = _candidates(selection)
-    check_names(selection, candidates)
-    plugins = tuple(_load_one(candidate, why_blocked(candidate, selection, only)) for candidate in candidates)
-    registry = _assemble(plugins, selection)
-    if selection.strict:
-        _reject_problems(registry)
+    plugins = []
+    for candidate, plugin in _find(selection):
+        if plugin.key in (known or {}):
+            plugin = (known or {})[plugin.key]
+        elif plugin.state == "loading" and only is not None and not only(plugin):
+            plugin = attrs.evolve(plugin, state="blocked", reason="not loaded in this process")
+        elif plugin.state == "loading":
+            plugin = _load_one(candidate, plugin, around)
+        plugins.append(plugin)
+    registry = assemble(plugins, selection)
+    check(registry, selection)
     return registry
 
 
-def load_distribution(distribution: str, selection: Selection = EVERYTHING) -> tuple[Plugin, ...]:
-    """Load the plugins of one distribution, and of no other installed one.
-
-    Args:
-        distribution: its name, or that of a loose file.
-        selection: the rest of the selection. Preferences have no effect, as their distributions are not loaded.
+def find(selection: Selection = EVERYTHING) -> tuple[Plugin, ...]:
+    """Find the plugins without importing any.
 
     Returns:
-        Its plugins, in any state.
+        Those that are selected have the state ``loading``.
 
     Raises:
-        ConfigError: the distribution is unknown, or as for ``load``.
+        ConfigError: the selection names an unknown plugin.
     """
-    wanted = normalize(distribution)
-    candidates = _candidates(selection)
-    named = [candidate for candidate in candidates if normalize(candidate.distribution) == wanted]
-    if not named:
-        raise ConfigError(not_installed(distribution, {candidate.distribution for candidate in candidates}))
-    installed = frozenset(candidate.distribution for candidate in named if not candidate.is_loose)
-    registry = load(attrs.evolve(selection, distributions=installed, preferred={}, strict=False))
-    if selection.strict:
-        ambiguous = tuple(one for one in registry.conflicts if one.name not in selection.preferred)
-        _reject_problems(attrs.evolve(registry, conflicts=ambiguous))
-    return tuple(plugin for plugin in registry.plugins if normalize(plugin.distribution) == wanted)
+    return tuple(plugin for _, plugin in _find(selection))
 
 
-def _candidates(selection: Selection) -> list[Candidate]:
-    return [*discovery.built_in(), *discovery.installed(), *discovery.loose(selection.directories)]
+def _find(selection: Selection) -> list[tuple[Candidate, Plugin]]:
+    candidates = [*discovery.built_in(), *discovery.installed(), *discovery.loose(selection.directories)]
+    check_names(selection, candidates)
+    return [(candidate, _not_loaded(candidate, why_blocked(candidate, selection))) for candidate in candidates]
 
 
-def _load_one(candidate: Candidate, blocked: str) -> Plugin:
-    plugin = Plugin(
+def _not_loaded(candidate: Candidate, blocked: str) -> Plugin:
+    return Plugin(
         name=candidate.name,
         distribution=candidate.distribution,
         version=candidate.version,
         source=candidate.source,
+        state="blocked" if blocked else "loading",
+        reason=blocked or "it is being loaded",
     )
-    if blocked:
-        return attrs.evolve(plugin, state="blocked", reason=blocked)
+
+
+def _load_one(
+    candidate: Candidate, plugin: Plugin, around: Callable[[Plugin], AbstractContextManager[object]]
+) -> Plugin:
     start = time.perf_counter()
     try:
-        transforms = _transforms_of(candidate)
+        with around(plugin):
+            transforms = _transforms_of(candidate)
     except BaseException as error:
         plugin = attrs.evolve(plugin, state="failed", reason=one_line(_describe(error)))
     else:
-        plugin = attrs.evolve(plugin, transforms=transforms)
+        plugin = attrs.evolve(plugin, state="active", reason="", transforms=transforms)
     return attrs.evolve(plugin, import_time_s=time.perf_counter() - start)
 
 
@@ -165,47 +173,59 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _assemble(plugins: tuple[Plugin, ...], selection: Selection) -> Registry:
+def assemble(plugins: Sequence[Plugin], selection: Selection) -> Registry:
+    """Make a registry of plugins; names of the selection that match none of them have no effect."""
     owners: dict[str, list[Entry]] = {}
     for plugin in plugins:
         for transform in plugin.transforms:
             owners.setdefault(transform.name, []).append(Entry(transform, plugin))
-    preferred = selection.preferred
-    if selection.ignore_unknown:
-        preferred = {name: wanted for name, wanted in preferred.items() if _is_among(wanted, owners.get(name, ()))}
     entries: dict[str, Entry] = {}
     conflicts: list[Conflict] = []
     for name, rivals in sorted(owners.items()):
-        winner = _choose(name, rivals, preferred.get(name))
+        chosen = _preferred(selection.preferred.get(name), rivals)
+        winner = chosen or _default(rivals)
         if winner is not None:
             entries[name] = winner
         if len(rivals) > 1:
             owned_by = tuple(rival.plugin for rival in rivals)
-            conflicts.append(Conflict(name, owned_by, winner.plugin if winner else None, preferred=name in preferred))
-    for name in sorted(set(preferred) - set(owners)):
-        raise ConfigError(
-            f"no loaded plugin provides a transform {name!r}; see 'xformd list-transforms'",
-            setting="prefer",
-            entry=name,
-        )
-    return Registry(entries, plugins, tuple(conflicts))
+            conflicts.append(Conflict(name, owned_by, winner.plugin if winner else None, preferred=chosen is not None))
+    return Registry(entries, tuple(plugins), tuple(conflicts))
 
 
-def _choose(name: str, rivals: list[Entry], preferred: str | None) -> Entry | None:
-    """Return the preferred provider of a name, else its only one, else the built-in, else None."""
-    if preferred is not None:
-        chosen = [rival for rival in rivals if _is_among(preferred, [rival])]
-        if len(chosen) == 1:
-            return chosen[0]
-        owners = " and ".join(sorted(rival.plugin.label for rival in rivals))
-        raise ConfigError(f"{name}={preferred}, but {name} is provided by {owners}", setting="prefer", entry=name)
+def _preferred(distribution: str | None, rivals: list[Entry]) -> Entry | None:
+    chosen = [
+        rival for rival in rivals if distribution and normalize(rival.plugin.distribution) == normalize(distribution)
+    ]
+    return chosen[0] if len(chosen) == 1 else None
+
+
+def _default(rivals: list[Entry]) -> Entry | None:
+    """Return the only provider of a name, else the built-in, else None."""
     if len(rivals) == 1:
         return rivals[0]
     return next((rival for rival in rivals if rival.plugin.distribution == BUILT_IN), None)
 
 
-def _is_among(distribution: str, rivals: Iterable[Entry]) -> bool:
-    return any(normalize(rival.plugin.distribution) == normalize(distribution) for rival in rivals)
+def check(registry: Registry, selection: Selection) -> None:
+    """Check that every preference has an effect, and with a strict selection that nothing is wrong.
+
+    Raises:
+        ConfigError: saying what is wrong, and which setting asks for it.
+    """
+    if selection.ignore_unknown:
+        return
+    for name, distribution in sorted(selection.preferred.items()):
+        owners = [plugin for plugin in registry.plugins if any(one.name == name for one in plugin.transforms)]
+        chosen = [plugin for plugin in owners if normalize(plugin.distribution) == normalize(distribution)]
+        if not owners:
+            reason = f"no loaded plugin provides a transform {name!r}; see 'xformd list-transforms'"
+            raise ConfigError(reason, setting="prefer", entry=name)
+        if len(chosen) != 1:
+            labels = " and ".join(sorted(plugin.label for plugin in owners))
+            reason = f"{name}={distribution}, but {name} is provided by {labels}"
+            raise ConfigError(reason, setting="prefer", entry=name)
+    if selection.strict:
+        _reject_problems(registry)
 
 
 def _reject_problems(registry: Registry) -> None:
@@ -213,3 +233,16 @@ def _reject_problems(registry: Registry) -> None:
     problems += [str(conflict) for conflict in registry.conflicts if not conflict.preferred]
     if problems:
         raise ConfigError("some plugins failed or provide the same transform", details=problems, setting="strict")
+
+
+def of_distribution(distribution: str, plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
+    """Return the plugins of one distribution or loose file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    wanted = normalize(distribution)
+    found = tuple(plugin for plugin in plugins if normalize(plugin.distribution) == wanted)
+    if not found:
+        raise ConfigError(not_installed(distribution, {plugin.distribution for plugin in plugins}))
+    return found

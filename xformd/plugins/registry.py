@@ -10,17 +10,22 @@ from typing import Literal
 
 import attrs
 
-from xformd.errors import AmbiguousTransform, NoSuchTransform
+from xformd.errors import AmbiguousTransform, NoSuchTransform, Unavailable
 from xformd.plugins.definition import Transform
 from xformd.spec import is_valid_name
 
 BUILT_IN = "xformd"
 """The distribution of the built-in transforms."""
 
+RETRY_AFTER_LOADING_MS = 1_000
+
 NOT_SELECTED = "not selected by the setting 'plugins'"
 """The reason of a plugin that the setting 'plugins' leaves out."""
 
-PluginState = Literal["active", "blocked", "failed"]
+PluginState = Literal["active", "blocked", "failed", "loading"]
+
+PluginKey = tuple[str, str]
+"""A plugin's distribution and name: no two have both in common."""
 
 
 def label(name: str, distribution: str, version: str) -> str:
@@ -38,7 +43,7 @@ class Plugin:
         distribution: the installed package that provides it; for a loose file, the file's name.
         version: of the distribution; empty if it has none.
         source: the import path, ``package.module[:object]``, or the loose file's path.
-        state: ``active``, ``blocked`` (never imported) or ``failed``.
+        state: ``active``, ``blocked`` (never imported), ``failed`` or ``loading`` (it takes long).
         reason: why it is not active, on one line.
         transforms: the transforms that it provides.
         import_time_s: time to import it and call its hook, in seconds.
@@ -52,6 +57,11 @@ class Plugin:
     reason: str = ""
     transforms: tuple[Transform, ...] = ()
     import_time_s: float = 0.0
+
+    @property
+    def key(self) -> PluginKey:
+        """What tells it from every other plugin."""
+        return self.distribution, self.name
 
     @property
     def label(self) -> str:
@@ -125,15 +135,29 @@ class Registry:
         Raises:
             NoSuchTransform: suggesting the nearest name.
             AmbiguousTransform: naming the distributions that provide it.
+            Unavailable: a plugin that may provide it is still being loaded.
         """
         if (entry := self.entries.get(name)) is not None:
             return entry
         for conflict in self.conflicts:
             if conflict.name == name:
                 raise AmbiguousTransform(str(conflict))
+        if missing := self.missing:
+            raise Unavailable(f"no transform {name!r} here yet: {missing}", retry_after_ms=RETRY_AFTER_LOADING_MS)
         nearest = _nearest(name, tuple(self.entries)) if is_valid_name(name) else None  # a long one is not remembered
-        advice = f"did you mean {nearest!r}?" if nearest else "see 'xformd list-transforms'"
+        if nearest:
+            advice = f"did you mean {nearest!r}?"
+        elif failed := self.with_state("failed"):
+            advice = f"plugin {failed[0].label} failed: {failed[0].reason}"
+        else:
+            advice = "see 'xformd list-transforms'"
         raise NoSuchTransform(f"no transform {name!r} here; {advice}")
+
+    @property
+    def missing(self) -> str:
+        """Which plugins are still being loaded, in words; empty if none is."""
+        labels = [plugin.label for plugin in self.with_state("loading")]
+        return f"still loading {', '.join(labels)}" if labels else ""
 
     def with_state(self, state: PluginState) -> tuple[Plugin, ...]:
         """Return the plugins in this state, in the order of discovery."""

@@ -3,7 +3,7 @@
 Pure: nothing here imports a plugin. Invariant: a selected name that matches no plugin is an error, never ignored.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import attrs
@@ -80,10 +80,8 @@ def not_installed(name: str, found: Iterable[str]) -> str:
     return f"no installed distribution {name!r} has xformd plugins; those that do: {', '.join(sorted(found))}"
 
 
-def why_blocked(candidate: Candidate, selection: Selection, only: Callable[[Candidate], bool] | None) -> str:
+def why_blocked(candidate: Candidate, selection: Selection) -> str:
     """Return why a plugin is kept out; the empty string if it is to be imported."""
-    if only is not None and not only(candidate):
-        return "not loaded in this process"
     if any(candidate.has_name(name) for name in selection.blocked):
         return "blocked by the setting 'block'"
     if selection.distributions is None or candidate.is_built_in or candidate.is_loose:

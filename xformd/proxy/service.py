@@ -149,6 +149,10 @@ class CachingTransformService:
         """See ``Service.listing``."""
         return json.dumps(self.describe()).encode()
 
+    def missing(self) -> str:
+        """Return nothing: a proxy loads no plugin."""
+        return ""
+
     def caller_has_room(self, caller: Caller) -> None:
         """Do nothing: the upstreams decide when a request begins."""
 

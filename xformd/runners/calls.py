@@ -1,25 +1,33 @@
 """One step of a request, ready to run, and what its errors mean. No Twisted: worker processes use it too."""
 
-import traceback
 from collections.abc import Mapping, Sequence
 
 import attrs
 
 from xformd.errors import (
-    REDACTED,
     BadOptions,
     GibberishError,
     TooLarge,
     TransformFailed,
     TransformTimeout,
+    Unavailable,
     XformError,
     safe_str,
 )
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import OptionValue, Step
 
-REFUSALS = (GibberishError, BadOptions, TooLarge)
-"""What a transform may raise to reject a poem or an option's value; the message reaches the caller."""
+REFUSALS = (GibberishError, BadOptions, TooLarge, Unavailable, TransformFailed)
+"""What a transform may raise to reject a request; the message reaches the caller."""
+
+_LOG_WORDS = {
+    GibberishError: "rejects this poem",
+    BadOptions: "rejects its options",
+    TooLarge: "would return too much",
+    Unavailable: "is unavailable",
+    TransformFailed: "failed",
+}
+"""What the log says: the author's words may quote the poem."""
 
 
 @attrs.frozen
@@ -64,25 +72,29 @@ def too_large(call: Call, size_bytes: int, max_result_bytes: int) -> TooLarge:
 
 def is_expected(error: BaseException) -> bool:
     """Whether a transform may raise this, so that it need not be logged."""
-    return isinstance(error, (*REFUSALS, TransformFailed))
+    return isinstance(error, REFUSALS)
 
 
-def explain(call: Call, error: BaseException) -> XformError:
+def explain(call: Call, error: BaseException, detail: str = "") -> XformError:
     """Return the error that the caller gets for what a transform raised.
 
     The exception's traceback is dropped: a plugin may raise the same object each time, whose tracebacks would keep
     every poem alive.
+
+    Args:
+        call: the transform.
+        error: what it raised.
+        detail: its message and place, for the person who runs the transform.
     """
-    detail = _detail(error)
     error.__traceback__ = error.__context__ = None
-    for refusal in (*REFUSALS, TransformFailed):
+    for refusal in REFUSALS:
         if isinstance(error, refusal):
-            return refusal(safe_str(error), log_message=REDACTED)
-    return TransformFailed(f"{call.name} raised {type(error).__name__}", detail=detail)
+            return name_in_log(call, refusal(safe_str(error), retry_after_ms=error.retry_after_ms))
+    return name_in_log(call, TransformFailed(f"{call.name} raised {type(error).__name__}", detail=detail))
 
 
-def _detail(error: BaseException) -> str:
-    """Return what was raised and where, for the person who runs the transform in this process."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{safe_str(error)}{place}"
+def name_in_log(call: Call, error: XformError) -> XformError:
+    """Have the log name the transform, in our own words; return the error."""
+    if (words := _LOG_WORDS.get(type(error))) is not None:
+        error.log_message = f"{call.name} {words}"
+    return error

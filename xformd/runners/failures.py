@@ -1,6 +1,5 @@
 """Log the transforms that fail: one line a second for each, with a traceback, and without a poem."""
 
-import attrs
 from twisted.logger import Logger
 
 from xformd.runners.calls import Call
@@ -30,7 +29,7 @@ class FailureLog(RateLimitedLog):
                 plugin=call.entry.plugin.label,
                 count=count,
                 log_how_often="" if count == 1 else f", the last of {count} times within a second",
-                **attrs.asdict(raised),
+                **raised.log_fields(),
                 **log_fields(timing),
             )
 

@@ -118,7 +118,7 @@ def internal_error(failure: Failure, timing: RequestTiming | None = None) -> Int
     request_id = (timing.request_id if timing is not None else None) or uuid.uuid4().hex
     assert failure.value is not None
     raised = SafeTraceback.redacted(failure.value, failure.getTracebackObject())
-    log.error("internal error {request_id}\n{traceback}", request_id=request_id, **attrs.asdict(raised))
+    log.error("internal error {request_id}\n{traceback}", request_id=request_id, **raised.log_fields())
     return InternalError(request_id)
 
 

@@ -1,6 +1,6 @@
-"""What a server and its workers say to each other besides requests and replies of the session dialect. Pure.
+"""What a server, its fork server and its workers say to each other besides requests and replies of the session dialect.
 
-Each message has an encoder, which returns a netstring, and a decoder, which takes the netstring's content.
+Pure. Each message has an encoder, which returns a netstring, and a decoder, which takes the netstring's content.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from xformd.plugins.registry import PluginKey, PluginState
 from xformd.plugins.selection import Selection
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring
@@ -19,18 +20,32 @@ MAX_SETUP_BYTES = 1024 * 1024
 MAX_HELLO_BYTES = 64 * 1024 * 1024
 """A plugin may bring many long examples."""
 
+_NEWS = b"news "
 _STEP = b"step "
 _TRACEBACK = b"traceback "
 
 
 @attrs.frozen(kw_only=True)
 class WorkerSetup:
-    """What a server sends first: what the worker loads, and its limits; ``memory_bytes`` bounds its address space."""
+    """What a fork server is told first, for itself and its workers.
+
+    Args:
+        selection: the plugins to load.
+        max_request_bytes: the longest poem of a job.
+        max_result_bytes: the longest result of a step.
+        memory_bytes: how much memory loading the plugins may take, and each job besides.
+        left_out: plugins that are not to be imported, with their state and the reason.
+        late: plugins that each worker imports, because their threads would not survive a fork.
+        shows_errors: whether what transforms raise is reported in full, for the person who runs them.
+    """
 
     selection: Selection
     max_request_bytes: int
     max_result_bytes: int
     memory_bytes: int
+    left_out: Mapping[PluginKey, tuple[PluginState, str]] = attrs.field(factory=dict)
+    late: frozenset[PluginKey] = frozenset()
+    shows_errors: bool = False
 
 
 @attrs.frozen
@@ -53,6 +68,8 @@ def encode_setup(setup: WorkerSetup) -> bytes:
     for name in ("distributions", "blocked"):
         selection[name] = None if selection[name] is None else sorted(selection[name])
     selection["directories"] = [str(directory) for directory in setup.selection.directories]
+    content["left_out"] = [[*key, *why] for key, why in setup.left_out.items()]
+    content["late"] = sorted(setup.late)
     return netstring.encode(json.dumps(content).encode())
 
 
@@ -69,12 +86,42 @@ def decode_setup(string: bytes) -> WorkerSetup:
         strict=selected["strict"],
         ignore_unknown=selected["ignore_unknown"],
     )
-    return WorkerSetup(selection=selection, **content)
+    left_out = {(distribution, name): (state, reason) for distribution, name, state, reason in content.pop("left_out")}
+    late = frozenset((distribution, name) for distribution, name in content.pop("late"))
+    return WorkerSetup(selection=selection, left_out=left_out, late=late, **content)
 
 
-def encode_hello(hello: WorkerHello) -> bytes:
-    """Encode a hello."""
-    return netstring.encode(json.dumps([hello.pid, hello.listing]).encode())
+def encode_news(**news: Any) -> bytes:
+    """Encode what a process says while it loads plugins; see ``decode_news``."""
+    return netstring.encode(_NEWS + json.dumps(news).encode())
+
+
+def decode_news(string: bytes) -> Mapping[str, Any] | None:
+    """Decode what a process says while it loads plugins; None for any other message.
+
+    Returns:
+        One of ``{"loading": [distribution, name]}``, ``{"timeout_s": seconds}`` that the plugin asks for,
+        ``{"late": [[distribution, name], ...]}`` once all are loaded and some have left threads running,
+        ``{"loaded": true, "pid": process id}``, and ``{"warning": text}``.
+
+    Raises:
+        ValueError: it begins like one and is malformed.
+    """
+    content = string.removeprefix(_NEWS)
+    if content == string:
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(content):
+            case {"loading": [str(), str()]} | {"timeout_s": int() | float()} | {"late": list()} as news:
+                return dict(news)
+            case {"loaded": True, "pid": int()} | {"warning": str()} as news:
+                return dict(news)
+    raise ValueError("a process that loads plugins says what it is loading")
+
+
+def encode_hello(pid: int, listing_json: str) -> bytes:
+    """Encode a hello, whose listing is JSON already: all workers of a fork server have the same."""
+    return netstring.encode(f"[{pid}, {listing_json}]".encode())
 
 
 def decode_hello(string: bytes) -> WorkerHello:
@@ -115,6 +162,6 @@ def decode_traceback(string: bytes) -> SafeTraceback | None:
         return None
     with contextlib.suppress(ValueError, RecursionError):
         match json.loads(content):
-            case {"error": str(error), "traceback": str(traceback)}:
-                return SafeTraceback(error, traceback)
+            case {"error": str(error), "traceback": str(traceback), "detail": str(detail)}:
+                return SafeTraceback(error, traceback, detail)
     raise ValueError("a traceback message has an error and a traceback")

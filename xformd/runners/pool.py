@@ -13,13 +13,13 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.errors import Busy, ShuttingDown, TransformDied, Unavailable, XformError
+from xformd.errors import Busy, ShuttingDown, TransformDied, TransformFailed, Unavailable, XformError
 from xformd.limits import Limits
 from xformd.runners import Caller, policy
-from xformd.runners.calls import Call, took_too_long
+from xformd.runners.calls import Call, name_in_log, took_too_long
 from xformd.runners.failures import FailureLog
 from xformd.runners.policy import MAX_DEATHS, Quarantine
-from xformd.runners.supervisor import Launch, SelfTest, Supervisor, WorkerSlot
+from xformd.runners.supervisor import SelfTest, Supervisor, WorkerLauncher, WorkerSlot
 from xformd.spec import Spec
 from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.timing import RequestTiming, log_fields
@@ -45,6 +45,7 @@ class PoolJob:
         step: the index of the step that runs.
         started_at: when it got its worker, in seconds.
         timer: ends it at the time limit of the step that runs.
+        detail: what the last step has raised, for the person who runs it in a process of their own.
     """
 
     pool: "WorkerPool"
@@ -57,6 +58,7 @@ class PoolJob:
     step: int = 0
     started_at: float = 0.0
     timer: IDelayedCall | None = None
+    detail: str = ""
 
     def __attrs_post_init__(self) -> None:
         self.result = Deferred(lambda _: self.pool.give_up(self, "its job was cancelled"))
@@ -86,6 +88,7 @@ class PoolJob:
 
     def raised(self, raised: SafeTraceback) -> None:
         """Log it; the caller gets the refusal that follows."""
+        self.detail = raised.detail
         self.pool.failures.failed(self.call, raised, self.timing)
 
     def answered(self, answer: session.Reply | session.Refusal) -> None:
@@ -94,6 +97,9 @@ class PoolJob:
         supervisor = self.pool.supervisor
         self.pool.leave_worker(self)
         if isinstance(answer, session.Refusal):
+            name_in_log(self.call, answer.error)
+            if isinstance(answer.error, TransformFailed):
+                answer.error.detail = self.detail
             if isinstance(answer.error, TransformDied):
                 self.pool.count_death(self, answer.error.message)
                 supervisor.discard(self.slot, answer.error.message)
@@ -179,7 +185,7 @@ class FairQueue:
 
 
 class WorkerPool:
-    """Runs jobs in worker processes, ``size`` at a time. One more process waits, warm, to replace one that ends."""
+    """Runs jobs in worker processes, ``size`` at a time. ``spares`` more wait, warm, to replace those that end."""
 
     log = Logger()
 
@@ -187,12 +193,13 @@ class WorkerPool:
         self,
         *,
         size: int,
-        launch: Launch,
+        launcher: WorkerLauncher,
         self_test: SelfTest | None,
         quarantine: Quarantine,
         limits: Limits,
         clock: IReactorTime,
         history: WorkerHistory | None = None,
+        spares: int = 1,
     ) -> None:
         self._size = size
         self.quarantine = quarantine
@@ -205,8 +212,8 @@ class WorkerPool:
         self._is_stopping = False
         self._history = WorkerHistory() if history is None else history
         self.supervisor = Supervisor(
-            count=size + 1,
-            launch=launch,
+            count=size + spares,
+            launcher=launcher,
             self_test=self_test,
             on_idle=self._dispatch,
             limits=limits,

@@ -1,111 +1,162 @@
-"""The process between a server and one worker: it ends whatever the worker leaves behind.
+"""The process above a fork server, and above each worker: it ends whatever its child leaves behind.
 
-It starts the worker as its child and runs no plugin's code. When the worker ends, or its own standard input does, it
-kills the worker and every process that came from it, whatever group or session they moved to. So the server kills a
-worker by closing a pipe, and the kernel does so when the server is gone.
-
-Descriptors: 0 is that pipe, 1 and 2 go to the server's log, 3 is the worker's channel to the server.
+It runs no plugin's code. When its child ends, or the server closes its lifeline, it kills the child and every process
+that came from it, whatever group or session they moved to. So the server kills a worker by closing a socket, and the
+kernel does so when the server is gone.
 """
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import select
+import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-CHANNEL = 3
+LIFELINE = 0
+CONTROL = 3
+"""Descriptors of the reaper of a fork server; 1 and 2 go to the server's log."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
 def main() -> NoReturn:
-    """Start a worker, watch it, and end as it ends."""
-    os.setsid()  # away from the server's terminal, whose Ctrl-C is not for workers
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    wakeups, waker = os.pipe()
-    os.set_blocking(waker, False)
-    # These signals are meant for the server, which needs its workers until it has answered. They are handled, not
-    # ignored: processes that a plugin starts would inherit the latter.
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    reaper = os.getpid()
-    worker = os.fork()
-    if worker == 0:
-        _become_worker(reaper, wakeups, waker)
-    for descriptor in (1, 2, CHANNEL):  # so that a reader of these need not wait for this process to end
-        os.close(descriptor)
-    status = _watch(worker, wakeups)
-    _sweep(worker)
+    """Start a fork server, watch it, and end as it ends."""
+    from xformd.runners import fork_server
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # core files may hold poems
+    folder = _make_folder()
+
+    def become_fork_server() -> NoReturn:
+        os.close(LIFELINE)
+        fork_server.main(CONTROL, folder)
+
+    status = keep(LIFELINE, become_fork_server, (1, 2, CONTROL))
+    shutil.rmtree(folder, ignore_errors=True)
     _end_as(status)
 
 
-def _become_worker(reaper: int, *pipe: int) -> NoReturn:
-    from xformd.runners import worker
+def _make_folder() -> Path:
+    """Make the folder for the folders of jobs, in memory if nothing else can be written."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="xformd-"))
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="xformd-", dir="/dev/shm"))
 
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for descriptor in pipe:
+
+def keep(lifeline: int, become_child: Callable[[], NoReturn], others: tuple[int, ...]) -> int:
+    """Fork a child; return its wait status once it and everything that came from it have ended.
+
+    Args:
+        lifeline: when its other end is closed, the child is killed.
+        become_child: called in the child.
+        others: descriptors of the child's, which this process closes, so that a reader need not wait for it.
+    """
+    os.setsid()  # away from the server's terminal, whose Ctrl-C is not for workers
+    set_subreaper()
+    wakeups, waker = catch_signals()
+    reaper = os.getpid()
+    child = os.fork()
+    if child == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor in (wakeups, waker):
+            os.close(descriptor)
+        os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != reaper:  # it died before PR_SET_PDEATHSIG was set
+            os._exit(0)
+        become_child()
+    for descriptor in others:
         os.close(descriptor)
-    os.setsid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != reaper:  # it died before PR_SET_PDEATHSIG was set
-        os._exit(0)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    worker.main(CHANNEL)
+    status = _watch(child, lifeline, wakeups)
+    _sweep(child)
+    return status
 
 
-def _watch(worker: int, wakeups: int) -> int:
-    """Wait until the worker ends, or kill it when standard input ends; return its wait status."""
+def set_subreaper() -> None:
+    """Become the parent of the orphans among this process's descendants."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def catch_signals() -> tuple[int, int]:
+    """Return both ends of a pipe that can be read when a signal has arrived, such as that of a child's end.
+
+    The others are meant for the server, which needs its workers until it has answered. They are handled, not ignored:
+    processes that a plugin starts would inherit the latter.
+    """
+    wakeups, waker = os.pipe()
+    os.set_blocking(waker, False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    return wakeups, waker
+
+
+def keep_worker(
+    lifeline: int, become_worker: Callable[[], NoReturn], others: tuple[int, ...], folder: Path
+) -> NoReturn:
+    """Keep a worker, report its wait status through the lifeline, and remove the ``folder`` of its jobs."""
+    gc.disable()  # it would write to pages that are shared with the fork server
+    status = keep(lifeline, become_worker, others)
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the server is gone
+        os.write(lifeline, b"%d" % status)
+    os._exit(0)
+
+
+def _watch(child: int, lifeline: int, wakeups: int) -> int:
+    """Wait until the child ends, or kill it when the lifeline is cut; return its wait status."""
     poll = select.poll()
-    poll.register(0, select.POLLIN)
+    poll.register(lifeline, select.POLLIN)
     poll.register(wakeups, select.POLLIN)
     while True:
         for descriptor, _ in poll.poll():
             if descriptor == wakeups:
                 os.read(wakeups, 4096)
-                if (status := _reap(worker)) is not None:
+                if (status := _reap(child)) is not None:
                     return status
-            elif not os.read(0, 4096):
-                _kill(worker)
-                return os.waitpid(worker, 0)[1]
+            elif not os.read(lifeline, 4096):
+                kill(child)
+                return os.waitpid(child, 0)[1]
 
 
-def _reap(worker: int) -> int | None:
-    """Reap every process that has ended; return the worker's wait status if it is one of them."""
+def _reap(child: int) -> int | None:
+    """Reap every process that has ended; return the child's wait status if it is one of them."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid in (0, worker):
+        if pid in (0, child):
             return status if pid else None
 
 
-def _sweep(worker: int) -> None:
-    """Kill all that came from the worker. Orphans become children of this process, which is a subreaper."""
-    _kill_group(worker)
+def _sweep(child: int) -> None:
+    """Kill all that came from the child. Orphans become children of this process, which is a subreaper."""
+    _kill_group(child)
     while True:
-        for child in _children():
-            _kill(child)
+        for other in children():
+            kill(other)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
 
 
-def _children() -> list[int]:
+def children() -> list[int]:
+    """Return the children of this process; without Linux none, so that only a child's group is known."""
     try:
         return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:  # not Linux: only the worker's group is known
+    except OSError:
         return []
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int) -> None:
+    """Kill a process, if it is there and may be killed."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # a setuid program cannot be killed
         os.kill(pid, signal.SIGKILL)
 
@@ -116,7 +167,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _end_as(status: int) -> NoReturn:
-    """End with the worker's status or signal: this process's end is what the server sees."""
+    """End with the child's status or signal: this process's end is what the server sees."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number != signal.SIGKILL:

@@ -4,8 +4,8 @@ Invariant: only a worker that ends before it was ready delays the next start, by
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -14,7 +14,9 @@ from twisted.logger import Logger
 
 from xformd.limits import Limits
 from xformd.net.deadline import backoff_s
+from xformd.plugins.registry import PluginKey
 from xformd.runners import policy
+from xformd.runners.launcher import LauncherEvents
 from xformd.runners.messages import WorkerHello
 from xformd.runners.worker_handle import Job, WorkerEvents, WorkerHandle
 from xformd.spec import Spec
@@ -35,10 +37,32 @@ one is accepted, with a warning."""
 MEASURE_EVERY_S = 0.02
 """How often a busy worker's memory is measured, at most: reading it takes longer than a short job."""
 
+WATCH_MEMORY_EVERY_S = 0.25
+"""How often the memory of busy workers is looked at."""
+
 WorkerState = Literal["starting", "idle", "busy"]
 
-Launch = Callable[[WorkerEvents], WorkerHandle]
-"""Starts a worker; raises ``OSError`` if the system cannot."""
+
+class WorkerLauncher(Protocol):
+    """What starts workers: a ``Launcher``."""
+
+    events: LauncherEvents
+
+    def launch(self, events: WorkerEvents) -> WorkerHandle | None:
+        """Start a worker, or return None and call ``events.can_launch`` later; raise ``OSError`` if it cannot."""
+        ...
+
+    def leave_out(self, key: PluginKey, reason: str) -> None:
+        """Start again without a plugin, which has failed in a worker."""
+        ...
+
+    def resident_bytes(self) -> int:
+        """Return how much memory workers are started with."""
+        ...
+
+    def stop(self) -> Deferred[None]:
+        """End what workers are started with; fires when no process is left."""
+        ...
 
 
 @attrs.frozen
@@ -62,20 +86,38 @@ class SelfTest:
 
 @attrs.define(eq=False)
 class WorkerSlot:
-    """One worker and what it is doing."""
+    """One worker and what it is doing.
+
+    Args:
+        worker: its handle.
+        state: what it is doing.
+        job: what it runs.
+        jobs: how many it has been given.
+        is_disconnected: whether it can take no more.
+        names: the transforms of its last job.
+        known_names: those that it has run; what they load on their first run is no growth.
+        settled_bytes: its resident memory after the last job that ran a transform for the first time.
+        measured_at: when its growth was measured last, in seconds.
+        start_timer: kills it if it does not get ready.
+        loading: the plugin that it loads.
+    """
 
     worker: WorkerHandle
     state: WorkerState = "starting"
     job: Job | None = None
     jobs: int = 0
     is_disconnected: bool = False
-    first_resident_bytes: int = 0
+    names: frozenset[str] = frozenset()
+    known_names: frozenset[str] = frozenset()
+    settled_bytes: int = 0
     measured_at: float = 0.0
     start_timer: IDelayedCall | None = None
+    loading: PluginKey | None = None
 
     def run(self, spec: Spec, poem: bytes, job: Job) -> None:
         """Send the worker a job."""
         self.job = job
+        self.names = frozenset(step.name for step in spec.steps)
         self.worker.send(session.Request(self.jobs + 1, spec, poem), job)  # the self-test's request had id 1
 
 
@@ -95,7 +137,7 @@ class _SelfTestRun:
     def raised(self, raised: SafeTraceback) -> None:
         """Log it here, because no request is waiting that would."""
         spec = str(self.test.request.spec)
-        self.log.error("the self-test {spec} failed\n{traceback}", spec=spec, **attrs.asdict(raised))
+        self.log.error("the self-test {spec} failed\n{traceback}", spec=spec, **raised.log_fields())
 
     def answered(self, answer: session.Reply | session.Refusal) -> None:
         """Compare the result."""
@@ -118,7 +160,7 @@ class Supervisor:
         self,
         *,
         count: int,
-        launch: Launch,
+        launcher: WorkerLauncher,
         self_test: SelfTest | None,
         on_idle: Callable[[], None],
         limits: Limits,
@@ -126,7 +168,8 @@ class Supervisor:
         history: WorkerHistory,
     ) -> None:
         self._count = count
-        self._launch = launch
+        self._launcher = launcher
+        launcher.events = self
         self._self_test = self_test
         self._on_idle = on_idle
         self._limits = limits
@@ -138,10 +181,11 @@ class Supervisor:
         self._failed_starts = 0
         self._listing: Mapping[str, Any] = {}  # of the first worker that was ready
         self._next_start: IDelayedCall | None = None
-        self._is_stopping = False
+        self._memory_timer: IDelayedCall | None = None
+        self._is_stopping = self._is_ready = False
         self._stopped: list[Deferred[None]] = []
         self.ready: Deferred[WorkerHello | NotReady] = Deferred()
-        """Fires once: when the first worker is ready, or after ``MAX_FAILED_STARTS``."""
+        """Fires when the first worker is ready, or after ``MAX_FAILED_STARTS``; then another one takes its place."""
 
     # Called by the pool.
 
@@ -150,20 +194,29 @@ class Supervisor:
         self._next_start = None
         while not self._is_stopping and len(self._slots) < self._count:
             try:
-                worker = self._launch(self)
+                worker = self._launcher.launch(self)
             except OSError as error:
                 self._start_failed(f"a worker cannot be started: {error.strerror or error}")
                 return
+            if worker is None:
+                return
             self._history.starts += 1
             slot = WorkerSlot(worker)
-            slot.start_timer = self._clock.callLater(START_TIMEOUT_S, self._start_expired, slot)
             self._slots[worker] = slot
+            self._start_timer(slot, START_TIMEOUT_S)
 
     @property
     def states(self) -> Mapping[str, int]:
         """How many workers are in each state; killed ones whose processes still exist are ``ending``."""
         counts = Counter[str](slot.state for slot in self._slots.values())
         return {**counts, "ending": len(self._ending)}
+
+    @property
+    def memory_bytes(self) -> Iterator[tuple[str, int]]:
+        """The resident memory of what workers are forked from, and of each worker."""
+        yield "fork-server", self._launcher.resident_bytes()
+        for slot in self._slots.values():
+            yield "worker", slot.worker.resident_bytes()
 
     def take(self) -> WorkerSlot | None:
         """Return an idle worker, busy from now until it is released or discarded; None if there is none."""
@@ -172,6 +225,8 @@ class Supervisor:
         slot = self._idle.pop()
         slot.state = "busy"
         slot.jobs += 1
+        if self._memory_timer is None:
+            self._memory_timer = self._clock.callLater(WATCH_MEMORY_EVERY_S, self._watch_memory)
         return slot
 
     def release(self, slot: WorkerSlot) -> None:
@@ -180,23 +235,28 @@ class Supervisor:
         if slot.worker not in self._slots:
             return
         if why := policy.why_worn(slot.jobs, self._growth_bytes(slot), self._limits):
-            self.log.debug("worker {pid} {why}: it is replaced", pid=slot.worker.pid, why=why)
-            self.discard(slot, why)
+            is_routine = slot.jobs >= self._limits.max_jobs_per_worker
+            log = self.log.debug if is_routine else self.log.info
+            log("worker {pid} {why}: it is replaced", pid=slot.worker.pid, why=why)
+            self.discard(slot, why, in_order=True)
         else:
             self._make_idle(slot)
 
-    def discard(self, slot: WorkerSlot, why: str) -> None:
-        """Kill a worker and replace it."""
+    def discard(self, slot: WorkerSlot, why: str, *, in_order: bool = False) -> None:
+        """Kill a worker, or if it has no job end it ``in_order``, and replace it."""
         if self._forget(slot):
             self._ending.add(slot.worker)
-            slot.worker.kill(why)
+            if in_order:
+                slot.worker.retire(why)
+            else:
+                slot.worker.kill(why)
             self._replace()
 
     def reduce(self, count: int) -> None:
         """Keep at most ``count`` workers from now on; busy ones finish their jobs."""
         self._count = count
         for slot in self._idle[: max(0, len(self._slots) - count)]:
-            self.discard(slot, "is not needed any more")
+            self.discard(slot, "is not needed any more", in_order=True)
 
     def stop(self) -> Deferred[None]:
         """Kill every worker; fires when no process is left."""
@@ -206,17 +266,41 @@ class Supervisor:
         if self._next_start is not None:
             self._next_start.cancel()
             self._next_start = None
+        if self._memory_timer is not None:
+            self._memory_timer.cancel()
+            self._memory_timer = None
         for slot in [*self._slots.values()]:
-            self.discard(slot, "the server is stopping")
+            self.discard(slot, "the server is stopping", in_order=slot.state == "idle")
         self._check_stopped()
-        return stopped
+        return stopped.addCallback(lambda _: self._launcher.stop())
+
+    # Called by the launcher.
+
+    def can_launch(self) -> None:
+        """Start what is missing, unless a start has failed a moment ago."""
+        if self._next_start is None:
+            self.start()
+
+    def cannot_launch(self, reason: str) -> None:
+        """Try again later."""
+        self._start_failed(reason)
 
     # Called by workers.
+
+    def worker_loading(self, worker: WorkerHandle, news: Mapping[str, Any]) -> None:
+        """Note which plugin a starting worker loads, and how long that may take."""
+        if (slot := self._slots.get(worker)) is None:
+            return
+        if "loading" in news:
+            distribution, name = news["loading"]
+            slot.loading = distribution, name
+        self._start_timer(slot, news.get("timeout_s", max(START_TIMEOUT_S, self._limits.plugin_load_timeout_s)))
 
     def worker_said_hello(self, worker: WorkerHandle, hello: WorkerHello) -> None:
         """Start its self-test, unless its plugins differ from the others'."""
         if (slot := self._slots.get(worker)) is None:
             return
+        slot.loading = None
         if difference := policy.plugin_difference(self._listing, hello.listing):
             if self._failed_starts < MAX_DIFFERING_WORKERS:
                 worker.kill(f"has other plugins than those before ({difference})")
@@ -247,6 +331,9 @@ class Supervisor:
         self._check_stopped()
 
     def _lose(self, slot: WorkerSlot, reason: str) -> None:
+        if slot.loading is not None:
+            self._launcher.leave_out(slot.loading, f"{reason} when a worker imported it")
+            return
         if slot.state == "starting":
             self._start_failed(f"a worker {reason} before it was ready")
             return
@@ -260,11 +347,12 @@ class Supervisor:
     def _ready(self, slot: WorkerSlot, hello: WorkerHello) -> None:
         self._failed_starts = 0
         self._stop_timer(slot)
-        slot.first_resident_bytes = slot.worker.resident_bytes()
+        slot.settled_bytes = slot.worker.resident_bytes()
         self._listing = self._listing or hello.listing
         self._make_idle(slot)
-        if not self.ready.called:
-            self.ready.callback(hello)
+        if not self._is_ready:
+            self._is_ready = True
+            self._report(hello)
 
     def _make_idle(self, slot: WorkerSlot) -> None:
         if slot.is_disconnected:  # its last answer was read together with its end
@@ -273,12 +361,32 @@ class Supervisor:
         self._idle.append(slot)
         self._on_idle()
 
+    def _report(self, outcome: WorkerHello | NotReady) -> None:
+        ready, self.ready = self.ready, Deferred()
+        ready.callback(outcome)
+
     def _growth_bytes(self, slot: WorkerSlot) -> int:
+        if not slot.names <= slot.known_names:
+            slot.known_names |= slot.names
+            slot.settled_bytes = slot.worker.resident_bytes()
+            return 0
         now = self._clock.seconds()
         if now - slot.measured_at < MEASURE_EVERY_S:
             return 0
         slot.measured_at = now
-        return slot.worker.resident_bytes() - slot.first_resident_bytes
+        return slot.worker.resident_bytes() - slot.settled_bytes
+
+    def _watch_memory(self) -> None:
+        """Kill the workers whose jobs use more than they may, by means that the limit in the worker does not count."""
+        self._memory_timer = None
+        allowed_bytes = self._limits.worker_memory_bytes
+        busy = [slot for slot in self._slots.values() if slot.state == "busy"]
+        for slot in busy:
+            used_bytes = slot.worker.resident_bytes() - slot.settled_bytes
+            if used_bytes > allowed_bytes:
+                slot.worker.kill(f"used {used_bytes} bytes of memory; worker_memory_bytes is {allowed_bytes}")
+        if busy:
+            self._memory_timer = self._clock.callLater(WATCH_MEMORY_EVERY_S, self._watch_memory)
 
     def _replace(self) -> None:
         if self._idle:  # the spare takes the next job at once
@@ -291,15 +399,19 @@ class Supervisor:
             return  # workers that were started together fail together: that is one failure
         self._failed_starts += 1
         self._history.failed_starts += 1
-        if self._failed_starts == MAX_FAILED_STARTS and not self.ready.called:
-            self.ready.callback(NotReady(what))
+        if self._failed_starts == MAX_FAILED_STARTS and not self._is_ready:
+            self._report(NotReady(what))
         delay_s = backoff_s(self._failed_starts, longest_s=LONGEST_START_DELAY_S)
         self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
         self._next_start = self._clock.callLater(delay_s, self.start)
 
-    def _start_expired(self, slot: WorkerSlot) -> None:
+    def _start_timer(self, slot: WorkerSlot, timeout_s: float) -> None:
+        self._stop_timer(slot)
+        slot.start_timer = self._clock.callLater(timeout_s, self._start_expired, slot, timeout_s)
+
+    def _start_expired(self, slot: WorkerSlot, timeout_s: float) -> None:
         slot.start_timer = None
-        slot.worker.kill(f"was killed after {START_TIMEOUT_S:g} s")
+        slot.worker.kill(f"was killed after {timeout_s:g} s")
 
     def _stop_timer(self, slot: WorkerSlot) -> None:
         if slot.start_timer is not None:

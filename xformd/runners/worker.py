@@ -1,62 +1,119 @@
-"""A worker process: loads the server's plugins, and runs one job after the other on its main thread.
+"""A worker process: runs one job after the other on its main thread, with the plugins of the server.
 
-It exchanges netstrings with the server over one socket. The server sends a ``WorkerSetup``, the worker answers with a
-``WorkerHello``, and from then on it runs requests of the session dialect, one at a time. Before every step but the
-first it names the step, so that the server knows which transform to blame; when a transform raises something
-unexpected, it sends the traceback. The server ends it by killing it.
+It is forked from the fork server, which has loaded them. It sends a ``WorkerHello`` to the server over one socket, and
+from then on runs requests of the session dialect, one at a time. Before every step but the first it names the step, so
+that the server knows which transform to blame; when a transform raises something unexpected, it sends the traceback.
+When the server closes its half of the socket, this process runs its exit handlers and ends. Invariant: a job finds the
+process as the first one did.
 """
 
+import contextlib
+import contextvars
 import gc
+import itertools
+import json
 import os
 import resource
 import select
+import shutil
+import signal
 import socket
-import sys
+import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from xformd.errors import TransformDied, XformError
-from xformd.net.allocator import keep_freed_memory
-from xformd.plugins import listing, loader
-from xformd.plugins.registry import Registry
-from xformd.runners import calls, messages
+from xformd.plugins import hookspecs, listing, loader
+from xformd.plugins.process_state import ProcessState, child_pids, isolated_import, run_exit_handlers
+from xformd.plugins.registry import Plugin, Registry
+from xformd.runners import calls, messages, reaper
 from xformd.runners.calls import Call
 from xformd.spec import Spec, SpecCache
-from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
 
+FOLDER_MODE = 0o700
 
-def main(channel_descriptor: int) -> NoReturn:
-    """Serve until the server is gone."""
+MEASURE_EVERY_S = 0.02
+"""How often this process's memory is measured, at most: it takes longer than the rest of a small job's isolation."""
+
+NO_LIMIT = resource.RLIM_INFINITY
+
+
+def main(
+    channel_descriptor: int, registry: Registry, listing_json: str, setup: messages.WorkerSetup, folder: Path
+) -> NoReturn:
+    """Serve until the server is gone, or closes its half of the channel.
+
+    Args:
+        channel_descriptor: the socket to the server.
+        registry: of the plugins that are loaded.
+        listing_json: the same as ``listing.to_json``.
+        setup: says which are still to be loaded, and the limits.
+        folder: where each job gets a folder.
+    """
     try:
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-        report_uncaught(lambda where, raised: print(f"{where}: {raised.error}\n{raised.traceback}", file=sys.stderr))
+        _default_signals_in_children()
         connection = socket.socket(fileno=channel_descriptor)
         connection.set_inheritable(False)  # not for processes that a plugin starts
-        _serve(_Channel(connection))
+        _serve(_Channel(connection), registry, listing_json, setup, folder)
     except _Gone:
         pass  # the server is gone, or a transform has closed descriptors that are not its own
     except BaseException:
         traceback.print_exc()
     finally:
+        run_exit_handlers()
         os._exit(1)  # even if a plugin has left threads running
 
 
-def _serve(channel: "_Channel") -> NoReturn:
-    keep_freed_memory()
-    setup = messages.decode_setup(channel.receive())
+def _default_signals_in_children() -> None:
+    """Have signals end the processes that a transform forks: this one only ignores those that are for the server."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    masks: list[set[Any]] = []
+
+    def block() -> None:  # one that comes before the child has its own handling must not be lost
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    def reset() -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
+
+
+def _serve(
+    channel: "_Channel", registry: Registry, listing_json: str, setup: messages.WorkerSetup, folder: Path
+) -> NoReturn:
     channel.set_max_poem_bytes(setup.max_request_bytes)
-    _limit_memory(setup.memory_bytes)
-    registry = loader.load(setup.selection)
-    channel.send(messages.encode_hello(messages.WorkerHello(os.getpid(), listing.to_json(registry))))
-    runner = _JobRunner(registry, setup, channel)
-    gc.freeze()  # what is loaded stays: the collector need not traverse it again and again
+    if setup.late:
+        registry = _load_late(channel, registry, setup)
+        listing_json = json.dumps(listing.to_json(registry))
+        gc.freeze()  # what is loaded stays: the collector need not traverse it again and again
+    channel.send(messages.encode_hello(os.getpid(), listing_json))
+    runner = _JobRunner(registry, setup, channel, folder)
     while True:
         runner.run(channel.receive())
+
+
+def _load_late(channel: "_Channel", registry: Registry, setup: messages.WorkerSetup) -> Registry:
+    @contextlib.contextmanager
+    def importing(plugin: Plugin) -> Iterator[None]:
+        channel.send(messages.encode_news(loading=plugin.key))
+        with isolated_import(len):  # no report: that it leaves threads is why it is loaded here
+            yield
+
+    limit_memory(data_bytes() + setup.memory_bytes)
+    known = {plugin.key: plugin for plugin in registry.plugins if plugin.key not in setup.late}
+    with hookspecs.timeouts_told_to(lambda seconds: channel.send(messages.encode_news(timeout_s=seconds))):
+        return loader.load(setup.selection, known=known, around=importing)
 
 
 class _Gone(Exception):
@@ -103,12 +160,17 @@ class _Channel:
 class _JobRunner:
     """Runs jobs and sends their answers."""
 
-    def __init__(self, registry: Registry, setup: messages.WorkerSetup, channel: _Channel) -> None:
+    def __init__(self, registry: Registry, setup: messages.WorkerSetup, channel: _Channel, folder: Path) -> None:
         self._registry = registry
         self._setup = setup
         self._channel = channel
         self._plans: SpecCache[Spec, list[Call]] = SpecCache()
         self._pid = os.getpid()
+        self._folders = (f"{folder}/{number}" for number in itertools.count(1))
+        self._folder, self._entrance = self._make_folder()
+        self._held_bytes, self._measured_at = data_bytes(), time.monotonic()
+        self._children = child_pids()
+        self._state = ProcessState(for_jobs=True)
 
     def run(self, string: bytes) -> None:
         """Run one request and answer it."""
@@ -117,10 +179,12 @@ class _JobRunner:
         try:
             result = self._run_all(self._plan(request.spec), request.poem)
         except XformError as error:
+            self._clean_up()
             self._channel.send(session.encode_refusal(session.Refusal(request.id, error)))
             if isinstance(error, TransformDied):
                 os._exit(0)
         else:
+            self._clean_up()
             self._channel.send(session.encode_reply(session.Reply(request.id, result)))
 
     def _plan(self, spec: Spec) -> list[Call]:
@@ -136,24 +200,34 @@ class _JobRunner:
         return poem
 
     def _run_one(self, call: Call, poem: bytes) -> bytes:
-        own_limit = call.entry.transform.memory_bytes
-        most = self._setup.memory_bytes
-        limit = most if own_limit is None else min(most, _address_space_bytes() + own_limit)
-        _limit_memory(limit)
+        own_limit, most = call.entry.transform.memory_bytes, self._setup.memory_bytes
+        is_own = own_limit is not None and own_limit < most
+        allowed_bytes = own_limit if is_own and own_limit is not None else most
+        # Beyond what the process has now: what earlier jobs have left, such as the heaps of threads, is not this one's.
+        if (now_s := time.monotonic()) - self._measured_at > MEASURE_EVERY_S:
+            self._measured_at, self._held_bytes = now_s, data_bytes()
+        limit_memory(self._held_bytes + allowed_bytes)
+        self._enter_folder()
         try:
-            return self._call(call, poem)
+            # Context variables that a transform sets, such as the precision of decimals, end with it.
+            return contextvars.copy_context().run(self._call, call, poem)
         except MemoryError:
-            most = resource.RLIM_INFINITY  # this process ends now, and needs memory to say why
-            _limit_memory(most)
-            raise TransformDied(f"{call.name} ran out of memory; its worker may use {limit} bytes") from None
+            limit_memory(NO_LIMIT)  # this process ends now, and needs memory to say why
+            limit = "its own limit" if is_own else "worker_memory_bytes"
+            raise TransformDied(f"{call.name} ran out of memory; {limit} is {allowed_bytes} bytes") from None
         except BaseException as error:  # SystemExit too: only the transform can have raised it
             self._end_if_forked()
-            if not calls.is_expected(error):
-                self._channel.send(messages.encode_traceback(SafeTraceback.redacted(error)))
-            raise calls.explain(call, error) from None
+            raise self._explain(call, error) from None
         finally:
             self._end_if_forked()
-            _limit_memory(most)
+            limit_memory(NO_LIMIT)
+            self._state.restore()
+
+    def _explain(self, call: Call, error: BaseException) -> XformError:
+        if not calls.is_expected(error):
+            make = SafeTraceback.unredacted if self._setup.shows_errors else SafeTraceback.redacted
+            self._channel.send(messages.encode_traceback(make(error)))
+        return calls.explain(call, error)
 
     def _call(self, call: Call, poem: bytes) -> bytes:
         transform, limit_bytes = call.entry.transform, self._setup.max_result_bytes
@@ -162,23 +236,65 @@ class _JobRunner:
             raise calls.too_large(call, len(result), limit_bytes)
         return result
 
+    def _make_folder(self) -> tuple[str, int]:
+        """Make a folder for a job; return its path, and a descriptor, which is faster than the path."""
+        folder = next(self._folders)
+        os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102 - only strings are needed
+        os.utime(folder, (0, 0))  # so that whatever is done in it shows
+        return folder, os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _enter_folder(self) -> None:
+        try:
+            os.fchdir(self._entrance)
+        except OSError:  # an earlier job has closed it
+            os.chdir(self._folder)
+
+    def _clean_up(self) -> None:
+        """Kill the processes that a job has started, and remove its folder."""
+        for pid in child_pids() - self._children:
+            reaper.kill(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        # One that nobody has touched is as good as a new one, which would cost more than all the rest of a small job.
+        if _is_untouched(self._entrance):
+            return
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the job has closed it
+            os.close(self._entrance)
+        self._folder, self._entrance = self._make_folder()
+
     def _end_if_forked(self) -> None:
         """End this process if a transform has forked it and returned in the child too: only the parent may answer."""
         if os.getpid() != self._pid:
             os._exit(0)
 
 
-def _limit_memory(limit_bytes: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY and (limit_bytes == resource.RLIM_INFINITY or limit_bytes > hard):
-        limit_bytes = hard
-    if limit_bytes != soft:  # a transform may have changed it
-        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
-
-
-def _address_space_bytes() -> int:
+def _is_untouched(folder: int) -> bool:
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        status = os.fstat(folder)
+    except OSError:
+        return False
+    return status.st_mtime == 0 and status.st_mode & 0o7777 == FOLDER_MODE
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Limit the memory that this process may write to and shares with no other (RLIMIT_DATA).
+
+    Not its address space: threads, JVMs and others reserve much of that, and use little.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # a transform may have lowered it
+    if hard != NO_LIMIT and (limit_bytes == NO_LIMIT or limit_bytes > hard):
+        limit_bytes = hard
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, hard))
+
+
+def data_bytes() -> int:
+    """Return how much memory counts towards ``limit_memory`` now; 0 if the system does not say."""
+    try:
+        descriptor = os.open("/proc/self/statm", os.O_RDONLY)  # a Path would take 20 us
     except OSError:  # not Linux
         return 0
-    return pages * resource.getpagesize()
+    try:
+        return int(os.read(descriptor, 200).split()[5]) * resource.getpagesize()
+    finally:
+        os.close(descriptor)

@@ -4,35 +4,31 @@ Invariant: one job at a time, which hears of its own steps and answer only; a wo
 """
 
 import contextlib
-import resource
+import os
 import signal
 import socket
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.error import ProcessTerminated
-from twisted.internet.interfaces import IProcessTransport
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.fdesc import readFromFD
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from xformd.config.resources import count_oom_kills, resident_bytes
 from xformd.errors import BadFrame, one_line, printable
 from xformd.net.transport import CHANNEL_BUFFER_BYTES, Channel
-from xformd.runners import messages, reaper
+from xformd.runners import messages
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring, session
+
+END_GRACE_S = 2.0
+"""How long a worker that is ended in order may take to run its exit handlers."""
 
 MAX_LINE_BYTES = 1_000
 MAX_LINES = 100
 """Of a worker's output, logged for each job; the rest is dropped."""
-
-_COMMAND = (
-    "import sys; path = {path!r}; sys.path[:] = path + [entry for entry in sys.path if entry not in path]; "
-    "from xformd.runners.reaper import main; main()"
-)
-"""Workers can import what the server can, and what has been installed since it started."""
 
 
 class Job(Protocol):
@@ -58,6 +54,10 @@ class Job(Protocol):
 class WorkerEvents(Protocol):
     """What a supervisor needs to know of its workers."""
 
+    def worker_loading(self, worker: "WorkerHandle", news: Mapping[str, Any]) -> None:
+        """Note what it says while it loads the plugins that the fork server does not load."""
+        ...
+
     def worker_said_hello(self, worker: "WorkerHandle", hello: messages.WorkerHello) -> None:
         """Note that it has loaded its plugins."""
         ...
@@ -71,51 +71,47 @@ class WorkerEvents(Protocol):
         ...
 
 
-class WorkerHandle(ProcessProtocol):
-    """One worker: starts the process, sends it jobs, passes on what it answers, and ends it.
+class WorkerHandle:
+    """One worker: has it forked, sends it jobs, passes on what it answers, and ends it.
+
+    Args:
+        fork: asks the fork server for a worker that has these descriptors; raises ``OSError`` if it cannot be asked.
+        max_result_bytes: the longest answer.
+        events: hear of it.
+        reactor: reads its channel, its lifeline and its output.
 
     Raises:
-        OSError: the system has no more processes, memory or descriptors to give.
+        OSError: the system has no more descriptors to give, or the fork server is gone.
     """
 
     log = Logger()
 
-    def __init__(self, setup: messages.WorkerSetup, events: WorkerEvents, reactor: Any) -> None:
+    def __init__(self, fork: Callable[..., None], max_result_bytes: int, events: WorkerEvents, reactor: Any) -> None:
         self._events = events
+        self._reactor = reactor
         self._why_killed = ""
+        self._status = b""
         self._job: Job | None = None
         self._request_id = 0
-        self._partial_lines = {1: b"", 2: b""}
-        self._lines = 0
-        self.pid: int | None = None  # the worker's own, not the reaper's; known from its hello
-        max_bytes = max(messages.MAX_HELLO_BYTES, setup.max_result_bytes + session.MAX_HEAD_BYTES)
-        self._decoder = netstring.Decoder(max_bytes)
-        self._process: IProcessTransport | None = None
-        ours, theirs = socket.socketpair()
-        with theirs, contextlib.ExitStack() as undo:
-            undo.callback(ours.close)
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
-            self._channel = Channel(ours, self._receive, self._channel_lost, reactor)
-            undo.callback(self._channel.close)
-            self._process = self._spawn(reactor, theirs)
+        self._oom_kills = count_oom_kills()
+        self._grace: IDelayedCall | None = None
+        self.pid: int | None = None  # the worker's own, not its reaper's; known from its hello
+        self._decoder = netstring.Decoder(max(messages.MAX_HELLO_BYTES, max_result_bytes + session.MAX_HEAD_BYTES))
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
+            (channel, their_channel), (lifeline, their_lifeline) = (_socket_pair(theirs, undo) for _ in range(2))
+            their_channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
+            output, their_output = os.pipe()
+            theirs.callback(os.close, their_output)
+            undo.callback(os.close, output)
+            fork(their_channel.fileno(), their_lifeline.fileno(), their_output)
             undo.pop_all()
-        self._channel.send(messages.encode_setup(setup))
-
-    def _spawn(self, reactor: Any, channel: socket.socket) -> IProcessTransport:
-        process: IProcessTransport = reactor.spawnProcess(
-            self,
-            sys.executable,
-            [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
-            env=None,
-            childFDs={0: "w", 1: "r", 2: "r", reaper.CHANNEL: channel.fileno()},
-        )
-        if self._why_killed:
-            raise ChildProcessError(f"it {self._why_killed}")
-        return process
+        self._channel = Channel(channel, self._receive, self._channel_lost, reactor)
+        self._lifeline = Channel(lifeline, self._receive_status, self._ended, reactor)
+        self._output = OutputLog(output, self._name, reactor)
 
     def send(self, request: session.Request, job: Job) -> None:
         """Send a request; ``job`` hears what becomes of it."""
-        self._lines = 0
+        self._output.allow_more()
         self._job, self._request_id = job, request.id
         self._channel.send(session.encode_request(request))
 
@@ -123,38 +119,36 @@ class WorkerHandle(ProcessProtocol):
         """End it and every process that it started; ``worker_ended`` follows, and nothing else of it is passed on."""
         self._why_killed = self._why_killed or why
         self._channel.close()
-        self._close_stdin()
+        self._lifeline.finish()
+
+    def retire(self, why: str) -> None:
+        """End it in order, if it has no job: it may run its exit handlers for ``END_GRACE_S``."""
+        self._why_killed = self._why_killed or why
+        self._channel.finish()
+        self._grace = self._reactor.callLater(END_GRACE_S, self._lifeline.finish)
 
     def resident_bytes(self) -> int:
         """Return how much memory it uses, in bytes; 0 if the system does not say."""
-        return _resident_bytes(self.pid) if self.pid is not None else 0
+        return resident_bytes(self.pid) if self.pid is not None else 0
 
-    # Called by Twisted.
+    def _name(self) -> str:
+        return f"worker {self.pid or '(starting)'}"
 
-    def childDataReceived(self, childFD: int, data: bytes) -> None:
-        """Log what it prints, line by line."""
-        *lines, rest = (self._partial_lines[childFD] + data).split(b"\n")
-        if len(rest) > MAX_LINE_BYTES:
-            lines, rest = [*lines, rest], b""
-        self._partial_lines[childFD] = rest
-        self._log_output(lines)
+    # Called by the lifeline.
 
-    def processExited(self, reason: Failure) -> None:
-        """Report its end. ``processEnded`` may come much later: a process that it started can hold its pipes open."""
-        if self._process is None:  # it is still being spawned, and the supervisor does not have it yet
-            self._why_killed = _describe_end(reason.value)
-            return
+    def _receive_status(self, data: bytes) -> None:
+        self._status += data
+
+    def _ended(self) -> None:
+        """Report its end: its reaper has ended too."""
         # On a busy machine the end is noticed before the last messages are read. They say which step it had reached,
         # or why it could not go on: without them, the wrong transform would be quarantined.
         self._events.worker_disconnected(self)
         self._channel.read_rest()
         self._channel.close()
-        self._events.worker_ended(self, self._why_killed or _describe_end(reason.value))
-
-    def processEnded(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
-        """Log the unfinished lines: a crashing interpreter's last words often lack a newline."""
-        for rest in self._partial_lines.values():
-            self._log_output([rest] if rest else [])
+        if self._grace is not None and self._grace.active():
+            self._grace.cancel()
+        self._events.worker_ended(self, self._why_killed or _describe_end(self._status, self._oom_kills))
 
     # Called by the channel.
 
@@ -169,6 +163,9 @@ class WorkerHandle(ProcessProtocol):
 
     def _handle(self, string: bytes) -> None:
         if self.pid is None:
+            if (news := messages.decode_news(string)) is not None:
+                self._events.worker_loading(self, news)
+                return
             hello = messages.decode_hello(string)
             self.pid = hello.pid
             self._events.worker_said_hello(self, hello)
@@ -189,36 +186,80 @@ class WorkerHandle(ProcessProtocol):
 
     def _channel_lost(self) -> None:
         # Usually the process is ending too, and its status says why.
-        self._close_stdin()
+        self._lifeline.finish()
         self._events.worker_disconnected(self)
 
-    def _close_stdin(self) -> None:
-        """Have the reaper kill the worker, and end."""
-        if self._process is not None:
-            self._process.closeStdin()
 
-    def _log_output(self, lines: Sequence[bytes]) -> None:
+def _socket_pair(theirs: contextlib.ExitStack, undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    ours, their_end = socket.socketpair()
+    undo.callback(ours.close)
+    theirs.callback(their_end.close)
+    return ours, their_end
+
+
+class OutputLog(FileDescriptor):
+    """Logs what a process prints, line by line; the same pipe is its standard output and its standard error."""
+
+    log = Logger()
+
+    def __init__(self, descriptor: int, name: Callable[[], str], reactor: Any) -> None:
+        super().__init__(reactor)
+        self._descriptor = descriptor
+        self._name = name
+        self._rest = b""
+        self._lines = 0
+        os.set_blocking(descriptor, False)
+        reactor.addReader(self)
+
+    def fileno(self) -> int:
+        """Return the pipe's descriptor; -1 once it is closed."""
+        return self._descriptor
+
+    def allow_more(self) -> None:
+        """Allow ``MAX_LINES`` again: another job begins."""
+        self._lines = 0
+
+    def doRead(self) -> Any:
+        """Log the lines that are complete, or long."""
+        return readFromFD(self._descriptor, self._received)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Log the unfinished line: a crashing interpreter's last words often lack a newline."""
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+        if self._descriptor != -1:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._log([self._rest] if self._rest else [])
+
+    def _received(self, data: bytes) -> None:
+        *lines, rest = (self._rest + data).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            lines, rest = [*lines, rest], b""
+        self._rest = rest
+        self._log(lines)
+
+    def _log(self, lines: Sequence[bytes]) -> None:
         for line in lines:
             self._lines += 1
             if self._lines <= MAX_LINES:
                 text = printable(line[:MAX_LINE_BYTES].decode(errors="replace"))
-                self.log.info("worker {pid}: {text}", pid=self.pid or "(starting)", text=text)
+                self.log.info("{process}: {text}", process=self._name(), text=text)
             elif self._lines == MAX_LINES + 1:
-                self.log.info("worker {pid} prints too much; the rest is left out", pid=self.pid or "(starting)")
+                self.log.info("{process} prints too much; the rest is left out", process=self._name())
 
 
-def _describe_end(end: BaseException | None) -> str:
-    if not isinstance(end, ProcessTerminated):
-        return "ended with exit status 0"
-    if end.signal is None:
-        return f"ended with exit status {end.exitCode}"
+def _describe_end(status: bytes, oom_kills: int) -> str:
+    """Describe an end by what the lifeline has brought: a wait status, words, or nothing."""
+    if status and not status.isdigit():
+        return f"could not be started: {one_line(status.decode(errors='replace'))}"
+    code = os.waitstatus_to_exitcode(int(status)) if status else -signal.SIGKILL  # its reaper was killed too
+    if code >= 0:
+        return f"ended with exit status {code}"
+    by = ", by the kernel's out-of-memory killer" if code == -signal.SIGKILL and count_oom_kills() > oom_kills else ""
+    return f"was killed by {describe_signal(-code)}{by}"
+
+
+def describe_signal(number: int) -> str:
+    """Return a signal's name, or its number if it has none."""
     names = {number.value: number.name for number in signal.Signals}
-    return f"was killed by {names.get(end.signal, f'signal {end.signal}')}"
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        statm = Path(f"/proc/{pid}/statm").read_text()
-    except OSError:
-        return 0
-    return int(statm.split()[1]) * resource.getpagesize()
+    return names.get(number, f"signal {number}")

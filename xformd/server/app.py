@@ -1,6 +1,6 @@
 """Put a transform server together from its settings.
 
-Invariant: the server listens only once everything that it needs is there, and its workers end last.
+Invariant: the server listens only once its plugins are loaded, slow ones apart, and its workers end last.
 """
 
 from collections.abc import Sequence
@@ -60,13 +60,15 @@ class Server(ListeningService):
         return self._reloader.reload()
 
     async def _start(self) -> tuple[str, ...]:
+        await self._reloader.start()
+        if self._reloader.is_stopping:
+            return ()
         if self._access_log is not None:
             self._access_log.start()
         shown = self.netstring_addresses = await super()._start()
         for other in self._others:
             other.startService()
             shown += await other.listening
-        self._reloader.start()
         return shown
 
     async def _stop(self) -> None:
@@ -81,7 +83,7 @@ class Server(ListeningService):
 
 
 def make_server(settings: Settings, reactor: Any) -> Server:
-    """Load the plugins and put a server together, not started.
+    """Put a server together, not started.
 
     Raises:
         ConfigError: a setting names something that does not exist.

@@ -1,42 +1,61 @@
-"""Makes generations of plugins and workers, and swaps them on a reload.
+"""Makes generations of plugins and workers: one when the server starts, and one for each reload.
 
-Invariant: a reload that would break a transform changes nothing, and a successful one fails no request.
+No plugin's code runs in this process before a fork server has survived importing it, and then only that of transforms
+which run here. Invariant: a reload that would break a transform changes nothing, and a successful one fails no request.
 """
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, TimeoutError  # noqa: A004
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from xformd import spec
 from xformd.config import Settings
+from xformd.config.resources import resident_bytes
 from xformd.errors import ConfigError
 from xformd.plugins import listing, loader
-from xformd.plugins.registry import BUILT_IN, Registry
+from xformd.plugins.definition import Transform
+from xformd.plugins.process_state import isolated_import
+from xformd.plugins.registry import BUILT_IN, Plugin, PluginKey, PluginState, Registry
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
+from xformd.runners.launcher import SLOW_AFTER_S, Launcher
 from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.runners.policy import Placement, Quarantine
 from xformd.runners.pool import WorkerPool
-from xformd.runners.supervisor import START_TIMEOUT_S, NotReady, SelfTest
-from xformd.runners.worker_handle import WorkerHandle
+from xformd.runners.supervisor import NotReady, SelfTest
 from xformd.service import TransformService
 from xformd.telemetry.status import ServerStatus, WorkerHistory
+from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import session
 
-RELOAD_TIMEOUT_S = 2 * START_TIMEOUT_S + 10.0
-"""A reload is aborted if no new worker is ready by then; the log says why."""
-
-END_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 10.0
 """Killed processes end much sooner, unless the system cannot end them."""
+
+
+_LeftOut = Mapping[PluginKey, tuple[PluginState, str]]
+"""Plugins that a generation does without, with the state and the reason that are listed."""
+
+
+class _Superseded(ConfigError):
+    """A generation was given up before it was ready."""
 
 
 class Reloader:
     """The service of a server, and the plugins and workers behind it.
+
+    Args:
+        settings: of the server.
+        reactor: runs what runs here, and starts the processes.
+        report_slow: called with a plugin that takes long to be loaded; by default it is logged.
+        is_local: whether the caller is the person who runs the transforms: waits until every plugin is loaded, tells
+            in full what a transform raises, and needs no spare worker.
 
     Raises:
         ConfigError: a setting names something that does not exist.
@@ -44,51 +63,137 @@ class Reloader:
 
     log = Logger()
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Any,
+        *,
+        report_slow: Callable[[Plugin], object] | None = None,
+        is_local: bool = False,
+    ) -> None:
         self._settings = settings
         self._reactor = reactor
+        self._report_slow = report_slow or self._log_slow
+        self._is_local = is_local
         self._placement = Placement(settings.inline, settings.isolate)
-        self._inline = InlineRunner(settings.limits.max_result_bytes, reactor)
-        registry = loader.load(settings.selection)
-        self._placement.check(registry)
+        make_traceback = SafeTraceback.unredacted if is_local else SafeTraceback.redacted
+        self._inline = InlineRunner(settings.limits.max_result_bytes, reactor, make_traceback=make_traceback)
+        found = loader.find(settings.selection)
+        self._selection = attrs.evolve(settings.selection, strict=False, ignore_unknown=True)
+        others = {plugin.key: plugin for plugin in found if plugin.distribution != BUILT_IN}
+        self._built_in = loader.load(self._selection, known=others)
         self._history = WorkerHistory()
-        self._pool = self._make_pool(registry)
+        self._pool: WorkerPool | None = None
+        self._starting: set[WorkerPool] = set()
         self._retiring: set[WorkerPool] = set()
-        self._new_worker: Deferred[WorkerHello | NotReady] | None = None
-        self._is_reloading = self._is_requested = self._is_stopping = False
-        self.service = TransformService(self._generation(registry), settings.limits, reactor)
+        self._is_reloading = self._is_requested = self.is_stopping = False
+        self._is_complete = is_local or settings.selection.strict
+        """Whether a slow plugin is waited for: until the first generation is complete, the others are started."""
+        self._started: Deferred[None] = Deferred()
+        self.service = TransformService(self._generation(self._built_in), settings.limits, reactor)
 
-    def start(self) -> None:
-        """Start the workers."""
-        if self._pool is not None:
-            self._pool.supervisor.ready.addCallback(self._apply_worker_failures)
-            self._pool.start()
+    def start(self) -> Deferred[None]:
+        """Load the plugins and start the workers.
+
+        Returns:
+            Fires when that is done, or when everything but a slow plugin is, unless the selection is strict. It fails
+            with ``ConfigError`` if a setting names something that does not exist, or the selection is strict and a
+            plugin failed.
+        """
+        Deferred.fromCoroutine(self._start()).addErrback(self._start_failed)
+        return self._started
+
+    async def _start(self) -> None:
+        pool = self._make_pool({})
+        ready = await self._first_worker(pool)
+        while isinstance(ready, NotReady):
+            if self._is_local:
+                raise ConfigError(f"no worker is ready: {ready.reason}")
+            if not self._started.called:
+                self._swap(self._built_in, pool)  # its jobs wait for a worker
+                self._has_started()
+            ready = await self._first_worker(pool)
+        self._is_complete = True
+        registry = self._registry_of(ready, self.service.registry)
+        loader.check(registry, self._settings.selection)
+        self._placement.check(registry)
+        self._swap(registry, pool)
+        if self._started.called:  # nobody has been told yet
+            for plugin in registry.with_state("failed"):
+                self.log.error("plugin {plugin} failed: {reason}", plugin=plugin.label, reason=plugin.reason)
+        self._has_started()
+
+    def _start_failed(self, failure: Failure) -> None:
+        if self.is_stopping or failure.check(_Superseded):
+            self._has_started()
+        elif self._started.called:
+            self.log.failure("the plugins cannot be loaded", failure)
+        else:
+            self._started.errback(failure)
+
+    def _has_started(self) -> None:
+        if not self._started.called:
+            self._started.callback(None)
+
+    def _found_slow(self, plugin: Plugin, others: _LeftOut) -> None:
+        """Report a plugin that takes long to be loaded; if nothing else works yet, start what does without it."""
+        self._report_slow(plugin)
+        if not self._is_complete and not self.is_stopping:
+            left_out: _LeftOut = {**others, plugin.key: ("loading", "it takes long to be loaded")}
+            Deferred.fromCoroutine(self._start_without(left_out)).addErrback(self._start_failed)
+
+    def _log_slow(self, plugin: Plugin) -> None:
+        message = "plugin {plugin} is still being loaded after {seconds:g} s"
+        self.log.warn(message, plugin=plugin.label, seconds=SLOW_AFTER_S)
+
+    async def _start_without(self, left_out: _LeftOut) -> None:
+        pool = self._make_pool(left_out)
+        ready = await self._first_worker(pool)
+        if not self._is_complete and isinstance(ready, WorkerHello):
+            self._swap(self._registry_of(ready, self.service.registry), pool)
+            self._has_started()
+        else:
+            self._retire(pool)
 
     def status(self) -> ServerStatus:
         """Return the server's status now."""
         now = self._pool.supervisor.states if self._pool is not None else {}
-        pools = {pool for pool in (self._pool, *self._retiring) if pool is not None}
         workers = Counter(dict.fromkeys(("starting", "idle", "busy", "ending"), 0))
-        for pool in pools:
+        for pool in self._pools:
             workers.update(pool.supervisor.states)
         return ServerStatus(
-            queue_length=sum(pool.waiting for pool in pools),
+            queue_length=sum(pool.waiting for pool in self._pools),
             max_queue=self._settings.limits.max_queue,
             workers=workers,
             proven_workers=now.get("idle", 0) + now.get("busy", 0),
-            needs_workers=self.service.needs_workers,
+            needs_workers=self._has_workers and self.service.needs_workers,
             history=attrs.evolve(self._history),
             quarantined=self.service.quarantined,
             in_flight=self.service.in_flight,
+            memory_bytes=(("server", 1, resident_bytes()), *self._memory()),
+            loading=tuple(plugin.label for plugin in self.service.registry.with_state("loading")),
         )
 
+    def _memory(self) -> Iterator[tuple[str, int, int]]:
+        numbers = Counter[str]()
+        for pool in self._pools:
+            for process, used_bytes in pool.supervisor.memory_bytes:
+                numbers[process] += 1
+                yield process, numbers[process], used_bytes
+
+    @property
+    def _has_workers(self) -> bool:
+        return self._settings.worker_count > 0
+
+    @property
+    def _pools(self) -> set[WorkerPool]:
+        return {pool for pool in (self._pool, *self._starting, *self._retiring) if pool is not None}
+
     def stop(self) -> Deferred[Any]:
-        """Kill every worker, of this generation and of earlier ones; fires when no process is left."""
-        self._is_stopping = True
-        if self._new_worker is not None:
-            self._new_worker.cancel()
-        pools = [pool for pool in (self._pool, *self._retiring) if pool is not None]
-        stopped = DeferredList([pool.stop() for pool in pools])
+        """End every worker, of this generation and of earlier ones; fires when no process is left."""
+        self.is_stopping = True
+        self._supersede()
+        stopped = DeferredList([pool.stop() for pool in self._pools])
         return stopped.addTimeout(END_TIMEOUT_S, self._reactor, self._give_up_waiting)
 
     def _give_up_waiting(self, result: object, seconds: float) -> None:  # noqa: ARG002 - Twisted's signature
@@ -100,6 +205,8 @@ class Reloader:
         Returns:
             Fires when that is done or has failed. A reload requested meanwhile follows.
         """
+        if not self._started.called:  # they are being loaded
+            return self._started
         self._is_requested = True
         return Deferred.fromCoroutine(self._reload_while_requested())
 
@@ -107,7 +214,7 @@ class Reloader:
         if self._is_reloading:
             return
         self._is_reloading = True
-        while self._is_requested and not self._is_stopping:
+        while self._is_requested and not self.is_stopping:
             self._is_requested = False
             try:
                 await self._reload()
@@ -119,71 +226,71 @@ class Reloader:
         self._is_reloading = False
 
     async def _reload(self) -> None:
+        self._supersede()
+        self._is_complete = True
         before = self.service.registry
         importlib.invalidate_caches()
-        pool = self._make_pool(before)
+        pool = self._make_pool({})
         try:
-            if pool is None:
-                registry = keep_imported(before, loader.load(self._settings.selection))
-            else:
-                registry = self._registry_from_worker(before, await self._start_and_check(pool))
+            ready = await self._first_worker(pool)
+            if isinstance(ready, NotReady):
+                raise ConfigError(f"no new worker became ready: {ready.reason}")
+            registry = self._registry_of(ready, before)
+            loader.check(registry, self._settings.selection)
             self._placement.check(registry)
             if broken := [*what_breaks(before, registry)]:
                 raise ConfigError("transforms that work now would stop working", details=broken)
         except BaseException:
-            if pool is not None:
-                self._retire(pool)
+            self._retire(pool)
             raise
         self._swap(registry, pool)
         for line in what_changes(before, registry):
             self.log.info("{line}", line=line)
 
-    def _registry_from_worker(self, before: Registry, hello: WorkerHello) -> Registry:
+    def _registry_of(self, hello: WorkerHello, before: Registry) -> Registry:
         """Make a registry from a worker's hello. Only plugins that the worker has survived are imported here."""
-        is_isolated = self._placement.is_isolated
-        wanted = listing.plugins_run_here(hello.listing, is_isolated)
-        ignore_unknown = attrs.evolve(self._settings.selection, strict=False, ignore_unknown=True)
-        own = loader.load(ignore_unknown, only=lambda candidate: (candidate.distribution, candidate.name) in wanted)
-        return listing.from_json(hello.listing, keep_imported(before, own), is_isolated)
+        wanted = listing.plugins_run_here(hello.listing, self._is_isolated)
+        own = loader.load(self._selection, only=lambda plugin: plugin.key in wanted, around=self._importing_here)
+        return listing.from_json(hello.listing, keep_imported(before, own), self._is_isolated)
 
-    def _apply_worker_failures(self, ready: WorkerHello | NotReady) -> None:
-        """List plugins that load here and fail in workers as failed."""
-        if isinstance(ready, NotReady):
-            return
-        before = self.service.registry
-        registry = listing.from_json(ready.listing, before, self._placement.is_isolated)
-        active = {(plugin.distribution, plugin.name) for plugin in before.with_state("active")}
-        failed = [plugin for plugin in registry.with_state("failed") if (plugin.distribution, plugin.name) in active]
-        for plugin in failed:
-            self.log.error("plugin {plugin} fails in workers: {why}", plugin=plugin.label, why=plugin.reason)
-        if failed:
-            self.service.swap(self._generation(registry))
+    def _importing_here(self, plugin: Plugin) -> AbstractContextManager[None]:
+        def warn(what: str) -> None:
+            self.log.warn("plugin {plugin}, which runs in the server, {what}", plugin=plugin.label, what=what)
 
-    async def _start_and_check(self, pool: WorkerPool) -> WorkerHello:
-        pool.start()
-        self._new_worker = pool.supervisor.ready.addTimeout(RELOAD_TIMEOUT_S, self._reactor)
+        return isolated_import(warn)
+
+    def _is_isolated(self, transform: Transform) -> bool:
+        return self._has_workers and self._placement.is_isolated(transform)
+
+    async def _first_worker(self, pool: WorkerPool) -> WorkerHello | NotReady:
+        """Start a pool, or go on waiting for it; return what its first worker says."""
+        if pool not in self._starting:
+            self._starting.add(pool)
+            pool.start()
         try:
-            ready = await self._new_worker
-        except TimeoutError:
-            reason = f"no new worker was ready within {RELOAD_TIMEOUT_S:g} s; the log says why"
-            raise ConfigError(reason) from None
+            return await pool.supervisor.ready
         except CancelledError:
-            raise ConfigError("the server is stopping") from None
-        finally:
-            self._new_worker = None
-        if isinstance(ready, NotReady):
-            raise ConfigError(f"no new worker became ready: {ready.reason}")
-        return ready
+            self._retire(pool)
+            raise _Superseded("the server is stopping, or loads its plugins anew") from None
 
-    def _swap(self, registry: Registry, pool: WorkerPool | None) -> None:
-        old, self._pool = self._pool, pool
+    def _supersede(self) -> None:
+        """Give up the generations that are being started."""
+        for pool in [*self._starting]:
+            pool.supervisor.ready.cancel()
+
+    def _swap(self, registry: Registry, pool: WorkerPool) -> None:
+        self._starting.discard(pool)
+        old, self._pool = self._pool, pool if self._has_workers else None
         finished = self.service.swap(self._generation(registry))
         if old is not None:
             self._retiring.add(old)
             old.wind_down()
             finished.addCallback(lambda _: self._retire(old))
+        if not self._has_workers:
+            self._retire(pool)
 
     def _retire(self, pool: WorkerPool) -> None:
+        self._starting.discard(pool)
         self._retiring.add(pool)  # so that a stop waits for it too
         pool.stop().addCallback(lambda _: self._retiring.discard(pool))
 
@@ -191,25 +298,32 @@ class Reloader:
         quarantine = self._pool.quarantine if self._pool is not None else None
         return Generation(registry, self._inline, self._pool, self._placement, quarantine)
 
-    def _make_pool(self, registry: Registry) -> WorkerPool | None:
-        """Make a pool, not yet started."""
+    def _make_pool(self, left_out: _LeftOut) -> WorkerPool:
+        """Make a pool, not yet started, without some plugins."""
         settings, limits = self._settings, self._settings.limits
-        if settings.worker_count == 0:
-            return None
         setup = WorkerSetup(
-            selection=attrs.evolve(settings.selection, strict=False, ignore_unknown=True),
+            selection=self._selection,
             max_request_bytes=max(limits.max_request_bytes, limits.max_result_bytes),
             max_result_bytes=limits.max_result_bytes,
             memory_bytes=limits.worker_memory_bytes,
+            left_out=left_out,
+            shows_errors=self._is_local,
         )
         return WorkerPool(
-            size=settings.worker_count,
-            launch=lambda events: WorkerHandle(setup, events, self._reactor),
-            self_test=choose_self_test(registry, self._placement),
+            size=settings.worker_count or 1,
+            launcher=Launcher(
+                setup,
+                limits.plugin_load_timeout_s,
+                {plugin.key: plugin for plugin in loader.find(self._selection)},
+                lambda plugin: self._found_slow(plugin, left_out),
+                self._reactor,
+            ),
+            self_test=choose_self_test(self._built_in, self._placement),
             quarantine=Quarantine(),
             limits=limits,
             clock=self._reactor,
             history=self._history,
+            spares=1 if self._has_workers and not self._is_local else 0,
         )
 
 

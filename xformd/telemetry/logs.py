@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TextIO
 
-import attrs
 from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
@@ -59,7 +58,7 @@ def start_server_log(log_format: str) -> None:
 
 
 def _log_uncaught(where: str, raised: SafeTraceback) -> None:
-    log.critical("{where}\n{traceback}", where=where, **attrs.asdict(raised))
+    log.critical("{where}\n{traceback}", where=where, **raised.log_fields())
 
 
 def observer(log_format: str = "text") -> ILogObserver:
@@ -158,7 +157,7 @@ class LoggingHandler(logging.Handler):
         logger = Logger(namespace=record.name)
         if record.exc_info and record.exc_info[1] is not None:
             raised = SafeTraceback.redacted(record.exc_info[1], record.exc_info[2])
-            logger.emit(level, "{log_text}\n{traceback}", log_text=text, **attrs.asdict(raised))
+            logger.emit(level, "{log_text}\n{traceback}", log_text=text, **raised.log_fields())
         else:
             logger.emit(level, "{log_text}", log_text=text)
 

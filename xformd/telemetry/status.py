@@ -36,6 +36,8 @@ class ServerStatus:
         history: the workers so far.
         quarantined: the transforms in quarantine.
         in_flight: how many accepted requests are not done yet.
+        loading: the plugins that are still being loaded.
+        memory_bytes: resident memory of each process: ``server``, ``fork-server`` or ``worker``, its number, bytes.
     """
 
     queue_length: int
@@ -46,13 +48,15 @@ class ServerStatus:
     history: WorkerHistory
     quarantined: frozenset[str]
     in_flight: int
+    loading: tuple[str, ...] = ()
+    memory_bytes: tuple[tuple[str, int, int], ...] = ()
 
 
 def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
     """Decide whether a server can take requests.
 
     Returns:
-        ``status`` is ``ready``, ``degraded`` (takes requests, but some transforms are quarantined) or ``not ready``;
+        ``status`` is ``ready``, ``degraded`` (takes requests, but some transforms are missing) or ``not ready``;
         ``reasons`` explains it to a person.
     """
     reasons = []
@@ -62,7 +66,8 @@ def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
         reasons.append("no worker is ready; if that lasts, see the log")
     if status.queue_length >= status.max_queue:
         reasons.append(f"the queue is full: {status.queue_length} jobs are waiting")
-    verdict = NOT_READY if reasons else DEGRADED if status.quarantined else READY
+    verdict = NOT_READY if reasons else DEGRADED if status.quarantined or status.loading else READY
+    reasons += [f"plugin {plugin} is still being loaded" for plugin in status.loading]
     reasons += [f"transform {name} is in quarantine" for name in sorted(status.quarantined)]
     return {
         "status": verdict,

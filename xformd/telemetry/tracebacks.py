@@ -15,7 +15,7 @@ from types import TracebackType
 
 import attrs
 
-from xformd.errors import one_line, printable
+from xformd.errors import one_line, printable, safe_str
 
 MAX_FRAMES = 20
 """The innermost frames of each exception: an endless recursion must not fill the log."""
@@ -38,10 +38,18 @@ def _lines(text: str) -> str:
 
 @attrs.frozen
 class SafeTraceback:
-    """What a log shows of an exception: its type on one line; its place and its causes on several."""
+    """What a log shows of an exception: its type on one line; its place and its causes on several.
+
+    ``detail`` is its message and place, for the person who runs the transform; it stays empty where anyone else reads.
+    """
 
     error: str = attrs.field(converter=one_line)
     traceback: str = attrs.field(converter=_lines)
+    detail: str = attrs.field(default="", converter=one_line)
+
+    def log_fields(self) -> dict[str, str]:
+        """Return the fields of a log event."""
+        return {"error": self.error, "traceback": self.traceback}
 
     @classmethod
     def redacted(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
@@ -55,7 +63,10 @@ class SafeTraceback:
     @classmethod
     def unredacted(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
         """Describe an exception in full: for the plugin's author, at a terminal."""
-        return cls(_name(error), "".join(traceback.format_exception(type(error), error, trace or error.__traceback__)))
+        trace = trace or error.__traceback__
+        place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in traceback.extract_tb(trace)[-1:])
+        lines = traceback.format_exception(type(error), error, trace)
+        return cls(_name(error), "".join(lines), safe_str(error) + place)
 
 
 MakeTraceback = Callable[[BaseException, TracebackType | None], SafeTraceback]

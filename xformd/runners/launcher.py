@@ -1,0 +1,260 @@
+"""The server's end of a fork server: starts it, follows how it loads the plugins, and has it fork workers.
+
+Invariant: a plugin that ends its fork server, or that takes longer than it may, is left out of the next one, with the
+reason; nothing else keeps a plugin out.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessTerminated
+from twisted.internet.interfaces import IDelayedCall, IProcessTransport
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from xformd.config.resources import resident_bytes
+from xformd.errors import BadFrame, one_line
+from xformd.net.transport import Channel
+from xformd.plugins.registry import Plugin, PluginKey
+from xformd.runners import messages, reaper
+from xformd.runners.worker_handle import END_GRACE_S, OutputLog, WorkerEvents, WorkerHandle, describe_signal
+from xformd.wire import netstring
+
+SLOW_AFTER_S = 1.0
+"""A plugin that takes longer to be loaded is named: somebody waits for it."""
+
+_COMMAND = (
+    "import sys; path = {path!r}; sys.path[:] = path + [entry for entry in sys.path if entry not in path]; "
+    "from xformd.runners.reaper import main; main()"
+)
+"""Workers can import what the server can, and what has been installed since it started."""
+
+
+class LauncherEvents(Protocol):
+    """What a supervisor needs to know of its launcher."""
+
+    def can_launch(self) -> None:
+        """Note that the plugins are loaded: workers can be started."""
+        ...
+
+    def cannot_launch(self, reason: str) -> None:
+        """Note that the fork server has ended, and no plugin is known to be the reason."""
+        ...
+
+
+class Launcher(ProcessProtocol):
+    """Starts workers, by a fork server that it starts first.
+
+    Args:
+        setup: for the fork server and its workers.
+        load_timeout_s: how long a plugin may take to be loaded, in seconds.
+        plugins: those that were found, for their names in messages.
+        on_slow: called with a plugin that takes longer than ``SLOW_AFTER_S``.
+        reactor: starts the process.
+
+    Attributes:
+        events: the supervisor, which sets itself.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        setup: messages.WorkerSetup,
+        load_timeout_s: float,
+        plugins: Mapping[PluginKey, Plugin],
+        on_slow: Callable[[Plugin], object],
+        reactor: Any,
+    ) -> None:
+        self.events: LauncherEvents
+        self._setup = setup
+        self._load_timeout_s = load_timeout_s
+        self._plugins = plugins
+        self._on_slow = on_slow
+        self._reactor = reactor
+        self._process: IProcessTransport | None = None
+        self._control: Channel | None = None
+        self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
+        self._loading: PluginKey | None = None
+        self._why_killed = ""
+        self._is_loaded = self._is_expected_to_end = False
+        self._timers: list[IDelayedCall] = []
+        self._stopped: Deferred[None] | None = None
+        self._pid: int | None = None  # the fork server's own, not its reaper's
+
+    def launch(self, events: WorkerEvents) -> WorkerHandle | None:
+        """Start a worker; None while the plugins are being loaded: ``events.can_launch`` is called then.
+
+        Raises:
+            OSError: the system has no more processes or descriptors to give.
+        """
+        if self._process is None and self._stopped is None:
+            self._spawn()
+        if not self._is_loaded or self._control is None:
+            return None
+        return WorkerHandle(self._control.send_descriptors, self._setup.max_result_bytes, events, self._reactor)
+
+    def resident_bytes(self) -> int:
+        """Return how much memory the fork server uses, in bytes; 0 if the system does not say, or there is none."""
+        return resident_bytes(self._pid) if self._is_loaded and self._pid is not None else 0
+
+    def leave_out(self, key: PluginKey, reason: str) -> None:
+        """Start again without a plugin, which has failed in a worker."""
+        self._leave_out(key, reason)
+        self._end("a plugin is left out")
+
+    def stop(self) -> Deferred[None]:
+        """End the fork server, in order if it heeds that; fires when it and all that came from it have ended."""
+        self._stopped = Deferred()
+        self._cancel_timers()
+        if self._process is None:
+            self._stopped.callback(None)
+        elif self._is_loaded and self._control is not None:
+            self._control.finish()
+            self._timers.append(self._reactor.callLater(END_GRACE_S, self._end, "the server is stopping"))
+        else:
+            self._end("the server is stopping")
+        return self._stopped
+
+    def _spawn(self) -> None:
+        self._why_killed, self._is_expected_to_end = "", False
+        self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
+        ours, theirs = socket.socketpair()
+        output, their_output = os.pipe()
+        with contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            undo.callback(os.close, output)
+            try:
+                self._process = self._reactor.spawnProcess(
+                    self,
+                    sys.executable,
+                    [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
+                    env=None,
+                    childFDs={reaper.LIFELINE: "w", 1: their_output, 2: their_output, reaper.CONTROL: theirs.fileno()},
+                )
+            finally:
+                theirs.close()
+                os.close(their_output)
+            if self._why_killed:
+                raise ChildProcessError(f"the fork server {self._why_killed}")
+            undo.pop_all()
+        self._control = Channel(ours, self._receive, self._control_lost, self._reactor)
+        OutputLog(output, self._name, self._reactor)
+        self._control.send(messages.encode_setup(self._setup))
+
+    def _end(self, why: str) -> None:
+        """Kill it, and every process that came from it."""
+        self._why_killed = self._why_killed or why
+        if self._process is not None:
+            self._process.closeStdin()
+
+    # What it says.
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            for string in self._decoder.decode(data):
+                self._heed(messages.decode_news(string) or {})
+        except (BadFrame, ValueError) as error:
+            self._end(f"sent an invalid message: {one_line(str(error))}")
+
+    def _heed(self, news: Mapping[str, Any]) -> None:
+        match news:
+            case {"loading": [distribution, name]}:
+                self._loading = distribution, name
+                self._start_timers(self._load_timeout_s)
+            case {"timeout_s": seconds}:
+                self._start_timers(seconds)
+            case {"warning": text}:
+                self.log.warn("{text}", text=text)
+            case {"late": keys}:
+                self._import_late(frozenset((distribution, name) for distribution, name in keys))
+            case {"loaded": True, "pid": pid}:
+                self._loading = None
+                self._pid = pid
+                self._cancel_timers()
+                self._is_loaded = True
+                self.events.can_launch()
+
+    def _import_late(self, keys: frozenset[PluginKey]) -> None:
+        self._loading = None
+        self._cancel_timers()
+        self._is_expected_to_end = True
+        self._setup = attrs.evolve(self._setup, late=self._setup.late | keys)
+        for key in sorted(keys):
+            message = "plugin {plugin} leaves threads running when it is imported: each worker imports it"
+            self.log.info(message, plugin=self._plugin(key).label)
+
+    def _start_timers(self, timeout_s: float) -> None:
+        self._cancel_timers()
+        self._timers = [
+            self._reactor.callLater(min(SLOW_AFTER_S, timeout_s / 2), self._is_slow),
+            self._reactor.callLater(timeout_s, self._expire, timeout_s),
+        ]
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            if timer.active():
+                timer.cancel()
+        self._timers = []
+
+    def _is_slow(self) -> None:
+        if self._loading is not None:
+            self._on_slow(self._plugin(self._loading))
+
+    def _expire(self, timeout_s: float) -> None:
+        self._end(f"was not loaded within {timeout_s:g} s")
+
+    def _plugin(self, key: PluginKey) -> Plugin:
+        distribution, name = key  # it may have been installed since the others were found
+        return self._plugins.get(key) or Plugin(name=name, distribution=distribution, source="")
+
+    def _name(self) -> str:
+        return "fork server" if self._loading is None else f"plugin {self._plugin(self._loading).label}"
+
+    # Its end.
+
+    def _control_lost(self) -> None:
+        """Wait for the end of the process, which says why."""
+
+    def processExited(self, reason: Failure) -> None:
+        """Start again without the plugin that was being loaded. ``processEnded`` may come much later."""
+        if self._process is None:  # it is still being spawned
+            self._why_killed = _describe_end(reason.value)
+            return
+        if self._control is not None:
+            self._control.read_rest()
+            self._control.close()
+        self._cancel_timers()
+        was_loaded, self._is_loaded = self._is_loaded, False
+        self._process = self._control = None
+        if self._stopped is not None:
+            self._stopped.callback(None)
+        elif self._loading is not None:
+            key, self._loading = self._loading, None
+            why = self._why_killed or f"{_describe_end(reason.value)} when it was imported"
+            self._leave_out(key, why)
+            self.events.can_launch()
+        elif self._is_expected_to_end or self._why_killed:
+            self.events.can_launch()
+        else:
+            what = "the fork server" if was_loaded else "the fork server, before it was ready,"
+            self.events.cannot_launch(f"{what} {_describe_end(reason.value)}")
+
+    def _leave_out(self, key: PluginKey, reason: str) -> None:
+        self.log.error("plugin {plugin} {reason}: it is left out", plugin=self._plugin(key).label, reason=reason)
+        self._setup = attrs.evolve(self._setup, left_out={**self._setup.left_out, key: ("failed", reason)})
+
+
+def _describe_end(end: BaseException | None) -> str:
+    if not isinstance(end, ProcessTerminated):
+        return "ended with exit status 0"
+    if end.signal is None:
+        return f"ended with exit status {end.exitCode}"
+    return f"was killed by {describe_signal(end.signal)}"

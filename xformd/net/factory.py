@@ -1,12 +1,13 @@
 """DrainingFactory: counts a server's connections, refuses those over the limits, and closes all of them on shutdown.
 
-Invariant: once ``drain`` has been called no connection is accepted, and soon after the grace period none is left.
+Invariant: once ``drain`` has been called no connection is accepted, and soon after the grace period none is left. It is
+called before the reactor shuts down, whatever listens with the factory and whoever stops the reactor.
 """
 
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorCore
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 from twisted.protocols.policies import WrappingFactory
@@ -41,22 +42,27 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
 
     Args:
         limits: how many connections there may be, and how long they have to finish.
-        clock: a reactor, or a clock in its place.
+        reactor: the reactor, or a clock in its place; the global one if None.
 
     Attributes:
         flush_timeout_s: seconds that a connection has to send what is left, after the grace period.
+        drains_itself: whether it drains when the reactor stops, because nobody else sees to that.
     """
 
     noisy = False
     log = Logger()
     flush_timeout_s = 0.0
+    drains_itself = True
 
-    def __init__(self, limits: Limits, clock: IReactorTime) -> None:
+    def __init__(self, limits: Limits, reactor: Any = None) -> None:
+        if reactor is None:
+            from twisted.internet import reactor
         self.limits = limits
-        self.clock = clock
+        self.clock = reactor
         self.connections: Connections[Connection] = Connections(limits)
-        self.refusals = RefusalLog(clock)
+        self.refusals = RefusalLog(reactor)
         self._drained: Deferred[None] | None = None
+        self._trigger: Any = None
 
     def make_protocol(self, peer: str | None) -> Connection:
         """Make the protocol of a connection that has been accepted; ``peer`` is its IP address, if it has one."""
@@ -74,10 +80,19 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
     def cancel_requests(self) -> None:
         """Cancel what is in flight after the grace period; its connections then have ``flush_timeout_s``."""
 
+    def startFactory(self) -> None:
+        """See to it that the reactor drains it: what is open when the reactor ends is closed in order, half-sent."""
+        if self.drains_itself and IReactorCore.providedBy(self.clock):
+            self._trigger = self.clock.addSystemEventTrigger("before", "shutdown", self.drain)
+
+    def stopFactory(self) -> None:
+        """Forget the reactor once no connection is left either."""
+        self._check_drained()
+
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """Accept a connection, unless there are too many or the server is stopping."""
         if self.is_stopping:
-            return None
+            return self.refuse()
         peer: str | None = getattr(addr, "host", None)
         if (refusal := self.connections.limit_reached(peer)) and not self.make_room(refusal):
             self.refusals.refused(refusal.kind, refusal.reason)
@@ -115,19 +130,27 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         Returns:
             Fires when the last connection is gone. What is not finished after ``shutdown_grace_s`` is given up.
         """
-        self._drained = drained = Deferred[None]()
-        for connection in self.connections:
-            connection.stop()
-        if self.connections:
-            self._cut: IDelayedCall = self.clock.callLater(self.limits.shutdown_grace_s, self._end_grace)
-            drained.addCallback(lambda _: self._cut.cancel() if self._cut.active() else None)
-        else:
+        if self._drained is None:
+            self._drained = Deferred[None]()
+            for connection in self.connections:
+                connection.stop()
+            if self.connections:
+                self._cut: IDelayedCall = self.clock.callLater(self.limits.shutdown_grace_s, self._end_grace)
+                self._drained.addCallback(lambda _: self._cut.cancel() if self._cut.active() else None)
             self._check_drained()
-        return drained
+        done = Deferred[None]()
+        self._drained.addCallback(done.callback)
+        return done
 
     def _check_drained(self) -> None:
-        if self._drained is not None and not self.connections and not self._drained.called:
-            self._drained.callback(None)
+        if self.connections:
+            return
+        if self._drained is not None:
+            if not self._drained.called:
+                self._drained.callback(None)
+        elif self._trigger is not None and not self.numPorts:
+            self.clock.removeSystemEventTrigger(self._trigger)
+            self._trigger = None
 
     def _end_grace(self) -> None:
         message = "connections still open after the grace period of {grace_s:g} s, closed now: {count}"

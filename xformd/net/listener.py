@@ -67,6 +67,7 @@ class ListeningService(Service):
         self.listening: Deferred[tuple[str, ...]] = Deferred()
         self._listen = listen
         self._factory = factory
+        factory.drains_itself = False  # but only once its ports are closed: until then, what connects is served
         self._reactor = reactor
         self._is_eager = is_eager
         self._setting = setting

@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import re
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +158,7 @@ def test_without_a_poem_the_connection_is_reset_and_the_log_says_why_once_a_seco
     assert log.lines[1].startswith("closed 2 new connections in the last second: no poem: connection-failed")
 
 
-@pytest.mark.parametrize("poem", [ZeroDivisionError(), "a text is not a poem", succeed(None)])
+@pytest.mark.parametrize("poem", [ZeroDivisionError(), "a text is not a poem", None, succeed(None)])
 def test_a_broken_source_is_logged_with_its_traceback(clock: Clock, log: Log, poem: object) -> None:
     assert connect(make(clock, poem)).disconnected
     assert len(log.tracebacks) == 1
@@ -224,7 +226,7 @@ def test_a_server_that_stops_lets_its_clients_read_to_the_end(clock: Clock) -> N
     factory = make(clock)
     first, last = connect(factory, takes=False), connect(factory, takes=False)
     drained = factory.drain()
-    assert factory.buildProtocol(None) is None
+    assert connect(factory).disconnected  # reset: a clean close would be an empty poem to many
     first.lose()
     last.protocol.resumeProducing()
     assert (last.disconnecting, has_fired(drained)) == (True, False)
@@ -264,15 +266,14 @@ def test_a_client_that_leaves_a_slow_server_leaves_no_timer(clock: Clock) -> Non
     assert len(factory.connections) == 0
 
 
-def time_to_send(bytes_per_s: float, total_bytes: int) -> float:
-    """Return the seconds until the last byte is sent, to a client that takes everything at once."""
+def pieces_of(poem: bytes, bytes_per_s: float) -> Iterator[tuple[bytes, float]]:
+    """Yield each piece and the time at which it is sent, to a client that takes everything at once."""
     limiter, sent_bytes, now_s = RateLimiter(bytes_per_s, 0.0), 0, 0.0
-    while sent_bytes < total_bytes:
-        step = limiter.next(sent_bytes, total_bytes, now_s)
-        assert 0 < step.size_bytes <= CHUNK_BYTES
-        sent_bytes += step.size_bytes
+    while sent_bytes < len(poem):
+        step = limiter.next(poem, sent_bytes, now_s)
         now_s += step.wait_s
-    return now_s
+        yield poem[sent_bytes : sent_bytes + step.size_bytes], now_s
+        sent_bytes += step.size_bytes
 
 
 @pytest.mark.parametrize(
@@ -280,19 +281,38 @@ def time_to_send(bytes_per_s: float, total_bytes: int) -> float:
     [(100, 200, 2.0), (1, 3, 3.0), (3, 10, 10 / 3), (1e6, 2_000_000, 2.0), (1e9, 1_000_000, 0.001)],
 )
 def test_a_poem_takes_its_size_divided_by_the_rate(bytes_per_s: float, total_bytes: int, expected_s: float) -> None:
-    assert time_to_send(bytes_per_s, total_bytes) == pytest.approx(expected_s)
+    pieces = [*pieces_of(b"x" * total_bytes, bytes_per_s)]
+    assert pieces[-1][1] == pytest.approx(expected_s)
+    assert max(len(piece) for piece, _ in pieces) <= CHUNK_BYTES
+
+
+@pytest.mark.parametrize("bytes_per_s", [1, 20, 60, 100, 200])
+@pytest.mark.parametrize("character", "o\u00fc\u6797\U0001f989")
+def test_each_piece_of_a_text_can_be_decoded(character: str, bytes_per_s: float) -> None:
+    text = ("The Owl" + character * 5) * 10
+    poem = text.encode()
+    pieces = [*pieces_of(poem, bytes_per_s)]
+    assert "".join(piece.decode() for piece, _ in pieces) == text
+    assert pieces[-1][1] == pytest.approx(len(poem) / bytes_per_s)
+
+
+@pytest.mark.parametrize("poem", [b"\x80" * 300, b"\xff\xfe" * 150, b"The Owl" + b"\xf0" * 50 + b"\xbf"])
+def test_what_is_no_text_is_sent_as_it_is(poem: bytes) -> None:
+    pieces = [piece for piece, _ in pieces_of(poem, 100)]
+    assert b"".join(pieces) == poem
+    assert max(map(len, pieces)) <= 5 + 3
 
 
 @pytest.mark.parametrize(("bytes_per_s", "size_bytes"), [(1000, 1000 * TICK_S), (5, 1)])
 def test_a_piece_is_what_is_due_in_a_tick(bytes_per_s: float, size_bytes: int) -> None:
-    assert RateLimiter(bytes_per_s, 0.0).next(0, 10_000, 0.0).size_bytes == size_bytes
+    assert RateLimiter(bytes_per_s, 0.0).next(b"x" * 10_000, 0, 0.0).size_bytes == size_bytes
 
 
 def test_what_a_stalled_client_missed_does_not_come_at_once() -> None:
-    limiter = RateLimiter(100, 0.0)
-    assert limiter.next(0, 1000, 0.0).wait_s == pytest.approx(0.05)
-    assert limiter.next(5, 1000, 60.0).wait_s == 0
-    assert limiter.next(10, 1000, 60.0).wait_s == pytest.approx(0.05)
+    limiter, poem = RateLimiter(100, 0.0), b"x" * 1000
+    assert limiter.next(poem, 0, 0.0).wait_s == pytest.approx(0.05)
+    assert limiter.next(poem, 5, 60.0).wait_s == 0
+    assert limiter.next(poem, 10, 60.0).wait_s == pytest.approx(0.05)
 
 
 # The file
@@ -381,13 +401,37 @@ def test_while_a_file_cannot_be_read_the_last_good_poem_stays_and_the_log_says_s
     assert log.lines == once * 2
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"), [("", "it is empty"), ("/proc/version", "it changed while it was read")]
-)  # the latter says that it has no bytes, and has some
-def test_at_the_start_there_must_be_a_poem(path: Path, name: str, reason: str) -> None:
+def test_at_the_start_there_must_be_a_poem() -> None:
+    with pytest.raises(OSError, match="it changed while it was read"):  # it says that it has no bytes, and has some
+        PoemFile(Path("/proc/version"))
+
+
+def test_a_poem_may_be_empty(path: Path, clock: Clock, log: Log) -> None:
     path.write_bytes(b"")
-    with pytest.raises(OSError, match=reason):
-        PoemFile(path / name if name else path)
+    for poem in (b"", path):
+        wire = connect(make(clock, poem))
+        assert (wire.value(), wire.disconnecting, wire.disconnected) == (b"", True, False)
+    assert log == []
+
+
+@pytest.mark.parametrize("poem", [None, "owl.txt", 5])
+def test_what_is_no_poem_is_an_error_at_once(poem: Any) -> None:
+    says = f"a poem is bytes, or the pathlib.Path of a file; not {type(poem).__name__}"
+    with pytest.raises(TypeError, match=re.escape(says)):
+        PoemService(poem)
+
+
+@pytest.mark.parametrize("source", [None, b"The Owl", "The Owl"])
+def test_what_has_no_poem_is_an_error_at_once(source: Any, clock: Clock) -> None:
+    says = f"PoemFactory takes an object with get_poem(), such as a PoemService; not {type(source).__name__}"
+    with pytest.raises(TypeError, match=re.escape(says)):
+        PoemFactory(source, clock)
+
+
+def test_the_global_reactor_is_the_default(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    monkeypatch.setitem(sys.modules, "twisted.internet.reactor", clock)
+    monkeypatch.setattr("twisted.internet.reactor", clock, raising=False)
+    assert PoemFactory(PoemService(b"The Owl")).clock is clock
 
 
 def test_a_file_that_changes_while_it_is_read_gives_nobody_a_mixture(

@@ -23,7 +23,6 @@ from twisted.internet.interfaces import (
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IPushProducer,
-    IReactorTime,
     ISSLTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
@@ -48,6 +47,9 @@ TICK_S = 0.05
 RACY_NS = 50_000_000
 """A file that changed less than this before it was read may change again unnoticed: file times come in ticks."""
 
+_CONTINUATION = bytes(range(0x80, 0xC0))
+"""The bytes of UTF-8 that go on with a character; there are at most three of them in each."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLEAN_CLOSE = struct.pack("ii", 0, 0)
 
@@ -65,12 +67,15 @@ class PoemService(Service):
 
     Raises:
         ConfigError: the file cannot be read.
+        TypeError: it is neither.
     """
 
     def __init__(self, poem: bytes | Path) -> None:
         if isinstance(poem, bytes):
             self._current: Callable[[], bytes] = lambda: poem
             return
+        if not isinstance(poem, Path):
+            raise TypeError(f"a poem is bytes, or the pathlib.Path of a file; not {type(poem).__name__}")
         try:
             self._current = PoemFile(poem).current
         except OSError as error:
@@ -110,7 +115,7 @@ class PoemFile:
         path: the file.
 
     Raises:
-        OSError: it cannot be read, is empty, or changed while it was read.
+        OSError: it cannot be read, or changed while it was read.
     """
 
     log = Logger()
@@ -119,6 +124,7 @@ class PoemFile:
         self._path = path
         self._logged_reason = ""
         self._seen: _Fingerprint | None = None
+        self._poem = b""
         self._poem = self._read()
 
     def current(self) -> bytes:
@@ -144,7 +150,7 @@ class PoemFile:
             fingerprint = _Fingerprint.of(os.fstat(file.fileno()))
         if fingerprint != _Fingerprint.of(before) or len(poem) != before.st_size:
             raise OSError("it changed while it was read")
-        if not poem:
+        if self._poem and not poem:
             raise OSError("it is empty")  # as a file is for a moment while it is rewritten in place
         self._seen = None if fingerprint.is_racy(time.time_ns()) else fingerprint
         return poem
@@ -173,7 +179,7 @@ class Chunk:
 
 
 class RateLimiter:
-    """Decides which bytes of a poem are due when. Pure; rounding errors do not add up.
+    """Decides which bytes of a poem are due when. Pure; rounding errors do not add up, and no character is cut in two.
 
     Args:
         bytes_per_s: the rate.
@@ -184,16 +190,23 @@ class RateLimiter:
         self._bytes_per_s = bytes_per_s
         self._started_s = started_s
 
-    def next(self, sent_bytes: int, total_bytes: int, now_s: float) -> Chunk:
-        """Return what to send next, of a poem of ``total_bytes`` of which ``sent_bytes`` have been sent."""
+    def next(self, poem: bytes, sent_bytes: int, now_s: float) -> Chunk:
+        """Return what to send next of a poem of which ``sent_bytes`` have been sent."""
         piece = max(1, min(CHUNK_BYTES, int(self._bytes_per_s * TICK_S)))
-        size_bytes = min(piece, total_bytes - sent_bytes)
+        size_bytes = _end_of_character(poem, min(sent_bytes + piece, len(poem))) - sent_bytes
         takes_s = (sent_bytes + size_bytes) / self._bytes_per_s
         wait_s = self._started_s + takes_s - now_s
         if wait_s < -TICK_S:
             # The client stalled. What it missed must not come all at once afterwards.
             self._started_s = now_s - takes_s
         return Chunk(size_bytes, max(0.0, wait_s))
+
+
+def _end_of_character(poem: bytes, cut: int) -> int:
+    """Return the end of the UTF-8 character that a cut would divide, for clients that decode what they read."""
+    following = poem[cut : cut + 4]
+    rest_bytes = len(following) - len(following.lstrip(_CONTINUATION))
+    return cut + rest_bytes if rest_bytes < 4 else cut  # no text: it may be cut anywhere
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -300,7 +313,7 @@ class PoemProtocol(DrainableProtocol):
             elif self._limiter is None:
                 self._write(self._poem, CHUNK_BYTES)
             else:
-                chunk = self._limiter.next(self._sent_bytes, len(self._poem), self._factory.clock.seconds())
+                chunk = self._limiter.next(self._poem, self._sent_bytes, self._factory.clock.seconds())
                 self._timer = self._factory.clock.callLater(chunk.wait_s, self._go_on, self._poem, chunk.size_bytes)
 
     def _go_on(self, poem: bytes, size_bytes: int) -> None:
@@ -352,15 +365,18 @@ class _RefusedProtocol(Protocol):
 
 
 class PoemFactory(DrainingFactory[PoemProtocol]):
-    """Serves a poem. Once drained, it lets clients read to the end until the grace period is over.
+    """Serves a poem. Once the reactor stops, it lets clients read to the end until the grace period is over.
 
     Args:
-        source: what has the poem.
-        clock: a reactor, or a clock in its place.
+        source: what has the poem: a ``PoemService``, a ``CachingProxyService``, or any object with ``get_poem()``.
+        reactor: the reactor, or a clock in its place; the global one if None.
         bytes_per_s: the rate at which to send it to each client; None for no limit.
         max_connections: how many there may be at once.
         stall_timeout_s: how long a client may take nothing.
         shutdown_grace_s: how long clients may read on once the server stops.
+
+    Raises:
+        TypeError: the source has no ``get_poem()``.
     """
 
     log = Logger()
@@ -368,14 +384,18 @@ class PoemFactory(DrainingFactory[PoemProtocol]):
     def __init__(
         self,
         source: PoemSource,
-        clock: IReactorTime,
+        reactor: Any = None,
         *,
         bytes_per_s: float | None = None,
         max_connections: int = Limits().max_connections,
         stall_timeout_s: float = STALL_TIMEOUT_S,
         shutdown_grace_s: float = Limits().shutdown_grace_s,
     ) -> None:
-        super().__init__(Limits(max_connections=max_connections, shutdown_grace_s=shutdown_grace_s), clock)
+        if not callable(getattr(source, "get_poem", None)):
+            raise TypeError(
+                f"PoemFactory takes an object with get_poem(), such as a PoemService; not {type(source).__name__}"
+            )
+        super().__init__(Limits(max_connections=max_connections, shutdown_grace_s=shutdown_grace_s), reactor)
         self.source = source
         self.bytes_per_s = bytes_per_s
         self.stall_timeout_s = stall_timeout_s

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.poems import addresses_of, connections, poem_server
-from support.processes import Server, read_to_end, resident_bytes, wait_until, xformd
+from support.processes import Server, read_to_end, resident_bytes, serving, wait_until, xformd
 
 POEM = b"The Owl and the Pussy-cat\r\nwent to sea \0 without an end"
 LARGE = POEM * 20_000
@@ -109,6 +109,30 @@ def test_a_server_that_is_killed_resets_its_clients(tmp_path: Path, owl: Path) -
             server.process.kill()
             with pytest.raises(ConnectionResetError):
                 read_to_end(reader)
+
+
+@pytest.mark.parametrize(("verb", "port"), [("serve", "10000"), ("proxy", "10001")])
+def test_port_and_host_are_those_of_serve(tmp_path: Path, owl: Path, large: Server, verb: str, port: str) -> None:
+    assert f"[{port}]" in xformd("poem", verb, "--help").stdout.decode()
+    what, expected = (str(owl), POEM) if verb == "serve" else (large.address, LARGE)
+    unix = f"unix:{tmp_path / 'socket'}"
+    where = ("--host", "127.0.0.2", "--port", "0", "--listen", "0", "--listen", unix)
+    with serving(tmp_path, what, *where, verb=("poem", verb), ready="the poem of") as server:
+        *addresses, socket_address = addresses_of(server)
+        assert [address.rpartition(":")[0] for address in addresses] == ["127.0.0.2", "127.0.0.1"]
+        assert socket_address == unix
+        for address in addresses:
+            server.address = address
+            assert server.ask(b"") == expected
+
+
+def test_an_address_is_a_port_as_the_tutorial_writes_it(tmp_path: Path, large: Server) -> None:
+    port = large.address.rpartition(":")[2]
+    got = xformd("poem", "get", port, f":{port}", f"tcp:{port}", "--output-dir", str(tmp_path / "poems"))
+    assert "would both become" in got.stderr.decode()  # all are the same
+    got = xformd("poem", "get", port, "--output-dir", str(tmp_path / "poems"))
+    assert (got.returncode, got.stderr) == (0, b"")
+    assert (tmp_path / "poems" / f"127.0.0.1_{port}").read_bytes() == LARGE
 
 
 def test_several_places_and_a_unix_socket(tmp_path: Path, owl: Path) -> None:

@@ -1,5 +1,6 @@
 """What listens on each kind of endpoint: refusals pass every wrapper, and a PROXY header names the peer."""
 
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from support.http_front import Front
 from support.logs import Log
 from support.memory import MemoryServer
 from support.processes import netstring
+from xformd.errors import ConfigError
 from xformd.limits import Limits
-from xformd.net.endpoints import server_endpoint
+from xformd.net.endpoints import client_endpoint, server_endpoint, tcp_client
 from xformd.net.factory import DrainingFactory
 from xformd.net.proxy_header import MAX_V2_BYTES
 from xformd.poems.server import PoemFactory, PoemService
@@ -208,6 +210,69 @@ def test_a_half_close_passes_the_proxy_wrapper() -> None:
     proxied.server.results[0].callback("b")
     assert transport.value() == b"1:b,"
     IHalfCloseableProtocol(protocol).writeConnectionLost()
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port"),
+    [
+        ("10001", "127.0.0.1", 10_001),
+        (10_001, "127.0.0.1", 10_001),
+        (" 10001\n", "127.0.0.1", 10_001),
+        ("\uff11\uff10", "127.0.0.1", 10),  # typed with an input method
+        (":10001", "127.0.0.1", 10_001),
+        ("tcp:10001", "127.0.0.1", 10_001),
+        ("192.0.2.7", "192.0.2.7", 10_000),
+        ("192.0.2.7:1", "192.0.2.7", 1),
+        ("[::1]:10001", "::1", 10_001),
+        ("tcp:192.0.2.7:1", "192.0.2.7", 1),
+        ("owl", "owl", 10_000),
+        ("owl:1", "owl", 1),
+        ("7.example.org", "7.example.org", 10_000),
+    ],
+)
+def test_an_address_of_a_server(address: str | int, host: str, port: int) -> None:
+    endpoint: Any = client_endpoint(MemoryReactorClock(), address, 10_000)
+    assert (getattr(endpoint, "_hostText", None) or endpoint._host, endpoint._port) == (host, port)
+
+
+@pytest.mark.parametrize("address", ["unix:10001", "unix:/run/owl.sock"])
+def test_a_unix_socket_may_have_a_number_for_its_name(address: str) -> None:
+    endpoint: Any = client_endpoint(MemoryReactorClock(), address)
+    assert endpoint._path == address.partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("0", "a port is 1 to 65535"),
+        ("65536", "a port is 1 to 65535"),
+        ("owl:100000", "a port is 1 to 65535"),
+        ("9" * 20, "write HOST:PORT"),
+        # The system would take them for addresses: 0.0.39.16, 127.0.0.1, 8.0.0.1 and so on.
+        ("10000:80", "no host is called '10000'"),
+        ("127.1:80", "no host is called '127.1'"),
+        ("010.0.0.1", "no host is called '010.0.0.1'"),
+        ("0x7F000001:80", "no host is called '0x7F000001'"),
+        ("192.0.2.0x7", "no host is called"),
+        ("192.0.2.700:80", "no host is called"),
+        ("\uff11\uff10:80", "no host is called"),
+    ],
+)
+def test_a_number_is_never_taken_for_a_host(address: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        client_endpoint(MemoryReactorClock(), address)
+
+
+def test_a_host_beside_its_port_is_no_number_either() -> None:
+    with pytest.raises(ConfigError, match="no host is called '10000': write a name, or an IP address in full"):
+        tcp_client(MemoryReactorClock(), "10000", 80)
+
+
+@pytest.mark.parametrize(("description", "port"), [("0", 0), ("11000", 11_000), ("haproxy:11000", 11_000)])
+def test_to_listen_on_a_bare_number_is_to_listen_on_this_machine(description: str, port: int) -> None:
+    reactor = MemoryReactorClock()
+    assert has_fired(server_endpoint(reactor, description).listen(DrainingFactory(Limits(), reactor)))
+    assert (only_port(reactor)[0], only_port(reactor)[3]) == (port, "127.0.0.1")
 
 
 BACKLOGS = {

@@ -27,11 +27,12 @@ from xformd.errors import (
 )
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
+from xformd.net.defaults import with_host
 from xformd.spec import OptionValue
 
 Poem = TypeVar("Poem", str, bytes)
 Answer = TypeVar("Answer")
-Server = str | IStreamClientEndpoint
+Server = str | int | IStreamClientEndpoint
 
 
 class TransformProxy:
@@ -42,8 +43,8 @@ class TransformProxy:
     server that does not answer is left out for a while, and while another one answers, no request waits for it.
 
     Args:
-        servers: a host; or ``HOST:PORT``, or any Twisted client endpoint, such as one for TLS or a Unix socket; or
-            several of these.
+        servers: a host; or ``HOST:PORT``, or a port on 127.0.0.1, or any Twisted client endpoint, such as one for TLS
+            or a Unix socket; or several of these.
         port: the host's port; only with a host.
         reactor: the reactor; the global one if None.
         address: the server's name in messages; by default, as given in ``servers``.
@@ -184,8 +185,8 @@ class TransformProxy:
 
 
 def _endpoint(reactor: Any, server: Server, address: str | None) -> tuple[IStreamClientEndpoint, str]:
-    if isinstance(server, str):
-        return addresses.client_endpoint(reactor, server), address or server
+    if isinstance(server, str | int):
+        return addresses.client_endpoint(reactor, server), address or with_host(server)
     return server, address or "the server"
 
 

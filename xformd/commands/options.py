@@ -21,7 +21,7 @@ from xformd.config import TABLE
 from xformd.config.types import parse_duration, parse_size, parse_timeout
 from xformd.errors import ConfigError, InternalError, TransformFailed, XformError, one_line
 from xformd.limits import Limits
-from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server
+from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server, with_host
 
 if TYPE_CHECKING:
     from xformd.config import Configuration
@@ -143,18 +143,6 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 # Settings: flags that are settings of a server too.
 
 
-def listen_option(default: str | None = None) -> Callable[[Command], Command]:
-    """Add ``--listen``."""
-    return click.option(
-        "--listen",
-        multiple=True,
-        default=[] if default is None else [default],
-        show_default=True,
-        metavar="ENDPOINT",
-        help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock. May be repeated.",
-    )
-
-
 log_format_option = click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
@@ -259,7 +247,13 @@ def configuration_options(default_port: int, *, reads_file: bool = True) -> Call
             metavar="PORT",
             help=f"TCP port to listen on; 0 takes a free one. [{default_port}]",
         )
-        @listen_option()
+        @click.option(
+            "--listen",
+            multiple=True,
+            metavar="ENDPOINT",
+            help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock, or a port on 127.0.0.1. "
+            "May be repeated.",
+        )
         @functools.wraps(command)
         def with_configuration(host: str | None, port: int | None, file: Path | None = None, **given: Any) -> Any:
             flags = _given_flags({name: given.pop(name) for name in set(given) & set(TABLE)})
@@ -358,6 +352,7 @@ def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # n
     """Add the option that names transform servers."""
     return click.option(
         *names,
+        type=with_host,
         multiple=True,
         envvar="XFORMD_SERVER",
         show_envvar=True,
@@ -378,7 +373,7 @@ def server_options(command: Command) -> Command:
     add_address = address_option(
         "--server",
         "servers",
-        help="HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Several share the work.",
+        help="HOST:PORT, PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Several share the work.",
     )
     return add_address(timeout_option("How long to wait for each answer.")(command))
 

@@ -3,20 +3,24 @@
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from xformd.commands.options import (
     SIZE,
     address_option,
+    configuration_options,
     isolated_plugin_output,
-    listen_option,
     log_format_option,
     print_error,
     run_server_without_plugins,
     timeout_option,
 )
-from xformd.net.defaults import DEFAULT_POEM_PORT, tcp_server
+from xformd.net.defaults import DEFAULT_POEM_PORT, with_host
+
+if TYPE_CHECKING:
+    from xformd.config import Configuration
 
 max_bytes_option = click.option(
     "--max-bytes",
@@ -34,11 +38,11 @@ def poem() -> None:
 
 
 @poem.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@listen_option(tcp_server(port=DEFAULT_POEM_PORT))
+@click.argument("poem_file", metavar="FILE", type=click.Path(path_type=Path))
+@configuration_options(DEFAULT_POEM_PORT, reads_file=False)
 @click.option("--slow", type=SIZE, metavar="BYTES_PER_SECOND", help="Send it to each client at this speed.")
 @log_format_option
-def serve(file: Path, listen: tuple[str, ...], slow: int | None, log_format: str) -> None:
+def serve(poem_file: Path, configuration: "Configuration", slow: int | None) -> None:
     """Serve the poem in a file to every client that connects, until SIGTERM or Ctrl-C.
 
     A changed file is read again; while it cannot be read, the last good poem is served.
@@ -46,18 +50,19 @@ def serve(file: Path, listen: tuple[str, ...], slow: int | None, log_format: str
     \b
     Examples:
       xformd poem serve owl.txt
+      xformd poem serve owl.txt --port 10001 --slow 50
       xformd poem serve owl.txt --listen tcp:10000 --listen unix:/run/owl.sock
-      xformd poem serve owl.txt --slow 50
     """
     from xformd.poems import app
 
-    make = functools.partial(app.make_poem_server, file, listen, bytes_per_s=slow)
+    settings = configuration.settings
+    make = functools.partial(app.make_poem_server, poem_file, settings.listen, bytes_per_s=slow)
     speed = "" if slow is None else f", {slow} bytes a second"
-    run_server_without_plugins(make, f"the poem of {file}{speed}", log_format)
+    run_server_without_plugins(make, f"the poem of {poem_file}{speed}", settings.log_format)
 
 
 @poem.command()
-@click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
+@click.argument("addresses", type=with_host, nargs=-1, required=True, metavar="ADDRESS...")
 @click.option("--transform", "spec", metavar="SPEC", help="Send each poem through this transform as it arrives.")
 @address_option("--via", help="The transform server for --transform. Several share the work.")
 @timeout_option("How long to wait for each whole poem, and then for its transform.")
@@ -80,12 +85,12 @@ def get(
 ) -> None:
     """Get poems from several servers, all at once, and print each as soon as it is complete.
 
-    ADDRESS is HOST:PORT, or a Twisted client endpoint, such as unix:/run/owl.sock. The exit status is 0 if all arrived,
-    1 if only some did or some were not transformed, and that of the first failure if none did.
+    ADDRESS is HOST:PORT, PORT, or a Twisted client endpoint, such as unix:/run/owl.sock. The exit status is 0 if all
+    arrived, 1 if only some did or some were not transformed, and that of the first failure if none did.
 
     \b
     Examples:
-      xformd poem get 127.0.0.1:10000 127.0.0.1:10001
+      xformd poem get 10000 10001
       xformd poem get --transform cummingsify --via 127.0.0.1:11000 127.0.0.1:10000 127.0.0.1:10001
       xformd poem get --ordered --timeout 5 --output-dir poems 127.0.0.1:10000 127.0.0.1:10001
     """

@@ -14,14 +14,13 @@ from xformd.commands.options import (
     LimitsCommand,
     configuration_options,
     limit_options,
-    listen_option,
     log_format_option,
     run_server_without_plugins,
     timeout_option,
 )
 from xformd.commands.poem import max_bytes_option, poem
 from xformd.limits import WORKER_LIMITS
-from xformd.net.defaults import DEFAULT_POEM_PROXY_PORT, DEFAULT_PROXY_PORT, tcp_server
+from xformd.net.defaults import DEFAULT_POEM_PROXY_PORT, DEFAULT_PROXY_PORT, with_host
 
 if TYPE_CHECKING:
     from xformd.config import Configuration
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=LimitsCommand)
-@click.argument("upstreams", nargs=-1, required=True, metavar="UPSTREAM...")
+@click.argument("upstreams", type=with_host, nargs=-1, required=True, metavar="UPSTREAM...")
 @configuration_options(DEFAULT_PROXY_PORT, reads_file=False)
 @click.option(
     "--cache-bytes",
@@ -59,8 +58,8 @@ def proxy(
 ) -> None:
     """Cache the results of deterministic transforms in front of one or several UPSTREAM servers.
 
-    UPSTREAM is HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Clients that ask for the same
-    result at the same time share one request to an upstream.
+    UPSTREAM is HOST:PORT, PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Clients that ask for the
+    same result at the same time share one request to an upstream.
 
     \b
     Examples:
@@ -80,8 +79,8 @@ def proxy(
 
 
 @poem.command("proxy")
-@click.argument("upstream")
-@listen_option(tcp_server(port=DEFAULT_POEM_PROXY_PORT))
+@click.argument("upstream", type=with_host)
+@configuration_options(DEFAULT_POEM_PROXY_PORT, reads_file=False)
 @click.option("--ttl", type=DURATION, metavar="DURATION", help="How long a poem is fresh. [for ever]")
 @click.option(
     "--stale",
@@ -104,16 +103,16 @@ def proxy(
 @log_format_option
 def poem_proxy(
     upstream: str,
-    listen: tuple[str, ...],
+    configuration: "Configuration",
     ttl: float | None,
     stale: float,
     max_bytes: int,
     connect_timeout: float,
     timeout: float,
-    log_format: str,
 ) -> None:
     """Serve another server's poem, fetched once and kept in memory.
 
+    UPSTREAM is HOST:PORT, PORT, or a Twisted client endpoint, such as unix:/run/owl.sock.
     Clients that arrive while it is being fetched wait for that one download. If there is no poem to serve, a client's
     connection is reset.
 
@@ -124,14 +123,15 @@ def poem_proxy(
     """
     from xformd.poems import app
 
+    settings = configuration.settings
     make = functools.partial(
         app.make_poem_proxy,
         upstream,
-        listen,
+        settings.listen,
         ttl_s=math.inf if ttl is None else ttl,
         stale_s=stale,
         max_bytes=max_bytes,
         connect_timeout_s=connect_timeout,
         timeout_s=timeout,
     )
-    run_server_without_plugins(make, f"the poem of {upstream}, from a cache", log_format)
+    run_server_without_plugins(make, f"the poem of {upstream}, from a cache", settings.log_format)

@@ -5,13 +5,14 @@ is the short one. Invariant: whatever an endpoint or its plugin raises for a bad
 """
 
 import importlib.util
+import ipaddress
 import os
 import re
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet import endpoints
-from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.abstract import isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -25,7 +26,7 @@ from twisted.python.failure import Failure
 
 from xformd.errors import ConfigError
 from xformd.limits import Limits
-from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT
+from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT, tcp_server, with_host
 from xformd.net.factory import DrainingFactory
 from xformd.net.proxy_header import ProxyHeaderFactory
 
@@ -38,30 +39,39 @@ MAX_UNIX_PATH_BYTES = 107
 _BACKLOG_POSITIONS = {"tcp": 3, "tcp6": 2, "unix": 3}
 """Where the backlog stands in an endpoint string whose options have no names; other kinds have no backlog."""
 
-_HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>[0-9]{1,5}))?\Z")
+_HOST_AND_PORT = re.compile(r"(?!unix:)(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>\d{1,9}))?\Z")
+_NUMERIC_HOST = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?\Z", re.IGNORECASE)
 
 
 def tcp_client(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
-    """Return the endpoint for a host and a port; a numeric address needs no DNS lookup."""
-    if isIPAddress(host):
+    """Return the endpoint for a host and a port; a numeric address needs no DNS lookup.
+
+    Raises:
+        ConfigError: the host is a number that the system would take for an address: 10000 for 0.0.39.16.
+    """
+    if _NUMERIC_HOST.search(host):
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:
+            raise ConfigError(f"no host is called {host!r}: write a name, or an IP address in full") from None
         return endpoints.TCP4ClientEndpoint(reactor, host, port)
     if isIPv6Address(host):
         return endpoints.TCP6ClientEndpoint(reactor, host, port)
     return endpoints.HostnameEndpoint(reactor, host, port)
 
 
-def client_endpoint(reactor: Any, address: str, default_port: int = DEFAULT_PORT) -> IStreamClientEndpoint:
+def client_endpoint(reactor: Any, address: str | int, default_port: int = DEFAULT_PORT) -> IStreamClientEndpoint:
     """Parse the address of a server.
 
     Args:
         reactor: connects.
-        address: ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, or a Twisted client endpoint string.
+        address: ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, ``PORT``, or a Twisted client endpoint string.
         default_port: used if the address has no port.
 
     Raises:
         ConfigError: the address is invalid.
     """
-    if match := _HOST_AND_PORT.match(address):
+    if match := _HOST_AND_PORT.match(address := with_host(address)):
         port = int(match["port"] or default_port)
         if not 0 < port < 65_536:
             raise ConfigError(f"server address {address!r}: a port is 1 to 65535")
@@ -108,7 +118,7 @@ def server_endpoint(
 
     Args:
         reactor: used to listen.
-        description: a Twisted server endpoint string, such as ``tcp:11000:interface=127.0.0.1``.
+        description: a Twisted server endpoint string, such as ``tcp:11000:interface=127.0.0.1``; ``11000`` is the same.
         setting: where it comes from, for the error message.
         backlog: how many connections may wait to be accepted, unless the endpoint string says so.
         alpn: the protocols that a client may choose from over TLS.
@@ -133,6 +143,8 @@ def server_endpoint(
 
 
 def _parse_server_endpoint(reactor: Any, description: str, backlog: int, alpn: tuple[bytes, ...]) -> ServerEndpoint:
+    if re.fullmatch(r"\d+", description):
+        description = tcp_server(port=int(description))
     kind, _, rest = description.partition(":")
     if kind.lower() == "haproxy":
         inner = _parse_server_endpoint(reactor, rest, backlog, alpn)

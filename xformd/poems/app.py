@@ -35,4 +35,4 @@ def _listening(
 ) -> ListeningService:
     allowed = within_descriptors(Limits(), workers=0).max_connections
     factory = PoemFactory(source, reactor, bytes_per_s=bytes_per_s, max_connections=allowed)
-    return ListeningService(listen, factory, reactor)
+    return ListeningService(listen, factory, reactor, flags="--port or --listen")

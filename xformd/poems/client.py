@@ -18,7 +18,7 @@ from xformd.client.errors import RequestCancelled
 from xformd.errors import ConnectionFailed, ConnectionLost, TooLarge, TransformTimeout, XformError
 from xformd.limits import MIB
 from xformd.net import endpoints as addresses
-from xformd.net.defaults import DEFAULT_POEM_PORT
+from xformd.net.defaults import DEFAULT_POEM_PORT, with_host
 from xformd.net.endpoints import connect, failure_reason
 
 MAX_POEM_BYTES = 100 * MIB
@@ -26,7 +26,7 @@ MAX_POEM_BYTES = 100 * MIB
 
 
 def get_poem(
-    server: str | IStreamClientEndpoint,
+    server: str | int | IStreamClientEndpoint,
     *,
     address: str | None = None,
     timeout_s: float | None = None,
@@ -38,7 +38,7 @@ def get_poem(
     """Get a poem from a server.
 
     Args:
-        server: ``HOST:PORT``, a Twisted client endpoint string, or any Twisted client endpoint.
+        server: ``HOST:PORT``, a port on 127.0.0.1, a Twisted client endpoint string, or any Twisted client endpoint.
         address: the server's name in messages; by default, as given in ``server``.
         timeout_s: how long all of it may take, whether bytes arrive or not.
         connect_timeout_s: how long connecting may take.
@@ -72,15 +72,15 @@ def get_poem(
 
 
 def find_server(
-    reactor: Any, server: str | IStreamClientEndpoint, address: str | None
+    reactor: Any, server: str | int | IStreamClientEndpoint, address: str | None
 ) -> tuple[IStreamClientEndpoint, str]:
     """Return a poem server's endpoint, and its name in messages.
 
     Raises:
         ConfigError: the address is invalid.
     """
-    if isinstance(server, str):
-        return addresses.client_endpoint(reactor, server, DEFAULT_POEM_PORT), address or server
+    if isinstance(server, str | int):
+        return addresses.client_endpoint(reactor, server, DEFAULT_POEM_PORT), address or with_host(server)
     return server, address or "the poem server"
 
 

@@ -24,7 +24,7 @@ class CachingProxyService(Service):
     """Returns another server's poem, from its cache or by downloading it.
 
     Args:
-        upstream: ``HOST:PORT``, a Twisted client endpoint string, or any Twisted client endpoint.
+        upstream: ``HOST:PORT``, a port on 127.0.0.1, a Twisted client endpoint string, or any Twisted client endpoint.
         address: its name in messages; by default, as given in ``upstream``.
         ttl_s: how many seconds a poem is fresh.
         stale_s: how many seconds after that it is served if no fresh one can be fetched.
@@ -41,7 +41,7 @@ class CachingProxyService(Service):
 
     def __init__(
         self,
-        upstream: str | IStreamClientEndpoint,
+        upstream: str | int | IStreamClientEndpoint,
         *,
         address: str | None = None,
         ttl_s: float = math.inf,

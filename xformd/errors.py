@@ -78,7 +78,7 @@ class XformError(Exception):
         self.poem = poem
         self.retry_after_ms = retry_after_ms
         self.log_message = self.message if log_message is None else log_message
-        super().__init__(self.message)
+        Exception.__init__(self, self.message)  # a subclass may also be another library's, with other arguments
 
     def __init_subclass__(
         cls, *, code: str | None = None, http_status: int | None = None, exit_status: int = 1, retryable: bool = False

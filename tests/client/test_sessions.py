@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectError, ConnectionRefusedError  # noqa: A004
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
@@ -213,6 +214,13 @@ def test_without_a_connection_the_first_request_fails_at_once(world: World, serv
     error = world.fail(world.proxy(*hosts, address="there").xform("upper", "x"), xformd.ConnectionFailed)
     assert error.message.startswith("cannot connect to there: Connection refused; is 'xformd serve' running there?")
     assert error.poem == "x"
+    assert isinstance(error.__cause__, ConnectionRefusedError)
+
+
+def test_each_request_that_waited_for_a_connection_has_an_error_with_its_own_poem(world: World) -> None:
+    poems = [str(number) for number in range(5)]
+    answers = world.send(world.proxy(world.network.host()), *poems)
+    assert [world.fail(answer, ConnectError).poem for answer in answers] == poems
 
 
 def test_a_lost_connection_is_forgotten(world: World) -> None:
@@ -478,8 +486,9 @@ def test_a_poem_of_another_type_or_an_impossible_timeout_is_a_programming_error(
     proxy = world.proxy()
     world.fail(proxy.xform("upper", None), TypeError)
     for timeout in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="timeout must be a number of seconds above 0"):
-            proxy.xform("upper", "x", timeout=timeout)
+        for failed in (proxy.xform("upper", "x", timeout=timeout), proxy.list_transforms(timeout=timeout)):
+            assert "timeout must be a number of seconds above 0" in str(world.fail(failed, ValueError))
+    assert world.host.wires == []
 
 
 def test_options_travel_in_the_spec(world: World) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectError, ConnectionDone, ConnectionRefusedError  # noqa: A004
 from twisted.internet.error import ConnectionLost as Lost
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
@@ -58,6 +58,7 @@ def test_a_reset_or_a_close_without_a_byte_is_a_failure(
 
 def test_a_refused_connection_names_the_server(clock: Clock) -> None:
     error = error_of(get(Network().host(), clock), xformd.ConnectionFailed)
+    assert (isinstance(error, ConnectError), type(error.__cause__)) == (True, ConnectionRefusedError)
     assert error.message == "cannot connect to owl:1: Connection refused; is a poem server running there?"
 
 
@@ -107,9 +108,16 @@ def test_a_server_is_named_as_the_caller_says_or_by_its_address(address: str | N
     assert find_server(MemoryReactorClock(), "localhost:1", address)[1] == name
 
 
-def test_an_invalid_address_or_timeout_is_an_error_at_once(host: Host, clock: Clock) -> None:
-    with pytest.raises(xformd.ConfigError, match="write HOST:PORT"):
-        get_poem("no:such:endpoint", reactor=clock)
-    for seconds in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="above 0"):
-            get(host, clock, timeout_s=seconds)
+def test_an_invalid_address_or_timeout_is_a_failure_like_any_other(host: Host, clock: Clock) -> None:
+    for address in ("no:such:endpoint", "10000:1", 0):
+        error_of(get_poem(address, reactor=clock), xformd.ConfigError)
+    for seconds in (0, -1, float("inf"), float("nan"), "5"):
+        error_of(get(host, clock, timeout_s=seconds), (ValueError, TypeError))
+        error_of(get(host, clock, connect_timeout_s=seconds), (ValueError, TypeError))
+    assert host.wires == []
+
+
+def test_a_lost_connection_has_its_cause(host: Host, clock: Clock) -> None:
+    poem, end = get(host, clock), Lost()
+    host.lose_connections(end)
+    assert error_of(poem, xformd.ConnectionLost).__cause__ is end

@@ -22,8 +22,8 @@ def result_of(deferred: Deferred[Any]) -> Any:
     return outcome
 
 
-def error_of(deferred: Deferred[Any], kind: type[BaseException]) -> Any:
-    """Return the exception of a Deferred that has failed with this kind of exception."""
+def error_of(deferred: Deferred[Any], kind: type[BaseException] | tuple[type[BaseException], ...]) -> Any:
+    """Return the exception of a Deferred that has failed with this kind of exception, or one of these."""
     outcome = outcome_of(deferred)
     assert isinstance(outcome, Failure), f"it succeeded with {outcome!r}"
     assert isinstance(outcome.value, kind), f"it failed with {outcome.value!r}"

@@ -9,8 +9,8 @@ from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd.client.errors import RequestCancelled
-from xformd.errors import ConnectionFailed, ConnectionLost, RequestRefused
+from xformd.client.errors import RequestCancelled, cannot_connect
+from xformd.errors import ConnectionLost, RequestRefused
 from xformd.net.endpoints import connect, failure_reason
 from xformd.spec import Spec
 from xformd.wire import classic, netstring
@@ -67,7 +67,7 @@ class _Exchange(Protocol):
 
     def connection_failed(self, failure: Failure) -> None:
         """Fail with the reason why there is no connection."""
-        self._settle(Failure(connection_failed(self._address, failure)))
+        self._settle(Failure(cannot_connect(self._address, failure, "'xformd serve'")))
 
     def cancel(self, connecting: Deferred[IProtocol]) -> None:
         """Close the connection, or stop connecting."""
@@ -88,8 +88,3 @@ class _Exchange(Protocol):
             "transform's name and options (xformd list-transforms), that the poem is what it takes (UTF-8 text?) "
             "and its size; the server's log has the reason"
         )
-
-
-def connection_failed(address: str, failure: Failure) -> ConnectionFailed:
-    """Return the error for a connection that could not be made."""
-    return ConnectionFailed(f"cannot connect to {address}: {failure_reason(failure)}; is 'xformd serve' running there?")

@@ -5,26 +5,19 @@ Invariant: a request is sent again only if the server is known not to have run i
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from xformd import spec
-from xformd.client.errors import NotSent, RequestCancelled
+from xformd.client.errors import CannotConnect, NotSent, RequestCancelled
 from xformd.client.session import Session
 from xformd.client.upstream import LONGEST_DELAY_S, Upstream, choose
-from xformd.errors import (
-    ConnectionFailed,
-    GibberishError,
-    RequestRefused,
-    TransformTimeout,
-    XformError,
-    one_line,
-)
+from xformd.errors import GibberishError, RequestRefused, TransformTimeout, XformError, one_line
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
 from xformd.net.defaults import with_host
@@ -92,24 +85,20 @@ class TransformProxy:
             A Deferred of the result, of the same type as the poem. Cancelling it cancels the request at the server.
             It fails with the server's error, or with ``ConnectionFailed``, ``ConnectionLost``, ``RequestRefused``
             (a server that speaks the classic dialect closed without an answer), ``BadFrame``, ``TooLarge``,
-            ``TransformTimeout``, ``Cancelled``, ``BadRequest`` or ``GibberishError``; each carries the poem.
-
-        Raises:
-            ValueError: the timeout is not a number of seconds above 0.
+            ``TransformTimeout``, ``Cancelled``, ``BadRequest`` or ``GibberishError``; each carries the poem. It fails
+            with ``ValueError`` if the timeout is not a number of seconds above 0.
         """
-        if timeout is not None and not 0 < timeout < math.inf:
-            raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
         ends_at = None if timeout is None else self._reactor.seconds() + timeout
-        answer = self._within(timeout, Deferred.fromCoroutine(self._xform(transform, poem, ends_at, options)))
+        answer = self._within(timeout, self._xform(transform, poem, ends_at, options))
         return answer.addCallbacks(_in_type_of, _with_poem, callbackArgs=(poem,), errbackArgs=(poem,))
 
     def list_transforms(self, *, timeout: float | None = None) -> Deferred[dict[str, Any]]:
         """Fire with what ``xformd list-transforms --json`` prints for a server; fail as ``xform`` does."""
-        return self._within(timeout, Deferred.fromCoroutine(self._list()))
+        return self._within(timeout, self._list())
 
     def ping(self, *, timeout: float | None = None) -> Deferred[str]:
         """Check that a server answers: fire with its name and version, and with what it still misses."""
-        return self._within(timeout, Deferred.fromCoroutine(self._ping()))
+        return self._within(timeout, self._ping())
 
     def close(self) -> Deferred[None]:
         """Accept no new requests; fires when those in flight are done and every connection is closed."""
@@ -138,14 +127,19 @@ class TransformProxy:
                 has_other = len(set(tried)) < len(self._upstreams)
                 may_retry = not_sent.may_reconnect and len(tried) <= len(self._upstreams)
                 if not (has_other or may_retry):
-                    raise not_sent.error from not_sent
+                    error = not_sent.error
+                    raise error from error.__cause__
 
     def _choose(self, tried: Sequence[Upstream]) -> Upstream:
         if self._is_closed:
-            raise ConnectionFailed("this TransformProxy is closed: make a new one")
+            raise CannotConnect("this TransformProxy is closed: make a new one")
         return choose(self._upstreams, tried, self._reactor.seconds())
 
-    def _within(self, timeout: float | None, answer: Deferred[Answer]) -> Deferred[Answer]:
+    def _within(self, timeout: float | None, work: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:
+        if timeout is not None and not 0 < timeout < math.inf:
+            work.close()
+            return fail(ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}"))
+        answer = Deferred.fromCoroutine(work)
         if timeout is not None and not answer.called:
             answer.addTimeout(timeout, self._reactor, onTimeoutCancel=self._expired)
         return answer
@@ -155,7 +149,8 @@ class TransformProxy:
         try:
             session = await upstream.session()
         except NotSent as not_sent:
-            raise not_sent.error from not_sent
+            error = not_sent.error
+            raise error from error.__cause__
         if session is None:
             raise RequestRefused(
                 f"{upstream.address} speaks only the classic dialect: it transforms poems and nothing else"

@@ -8,14 +8,14 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd.client.errors import RequestCancelled
-from xformd.errors import ConnectionFailed, ConnectionLost, TooLarge, TransformTimeout, XformError
+from xformd.client.errors import RequestCancelled, cannot_connect
+from xformd.errors import ConnectionLost, TooLarge, TransformTimeout, XformError
 from xformd.limits import MIB
 from xformd.net import endpoints as addresses
 from xformd.net.defaults import DEFAULT_POEM_PORT, with_host
@@ -48,19 +48,19 @@ def get_poem(
 
     Returns:
         A Deferred of the whole poem, never of a part. It fails with ``ConnectionFailed``, ``ConnectionLost`` (also
-        if the server closes without a byte), ``TransformTimeout``, ``TooLarge``, or ``Cancelled``. Cancelling it
-        closes the connection. Each message names the server.
-
-    Raises:
-        ConfigError: the address is invalid.
-        ValueError: a timeout is not a number of seconds above 0.
+        if the server closes without a byte), ``TransformTimeout``, ``TooLarge``, or ``Cancelled``; each message names
+        the server. It fails with ``ConfigError`` if the address is invalid, and with ``ValueError`` if a timeout is not
+        a number of seconds above 0. Cancelling it closes the connection.
     """
-    for seconds in (timeout_s, connect_timeout_s):
-        if seconds is not None and not 0 < seconds < math.inf:
-            raise ValueError(f"a timeout must be a number of seconds above 0, not {seconds!r}")
     if reactor is None:
         from twisted.internet import reactor
-    endpoint, name = find_server(reactor, server, address)
+    try:
+        for seconds in (timeout_s, connect_timeout_s):
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise ValueError(f"a timeout must be a number of seconds above 0, not {seconds!r}")
+        endpoint, name = find_server(reactor, server, address)
+    except Exception:
+        return fail()
     reader = PoemReader(name, max_bytes, progressed or (lambda _: None))
     connecting: Deferred[Any] = connect(endpoint, reader)
     if connect_timeout_s is not None:
@@ -92,8 +92,8 @@ async def _read(connecting: Deferred[Any], reader: "PoemReader", name: str) -> b
     except XformError:
         raise
     except Exception:  # each kind of endpoint fails as it likes
-        reason = failure_reason(Failure())
-        raise ConnectionFailed(f"cannot connect to {name}: {reason}; is a poem server running there?") from None
+        error = cannot_connect(name, Failure(), "a poem server")
+        raise error from error.__cause__
     try:
         return await reader.poem
     except CancelledError:
@@ -145,10 +145,10 @@ class PoemReader(Protocol):
         """Treat a clean close as the end of the poem, and any other end as a failure."""
         pieces, self._pieces = self._pieces, []
         if not reason.check(ConnectionDone):
-            message = (
-                f"{self._address} is gone ({failure_reason(reason)}) after {self._received_bytes} bytes: no whole poem"
-            )
-            self._settle(Failure(ConnectionLost(message)))
+            how = failure_reason(reason)
+            lost = ConnectionLost(f"{self._address} is gone ({how}) after {self._received_bytes} bytes: no whole poem")
+            lost.__cause__ = reason.value
+            self._settle(Failure(lost))
         elif not pieces:
             self._settle(Failure(ConnectionLost(f"{self._address} closed without sending anything: no poem")))
         else:

@@ -18,7 +18,7 @@ from support.memory import MemoryServer
 from support.wires import Wire
 from xformd.net.proxy_header import ProxyHeaderFactory
 from xformd.net.write_buffer import PART_BYTES
-from xformd.protocol import FLUSH_TIMEOUT_S
+from xformd.protocol import FLUSH_TIMEOUT_S, TransformFactory
 from xformd.wire.netstring import encode
 
 UPPER = b"7:upper.a,"
@@ -46,6 +46,11 @@ def assert_ends_after(server: MemoryServer, wire: Wire, seconds: float) -> None:
 
 
 # Requests and replies.
+
+
+def test_what_is_no_service_is_an_error_at_once() -> None:
+    with pytest.raises(TypeError, match=r"object is no service: TransformService.from_functions\(\) makes one"):
+        TransformFactory(object())  # type: ignore[arg-type]
 
 
 def test_a_request_is_answered_and_the_connection_closed(server: MemoryServer) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import re
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from support.registries import registry_of
 from xformd import (
     BadOptions,
     Cancelled,
+    DefinitionError,
     GibberishError,
     InternalError,
     NoSuchTransform,
@@ -95,6 +97,63 @@ class Asked:
 def test_an_inline_transform_answers_at_once(clock: Clock) -> None:
     assert Asked(clock, upper).now("upper", "Dé".encode()) == "DÉ".encode()
     assert clock.getDelayedCalls() == []
+
+
+class Poet:
+    """An object of a program's own."""
+
+    def __init__(self, ending: str) -> None:
+        self.ending = ending
+
+    def exclaim(self, poem: str, *, times: int = 1) -> str:
+        return poem + self.ending * times
+
+
+async def patient(poem: bytes) -> bytes:
+    return poem
+
+
+def test_a_program_may_have_transforms_without_any_plugin(clock: Clock) -> None:
+    service = TransformService.from_functions(Poet("!").exclaim, upper, patient, reactor=clock)
+    assert service.xform(parse_readable("exclaim:times=2+upper"), b"owl") == b"OWL!!"
+    patiently = service.xform(parse_readable("patient"), b"owl")
+    assert isinstance(patiently, Deferred)
+    assert result_of(patiently) == b"owl"
+    assert [each["name"] for each in service.describe()["transforms"]] == ["exclaim", "patient", "upper"]
+    with pytest.raises(NoSuchTransform):
+        service.xform(parse_readable("cummingsify"), b"owl")
+
+
+def test_the_limits_are_the_programs(clock: Clock) -> None:
+    def never(poem: str) -> Deferred[str]:
+        return Deferred()
+
+    limits = Limits(transform_timeout_s=5, max_result_bytes=3)
+    service = TransformService.from_functions(never, upper, limits=limits, reactor=clock)
+    waiting = service.xform(parse_readable("never"), b"owl")
+    clock.advance(5)
+    assert isinstance(waiting, Deferred)
+    error_of(waiting, TransformTimeout)
+    with pytest.raises(TooLarge):
+        service.xform(parse_readable("upper"), b"owls")
+
+
+def unannotated(poem):  # type: ignore[no-untyped-def]
+    return poem.lower()
+
+
+@pytest.mark.parametrize(
+    ("functions", "says"),
+    [
+        ([upper, str.upper], "transform 'upper': annotate the poem: write self: str, or self: bytes"),
+        ([unannotated], "transform 'unannotated': annotate the poem: write poem: str, or poem: bytes"),
+        ([Poet("!").exclaim, Poet("?").exclaim], "two transforms have the same name: exclaim, exclaim"),
+        ([Poet("!")], "cannot read its signature"),
+    ],
+)
+def test_a_function_that_is_no_transform_is_an_error_at_once(clock: Clock, functions: list[Any], says: str) -> None:
+    with pytest.raises(DefinitionError, match=re.escape(says)):
+        TransformService.from_functions(*functions, reactor=clock)
 
 
 def test_a_pipeline_runs_its_steps_in_turn(clock: Clock) -> None:

@@ -16,7 +16,6 @@ from twisted.internet.interfaces import (
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IPushProducer,
-    IReactorTime,
     ISSLTransport,
     ITCPTransport,
 )
@@ -371,9 +370,9 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
     """Makes the connections of one server.
 
     Args:
-        service: answers the requests.
+        service: answers the requests, such as ``TransformService.from_functions`` makes.
         limits: what a connection may cost.
-        clock: a reactor, or a clock in its place.
+        reactor: the reactor, or a clock in its place; the global one if None.
         front: what its connections speak, unless their first netstring says more.
         metrics: where to count the requests that reach no service; None counts nothing.
         counting: services that count the requests of one dialect each; ``service`` answers the others.
@@ -389,8 +388,8 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
     def __init__(
         self,
         service: Service,
-        limits: Limits,
-        clock: IReactorTime,
+        limits: Limits = Limits(),
+        reactor: Any = None,
         *,
         front: Front = "netstring",
         metrics: Metrics | None = None,
@@ -398,7 +397,9 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         make_handler: Callable[[Connection], ConnectionHandler] | None = None,
         access_log: AccessLog | None = None,
     ) -> None:
-        super().__init__(limits, clock)
+        if not hasattr(service, "xform"):
+            raise TypeError(f"{type(service).__name__} is no service: TransformService.from_functions() makes one")
+        super().__init__(limits, reactor)
         self.service = service
         self.front: Front = front
         self.metrics = metrics
@@ -406,8 +407,8 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         self.make_handler = make_handler
         self.access_log = access_log
         self.cut_off = 0
-        self.disconnects = DisconnectWatcher(clock)
-        self.refused_requests = RateLimitedLog(clock)
+        self.disconnects = DisconnectWatcher(self.clock)
+        self.refused_requests = RateLimitedLog(self.clock)
 
     def make_protocol(self, peer: str | None) -> TransformProtocol:
         """Make the protocol of a connection that has been accepted."""

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from xformd.errors import TransformTimeout, XformError
 from xformd.limits import Limits
 from xformd.net.deadline import within
+from xformd.plugins.definition import Transform, transform
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller
 from xformd.runners.calls import name_all, took_too_long
@@ -139,6 +140,25 @@ class TransformService:
         return cls(
             Generation(registry, InlineRunner(limits.max_result_bytes, clock, stopwatch, make_traceback)), limits, clock
         )
+
+    @classmethod
+    def from_functions(
+        cls, *functions: Callable[..., Any], limits: Limits = Limits(), reactor: Any = None
+    ) -> "TransformService":
+        """Make a service of a program's own functions, which run in the reactor. No plugin is loaded.
+
+        Args:
+            functions: functions or methods such as ``@xformd.transform`` takes, or what it has returned.
+            limits: how long they may take.
+            reactor: the reactor; the global one if None.
+
+        Raises:
+            DefinitionError: a function is no transform, or two have the same name.
+        """
+        if reactor is None:
+            from twisted.internet import reactor
+        made = [each if isinstance(each, Transform) else transform(each) for each in functions]
+        return cls.inline(Registry.of(*made), limits, reactor)
 
     @property
     def registry(self) -> Registry:

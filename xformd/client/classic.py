@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd.client.errors import RequestCancelled, cannot_connect
+from xformd.client.errors import RequestCancelled, connection_failed
 from xformd.errors import ConnectionLost, RequestRefused
 from xformd.net.endpoints import connect, failure_reason
 from xformd.spec import Spec
@@ -67,7 +67,7 @@ class _Exchange(Protocol):
 
     def connection_failed(self, failure: Failure) -> None:
         """Fail with the reason why there is no connection."""
-        self._settle(Failure(cannot_connect(self._address, failure, "'xformd serve'")))
+        self._settle(Failure(connection_failed(self._address, failure)))
 
     def cancel(self, connecting: Deferred[IProtocol]) -> None:
         """Close the connection, or stop connecting."""

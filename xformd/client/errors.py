@@ -6,7 +6,8 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectError
 from twisted.python.failure import Failure
 
-from xformd.errors import Cancelled, ConnectionFailed, XformError
+from xformd import errors
+from xformd.errors import Cancelled, XformError
 from xformd.net.endpoints import failure_reason
 
 
@@ -14,16 +15,16 @@ class RequestCancelled(Cancelled, CancelledError):
     """The caller cancelled the Deferred: both Twisted's error and one of ours."""
 
 
-class CannotConnect(ConnectionFailed, ConnectError):
+class ConnectionFailed(errors.ConnectionFailed, ConnectError):
     """There is no connection: both Twisted's error and one of ours. ``__cause__`` is what the endpoint raised."""
 
     osError: int | None = None
     __str__ = Exception.__str__
 
 
-def cannot_connect(address: str, failure: Failure, server: str) -> CannotConnect:
+def connection_failed(address: str, failure: Failure, server: str = "'xformd serve'") -> ConnectionFailed:
     """Return the error for a failure of an endpoint; ``server`` is what should run there."""
-    error = CannotConnect(f"cannot connect to {address}: {failure_reason(failure)}; is {server} running there?")
+    error = ConnectionFailed(f"cannot connect to {address}: {failure_reason(failure)}; is {server} running there?")
     error.__cause__ = failure.value
     error.osError = getattr(failure.value, "osError", None)
     return error

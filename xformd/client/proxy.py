@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from xformd import spec
-from xformd.client.errors import CannotConnect, NotSent, RequestCancelled
+from xformd.client.errors import ConnectionFailed, NotSent, RequestCancelled
 from xformd.client.session import Session
 from xformd.client.upstream import LONGEST_DELAY_S, Upstream, choose
 from xformd.errors import GibberishError, RequestRefused, TransformTimeout, XformError, one_line
@@ -132,7 +132,7 @@ class TransformProxy:
 
     def _choose(self, tried: Sequence[Upstream]) -> Upstream:
         if self._is_closed:
-            raise CannotConnect("this TransformProxy is closed: make a new one")
+            raise ConnectionFailed("this TransformProxy is closed: make a new one")
         return choose(self._upstreams, tried, self._reactor.seconds())
 
     def _within(self, timeout: float | None, work: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:

@@ -12,9 +12,9 @@ from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from xformd.client import classic
-from xformd.client.errors import CannotConnect, NotSent, cannot_connect
+from xformd.client.errors import ConnectionFailed, NotSent, connection_failed
 from xformd.client.session import Session, SpeaksClassic
-from xformd.errors import ConnectionFailed, XformError
+from xformd.errors import XformError
 from xformd.net.deadline import backoff_s
 from xformd.net.endpoints import connect
 from xformd.spec import Spec
@@ -127,7 +127,7 @@ class Upstream:
             await connect(self._endpoint, session)
         except Exception:
             self._note_failure()
-            raise NotSent(cannot_connect(self.address, Failure(), "'xformd serve'")) from None
+            raise NotSent(connection_failed(self.address, Failure())) from None
         try:
             await session.opened.addTimeout(OPENING_TIMEOUT_S, self._clock)
         except SpeaksClassic:
@@ -137,7 +137,7 @@ class Upstream:
         except TimeoutError as error:
             self._note_failure()
             silent = f"{self.address} accepted the connection and did not answer within {OPENING_TIMEOUT_S:g} s"
-            raise NotSent(CannotConnect(silent)) from error
+            raise NotSent(ConnectionFailed(silent)) from error
         except XformError as error:
             self._note_failure()
             raise NotSent(error) from error

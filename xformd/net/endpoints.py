@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet import endpoints
-from twisted.internet.abstract import isIPv6Address
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -40,20 +40,18 @@ _BACKLOG_POSITIONS = {"tcp": 3, "tcp6": 2, "unix": 3}
 """Where the backlog stands in an endpoint string whose options have no names; other kinds have no backlog."""
 
 _HOST_AND_PORT = re.compile(r"(?!unix:)(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>\d{1,9}))?\Z")
+# The system takes them for addresses: 10000 for 0.0.39.16, 127.1 for 127.0.0.1, 010.0.0.1 for 8.0.0.1.
 _NUMERIC_HOST = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?\Z", re.IGNORECASE)
 
 
 def tcp_client(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
-    """Return the endpoint for a host and a port; a numeric address needs no DNS lookup.
-
-    Raises:
-        ConfigError: the host is a number that the system would take for an address: 10000 for 0.0.39.16.
-    """
+    """Return the endpoint for a host and a port; raise ``ConfigError`` if a number is no address in full."""
     if _NUMERIC_HOST.search(host):
         try:
             ipaddress.IPv4Address(host)
         except ValueError:
             raise ConfigError(f"no host is called {host!r}: write a name, or an IP address in full") from None
+    if isIPAddress(host):
         return endpoints.TCP4ClientEndpoint(reactor, host, port)
     if isIPv6Address(host):
         return endpoints.TCP6ClientEndpoint(reactor, host, port)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import attrs
 
-from xformd.errors import AmbiguousTransform, NoSuchTransform, Unavailable
+from xformd.errors import AmbiguousTransform, DefinitionError, NoSuchTransform, Unavailable
 from xformd.plugins.definition import Transform
 from xformd.spec import is_valid_name
 
@@ -128,6 +128,15 @@ class Registry:
     entries: Mapping[str, Entry]
     plugins: tuple[Plugin, ...]
     conflicts: tuple[Conflict, ...] = ()
+
+    @classmethod
+    def of(cls, *transforms: Transform) -> "Registry":
+        """Make a registry of a program's own transforms; raise ``DefinitionError`` if two have the same name."""
+        program = Plugin(name="program", distribution="program", source="program", transforms=transforms)
+        entries = {transform.name: Entry(transform, program) for transform in transforms}
+        if len(entries) < len(transforms):
+            raise DefinitionError(f"two transforms have the same name: {', '.join(each.name for each in transforms)}")
+        return cls(entries, (program,))
 
     def resolve(self, name: str) -> Entry:
         """Return the transform of this name, with its plugin.

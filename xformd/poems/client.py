@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd.client.errors import RequestCancelled, cannot_connect
+from xformd.client.errors import RequestCancelled, connection_failed
 from xformd.errors import ConnectionLost, TooLarge, TransformTimeout, XformError
 from xformd.limits import MIB
 from xformd.net import endpoints as addresses
@@ -92,7 +92,7 @@ async def _read(connecting: Deferred[Any], reader: "PoemReader", name: str) -> b
     except XformError:
         raise
     except Exception:  # each kind of endpoint fails as it likes
-        error = cannot_connect(name, Failure(), "a poem server")
+        error = connection_failed(name, Failure(), "a poem server")
         raise error from error.__cause__
     try:
         return await reader.poem

@@ -124,7 +124,7 @@ class PoemFile:
         self._path = path
         self._logged_reason = ""
         self._seen: _Fingerprint | None = None
-        self._poem = b""
+        self._poem = b""  # which an empty file may replace at first
         self._poem = self._read()
 
     def current(self) -> bytes:

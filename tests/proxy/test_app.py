@@ -17,6 +17,8 @@ from xformd.proxy.app import ProxyServer
 class Service:
     """A service whose upstreams say what they have when the test says so."""
 
+    xform = None  # nobody asks
+
     def __init__(self) -> None:
         self.asked: Deferred[None] = Deferred()
         self.is_closed = False
@@ -64,6 +66,11 @@ def test_a_proxy_that_is_stopped_before_never_listens() -> None:
 def test_it_allows_no_more_connections_than_there_are_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     allowed: list[Limits] = []
     monkeypatch.setattr(app, "within_descriptors", lambda limits, workers: attrs.evolve(limits, max_connections=3))
-    monkeypatch.setattr(app, "CachingTransformService", lambda upstreams, limits, reactor: allowed.append(limits))
+
+    def make(upstreams: object, limits: Limits, reactor: object) -> Service:
+        allowed.append(limits)
+        return Service()
+
+    monkeypatch.setattr(app, "CachingTransformService", make)
     app.make_proxy((), (), Limits(), MemoryReactorClock())
     assert allowed == [Limits(max_connections=3)]

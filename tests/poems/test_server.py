@@ -296,7 +296,9 @@ def test_each_piece_of_a_text_can_be_decoded(character: str, bytes_per_s: float)
     assert pieces[-1][1] == pytest.approx(len(poem) / bytes_per_s)
 
 
-@pytest.mark.parametrize("poem", [b"\x80" * 300, b"\xff\xfe" * 150, b"The Owl" + b"\xf0" * 50 + b"\xbf"])
+@pytest.mark.parametrize(
+    "poem", [b"\x80" * 300, b"\xff\xfe" * 150, b"The Owl" + b"\xf0" * 50 + b"\xbf"], ids=["goes on", "UTF-16", "begins"]
+)
 def test_what_is_no_text_is_sent_as_it_is(poem: bytes) -> None:
     pieces = [piece for piece, _ in pieces_of(poem, 100)]
     assert b"".join(pieces) == poem

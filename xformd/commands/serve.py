@@ -100,7 +100,6 @@ def serve(configuration: "Configuration") -> None:
 def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
     from xformd.net import run
 
-    run.default_signals()
     # A SIGHUP while plugins are loading must not end the server, and there is nothing to reload yet. A handler, because
     # child processes would inherit SIG_IGN.
     signal.signal(signal.SIGHUP, lambda *_: None)

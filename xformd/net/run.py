@@ -57,7 +57,9 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
 
 
 def prepare_to_serve(log_format: str = "text") -> None:
-    """Set up the reactor, the log and the allocator of a server process, before anything installs a reactor."""
+    """Set up a server process: its signals, its log and its allocator, before anything installs a reactor."""
+    be_init()
+    default_signals()
     with contextlib.suppress(ImportError):  # where the system has no epoll, Twisted's own reactor does
         from xformd.net.reactor import install
 
@@ -133,6 +135,33 @@ def default_signals() -> None:
     handler = _exit_at_once if os.getpid() == 1 else signal.SIG_DFL
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)
+
+
+def be_init() -> None:
+    """Return in a child process if this is the first one of a container, and otherwise do nothing.
+
+    The first process is the parent of all orphans in its container, and has to wait for them; Twisted waits for its own
+    children alone. So this process does that and passes signals on, until the child ends, and ends as the child did.
+    """
+    if os.getpid() != 1:
+        return
+    numbers = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return
+    while True:
+        arrived = signal.sigwaitinfo(numbers)
+        if arrived.si_signo != signal.SIGCHLD:
+            if arrived.si_code <= 0:  # sent by a process: the terminal has sent its own to the child too
+                os.kill(child, arrived.si_signo)
+            continue
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+                if ended[0] == child:
+                    code = os.waitstatus_to_exitcode(ended[1])
+                    os._exit(code if code >= 0 else 128 - code)
 
 
 def _exit_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature

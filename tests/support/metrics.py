@@ -18,6 +18,7 @@ STATUS = ServerStatus(
     history=WorkerHistory(starts=9, failed_starts=1, deaths=2),
     quarantined=frozenset({"crash"}),
     in_flight=7,
+    memory_bytes=(("server", 1, 9_000), ("fork-server", 1, 2_000), ("worker", 1, 1_000), ("worker", 2, 1_000)),
 )
 
 PLUGIN = ("xformd-owl", "owl", "1", "active")

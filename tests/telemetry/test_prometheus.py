@@ -28,6 +28,7 @@ def test_the_status_the_build_and_the_process_are_exported() -> None:
     assert [samples[f"xformd_{name}",] for name in names] == [7, 3, 100, 1, 6]
     assert [samples[f"xformd_worker_{name}_total",] for name in ("starts", "failed_starts", "deaths")] == [9, 1, 2]
     assert samples["xformd_workers", ("state", "busy")] == 4
+    assert samples["xformd_process_memory_bytes", ("number", "2"), ("process", "worker")] == 1_000
     assert samples["xformd_quarantined", ("transform", "crash")] == 1
     assert [key for key in samples if key[0] == "xformd_build_info"]
     assert samples["process_open_fds",] > 0

@@ -206,11 +206,38 @@ def test_a_mistake_in_a_flag_names_it() -> None:
     assert rejection(cors=("x",)) == "--cors: invalid origin 'x': write it as https://example.org, or *"
 
 
+def links_of(service: str) -> dict[str, str]:
+    """Return the variables that Kubernetes sets for a service with a named port and two protocols."""
+    name = service.upper().replace("-", "_")
+    links = {f"{name}_SERVICE_{what}": "11000" for what in ("HOST", "PORT", "PORT_NETSTRING", "PORT_HTTP_2")}
+    for protocol in ("TCP", "UDP", "SCTP"):
+        at = f"{name}_PORT_11000_{protocol}"
+        place = f"{protocol.lower()}://10.0.0.1:11000"
+        links |= {f"{name}_PORT": place, at: place, f"{at}_PROTO": "tcp", f"{at}_PORT": "1", f"{at}_ADDR": "10.0.0.1"}
+    return links
+
+
+@pytest.mark.parametrize(
+    "service", ["xformd", "xformd-proxy", "xformd-server", "xformd-service", "xformd-http", "xformd-max-queue-2"]
+)
+def test_variables_of_a_kubernetes_service_are_no_settings(service: str) -> None:
+    assert configure(environment=links_of(service)).settings == Settings()
+
+
+def test_no_setting_looks_like_a_variable_of_a_kubernetes_service() -> None:
+    for setting in TABLE.values():
+        assert "SERVICE" not in setting.variable
+        assert "PORT" not in setting.variable
+
+
+@pytest.mark.parametrize("name", ["PROXY_PORT", "SERVICE", "SERVICE_HOSTS", "PORT_11000", "PORT_A_TCP", "HOST"])
+def test_what_only_resembles_such_a_variable_is_an_unknown_setting(name: str) -> None:
+    assert rejection(environment={f"XFORMD_{name}": "11000"}).startswith(f"XFORMD_{name}: unknown setting")
+
+
 def test_other_variables_are_ignored() -> None:
-    links = {f"XFORMD_{name}": "tcp://10.0.0.1:11000" for name in ("PORT", "PORT_11000_TCP", "PORT_11000_TCP_ADDR")}
-    links |= {f"XFORMD_SERVICE_{name}": "11000" for name in ("HOST", "PORT", "PORT_NETSTRING")}
     ours = {"XFORMD_SERVER": "127.0.0.1:11000", "XFORMD_CONFIG": "xformd.toml", "_XFORMD_COMPLETE": "bash_source"}
-    assert configure(environment={**links, **ours}).settings == Settings()
+    assert configure(environment=ours).settings == Settings()
 
 
 def test_a_transform_cannot_be_both_inline_and_isolated(file: Path) -> None:

@@ -24,7 +24,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     for name in ("make_server", "make_proxy", "make_poem_server", "make_poem_proxy"):
         monkeypatch.setattr(twistd, name, lambda *arguments, **options: noted.extend([*arguments, options]))
     monkeypatch.setattr(twistd, "FailFastService", lambda *_: None)
-    monkeypatch.setattr(twistd, "ReloadingServer", lambda *_: None)
     return noted
 
 

@@ -5,8 +5,6 @@ Invariant: a mistake in either ends twistd before it goes into the background.
 """
 
 import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -23,7 +21,7 @@ from xformd.net.defaults import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, DEFA
 from xformd.net.listener import FailFastService
 from xformd.poems.app import make_poem_proxy, make_poem_server
 from xformd.proxy.app import make_proxy
-from xformd.server.app import Server, make_server
+from xformd.server.app import make_server
 
 
 class ServerOptions(usage.Options):
@@ -41,26 +39,13 @@ class ServerOptions(usage.Options):
         except ConfigError as error:
             raise configuration.locate(error) from error
         keep_freed_memory()
-        return ReloadingServer(server, reactor, configuration.locate)
+        return FailFastService(server, reactor, configuration.locate)
 
 
 def _with_absolute_folders(settings: Settings) -> Settings:
     """Return settings that hold in another folder, to which twistd may change."""
     directories = tuple(folder.absolute() for folder in settings.selection.directories)
     return attrs.evolve(settings, selection=attrs.evolve(settings.selection, directories=directories))
-
-
-class ReloadingServer(FailFastService):
-    """Starts a transform server, and reloads its plugins on SIGHUP."""
-
-    def __init__(self, server: Server, reactor: Any, locate: Callable[[ConfigError], ConfigError]) -> None:
-        super().__init__(server, reactor, locate)
-        self._reload: Callable[[], object] = server.reload
-
-    def startService(self) -> None:
-        """Start the server, and listen to SIGHUP."""
-        super().startService()
-        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
 
 
 class _ListeningOptions(usage.Options):

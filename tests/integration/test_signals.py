@@ -3,17 +3,29 @@
 import os
 import signal
 import subprocess
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from support.certificates import tls_endpoint
 from support.processes import DEADLINE_S, XFORMD, Server, environment, serving, wait_until
 from support.session_client import Session
 
 pytestmark = pytest.mark.slow
 
+TWISTD = (str(Path(sysconfig.get_path("scripts")) / "twistd"), "--nodaemon", "--pidfile=")
+WITHOUT_PLUGINS = {
+    "proxy": (XFORMD, ("proxy",), "the transforms of"),
+    "poem serve": (XFORMD, ("poem", "serve"), "the poem of"),
+    "poem proxy": (XFORMD, ("poem", "proxy"), "the poem of"),
+    "twistd proxy": (TWISTD, ("xformd-proxy",), "listening on"),
+    "twistd poem serve": (TWISTD, ("xformd-poem", "serve"), "listening on"),
+    "twistd poem proxy": (TWISTD, ("xformd-poem", "proxy"), "listening on"),
+}
+READ_AGAIN = "read the TLS certificate again"
 CONTAINER = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child")
 SLOW_TO_IMPORT = """
 import pathlib, time
@@ -89,6 +101,23 @@ def test_a_sigterm_while_plugins_are_imported_is(tmp_path: Path) -> None:
     with importing(tmp_path) as (process, _):
         process.terminate()
         assert process.wait(DEADLINE_S) == 0
+
+
+@pytest.mark.parametrize("kind", WITHOUT_PLUGINS)
+def test_sighup_has_a_proxy_and_a_poem_server_read_their_certificate_again(kind: str, tmp_path: Path) -> None:
+    command, verb, ready = WITHOUT_PLUGINS[kind]
+    (tmp_path / "owl.txt").write_text("The Owl\n")
+    endpoint, _ = tls_endpoint(tmp_path)
+    what = str(tmp_path / "owl.txt") if "serve" in verb else "127.0.0.1:1"
+    with serving(tmp_path, "--listen", endpoint, what, command=command, verb=verb, ready=ready) as server:
+        for count in (1, 2):
+            server.process.send_signal(signal.SIGHUP)
+            if command is XFORMD:
+                wait_until(lambda count=count: server.log.count(READ_AGAIN) == count)  # type: ignore[misc]
+            else:  # which logs to standard output
+                while READ_AGAIN not in server.read_line():
+                    pass
+        assert server.stop() == (0 if command is XFORMD else -signal.SIGTERM)
 
 
 def can_contain() -> bool:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -100,9 +99,6 @@ def serve(configuration: "Configuration") -> None:
 def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
     from xformd.net import run
 
-    # A SIGHUP while plugins are loading must not end the server, and there is nothing to reload yet. A handler, because
-    # child processes would inherit SIG_IGN.
-    signal.signal(signal.SIGHUP, lambda *_: None)
     run.prepare_to_serve(settings.log_format)
     from xformd.server.app import make_server  # only once the reactor is installed
 
@@ -110,7 +106,6 @@ def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
         lambda reactor: make_server(settings, reactor),
         lambda server, addresses: _greeting(addresses, server.registry),
         announce,
-        on_sighup=lambda server: server.reload(),
     )
 
 

@@ -5,6 +5,7 @@ accepting: a connection that cannot be accepted would wake the reactor again at 
 """
 
 import errno
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -90,10 +91,15 @@ class ListeningService(Service):
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
-    def read_certificates(self) -> None:
+    def reload(self) -> object:
         """Read the certificates of its TLS endpoints again; a bad one is logged, and the one before it stays."""
         for certificates in self._certificates:
             certificates.reload()
+        return None
+
+    def reload_on_sighup(self) -> None:
+        """Make SIGHUP, which would end the process, reload the server."""
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
 
     async def _start(self) -> tuple[str, ...]:
         return tuple([await self._listen_on(description) for description in self._listen])
@@ -155,7 +161,10 @@ class ListeningService(Service):
 
 
 class FailFastService(Service):
-    """Starts a server, and ends the process if it cannot listen; ``locate`` says where a setting was set."""
+    """Starts a server, reloads it on SIGHUP, and ends the process if it cannot listen.
+
+    ``locate`` says where a setting was set.
+    """
 
     log = Logger()
 
@@ -176,6 +185,7 @@ class FailFastService(Service):
             ListenFailed: it cannot listen, and found out at once.
         """
         Service.startService(self)
+        self._server.reload_on_sighup()
         self._is_starting = True
         self._server.startService()
         self._is_starting = False

@@ -4,7 +4,6 @@ Invariant: the first SIGTERM or SIGINT stops a server in good order, the second 
 """
 
 import contextlib
-import functools
 import os
 import resource
 import signal
@@ -64,6 +63,9 @@ def prepare_to_serve(log_format: str = "text") -> None:
         from xformd.net.reactor import install
 
         install()
+    # Until there is something to reload, SIGHUP must not end the server. A handler, because child processes would
+    # inherit SIG_IGN.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     start_server_log(log_format)
     keep_freed_memory()
 
@@ -72,15 +74,13 @@ def run_server(
     make: Callable[[Any], AnyServer],
     greet: Callable[[AnyServer, tuple[str, ...]], Iterable[str]],
     announce: Callable[[str], None],
-    on_sighup: Callable[[AnyServer], object] | None = None,
 ) -> None:
-    """Run a server until SIGTERM or SIGINT, then let it finish what it has accepted.
+    """Run a server until SIGTERM or SIGINT, then let it finish what it has accepted; SIGHUP reloads it.
 
     Args:
         make: makes the server, given the reactor.
         greet: returns the lines that describe the server, given its listening addresses.
         announce: called with each of these lines.
-        on_sighup: called on SIGHUP.
 
     Raises:
         ConfigError: the server cannot be made, or an endpoint is invalid.
@@ -106,17 +106,15 @@ def run_server(
         reactor.stop()
 
     server.listening.addCallbacks(started, failed)
+    reactor.callWhenRunning(_handle_signals, reactor, server)
     reactor.callWhenRunning(server.startService)
-    reactor.callWhenRunning(
-        _handle_signals, reactor, None if on_sighup is None else functools.partial(on_sighup, server)
-    )
     reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
     reactor.run()
     if failures:
         failures[0].raiseException()
 
 
-def _handle_signals(reactor: Any, on_sighup: Callable[[], object] | None) -> None:
+def _handle_signals(reactor: Any, server: ListeningService) -> None:
     def stop(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
         # A second signal ends the process at once, even in a transform that blocks.
         default_signals()
@@ -124,8 +122,7 @@ def _handle_signals(reactor: Any, on_sighup: Callable[[], object] | None) -> Non
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    if on_sighup is not None:
-        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(on_sighup))
+    server.reload_on_sighup()
 
 
 def default_signals() -> None:

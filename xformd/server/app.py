@@ -56,7 +56,7 @@ class Server(ListeningService):
         if self._access_log is not None:
             self._access_log.reopen()
         for each in (self, *self._others):
-            each.read_certificates()
+            ListeningService.reload(each)
         return self._reloader.reload()
 
     async def _start(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from xformd.config import Settings, configure
 from xformd.config.types import parse_duration, parse_size, parse_timeout
 from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
+from xformd.net.deadline import use_monotonic_clock
 from xformd.net.defaults import DEFAULT_POEM_PORT, DEFAULT_POEM_PROXY_PORT, DEFAULT_PROXY_PORT, tcp_server
 from xformd.net.listener import FailFastService
 from xformd.poems.app import make_poem_proxy, make_poem_server
@@ -174,6 +175,7 @@ def make_service(options: ServerOptions | ProxyOptions | PoemOptions) -> IServic
     """
     from twisted.internet import reactor
 
+    use_monotonic_clock(reactor)
     try:
         return options.make(reactor)
     except ConfigError as error:

@@ -69,13 +69,17 @@ SET_CLOCK = """
 import time
 real_time, offset_s = time.time, [0]
 time.time = lambda: real_time() + offset_s[0]
+from xformd.net.deadline import use_monotonic_clock
 from xformd.net.reactor import MonotonicEPollReactor, install
-assert install()
+assert {is_ours} is False or install()
 from twisted.internet import reactor
-assert type(reactor) is MonotonicEPollReactor
+assert (type(reactor) is MonotonicEPollReactor) is {is_ours}
 called = []
 reactor.callLater(30, called.append, "late")
+reactor.callLater(20, called.append, "never").cancel()
 reactor.callLater(0.01, called.append, "soon")
+reactor.timeout()
+use_monotonic_clock(reactor)
 offset_s[0] = {step_s}
 reactor.callLater(0.1, reactor.stop)
 reactor.run()
@@ -83,7 +87,8 @@ assert called == ["soon"], called
 """
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
 @pytest.mark.parametrize("step_s", [-3_600, 3_600])
-def test_setting_the_clock_moves_no_deadline(step_s: int) -> None:
-    code = SET_CLOCK.format(step_s=step_s)
+def test_setting_the_clock_moves_no_deadline(step_s: int, is_ours: bool) -> None:
+    code = SET_CLOCK.format(step_s=step_s, is_ours=is_ours)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

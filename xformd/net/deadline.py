@@ -1,11 +1,13 @@
-"""Deadlines: for a connection, cheap enough to move on every read; and for a Deferred. How long to back off.
+"""Deadlines: for a connection, cheap enough to move on every read; for a Deferred; their clock. How long to back off.
 
 Invariant: a Deferred from ``within`` fires by its deadline, whatever the work behind it does.
 """
 
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -84,6 +86,17 @@ class Deadline:
 
 def _do_nothing() -> None:
     pass
+
+
+def use_monotonic_clock(reactor: Any) -> None:
+    """Put a reactor on the monotonic clock: Twisted's own is that of the day, and setting it moves every deadline."""
+    if not isinstance(reactor, ReactorBase) or reactor.seconds is time.monotonic:
+        return
+    ahead_s = time.monotonic() - reactor.seconds()
+    reactor.seconds = time.monotonic
+    for call in (*reactor._pendingTimedCalls, *reactor._newTimedCalls):
+        call.time += ahead_s
+        call.seconds = time.monotonic
 
 
 def backoff_s(failures: int, *, first_s: float = 0.1, longest_s: float, jitter: float = 0.0) -> float:

@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 
 from xformd.limits import Limits
 from xformd.net.allocator import keep_freed_memory
+from xformd.net.deadline import use_monotonic_clock
 from xformd.net.listener import ListeningService
 from xformd.telemetry.logs import start_server_log
 
@@ -42,6 +43,7 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
+    use_monotonic_clock(reactor)
     outcome: list[Result | Failure] = []
     done = Deferred.fromCoroutine(work).addBoth(outcome.append)
     if not outcome:
@@ -89,6 +91,7 @@ def run_server(
     from twisted.internet import reactor as installed
 
     reactor: Any = installed
+    use_monotonic_clock(reactor)
     server = make(reactor)
     failures: list[Failure] = []
 

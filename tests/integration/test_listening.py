@@ -1,5 +1,7 @@
 """Where a server listens, what it says of it, and what it says where it cannot."""
 
+import os
+import signal
 import socket
 import ssl
 from pathlib import Path
@@ -118,6 +120,53 @@ def test_a_socket_that_systemd_opened(tmp_path: Path) -> None:
             assert server.address == f"127.0.0.1:{port}"
             assert server.ask(b"7:upper.a,") == b"1:A,"
             assert server.stop() == 0
+
+
+def test_a_unix_socket_of_systemd_keeps_its_file_and_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        path.chmod(0o600)
+        listening.listen()
+        start = f'exec 3<&{listening.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=xformd exec "$@"'
+        command = ("bash", "-c", start, "bash", *XFORMD)
+        place = ("--listen", "systemd:domain=UNIX:name=xformd")
+        for _ in range(2):  # systemd starts it again, with the same socket
+            with serving(tmp_path, *place, command=command, keep=(listening.fileno(),)) as server:
+                assert server.address == f"unix:{path}"
+                sent = xformd("send", "upper", "--server", server.address, stdin=b"a")
+                assert (sent.returncode, sent.stdout) == (0, b"A")
+                assert server.stop() == 0
+                assert "Traceback" not in server.log
+            assert path.stat().st_mode & 0o777 == 0o600
+
+
+ON_UNIX_SOCKETS = {
+    "serve": (("serve",), ("--listen", "--http", "--metrics"), ()),
+    "proxy": (("proxy",), ("--listen",), ("127.0.0.1:1",)),
+    "poem serve": (("poem", "serve"), ("--listen",), (__file__,)),
+    "poem proxy": (("poem", "proxy"), ("--listen",), ("127.0.0.1:1",)),
+}
+
+
+@pytest.mark.parametrize("kind", ON_UNIX_SOCKETS)
+def test_a_server_that_was_killed_starts_again_on_its_unix_sockets(kind: str, tmp_path: Path) -> None:
+    verb, flags, what = ON_UNIX_SOCKETS[kind]
+    paths = [tmp_path / flag.strip("-") for flag in flags]
+    places = [word for flag, path in zip(flags, paths, strict=True) for word in (flag, f"unix:{path}")]
+    ready = "transforms from" if verb == ("serve",) else "the "
+    with serving(tmp_path, *places, *what, verb=verb, ready=ready) as server:
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    for path in paths:
+        lock = path.with_name(f"{path.name}.lock")
+        lock.unlink()
+        lock.symlink_to(str(os.getpid()))  # another process has its number now
+    with serving(tmp_path, *places, *what, verb=verb, ready=ready) as server:
+        for path in paths:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+        assert server.stop() == 0
+    assert not any(path.exists() or path.with_name(f"{path.name}.lock").is_symlink() for path in paths)
 
 
 TO_SESSION = (netstring(b"xformd/2") + netstring(b"1 upper.a"), b"1 ok.A,", b"0 shutting-down")

@@ -157,3 +157,15 @@ def test_the_first_process_of_a_container_reaps_orphans(tmp_path: Path) -> None:
         assert session.ask("orphan", b"").code == "ok"
         wait_until((tmp_path / "orphaned").exists)
         wait_until(lambda: children.read_text() == before)
+
+
+@pytest.mark.skipif(not can_contain(), reason="needs unshare(1), and the right to use it")
+def test_the_first_process_of_a_container_starts_again_on_its_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    for _ in range(2):
+        with serving(tmp_path, "--listen", f"unix:{path}", command=(*CONTAINER, *XFORMD)) as server:
+            pid = server.process.pid
+            assert path.with_name("socket.lock").readlink() == Path("2")
+            os.kill(int(Path(f"/proc/{pid}/task/{pid}/children").read_text()), signal.SIGKILL)
+            server.process.wait(DEADLINE_S)
+        assert path.is_socket()

@@ -1,17 +1,23 @@
 """What listens on each kind of endpoint: refusals pass every wrapper, and a PROXY header names the peer."""
 
+import contextlib
+import fcntl
+import os
 import re
 import socket
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet import endpoints
 from twisted.internet.address import IPv4Address
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.python.systemd import ListenFDs
 
 from support.certificates import tls_endpoint
 from support.deferreds import has_fired
@@ -320,3 +326,178 @@ def test_a_wrapped_protocol_need_not_take_a_half_close() -> None:
     assert not transport.disconnecting
     protocol.readConnectionLost()
     assert transport.disconnecting
+
+
+# Unix sockets.
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
+
+
+def leave_dead(path: Path) -> None:
+    """Leave what a server leaves that is killed, with a lock that names a process that is there."""
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    path.with_name(f"{path.name}.lock").symlink_to(str(os.getpid()))
+
+
+def listen_on(path: Path) -> None:
+    """Listen in memory on a Unix socket, and raise what that raises."""
+    on_port(f"unix:{path}", DrainingFactory(Limits(), MemoryReactorClock()))
+
+
+def in_use(path: Path) -> bool:
+    """Whether a server is told that another listens there."""
+    with contextlib.suppress(OSError):
+        listen_on(path)
+        return False
+    return path.is_socket()
+
+
+def test_what_a_killed_server_has_left_is_removed(path: Path) -> None:
+    leave_dead(path)
+    listen_on(path)
+    assert [*path.parent.iterdir()] == []
+
+
+def test_a_lock_without_a_socket_is_removed(path: Path) -> None:
+    path.with_name("socket.lock").symlink_to(str(os.getpid()))
+    listen_on(path)
+    assert [*path.parent.iterdir()] == []
+
+
+@pytest.mark.parametrize("backlog", [0, 5])
+def test_a_server_that_lives_is_not_displaced_whatever_its_lock_names(path: Path, backlog: int) -> None:
+    with socket.socket(socket.AF_UNIX) as living, contextlib.ExitStack() as clients:
+        living.bind(str(path))
+        living.listen(backlog)
+        path.with_name("socket.lock").symlink_to("4194304")  # as of a process in another container
+        for _ in range(2 if backlog == 0 else 0):  # then its queue is full
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect_ex(str(path))
+        assert in_use(path)
+        assert path.is_socket()
+
+
+def test_a_socket_of_another_type_is_in_use(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(str(path))
+        assert in_use(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_is_no_socket_is_never_removed(path: Path, kind: str) -> None:
+    if kind == "link":
+        path.symlink_to("nowhere")
+    else:
+        (path.touch if kind == "file" else path.mkdir)()
+    with pytest.raises(OSError, match="something else is there, which is no socket; move it away"):
+        listen_on(path)
+    assert os.path.lexists(path)
+
+
+def test_a_server_waits_for_another_that_is_about_to_listen(path: Path) -> None:
+    leave_dead(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with socket.socket(socket.AF_UNIX) as other:
+
+        def start() -> None:
+            path.unlink()
+            other.bind(str(path))
+            other.listen()
+            os.close(folder)
+
+        starting = threading.Timer(0.1, start)
+        starting.start()
+        assert in_use(path)
+        starting.join()
+
+
+def test_a_folder_that_stays_locked_keeps_no_server_out(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As systemd-tmpfiles asks programs to lock theirs."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    leave_dead(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    listen_on(path)
+    os.close(folder)
+
+
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        ("unix:", "a Unix socket's path has 1 to 107 bytes"),
+        (f"unix:/{'a' * 107}", "a Unix socket's path has 1 to 107 bytes"),
+        ("unix:/a:mode=rw", "expected a number, got 'rw'; write a Twisted server endpoint"),
+        ("unix:/a:moode=660", "it has no option 'moode'; write"),
+        ("tcp", "it needs 'port'; write"),
+        ("tcp:0:interface=::1", r"'interface' is given twice; a colon in a value is written as \:; write"),
+        ("tcp:1:2:3:4:5", "too many options without a name; write"),
+        ("haproxy:stdio:", "standard input is a single connection"),
+    ],
+)
+def test_a_mistake_in_an_endpoint_is_told_as_what_it_is(description: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^listen: {re.escape(repr(description))}: {re.escape(says)}"):
+        server_endpoint(MemoryReactorClock(), description)
+
+
+# Sockets that systemd opened.
+
+
+@pytest.fixture
+def inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, socket.socket]]:
+    """Sockets by the names that systemd gave them."""
+    sockets = {
+        "tcp": socket.create_server(("127.0.0.1", 0)),
+        "tcp6": socket.create_server(("::1", 0), family=socket.AF_INET6),
+        "unix": socket.socket(socket.AF_UNIX),
+        "datagrams": socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    }
+    sockets["unix"].bind(str(tmp_path / "socket"))
+    sockets["unix"].listen()
+    given = ListenFDs([each.fileno() for each in sockets.values()], tuple(sockets))
+    monkeypatch.setattr(endpoints._SystemdParser, "_sddaemon", given)
+    monkeypatch.setattr("xformd.net.endpoints._adopted", set())
+    yield sockets
+    for each in sockets.values():
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("description", "says"),
+    [
+        ("systemd:domain=INET:name=owl", "systemd gave no socket 'owl', only 'tcp', 'tcp6', 'unix', 'datagrams'"),
+        ("systemd:domain=INET:index=4", "systemd gave no socket '4', only '0', '1', '2', '3'"),
+        ("systemd:domain=INET:index=-1", "systemd gave no socket '-1', only '0', '1', '2', '3'"),
+        ("systemd:domain=INET", "name the socket, by either index= or name="),
+        ("systemd:domain=INET:index=0:name=tcp", "name the socket, by either index= or name="),
+        ("systemd:index=0", "the socket is of another domain: write domain=INET"),
+        ("systemd:domain=OWL:index=0", "the socket is of another domain: write domain=INET"),
+        ("systemd:domain=INET:name=tcp6", "the socket is of another domain: write domain=INET6"),
+        ("systemd:domain=INET:name=unix", "the socket is of another domain: write domain=UNIX"),
+        ("haproxy:systemd:INET:name=unix", "the socket is of another domain: write domain=UNIX"),
+        ("systemd:domain=INET:name=datagrams", "the socket does not listen: its unit must have ListenStream="),
+        ("systemd:domain=INET:index=0:backlog=5", "it has no option 'backlog'; write a Twisted server endpoint"),
+    ],
+)
+def test_a_mistake_about_a_socket_of_systemd_is_told_as_what_it_is(
+    description: str, says: str, inherited: dict[str, socket.socket]
+) -> None:
+    with pytest.raises(ConfigError, match=f"^listen: {re.escape(repr(description))}: {re.escape(says)}"):
+        server_endpoint(MemoryReactorClock(), description)
+
+
+def test_a_socket_of_systemd_has_one_endpoint(inherited: dict[str, socket.socket]) -> None:
+    server_endpoint(MemoryReactorClock(), "systemd:domain=INET:index=0")
+    with pytest.raises(ConfigError, match="another endpoint has this socket already"):
+        server_endpoint(MemoryReactorClock(), "systemd:domain=INET:name=tcp", "http")
+
+
+def test_without_systemd_its_endpoints_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints._SystemdParser, "_sddaemon", ListenFDs([]))
+    with pytest.raises(ConfigError, match="systemd gave this process no sockets: LISTEN_PID, LISTEN_FDS and"):
+        server_endpoint(MemoryReactorClock(), "systemd:domain=INET:index=0")

@@ -4,16 +4,22 @@ Twisted's endpoint strings are the full form (``unix:/run/xformd.sock``, ``ssl:1
 is the short one. Invariant: whatever an endpoint or its plugin raises for a bad address leaves here as ``ConfigError``.
 """
 
+import contextlib
+import errno
 import importlib.util
 import ipaddress
 import os
 import re
+import socket
+import stat
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
@@ -38,6 +44,15 @@ MAX_UNIX_PATH_BYTES = 107
 
 _BACKLOG_POSITIONS = {"tcp": 3, "tcp6": 2, "unix": 3}
 """Where the backlog stands in an endpoint string whose options have no names; other kinds have no backlog."""
+
+_IN_PLAIN_WORDS = {
+    r"invalid literal for int\(\) with base \d+: ": "expected a number, got ",
+    r"\S+\(\) got an unexpected keyword argument ": "it has no option ",
+    r"\S+\(\) got multiple values for argument (.*)": r"\1 is given twice; a colon in a value is written as \:",
+    r"\S+\(\) missing \d+ required positional arguments?: ": "it needs ",
+    r"\S+\(\) takes .* positional arguments? but .* given": "too many options without a name",
+}
+"""What Twisted says of an endpoint string that it cannot parse."""
 
 _HOST_AND_PORT = re.compile(r"(?!unix:)(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>\d{1,9}))?\Z")
 # The system takes them for addresses: 10000 for 0.0.39.16, 127.1 for 127.0.0.1, 010.0.0.1 for 8.0.0.1.
@@ -104,6 +119,104 @@ class ServerEndpoint:
         return listening
 
 
+@attrs.frozen
+class _UnixEndpoint:
+    """A Unix socket that takes the place of one whose server was killed."""
+
+    _path: str
+    _port: Any
+
+    def listen(self, factory: Any) -> Any:
+        """Listen; fail if another server does."""
+        if self._path.startswith("\0"):  # abstract, it is gone with its server
+            return self._port.listen(factory)
+        with _locked(os.path.dirname(self._path) or "."):  # noqa: PTH120 - for the path as it was given
+            _remove_dead_socket(self._path)
+            return self._port.listen(factory)
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Lock a folder: between ``bind`` and ``listen`` another server's new socket would seem to be dead."""
+    import fcntl
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # nobody can lock a folder without the right to read it
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            for _ in range(50):  # other programs may keep a folder locked
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.02)
+        yield
+
+
+def _remove_dead_socket(path: str) -> None:
+    """Remove what a killed server has left; raise ``OSError`` if one listens there.
+
+    The socket is asked. Twisted asks for the process in its lock: after SIGKILL another may have that number, as the
+    first of a container always has, and from another container a living one cannot be seen.
+    """
+    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as client:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, "something else is there, which is no socket; move it away")
+        client.setblocking(False)  # the queue of a server that is busy may be full
+        if client.connect_ex(path) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        os.unlink(path)  # noqa: PTH108
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}.lock")  # noqa: PTH108
+
+
+@attrs.frozen
+class _SystemdUnixEndpoint:
+    """A Unix socket that systemd opened, and owns."""
+
+    _descriptor: int
+    _reactor: Any
+
+    def listen(self, factory: Any) -> Any:
+        """Listen on it."""
+        from twisted.internet import unix
+
+        os.set_blocking(self._descriptor, False)
+        port: Any = unix.Port._fromListeningDescriptor(self._reactor, self._descriptor, factory)
+        # Twisted would make its file writable for everybody, and at the end delete it and shut the socket down, which
+        # systemd keeps for the next server.
+        port._bindPath, port._shouldShutdown, port.backlog = b"\0", False, socket.SOMAXCONN
+        port.startListening()
+        return succeed(port)
+
+
+_adopted: set[int] = set()
+
+
+def _systemd_endpoint(reactor: Any, domain: str = "", index: str | None = None, name: str | None = None) -> Any:
+    given = endpoints._SystemdParser._sddaemon
+    by_index = {str(number): each for number, each in enumerate(given.inheritedDescriptors())}
+    choices, key = (given.inheritedNamedDescriptors(), name) if index is None else (by_index, index)
+    if (index is None) == (name is None):
+        raise ConfigError("name the socket, by either index= or name=")
+    if not by_index:
+        raise ConfigError("systemd gave this process no sockets: LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES name none")
+    if key not in choices:
+        raise ConfigError(f"systemd gave no socket {key!r}, only {', '.join(map(repr, choices))}")
+    descriptor = choices[key]
+    if descriptor in _adopted:
+        raise ConfigError("another endpoint has this socket already")
+    with socket.socket(fileno=os.dup(descriptor)) as opened:
+        family, is_listening = opened.family, opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if domain != (actual := family.name.removeprefix("AF_")):
+        raise ConfigError(f"the socket is of another domain: write domain={actual}")
+    if not is_listening:
+        raise ConfigError("the socket does not listen: its unit must have ListenStream=, and not Accept=yes")
+    _adopted.add(descriptor)
+    if family == socket.AF_UNIX:
+        return _SystemdUnixEndpoint(descriptor, reactor)
+    return endpoints.AdoptedStreamServerEndpoint(reactor, descriptor, family)
+
+
 def server_endpoint(
     reactor: Any,
     description: str,
@@ -126,9 +239,6 @@ def server_endpoint(
     """
     if reason := _missing_tls(description, "ssl:", "tls:", "haproxy:ssl:"):
         raise ConfigError(reason, setting=setting)
-    if description.startswith("stdio"):
-        reason = f"{description!r}: standard input is a single connection; a server cannot listen on it"
-        raise ConfigError(reason, setting=setting)
     try:
         return _parse_server_endpoint(reactor, description, backlog, alpn)
     except ConfigError as error:
@@ -147,6 +257,8 @@ def _parse_server_endpoint(reactor: Any, description: str, backlog: int, alpn: t
     if kind.lower() == "haproxy":
         inner = _parse_server_endpoint(reactor, rest, backlog, alpn)
         return attrs.evolve(inner, has_proxy_header=True)
+    if kind == "stdio":
+        raise ConfigError("standard input is a single connection; a server cannot listen on it")
     words, options = endpoints._parse(description)
     if kind == "ssl":
         from xformd.net.tls import Certificates, TlsOptions
@@ -157,7 +269,15 @@ def _parse_server_endpoint(reactor: Any, description: str, backlog: int, alpn: t
     position = _BACKLOG_POSITIONS.get(kind)
     if position is not None and "backlog" not in options and len(words) <= position:
         description += f":backlog={backlog}"
-    return ServerEndpoint(endpoints.serverFromString(reactor, description), reactor)
+    if kind == "systemd":
+        return ServerEndpoint(_systemd_endpoint(reactor, *words[1:], **options), reactor)
+    plain: Any = endpoints.serverFromString(reactor, description)
+    if kind == "unix":
+        path = options.get("address") or words[1]
+        if not 0 < len(os.fsencode(path)) <= MAX_UNIX_PATH_BYTES:
+            raise ConfigError(f"a Unix socket's path has 1 to {MAX_UNIX_PATH_BYTES} bytes")
+        plain = _UnixEndpoint(path, plain)
+    return ServerEndpoint(plain, reactor)
 
 
 def show(address: IAddress) -> str:
@@ -192,7 +312,10 @@ def failure_reason(failure: Failure) -> str:
 
 def _reason(error: Exception) -> str:
     """Return what is wrong with an endpoint string, in Twisted's words where they are for people."""
-    return re.sub(r"invalid literal for int\(\) with base 10: ", "expected a number, got ", str(error))
+    reason = str(error)
+    for pattern, words in _IN_PLAIN_WORDS.items():
+        reason = re.sub(pattern, words, reason)
+    return reason
 
 
 def _missing_tls(description: str, *prefixes: str) -> str:

@@ -6,6 +6,7 @@ is the short one. Invariant: whatever an endpoint or its plugin raises for a bad
 
 import contextlib
 import errno
+import functools
 import importlib.util
 import ipaddress
 import os
@@ -14,6 +15,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -109,54 +111,45 @@ class ServerEndpoint:
     _reactor: Any
     certificates: "Certificates | None" = None
     has_proxy_header: bool = False
+    _path: str = ""  # of a Unix socket; none if it is abstract, and gone with its server
 
     def listen(self, factory: DrainingFactory[Any]) -> Deferred[IListeningPort]:
         """Listen; fires with the port."""
         wrapped: Any = factory if self.certificates is None else self.certificates.wrap(factory)
         if self.has_proxy_header:  # which comes before the handshake
             wrapped = ProxyHeaderFactory(wrapped, factory.identify, self._reactor)
-        listening: Deferred[IListeningPort] = self._port.listen(wrapped)
+        with _claimed(self._path) if self._path else contextlib.nullcontext():
+            listening: Deferred[IListeningPort] = self._port.listen(wrapped)
         return listening
 
 
-@attrs.frozen
-class _UnixEndpoint:
-    """A Unix socket that takes the place of one whose server was killed."""
-
-    _path: str
-    _port: Any
-
-    def listen(self, factory: Any) -> Any:
-        """Listen; fail if another server does."""
-        if self._path.startswith("\0"):  # abstract, it is gone with its server
-            return self._port.listen(factory)
-        with _locked(os.path.dirname(self._path) or "."):  # noqa: PTH120 - for the path as it was given
-            _remove_dead_socket(self._path)
-            return self._port.listen(factory)
-
-
 @contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Lock a folder: between ``bind`` and ``listen`` another server's new socket would seem to be dead."""
+def _claimed(path: str) -> Iterator[None]:
+    """Remove what a killed server has left, and lock the folder, where others may be between ``bind`` and ``listen``.
+
+    Raises:
+        OSError: another server listens there, or it is no socket.
+    """
     import fcntl
 
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # nobody can lock a folder without the right to read it
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY)  # noqa: PTH120 - the path as it was given
             stack.callback(os.close, descriptor)
             for _ in range(50):  # other programs may keep a folder locked
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 time.sleep(0.02)
+        _remove_dead_socket(path)
         yield
 
 
 def _remove_dead_socket(path: str) -> None:
-    """Remove what a killed server has left; raise ``OSError`` if one listens there.
+    """Ask the socket whether its server is there, and remove it if not.
 
-    The socket is asked. Twisted asks for the process in its lock: after SIGKILL another may have that number, as the
-    first of a container always has, and from another container a living one cannot be seen.
+    Twisted asks for the process that its lock names. After SIGKILL another may have that number, as the first of a
+    container always has; and from another container a living one cannot be seen.
     """
     with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as client:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -167,26 +160,6 @@ def _remove_dead_socket(path: str) -> None:
         os.unlink(path)  # noqa: PTH108
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{path}.lock")  # noqa: PTH108
-
-
-@attrs.frozen
-class _SystemdUnixEndpoint:
-    """A Unix socket that systemd opened, and owns."""
-
-    _descriptor: int
-    _reactor: Any
-
-    def listen(self, factory: Any) -> Any:
-        """Listen on it."""
-        from twisted.internet import unix
-
-        os.set_blocking(self._descriptor, False)
-        port: Any = unix.Port._fromListeningDescriptor(self._reactor, self._descriptor, factory)
-        # Twisted would make its file writable for everybody, and at the end delete it and shut the socket down, which
-        # systemd keeps for the next server.
-        port._bindPath, port._shouldShutdown, port.backlog = b"\0", False, socket.SOMAXCONN
-        port.startListening()
-        return succeed(port)
 
 
 _adopted: set[int] = set()
@@ -213,8 +186,20 @@ def _systemd_endpoint(reactor: Any, domain: str = "", index: str | None = None, 
         raise ConfigError("the socket does not listen: its unit must have ListenStream=, and not Accept=yes")
     _adopted.add(descriptor)
     if family == socket.AF_UNIX:
-        return _SystemdUnixEndpoint(descriptor, reactor)
+        return SimpleNamespace(listen=functools.partial(_adopt_unix_socket, reactor, descriptor))
     return endpoints.AdoptedStreamServerEndpoint(reactor, descriptor, family)
+
+
+def _adopt_unix_socket(reactor: Any, descriptor: int, factory: Any) -> Deferred[IListeningPort]:
+    from twisted.internet import unix
+
+    os.set_blocking(descriptor, False)
+    port: Any = unix.Port._fromListeningDescriptor(reactor, descriptor, factory)
+    # Twisted would make its file writable for everybody, and at the end delete it and shut the socket down, which
+    # systemd keeps for the next server.
+    port._bindPath, port._shouldShutdown, port.backlog = b"\0", False, socket.SOMAXCONN
+    port.startListening()
+    return succeed(port)
 
 
 def server_endpoint(
@@ -264,20 +249,18 @@ def _parse_server_endpoint(reactor: Any, description: str, backlog: int, alpn: t
         from xformd.net.tls import Certificates, TlsOptions
 
         tls = TlsOptions(*words[1:], **options)
-        port = endpoints.TCP4ServerEndpoint(reactor, tls.port, int(tls.backlog or backlog), tls.interface)
-        return ServerEndpoint(port, reactor, Certificates(tls, alpn, reactor))
+        tcp = endpoints.TCP4ServerEndpoint(reactor, tls.port, int(tls.backlog or backlog), tls.interface)
+        return ServerEndpoint(tcp, reactor, Certificates(tls, alpn, reactor))
     position = _BACKLOG_POSITIONS.get(kind)
     if position is not None and "backlog" not in options and len(words) <= position:
         description += f":backlog={backlog}"
     if kind == "systemd":
         return ServerEndpoint(_systemd_endpoint(reactor, *words[1:], **options), reactor)
-    plain: Any = endpoints.serverFromString(reactor, description)
-    if kind == "unix":
-        path = options.get("address") or words[1]
-        if not 0 < len(os.fsencode(path)) <= MAX_UNIX_PATH_BYTES:
-            raise ConfigError(f"a Unix socket's path has 1 to {MAX_UNIX_PATH_BYTES} bytes")
-        plain = _UnixEndpoint(path, plain)
-    return ServerEndpoint(plain, reactor)
+    port: Any = endpoints.serverFromString(reactor, description)
+    path = port._address if kind == "unix" else "\0"
+    if not 0 < len(os.fsencode(path)) <= MAX_UNIX_PATH_BYTES:
+        raise ConfigError(f"a Unix socket's path has 1 to {MAX_UNIX_PATH_BYTES} bytes")
+    return ServerEndpoint(port, reactor, path=path.partition("\0")[0])
 
 
 def show(address: IAddress) -> str:

@@ -205,6 +205,7 @@ def test_a_client_that_neither_sends_nor_reads_is_cut_off(server: MemoryServer, 
     wire.taken()  # the first part of a long reply
     assert_ends_after(server, wire, seconds)
     protocol.connectionLost(Failure(ConnectionLost()))
+    server.clock.advance(1)  # the log's period
     assert server.clock.getDelayedCalls() == []
 
 
@@ -312,8 +313,35 @@ def test_nothing_that_a_client_sends_makes_a_traceback(data: list[bytes]) -> Non
         protocol.readConnectionLost()
         protocol.connectionLost(DONE)
     assert log.tracebacks == []
+    server.clock.advance(1)  # the log's period
     assert server.clock.getDelayedCalls() == []
     assert not wire.value() or wire.value().endswith(b",")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [(encode(b"uper.a"), "no-such-transform"), (b"owl", "bad-frame"), (encode(b"Up.a"), "bad-request")],
+)
+def test_refusals_in_floods_are_a_line_a_second_for_each_code(
+    server: MemoryServer, log: Log, data: bytes, code: str
+) -> None:
+    for _ in range(1_000):
+        protocol, _ = server.receive(data)
+        protocol.connectionLost(DONE)
+    server.receive(b"99999999999999:")
+    assert [line.split(": ")[1] for line in log.lines] == [code, "too-large"]
+    server.clock.advance(1)
+    assert len(log.lines) == 3
+    assert log.lines[2].endswith(" (the last of 999 within a second)")
+
+
+def test_clients_that_are_cut_off_in_floods_are_a_line_a_second(server: MemoryServer, log: Log) -> None:
+    for _ in range(1_000):
+        server.receive(b"7:upper")
+    server.clock.advance(30)
+    server.clock.advance(1)
+    assert len(log.lines) == 2
+    assert log.lines[1].endswith("it took too long (the last of 999 within a second)")
 
 
 # What wraps a transport.

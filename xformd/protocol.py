@@ -239,17 +239,10 @@ class TransformProtocol(DrainableProtocol):
 
     def log_refusal(self, error: XformError, client: str | None = None) -> None:
         """See ``Connection.log_refusal``."""
-        peer = client or self._peer()
-
-        def write(count: int = 1) -> None:
-            others = "" if count == 1 else f" (the last of {count} within a second)"
-            fields = {"peer": peer, "code": error.code, "reason": error.log_message, "log_others": others}
-            self.log.info("refused {peer}: {code}: {reason}{log_others}", **fields)
-
-        if self._front == "http":  # its clients learn the reason themselves
-            self.factory.refused_requests.add("http", write)
-        else:
-            write()
+        # Over HTTP, clients learn the reason themselves.
+        kind = "http" if self._front == "http" else error.code
+        fields = {"peer": client or self._peer(), "code": error.code, "reason": error.log_message}
+        self._log(kind, "refused {peer}: {code}: {reason}", **fields)
 
     # What its factory calls.
 
@@ -357,8 +350,15 @@ class TransformProtocol(DrainableProtocol):
     def _cut_off(self) -> None:
         why = "it neither read its reply nor closed" if self._is_closing else "it took too long"
         self.factory.cut_off += 1
-        self.log.info("cut off {peer}: {why}", peer=self._peer(), why=why)
+        self._log(why, "cut off {peer}: {why}", peer=self._peer(), why=why)
         self.abort()
+
+    def _log(self, kind: str, message: str, **fields: str) -> None:
+        def write(count: int) -> None:
+            others = "" if count == 1 else f" (the last of {count} within a second)"
+            self.log.info(message + "{log_others}", log_others=others, **fields)
+
+        self.factory.limited_log.add(kind, write)
 
     def _peer(self) -> str:
         peer = self.transport.getPeer()
@@ -408,7 +408,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         self.access_log = access_log
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(self.clock)
-        self.refused_requests = RateLimitedLog(self.clock)
+        self.limited_log = RateLimitedLog(self.clock)
 
     def make_protocol(self, peer: str | None) -> TransformProtocol:
         """Make the protocol of a connection that has been accepted."""

@@ -404,6 +404,7 @@ def test_nothing_that_a_client_sends_makes_a_traceback_or_leaves_a_timer(pieces:
         client.protocol.readConnectionLost()
         client.lose()
     assert log.tracebacks == []
+    server.clock.advance(1)  # the log's period
     assert server.clock.getDelayedCalls() == []
 
 

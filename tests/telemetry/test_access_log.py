@@ -257,21 +257,6 @@ def test_a_pipe_that_nobody_reads_can_be_replaced(make_log: MakeLog, fifo: Path)
     wait_until(lambda: len(ids_in(fifo)) > access_log.MAX_WAITING // 2)
 
 
-def test_nothing_is_reported_to_a_standard_error_that_nobody_reads(
-    make_log: MakeLog, reports: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server would wait for it."""
-    reader, writer = os.pipe()
-    monkeypatch.setattr(os, "dup", lambda _: writer)
-    log = make_log(STDERR)
-    fill(log)
-    started_s = time.perf_counter()
-    log.stop()
-    assert time.perf_counter() - started_s < 2
-    assert reports == []
-    os.close(reader)
-
-
 def test_an_entry_that_waits_holds_names_alone() -> None:
     made = entry(MemoryAccessLog(), spec=parse("wrap:fill=S3CRET"))
     assert (made.spec, made.names) == (None, "wrap")

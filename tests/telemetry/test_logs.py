@@ -121,10 +121,8 @@ class Hostile:
 )
 def test_no_event_makes_the_observer_raise(render: Render, odd: LogEvent) -> None:
     out = io.StringIO()
-    LineObserver(out, render)(odd)
+    LineObserver(out.write, render)(odd)
     assert out.getvalue().endswith("\n")
-    out.close()
-    LineObserver(out, render)(odd)
 
 
 def emit(name: str, text: str, arguments: tuple[str, ...], error: BaseException | None = None) -> None:
@@ -170,12 +168,12 @@ def test_an_endless_line_is_cut(log: Log, stream: LoggedStream) -> None:
     assert [len(line) for line in log.lines] == [1_000] * 4
 
 
-def test_information_of_twisted_itself_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", out)
+def test_information_of_twisted_itself_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
     observer = logs.json_observer()
     assert isinstance(observer, FilteringLogObserver)
     for namespace in ("twisted.internet", "xformd.owl", "stdout"):
         Logger(namespace=namespace, observer=observer).info("hello")
         Logger(namespace=namespace, observer=observer).debug("hello")
-    assert [json.loads(line)["namespace"] for line in out.getvalue().splitlines()] == ["xformd.owl", "stdout"]
+    logs.stop()
+    lines = capfd.readouterr().err.splitlines()
+    assert [json.loads(line)["namespace"] for line in lines] == ["xformd.owl", "stdout"]

@@ -384,11 +384,20 @@ def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
         yield f"xformd {__version__} listening on {address}"
 
 
+def prepare_to_serve(log_format: str) -> None:
+    """Set up the process of a server, whose log is written to its end when the command ends."""
+    from xformd.net import run
+    from xformd.telemetry import logs
+
+    run.prepare_to_serve(log_format)
+    click.get_current_context().find_root().call_on_close(logs.stop)
+
+
 def run_server_without_plugins(make: "Callable[[Any], ListeningService]", serves: str, log_format: str) -> None:
     """Run a proxy or a poem server until it is stopped; the last line of its greeting is what it ``serves``."""
     from xformd.net import run
 
-    run.prepare_to_serve(log_format)
+    prepare_to_serve(log_format)
     try:
         with isolated_plugin_output() as stdout:
             run.run_server(

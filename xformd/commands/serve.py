@@ -15,6 +15,7 @@ from xformd.commands.options import (
     limit_options,
     listening_lines,
     plugin_flags,
+    prepare_to_serve,
 )
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT
 
@@ -99,7 +100,7 @@ def serve(configuration: "Configuration") -> None:
 def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
     from xformd.net import run
 
-    run.prepare_to_serve(settings.log_format)
+    prepare_to_serve(settings.log_format)
     from xformd.server.app import make_server  # only once the reactor is installed
 
     run.run_server(

@@ -90,8 +90,6 @@ def _do_nothing() -> None:
 
 def use_monotonic_clock(reactor: Any) -> None:
     """Put a reactor on the monotonic clock: Twisted's own is that of the day, and setting it moves every deadline."""
-    if not isinstance(reactor, ReactorBase) or reactor.seconds is time.monotonic:
-        return
     ahead_s = time.monotonic() - reactor.seconds()
     reactor.seconds = time.monotonic
     for call in (*reactor._pendingTimedCalls, *reactor._newTimedCalls):

@@ -127,8 +127,8 @@ class ServerEndpoint:
 def _claimed(path: str) -> Iterator[None]:
     """Remove what a killed server has left, and lock the folder, where others may be between ``bind`` and ``listen``.
 
-    Raises:
-        OSError: another server listens there, or it is no socket.
+    The socket is asked. Twisted asks for the process that its lock names: after SIGKILL another may have that number,
+    as the first of a container always has, and from another container a living one cannot be seen.
     """
     import fcntl
 
@@ -141,25 +141,16 @@ def _claimed(path: str) -> Iterator[None]:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 time.sleep(0.02)
-        _remove_dead_socket(path)
+        with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as client:
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise OSError(errno.EEXIST, "something else is there, which is no socket; move it away")
+            client.setblocking(False)  # the queue of a server that is busy may be full
+            if client.connect_ex(path) != errno.ECONNREFUSED:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            os.unlink(path)  # noqa: PTH108
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}.lock")  # noqa: PTH108
         yield
-
-
-def _remove_dead_socket(path: str) -> None:
-    """Ask the socket whether its server is there, and remove it if not.
-
-    Twisted asks for the process that its lock names. After SIGKILL another may have that number, as the first of a
-    container always has; and from another container a living one cannot be seen.
-    """
-    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as client:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(errno.EEXIST, "something else is there, which is no socket; move it away")
-        client.setblocking(False)  # the queue of a server that is busy may be full
-        if client.connect_ex(path) != errno.ECONNREFUSED:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        os.unlink(path)  # noqa: PTH108
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{path}.lock")  # noqa: PTH108
 
 
 _adopted: set[int] = set()
@@ -167,15 +158,12 @@ _adopted: set[int] = set()
 
 def _systemd_endpoint(reactor: Any, domain: str = "", index: str | None = None, name: str | None = None) -> Any:
     given = endpoints._SystemdParser._sddaemon
-    by_index = {str(number): each for number, each in enumerate(given.inheritedDescriptors())}
-    choices, key = (given.inheritedNamedDescriptors(), name) if index is None else (by_index, index)
-    if (index is None) == (name is None):
-        raise ConfigError("name the socket, by either index= or name=")
-    if not by_index:
-        raise ConfigError("systemd gave this process no sockets: LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES name none")
-    if key not in choices:
-        raise ConfigError(f"systemd gave no socket {key!r}, only {', '.join(map(repr, choices))}")
-    descriptor = choices[key]
+    sockets = {f"index={number}": each for number, each in enumerate(given.inheritedDescriptors())}
+    sockets |= {f"name={each}": number for each, number in given.inheritedNamedDescriptors().items()}
+    descriptor = sockets.get(f"name={name}" if index is None else f"index={index}")
+    if descriptor is None or None not in (index, name):
+        listed = ", ".join(sockets) or "none (LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES would tell)"
+        raise ConfigError(f"name one socket of those that systemd gave this process: {listed}")
     if descriptor in _adopted:
         raise ConfigError("another endpoint has this socket already")
     with socket.socket(fileno=os.dup(descriptor)) as opened:
@@ -295,10 +283,7 @@ def failure_reason(failure: Failure) -> str:
 
 def _reason(error: Exception) -> str:
     """Return what is wrong with an endpoint string, in Twisted's words where they are for people."""
-    reason = str(error)
-    for pattern, words in _IN_PLAIN_WORDS.items():
-        reason = re.sub(pattern, words, reason)
-    return reason
+    return re.sub(r"invalid literal for int\(\) with base \d+: ", "expected a number, got ", str(error))
 
 
 def _missing_tls(description: str, *prefixes: str) -> str:

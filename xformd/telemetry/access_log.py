@@ -1,6 +1,6 @@
-"""The access log: one line for each request, written by a thread of its own.
+"""The access log: one line for each request, written by a thread of its own; the log itself has such a thread too.
 
-Invariant: nothing that the reactor calls here waits for the log. One that is slow, or a pipe that nobody reads, costs
+Invariant: nothing that the reactor calls here waits for a log. One that is slow, or a pipe that nobody reads, costs
 lines, which are counted. And a line has names, sizes and times, never a poem or the value of an option.
 """
 
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
 
@@ -36,6 +36,10 @@ MAX_NAMES_CHARACTERS = 200  # of a request, which may name 32 transforms
 WAIT_S = 0.1  # how often a writer that waits for a reader looks whether it has to stop, or to open another file
 REPORT_S = 1.0  # how often dropped lines are reported at most
 STOP_S = 1.0  # how long a stopping server waits for the lines that are left to be written
+
+
+Entry = TypeVar("Entry")
+Report = Callable[[str], object]
 
 
 @attrs.define(kw_only=True)
@@ -108,35 +112,28 @@ def as_text(fields: Mapping[str, Any]) -> str:
     return line if line.isprintable() else printable(line)
 
 
-class AccessLog:
+class LineWriter(Generic[Entry]):
     """Writes entries to a file, a FIFO or standard error.
 
     Args:
+        name: what they are lines of.
         file: where to; ``STDERR`` for standard error.
-        log_format: ``text`` or ``json``.
-        report: writes to the server's own log; called in both threads.
-
-    Raises:
-        ConfigError: the file cannot be opened.
+        render: makes a line, in the thread.
+        report: writes to the server's own log, in the thread; it is called again if it returns False.
     """
 
-    def __init__(self, file: Path, log_format: str, report: Callable[[str], object]) -> None:
+    def __init__(self, name: str, file: Path, render: Callable[[Entry], bytes], report: Report) -> None:
+        self._name, self._render, self._report = name, render, report
         self._file = file.absolute()  # twistd may change to another folder
-        self._render = json.dumps if log_format == "json" else as_text
-        self._report = report
-        self._waiting: queue.SimpleQueue[AccessEntry | None] = queue.SimpleQueue()  # None only wakes the writer
+        self._waiting: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None only wakes the writer
         self._overflowed = self._unwritten = self._reported = 0
         self._why = ""
         self._reported_s = -inf
         self._must_reopen = False
         self._is_torn = False  # the file ends in the middle of a line
         self._stops_s = inf  # when the writer gives up, once the server stops
-        # A daemon, for which the interpreter does not wait at its end: it may wait for a disk.
-        self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
-        try:
-            self._descriptor = _open(self._file)
-        except OSError as error:
-            raise ConfigError(f"cannot open {self._file}: {error.strerror}", setting="access_log") from error
+        self._thread = threading.Thread()
+        self._descriptor = _open(self._file)
 
     # Called in the reactor.
 
@@ -146,12 +143,21 @@ class AccessLog:
         return self._overflowed + self._unwritten  # one is counted here, the other in the writer
 
     def start(self) -> None:
-        """Start to write. Not before twistd has gone into the background, where no thread follows it."""
-        self._thread.start()
+        """Start to write, if it does not. Not before twistd goes into the background, where no thread follows it."""
+        if not self._thread.is_alive():
+            self._stops_s = inf
+            # A daemon, for which the interpreter does not wait at its end: it may wait for a disk.
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
 
-    def add(self, entry: AccessEntry) -> None:
+    @property
+    def has_room(self) -> bool:
+        """Whether another line would be written."""
+        return self._waiting.qsize() < MAX_WAITING
+
+    def add(self, entry: Entry) -> None:
         """Have an entry written, or drop it."""
-        if self._waiting.qsize() < MAX_WAITING:
+        if self.has_room:
             self._waiting.put(entry)
         else:
             self._overflowed += 1
@@ -167,7 +173,6 @@ class AccessLog:
         self._waiting.put(None)
         if self._thread.is_alive():
             self._thread.join(STOP_S + 2 * WAIT_S)
-        self._report_dropped(at_most_every_s=0)
 
     # Called in the writer.
 
@@ -176,19 +181,20 @@ class AccessLog:
             lines = self._take_lines()
             if self._must_reopen:
                 self._reopen()
-            if not self._write("".join(lines).encode(), len(lines)):
+            if not self._write(b"".join(lines), len(lines)):
                 self._unwritten += len(lines) + self._waiting.qsize()
                 break
             self._report_dropped()
-        os.close(self._descriptor)
+        self._report_dropped(at_most_every_s=0)
+        _close(self._descriptor)
 
-    def _take_lines(self) -> list[str]:
+    def _take_lines(self) -> list[bytes]:
         """Wait for an entry, or until there is something to report; take as many lines as are there and fit."""
-        lines: list[str] = []
+        lines: list[bytes] = []
         timeout_s = REPORT_S if self.dropped > self._reported else None
         with contextlib.suppress(queue.Empty):
             while sum(map(len, lines)) < CHUNK_BYTES and (entry := self._waiting.get(not lines, timeout_s)):
-                lines.append(self._render(entry.fields()) + "\n")
+                lines.append(self._render(entry))
         return lines
 
     def _write(self, data: bytes, count: int) -> bool:
@@ -200,7 +206,8 @@ class AccessLog:
             while data:
                 if not self._wait_until_writable():
                     return False
-                data = data[os.write(self._descriptor, data) :]
+                with contextlib.suppress(BlockingIOError):  # another process has filled the pipe meanwhile
+                    data = data[os.write(self._descriptor, data[: select.PIPE_BUF]) :]
         except OSError as error:
             self._unwritten += count
             self._why = str(error.strerror)
@@ -221,28 +228,41 @@ class AccessLog:
         try:
             before, self._descriptor = self._descriptor, _open(self._file)
         except OSError as error:
-            self._report(f"the access log is not opened anew: {self._file}: {error.strerror}")
+            self._report(f"the {self._name} is not opened anew: {self._file}: {error.strerror}")
         else:
-            os.close(before)
+            _close(before)
 
     def _report_dropped(self, at_most_every_s: float = REPORT_S) -> None:
         count, now_s = self.dropped - self._reported, time.monotonic()
         if count and now_s - self._reported_s >= at_most_every_s:
-            self._reported += count
-            self._reported_s = now_s
-            why, self._why = self._why or "it takes them more slowly than they come", ""
-            if self._file == STDERR:
-                return  # the server's log goes there too, and the server waits for it
-            self._report(f"dropped {count} lines of the access log: {why}")
+            why = self._why or "it takes them more slowly than they come"
+            if self._report(f"dropped {count} lines of the {self._name}: {why}") is not False:
+                self._reported, self._reported_s, self._why = self._reported + count, now_s, ""
+
+
+class AccessLog(LineWriter[AccessEntry]):
+    """Writes a line for each entry, as ``text`` or ``json``; raises ``ConfigError`` if its file cannot be opened."""
+
+    def __init__(self, file: Path, log_format: str, report: Report) -> None:
+        render = json.dumps if log_format == "json" else as_text
+        try:
+            super().__init__("access log", file, lambda entry: f"{render(entry.fields())}\n".encode(), report)
+        except OSError as error:
+            raise ConfigError(f"cannot open {file.absolute()}: {error.strerror}", setting="access_log") from error
 
 
 def _open(file: Path) -> int:
     if file == STDERR:
-        return os.dup(2)
+        return 2
     # Never waits: for writing alone, a FIFO opens only once somebody reads it.
     is_fifo = file.exists() and stat.S_ISFIFO(file.stat().st_mode)
     access = os.O_RDWR if is_fifo else os.O_WRONLY | os.O_CREAT | os.O_APPEND
     return os.open(file, access | os.O_NONBLOCK, 0o640)
+
+
+def _close(descriptor: int) -> None:
+    if descriptor != 2:
+        os.close(descriptor)
 
 
 def _is_writable(descriptor: int) -> bool:

@@ -1,16 +1,17 @@
 """Write the log of a server to standard error, as text or as one JSON object on each line.
 
 Invariant: xformd puts no poem into it. Of an exception it shows only the type and the place (``tracebacks``), even
-where Twisted or asyncio logs it. What a plugin itself prints or logs is passed on unchanged.
+where Twisted or asyncio logs it. What a plugin itself prints or logs is passed on unchanged. Nobody waits for whoever
+reads the log.
 """
 
+import atexit
 import io
 import json
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any, TextIO
 
 from twisted.logger import (
@@ -27,11 +28,15 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xformd.telemetry.access_log import STDERR, LineWriter
 from xformd.telemetry.timing import utc_time
 from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
 
 RESERVED = ("time", "level", "namespace", "message", "traceback")
 """Keys of a line of JSON that no field of an event replaces."""
+
+MAX_PIECE_BYTES = 1_024
+"""What one of the lines that wait to be written may take: a longer text takes several places."""
 
 MAX_LINE_CHARACTERS = 1_000
 """The longest line that a plugin may print; a longer one is cut."""
@@ -42,6 +47,27 @@ _LEVELS = {logging.WARNING: LogLevel.warn, logging.ERROR: LogLevel.error, loggin
 log = Logger()
 
 
+def _report(message: str) -> bool:
+    has_room = _writer.has_room
+    if has_room:
+        log.warn("{message}", message=message)
+    return has_room
+
+
+_writer: LineWriter[bytes] = LineWriter("log", STDERR, bytes, _report)
+stop = atexit.register(_writer.stop)
+
+
+def _write(text: str) -> None:
+    """Write to standard error, without waiting for whoever reads it."""
+    if sys.__stderr__ is None:
+        return  # it was closed, and its descriptor may be a client's by now
+    data = text.encode(errors="backslashreplace")
+    for start in range(0, len(data), MAX_PIECE_BYTES):
+        _writer.add(data[start : start + MAX_PIECE_BYTES])
+    _writer.start()  # for the first line, after a fork, and for what is printed after a stop
+
+
 def start(*observers: ILogObserver) -> None:
     """Send Twisted's log to these observers alone."""
     globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False, discardBuffer=True)
@@ -50,9 +76,9 @@ def start(*observers: ILogObserver) -> None:
 def start_server_log(log_format: str) -> None:
     """Start the log of a server, as ``text`` or ``json``; with JSON, lines that plugins print are objects too."""
     start(observer(log_format))
-    if log_format == "json":
-        sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info)
-        sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error)
+    is_json = log_format == "json"
+    sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info) if is_json else QueuedStream(sys.stdout)
+    sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error) if is_json else QueuedStream(sys.stderr)
     logging.getLogger().addHandler(LoggingHandler(logging.WARNING))
     report_uncaught(_log_uncaught)
 
@@ -66,7 +92,7 @@ def observer(log_format: str = "text") -> ILogObserver:
     levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
     for namespace in ("xformd", *_STREAMS):
         levels.setLogLevelForNamespace(namespace, LogLevel.info)
-    return FilteringLogObserver(LineObserver(sys.stderr, as_json if log_format == "json" else as_text), [levels])
+    return FilteringLogObserver(LineObserver(_write, as_json if log_format == "json" else as_text), [levels])
 
 
 def json_observer() -> ILogObserver:
@@ -76,10 +102,10 @@ def json_observer() -> ILogObserver:
 
 @implementer(ILogObserver)
 class LineObserver:
-    """Writes events to a stream, and never raises."""
+    """Writes events, and never raises."""
 
-    def __init__(self, out: TextIO, render: Callable[[LogEvent], str]) -> None:
-        self._out = out
+    def __init__(self, write: Callable[[str], object], render: Callable[[LogEvent], str]) -> None:
+        self._write = write
         self._render = render
 
     def __call__(self, event: LogEvent) -> None:
@@ -90,9 +116,7 @@ class LineObserver:
             text = self._render(
                 {"log_format": f"cannot render an event: {type(error).__name__}", "log_level": LogLevel.error}
             )
-        with suppress(OSError, ValueError):  # the stream is closed
-            self._out.write(text + "\n")
-            self._out.flush()
+        self._write(text + "\n")
 
 
 def as_text(event: LogEvent) -> str:
@@ -162,20 +186,35 @@ class LoggingHandler(logging.Handler):
             logger.emit(level, "{log_text}", log_text=text)
 
 
-class LoggedStream(io.TextIOBase):
-    """Replaces a standard stream, and logs each line that is printed to it in the namespace ``name``."""
+class QueuedStream(io.TextIOBase):
+    """Replaces a standard stream: what is printed to it is written to standard error, as the log is."""
 
     encoding = "utf-8"
 
-    def __init__(self, stream: TextIO, name: str, level: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.fileno = stream.fileno  # type: ignore[method-assign]
-        self._logger = Logger(namespace=name)
-        self._level = level
         self._rest = ""
 
     def writable(self) -> bool:
         """Return True."""
         return True
+
+    def write(self, text: str, /) -> int:
+        """Have lines written, and what is long; ``print`` writes a line in parts."""
+        self._rest += text
+        if "\n" in text or len(self._rest) > MAX_LINE_CHARACTERS:
+            _write(self._rest)
+            self._rest = ""
+        return len(text)
+
+
+class LoggedStream(QueuedStream):
+    """Replaces a standard stream, and logs each line that is printed to it in the namespace ``name``."""
+
+    def __init__(self, stream: TextIO, name: str, level: Any) -> None:
+        super().__init__(stream)
+        self._logger = Logger(namespace=name)
+        self._level = level
 
     def write(self, text: str, /) -> int:
         """Log each line that is complete, or long."""

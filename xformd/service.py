@@ -226,11 +226,11 @@ class TransformService:
         """See ``Service.xform``."""
         generation = self._generation
         try:
-            stages = generation.plan(spec)
+            stages = generation.plan(spec, len(poem))
             if timeout_s is not None and timeout_s <= 0:
                 raise TransformTimeout(f"no time was left for {spec} when it arrived")
             if len(stages) == 1:
-                result = stages[0].runner.run(stages[0].calls, poem, caller, timing=timing)
+                result = stages[0].run(poem, caller, timing=timing)
                 if isinstance(result, bytes):
                     return result  # as most requests end: no clock, no Deferred
                 result = self._in_time(stages[0], result, self._budget(timeout_s))
@@ -292,7 +292,7 @@ class TransformService:
         for index, stage in enumerate(stages):
             if self._clock.seconds() > budget.ends_at:  # an earlier stage took all the time
                 raise TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
-            result = stage.runner.run(stage.calls, poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
+            result = stage.run(poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
             if isinstance(result, Deferred):
                 pending = self._in_time(stage, result, budget)
                 rest = stages[index + 1 :]

@@ -12,6 +12,7 @@ from support.registries import registry_of
 from support.sides import CUTS, OPENING, STREAMS, Side, pieces
 from xformd.dialects.session import answer_plain_requests
 from xformd.runners.generation import Generation
+from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.spec import SHORT_CHARACTERS, Spec, parse
 from xformd.wire.netstring import encode
 
@@ -99,6 +100,16 @@ def test_only_requests_that_are_cut_in_two_leave_the_fast_path(monkeypatch: pyte
         side.send(piece)
     assert side.wire.value().count(b"X,") == 40
     assert len(others) == 2
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_long_poem_leaves_the_fast_path(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = Side()
+    others = poems_past_the_fast_path(side, monkeypatch)
+    poem = b"x" * (LONG_POEM_BYTES + more)
+    side.send(OPENING + framed(b"1 upper.a", b"2 upper." + poem, b"3 upper.c"))
+    assert side.wire.value().endswith(framed(b"1 ok.A", b"2 ok." + poem.upper(), b"3 ok.C"))
+    assert others == [poem] * more
 
 
 def test_long_words_are_not_prepared() -> None:

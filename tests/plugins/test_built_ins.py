@@ -1,6 +1,7 @@
 """The built-in transforms: their examples, and properties that hold for any text."""
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from xformd import BadOptions, GibberishError, TooLarge, Transform
 from xformd.plugins.builtin import poetry, text
+from xformd.runners.policy import LONG_POEM_BYTES
 
 TRANSFORMS: list[Transform] = [*poetry.xformd_transforms(), *text.xformd_transforms()]
 LINES = st.tuples(st.text("aB 'éßΣ\u0301日\t-1", max_size=12), st.sampled_from(["\n", "\r\n"]))
@@ -142,3 +144,25 @@ def test_marks_that_would_take_too_long_to_sort_are_gibberish(marks: str) -> Non
 
 def test_a_long_text_without_marks_is_normalized() -> None:
     assert text.normalize("日本語" * 100_000) == "日本語" * 100_000
+
+
+# The poems that cost most for their length: many lines, one line, one word, wide characters, and what grows.
+WORST = ["\n", "\r\n", "a\n", "a", " ", "a ", "a'", "日", "😀", "😀\n", "İ", "ΐ", "ﷺ", "é", "Σ", "ﬃ "]
+
+
+def worst_poems(size: int) -> list[bytes]:
+    repeated = [(unit * (size // len(unit.encode()))).encode() for unit in WORST]
+    return [*repeated, b"a\n" * (size // 2 - 2) + "😀".encode(), b"a " * (size // 2 - 2) + "😀".encode()]
+
+
+def run_s(transform: Transform, poem: bytes) -> float:
+    started_s = time.perf_counter()
+    transform.encode(transform(transform.decode(poem)))
+    return time.perf_counter() - started_s
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("transform", [each for each in TRANSFORMS if each.inline], ids=lambda each: each.name)
+def test_no_built_in_holds_the_reactor_for_longer_than_50_ms(transform: Transform) -> None:
+    for poem in worst_poems(LONG_POEM_BYTES):
+        assert min(run_s(transform, poem) for _ in range(3)) < 0.05, poem[:20]

@@ -1,6 +1,8 @@
 """One generation: where the steps of a spec run, and what is still to be answered."""
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -12,9 +14,10 @@ from support.logs import Log
 from support.registries import PLACED
 from xformd import BadOptions, GibberishError, InternalError, NoSuchTransform, ShuttingDown
 from xformd.errors import Cancelled
+from xformd.runners.calls import Call
 from xformd.runners.generation import Generation, RequestsInFlight
 from xformd.runners.inline import InlineRunner
-from xformd.runners.policy import MAX_DEATHS, Placement, Quarantine
+from xformd.runners.policy import LONG_POEM_BYTES, MAX_DEATHS, Placement, Quarantine
 from xformd.spec import parse
 
 
@@ -22,8 +25,13 @@ class Workers(InlineRunner):
     """Stands for workers."""
 
     def __init__(self) -> None:
-        super().__init__(1_000, Clock())
+        super().__init__(1_000_000, Clock())
         self.had_room: list[object] = []
+        self.ran: list[str] = []
+
+    def run(self, calls: Sequence[Call], poem: bytes, *others: Any, **named: Any) -> bytes | Deferred[bytes]:
+        self.ran += [call.name for call in calls]
+        return super().run(calls, poem, *others, **named)
 
     def caller_has_room(self, caller: object) -> None:
         self.had_room.append(caller)
@@ -35,14 +43,14 @@ def workers() -> Workers:
 
 
 def make(workers: Workers | None, **placement: frozenset[str]) -> Generation:
-    return Generation(PLACED, InlineRunner(1_000, Clock()), workers, Placement(**placement))
+    return Generation(PLACED, InlineRunner(1_000_000, Clock()), workers, Placement(**placement))
 
 
-def shape(generation: Generation, spec: str) -> str:
+def shape(generation: Generation, spec: str, poem_bytes: int = 0) -> str:
     """Write the steps of a worker together, in brackets."""
     stages = [
         (isinstance(stage.runner, Workers), "+".join(call.name for call in stage.calls))
-        for stage in generation.plan(parse(spec))
+        for stage in generation.plan(parse(spec), poem_bytes)
     ]
     return " ".join(f"[{names}]" if isolated else names for isolated, names in stages)
 
@@ -58,9 +66,27 @@ def test_the_operator_may_say_otherwise(workers: Workers) -> None:
     assert shape(generation, "plain+quick+quick") == "plain [quick+quick]"
 
 
+def test_a_long_poem_goes_to_a_worker_with_all_its_neighbours(workers: Workers) -> None:
+    spec = "plain+plain+quick+quick+plain+patient"
+    assert shape(make(workers), spec, LONG_POEM_BYTES) == "[plain+plain] quick quick [plain] patient"
+    assert shape(make(workers), spec, LONG_POEM_BYTES + 1) == "[plain+plain+quick+quick+plain] patient"
+    kept = make(workers, inline=frozenset({"quick"}))
+    assert shape(kept, "plain+quick", LONG_POEM_BYTES + 1) == "[plain] quick"
+
+
+@pytest.mark.parametrize(("poem_bytes", "ran"), [(LONG_POEM_BYTES, []), (LONG_POEM_BYTES + 1, ["quick"])])
+def test_a_poem_that_an_earlier_step_has_made_long_goes_to_a_worker(
+    workers: Workers, poem_bytes: int, ran: list[str]
+) -> None:
+    first, second = make(workers, inline=frozenset({"plain"})).plan(parse("plain+quick"))
+    assert second.run(first.run(b"x" * poem_bytes)) == b"x" * poem_bytes  # type: ignore[arg-type]
+    assert workers.ran == ran
+
+
 def test_without_workers_the_reactor_runs_all() -> None:
     generation = make(None, isolate=frozenset({"quick"}))
-    assert shape(generation, "plain+quick+patient") == "plain quick patient"
+    for poem_bytes in (0, LONG_POEM_BYTES + 1):
+        assert shape(generation, "plain+quick+patient", poem_bytes) == "plain quick patient"
     generation.caller_has_room(object())  # type: ignore[arg-type]
 
 

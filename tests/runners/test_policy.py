@@ -10,6 +10,7 @@ from xformd.errors import ConfigError
 from xformd.limits import Limits
 from xformd.runners.policy import (
     DEATH_WINDOW_S,
+    LONG_POEM_BYTES,
     MAX_DEATHS,
     QUARANTINE_S,
     Placement,
@@ -32,6 +33,22 @@ from xformd.runners.policy import (
 )
 def test_the_operator_overrules_placement(placement: Placement, isolated: set[str]) -> None:
     assert {name for name, entry in PLACED.entries.items() if placement.is_isolated(entry.transform)} == isolated
+
+
+@pytest.mark.parametrize(
+    ("placement", "isolated"),
+    [
+        (Placement(), {"plain", "quick"}),
+        (Placement(inline=frozenset({"quick"})), {"plain"}),
+        (Placement(isolate=frozenset({"quick"})), {"plain", "quick"}),
+    ],
+)
+def test_a_long_poem_goes_to_a_worker_unless_the_operator_keeps_it(placement: Placement, isolated: set[str]) -> None:
+    placed = {
+        size: {name for name, entry in PLACED.entries.items() if placement.is_isolated(entry.transform, size)}
+        for size in (LONG_POEM_BYTES, LONG_POEM_BYTES + 1)
+    }
+    assert placed == {LONG_POEM_BYTES: {"plain"} | placement.isolate, LONG_POEM_BYTES + 1: isolated}
 
 
 @pytest.mark.parametrize(

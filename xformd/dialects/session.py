@@ -21,6 +21,7 @@ from xformd.errors import BadFrame, BadRequest, ShuttingDown, TransformTimeout, 
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S, Outcome
+from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.service import Service
 from xformd.wire import netstring, session
 
@@ -350,7 +351,7 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
             words, call, started_s = new_words, service.prepare_call(new_words), service.stopwatch()
             counts = None if call is None else call.batched_counts
         start, end = match.end(), match.start(2) + int(length)
-        if call is None or start > end or end >= size or data[end] != _COMMA:
+        if call is None or not 0 <= end - start <= LONG_POEM_BYTES or end >= size or data[end] != _COMMA:
             break
         if in_flight and int(number) in in_flight:
             break

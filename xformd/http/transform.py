@@ -19,6 +19,7 @@ from xformd.http.requests import MAX_AGE_S, TransformRequest, if_match, matches_
 from xformd.limits import Limits
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S, Outcome, end_timing
+from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.spec import SpecCache
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
@@ -88,7 +89,7 @@ class TransformEndpoint:
     def _call(self, request: Request, poem: bytes) -> Response | Deferred[Response]:
         """Respond to a plain request."""
         wanted, call = self._remembered.get(request.path, (None, None))
-        if wanted is None or call is None:  # a reload has come before the body
+        if wanted is None or call is None or len(poem) > LONG_POEM_BYTES:  # or a reload has come before the body
             return self._run(request, self._look_up(request, {}), poem, None)
         stopwatch, counts = self._stopwatch, call.batched_counts
         outcome: Outcome

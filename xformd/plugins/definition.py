@@ -238,7 +238,8 @@ def transform(
         function: the function, if the decorator is used bare.
         name: the transform's name; by default the function's, with ``-`` for ``_``.
         examples: ``Example`` values, or tuples ``(poem, result)`` and ``(poem, result, options)``.
-        inline: your promise that the function takes microseconds and never blocks, so that it may run in the reactor.
+        inline: your promise that the function takes microseconds and never blocks, so that it may run in the reactor,
+            except for long poems.
         timeout: its time limit in seconds, capped by the operator's limit.
         memory: how many bytes its worker may grow by to run it, capped by the operator's limit.
         deterministic: your promise that this version of the plugin always returns the same result for the same poem

@@ -17,12 +17,11 @@ from twisted.python.failure import Failure
 
 from xformd.errors import Cancelled, InternalError, ShuttingDown, XformError
 from xformd.plugins import listing
-from xformd.plugins.definition import Transform
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller, Runner
 from xformd.runners.calls import Call, prepare
 from xformd.runners.inline import InlineRunner, Outcome, Run
-from xformd.runners.policy import Placement, Quarantine
+from xformd.runners.policy import LONG_POEM_BYTES, Placement, Quarantine
 from xformd.spec import Spec, SpecCache
 from xformd.telemetry.metrics import BatchedCounts
 from xformd.telemetry.timing import RequestTiming
@@ -33,10 +32,29 @@ log = Logger()
 
 @attrs.frozen
 class Stage:
-    """One step in the reactor, or neighbouring steps in one worker."""
+    """One step in the reactor, or neighbouring steps in one worker.
+
+    Args:
+        runner: runs them.
+        calls: the steps.
+        long_runner: runs them if an earlier stage has made a long poem of a short one.
+    """
 
     runner: Runner
     calls: tuple[Call, ...]
+    long_runner: Runner
+
+    def run(
+        self,
+        poem: bytes,
+        caller: Caller | None = None,
+        *,
+        is_admitted: bool = False,
+        timing: RequestTiming | None = None,
+    ) -> bytes | Deferred[bytes]:
+        """See ``Runner.run``."""
+        runner = self.runner if len(poem) <= LONG_POEM_BYTES else self.long_runner
+        return runner.run(self.calls, poem, caller, is_admitted=is_admitted, timing=timing)
 
 
 class FinishCall(Protocol):
@@ -49,7 +67,7 @@ class FinishCall(Protocol):
 
 @attrs.frozen(eq=False)
 class PreparedCall:
-    """One inline transform with its options, looked up and converted: it takes poem after poem.
+    """One inline transform with its options, looked up and converted: it takes poem after poem, none of them long.
 
     If the result of ``run`` is ``bytes`` within the limit, it goes to the client; anything else, and the Failure of
     what it raised, goes to ``finish_call``.
@@ -143,9 +161,14 @@ class Generation:
         self._workers = workers
         self._placement = placement or Placement()
         self._plans: SpecCache[Spec, list[Stage]] = SpecCache()
+        self._long_plans: SpecCache[Spec, list[Stage]] = SpecCache()
 
-    def plan(self, spec: Spec) -> list[Stage]:
+    def plan(self, spec: Spec, poem_bytes: int = 0) -> list[Stage]:
         """Look up the transforms of a spec and convert its options, once for all requests with that spec.
+
+        Args:
+            spec: the steps.
+            poem_bytes: the length of the first one's poem.
 
         Returns:
             What to run, in turn; at least one stage.
@@ -153,7 +176,8 @@ class Generation:
         Raises:
             XformError: there is no such transform, or it takes no such options.
         """
-        return self._plans.get(spec) or self._plans.remember(spec, self._make_plan(spec))
+        plans = self._plans if poem_bytes <= LONG_POEM_BYTES else self._long_plans
+        return plans.get(spec) or plans.remember(spec, self._make_plan(spec, poem_bytes))
 
     def describe(self) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints."""
@@ -169,7 +193,8 @@ class Generation:
     @functools.cached_property
     def needs_workers(self) -> bool:
         """Whether some of its transforms run in workers."""
-        return any(self._is_isolated(entry.transform) for entry in self.registry.entries.values())
+        entries = self.registry.entries.values()
+        return self._workers is not None and any(self._placement.is_isolated(entry.transform) for entry in entries)
 
     @property
     def quarantined(self) -> frozenset[str]:
@@ -181,18 +206,16 @@ class Generation:
         if self._workers is not None:
             self._workers.caller_has_room(caller)
 
-    def _make_plan(self, spec: Spec) -> list[Stage]:
+    def _make_plan(self, spec: Spec, poem_bytes: int) -> list[Stage]:
         calls = [prepare(step, self.registry) for step in spec.steps]
         stages: list[Stage] = []
-        for workers, group in itertools.groupby(calls, self._workers_for):
-            if workers is None:
-                stages.extend(Stage(self.inline, (call,)) for call in group)
+        for runner, group in itertools.groupby(calls, lambda call: self._runner(call, poem_bytes)):
+            if runner is self.inline:
+                stages.extend(Stage(runner, (call,), self._runner(call, LONG_POEM_BYTES + 1)) for call in group)
             else:
-                stages.append(Stage(workers, tuple(group)))
+                stages.append(Stage(runner, tuple(group), runner))
         return stages
 
-    def _workers_for(self, call: Call) -> Runner | None:
-        return self._workers if self._is_isolated(call.entry.transform) else None
-
-    def _is_isolated(self, transform: Transform) -> bool:
-        return self._workers is not None and self._placement.is_isolated(transform)
+    def _runner(self, call: Call, poem_bytes: int) -> Runner:
+        is_isolated = self._placement.is_isolated(call.entry.transform, poem_bytes)
+        return self._workers if is_isolated and self._workers is not None else self.inline

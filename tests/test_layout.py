@@ -106,6 +106,7 @@ def test_the_package_says_what_it_is_and_requires() -> None:
         "zope-interface",
         "prometheus-client",
         "docstring-parser",
+        "wcwidth",
     }
     assert "pluggy>=1.6" in required
     described = metadata("xformd")

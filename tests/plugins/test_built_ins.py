@@ -56,6 +56,12 @@ def test_line_endings_are_kept(name: str, poem: str) -> None:
     assert endings(transform(poem)) == endings(poem)
 
 
+@pytest.mark.parametrize("transform", poetry.xformd_transforms(), ids=lambda transform: transform.name)
+@given(poem=POEMS)
+def test_a_byte_order_mark_stays_at_the_front_and_is_no_text(transform: Transform, poem: str) -> None:
+    assert transform("\ufeff" + poem) == "\ufeff" + transform(poem)
+
+
 @given(POEMS)
 def test_wrapping_breaks_only_at_spaces(poem: str) -> None:
     wrapped = poetry.wrap(poem, width=5, indent=2)
@@ -92,6 +98,11 @@ def test_some_transforms_are_inverse_or_idempotent(poem: str) -> None:
         (poetry.wrap, "  one two", {"width": 5}, "  one\ntwo"),
         (poetry.wrap, "cafe\u0301 cafe\u0301", {"width": 9}, "cafe\u0301 cafe\u0301"),
         (poetry.wrap, "a\u00a0b c", {"width": 3}, "a\u00a0b\nc"),
+        (poetry.wrap, "ที่นี่ ที่นี่", {"width": 5}, "ที่นี่ ที่นี่"),  # 2 columns each
+        (poetry.wrap, "कुकु कुकु", {"width": 5}, "कुकु कुकु"),
+        (poetry.wrap, "👩\u200d👩\u200d👧 👩\u200d👩\u200d👧", {"width": 5}, "👩\u200d👩\u200d👧 👩\u200d👩\u200d👧"),
+        (poetry.wrap, "❤\ufe0f ❤\ufe0f", {"width": 4}, "❤\ufe0f\n❤\ufe0f"),
+        (poetry.wrap, "é\x1b\x07 ab", {"width": 5}, "é\x1b\x07\nab"),
         (poetry.dedent, "\ta\n\t\tb", {}, "a\n\tb"),
         (poetry.dedent, " a\n\tb", {}, " a\n\tb"),
         (poetry.trim, "\r\n a \r\n b", {}, " a\r\n b"),

@@ -4,10 +4,11 @@ A line ends with CRLF or LF. Invariant: a transform that moves lines moves their
 they are, as does whether the poem ends with one.
 """
 
+import functools
 import itertools
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import xformd
 
@@ -16,6 +17,25 @@ MAX_ADDED_CHARACTERS = 16 * 1024 * 1024
 
 MAX_WIDTH = 10_000
 """No reader needs wider lines, and they would cost the server's memory."""
+
+BYTE_ORDER_MARK = "\ufeff"
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def _line_transform(**settings: Any) -> Callable[[Callable[..., str]], xformd.Transform]:
+    """Make a deterministic transform that leaves a byte order mark at the front: it belongs to no line."""
+
+    def make(function: Callable[..., str]) -> xformd.Transform:
+        @functools.wraps(function)
+        def keep_mark(poem: str, **options: Any) -> str:
+            if poem.startswith(BYTE_ORDER_MARK):
+                return BYTE_ORDER_MARK + function(poem[1:], **options)
+            return function(poem, **options)
+
+        return xformd.transform(deterministic=True, **settings)(keep_mark)
+
+    return make
 
 
 def _split(poem: str) -> tuple[list[str], list[str]]:
@@ -56,10 +76,9 @@ def cummingsify(poem: str) -> str:
     return poem.lower()
 
 
-@xformd.transform(
+@_line_transform(
     examples=[("one\ntwo\nthree", "three\ntwo\none"), ("a\r\nb\r\n", "b\r\na\r\n"), ("", "")],
     inline=True,
-    deterministic=True,
 )
 def reverse_lines(poem: str) -> str:
     """Put the last line first."""
@@ -71,13 +90,12 @@ def reverse_lines(poem: str) -> str:
     return _join(reversed(texts), endings)
 
 
-@xformd.transform(
+@_line_transform(
     examples=[
         ("pear\napple\nfig\n", "apple\nfig\npear\n"),
         ("b\nC\na", "a\nb\nC", {"ignore_case": True}),
         ("a\nc\nb", "c\nb\na", {"reverse": True}),
     ],
-    deterministic=True,
 )
 def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -> str:
     """Sort the lines by their characters' code points.
@@ -91,13 +109,12 @@ def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -
     return _join(sorted(texts, key=str.casefold if ignore_case else None, reverse=reverse), endings)
 
 
-@xformd.transform(
+@_line_transform(
     examples=[
         ("a\nb\na\n", "a\nb\n"),
         ("b\na\nb", "b\na"),
         ("Owl\nowl", "Owl", {"ignore_case": True}),
     ],
-    deterministic=True,
 )
 def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
     """Remove every line that is equal to an earlier one.
@@ -113,13 +130,12 @@ def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
     return _join(first.values(), endings)
 
 
-@xformd.transform(
+@_line_transform(
     examples=[
         ("The Owl\nand the Cat\n", "1. The Owl\n2. and the Cat\n"),
         ("a\nb", " 9) a\n10) b", {"start": 9, "separator": ") "}),
         ("", ""),
     ],
-    deterministic=True,
 )
 def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
     """Number the lines, with the numbers aligned to the right.
@@ -136,13 +152,12 @@ def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
     return _join((f"{number:>{width}}{separator}{text}" for number, text in enumerate(texts, start)), endings)
 
 
-@xformd.transform(
+@_line_transform(
     examples=[
         ("The quick brown fox jumps", "The quick\nbrown fox\njumps", {"width": 10}),
         ("The quick brown fox\r\n", "The quick\r\n  brown\r\n  fox\r\n", {"width": 9, "indent": 2}),
         ("日本 日本 日本", "日本 日本\n日本", {"width": 9}),
     ],
-    deterministic=True,
 )
 def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
     """Wrap lines that are wider than width between words, and indent the continuation lines.
@@ -161,14 +176,17 @@ def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
     _check_growth("wrap", (indent + 2) * spaces)  # each break replaces a space
     default = next(filter(None, endings), "\n")
     margin = " " * indent
-    lines = zip(texts, endings, strict=True)
     return _join(
-        (((ending or default) + margin).join(_wrap_line(text, width, indent)) for text, ending in lines), endings
+        (
+            text if len(text) * 2 <= width else ((ending or default) + margin).join(_wrap_line(text, width, indent))
+            for text, ending in zip(texts, endings, strict=True)
+        ),
+        endings,
     )
 
 
 def _wrap_line(text: str, width: int, indent: int) -> Iterator[str]:
-    if len(text) * 2 <= width or _columns(text) <= width:
+    if _columns(text) <= width:
         yield text
         return
     row, used = "", 0
@@ -185,21 +203,21 @@ def _wrap_line(text: str, width: int, indent: int) -> Iterator[str]:
 
 
 def _columns(text: str) -> int:
-    """Return the text's width on a terminal: wide characters count two, combining marks none."""
+    """Return the text's width on a terminal; a control character counts one."""
     if text.isascii():
         return len(text)
-    marks = sum(1 for character in text if unicodedata.combining(character))
-    wide = sum(1 for character in text if unicodedata.east_asian_width(character) in "WF")
-    return len(text) - marks + wide
+    from wcwidth import wcswidth  # takes 45 ms
+
+    columns = wcswidth(text)
+    return columns if columns >= 0 else wcswidth(_CONTROLS.sub(" ", text))
 
 
-@xformd.transform(
+@_line_transform(
     examples=[
         ("The Owl\n\nand the Cat\n", "    The Owl\n\n    and the Cat\n"),
         ("a\r\nb", "> a\r\n> b", {"prefix": "> "}),
         ("", ""),
     ],
-    deterministic=True,
 )
 def indent(poem: str, *, prefix: str = "    ") -> str:
     """Prefix every line that is not blank.
@@ -212,12 +230,11 @@ def indent(poem: str, *, prefix: str = "    ") -> str:
     return _each_line(poem, lambda text: prefix + text if text.strip() else text)
 
 
-@xformd.transform(
+@_line_transform(
     examples=[
         ("    The Owl\n      and the Cat\n", "The Owl\n  and the Cat\n"),
         ("  a\r\n \r\n  b", "a\r\n\r\nb"),
     ],
-    deterministic=True,
 )
 def dedent(poem: str) -> str:
     """Remove the white space that all lines have in common. Blank lines are ignored, and become empty."""
@@ -232,9 +249,8 @@ def dedent(poem: str) -> str:
     return _each_line(poem, lambda text: text[margin:] if text.strip() else "")
 
 
-@xformd.transform(
-    examples=[("\n\n  The Owl  \nand the Cat\t\n\n", "  The Owl\nand the Cat\n"), (" \r\n", ""), ("a ", "a")],
-    deterministic=True,
+@_line_transform(
+    examples=[("\n\n  The Owl  \nand the Cat\t\n\n", "  The Owl\nand the Cat\n"), (" \r\n", ""), ("a ", "a")]
 )
 def trim(poem: str) -> str:
     """Remove white space from the ends of lines, and blank lines from the ends of the poem."""

@@ -2,6 +2,10 @@
 
 import errno
 import io
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,19 @@ from twisted.internet.defer import Deferred
 
 import xformd
 from support.deferreds import error_of, result_of
-from xformd.client.batch import Batch, Item, Summary, file_name, to_folder, to_stream, write_whole
+from xformd.client.batch import (
+    STDIN,
+    Batch,
+    Item,
+    Summary,
+    file_name,
+    find_files,
+    mirrored,
+    to_files,
+    to_folder,
+    to_stream,
+    write_whole,
+)
 
 
 class Table:
@@ -139,24 +155,135 @@ def test_a_stream_gets_the_bytes_and_nothing_else() -> None:
 
 
 def test_each_result_has_its_own_file(tmp_path: Path) -> None:
-    write = to_folder(tmp_path / "new", [Path("-"), Path("a/owl")], file_name)
-    write(Path("-"), b"Cat")
+    write = to_folder(tmp_path / "new", [STDIN, Path("a/owl")], file_name)
+    write(STDIN, b"Cat")
     write(Path("a/owl"), b"Owl")
     assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == {"stdin": b"Cat", "owl": b"Owl"}
 
 
 def test_results_with_one_name_or_over_their_own_input_are_refused(tmp_path: Path) -> None:
     (tmp_path / "owl").touch()
-    with pytest.raises(xformd.ConfigError, match="would both become owl"):
+    with pytest.raises(xformd.ConfigError, match=r"would both become .*/new/owl; --recursive keeps their folders"):
         to_folder(tmp_path / "new", [Path("a/owl"), Path("b/owl")], file_name)
     with pytest.raises(xformd.ConfigError, match="the result would overwrite"):
         to_folder(tmp_path, [tmp_path / "owl"], file_name)
+
+
+def test_a_result_may_overwrite_its_own_poem_only_if_asked_and_no_other(tmp_path: Path) -> None:
+    owl, link = tmp_path / "owl", tmp_path / "link"
+    owl.touch()
+    link.symlink_to(owl)
+    to_files([(owl, owl)], "--in-place", overwrite=True)(owl, b"Owl")
+    assert owl.read_bytes() == b"Owl"
+    with pytest.raises(xformd.ConfigError, match=r"--in-place: .*/owl and .*/link would both become .*/link$"):
+        to_files([(owl, owl), (link, link)], "--in-place", overwrite=True)
+    with pytest.raises(xformd.ConfigError, match=r"--output-dir .*: the result would overwrite .*/owl"):
+        to_folder(tmp_path, [owl, tmp_path / "cat"], lambda source: "link")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Folders with poems, and with what is none."""
+    for name in ("a/owl", "b/owl", "b/deep/cat", ".git/config", "b/.hidden", "out/owl", "-"):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(name.encode())
+    (tmp_path / "tree" / "a" / "link").symlink_to("owl")
+    (tmp_path / "tree" / "a" / "loop").symlink_to("..")
+    os.mkfifo(tmp_path / "tree" / "a" / "pipe")
+    return tmp_path / "tree"
+
+
+def test_the_poems_of_a_folder_are_its_plain_files(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    names = ["-", "a/owl", "b/owl", "b/deep/cat"]
+    assert find_files([tree], skip=tree / "out") == [tree / name for name in names]
+    assert find_files([Path()], skip=Path("out")) == [Path(name) for name in names]
+    assert find_files([STDIN, Path("b/owl"), Path("b/deep"), Path("gone")]) == [
+        STDIN,
+        Path("b/owl"),
+        Path("b/deep/cat"),
+        Path("gone"),
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder: run the tests as another user")
+def test_a_folder_that_cannot_be_listed_is_a_poem_that_cannot_be_read(tree: Path) -> None:
+    (tree / "b").chmod(0)
+    assert tree / "b" in find_files([tree])
+    (tree / "b").chmod(0o700)
+
+
+def test_mirrored_files_keep_the_folders_that_tell_them_apart(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    for arguments, names in [
+        ([Path("a/owl"), Path("b/owl")], ["a/owl", "b/owl"]),
+        ([Path("b")], ["owl", "deep/cat"]),
+        ([Path("b"), STDIN, Path("a/owl")], ["b/owl", "b/deep/cat", "stdin", "a/owl"]),
+        ([tree / "a", Path("../tree/b/deep")], ["a/owl", "b/deep/cat"]),
+    ]:
+        name_of = mirrored(arguments)
+        assert [name_of(source) for source in find_files(arguments)] == names
 
 
 def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
     write_whole(tmp_path / "owl", b"The Owl")
     (tmp_path / "plain").touch()
     assert (tmp_path / "owl").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_file_that_is_there_keeps_its_mode_and_a_link_is_followed(tmp_path: Path) -> None:
+    owl, link = tmp_path / "owl", tmp_path / "link"
+    owl.touch()
+    owl.chmod(0o604)
+    link.symlink_to("owl")
+    write_whole(link, b"The Owl")
+    assert link.is_symlink()
+    assert (owl.read_bytes(), owl.stat().st_mode & 0o777) == (b"The Owl", 0o604)
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to("new/cat")
+    write_whole(dangling, b"Cat")
+    assert (tmp_path / "new" / "cat").read_bytes() == b"Cat"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away: run the tests as root")
+def test_a_file_that_is_there_keeps_its_owner(tmp_path: Path) -> None:
+    (tmp_path / "owl").touch()
+    os.chown(tmp_path / "owl", 1234, 2345)
+    write_whole(tmp_path / "owl", b"The Owl")
+    assert ((tmp_path / "owl").stat().st_uid, (tmp_path / "owl").stat().st_gid) == (1234, 2345)
+
+
+def test_what_is_no_plain_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "null").symlink_to(os.devnull)
+    write_whole(tmp_path / "null", b"The Owl")
+    assert not Path(os.devnull).is_file()
+
+
+def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owl").touch(mode=0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # for root it never says so
+    with pytest.raises(PermissionError):
+        write_whole(tmp_path / "owl", b"The Owl")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_process_that_is_killed_while_it_writes_leaves_no_partial_file(tmp_path: Path, exists: bool) -> None:
+    if exists:
+        (tmp_path / "owl").write_bytes(b"Owl")
+    script = "import os, signal, sys, pathlib; from xformd.client.batch import write_whole; "
+    script += "os.link = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL); "
+    script += "write_whole(pathlib.Path(sys.argv[1]), bytes(1_000_000))"
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "owl")], check=False, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"Owl"] * exists
+
+
+def test_a_file_is_written_whole_where_none_can_be_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    write_whole(tmp_path / "owl", b"The Owl")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"The Owl"]
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -242,6 +242,91 @@ def test_a_folder_where_a_result_would_overwrite_its_poem_is_refused(tmp_path: P
     assert poem.read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("command", ["send", "run"])
+def test_results_take_the_place_of_their_poems(server: Server, poems: list[str], command: str) -> None:
+    done = xformd(command, "upper", *poems, "--in-place", XFORMD_SERVER=server.address)
+    assert (done.returncode, done.stdout) == (65, b"")
+    assert [Path(poems[each]).read_bytes() for each in (0, 1, 3)] == [b"ONE\n", b"\xff\n", b"THREE\n"]
+    for arguments in ([], ["-"], [poems[0], "--output-dir", "out"]):
+        refused = xformd(command, "upper", "--in-place", *arguments)
+        assert (refused.returncode, refused.stderr.splitlines()[-1][:17]) == (2, b"Error: --in-place")
+
+
+def test_the_poems_of_folders_go_to_mirrored_folders(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        (tmp_path / "src" / name / "owl").write_text(name)
+    assert run("upper", "--recursive", str(tmp_path / "src")).stdout == b"AB"
+    for given in ([tmp_path / "src"], [tmp_path / "src" / "a" / "owl", tmp_path / "src" / "b" / "owl"]):
+        folder = tmp_path / f"out{len(given)}"
+        done = run("upper", "--recursive", *map(str, given), "--output-dir", str(folder))
+        assert done.returncode == 0
+        assert [(folder / name / "owl").read_bytes() for name in "ab"] == [b"A", b"B"]
+    (tmp_path / "empty").mkdir()
+    nothing = run("upper", "--recursive", str(tmp_path / "empty"), stdin=b"no poem")
+    assert (nothing.returncode, nothing.stdout) == (0, b"")
+
+
+def test_a_dash_is_standard_input_and_a_path_to_a_dash_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("./-").write_bytes(b"file\n")
+    assert run("upper", "./-", "-", stdin=b"stdin\n").stdout == b"FILE\nSTDIN\n"
+
+
+# Charsets
+
+
+@pytest.mark.parametrize("command", ["send", "run"])
+def test_text_is_read_and_written_in_its_charset(server: Server, command: str) -> None:
+    for charset in ("latin-1", "utf-16", "cp1252", "utf-8-sig"):
+        arguments = (command, "upper", "--encoding", charset)
+        done = xformd(*arguments, stdin="café\n".encode(charset), XFORMD_SERVER=server.address)
+        assert (done.stdout.decode(charset), done.stderr) == ("CAFÉ\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "poem", "status", "says"),
+    [
+        (("upper", "--encoding", "ascii"), b"\xff", 65, "gibberish: this poem: 'ascii' codec can't decode byte 0xff"),
+        (("upper", "--encoding", "utf-16"), b"a", 65, "gibberish: this poem: 'utf-16"),
+        (("upper", "--encoding", "latin-1"), b"\xff", 65, "gibberish: the result: 'latin-1' codec can't encode"),
+        (("backwards", "--encoding", "latin-1"), b"\xe9", 65, "gibberish: the result: 'utf-8' codec can't decode"),
+        *(
+            (("upper", "--encoding", name), b"", 2, f"no charset {name!r} for text")
+            for name in ("nope", "rot13", "a\0")
+        ),
+    ],
+)
+def test_what_a_charset_does_not_have_is_one_line(
+    arguments: tuple[str, ...], poem: bytes, status: int, says: str
+) -> None:
+    failed = run(*arguments, stdin=poem)
+    assert (failed.returncode, failed.stdout) == (status, b"")
+    assert says in failed.stderr.decode()
+
+
+def test_a_byte_order_mark_stays_or_goes() -> None:
+    assert run("number-lines", stdin=b"\xef\xbb\xbfOwl").stdout == b"\xef\xbb\xbf1. Owl"
+    assert run("number-lines", "--strip-bom", stdin=b"\xef\xbb\xbfOwl").stdout == b"1. Owl"
+    marked = "\ufeffOwl".encode("utf-16-le")
+    assert run("number-lines", "--strip-bom", "--encoding", "utf-16-le", stdin=marked).stdout.startswith(b"1\0")
+
+
+def test_run_heeds_the_limits_of_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "xformd.toml").write_text("max_result_bytes = 5\ntransform_timeout_s = 0.05\n")
+    upper, limited = ("run", "upper", "--plugins=none"), ("--config", str(tmp_path / "xformd.toml"))
+    says = b"xformd: too-large: the result of upper has 6 bytes; the limit is 5 bytes\n"
+    for done in (
+        xformd(*upper, *limited, stdin=b"poem!!"),
+        xformd(*upper, "--max-result-bytes", "5", stdin=b"poem!!"),
+        xformd(*upper, stdin=b"poem!!", XFORMD_MAX_RESULT_BYTES="5"),
+    ):
+        assert (done.returncode, done.stderr) == (65, says)
+    late = xformd("run", *LOOSE, "gate", *limited, stdin=b"Poem", GATE=str(tmp_path))
+    assert (late.returncode, late.stderr.splitlines()[-1]) == (75, b"xformd: timeout: gate took longer than its 0.05 s")
+    assert xformd(*upper, stdin=b"a", XFORMD_MAX_QUEUE="nonsense").stdout == b"A"
+
+
 def test_a_file_that_cannot_be_read_or_written_is_one_line(poems: list[str], tmp_path: Path) -> None:
     loop, file = tmp_path / "loop", tmp_path / "file"
     loop.symlink_to(loop)

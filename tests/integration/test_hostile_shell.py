@@ -47,7 +47,7 @@ def test_an_output_that_is_full_or_closed_is_one_line(
 @pytest.mark.parametrize("command", ["run", "send"])
 def test_a_standard_input_that_is_closed_is_one_line(server: Server, command: str) -> None:
     done = shell(f"xformd {command} upper <&-", XFORMD_SERVER=server.address)
-    assert (done.returncode, done.stderr) == (66, b"xformd: -: standard input is closed\n")
+    assert (done.returncode, done.stderr) == (66, b"xformd: /dev/stdin: standard input is closed\n")
 
 
 def test_ctrl_c_ends_a_command_that_waits_for_its_poem(server: Server, tmp_path: Path) -> None:

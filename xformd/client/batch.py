@@ -3,13 +3,15 @@
 Invariant: a failure never stops the rest, and a result is written whole or not at all.
 """
 
+import contextlib
 import errno
 import itertools
 import os
+import secrets
+import stat
 import sys
-import tempfile
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
@@ -19,7 +21,8 @@ from twisted.python.failure import Failure
 
 from xformd.errors import ConfigError, XformError
 
-STDIN = Path("-")
+STDIN = Path("/dev/stdin")
+"""Standard input, ``-`` on a command line; a file may have that name too."""
 
 READ_FAILED = 66
 """The exit status of a command that cannot read its input: EX_NOINPUT."""
@@ -169,7 +172,7 @@ def _call(function: Callable[..., Value | Awaitable[Value]], *arguments: Any) ->
 
 
 def read_file(source: Path) -> bytes:
-    """Return the content of a file, or of standard input for ``-``."""
+    """Return the content of a file, or of standard input."""
     if source != STDIN:
         return source.read_bytes()
     if sys.stdin is None:
@@ -179,9 +182,40 @@ def read_file(source: Path) -> bytes:
     return sys.stdin.buffer.read()
 
 
+def find_files(arguments: Iterable[Path], skip: Path | None = None) -> list[Path]:
+    """Return the files, and for each folder those below it, sorted, but nothing hidden, no links and nothing special.
+
+    Args:
+        arguments: files and folders. A folder that cannot be listed is returned itself, and reading it fails.
+        skip: a folder to leave out: that of the results.
+    """
+    found: list[Path] = []
+    left_out = skip and skip.absolute()
+
+    def note(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for argument in arguments:
+        if argument == STDIN or not argument.is_dir():
+            found.append(argument)
+            continue
+        for folder, folders, files in os.walk(argument, onerror=note):
+            visible = [Path(folder, name) for name in sorted([*folders, *files]) if not name.startswith(".")]
+            folders[:] = [path.name for path in visible if path.is_dir() and path.absolute() != left_out]
+            found += [path for path in visible if path.is_file() and not path.is_symlink()]
+    return found
+
+
 def file_name(source: Path) -> str:
     """Return the name of the file for a source's result."""
-    return "stdin" if source == STDIN else source.name
+    return source.name
+
+
+def mirrored(arguments: Iterable[Path]) -> Callable[[Path], str]:
+    """Return a ``file_name`` that keeps the folders below the one that all arguments have in common."""
+    folders = [path.absolute() if path.is_dir() else path.absolute().parent for path in arguments if path != STDIN]
+    common = os.path.commonpath(folders or [STDIN.parent])
+    return lambda source: os.path.relpath(source.absolute(), STDIN.parent if source == STDIN else common)
 
 
 def to_stream(stream: BinaryIO) -> Callable[[Any, bytes], None]:
@@ -197,49 +231,82 @@ def to_stream(stream: BinaryIO) -> Callable[[Any, bytes], None]:
 def to_folder(
     folder: Path, sources: Sequence[Source], name_of: Callable[[Source], str]
 ) -> Callable[[Source, bytes], None]:
-    """Write each result to its own file.
+    """Write each result to its own file in a folder, which is made when the first result is there; see ``to_files``."""
+    return to_files([(source, folder / name_of(source)) for source in sources], f"--output-dir {folder}")
 
-    Args:
-        folder: where; it is created when the first result is there.
-        sources: all sources; the names of their files must differ.
-        name_of: returns the name of a source's file.
+
+def to_files(
+    targets: Sequence[tuple[Source, Path]], flag: str, *, overwrite: bool = False
+) -> Callable[[Source, bytes], None]:
+    """Write each result to the file that goes with its source.
 
     Raises:
-        ConfigError: two results would have the same name, or a result would overwrite its own input.
+        ConfigError: with the flag that asked for it: two results would go to one file, or one would overwrite an input
+            although that is not what was asked for.
     """
-    seen: dict[str, Source] = {}
-    for source in sources:
-        name = name_of(source)
-        if name in seen:
-            raise ConfigError(f"--output-dir {folder}: {seen[name]} and {source} would both become {name}")
-        seen[name] = source
-        if isinstance(source, Path) and _is_same(folder / name, source):
-            raise ConfigError(f"--output-dir {folder}: the result would overwrite {source}")
-    return lambda source, result: write_whole(folder / name_of(source), result)
+    inputs = {_identity(source): source for source, _ in targets if isinstance(source, Path)}
+    seen: dict[object, Source] = {}
+    for source, target in targets:
+        identity = _identity(target)
+        if identity in seen:
+            advice = "; --recursive keeps their folders" if isinstance(source, Path) and not overwrite else ""
+            raise ConfigError(f"{flag}: {seen[identity]} and {source} would both become {target}{advice}")
+        if identity in inputs and not overwrite:
+            raise ConfigError(f"{flag}: the result would overwrite {inputs[identity]}")
+        seen[identity] = source
+    files = dict(targets)
+    return lambda source, result: write_whole(files[source], result)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically: it appears only when it is complete. Its folder is created if missing.
 
+    A symbolic link is followed, and a file that was there keeps its mode and owner. A device or pipe is written to.
+
     Raises:
         OSError: it could not be written; what was there before is unchanged.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".xformd-")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        before = path.stat()
+    except FileNotFoundError:
+        before = None
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        path.write_bytes(content)
+        return
+    if before is not None and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    temporary = path.with_name(f".xformd-{secrets.token_hex(8)}")
+    try:
+        with _open_nameless(temporary) as file:  # the system applies the umask
             file.write(content)
-        umask = os.umask(0)  # the only way to read it is to set it
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
+            if before is not None:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), before.st_mode & 0o777)
+            file.flush()
+            if not temporary.exists():
+                # With a descriptor for its folder, which is not needed, Python makes the call that follows the link.
+                os.link(f"/proc/self/fd/{file.fileno()}", temporary, src_dir_fd=file.fileno())
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _is_same(one: Path, other: Path) -> bool:
+def _open_nameless(path: Path) -> BinaryIO:
+    """Open a file that is gone if the process is killed before it is given this name, where the system can do that."""
     try:
-        return one.samefile(other)
-    except OSError:  # one is missing or cannot be reached: reading or writing it will report that
-        return False
+        return open(os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666), "wb")  # noqa: PTH123 - it has no path
+    except (AttributeError, OSError):
+        return path.open("xb")
+
+
+def _identity(path: Path) -> object:
+    """Return what two names of one file have in common."""
+    try:
+        found = path.stat()
+    except OSError:  # it is missing or cannot be reached: reading or writing it will report that
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino

@@ -8,13 +8,13 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
 
 from xformd import __version__
 from xformd.config import TABLE
@@ -24,13 +24,12 @@ from xformd.limits import Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server, with_host
 
 if TYPE_CHECKING:
-    from xformd.config import Configuration
+    from xformd.config import Configuration, Settings
     from xformd.net.listener import ListeningService
     from xformd.plugins.registry import Plugin
-    from xformd.plugins.selection import Selection
 
 Command = Callable[..., Any]
-Selected = Callable[[], "contextlib.AbstractContextManager[Selection]"]
+Selected = Callable[[], "contextlib.AbstractContextManager[Settings]"]
 """Reads which plugins to load; an error in the block names the file, variable or flag that chose them."""
 
 PLUGIN_SETTINGS = ("plugins", "plugins_dir", "block", "prefer", "strict")
@@ -116,16 +115,53 @@ class _SpecType(click.types.StringParamType):
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
         from xformd.commands.plugins import list_here
-        from xformd.plugins.selection import EVERYTHING
 
         done, plus, start = incomplete.rpartition("+")
-        with isolated_plugin_output():
-            listed = list_here(EVERYTHING)["transforms"]
+        given = {name: value for name, value in ctx.params.items() if name in TABLE}
+        named = ctx.params.get("file") or os.environ.get("XFORMD_CONFIG")
+        file = Path(named) if named else None
+        try:
+            with (
+                isolated_plugin_output(),
+                _read_settings(file, given, (*PLUGIN_SETTINGS, "plugin_load_timeout_s")) as settings,
+            ):
+                selection = attrs.evolve(settings.selection, strict=False, ignore_unknown=True)
+                listed = list_here(attrs.evolve(settings, selection=selection))["transforms"]
+        except XformError:  # the command itself tells what is wrong
+            return []
         return [
             CompletionItem(f"{done}{plus}{each['name']}", help=each["summary"])
             for each in listed
             if each["name"].startswith(start)
         ]
+
+
+class _Bash(BashComplete):
+    """Completes words with ``:`` and ``=``, which bash breaks into several: it is told only what it replaces."""
+
+    source_template = BashComplete.source_template.replace(
+        "COMP_CWORD=$COMP_CWORD", 'COMP_CWORD=$COMP_CWORD COMP_LINE="${COMP_LINE:0:COMP_POINT}"'
+    )
+    _kept = ""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the one at the cursor, and that one's beginning."""
+        line = os.environ.get("COMP_LINE", "")
+        if not line:
+            return super().get_completion_args()
+        words = split_arg_string(line)
+        incomplete = "" if line[-1].isspace() and not line.endswith("\\ ") else words.pop()
+        replaced = os.environ["COMP_WORDS"].split("\n")[int(os.environ["COMP_CWORD"])].lstrip(":=")
+        if incomplete.endswith(replaced):
+            self._kept = incomplete.removesuffix(replaced)
+        return words[1:], incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Return the type, and what bash shall put in place of its own word."""
+        return f"{item.type},{item.value.removeprefix(self._kept)}"
+
+
+add_completion_class(_Bash)
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -138,6 +174,14 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
             raise click.BadParameter(f"{key} is given twice", ctx, param)
         pairs[key] = rest
     return pairs
+
+
+def _charset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    try:
+        " ".encode(value or "utf-8")
+    except (LookupError, ValueError):
+        raise click.BadParameter(f"no charset {value!r} for text: try latin-1 or utf-16", ctx, param) from None
+    return value
 
 
 # Settings: flags that are settings of a server too.
@@ -187,7 +231,7 @@ def plugin_flags(command: Command) -> Command:
             multiple=True,
             type=click.Path(),
             metavar="DIR",
-            help="Load the *.py files of this folder as plugins too.",
+            help="Load the *.py files and packages of this folder as plugins too.",
         ),
         click.option(
             "--plugins",
@@ -275,26 +319,31 @@ def configuration_options(default_port: int, *, reads_file: bool = True) -> Call
 def plugin_options(command: Command) -> Command:
     """Add the options that select plugins, and pass the command ``selected``, which reads them when it is called.
 
-    Of the environment only the variables of these options count: a command that is no server must not fail because of
-    another variable. A file is read and checked as a whole.
+    Every parameter of the command with the name of a setting is read with them.
     """
 
     @config_option
     @plugin_flags
+    @limit_options(("plugin_load_timeout_s",))
     @functools.wraps(command)
     def with_selection(file: Path | None, **options: Any) -> Any:
-        given = {name: options.pop(name) for name in PLUGIN_SETTINGS}
-
-        @contextlib.contextmanager
-        def selected() -> "Iterator[Selection]":
-            variables = {TABLE[name].variable for name in PLUGIN_SETTINGS} & set(os.environ)
-            environment = {variable: os.environ[variable] for variable in variables}
-            with configured(file, _given_flags(given), environment) as configuration:
-                yield configuration.settings.selection
-
-        return command(selected=selected, **options)
+        given = {name: options.pop(name) for name in set(options) & set(TABLE)}
+        return command(selected=functools.partial(_read_settings, file, given, given), **options)
 
     return with_selection
+
+
+@contextlib.contextmanager
+def _read_settings(file: Path | None, given: Mapping[str, Any], names: Iterable[str]) -> "Iterator[Settings]":
+    """Read settings for a command that is no server.
+
+    Of the environment only the variables of these names count: it must not fail because of another. A file is read and
+    checked as a whole.
+    """
+    variables = {TABLE[name].variable for name in names} & set(os.environ)
+    environment = {variable: os.environ[variable] for variable in variables}
+    with configured(file, _given_flags(given), environment) as configuration:
+        yield configuration.settings
 
 
 def _given_flags(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -323,9 +372,37 @@ def configured(
 # Poems and servers.
 
 
+@attrs.frozen
+class PoemOptions:
+    """Where poems come from, where their results go, and how both are encoded."""
+
+    files: tuple[str, ...]
+    output_dir: Path | None
+    in_place: bool
+    recursive: bool
+    encoding: str | None
+    strip_bom: bool
+
+
 def poem_options(command: Command) -> Command:
-    """Add the arguments SPEC and FILE..., ``--option`` and ``--output-dir``."""
+    """Add the arguments SPEC and FILE..., ``--option``, and what is passed as ``poems``, a ``PoemOptions``."""
+    names = [field.name for field in attrs.fields(PoemOptions)]
+
+    @functools.wraps(command)
+    def with_poems(**given: Any) -> Any:
+        poems = PoemOptions(**{name: given.pop(name) for name in names})
+        if poems.in_place and (poems.output_dir or not poems.files or "-" in poems.files):
+            raise click.UsageError("--in-place rewrites files: name some, and no --output-dir")
+        return command(poems=poems, **given)
+
+    decorated: Command = with_poems
     for add in (
+        click.option("--strip-bom", is_flag=True, help="Remove the byte order mark at the start of each poem."),
+        click.option(
+            "--encoding", callback=_charset, metavar="CHARSET", help="Read and write text in this charset, not UTF-8."
+        ),
+        click.option("--recursive", is_flag=True, help="Take the files of folders too; mirror them in --output-dir."),
+        click.option("--in-place", is_flag=True, help="Write each result over its poem."),
         click.option(
             "--output-dir",
             type=click.Path(file_okay=False, path_type=Path),
@@ -341,11 +418,11 @@ def poem_options(command: Command) -> Command:
             metavar="KEY=VALUE",
             help="An option of the transform.",
         ),
-        click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path)),
+        click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path()),
         click.argument("spec", type=_SpecType()),
     ):
-        command = add(command)
-    return command
+        decorated = add(decorated)
+    return decorated
 
 
 def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # noqa: A002 - click's word

@@ -18,9 +18,9 @@ from xformd.commands.options import (
 from xformd.errors import ConfigError, XformError
 
 if TYPE_CHECKING:
+    from xformd.config import Settings
     from xformd.plugins.definition import Example, Transform
     from xformd.plugins.registry import Plugin
-    from xformd.plugins.selection import Selection
     from xformd.service import TransformService
 
 CHECK_FAILED = 1
@@ -47,24 +47,23 @@ def list_transforms(as_json: bool, server: str | None, selected: Selected) -> No
 
     with isolated_plugin_output() as stdout:
         if server is None:
-            with selected() as selection:
-                listed = list_here(selection)
+            with selected() as settings:
+                listed = list_here(settings)
         else:
             listed = _ask_for_list(server)
         click.echo(json.dumps(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
 
 
-def list_here(selection: "Selection") -> dict[str, Any]:
+def list_here(settings: "Settings") -> dict[str, Any]:
     """Return what a server with these plugins would list."""
     from twisted.internet import reactor
 
-    from xformd.limits import Limits
     from xformd.net import run
     from xformd.server.local import local_service
     from xformd.telemetry import logs
 
     async def describe() -> dict[str, Any]:
-        async with local_service(selection, Limits(), report_slow, reactor) as service:
+        async with local_service(settings, report_slow, reactor) as service:
             return service.describe()
 
     logs.start()
@@ -104,11 +103,11 @@ def check(distribution: str | None, selected: Selected) -> None:
         passed: list[bool] = []
 
         async def check_all() -> None:
-            async for verdict in check_plugins(selection, distribution):
+            async for verdict in check_plugins(settings, distribution):
                 _report(verdict, stdout)
                 passed.append(verdict.passed)
 
-        with selected() as selection:
+        with selected() as settings:
             run.run_until_done(check_all())
         if not passed:
             raise ConfigError("nothing to check: the selected plugins are blocked or have no transforms")
@@ -136,11 +135,11 @@ class Verdict:
         return not self.failures
 
 
-async def check_plugins(selection: "Selection", distribution: str | None) -> AsyncIterator[Verdict]:
+async def check_plugins(settings: "Settings", distribution: str | None) -> AsyncIterator[Verdict]:
     """Run every example the way a request would, also where another plugin has the transform's name.
 
     Args:
-        selection: the plugins to load.
+        settings: the plugins to load, and the limits.
         distribution: check only this one; None for all.
 
     Yields:
@@ -148,11 +147,10 @@ async def check_plugins(selection: "Selection", distribution: str | None) -> Asy
     """
     from twisted.internet import reactor
 
-    from xformd.limits import Limits
     from xformd.plugins.loader import of_distribution
     from xformd.server.local import local_service
 
-    async with local_service(selection, Limits(), report_slow, reactor) as service:
+    async with local_service(settings, report_slow, reactor) as service:
         registry = service.registry
         plugins = registry.plugins if distribution is None else of_distribution(distribution, registry.plugins)
         for plugin in plugins:
@@ -164,19 +162,18 @@ async def check_plugins(selection: "Selection", distribution: str | None) -> Asy
     for conflict in registry.conflicts:
         for plugin in conflict.plugins:
             if plugin.key in {each.key for each in plugins} and plugin != conflict.winner:
-                yield await _check_loser(selection, conflict.name, plugin)
+                yield await _check_loser(settings, conflict.name, plugin)
 
 
-async def _check_loser(selection: "Selection", name: str, plugin: "Plugin") -> Verdict:
+async def _check_loser(settings: "Settings", name: str, plugin: "Plugin") -> Verdict:
     """Check a transform whose name another plugin has, with a selection that prefers it."""
     from twisted.internet import reactor
 
-    from xformd.limits import Limits
     from xformd.server.local import local_service
 
-    preferring = attrs.evolve(selection, preferred={name: plugin.distribution}, strict=False)
+    selection = attrs.evolve(settings.selection, preferred={name: plugin.distribution}, strict=False)
     try:
-        async with local_service(preferring, Limits(), report_slow, reactor) as service:
+        async with local_service(attrs.evolve(settings, selection=selection), report_slow, reactor) as service:
             return await _verdict(service, service.registry.resolve(name).transform)
     except ConfigError as error:
         return Verdict(name, 0, (error.message,))

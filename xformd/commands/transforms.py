@@ -1,25 +1,28 @@
 """``xformd send``, ``run`` and ``ping``: poems through transforms, on a server or in this process."""
 
+import codecs
 import contextlib
 import functools
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from xformd.commands.options import (
+    PoemOptions,
     Selected,
     describe_locally,
     isolated_plugin_output,
+    limit_options,
     plugin_options,
     poem_options,
     print_error,
     report_slow,
     server_options,
 )
-from xformd.errors import ConnectionFailed, TransformTimeout, XformError
+from xformd.errors import ConnectionFailed, GibberishError, TransformTimeout, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from xformd.client import TransformProxy
     from xformd.client import batch as batches
 
-_Transform = Callable[[bytes], "bytes | Deferred[bytes]"]
+Transform = Callable[[bytes], "bytes | Deferred[bytes]"]
 
 RETRY_S = 0.1
 """How long ``ping --wait`` waits between two tries."""
@@ -102,9 +105,8 @@ async def _ping(proxy: "TransformProxy", timeout_s: float, *, wait: bool) -> str
 @click.option("--fallback", is_flag=True, help="Print the original poem if the transform fails.")
 def send(
     spec: str,
-    files: tuple[Path, ...],
+    poems: PoemOptions,
     options: dict[str, str],
-    output_dir: Path | None,
     servers: tuple[str, ...],
     timeout: float,
     jobs: int,
@@ -119,6 +121,7 @@ def send(
       xformd send cummingsify poem.txt
       xformd send wrap -o width=40 < poem.txt
       xformd send wrap:width=40+number-lines --output-dir out *.txt
+      xformd send trim --in-place --recursive poems
     """
     from xformd import spec as specs
     from xformd.client import TransformProxy
@@ -132,18 +135,18 @@ def send(
         def transform(poem: bytes) -> "Deferred[bytes]":
             return proxy.xform(built, poem, timeout=timeout)
 
-        _run_batch(contextlib.nullcontext(transform), files, output_dir, stdout, fallback=fallback, jobs=jobs)
+        _run_batch(contextlib.nullcontext(transform), poems, stdout, fallback=fallback, jobs=jobs)
 
 
 @click.command()
 @poem_options
 @plugin_options
+@limit_options(("max_result_bytes", "transform_timeout_s", "worker_memory_bytes"))
 @click.option("--traceback", is_flag=True, help="Show the traceback of a transform that raises.")
 def run(
     spec: str,
-    files: tuple[Path, ...],
+    poems: PoemOptions,
     options: dict[str, str],
-    output_dir: Path | None,
     selected: Selected,
     traceback: bool,
 ) -> None:
@@ -158,26 +161,24 @@ def run(
     from twisted.internet import reactor
 
     from xformd import spec as specs
-    from xformd.limits import Limits
     from xformd.server.local import local_service
     from xformd.telemetry import logs
 
     logs.start(*([logs.observer()] if traceback else []))
     parsed = specs.build(spec, options)
-    with isolated_plugin_output() as stdout, selected() as selection:
+    with isolated_plugin_output() as stdout, selected() as settings:
 
         @contextlib.asynccontextmanager
-        async def here() -> "AsyncIterator[_Transform]":
-            async with local_service(selection, Limits(), report_slow, reactor) as service:
+        async def here() -> AsyncIterator[Transform]:
+            async with local_service(settings, report_slow, reactor) as service:
                 yield functools.partial(service.xform, parsed)
 
-        _run_batch(here(), files, output_dir, stdout, describe=describe_locally)
+        _run_batch(here(), poems, stdout, describe=describe_locally)
 
 
 def _run_batch(
-    prepared: "contextlib.AbstractAsyncContextManager[_Transform]",
-    files: Sequence[Path],
-    output_dir: Path | None,
+    prepared: contextlib.AbstractAsyncContextManager[Transform],
+    poems: PoemOptions,
     stdout: TextIO,
     *,
     describe: Callable[[XformError], str] = lambda error: f"{error.code}: {error.message}",
@@ -188,8 +189,16 @@ def _run_batch(
     from xformd.client import batch
     from xformd.net import run
 
-    sources = files or (batch.STDIN,)
-    write = batch.to_folder(output_dir, sources, batch.file_name) if output_dir else batch.to_stream(stdout.buffer)
+    files = [batch.STDIN if name == "-" else Path(name) for name in poems.files or ("-",)]
+    sources = batch.find_files(files, skip=poems.output_dir) if poems.recursive else files
+    writes_files = poems.in_place or poems.output_dir is not None
+    if poems.in_place:
+        write = batch.to_files([(source, source) for source in sources], "--in-place", overwrite=True)
+    elif poems.output_dir is not None:
+        name_of = batch.mirrored(files) if poems.recursive else batch.file_name
+        write = batch.to_folder(poems.output_dir, sources, name_of)
+    else:
+        write = batch.to_stream(stdout.buffer)
 
     def report(item: "batches.Item[Path]") -> None:
         error = item.error
@@ -198,18 +207,19 @@ def _run_batch(
             follows = "; original poem follows" if item.result is not None else ""
             print_error(where + describe(error) + follows)
         elif error is not None:
-            what = "" if item.poem is None else f"cannot write the result to {output_dir or 'standard output'}: "
+            target = item.source if poems.in_place else poems.output_dir or "standard output"
+            what = "" if item.poem is None else f"cannot write the result to {target}: "
             print_error(f"{where}{what}{error.strerror or error}")
 
     # Show a bar where a person waits for it, but never amid results on the same terminal.
-    shows_bar = len(sources) > 1 and sys.stderr.isatty() and (output_dir is not None or not stdout.isatty())
+    shows_bar = len(sources) > 1 and sys.stderr.isatty() and (writes_files or not stdout.isatty())
     with click.progressbar(length=len(sources), label="poems", file=sys.stderr, hidden=not shows_bar) as bar:
 
         async def transform_all() -> "batches.Summary":
             async with prepared as transform:
                 return await batch.Batch(
                     fetch=batch.read_file,
-                    transform=transform,
+                    transform=_recoded(transform, poems),
                     write=write,
                     report=report,
                     watch=lambda item: bar.update(1) if item.is_done else None,
@@ -220,3 +230,28 @@ def _run_batch(
         summary = run.run_until_done(transform_all())
     if summary.exit_status:
         sys.exit(summary.exit_status)
+
+
+def _recoded(transform: Transform, poems: PoemOptions) -> Transform:
+    """Return a transform that takes and returns what is in the files: a server knows UTF-8 alone."""
+    from twisted.internet.defer import Deferred
+
+    charset = poems.encoding
+
+    def convert(poem: bytes) -> bytes | Deferred[bytes]:
+        text = poem if charset is None else _convert(poem, charset, "utf-8", "this poem")
+        result = transform(text.removeprefix(codecs.BOM_UTF8) if poems.strip_bom else text)
+        if charset is None:
+            return result
+        if isinstance(result, Deferred):
+            return result.addCallback(_convert, "utf-8", charset, "the result")
+        return _convert(result, "utf-8", charset, "the result")
+
+    return convert
+
+
+def _convert(data: bytes, from_charset: str, to_charset: str, what: str) -> bytes:
+    try:
+        return data.decode(from_charset).encode(to_charset)
+    except UnicodeError as error:
+        raise GibberishError(f"{what}: {error}") from None

@@ -233,8 +233,15 @@ def _preferences_from_toml(value: object) -> Mapping[str, str]:
 
 def _log_file_from(value: object) -> Path | None:
     if isinstance(value, str) and value and "\0" not in value:
-        return {"none": None, "stderr": STDERR}.get(value, Path(value))
+        return {"none": None, "stderr": STDERR}[value] if value in ("none", "stderr") else _path(value)
     raise _mismatch("'none', 'stderr' or a file", value)
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: {error}") from None
 
 
 def _in_order(value: Iterable[object]) -> list[str]:
@@ -282,7 +289,7 @@ SIZE = SettingType(from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
 DURATION = SettingType(from_toml=parse_timeout, to_toml=_duration_to_toml, unit="seconds")
 BOOLEAN = SettingType(from_toml=_boolean_from_toml, from_text=_boolean_from_text)
 FOLDERS = SettingType(
-    from_toml=lambda value: tuple(map(Path, _PATHS.from_toml(value))),
+    from_toml=lambda value: tuple(map(_path, _PATHS.from_toml(value))),
     # Absolute, so that the output means the same when it is saved in another folder.
     to_json=lambda paths: [str(path.absolute()) for path in paths],
 )

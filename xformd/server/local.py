@@ -4,23 +4,22 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import attrs
+
 from xformd.config import Settings
-from xformd.limits import Limits
 from xformd.plugins.registry import Plugin
-from xformd.plugins.selection import Selection
 from xformd.server.reload import Reloader
 from xformd.service import TransformService
 
 
 @contextlib.asynccontextmanager
 async def local_service(
-    selection: Selection, limits: Limits, report_slow: Callable[[Plugin], object], reactor: Any
+    settings: Settings, report_slow: Callable[[Plugin], object], reactor: Any
 ) -> AsyncIterator[TransformService]:
     """Load plugins as a server does, and run their transforms in one worker until the block ends.
 
     Args:
-        selection: the plugins to load.
-        limits: for requests, plugins and the worker.
+        settings: which plugins to load, and the limits.
         report_slow: called with a plugin that takes long to be loaded.
         reactor: runs the service.
 
@@ -30,9 +29,7 @@ async def local_service(
     Raises:
         ConfigError: the selection names something that does not exist, or it is strict and a plugin failed.
     """
-    reloader = Reloader(
-        Settings(selection=selection, limits=limits, workers=1), reactor, report_slow=report_slow, is_local=True
-    )
+    reloader = Reloader(attrs.evolve(settings, workers=1), reactor, report_slow=report_slow, is_local=True)
     try:
         await reloader.start()
         yield reloader.service

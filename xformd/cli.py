@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that ``xformd --help`` stays
 plugin and no reactor loads none.
 """
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -11,19 +12,20 @@ from typing import Any
 import click
 
 from xformd import __version__
-from xformd.commands.options import print_error
+from xformd.commands.options import open_standard_streams, print_error
 from xformd.commands.plugins import check, list_transforms
 from xformd.commands.poem import poem
 from xformd.commands.proxy import proxy
 from xformd.commands.serve import config, serve
 from xformd.commands.transforms import ping, run, send
-from xformd.errors import XformError
+from xformd.errors import ConfigError, XformError
 
 
 class _Commands(click.Group):
     """Reports errors on one line each, and ends the process with their exit status."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        open_standard_streams()
         try:
             return super().__call__(*args, **kwargs)
         except SystemExit as end:
@@ -31,16 +33,22 @@ class _Commands(click.Group):
                 _exit_now(end.code or 0)
             raise
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; what it prints, a help text too, must get somewhere."""
+        if sys.stdout is None:
+            print_error("bad-config: standard output is closed: redirect it to a file, or to /dev/null")
+            sys.exit(ConfigError.exit_status)
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise  # the reader has gone: click ends quietly
-        except OSError as error:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # not that the reader has gone, where click ends quietly
             from xformd.client.batch import WRITE_FAILED
 
             print_error(f"cannot write to standard output: {error.strerror}")
-            ctx.exit(WRITE_FAILED)
+            sys.exit(WRITE_FAILED)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
         except XformError as error:
             for detail in getattr(error, "details", ()):
                 print_error(detail)
@@ -50,12 +58,9 @@ class _Commands(click.Group):
 
 def _exit_now(status: int) -> None:
     # Without the interpreter's shutdown, which would wait for threads and exit handlers that a plugin left behind.
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
-    except (OSError, ValueError):
-        return  # the interpreter reports it in its own way
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):  # a failed write has been reported, or is a plugin's
+            stream.flush()
     os._exit(status)
 
 

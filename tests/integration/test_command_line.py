@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.poems import peer
-from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, serving, xformd
+from support.poems import only_listens, peer
+from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, netstring, serving, xformd
 from xformd.cli import main
 from xformd.commands.poem import poem as poem_commands
 
@@ -427,6 +427,27 @@ def test_ping_waits_until_a_server_is_up(tmp_path: Path) -> None:
 
 
 def test_ping_waits_no_longer_than_its_timeout(tmp_path: Path) -> None:
-    done = xformd("ping", "--wait", "--timeout", "0.3s", "--server", f"unix:{tmp_path}/socket")
-    assert done.returncode == 69
-    assert b"cannot connect" in done.stderr
+    for arguments in (["--wait", "--timeout", "0.3s"], ["--wait", "300ms"], ["--wait=0.3", "--timeout", "60"]):
+        done = xformd("ping", *arguments, "--server", f"unix:{tmp_path}/socket")
+        assert done.returncode == 69
+        assert b"cannot connect" in done.stderr
+    refused = xformd("ping", "--wait", "soon")
+    assert (refused.returncode, refused.stderr.splitlines()[-1][:33]) == (2, b"Error: Invalid value for '--wait'")
+
+
+def test_ping_waits_for_a_server_that_is_mute_at_first_and_breaks_off() -> None:
+    visits: list[int] = []
+
+    def talk(connection: socket.socket) -> None:
+        visits.append(1)
+        if len(visits) == 1:
+            only_listens(connection)
+        elif len(visits) > 2:
+            hello = b'xformd/2 {"server": "xformd 9", "max_request_bytes": 9, "max_in_flight": 9}'
+            connection.sendall(netstring(hello) + netstring(b"1 ok."))
+            only_listens(connection)
+
+    with peer(talk) as other:
+        done = xformd("ping", "--wait", "20", "--timeout", "0.2", "--server", other.address)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert f"{other.address}: xformd 9, " in done.stdout.decode()

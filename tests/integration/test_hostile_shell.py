@@ -1,10 +1,12 @@
 """Commands in odd places: closed streams, full disks, impatient people, and plugins that leave something behind."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,11 @@ def shell(command: str, **extra: str) -> subprocess.CompletedProcess[bytes]:
     ],
 )
 @pytest.mark.parametrize(
-    "command", ["run upper", "send upper", "list-transforms", "list-transforms --json", "check", "ping", "config"]
+    "command",
+    [
+        *("run upper", "send upper", "list-transforms", "list-transforms --json", "check", "ping", "config"),
+        *("--help", "--version", "run --help"),
+    ],
 )
 def test_an_output_that_is_full_or_closed_is_one_line(
     server: Server, command: str, output: str, status: int, says: bytes
@@ -42,6 +48,100 @@ def test_an_output_that_is_full_or_closed_is_one_line(
     (line,) = [line for line in done.stderr.splitlines() if b"printed by" not in line]
     assert done.returncode == status
     assert says in line
+
+
+CHATTY = """
+import sys, threading, time
+import xformd
+
+def print_everywhere():
+    for stream in (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__):
+        if stream is not None:
+            print("noise", file=stream)
+
+def go_on():
+    while True:
+        print("noise", file=sys.__stdout__, flush=True)
+        time.sleep(0.0001)
+
+print_everywhere()
+
+@xformd.transform(examples=[("a", "A")])
+def chatty(poem: str) -> str:
+    print_everywhere()
+    if "thread" in poem:
+        threading.Thread(target=go_on, daemon=True).start()
+    return poem.upper()
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [chatty]
+"""
+CHATS = "--plugins=none --plugins-dir"
+
+
+@pytest.mark.parametrize("errors", ["", "2>/dev/full", "2>&-", "2>/dev/null <&-"])
+@pytest.mark.parametrize(
+    ("command", "status", "output"),
+    [
+        ("run chatty poem {}", 0, b"THE OWL\n"),
+        ("run chatty threads {}", 0, b"THREAD\n"),
+        ("check chatty.py {}", 0, b"ok      chatty: 1 example\n"),
+        ("run nope poem {}", 66, b""),
+        ("run chatty missing {}", 66, b""),
+        ("run chatty poem --output-dir poem/below {}", 73, b""),
+        ("run", 2, b""),
+        ("nope", 2, b""),
+        ("ping --server unix:nowhere", 69, b""),
+        ("poem get 127.0.0.1:1", 69, b""),
+        ("config --config missing", 78, b""),
+    ],
+)
+def test_a_closed_or_full_standard_error_changes_no_status_and_no_output(
+    tmp_path: Path, command: str, errors: str, status: int, output: bytes
+) -> None:
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    (tmp_path / "poem").write_text("The Owl\n")
+    (tmp_path / "threads").write_text("thread\n")
+    line = f"cd {tmp_path}; xformd {command.format(f'{CHATS} .')} {errors}"
+    done = shell(line, PYTHONUNBUFFERED="")  # so that what plugins print stays in a buffer
+    assert (done.returncode, done.stdout) == (status, output)
+    assert b"Traceback" not in done.stderr
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """Otherwise what a plugin prints would go into it."""
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    (tmp_path / "poem").write_text("The Owl\n")
+    done = shell(f"cd {tmp_path}; xformd run chatty poem --output-dir out {CHATS} . <&- 2>&-")
+    assert (done.returncode, done.stdout, (tmp_path / "out" / "poem").read_bytes()) == (0, b"", b"THE OWL\n")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "xformd-test", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small file system: run the tests as root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("where", ["--output-dir {}/new", "--in-place", "> {}/result"])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(small_disk: Path, where: str) -> None:
+    poem = small_disk / "poem"
+    poem.write_bytes(b"x" * 40_000)
+    done = shell(f"xformd run upper {poem} {where.format(small_disk)}")
+    assert done.returncode == 73
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(b"xformd: cannot write the result to ")
+    assert line.endswith(b": No space left on device")
+    assert poem.read_bytes() == b"x" * 40_000
+    assert {path.name for path in small_disk.rglob("*")} <= {"poem", "new", "result"}
 
 
 @pytest.mark.parametrize("command", ["run", "send"])

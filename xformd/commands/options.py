@@ -5,6 +5,7 @@ Invariant: an option that two commands have is declared and read here, once.
 
 import contextlib
 import functools
+import io
 import os
 import signal
 import sys
@@ -41,28 +42,51 @@ def isolated_plugin_output() -> Iterator[TextIO]:
     """Keep the code of plugins from interfering with a command.
 
     What it prints, from Python or straight to file descriptor 1, goes to standard error: standard output carries
-    results alone. Ctrl-C ends the process; a plugin can neither catch nor fake it.
+    results alone. That stays so after the block: what was left in a buffer, and threads, come later. Ctrl-C ends the
+    process; a plugin can neither catch nor fake it.
 
     Yields:
         The real standard output, for results.
     """
-    if sys.stdout is None:
-        raise ConfigError("standard output is closed: redirect it to a file, or to /dev/null")
     descriptor = os.dup(1)
     os.dup2(2, 1)
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     stdout = os.fdopen(descriptor, "w", encoding="utf-8", errors="replace")
     # A separate stream: a plugin that closes its standard output must not close our standard error.
-    noise = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    noise = _error_stream(os.dup(2))
     try:
         with contextlib.redirect_stdout(noise):
             yield stdout
     finally:
         signal.signal(signal.SIGINT, handler)
-        os.dup2(descriptor, 1)
         for stream in (stdout, noise):
             with contextlib.suppress(OSError):  # a failed write has been reported, or nobody is left to read it
                 stream.close()
+
+
+class _BestEffort(io.FileIO):
+    """A file that drops what it cannot take."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _error_stream(descriptor: int) -> TextIO:
+    buffer = io.BufferedWriter(_BestEffort(descriptor, "w", closefd=descriptor != 2))
+    return io.TextIOWrapper(buffer, errors="backslashreplace", line_buffering=True)
+
+
+def open_standard_streams() -> None:
+    """Let a closed or full standard error fail nothing, and let no other file get the number of a closed stream."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stderr = sys.__stderr__ = _error_stream(2)  # type: ignore[misc, assignment]  # plugins use either
 
 
 def print_error(message: str, prefix: str = "xformd: ") -> None:
@@ -120,6 +144,7 @@ class _SpecType(click.types.StringParamType):
         given = {name: value for name, value in ctx.params.items() if name in TABLE}
         named = ctx.params.get("file") or os.environ.get("XFORMD_CONFIG")
         file = Path(named) if named else None
+        stdout = os.dup(1)
         try:
             with (
                 isolated_plugin_output(),
@@ -129,6 +154,8 @@ class _SpecType(click.types.StringParamType):
                 listed = list_here(attrs.evolve(settings, selection=selection))["transforms"]
         except XformError:  # the command itself tells what is wrong
             return []
+        finally:
+            os.dup2(stdout, 1)
         return [
             CompletionItem(f"{done}{plus}{each['name']}", help=each["summary"])
             for each in listed

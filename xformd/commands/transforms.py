@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from xformd.commands.options import (
+    DURATION,
     PoemOptions,
     Selected,
     describe_locally,
@@ -22,7 +23,7 @@ from xformd.commands.options import (
     report_slow,
     server_options,
 )
-from xformd.errors import ConnectionFailed, GibberishError, TransformTimeout, XformError
+from xformd.errors import GibberishError, TransformTimeout, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -38,25 +39,35 @@ RETRY_S = 0.1
 
 @click.command()
 @server_options
-@click.option("--wait", is_flag=True, help="Try again until the server is up, or --timeout has passed.")
-def ping(servers: tuple[str, ...], timeout: float, wait: bool) -> None:
+@click.option(
+    "--wait",
+    type=DURATION,
+    is_flag=False,
+    flag_value="0",
+    metavar="[DURATION]",
+    help="Try again until the server is up, for this long, or else for --timeout.",
+)
+def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
     """Check that servers answer, one after the other.
 
     \b
     Examples:
       xformd ping
       xformd serve & xformd ping --wait
+      xformd ping --wait 2min --timeout 5
       xformd ping --server 127.0.0.1:11000 --server unix:/run/xformd.sock
     """
     from xformd.client import TransformProxy
     from xformd.net import run
     from xformd.telemetry import logs
 
+    wait_s = 0.0 if wait is None else wait or timeout
+
     async def ping_all(stdout: TextIO) -> int:
         status = 0
         for server in servers:
             try:
-                answer = await _ping(TransformProxy(server), timeout, wait=wait)
+                answer = await _ping(TransformProxy(server), timeout, wait_s)
             except XformError as error:
                 print_error(f"{error.code}: {error.message}")
                 status = status or error.exit_status
@@ -71,29 +82,26 @@ def ping(servers: tuple[str, ...], timeout: float, wait: bool) -> None:
         sys.exit(status)
 
 
-async def _ping(proxy: "TransformProxy", timeout_s: float, *, wait: bool) -> str:
-    """Return which server answers and how fast; if it is to ``wait``, try again while there is time."""
+async def _ping(proxy: "TransformProxy", timeout_s: float, wait_s: float) -> str:
+    """Return which server answers and how fast, or raise why it cannot be reached; try again for ``wait_s``."""
     from twisted.internet import reactor as installed
     from twisted.internet.task import deferLater
 
     reactor: Any = installed
-    left_s, start_s = timeout_s, reactor.seconds()
-    refused: ConnectionFailed | None = None
+    tried_s = reactor.seconds()
+    ends_s = tried_s + wait_s
+    refused: XformError | None = None
     while True:
         try:
-            tried_s = reactor.seconds()
-            name = await proxy.ping(timeout=left_s)
+            name = await proxy.ping(timeout=min(timeout_s, ends_s - tried_s) if wait_s else timeout_s)
             return f"{name}, {1000 * (reactor.seconds() - tried_s):.1f} ms"
-        except ConnectionFailed as error:
-            refused = error
-            left_s = start_s + timeout_s - reactor.seconds() - RETRY_S
-            if not wait or left_s <= 0:
-                raise
-        except TransformTimeout:
-            if refused is None:
-                raise
-            raise refused from None
+        except XformError as error:
+            # That nothing listens says more than that the time was over.
+            refused = refused if isinstance(error, TransformTimeout) and refused else error
+            if not error.retryable or reactor.seconds() + RETRY_S >= ends_s:
+                raise refused from None
         await deferLater(reactor, RETRY_S)
+        tried_s = reactor.seconds()
 
 
 @click.command()

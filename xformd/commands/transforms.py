@@ -158,7 +158,7 @@ def run(
     selected: Selected,
     traceback: bool,
 ) -> None:
-    """Transform poems in this process, without a server.
+    """Transform poems without a server.
 
     \b
     Examples:

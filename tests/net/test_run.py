@@ -1,11 +1,16 @@
 """How many descriptors a server needs, and how many connections a limit leaves room for."""
 
 import resource
+import sys
+import time
+from subprocess import DEVNULL
+from subprocess import run as run_process
 from unittest.mock import Mock
 
 import pytest
 
 from support.logs import Log
+from support.processes import DEADLINE_S, environment
 from xformd.limits import Limits
 from xformd.net import run
 from xformd.net.run import connections_within, descriptors_needed, make_room, raise_limit
@@ -92,3 +97,23 @@ def test_open_descriptors_are_counted_or_guessed(monkeypatch: pytest.MonkeyPatch
     assert two_more == run.open_descriptors() + 2
     monkeypatch.setattr("os.listdir", Mock(side_effect=FileNotFoundError))
     assert run.open_descriptors() == run.GUESSED_OPEN_DESCRIPTORS
+
+
+MUTE = "import socket, sys, threading; socket.getaddrinfo = lambda *_, **__: threading.Event().wait(30); "
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ping", "--server", "poems.example:1", "--timeout", "0.1"],
+        ["send", "upper", "--server", "poems.example:1", "--timeout", "0.1"],
+        ["send", "upper", "--server", "tcp:poems.example:1", "--timeout", "0.1"],
+        ["poem", "get", "poems.example:1", "--timeout", "0.1"],
+    ],
+)
+def test_a_command_ends_although_a_name_server_is_mute(command: list[str]) -> None:
+    started = time.monotonic()
+    words = [sys.executable, "-c", MUTE + "from xformd.cli import main; sys.exit(main())", *command]
+    done = run_process(words, stdin=DEVNULL, capture_output=True, timeout=DEADLINE_S, env=environment(), check=False)
+    assert time.monotonic() - started < 10  # a busy machine's time to start; the name server would take 30 s
+    assert (done.returncode, b"within 0.1 s" in done.stderr) == (75, True)

@@ -7,6 +7,8 @@ import contextlib
 import os
 import resource
 import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -40,10 +42,7 @@ log = Logger()
 
 def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     """Run a coroutine to its end, and return or raise what it does. The reactor runs only if it has to wait."""
-    from twisted.internet import reactor as installed
-
-    reactor: Any = installed
-    use_monotonic_clock(reactor)
+    reactor = _installed_reactor()
     outcome: list[Result | Failure] = []
     done = Deferred.fromCoroutine(work).addBoth(outcome.append)
     if not outcome:
@@ -55,6 +54,17 @@ def run_until_done(work: Coroutine[Deferred[Any], Any, Result]) -> Result:
     if isinstance(result, Failure):
         result.raiseException()
     return result
+
+
+def _installed_reactor() -> Any:
+    """Return the reactor. Its threads end with the process: one that asks a mute name server takes 10 s or more."""
+    from twisted.internet import reactor
+
+    use_monotonic_clock(reactor)
+    pool: Any = reactor.getThreadPool()  # type: ignore[attr-defined]  # every reactor here has threads
+    pool.threadFactory = functools.partial(threading.Thread, daemon=True)
+    pool.threads = deque(maxlen=0)  # of those to join
+    return reactor
 
 
 def prepare_to_serve(log_format: str = "text") -> None:
@@ -88,10 +98,7 @@ def run_server(
         ConfigError: the server cannot be made, or an endpoint is invalid.
         ListenFailed: the server cannot listen on one of its endpoints.
     """
-    from twisted.internet import reactor as installed
-
-    reactor: Any = installed
-    use_monotonic_clock(reactor)
+    reactor = _installed_reactor()
     server = make(reactor)
     failures: list[Failure] = []
 

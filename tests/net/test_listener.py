@@ -1,17 +1,27 @@
 """Listening in memory: accepting pauses where no descriptors are left, and a stop is in good order also then."""
 
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.tcp import Port
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import Logger, globalLogPublisher
 
+from support.certificates import tls_endpoint
 from support.deferreds import has_fired
+from support.http_front import Front
 from support.logs import Log
+from support.memory import MemoryServer
+from support.reactors import FakeReactor
 from xformd.limits import Limits
 from xformd.net.factory import DrainingFactory
 from xformd.net.listener import ACCEPT_PAUSE_S, ListeningService
+from xformd.poems.server import PoemFactory, PoemService
 
 TWISTED = Logger(namespace="twisted.internet.tcp.Port")
 
@@ -91,3 +101,44 @@ def test_a_server_without_ports_has_nothing_to_pause(log: Log) -> None:
     assert reactor.getDelayedCalls() == []
     assert len(log.lines) == 1
     assert has_fired(listening.stopService())
+
+
+class RealPorts(FakeReactor):
+    """Listens on real ports, and reads from none."""
+
+    seconds = staticmethod(time.monotonic)
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> IListeningPort:
+        listening = Port(port, factory, backlog, interface, self)
+        listening.startListening()
+        return listening
+
+
+FRONTS: dict[str, tuple[Callable[[], DrainingFactory[Any]], int]] = {
+    "netstring": (lambda: MemoryServer().factory, 30),
+    "http": (lambda: Front(write_timeout_s=7.5).factory, 8),
+    "endless": (lambda: MemoryServer(write_timeout_s=1e9).factory, 32_767),
+    "poem": (lambda: PoemFactory(PoemService(b"a"), MemoryReactorClock()), 300),
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+@pytest.mark.parametrize("kind", ["tcp:0:interface=127.0.0.1", "haproxy:tcp:0:interface=127.0.0.1", "ssl"])
+def test_the_system_ends_connections_whose_client_has_vanished(front: str, kind: str, tmp_path: Path) -> None:
+    factory, seconds = FRONTS[front]
+    endpoint = tls_endpoint(tmp_path)[0] if kind == "ssl" else kind
+    listening = ListeningService((endpoint,), factory(), RealPorts())
+    listening.startService()
+    assert has_fired(listening.listening)
+    (port,) = listening._ports
+    listener = port.socket  # type: ignore[attr-defined]
+    with socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle, timeout_ms = (
+                accepted.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)
+            )
+    assert (idle, timeout_ms) == (seconds // 2, 1000 * seconds)
+    port._closeSocket(True)  # type: ignore[attr-defined]

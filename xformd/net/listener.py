@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from xformd.errors import ConfigError, ListenFailed, safe_str
 from xformd.net import endpoints
 from xformd.net.factory import DrainingFactory
-from xformd.net.transport import make_eager
+from xformd.net.transport import detect_loss, make_eager
 
 if TYPE_CHECKING:  # it needs what the extra "tls" installs
     from xformd.net.tls import Certificates
@@ -114,6 +114,7 @@ class ListeningService(Service):
             raise _explain(description, error, self._flags) from error
         if self._is_eager:
             make_eager(port)
+        detect_loss(port, self._factory.limits.write_timeout_s)
         self._ports.append(port)
         scheme = self._scheme
         if endpoint.certificates is not None:

@@ -99,6 +99,28 @@ def make_eager(port: IListeningPort) -> None:
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def detect_loss(transport: Any, timeout_s: float) -> None:
+    """Let the system end a TCP connection whose peer's machine has acknowledged nothing for this long.
+
+    By itself it tries for 15 minutes to send what is unacknowledged, and never notices that an idle peer is gone. A
+    port passes it on to the connections that it accepts.
+    """
+    connection = getattr(transport, "socket", None)  # of TLS: that of the connection under it
+    if not isinstance(connection, socket.socket) or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    whole_s = max(3, min(round(timeout_s), 32_767))  # the most that the system takes
+    options = {
+        "KEEPIDLE": whole_s // 2,
+        "KEEPINTVL": max(1, whole_s // 6),
+        "KEEPCNT": 3,
+        "USER_TIMEOUT": 1000 * whole_s,
+    }
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        if (option := getattr(socket, f"TCP_{name}", None)) is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 @implementer(IReadWriteDescriptor)
 class Channel:
     """The server's end of a socket to a process of its own. Twisted's pipes to processes read only 8 KiB at a time."""

@@ -395,7 +395,8 @@ class PoemFactory(DrainingFactory[PoemProtocol]):
             raise TypeError(
                 f"PoemFactory takes an object with get_poem(), such as a PoemService; not {type(source).__name__}"
             )
-        super().__init__(Limits(max_connections=max_connections, shutdown_grace_s=shutdown_grace_s), reactor)
+        times: Any = {"write_timeout_s": stall_timeout_s, "shutdown_grace_s": shutdown_grace_s}
+        super().__init__(Limits(max_connections=max_connections, **times), reactor)
         self.source = source
         self.bytes_per_s = bytes_per_s
         self.stall_timeout_s = stall_timeout_s

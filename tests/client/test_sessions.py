@@ -16,10 +16,11 @@ from zope.interface import directlyProvides
 import xformd
 from support.deferreds import error_of, has_fired, outcome_of, result_of
 from support.memory import MemoryServer
-from support.network import HELLO, Answer, Dying, Host, Network, Tutorial, hello_then
+from support.network import HELLO, Answer, Dying, Host, NamedReactor, Network, Tutorial, hello_then
 from xformd import TransformProxy
-from xformd.client.session import Session
-from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S
+from xformd.client.session import DOUBT_S, GIVE_UP_S, SILENCE_S, Session
+from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S, PATIENCE_S
+from xformd.net.endpoints import PEER_TIMEOUT_S
 from xformd.wire.netstring import encode
 
 VERSION = f"xformd {xformd.__version__}"
@@ -381,6 +382,215 @@ def test_a_server_that_has_failed_is_used_again_once_it_answers(world: World, di
     assert world.settle(proxy.xform("upper", "x")) == "X"
     world.send(proxy, "HERE", transform="cummingsify")
     assert host.sent.endswith(b"16:cummingsify.HERE," if dialect == "classic" else b"18:1 cummingsify.HERE,")
+
+
+# Servers that vanish without a word
+
+
+def test_a_server_that_answers_nothing_is_asked_given_up_and_replaced(world: World) -> None:
+    host, received = world.scripted(SILENT)
+    proxy = world.proxy(host, address="there")
+    (answer,) = world.send(proxy, "poem")
+    world.turn(SILENCE_S)
+    assert received[2:] == [b"2 !ping."]
+    assert not has_fired(answer)
+    error = world.fail(answer, xformd.ConnectionLost, GIVE_UP_S)
+    assert (error.message, error.poem) == ("there has stopped answering, even a ping: it may be gone", "poem")
+    host.factory = world.server.factory
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 10.0, None])
+def test_a_server_that_vanishes_costs_no_more_than_it_must(world: World, timeout_s: float | None) -> None:
+    proxy = world.proxy()
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    world.host.vanish()
+    started = world.clock.seconds()
+    new = world.host = world.network.host(world.server.factory)
+    proxy._upstreams[0]._endpoint = new  # as if a name pointed elsewhere
+    while True:
+        answer = proxy.xform("upper", "x", timeout=timeout_s).addErrback(lambda failure: failure.value)
+        asked = world.clock.seconds()
+        while not has_fired(answer):
+            world.turn(0.25)
+        if result_of(answer) == "X":
+            break
+    assert asked - started <= min(5, max(2 * (timeout_s or 5), 2))
+
+
+def test_a_server_that_works_for_long_and_answers_pings_is_left_alone(world: World) -> None:
+    host, received = world.scripted(hello_then(lambda string: b"2 ok." if b"!ping" in string else None))
+    (answer,) = world.send(world.proxy(host), "x")
+    for _ in range(120):
+        world.turn(0.5)
+    assert not has_fired(answer)
+    assert len(host.wires) == 1
+    assert len([string for string in received if b"!ping" in string]) == 60 / SILENCE_S
+    host.say(encode(b"1 ok.done"))
+    assert result_of(answer) == "done"
+
+
+def test_a_server_at_its_limit_does_not_read_and_is_not_given_up(world: World) -> None:
+    host, _ = world.scripted(SILENT)
+    answers = world.send(world.proxy(host), "0", "1", "2")
+    for _ in range(60):
+        world.turn(0.5)
+    assert not any(map(has_fired, answers))
+    host.say(encode(b"1 ok.done"))
+    assert result_of(answers[0]) == "done"
+
+
+def test_a_server_that_takes_an_upload_is_not_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xformd.client.session.bytes_in_system", lambda _: 100_000)
+    host, _ = world.scripted(SILENT)
+    (answer,) = world.send(world.proxy(host), "a long poem")
+    for _ in range(60):
+        world.turn(0.5)
+    assert not has_fired(answer)
+    monkeypatch.setattr("xformd.client.session.bytes_in_system", lambda _: 20)
+    world.fail(answer, xformd.ConnectionLost, GIVE_UP_S)
+
+
+def test_a_connection_in_doubt_gets_nothing_new_and_may_still_answer(world: World) -> None:
+    hello = HELLO.replace(b'in_flight": 2', b'in_flight": 3')
+    host, received = world.scripted(lambda string: hello if string == b"xformd/2" else None)
+    proxy = world.proxy(host)
+    (slow,) = world.send(proxy, "slow")
+    (quick,) = world.send(proxy, "quick", timeout=1)
+    world.fail(quick, xformd.TransformTimeout, 1)
+    host.factory = world.server.factory
+    world.turn(DOUBT_S)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    assert len(host.wires) == 2
+    host.wires[0].write(encode(b"1 ok.late"))
+    assert world.settle(slow) == "late"
+    assert received[1:] == [b"1 upper.slow", b"2 upper timeout=1000.quick", b"2 !cancel."]
+
+
+# Servers that are slow to connect to
+
+
+def test_a_request_waits_little_for_a_connection_while_there_is_another_server(world: World) -> None:
+    slow = world.network.host()
+    slow.is_slow = True
+    proxy = world.proxy(slow, world.host)
+    (answer,) = world.send(proxy, "x")
+    world.turn(PATIENCE_S)
+    assert result_of(answer) == "X"
+    assert [world.settle(proxy.xform("upper", "y")) for _ in range(3)] == ["Y"] * 3
+
+
+@pytest.mark.parametrize("ask", [lambda proxy: proxy.xform("upper", "x"), lambda proxy: proxy.ping()])
+def test_a_slow_server_is_better_than_none(world: World, ask: Any) -> None:
+    slow = world.network.silent()
+    answer = ask(world.proxy(slow, world.network.host()))
+    world.turn(PATIENCE_S)
+    assert not has_fired(answer)
+    slow.say(encode(HELLO))
+    slow.say(encode(b"1 ok.late"))
+    assert result_of(answer) in ("late", "scripted 1")
+
+
+# Names, and the age of sessions
+
+
+class Named:
+    """A proxy for the servers of a name, one at each address."""
+
+    def __init__(self, world: World, *addresses: str, server: str = "poems:11000", **options: Any) -> None:
+        self.world = world
+        self.reactor = NamedReactor(world.clock)
+        self.reactor.names["poems"] = [*addresses]
+        for last in range(1, 5):
+            host = self.reactor.hosts[f"10.0.0.{last}"] = world.network.host(world.server.factory)
+            host.host = f"10.0.0.{last}"
+        self.proxy = TransformProxy(server, reactor=self.reactor, **options)
+
+    def ask(self, count: int = 1) -> None:
+        for _ in range(count):
+            assert self.world.settle(self.proxy.xform("upper", "x")) == "X"
+
+    def connections(self) -> list[int]:
+        """How many connections there are to each host."""
+        return [sum(not wire.peer.is_gone for wire in host.wires) for host in self.reactor.hosts.values()]
+
+
+@pytest.mark.parametrize("server", ["poems:11000", "tcp:poems:11000", "tcp:host=poems:port=11000:bindAddress=10.0.0.9"])
+def test_all_addresses_of_a_name_are_used(world: World, server: str) -> None:
+    named = Named(world, "10.0.0.1", "10.0.0.2", "10.0.0.3", server=server)
+    named.ask(20)
+    assert named.connections() == [1, 1, 1, 0]
+    asked = [host.sent.count(b"upper.x") for host in named.reactor.hosts.values()]
+    assert min(asked[:3]) >= 4
+    assert named.reactor.timeout == PEER_TIMEOUT_S
+
+
+def test_a_name_is_asked_again_for_each_connection(world: World) -> None:
+    named = Named(world, "10.0.0.1")
+    named.ask(5)
+    named.reactor.names["poems"] = ["10.0.0.2"]
+    named.reactor.hosts["10.0.0.1"].lose_connections()
+    named.ask()
+    assert (named.connections(), named.reactor.lookups) == ([0, 1, 0, 0], 2)
+
+
+def test_what_a_name_stood_for_last_holds_while_it_is_unknown(world: World) -> None:
+    named = Named(world, "10.0.0.1")
+    named.ask()
+    named.reactor.names["poems"] = []
+    named.reactor.hosts["10.0.0.1"].lose_connections()
+    named.ask()
+
+
+def test_a_name_that_nobody_knows_fails_at_once(world: World) -> None:
+    error = world.fail(Named(world).proxy.xform("upper", "x"), xformd.ConnectionFailed)
+    assert error.message.startswith("cannot connect to poems:11000: DNS lookup failed: no results for hostname lookup")
+
+
+def test_a_timeout_ends_the_wait_for_a_name(world: World) -> None:
+    named = Named(world)
+    named.reactor.names["poems"] = None
+    world.fail(named.proxy.xform("upper", "x", timeout=1), xformd.TransformTimeout, 1)
+
+
+def test_a_session_is_replaced_at_its_age_when_its_requests_are_answered(world: World) -> None:
+    proxy = world.proxy(max_session_age_s=20)
+    (running,) = world.send(proxy, "x", transform="later")
+    for _ in range(20):
+        world.turn(1)
+    assert world.settle(proxy.xform("upper", "the last on the old one")) == "THE LAST ON THE OLD ONE"
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    old, new = world.host.wires
+    assert (old.is_gone, b"upper.x" in new.peer.sent, b"upper.x" in old.peer.sent) == (False, True, False)
+    world.server.results[0].callback("done")
+    assert world.settle(running) == "done"
+    assert (old.is_gone, new.is_gone) == (True, False)
+
+
+def test_sessions_reach_servers_that_came_later_and_not_all_at_once(world: World) -> None:
+    clients = [Named(world, "10.0.0.1", max_session_age_s=100) for _ in range(50)]
+    ages = []
+    for client in clients:
+        client.ask()
+        client.reactor.names["poems"] = ["10.0.0.1", "10.0.0.2"]
+        ages.append(client.proxy._upstreams[0]._sessions[0].renews_at)
+    assert 50 <= min(ages) < 60 < 90 < max(ages) <= 100
+    world.turn(100)
+    for client in clients:
+        client.ask(5)
+        assert client.connections() == [1, 1, 0, 0]
+
+
+def test_a_server_that_takes_no_new_connection_keeps_the_old_one(world: World) -> None:
+    proxy = world.proxy(max_session_age_s=10)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
+    factory, world.host.factory = world.host.factory, None
+    for _ in range(5):
+        world.turn(10)
+        assert world.settle(proxy.xform("upper", "x")) == "X"
+    world.host.factory = factory
+    world.turn(LONGEST_DELAY_S)
+    assert world.settle(proxy.xform("upper", "x")) == "X"
 
 
 # Deadlines, cancellation, the end

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost, ConnectionRefusedError  # noqa: A004
 from twisted.internet.interfaces import (
@@ -11,9 +12,11 @@ from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IProtocol,
     IProtocolFactory,
+    IReactorPluggableNameResolver,
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -92,6 +95,7 @@ class Host:
         self.factory = factory
         self.is_slow = False
         self.cancelled = 0
+        self.host = ""  # its address, for those that have one
         self.wires: list[Wire] = []  # the server's side of each connection
 
     def say(self, data: bytes) -> None:
@@ -103,6 +107,12 @@ class Host:
         """Break every connection, as the client sees it."""
         for wire in self.wires:
             wire.peer.lose(reason or ConnectionLost())
+
+    def vanish(self) -> None:
+        """Answer nothing from now on, as a machine without power: clients are not told."""
+        self.is_slow = True
+        for wire in self.wires:
+            wire.is_gone = True
 
     @property
     def sent(self) -> bytes:
@@ -128,6 +138,7 @@ class Host:
             return
         client: Any = client_factory.buildProtocol(None)  # type: ignore[arg-type]  # it has no address
         ours, theirs = Wire(self.network, server), Wire(self.network, client)
+        theirs.peerAddr = self
         ours.peer, theirs.peer = theirs, ours
         self.wires.append(ours)
         server.makeConnection(ours)
@@ -162,6 +173,40 @@ class Network:
             act, argument = self.events.popleft()
             act(argument)
         raise AssertionError("the network never comes to rest")
+
+
+@implementer(IReactorPluggableNameResolver)
+class NamedReactor:
+    """A reactor whose names stand for hosts: connects to them, and has a clock that only the test moves.
+
+    Attributes:
+        names: the addresses of each name; None for a name server that is mute.
+        hosts: what is at each address.
+        lookups: how often it was asked for a name.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.nameResolver = self
+        self.names: dict[str, list[str] | None] = {}
+        self.hosts: dict[str, Host] = {}
+        self.lookups = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.clock, name)
+
+    def resolveHostName(self, receiver: Any, name: str, portNumber: int = 0) -> None:
+        self.lookups += 1
+        addresses = self.names.get(name, [])
+        if addresses is not None:
+            for address in addresses:
+                receiver.addressResolved(IPv4Address("TCP", address, portNumber))
+            receiver.resolutionComplete()
+
+    def connectTCP(self, host: str, port: int, factory: Any, timeout: float, bindAddress: object) -> None:
+        connecting = self.hosts[host].connect(factory)
+        connecting.addErrback(lambda failure: factory.clientConnectionFailed(None, failure))
+        self.timeout = timeout
 
 
 class Scripted(Protocol):

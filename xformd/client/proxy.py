@@ -5,23 +5,23 @@ Invariant: a request is sent again only if the server is known not to have run i
 
 import json
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail  # noqa: A004
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
 from xformd import spec
 from xformd.client.errors import ConnectionFailed, NotSent, RequestCancelled
-from xformd.client.session import Session
-from xformd.client.upstream import LONGEST_DELAY_S, Upstream, choose
+from xformd.client.upstream import LONGEST_DELAY_S, MAX_SESSION_AGE_S, PATIENCE_S, Upstream, choose
 from xformd.errors import GibberishError, RequestRefused, TransformTimeout, XformError, one_line
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
 from xformd.net.defaults import with_host
 from xformd.spec import OptionValue
+from xformd.wire.session import Control
 
 Poem = TypeVar("Poem", str, bytes)
 Answer = TypeVar("Answer")
@@ -31,9 +31,10 @@ Server = str | int | IStreamClientEndpoint
 class TransformProxy:
     """One or several transform servers. Use it as an async context manager, or ``close()`` it.
 
-    It opens one session to each server and sends all requests on it; a server that speaks only the classic dialect gets
-    a connection for each request. A request goes to the server with the fewest requests of this proxy in flight. A
-    server that does not answer is left out for a while, and while another one answers, no request waits for it.
+    It opens a session to each server, for a host name to each of its addresses, and sends all requests on these; a
+    server that speaks only the classic dialect gets a connection for each request. A request goes to the server with
+    the fewest requests of this proxy in flight. A server that does not answer is left out for a while, and while
+    another one answers, no request waits for it.
 
     Args:
         servers: a host; or ``HOST:PORT``, or a port on 127.0.0.1, or any Twisted client endpoint, such as one for TLS
@@ -43,6 +44,8 @@ class TransformProxy:
         address: the server's name in messages; by default, as given in ``servers``.
         max_result_bytes: the longest result to accept.
         longest_delay_s: the longest time in seconds for which a server that does not answer is left out.
+        max_session_age_s: replace a session after this many seconds, or up to half as many, so that connections spread
+            over servers that came later. What is in flight on the old one is still answered.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class TransformProxy:
         address: str | None = None,
         max_result_bytes: int = Limits().max_result_bytes,
         longest_delay_s: float = LONGEST_DELAY_S,
+        max_session_age_s: float = MAX_SESSION_AGE_S,
     ) -> None:
         if reactor is None:
             from twisted.internet import reactor
@@ -64,10 +68,8 @@ class TransformProxy:
         else:
             several = list(servers) if isinstance(servers, list | tuple) else [cast(Server, servers)]
             named = [_endpoint(reactor, server, address) for server in several]
-        self._upstreams = [
-            Upstream(endpoint, name, reactor, max_result_bytes, longest_delay_s=longest_delay_s)
-            for endpoint, name in named
-        ]
+        options: Any = {"longest_delay_s": longest_delay_s, "max_session_age_s": max_session_age_s}
+        self._upstreams = [Upstream(endpoint, name, reactor, max_result_bytes, **options) for endpoint, name in named]
         self._is_closed = False
 
     def xform(
@@ -117,16 +119,24 @@ class TransformProxy:
         self, transform: str, poem: str | bytes, ends_at: float | None, options: dict[str, OptionValue]
     ) -> bytes:
         request, data = spec.build(transform, options), _to_bytes(poem)
+        return await self._try_servers(
+            lambda upstream, patience_s: upstream.send_request(request, data, ends_at, patience_s)
+        )
+
+    async def _try_servers(self, ask: Callable[[Upstream, float | None], Awaitable[Answer]]) -> Answer:
         tried: list[Upstream] = []
+        may_reconnect = False
         while True:
             upstream = self._choose(tried)
             tried.append(upstream)
+            has_other = len(set(tried)) < len(self._upstreams)
             try:
-                return await upstream.send_request(request, data, ends_at)
+                return await ask(upstream, PATIENCE_S if has_other else None)
+            except TimeoutError:
+                upstream.is_slow = may_reconnect = True
             except NotSent as not_sent:
-                has_other = len(set(tried)) < len(self._upstreams)
-                may_retry = not_sent.may_reconnect and len(tried) <= len(self._upstreams)
-                if not (has_other or may_retry):
+                may_reconnect |= not_sent.may_reconnect
+                if not (has_other or (may_reconnect and len(tried) <= len(self._upstreams))):
                     error = not_sent.error
                     raise error from error.__cause__
 
@@ -144,29 +154,28 @@ class TransformProxy:
             answer.addTimeout(timeout, self._reactor, onTimeoutCancel=self._expired)
         return answer
 
-    async def _session(self) -> Session:
-        upstream = self._choose([])
-        try:
-            session = await upstream.session()
-        except NotSent as not_sent:
-            error = not_sent.error
-            raise error from error.__cause__
-        if session is None:
-            raise RequestRefused(
-                f"{upstream.address} speaks only the classic dialect: it transforms poems and nothing else"
-            )
-        return session
-
     async def _list(self) -> dict[str, Any]:
-        session = await self._session()
-        listed: dict[str, Any] = json.loads(await session.control("list"))
+        listed: dict[str, Any] = json.loads((await self._control("list"))[1])
         return listed
 
     async def _ping(self) -> str:
-        session = await self._session()
-        missing = (await session.control("ping")).decode(errors="replace")
-        assert session.hello is not None
-        return f"{session.hello.server}, {one_line(missing)}" if missing else session.hello.server
+        server, answer = await self._control("ping")
+        missing = one_line(answer.decode(errors="replace"))
+        return f"{server}, {missing}" if missing else server
+
+    async def _control(self, control: Control) -> tuple[str, bytes]:
+        """Return a server's name and version, and its answer to a control message."""
+
+        async def ask(upstream: Upstream, patience_s: float | None) -> tuple[str, bytes]:
+            session = await upstream.session(patience_s)
+            if session is None:
+                only = f"{upstream.address} speaks only the classic dialect: it transforms poems and nothing else"
+                raise RequestRefused(only)
+            answer = await session.control(control)
+            assert session.hello is not None
+            return session.hello.server, answer
+
+        return await self._try_servers(ask)
 
     async def _close(self) -> None:
         for upstream in self._upstreams:

@@ -5,6 +5,7 @@ to another server. A request that has been written fails with its connection, fo
 """
 
 import copy
+import math
 from collections import deque
 
 import attrs
@@ -16,11 +17,17 @@ from twisted.python.failure import Failure
 
 from xformd.client.errors import NotSent, RequestCancelled
 from xformd.errors import BadFrame, Busy, ConnectionLost, ShuttingDown, TooLarge, XformError
+from xformd.net.deadline import Deadline
 from xformd.net.endpoints import failure_reason
+from xformd.net.write_buffer import bytes_in_system
 from xformd.spec import Spec
 from xformd.wire import netstring, session
 
 Message = session.Request | session.ControlRequest
+
+SILENCE_S, DOUBT_S, GIVE_UP_S = 2.0, 1.0, 2.0
+"""How long a server that owes an answer may send nothing until it is asked whether it is there; and from then, until
+new requests avoid the connection, and until it is given up."""
 
 
 @attrs.define(eq=False)
@@ -44,6 +51,7 @@ class Session(Protocol):
             ``XformError``.
         closed: fires when the connection is lost.
         hello: the server's hello: its name, version and limits.
+        renews_at: the clock's time at which another one should take its place.
     """
 
     def __init__(self, address: str, clock: IReactorTime, max_result_bytes: int) -> None:
@@ -61,11 +69,15 @@ class Session(Protocol):
         self._goodbye: XformError | None = None
         self._has_received = False
         self._is_aborted = False
+        self._silence = Deadline(clock, self._note_silence)
+        self._asked_at: float | None = None  # it has sent nothing since then
+        self.renews_at = math.inf
 
     @property
     def is_open(self) -> bool:
         """Whether it accepts new requests."""
-        return self.hello is not None and self._goodbye is None and not self._is_aborted
+        is_ending = self._goodbye is not None or self._is_aborted
+        return self.hello is not None and not is_ending and not self._is_unanswered(DOUBT_S)
 
     @property
     def load(self) -> int:
@@ -111,7 +123,8 @@ class Session(Protocol):
         """Deliver each answer to its request."""
         if self._is_aborted:
             return
-        self._has_received = True
+        self._has_received, self._asked_at = True, None
+        self._silence.set(SILENCE_S)
         try:
             strings = self._decoder.decode(data)
             violation = None
@@ -131,6 +144,7 @@ class Session(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail the requests in flight; those not written yet may go to another server."""
+        self._silence.close()
         said = f": {self._goodbye.message}" if self._goodbye else ""
         lost = ConnectionLost(f"the connection to {self._address} is lost ({failure_reason(reason)}){said}")
         if not self.opened.called:
@@ -167,6 +181,8 @@ class Session(Protocol):
             message = f"the request has {size} bytes; the limit of {self._address} is {max_request_bytes} bytes"
             pending.answer.errback(TooLarge(message))
             return
+        if not self._in_flight and not self._cancelled:
+            self._silence.set(SILENCE_S)
         self._in_flight[pending.message.id] = pending
         self.transport.write(data)
 
@@ -209,8 +225,35 @@ class Session(Protocol):
             self._waiting.remove(pending)
         elif self._in_flight.pop(pending.message.id, None) is not None and self.transport is not None:
             self._cancelled.add(pending.message.id)
-            self.transport.write(session.encode_control(session.ControlRequest(pending.message.id, "cancel")))
+            self._ask(session.ControlRequest(pending.message.id, "cancel"))
+            self._close_if_done()
         pending.answer.errback(RequestCancelled(f"the request to {self._address} was cancelled"))
+
+    # A server that is silent.
+
+    def _ask(self, control: session.ControlRequest) -> None:
+        """Send what a server answers at once."""
+        assert self.transport is not None
+        self.transport.write(session.encode_control(control))
+        if self._asked_at is None:
+            self._asked_at = self._clock.seconds()
+            self._silence.set(GIVE_UP_S)
+
+    def _note_silence(self) -> None:
+        if self._is_unanswered(GIVE_UP_S):
+            self._fail_all(ConnectionLost(f"{self._address} has stopped answering, even a ping: it may be gone"))
+            self.abort()
+        elif self._asked_at is not None:
+            self._silence.set(GIVE_UP_S)
+        elif self._in_flight or self._cancelled:
+            self._ask(session.ControlRequest(self._next_id(), "ping"))
+
+    def _is_unanswered(self, after_s: float) -> bool:
+        if self.hello is None or self._asked_at is None or self._clock.seconds() < self._asked_at + after_s:
+            return False
+        # It may not have heard: at its limit it does not read, and an upload is in the way. The system still notices.
+        is_full = len(self._in_flight) + len(self._cancelled) >= self.hello.max_in_flight
+        return not is_full and bytes_in_system(self.transport) < 1_000
 
     # The end.
 

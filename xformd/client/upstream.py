@@ -1,6 +1,7 @@
 """One server, as a client sees it: its session, how to open one, when to try again; and the choice among several.
 
-Invariant: at most one attempt to connect is in flight, and after a failure the next one waits longer.
+Invariant: at most one attempt to connect is in flight, and after a failure the next one waits longer. A host name is
+looked up for each attempt, and gets a session for each of its addresses.
 """
 
 import random
@@ -16,11 +17,15 @@ from xformd.client.errors import ConnectionFailed, NotSent, connection_failed
 from xformd.client.session import Session, SpeaksClassic
 from xformd.errors import XformError
 from xformd.net.deadline import backoff_s
-from xformd.net.endpoints import connect
+from xformd.net.endpoints import ClientEndpoint, connect
 from xformd.spec import Spec
 
 LONGEST_DELAY_S = 30.0
-OPENING_TIMEOUT_S = 10.0
+MAX_SESSION_AGE_S = 300.0
+OPENING_TIMEOUT_S = 5.0
+PATIENCE_S = 0.5
+"""How long a request waits for a connection to be made while there are other servers to try."""
+
 CLASSIC_FOR_S = 60.0
 """How long a server is believed to speak only the classic dialect: it may be upgraded meanwhile."""
 
@@ -36,20 +41,23 @@ class Upstream:
         max_result_bytes: int,
         chance: Callable[[], float] = random.random,
         longest_delay_s: float = LONGEST_DELAY_S,
+        max_session_age_s: float = MAX_SESSION_AGE_S,
     ) -> None:
         self.address = address
-        self._endpoint = endpoint
+        self._endpoint: Any = endpoint
         self._clock = clock
         self._max_result_bytes = max_result_bytes
         self._chance = chance
         self._longest_delay_s = longest_delay_s
-        self._sessions: list[Session] = []  # the last one takes requests; those before it are ending
+        self._max_session_age_s = max_session_age_s
+        self._sessions: list[Session] = []  # also those that are ending; the last one was used last
         self._openers: list[Deferred[Session | None]] = []
         self._connecting: Deferred[Any] | None = None
         self._classic_requests = 0
         self._classic_until = 0.0
         self._failures = 0
         self.rests_until = 0.0
+        self.is_slow = False  # it takes longer to connect to it than a request has waited
 
     @property
     def load(self) -> int:
@@ -59,8 +67,8 @@ class Upstream:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last attempt to connect failed."""
-        return self._failures > 0
+        """Whether the last attempt to connect failed, or is slow, and there is no other session."""
+        return (self._failures > 0 or self.is_slow) and not self._usable
 
     def reach(self) -> None:
         """Open a session, unless an attempt is in flight."""
@@ -68,14 +76,15 @@ class Upstream:
             self._connecting = Deferred.fromCoroutine(self._connect())
             self._connecting.addBoth(self._tell_openers)
 
-    async def send_request(self, spec: Spec, poem: bytes, ends_at: float | None) -> bytes:
+    async def send_request(self, spec: Spec, poem: bytes, ends_at: float | None, patience_s: float | None) -> bytes:
         """Send a poem in the dialect that the server speaks.
 
         Raises:
+            TimeoutError: there is no connection within ``patience_s``.
             NotSent: the server is known not to have run it.
             XformError: anything else went wrong.
         """
-        session = await self._open()
+        session = await self.session(patience_s)
         if session is not None:
             return await session.send_request(spec, poem, ends_at)
         self._classic_requests += 1
@@ -90,13 +99,27 @@ class Upstream:
         finally:
             self._classic_requests -= 1
 
-    async def session(self) -> Session | None:
-        """Return the open session; None if the server speaks only the classic dialect.
+    def session(self, patience_s: float | None = None) -> "Deferred[Session | None]":
+        """Fire with a session; with None if the server speaks only the classic dialect.
 
-        Raises:
-            NotSent: there is no connection.
+        It fails with ``NotSent`` if there is no connection, and with ``TimeoutError`` after ``patience_s``.
         """
-        return await self._open()
+        opened: Deferred[Session | None] = Deferred(self._forget_opener)
+        if usable := self._usable:
+            if len(usable) < self._wanted or min(each.renews_at for each in usable) <= self._clock.seconds():
+                self.reach()  # the request need not wait for it
+            least = min(usable, key=lambda each: each.load)
+            self._sessions.remove(least)
+            self._sessions.append(least)
+            opened.callback(least)
+        elif self._clock.seconds() < self._classic_until:
+            opened.callback(None)
+        else:
+            self._openers.append(opened)
+            self.reach()
+            if patience_s is not None:
+                opened.addTimeout(patience_s, self._clock)
+        return opened
 
     async def close(self) -> None:
         """Wait for what is in flight, and close."""
@@ -105,16 +128,13 @@ class Upstream:
         for session in [*self._sessions]:
             await session.close()
 
-    def _open(self) -> "Deferred[Session | None]":
-        opened: Deferred[Session | None] = Deferred(self._forget_opener)
-        if self._sessions and self._sessions[-1].is_open:
-            opened.callback(self._sessions[-1])
-        elif self._clock.seconds() < self._classic_until:
-            opened.callback(None)
-        else:
-            self._openers.append(opened)
-            self.reach()
-        return opened
+    @property
+    def _usable(self) -> list[Session]:
+        return [session for session in self._sessions if session.is_open]
+
+    @property
+    def _wanted(self) -> int:
+        return max(1, len(getattr(self._endpoint, "addresses", ())))  # a session for each
 
     def _forget_opener(self, opened: "Deferred[Session | None]") -> None:
         if opened in self._openers:
@@ -124,6 +144,8 @@ class Upstream:
         session = Session(self.address, self._clock, self._max_result_bytes)
         try:
             await self._wait_for_turn()
+            if isinstance(self._endpoint, ClientEndpoint):
+                self._endpoint.connections = [each for each in self._usable if each.renews_at > self._clock.seconds()]
             await connect(self._endpoint, session)
         except Exception:
             self._note_failure()
@@ -142,6 +164,11 @@ class Upstream:
             self._note_failure()
             raise NotSent(error) from error
         self._failures = 0
+        now = self._clock.seconds()
+        session.renews_at = now + self._max_session_age_s * (1 - self._chance() / 2)
+        oldest = min(self._usable, key=lambda each: each.renews_at, default=session)
+        if oldest.renews_at <= now or len(self._usable) >= self._wanted:
+            oldest.close()
         self._sessions.append(session)
         session.closed.addCallback(lambda _: self._sessions.remove(session))
         return session
@@ -159,7 +186,7 @@ class Upstream:
         self.rests_until = self._clock.seconds() + delay_s
 
     def _tell_openers(self, outcome: Session | Failure | None) -> None:
-        self._connecting = None
+        self._connecting, self.is_slow = None, False
         openers, self._openers = self._openers, []
         for opener in openers:
             opener.callback(outcome)

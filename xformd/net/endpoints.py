@@ -1,7 +1,8 @@
 """Parse the addresses that people write, and connect to them.
 
 Twisted's endpoint strings are the full form (``unix:/run/xformd.sock``, ``ssl:11000:privateKey=...``); ``HOST:PORT``
-is the short one. Invariant: whatever an endpoint or its plugin raises for a bad address leaves here as ``ConfigError``.
+is the short one. Invariants: whatever an endpoint or its plugin raises for a bad address leaves here as
+``ConfigError``, and a client's connection is lost soon after its server's machine has vanished.
 """
 
 import contextlib
@@ -10,11 +11,12 @@ import functools
 import importlib.util
 import ipaddress
 import os
+import random
 import re
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -24,19 +26,24 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
+    IHostnameResolver,
     IListeningPort,
     IProtocol,
+    IProtocolFactory,
+    IReactorPluggableNameResolver,
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from xformd.errors import ConfigError
 from xformd.limits import Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT, tcp_server, with_host
 from xformd.net.factory import DrainingFactory
 from xformd.net.proxy_header import ProxyHeaderFactory
+from xformd.net.transport import detect_loss
 
 if TYPE_CHECKING:  # it needs what the extra "tls" installs
     from xformd.net.tls import Certificates
@@ -60,28 +67,70 @@ _HOST_AND_PORT = re.compile(r"(?!unix:)(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:
 # The system takes them for addresses: 10000 for 0.0.39.16, 127.1 for 127.0.0.1, 010.0.0.1 for 8.0.0.1.
 _NUMERIC_HOST = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?\Z", re.IGNORECASE)
 
+PEER_TIMEOUT_S = 5
+"""How long a server's machine may acknowledge nothing, while it is connected to, sent something, or idle."""
 
-def tcp_client(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
+
+@implementer(IStreamClientEndpoint, IReactorPluggableNameResolver, IHostnameResolver)
+class ClientEndpoint:
+    """A server's endpoint, and the reactor as that endpoint sees it: a name is looked up anew for each connection."""
+
+    endpoint: Any
+    addresses: Sequence[Any] = ()  # what the name stood for last
+    connections: Sequence[Any] = ()  # that are open: any other address comes before theirs
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self.nameResolver = self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803 - Twisted's name
+        """See ``IStreamClientEndpoint``."""
+        connecting: Deferred[IProtocol] = self.endpoint.connect(protocolFactory)
+        return connecting
+
+    def resolveHostName(self, resolutionReceiver: Any, *name: Any, **options: Any) -> Any:  # noqa: N802, N803
+        """See ``IHostnameResolver``. While nothing is found, what was found last holds."""
+        found: list[Any] = []
+
+        def complete() -> None:
+            self.addresses = found or self.addresses
+            in_use = [getattr(each.transport.getPeer(), "host", None) for each in self.connections]
+            for address in sorted(self.addresses, key=lambda each: (each.host in in_use, random.random())):
+                resolutionReceiver.addressResolved(address)
+            resolutionReceiver.resolutionComplete()
+
+        ours = SimpleNamespace(addressResolved=found.append, resolutionComplete=complete)
+        ours.resolutionBegan = resolutionReceiver.resolutionBegan
+        return self._reactor.nameResolver.resolveHostName(ours, *name, **options)
+
+
+def tcp_client(reactor: Any, host: str, port: int, timeout_s: int = PEER_TIMEOUT_S) -> ClientEndpoint:
     """Return the endpoint for a host and a port; raise ``ConfigError`` if a number is no address in full."""
     if _NUMERIC_HOST.search(host):
         try:
             ipaddress.IPv4Address(host)
         except ValueError:
             raise ConfigError(f"no host is called {host!r}: write a name, or an IP address in full") from None
-    if isIPAddress(host):
-        return endpoints.TCP4ClientEndpoint(reactor, host, port)
-    if isIPv6Address(host):
-        return endpoints.TCP6ClientEndpoint(reactor, host, port)
-    return endpoints.HostnameEndpoint(reactor, host, port)
+    client = ClientEndpoint(reactor)
+    is_numeric = isIPAddress(host) or isIPv6Address(host)
+    kind: Any = endpoints.TCP4ClientEndpoint if is_numeric else endpoints.HostnameEndpoint  # which takes IPv6, too
+    client.endpoint = kind(client, host, port, timeout_s)
+    return client
 
 
-def client_endpoint(reactor: Any, address: str | int, default_port: int = DEFAULT_PORT) -> IStreamClientEndpoint:
+def client_endpoint(
+    reactor: Any, address: str | int, default_port: int = DEFAULT_PORT, timeout_s: int = PEER_TIMEOUT_S
+) -> ClientEndpoint:
     """Parse the address of a server.
 
     Args:
         reactor: connects.
         address: ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, ``PORT``, or a Twisted client endpoint string.
         default_port: used if the address has no port.
+        timeout_s: how long connecting to one address may take, unless the endpoint string says so.
 
     Raises:
         ConfigError: the address is invalid.
@@ -90,17 +139,23 @@ def client_endpoint(reactor: Any, address: str | int, default_port: int = DEFAUL
         port = int(match["port"] or default_port)
         if not 0 < port < 65_536:
             raise ConfigError(f"server address {address!r}: a port is 1 to 65535")
-        return tcp_client(reactor, match["host"].strip("[]"), port)
+        return tcp_client(reactor, match["host"].strip("[]"), port, timeout_s)
     if reason := _missing_tls(address, "tls:", "ssl:"):
         raise ConfigError(reason)
     if address.startswith("unix:") and len(os.fsencode(address.split(":")[1])) > MAX_UNIX_PATH_BYTES:
         raise ConfigError(f"server address {address!r}: a Unix socket's path has at most {MAX_UNIX_PATH_BYTES} bytes")
+    client = ClientEndpoint(reactor)
     try:
-        endpoint: IStreamClientEndpoint = endpoints.clientFromString(reactor, address)
+        (kind, *words), options = endpoints._parse(address)
+        has_timeout = "timeout" in options or len(words) > 2 or kind not in ("tcp", "ssl", "tls", "unix")
+        client.endpoint = endpoints.clientFromString(client, address + ("" if has_timeout else f":timeout={timeout_s}"))
+        if kind == "tcp" and not isIPAddress((tcp := endpoints._parseClientTCP(*words, **options))["host"]):
+            # Twisted's own uses one IPv4 address of a name.
+            client.endpoint = endpoints.HostnameEndpoint(client, **{"timeout": timeout_s, **tcp})
     except Exception as error:  # each endpoint type, and its plugin, raises what it likes
         expected = "write HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock"
         raise ConfigError(f"server address {address!r}: {_reason(error)}; {expected}") from error
-    return endpoint
+    return client
 
 
 @attrs.frozen
@@ -270,8 +325,13 @@ def connect(endpoint: IStreamClientEndpoint, protocol: Protocol) -> Deferred[IPr
     factory = Factory()
     factory.noisy = False
     factory.buildProtocol = lambda _: protocol  # type: ignore[assignment,method-assign]
+
+    def detect(connected: IProtocol) -> IProtocol:
+        detect_loss(protocol.transport, PEER_TIMEOUT_S)
+        return connected
+
     connecting: Deferred[IProtocol] = endpoint.connect(factory)
-    return connecting
+    return connecting.addCallback(detect)
 
 
 def failure_reason(failure: Failure) -> str:

@@ -4,6 +4,7 @@ Invariant: the first SIGTERM or SIGINT stops a server in good order, the second 
 """
 
 import contextlib
+import functools
 import os
 import resource
 import signal

@@ -80,7 +80,7 @@ def find_server(
         ConfigError: the address is invalid.
     """
     if isinstance(server, str | int):
-        return addresses.client_endpoint(reactor, server, DEFAULT_POEM_PORT), address or with_host(server)
+        return addresses.client_endpoint(reactor, server, DEFAULT_POEM_PORT, 30), address or with_host(server)
     return server, address or "the poem server"
 
 

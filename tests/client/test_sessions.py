@@ -407,7 +407,7 @@ def test_a_server_that_vanishes_costs_no_more_than_it_must(world: World, timeout
     world.host.vanish()
     started = world.clock.seconds()
     new = world.host = world.network.host(world.server.factory)
-    proxy._upstreams[0]._endpoint = new  # as if a name pointed elsewhere
+    proxy._upstreams[0]._endpoint.endpoint = new  # as if a name pointed elsewhere
     while True:
         answer = proxy.xform("upper", "x", timeout=timeout_s).addErrback(lambda failure: failure.value)
         asked = world.clock.seconds()
@@ -428,6 +428,17 @@ def test_a_server_that_works_for_long_and_answers_pings_is_left_alone(world: Wor
     assert len([string for string in received if b"!ping" in string]) == 60 / SILENCE_S
     host.say(encode(b"1 ok.done"))
     assert result_of(answer) == "done"
+
+
+def test_an_answer_that_waits_to_be_read_counts_when_the_timer_is_late(world: World) -> None:
+    host, _ = world.scripted(SILENT)
+    (answer,) = world.send(world.proxy(host), "x")
+    world.turn(SILENCE_S)
+    host.wires[0].write(encode(b"2 ok."))  # not pumped: this process does something else
+    world.clock.callLater(60, world.network.pump)
+    world.clock.advance(60)
+    world.turn(1)
+    assert not has_fired(answer)
 
 
 def test_a_server_at_its_limit_does_not_read_and_is_not_given_up(world: World) -> None:

@@ -240,9 +240,12 @@ class Session(Protocol):
             self._silence.set(GIVE_UP_S)
 
     def _note_silence(self) -> None:
-        if self._is_unanswered(GIVE_UP_S):
+        if self._asked_at == -math.inf:
             self._fail_all(ConnectionLost(f"{self._address} has stopped answering, even a ping: it may be gone"))
             self.abort()
+        elif self._is_unanswered(GIVE_UP_S):
+            self._asked_at = -math.inf
+            self._silence.set(0)  # what came while this process did something else is read first
         elif self._asked_at is not None:
             self._silence.set(GIVE_UP_S)
         elif self._in_flight or self._cancelled:

@@ -44,7 +44,7 @@ class Upstream:
         max_session_age_s: float = MAX_SESSION_AGE_S,
     ) -> None:
         self.address = address
-        self._endpoint: Any = endpoint
+        self._endpoint = endpoint if isinstance(endpoint, ClientEndpoint) else ClientEndpoint(clock, endpoint)
         self._clock = clock
         self._max_result_bytes = max_result_bytes
         self._chance = chance
@@ -106,7 +106,10 @@ class Upstream:
         """
         opened: Deferred[Session | None] = Deferred(self._forget_opener)
         if usable := self._usable:
-            if len(usable) < self._wanted or min(each.renews_at for each in usable) <= self._clock.seconds():
+            if (
+                len(usable) < len(self._endpoint.addresses)
+                or min(each.renews_at for each in usable) <= self._clock.seconds()
+            ):
                 self.reach()  # the request need not wait for it
             least = min(usable, key=lambda each: each.load)
             self._sessions.remove(least)
@@ -132,10 +135,6 @@ class Upstream:
     def _usable(self) -> list[Session]:
         return [session for session in self._sessions if session.is_open]
 
-    @property
-    def _wanted(self) -> int:
-        return max(1, len(getattr(self._endpoint, "addresses", ())))  # a session for each
-
     def _forget_opener(self, opened: "Deferred[Session | None]") -> None:
         if opened in self._openers:
             self._openers.remove(opened)
@@ -144,8 +143,7 @@ class Upstream:
         session = Session(self.address, self._clock, self._max_result_bytes)
         try:
             await self._wait_for_turn()
-            if isinstance(self._endpoint, ClientEndpoint):
-                self._endpoint.connections = [each for each in self._usable if each.renews_at > self._clock.seconds()]
+            self._endpoint.connections = [each for each in self._usable if each.renews_at > self._clock.seconds()]
             await connect(self._endpoint, session)
         except Exception:
             self._note_failure()
@@ -167,7 +165,7 @@ class Upstream:
         now = self._clock.seconds()
         session.renews_at = now + self._max_session_age_s * (1 - self._chance() / 2)
         oldest = min(self._usable, key=lambda each: each.renews_at, default=session)
-        if oldest.renews_at <= now or len(self._usable) >= self._wanted:
+        if oldest.renews_at <= now or len(self._usable) >= max(1, len(self._endpoint.addresses)):
             oldest.close()
         self._sessions.append(session)
         session.closed.addCallback(lambda _: self._sessions.remove(session))

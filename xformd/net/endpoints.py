@@ -75,12 +75,12 @@ PEER_TIMEOUT_S = 5
 class ClientEndpoint:
     """A server's endpoint, and the reactor as that endpoint sees it: a name is looked up anew for each connection."""
 
-    endpoint: Any
     addresses: Sequence[Any] = ()  # what the name stood for last
     connections: Sequence[Any] = ()  # that are open: any other address comes before theirs
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint | None = None) -> None:
         self._reactor = reactor
+        self.endpoint: Any = endpoint
         self.nameResolver = self
 
     def __getattr__(self, name: str) -> Any:
@@ -150,8 +150,7 @@ def client_endpoint(
         has_timeout = "timeout" in options or len(words) > 2 or kind not in ("tcp", "ssl", "tls", "unix")
         client.endpoint = endpoints.clientFromString(client, address + ("" if has_timeout else f":timeout={timeout_s}"))
         if kind == "tcp" and not isIPAddress((tcp := endpoints._parseClientTCP(*words, **options))["host"]):
-            # Twisted's own uses one IPv4 address of a name.
-            client.endpoint = endpoints.HostnameEndpoint(client, **{"timeout": timeout_s, **tcp})
+            client.endpoint = endpoints.HostnameEndpoint(client, **{"timeout": timeout_s, **tcp})  # for all addresses
     except Exception as error:  # each endpoint type, and its plugin, raises what it likes
         expected = "write HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock"
         raise ConfigError(f"server address {address!r}: {_reason(error)}; {expected}") from error

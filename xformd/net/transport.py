@@ -102,8 +102,7 @@ def make_eager(port: IListeningPort) -> None:
 def detect_loss(transport: Any, timeout_s: float) -> None:
     """Let the system end a TCP connection whose peer's machine has acknowledged nothing for this long.
 
-    By itself it tries for 15 minutes to send what is unacknowledged, and never notices that an idle peer is gone. A
-    port passes it on to the connections that it accepts.
+    By itself it takes 15 minutes, or for ever if nothing is sent. A port's connections take the options over.
     """
     connection = getattr(transport, "socket", None)  # of TLS: that of the connection under it
     if not isinstance(connection, socket.socket) or connection.family not in (socket.AF_INET, socket.AF_INET6):

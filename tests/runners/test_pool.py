@@ -14,6 +14,7 @@ from support.fakes import Asker, FakeWorker, Pool, calls_of
 from support.logs import Log
 from xformd import Busy, GibberishError, ShuttingDown, TransformDied, TransformTimeout, Unavailable, XformError
 from xformd.runners.policy import MAX_DEATHS, QUARANTINE_S
+from xformd.runners.supervisor import WATCH_MEMORY_EVERY_S
 
 SEGFAULT = "was killed by SIGSEGV"
 
@@ -31,6 +32,7 @@ def test_a_worker_runs_a_job_and_its_answer_is_the_result(clock: Clock, pool: Po
     assert not has_fired(result)
     pool.worker_of(b"poem").answer(b"done")
     assert result_of(result) == b"done"
+    clock.advance(WATCH_MEMORY_EVERY_S)
     assert clock.getDelayedCalls() == []
 
 
@@ -128,6 +130,7 @@ def test_a_step_ends_at_its_own_limit_and_so_does_its_worker(clock: Clock, pool:
     worker.end()
     assert clock.getDelayedCalls()  # of starting workers
     pool.make_ready()
+    clock.advance(WATCH_MEMORY_EVERY_S)
     assert clock.getDelayedCalls() == []
 
 
@@ -143,6 +146,7 @@ def test_a_steps_limit_counts_from_its_start(clock: Clock, pool: Pool) -> None:
     assert not has_fired(result)
     worker.answer(b"done")
     assert result_of(result) == b"done"
+    clock.advance(WATCH_MEMORY_EVERY_S)
     assert clock.getDelayedCalls() == []
 
 

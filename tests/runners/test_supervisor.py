@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from support.deferreds import has_fired, result_of
@@ -19,6 +20,7 @@ from xformd.runners.supervisor import (
     MAX_DIFFERING_WORKERS,
     MEASURE_EVERY_S,
     START_TIMEOUT_S,
+    WATCH_MEMORY_EVERY_S,
     NotReady,
     Supervisor,
     WorkerSlot,
@@ -34,10 +36,11 @@ class Supervised:
     def __init__(self, clock: Clock, count: int = 2, **options: Any) -> None:
         self.on_idle = Mock()
         self.launcher = Launcher()
+        self.launcher.is_loading = options.pop("is_loading", False)
         self.workers = self.launcher.workers
         self.supervisor = Supervisor(
             count=count,
-            launch=self.launcher,
+            launcher=self.launcher,
             self_test=options.pop("self_test", SELF_TEST),
             on_idle=self.on_idle,
             limits=Limits(**options),
@@ -83,14 +86,16 @@ def test_a_worker_is_idle_once_it_has_passed_its_self_test(clock: Clock, supervi
     assert supervised.take_worker() is first
     assert supervised.supervisor.take() is None
     second.be_ready()
-    assert clock.getDelayedCalls() == []
+    (timer,) = clock.getDelayedCalls()  # no start is timed any more, only the next look at the memory of the busy
+    assert timer.getTime() == WATCH_MEMORY_EVERY_S
 
 
 def test_the_first_ready_worker_tells_its_plugins(supervised: Supervised) -> None:
-    assert not has_fired(supervised.supervisor.ready)
+    ready = supervised.supervisor.ready
+    assert not has_fired(ready)
     supervised.workers[1].be_ready()
     supervised.workers[0].be_ready()
-    assert result_of(supervised.supervisor.ready) == WorkerHello(101, {})
+    assert result_of(ready) == WorkerHello(101, {})
 
 
 def test_a_callback_of_ready_may_stop_at_once(clock: Clock, supervised: Supervised) -> None:
@@ -248,7 +253,7 @@ def test_a_discarded_worker_is_replaced_and_forgotten(supervised: Supervised, fi
     assert len(supervised.workers) == 3
 
 
-def test_a_worker_is_replaced_after_its_last_job(clock: Clock) -> None:
+def test_a_worker_is_replaced_after_its_last_job(clock: Clock, log: Log) -> None:
     supervised = Supervised(clock, max_jobs_per_worker=2)
     worker = supervised.workers[0]
     worker.be_ready()
@@ -256,11 +261,12 @@ def test_a_worker_is_replaced_after_its_last_job(clock: Clock) -> None:
         slot = supervised.take()
         assert slot.jobs == jobs
         supervised.supervisor.release(slot)
-    assert worker.killed == ["has done 2 jobs"]
+    assert worker.retired == ["has done 2 jobs"]
+    assert log.lines == ["worker 100 has done 2 jobs: it is replaced"]
     assert len(supervised.launcher.alive) == 2
 
 
-def test_a_worker_is_replaced_when_it_has_grown(clock: Clock) -> None:
+def test_a_worker_is_replaced_when_it_has_grown(clock: Clock, log: Log) -> None:
     supervised = Supervised(clock, max_worker_growth_bytes=1_000)
     worker = supervised.workers[0]
     worker.be_ready()
@@ -269,7 +275,8 @@ def test_a_worker_is_replaced_when_it_has_grown(clock: Clock) -> None:
         clock.advance(seconds)
         worker.memory_bytes = memory_bytes
         supervised.supervisor.release(supervised.take())
-    assert worker.killed == ["has grown by 1001 bytes"]
+    assert worker.retired == ["has grown by 1001 bytes"]
+    assert log.lines == ["worker 100 has grown by 1001 bytes: it is replaced"]
 
 
 def test_growth_is_noticed_however_short_the_jobs_are(clock: Clock) -> None:
@@ -281,6 +288,51 @@ def test_growth_is_noticed_however_short_the_jobs_are(clock: Clock) -> None:
         clock.advance(0.001)
         supervised.supervisor.release(supervised.take())
     assert clock.seconds() < 0.1
+
+
+def test_what_a_transform_loads_on_its_first_run_is_no_growth(clock: Clock) -> None:
+    """Else a model that is loaded on first use would have a new worker started for every request."""
+    supervised = Supervised(clock, max_worker_growth_bytes=1_000)
+    worker = supervised.workers[0]
+    worker.be_ready()
+    for names, memory_bytes in (("upper", 500_000), ("lower", 900_000), ("upper+lower", 901_000), ("upper", 901_001)):
+        assert not worker.killed
+        clock.advance(MEASURE_EVERY_S)
+        slot = supervised.take()
+        slot.run(parse(names), b"x", RecordingJob())
+        worker.memory_bytes = memory_bytes
+        worker.answer()
+        supervised.supervisor.release(slot)
+    assert worker.retired == ["has grown by 1001 bytes"]
+
+
+def test_a_job_that_uses_too_much_memory_by_any_means_is_killed(clock: Clock, log: Log) -> None:
+    supervised = Supervised(clock, worker_memory_bytes=5_000)
+    worker = supervised.workers[0]
+    worker.be_ready()
+    slot, job = supervised.take_with_job()
+    worker.memory_bytes = 6_000  # 1,000 more than the limit, and 1,000 were there before
+    clock.advance(WATCH_MEMORY_EVERY_S)
+    assert not worker.killed
+    worker.memory_bytes += 1
+    clock.advance(WATCH_MEMORY_EVERY_S)
+    assert worker.killed == ["used 5001 bytes of memory; worker_memory_bytes is 5000"]
+    worker.end()
+    assert job.heard == [("died", "used 5001 bytes of memory; worker_memory_bytes is 5000")]
+
+
+def test_memory_is_looked_at_only_while_a_worker_is_busy(clock: Clock, supervised: Supervised) -> None:
+    for worker in supervised.workers:
+        worker.be_ready()
+    assert clock.getDelayedCalls() == []
+    slots = [supervised.take() for _ in range(2)]
+    assert len(clock.getDelayedCalls()) == 1
+    supervised.supervisor.release(slots[0])
+    clock.advance(WATCH_MEMORY_EVERY_S)
+    assert len(clock.getDelayedCalls()) == 1
+    supervised.supervisor.release(slots[1])
+    clock.advance(WATCH_MEMORY_EVERY_S)
+    assert clock.getDelayedCalls() == []
 
 
 def test_stopping_waits_for_workers_that_are_ending(clock: Clock, supervised: Supervised, first: FakeWorker) -> None:
@@ -295,14 +347,157 @@ def test_stopping_waits_for_workers_that_are_ending(clock: Clock, supervised: Su
     assert clock.getDelayedCalls() == []
 
 
-def test_three_failed_starts_are_reported_and_a_fourth_is_tried(clock: Clock, supervised: Supervised) -> None:
+def test_three_failed_starts_are_reported_and_then_the_first_worker_that_is_ready(
+    clock: Clock, supervised: Supervised
+) -> None:
+    failed = supervised.supervisor.ready
     for _ in range(3):
-        assert not has_fired(supervised.supervisor.ready)
+        assert not has_fired(failed)
         supervised.workers[-1].end("ended with exit status 1")
         clock.advance(1)
-    assert result_of(supervised.supervisor.ready) == NotReady("a worker ended with exit status 1 before it was ready")
+    assert result_of(failed) == NotReady("a worker ended with exit status 1 before it was ready")
+    ready = supervised.supervisor.ready
     supervised.workers[-1].be_ready()
+    assert result_of(ready) == WorkerHello(supervised.workers[-1].pid or 0, {})
     assert supervised.supervisor.take() is not None
+
+
+def test_stopping_ends_idle_workers_in_order_and_the_others_at_once(clock: Clock) -> None:
+    supervised = Supervised(clock, count=3)
+    for worker in supervised.workers[:2]:
+        worker.be_ready()
+    busy, job = supervised.take_with_job()
+    stopped = supervised.supervisor.stop()
+    idle, starting = supervised.workers[0], supervised.workers[2]
+    assert busy.worker is supervised.workers[1]
+    assert [bool(worker.killed) for worker in supervised.workers] == [True] * 3
+    assert idle.retired == ["the server is stopping"]
+    assert (starting.retired, supervised.workers[1].retired) == ([], [])
+    supervised.launcher.end_all()
+    assert has_fired(stopped)
+    assert job.heard == []  # the pool has answered it
+
+
+def test_stopping_waits_for_what_starts_the_workers_after_the_last_of_them(supervised: Supervised) -> None:
+    ended: Deferred[None] = Deferred()
+    supervised.launcher.stop = Mock(return_value=ended)  # type: ignore[method-assign]
+    stopped = supervised.supervisor.stop()
+    assert not supervised.launcher.stop.called
+    supervised.launcher.end_all()
+    assert supervised.launcher.stop.called
+    assert not has_fired(stopped)
+    ended.callback(None)
+    assert has_fired(stopped)
+
+
+def test_fewer_workers_are_kept_and_the_others_end_in_order(supervised: Supervised) -> None:
+    for worker in supervised.workers:
+        worker.be_ready()
+    supervised.supervisor.reduce(1)
+    (kept,) = supervised.launcher.alive
+    (gone,) = (worker for worker in supervised.workers if worker is not kept)
+    assert gone.retired == ["is not needed any more"]
+    assert supervised.take_worker() is kept
+
+
+# While plugins are loaded.
+
+
+def test_workers_are_started_once_the_plugins_are_loaded(clock: Clock) -> None:
+    supervised = Supervised(clock, is_loading=True)
+    clock.advance(START_TIMEOUT_S)
+    assert (supervised.workers, clock.getDelayedCalls()) == ([], [])
+    supervised.launcher.is_loading = False
+    supervised.supervisor.can_launch()
+    assert len(supervised.workers) == 2
+    supervised.supervisor.can_launch()
+    assert len(supervised.workers) == 2
+
+
+def test_a_loader_that_is_ready_again_does_not_bring_a_delayed_start_forward(
+    clock: Clock, supervised: Supervised, log: Log
+) -> None:
+    supervised.supervisor.cannot_launch("the fork server was killed by SIGKILL")
+    assert log.lines == ["the fork server was killed by SIGKILL; the next start is in 0.1 s"]
+    for worker in [*supervised.workers]:
+        worker.end()  # together with it: that is one failure
+    supervised.supervisor.can_launch()
+    assert supervised.launcher.alive == []
+    clock.advance(0.1)
+    assert len(supervised.launcher.alive) == 2
+    assert len(log.lines) == 1
+
+
+def test_a_plugin_in_whose_import_a_worker_ends_is_left_out(clock: Clock, log: Log) -> None:
+    supervised = Supervised(clock, count=1)
+    (first,) = supervised.workers
+    first.load("x-owl", "owl")
+    first.load("x-cat", "cat")
+    supervised.launcher.is_loading = True  # anew
+    first.end("was killed by SIGABRT")
+    assert supervised.launcher.left_out == {("x-cat", "cat"): "was killed by SIGABRT when a worker imported it"}
+    assert log.lines == []  # the launcher says it, and starts again
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_plugin_that_another_worker_is_importing_then_is_not_left_out_too(
+    clock: Clock, supervised: Supervised, log: Log
+) -> None:
+    """All workers end with the fork server, which starts again without the first."""
+    first, second = supervised.workers
+    second.load("x-cat", "cat")
+    first.load("x-owl", "owl")
+    supervised.launcher.is_loading = True
+    first.end()
+    second.end("has ended together with its reaper")
+    assert [*supervised.launcher.left_out] == [("x-owl", "owl")]
+    supervised.launcher.is_loading = False
+    supervised.supervisor.can_launch()
+    assert len(supervised.launcher.alive) == 2
+    assert log.lines == []
+
+
+def test_a_worker_that_has_loaded_its_plugins_blames_none(clock: Clock, supervised: Supervised, log: Log) -> None:
+    first = supervised.workers[0]
+    first.load("x-owl", "owl")
+    first.say_hello()
+    first.end()
+    assert supervised.launcher.left_out == {}
+    assert log.lines == ["a worker was killed by SIGSEGV before it was ready; the next start is in 0.1 s"]
+
+
+@pytest.mark.parametrize(
+    ("setting_s", "asked_s", "expected_s"), [(90, None, 90), (5, None, START_TIMEOUT_S), (5, 7.5, 7.5), (5, 300, 300)]
+)
+def test_a_plugin_that_a_worker_imports_has_its_own_time(
+    clock: Clock, setting_s: float, asked_s: float | None, expected_s: float
+) -> None:
+    supervised = Supervised(clock, count=1, plugin_load_timeout_s=setting_s)
+    (worker,) = supervised.workers
+    clock.advance(4)
+    worker.load("x-owl", "owl")
+    if asked_s is not None:
+        worker.ask_for_time(asked_s)
+    clock.advance(expected_s - 0.1)
+    assert not worker.killed
+    clock.advance(0.1)
+    assert worker.killed == [f"was killed after {expected_s:g} s"]
+    worker.end()
+    assert supervised.launcher.left_out == {
+        ("x-owl", "owl"): f"was killed after {expected_s:g} s when a worker imported it"
+    }
+
+
+def test_news_of_a_forgotten_worker_are_ignored(clock: Clock, supervised: Supervised) -> None:
+    first = supervised.workers[0]
+    supervised.supervisor.stop()
+    first.load("x-owl", "owl")
+    first.end()
+    assert supervised.launcher.left_out == {}
+    assert clock.getDelayedCalls() == []
+
+
+# Workers that differ.
 
 
 def test_workers_whose_plugins_differ_are_killed_a_few_times(clock: Clock, supervised: Supervised, log: Log) -> None:

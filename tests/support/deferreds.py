@@ -32,4 +32,4 @@ def error_of(deferred: Deferred[Any], kind: type[BaseException] | tuple[type[Bas
 
 def has_fired(deferred: Deferred[Any]) -> bool:
     """Whether a Deferred has a result or a Failure."""
-    return deferred.called
+    return deferred.called and not deferred.paused

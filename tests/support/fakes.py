@@ -136,7 +136,12 @@ class FakeWorker:
         self._job.raised(raised)
 
     def load(self, *key: str) -> None:
+        """Begin to import a plugin."""
         self._events.worker_loading(self, {"loading": list(key)})
+
+    def ask_for_time(self, seconds: float) -> None:
+        """Ask for this long for the plugin that it imports."""
+        self._events.worker_loading(self, {"timeout_s": seconds})
 
     def begin(self, step: int) -> None:
         assert self._job is not None

@@ -152,6 +152,7 @@ class Launcher(ProcessProtocol):
     def _end(self, why: str) -> None:
         """Kill it, and every process that came from it."""
         self._why_killed = self._why_killed or why
+        self._is_loaded = False  # it may live on for a moment, and must not be asked for workers
         if self._process is not None:
             self._process.closeStdin()
 

@@ -333,6 +333,9 @@ class Supervisor:
     def _lose(self, slot: WorkerSlot, reason: str) -> None:
         if slot.loading is not None:
             self._launcher.leave_out(slot.loading, f"{reason} when a worker imported it")
+            for other in [*self._slots.values()]:  # they end with the fork server, whatever they are importing
+                if other.state == "starting":
+                    self.discard(other, "is started again without a plugin")
             return
         if slot.state == "starting":
             self._start_failed(f"a worker {reason} before it was ready")

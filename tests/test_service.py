@@ -26,13 +26,16 @@ from xformd import (
     TooLarge,
     TransformFailed,
     TransformTimeout,
+    Unavailable,
     XformError,
     transform,
 )
 from xformd.limits import Limits
 from xformd.runners.pool import LONG_BYTES
+from xformd.runners.supervisor import WATCH_MEMORY_EVERY_S
 from xformd.service import TransformService
 from xformd.spec import parse_readable
+from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 
 
 @transform
@@ -76,9 +79,17 @@ def waiting() -> Waiting:
 
 
 class Asked:
-    def __init__(self, clock: Clock, *functions: Any, **limits: Any) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *functions: Any,
+        make_traceback: MakeTraceback = SafeTraceback.redacted,
+        **limits: Any,
+    ) -> None:
         transforms = [each if hasattr(each, "function") else transform(each) for each in functions]
-        self.service = TransformService.inline(registry_of(*transforms), Limits(**limits), clock)
+        self.service = TransformService.inline(
+            registry_of(*transforms), Limits(**limits), clock, make_traceback=make_traceback
+        )
 
     def now(self, spec: str, poem: bytes = b"", **options: Any) -> bytes:
         result = self.service.xform(parse_readable(spec), poem, **options)
@@ -237,12 +248,20 @@ def test_a_transform_that_raises_is_logged_once_with_its_plugin(clock: Clock, lo
     asked = Asked(clock, raising(error), upper)
     with pytest.raises(TransformFailed, match=f"^broken raised {type(error).__name__}$") as caught:
         asked.now("broken")
-    assert str(error) in caught.value.detail
-    assert "test_service.py, line " in caught.value.detail
+    assert caught.value.detail == ""
     assert log.lines == ["transform broken of plugin xformd-verses 1.0 (verses) failed"]
     assert log.tracebacks[0]["error"].startswith(type(error).__name__)
     assert 'test_service.py", line' in log.tracebacks[0]["traceback"]
     assert asked.now("upper", b"a") == b"A"
+
+
+@pytest.mark.parametrize("error", RAISED, ids=repr)
+def test_who_runs_a_transform_here_is_told_in_full_what_it_raised(clock: Clock, error: BaseException) -> None:
+    asked = Asked(clock, raising(error), make_traceback=SafeTraceback.unredacted)
+    with pytest.raises(TransformFailed, match=f"^broken raised {type(error).__name__}$") as caught:
+        asked.now("broken")
+    assert str(error) in caught.value.detail
+    assert "test_service.py, line " in caught.value.detail
 
 
 @pytest.mark.parametrize("error", RAISED, ids=repr)
@@ -269,6 +288,30 @@ def test_a_transform_may_refuse_a_poem_and_nothing_else(
     with pytest.raises(kind, match=says):
         Asked(clock, raising(error)).now("broken")
     assert len(log.tracebacks) == len(log) == logged
+
+
+REFUSED = [
+    (GibberishError("the owl"), "broken rejects this poem"),
+    (BadOptions("the owl"), "broken rejects its options"),
+    (TooLarge("the owl"), "broken would return too much"),
+    (Unavailable("the owl"), "broken is unavailable"),
+    (TransformFailed("the owl"), "broken failed"),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), REFUSED, ids=lambda each: type(each).__name__)
+def test_the_log_names_the_transform_that_refuses_and_keeps_its_authors_words_out(
+    clock: Clock, error: XformError, words: str
+) -> None:
+    with pytest.raises(type(error), match="^the owl$") as caught:
+        Asked(clock, raising(error)).now("broken")
+    assert caught.value.log_message == words
+
+
+def test_a_transform_whose_upstream_is_away_says_when_to_try_again(clock: Clock) -> None:
+    with pytest.raises(Unavailable, match="^no dictionary$") as caught:
+        Asked(clock, raising(Unavailable("no dictionary", retry_after=1.5))).now("broken")
+    assert caught.value.retry_after_ms == 1_500
 
 
 def test_a_transform_that_fails_again_and_again_is_logged_once_a_second(clock: Clock, log: Log) -> None:
@@ -412,7 +455,17 @@ def test_a_worker_runs_an_isolated_transform(site: Site) -> None:
     result = site.xform("upper+lower", b"x")
     site.pool.worker_of(b"x").answer(b"X")
     assert result_of(result) == b"X"
+    site.clock.advance(WATCH_MEMORY_EVERY_S)
     assert site.clock.getDelayedCalls() == []
+
+
+def test_the_log_names_the_transform_of_a_worker_that_refuses(site: Site) -> None:
+    result = site.xform("upper+lower", b"x")
+    worker = site.pool.worker_of(b"x")
+    worker.begin(1)
+    worker.refuse(GibberishError("the owl"))
+    error = error_of(result, GibberishError)
+    assert (error.message, error.log_message) == ("the owl", "lower rejects this poem")
 
 
 def test_a_deadline_ends_a_wait_and_a_run_with_its_worker(site: Site) -> None:

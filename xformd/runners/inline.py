@@ -120,9 +120,11 @@ class InlineRunner:
         error = failure.value
         assert error is not None
         # A CancelledError comes from the service, which has given the work up.
-        if not is_expected(error) and not isinstance(error, CancelledError):
-            self._failures.failed(call, self._make_traceback(error, failure.getTracebackObject()), timing)
-        return explain(call, error)
+        if is_expected(error) or isinstance(error, CancelledError):
+            return explain(call, error)
+        raised = self._make_traceback(error, failure.getTracebackObject())
+        self._failures.failed(call, raised, timing)
+        return explain(call, error, raised.detail)
 
 
 def bind(call: Call) -> Run:

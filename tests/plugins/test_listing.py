@@ -140,10 +140,50 @@ def test_a_transform_of_a_worker_does_not_run_here() -> None:
 
 def test_a_transform_that_runs_in_the_server_is_the_servers_own() -> None:
     own = registry_of(attrs.evolve(shout, inline=True))
-    listed = through_json(registry_of(attrs.evolve(shout, inline=True), attrs.evolve(same, inline=True)))
-    made = from_worker(listed, own)
-    assert made.entries == own.entries
+    made = from_worker(through_json(registry_of(attrs.evolve(shout, inline=True), same)), own)
+    assert made.entries["shout"] is own.entries["shout"]
+    assert made.entries["same"].transform.function is not same.function
     assert made.plugins[0].source == "verses"
+
+
+def of_plugins(*plugins: Plugin) -> Registry:
+    return Registry({one.name: Entry(one, plugin) for plugin in plugins for one in plugin.transforms}, plugins)
+
+
+QUICK = plugin_of(attrs.evolve(shout, inline=True), attrs.evolve(same, name="other"), distribution="x-quick")
+
+
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        (
+            plugin_of(distribution="x-quick", state="failed", reason="import of quick failed: no"),
+            "it runs in the server, which cannot import it: import of quick failed: no",
+        ),
+        (
+            plugin_of(same, distribution="x-quick"),
+            "it runs in the server, which finds other transforms in it than a worker: restart the server",
+        ),
+        (None, "it runs in the server, which finds other transforms in it than a worker: restart the server"),
+    ],
+    ids=["fails", "differs", "is missing"],
+)
+def test_a_plugin_that_the_server_cannot_import_as_a_worker_did_has_failed(own: Plugin | None, reason: str) -> None:
+    listed = through_json(of_plugins(QUICK, plugin_of(same)))
+    made = from_worker(listed, Registry({}, (own,) if own else ()))
+    assert {plugin.distribution: plugin.reason for plugin in made.with_state("failed")} == {"x-quick": reason}
+    assert [*made.entries] == ["same"]
+    assert listing.to_json(made)["plugins"][0]["transforms"] == []
+
+
+def test_a_plugin_does_not_fail_for_the_name_that_it_shares_with_one_that_does() -> None:
+    quick, rival = plugin_of(attrs.evolve(shout, inline=True), distribution="x-quick"), plugin_of(shout, same)
+    both = of_plugins(rival, quick)
+    conflict = Conflict("shout", (quick, rival), quick, preferred=True)
+    failed = plugin_of(distribution="x-quick", state="failed", reason="no")
+    made = from_worker(through_json(attrs.evolve(both, conflicts=(conflict,))), Registry({}, (failed,)))
+    assert [plugin.distribution for plugin in made.with_state("failed")] == ["x-quick"]
+    assert [*made.entries] == ["same"]
 
 
 def test_the_json_describes_everything_and_names_no_file() -> None:

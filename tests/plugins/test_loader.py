@@ -1,12 +1,17 @@
 """Selecting and loading, with plugins that are made in the test; real packages are in tests/integration."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
+import attrs
 import pytest
 
+import xformd
 from xformd import ConfigError, hookimpl, transform
-from xformd.plugins import discovery, loader
+from xformd.plugins import discovery, hookspecs, loader
 from xformd.plugins.discovery import Candidate
+from xformd.plugins.registry import BUILT_IN, Plugin
 from xformd.plugins.selection import Selection, parse_distributions
 
 
@@ -15,19 +20,29 @@ def echo(poem: str) -> str:
     return poem
 
 
-def candidate(name: str, distribution: str) -> Candidate:
+def candidate(name: str, distribution: str, imported: list[str]) -> Candidate:
     @hookimpl
     def xformd_transforms() -> list[object]:
         return [echo]
 
-    plugin = SimpleNamespace(xformd_transforms=xformd_transforms)
-    return Candidate(name=name, distribution=distribution, version="1", source=name, load=lambda: plugin)
+    def load() -> SimpleNamespace:
+        imported.append(name)
+        return SimpleNamespace(xformd_transforms=xformd_transforms)
+
+    return Candidate(name=name, distribution=distribution, version="1", source=name, load=load)
+
+
+@pytest.fixture
+def imported() -> list[str]:
+    """The plugins that have been imported, in order."""
+    return []
 
 
 @pytest.fixture(autouse=True)
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(monkeypatch: pytest.MonkeyPatch, imported: list[str]) -> None:
     """Two plugins of one distribution and one of another, all with the transform ``echo``."""
-    found = [candidate("one", "both"), candidate("two", "both"), candidate("three", "other")]
+    pairs = [("one", "both"), ("two", "both"), ("three", "other")]
+    found = [candidate(name, distribution, imported) for name, distribution in pairs]
     monkeypatch.setattr(discovery, "installed", lambda: found)
 
 
@@ -53,22 +68,86 @@ def test_a_blocked_plugin_leaves_its_distributions_other_plugins() -> None:
     assert registry.conflicts == ()
 
 
-def test_checking_one_distribution_ignores_preferences_for_others() -> None:
-    settled = Selection(preferred={"echo": "other", "owl": "elsewhere"})
-    assert [plugin.name for plugin in loader.load_distribution("both", settled)] == ["one", "two"]
+def test_the_plugins_of_one_distribution_are_those_of_any_spelling_of_its_name() -> None:
+    plugins = loader.load().plugins
+    assert [plugin.name for plugin in loader.of_distribution("BOTH", plugins)] == ["one", "two"]
 
 
-def test_checking_one_distribution_strictly_accepts_a_resolved_conflict() -> None:
-    with pytest.raises(ConfigError, match="strict: some plugins failed or provide the same transform"):
-        loader.load_distribution("both", Selection(strict=True))
-    settled = Selection(preferred={"echo": "other"}, strict=True)
-    assert len(loader.load_distribution("both", settled)) == 2
-
-
-def test_an_unknown_distribution_cannot_be_checked() -> None:
+def test_an_unknown_distribution_has_none() -> None:
     with pytest.raises(ConfigError, match=r"^no installed distribution 'owl' has xformd plugins") as caught:
-        loader.load_distribution("owl")
+        loader.of_distribution("owl", loader.find())
     assert caught.value.setting is None
+
+
+def test_a_strict_selection_accepts_a_resolved_conflict() -> None:
+    with pytest.raises(ConfigError, match="strict: some plugins failed or provide the same transform"):
+        loader.load(Selection(strict=True))
+    registry = loader.load(Selection(preferred={"echo": "other"}, strict=True))
+    assert len([plugin for plugin in registry.plugins if plugin.distribution != BUILT_IN]) == 3
+
+
+def test_finding_plugins_imports_none(imported: list[str]) -> None:
+    found = loader.find(Selection(blocked=frozenset({"one"})))
+    assert {plugin.name: plugin.state for plugin in found if plugin.distribution != BUILT_IN} == {
+        "one": "blocked",
+        "two": "loading",
+        "three": "loading",
+    }
+    with pytest.raises(ConfigError, match="owl"):
+        loader.find(Selection(blocked=frozenset({"owl"})))
+    assert imported == []
+
+
+def test_a_plugin_that_is_known_is_taken_as_it_is_and_not_imported(imported: list[str]) -> None:
+    (three,) = (plugin for plugin in loader.find() if plugin.name == "three")
+    failed = attrs.evolve(three, state="failed", reason="was killed by SIGSEGV")
+    registry = loader.load(known={three.key: failed})
+    assert registry.with_state("failed") == (failed,)
+    assert imported == ["one", "two"]
+
+
+def test_plugins_that_another_process_loads_count_as_blocked(imported: list[str]) -> None:
+    registry = loader.load(Selection(blocked=frozenset({"one"})), only=lambda plugin: plugin.name == "three")
+    states = {plugin.name: (plugin.state, plugin.reason) for plugin in registry.plugins}
+    assert states["one"] == ("blocked", "blocked by the setting 'block'")
+    assert states["two"] == ("blocked", "not loaded in this process")
+    assert imported == ["three"]
+
+
+def test_each_import_is_surrounded(imported: list[str]) -> None:
+    surrounded: list[tuple[str, list[str]]] = []
+
+    @contextmanager
+    def around(plugin: Plugin) -> Iterator[None]:
+        before = [*imported]
+        yield
+        surrounded.append((plugin.name, [name for name in imported if name not in before]))
+
+    loader.load(Selection(distributions=frozenset({"both"})), around=around)
+    assert [one for one in surrounded if one[1]] == [("one", ["one"]), ("two", ["two"])]
+
+
+def test_what_surrounds_an_import_may_fail_its_plugin_alone() -> None:
+    @contextmanager
+    def around(plugin: Plugin) -> Iterator[None]:
+        yield
+        if plugin.name == "two":
+            raise SystemExit("no")
+
+    registry = loader.load(around=around)
+    assert [(plugin.name, plugin.reason) for plugin in registry.with_state("failed")] == [("two", "SystemExit: no")]
+
+
+def test_a_plugin_asks_for_its_own_time_where_somebody_listens() -> None:
+    told: list[float] = []
+    xformd.set_load_timeout(1)
+    with hookspecs.timeouts_told_to(told.append):
+        xformd.set_load_timeout(300)
+        with hookspecs.timeouts_told_to(lambda _: None):
+            xformd.set_load_timeout(7)
+        xformd.set_load_timeout(0.5)
+    xformd.set_load_timeout(2)
+    assert told == [300.0, 0.5]
 
 
 @pytest.mark.parametrize("text", ["all,other", "none,other", "", " , "])

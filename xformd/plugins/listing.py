@@ -125,10 +125,15 @@ def from_json(listed: Mapping[str, Any], own: Registry, is_isolated: IsIsolated)
     owned = {plugin.key: plugin for plugin in own.plugins}
     transforms = {described["name"]: _transform_from_json(described) for described in listed["transforms"]}
     run_here = {name for name, transform in transforms.items() if not is_isolated(transform)}
+    missing = {  # a name may be another plugin's too, which is not to blame
+        (described["distribution"], described["plugin"])
+        for described in listed["transforms"]
+        if described["name"] in run_here - own.entries.keys()
+    }
     plugins = []
     for described in listed["plugins"]:
         plugin = _plugin_from_json(described, transforms, owned)
-        if any(name in run_here and name not in own.entries for name in described["transforms"]):
+        if plugin.key in missing:
             reason = _why_not_here(owned.get(plugin.key))
             plugin = attrs.evolve(plugin, state="failed", reason=reason, transforms=())
         plugins.append(plugin)

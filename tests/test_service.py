@@ -303,13 +303,13 @@ REFUSED = [
 def test_the_log_names_the_transform_that_refuses_and_keeps_its_authors_words_out(
     clock: Clock, error: XformError, words: str
 ) -> None:
-    with pytest.raises(type(error), match="^the owl$") as caught:
+    with pytest.raises(type(error), match=r"^the owl$") as caught:
         Asked(clock, raising(error)).now("broken")
     assert caught.value.log_message == words
 
 
 def test_a_transform_whose_upstream_is_away_says_when_to_try_again(clock: Clock) -> None:
-    with pytest.raises(Unavailable, match="^no dictionary$") as caught:
+    with pytest.raises(Unavailable, match=r"^no dictionary$") as caught:
         Asked(clock, raising(Unavailable("no dictionary", retry_after=1.5))).now("broken")
     assert caught.value.retry_after_ms == 1_500
 

@@ -310,7 +310,7 @@ def test_a_job_that_uses_too_much_memory_by_any_means_is_killed(clock: Clock, lo
     supervised = Supervised(clock, worker_memory_bytes=5_000)
     worker = supervised.workers[0]
     worker.be_ready()
-    slot, job = supervised.take_with_job()
+    _, job = supervised.take_with_job()
     worker.memory_bytes = 6_000  # 1,000 more than the limit, and 1,000 were there before
     clock.advance(WATCH_MEMORY_EVERY_S)
     assert not worker.killed

@@ -1,39 +1,36 @@
 """The server's end of a worker: what it passes on, and what it logs."""
 
-import ast
 import errno
 import gc
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from unittest.mock import Mock
+from typing import Any
 
-import attrs
 import pytest
-from twisted.internet.error import ConnectionDone, ProcessDone, ProcessTerminated
 from twisted.python.failure import Failure
 
 from support.fakes import RecordingJob
+from support.live import descriptors
 from support.logs import Log
 from support.reactors import FakeReactor
-from xformd.plugins.selection import EVERYTHING
 from xformd.runners import messages
-from xformd.runners.messages import WorkerHello, WorkerSetup
-from xformd.runners.worker_handle import MAX_LINE_BYTES, MAX_LINES, WorkerHandle
+from xformd.runners.messages import WorkerHello
+from xformd.runners.worker_handle import END_GRACE_S, MAX_LINE_BYTES, MAX_LINES, OutputLog, WorkerHandle
 from xformd.spec import parse
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring
 from xformd.wire.session import Reply, Request, encode_reply
 
-SETUP = WorkerSetup(selection=EVERYTHING, max_request_bytes=1_000, max_result_bytes=1_000, memory_bytes=2**30)
 HELLO = WorkerHello(os.getpid(), {})
 
 
 class Events(RecordingJob):
     """Supervisor and job in one: records what a worker's handle tells."""
+
+    def worker_loading(self, worker: WorkerHandle, news: Mapping[str, Any]) -> None:
+        self.heard.append(("loading", news))
 
     def worker_said_hello(self, worker: WorkerHandle, hello: WorkerHello) -> None:
         self.heard.append(("hello", hello))
@@ -46,32 +43,66 @@ class Events(RecordingJob):
 
 
 class Started:
-    """A handle whose worker is played by the test."""
+    """A handle whose worker, and the reaper above it, are played by the test."""
 
-    def __init__(self, setup: WorkerSetup = SETUP) -> None:
+    def __init__(self, max_result_bytes: int = 1_000) -> None:
         self.reactor = FakeReactor()
         self.events = Events()
         self.heard = self.events.heard
-        self.worker = WorkerHandle(setup, self.events, self.reactor)
-        (self.process,) = self.reactor.processes
+        self.worker = WorkerHandle(self._fork, max_result_bytes, self.events, self.reactor)
+
+    def _fork(self, *descriptors: int) -> None:
+        channel, lifeline, self.output = map(os.dup, descriptors)
+        self.channel, self.lifeline = socket.socket(fileno=channel), socket.socket(fileno=lifeline)
+        for end in (self.channel, self.lifeline):
+            end.settimeout(20)
 
     def send(self, data: bytes) -> None:
         """Send something to the handle, as the worker."""
-        self.process.channel.sendall(data)
+        self.channel.sendall(data)
         self.reactor.read()
 
     def run(self, spec: str = "upper", request_id: int = 1) -> None:
         self.worker.send(Request(request_id, parse(spec), b"x"), self.events)
 
-    def print(self, data: bytes, descriptor: int = 1) -> None:
-        self.worker.childDataReceived(descriptor, data)
+    def print(self, data: bytes) -> None:
+        """Print something, however much it is."""
+        for at in range(0, len(data), 4_000):
+            os.write(self.output, data[at : at + 4_000])
+            self.reactor.read()
 
-    def end(self, reason: Exception | None = None) -> None:
-        self.worker.processExited(Failure(reason or ProcessDone(0)))
+    def close_output(self) -> None:
+        os.close(self.output)
+        self.output = -1
+        self.reactor.read()
+
+    @property
+    def is_being_killed(self) -> bool:
+        """Whether the reaper has been told to kill the worker."""
+        self.lifeline.setblocking(False)
+        try:
+            return self.lifeline.recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    def end(self, status: bytes = b"0") -> None:
+        """End, as the reaper reports it; the handle hears of that before it reads what is unread."""
+        self.lifeline.sendall(status)
+        self.lifeline.close()
+        lifeline = self.worker._lifeline
+        while (lost := lifeline.doRead()) is None:
+            pass
+        lifeline.connectionLost(Failure(lost))
 
     def close(self) -> None:
         self.worker.kill("the test is over")
-        self.process.channel.close()
+        self.channel.close()
+        self.lifeline.close()
+        if self.output != -1:
+            os.close(self.output)
+        for _ in range(3):
+            self.reactor.read()
+        assert not self.reactor.readers
 
 
 @pytest.fixture
@@ -88,13 +119,24 @@ def ready(started: Started) -> Started:
     return started
 
 
-def test_it_gets_its_setup_and_says_hello(started: Started) -> None:
-    (string,) = netstring.Decoder(10_000).decode(started.process.channel.recv(100_000))
-    assert messages.decode_setup(string) == SETUP
+def test_it_says_hello(started: Started) -> None:
     assert started.worker.resident_bytes() == 0
     started.send(messages.encode_hello(HELLO))
     assert started.heard == [("hello", HELLO)]
     assert started.worker.pid == os.getpid()
+
+
+def test_it_tells_what_it_loads_before_its_hello(started: Started) -> None:
+    news = messages.encode_news(loading=["x-owl", "owl"]) + messages.encode_news(timeout_s=300)
+    started.send(news + messages.encode_hello(HELLO))
+    assert started.heard == [
+        ("loading", {"loading": ["x-owl", "owl"]}),
+        ("loading", {"timeout_s": 300}),
+        ("hello", HELLO),
+    ]
+    started.heard.clear()
+    started.send(messages.encode_news(loading=["x-owl", "owl"]))
+    assert [what for what, _ in started.heard] == ["disconnected"]
 
 
 def test_its_memory_is_what_it_has_touched(ready: Started) -> None:
@@ -108,7 +150,7 @@ def test_its_memory_is_what_it_has_touched(ready: Started) -> None:
 def test_a_job_hears_of_its_steps_and_its_answer(ready: Started) -> None:
     raised = SafeTraceback("ValueError", "there")
     ready.run("upper+upper")
-    assert ready.process.channel.recv(100_000).endswith(b"1 upper+upper.x,")
+    assert ready.channel.recv(100_000).endswith(b"1 upper+upper.x,")
     ready.send(messages.encode_step(1) + messages.encode_traceback(raised) + encode_reply(Reply(1, b"X")))
     assert ready.heard == [("began", 1), ("raised", raised), ("answered", Reply(1, b"X"))]
 
@@ -122,7 +164,7 @@ def test_rubbish_ends_a_busy_worker_and_what_follows_is_ignored(ready: Started, 
     ready.run(request_id=7)
     ready.send(data + encode_reply(Reply(7, b"X")))
     assert ready.heard == [("disconnected", None)]
-    assert ready.process.stdin_closed
+    assert ready.is_being_killed
     ready.end()
     what, reason = ready.heard[-1]
     assert what == "ended"
@@ -147,7 +189,7 @@ def test_a_worker_without_a_job_may_send_nothing(ready: Started, data: bytes, jo
 @pytest.mark.parametrize("string", [b"5", b"[1]", b"1 ok.x", b"[" * 100_000])
 def test_a_malformed_hello_ends_it(started: Started, string: bytes) -> None:
     started.send(netstring.encode(string))
-    assert started.process.stdin_closed
+    assert started.is_being_killed
     started.end()
     assert started.heard[-1] == ("ended", "sent an invalid message: a hello is a process id and a listing")
 
@@ -157,39 +199,78 @@ def test_what_a_killed_worker_sends_is_ignored(ready: Started, monkeypatch: pyte
     ready.run()
     ready.send(encode_reply(Reply(1, b"X")) + encode_reply(Reply(1, b"too late")))
     assert ready.heard == []
-    ready.end(ProcessTerminated(None, signal.SIGKILL))
+    ready.end(b"9")
     assert ready.heard == [("disconnected", None), ("ended", "answered 1")]
 
 
 def test_a_closed_channel_is_its_end(ready: Started) -> None:
-    ready.process.channel.close()
-    (channel,) = ready.reactor.readers
-    channel.connectionLost(Failure(ConnectionDone()))
+    ready.channel.close()
+    ready.reactor.read()
     assert ready.heard == [("disconnected", None)]
-    assert ready.process.stdin_closed == 1
-    ready.end(ProcessTerminated(1))
+    assert ready.is_being_killed
+    ready.end(b"256")
     assert ready.heard[-1] == ("ended", "ended with exit status 1")
 
 
 @pytest.mark.parametrize(
-    ("end", "reason"),
+    ("status", "reason"),
     [
-        (ProcessDone(0), "ended with exit status 0"),
-        (ProcessTerminated(3), "ended with exit status 3"),
-        (ProcessTerminated(None, signal.SIGSEGV), "was killed by SIGSEGV"),
-        (ProcessTerminated(None, 99), "was killed by signal 99"),
+        (b"0", "ended with exit status 0"),
+        (b"768", "ended with exit status 3"),
+        (b"11", "was killed by SIGSEGV"),
+        (b"139", "was killed by SIGSEGV"),  # with a core file
+        (b"99", "was killed by signal 99"),
+        (b"", "has ended together with its reaper"),
+        (b"the system cannot fork: \nno room", "could not be started: the system cannot fork: no room"),
     ],
 )
-def test_its_end_is_described(ready: Started, end: Exception, reason: str) -> None:
-    ready.end(end)
+def test_its_end_is_described(ready: Started, status: bytes, reason: str) -> None:
+    ready.end(status)
     assert ready.heard == [("disconnected", None), ("ended", reason)]
+    assert ready.channel.recv(1) == b""
+
+
+def test_a_status_that_comes_in_pieces_is_put_together(ready: Started) -> None:
+    ready.lifeline.sendall(b"76")
+    ready.reactor.read()
+    assert ready.heard == []
+    ready.end(b"8")
+    assert ready.heard[-1] == ("ended", "ended with exit status 3")
+
+
+def test_a_killed_worker_ends_when_its_reaper_does(ready: Started) -> None:
+    ready.worker.kill("took too long")
+    assert ready.channel.recv(1) == b""
+    assert ready.is_being_killed
+    assert ready.heard == []
+    ready.end(b"9")
+    assert ready.heard[-1] == ("ended", "took too long")
+
+
+def test_a_worker_that_is_retired_may_end_by_itself(ready: Started) -> None:
+    ready.worker.retire("has done 2 jobs")
+    assert ready.channel.recv(1) == b""
+    assert not ready.is_being_killed
+    ready.end(b"256")
+    assert ready.heard == [("disconnected", None), ("ended", "has done 2 jobs")]
+    assert ready.reactor.getDelayedCalls() == []
+
+
+def test_a_retired_worker_that_does_not_end_is_killed(ready: Started) -> None:
+    ready.worker.retire("has done 2 jobs")
+    ready.reactor.advance(END_GRACE_S - 0.1)
+    assert not ready.is_being_killed
+    ready.reactor.advance(0.1)
+    assert ready.is_being_killed
+    ready.end(b"9")
+    assert ready.heard[-1] == ("ended", "has done 2 jobs")
 
 
 def test_messages_that_are_unread_at_its_end_are_passed_on_first(ready: Started) -> None:
     """On a busy machine a death would be blamed on the step before, and the wrong transform quarantined."""
     ready.run("upper+upper")
-    ready.process.channel.sendall(messages.encode_step(1) + encode_reply(Reply(1, b"X")))
-    ready.end(ProcessTerminated(None, signal.SIGSEGV))
+    ready.channel.sendall(messages.encode_step(1) + encode_reply(Reply(1, b"X")))
+    ready.end(b"11")
     told = [("disconnected", None), ("began", 1), ("answered", Reply(1, b"X")), ("ended", "was killed by SIGSEGV")]
     assert ready.heard == told
 
@@ -197,7 +278,7 @@ def test_messages_that_are_unread_at_its_end_are_passed_on_first(ready: Started)
 @pytest.mark.parametrize("max_result_bytes", [1_000, 200_000_000])
 def test_a_result_may_be_as_long_as_the_limit(max_result_bytes: int) -> None:
     """And longer than any report: which is too long is clear from the first digits on."""
-    made = Started(attrs.evolve(SETUP, max_result_bytes=max_result_bytes))
+    made = Started(max_result_bytes)
     made.send(messages.encode_hello(HELLO))
     head = b"9007199254740991 ok."
     made.send(b"%d:%b" % (len(head) + max_result_bytes, head))
@@ -208,54 +289,41 @@ def test_a_result_may_be_as_long_as_the_limit(max_result_bytes: int) -> None:
 # Starting it.
 
 
-def test_it_imports_what_the_server_can_and_nothing_from_its_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    here, package = tmp_path / "here", tmp_path / "there" / "xformd"
-    here.mkdir()
-    for name in ("__init__", "runners/__init__", "runners/reaper"):
-        module = package / f"{name}.py"
-        module.parent.mkdir(parents=True, exist_ok=True)
-        module.write_text("def main():\n    import sys\n    print(sys.path)\n")
-    monkeypatch.syspath_prepend(package.parent)
-    started = Started()
-    started.close()
-    ran = subprocess.run(started.process.args, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
-    path = ast.literal_eval(ran.stdout.decode())
-    assert path[: len(sys.path)] == sys.path
-    assert not {"", ".", str(here)} & {*path}
+def open_descriptors() -> set[int]:
+    gc.collect()
+    return {*descriptors(os.getpid())}
 
 
-def test_it_imports_what_was_installed_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
-    started = Started()
-    started.close()
-    command = started.process.args[-1].replace("from xformd.runners.reaper import main; main()", "print(sys.path)")
-    ran = subprocess.run([*started.process.args[:-1], command], capture_output=True, timeout=20, check=True)
-    assert "site-packages" in ran.stdout.decode()
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_failed_start_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    reactor, events, readers = FakeReactor(), Events(), []
 
+    def add_reader(reader: Any) -> None:
+        readers.append(reader)
+        if len(readers) == failing:
+            raise OSError(errno.ENOSPC, "no")
+        FakeReactor.addReader(reactor, reader)
 
-@pytest.mark.parametrize("refuses", ["addReader", "spawnProcess"])
-def test_a_failed_start_leaves_nothing_open(refuses: str) -> None:
-    reactor, events = FakeReactor(), Events()
-    setattr(reactor, refuses, Mock(side_effect=OSError(errno.EAGAIN, "no")))
+    monkeypatch.setattr(reactor, "addReader", add_reader)
+    before = open_descriptors()
     with pytest.raises(OSError, match="no"):
-        WorkerHandle(SETUP, events, reactor)
+        WorkerHandle(lambda *_: None, 1_000, events, reactor)
     assert not reactor.readers
-    gc.collect()  # a socket that is left open warns, and a warning is an error
     assert events.heard == []
-    assert reactor.processes == []
+    readers.clear()
+    assert open_descriptors() == before
 
 
-def test_a_process_that_ends_while_spawning_was_never_started() -> None:
-    # Twisted says so from within spawnProcess, when nobody knows the worker yet.
+def test_a_fork_server_that_is_gone_leaves_nothing_open() -> None:
+    def fork(*_: int) -> None:
+        raise BrokenPipeError(errno.EPIPE, "its channel is closed")
+
     reactor, events = FakeReactor(), Events()
-    reactor.spawning = lambda protocol: protocol.processExited(Failure(ProcessTerminated(127)))
-    with pytest.raises(OSError, match="it ended with exit status 127"):
-        WorkerHandle(SETUP, events, reactor)
-    assert events.heard == []
-    assert not reactor.readers
-    reactor.processes[0].channel.close()
+    before = open_descriptors()
+    with pytest.raises(BrokenPipeError):
+        WorkerHandle(fork, 1_000, events, reactor)
+    assert open_descriptors() == before
+    assert (reactor.readers, events.heard) == (set(), [])
 
 
 # What it prints.
@@ -263,11 +331,10 @@ def test_a_process_that_ends_while_spawning_was_never_started() -> None:
 
 def test_its_output_is_logged_line_by_line(ready: Started, log: Log) -> None:
     ready.print(b"one\ntw")
-    ready.print(b"on stderr\n", 2)
     ready.print(b"o\n\xff\x1b[31m\nrest")
     pid = os.getpid()
-    assert log.lines == [f"worker {pid}: {text}" for text in ("one", "on stderr", "two", "\ufffd\ufffd[31m")]
-    ready.worker.processEnded(Failure(ProcessDone(0)))
+    assert log.lines == [f"worker {pid}: {text}" for text in ("one", "two", "\ufffd\ufffd[31m")]
+    ready.close_output()
     assert log.lines[-1] == f"worker {pid}: rest"
 
 
@@ -277,9 +344,9 @@ def test_output_before_its_hello_and_after_its_end_is_logged_once(started: Start
     log.clear()
     started.send(messages.encode_hello(HELLO))
     started.print(b"Fatal Python ")
-    started.end(ProcessTerminated(None, signal.SIGSEGV))
+    started.end(b"11")
     started.print(b"error\nin thread")
-    started.worker.processEnded(Failure(ProcessTerminated(None, signal.SIGSEGV)))
+    started.close_output()
     pid = os.getpid()
     assert log.lines == [f"worker {pid}: Fatal Python error", f"worker {pid}: in thread"]
 
@@ -288,7 +355,7 @@ def test_a_line_without_an_end_is_cut(ready: Started, log: Log) -> None:
     for _ in range(3):
         ready.print(b"x" * MAX_LINE_BYTES)
     assert len(log.lines) == 1
-    assert max(map(len, ready.worker._partial_lines.values())) <= MAX_LINE_BYTES
+    assert len(ready.worker._output._rest) <= MAX_LINE_BYTES
     assert len(log.lines[0]) < MAX_LINE_BYTES + 100
 
 
@@ -299,3 +366,13 @@ def test_too_much_output_is_dropped_until_the_next_job(ready: Started, log: Log)
     ready.run()
     ready.print(b"again\n")
     assert log.lines[-1].endswith("again")
+
+
+def test_a_log_whose_pipe_is_closed_has_no_descriptor() -> None:
+    reactor = FakeReactor()
+    reading, writing = os.pipe()
+    output = OutputLog(reading, lambda: "owl", reactor)
+    assert output.fileno() == reading
+    os.close(writing)
+    reactor.read()
+    assert output.fileno() == -1

@@ -103,11 +103,13 @@ class WorkerHandle:
             output, their_output = os.pipe()
             theirs.callback(os.close, their_output)
             undo.callback(os.close, output)
+            self._channel = Channel(channel, self._receive, self._channel_lost, reactor)
+            undo.callback(self._channel.close)
+            self._lifeline = Channel(lifeline, self._receive_status, self._ended, reactor)
+            undo.callback(self._lifeline.close)
             fork(their_channel.fileno(), their_lifeline.fileno(), their_output)
+            self._output = OutputLog(output, self._name, reactor)
             undo.pop_all()
-        self._channel = Channel(channel, self._receive, self._channel_lost, reactor)
-        self._lifeline = Channel(lifeline, self._receive_status, self._ended, reactor)
-        self._output = OutputLog(output, self._name, reactor)
 
     def send(self, request: session.Request, job: Job) -> None:
         """Send a request; ``job`` hears what becomes of it."""

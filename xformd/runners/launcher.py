@@ -86,7 +86,8 @@ class Launcher(ProcessProtocol):
         self._why_killed = ""
         self._is_loaded = self._is_expected_to_end = False
         self._timers: list[IDelayedCall] = []
-        self._stopped: Deferred[None] | None = None
+        self._is_stopping = False
+        self._stopped: list[Deferred[None]] = []
         self._pid: int | None = None  # the fork server's own, not its reaper's
 
     def launch(self, events: WorkerEvents) -> WorkerHandle | None:
@@ -95,7 +96,7 @@ class Launcher(ProcessProtocol):
         Raises:
             OSError: the system has no more processes or descriptors to give.
         """
-        if self._process is None and self._stopped is None:
+        if self._process is None and not self._is_stopping:
             self._spawn()
         if not self._is_loaded or self._control is None:
             return None
@@ -112,16 +113,22 @@ class Launcher(ProcessProtocol):
 
     def stop(self) -> Deferred[None]:
         """End the fork server, in order if it heeds that; fires when it and all that came from it have ended."""
-        self._stopped = Deferred()
+        stopped: Deferred[None] = Deferred()
+        self._stopped.append(stopped)
+        self._is_stopping = True
         self._cancel_timers()
         if self._process is None:
-            self._stopped.callback(None)
+            self._has_stopped()
         elif self._is_loaded and self._control is not None:
             self._control.finish()
             self._timers.append(self._reactor.callLater(END_GRACE_S, self._end, "the server is stopping"))
         else:
             self._end("the server is stopping")
-        return self._stopped
+        return stopped
+
+    def _has_stopped(self) -> None:
+        while self._stopped:
+            self._stopped.pop().callback(None)
 
     def _spawn(self) -> None:
         self._why_killed, self._is_expected_to_end = "", False
@@ -143,10 +150,12 @@ class Launcher(ProcessProtocol):
                 theirs.close()
                 os.close(their_output)
             if self._why_killed:
+                self._process = None
                 raise ChildProcessError(f"the fork server {self._why_killed}")
+            self._control = Channel(ours, self._receive, self._control_lost, self._reactor)
+            undo.callback(self._control.close)
+            OutputLog(output, self._name, self._reactor)
             undo.pop_all()
-        self._control = Channel(ours, self._receive, self._control_lost, self._reactor)
-        OutputLog(output, self._name, self._reactor)
         self._control.send(messages.encode_setup(self._setup))
 
     def _end(self, why: str) -> None:
@@ -235,8 +244,8 @@ class Launcher(ProcessProtocol):
         self._cancel_timers()
         was_loaded, self._is_loaded = self._is_loaded, False
         self._process = self._control = None
-        if self._stopped is not None:
-            self._stopped.callback(None)
+        if self._is_stopping:
+            self._has_stopped()
         elif self._loading is not None:
             key, self._loading = self._loading, None
             why = self._why_killed or f"{_describe_end(reason.value)} when it was imported"

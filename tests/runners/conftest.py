@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 HOSTILE = """
-import os, signal, subprocess, sys, tempfile, time
+import atexit, json, mmap, os, random, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 import xformd
 
 @xformd.transform
@@ -116,6 +116,91 @@ def block(poem: str) -> str:
 def close_all(poem: str) -> str:
     os.closerange(0, 100)
     return poem
+
+@xformd.transform
+def meddle(poem: str) -> str:
+    started = subprocess.Popen(["sleep", "1000"])
+    open("litter", "w").close()
+    os.chdir("/")
+    os.umask(0)
+    os.environ["OWL"] = "1"
+    os.environ.pop("PATH", None)
+    socket.setdefaulttimeout(3)
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    signal.alarm(1000)
+    sys.stdout = sys.stdin = None
+    os.close(2)
+    return str(started.pid)
+
+@xformd.transform
+def look(poem: str) -> str:
+    umask = os.umask(0)
+    os.umask(umask)
+    handlers = [str(signal.getsignal(n)).partition(" at ")[0] for n in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)]
+    return json.dumps({
+        "files": os.listdir(),
+        "umask": umask,
+        "environment": sorted(os.environ),
+        "timeout": socket.getdefaulttimeout(),
+        "handlers": handlers,
+        "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "alarm": signal.getitimer(signal.ITIMER_REAL),
+        "descriptors": [os.path.exists(f"/proc/self/fd/{n}") for n in range(3)],
+        "streams": [sys.stdin is sys.__stdin__, sys.stdout is sys.__stdout__],
+        "children": open(f"/proc/self/task/{os.getpid()}/children").read(),
+    })
+
+@xformd.transform
+def folder(poem: str) -> str:
+    open("kept", "w").write(poem)
+    return os.getcwd()
+
+@xformd.transform
+def terminate(poem: str) -> str:
+    child = os.fork()
+    if child == 0:
+        while True:
+            time.sleep(1000)
+    os.kill(child, getattr(signal, poem))
+    return str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+@xformd.transform
+def farewell(poem: str) -> str:
+    atexit.register(print, poem)
+    return poem
+
+@xformd.transform
+def linger(poem: str) -> str:
+    atexit.register(time.sleep, 1000)
+    return poem
+
+@xformd.transform
+def reserve(poem: str) -> str:
+    kept = mmap.mmap(-1, 2**36, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, prot=mmap.PROT_READ)
+    return str(len(kept))
+
+@xformd.transform
+def crowd(poem: str) -> str:
+    barrier = threading.Barrier(24)
+    def work():
+        kept = [bytes(1000) for _ in range(1000)]
+        barrier.wait()
+    threads = [threading.Thread(target=work) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return poem
+
+@xformd.transform
+def luck(poem: str) -> str:
+    return str(random.random())
+
+@xformd.transform
+def badness(poem: str) -> str:
+    return open("/proc/self/oom_score_adj").read()
 
 @xformd.hookimpl
 def xformd_transforms():

@@ -1,64 +1,70 @@
-"""A worker, as a real process: it loads its plugins, says hello, and answers one job after the other."""
+"""A worker, as a real process: it says hello, answers one job after the other, and leaves no trace of any."""
 
+import json
+import re
 import resource
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from support.live import DEADLINE_S, WORKER, Live, live
+from support.live import LiveForkServer, LiveWorker, is_running, live
 from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed
 from xformd.runners import messages
 from xformd.runners import worker as module
-from xformd.wire import netstring
 
 
 @pytest.fixture(scope="module")
-def shared(hostile: Path) -> Iterator[Live]:
+def forking(hostile: Path) -> Iterator[LiveForkServer]:
+    """A fork server that has loaded the plugin of transforms that misbehave."""
+    with live() as server:
+        server.begin(hostile)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared(forking: LiveForkServer) -> LiveWorker:
     """A worker for tests that leave it alive."""
-    with live(WORKER) as worker:
-        worker.begin(hostile)
-        yield worker
+    return forking.worker()
 
 
 @pytest.fixture
-def started() -> Iterator[Live]:
-    """A worker that has no setup yet."""
-    with live(WORKER) as worker:
-        yield worker
-
-
-@pytest.fixture
-def worker(started: Live, hostile: Path) -> Live:
+def worker(forking: LiveForkServer) -> LiveWorker:
     """A worker for a test that ends it."""
-    started.begin(hostile)
-    return started
+    return forking.worker()
 
 
-def test_its_hello_has_its_pid_and_its_transforms(started: Live, hostile: Path) -> None:
-    hello = started.begin(hostile)
-    assert hello.pid == started.process.pid
-    names = {described["name"] for described in hello.listing["transforms"]}
+@pytest.fixture
+def own() -> Iterator[LiveForkServer]:
+    """A fork server that has no setup yet."""
+    with live() as server:
+        yield server
+
+
+def test_its_hello_has_its_pid_and_its_transforms(shared: LiveWorker) -> None:
+    assert shared.text("pids").split()[0] == str(shared.hello.pid)
+    names = {described["name"] for described in shared.hello.listing["transforms"]}
     assert {"shout", "upper"} <= names
 
 
-def test_it_answers_one_job_after_the_other(shared: Live) -> None:
+def test_it_answers_one_job_after_the_other(shared: LiveWorker) -> None:
     assert shared.xform("shout:marks=2", "é".encode()) == "É!!".encode()
     assert shared.xform("upper", b"x" * 900_000) == b"X" * 900_000
     assert shared.xform("upper") == b""
 
 
 @pytest.mark.parametrize("poem", [b"return", b"raise"])
-def test_a_forked_child_does_not_answer_too(shared: Live, poem: bytes) -> None:
+def test_a_forked_child_does_not_answer_too(shared: LiveWorker, poem: bytes) -> None:
     for _ in range(3):
         assert shared.xform("twofold", poem) == poem
         assert shared.xform("shout", b"a") == b"A!"
 
 
-def test_it_names_each_step_but_the_first(shared: Live) -> None:
+def test_it_names_each_step_but_the_first(shared: LiveWorker) -> None:
     shared.ask("shout+shout+shout", b"a")
     assert [messages.decode_step(shared.receive()) for _ in range(2)] == [1, 2]
     assert shared.answer() == b"A!!!"
@@ -77,111 +83,230 @@ def test_it_names_each_step_but_the_first(shared: Live) -> None:
         ("wrong", TransformFailed, "wrong returned int where it must return str"),
     ],
 )
-def test_an_error_is_answered_and_the_next_job_runs(shared: Live, spec: str, kind: type, message: str) -> None:
+def test_an_error_is_answered_and_the_next_job_runs(shared: LiveWorker, spec: str, kind: type, message: str) -> None:
     error = shared.xform(spec, b"poem")
     assert isinstance(error, kind)
     assert message in str(error)
     assert shared.xform("upper", b"a") == b"A"
 
 
-def test_a_traceback_comes_before_the_refusal_and_without_its_message(worker: Live) -> None:
+def test_a_traceback_comes_before_the_refusal_and_without_its_message(worker: LiveWorker) -> None:
     for spec, error in (("broken", "ValueError"), ("leave", "SystemExit")):
         worker.ask(spec, b"poem")
         raised = messages.decode_traceback(worker.receive())
         assert raised is not None
-        assert raised.error == error
+        assert (raised.error, raised.detail) == (error, "")
         assert f", in {spec}\n{error}" in raised.traceback
         assert "no poem" not in raised.traceback
         assert isinstance(worker.answer(), TransformFailed)
     worker.channel.close()
-    assert worker.end() == (b"", b"")
+    assert worker.printed() == b""
 
 
-def test_an_expected_refusal_has_no_traceback(shared: Live) -> None:
+def test_who_runs_it_at_home_is_told_in_full_what_a_transform_raised(own: LiveForkServer, hostile: Path) -> None:
+    own.begin(hostile, shows_errors=True)
+    worker = own.worker()
+    worker.ask("broken", b"poem")
+    raised = messages.decode_traceback(worker.receive())
+    assert raised is not None
+    assert re.fullmatch(r"no \\x00 poem \(.*/hostile\.py, line \d+\)", raised.detail)
+
+
+def test_an_expected_refusal_has_no_traceback(shared: LiveWorker) -> None:
     shared.ask("refuse")
     assert messages.decode_traceback(shared.receive()) is None
 
 
-def test_its_output_goes_to_the_log_and_never_to_the_channel(worker: Live) -> None:
-    worker.close_input()
+def test_its_output_goes_to_the_log_and_never_to_the_channel(worker: LiveWorker) -> None:
     assert worker.xform("gossip", b"poem") == b"poem"
     worker.channel.close()
-    printed, errors = worker.end()
-    assert printed == b"to print poem\nto descriptor 1\n"
-    assert errors == b"to stderr\n"
+    assert worker.printed() == b"to print poem\nto descriptor 1\nto stderr\n"
 
 
-def test_a_worker_without_memory_says_so_and_ends(worker: Live) -> None:
+# Memory.
+
+
+def test_a_worker_without_memory_says_so_and_ends(worker: LiveWorker) -> None:
     error = worker.xform("hoard")
     assert isinstance(error, TransformDied)
-    assert str(error) == f"hoard ran out of memory; its worker may use {2**30} bytes"
-    assert worker.process.wait(DEADLINE_S) == 0
+    assert str(error) == f"hoard ran out of memory; worker_memory_bytes is {2**30} bytes"
+    assert worker.end() == 0
 
 
-def test_a_transforms_own_memory_limit_comes_on_top(worker: Live) -> None:
+def test_a_transforms_own_memory_limit_is_named(worker: LiveWorker) -> None:
     assert worker.xform("modest", b"50000000") == b"50000000"
     assert worker.xform("upper", b"a") == b"A"
     error = worker.xform("modest", b"200000000")
-    assert isinstance(error, TransformDied)
-    assert worker.process.wait(DEADLINE_S) == 0
+    assert str(error) == "modest ran out of memory; its own limit is 100000000 bytes"
+    assert worker.end() == 0
 
 
-def test_the_operators_memory_limit_holds_from_the_import_on(started: Live, hostile: Path, tmp_path: Path) -> None:
+def test_the_operators_memory_limit_holds_from_the_import_on(
+    own: LiveForkServer, hostile: Path, tmp_path: Path
+) -> None:
     (tmp_path / "glutton.py").write_text("hoard = bytes(600_000_000)")
     (tmp_path / "hostile.py").write_text((hostile / "hostile.py").read_text())
-    listing = started.begin(tmp_path, memory_bytes=2**29).listing
-    (reason,) = [plugin["reason"] for plugin in listing["plugins"] if plugin["name"] == "glutton"]
+    own.begin(tmp_path, memory_bytes=2**29)
+    worker = own.worker()
+    (reason,) = [plugin["reason"] for plugin in worker.hello.listing["plugins"] if plugin["name"] == "glutton"]
     assert "MemoryError" in reason
-    assert started.xform("upper", b"a") == b"A"
-    assert str(started.xform("greedy", b"600000000")) == f"greedy ran out of memory; its worker may use {2**29} bytes"
+    assert worker.xform("upper", b"a") == b"A"
+    error = worker.xform("greedy", b"600000000")
+    assert str(error) == f"greedy ran out of memory; worker_memory_bytes is {2**29} bytes"
 
 
-def test_one_transforms_memory_limit_does_not_bind_the_next(worker: Live) -> None:
+def test_one_transforms_memory_limit_does_not_bind_the_next(worker: LiveWorker) -> None:
     worker.ask("modest+hoard", b"1")
     assert messages.decode_step(worker.receive()) == 1
-    assert f"its worker may use {2**30} bytes" in str(worker.answer())
+    assert f"worker_memory_bytes is {2**30} bytes" in str(worker.answer())
 
 
-def test_one_transforms_memory_limit_does_not_bind_the_next_poem(started: Live, hostile: Path) -> None:
-    started.begin(hostile, max_request_bytes=60_000_000, max_result_bytes=60_000_000)
-    assert started.xform("tiny", b"a") == b"a"
+def test_one_transforms_memory_limit_does_not_bind_the_next_poem(own: LiveForkServer, hostile: Path) -> None:
+    own.begin(hostile, max_request_bytes=60_000_000, max_result_bytes=60_000_000)
+    worker = own.worker()
+    assert worker.xform("tiny", b"a") == b"a"
     poem = b"x" * 30_000_000
-    assert started.xform("upper", poem) == poem.upper()
+    assert worker.xform("upper", poem) == poem.upper()
 
 
-def test_it_ends_when_the_server_is_gone_even_in_the_middle_of_an_answer(worker: Live) -> None:
+def test_address_space_and_threads_are_no_memory(worker: LiveWorker) -> None:
+    """JVMs and the heaps of threads reserve much and use little, and the next job must not pay for them."""
+    assert worker.xform("reserve") == b"%d" % 2**36
+    assert worker.xform("crowd", b"a") == b"a"
+    assert worker.xform("modest", b"50000000") == b"50000000"
+
+
+# What a job finds, and leaves.
+
+
+def look(worker: LiveWorker) -> dict[str, Any]:
+    seen: dict[str, Any] = json.loads(worker.text("look"))
+    return seen
+
+
+def test_a_job_finds_the_process_as_the_first_one_did(worker: LiveWorker) -> None:
+    first = look(worker)
+    assert (first["files"], first["children"], first["descriptors"]) == ([], "", [True] * 3)
+    for _ in range(2):
+        child = int(worker.text("meddle"))
+        assert not is_running(child)
+        assert look(worker) == first
+
+
+def test_each_job_has_an_empty_folder_of_its_own_that_is_gone_afterwards(worker: LiveWorker) -> None:
+    folders = [Path(worker.text("folder", b"the owl")) for _ in range(2)]
+    assert folders[0] != folders[1]
+    assert not any(folder.exists() for folder in folders)
+    worker.ask("folder+block", b"the owl")
+    assert messages.decode_step(worker.receive()) == 1
+    (folder,) = folders[0].parent.iterdir()
+    assert (folder / "kept").read_text() == "the owl"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    worker.kill()
+    worker.end()
+    assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_child_that_a_transform_forks_can_be_terminated(shared: LiveWorker, number: str) -> None:
+    assert shared.text("terminate", number.encode()) == str(-getattr(signal, number))
+
+
+def test_workers_do_not_draw_the_same_random_numbers(forking: LiveForkServer) -> None:
+    assert len({forking.worker().text("luck") for _ in range(3)}) == 3
+
+
+def test_the_kernel_ends_a_worker_before_the_server(shared: LiveWorker) -> None:
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    assert int(shared.text("badness")) == min(1_000, own + 500)
+
+
+# Its end.
+
+
+def test_a_worker_that_ends_in_order_runs_its_exit_handlers(worker: LiveWorker) -> None:
+    worker.text("farewell", b"so long")
+    worker.retire()
+    assert worker.end() == 1
+    assert worker.printed() == b"so long\n"
+
+
+def test_a_worker_whose_exit_handlers_hang_can_be_killed(worker: LiveWorker) -> None:
+    worker.text("linger")
+    worker.retire()
+    worker.kill()
+    assert worker.end() == -signal.SIGKILL
+
+
+def test_it_ends_when_the_server_is_gone_even_in_the_middle_of_an_answer(worker: LiveWorker) -> None:
     worker.ask("upper", b"x" * 900_000)
     worker.channel.close()
-    assert worker.end() == (b"", b"")
-    assert worker.process.returncode == 1
+    assert worker.end() == 1
+    assert worker.printed() == b""
 
 
 @pytest.mark.parametrize(
-    ("spec", "poem", "status"), [("close-all", b"", 1), ("die", b"SIGSEGV", -signal.SIGSEGV)], ids=["channel", "signal"]
+    ("spec", "poem", "status"),
+    [("close-all", b"", 1), ("die", b"SIGSEGV", -signal.SIGSEGV), ("die", b"7", 7)],
+    ids=["channel", "signal", "exit"],
 )
-def test_it_ends_by_what_a_transform_does(worker: Live, spec: str, poem: bytes, status: int) -> None:
+def test_it_ends_by_what_a_transform_does(worker: LiveWorker, spec: str, poem: bytes, status: int) -> None:
     worker.ask(spec, poem)
     with pytest.raises(EOFError):
         worker.receive()
-    assert worker.process.wait(DEADLINE_S) == status
+    assert worker.end() == status
 
 
-@pytest.mark.parametrize("data", [b"rubbish", netstring.encode(b"rubbish")])
-def test_a_malformed_setup_is_logged(started: Live, data: bytes) -> None:
-    started.channel.sendall(data)
-    assert b"Error" in started.end()[1]
-    assert started.process.returncode == 1
+def test_what_it_cannot_take_is_logged(worker: LiveWorker) -> None:
+    worker.channel.sendall(b"rubbish")
+    assert worker.end() == 1
+    assert b"NetstringError" in worker.printed()
 
 
-@pytest.mark.parametrize(
-    ("folder", "error"),
-    [("/no/such/folder", b"plugins_dir: no such folder"), ("/" + "x" * 5_000, b"OSError")],
-    ids=["missing", "unreadable"],
-)
-def test_a_plugin_folder_that_cannot_be_read_is_logged(started: Live, folder: str, error: bytes) -> None:
+# Plugins that each worker imports.
+
+LATE = """
+import threading, time
+import xformd
+thread = threading.Thread(target=time.sleep, args=(1000,), daemon=True)
+thread.start()
+xformd.set_load_timeout(300)
+
+@xformd.transform
+def threads(poem: str) -> str:
+    return str(thread.is_alive())
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [threads]
+"""
+
+
+def test_a_worker_imports_what_leaves_threads_and_says_so(own: LiveForkServer, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    assert own.begin(tmp_path, late=frozenset({("late.py", "late")})) == [{"loaded": True}]
+    for _ in range(2):
+        worker = own.worker()
+        assert worker.news == [{"loading": ["late.py", "late"]}, {"timeout_s": 300.0}]
+        assert worker.text("threads") == "True"
+
+
+def test_a_late_plugin_that_fails_fails_alone(own: LiveForkServer, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("raise ValueError('no')")
+    own.begin(tmp_path, late=frozenset({("late.py", "late")}))
+    worker = own.worker()
+    states = {plugin["name"]: plugin["state"] for plugin in worker.hello.listing["plugins"]}
+    assert (states["late"], worker.text("upper", b"a")) == ("failed", "A")
+
+
+def test_a_late_plugin_that_crashes_ends_its_worker_after_it_was_named(own: LiveForkServer, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("import os; os.abort()")
+    own.begin(tmp_path, late=frozenset({("late.py", "late")}))
+    worker = own.fork()
     with pytest.raises(EOFError):
-        started.begin(Path(folder))
-    assert error in started.end()[1]
+        worker.begin()
+    assert worker.news == [{"loading": ["late.py", "late"]}]
+    assert worker.end() == -signal.SIGABRT
 
 
 # In this process, for what would need a machine set up for it.
@@ -212,11 +337,21 @@ def test_the_system_may_allow_less_memory(
     setrlimit = Mock()
     monkeypatch.setattr("resource.getrlimit", lambda _: (1, hard))
     monkeypatch.setattr("resource.setrlimit", setrlimit)
-    module._limit_memory(wanted)
-    setrlimit.assert_called_once_with(resource.RLIMIT_AS, (expected, hard))
+    module.limit_memory(wanted)
+    setrlimit.assert_called_once_with(resource.RLIMIT_DATA, (expected, hard))
 
 
-def test_without_proc_the_address_space_counts_as_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert module._address_space_bytes() > 1_000_000
+def test_a_limit_that_is_set_already_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    setrlimit = Mock()
+    monkeypatch.setattr("resource.getrlimit", lambda _: (5, resource.RLIM_INFINITY))
+    monkeypatch.setattr("resource.setrlimit", setrlimit)
+    module.limit_memory(5)
+    setrlimit.assert_not_called()
+
+
+def test_what_counts_as_memory_is_known_without_proc_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = module.data_bytes()
+    kept = bytearray(50_000_000)
+    assert module.data_bytes() - before >= len(kept)
     monkeypatch.setattr(module, "Path", lambda _: Path("/no/such/file"))
-    assert module._address_space_bytes() == 0
+    assert module.data_bytes() == 0

@@ -1,11 +1,14 @@
-"""Real workers and reapers, driven over a plain socket as the server drives them."""
+"""Real fork servers, reapers and workers, driven over plain sockets as the server drives them."""
 
+import os
+import select
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from xformd.plugins.selection import Selection
 from xformd.runners import messages
@@ -16,45 +19,72 @@ from xformd.wire import netstring, session
 DEADLINE_S = 20.0
 """Long enough for a busy machine; nothing ever waits this long unless it is broken."""
 
-WORKER = "from xformd.runners.worker import main; main(3)"
-REAPER = "from xformd.runners.reaper import main; main()"
+_COMMAND = "from xformd.runners.reaper import main; main()"
 
 # In an interpreter of its own: the coverage tool opens a file at once, which would take descriptor 3.
 _START = """
 import os, sys
-channel = int(sys.argv[1])
-if channel != 3:
-    os.dup2(channel, 3)
-    os.close(channel)
+control = int(sys.argv[1])
+if control != 3:
+    os.dup2(control, 3)
+    os.close(control)
 os.execv(sys.executable, [sys.executable, "-P", "-c", sys.argv[2]])
 """
 
 
-class Live:
-    """One process with a channel, and its standard streams."""
+class _Netstrings:
+    """What comes over a socket, a netstring at a time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
-        self.process = process
-        self.channel = channel
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
         self._decoder = netstring.Decoder(messages.MAX_HELLO_BYTES)
         self._strings: list[bytes] = []
-        self._requests = 0
 
     def receive(self) -> bytes:
         """Wait for a netstring."""
         while not self._strings:
-            data = self.channel.recv(65_536)
+            data = self._connection.recv(65_536)
             if not data:
                 raise EOFError
             self._strings += self._decoder.decode(data)
         return self._strings.pop(0)
 
-    def begin(self, folder: Path | None = None, **limits: int) -> WorkerHello:
-        """Send the setup; return the hello."""
-        selection = Selection(distributions=frozenset(), directories=(folder,) if folder else ())
-        sizes = {"max_request_bytes": 1_000_000, "max_result_bytes": 1_000_000, "memory_bytes": 2**30, **limits}
-        self.channel.sendall(messages.encode_setup(WorkerSetup(selection=selection, **sizes)))
-        return messages.decode_hello(self.receive())
+
+class LiveWorker:
+    """A worker and the reaper above it: a channel, a lifeline, and what it prints."""
+
+    def __init__(self, control: socket.socket, close_at_end: ExitStack) -> None:
+        pairs = [socket.socketpair() for _ in range(2)]
+        (self.channel, _), (self.lifeline, _) = pairs
+        self._output, output = os.pipe()
+        close_at_end.callback(os.close, self._output)
+        for ours, _ in pairs:
+            ours.settimeout(DEADLINE_S)
+            close_at_end.callback(ours.close)
+        socket.send_fds(control, [b"."], [*(theirs.fileno() for _, theirs in pairs), output])
+        os.close(output)
+        for _, theirs in pairs:
+            theirs.close()
+        self._netstrings = _Netstrings(self.channel)
+        self._requests = 0
+        self.news: list[Mapping[str, Any]] = []
+        """What it has told while it loaded plugins."""
+
+    def begin(self) -> "LiveWorker":
+        """Wait for its hello."""
+        while (news := messages.decode_news(string := self.receive())) is not None:
+            self.news.append(news)
+        self.hello: WorkerHello = messages.decode_hello(string)
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.hello.pid
+
+    def receive(self) -> bytes:
+        """Wait for a netstring."""
+        return self._netstrings.receive()
 
     def ask(self, spec: str, poem: bytes = b"") -> int:
         """Send a request; return its id."""
@@ -75,36 +105,117 @@ class Live:
         self.ask(spec, poem)
         return self.answer()
 
-    def close_input(self) -> None:
-        """Close its standard input."""
+    def text(self, spec: str, poem: bytes = b"") -> str:
+        """Send a request and wait for its result."""
+        result = self.xform(spec, poem)
+        assert isinstance(result, bytes), result
+        return result.decode()
+
+    def retire(self) -> None:
+        """End it in order."""
+        self.channel.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        """Have its reaper kill it."""
+        self.lifeline.shutdown(socket.SHUT_WR)
+
+    def end(self) -> int | None:
+        """Wait for its end; return its exit code as its reaper reports it, None if it does not."""
+        status = b"".join(iter(lambda: self.lifeline.recv(100), b""))
+        return os.waitstatus_to_exitcode(int(status)) if status else None
+
+    def printed(self) -> bytes:
+        """Wait until nobody can print any more; return what it has printed."""
+        return _read_all(self._output)
+
+
+def _read_all(descriptor: int) -> bytes:
+    text = b""
+    while True:
+        ready, _, _ = select.select([descriptor], [], [], DEADLINE_S)
+        assert ready, "somebody holds its output open"
+        if not (data := os.read(descriptor, 65_536)):
+            return text
+        text += data
+
+
+class LiveForkServer:
+    """A fork server with the reaper above it, and a control socket."""
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, close_at_end: ExitStack) -> None:
+        self.process = process
+        self.control = control
+        self._close_at_end = close_at_end
+        self._netstrings = _Netstrings(control)
+
+    def begin(self, folder: Path | None = None, **fields: Any) -> list[Mapping[str, Any]]:
+        """Send the setup, with the plugins of a folder; return the news until they are loaded, without built-ins'."""
+        selection = Selection(distributions=frozenset(), directories=(folder,) if folder else ())
+        own = {"max_request_bytes": 1_000_000, "max_result_bytes": 1_000_000, "memory_bytes": 2**30}
+        self.control.sendall(messages.encode_setup(WorkerSetup(selection=selection, **own | fields)))
+        news: list[Mapping[str, Any]] = []
+        while not news or not {"loaded", "late"} & news[-1].keys():
+            told = messages.decode_news(self.receive())
+            assert told is not None
+            if told.get("loading", [""])[0] != "xformd":
+                news.append(told)
+        return news
+
+    def receive(self) -> bytes:
+        """Wait for a netstring."""
+        return self._netstrings.receive()
+
+    def fork(self) -> LiveWorker:
+        """Ask for a worker."""
+        return LiveWorker(self.control, self._close_at_end)
+
+    def worker(self) -> LiveWorker:
+        """Ask for a worker, and wait for its hello."""
+        return self.fork().begin()
+
+    @property
+    def pid(self) -> int:
+        """The fork server's own process id, which is not its reaper's."""
+        (pid,) = children(self.process.pid)
+        return pid
+
+    def finish(self) -> None:
+        """Ask for no more workers: it ends in order."""
+        self.control.shutdown(socket.SHUT_WR)
+
+    def cut_lifeline(self) -> None:
+        """Have its reaper kill it."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.stdin = None
 
-    def end(self) -> tuple[bytes, bytes]:
-        """Wait for its end; return its standard output and error."""
-        return self.process.communicate(timeout=DEADLINE_S)
+    def end(self) -> tuple[int, bytes]:
+        """Wait for its end; return the exit code, and what it has printed."""
+        assert self.process.stdout is not None
+        printed = _read_all(self.process.stdout.fileno())
+        return self.process.wait(DEADLINE_S), printed
 
 
 @contextmanager
-def live(code: str) -> Iterator[Live]:
-    """Run a worker, or a reaper with its worker, until the block ends."""
-    ours, theirs = socket.socketpair()
-    ours.settimeout(DEADLINE_S)
-    with ours:
+def live(command: str = _COMMAND) -> Iterator[LiveForkServer]:
+    """Run a fork server until the block ends."""
+    control, theirs = socket.socketpair()
+    control.settimeout(DEADLINE_S)
+    with ExitStack() as close_at_end:
+        close_at_end.callback(control.close)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), code],
+                [sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
             )
         with process:
             try:
-                yield Live(process, ours)
+                yield LiveForkServer(process, control, close_at_end)
             finally:
-                ours.close()
+                control.close()
                 try:  # let it end by itself, so that its coverage is saved
                     process.wait(1)
                 except subprocess.TimeoutExpired:
@@ -117,6 +228,11 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def children(pid: int) -> list[int]:
+    """Return a process's children."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def descriptors(pid: int) -> list[int]:

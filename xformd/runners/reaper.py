@@ -34,7 +34,7 @@ def main() -> NoReturn:
     folder = _make_folder()
 
     def become_fork_server() -> NoReturn:
-        os.close(LIFELINE)
+        os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), LIFELINE)  # what plugins read from now on
         fork_server.main(CONTROL, folder)
 
     status = keep(LIFELINE, become_fork_server, (1, 2, CONTROL))

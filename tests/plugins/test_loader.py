@@ -1,5 +1,6 @@
 """Selecting and loading, with plugins that are made in the test; real packages are in tests/integration."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -136,6 +137,12 @@ def test_what_surrounds_an_import_may_fail_its_plugin_alone() -> None:
 
     registry = loader.load(around=around)
     assert [(plugin.name, plugin.reason) for plugin in registry.with_state("failed")] == [("two", "SystemExit: no")]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan])
+def test_a_plugins_own_time_is_above_0(seconds: float) -> None:
+    with pytest.raises(ValueError, match="set_load_timeout takes seconds above 0, not "):
+        xformd.set_load_timeout(seconds)
 
 
 def test_a_plugin_asks_for_its_own_time_where_somebody_listens() -> None:

@@ -22,6 +22,7 @@ from support.live import descriptors
 from support.logs import Log
 from support.reactors import FakeProcess, FakeReactor
 from support.registries import plugin_of
+from xformd.config.resources import resident_bytes
 from xformd.plugins.registry import Plugin, PluginKey
 from xformd.plugins.selection import EVERYTHING
 from xformd.runners import messages
@@ -128,7 +129,7 @@ def launching() -> Iterator[Launching]:
 def loaded(launching: Launching) -> Launching:
     """A launcher whose fork server has loaded its plugins, and has been asked for a worker."""
     assert launching.left_out == {}
-    launching.tell(loaded=True)
+    launching.tell(loaded=True, pid=os.getpid())
     assert launching.events.heard == ["can launch"]
     launching.fork()
     launching.events.heard.clear()
@@ -142,12 +143,18 @@ def test_a_fork_server_gets_its_setup_and_workers_are_forked_once_it_has_loaded_
     assert launching.events.launch() is None
     assert len(launching.reactor.processes) == 1
     launching.tell(loading=OWL)
-    launching.tell(loaded=True)
+    launching.tell(loaded=True, pid=os.getpid())
     assert launching.events.heard == ["can launch"]
     launching.fork()
     assert launching.events.launch() is not None
     launching.fork()
     assert launching.reactor.getDelayedCalls() == []
+
+
+def test_its_memory_is_known_while_it_forks_workers(loaded: Launching) -> None:
+    assert loaded.launcher.resident_bytes() == pytest.approx(resident_bytes(), rel=0.1)
+    loaded.end(ProcessTerminated(None, signal.SIGKILL))
+    assert loaded.launcher.resident_bytes() == 0
 
 
 # Plugins that crash or hang.
@@ -178,7 +185,7 @@ def test_each_plugin_that_crashes_is_left_out(launching: Launching) -> None:
         launching.tell(loading=key)
         launching.end(ProcessTerminated(None, signal.SIGSEGV))
     assert set(launching.left_out) == {OWL, CAT}
-    launching.tell(loaded=True)
+    launching.tell(loaded=True, pid=os.getpid())
     launching.fork()
 
 
@@ -254,13 +261,12 @@ def test_a_plugin_that_leaves_threads_is_imported_by_each_worker(launching: Laun
     assert log.lines == [f"plugin {LABEL} leaves threads running when it is imported: each worker imports it"]
 
 
-@pytest.mark.parametrize("was_loaded", [False, True])
-def test_a_plugin_that_fails_in_a_worker_is_left_out_too(launching: Launching, log: Log, was_loaded: bool) -> None:
+def test_a_plugin_that_fails_in_a_worker_is_left_out_too(launching: Launching, log: Log) -> None:
     launching.tell(loading=CAT)
     launching.tell(late=[OWL])
     launching.end()
     launching.process.channel.recv(100_000)
-    launching.tell(loaded=True)
+    launching.tell(loaded=True, pid=os.getpid())
     launching.fork()
     launching.events.heard.clear()
     launching.launcher.leave_out(OWL, "was killed by SIGABRT when a worker imported it")
@@ -367,7 +373,7 @@ def test_a_launcher_that_is_stopped_twice_fires_twice(loaded: Launching) -> None
 
 
 def test_what_it_prints_is_logged_with_the_plugin_that_is_being_loaded(launching: Launching, log: Log) -> None:
-    for news, text in (({}, b"first\n"), ({"loading": OWL}, b"second\n"), ({"loaded": True}, b"third\n")):
+    for news, text in (({}, b"first\n"), ({"loading": OWL}, b"second\n"), ({"loaded": True, "pid": 1}, b"third\n")):
         if news:
             launching.tell(**news)
         launching.process.output.write(text)

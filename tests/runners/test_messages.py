@@ -1,5 +1,6 @@
 """Messages between a server and its workers: they survive a round trip, and rubbish is recognised."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,21 @@ SIZES = st.integers(1, 2**63)
 ODD_FOLDERS = Selection(directories=(Path("/z"), Path("/a"), Path("/odd\udcff")))
 
 
+KEYS = st.tuples(NAMES, NAMES)
+STATES = st.sampled_from(["failed", "loading"])
+
+
 @given(
-    st.builds(WorkerSetup, selection=SELECTIONS, max_request_bytes=SIZES, max_result_bytes=SIZES, memory_bytes=SIZES)
+    st.builds(
+        WorkerSetup,
+        selection=SELECTIONS,
+        max_request_bytes=SIZES,
+        max_result_bytes=SIZES,
+        memory_bytes=SIZES,
+        left_out=st.dictionaries(KEYS, st.tuples(STATES, st.text())),
+        late=st.frozensets(KEYS),
+        shows_errors=st.booleans(),
+    )
 )
 @example(WorkerSetup(selection=ODD_FOLDERS, max_request_bytes=1, max_result_bytes=1, memory_bytes=1))
 def test_a_setup_survives_a_round_trip(setup: WorkerSetup) -> None:
@@ -48,15 +62,68 @@ def test_a_setup_survives_a_round_trip(setup: WorkerSetup) -> None:
 @pytest.mark.parametrize(
     ("encode", "decode", "message"),
     [
-        (messages.encode_hello, messages.decode_hello, WorkerHello(7, {"transforms": [{"name": "é\ud800"}]})),
         *((messages.encode_step, messages.decode_step, step) for step in (0, 1, 31, 999)),
         (messages.encode_traceback, messages.decode_traceback, SafeTraceback("ValueError", "Traceback:\n  there")),
+        (messages.encode_traceback, messages.decode_traceback, SafeTraceback("E", "", "no \ud800 (/x.py, line 1)")),
     ],
 )
 def test_a_message_survives_a_round_trip(
     encode: Callable[..., bytes], decode: Callable[..., Any], message: Any
 ) -> None:
     assert decode(inside(encode(message))) == message
+
+
+def test_a_hello_survives_a_round_trip() -> None:
+    listing = {"transforms": [{"name": "é\ud800"}]}
+    assert messages.decode_hello(inside(messages.encode_hello(7, json.dumps(listing)))) == WorkerHello(7, listing)
+
+
+NEWS: list[dict[str, Any]] = [
+    {"loading": ["x-owl", "é\ud800"]},
+    {"timeout_s": 300},
+    {"timeout_s": 0.5},
+    {"late": []},
+    {"late": [["x-owl", "owl"], ["x-cat", "cat"]]},
+    {"loaded": True, "pid": 7},
+    {"warning": "plugin x-owl left a process running"},
+]
+
+
+@pytest.mark.parametrize("news", NEWS, ids=str)
+def test_news_survive_a_round_trip(news: dict[str, Any]) -> None:
+    assert messages.decode_news(inside(messages.encode_news(**news))) == news
+
+
+@pytest.mark.parametrize("string", [b"", b"news", b"1 ok.news {}", b"[1, {}]"])
+def test_other_messages_are_no_news(string: bytes) -> None:
+    assert messages.decode_news(string) is None
+
+
+MALFORMED_NEWS = [
+    b"",
+    b"{}",
+    b"[]",
+    b'{"loading": "owl"}',
+    b'{"loading": ["x-owl"]}',
+    b'{"timeout_s": "1"}',
+    b'{"late": {}}',
+    b'{"late": ["owl"]}',
+    b'{"late": [["x-owl", 1]]}',
+    b'{"loaded": false, "pid": 1}',
+    b'{"loaded": true}',
+    b'{"warning": 1}',
+    b'{"timeout_s": 0}',
+    b'{"timeout_s": NaN}',
+    b'{"timeout_s": -1}',
+    b"\xff",
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("string", MALFORMED_NEWS, ids=lambda string: string[:20].decode("latin-1"))
+def test_malformed_news_are_rejected(string: bytes) -> None:
+    with pytest.raises(ValueError, match="a process that loads plugins says what it is loading"):
+        messages.decode_news(b"news " + string)
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ def xformd_transforms():
 
 def test_a_worker_imports_what_leaves_threads_and_says_so(own: LiveForkServer, tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(LATE)
-    assert own.begin(tmp_path, late=frozenset({("late.py", "late")})) == [{"loaded": True}]
+    assert [news.keys() for news in own.begin(tmp_path, late=frozenset({("late.py", "late")}))] == [{"loaded", "pid"}]
     for _ in range(2):
         worker = own.worker()
         assert worker.news == [{"loading": ["late.py", "late"]}, {"timeout_s": 300.0}]
@@ -341,17 +341,9 @@ def test_the_system_may_allow_less_memory(
     setrlimit.assert_called_once_with(resource.RLIMIT_DATA, (expected, hard))
 
 
-def test_a_limit_that_is_set_already_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    setrlimit = Mock()
-    monkeypatch.setattr("resource.getrlimit", lambda _: (5, resource.RLIM_INFINITY))
-    monkeypatch.setattr("resource.setrlimit", setrlimit)
-    module.limit_memory(5)
-    setrlimit.assert_not_called()
-
-
 def test_what_counts_as_memory_is_known_without_proc_too(monkeypatch: pytest.MonkeyPatch) -> None:
     before = module.data_bytes()
     kept = bytearray(50_000_000)
     assert module.data_bytes() - before >= len(kept)
-    monkeypatch.setattr(module, "Path", lambda _: Path("/no/such/file"))
+    monkeypatch.setattr("os.open", Mock(side_effect=FileNotFoundError))
     assert module.data_bytes() == 0

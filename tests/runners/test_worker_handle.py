@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -114,21 +115,21 @@ def started() -> Iterator[Started]:
 
 @pytest.fixture
 def ready(started: Started) -> Started:
-    started.send(messages.encode_hello(HELLO))
+    started.send(messages.encode_hello(HELLO.pid, json.dumps(HELLO.listing)))
     started.heard.clear()
     return started
 
 
 def test_it_says_hello(started: Started) -> None:
     assert started.worker.resident_bytes() == 0
-    started.send(messages.encode_hello(HELLO))
+    started.send(messages.encode_hello(HELLO.pid, json.dumps(HELLO.listing)))
     assert started.heard == [("hello", HELLO)]
     assert started.worker.pid == os.getpid()
 
 
 def test_it_tells_what_it_loads_before_its_hello(started: Started) -> None:
     news = messages.encode_news(loading=["x-owl", "owl"]) + messages.encode_news(timeout_s=300)
-    started.send(news + messages.encode_hello(HELLO))
+    started.send(news + messages.encode_hello(HELLO.pid, json.dumps(HELLO.listing)))
     assert started.heard == [
         ("loading", {"loading": ["x-owl", "owl"]}),
         ("loading", {"timeout_s": 300}),
@@ -220,7 +221,7 @@ def test_a_closed_channel_is_its_end(ready: Started) -> None:
         (b"11", "was killed by SIGSEGV"),
         (b"139", "was killed by SIGSEGV"),  # with a core file
         (b"99", "was killed by signal 99"),
-        (b"", "has ended together with its reaper"),
+        (b"", "was killed by SIGKILL"),  # its reaper was killed, and says nothing
         (b"the system cannot fork: \nno room", "could not be started: the system cannot fork: no room"),
     ],
 )
@@ -228,6 +229,20 @@ def test_its_end_is_described(ready: Started, status: bytes, reason: str) -> Non
     ready.end(status)
     assert ready.heard == [("disconnected", None), ("ended", reason)]
     assert ready.channel.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(b"9", ", by the kernel's out-of-memory killer"), (b"", ", by the kernel's out-of-memory killer"), (b"11", "")],
+)
+def test_an_end_by_the_out_of_memory_killer_says_so(monkeypatch: pytest.MonkeyPatch, status: bytes, words: str) -> None:
+    kills = iter([3, 4])
+    monkeypatch.setattr("xformd.runners.worker_handle.count_oom_kills", lambda: next(kills))
+    made = Started()
+    made.end(status)
+    number = "SIGSEGV" if status == b"11" else "SIGKILL"
+    assert made.heard[-1] == ("ended", f"was killed by {number}{words}")
+    made.close()
 
 
 def test_a_status_that_comes_in_pieces_is_put_together(ready: Started) -> None:
@@ -279,7 +294,7 @@ def test_messages_that_are_unread_at_its_end_are_passed_on_first(ready: Started)
 def test_a_result_may_be_as_long_as_the_limit(max_result_bytes: int) -> None:
     """And longer than any report: which is too long is clear from the first digits on."""
     made = Started(max_result_bytes)
-    made.send(messages.encode_hello(HELLO))
+    made.send(messages.encode_hello(HELLO.pid, json.dumps(HELLO.listing)))
     head = b"9007199254740991 ok."
     made.send(b"%d:%b" % (len(head) + max_result_bytes, head))
     assert made.heard == [("hello", HELLO)]
@@ -342,7 +357,7 @@ def test_output_before_its_hello_and_after_its_end_is_logged_once(started: Start
     started.print(b"loading\n")
     assert log.lines == ["worker (starting): loading"]
     log.clear()
-    started.send(messages.encode_hello(HELLO))
+    started.send(messages.encode_hello(HELLO.pid, json.dumps(HELLO.listing)))
     started.print(b"Fatal Python ")
     started.end(b"11")
     started.print(b"error\nin thread")

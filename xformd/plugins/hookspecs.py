@@ -3,6 +3,7 @@
 Hooks run when plugins are loaded, never while a request is served. There is one; others will come with a use.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -35,7 +36,12 @@ def set_load_timeout(seconds: float) -> None:
 
     Args:
         seconds: from now on, above 0.
+
+    Raises:
+        ValueError: it is no such number.
     """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"set_load_timeout takes seconds above 0, not {seconds}")
     if _tell_timeout is not None:
         _tell_timeout(float(seconds))
 

@@ -5,6 +5,7 @@ Pure. Each message has an encoder, which returns a netstring, and a decoder, whi
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,20 @@ def decode_news(string: bytes) -> Mapping[str, Any] | None:
         return None
     with contextlib.suppress(ValueError, RecursionError):
         match json.loads(content):
-            case {"loading": [str(), str()]} | {"timeout_s": int() | float()} | {"late": list()} as news:
+            case {"loading": [str(), str()]} | {"loaded": True, "pid": int()} | {"warning": str()} as news:
                 return dict(news)
-            case {"loaded": True, "pid": int()} | {"warning": str()} as news:
-                return dict(news)
+            case {"timeout_s": int() | float() as seconds} if 0 < seconds < math.inf:
+                return {"timeout_s": seconds}
+            case {"late": list() as keys} if all(map(_is_key, keys)):
+                return {"late": keys}
     raise ValueError("a process that loads plugins says what it is loading")
+
+
+def _is_key(value: object) -> bool:
+    match value:
+        case [str(), str()]:
+            return True
+    return False
 
 
 def encode_hello(pid: int, listing_json: str) -> bytes:

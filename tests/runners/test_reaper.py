@@ -1,4 +1,4 @@
-"""The reaper, as a real process: nothing that comes from a worker outlives it, and it ends as the worker did."""
+"""The reaper, as a real process: nothing that comes from its child outlives it, and the server hears how it ended."""
 
 import os
 import resource
@@ -11,28 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from support.live import DEADLINE_S, REAPER, Live, descriptors, is_running, live
+from support.live import LiveForkServer, LiveWorker, children, descriptors, is_running, live
 from support.processes import wait_until
 from xformd.runners import reaper as module
-from xformd.runners.reaper import CHANNEL
 
 
 @pytest.fixture(scope="module")
-def shared(hostile: Path) -> Iterator[Live]:
-    """A reaper for tests that leave it and its worker alive."""
+def forking(hostile: Path) -> Iterator[LiveForkServer]:
+    """A fork server for tests that leave it alive, in a process that allows core files."""
     with ExitStack() as stack:
         with core_files_allowed():
-            process = stack.enter_context(live(REAPER))
-            process.begin(hostile)
-        yield process
+            server = stack.enter_context(live())
+            server.begin(hostile)
+        yield server
 
 
 @pytest.fixture
-def reaper(hostile: Path) -> Iterator[Live]:
-    """A reaper for a test that ends it."""
-    with live(REAPER) as process:
-        process.begin(hostile)
-        yield process
+def worker(forking: LiveForkServer) -> LiveWorker:
+    return forking.worker()
 
 
 @contextmanager
@@ -46,81 +42,138 @@ def core_files_allowed() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
-def pids(reaper: Live, spec: str = "pids") -> list[int]:
-    answer = reaper.xform(spec)
-    assert isinstance(answer, bytes)
-    return list(map(int, answer.split()))
+def pids(worker: LiveWorker, spec: str = "pids") -> list[int]:
+    return list(map(int, worker.text(spec).split()))
 
 
-def test_the_worker_has_another_session_and_neither_leaves_a_core_file(shared: Live) -> None:
+def test_the_worker_has_another_session_and_none_leaves_a_core_file(
+    forking: LiveForkServer, worker: LiveWorker
+) -> None:
     """A worker's core file may hold poems, and is as large as its memory."""
-    worker, parent, session = pids(shared)
-    assert (parent, session, os.getsid(parent)) == (shared.process.pid, worker, parent)
-    for pid in (worker, parent):
-        assert resource.prlimit(pid, resource.RLIMIT_CORE) == (0, 0)
+    pid, reaper, session = pids(worker)
+    assert (pid, session, os.getsid(reaper)) == (worker.pid, pid, reaper)
+    assert reaper in children(forking.pid)
+    for one in (pid, reaper, forking.pid, forking.process.pid):
+        assert resource.prlimit(one, resource.RLIMIT_CORE) == (0, 0)
+        assert os.getsid(one) != os.getsid(0)
 
 
 @pytest.mark.parametrize(("spec", "answer"), [("interrupted", b""), ("child-signal", b"SIG_DFL")])
-def test_a_transform_meets_no_signal_handling_of_the_reaper(shared: Live, spec: str, answer: bytes) -> None:
-    assert shared.xform(spec) == answer
+def test_a_transform_meets_no_signal_handling_of_the_reaper(worker: LiveWorker, spec: str, answer: bytes) -> None:
+    assert worker.xform(spec) == answer
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_all_processes_ends_neither(shared: Live, number: int) -> None:
+def test_a_signal_to_all_processes_ends_none(forking: LiveForkServer, worker: LiveWorker, number: int) -> None:
     """A service manager signals every process of a service, and the server needs its workers until it has answered."""
-    worker, parent, _ = pids(shared)
-    for pid in (worker, parent):
-        os.kill(pid, number)
-    assert pids(shared) == [worker, parent, worker]
-    assert is_running(parent)
+    pid, reaper, _ = pids(worker)
+    for one in (pid, reaper, forking.pid, forking.process.pid):
+        os.kill(one, number)
+    assert pids(worker) == [pid, reaper, pid]
+    assert is_running(reaper)
+    assert forking.worker().text("upper", b"a") == "A"
 
 
-def test_a_child_that_ends_before_the_worker_ends_nothing(shared: Live) -> None:
-    daemon = pids(shared, "detach")[1]
+def test_a_child_that_ends_before_the_worker_ends_nothing(worker: LiveWorker) -> None:
+    daemon = pids(worker, "detach")[1]
     os.kill(daemon, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{daemon}").exists())
-    assert shared.xform("upper", b"a") == b"A"
+    assert worker.xform("upper", b"a") == b"A"
 
 
-def test_the_worker_reads_nothing_and_the_reaper_holds_nothing_open(reaper: Live) -> None:
-    assert reaper.xform("gossip", b"poem") == b"poem"
-    wait_until(lambda: not {1, 2, CHANNEL} & {*descriptors(reaper.process.pid)})
-    worker, _, _ = pids(reaper)
-    reaper.channel.close()
-    printed, _ = reaper.end()
-    assert printed.endswith(b"to descriptor 1\n")
-    assert not is_running(worker)
+def test_the_worker_reads_nothing_and_the_reaper_holds_nothing_open(worker: LiveWorker) -> None:
+    assert worker.xform("gossip", b"poem") == b"poem"
+    pid, reaper, _ = pids(worker)
+    wait_until(lambda: not {1, 2} & {*descriptors(reaper)})
+    assert len(descriptors(reaper)) == 4  # nothing to read, the lifeline, and both ends of the pipe of signals
+    worker.channel.close()
+    assert worker.printed().endswith(b"to stderr\n")
+    assert worker.end() == 1
+    assert not is_running(pid)
 
 
-def test_a_worker_whose_reaper_is_gone_does_not_begin() -> None:
-    with live("from xformd.runners.reaper import _become_worker; _become_worker(0)") as orphan:
-        orphan.channel.close()
-        assert orphan.process.wait(DEADLINE_S) == 0
+def test_a_child_whose_reaper_is_gone_does_not_begin() -> None:
+    moved = "import os; from xformd.runners import reaper; os.getpid = lambda: 2; reaper.main()"
+    with live(moved) as orphan:
+        assert orphan.end() == (0, b"")
 
 
-def test_the_worker_dies_with_its_reaper(reaper: Live) -> None:
-    worker, parent, _ = pids(reaper)
-    os.kill(parent, signal.SIGKILL)
-    wait_until(lambda: not is_running(worker))
+def test_the_worker_dies_with_its_reaper_and_all_that_came_from_it(worker: LiveWorker) -> None:
+    pid, reaper, _ = pids(worker)
+    daemons = pids(worker, "detach")
+    worker.ask("block")
+    os.kill(reaper, signal.SIGKILL)
     with pytest.raises(EOFError):
-        reaper.receive()
+        worker.receive()
+    assert worker.end() is None
+    wait_until(lambda: not any(map(is_running, [pid, *daemons])))
 
 
-def test_closing_its_standard_input_kills_the_worker_and_its_children(reaper: Live) -> None:
-    worker, _, _ = pids(reaper)
-    children = pids(reaper, "detach")
-    assert all(map(is_running, children))
-    reaper.ask("block")
-    reaper.close_input()
-    assert reaper.process.wait(DEADLINE_S) == -signal.SIGKILL
-    assert not any(map(is_running, [worker, *children]))
+def test_cutting_its_lifeline_kills_the_worker_and_its_children(worker: LiveWorker) -> None:
+    started = [worker.pid, *pids(worker, "detach")]
+    worker.ask("block")
+    worker.kill()
+    assert worker.end() == -signal.SIGKILL
+    assert not any(map(is_running, started))
 
 
-def test_what_a_worker_leaves_ends_and_the_reaper_as_the_worker_did(reaper: Live) -> None:
-    children = pids(reaper, "detach")
-    reaper.ask("die", b"SIGSEGV")
-    assert reaper.process.wait(DEADLINE_S) == -signal.SIGSEGV
-    assert not any(map(is_running, children))
+def test_what_a_worker_leaves_ends_before_its_end_is_reported(worker: LiveWorker) -> None:
+    started = pids(worker, "detach")
+    worker.ask("die", b"SIGSEGV")
+    assert worker.end() == -signal.SIGSEGV
+    assert not any(map(is_running, started))
+
+
+# Above the fork server.
+
+
+@pytest.fixture
+def own(hostile: Path) -> Iterator[LiveForkServer]:
+    """A fork server for a test that ends it."""
+    with live() as server:
+        server.begin(hostile)
+        yield server
+
+
+def test_cutting_the_lifeline_of_the_fork_server_kills_all_workers_too(own: LiveForkServer) -> None:
+    workers = [own.worker() for _ in range(2)]
+    started = [own.pid, *(worker.pid for worker in workers), *pids(workers[0], "detach")]
+    own.cut_lifeline()
+    assert own.end() == (-signal.SIGKILL, b"")
+    assert not any(map(is_running, started))
+    assert [worker.end() for worker in workers] == [None, None]
+
+
+def test_a_fork_server_that_is_killed_takes_all_workers_along(own: LiveForkServer) -> None:
+    worker = own.worker()
+    started = [worker.pid, *pids(worker, "detach")]
+    os.kill(own.pid, signal.SIGKILL)
+    assert own.end() == (-signal.SIGKILL, b"")
+    assert not any(map(is_running, started))
+
+
+def test_a_fork_server_dies_with_its_reaper_and_workers_can_still_be_ended(own: LiveForkServer) -> None:
+    worker, pid = own.worker(), own.pid
+    os.kill(own.process.pid, signal.SIGKILL)
+    wait_until(lambda: not is_running(pid))
+    assert worker.text("upper", b"a") == "A"
+    worker.kill()
+    assert worker.end() == -signal.SIGKILL
+
+
+def test_its_folder_is_gone_with_it(own: LiveForkServer) -> None:
+    folder = Path(own.worker().text("folder")).parents[1]
+    assert folder.is_dir()
+    own.cut_lifeline()
+    own.end()
+    assert not folder.exists()
+
+
+def test_without_a_folder_for_temporary_files_jobs_have_theirs_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    folder = module._make_folder()
+    assert folder.parent == Path("/dev/shm")
+    folder.rmdir()
 
 
 # In this process: one that a signal ends leaves no coverage.
@@ -164,28 +217,16 @@ def test_it_ends_by_the_same_status_or_signal(
     assert ends == expected
 
 
-@pytest.fixture
-def standard_input() -> Iterator[int]:
-    """The other end of this process's standard input."""
-    kept = os.dup(0)
-    reading, writing = os.pipe()
-    os.dup2(reading, 0)
-    os.close(reading)
-    yield writing
-    os.dup2(kept, 0)
-    os.close(kept)
-
-
-def test_only_the_end_of_its_input_kills_the_worker(standard_input: int) -> None:
-    wakeups, waker = os.pipe()
+def test_only_the_end_of_its_lifeline_kills_the_worker() -> None:
+    (wakeups, waker), (lifeline, server) = os.pipe(), os.pipe()
     with subprocess.Popen(["sleep", "1000"]) as worker:
-        os.write(standard_input, b"still here")
+        os.write(server, b"still here")
         os.write(waker, b"?")  # a signal, but no child has ended
-        os.close(standard_input)
-        assert os.WTERMSIG(module._watch(worker.pid, wakeups)) == signal.SIGKILL
+        os.close(server)
+        assert os.WTERMSIG(module._watch(worker.pid, lifeline, wakeups)) == signal.SIGKILL
         worker.returncode = -signal.SIGKILL
-    os.close(wakeups)
-    os.close(waker)
+    for descriptor in (wakeups, waker, lifeline):
+        os.close(descriptor)
 
 
 GROUP = """
@@ -193,7 +234,7 @@ import subprocess
 from xformd.runners import reaper
 worker = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!"], start_new_session=True)
 worker.wait()
-reaper._children = list
+reaper.children = list
 reaper._sweep(worker.pid)
 """
 
@@ -207,7 +248,7 @@ def test_without_proc_the_workers_group_ends() -> None:
 
 def test_without_proc_it_knows_no_children(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "1000"]) as child:
-        assert child.pid in module._children()
+        assert child.pid in module.children()
         monkeypatch.setattr(module, "Path", lambda _: Path("/no/such/file"))
-        assert module._children() == []
+        assert module.children() == []
         child.kill()

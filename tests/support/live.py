@@ -43,7 +43,10 @@ class _Netstrings:
     def receive(self) -> bytes:
         """Wait for a netstring."""
         while not self._strings:
-            data = self._connection.recv(65_536)
+            try:
+                data = self._connection.recv(65_536)
+            except ConnectionResetError:  # it has ended before it read what it was sent
+                data = b""
             if not data:
                 raise EOFError
             self._strings += self._decoder.decode(data)
@@ -148,11 +151,15 @@ class LiveForkServer:
         self._close_at_end = close_at_end
         self._netstrings = _Netstrings(control)
 
-    def begin(self, folder: Path | None = None, **fields: Any) -> list[Mapping[str, Any]]:
-        """Send the setup, with the plugins of a folder; return the news until they are loaded, without built-ins'."""
+    def send_setup(self, folder: Path | None = None, **fields: Any) -> None:
+        """Send the setup, with the plugins of a folder."""
         selection = Selection(distributions=frozenset(), directories=(folder,) if folder else ())
         own = {"max_request_bytes": 1_000_000, "max_result_bytes": 1_000_000, "memory_bytes": 2**30}
         self.control.sendall(messages.encode_setup(WorkerSetup(selection=selection, **own | fields)))
+
+    def begin(self, folder: Path | None = None, **fields: Any) -> list[Mapping[str, Any]]:
+        """Send the setup; return the news until the plugins are loaded, without those of built-ins."""
+        self.send_setup(folder, **fields)
         news: list[Mapping[str, Any]] = []
         while not news or not {"loaded", "late"} & news[-1].keys():
             told = messages.decode_news(self.receive())

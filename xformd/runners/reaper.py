@@ -34,7 +34,9 @@ def main() -> NoReturn:
     folder = _make_folder()
 
     def become_fork_server() -> NoReturn:
-        os.dup2(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), LIFELINE)  # what plugins read from now on
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, LIFELINE)  # plugins read nothing, and what they open first does not become their input
+        os.close(nothing)
         fork_server.main(CONTROL, folder)
 
     status = keep(LIFELINE, become_fork_server, (1, 2, CONTROL))

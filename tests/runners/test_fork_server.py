@@ -1,0 +1,269 @@
+"""The fork server, as a real process: it imports the plugins once, says which, and forks workers that have them."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.live import LiveForkServer, children, descriptors, is_running, live
+from support.processes import wait_until
+from xformd.runners import fork_server as module
+from xformd.wire import netstring
+
+PLUGIN = """
+import os, sys
+import xformd
+
+{code}
+
+@xformd.transform
+def {name}(poem: str) -> str:
+    return {result}
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [{name}]
+"""
+
+
+@pytest.fixture
+def forking() -> Iterator[LiveForkServer]:
+    """A fork server that has no setup yet."""
+    with live() as server:
+        yield server
+
+
+def write(folder: Path, name: str, code: str = "", result: str = "poem") -> tuple[str, str]:
+    """Write a plugin with one transform of its name; return its key."""
+    (folder / f"{name}.py").write_text(PLUGIN.format(name=name, code=code, result=result))
+    return f"{name}.py", name
+
+
+def states(forking: LiveForkServer) -> dict[str, tuple[str, str]]:
+    """Return the state and the reason of each plugin that is no built-in, as a worker lists them."""
+    plugins = forking.worker().hello.listing["plugins"]
+    return {one["name"]: (one["state"], one["reason"]) for one in plugins if one["distribution"] != "xformd"}
+
+
+# Loading.
+
+
+def test_it_names_each_plugin_before_it_imports_it_and_all_workers_have_the_same(
+    forking: LiveForkServer, tmp_path: Path
+) -> None:
+    for name in ("owl", "cat"):
+        write(tmp_path, name, code="PID = os.getpid()", result="str(PID)")
+    *loading, loaded = forking.begin(tmp_path)
+    assert sorted(news["loading"] for news in loading) == [["cat.py", "cat"], ["owl.py", "owl"]]
+    assert loaded == {"loaded": True, "pid": forking.pid}
+    workers = [forking.worker() for _ in range(2)]
+    assert {worker.text("owl") for worker in workers} == {str(forking.pid)}
+    assert len({worker.pid for worker in workers} | {forking.pid}) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("os.abort()", -signal.SIGABRT), ("os._exit(7)", 7), ("os.kill(os.getpid(), 9)", -signal.SIGKILL)],
+)
+def test_a_plugin_that_ends_it_is_the_last_one_that_it_has_named(
+    forking: LiveForkServer, tmp_path: Path, code: str, status: int
+) -> None:
+    key = write(tmp_path, "owl", code=code)
+    with pytest.raises(EOFError):
+        forking.begin(tmp_path)
+    assert forking.end()[0] == status
+    with live() as again:
+        again.begin(tmp_path, left_out={key: ("failed", "ends its process")})
+        assert states(again) == {"owl": ("failed", "ends its process")}
+
+
+def test_a_plugin_that_fails_fails_alone_and_prints_to_the_log(forking: LiveForkServer, tmp_path: Path) -> None:
+    write(tmp_path, "owl", code="print('hoo'); sys.exit('no')")
+    write(tmp_path, "cat")
+    forking.begin(tmp_path)
+    assert states(forking) == {"owl": ("failed", "import of owl.py failed: SystemExit: no"), "cat": ("active", "")}
+    forking.finish()
+    assert forking.end() == (0, b"hoo\n")
+
+
+def test_a_plugin_states_its_own_time(forking: LiveForkServer, tmp_path: Path) -> None:
+    write(tmp_path, "owl", code="xformd.set_load_timeout(300)")
+    assert {"timeout_s": 300.0} in forking.begin(tmp_path)
+
+
+THREAD = "import threading, time; threading.Thread(target=time.sleep, args=({seconds},), daemon=True).start()"
+
+
+def test_plugins_that_leave_threads_are_named_when_all_are_loaded(forking: LiveForkServer, tmp_path: Path) -> None:
+    key = write(tmp_path, "owl", code=THREAD.format(seconds=1000))
+    write(tmp_path, "cat")
+    *_, late = forking.begin(tmp_path)
+    assert late == {"late": [list(key)]}
+    assert forking.end()[0] == 0
+
+
+def test_a_thread_that_is_about_to_end_is_waited_for(forking: LiveForkServer, tmp_path: Path) -> None:
+    write(tmp_path, "owl", code=THREAD.format(seconds=0.02))
+    *_, loaded = forking.begin(tmp_path)
+    assert "loaded" in loaded
+
+
+def test_late_plugins_are_not_imported_here(forking: LiveForkServer, tmp_path: Path) -> None:
+    key = write(tmp_path, "owl", code="PID = os.getpid()", result="str(PID)")
+    assert [news.keys() for news in forking.begin(tmp_path, late=frozenset({key}))] == [{"loaded", "pid"}]
+    worker = forking.worker()
+    assert worker.text("owl") == str(worker.pid)
+
+
+def test_what_a_plugin_does_to_its_process_does_not_last_and_what_lasts_is_a_warning(
+    forking: LiveForkServer, tmp_path: Path
+) -> None:
+    code = """
+import signal, socket, subprocess
+os.chdir("/")
+os.umask(0o777)
+os.environ["OWL"] = "1"
+socket.setdefaulttimeout(3)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+sys.stdout = None
+child = subprocess.Popen(["sleep", "1000"])
+"""
+    write(tmp_path, "owl", code=code, result="f'{child.pid} {os.environ.get(chr(79))} {socket.getdefaulttimeout()}'")
+    news = forking.begin(tmp_path)
+    assert {"warning": "plugin owl.py (owl) left a process running"} in news
+    child, owl, timeout = forking.worker().text("owl").split()
+    assert (owl, timeout) == ("None", "None")
+    assert is_running(int(child))  # it is the plugin's own, and all workers have it
+    os.kill(forking.pid, signal.SIGTERM)
+    assert forking.worker().text("upper", b"a") == "A"
+    forking.finish()
+    assert forking.end()[0] == 0
+    assert not is_running(int(child))
+
+
+@pytest.mark.parametrize("data", [b"rubbish", netstring.encode(b"rubbish")])
+def test_a_malformed_setup_is_logged(forking: LiveForkServer, data: bytes) -> None:
+    forking.control.sendall(data)
+    status, printed = forking.end()
+    assert status == 1
+    assert b"Error" in printed
+
+
+@pytest.mark.parametrize(
+    ("folder", "error"),
+    [("/no/such/folder", b"plugins_dir: no such folder"), ("/" + "x" * 5_000, b"OSError")],
+    ids=["missing", "unreadable"],
+)
+def test_a_plugin_folder_that_cannot_be_read_is_logged(forking: LiveForkServer, folder: str, error: bytes) -> None:
+    with pytest.raises(EOFError):
+        forking.begin(Path(folder))
+    status, printed = forking.end()
+    assert status == 1
+    assert error in printed
+
+
+# Forking.
+
+
+def test_workers_are_forked_one_after_the_other_and_end_alone(forking: LiveForkServer, hostile: Path) -> None:
+    forking.begin(hostile)
+    workers = [forking.fork() for _ in range(5)]
+    for worker in workers:
+        worker.begin()
+    workers[0].ask("die", b"SIGSEGV")
+    workers[1].kill()
+    assert [worker.end() for worker in workers[:2]] == [-signal.SIGSEGV, -signal.SIGKILL]
+    wait_until(lambda: len(children(forking.pid)) == 3)
+    assert [worker.text("upper", b"a") for worker in workers[2:]] == ["A"] * 3
+
+
+def test_it_keeps_no_descriptor_of_a_worker(forking: LiveForkServer, hostile: Path) -> None:
+    forking.begin(hostile)
+    forking.worker()
+    before = descriptors(forking.pid)
+    for _ in range(3):
+        forking.worker()
+    assert descriptors(forking.pid) == before
+
+
+def test_a_killed_reaper_leaves_nothing_of_its_worker(forking: LiveForkServer, hostile: Path) -> None:
+    forking.begin(hostile)
+    worker, other = forking.worker(), forking.worker()
+    pid, reaper, _ = map(int, worker.text("pids").split())
+    detached = list(map(int, worker.text("detach").split()))
+    os.kill(reaper, signal.SIGKILL)
+    assert worker.end() is None
+    wait_until(lambda: not any(map(is_running, [pid, *detached])))
+    assert other.text("upper", b"a") == "A"
+    assert len(children(forking.pid)) == 1
+
+
+def test_a_system_that_cannot_fork_is_told(forking: LiveForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    del forking  # in this process: which user the tests run as decides whether a limit holds
+    ours, control = socket.socketpair()
+    lifeline, theirs = socket.socketpair()
+
+    def fork() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("os.fork", fork)
+    server = object.__new__(module._ForkServer)
+    server._control = control
+    with ours, control, lifeline, theirs:
+        copies = [os.dup(theirs.fileno()) for _ in range(3)]
+        socket.send_fds(ours, [b"."], copies)
+        for copy in copies:
+            os.close(copy)
+        server._fork_worker(None, "")  # type: ignore[arg-type]
+        assert lifeline.recv(100) == b"the system cannot fork: Resource temporarily unavailable"
+
+
+# Its end.
+
+
+def test_it_ends_when_the_server_closes_its_socket(forking: LiveForkServer, hostile: Path) -> None:
+    forking.begin(hostile)
+    worker = forking.worker()
+    forking.control.close()
+    assert forking.end() == (0, b"")
+    assert not is_running(worker.pid)
+
+
+def test_it_ends_when_the_server_is_gone_while_it_loads(forking: LiveForkServer, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    write(tmp_path, "owl", code=f"open({str(gate)!r}).read()")
+    forking.send_setup(tmp_path)
+    with gate.open("w"):  # it waits for a reader: the import has begun
+        forking.control.close()
+    assert forking.end()[0] == 1
+
+
+def test_an_orderly_end_runs_the_exit_handlers_of_its_plugins_once(forking: LiveForkServer, tmp_path: Path) -> None:
+    """A folder that a plugin makes when it is imported belongs to all workers, and is not left behind."""
+    code = "import atexit, tempfile; folder = tempfile.TemporaryDirectory(); atexit.register(print, 'so long')"
+    write(tmp_path, "owl", code=code, result="folder.name")
+    forking.begin(tmp_path)
+    workers = [forking.worker() for _ in range(2)]
+    folder = Path(workers[0].text("owl"))
+    workers[0].retire()
+    assert workers[0].end() == 1
+    assert workers[0].printed() == b""
+    assert folder.is_dir()
+    assert workers[1].text("owl") == str(folder)
+    forking.finish()
+    assert forking.end() == (0, b"so long\n")
+    assert not folder.exists()
+
+
+def test_an_exit_handler_that_raises_does_not_keep_it(forking: LiveForkServer, tmp_path: Path) -> None:
+    write(tmp_path, "owl", code="import atexit; atexit.register(lambda: 1 / 0)")
+    forking.begin(tmp_path)
+    forking.finish()
+    status, printed = forking.end()
+    assert status == 0
+    assert b"ZeroDivisionError" in printed

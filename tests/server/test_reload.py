@@ -3,28 +3,29 @@
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from support.deferreds import error_of, has_fired, result_of
 from support.fakes import FakeWorker, Launcher
 from support.logs import Log
-from support.registries import plain, quick, registry_of
+from support.registries import plain, plugin_of, quick, registry_of
 from xformd import Example, ShuttingDown, Transform, transform
 from xformd.config import Settings
-from xformd.errors import ConfigError, NoSuchTransform
+from xformd.errors import ConfigError, NoSuchTransform, Unavailable
 from xformd.limits import Limits
 from xformd.plugins import listing, loader
-from xformd.plugins.registry import BUILT_IN, Conflict, Registry
+from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, PluginKey, Registry
 from xformd.plugins.selection import Selection
 from xformd.runners.messages import WorkerSetup
 from xformd.runners.policy import Placement
-from xformd.server.reload import RELOAD_TIMEOUT_S, Reloader, choose_self_test, what_breaks, what_changes
+from xformd.server.reload import Reloader, choose_self_test, what_breaks, what_changes
 from xformd.spec import parse
 
 
@@ -36,44 +37,80 @@ def other(poem: str) -> str:
 FIRST = registry_of(plain, quick)
 SECOND = registry_of(plain, quick, other)
 FAILED = registry_of(state="failed", reason="it is broken")
+NONE = Registry({}, ())
+
+
+class Loading(Launcher):
+    """Starts the fake workers of one generation, and may find a plugin slow."""
+
+    def __init__(self, setup: WorkerSetup, plugins: Mapping[PluginKey, Plugin], on_slow: Callable[[Plugin], object]):
+        super().__init__()
+        self.setup = setup
+        self._plugins = plugins
+        self._on_slow = on_slow
+
+    def find_slow(self, plugin: Plugin) -> None:
+        """Take long to load a plugin."""
+        self._on_slow(self._plugins[plugin.key])
+
+    @property
+    def left_out_at_start(self) -> set[str]:
+        """The distributions of the plugins that it does without."""
+        return {distribution for distribution, _ in self.setup.left_out}
+
+    def say_hello(self, registry: Registry) -> None:
+        """Have each starting worker list these plugins."""
+        for worker in self.alive:
+            if worker.pid is None:
+                worker.listing = listing.to_json(registry)
+                worker.say_hello()
 
 
 class Site:
     """A reloader whose workers are fake, on a machine whose plugins the test changes."""
 
-    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-        self.installed: Registry | Exception = FIRST
-        self.launcher = Launcher()
-        self.setups: list[WorkerSetup] = []
-        monkeypatch.setattr("xformd.server.reload.WorkerHandle", lambda setup, events, _: self._launch(setup, events))
-        monkeypatch.setattr(loader, "load", lambda selection, only=None: self._load())
-        self.reloader = Reloader(Settings(**{"workers": 1, **settings}), clock)
+    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch, *, local: bool = False, **settings: Any) -> None:
+        self.installed: Registry | Exception = settings.pop("installed", FIRST)
+        self.launchers: list[Loading] = []
+        monkeypatch.setattr("xformd.server.reload.Launcher", self._launcher)
+        monkeypatch.setattr(loader, "find", lambda _: self._plugins())
+        monkeypatch.setattr(loader, "load", lambda _, known=None, **others: NONE if known is not None else self._load())
+        self.reloader = Reloader(Settings(**{"workers": 1, **settings}), clock, is_local=local)
         self.service = self.reloader.service
+        self.started: Deferred[None] = Deferred()
 
-    def _launch(self, setup: WorkerSetup, events: Any) -> FakeWorker:
-        self.setups.append(setup)
-        worker: FakeWorker = self.launcher(events)
-        return worker
+    def _launcher(self, setup: WorkerSetup, _: float, plugins: Any, on_slow: Any, reactor: object) -> Loading:
+        del reactor
+        self.launchers.append(Loading(setup, plugins, on_slow))
+        return self.launchers[-1]
 
     def _load(self) -> Registry:
         if isinstance(self.installed, Exception):
             raise self.installed
         return self.installed
 
+    def _plugins(self) -> tuple[Plugin, ...]:
+        return () if isinstance(self.installed, Exception) else self.installed.plugins
+
+    @property
+    def workers(self) -> list[FakeWorker]:
+        """Every worker that was ever started."""
+        return [worker for launcher in self.launchers for worker in launcher.workers]
+
     @property
     def alive(self) -> list[FakeWorker]:
-        return self.launcher.alive
+        return [worker for launcher in self.launchers for worker in launcher.alive]
 
     def say_hello(self, registry: Registry | None = None) -> None:
         """Have each starting worker list what is installed, or another registry."""
-        for worker in self.alive:
-            if worker.pid is None:
-                worker.listing = listing.to_json(registry or self._load())
-                worker.say_hello()
+        for launcher in [*self.launchers]:
+            if any(worker.pid is None for worker in launcher.alive):
+                launcher.say_hello(registry or self._load())
 
     def start(self) -> "Site":
-        self.reloader.start()
+        started = self.reloader.start()
         self.say_hello()
+        assert result_of(started) is None
         return self
 
     def reload(self, registry: Registry) -> None:
@@ -83,11 +120,16 @@ class Site:
         self.say_hello()
         assert has_fired(reloaded)
 
+    def end_all(self) -> None:
+        """End the processes that are left."""
+        for launcher in self.launchers:
+            launcher.end_all()
+
     def stop(self) -> None:
         """Stop to its end."""
         stopped = self.reloader.stop()
         assert self.alive == []
-        self.launcher.end_all()
+        self.end_all()
         assert has_fired(stopped)
 
     def xform(self, spec: str, poem: bytes = b"a") -> Any:
@@ -119,15 +161,15 @@ def test_a_worker_accepts_another_steps_result(
     make: Callable[..., Site], request_bytes: int, result_bytes: int
 ) -> None:
     limits = Limits(max_request_bytes=request_bytes, max_result_bytes=result_bytes)
-    sizes = [(setup.max_request_bytes, setup.max_result_bytes) for setup in make(limits=limits).start().setups]
-    assert sizes == [(1_000, result_bytes)] * 2
+    (launcher,) = make(limits=limits).start().launchers
+    assert (launcher.setup.max_request_bytes, launcher.setup.max_result_bytes) == (1_000, result_bytes)
 
 
 def test_workers_are_not_strict(make: Callable[..., Site]) -> None:
     """The server has been: what breaks on the disk later must not keep every other transform from running."""
     selection = Selection(strict=True, blocked=frozenset({"x"}))
-    setups = make(selection=selection).start().setups
-    assert [setup.selection for setup in setups] == [attrs.evolve(selection, strict=False, ignore_unknown=True)] * 2
+    (launcher,) = make(selection=selection).start().launchers
+    assert launcher.setup.selection == attrs.evolve(selection, strict=False, ignore_unknown=True)
 
 
 def test_a_reload_finds_what_was_installed_a_moment_ago(
@@ -170,7 +212,7 @@ def test_a_running_request_ends_on_the_old_generation(site: Site) -> None:
 
 
 def test_a_reload_that_would_break_a_transform_changes_nothing(site: Site, log: Log) -> None:
-    before = site.alive
+    before, registry = site.alive, site.service.registry
     site.reload(FAILED)
     assert log.lines == [
         "not reloaded: transform plain: plugin xformd-verses 1.0 (verses) failed: it is broken",
@@ -178,7 +220,7 @@ def test_a_reload_that_would_break_a_transform_changes_nothing(site: Site, log: 
         "not reloaded: transforms that work now would stop working",
     ]
     assert site.alive == before
-    assert site.service.registry is FIRST
+    assert site.service.registry is registry
     assert site.xform("plain")
 
 
@@ -197,26 +239,39 @@ def test_a_reload_that_cannot_load_changes_nothing(site: Site, log: Log, error: 
     assert "other" in site.service.registry.entries
 
 
-def test_a_plugin_that_fails_only_in_workers_is_failed(make: Callable[..., Site], log: Log) -> None:
+def test_a_plugin_that_fails_is_failed(make: Callable[..., Site]) -> None:
     site = make()
     site.reloader.start()
     site.say_hello(FAILED)
-    assert log.lines == ["plugin xformd-verses 1.0 (verses) fails in workers: it is broken"]
     (plugin,) = site.service.describe()["plugins"]
     assert (plugin["state"], plugin["reason"]) == ("failed", "it is broken")
     with pytest.raises(NoSuchTransform):
         site.xform("plain")
 
 
+def test_a_plugin_that_the_server_cannot_import_is_failed_with_the_reason(make: Callable[..., Site]) -> None:
+    """Although a worker could: an import that needs another state of the interpreter, say."""
+    site = make(installed=registry_of(state="failed", reason="import of verses failed: no"))
+    site.reloader.start()
+    site.say_hello(FIRST)
+    (plugin,) = site.service.describe()["plugins"]
+    reason = "it runs in the server, which cannot import it: import of verses failed: no"
+    assert (plugin["state"], plugin["reason"]) == ("failed", reason)
+    for name in ("plain", "quick"):
+        with pytest.raises(NoSuchTransform, match=reason):
+            site.xform(name)
+
+
 def test_a_reload_whose_workers_are_never_ready_changes_nothing(clock: Clock, site: Site, log: Log) -> None:
     before = site.alive
     reloaded = site.reloader.reload()
-    for worker in site.alive:
-        if worker not in before:
+    for delay_s in (0.1, 0.2, 0.4):
+        for worker in site.launchers[-1].alive:
             worker.end("ended with exit status 1")
-    clock.advance(RELOAD_TIMEOUT_S)
+        clock.advance(delay_s)
     assert has_fired(reloaded)
-    assert log.lines[-1] == "not reloaded: no new worker was ready within 130 s; the log says why"
+    why = "a worker ended with exit status 1 before it was ready"
+    assert f"not reloaded: no new worker became ready: {why}" in log.lines
     assert log.tracebacks == []
     assert site.alive == before
 
@@ -229,7 +284,7 @@ def test_reloads_requested_during_another_are_one_after_it(site: Site) -> None:
     site.say_hello()
     assert all(map(has_fired, (first, second, third)))
     assert "other" in site.service.registry.entries
-    assert len(site.launcher.workers) == 6
+    assert len(site.workers) == 6
 
 
 def test_stopping_during_a_reload_ends_both(clock: Clock, site: Site, log: Log) -> None:
@@ -237,15 +292,15 @@ def test_stopping_during_a_reload_ends_both(clock: Clock, site: Site, log: Log) 
     assert len(site.alive) == 4
     stopped = site.reloader.stop()
     assert has_fired(reloaded)
-    assert log.lines == ["not reloaded: the server is stopping"]
+    assert log.lines == ["not reloaded: the server is stopping, or loads its plugins anew"]
     assert site.alive == []
-    for worker in site.launcher.workers:
+    for worker in site.workers:
         assert not has_fired(stopped)
         worker.end()
     assert has_fired(stopped)
     assert clock.getDelayedCalls() == []
     assert has_fired(site.reloader.reload())
-    assert len(site.launcher.workers) == 4
+    assert len(site.workers) == 4
 
 
 def test_stopping_waits_for_the_workers_of_a_failed_reload(site: Site) -> None:
@@ -255,7 +310,7 @@ def test_stopping_waits_for_the_workers_of_a_failed_reload(site: Site) -> None:
     for worker in used:
         worker.end()
     assert not has_fired(stopped)
-    site.launcher.end_all()
+    site.end_all()
     assert has_fired(stopped)
 
 
@@ -266,10 +321,15 @@ def test_stopping_answers_what_an_old_generation_runs(site: Site) -> None:
     error_of(result, ShuttingDown)
 
 
-def test_a_reload_before_the_start_leaves_one_generation(make: Callable[..., Site]) -> None:
+def test_a_reload_before_the_start_or_during_it_is_that_start(make: Callable[..., Site]) -> None:
     site = make()
-    site.reload(SECOND)
-    site.start()
+    early = site.reloader.reload()
+    site.reloader.start()
+    during = site.reloader.reload()
+    assert len(site.alive) == 2
+    assert not any(map(has_fired, (early, during)))
+    site.say_hello()
+    assert all(map(has_fired, (early, during)))
     assert len(site.alive) == 2
     site.stop()
 
@@ -282,8 +342,8 @@ def test_without_workers_a_reload_switches_at_once(make: Callable[..., Site], lo
     site.reload(FAILED)
     assert log.lines[-1] == "not reloaded: transforms that work now would stop working"
     assert site.xform("other") == b"a"
-    assert site.launcher.workers == []
-    assert has_fired(site.reloader.stop())
+    assert site.alive == []  # each was asked what there is, and no more
+    site.stop()
 
 
 def test_a_reload_keeps_the_transforms_that_the_operator_places(make: Callable[..., Site], log: Log) -> None:
@@ -291,8 +351,292 @@ def test_a_reload_keeps_the_transforms_that_the_operator_places(make: Callable[.
     site.reload(registry_of(plain))
     assert log.lines[-1] == "not reloaded: isolate: no transform 'quick' here; see 'xformd list-transforms'"
     assert "quick" in site.service.registry.entries
-    with pytest.raises(ConfigError, match="inline: no transform 'nope' here"):
-        make(inline=frozenset({"nope"}))
+
+
+# The start.
+
+
+LEFT_OUT = attrs.evolve(FIRST.plugins[0], state="loading", reason="it takes long to be loaded", transforms=())
+OWL = plugin_of(other, name="owl", distribution="x-owl")
+CAT = plugin_of(attrs.evolve(other, name="purr"), name="cat", distribution="x-cat")
+
+
+def of_plugins(*plugins: Plugin) -> Registry:
+    entries = {one.name: Entry(one, plugin) for plugin in plugins for one in plugin.transforms}
+    return Registry(entries, plugins)
+
+
+def loading(*plugins: Plugin, without: Sequence[Plugin]) -> Registry:
+    """What a worker lists that does without some plugins."""
+    missing = (attrs.evolve(plugin, state="loading", reason="", transforms=()) for plugin in without)
+    return of_plugins(*plugins, *missing)
+
+
+ALL = of_plugins(*FIRST.plugins, OWL, CAT)
+VERSES = FIRST.plugins[0]
+
+
+def test_a_start_waits_for_the_plugins_and_a_worker(make: Callable[..., Site]) -> None:
+    site = make()
+    assert site.launchers == []
+    started = site.reloader.start()
+    assert not has_fired(started)
+    with pytest.raises(NoSuchTransform):
+        site.xform("quick")  # no plugin's code runs here before a worker has survived importing it
+    site.say_hello()
+    assert result_of(started) is None
+    assert site.xform("quick") == b"a"
+    site.stop()
+
+
+def test_what_does_not_exist_fails_the_start(make: Callable[..., Site]) -> None:
+    for settings in ({"inline": frozenset({"nope"})}, {"selection": Selection(preferred={"nope": "x"})}):
+        site = make(**settings)
+        started = site.reloader.start()
+        site.say_hello()
+        assert "'nope'" in str(error_of(started, ConfigError))
+        site.stop()
+
+
+def test_a_strict_selection_fails_the_start_if_a_plugin_fails(make: Callable[..., Site]) -> None:
+    site = make(selection=Selection(strict=True))
+    started = site.reloader.start()
+    site.say_hello(FAILED)
+    error = error_of(started, ConfigError)
+    assert error.details == ("plugin xformd-verses 1.0 (verses): it is broken",)
+    site.stop()
+
+
+def fail_three_starts(clock: Clock, site: Site, launcher: Loading | None = None, *, wait: bool = True) -> None:
+    """Have three starts fail; and ``wait`` for the fourth."""
+    for delay_s in (0.1, 0.2, 0.4 if wait else 0):
+        for worker in (launcher or site).alive:
+            worker.end("ended with exit status 1")
+        clock.advance(delay_s)
+
+
+@pytest.fixture
+def failing(clock: Clock, make: Callable[..., Site]) -> Iterator[Site]:
+    """A server whose first three starts of workers have failed."""
+    site = make()
+    site.started = site.reloader.start()
+    fail_three_starts(clock, site)
+    yield site
+    site.stop()
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_server_whose_workers_do_not_get_ready_listens_and_goes_on_trying(failing: Site) -> None:
+    assert result_of(failing.started) is None
+    assert failing.reloader.status().workers["starting"] == 2
+    failing.say_hello()
+    result = failing.xform("plain", b"poem")
+    (busy,) = (worker for worker in failing.alive if worker.sent)
+    busy.answer(b"POEM")
+    assert result_of(result) == b"POEM"
+
+
+def test_a_failed_start_is_not_followed_sooner_because_the_server_listens(
+    clock: Clock, make: Callable[..., Site]
+) -> None:
+    site = make()
+    site.reloader.start()
+    fail_three_starts(clock, site, wait=False)
+    assert site.alive == []
+    clock.advance(0.4)
+    assert len(site.alive) == 2
+    site.stop()
+
+
+def test_a_reload_that_fails_too_leaves_the_workers_that_are_still_tried(clock: Clock, failing: Site) -> None:
+    reloaded = failing.reloader.reload()
+    fail_three_starts(clock, failing, failing.launchers[1])
+    assert has_fired(reloaded)
+    assert failing.launchers[0].alive
+    assert failing.launchers[1].alive == []
+    failing.reload(SECOND)
+    assert failing.launchers[0].alive == []
+    assert failing.xform("other", b"x")
+
+
+def test_without_workers_too_a_start_that_fails_is_tried_again(clock: Clock, make: Callable[..., Site]) -> None:
+    site = make(workers=0)
+    site.started = site.reloader.start()
+    fail_three_starts(clock, site)
+    assert result_of(site.started) is None
+    site.say_hello()
+    assert site.xform("plain") == b"a"
+    assert site.alive == []
+    site.stop()
+
+
+def test_who_runs_a_transform_at_home_is_told_why_no_worker_gets_ready(clock: Clock, make: Callable[..., Site]) -> None:
+    site = make(local=True)
+    started = site.reloader.start()
+    assert len(site.alive) == 1  # no spare
+    fail_three_starts(clock, site)
+    assert str(error_of(started, ConfigError)) == (
+        "no worker is ready: a worker ended with exit status 1 before it was ready"
+    )
+    site.stop()
+
+
+def test_a_stop_during_the_start_ends_it(clock: Clock, make: Callable[..., Site], log: Log) -> None:
+    site = make()
+    started = site.reloader.start()
+    stopped = site.reloader.stop()
+    assert result_of(started) is None
+    assert site.alive == []
+    assert not has_fired(stopped)
+    site.end_all()
+    assert has_fired(stopped)
+    assert log.lines == []
+    assert clock.getDelayedCalls() == []
+
+
+# A slow plugin.
+
+
+@pytest.fixture
+def slow(make: Callable[..., Site], log: Log) -> Iterator[Site]:
+    """A server that is starting and has found a plugin of two slow."""
+    del log  # it has that
+    site = make(installed=of_plugins(VERSES, OWL))
+    site.started = site.reloader.start()
+    site.launchers[0].is_loading = True
+    site.launchers[0].find_slow(OWL)
+    yield site
+    site.stop()
+
+
+def test_the_others_work_while_a_slow_plugin_is_loaded_and_then_it_joins(slow: Site, log: Log) -> None:
+    assert log.lines == ["plugin x-owl 1.0 (owl) is still being loaded after 1 s"]
+    assert not has_fired(slow.started)
+    complete, without = slow.launchers
+    assert dict(without.setup.left_out) == {OWL.key: ("loading", "it takes long to be loaded")}
+    without.say_hello(loading(VERSES, without=[OWL]))
+    assert result_of(slow.started) is None
+    assert slow.xform("quick") == b"a"
+    with pytest.raises(Unavailable, match=r"no transform 'other' here yet: .*x-owl 1.0 \(owl\)") as caught:
+        slow.xform("other")
+    assert caught.value.retry_after_ms is not None
+    assert slow.reloader.status().loading == ("x-owl 1.0 (owl)",)
+    running = slow.xform("plain", b"poem")
+    (busy,) = (worker for worker in without.alive if worker.sent)
+    complete.say_hello(ALL)
+    assert slow.reloader.status().loading == ()
+    assert slow.xform("other", b"x")
+    assert without.alive == [busy]  # no request notices
+    busy.answer(b"POEM")
+    assert result_of(running) == b"POEM"
+    assert without.alive == []
+
+
+def test_a_slow_plugin_that_fails_after_all_is_logged(slow: Site, log: Log) -> None:
+    complete, without = slow.launchers
+    without.say_hello(loading(VERSES, without=[OWL]))
+    log.clear()
+    failed = attrs.evolve(OWL, state="failed", reason="was not loaded within 60 s", transforms=())
+    complete.say_hello(of_plugins(VERSES, failed))
+    assert log.lines == ["plugin x-owl 1.0 (owl) failed: was not loaded within 60 s"]
+    with pytest.raises(NoSuchTransform):
+        slow.xform("other")
+    assert slow.xform("quick") == b"a"
+
+
+def test_a_slow_plugin_that_is_loaded_first_after_all_needs_no_second_generation(slow: Site) -> None:
+    complete, without = slow.launchers
+    complete.say_hello(of_plugins(VERSES, OWL))
+    assert result_of(slow.started) is None
+    without.say_hello(loading(VERSES, without=[OWL]))
+    assert without.alive == []
+    assert slow.xform("other", b"x")
+
+
+def test_a_reload_gives_up_a_slow_start(slow: Site, log: Log) -> None:
+    complete, without = slow.launchers
+    without.say_hello(loading(VERSES, without=[OWL]))
+    log.clear()
+    slow.installed = of_plugins(VERSES)
+    reloaded = slow.reloader.reload()
+    assert complete.alive == []
+    slow.launchers[2].say_hello(of_plugins(VERSES))
+    assert has_fired(reloaded)
+    assert log.lines == ["reloaded: 2 transforms from 1 plugins", "x-owl: 1.0 -> removed"]
+    assert without.alive == []
+    assert slow.reloader.status().loading == ()
+
+
+def test_a_stop_during_a_slow_start_ends_everything(slow: Site, log: Log) -> None:
+    slow.launchers[1].say_hello(loading(VERSES, without=[OWL]))
+    log.clear()
+    slow.stop()
+    assert log.lines == []
+
+
+@pytest.mark.parametrize("settings", [{"local": True}, {"selection": Selection(strict=True)}], ids=["local", "strict"])
+def test_who_needs_every_plugin_waits_for_the_slow_ones(make: Callable[..., Site], settings: dict[str, Any]) -> None:
+    site = make(installed=of_plugins(VERSES, OWL), **settings)
+    started = site.reloader.start()
+    site.launchers[0].find_slow(OWL)
+    assert len(site.launchers) == 1
+    assert not has_fired(started)
+    site.say_hello()
+    assert result_of(started) is None
+    site.stop()
+
+
+def test_several_slow_plugins_are_left_out_one_after_the_other_until_something_works(make: Callable[..., Site]) -> None:
+    site = make(installed=ALL)
+    started = site.reloader.start()
+    complete = site.launchers[0]
+    complete.find_slow(OWL)
+    site.launchers[1].find_slow(CAT)
+    assert [launcher.left_out_at_start for launcher in site.launchers] == [set(), {"x-owl"}, {"x-owl", "x-cat"}]
+    site.launchers[2].say_hello(loading(VERSES, without=[OWL, CAT]))
+    assert result_of(started) is None
+    complete.find_slow(CAT)  # something works already
+    assert len(site.launchers) == 3
+    site.launchers[1].say_hello(loading(VERSES, CAT, without=[OWL]))
+    assert site.reloader.status().loading == ("x-owl 1.0 (owl)",)
+    complete.say_hello(ALL)
+    assert site.reloader.status().loading == ()
+    assert site.launchers[1].alive == site.launchers[2].alive == []
+    site.stop()
+
+
+def test_what_does_without_more_never_takes_over_from_what_does_without_less(make: Callable[..., Site]) -> None:
+    site = make(installed=ALL)
+    site.reloader.start()
+    site.launchers[0].find_slow(OWL)
+    site.launchers[1].find_slow(CAT)
+    _, without_owl, without_both = site.launchers
+    without_owl.say_hello(loading(VERSES, CAT, without=[OWL]))
+    without_both.say_hello(loading(VERSES, without=[OWL, CAT]))
+    assert site.reloader.status().loading == ("x-owl 1.0 (owl)",)
+    assert without_both.alive == []
+    site.stop()
+
+
+def test_a_complete_generation_gives_up_those_that_are_still_being_started(make: Callable[..., Site]) -> None:
+    site = make(installed=of_plugins(VERSES, OWL))
+    site.reloader.start()
+    site.launchers[0].find_slow(OWL)
+    site.launchers[0].say_hello(of_plugins(VERSES, OWL))
+    assert site.launchers[1].alive == []
+    site.stop()
+
+
+def test_a_plugin_that_is_slow_at_a_reload_is_named_and_waited_for(site: Site, log: Log) -> None:
+    site.installed = of_plugins(VERSES, OWL)
+    reloaded = site.reloader.reload()
+    site.launchers[1].find_slow(OWL)
+    assert log.lines == ["plugin x-owl 1.0 (owl) is still being loaded after 1 s"]
+    assert len(site.launchers) == 2
+    assert site.xform("quick") == b"a"
+    site.say_hello()
+    assert has_fired(reloaded)
+    assert site.xform("other", b"x")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -89,6 +89,8 @@ class Reloader:
         self._is_reloading = self._is_requested = self.is_stopping = False
         self._is_complete = is_local or settings.selection.strict
         """Whether a slow plugin is waited for: until the first generation is complete, the others are started."""
+        self._left_out: _LeftOut | None = None
+        """What the generation that works meanwhile does without; None while there is none."""
         self._started: Deferred[None] = Deferred()
         self.service = TransformService(self._generation(self._built_in), settings.limits, reactor)
 
@@ -110,7 +112,8 @@ class Reloader:
             if self._is_local:
                 raise ConfigError(f"no worker is ready: {ready.reason}")
             if not self._started.called:
-                self._swap(self._built_in, pool)  # its jobs wait for a worker
+                if self._has_workers:
+                    self._swap(self._built_in, pool)  # its jobs wait for a worker
                 self._has_started()
             ready = await self._first_worker(pool)
         self._is_complete = True
@@ -122,6 +125,7 @@ class Reloader:
             for plugin in registry.with_state("failed"):
                 self.log.error("plugin {plugin} failed: {reason}", plugin=plugin.label, reason=plugin.reason)
         self._has_started()
+        self._supersede()  # those without slow plugins
 
     def _start_failed(self, failure: Failure) -> None:
         if self.is_stopping or failure.check(_Superseded):
@@ -138,7 +142,7 @@ class Reloader:
     def _found_slow(self, plugin: Plugin, others: _LeftOut) -> None:
         """Report a plugin that takes long to be loaded; if nothing else works yet, start what does without it."""
         self._report_slow(plugin)
-        if not self._is_complete and not self.is_stopping:
+        if self._left_out is None and not self._is_complete and not self.is_stopping:
             left_out: _LeftOut = {**others, plugin.key: ("loading", "it takes long to be loaded")}
             Deferred.fromCoroutine(self._start_without(left_out)).addErrback(self._start_failed)
 
@@ -149,7 +153,9 @@ class Reloader:
     async def _start_without(self, left_out: _LeftOut) -> None:
         pool = self._make_pool(left_out)
         ready = await self._first_worker(pool)
-        if not self._is_complete and isinstance(ready, WorkerHello):
+        is_better = self._left_out is None or len(left_out) < len(self._left_out)
+        if is_better and not self._is_complete and isinstance(ready, WorkerHello):
+            self._left_out = left_out
             self._swap(self._registry_of(ready, self.service.registry), pool)
             self._has_started()
         else:
@@ -264,13 +270,15 @@ class Reloader:
 
     async def _first_worker(self, pool: WorkerPool) -> WorkerHello | NotReady:
         """Start a pool, or go on waiting for it; return what its first worker says."""
-        if pool not in self._starting:
-            self._starting.add(pool)
+        if pool not in self._pools:
             pool.start()
+        self._starting.add(pool)
         try:
             return await pool.supervisor.ready
         except CancelledError:
-            self._retire(pool)
+            self._starting.discard(pool)
+            if pool is not self._pool:  # whose jobs wait for a worker
+                self._retire(pool)
             raise _Superseded("the server is stopping, or loads its plugins anew") from None
 
     def _supersede(self) -> None:
@@ -282,7 +290,7 @@ class Reloader:
         self._starting.discard(pool)
         old, self._pool = self._pool, pool if self._has_workers else None
         finished = self.service.swap(self._generation(registry))
-        if old is not None:
+        if old is not None and old is not pool:
             self._retiring.add(old)
             old.wind_down()
             finished.addCallback(lambda _: self._retire(old))

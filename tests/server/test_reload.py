@@ -1,6 +1,7 @@
 """Reloads: a new generation takes over unless that would break a transform, and no request notices."""
 
 import functools
+import gc
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -405,6 +406,21 @@ def test_a_strict_selection_fails_the_start_if_a_plugin_fails(make: Callable[...
     error = error_of(started, ConfigError)
     assert error.details == ("plugin xformd-verses 1.0 (verses): it is broken",)
     site.stop()
+
+
+def test_a_start_that_fails_leaves_no_failure_that_nobody_has_heard_of(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    site = make(selection=Selection(strict=True))
+    error_of_start: list[object] = []
+    site.reloader.start().addErrback(lambda failure: error_of_start.append(failure.type))
+    site.say_hello(FAILED)
+    assert error_of_start == [ConfigError]
+    site.stop()
+    monkeypatch.undo()
+    del site
+    gc.collect()  # Twisted logs such a failure when it is forgotten
+    assert log.lines == []
 
 
 def fail_three_starts(clock: Clock, site: Site, launcher: Loading | None = None, *, wait: bool = True) -> None:

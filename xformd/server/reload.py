@@ -284,7 +284,9 @@ class Reloader:
     def _supersede(self) -> None:
         """Give up the generations that are being started."""
         for pool in [*self._starting]:
-            pool.supervisor.ready.cancel()
+            ready = pool.supervisor.ready
+            ready.cancel()
+            ready.addErrback(lambda _: None)  # whoever waits has been told, and there may be nobody
 
     def _swap(self, registry: Registry, pool: WorkerPool) -> None:
         self._starting.discard(pool)

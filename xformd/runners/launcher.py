@@ -5,8 +5,6 @@ reason; nothing else keeps a plugin out.
 """
 
 import contextlib
-import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -24,7 +22,15 @@ from xformd.errors import BadFrame, one_line
 from xformd.net.transport import Channel
 from xformd.plugins.registry import Plugin, PluginKey
 from xformd.runners import messages, reaper
-from xformd.runners.worker_handle import END_GRACE_S, OutputLog, WorkerEvents, WorkerHandle, describe_signal
+from xformd.runners.worker_handle import (
+    END_GRACE_S,
+    STDERR,
+    OutputLog,
+    WorkerEvents,
+    WorkerHandle,
+    describe_signal,
+    socket_pair,
+)
 from xformd.wire import netstring
 
 SLOW_AFTER_S = 1.0
@@ -75,6 +81,7 @@ class Launcher(ProcessProtocol):
     ) -> None:
         self.events: LauncherEvents
         self._setup = setup
+        self._is_local = setup.shows_errors
         self._load_timeout_s = load_timeout_s
         self._plugins = plugins
         self._on_slow = on_slow
@@ -100,7 +107,13 @@ class Launcher(ProcessProtocol):
             self._spawn()
         if not self._is_loaded or self._control is None:
             return None
-        return WorkerHandle(self._control.send_descriptors, self._setup.max_result_bytes, events, self._reactor)
+        return WorkerHandle(
+            self._control.send_descriptors,
+            self._setup.max_result_bytes,
+            events,
+            self._reactor,
+            logs_output=not self._is_local,
+        )
 
     def resident_bytes(self) -> int:
         """Return how much memory the fork server uses, in bytes; 0 if the system does not say, or there is none."""
@@ -133,28 +146,21 @@ class Launcher(ProcessProtocol):
     def _spawn(self) -> None:
         self._why_killed, self._is_expected_to_end = "", False
         self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
-        ours, theirs = socket.socketpair()
-        output, their_output = os.pipe()
-        with contextlib.ExitStack() as undo:
-            undo.callback(ours.close)
-            undo.callback(os.close, output)
-            try:
-                self._process = self._reactor.spawnProcess(
-                    self,
-                    sys.executable,
-                    [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
-                    env=None,
-                    childFDs={reaper.LIFELINE: "w", 1: their_output, 2: their_output, reaper.CONTROL: theirs.fileno()},
-                )
-            finally:
-                theirs.close()
-                os.close(their_output)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
+            control, their_control = socket_pair(theirs, undo)
+            output = STDERR if self._is_local else OutputLog(self._name, self._reactor).open(theirs, undo)
+            self._process = self._reactor.spawnProcess(
+                self,
+                sys.executable,
+                [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
+                env=None,
+                childFDs={reaper.LIFELINE: "w", 1: output, 2: output, reaper.CONTROL: their_control.fileno()},
+            )
             if self._why_killed:
                 self._process = None
                 raise ChildProcessError(f"the fork server {self._why_killed}")
-            self._control = Channel(ours, self._receive, self._control_lost, self._reactor)
+            self._control = Channel(control, self._receive, self._control_lost, self._reactor)
             undo.callback(self._control.close)
-            OutputLog(output, self._name, self._reactor)
             undo.pop_all()
         self._control.send(messages.encode_setup(self._setup))
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.fdesc import readFromFD
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.main import CONNECTION_LOST
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -22,6 +23,8 @@ from xformd.net.transport import CHANNEL_BUFFER_BYTES, Channel
 from xformd.runners import messages
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring, session
+
+STDERR = 2
 
 END_GRACE_S = 2.0
 """How long a worker that is ended in order may take to run its exit handlers."""
@@ -79,6 +82,7 @@ class WorkerHandle:
         max_result_bytes: the longest answer.
         events: hear of it.
         reactor: reads its channel, its lifeline and its output.
+        logs_output: whether what it prints is logged; otherwise it goes to this process's standard error.
 
     Raises:
         OSError: the system has no more descriptors to give, or the fork server is gone.
@@ -86,7 +90,15 @@ class WorkerHandle:
 
     log = Logger()
 
-    def __init__(self, fork: Callable[..., None], max_result_bytes: int, events: WorkerEvents, reactor: Any) -> None:
+    def __init__(
+        self,
+        fork: Callable[..., None],
+        max_result_bytes: int,
+        events: WorkerEvents,
+        reactor: Any,
+        *,
+        logs_output: bool = True,
+    ) -> None:
         self._events = events
         self._reactor = reactor
         self._why_killed = ""
@@ -98,22 +110,21 @@ class WorkerHandle:
         self.pid: int | None = None  # the worker's own, not its reaper's; known from its hello
         self._decoder = netstring.Decoder(max(messages.MAX_HELLO_BYTES, max_result_bytes + session.MAX_HEAD_BYTES))
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
-            (channel, their_channel), (lifeline, their_lifeline) = (_socket_pair(theirs, undo) for _ in range(2))
+            (channel, their_channel), (lifeline, their_lifeline) = (socket_pair(theirs, undo) for _ in range(2))
             their_channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
-            output, their_output = os.pipe()
-            theirs.callback(os.close, their_output)
-            undo.callback(os.close, output)
+            self._output = OutputLog(self._name, reactor) if logs_output else None
+            their_output = STDERR if self._output is None else self._output.open(theirs, undo)
             self._channel = Channel(channel, self._receive, self._channel_lost, reactor)
             undo.callback(self._channel.close)
             self._lifeline = Channel(lifeline, self._receive_status, self._ended, reactor)
             undo.callback(self._lifeline.close)
             fork(their_channel.fileno(), their_lifeline.fileno(), their_output)
-            self._output = OutputLog(output, self._name, reactor)
             undo.pop_all()
 
     def send(self, request: session.Request, job: Job) -> None:
         """Send a request; ``job`` hears what becomes of it."""
-        self._output.allow_more()
+        if self._output is not None:
+            self._output.allow_more()
         self._job, self._request_id = job, request.id
         self._channel.send(session.encode_request(request))
 
@@ -192,7 +203,8 @@ class WorkerHandle:
         self._events.worker_disconnected(self)
 
 
-def _socket_pair(theirs: contextlib.ExitStack, undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+def socket_pair(theirs: contextlib.ExitStack, undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Return our end of a channel, which ``undo`` closes, and a process's, which ``theirs`` closes."""
     ours, their_end = socket.socketpair()
     undo.callback(ours.close)
     theirs.callback(their_end.close)
@@ -204,14 +216,29 @@ class OutputLog(FileDescriptor):
 
     log = Logger()
 
-    def __init__(self, descriptor: int, name: Callable[[], str], reactor: Any) -> None:
+    def __init__(self, name: Callable[[], str], reactor: Any) -> None:
         super().__init__(reactor)
-        self._descriptor = descriptor
+        self._descriptor = -1
         self._name = name
         self._rest = b""
         self._lines = 0
-        os.set_blocking(descriptor, False)
-        reactor.addReader(self)
+
+    def open(self, theirs: contextlib.ExitStack, undo: contextlib.ExitStack) -> int:
+        """Make the pipe, and read from it.
+
+        Args:
+            theirs: closes the process's end once that has it.
+            undo: stops reading if the process is not started.
+
+        Returns:
+            The process's end.
+        """
+        self._descriptor, their_end = os.pipe()
+        theirs.callback(os.close, their_end)
+        undo.callback(self.connectionLost, Failure(CONNECTION_LOST))
+        os.set_blocking(self._descriptor, False)
+        self.reactor.addReader(self)
+        return their_end
 
     def fileno(self) -> int:
         """Return the pipe's descriptor; -1 once it is closed."""

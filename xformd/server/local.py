@@ -29,7 +29,9 @@ async def local_service(
     Raises:
         ConfigError: the selection names something that does not exist, or it is strict and a plugin failed.
     """
-    reloader = Reloader(attrs.evolve(settings, workers=1), reactor, report_slow=report_slow, is_local=True)
+    nowhere: frozenset[str] = frozenset()  # where transforms run is a server's business
+    settings = attrs.evolve(settings, workers=1, inline=nowhere, isolate=nowhere)
+    reloader = Reloader(settings, reactor, report_slow=report_slow, is_local=True)
     try:
         await reloader.start()
         yield reloader.service

@@ -328,7 +328,7 @@ class Reloader:
                 lambda plugin: self._found_slow(plugin, left_out),
                 self._reactor,
             ),
-            self_test=choose_self_test(self._built_in, self._placement),
+            self_test=None if self._is_local else choose_self_test(self._built_in, self._placement),
             quarantine=Quarantine(),
             limits=limits,
             clock=self._reactor,

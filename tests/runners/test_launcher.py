@@ -279,6 +279,16 @@ def test_a_plugin_that_fails_in_a_worker_is_left_out_too(launching: Launching, l
     assert launching.events.heard == ["can launch"]
 
 
+def test_it_starts_again_with_the_plugins_that_are_there_then(loaded: Launching) -> None:
+    loaded.launcher.start_again("workers have other plugins than those before")
+    assert loaded.process.stdin_closed
+    assert loaded.events.launch() is None
+    loaded.end()
+    assert loaded.events.heard == ["can launch"]
+    assert len(loaded.reactor.processes) == 2
+    assert loaded.left_out == {}
+
+
 # Ends that no plugin is known to be the reason of.
 
 

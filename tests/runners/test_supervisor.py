@@ -515,3 +515,20 @@ def test_workers_whose_plugins_differ_are_killed_a_few_times(clock: Clock, super
     last.be_ready()
     assert log.lines[-1] == "a worker has other plugins (cat from x-cat 1 is missing); send SIGHUP to reload them all"
     assert {supervised.take_worker() for _ in range(2)} == {first, last}
+    assert supervised.launcher.started_again == []  # the first would end with what it was forked from
+
+
+def test_if_no_worker_is_left_the_plugins_are_loaded_again_when_they_differ(clock: Clock) -> None:
+    """The fork server was started again while somebody installed."""
+    supervised = Supervised(clock, count=1)
+    (worker,) = supervised.workers
+    worker.listing = listing_of(owl="1", cat="1")
+    worker.be_ready()
+    supervised.supervisor.cannot_launch("the fork server was killed by SIGKILL")
+    worker.end()
+    clock.advance(0.1)
+    worker = supervised.workers[-1]
+    worker.listing = listing_of(owl="1")
+    worker.say_hello()
+    assert worker.killed == ["has other plugins than those before (cat from x-cat 1 is missing)"]
+    assert supervised.launcher.started_again == ["workers have other plugins than those before"]

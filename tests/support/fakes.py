@@ -176,6 +176,7 @@ class Launcher:
         self.error: OSError | None = None
         self.is_loading = False
         self.left_out: dict[PluginKey, str] = {}
+        self.started_again: list[str] = []
         self.events: Any = None
 
     def launch(self, events: Any) -> Any:
@@ -191,6 +192,9 @@ class Launcher:
 
     def leave_out(self, key: PluginKey, reason: str) -> None:
         self.left_out[key] = reason
+
+    def start_again(self, why: str) -> None:
+        self.started_again.append(why)
 
     def stop(self) -> Deferred[None]:
         return succeed(None)

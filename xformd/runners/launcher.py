@@ -124,6 +124,10 @@ class Launcher(ProcessProtocol):
         self._leave_out(key, reason)
         self._end("a plugin is left out")
 
+    def start_again(self, why: str) -> None:
+        """Load the plugins anew, those that are there now; the workers end."""
+        self._end(why)
+
     def stop(self) -> Deferred[None]:
         """End the fork server, in order if it heeds that; fires when it and all that came from it have ended."""
         stopped: Deferred[None] = Deferred()

@@ -56,6 +56,10 @@ class WorkerLauncher(Protocol):
         """Start again without a plugin, which has failed in a worker."""
         ...
 
+    def start_again(self, why: str) -> None:
+        """Load the plugins anew."""
+        ...
+
     def resident_bytes(self) -> int:
         """Return how much memory workers are started with."""
         ...
@@ -304,6 +308,8 @@ class Supervisor:
         if difference := policy.plugin_difference(self._listing, hello.listing):
             if self._failed_starts < MAX_DIFFERING_WORKERS:
                 worker.kill(f"has other plugins than those before ({difference})")
+                if all(other.state == "starting" for other in self._slots.values()):  # all are forked from the same
+                    self._launcher.start_again("workers have other plugins than those before")
                 return
             self.log.warn(
                 "a worker has other plugins ({difference}); send SIGHUP to reload them all", difference=difference

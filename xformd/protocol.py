@@ -239,10 +239,8 @@ class TransformProtocol(DrainableProtocol):
 
     def log_refusal(self, error: XformError, client: str | None = None) -> None:
         """See ``Connection.log_refusal``."""
-        # Over HTTP, clients learn the reason themselves.
-        kind = "http" if self._front == "http" else error.code
         fields = {"peer": client or self._peer(), "code": error.code, "reason": error.log_message}
-        self._log(kind, "refused {peer}: {code}: {reason}", **fields)
+        self._log(error.code, "refused {peer}: {code}: {reason}", **fields)
 
     # What its factory calls.
 

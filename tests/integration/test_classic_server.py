@@ -117,7 +117,8 @@ def test_a_request_over_the_limit_is_refused_at_its_digit_and_costs_no_memory(tm
                 connection.sendall(b"x" * (16 * 1024 * 1024))
                 connection.shutdown(socket.SHUT_WR)
                 assert read_to_end(connection) == b""
-        wait_until(lambda: "99999999 bytes or more; the limit is 10485760 bytes" in server.log)
+        limited = "99999999 bytes or more; the limit is 10485760 bytes"
+        wait_until(lambda: limited in server.log)
         with ExitStack() as stack:
             for _ in range(100):  # no more does a length that is only announced
                 stack.enter_context(server.connect()).sendall(b"10485760:upper.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import VERSES, netstring, serving, xformd
+from support.processes import VERSES, netstring, serving, wait_until, xformd
 
 WRONG = {
     "listen": ("nonsense:1", "'nonsense:1': Unknown endpoint type: 'nonsense'; write a Twisted server endpoint, such"),
@@ -170,7 +170,7 @@ def test_a_server_starts_from_what_config_printed(tmp_path: Path) -> None:
     with serving(tmp_path, "--config", str(file)) as server:
         assert server.ask(netstring(b"upper.a")) == b"1:A,"
         assert server.ask(netstring(b"upper." + b"a" * 20)) == b""
-        assert "too-large" in server.log
+        wait_until(lambda: "too-large" in server.log)
     again = xformd("config", "--json", "--config", str(file))
     for row in json.loads(again.stdout):
         if row["name"] in ("max_request_bytes", "plugins", "workers"):
@@ -185,7 +185,7 @@ def test_no_more_connections_of_one_peer_than_its_share(tmp_path: Path) -> None:
             assert second.recv(1) == b""
         sent = xformd("send", "upper", "--server", f"unix:{place}", stdin=b"a")
         assert (sent.returncode, sent.stdout) == (0, b"A")
-        assert server.log.count("1 are open from 127.0.0.1, which is max_connections_per_peer") == 1
+        wait_until(lambda: server.log.count("1 are open from 127.0.0.1, which is max_connections_per_peer") == 1)
 
 
 def test_variables_of_settings_do_not_disturb_a_client() -> None:

@@ -90,8 +90,8 @@ def crowd() -> Iterator[ExitStack]:
 
 def test_200_connections_to_64_descriptors(tmp_path: Path, crowd: ExitStack) -> None:
     with serving(tmp_path, "--plugins=none", command=FEW_DESCRIPTORS) as server:
-        assert server.log.count("\n") == 1
-        assert "ulimit -n is 64 and has room for" in server.log
+        wait_until(lambda: server.log.count("\n") == 1)
+        wait_until(lambda: "ulimit -n is 64 and has room for" in server.log)
         with Session(server) as session:
             connections = [crowd.enter_context(server.connect()) for _ in range(200)]
             wait_until(lambda: sum(map(is_closed, connections)) > 200 - LIMIT)

@@ -90,7 +90,7 @@ def test_setting_the_clock_back_does_not_keep_a_poem_fresh(tmp_path: Path) -> No
 def test_without_an_upstream_the_log_has_the_reason(tmp_path: Path) -> None:
     with poem_server(tmp_path, "proxy", "127.0.0.1:1") as proxy:
         assert ask(proxy) is None
-        assert "no poem: connection-failed: cannot connect to 127.0.0.1:1: Connection refused" in proxy.log
+        wait_until(lambda: "no poem: connection-failed: cannot connect to 127.0.0.1:1: Connection refused" in proxy.log)
         got = xformd("poem", "get", proxy.address)
         assert (got.returncode, got.stdout) == (69, b"")
         assert proxy.stop() == 0

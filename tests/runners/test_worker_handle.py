@@ -370,6 +370,7 @@ def test_a_line_without_an_end_is_cut(ready: Started, log: Log) -> None:
     for _ in range(3):
         ready.print(b"x" * MAX_LINE_BYTES)
     assert len(log.lines) == 1
+    assert ready.worker._output is not None
     assert len(ready.worker._output._rest) <= MAX_LINE_BYTES
     assert len(log.lines[0]) < MAX_LINE_BYTES + 100
 
@@ -385,9 +386,10 @@ def test_too_much_output_is_dropped_until_the_next_job(ready: Started, log: Log)
 
 def test_a_log_whose_pipe_is_closed_has_no_descriptor() -> None:
     reactor = FakeReactor()
-    reading, writing = os.pipe()
-    output = OutputLog(reading, lambda: "owl", reactor)
-    assert output.fileno() == reading
-    os.close(writing)
+    output = OutputLog(lambda: "owl", reactor)
+    with ExitStack() as theirs, ExitStack() as undo:
+        os.fstat(output.open(theirs, undo))
+        undo.pop_all()
+    assert output.fileno() > 2
     reactor.read()
     assert output.fileno() == -1

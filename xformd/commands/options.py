@@ -489,7 +489,7 @@ def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
 
 
 def prepare_to_serve(log_format: str) -> None:
-    """Set up the process of a server, whose log is written to its end when the command ends."""
+    """Set up the process of a server; when the command ends, what is left of the log is written."""
     from xformd.net import run
     from xformd.telemetry import logs
 

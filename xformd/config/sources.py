@@ -28,7 +28,6 @@ _PREFIX = "XFORMD_"
 _TOML_POSITION = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)\Z")
 # Kubernetes sets these in every container of a namespace with a service called xformd, or xformd- and more.
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)\Z")
-_LINKED = re.compile(r"(tcp|udp|sctp)://")
 
 
 @attrs.frozen
@@ -182,7 +181,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[Value]:
 
 
 def _is_service_link(variable: str, text: str) -> bool:
-    return bool(_SERVICE_LINK.search(variable) or (variable.endswith("_PORT") and _LINKED.match(text)))
+    return bool(_SERVICE_LINK.search(variable) or (variable.endswith("_PORT") and re.match(r"(tcp|udp|sctp)://", text)))
 
 
 def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Iterator[Value]:

@@ -179,11 +179,7 @@ class ServerEndpoint:
 
 @contextlib.contextmanager
 def _claimed(path: str) -> Iterator[None]:
-    """Remove what a killed server has left, and lock the folder, where others may be between ``bind`` and ``listen``.
-
-    The socket is asked. Twisted asks for the process that its lock names: after SIGKILL another may have that number,
-    as the first of a container always has, and from another container a living one cannot be seen.
-    """
+    """Remove what a killed server has left; lock the folder, where others may be between ``bind`` and ``listen``."""
     import fcntl
 
     with contextlib.ExitStack() as stack:
@@ -195,6 +191,7 @@ def _claimed(path: str) -> Iterator[None]:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 time.sleep(0.02)
+        # Twisted's lock names a process: the number may be another's by now, or that of one in another container.
         with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as client:
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
                 raise OSError(errno.EEXIST, "something else is there, which is no socket; move it away")
@@ -207,26 +204,19 @@ def _claimed(path: str) -> Iterator[None]:
         yield
 
 
-_adopted: set[int] = set()
-
-
 def _systemd_endpoint(reactor: Any, domain: str = "", index: str | None = None, name: str | None = None) -> Any:
     given = endpoints._SystemdParser._sddaemon
     sockets = {f"index={number}": each for number, each in enumerate(given.inheritedDescriptors())}
     sockets |= {f"name={each}": number for each, number in given.inheritedNamedDescriptors().items()}
     descriptor = sockets.get(f"name={name}" if index is None else f"index={index}")
     if descriptor is None or None not in (index, name):
-        listed = ", ".join(sockets) or "none (LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES would tell)"
-        raise ConfigError(f"name one socket of those that systemd gave this process: {listed}")
-    if descriptor in _adopted:
-        raise ConfigError("another endpoint has this socket already")
+        raise ConfigError(f"name one socket of those that systemd gave this process: {', '.join(sockets) or 'none'}")
     with socket.socket(fileno=os.dup(descriptor)) as opened:
         family, is_listening = opened.family, opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if domain != (actual := family.name.removeprefix("AF_")):
         raise ConfigError(f"the socket is of another domain: write domain={actual}")
     if not is_listening:
         raise ConfigError("the socket does not listen: its unit must have ListenStream=, and not Accept=yes")
-    _adopted.add(descriptor)
     if family == socket.AF_UNIX:
         return SimpleNamespace(listen=functools.partial(_adopt_unix_socket, reactor, descriptor))
     return endpoints.AdoptedStreamServerEndpoint(reactor, descriptor, family)
@@ -237,8 +227,7 @@ def _adopt_unix_socket(reactor: Any, descriptor: int, factory: Any) -> Deferred[
 
     os.set_blocking(descriptor, False)
     port: Any = unix.Port._fromListeningDescriptor(reactor, descriptor, factory)
-    # Twisted would make its file writable for everybody, and at the end delete it and shut the socket down, which
-    # systemd keeps for the next server.
+    # Twisted would make systemd's file writable for everybody, and at the end delete it and shut the socket down.
     port._bindPath, port._shouldShutdown, port.backlog = b"\0", False, socket.SOMAXCONN
     port.startListening()
     return succeed(port)

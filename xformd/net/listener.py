@@ -162,10 +162,7 @@ class ListeningService(Service):
 
 
 class FailFastService(Service):
-    """Starts a server, reloads it on SIGHUP, and ends the process if it cannot listen.
-
-    ``locate`` says where a setting was set.
-    """
+    """Starts a server that SIGHUP reloads; ends the process if it cannot listen. ``locate`` finds a setting's place."""
 
     log = Logger()
 

@@ -186,7 +186,6 @@ class LineWriter(Generic[Entry]):
                 break
             self._report_dropped()
         self._report_dropped(at_most_every_s=0)
-        _close(self._descriptor)
 
     def _take_lines(self) -> list[bytes]:
         """Wait for an entry, or until there is something to report; take as many lines as are there and fit."""
@@ -230,7 +229,8 @@ class LineWriter(Generic[Entry]):
         except OSError as error:
             self._report(f"the {self._name} is not opened anew: {self._file}: {error.strerror}")
         else:
-            _close(before)
+            if before != 2:
+                os.close(before)
 
     def _report_dropped(self, at_most_every_s: float = REPORT_S) -> None:
         count, now_s = self.dropped - self._reported, time.monotonic()
@@ -258,11 +258,6 @@ def _open(file: Path) -> int:
     is_fifo = file.exists() and stat.S_ISFIFO(file.stat().st_mode)
     access = os.O_RDWR if is_fifo else os.O_WRONLY | os.O_CREAT | os.O_APPEND
     return os.open(file, access | os.O_NONBLOCK, 0o640)
-
-
-def _close(descriptor: int) -> None:
-    if descriptor != 2:
-        os.close(descriptor)
 
 
 def _is_writable(descriptor: int) -> bool:

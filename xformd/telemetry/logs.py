@@ -1,8 +1,7 @@
 """Write the log of a server to standard error, as text or as one JSON object on each line.
 
 Invariant: xformd puts no poem into it. Of an exception it shows only the type and the place (``tracebacks``), even
-where Twisted or asyncio logs it. What a plugin itself prints or logs is passed on unchanged. Nobody waits for whoever
-reads the log.
+where Twisted or asyncio logs it. What a plugin itself prints or logs is passed on unchanged. Nobody waits for a reader.
 """
 
 import atexit
@@ -35,9 +34,6 @@ from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
 RESERVED = ("time", "level", "namespace", "message", "traceback")
 """Keys of a line of JSON that no field of an event replaces."""
 
-MAX_PIECE_BYTES = 1_024
-"""What one of the lines that wait to be written may take: a longer text takes several places."""
-
 MAX_LINE_CHARACTERS = 1_000
 """The longest line that a plugin may print; a longer one is cut."""
 
@@ -63,8 +59,8 @@ def _write(text: str) -> None:
     if sys.__stderr__ is None:
         return  # it was closed, and its descriptor may be a client's by now
     data = text.encode(errors="backslashreplace")
-    for start in range(0, len(data), MAX_PIECE_BYTES):
-        _writer.add(data[start : start + MAX_PIECE_BYTES])
+    for start in range(0, len(data), MAX_LINE_CHARACTERS):  # a long text takes several of the places
+        _writer.add(data[start : start + MAX_LINE_CHARACTERS])
     _writer.start()  # for the first line, after a fork, and for what is printed after a stop
 
 
@@ -76,9 +72,11 @@ def start(*observers: ILogObserver) -> None:
 def start_server_log(log_format: str) -> None:
     """Start the log of a server, as ``text`` or ``json``; with JSON, lines that plugins print are objects too."""
     start(observer(log_format))
-    is_json = log_format == "json"
-    sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info) if is_json else QueuedStream(sys.stdout)
-    sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error) if is_json else QueuedStream(sys.stderr)
+    if log_format == "json":
+        sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info)
+        sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error)
+    else:
+        sys.stdout, sys.stderr = QueuedStream(sys.stdout), QueuedStream(sys.stderr)
     logging.getLogger().addHandler(LoggingHandler(logging.WARNING))
     report_uncaught(_log_uncaught)
 

@@ -16,12 +16,11 @@ from twisted.python.failure import Failure
 from xformd import spec
 from xformd.client.errors import ConnectionFailed, NotSent, RequestCancelled
 from xformd.client.upstream import LONGEST_DELAY_S, MAX_SESSION_AGE_S, PATIENCE_S, Upstream, choose
-from xformd.errors import GibberishError, RequestRefused, TransformTimeout, XformError, one_line
+from xformd.errors import GibberishError, TransformTimeout, XformError, one_line
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
 from xformd.net.defaults import with_host
 from xformd.spec import OptionValue
-from xformd.wire.session import Control
 
 Poem = TypeVar("Poem", str, bytes)
 Answer = TypeVar("Answer")
@@ -118,20 +117,18 @@ class TransformProxy:
     async def _xform(
         self, transform: str, poem: str | bytes, ends_at: float | None, options: dict[str, OptionValue]
     ) -> bytes:
-        request, data = spec.build(transform, options), _to_bytes(poem)
-        return await self._try_servers(
-            lambda upstream, patience_s: upstream.send_request(request, data, ends_at, patience_s)
-        )
+        request = spec.build(transform, options), _to_bytes(poem), ends_at
+        return await self._try_servers(Upstream.send_request, *request)
 
-    async def _try_servers(self, ask: Callable[[Upstream, float | None], Awaitable[Answer]]) -> Answer:
+    async def _try_servers(self, ask: Callable[..., Awaitable[Answer]], *arguments: Any) -> Answer:
         tried: list[Upstream] = []
         may_reconnect = False
         while True:
             upstream = self._choose(tried)
             tried.append(upstream)
-            has_other = len(set(tried)) < len(self._upstreams)
+            has_other = len(self._upstreams) > 1 and len(set(tried)) < len(self._upstreams)
             try:
-                return await ask(upstream, PATIENCE_S if has_other else None)
+                return await ask(upstream, PATIENCE_S if has_other else None, *arguments)
             except TimeoutError:
                 upstream.is_slow = may_reconnect = True
             except NotSent as not_sent:
@@ -155,27 +152,14 @@ class TransformProxy:
         return answer
 
     async def _list(self) -> dict[str, Any]:
-        listed: dict[str, Any] = json.loads((await self._control("list"))[1])
+        _, answer = await self._try_servers(Upstream.send_control, "list")
+        listed: dict[str, Any] = json.loads(answer)
         return listed
 
     async def _ping(self) -> str:
-        server, answer = await self._control("ping")
+        server, answer = await self._try_servers(Upstream.send_control, "ping")
         missing = one_line(answer.decode(errors="replace"))
         return f"{server}, {missing}" if missing else server
-
-    async def _control(self, control: Control) -> tuple[str, bytes]:
-        """Return a server's name and version, and its answer to a control message."""
-
-        async def ask(upstream: Upstream, patience_s: float | None) -> tuple[str, bytes]:
-            session = await upstream.session(patience_s)
-            if session is None:
-                only = f"{upstream.address} speaks only the classic dialect: it transforms poems and nothing else"
-                raise RequestRefused(only)
-            answer = await session.control(control)
-            assert session.hello is not None
-            return session.hello.server, answer
-
-        return await self._try_servers(ask)
 
     async def _close(self) -> None:
         for upstream in self._upstreams:

@@ -77,7 +77,8 @@ class Session(Protocol):
     def is_open(self) -> bool:
         """Whether it accepts new requests."""
         is_ending = self._goodbye is not None or self._is_aborted
-        return self.hello is not None and not is_ending and not self._is_unanswered(DOUBT_S)
+        is_ready = self.hello is not None and not is_ending
+        return is_ready and (self._asked_at is None or not self._is_unanswered(DOUBT_S))
 
     @property
     def load(self) -> int:
@@ -252,7 +253,7 @@ class Session(Protocol):
             self._ask(session.ControlRequest(self._next_id(), "ping"))
 
     def _is_unanswered(self, after_s: float) -> bool:
-        if self.hello is None or self._asked_at is None or self._clock.seconds() < self._asked_at + after_s:
+        if self._asked_at is None or self.hello is None or self._clock.seconds() < self._asked_at + after_s:
             return False
         # It may not have heard: at its limit it does not read, and an upload is in the way. The system still notices.
         is_full = len(self._in_flight) + len(self._cancelled) >= self.hello.max_in_flight

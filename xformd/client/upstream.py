@@ -15,10 +15,11 @@ from twisted.python.failure import Failure
 from xformd.client import classic
 from xformd.client.errors import ConnectionFailed, NotSent, connection_failed
 from xformd.client.session import Session, SpeaksClassic
-from xformd.errors import XformError
+from xformd.errors import RequestRefused, XformError
 from xformd.net.deadline import backoff_s
 from xformd.net.endpoints import ClientEndpoint, connect
 from xformd.spec import Spec
+from xformd.wire.session import Control
 
 LONGEST_DELAY_S = 30.0
 MAX_SESSION_AGE_S = 300.0
@@ -76,7 +77,7 @@ class Upstream:
             self._connecting = Deferred.fromCoroutine(self._connect())
             self._connecting.addBoth(self._tell_openers)
 
-    async def send_request(self, spec: Spec, poem: bytes, ends_at: float | None, patience_s: float | None) -> bytes:
+    async def send_request(self, patience_s: float | None, spec: Spec, poem: bytes, ends_at: float | None) -> bytes:
         """Send a poem in the dialect that the server speaks.
 
         Raises:
@@ -84,7 +85,7 @@ class Upstream:
             NotSent: the server is known not to have run it.
             XformError: anything else went wrong.
         """
-        session = await self.session(patience_s)
+        session = await self._open(patience_s)
         if session is not None:
             return await session.send_request(spec, poem, ends_at)
         self._classic_requests += 1
@@ -99,21 +100,31 @@ class Upstream:
         finally:
             self._classic_requests -= 1
 
-    def session(self, patience_s: float | None = None) -> "Deferred[Session | None]":
-        """Fire with a session; with None if the server speaks only the classic dialect.
+    async def send_control(self, patience_s: float | None, control: Control) -> tuple[str, bytes]:
+        """Return the server's name and version, and its answer to a control message; raise as ``send_request``."""
+        session = await self._open(patience_s)
+        if session is None or session.hello is None:
+            only = f"{self.address} speaks only the classic dialect: it transforms poems and nothing else"
+            raise RequestRefused(only)
+        return session.hello.server, await session.control(control)
 
-        It fails with ``NotSent`` if there is no connection, and with ``TimeoutError`` after ``patience_s``.
-        """
+    async def close(self) -> None:
+        """Wait for what is in flight, and close."""
+        if self._connecting is not None and not self._openers:
+            self._connecting.cancel()
+        for session in [*self._sessions]:
+            await session.close()
+
+    def _open(self, patience_s: float | None) -> "Deferred[Session | None]":
         opened: Deferred[Session | None] = Deferred(self._forget_opener)
         if usable := self._usable:
-            if (
-                len(usable) < len(self._endpoint.addresses)
-                or min(each.renews_at for each in usable) <= self._clock.seconds()
-            ):
+            least = usable[0]
+            if len(usable) > 1:
+                least = min(usable, key=lambda each: each.load)
+                self._sessions.remove(least)
+                self._sessions.append(least)
+            if len(usable) < len(self._endpoint.addresses) or least.renews_at <= self._clock.seconds():
                 self.reach()  # the request need not wait for it
-            least = min(usable, key=lambda each: each.load)
-            self._sessions.remove(least)
-            self._sessions.append(least)
             opened.callback(least)
         elif self._clock.seconds() < self._classic_until:
             opened.callback(None)
@@ -123,13 +134,6 @@ class Upstream:
             if patience_s is not None:
                 opened.addTimeout(patience_s, self._clock)
         return opened
-
-    async def close(self) -> None:
-        """Wait for what is in flight, and close."""
-        if self._connecting is not None and not self._openers:
-            self._connecting.cancel()
-        for session in [*self._sessions]:
-            await session.close()
 
     @property
     def _usable(self) -> list[Session]:

@@ -100,12 +100,14 @@ class ProxyOptions(_ListeningOptions):
         ["cache-bytes", None, None, "Size of the cache; each result counts for 1 KiB more than its bytes.", parse_size],
         ["ttl", None, None, "Keep a result this long.", parse_timeout],
         ["refresh", None, None, "How often to ask the upstreams for their transforms.", parse_timeout],
+        ["max-session-age", None, None, "Replace a connection to an upstream before it is older.", parse_timeout],
     ]
 
     def make(self, reactor: Any) -> FailFastService:
         """Make the proxy."""
         limits = configure(Path(self["config"]) if self["config"] else None).settings.limits
-        options = self.given(**{"cache-bytes": "cache_bytes", "ttl": "ttl_s", "refresh": "refresh_s"})
+        sizes = {"cache-bytes": "cache_bytes", "max-session-age": "max_session_age_s"}
+        options = self.given(ttl="ttl_s", refresh="refresh_s", **sizes)
         service = FailFastService(make_proxy(self.words, self.listen, limits, reactor, **options), reactor, _locate)
         keep_freed_memory()
         return service

@@ -47,14 +47,16 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="How often to ask the upstreams for their transforms: an upgraded plugin is noticed within this time.",
 )
+@click.option(
+    "--max-session-age",
+    type=TIMEOUT,
+    metavar="DURATION",
+    help="Replace a connection to an upstream before it is older: it may then be to one that came later. [5min]",
+)
 @log_format_option
 @limit_options([name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS])
 def proxy(
-    upstreams: tuple[str, ...],
-    configuration: "Configuration",
-    cache_bytes: int,
-    ttl: float | None,
-    refresh: float,
+    upstreams: tuple[str, ...], configuration: "Configuration", cache_bytes: int, refresh: float, **times: float | None
 ) -> None:
     """Cache the results of deterministic transforms in front of one or several UPSTREAM servers.
 
@@ -72,7 +74,8 @@ def proxy(
     def make(reactor: Any) -> "ProxyServer":
         from xformd.proxy import app
 
-        options = {"cache_bytes": cache_bytes, "refresh_s": refresh, "ttl_s": math.inf if ttl is None else ttl}
+        given = {f"{name}_s": seconds for name, seconds in times.items() if seconds is not None}
+        options = {"cache_bytes": cache_bytes, "refresh_s": refresh, **given}
         return app.make_proxy(upstreams, settings.listen, settings.limits, reactor, **options)
 
     run_server_without_plugins(make, f"the transforms of {', '.join(upstreams)}", settings.log_format)

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from xformd.cache import BoundedCache, Policy, ReadThrough
 from xformd.client import TransformProxy
+from xformd.client.upstream import MAX_SESSION_AGE_S
 from xformd.errors import (
     BadFrame,
     Busy,
@@ -69,6 +70,7 @@ class CachingTransformService:
         cache_bytes: the size of the cache.
         ttl_s: how many seconds a result is kept.
         refresh_s: how many seconds after an answer to ask an upstream again what it has.
+        max_session_age_s: see ``TransformProxy``.
 
     Raises:
         ConfigError: an address is invalid.
@@ -86,6 +88,7 @@ class CachingTransformService:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         ttl_s: float = math.inf,
         refresh_s: float = DEFAULT_REFRESH_S,
+        max_session_age_s: float = MAX_SESSION_AGE_S,
     ) -> None:
         self.max_result_bytes = limits.max_result_bytes
         self._limits = limits
@@ -106,6 +109,7 @@ class CachingTransformService:
             address="an upstream",
             max_result_bytes=limits.max_result_bytes,
             longest_delay_s=LONGEST_DELAY_S,
+            max_session_age_s=max_session_age_s,
         )
         policy = Policy(ttl_s=ttl_s)
         digest_bytes = cache_bytes // 8

@@ -110,14 +110,14 @@ def test_a_name_that_points_elsewhere_is_followed(site: Site, timeout_s: float, 
     caller = site.caller("servers:11000", timeout_s)
     first.vanish()
     site.client.name("servers", second)
-    assert caller.fails_for_s() < lost_s + 0.5
+    assert caller.fails_for_s() < lost_s + 1
 
 
 def test_another_server_is_used(site: Site) -> None:
     first, second = site.machines
     caller = site.caller(f"{first.address}:11000,{second.address}:11000", 2)
     first.vanish()
-    assert caller.fails_for_s() < 4.5
+    assert caller.fails_for_s() < 5
     assert [caller.ask() for _ in range(3)] == ["ok"] * 3
 
 
@@ -140,5 +140,5 @@ def test_a_name_server_that_is_mute_delays_no_exit(tmp_path: Path, command: str)
         asking = [*client.command, *XFORMD, *command.split(), *server, "--timeout", "1"]
         started = time.monotonic()
         done = subprocess.run(asking, capture_output=True, timeout=DEADLINE_S, env=environment(), check=False)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 7  # a busy machine's time to start; the system gives up after 10 s
         assert b"within 1 s" in done.stderr

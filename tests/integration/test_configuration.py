@@ -190,3 +190,19 @@ def test_no_more_connections_of_one_peer_than_its_share(tmp_path: Path) -> None:
 
 def test_variables_of_settings_do_not_disturb_a_client() -> None:
     assert xformd("run", "upper", stdin=b"a", XFORMD_FOO="1", XFORMD_MAX_QUEUE="many").stdout == b"A"
+
+
+@pytest.mark.parametrize("way", ["flag", "variable", "file"])
+def test_a_home_folder_may_be_written_as_a_tilde(tmp_path: Path, way: str) -> None:
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "xformd.toml").write_text("plugins_dir = ['~/loose']\naccess_log = '~/log'\n")
+    arguments = {"flag": ["--plugins-dir=~/loose"], "file": ["--config", str(tmp_path / "xformd.toml")]}.get(way, [])
+    variables = {"XFORMD_PLUGINS_DIR": "~/loose"} if way == "variable" else {}
+    shown = xformd("config", *arguments, HOME=str(tmp_path), **variables).stdout.decode()
+    assert f'plugins_dir = ["{tmp_path}/loose"]' in shown
+    assert (f'access_log = "{tmp_path}/log"' in shown) == (way == "file")
+    assert xformd("run", "upper", *arguments, stdin=b"a", HOME=str(tmp_path), **variables).stdout == b"A"
+
+
+def test_a_home_folder_of_nobody_is_one_line() -> None:
+    assert_refused("config", ("--plugins-dir", "~no-such-user/loose"), {}, "--plugins-dir: ~no-such-user/loose: ")

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,27 +83,45 @@ def installed() -> list[Candidate]:
 
 
 def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
-    """Find the ``*.py`` files of these directories, except those that start with ``_`` or ``.``.
+    """Find the ``*.py`` files and packages of these directories, except those that are there to be imported by others.
 
     Raises:
-        ConfigError: a directory does not exist, or two files have the same name.
+        ConfigError: a directory does not exist, or two files or packages have the same name.
     """
     seen: dict[str, Path] = {}
-    for directory in {path.resolve(): path for path in directories}.values():
+    for directory in {path.resolve(): None for path in directories}:
         if not directory.is_dir():
             raise ConfigError(f"no such folder: {directory}", setting="plugins_dir")
-        for path in sorted(directory.glob("[!_.]*.py")):
-            if path.name in seen:
-                reason = f"{seen[path.name]} and {path} have the same name; rename one of them"
+        modules = [*directory.glob("[!.]*.py"), *(init.parent for init in directory.glob("[!.]*/__init__.py"))]
+        sources = {path: _source(path) for path in sorted(modules) if not path.name.startswith("__")}
+        for path in sources:
+            if path.stem in seen:
+                reason = f"{seen[path.stem]} and {path} have the same name; rename one of them"
                 raise ConfigError(reason, setting="plugins_dir")
-            seen[path.name] = path
-            yield Candidate(
-                name=path.stem,
-                distribution=path.name,
-                source=str(path),
-                load=partial(_load_file, path),
-                is_loose=True,
-            )
+            seen[path.stem] = path
+            if not _is_helper(path, sources):
+                yield Candidate(
+                    name=path.stem,
+                    distribution=path.name,
+                    source=str(path),
+                    load=partial(_load_file, path),
+                    is_loose=True,
+                )
+
+
+def _source(path: Path) -> bytes:
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    try:
+        return b"\n".join(file.read_bytes() for file in files)
+    except OSError:
+        return b""  # loading it will say why
+
+
+def _is_helper(path: Path, sources: Mapping[Path, bytes]) -> bool:
+    """Whether a module is private, or knows nothing of xformd and is imported by another."""
+    imports = re.compile(rb"^\s*(?:from|import)\b.*\b%b\b" % re.escape(path.stem.encode()), re.MULTILINE)
+    others = (source for other, source in sources.items() if other != path)
+    return path.name.startswith("_") or (b"xformd" not in sources[path] and any(map(imports.search, others)))
 
 
 def _identity(distribution: importlib.metadata.Distribution) -> tuple[str | None, str]:
@@ -143,10 +161,14 @@ def _raise(error: Exception) -> None:
 
 def _load_file(path: Path) -> Any:
     # A module name of its own, because a loose file called json.py must not replace the standard json.
-    name = f"xformd_loose_{re.sub(r'[^A-Za-z0-9_]', '_', str(path.resolve()))}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
+    name = f"xformd_loose_{re.sub(r'[^A-Za-z0-9_]', '_', str(path))}"
+    module_spec = importlib.util.spec_from_file_location(name, path / "__init__.py" if path.is_dir() else path)
     assert module_spec is not None
     assert module_spec.loader is not None
+    for stale in [each for each in sys.modules if each.startswith(f"{name}.")]:
+        del sys.modules[stale]  # a reload reads all of a package again
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for helpers, and last: none of them must replace an installed module
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:

@@ -23,7 +23,6 @@ from xformd.client.batch import (
     find_files,
     mirrored,
     to_files,
-    to_folder,
     to_stream,
     write_whole,
 )
@@ -155,18 +154,22 @@ def test_a_stream_gets_the_bytes_and_nothing_else() -> None:
 
 
 def test_each_result_has_its_own_file(tmp_path: Path) -> None:
-    write = to_folder(tmp_path / "new", [STDIN, Path("a/owl")], file_name)
+    files = [(source, tmp_path / "new" / file_name(source)) for source in (STDIN, Path("a/owl"))]
+    write = to_files(files, "--output-dir")
     write(STDIN, b"Cat")
     write(Path("a/owl"), b"Owl")
     assert {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()} == {"stdin": b"Cat", "owl": b"Owl"}
 
 
 def test_results_with_one_name_or_over_their_own_input_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "owl").touch()
+    owl = tmp_path / "owl"
+    owl.touch()
     with pytest.raises(xformd.ConfigError, match=r"would both become .*/new/owl; --recursive keeps their folders"):
-        to_folder(tmp_path / "new", [Path("a/owl"), Path("b/owl")], file_name)
+        to_files([(Path(name), tmp_path / "new" / "owl") for name in ("a/owl", "b/owl")], "--output-dir")
+    with pytest.raises(xformd.ConfigError, match=r"would both become .*/new/owl$"):
+        to_files([(address, tmp_path / "new" / "owl") for address in ("a:1", "b:1")], "--output-dir")
     with pytest.raises(xformd.ConfigError, match="the result would overwrite"):
-        to_folder(tmp_path, [tmp_path / "owl"], file_name)
+        to_files([(owl, owl)], "--output-dir")
 
 
 def test_a_result_may_overwrite_its_own_poem_only_if_asked_and_no_other(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_a_result_may_overwrite_its_own_poem_only_if_asked_and_no_other(tmp_path
     with pytest.raises(xformd.ConfigError, match=r"--in-place: .*/owl and .*/link would both become .*/link$"):
         to_files([(owl, owl), (link, link)], "--in-place", overwrite=True)
     with pytest.raises(xformd.ConfigError, match=r"--output-dir .*: the result would overwrite .*/owl"):
-        to_folder(tmp_path, [owl, tmp_path / "cat"], lambda source: "link")
+        to_files([(owl, tmp_path / "new"), (tmp_path / "cat", link)], "--output-dir here")
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ def test_a_home_folder_may_be_written_as_a_tilde(tmp_path: Path, way: str) -> No
     (tmp_path / "xformd.toml").write_text("plugins_dir = ['~/loose']\naccess_log = '~/log'\n")
     arguments = {"flag": ["--plugins-dir=~/loose"], "file": ["--config", str(tmp_path / "xformd.toml")]}.get(way, [])
     variables = {"XFORMD_PLUGINS_DIR": "~/loose"} if way == "variable" else {}
-    shown = xformd("config", *arguments, HOME=str(tmp_path), **variables).stdout.decode()
+    shown = xformd("config", *arguments, stdin=b"", HOME=str(tmp_path), **variables).stdout.decode()
     assert f'plugins_dir = ["{tmp_path}/loose"]' in shown
     assert (f'access_log = "{tmp_path}/log"' in shown) == (way == "file")
     assert xformd("run", "upper", *arguments, stdin=b"a", HOME=str(tmp_path), **variables).stdout == b"A"

@@ -228,21 +228,13 @@ def to_stream(stream: BinaryIO) -> Callable[[Any, bytes], None]:
     return write
 
 
-def to_folder(
-    folder: Path, sources: Sequence[Source], name_of: Callable[[Source], str]
-) -> Callable[[Source, bytes], None]:
-    """Write each result to its own file in a folder, which is made when the first result is there; see ``to_files``."""
-    return to_files([(source, folder / name_of(source)) for source in sources], f"--output-dir {folder}")
-
-
 def to_files(
     targets: Sequence[tuple[Source, Path]], flag: str, *, overwrite: bool = False
 ) -> Callable[[Source, bytes], None]:
     """Write each result to the file that goes with its source.
 
     Raises:
-        ConfigError: with the flag that asked for it: two results would go to one file, or one would overwrite an input
-            although that is not what was asked for.
+        ConfigError: naming the flag: two results would go to one file, or one would overwrite an input unasked.
     """
     inputs = {_identity(source): source for source, _ in targets if isinstance(source, Path)}
     seen: dict[object, Source] = {}

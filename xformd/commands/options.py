@@ -172,7 +172,6 @@ class _Bash(BashComplete):
     _kept = ""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the one at the cursor, and that one's beginning."""
         line = os.environ.get("COMP_LINE", "")
         if not line:
             return super().get_completion_args()
@@ -184,7 +183,6 @@ class _Bash(BashComplete):
         return words[1:], incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
-        """Return the type, and what bash shall put in place of its own word."""
         return f"{item.type},{item.value.removeprefix(self._kept)}"
 
 

@@ -94,7 +94,7 @@ def get(
       xformd poem get --transform cummingsify --via 127.0.0.1:11000 127.0.0.1:10000 127.0.0.1:10001
       xformd poem get --ordered --timeout 5 --output-dir poems 127.0.0.1:10000 127.0.0.1:10001
     """
-    from xformd.client.batch import to_folder
+    from xformd.client.batch import to_files
     from xformd.net import run
     from xformd.poems import gather
     from xformd.telemetry import logs
@@ -107,7 +107,8 @@ def get(
         if output_dir is None:
             write = gather.to_stream(stdout.buffer)
         else:
-            write = to_folder(output_dir, addresses, gather.file_name)
+            files = [(address, output_dir / gather.file_name(address)) for address in addresses]
+            write = to_files(files, f"--output-dir {output_dir}")
         getting = gather.get_poems(
             addresses,
             write,

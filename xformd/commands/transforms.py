@@ -4,7 +4,7 @@ import codecs
 import contextlib
 import functools
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -204,7 +204,8 @@ def _run_batch(
         write = batch.to_files([(source, source) for source in sources], "--in-place", overwrite=True)
     elif poems.output_dir is not None:
         name_of = batch.mirrored(files) if poems.recursive else batch.file_name
-        write = batch.to_folder(poems.output_dir, sources, name_of)
+        targets = [(source, poems.output_dir / name_of(source)) for source in sources]
+        write = batch.to_files(targets, f"--output-dir {poems.output_dir}")
     else:
         write = batch.to_stream(stdout.buffer)
 
@@ -240,20 +241,18 @@ def _run_batch(
         sys.exit(summary.exit_status)
 
 
-def _recoded(transform: Transform, poems: PoemOptions) -> Transform:
+def _recoded(transform: Transform, poems: PoemOptions) -> "Callable[[bytes], Awaitable[bytes]]":
     """Return a transform that takes and returns what is in the files: a server knows UTF-8 alone."""
     from twisted.internet.defer import Deferred
 
     charset = poems.encoding
 
-    def convert(poem: bytes) -> bytes | Deferred[bytes]:
+    async def convert(poem: bytes) -> bytes:
         text = poem if charset is None else _convert(poem, charset, "utf-8", "this poem")
         result = transform(text.removeprefix(codecs.BOM_UTF8) if poems.strip_bom else text)
-        if charset is None:
-            return result
         if isinstance(result, Deferred):
-            return result.addCallback(_convert, "utf-8", charset, "the result")
-        return _convert(result, "utf-8", charset, "the result")
+            result = await result
+        return result if charset is None else _convert(result, "utf-8", charset, "the result")
 
     return convert
 

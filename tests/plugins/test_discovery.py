@@ -89,7 +89,7 @@ def test_a_folder_has_plugins_packages_and_what_they_import(folder: Path) -> Non
     assert states == {"cat": "active", "owl.py": "active", "torn.py": "failed"}
     assert registry.resolve("owl").transform("The") == "The fowl. sea1"
     assert registry.resolve("cat").transform("") == "purr"
-    assert [plugin.name for plugin in loader.load_distribution("cat", Selection(directories=(folder,)))] == ["cat"]
+    assert [plugin.name for plugin in loader.of_distribution("cat", registry.plugins)] == ["cat"]
 
 
 def test_a_package_is_read_again_as_a_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -462,13 +462,14 @@ def test_a_start_that_the_reactor_refuses_leaves_nothing_open(monkeypatch: pytes
     with pytest.raises(OSError, match="no"):
         launching.events.launch()
     assert not launching.reactor.readers
-    assert launching.process.channel.recv(1) == b""  # so that it ends
-    launching.end(ProcessTerminated(1))
+    if failing == 2:  # it was started
+        assert launching.process.channel.recv(1) == b""  # so that it ends
+        launching.end(ProcessTerminated(1))
     monkeypatch.undo()
     added.clear()
     assert open_descriptors() == before
     launching.events.launch()
-    assert len(launching.reactor.processes) == 2
+    assert len(launching.reactor.processes) == failing
     launching.close()
 
 

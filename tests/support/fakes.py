@@ -84,6 +84,7 @@ class FakeWorker:
         self.killed: list[str] = []
         self.retired: list[str] = []
         self.memory_bytes = 1_000
+        self.worn = ""
         self.has_ended = False
         self.is_disconnected = False
         self.listing: Mapping[str, Any] = {}

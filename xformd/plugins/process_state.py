@@ -2,36 +2,72 @@
 
 A plugin may change any of it for its own sake, and would change it for everything else in the process. Invariant:
 after ``restore`` the process is as it was, or ``restore`` names what it could not put back.
+
+What stays, because the plugin needs it later: the path of modules, what is new among the built-ins, exit handlers,
+codecs, event loop policies, the start method of ``multiprocessing``, and names that it has replaced in other modules.
+What stays because nothing can see or undo it: variables of ``os.putenv``, audit hooks, what runs at a fork.
 """
 
-import _signal  # type: ignore[import-not-found]
 import atexit
+import builtins
+import codecs
 import contextlib
+import decimal
 import faulthandler
+import fcntl
 import gc
+import importlib
+import io
 import locale
 import logging
 import os
 import random
 import resource
+import select
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from io import TextIOWrapper
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-_SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))  # their names cost 0.5 us each
-_RLIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
-_STANDARD_STREAMS = ("stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__")
-_HOOKS = ("excepthook", "unraisablehook", "displayhook", "breakpointhook")
+THREADS_END_S = 0.1
+"""How long threads that a plugin has started, and which are about to end, may take for it."""
+
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+"""A virtual machine, or ``faulthandler``, has its own handlers for these, below Python."""
+
+_SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+_COMMON_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD)
+_fast_signal: Any = importlib.import_module("_signal")  # without enumerations: a tenth of the time
+
+_RLIMITS = [
+    getattr(resource, f"RLIMIT_{name}")
+    for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "NPROC", "STACK")
+]
+_STREAMS = ("stdin", "stdout", "stderr")
+_CODEC_ERRORS = ("strict", "ignore", "replace", "backslashreplace", "surrogateescape", "surrogatepass")
+_BUILT_INS = [*vars(builtins)]
+_MISSING = object()
+
+_ATTRIBUTES: tuple[tuple[Any, str], ...] = (
+    *((sys, name) for name in _STREAMS),
+    *((sys, f"__{name}__") for name in _STREAMS),
+    *((sys, name) for name in ("excepthook", "unraisablehook", "displayhook", "breakpointhook")),
+    *((sys, name) for name in ("argv", "dont_write_bytecode", "pycache_prefix", "tracebacklimit")),
+    (threading, "excepthook"),
+    (warnings, "showwarning"),
+    (warnings, "formatwarning"),
+    (os, "environ"),
+    (tempfile, "tempdir"),  # remembered from the first use: it may be the folder of a job
+)
 
 
 @attrs.frozen
@@ -43,14 +79,34 @@ class _Facet:
     write: Callable[[Any], object]
 
 
+def _read_attributes() -> list[Any]:
+    return [getattr(module, name, _MISSING) for module, name in _ATTRIBUTES]
+
+
+def _write_attributes(saved: list[Any]) -> None:
+    for (module, name), value in zip(_ATTRIBUTES, saved, strict=True):
+        if value is not _MISSING:
+            setattr(module, name, value)
+        elif hasattr(module, name):
+            delattr(module, name)
+
+
+def _write_built_ins(saved: list[Any]) -> None:
+    vars(builtins).update(zip(_BUILT_INS, saved, strict=True))
+
+
+def _write_path(saved: list[str]) -> None:
+    sys.path += [entry for entry in saved if entry not in sys.path]  # what is new is needed later
+
+
 def _read_umask() -> int:
     os.umask(mask := os.umask(0o077))
     return mask
 
 
-def _read_environment() -> dict[bytes, bytes]:
-    encoded: Any = os.environ  # decoding all of it would take 20 us
-    return dict(encoded._data)
+def _read_environment() -> dict[Any, Any]:
+    environment: Any = os.environ
+    return dict(environment._data)  # as it is kept: to decode it takes a hundred times as long
 
 
 def _write_environment(saved: dict[bytes, bytes]) -> None:
@@ -61,13 +117,13 @@ def _write_environment(saved: dict[bytes, bytes]) -> None:
 
 
 def _read_handlers() -> list[Any]:
-    return [_signal.getsignal(number) for number in _SIGNALS]  # the public one names them: 40 us for all
+    return [*map(_fast_signal.getsignal, _SIGNALS)]
 
 
-def _write_handlers(saved: list[Any]) -> None:
-    for number, handler in zip(_SIGNALS, saved, strict=True):
+def _write_handlers(saved: Iterable[Any], numbers: Iterable[int] = _SIGNALS) -> None:
+    for number, handler in zip(numbers, saved, strict=True):
         if handler is not None:  # None: set by other code than Python's
-            signal.signal(number, handler)
+            _fast_signal.signal(number, handler)
 
 
 def _read_wakeup_descriptor() -> int:
@@ -75,94 +131,102 @@ def _read_wakeup_descriptor() -> int:
     return descriptor
 
 
-def _read_streams() -> list[Any]:
-    streams = [getattr(sys, name) for name in _STANDARD_STREAMS]
-    return [*streams, *map(_shape, streams[:3])]
+def _read_timers() -> list[tuple[float, float]]:
+    return [*map(signal.getitimer, (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))]
 
 
-def _shape(stream: Any) -> Any:
-    return isinstance(stream, TextIOWrapper) and (
-        stream.encoding,
-        stream.errors,
-        stream.line_buffering,
-        stream.write_through,
-    )
+def _write_timers(saved: list[tuple[float, float]]) -> None:
+    for timer, (seconds, interval_s) in enumerate(saved):
+        signal.setitimer(timer, seconds, interval_s)
 
 
-def _write_streams(saved: list[Any]) -> None:
-    for name, stream in zip(_STANDARD_STREAMS, saved, strict=False):
-        setattr(sys, name, stream)
-    for stream, shape in zip(saved, saved[len(_STANDARD_STREAMS) :], strict=False):
-        if shape and shape != _shape(stream):
-            encoding, errors, line_buffering, write_through = shape
-            stream.reconfigure(
-                encoding=encoding, errors=errors, line_buffering=line_buffering, write_through=write_through
-            )
+def _read_shapes() -> list[dict[str, Any]]:
+    return [_shape(getattr(sys, name, None)) for name in _STREAMS]
 
 
-def _read_descriptors() -> list[tuple[int, int, int] | None]:
-    return [_identity(descriptor) for descriptor in (0, 1, 2)]
-
-
-def _identity(descriptor: int) -> tuple[int, int, int] | None:
+def _shape(stream: Any) -> dict[str, Any]:
+    if not isinstance(stream, io.TextIOWrapper):
+        return {}
     try:
-        status = os.fstat(descriptor)
-    except OSError:  # closed
-        return None
-    return status.st_dev, status.st_ino, status.st_rdev
+        is_closed = stream.closed
+    except ValueError:  # it is detached
+        is_closed = True
+    return {"closed": True} if is_closed else _configuration(stream)
 
 
-def _read_hooks() -> list[Any]:
-    return [*(getattr(sys, name) for name in _HOOKS), threading.excepthook, sys.gettrace(), sys.getprofile()]
+def _configuration(stream: io.TextIOWrapper) -> dict[str, Any]:
+    return {
+        "encoding": stream.encoding,
+        "errors": stream.errors,
+        "line_buffering": stream.line_buffering,
+        "write_through": stream.write_through,
+    }
 
 
-def _write_hooks(saved: list[Any]) -> None:
-    *hooks, threading.excepthook, trace, profile = saved
-    for name, hook in zip(_HOOKS, hooks, strict=True):
-        setattr(sys, name, hook)
-    sys.settrace(trace)
-    sys.setprofile(profile)
+def _write_shapes(saved: list[dict[str, Any]]) -> None:
+    for name, shape in zip(_STREAMS, saved, strict=True):
+        stream = getattr(sys, name, None)
+        if (now := _shape(stream)) == shape:
+            continue
+        if "closed" in now:
+            _open_again(name, shape)
+        elif isinstance(stream, io.TextIOWrapper) and "closed" not in shape:
+            stream.reconfigure(**shape)
 
 
-def _write_warnings(saved: tuple[Any, Any]) -> None:
-    warnings.filters[:], warnings.showwarning = saved  # type: ignore[index]  # typed as a sequence, and it is a list
+def _open_again(name: str, shape: dict[str, Any]) -> None:
+    """Make another stream for the same descriptor: whoever closes it, closes nothing else."""
+    number = _STREAMS.index(name)
+    stream: Any = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115 - a descriptor, kept
+    stream.reconfigure(**shape)
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
+
+
+def _write_warning_filters(saved: list[Any]) -> None:
+    warnings.filters[:] = saved  # type: ignore[index]  # typed as a sequence, and it is a list
     warnings._filters_mutated()  # type: ignore[attr-defined]  # as the standard library's own test helpers do
 
 
-def _read_collector() -> tuple[Any, ...]:
-    return gc.isenabled(), gc.get_threshold(), [*gc.callbacks]
+def _write_codec_errors(saved: list[Any]) -> None:
+    for name, handler in zip(_CODEC_ERRORS, saved, strict=True):
+        codecs.register_error(name, handler)
 
 
-def _write_collector(saved: tuple[Any, ...]) -> None:
-    is_enabled, threshold, callbacks = saved
-    (gc.enable if is_enabled else gc.disable)()
-    gc.set_threshold(*threshold)
-    gc.callbacks[:] = callbacks
+def _write_decimals(saved: tuple[Any, ...]) -> None:
+    make, arguments = saved
+    decimal.setcontext(make(*arguments))
 
 
-def _read_interpreter() -> tuple[Any, ...]:
-    return sys.getrecursionlimit(), sys.getswitchinterval(), sys.get_int_max_str_digits(), faulthandler.is_enabled()
+def _read_loggers(loggers: Iterable[Any] | None = None) -> dict[logging.Logger, tuple[Any, ...]]:
+    known = (logging.root, *logging.root.manager.loggerDict.values()) if loggers is None else loggers
+    return {
+        logger: (logger.level, logger.propagate, logger.disabled, [*logger.handlers], [*logger.filters])
+        for logger in known
+        if isinstance(logger, logging.Logger)  # not a mere place in the tree
+    }
 
 
-def _write_interpreter(saved: tuple[Any, ...]) -> None:
-    recursion_limit, switch_interval_s, max_digits, has_fault_handler = saved
-    sys.setrecursionlimit(recursion_limit)
-    sys.setswitchinterval(switch_interval_s)
-    sys.set_int_max_str_digits(max_digits)
-    if has_fault_handler != faulthandler.is_enabled():
-        faulthandler.enable() if has_fault_handler else faulthandler.disable()
+def _write_loggers(saved: dict[logging.Logger, tuple[Any, ...]]) -> None:
+    for logger, (level, propagate, disabled, handlers, filters) in saved.items():
+        logger.propagate, logger.disabled = propagate, disabled
+        logger.handlers[:], logger.filters[:] = handlers, filters
+        logger.setLevel(level)
 
 
-def _read_logging() -> tuple[Any, ...]:
-    root = logging.getLogger()
-    return root.level, [*root.handlers], [*root.filters], logging.root.manager.disable
+def _read_log_observers() -> list[Any] | None:
+    twisted_logger: Any = sys.modules.get("twisted.logger")
+    return None if twisted_logger is None else [*twisted_logger.globalLogPublisher._observers]
 
 
-def _write_logging(saved: tuple[Any, ...]) -> None:
-    root = logging.getLogger()
-    level, root.handlers[:], root.filters[:], disabled = saved
-    root.setLevel(level)
-    logging.disable(disabled)
+def _write_log_observers(saved: list[Any] | None) -> None:
+    if saved is not None:
+        twisted_logger: Any = sys.modules["twisted.logger"]
+        twisted_logger.globalLogPublisher._observers[:] = saved
+
+
+def _read_limits() -> list[tuple[int, int]]:
+    return [*map(resource.getrlimit, _RLIMITS)]
 
 
 def _write_limits(saved: list[tuple[int, int]]) -> None:
@@ -171,14 +235,29 @@ def _write_limits(saved: list[tuple[int, int]]) -> None:
             resource.setrlimit(number, limits)
 
 
-def _read_affinity() -> set[int] | None:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+def _read_scheduling() -> list[Any]:
+    has_policies = hasattr(os, "sched_getscheduler")  # Linux
+    policy = [os.sched_getscheduler(0), os.sched_getaffinity(0)] if has_policies else []
+    return [os.getpriority(os.PRIO_PROCESS, 0), *policy]
+
+
+def _write_scheduling(saved: list[Any]) -> None:
+    priority, *policy = saved
+    if policy:
+        os.sched_setscheduler(0, policy[0], os.sched_getparam(0))
+        os.sched_setaffinity(0, policy[1])
+    os.setpriority(os.PRIO_PROCESS, 0, priority)
+
+
+def _cannot_write(saved: object) -> None:  # noqa: ARG001 - as the others
+    raise OSError("a session cannot be left for an earlier one")
 
 
 _OF_JOBS = (
+    _Facet("built-in names", lambda: [*map(vars(builtins).get, _BUILT_INS)], _write_built_ins),
+    _Facet("path of modules", lambda: [*sys.path], _write_path),
     _Facet("umask", _read_umask, os.umask),
     _Facet("environment", _read_environment, _write_environment),
-    _Facet("default socket timeout", socket.getdefaulttimeout, socket.setdefaulttimeout),
     _Facet("signal handlers", _read_handlers, _write_handlers),
     _Facet(
         "signal mask",
@@ -186,27 +265,52 @@ _OF_JOBS = (
         lambda saved: signal.pthread_sigmask(signal.SIG_SETMASK, saved),
     ),
     _Facet("wake-up descriptor of signals", _read_wakeup_descriptor, signal.set_wakeup_fd),
-    _Facet("alarm", lambda: signal.getitimer(signal.ITIMER_REAL), lambda saved: signal.setitimer(0, *saved)),
-    _Facet("standard streams", _read_streams, _write_streams),
-    _Facet("hooks", _read_hooks, _write_hooks),
+    _Facet("timers", _read_timers, _write_timers),
+    _Facet("standard streams", _read_shapes, _write_shapes),
+    _Facet("default socket timeout", socket.getdefaulttimeout, socket.setdefaulttimeout),
+    _Facet("locale", lambda: locale.setlocale(locale.LC_ALL), lambda saved: locale.setlocale(locale.LC_ALL, saved)),
+    _Facet("arguments", lambda: [*sys.argv], lambda saved: sys.argv.__setitem__(slice(None), saved)),
+    _Facet("trace function", sys.gettrace, sys.settrace),
+    _Facet("profile function", sys.getprofile, sys.setprofile),
+    _Facet("trace function of threads", threading.gettrace, threading.settrace),
+    _Facet("profile function of threads", threading.getprofile, threading.setprofile),
+    _Facet("stack size of threads", threading.stack_size, threading.stack_size),
+    _Facet("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    _Facet("switch interval", sys.getswitchinterval, sys.setswitchinterval),
+    _Facet("digits of numbers", sys.get_int_max_str_digits, sys.set_int_max_str_digits),
+    _Facet("dlopen flags", sys.getdlopenflags, sys.setdlopenflags),
+    _Facet("hooks of generators", sys.get_asyncgen_hooks, lambda saved: sys.set_asyncgen_hooks(*saved)),
+    _Facet("origin of coroutines", sys.get_coroutine_origin_tracking_depth, sys.set_coroutine_origin_tracking_depth),
+    _Facet("garbage collector", gc.isenabled, lambda saved: (gc.enable if saved else gc.disable)()),
+    _Facet("collector's thresholds", gc.get_threshold, lambda saved: gc.set_threshold(*saved)),
+    _Facet("collector's debugging", gc.get_debug, gc.set_debug),
+    _Facet(
+        "collector's callbacks", lambda: [*gc.callbacks], lambda saved: gc.callbacks.__setitem__(slice(None), saved)
+    ),
+    _Facet("warning filters", lambda: [*warnings.filters], _write_warning_filters),
+    _Facet("codecs' error handlers", lambda: [*map(codecs.lookup_error, _CODEC_ERRORS)], _write_codec_errors),
+    _Facet("decimal context", lambda: decimal.getcontext().__reduce__(), _write_decimals),
+    _Facet("root logger", lambda: _read_loggers([logging.root]), _write_loggers),
+    _Facet("disabled logging", lambda: logging.root.manager.disable, logging.disable),
+    _Facet("logger class", logging.getLoggerClass, logging.setLoggerClass),
+    _Facet("log record factory", logging.getLogRecordFactory, logging.setLogRecordFactory),
+    _Facet(
+        "fault handler",
+        faulthandler.is_enabled,
+        lambda saved: faulthandler.enable() if saved else faulthandler.disable(),
+    ),
+    _Facet("resource limits", _read_limits, _write_limits),
+    _Facet("scheduling", _read_scheduling, _write_scheduling),
+    _Facet("process group", os.getpgrp, lambda saved: os.setpgid(0, saved)),
+    _Facet("session", lambda: os.getsid(0), _cannot_write),
 )
 """Read after each job: all together must take little beside a short one."""
 
 _OF_IMPORTS = (
     *_OF_JOBS,
-    _Facet("locale", lambda: locale.setlocale(locale.LC_ALL), lambda saved: locale.setlocale(locale.LC_ALL, saved)),
     _Facet("random numbers", random.getstate, random.setstate),
-    _Facet("warnings", lambda: ([*warnings.filters], warnings.showwarning), _write_warnings),
-    _Facet("garbage collector", _read_collector, _write_collector),
-    _Facet("interpreter", _read_interpreter, _write_interpreter),
-    _Facet("logging", _read_logging, _write_logging),
-    _Facet("resource limits", lambda: [resource.getrlimit(number) for number in _RLIMITS], _write_limits),
-    _Facet(
-        "priority",
-        lambda: os.getpriority(os.PRIO_PROCESS, 0),
-        lambda saved: os.setpriority(os.PRIO_PROCESS, 0, saved),
-    ),
-    _Facet("CPU affinity", _read_affinity, lambda saved: os.sched_setaffinity(0, saved)),
+    _Facet("loggers", _read_loggers, _write_loggers),
+    _Facet("observers of Twisted's log", _read_log_observers, _write_log_observers),
 )
 
 
@@ -218,45 +322,71 @@ class ProcessState:
     """
 
     def __init__(self, *, for_jobs: bool = False) -> None:
+        self._is_for_jobs = for_jobs
+        self._attributes = _read_attributes()
+        self._handlers = dict(zip(_SIGNALS, _read_handlers(), strict=True))
         self._saved = [(facet, facet.read()) for facet in (_OF_JOBS if for_jobs else _OF_IMPORTS)]
-        self._folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._identities = _read_descriptors()
-        self._copies = [None if one is None else _copy(number) for number, one in enumerate(self._identities)]
+        self._folder = _above_standard(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._descriptors = [*_read_descriptors()]
 
     def restore(self) -> list[str]:
         """Put everything back; return the names of what cannot be."""
         lost = []
+        _write_attributes(self._attributes)  # unseen: what is equal may be another object
+        for number, copy, flags, is_inheritable in self._descriptors:
+            os.dup2(copy, number, is_inheritable)
+            fcntl.fcntl(number, fcntl.F_SETFL, flags)  # it shares them with other processes
         for facet, saved in self._saved:
             try:
                 if facet.read() != saved:
                     facet.write(saved)
-            except (OSError, ValueError, AttributeError):
+            except Exception:  # hooks, say, are compared, and may be a plugin's objects
                 lost.append(facet.name)
         os.fchdir(self._folder)
-        for number, identity, copy in zip((0, 1, 2), self._identities, self._copies, strict=True):
-            if copy is not None and _identity(number) != identity:
-                os.dup2(copy, number)
+        faulthandler.cancel_dump_traceback_later()
+        if self._is_for_jobs:
+            random.seed(int.from_bytes(os.urandom(16)))  # not the state: each job would draw the same numbers
+        self._set_signal_handlers_again(_COMMON_SIGNALS)
         return lost
 
     def set_signal_handlers_again(self) -> None:
         """Install every handler anew: code below Python may have replaced one without Python's knowledge."""
-        _write_handlers(next(saved for facet, saved in self._saved if facet.read is _read_handlers))
+        self._set_signal_handlers_again(set(_SIGNALS) - _FAULTS)
+
+    def _set_signal_handlers_again(self, numbers: Collection[Any]) -> None:
+        _write_handlers(map(self._handlers.__getitem__, numbers), numbers)
 
     def close(self) -> None:
         """Close its descriptors; it cannot be restored any more."""
-        for descriptor in (self._folder, *self._copies):
-            if descriptor is not None:
-                os.close(descriptor)
+        for descriptor in (self._folder, *(copy for _, copy, _, _ in self._descriptors)):
+            os.close(descriptor)
 
 
-def _copy(descriptor: int) -> int:
-    copy = os.dup(descriptor)  # not inheritable
-    if copy > 2:
-        return copy
-    try:  # a standard stream is closed, and the copy must not take its place
-        return _copy(copy)
-    finally:
-        os.close(copy)
+def _read_descriptors() -> Iterator[tuple[int, int, int, bool]]:
+    """Yield each standard descriptor that is open, with a copy and its flags."""
+    for number in range(3):
+        with contextlib.suppress(OSError):
+            flags, is_inheritable = fcntl.fcntl(number, fcntl.F_GETFL), os.get_inheritable(number)
+            yield number, _above_standard(os.dup(number)), flags, is_inheritable
+
+
+def _above_standard(descriptor: int) -> int:
+    """Return the descriptor, or a copy if it has taken the place of a standard stream that is closed."""
+    if descriptor > 2:
+        return descriptor
+    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return copy
+
+
+def empty_standard_input() -> None:
+    """Have standard input read nothing from now on."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    if nothing:
+        os.dup2(nothing, 0)
+        os.close(nothing)
+    else:  # it was closed
+        os.set_inheritable(0, True)
 
 
 @contextlib.contextmanager
@@ -266,19 +396,23 @@ def isolated_import(report: Callable[[str], object]) -> Iterator[None]:
     Args:
         report: called with words for what lasts all the same, such as ``left a thread running``.
     """
-    before, threads, children = ProcessState(), count_threads(), child_pids()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    before, threads, children, pid = ProcessState(), _count_threads(), child_pids(), os.getpid()
+    empty_standard_input()
+    for name, shape in zip(_STREAMS, _read_shapes(), strict=True):
+        if shape and "closed" not in shape:
+            with contextlib.suppress(OSError):  # its descriptor is closed
+                _open_again(name, shape)
     try:
         yield
     finally:
+        if os.getpid() != pid:  # the plugin has forked, and goes on in both
+            os._exit(0)
         lost = before.restore()
         before.set_signal_handlers_again()
         before.close()
         if lost:
             report(f"changed what cannot be put back: {', '.join(lost)}")
-        if count_threads() > threads:
+        if _are_still_more(threads):
             report("left a thread running")
         if child_pids() - children:
             report("left a process running")
@@ -297,16 +431,20 @@ def forget_exit_handlers() -> None:
     exits._clear()
     if (util := sys.modules.get("multiprocessing.util")) is not None:
         util._finalizer_registry.clear()
+        sys.modules["multiprocessing.process"]._children.clear()
         atexit.register(util._exit_function)
 
 
 def run_exit_handlers() -> None:
-    """Run the exit handlers of this process, as the interpreter does when it ends."""
+    """Run the exit handlers of this process, and write what is buffered, as the interpreter does when it ends."""
     exits: Any = atexit
     exits._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
-def count_threads() -> int:
+def _count_threads() -> int:
     """Return how many threads this process has, those that Python does not know included."""
     try:
         return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - their number is enough
@@ -314,16 +452,23 @@ def count_threads() -> int:
         return threading.active_count()
 
 
+def _are_still_more(threads: int) -> bool:
+    """Whether there are more threads than these, also after those that are about to end have done so."""
+    nothing = select.poll()
+    for _ in range(10):
+        if _count_threads() <= threads:
+            return False
+        nothing.poll(100 * THREADS_END_S)
+    return True
+
+
 def child_pids() -> set[int]:
     """Return the children of this process; none if the system does not list them."""
-    try:  # listing them takes 40 us, and nearly always there are none
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return set()
     try:
         pids: set[int] = set()
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # a tenth of the time, if there is none
         for task in Path("/proc/self/task").iterdir():
             pids.update(map(int, (task / "children").read_text().split()))
-    except OSError:  # not Linux, or a thread has just ended
+    except (OSError, AttributeError):  # there is none, or it is not Linux, or a thread has just ended
         return set()
     return pids

@@ -25,7 +25,12 @@ import attrs
 
 from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import hookspecs, listing, loader
-from xformd.plugins.process_state import count_threads, forget_exit_handlers, isolated_import, run_exit_handlers
+from xformd.plugins.process_state import (
+    empty_standard_input,
+    forget_exit_handlers,
+    isolated_import,
+    run_exit_handlers,
+)
 from xformd.plugins.registry import Plugin, PluginKey, Registry
 from xformd.runners import messages, reaper, worker
 from xformd.telemetry.tracebacks import report_uncaught
@@ -33,9 +38,6 @@ from xformd.wire import netstring
 
 DESCRIPTORS = 3
 """That come with the request for a worker: its channel, its lifeline, and its standard output and error."""
-
-THREADS_END_S = 0.1
-"""How long threads that a plugin has started, and which are about to end, may take for it."""
 
 OOM_SCORE_ADJ = 500
 """Added for workers: the kernel ends one of them before the server or the fork server."""
@@ -45,6 +47,7 @@ def main(control_descriptor: int, folder: Path) -> NoReturn:
     """Serve until the server is gone; ``folder`` is for the folders of jobs."""
     status = 1
     try:
+        empty_standard_input()  # the reaper's lifeline was there
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         report_uncaught(lambda where, raised: print(f"{where}: {raised.error}\n{raised.traceback}", file=sys.stderr))
@@ -66,6 +69,7 @@ class _ForkServer:
         self._control = control
         self._folder = folder
         self._wakeups, self._waker = reaper.catch_signals()
+        reaper.default_signals_in_children()
         reaper.set_subreaper()
         self._setup = messages.decode_setup(self._receive())
         self._late: set[PluginKey] = set()
@@ -76,6 +80,7 @@ class _ForkServer:
         worker.limit_memory(self._setup.memory_bytes)
         registry = self._load()
         listing_json = json.dumps(listing.to_json(registry))
+        reaper.set_subreaper()  # a plugin may have changed that
         worker.limit_memory(worker.NO_LIMIT)
         if self._late:
             self._tell(late=sorted(self._late))
@@ -112,14 +117,13 @@ class _ForkServer:
     @contextlib.contextmanager
     def _importing(self, plugin: Plugin) -> Iterator[None]:
         self._tell(loading=plugin.key)
-        threads = count_threads()
-        with isolated_import(lambda what: self._warn(plugin, what)):
+        with isolated_import(lambda what: self._note(plugin, what)):
             yield
-        if _still_more(threads):
-            self._late.add(plugin.key)
 
-    def _warn(self, plugin: Plugin, what: str) -> None:
-        if "thread" not in what:  # it is imported late, and the server says so
+    def _note(self, plugin: Plugin, what: str) -> None:
+        if "thread" in what:
+            self._late.add(plugin.key)
+        else:
             self._tell(warning=f"plugin {plugin.label} {what}")
 
     # Forking.
@@ -196,16 +200,6 @@ def _prefer_to_be_killed() -> None:
     file = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):  # not Linux
         file.write_text(str(min(1_000, int(file.read_text()) + OOM_SCORE_ADJ)))
-
-
-def _still_more(threads: int) -> bool:
-    """Whether there are more threads than these, also after those that are about to end have done so."""
-    nothing = select.poll()
-    for _ in range(10):
-        if count_threads() <= threads:
-            return False
-        nothing.poll(100 * THREADS_END_S)
-    return True
 
 
 def _raise_eof() -> NoReturn:

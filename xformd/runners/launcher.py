@@ -94,6 +94,7 @@ class Launcher(ProcessProtocol):
         self._is_loaded = self._is_expected_to_end = False
         self._timers: list[IDelayedCall] = []
         self._is_stopping = False
+        self._warnings: set[str] = set()
         self._stopped: list[Deferred[None]] = []
         self._pid: int | None = None  # the fork server's own, not its reaper's
 
@@ -191,7 +192,8 @@ class Launcher(ProcessProtocol):
                 self._start_timers(self._load_timeout_s)
             case {"timeout_s": seconds}:
                 self._start_timers(seconds)
-            case {"warning": text}:
+            case {"warning": text} if text not in self._warnings:  # each fork server says it again
+                self._warnings.add(text)
                 self.log.warn("{text}", text=text)
             case {"late": keys}:
                 self._import_late(frozenset((distribution, name) for distribution, name in keys))
@@ -206,6 +208,7 @@ class Launcher(ProcessProtocol):
         self._loading = None
         self._cancel_timers()
         self._is_expected_to_end = True
+        self._timers.append(self._reactor.callLater(END_GRACE_S, self._end, "its exit handlers take too long"))
         self._setup = attrs.evolve(self._setup, late=self._setup.late | keys)
         for key in sorted(keys):
             message = "plugin {plugin} leaves threads running when it is imported: each worker imports it"

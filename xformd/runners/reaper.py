@@ -17,11 +17,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 LIFELINE = 0
 CONTROL = 3
 """Descriptors of the reaper of a fork server; 1 and 2 go to the server's log."""
+
+_FOR_THE_SERVER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
@@ -88,17 +90,39 @@ def set_subreaper() -> None:
 
 
 def catch_signals() -> tuple[int, int]:
-    """Return both ends of a pipe that can be read when a signal has arrived, such as that of a child's end.
-
-    The others are meant for the server, which needs its workers until it has answered. They are handled, not ignored:
-    processes that a plugin starts would inherit the latter.
-    """
+    """Return both ends of a pipe that can be read when a signal has arrived, such as that of a child's end."""
     wakeups, waker = os.pipe()
     os.set_blocking(waker, False)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
+    ignore_signals(signal.SIGCHLD)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     return wakeups, waker
+
+
+def default_signals_in_children() -> None:
+    """Have signals end what a plugin forks: this process only ignores those that are for the server."""
+    masks: list[set[Any]] = []
+
+    def block() -> None:  # one that comes before the child has its own handling must not be lost
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_SERVER))
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    def reset() -> None:
+        for number in _FOR_THE_SERVER:
+            signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
+
+
+def ignore_signals(*numbers: int) -> None:
+    """Handle the signals that are meant for the server, and these, by doing nothing.
+
+    The server needs its workers until it has answered. They are not ignored: what a plugin starts would inherit that.
+    """
+    for number in (*_FOR_THE_SERVER, *numbers):
+        signal.signal(number, lambda *_: None)
 
 
 def keep_worker(

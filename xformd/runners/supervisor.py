@@ -238,7 +238,7 @@ class Supervisor:
         slot.job = None
         if slot.worker not in self._slots:
             return
-        if why := policy.why_worn(slot.jobs, self._growth_bytes(slot), self._limits):
+        if why := slot.worker.worn or policy.why_worn(slot.jobs, self._growth_bytes(slot), self._limits):
             is_routine = slot.jobs >= self._limits.max_jobs_per_worker
             log = self.log.debug if is_routine else self.log.info
             log("worker {pid} {why}: it is replaced", pid=slot.worker.pid, why=why)

@@ -22,9 +22,9 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from xformd.errors import TransformDied, XformError
+from xformd.errors import TransformDied, Unavailable, XformError
 from xformd.plugins import hookspecs, listing, loader
 from xformd.plugins.process_state import ProcessState, child_pids, isolated_import, run_exit_handlers
 from xformd.plugins.registry import Plugin, Registry
@@ -35,8 +35,6 @@ from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
-
-FOLDER_MODE = 0o700
 
 MEASURE_EVERY_S = 0.02
 """How often this process's memory is measured, at most: it takes longer than the rest of a small job's isolation."""
@@ -57,7 +55,8 @@ def main(
         folder: where each job gets a folder.
     """
     try:
-        _default_signals_in_children()
+        reaper.ignore_signals()
+        reaper.set_subreaper()  # what a job's children leave behind is this process's to end
         connection = socket.socket(fileno=channel_descriptor)
         connection.set_inheritable(False)  # not for processes that a plugin starts
         _serve(_Channel(connection), registry, listing_json, setup, folder)
@@ -68,25 +67,6 @@ def main(
     finally:
         run_exit_handlers()
         os._exit(1)  # even if a plugin has left threads running
-
-
-def _default_signals_in_children() -> None:
-    """Have signals end the processes that a transform forks: this one only ignores those that are for the server."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    masks: list[set[Any]] = []
-
-    def block() -> None:  # one that comes before the child has its own handling must not be lost
-        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
-
-    def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
-
-    def reset() -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-        unblock()
-
-    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 def _serve(
@@ -167,10 +147,12 @@ class _JobRunner:
         self._plans: SpecCache[Spec, list[Call]] = SpecCache()
         self._pid = os.getpid()
         self._folders = (f"{folder}/{number}" for number in itertools.count(1))
-        self._folder, self._entrance = self._make_folder()
+        self._prepare_folder()
         self._held_bytes, self._measured_at = data_bytes(), time.monotonic()
         self._children = child_pids()
         self._state = ProcessState(for_jobs=True)
+        self._max_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._worn = ""
 
     def run(self, string: bytes) -> None:
         """Run one request and answer it."""
@@ -186,6 +168,22 @@ class _JobRunner:
         else:
             self._clean_up()
             self._channel.send(session.encode_reply(session.Reply(request.id, result)))
+        self._prepare_folder()  # while the server is busy with the answer: it is half of what isolation costs
+
+    def _prepare_folder(self) -> None:
+        self._folder = next(self._folders)
+        with contextlib.suppress(OSError):  # the next job says so
+            os.mkdir(self._folder, 0o700)  # noqa: PTH102 - a Path costs as much as the system call
+
+    def _enter_folder(self) -> None:
+        try:
+            try:
+                os.chdir(self._folder)
+            except FileNotFoundError:  # something tidies up where temporary files are
+                os.makedirs(self._folder, 0o700)  # noqa: PTH103
+                os.chdir(self._folder)
+        except OSError as error:
+            raise Unavailable(f"the job cannot have a folder: {error.strerror}") from None
 
     def _plan(self, spec: Spec) -> list[Call]:
         if (plan := self._plans.get(spec)) is None:
@@ -221,7 +219,8 @@ class _JobRunner:
         finally:
             self._end_if_forked()
             limit_memory(NO_LIMIT)
-            self._state.restore()
+            if lost := self._state.restore():
+                self._worn = f"is not as it was before it ran {call.name}: {', '.join(lost)}"
 
     def _explain(self, call: Call, error: BaseException) -> XformError:
         if not calls.is_expected(error):
@@ -236,45 +235,37 @@ class _JobRunner:
             raise calls.too_large(call, len(result), limit_bytes)
         return result
 
-    def _make_folder(self) -> tuple[str, int]:
-        """Make a folder for a job; return its path, and a descriptor, which is faster than the path."""
-        folder = next(self._folders)
-        os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102 - only strings are needed
-        os.utime(folder, (0, 0))  # so that whatever is done in it shows
-        return folder, os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def _enter_folder(self) -> None:
-        try:
-            os.fchdir(self._entrance)
-        except OSError:  # an earlier job has closed it
-            os.chdir(self._folder)
-
     def _clean_up(self) -> None:
-        """Kill the processes that a job has started, and remove its folder."""
-        for pid in child_pids() - self._children:
-            reaper.kill(pid)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-        # One that nobody has touched is as good as a new one, which would cost more than all the rest of a small job.
-        if _is_untouched(self._entrance):
+        """Remove the job's folder and the processes that it has started; ask to be replaced if something is left."""
+        while left := child_pids() - self._children:
+            for pid in left:
+                self._kill(pid)
+        try:
+            os.rmdir(self._folder)  # noqa: PTH106 - nearly always it is empty
+        except OSError:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            os.close(descriptor := os.dup(0))  # the lowest that is free
+        except OSError:
+            descriptor = 2 * self._max_descriptor
+        if descriptor > self._max_descriptor:
+            self._worn = f"has {descriptor} descriptors open"
+        if self._worn:
+            self._channel.send(messages.encode_news(warning=self._worn))
+
+    def _kill(self, pid: int) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:  # a setuid program
+            self._children.add(pid)
             return
-        shutil.rmtree(self._folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the job has closed it
-            os.close(self._entrance)
-        self._folder, self._entrance = self._make_folder()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
     def _end_if_forked(self) -> None:
         """End this process if a transform has forked it and returned in the child too: only the parent may answer."""
         if os.getpid() != self._pid:
             os._exit(0)
-
-
-def _is_untouched(folder: int) -> bool:
-    try:
-        status = os.fstat(folder)
-    except OSError:
-        return False
-    return status.st_mtime == 0 and status.st_mode & 0o7777 == FOLDER_MODE
 
 
 def limit_memory(limit_bytes: int) -> None:

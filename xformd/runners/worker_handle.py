@@ -108,6 +108,7 @@ class WorkerHandle:
         self._oom_kills = count_oom_kills()
         self._grace: IDelayedCall | None = None
         self.pid: int | None = None  # the worker's own, not its reaper's; known from its hello
+        self.worn = ""  # why it asks to be replaced
         self._decoder = netstring.Decoder(max(messages.MAX_HELLO_BYTES, max_result_bytes + session.MAX_HEAD_BYTES))
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
             (channel, their_channel), (lifeline, their_lifeline) = (socket_pair(theirs, undo) for _ in range(2))
@@ -189,6 +190,8 @@ class WorkerHandle:
             job.began(step)
         elif (raised := messages.decode_traceback(string)) is not None:
             job.raised(raised)
+        elif (news := messages.decode_news(string)) is not None:
+            self.worn = one_line(str(news.get("warning", "")))
         else:
             answer = session.decode_reply(string)
             del string  # it may be long, and the answer holds its poem

@@ -197,6 +197,9 @@ class QueuedStream(io.TextIOBase):
         """Return True."""
         return True
 
+    def reconfigure(self, **_: object) -> None:
+        """Ignore it: a line of the log has the log's encoding."""
+
     def write(self, text: str, /) -> int:
         """Have lines written, and what is long; ``print`` writes a line in parts."""
         self._rest += text

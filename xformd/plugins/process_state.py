@@ -8,6 +8,7 @@ codecs, event loop policies, the start method of ``multiprocessing``, and names 
 What stays because nothing can see or undo it: variables of ``os.putenv``, audit hooks, what runs at a fork.
 """
 
+import _signal  # type: ignore[import-not-found]  # without enumerations: a tenth of the time
 import atexit
 import builtins
 import codecs
@@ -16,7 +17,6 @@ import decimal
 import faulthandler
 import fcntl
 import gc
-import importlib
 import io
 import locale
 import logging
@@ -46,7 +46,6 @@ _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.S
 
 _SIGNALS = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 _COMMON_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD)
-_fast_signal: Any = importlib.import_module("_signal")  # without enumerations: a tenth of the time
 
 _RLIMITS = [
     getattr(resource, f"RLIMIT_{name}")
@@ -117,13 +116,13 @@ def _write_environment(saved: dict[bytes, bytes]) -> None:
 
 
 def _read_handlers() -> list[Any]:
-    return [*map(_fast_signal.getsignal, _SIGNALS)]
+    return [*map(_signal.getsignal, _SIGNALS)]
 
 
 def _write_handlers(saved: Iterable[Any], numbers: Iterable[int] = _SIGNALS) -> None:
     for number, handler in zip(numbers, saved, strict=True):
         if handler is not None:  # None: set by other code than Python's
-            _fast_signal.signal(number, handler)
+            _signal.signal(number, handler)
 
 
 def _read_wakeup_descriptor() -> int:
@@ -379,7 +378,7 @@ def _above_standard(descriptor: int) -> int:
     return copy
 
 
-def empty_standard_input() -> None:
+def _empty_standard_input() -> None:
     """Have standard input read nothing from now on."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     if nothing:
@@ -397,7 +396,7 @@ def isolated_import(report: Callable[[str], object]) -> Iterator[None]:
         report: called with words for what lasts all the same, such as ``left a thread running``.
     """
     before, threads, children, pid = ProcessState(), _count_threads(), child_pids(), os.getpid()
-    empty_standard_input()
+    _empty_standard_input()
     for name, shape in zip(_STREAMS, _read_shapes(), strict=True):
         if shape and "closed" not in shape:
             with contextlib.suppress(OSError):  # its descriptor is closed

@@ -26,7 +26,6 @@ import attrs
 from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import hookspecs, listing, loader
 from xformd.plugins.process_state import (
-    empty_standard_input,
     forget_exit_handlers,
     isolated_import,
     run_exit_handlers,
@@ -47,7 +46,6 @@ def main(control_descriptor: int, folder: Path) -> NoReturn:
     """Serve until the server is gone; ``folder`` is for the folders of jobs."""
     status = 1
     try:
-        empty_standard_input()  # the reaper's lifeline was there
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
         report_uncaught(lambda where, raised: print(f"{where}: {raised.error}\n{raised.traceback}", file=sys.stderr))

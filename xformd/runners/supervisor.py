@@ -239,7 +239,7 @@ class Supervisor:
         if slot.worker not in self._slots:
             return
         if why := slot.worker.worn or policy.why_worn(slot.jobs, self._growth_bytes(slot), self._limits):
-            is_routine = slot.jobs >= self._limits.max_jobs_per_worker
+            is_routine = not slot.worker.worn and slot.jobs >= self._limits.max_jobs_per_worker
             log = self.log.debug if is_routine else self.log.info
             log("worker {pid} {why}: it is replaced", pid=slot.worker.pid, why=why)
             self.discard(slot, why, in_order=True)

@@ -89,9 +89,9 @@ def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
         ConfigError: a directory does not exist, or two files or packages have the same name.
     """
     seen: dict[str, Path] = {}
-    for directory in {path.resolve(): None for path in directories}:
+    for directory, written in {path.resolve(): path for path in directories}.items():
         if not directory.is_dir():
-            raise ConfigError(f"no such folder: {directory}", setting="plugins_dir")
+            raise ConfigError(f"no such folder: {written}", setting="plugins_dir")
         modules = [*directory.glob("[!.]*.py"), *(init.parent for init in directory.glob("[!.]*/__init__.py"))]
         sources = {path: _source(path) for path in sorted(modules) if not path.name.startswith("__")}
         for path in sources:

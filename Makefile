@@ -12,7 +12,9 @@ PLUGINS := $(wildcard plugins-example/xformd-*)
 
 LOCK := requirements/dev.txt
 INSTALL = -m pip install --quiet --constraint $(LOCK)
-PYTEST := $(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-append --cov-report=)
+# The processes that tests start find everything compiled, also where nothing may be written beside the sources.
+COMPILED := PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/compiled PYTHONDONTWRITEBYTECODE=
+PYTEST := $(COMPILED) $(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-append --cov-report=)
 # The Python versions that xformd supports; test-all-pythons looks for them in PATH and in pyenv.
 VERSIONS := 3.11 3.12 3.13
 PYENV_ROOT ?= $(HOME)/.pyenv
@@ -37,7 +39,7 @@ unit: $(VENV)/installed ## Run the everyday tests
 
 test-slow: $(VENV)/installed ## Run the slow tests, the timed tests alone, and the example plugins' tests
 	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'slow and not timing'
-	$(BIN)/python -m pytest -m timing
+	$(COMPILED) $(BIN)/python -m pytest -m timing
 	@$(MAKE) --no-print-directory plugins
 
 coverage: $(VENV)/installed ## Run both suites, and fail if they cover too little

@@ -435,6 +435,7 @@ def test_ping_waits_no_longer_than_its_timeout(tmp_path: Path) -> None:
     assert (refused.returncode, refused.stderr.splitlines()[-1][:33]) == (2, b"Error: Invalid value for '--wait'")
 
 
+@pytest.mark.slow
 def test_ping_waits_for_a_server_that_is_mute_at_first_and_breaks_off() -> None:
     visits: list[int] = []
 

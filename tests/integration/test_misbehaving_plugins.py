@@ -78,7 +78,6 @@ def test_a_command_works_whatever_a_plugin_does_to_its_process(here: Path, case:
     assert (done.returncode, done.stdout, done.stderr) == (0, 2 * expected, b"")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", HARMLESS)
 def test_every_command_works_whatever_a_plugin_does_to_its_process(here: Path, case: str) -> None:
     name = put(case, here / "plugins")
@@ -119,7 +118,6 @@ def xformd_transforms():
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", [("run", "slow", "poem.txt"), ("check", "slow.py"), ("list-transforms",)])
 def test_a_plugin_that_is_waited_for_is_named(here: Path, command: tuple[str, ...]) -> None:
     (here / "plugins" / "slow.py").write_text(SLOW.format(seconds=1.5, more=""))
@@ -129,7 +127,6 @@ def test_a_plugin_that_is_waited_for_is_named(here: Path, command: tuple[str, ..
     assert "slow.py (slow)" in line
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", [("run", "slow", "poem.txt"), ("check", "slow.py"), ("list-transforms",)])
 def test_a_plugin_that_hangs_has_failed_after_its_time(here: Path, command: tuple[str, ...]) -> None:
     """It states its own, which the commands heed as well as the setting."""
@@ -162,10 +159,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield Serving(server, folder, names, inline_names)
 
 
-pytestmark = pytest.mark.xdist_group("misbehaving_plugins")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("misbehaving_plugins")]
 
 
-@pytest.mark.slow
 def test_a_server_answers_while_a_plugin_is_being_loaded_and_says_so(tmp_path: Path) -> None:
     for case in ("waits", "native", "sigpipe"):
         put(case, tmp_path)
@@ -188,7 +184,6 @@ def test_a_server_answers_while_a_plugin_is_being_loaded_and_says_so(tmp_path: P
         assert "plugin native_here.py (native_here) was killed by SIGILL" in server.log
 
 
-@pytest.mark.slow
 def test_a_server_has_every_transform_and_its_process_is_as_it_was(everything: Serving) -> None:
     server = everything.server
     with Session(server) as session:
@@ -211,7 +206,6 @@ def test_a_server_has_every_transform_and_its_process_is_as_it_was(everything: S
         assert session.ask("upper", b"Owl").poem == b"OWL"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_plugin_may_set_the_encoding_of_its_streams(tmp_path: Path, log_format: str) -> None:
     (tmp_path / "plugins").mkdir()
@@ -252,7 +246,6 @@ AT_IMPORT = {
 WORK = {"forks", "threads", "logs", "lingers", "daemon"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("when", ["at the start", "at a reload"])
 def test_what_an_import_does_to_its_process_stops_no_server(tmp_path: Path, when: str) -> None:
     plugins = tmp_path / "plugins"
@@ -379,7 +372,6 @@ def test_a_temporary_folder_of_a_plugin_is_gone_after_a_command(
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_late", [False, True], ids=["forked", "late"])
 def test_a_temporary_folder_of_a_plugin_is_gone_after_its_worker_and_its_server(tmp_path: Path, is_late: bool) -> None:
     """A plugin that leaves a thread has one for each worker."""

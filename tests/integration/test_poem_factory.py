@@ -21,6 +21,8 @@ from twisted.internet import endpoints, reactor
 
 from xformd.poems import PoemFactory, PoemService
 
+pytestmark = pytest.mark.slow
+
 factory = PoemFactory(PoemService({poem!r}), bytes_per_s={bytes_per_s}, shutdown_grace_s={grace_s})
 inner = factory.buildProtocol
 

@@ -34,16 +34,19 @@ class Placement:
     Args:
         inline: names of transforms that run in the reactor, whatever they declare.
         isolate: names of transforms that run in a worker, whatever they declare.
+        isolates_all: whether every transform that can do so runs in a worker.
     """
 
     inline: frozenset[str] = frozenset()
     isolate: frozenset[str] = frozenset()
+    isolates_all: bool = False
 
     def is_isolated(self, transform: Transform, poem_bytes: int = 0) -> bool:
         """Whether a transform runs in a worker, for a poem of this length."""
         if transform.asynchronous or transform.name in self.inline:
             return False
-        return transform.name in self.isolate or not transform.inline or poem_bytes > LONG_POEM_BYTES
+        is_chosen = self.isolates_all or transform.name in self.isolate
+        return is_chosen or not transform.inline or poem_bytes > LONG_POEM_BYTES
 
     def check(self, registry: Registry) -> None:
         """Check the operator's names against the registry.

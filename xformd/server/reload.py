@@ -75,12 +75,12 @@ class Reloader:
         self._reactor = reactor
         self._report_slow = report_slow or self._log_slow
         self._is_local = is_local
-        self._placement = Placement(settings.inline, settings.isolate)
+        self._placement = Placement(settings.inline, settings.isolate, isolates_all=is_local)
         make_traceback = SafeTraceback.unredacted if is_local else SafeTraceback.redacted
         self._inline = InlineRunner(settings.limits.max_result_bytes, reactor, make_traceback=make_traceback)
         found = loader.find(settings.selection)
         self._selection = attrs.evolve(settings.selection, strict=False, ignore_unknown=True)
-        others = {plugin.key: plugin for plugin in found if plugin.distribution != BUILT_IN}
+        others = {plugin.key: plugin for plugin in found if is_local or plugin.distribution != BUILT_IN}
         self._built_in = loader.load(self._selection, known=others)
         self._history = WorkerHistory()
         self._pool: WorkerPool | None = None

@@ -44,7 +44,7 @@ def test_the_line_about_a_port_in_use_names_the_flag_that_moves_it(tmp_path: Pat
         failed = {
             "--http": xformd("serve", "--port=0", "--workers=0", "--http", place),
             "--metrics": xformd("serve", "--port=0", "--workers=0", "--metrics", place),
-            "--listen": xformd("poem", "serve", "--listen", place, str(tmp_path / "poem"), stdin=b""),
+            "--port or --listen": xformd("poem", "serve", "--listen", place, str(tmp_path / "poem"), stdin=b""),
         }
     shown = {"127.0.0.1": "127.0.0.1", "::1": "[::1]", "": "*"}[host]
     says = f"xformd: listen-failed: cannot listen on {shown}:{port}: address already in use; is another server"

@@ -154,7 +154,7 @@ def test_a_poem_server_and_a_proxy_in_front_of_it(tmp_path: Path) -> None:
         ("xformd --workers 1", 1, "option --workers not recognized"),
         ("xformd-proxy no:such:endpoint", 1, "xformd: bad-config: server address 'no:such:endpoint'"),
         # It asks its upstreams before it listens, so twistd has started by then.
-        ("xformd-proxy --listen unix:/no/such/socket 127.0.0.1:1", 0, "cannot listen on unix:/no/such/socket: No such"),
+        ("xformd-proxy --listen unix:/no/such/socket 127.0.0.1:1", 1, "cannot listen on unix:/no/such/socket: No such"),
         ("xformd-poem serve /no/such/file", 1, "bad-config: cannot serve /no/such/file: No such file or directory"),
         ("xformd-poem proxy --listen unix:/no/such/socket a:1", 1, "cannot listen on unix:/no/such/socket: No such"),
     ],

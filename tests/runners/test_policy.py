@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import attrs
 import pytest
 
 from support.fakes import listing_of
@@ -61,7 +62,7 @@ def test_a_long_poem_goes_to_a_worker_unless_the_operator_keeps_it(placement: Pl
 )
 def test_an_impossible_placement_is_rejected(setting: str, name: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Placement(**{setting: frozenset({name})}).check(PLACED)
+        attrs.evolve(Placement(), **{setting: frozenset({name})}).check(PLACED)
     assert (caught.value.message, caught.value.setting) == (message, setting)
 
 

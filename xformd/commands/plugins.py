@@ -1,5 +1,6 @@
 """``xformd list-transforms`` and ``xformd check``: what plugins offer, and whether their examples hold."""
 
+import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -103,9 +104,10 @@ def check(distribution: str | None, selected: Selected) -> None:
         passed: list[bool] = []
 
         async def check_all() -> None:
-            async for verdict in check_plugins(settings, distribution):
-                _report(verdict, stdout)
-                passed.append(verdict.passed)
+            async with contextlib.aclosing(check_plugins(settings, distribution)) as verdicts:
+                async for verdict in verdicts:
+                    _report(verdict, stdout)
+                    passed.append(verdict.passed)
 
         with selected() as settings:
             run.run_until_done(check_all())

@@ -4,8 +4,12 @@ Invariant: a server that stops first finishes what it has accepted. Where no fil
 accepting: a connection that cannot be accepted would wake the reactor again at once, for ever.
 """
 
+import atexit
+import contextlib
 import errno
+import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -206,7 +210,15 @@ class FailFastService(Service):
         self._error = error
         if not self._is_starting:  # the endpoint failed later, when nothing can be raised any more
             self.log.critical("{reason}", reason=safe_str(error))
+            atexit.register(_exit_with_failure)  # twistd itself would end as after a stop in order
             self._reactor.stop()
+
+
+def _exit_with_failure() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 def _explain(description: str, error: Exception, flags: str) -> ListenFailed:

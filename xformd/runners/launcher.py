@@ -24,7 +24,6 @@ from xformd.plugins.registry import Plugin, PluginKey
 from xformd.runners import messages, reaper
 from xformd.runners.worker_handle import (
     END_GRACE_S,
-    STDERR,
     OutputLog,
     WorkerEvents,
     WorkerHandle,
@@ -153,7 +152,8 @@ class Launcher(ProcessProtocol):
         self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
             control, their_control = socket_pair(theirs, undo)
-            output = STDERR if self._is_local else OutputLog(self._name, self._reactor).open(theirs, undo)
+            self._output = OutputLog(self._name, self._reactor, is_passed_on=self._is_local)
+            output = self._output.open(theirs, undo)
             self._process = self._reactor.spawnProcess(
                 self,
                 sys.executable,
@@ -254,6 +254,7 @@ class Launcher(ProcessProtocol):
         if self._control is not None:
             self._control.read_rest()
             self._control.close()
+            self._output.read_rest()
         self._cancel_timers()
         was_loaded, self._is_loaded = self._is_loaded, False
         self._process = self._control = None

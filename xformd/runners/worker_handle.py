@@ -113,8 +113,8 @@ class WorkerHandle:
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
             (channel, their_channel), (lifeline, their_lifeline) = (socket_pair(theirs, undo) for _ in range(2))
             their_channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
-            self._output = OutputLog(self._name, reactor) if logs_output else None
-            their_output = STDERR if self._output is None else self._output.open(theirs, undo)
+            self._output = OutputLog(self._name, reactor, is_passed_on=not logs_output)
+            their_output = self._output.open(theirs, undo)
             self._channel = Channel(channel, self._receive, self._channel_lost, reactor)
             undo.callback(self._channel.close)
             self._lifeline = Channel(lifeline, self._receive_status, self._ended, reactor)
@@ -124,8 +124,7 @@ class WorkerHandle:
 
     def send(self, request: session.Request, job: Job) -> None:
         """Send a request; ``job`` hears what becomes of it."""
-        if self._output is not None:
-            self._output.allow_more()
+        self._output.allow_more()
         self._job, self._request_id = job, request.id
         self._channel.send(session.encode_request(request))
 
@@ -160,6 +159,7 @@ class WorkerHandle:
         self._events.worker_disconnected(self)
         self._channel.read_rest()
         self._channel.close()
+        self._output.read_rest()
         if self._grace is not None and self._grace.active():
             self._grace.cancel()
         self._events.worker_ended(self, self._why_killed or _describe_end(self._status, self._oom_kills))
@@ -215,12 +215,16 @@ def socket_pair(theirs: contextlib.ExitStack, undo: contextlib.ExitStack) -> tup
 
 
 class OutputLog(FileDescriptor):
-    """Logs what a process prints, line by line; the same pipe is its standard output and its standard error."""
+    """Logs what a process prints, line by line; the same pipe is its standard output and its standard error.
+
+    What ``is_passed_on`` goes to this process's standard error instead, for the person who runs a command.
+    """
 
     log = Logger()
 
-    def __init__(self, name: Callable[[], str], reactor: Any) -> None:
+    def __init__(self, name: Callable[[], str], reactor: Any, *, is_passed_on: bool = False) -> None:
         super().__init__(reactor)
+        self._is_passed_on = is_passed_on
         self._descriptor = -1
         self._name = name
         self._rest = b""
@@ -255,6 +259,12 @@ class OutputLog(FileDescriptor):
         """Log the lines that are complete, or long."""
         return readFromFD(self._descriptor, self._received)
 
+    def read_rest(self) -> None:
+        """Log what has been printed and not been read yet."""
+        with contextlib.suppress(OSError):
+            while self._descriptor != -1 and (data := os.read(self._descriptor, 65_536)):
+                self._received(data)
+
     def connectionLost(self, reason: Failure) -> None:
         """Log the unfinished line: a crashing interpreter's last words often lack a newline."""
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
@@ -264,6 +274,10 @@ class OutputLog(FileDescriptor):
             self._log([self._rest] if self._rest else [])
 
     def _received(self, data: bytes) -> None:
+        if self._is_passed_on:
+            with contextlib.suppress(OSError):  # it is full, or closed: no reason for a transform to fail
+                os.write(STDERR, data)
+            return
         *lines, rest = (self._rest + data).split(b"\n")
         if len(rest) > MAX_LINE_BYTES:
             lines, rest = [*lines, rest], b""

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -43,8 +42,8 @@ def workers() -> Workers:
     return Workers()
 
 
-def make(workers: Workers | None, **placement: frozenset[str]) -> Generation:
-    return Generation(PLACED, InlineRunner(1_000_000, Clock()), workers, attrs.evolve(Placement(), **placement))
+def make(workers: Workers | None, **placement: Any) -> Generation:
+    return Generation(PLACED, InlineRunner(1_000_000, Clock()), workers, Placement(**placement))
 
 
 def shape(generation: Generation, spec: str, poem_bytes: int = 0) -> str:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import attrs
 import pytest
 
 from support.fakes import listing_of
@@ -62,7 +61,8 @@ def test_a_long_poem_goes_to_a_worker_unless_the_operator_keeps_it(placement: Pl
 )
 def test_an_impossible_placement_is_rejected(setting: str, name: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        attrs.evolve(Placement(), **{setting: frozenset({name})}).check(PLACED)
+        names: dict[str, Any] = {setting: frozenset({name})}
+        Placement(**names).check(PLACED)
     assert (caught.value.message, caught.value.setting) == (message, setting)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
@@ -137,7 +137,7 @@ class Verdict:
         return not self.failures
 
 
-async def check_plugins(settings: "Settings", distribution: str | None) -> AsyncIterator[Verdict]:
+async def check_plugins(settings: "Settings", distribution: str | None) -> AsyncGenerator[Verdict, None]:
     """Run every example the way a request would, also where another plugin has the transform's name.
 
     Args:

@@ -60,8 +60,8 @@ def test_a_long_poem_goes_to_a_worker_unless_the_operator_keeps_it(placement: Pl
     ],
 )
 def test_an_impossible_placement_is_rejected(setting: str, name: str, message: str) -> None:
+    names: dict[str, Any] = {setting: frozenset({name})}
     with pytest.raises(ConfigError) as caught:
-        names: dict[str, Any] = {setting: frozenset({name})}
         Placement(**names).check(PLACED)
     assert (caught.value.message, caught.value.setting) == (message, setting)
 

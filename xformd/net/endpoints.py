@@ -331,7 +331,10 @@ def failure_reason(failure: Failure) -> str:
 
 def _reason(error: Exception) -> str:
     """Return what is wrong with an endpoint string, in Twisted's words where they are for people."""
-    return re.sub(r"invalid literal for int\(\) with base \d+: ", "expected a number, got ", str(error))
+    reason = str(error)
+    for pattern, words in _IN_PLAIN_WORDS.items():
+        reason = re.sub(pattern, words, reason)
+    return reason
 
 
 def _missing_tls(description: str, *prefixes: str) -> str:

@@ -4,14 +4,23 @@ import json
 import os
 import pty
 import socket
+import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+import twisted.internet
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
 
+from support.deferreds import error_of
 from support.poems import only_listens, peer
 from support.processes import DEADLINE_S, VERSES, XFORMD, Server, environment, netstring, serving, xformd
 from xformd.cli import main
+from xformd.client import TransformProxy
+from xformd.client.errors import ConnectionFailed
+from xformd.commands import transforms
 from xformd.commands.poem import poem as poem_commands
 
 LOOSE = ("--plugins=none", "--plugins-dir", str(VERSES))
@@ -435,15 +444,48 @@ def test_ping_waits_no_longer_than_its_timeout(tmp_path: Path) -> None:
     assert (refused.returncode, refused.stderr.splitlines()[-1][:33]) == (2, b"Error: Invalid value for '--wait'")
 
 
-@pytest.mark.slow
-def test_ping_waits_for_a_server_that_is_mute_at_first_and_breaks_off() -> None:
+def test_ping_tries_again_soon_however_long_it_has_waited() -> None:
+    """A client that sends poems waits up to 30 s."""
+    tries: list[float] = []
+
+    def refuse(connection: socket.socket) -> None:
+        tries.append(time.monotonic())
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with peer(refuse) as other:
+        assert xformd("ping", "--wait", "2", "--server", other.address).returncode == 69
+    assert len(tries) >= 7  # of about 13, and 5 where each takes twice as long as the one before
+    assert tries[-1] - tries[0] > 1
+
+
+def test_ping_that_wakes_up_too_late_still_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    timeouts: list[float] = []
+
+    class Nobody(TransformProxy):
+        def ping(self, *, timeout: float | None = None) -> "Deferred[str]":
+            assert timeout is not None
+            timeouts.append(timeout)
+            return fail(ConnectionFailed("nobody is there"))
+
+    monkeypatch.setattr(twisted.internet, "reactor", clock, raising=False)
+    monkeypatch.setattr("xformd.client.TransformProxy", Nobody)
+    pinging = Deferred.fromCoroutine(transforms._ping("127.0.0.1:1", 60, 0.2))
+    clock.advance(0.5)
+    error_of(pinging, ConnectionFailed)
+    assert [timeout > 0 for timeout in timeouts] == [True, True]
+
+
+def test_ping_waits_for_a_server_that_is_mute_at_first_and_breaks_off_and_closes_as_a_proxy_without_one() -> None:
     visits: list[int] = []
 
     def talk(connection: socket.socket) -> None:
         visits.append(1)
         if len(visits) == 1:
             only_listens(connection)
-        elif len(visits) > 2:
+        elif len(visits) == 3:
+            connection.recv(100)
+        elif len(visits) > 3:
             hello = b'xformd/2 {"server": "xformd 9", "max_request_bytes": 9, "max_in_flight": 9}'
             connection.sendall(netstring(hello) + netstring(b"1 ok."))
             only_listens(connection)

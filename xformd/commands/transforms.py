@@ -23,12 +23,11 @@ from xformd.commands.options import (
     report_slow,
     server_options,
 )
-from xformd.errors import GibberishError, TransformTimeout, XformError
+from xformd.errors import GibberishError, RequestRefused, TransformTimeout, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
-    from xformd.client import TransformProxy
     from xformd.client import batch as batches
 
 Transform = Callable[[bytes], "bytes | Deferred[bytes]"]
@@ -57,7 +56,6 @@ def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
       xformd ping --wait 2min --timeout 5
       xformd ping --server 127.0.0.1:11000 --server unix:/run/xformd.sock
     """
-    from xformd.client import TransformProxy
     from xformd.net import run
     from xformd.telemetry import logs
 
@@ -67,7 +65,7 @@ def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
         status = 0
         for server in servers:
             try:
-                answer = await _ping(TransformProxy(server), timeout, wait_s)
+                answer = await _ping(server, timeout, wait_s)
             except XformError as error:
                 print_error(f"{error.code}: {error.message}")
                 status = status or error.exit_status
@@ -82,23 +80,32 @@ def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
         sys.exit(status)
 
 
-async def _ping(proxy: "TransformProxy", timeout_s: float, wait_s: float) -> str:
+async def _ping(server: str, timeout_s: float, wait_s: float) -> str:
     """Return which server answers and how fast, or raise why it cannot be reached; try again for ``wait_s``."""
     from twisted.internet import reactor as installed
     from twisted.internet.task import deferLater
+
+    from xformd.client import TransformProxy
 
     reactor: Any = installed
     tried_s = reactor.seconds()
     ends_s = tried_s + wait_s
     refused: XformError | None = None
     while True:
+        proxy = TransformProxy(
+            server
+        )  # which has not learnt to wait from the last try, or that the server is an old one
         try:
-            name = await proxy.ping(timeout=min(timeout_s, ends_s - tried_s) if wait_s else timeout_s)
+            left_s = max(RETRY_S, ends_s - tried_s)  # this process may have waked up too late
+            name = await proxy.ping(timeout=min(timeout_s, left_s) if wait_s else timeout_s)
             return f"{name}, {1000 * (reactor.seconds() - tried_s):.1f} ms"
         except XformError as error:
+            proxy.close()
             # That nothing listens says more than that the time was over.
             refused = refused if isinstance(error, TransformTimeout) and refused else error
-            if not error.retryable or reactor.seconds() + RETRY_S >= ends_s:
+            # A proxy without a server that is up closes as one of the classic dialect does.
+            may_pass = error.retryable or isinstance(error, RequestRefused)
+            if not may_pass or reactor.seconds() + RETRY_S >= ends_s:
                 raise refused from None
         await deferLater(reactor, RETRY_S)
         tried_s = reactor.seconds()

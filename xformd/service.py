@@ -34,11 +34,9 @@ class Service(Protocol):
     @property
     def max_result_bytes(self) -> int:
         """The longest result."""
-        ...
 
     def stopwatch(self) -> float:
         """Return a time in seconds, to measure how long something holds the reactor."""
-        ...
 
     def xform(
         self,
@@ -64,7 +62,6 @@ class Service(Protocol):
         Raises:
             XformError: one of the table. From a Deferred the same come as failures, and no other failure does.
         """
-        ...
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """Look up a transform that can be called with poem after poem, and leaves nothing else to decide.
@@ -75,27 +72,21 @@ class Service(Protocol):
         Returns:
             What to call; None for a request that must go through ``xform``.
         """
-        ...
 
     def describe(self) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints."""
-        ...
 
     def listing(self) -> bytes:
         """Return the same as JSON."""
-        ...
 
     def missing(self) -> str:
         """Return what is still missing, in words for a person who pings; empty if nothing is."""
-        ...
 
     def caller_has_room(self, caller: Caller) -> None:
         """Start work that waited until its caller had room for a result."""
-        ...
 
     def stop(self) -> None:
         """Cancel every request in flight; each fails with ``ShuttingDown``."""
-        ...
 
 
 @attrs.frozen

@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import attrs
 import click
 
-from xformd.commands.options import (
-    Selected,
-    describe_locally,
-    isolated_plugin_output,
-    plugin_options,
-    report_slow,
-)
+from xformd.commands.options import Selected, describe_locally, isolated_plugin_output, plugin_options, report_slow
 from xformd.errors import ConfigError, XformError
 
 if TYPE_CHECKING:

@@ -158,13 +158,7 @@ def send(
 @plugin_options
 @limit_options(("max_result_bytes", "transform_timeout_s", "worker_memory_bytes"))
 @click.option("--traceback", is_flag=True, help="Show the traceback of a transform that raises.")
-def run(
-    spec: str,
-    poems: PoemOptions,
-    options: dict[str, str],
-    selected: Selected,
-    traceback: bool,
-) -> None:
+def run(spec: str, poems: PoemOptions, options: dict[str, str], selected: Selected, traceback: bool) -> None:
     """Transform poems without a server.
 
     \b

@@ -122,12 +122,7 @@ _SETTINGS = (
         (tcp_server(port=DEFAULT_HTTP_PORT),),
         "where to answer HTTP, with a page to try the transforms on: Twisted server endpoints, or none",
     ),
-    Setting(
-        "metrics",
-        _ENDPOINTS,
-        (),
-        "where to answer HTTP with metrics and health only: Twisted endpoints, or none",
-    ),
+    Setting("metrics", _ENDPOINTS, (), "where to answer HTTP with metrics and health only: Twisted endpoints, or none"),
     Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * for all"),
     Setting("host_names", _HOSTS, frozenset(), "names that HTTP clients call this server by; * is any"),
     Setting(

@@ -89,19 +89,15 @@ class BodyWriter(Protocol):
     @property
     def has_room(self) -> bool:
         """Whether the client reads what is sent."""
-        ...
 
     def send(self, data: bytes) -> None:
         """Send a piece of the body."""
-        ...
 
     def end(self) -> None:
         """End the body."""
-        ...
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Call a function after the other connections' turn, unless this one is lost by then."""
-        ...
 
 
 class BodyStream(Protocol):
@@ -109,15 +105,12 @@ class BodyStream(Protocol):
 
     def start(self, writer: BodyWriter) -> None:
         """Begin to send."""
-        ...
 
     def resume(self) -> None:
         """Go on: the client has read everything."""
-        ...
 
     def cancel(self) -> None:
         """Stop: the client is gone."""
-        ...
 
 
 class Response(NamedTuple):

@@ -126,10 +126,7 @@ def _problem(status: int, codes: Iterable[str]) -> Json:
 
 def _transform_path(transform: Mapping[str, Any], size_limit: str) -> Json:
     name, schemas, is_text = transform["name"], transform["options_schema"]["properties"], transform["kind"] == "text"
-    shared = {
-        "summary": transform["summary"],
-        "tags": [f"{transform['distribution']} {transform['version']}".rstrip()],
-    }
+    shared = {"summary": transform["summary"], "tags": [f"{transform['distribution']} {transform['version']}".rstrip()]}
     options = [_option_parameter(transform, option, schema) for option, schema in schemas.items()]
     body = {"schema": _TEXT if is_text else {}, "examples": _examples(transform, "poem")}
     served = content_type(transform["media_type"], transform["kind"]).partition(";")[0].rstrip()

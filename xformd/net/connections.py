@@ -30,7 +30,6 @@ class Abortable(Protocol):
 
     def abort(self) -> None:
         """Close now."""
-        ...
 
 
 class Evictable(Abortable, Protocol):
@@ -38,7 +37,6 @@ class Evictable(Abortable, Protocol):
 
     def has_input(self) -> bool:
         """Whether bytes have arrived that the server has not read yet."""
-        ...
 
 
 @attrs.frozen

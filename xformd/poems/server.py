@@ -59,7 +59,6 @@ class PoemSource(Interface):
 
     def get_poem(self) -> "bytes | Deferred[bytes]":
         """Return the poem, or a Deferred of it."""
-        ...
 
 
 class PoemService(Service):

@@ -17,7 +17,7 @@ import pytest
 
 from support.http_client import Http
 from support.http_front import Answer, request
-from support.processes import DEADLINE_S, VERSES, Server, netstring, read_to_end, serving, wait_until
+from support.processes import DEADLINE_S, VERSES, Server, netstring, read_to_end, serving, stop, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("behind a proxy")]
 
@@ -117,11 +117,7 @@ def running(command: list[str], log: Path, pass_fds: list[int], **extra: str) ->
         try:
             yield process
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            stop(process)
 
 
 def program(name: str, package: str) -> str:

@@ -10,6 +10,11 @@ from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 MAX_BODY_BYTES = 1_000
 """Of a body in chunks, unless the test says otherwise."""
 
+LINE = b"POST /x HTTP/1.1\r\n"
+HEAD = LINE + b"Host: a\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+OWL = HEAD + b"Content-Length: 3\r\n\r\nowl"
+
 
 @attrs.define
 class Parsed:
@@ -63,6 +68,11 @@ def parse(pieces: Iterable[bytes], max_body_bytes: int = MAX_BODY_BYTES, *, take
     else:
         outcome.is_inside = parser.is_inside
     return outcome
+
+
+def whole(data: bytes, max_body_bytes: int = MAX_BODY_BYTES) -> Outcome:
+    """Parse a stream that arrives in one piece."""
+    return parse([data], max_body_bytes)
 
 
 def _parse_what_is_here(parser: RequestParser, requests: list[Parsed], fed: int, *, takes_whole: bool) -> None:

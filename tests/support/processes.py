@@ -159,11 +159,16 @@ def serving(
         try:
             yield Server(process, log, ready)
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process in order, or else at once."""
+    process.terminate()
+    try:
+        process.wait(timeout=DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def netstring(string: bytes) -> bytes:

@@ -6,19 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.http_streams import MAX_BODY_BYTES, Outcome, in_pieces, parse, singly, splits, streams
+from support.http_streams import (
+    CHUNKED,
+    HEAD,
+    LINE,
+    MAX_BODY_BYTES,
+    OWL,
+    Outcome,
+    in_pieces,
+    parse,
+    singly,
+    splits,
+    streams,
+    whole,
+)
 from xformd.errors import BadRequest, TooLarge
 from xformd.wire import http1
 from xformd.wire.http1 import END, MAX_HEAD_BYTES, HttpError, RequestParser
-
-LINE = b"POST /x HTTP/1.1\r\n"
-HEAD = LINE + b"Host: a\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-OWL = HEAD + b"Content-Length: 3\r\n\r\nowl"
-
-
-def whole(data: bytes, max_body_bytes: int = MAX_BODY_BYTES) -> Outcome:
-    return parse([data], max_body_bytes)
 
 
 def assert_same_at_every_split(data: bytes) -> Outcome:

@@ -8,19 +8,9 @@ from typing import Any
 import pytest
 
 from support.costs import Traced
-from support.http_streams import MAX_BODY_BYTES, Outcome, parse, singly, splits
+from support.http_streams import CHUNKED, HEAD, LINE, MAX_BODY_BYTES, OWL, parse, singly, splits, whole
 from xformd.wire import http1
 from xformd.wire.http1 import FREE_FRAMING_BYTES, MAX_FIELDS, MAX_HEAD_BYTES, HttpError, RequestParser
-
-LINE = b"POST /x HTTP/1.1\r\n"
-HEAD = LINE + b"Host: a\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-OWL = HEAD + b"Content-Length: 3\r\n\r\nowl"
-
-
-def whole(data: bytes, max_body_bytes: int = MAX_BODY_BYTES) -> Outcome:
-    return parse([data], max_body_bytes)
-
 
 # Limits.
 

@@ -3,7 +3,7 @@
 Invariant: each request that reaches it is counted, and logged if it has an entry, once, with the code of its outcome.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -11,7 +11,6 @@ from twisted.python.failure import Failure
 
 from xformd.errors import XformError
 from xformd.plugins.registry import Registry
-from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome
 from xformd.service import TransformService
@@ -41,7 +40,7 @@ class CountingService:
         self.caller_has_room = service.caller_has_room
         self.stop = service.stop
         self.on_swap = service.on_swap
-        self._calls: SpecCache[bytes, PreparedCall | None] = SpecCache()
+        self._calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
         self.on_swap.append(self._calls.clear)
 
     @property
@@ -50,13 +49,7 @@ class CountingService:
         return self._service.registry
 
     def xform(
-        self,
-        spec: Spec,
-        poem: bytes,
-        *,
-        timeout_s: float | None = None,
-        caller: Caller | None = None,
-        timing: RequestTiming | None = None,
+        self, spec: Spec, poem: bytes, *, timing: RequestTiming | None = None, **more: Any
     ) -> bytes | Deferred[bytes]:
         """See ``Service.xform``."""
         timing = RequestTiming() if timing is None else timing
@@ -65,7 +58,7 @@ class CountingService:
         if isinstance(timing, AccessEntry):
             timing.spec, timing.poem_bytes = spec, len(poem)
         try:
-            result = self._service.xform(spec, poem, timeout_s=timeout_s, caller=caller, timing=timing)
+            result = self._service.xform(spec, poem, timing=timing, **more)
         except XformError as error:
             self._count(label, error.code, timing)
             raise
@@ -75,14 +68,12 @@ class CountingService:
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
-        try:
-            return self._calls[words]
-        except KeyError:
-            call = self._prepare_call(words)
-            return self._calls.remember(words, None if call is None else self._make_counted(call))
+        return self._calls[words]
 
-    def _make_counted(self, call: PreparedCall) -> PreparedCall:
+    def _make_call(self, words: bytes) -> PreparedCall | None:
         """Count what succeeds at once in batches, and everything else in ``finish_call``."""
+        if (call := self._prepare_call(words)) is None:
+            return None
         label = call.name
 
         def finish_call(outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:

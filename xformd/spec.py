@@ -7,7 +7,7 @@ its one canonical wire form. Nothing here knows which transforms exist.
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -83,8 +83,16 @@ class SpecCache(dict[Key, Value]):
     """What has been worked out for specs, or for the words of requests: clients repeat the same few.
 
     Clients choose the keys, so there are at most ``MAX_REMEMBERED``, of up to ``SHORT_CHARACTERS`` each. A full cache
-    starts over: that leaves a hit as cheap as a dict's.
+    starts over: that leaves a hit as cheap as a dict's. ``make`` works out what is missing when it is looked up.
     """
+
+    def __init__(self, make: Callable[[Key], Value] | None = None) -> None:
+        self._make = make
+
+    def __missing__(self, key: Key) -> Value:
+        if self._make is None:
+            raise KeyError(key)
+        return self.remember(key, self._make(key))
 
     def remember(self, key: Key, value: Value) -> Value:
         """Keep a value, unless its key is too long; return it."""

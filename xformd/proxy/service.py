@@ -120,8 +120,8 @@ class CachingTransformService:
         self._results: ReadThrough[bytes, bytes] = ReadThrough(
             self._cache, policy, reactor, size_of=_size_of, fell_back=_never
         )
-        self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache()
-        self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache()
+        self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache(self._make_key_prefix)
+        self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
         self._in_flight = RequestsInFlight()
         self._asking = 0
 
@@ -160,31 +160,19 @@ class CachingTransformService:
     def caller_has_room(self, caller: Caller) -> None:
         """Do nothing: the upstreams decide when a request begins."""
 
-    def xform(
-        self,
-        spec: Spec,
-        poem: bytes,
-        *,
-        timeout_s: float | None = None,
-        caller: Caller | None = None,
-        timing: RequestTiming | None = None,
-    ) -> bytes | Deferred[bytes]:
+    def xform(self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, **_: object) -> bytes | Deferred[bytes]:
         """Return the result from the cache, or ask an upstream; see ``Service.xform``."""
-        del caller, timing
-        return self._answer(self._key_prefix(spec), spec, poem, timeout_s)
+        return self._answer(self._key_prefixes[spec], spec, poem, timeout_s)
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
-        try:
-            return self._prepared_calls[words]
-        except KeyError:
-            if len(words) > SHORT_CHARACTERS:
-                return None
-        return self._prepared_calls.remember(words, self._make_call(words))
+        return self._prepared_calls[words]
 
     def _make_call(self, words: bytes) -> PreparedCall | None:
+        if len(words) > SHORT_CHARACTERS:
+            return None
         request = session.decode_request(b"1 %b." % words)
-        if not isinstance(request, session.Request) or (key_prefix := self._key_prefix(request.spec)) is None:
+        if not isinstance(request, session.Request) or (key_prefix := self._key_prefixes[request.spec]) is None:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
         return PreparedCall(
@@ -269,17 +257,13 @@ class CachingTransformService:
             return Failure(Unavailable(error.message, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS))
         return failure
 
-    def _key_prefix(self, spec: Spec) -> bytes | None:
+    def _make_key_prefix(self, spec: Spec) -> bytes | None:
         """Return the start of the cache keys of a spec's results; None where they must not be cached."""
-        try:
-            return self._key_prefixes[spec]
-        except KeyError:
-            epochs = self._catalog.epochs(spec)
-        key_prefix: bytes | None = None
-        if epochs is not None:
-            words = repr((str(spec), [(e.origin.distribution, e.origin.version, e.since) for e in epochs])).encode()
-            key_prefix = hashlib.sha256(words).digest()
-        return self._key_prefixes.remember(spec, key_prefix)
+        epochs = self._catalog.epochs(spec)
+        if epochs is None:
+            return None
+        words = repr((str(spec), [(e.origin.distribution, e.origin.version, e.since) for e in epochs])).encode()
+        return hashlib.sha256(words).digest()
 
     def _forget_epochs(self) -> None:
         self._key_prefixes.clear()

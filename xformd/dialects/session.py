@@ -347,7 +347,7 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         length, number, new_words = match.groups()
         if new_words != words:  # looking them up and reading the clock takes as long as answering
             if call is not None:
-                _note_run_time(service, call, started_s)
+                note_run_time(service, call, started_s)
             words, call, started_s = new_words, service.prepare_call(new_words), service.stopwatch()
             counts = None if call is None else call.batched_counts
         start, end = match.end(), match.start(2) + int(length)
@@ -373,13 +373,15 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         if (room_bytes := room_bytes - len(reply)) < 0:
             break
     if call is not None:
-        _note_run_time(service, call, started_s)
+        note_run_time(service, call, started_s)
     return position, replies, pending
 
 
-def _note_run_time(service: Service, call: PreparedCall, started_s: float) -> None:
+def note_run_time(service: Service, call: PreparedCall, started_s: float) -> float:
+    """Count and return how many seconds a call has run, once or several times in turn; log it if it was slow."""
     ran_s = service.stopwatch() - started_s
     if ran_s > SLOW_CALL_S:
         call.on_slow_call(ran_s)
     if call.batched_counts is not None:
         call.batched_counts.ran(ran_s)
+    return ran_s

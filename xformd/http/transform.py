@@ -12,13 +12,14 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd.counting import CountingService
+from xformd.dialects.session import note_run_time
 from xformd.errors import XformError
 from xformd.http import problems, requests
 from xformd.http.messages import Request, Response, TakeBody, header_lines
 from xformd.http.requests import MAX_AGE_S, TransformRequest, if_match, matches_etag, take_poem
 from xformd.limits import Limits
 from xformd.runners.generation import PreparedCall
-from xformd.runners.inline import SLOW_CALL_S, Outcome, end_timing
+from xformd.runners.inline import Outcome, end_timing
 from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.spec import SpecCache
 from xformd.telemetry.metrics import Metrics
@@ -50,7 +51,6 @@ class TransformEndpoint:
         self._metrics = metrics
         self._max_bytes = limits.max_request_bytes
         self._max_result_bytes = service.max_result_bytes
-        self._stopwatch = service.stopwatch
         self._remembered: SpecCache[bytes, tuple[TransformRequest, PreparedCall | None]] = SpecCache()
         service.on_swap.append(self._remembered.clear)
 
@@ -91,23 +91,18 @@ class TransformEndpoint:
         wanted, call = self._remembered.get(request.path, (None, None))
         if wanted is None or call is None or len(poem) > LONG_POEM_BYTES:  # or a reload has come before the body
             return self._run(request, self._look_up(request, {}), poem, None)
-        stopwatch, counts = self._stopwatch, call.batched_counts
         outcome: Outcome
-        started_s = stopwatch()
+        started_s = self._service.stopwatch()
         try:
             outcome = call.run(poem)
         except BaseException:  # the transform's: nothing else runs in there
             outcome = Failure()
-        ran_s = stopwatch() - started_s
-        if ran_s > SLOW_CALL_S:
-            call.on_slow_call(ran_s)
-        is_done = type(outcome) is bytes and len(outcome) <= self._max_result_bytes
-        if counts is not None:
-            counts.poems_bytes.append(len(poem))
-            if type(outcome) is bytes and is_done:
-                counts.results_bytes.append(len(outcome))
-            counts.ran(ran_s)
-        if type(outcome) is bytes and is_done:
+        if call.batched_counts is not None:
+            call.batched_counts.poems_bytes.append(len(poem))
+        ran_s = note_run_time(self._service, call, started_s)
+        if type(outcome) is bytes and len(outcome) <= self._max_result_bytes:
+            if call.batched_counts is not None:
+                call.batched_counts.results_bytes.append(len(outcome))
             headers = b"%bserver-timing: queue;dur=0.00, run;dur=%.2f\r\n" % (wanted.result_headers, 1_000 * ran_s)
             return Response(200, headers, outcome)
         timing = request.timing

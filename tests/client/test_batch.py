@@ -19,7 +19,6 @@ from xformd.client.batch import (
     Batch,
     Item,
     Summary,
-    file_name,
     find_files,
     mirrored,
     to_files,
@@ -154,7 +153,7 @@ def test_a_stream_gets_the_bytes_and_nothing_else() -> None:
 
 
 def test_each_result_has_its_own_file(tmp_path: Path) -> None:
-    files = [(source, tmp_path / "new" / file_name(source)) for source in (STDIN, Path("a/owl"))]
+    files = [(source, tmp_path / "new" / source.name) for source in (STDIN, Path("a/owl"))]
     write = to_files(files, "--output-dir")
     write(STDIN, b"Cat")
     write(Path("a/owl"), b"Owl")

@@ -13,21 +13,9 @@ from support.logs import Log
 from support.processes import DEADLINE_S, environment
 from xformd.limits import Limits
 from xformd.net import run
-from xformd.net.run import connections_within, descriptors_needed, make_room, raise_limit
+from xformd.net.run import make_room, raise_limit
 
 UNLIMITED = resource.RLIM_INFINITY
-
-
-@pytest.mark.parametrize("connections", [1, 100, 10_000])
-@pytest.mark.parametrize("workers", [0, 2, 64])
-def test_the_descriptors_needed_are_enough(connections: int, workers: int) -> None:
-    assert connections_within(descriptors_needed(connections, 10, workers), 10, workers) >= connections
-
-
-def test_connections_leave_room_for_everything_else() -> None:
-    assert connections_within(1024, 10, 3) == 1024 - 10 - 32 - 4 * 8
-    assert connections_within(64, 8, 64) == 24
-    assert connections_within(16, 12, 2) == 1
 
 
 @pytest.mark.parametrize(
@@ -67,11 +55,21 @@ def limit_to(limit: int, monkeypatch: pytest.MonkeyPatch) -> Mock:
     return raise_limit
 
 
-@pytest.mark.parametrize(("limit", "connections"), [(1_000_000, 100), (100, 32)])
-def test_room_is_made_as_far_as_the_limit_goes(monkeypatch: pytest.MonkeyPatch, limit: int, connections: int) -> None:
-    raise_limit = limit_to(limit, monkeypatch)
-    assert make_room(100, 1) == (limit, connections)
-    raise_limit.assert_called_once_with(descriptors_needed(100, 20, 1))
+@pytest.mark.parametrize("workers", [0, 2, 64])
+def test_the_limit_that_is_asked_for_is_enough(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    limit_to(0, monkeypatch).side_effect = lambda wanted: wanted
+    limit, connections = make_room(1_000, workers)
+    assert (limit, connections) == (1_000 + 20 + 32 + 8 * (workers + 1), 1_000)
+
+
+@pytest.mark.parametrize(
+    ("limit", "workers", "connections"), [(1024, 3, 1024 - 20 - 32 - 4 * 8), (64, 64, 12), (16, 2, 1)]
+)
+def test_connections_leave_room_for_everything_else(
+    monkeypatch: pytest.MonkeyPatch, limit: int, workers: int, connections: int
+) -> None:
+    limit_to(limit, monkeypatch)
+    assert make_room(10_000, workers) == (limit, connections)
 
 
 @pytest.mark.parametrize(

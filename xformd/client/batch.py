@@ -206,13 +206,8 @@ def find_files(arguments: Iterable[Path], skip: Path | None = None) -> list[Path
     return found
 
 
-def file_name(source: Path) -> str:
-    """Return the name of the file for a source's result."""
-    return source.name
-
-
 def mirrored(arguments: Iterable[Path]) -> Callable[[Path], str]:
-    """Return a ``file_name`` that keeps the folders below the one that all arguments have in common."""
+    """Return what names the file for a source's result, in the folders below the one that all arguments share."""
     folders = [path.absolute() if path.is_dir() else path.absolute().parent for path in arguments if path != STDIN]
     common = os.path.commonpath(folders or [STDIN.parent])
     return lambda source: os.path.relpath(source.absolute(), STDIN.parent if source == STDIN else common)

@@ -63,7 +63,12 @@ class _Exchange(Protocol):
             how = "closed the connection" if reason.check(ConnectionDone) else f"is gone ({failure_reason(reason)})"
             self._settle(Failure(ConnectionLost(f"{self._address} {how} before the whole answer had arrived")))
         else:
-            self._settle(Failure(RequestRefused(self._refused())))
+            refused = (
+                f"{self._address} refused {self._spec} without an answer, as the classic dialect does: check the "
+                "transform's name and options (xformd list-transforms), that the poem is what it takes (UTF-8 text?) "
+                "and its size; the server's log has the reason"
+            )
+            self._settle(Failure(RequestRefused(refused)))
 
     def connection_failed(self, failure: Failure) -> None:
         """Fail with the reason why there is no connection."""
@@ -81,10 +86,3 @@ class _Exchange(Protocol):
             self.transport.abortConnection()  # type: ignore[attr-defined]  # every stream transport has it
         if answer is not None:
             answer.callback(outcome)
-
-    def _refused(self) -> str:
-        return (
-            f"{self._address} refused {self._spec} without an answer, as the classic dialect does: check the "
-            "transform's name and options (xformd list-transforms), that the poem is what it takes (UTF-8 text?) "
-            "and its size; the server's log has the reason"
-        )

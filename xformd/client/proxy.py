@@ -19,7 +19,6 @@ from xformd.client.upstream import LONGEST_DELAY_S, MAX_SESSION_AGE_S, PATIENCE_
 from xformd.errors import GibberishError, TransformTimeout, XformError, one_line
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
-from xformd.net.defaults import with_host
 from xformd.spec import OptionValue
 
 Poem = TypeVar("Poem", str, bytes)
@@ -66,7 +65,7 @@ class TransformProxy:
             named = [(addresses.tcp_client(reactor, servers, port), address or f"{servers}:{port}")]
         else:
             several = list(servers) if isinstance(servers, list | tuple) else [cast(Server, servers)]
-            named = [_endpoint(reactor, server, address) for server in several]
+            named = [addresses.named_client(reactor, each, address, unnamed="the server") for each in several]
         options: Any = {"longest_delay_s": longest_delay_s, "max_session_age_s": max_session_age_s}
         self._upstreams = [Upstream(endpoint, name, reactor, max_result_bytes, **options) for endpoint, name in named]
         self._is_closed = False
@@ -170,12 +169,6 @@ class TransformProxy:
             names = " or ".join(dict.fromkeys(upstream.address for upstream in self._upstreams))
             raise TransformTimeout(f"no answer from {names} within {timeout:g} s")
         return result
-
-
-def _endpoint(reactor: Any, server: Server, address: str | None) -> tuple[IStreamClientEndpoint, str]:
-    if isinstance(server, str | int):
-        return addresses.client_endpoint(reactor, server), address or with_host(server)
-    return server, address or "the server"
 
 
 def _to_bytes(poem: object) -> bytes:

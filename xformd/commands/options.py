@@ -500,14 +500,6 @@ def run_server_without_plugins(make: "Callable[[Any], ListeningService]", serves
     from xformd.net import run
 
     prepare_to_serve(log_format)
-    try:
-        with isolated_plugin_output() as stdout:
-            run.run_server(
-                make,
-                lambda _, addresses: [*listening_lines(addresses), serves],
-                functools.partial(click.echo, file=stdout),
-            )
-    except ConfigError as error:
-        if error.setting is None:
-            raise
-        raise error.located_at(TABLE[error.setting].flag) from error
+    with isolated_plugin_output() as stdout:
+        announce = functools.partial(click.echo, file=stdout)
+        run.run_server(make, lambda _, addresses: [*listening_lines(addresses), serves], announce)

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -204,7 +205,7 @@ def _run_batch(
     if poems.in_place:
         write = batch.to_files([(source, source) for source in sources], "--in-place", overwrite=True)
     elif poems.output_dir is not None:
-        name_of = batch.mirrored(files) if poems.recursive else batch.file_name
+        name_of = batch.mirrored(files) if poems.recursive else attrgetter("name")
         targets = [(source, poems.output_dir / name_of(source)) for source in sources]
         write = batch.to_files(targets, f"--output-dir {poems.output_dir}")
     else:

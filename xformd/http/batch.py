@@ -92,9 +92,9 @@ class BatchEndpoint:
     """Responds to a batch. ``metrics`` counts lines that never reach the service."""
 
     def __init__(self, service: Service, metrics: Metrics, limits: Limits) -> None:
-        self._service = service
-        self._metrics = metrics
-        self._limits = limits
+        self.service = service
+        self.metrics = metrics
+        self.max_running = limits.max_in_flight
 
     def __call__(self, request: Request) -> Response | TakeBody:
         """Respond to a request; every line gets a result or an error."""
@@ -103,39 +103,20 @@ class BatchEndpoint:
             return problems.response(problems.http_problem(415, detail, request.id))
 
         def take_body(body: bytes) -> Response:
-            lines = _Lines(request, body, timeout_s, self._service, self._metrics, self._limits.max_in_flight)
-            return Response(200, header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store")), lines)
+            headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
+            return Response(200, headers, _Lines(self, request, body, timeout_s))
 
         return take_body
 
 
 class _Lines:
-    """The lines of one batch, and the body of the response to it. It is the caller of all of them.
+    """The lines of one batch, and the body of the response to it. It is the caller of all of them."""
 
-    Args:
-        request: whose id they have in the log.
-        body: of the request.
-        timeout_s: how long the client waits for each.
-        service: runs them.
-        metrics: counts those that are malformed.
-        max_running: how many may run at a time.
-    """
-
-    def __init__(
-        self,
-        request: Request,
-        body: bytes,
-        timeout_s: float | None,
-        service: Service,
-        metrics: Metrics,
-        max_running: int,
-    ) -> None:
-        self._request = request
+    def __init__(self, endpoint: BatchEndpoint, request: Request, body: bytes, timeout_s: float | None) -> None:
+        self._service, self._metrics, self._max_running = endpoint.service, endpoint.metrics, endpoint.max_running
+        self._request = request  # whose id they have in the log
         self._unread = enumerate(split_lines(body))
-        self._timeout_s = timeout_s
-        self._service = service
-        self._metrics = metrics
-        self._max_running = max_running
+        self._timeout_s = timeout_s  # how long the client waits for each
         self._running: set[Deferred[bytes]] = set()
         self._finished: list[bytes] = []
         self._finished_bytes = 0

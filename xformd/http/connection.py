@@ -5,7 +5,7 @@ has ``request_timeout_s`` from its first byte, or from its turn, until it has fu
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -60,6 +60,7 @@ class HttpHandler:
         forwarded: ForwardedRequests,
     ) -> None:
         self._connection = connection
+        self.call_soon = connection.call_soon
         self._forwarded = forwarded
         self._source: Source | None = None  # who sends all of its requests; None behind a trusted proxy
         self._application = application
@@ -154,10 +155,6 @@ class HttpHandler:
         if self._closes_after_stream:
             self._close()
         self._work()
-
-    def call_soon(self, function: Callable[[], None]) -> None:
-        """See ``BodyWriter.call_soon``."""
-        self._connection.call_soon(function)
 
     # How requests are handled.
 

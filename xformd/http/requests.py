@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from encodings import normalize_encoding
 from encodings.aliases import aliases
-from typing import Any
 from urllib.parse import unquote
 
 import attrs
@@ -223,12 +222,8 @@ class TransformRequest:
 
     def check_options(self) -> None:
         """Raise ``BadOptions`` if a transform does not accept its options."""
-        _ = self._options
-
-    @functools.cached_property
-    def _options(self) -> list[Any]:
-        steps = zip(self.spec.steps, self.entries, strict=True)
-        return [entry.transform.convert(dict(step.options)) for step, entry in steps]
+        for step, entry in zip(self.spec.steps, self.entries, strict=True):
+            entry.transform.convert(dict(step.options))
 
     def etag(self, target: bytes) -> bytes | None:
         """Return a tag that changes whenever the result of a GET of this target may change.

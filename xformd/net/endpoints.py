@@ -157,6 +157,15 @@ def client_endpoint(
     return client
 
 
+def named_client(
+    reactor: Any, server: str | int | IStreamClientEndpoint, name: str | None, *default: int, unnamed: str
+) -> tuple[IStreamClientEndpoint, str]:
+    """Return a server's endpoint, and its name in messages; ``default`` as for ``client_endpoint``."""
+    if isinstance(server, str | int):
+        return client_endpoint(reactor, server, *default), name or with_host(server)
+    return server, name or unnamed
+
+
 @attrs.frozen
 class ServerEndpoint:
     """A port to listen on, and what stands between it and a server's factory: TLS, a PROXY header, both or nothing."""

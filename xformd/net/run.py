@@ -206,20 +206,9 @@ def make_room(connections: int, workers: int) -> tuple[int, int]:
     Returns:
         The limit that holds now, and how many of the connections fit and still leave room for everything else.
     """
-    open_now = open_descriptors()
-    limit = raise_limit(descriptors_needed(connections, open_now, workers))
-    return limit, min(connections, connections_within(limit, open_now, workers))
-
-
-def descriptors_needed(connections: int, open_now: int, workers: int) -> int:
-    """Return how many descriptors a server may come to use."""
-    return connections + open_now + SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_WORKER * (workers + 1)
-
-
-def connections_within(limit: int, open_now: int, workers: int) -> int:
-    """Return how many connections a limit on descriptors leaves room for: at least one."""
-    others = open_now + min(SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_WORKER * (workers + 1), limit // 2)
-    return max(1, limit - others)
+    open_now, spare = open_descriptors(), SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_WORKER * (workers + 1)
+    limit = raise_limit(connections + open_now + spare)
+    return limit, min(connections, max(1, limit - open_now - min(spare, limit // 2)))
 
 
 def raise_limit(wanted: int) -> int:

@@ -17,9 +17,8 @@ from twisted.python.failure import Failure
 from xformd.client.errors import RequestCancelled, connection_failed
 from xformd.errors import ConnectionLost, TooLarge, TransformTimeout, XformError
 from xformd.limits import MIB
-from xformd.net import endpoints as addresses
-from xformd.net.defaults import DEFAULT_POEM_PORT, with_host
-from xformd.net.endpoints import connect, failure_reason
+from xformd.net.defaults import DEFAULT_POEM_PORT
+from xformd.net.endpoints import connect, failure_reason, named_client
 
 MAX_POEM_BYTES = 100 * MIB
 """The default limit: a poem is held in memory whole, and a server may never stop sending."""
@@ -74,34 +73,21 @@ def get_poem(
 def find_server(
     reactor: Any, server: str | int | IStreamClientEndpoint, address: str | None
 ) -> tuple[IStreamClientEndpoint, str]:
-    """Return a poem server's endpoint, and its name in messages.
-
-    Raises:
-        ConfigError: the address is invalid.
-    """
-    if isinstance(server, str | int):
-        return addresses.client_endpoint(reactor, server, DEFAULT_POEM_PORT, 30), address or with_host(server)
-    return server, address or "the poem server"
+    """Return a poem server's endpoint, and its name in messages; raise ``ConfigError`` if the address is invalid."""
+    return named_client(reactor, server, address, DEFAULT_POEM_PORT, 30, unnamed="the poem server")
 
 
 async def _read(connecting: Deferred[Any], reader: "PoemReader", name: str) -> bytes:
     try:
         await connecting
+        return await reader.poem
     except CancelledError:
-        raise _cancelled(name) from None
+        raise RequestCancelled(f"the download from {name} was cancelled") from None
     except XformError:
         raise
     except Exception:  # each kind of endpoint fails as it likes
         error = connection_failed(name, Failure(), "a poem server")
         raise error from error.__cause__
-    try:
-        return await reader.poem
-    except CancelledError:
-        raise _cancelled(name) from None
-
-
-def _cancelled(name: str) -> RequestCancelled:
-    return RequestCancelled(f"the download from {name} was cancelled")
 
 
 def _limit(work: Deferred[Any], timeout_s: float, clock: Any, message: str) -> None:

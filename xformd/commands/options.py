@@ -212,15 +212,6 @@ def _charset(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 # Settings: flags that are settings of a server too.
 
 
-log_format_option = click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Write the log as text, or as JSON with one object per line.",
-)
-
-
 def config_option(command: Command) -> Command:
     """Add ``--config``."""
     return click.option(
@@ -234,37 +225,26 @@ def config_option(command: Command) -> Command:
     )(command)
 
 
+def setting_option(name: str, metavar: str, **more: Any) -> Callable[[Command], Command]:
+    """Return the flag of a setting, which has its purpose as help."""
+    setting = TABLE[name]
+    default = setting.type.to_toml(setting.default).strip('[]{}"')
+    end = (" May be repeated." if more.get("multiple") else "") + (f" [{default}]" if default else "")
+    text = setting.purpose if name in LIMIT_SETTINGS else f"{setting.purpose[0].upper()}{setting.purpose[1:]}."
+    return click.option(setting.flag, metavar=metavar, help=text + end, **more)
+
+
+log_format_option = setting_option("log_format", "[text|json]")
+
+
 def plugin_flags(command: Command) -> Command:
     """Add the options that select plugins, each named after its setting."""
     for add in (
         click.option("--strict/--no-strict", default=None, help="Fail if a plugin is broken or a name is ambiguous."),
-        click.option(
-            "--prefer",
-            multiple=True,
-            callback=_pairs,
-            metavar="NAME=DISTRIBUTION",
-            help="Where several distributions provide a transform, take this one's.",
-        ),
-        click.option(
-            "--block",
-            multiple=True,
-            metavar="NAME",
-            help="Never import this plugin: a distribution, an entry point, or a loose file without .py.",
-        ),
-        click.option(
-            "--plugins-dir",
-            multiple=True,
-            type=click.Path(),
-            metavar="DIR",
-            help="Load the *.py files and packages of this folder as plugins too.",
-        ),
-        click.option(
-            "--plugins",
-            is_flag=False,
-            flag_value="all",
-            metavar="SELECTION",
-            help="Which installed plugins to load: all (the default), none, or distributions separated by commas.",
-        ),
+        setting_option("prefer", "NAME=DISTRIBUTION", multiple=True, callback=_pairs),
+        setting_option("block", "NAME", multiple=True),
+        setting_option("plugins_dir", "DIR", multiple=True, type=click.Path()),
+        setting_option("plugins", "SELECTION", is_flag=False, flag_value="all"),
     ):
         command = add(command)
     return command
@@ -275,10 +255,8 @@ def limit_options(names: Sequence[str] = LIMIT_SETTINGS) -> Callable[[Command], 
 
     def decorate(command: Command) -> Command:
         for name in reversed(names):
-            setting = TABLE[name]
-            metavar = {"bytes": "SIZE", "seconds": "DURATION"}.get(setting.type.unit, "N")
-            default = setting.type.to_toml(setting.default).strip('"')
-            command = click.option(setting.flag, metavar=metavar, help=f"{setting.reason} [{default}]")(command)
+            metavar = {"bytes": "SIZE", "seconds": "DURATION"}.get(TABLE[name].type.unit, "N")
+            command = setting_option(name, metavar)(command)
         return command
 
     return decorate

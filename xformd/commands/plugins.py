@@ -38,14 +38,21 @@ def list_transforms(as_json: bool, server: str | None, selected: Selected) -> No
       xformd list-transforms --config /etc/xformd.toml
       xformd list-transforms --server 127.0.0.1:11000
     """
+    from xformd.client import TransformProxy
+    from xformd.net import run
     from xformd.plugins import listing
+    from xformd.telemetry import logs
 
+    async def ask(server: str) -> dict[str, Any]:
+        return await TransformProxy(server).list_transforms(timeout=LIST_TIMEOUT_S)
+
+    logs.start()
     with isolated_plugin_output() as stdout:
         if server is None:
             with selected() as settings:
                 listed = list_here(settings)
         else:
-            listed = _ask_for_list(server)
+            listed = run.run_until_done(ask(server))
         click.echo(json.dumps(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
 
 
@@ -63,18 +70,6 @@ def list_here(settings: "Settings") -> dict[str, Any]:
 
     logs.start()
     return run.run_until_done(describe())
-
-
-def _ask_for_list(server: str) -> dict[str, Any]:
-    from xformd.client import TransformProxy
-    from xformd.net import run
-    from xformd.telemetry import logs
-
-    async def ask() -> dict[str, Any]:
-        return await TransformProxy(server).list_transforms(timeout=LIST_TIMEOUT_S)
-
-    logs.start()
-    return run.run_until_done(ask())
 
 
 @click.command()

@@ -14,10 +14,12 @@ from xformd.commands.options import (
     isolated_plugin_output,
     limit_options,
     listening_lines,
+    log_format_option,
     plugin_flags,
     prepare_to_serve,
+    setting_option,
 )
-from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT
+from xformd.net.defaults import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from xformd.config import Configuration, Settings
@@ -28,47 +30,17 @@ def _setting_options(command: Command) -> Command:
     """Add a flag for each setting, and pass the command the ``configuration``."""
     for add in (
         limit_options(),
-        click.option(
-            "--log-format", metavar="[text|json]", help="Write the log as text, or as JSON, one object per line. [text]"
-        ),
-        click.option(
-            "--access-log", metavar="[none|stderr|FILE]", help="Where to write a line for each request. [none]"
-        ),
-        click.option(
-            "--isolate", multiple=True, metavar="NAME", help="Run this transform in a worker, even if declared inline."
-        ),
-        click.option(
-            "--inline", multiple=True, metavar="NAME", help="Run this transform in the server, not in a worker."
-        ),
-        click.option(
-            "--workers", metavar="N", help="Worker processes: auto is as many as there is room for, 0 is none. [auto]"
-        ),
+        log_format_option,
+        setting_option("access_log", "[none|stderr|FILE]"),
+        setting_option("isolate", "NAME", multiple=True),
+        setting_option("inline", "NAME", multiple=True),
+        setting_option("workers", "N"),
         plugin_flags,
-        click.option(
-            "--trusted-proxies",
-            metavar="CIDR,...",
-            help="Proxies whose Forwarded and X-Forwarded headers are believed: addresses, networks, or unix.",
-        ),
-        click.option(
-            "--host-names",
-            multiple=True,
-            metavar="NAME",
-            help="A name that HTTP clients call this server by, besides localhost and its addresses; * is any.",
-        ),
-        click.option("--cors", multiple=True, metavar="ORIGIN", help="Let this site's pages call over HTTP; * is all."),
-        click.option(
-            "--metrics",
-            multiple=True,
-            metavar="ENDPOINT",
-            help="Where to answer only /metrics, /livez and /readyz over HTTP. May be repeated.",
-        ),
-        click.option(
-            "--http",
-            multiple=True,
-            metavar="ENDPOINT",
-            help=f"Where to answer HTTP: a Twisted server endpoint, such as tcp:8000, or none. May be repeated. "
-            f"[{DEFAULT_HOST}, port {DEFAULT_HTTP_PORT}]",
-        ),
+        setting_option("trusted_proxies", "CIDR,..."),
+        setting_option("host_names", "NAME", multiple=True),
+        setting_option("cors", "ORIGIN", multiple=True),
+        setting_option("metrics", "ENDPOINT", multiple=True),
+        setting_option("http", "ENDPOINT", multiple=True),
         configuration_options(DEFAULT_PORT),
     ):
         command = add(command)

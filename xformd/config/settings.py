@@ -122,9 +122,19 @@ _SETTINGS = (
         (tcp_server(port=DEFAULT_HTTP_PORT),),
         "where to answer HTTP, with a page to try the transforms on: Twisted server endpoints, or none",
     ),
-    Setting("metrics", _ENDPOINTS, (), "where to answer HTTP with metrics and health only: Twisted endpoints, or none"),
+    Setting(
+        "metrics",
+        _ENDPOINTS,
+        (),
+        "where to answer only /metrics, /livez and /readyz over HTTP: Twisted server endpoints, or none",
+    ),
     Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * for all"),
-    Setting("host_names", _HOSTS, frozenset(), "names that HTTP clients call this server by; * is any"),
+    Setting(
+        "host_names",
+        _HOSTS,
+        frozenset(),
+        "names that HTTP clients call this server by, besides localhost and its addresses; * is any",
+    ),
     Setting(
         "trusted_proxies",
         _PROXIES,
@@ -132,8 +142,13 @@ _SETTINGS = (
         "proxies whose Forwarded and X-Forwarded headers are believed: addresses, networks, unix for Unix sockets",
     ),
     Setting("plugins", types.PLUGINS, None, "installed plugins to load: all, none, or a list of distributions"),
-    Setting("block", _BLOCKED, frozenset(), "plugins that are never imported"),
-    Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files are loaded as plugins"),
+    Setting(
+        "block",
+        _BLOCKED,
+        frozenset(),
+        "plugins that are never imported: distributions, entry points, loose files without .py",
+    ),
+    Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files and packages are loaded as plugins too"),
     Setting("prefer", types.PREFERENCES, {}, "the distribution to use for a transform that several provide"),
     Setting("strict", types.BOOLEAN, False, "refuse to start if a plugin fails or two provide the same transform"),
     Setting(

@@ -59,13 +59,7 @@ class Policy:
 
 @attrs.frozen
 class CachedValue(Generic[Value]):
-    """A cached answer.
-
-    Args:
-        value: the answer.
-        stored_at: when it was stored, in seconds of the clock.
-        size_bytes: what it counts for in the cache.
-    """
+    """A cached answer: when it was stored, by the clock, and what it counts for in the cache."""
 
     value: Value
     stored_at: float
@@ -122,13 +116,7 @@ class SingleFlight(Generic[Key, Value]):
 
 
 class BoundedCache(Generic[Key, Value]):
-    """Keeps the most recently used answers, within a number of bytes.
-
-    Args:
-        max_bytes: the size of all answers together.
-        policy: how long an answer is kept.
-        clock: a reactor, or a clock in its place.
-    """
+    """Keeps the most recently used answers, within a number of bytes, and as long as the policy says."""
 
     def __init__(self, max_bytes: int, policy: Policy, clock: IReactorTime) -> None:
         self._max_bytes = max_bytes

@@ -6,19 +6,12 @@ what is held in memory is bounded by the limits.
 
 import functools
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHalfCloseableDescriptor,
-    IHalfCloseableProtocol,
-    IPushProducer,
-    ISSLTransport,
-    ITCPTransport,
-)
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
@@ -33,7 +26,7 @@ from xformd.limits import Limits
 from xformd.net.connections import DisconnectWatcher
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
-from xformd.net.write_buffer import PART_BYTES, IStreamTransport, WriteBuffer, bytes_in_system
+from xformd.net.write_buffer import PART_BYTES, WriteBuffer, bytes_in_system
 from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
@@ -46,21 +39,11 @@ FLUSH_TIMEOUT_S = 1.0
 """How long a client has to read the last answers when the grace period of a stopping server is over."""
 
 
-class IServerTransport(ITCPTransport, IStreamTransport, IPushProducer):
-    """The transport of a server's connection."""
-
-
 @implementer(IHalfCloseableProtocol)
 class TransformProtocol(DrainableProtocol):
-    """One connection. Its first netstring decides on the dialect, unless the factory has done so.
-
-    Args:
-        factory: made it.
-        peer: the client's IP address; None over a Unix socket.
-    """
+    """One connection. Its first netstring decides on the dialect, unless the factory has done so."""
 
     factory: "TransformFactory"
-    transport: IServerTransport
 
     log = Logger()
 
@@ -162,7 +145,7 @@ class TransformProtocol(DrainableProtocol):
             self._has_written_much = True
         if self._output is None:
             if self._can_send_now:  # nearly always the system takes all of it, and no buffer is needed
-                sent: int = self.transport.send_now(data)  # type: ignore[attr-defined]
+                sent: int = self.transport.send_now(data)
                 if sent == len(data):
                     return
                 data = data[sent:]
@@ -174,7 +157,7 @@ class TransformProtocol(DrainableProtocol):
     def finish(self, data: bytes) -> None:
         """See ``Connection.finish``."""
         if self._can_send_now:  # under TLS the end comes much later, and the last segment would wait for it
-            cast(Any, self.transport).hint_close_after_write()
+            self.transport.hint_close_after_write()
         if self._output is None and len(data) <= PART_BYTES:  # the transport holds that much: no buffer is needed
             self._has_written = True
             self.transport.write(data)
@@ -192,7 +175,7 @@ class TransformProtocol(DrainableProtocol):
     def hint_read_size(self, count: int) -> None:
         """See ``Connection.hint_read_size``."""
         if self._is_eager:
-            cast(Any, self.transport).hint_read_size(count)
+            self.transport.hint_read_size(count)
 
     def pause_reading(self) -> None:
         """See ``Connection.pause_reading``."""
@@ -317,7 +300,7 @@ class TransformProtocol(DrainableProtocol):
 
     def _can_half_close(self) -> bool:
         # Of the class, which is remembered, or else of the transport: what wraps another says so of itself.
-        transport = self.transport
+        transport: Hashable = self.transport
         return _are_half_closeable(type(transport)) or (
             isinstance(transport, ProtocolWrapper)
             and IHalfCloseableDescriptor.providedBy(transport)

@@ -9,12 +9,7 @@ from xformd.wire import classic, netstring
 
 
 class ClassicHandler:
-    """Answers one request.
-
-    Args:
-        connection: on which it arrived.
-        string: the inside of the first netstring.
-    """
+    """Answers one request, ``string``: the inside of the first netstring."""
 
     def __init__(self, connection: Connection, string: bytes) -> None:
         self._connection = connection

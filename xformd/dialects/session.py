@@ -35,12 +35,7 @@ _BURST = (None,) * 256
 
 
 class SessionHandler:
-    """Answers requests until the client or the server ends the session.
-
-    Args:
-        connection: on which they arrive.
-        decoder: has decoded the client's opening, and may hold what came after it.
-    """
+    """Answers requests until the client or the server ends the session; its opening is decoded already."""
 
     def __init__(self, connection: Connection, decoder: netstring.Decoder) -> None:
         limits = connection.limits

@@ -10,7 +10,7 @@ import attrs
 from xformd.counting import CountingService
 from xformd.http import problems
 from xformd.http.batch import BatchEndpoint
-from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, PageEndpoint
+from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
 from xformd.http.messages import Endpoint, Request, Response, TakeBody, header_lines
 from xformd.http.sites import Sites
 from xformd.http.transform import PREFIX, TransformEndpoint
@@ -110,7 +110,7 @@ def make_application(dependencies: HttpDependencies) -> Application:
     counting = CountingService(service, metrics, "http", dependencies.access_log)
     listing = ListingEndpoints(counting, limits)
     paths: dict[bytes, Methods] = {
-        b"/": {"GET": PageEndpoint(dependencies.netstring_address), "OPTIONS": _allow_get},
+        b"/": {"GET": lambda _: show_page(dependencies.netstring_address()), "OPTIONS": _allow_get},
         b"/batch": {"POST": BatchEndpoint(counting, metrics, limits)},
         b"/transforms": {"GET": listing.list_all},
         b"/openapi.json": {"GET": listing.describe_interface},

@@ -43,14 +43,7 @@ PROBE_AGAIN_S = 5.0
 
 
 class HttpHandler:
-    """Answers the requests of one connection.
-
-    Args:
-        connection: on which they arrive.
-        application: responds to them.
-        idle_connections: where the connection is kept while no whole request is there.
-        forwarded: the requests that came through proxies.
-    """
+    """Answers the requests of one connection, which is among the idle ones while no whole request is there."""
 
     def __init__(
         self,
@@ -471,16 +464,7 @@ class HttpHandler:
 
 
 class HttpFactory(TransformFactory):
-    """Makes connections that speak HTTP.
-
-    Args:
-        application: responds to the requests.
-        metrics: counts those that never reach the service.
-        service: runs what is in flight when the server stops.
-        limits: what a connection may cost.
-        clock: a reactor, or a clock in its place.
-        proxies: those in front of it that are trusted. Not their connections count for a peer, but their requests.
-    """
+    """Makes connections that speak HTTP. Of trusted proxies not the connections count for a peer, but the requests."""
 
     def __init__(
         self,

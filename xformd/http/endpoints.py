@@ -76,23 +76,13 @@ def _json(body: bytes, cache_control: bytes = b"no-cache", status: int = 200) ->
     return Response(status, headers, body)
 
 
-class PageEndpoint:
-    """``/``: the page, and the policy that allows it nothing but its own style and script.
-
-    Args:
-        netstring_address: returns where the server speaks netstrings, which the page shows.
-    """
-
-    def __init__(self, netstring_address: Callable[[], str]) -> None:
-        self._netstring_address = netstring_address
-
-    def __call__(self, _: Request) -> Response:
-        """Respond with the page."""
-        document, policy = build_page(self._netstring_address())
-        headers = header_lines(
-            (b"content-type", b"text/html; charset=utf-8"),
-            (b"content-security-policy", policy.encode()),
-            (b"referrer-policy", b"no-referrer"),
-            (b"cache-control", b"no-cache"),
-        )
-        return Response(200, headers, document)
+def show_page(netstring_address: str) -> Response:
+    """Respond with the page, which shows where netstrings are spoken; nothing but its own style and script runs."""
+    document, policy = build_page(netstring_address)
+    headers = header_lines(
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"content-security-policy", policy.encode()),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cache-control", b"no-cache"),
+    )
+    return Response(200, headers, document)

@@ -35,10 +35,6 @@ _STATUS_LINES: Mapping[int, bytes] = {
 class Request:
     """A request without its body.
 
-    Args:
-        head: what was sent.
-        source: who sent it.
-
     Attributes:
         id: its name in the log.
         method: ``POST``, for example.
@@ -142,14 +138,7 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
 
 
 def encode_head(response: Response, request: Request, general: bytes, *, closes: bool) -> bytes:
-    """Encode a response up to its body.
-
-    Args:
-        response: what to encode.
-        request: what it answers.
-        general: lines of headers that every response to this request has.
-        closes: whether the connection ends with it.
-    """
+    """Encode a response up to its body, with the ``general`` lines of headers that every response to this has."""
     status, headers, body, _ = response
     if type(body) is bytes:
         framing = b"" if status in _WITHOUT_BODY else b"content-length: %d\r\n" % len(body)

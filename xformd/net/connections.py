@@ -41,12 +41,7 @@ class Evictable(Abortable, Protocol):
 
 @attrs.frozen
 class ConnectionLimitReached:
-    """Why a new connection is refused.
-
-    Args:
-        kind: which limit was reached.
-        reason: the same as text for the log.
-    """
+    """Why a new connection is refused: which limit was reached, and the same as text for the log."""
 
     kind: Literal["total", "peer"]
     reason: str
@@ -161,12 +156,7 @@ class DisconnectWatcher:
         self._is_running = False
 
     def watch(self, connection: Abortable, descriptor: int) -> None:
-        """Abort a connection once its peer has gone.
-
-        Args:
-            connection: the connection to abort.
-            descriptor: that of its socket.
-        """
+        """Abort a connection once its peer has gone; the descriptor is its socket's."""
         self._watched[connection] = descriptor
         if not self._is_running:
             self._is_running = True

@@ -136,10 +136,7 @@ class ProxyHeaderProtocol(ProtocolWrapper):
 class ProxyHeaderFactory(RefusingFactory):
     """Wraps the factory of a port to which only a proxy connects, or TLS around that.
 
-    Args:
-        wrapped: makes what is behind the header.
-        identify: counts a connection under its client's address; returns whether it goes on.
-        clock: a reactor, or a clock in its place.
+    ``identify`` counts a connection under its client's address, and returns whether it goes on.
     """
 
     protocol = ProxyHeaderProtocol

@@ -13,20 +13,12 @@ from xformd.poems.server import PoemFactory, PoemService, PoemSource
 def make_poem_server(
     poem: Path, listen: tuple[str, ...], reactor: Any, *, bytes_per_s: float | None = None
 ) -> ListeningService:
-    """Put a poem server together, not started; ``bytes_per_s`` limits the rate for each client.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
+    """Put a poem server together, not started; raise ``ConfigError`` if the file cannot be read."""
     return _listening(PoemService(poem), listen, reactor, bytes_per_s)
 
 
 def make_poem_proxy(upstream: str, listen: tuple[str, ...], reactor: Any, **options: Any) -> ListeningService:
-    """Put a caching poem proxy together, not started; the options are those of ``CachingProxyService``.
-
-    Raises:
-        ConfigError: the address is invalid.
-    """
+    """Put a caching poem proxy together, not started; the options are those of ``CachingProxyService``."""
     return _listening(CachingProxyService(upstream, reactor=reactor, **options), listen, reactor, None)
 
 

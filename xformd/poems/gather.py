@@ -111,12 +111,7 @@ async def get_poems(
 def make_transform(
     spec: str, via: tuple[str, ...], timeout_s: float, reactor: Any
 ) -> Callable[[bytes], Deferred[bytes]]:
-    """Return a function that sends a poem to the transform servers.
-
-    Raises:
-        BadRequest: ``spec`` is not a spec; nothing has been fetched yet.
-        ConfigError: an address is invalid.
-    """
+    """Return a function that sends a poem to the transform servers; raise now what is wrong with spec or address."""
     built = str(specs.build(spec, {}))
     proxy = TransformProxy(via, reactor=reactor, longest_delay_s=LONGEST_DELAY_S)
     return lambda poem: proxy.xform(built, poem, timeout=timeout_s)
@@ -167,12 +162,7 @@ def file_name(address: str) -> str:
 
 
 class Progress:
-    """Shows a line for each address on a terminal, rewritten in place.
-
-    Args:
-        terminal: where; None to show nothing.
-        seconds: returns the time.
-    """
+    """Shows a line for each address on a terminal, if there is one, rewritten in place."""
 
     def __init__(self, terminal: TextIO | None, seconds: Callable[[], float]) -> None:
         self._terminal = terminal

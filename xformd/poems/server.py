@@ -166,24 +166,14 @@ def _reason(error: OSError) -> str:
 
 @attrs.frozen
 class Chunk:
-    """The next piece of a poem.
-
-    Args:
-        size_bytes: its size.
-        wait_s: how many seconds to wait before it is sent.
-    """
+    """The next piece of a poem, and how many seconds to wait before it is sent."""
 
     size_bytes: int
     wait_s: float
 
 
 class RateLimiter:
-    """Decides which bytes of a poem are due when. Pure; rounding errors do not add up, and no character is cut in two.
-
-    Args:
-        bytes_per_s: the rate.
-        started_s: the time at which the first byte began to be due.
-    """
+    """Decides which bytes of a poem are due when. Rounding errors do not add up, and no character is cut in two."""
 
     def __init__(self, bytes_per_s: float, started_s: float) -> None:
         self._bytes_per_s = bytes_per_s
@@ -210,12 +200,7 @@ def _end_of_character(poem: bytes, cut: int) -> int:
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class PoemProtocol(DrainableProtocol):
-    """One connection: sends the poem as soon as there is one, and ignores what comes in.
-
-    Args:
-        factory: the factory of the connection.
-        peer: the client's IP address, if it has one.
-    """
+    """One connection: sends the poem as soon as there is one, and ignores what comes in."""
 
     log = Logger()
 
@@ -391,9 +376,8 @@ class PoemFactory(DrainingFactory[PoemProtocol]):
         shutdown_grace_s: float = Limits().shutdown_grace_s,
     ) -> None:
         if not callable(getattr(source, "get_poem", None)):
-            raise TypeError(
-                f"PoemFactory takes an object with get_poem(), such as a PoemService; not {type(source).__name__}"
-            )
+            given = type(source).__name__
+            raise TypeError(f"PoemFactory takes an object with get_poem(), such as a PoemService; not {given}")
         times: Any = {"write_timeout_s": stall_timeout_s, "shutdown_grace_s": shutdown_grace_s}
         super().__init__(Limits(max_connections=max_connections, **times), reactor)
         self.source = source

@@ -15,12 +15,7 @@ Write = Callable[[int], object]
 class RateLimitedLog:
     """Logs the first event of a kind at once, and from then on the last one of each period, with their number.
 
-    Args:
-        clock: a reactor, or a clock in its place.
-        period_s: the length of a period, in seconds.
-
-    Attributes:
-        counts: how many events there were, by kind.
+    ``counts`` has how many events there were, by kind.
     """
 
     def __init__(self, clock: IReactorTime, period_s: float = 1.0) -> None:
@@ -30,12 +25,7 @@ class RateLimitedLog:
         self._unwritten: dict[str, tuple[int, Write | None]] = {}
 
     def add(self, kind: str, write: Write) -> None:
-        """Count an event, and log it now or at the end of the period.
-
-        Args:
-            kind: what it has in common with others; there must be few.
-            write: logs it.
-        """
+        """Count an event, and log it now or at the end of the period. There must be few kinds."""
         self.counts[kind] += 1
         if kind in self._unwritten:
             count, _ = self._unwritten[kind]

@@ -13,7 +13,7 @@ import attrs
 from twisted.application.service import IService
 from twisted.python import usage
 
-from xformd.config import Settings, configure
+from xformd.config import configure
 from xformd.config.types import parse_duration, parse_size, parse_timeout
 from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
@@ -35,18 +35,15 @@ class ServerOptions(usage.Options):
         """Make the server, with the settings of the file and the environment."""
         file = self["config"] or os.environ.get("XFORMD_CONFIG")
         configuration = configure(Path(file) if file else None, os.environ)
+        selection = configuration.settings.selection
+        folders = tuple(folder.absolute() for folder in selection.directories)  # twistd may change to another folder
+        selection = attrs.evolve(selection, directories=folders)
         try:
-            server = make_server(_with_absolute_folders(configuration.settings), reactor)
+            server = make_server(attrs.evolve(configuration.settings, selection=selection), reactor)
         except ConfigError as error:
             raise configuration.locate(error) from error
         keep_freed_memory()
         return FailFastService(server, reactor, configuration.locate)
-
-
-def _with_absolute_folders(settings: Settings) -> Settings:
-    """Return settings that hold in another folder, to which twistd may change."""
-    directories = tuple(folder.absolute() for folder in settings.selection.directories)
-    return attrs.evolve(settings, selection=attrs.evolve(settings.selection, directories=directories))
 
 
 class _ListeningOptions(usage.Options):

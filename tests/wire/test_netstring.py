@@ -27,10 +27,9 @@ def decode_all(pieces: list[bytes], max_length: int) -> tuple[list[bytes], str |
         for piece in pieces:
             fed += len(piece)
             strings += decoder.decode(piece)
-        decoder.finish()
     except NetstringError as error:
         return [*strings, *error.strings], error.violation, error.offset, fed
-    return strings, None, None, fed
+    return strings, "incomplete" if decoder.is_inside else None, fed if decoder.is_inside else None, fed
 
 
 def splits(data: bytes) -> Iterator[list[bytes]]:
@@ -71,7 +70,6 @@ def test_any_bytes_decode_or_raise_bad_frame(pieces: list[bytes], max_length: in
     try:
         for piece in pieces:
             assert all(len(string) <= max_length for string in decoder.decode(piece))
-        decoder.finish()
     except BadFrame:
         pass
 
@@ -97,7 +95,7 @@ def test_unread_bytes_join_what_arrives_next() -> None:
     assert decoder.decode(b"1:a,3:b", max_strings=1) == [b"a"]
     assert decoder.decode(b"cd,", max_strings=1) == [b"bcd"]
     assert not decoder.has_unread
-    decoder.finish()
+    assert not decoder.is_inside
 
 
 def test_no_string_wanted_means_no_byte_read() -> None:
@@ -115,8 +113,6 @@ def test_a_broken_decoder_stays_broken() -> None:
     for _ in range(2):
         with pytest.raises(NetstringError, match=r"byte 0 of the stream"):
             decoder.decode(b"x")
-    with pytest.raises(NetstringError):
-        decoder.finish()
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,7 @@ _DURATION_UNITS = {"": 1, "ms": 0.001, "s": 1, "min": 60, "h": 3600}
 
 
 def parse_size(value: object) -> int:
-    """Return a number of bytes above 0, written as ``100000`` or ``10MiB``.
-
-    Raises:
-        ValueError: with a complete message.
-    """
+    """Return a number of bytes above 0, written as ``100000`` or ``10MiB``."""
     size_bytes = _parse_quantity(value, _SIZE_UNITS) if isinstance(value, str) else value
     if type(size_bytes) is int and 0 < size_bytes <= MAX_NUMBER:
         return size_bytes
@@ -44,11 +40,7 @@ def parse_size(value: object) -> int:
 
 
 def parse_duration(value: object) -> float:
-    """Return a number of seconds, written as ``0.5``, ``500ms``, ``30s``, ``5min`` or ``2h``.
-
-    Raises:
-        ValueError: with a complete message.
-    """
+    """Return a number of seconds, written as ``0.5``, ``500ms``, ``30s``, ``5min`` or ``2h``."""
     duration_s = _parse_quantity(value, _DURATION_UNITS) if isinstance(value, str) else value
     if isinstance(duration_s, int | float) and not isinstance(duration_s, bool) and 0 <= duration_s <= MAX_DURATION_S:
         return float(duration_s)
@@ -56,11 +48,7 @@ def parse_duration(value: object) -> float:
 
 
 def parse_timeout(value: object) -> float:
-    """Return a number of seconds above 0, written as for ``parse_duration``.
-
-    Raises:
-        ValueError: with a complete message.
-    """
+    """Return a number of seconds above 0, written as for ``parse_duration``."""
     if duration_s := parse_duration(value):
         return duration_s
     raise ValueError(f"invalid duration {_show(value)}: it must be above 0; try 0.5, 30 or 5min")
@@ -97,12 +85,7 @@ class SettingType:
 
 
 def integer(minimum: int = 1, none: str | None = None) -> SettingType:
-    """Return the type of a whole number.
-
-    Args:
-        minimum: the smallest allowed number.
-        none: the word for None, if None is allowed.
-    """
+    """Return the type of a whole number; ``none`` is the word for None, if None is allowed."""
 
     def from_toml(value: object) -> int | None:
         if none is not None and value == none:

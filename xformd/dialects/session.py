@@ -215,15 +215,13 @@ class SessionHandler:
         if not self._decoder.is_inside:
             self._is_between_requests = not self._is_stopping
             self._has_request_deadline = False
-            self._connection.set_deadline(self._answer_timeout_s() if self._in_flight else self._idle_timeout_s)
+            # The service has limits of its own. But a client that has ended its side may be gone, and only an answer
+            # that is sent to it would show that.
+            answer_s = self._connection.limits.linger_timeout_s if self._peer_has_finished else None
+            self._connection.set_deadline(answer_s if self._in_flight else self._idle_timeout_s)
         elif not self._has_request_deadline:
             self._has_request_deadline = True
             self._connection.set_deadline(self._connection.limits.request_timeout_s)
-
-    def _answer_timeout_s(self) -> float | None:
-        # The service has limits of its own. But a client that has ended its side may be gone, and only an answer
-        # that is sent to it would show that.
-        return self._connection.limits.linger_timeout_s if self._peer_has_finished else None
 
     def _handle(self, string: bytes) -> None:
         try:

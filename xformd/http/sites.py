@@ -64,7 +64,9 @@ class Sites:
         for host in (head.host, *forwarded) if forwarded else (head.host,):
             is_own_host = self._is_own_short_host if len(host) <= MAX_NAME_BYTES else self._is_own_host
             if not is_own_host(host):
-                return _misdirected(host, request)
+                name = _PORT.sub("", host.decode("latin-1"))
+                detail = f"this server is not {name}: if it should be, start it with --host-names {name}"
+                return problems.response(problems.http_problem(421, detail, request.id))
         headers = head.headers
         if b"origin" not in headers and b"sec-fetch-site" not in headers:
             return None
@@ -111,12 +113,6 @@ class Sites:
         # Behind a wildcard or a proxy, a port that is forwarded has addresses that this machine does not know. No page
         # can rebind an address, only a name.
         return str(address) in self._addresses or not self._addresses.isdisjoint(_WILDCARDS)
-
-
-def _misdirected(host: bytes, request: Request) -> Response:
-    name = _PORT.sub("", host.decode("latin-1"))
-    detail = f"this server is not {name}: if it should be, start it with --host-names {name}"
-    return problems.response(problems.http_problem(421, detail, request.id))
 
 
 def _as_browsers_send_it(origin: str) -> str:

@@ -118,7 +118,7 @@ class CachingTransformService:
         )
         self._cache: BoundedCache[bytes, bytes] = BoundedCache(cache_bytes - digest_bytes, policy, reactor)
         self._results: ReadThrough[bytes, bytes] = ReadThrough(
-            self._cache, policy, reactor, size_of=_size_of, fell_back=_never
+            self._cache, policy, reactor, size_of=lambda result: len(result) + ENTRY_BYTES, fell_back=_never
         )
         self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache(self._make_key_prefix)
         self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
@@ -268,10 +268,6 @@ class CachingTransformService:
     def _forget_epochs(self) -> None:
         self._key_prefixes.clear()
         self._prepared_calls.clear()
-
-
-def _size_of(result: bytes) -> int:
-    return len(result) + ENTRY_BYTES
 
 
 def _never(*_: object) -> None:

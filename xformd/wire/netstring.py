@@ -11,7 +11,7 @@ from typing import Literal, NoReturn
 
 from xformd.errors import BadFrame, TooLarge
 
-Violation = Literal["bad_length", "bad_terminator", "too_long", "incomplete"]
+Violation = Literal["bad_length", "bad_terminator", "too_long"]
 
 _COLON, _COMMA, _ZERO, _NINE = b":,09"
 
@@ -138,17 +138,6 @@ class Decoder:
             self._data, position = b"", 0
         self._position = position
         return strings
-
-    def finish(self) -> None:
-        """Check that the stream ends where it may.
-
-        Raises:
-            NetstringError: ``incomplete``, if it ended inside a string.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._length is not None or self.has_unread:
-            self._fail("incomplete", len(self._data), [], "the stream ended inside a netstring")
 
     def _advance(self, data: bytes, position: int, strings: list[bytes]) -> int:
         """Decode one byte of a length, or what there is of a body, or a terminator; return the next position."""

@@ -12,6 +12,8 @@ import pytest
 from support.poems import poem_server
 from support.processes import Server, read_to_end, serving
 
+pytestmark = pytest.mark.slow
+
 POEM = b"The Owl\n" * 100
 PROGRAM = """
 import sys
@@ -20,8 +22,6 @@ from twisted.application import service, strports
 from twisted.internet import endpoints, reactor
 
 from xformd.poems import PoemFactory, PoemService
-
-pytestmark = pytest.mark.slow
 
 factory = PoemFactory(PoemService({poem!r}), bytes_per_s={bytes_per_s}, shutdown_grace_s={grace_s})
 inner = factory.buildProtocol

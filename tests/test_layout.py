@@ -31,6 +31,7 @@ SMALL_WITH_ONE_IMPORTER = {
     "xformd.cli": "a process: the command xformd",
     "xformd.client.classic": "a protocol: the classic dialect, on the client",
     "xformd.http.web_page": "a language: what builds the page from its HTML, CSS and JavaScript",
+    "xformd.commands.serve": "a group of commands: serve and config, which shows what it would use",
     "xformd.dialects.classic": "a protocol: the classic dialect, on the server",
     "xformd.net.reactor": "only where the system has epoll, which importing it needs",
     "xformd.plugins.builtin.text": "a plugin: an entry point names it",

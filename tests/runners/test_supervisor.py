@@ -454,6 +454,39 @@ def test_a_plugin_that_another_worker_is_importing_then_is_not_left_out_too(
     assert log.lines == []
 
 
+def test_a_plugin_that_fails_in_a_replacement_is_left_out_only_once_no_other_worker_is_left(
+    clock: Clock, supervised: Supervised, first: FakeWorker, log: Log
+) -> None:
+    """All workers end with the fork server, and the transforms of their jobs would be blamed."""
+    _, job = supervised.take_with_job()
+    first.listing = listing_of(owl="1")
+    supervised.workers[1].load("x-owl", "owl")
+    supervised.workers[1].end()
+    assert (supervised.launcher.left_out, job.heard, first.killed) == ({}, [], [])
+    assert log.lines == ["a worker was killed by SIGSEGV when it imported x-owl (owl); the next start is in 0.1 s"]
+    first.end()
+    clock.advance(0.1)
+    for worker in supervised.launcher.alive[:1]:
+        worker.load("x-owl", "owl")
+        worker.end()
+    assert [*supervised.launcher.left_out] == [("x-owl", "owl")]
+
+
+def test_without_a_plugin_that_was_left_out_workers_are_not_taken_for_others(clock: Clock, log: Log) -> None:
+    supervised = Supervised(clock, count=1)
+    supervised.workers[0].listing = listing_of(owl="1", cat="1")
+    supervised.workers[0].be_ready()
+    supervised.workers[0].end()
+    log.clear()
+    supervised.workers[1].load("x-owl", "owl")
+    supervised.workers[1].end()
+    supervised.supervisor.can_launch()
+    supervised.workers[-1].listing = listing_of(cat="1")
+    supervised.workers[-1].be_ready()
+    assert supervised.take_worker() is supervised.workers[-1]
+    assert log.lines == []
+
+
 def test_a_worker_that_has_loaded_its_plugins_blames_none(clock: Clock, supervised: Supervised, log: Log) -> None:
     first = supervised.workers[0]
     first.load("x-owl", "owl")

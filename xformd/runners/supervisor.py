@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from xformd.limits import Limits
 from xformd.net.deadline import backoff_s
-from xformd.plugins.registry import PluginKey
+from xformd.plugins.registry import PluginKey, label
 from xformd.runners import policy
 from xformd.runners.launcher import LauncherEvents
 from xformd.runners.messages import WorkerHello
@@ -337,7 +337,13 @@ class Supervisor:
         self._check_stopped()
 
     def _lose(self, slot: WorkerSlot, reason: str) -> None:
+        has_others = any(other.state != "starting" for other in self._slots.values())
+        if slot.loading is not None and has_others:  # their jobs would end with the fork server
+            distribution, name = slot.loading
+            self._start_failed(f"a worker {reason} when it imported {label(name, distribution, '')}")
+            return
         if slot.loading is not None:
+            self._listing = {}  # without that plugin
             self._launcher.leave_out(slot.loading, f"{reason} when a worker imported it")
             for other in [*self._slots.values()]:  # they end with the fork server, whatever they are importing
                 if other.state == "starting":

@@ -160,6 +160,18 @@ def test_a_fork_server_dies_with_its_reaper_and_workers_can_still_be_ended(own: 
     assert worker.end() == -signal.SIGKILL
 
 
+def test_when_the_reaper_of_the_fork_server_is_gone_the_last_worker_removes_its_folder(own: LiveForkServer) -> None:
+    workers = [own.worker() for _ in range(2)]
+    folder = Path(workers[0].text("folder")).parents[1]
+    os.kill(own.process.pid, signal.SIGKILL)
+    wait_until(lambda: not is_running(own.process.pid))
+    for worker in workers:
+        assert folder.is_dir()
+        worker.kill()
+        worker.end()
+    wait_until(lambda: not folder.exists())
+
+
 def test_its_folder_is_gone_with_it(own: LiveForkServer) -> None:
     folder = Path(own.worker().text("folder")).parents[1]
     assert folder.is_dir()

@@ -130,8 +130,12 @@ def keep_worker(
 ) -> NoReturn:
     """Keep a worker, report its wait status through the lifeline, and remove the ``folder`` of its jobs."""
     gc.disable()  # it would write to pages that are shared with the fork server
+    fork_server = os.getppid()
     status = keep(lifeline, become_worker, others)
     shutil.rmtree(folder, ignore_errors=True)
+    if os.getppid() != fork_server:  # its reaper is gone too, which would have removed the rest
+        with contextlib.suppress(OSError):  # other workers have folders there
+            folder.parent.rmdir()
     with contextlib.suppress(OSError):  # the server is gone
         os.write(lifeline, b"%d" % status)
     os._exit(0)

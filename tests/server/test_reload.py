@@ -322,16 +322,34 @@ def test_stopping_answers_what_an_old_generation_runs(site: Site) -> None:
     error_of(result, ShuttingDown)
 
 
-def test_a_reload_before_the_start_or_during_it_is_that_start(make: Callable[..., Site]) -> None:
+def test_a_reload_that_is_requested_during_the_start_follows_it(
+    clock: Clock, make: Callable[..., Site], log: Log
+) -> None:
+    """Something may have been installed after the start had looked for plugins."""
     site = make()
-    early = site.reloader.reload()
     site.reloader.start()
-    during = site.reloader.reload()
-    assert len(site.alive) == 2
-    assert not any(map(has_fired, (early, during)))
+    assert not any(map(has_fired, [site.reloader.reload() for _ in range(2)]))
+    assert len(site.launchers) == 1
     site.say_hello()
-    assert all(map(has_fired, (early, during)))
-    assert len(site.alive) == 2
+    clock.advance(0)
+    assert len(site.launchers) == 2
+    site.say_hello(SECOND)
+    assert site.xform("other", b"x")
+    assert log.lines == ["reloaded: 3 transforms from 1 plugins"]
+    site.stop()
+
+
+def test_a_start_whose_workers_do_not_get_ready_is_given_up_for_a_reload_that_was_requested(
+    clock: Clock, make: Callable[..., Site]
+) -> None:
+    site = make()
+    site.reloader.start()
+    site.reloader.reload()
+    fail_three_starts(clock, site)
+    complete, reloaded = site.launchers
+    reloaded.say_hello(SECOND)
+    assert complete.alive == []
+    assert site.xform("other", b"x")
     site.stop()
 
 

@@ -124,8 +124,8 @@ class Reloader:
         if self._started.called:  # nobody has been told yet
             for plugin in registry.with_state("failed"):
                 self.log.error("plugin {plugin} failed: {reason}", plugin=plugin.label, reason=plugin.reason)
-        self._has_started()
         self._supersede()  # those without slow plugins
+        self._has_started()
 
     def _start_failed(self, failure: Failure) -> None:
         if self.is_stopping or failure.check(_Superseded):
@@ -138,6 +138,8 @@ class Reloader:
     def _has_started(self) -> None:
         if not self._started.called:
             self._started.callback(None)
+            if self._is_requested:
+                self._reactor.callLater(0, self.reload)
 
     def _found_slow(self, plugin: Plugin, others: _LeftOut) -> None:
         """Report a plugin that takes long to be loaded; if nothing else works yet, start what does without it."""
@@ -209,11 +211,12 @@ class Reloader:
         """Load the plugins anew, start new workers, and switch to them unless that would break a transform.
 
         Returns:
-            Fires when that is done or has failed. A reload requested meanwhile follows.
+            Fires when that is done or has failed, or when the start is done, which a reload follows then. A reload
+            that is requested meanwhile follows too.
         """
-        if not self._started.called:  # they are being loaded
-            return self._started
         self._is_requested = True
+        if not self._started.called:
+            return self._started
         return Deferred.fromCoroutine(self._reload_while_requested())
 
     async def _reload_while_requested(self) -> None:

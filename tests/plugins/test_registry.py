@@ -25,6 +25,15 @@ def test_a_misspelled_name_gets_the_nearest_one() -> None:
         registry_of(shout).resolve("entirely-else")
 
 
+def test_a_name_that_resembles_another_may_be_that_of_a_plugin_that_failed() -> None:
+    failed = plugin_of(name="upper", distribution="x-upper", state="failed", reason="no numpy")
+    registry = registry_of(shout)
+    registry = Registry(registry.entries, (*registry.plugins, failed))
+    says = r"no transform 'shouts' here; did you mean 'shout'\? plugin x-upper 1.0 \(upper\) failed: no numpy"
+    with pytest.raises(NoSuchTransform, match=says):
+        registry.resolve("shouts")
+
+
 @pytest.mark.parametrize(
     ("distributions", "says"),
     [

@@ -17,6 +17,8 @@ from xformd.spec import is_valid_name
 BUILT_IN = "xformd"
 """The distribution of the built-in transforms."""
 
+SEE_LIST = "see 'xformd list-transforms'"
+
 RETRY_AFTER_LOADING_MS = 1_000
 
 NOT_SELECTED = "not selected by the setting 'plugins'"
@@ -154,13 +156,9 @@ class Registry:
         if missing := self.missing:
             raise Unavailable(f"no transform {name!r} here yet: {missing}", retry_after_ms=RETRY_AFTER_LOADING_MS)
         nearest = _nearest(name, tuple(self.entries)) if is_valid_name(name) else None  # a long one is not remembered
-        if nearest:
-            advice = f"did you mean {nearest!r}?"
-        elif failed := self.with_state("failed"):
-            advice = f"plugin {failed[0].label} failed: {failed[0].reason}"
-        else:
-            advice = "see 'xformd list-transforms'"
-        raise NoSuchTransform(f"no transform {name!r} here; {advice}")
+        advice = [f"did you mean {nearest!r}?"] if nearest else []
+        advice += [f"plugin {plugin.label} failed: {plugin.reason}" for plugin in self.with_state("failed")[:1]]
+        raise NoSuchTransform(f"no transform {name!r} here; {' '.join(advice) or SEE_LIST}")
 
     @property
     def missing(self) -> str:

@@ -216,6 +216,33 @@ def test_workers_do_not_draw_the_same_random_numbers(forking: LiveForkServer) ->
     assert len({forking.worker().text("luck") for _ in range(3)}) == 3
 
 
+NUMPY = """
+import random, sys, types
+import xformd
+numpy = sys.modules["numpy.random"] = types.ModuleType("numpy.random")
+generator = random.Random(1)
+numpy.seed, numpy.random = generator.seed, generator.random
+
+@xformd.transform
+def draw(poem: str) -> str:
+    drawn = numpy.random()
+    numpy.seed(1)
+    return str(drawn)
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [draw]
+"""
+
+
+def test_workers_and_jobs_do_not_draw_the_same_numbers_from_numpy_either(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(NUMPY)
+    with live() as server:
+        server.begin(tmp_path)
+        workers = [server.worker() for _ in range(2)]
+        assert len({worker.text("draw") for worker in workers * 2}) == 4
+
+
 def test_the_kernel_ends_a_worker_before_the_server(shared: LiveWorker) -> None:
     own = int(Path("/proc/self/oom_score_adj").read_text())
     assert int(shared.text("badness")) == min(1_000, own + 500)

@@ -344,7 +344,7 @@ class ProcessState:
         os.fchdir(self._folder)
         faulthandler.cancel_dump_traceback_later()
         if self._is_for_jobs:
-            random.seed(int.from_bytes(os.urandom(16)))  # not the state: each job would draw the same numbers
+            draw_other_numbers()  # not the state: each job would draw the same ones
         self._set_signal_handlers_again(_COMMON_SIGNALS)
         return lost
 
@@ -415,6 +415,14 @@ def isolated_import(report: Callable[[str], object]) -> Iterator[None]:
             report("left a thread running")
         if child_pids() - children:
             report("left a process running")
+
+
+def draw_other_numbers() -> None:
+    """Seed what draws random numbers from the system, numpy's global generator too if it has been imported."""
+    random.seed(int.from_bytes(os.urandom(16)))
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        with contextlib.suppress(Exception):  # a plugin may have replaced its generator
+            numpy_random.seed()
 
 
 def forget_exit_handlers() -> None:

@@ -26,7 +26,13 @@ from typing import NoReturn
 
 from xformd.errors import TransformDied, Unavailable, XformError
 from xformd.plugins import hookspecs, listing, loader
-from xformd.plugins.process_state import ProcessState, child_pids, isolated_import, run_exit_handlers
+from xformd.plugins.process_state import (
+    ProcessState,
+    child_pids,
+    draw_other_numbers,
+    isolated_import,
+    run_exit_handlers,
+)
 from xformd.plugins.registry import Plugin, Registry
 from xformd.runners import calls, messages, reaper
 from xformd.runners.calls import Call
@@ -151,6 +157,7 @@ class _JobRunner:
         self._held_bytes, self._measured_at = data_bytes(), time.monotonic()
         self._children = child_pids()
         self._state = ProcessState(for_jobs=True)
+        draw_other_numbers()  # than the other workers of this fork server
         self._max_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self._worn = ""
 

@@ -1,5 +1,7 @@
 """The reaper, as a real process: nothing that comes from its child outlives it, and the server hears how it ended."""
 
+import errno
+import gc
 import os
 import resource
 import signal
@@ -8,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -180,6 +183,14 @@ def test_its_folder_is_gone_with_it(own: LiveForkServer) -> None:
     assert not folder.exists()
 
 
+def test_where_the_system_cannot_fork_no_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with live("import os; from xformd.runners import reaper; os.fork = lambda: os.open('/no', 0); reaper.main()") as own:
+        status, printed = own.end()
+    assert (status, [*tmp_path.iterdir()]) == (1, [])
+    assert b"FileNotFoundError" in printed
+
+
 def test_without_a_folder_for_temporary_files_jobs_have_theirs_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
     folder = module._make_folder()
@@ -226,6 +237,23 @@ def test_it_ends_by_the_same_status_or_signal(
     with pytest.raises(EndedError):
         module._end_as(status)
     assert ends == expected
+
+
+def test_a_worker_that_the_system_cannot_fork_is_reported(
+    ends: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "keep", Mock(side_effect=OSError(errno.EAGAIN, "no more processes")))
+    folder = tmp_path / "1"
+    folder.mkdir()
+    server, lifeline = os.pipe()
+    with pytest.raises(EndedError):
+        module.keep_worker(lifeline, Mock(), (), folder)
+    gc.enable()
+    os.close(lifeline)
+    assert os.read(server, 100) == b"the system cannot fork: no more processes"
+    os.close(server)
+    assert ends == [("exit", 0)]
+    assert not folder.exists()
 
 
 def test_only_the_end_of_its_lifeline_kills_the_worker() -> None:

@@ -41,8 +41,10 @@ def main() -> NoReturn:
         os.close(nothing)
         fork_server.main(CONTROL, folder)
 
-    status = keep(LIFELINE, become_fork_server, (1, 2, CONTROL))
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        status = keep(LIFELINE, become_fork_server, (1, 2, CONTROL))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     _end_as(status)
 
 
@@ -131,13 +133,16 @@ def keep_worker(
     """Keep a worker, report its wait status through the lifeline, and remove the ``folder`` of its jobs."""
     gc.disable()  # it would write to pages that are shared with the fork server
     fork_server = os.getppid()
-    status = keep(lifeline, become_worker, others)
+    try:
+        report = b"%d" % keep(lifeline, become_worker, others)
+    except OSError as error:
+        report = f"the system cannot fork: {error.strerror}".encode()
     shutil.rmtree(folder, ignore_errors=True)
     if os.getppid() != fork_server:  # its reaper is gone too, which would have removed the rest
         with contextlib.suppress(OSError):  # other workers have folders there
             folder.parent.rmdir()
     with contextlib.suppress(OSError):  # the server is gone
-        os.write(lifeline, b"%d" % status)
+        os.write(lifeline, report)
     os._exit(0)
 
 

@@ -185,7 +185,9 @@ def test_its_folder_is_gone_with_it(own: LiveForkServer) -> None:
 
 def test_where_the_system_cannot_fork_no_folder_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    with live("import os; from xformd.runners import reaper; os.fork = lambda: os.open('/no', 0); reaper.main()") as own:
+    with live(
+        "import os; from xformd.runners import reaper; os.fork = lambda: os.open('/no', 0); reaper.main()"
+    ) as own:
         status, printed = own.end()
     assert (status, [*tmp_path.iterdir()]) == (1, [])
     assert b"FileNotFoundError" in printed

@@ -32,11 +32,9 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import attrs
 
 THREADS_END_S = 0.1
 """How long threads that a plugin has started, and which are about to end, may take for it."""
@@ -69,13 +67,8 @@ _ATTRIBUTES: tuple[tuple[Any, str], ...] = (
 )
 
 
-@attrs.frozen
-class _Facet:
-    """One thing that a process has: how it is read, and how what was read is put back."""
-
-    name: str
-    read: Callable[[], Any]
-    write: Callable[[Any], object]
+_Facet = tuple[str, Callable[[], Any], Callable[[Any], object]]
+"""One thing that a process has: its name, how it is read, and how what was read is put back."""
 
 
 def _read_attributes() -> list[Any]:
@@ -88,14 +81,6 @@ def _write_attributes(saved: list[Any]) -> None:
             setattr(module, name, value)
         elif hasattr(module, name):
             delattr(module, name)
-
-
-def _write_built_ins(saved: list[Any]) -> None:
-    vars(builtins).update(zip(_BUILT_INS, saved, strict=True))
-
-
-def _write_path(saved: list[str]) -> None:
-    sys.path += [entry for entry in saved if entry not in sys.path]  # what is new is needed later
 
 
 def _read_umask() -> int:
@@ -130,47 +115,23 @@ def _read_wakeup_descriptor() -> int:
     return descriptor
 
 
-def _read_timers() -> list[tuple[float, float]]:
-    return [*map(signal.getitimer, (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF))]
-
-
-def _write_timers(saved: list[tuple[float, float]]) -> None:
-    for timer, (seconds, interval_s) in enumerate(saved):
-        signal.setitimer(timer, seconds, interval_s)
-
-
-def _read_shapes() -> list[dict[str, Any]]:
+def _read_shapes() -> list[dict[str, Any] | None]:
     return [_shape(getattr(sys, name, None)) for name in _STREAMS]
 
 
-def _shape(stream: Any) -> dict[str, Any]:
-    if not isinstance(stream, io.TextIOWrapper):
-        return {}
-    try:
-        is_closed = stream.closed
-    except ValueError:  # it is detached
-        is_closed = True
-    return {"closed": True} if is_closed else _configuration(stream)
+def _shape(stream: Any) -> dict[str, Any] | None:
+    """Return how a text stream is configured; None if it is closed, detached or something else."""
+    with contextlib.suppress(ValueError):  # it is detached
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed:
+            return {name: getattr(stream, name) for name in ("encoding", "errors", "line_buffering", "write_through")}
+    return None
 
 
-def _configuration(stream: io.TextIOWrapper) -> dict[str, Any]:
-    return {
-        "encoding": stream.encoding,
-        "errors": stream.errors,
-        "line_buffering": stream.line_buffering,
-        "write_through": stream.write_through,
-    }
-
-
-def _write_shapes(saved: list[dict[str, Any]]) -> None:
+def _write_shapes(saved: list[dict[str, Any] | None]) -> None:
     for name, shape in zip(_STREAMS, saved, strict=True):
-        stream = getattr(sys, name, None)
-        if (now := _shape(stream)) == shape:
-            continue
-        if "closed" in now:
-            _open_again(name, shape)
-        elif isinstance(stream, io.TextIOWrapper) and "closed" not in shape:
-            stream.reconfigure(**shape)
+        stream: Any = getattr(sys, name, None)
+        if shape is not None and (now := _shape(stream)) != shape:
+            stream.reconfigure(**shape) if now is not None else _open_again(name, shape)
 
 
 def _open_again(name: str, shape: dict[str, Any]) -> None:
@@ -185,16 +146,6 @@ def _open_again(name: str, shape: dict[str, Any]) -> None:
 def _write_warning_filters(saved: list[Any]) -> None:
     warnings.filters[:] = saved  # type: ignore[index]  # typed as a sequence, and it is a list
     warnings._filters_mutated()  # type: ignore[attr-defined]  # as the standard library's own test helpers do
-
-
-def _write_codec_errors(saved: list[Any]) -> None:
-    for name, handler in zip(_CODEC_ERRORS, saved, strict=True):
-        codecs.register_error(name, handler)
-
-
-def _write_decimals(saved: tuple[Any, ...]) -> None:
-    make, arguments = saved
-    decimal.setcontext(make(*arguments))
 
 
 def _read_loggers(loggers: Iterable[Any] | None = None) -> dict[logging.Logger, tuple[Any, ...]]:
@@ -220,18 +171,7 @@ def _read_log_observers() -> list[Any] | None:
 
 def _write_log_observers(saved: list[Any] | None) -> None:
     if saved is not None:
-        twisted_logger: Any = sys.modules["twisted.logger"]
-        twisted_logger.globalLogPublisher._observers[:] = saved
-
-
-def _read_limits() -> list[tuple[int, int]]:
-    return [*map(resource.getrlimit, _RLIMITS)]
-
-
-def _write_limits(saved: list[tuple[int, int]]) -> None:
-    for number, limits in zip(_RLIMITS, saved, strict=True):
-        if resource.getrlimit(number) != limits:
-            resource.setrlimit(number, limits)
+        sys.modules["twisted.logger"].globalLogPublisher._observers[:] = saved
 
 
 def _read_scheduling() -> list[Any]:
@@ -252,64 +192,91 @@ def _cannot_write(saved: object) -> None:  # noqa: ARG001 - as the others
     raise OSError("a session cannot be left for an earlier one")
 
 
-_OF_JOBS = (
-    _Facet("built-in names", lambda: [*map(vars(builtins).get, _BUILT_INS)], _write_built_ins),
-    _Facet("path of modules", lambda: [*sys.path], _write_path),
-    _Facet("umask", _read_umask, os.umask),
-    _Facet("environment", _read_environment, _write_environment),
-    _Facet("signal handlers", _read_handlers, _write_handlers),
-    _Facet(
+def _items(find: Callable[[], Any]) -> tuple[Callable[[], Any], Callable[[Any], object]]:
+    """Return how to read the items of a list, and how to put them back into the same list."""
+    return lambda: [*find()], lambda saved: find().__setitem__(slice(None), saved)
+
+
+_OF_JOBS: tuple[_Facet, ...] = (
+    (
+        "built-in names",
+        lambda: [*map(vars(builtins).get, _BUILT_INS)],
+        lambda saved: vars(builtins).update(zip(_BUILT_INS, saved, strict=True)),
+    ),
+    (
+        "path of modules",  # what is new is needed later
+        lambda: [*sys.path],
+        lambda saved: sys.path.extend([entry for entry in saved if entry not in sys.path]),
+    ),
+    ("umask", _read_umask, os.umask),
+    ("environment", _read_environment, _write_environment),
+    ("signal handlers", _read_handlers, _write_handlers),
+    (
         "signal mask",
         lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()),
         lambda saved: signal.pthread_sigmask(signal.SIG_SETMASK, saved),
     ),
-    _Facet("wake-up descriptor of signals", _read_wakeup_descriptor, signal.set_wakeup_fd),
-    _Facet("timers", _read_timers, _write_timers),
-    _Facet("standard streams", _read_shapes, _write_shapes),
-    _Facet("default socket timeout", socket.getdefaulttimeout, socket.setdefaulttimeout),
-    _Facet("locale", lambda: locale.setlocale(locale.LC_ALL), lambda saved: locale.setlocale(locale.LC_ALL, saved)),
-    _Facet("arguments", lambda: [*sys.argv], lambda saved: sys.argv.__setitem__(slice(None), saved)),
-    _Facet("trace function", sys.gettrace, sys.settrace),
-    _Facet("profile function", sys.getprofile, sys.setprofile),
-    _Facet("trace function of threads", threading.gettrace, threading.settrace),
-    _Facet("profile function of threads", threading.getprofile, threading.setprofile),
-    _Facet("stack size of threads", threading.stack_size, threading.stack_size),
-    _Facet("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
-    _Facet("switch interval", sys.getswitchinterval, sys.setswitchinterval),
-    _Facet("digits of numbers", sys.get_int_max_str_digits, sys.set_int_max_str_digits),
-    _Facet("dlopen flags", sys.getdlopenflags, sys.setdlopenflags),
-    _Facet("hooks of generators", sys.get_asyncgen_hooks, lambda saved: sys.set_asyncgen_hooks(*saved)),
-    _Facet("origin of coroutines", sys.get_coroutine_origin_tracking_depth, sys.set_coroutine_origin_tracking_depth),
-    _Facet("garbage collector", gc.isenabled, lambda saved: (gc.enable if saved else gc.disable)()),
-    _Facet("collector's thresholds", gc.get_threshold, lambda saved: gc.set_threshold(*saved)),
-    _Facet("collector's debugging", gc.get_debug, gc.set_debug),
-    _Facet(
-        "collector's callbacks", lambda: [*gc.callbacks], lambda saved: gc.callbacks.__setitem__(slice(None), saved)
+    ("wake-up descriptor of signals", _read_wakeup_descriptor, signal.set_wakeup_fd),
+    (
+        "timers",  # ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF
+        lambda: [*map(signal.getitimer, range(3))],
+        lambda saved: [signal.setitimer(timer, *times) for timer, times in enumerate(saved)],
     ),
-    _Facet("warning filters", lambda: [*warnings.filters], _write_warning_filters),
-    _Facet("codecs' error handlers", lambda: [*map(codecs.lookup_error, _CODEC_ERRORS)], _write_codec_errors),
-    _Facet("decimal context", lambda: decimal.getcontext().__reduce__(), _write_decimals),
-    _Facet("root logger", lambda: _read_loggers([logging.root]), _write_loggers),
-    _Facet("disabled logging", lambda: logging.root.manager.disable, logging.disable),
-    _Facet("logger class", logging.getLoggerClass, logging.setLoggerClass),
-    _Facet("log record factory", logging.getLogRecordFactory, logging.setLogRecordFactory),
-    _Facet(
+    ("standard streams", _read_shapes, _write_shapes),
+    ("default socket timeout", socket.getdefaulttimeout, socket.setdefaulttimeout),
+    ("locale", lambda: locale.setlocale(locale.LC_ALL), lambda saved: locale.setlocale(locale.LC_ALL, saved)),
+    ("arguments", *_items(lambda: sys.argv)),
+    ("trace function", sys.gettrace, sys.settrace),
+    ("profile function", sys.getprofile, sys.setprofile),
+    ("trace function of threads", threading.gettrace, threading.settrace),
+    ("profile function of threads", threading.getprofile, threading.setprofile),
+    ("stack size of threads", threading.stack_size, threading.stack_size),
+    ("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    ("switch interval", sys.getswitchinterval, sys.setswitchinterval),
+    ("digits of numbers", sys.get_int_max_str_digits, sys.set_int_max_str_digits),
+    ("dlopen flags", sys.getdlopenflags, sys.setdlopenflags),
+    ("hooks of generators", sys.get_asyncgen_hooks, lambda saved: sys.set_asyncgen_hooks(*saved)),
+    ("origin of coroutines", sys.get_coroutine_origin_tracking_depth, sys.set_coroutine_origin_tracking_depth),
+    ("garbage collector", gc.isenabled, lambda saved: (gc.enable if saved else gc.disable)()),
+    ("collector's thresholds", gc.get_threshold, lambda saved: gc.set_threshold(*saved)),
+    ("collector's debugging", gc.get_debug, gc.set_debug),
+    ("collector's callbacks", *_items(lambda: gc.callbacks)),
+    ("warning filters", lambda: [*warnings.filters], _write_warning_filters),
+    (
+        "codecs' error handlers",
+        lambda: [*map(codecs.lookup_error, _CODEC_ERRORS)],
+        lambda saved: [*map(codecs.register_error, _CODEC_ERRORS, saved)],
+    ),
+    (
+        "decimal context",
+        lambda: decimal.getcontext().__reduce__(),
+        lambda saved: decimal.setcontext(saved[0](*saved[1])),
+    ),
+    ("root logger", lambda: _read_loggers([logging.root]), _write_loggers),
+    ("disabled logging", lambda: logging.root.manager.disable, logging.disable),
+    ("logger class", logging.getLoggerClass, logging.setLoggerClass),
+    ("log record factory", logging.getLogRecordFactory, logging.setLogRecordFactory),
+    (
         "fault handler",
         faulthandler.is_enabled,
-        lambda saved: faulthandler.enable() if saved else faulthandler.disable(),
+        lambda saved: (faulthandler.enable if saved else faulthandler.disable)(),
     ),
-    _Facet("resource limits", _read_limits, _write_limits),
-    _Facet("scheduling", _read_scheduling, _write_scheduling),
-    _Facet("process group", os.getpgrp, lambda saved: os.setpgid(0, saved)),
-    _Facet("session", lambda: os.getsid(0), _cannot_write),
+    (
+        "resource limits",
+        lambda: [*map(resource.getrlimit, _RLIMITS)],
+        lambda saved: [*map(resource.setrlimit, _RLIMITS, saved)],
+    ),
+    ("scheduling", _read_scheduling, _write_scheduling),
+    ("process group", os.getpgrp, lambda saved: os.setpgid(0, saved)),
+    ("session", lambda: os.getsid(0), _cannot_write),
 )
 """Read after each job: all together must take little beside a short one."""
 
-_OF_IMPORTS = (
+_OF_IMPORTS: tuple[_Facet, ...] = (
     *_OF_JOBS,
-    _Facet("random numbers", random.getstate, random.setstate),
-    _Facet("loggers", _read_loggers, _write_loggers),
-    _Facet("observers of Twisted's log", _read_log_observers, _write_log_observers),
+    ("random numbers", random.getstate, random.setstate),
+    ("loggers", _read_loggers, _write_loggers),
+    ("observers of Twisted's log", _read_log_observers, _write_log_observers),
 )
 
 
@@ -324,7 +291,9 @@ class ProcessState:
         self._is_for_jobs = for_jobs
         self._attributes = _read_attributes()
         self._handlers = dict(zip(_SIGNALS, _read_handlers(), strict=True))
-        self._saved = [(facet, facet.read()) for facet in (_OF_JOBS if for_jobs else _OF_IMPORTS)]
+        # Code below Python may have replaced any handler without Python's knowledge; most do it at their import.
+        self._renewed = _COMMON_SIGNALS if for_jobs else set(_SIGNALS) - _FAULTS
+        self._saved = [(*facet, facet[1]()) for facet in (_OF_JOBS if for_jobs else _OF_IMPORTS)]
         self._folder = _above_standard(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         self._descriptors = [*_read_descriptors()]
 
@@ -335,25 +304,18 @@ class ProcessState:
         for number, copy, flags, is_inheritable in self._descriptors:
             os.dup2(copy, number, is_inheritable)
             fcntl.fcntl(number, fcntl.F_SETFL, flags)  # it shares them with other processes
-        for facet, saved in self._saved:
+        for name, read, write, saved in self._saved:
             try:
-                if facet.read() != saved:
-                    facet.write(saved)
+                if read() != saved:
+                    write(saved)
             except Exception:  # hooks, say, are compared, and may be a plugin's objects
-                lost.append(facet.name)
+                lost.append(name)
         os.fchdir(self._folder)
         faulthandler.cancel_dump_traceback_later()
         if self._is_for_jobs:
             draw_other_numbers()  # not the state: each job would draw the same ones
-        self._set_signal_handlers_again(_COMMON_SIGNALS)
+        _write_handlers(map(self._handlers.__getitem__, self._renewed), self._renewed)
         return lost
-
-    def set_signal_handlers_again(self) -> None:
-        """Install every handler anew: code below Python may have replaced one without Python's knowledge."""
-        self._set_signal_handlers_again(set(_SIGNALS) - _FAULTS)
-
-    def _set_signal_handlers_again(self, numbers: Collection[Any]) -> None:
-        _write_handlers(map(self._handlers.__getitem__, numbers), numbers)
 
     def close(self) -> None:
         """Close its descriptors; it cannot be restored any more."""
@@ -398,7 +360,7 @@ def isolated_import(report: Callable[[str], object]) -> Iterator[None]:
     before, threads, children, pid = ProcessState(), _count_threads(), child_pids(), os.getpid()
     _empty_standard_input()
     for name, shape in zip(_STREAMS, _read_shapes(), strict=True):
-        if shape and "closed" not in shape:
+        if shape is not None:
             with contextlib.suppress(OSError):  # its descriptor is closed
                 _open_again(name, shape)
     try:
@@ -407,7 +369,6 @@ def isolated_import(report: Callable[[str], object]) -> Iterator[None]:
         if os.getpid() != pid:  # the plugin has forked, and goes on in both
             os._exit(0)
         lost = before.restore()
-        before.set_signal_handlers_again()
         before.close()
         if lost:
             report(f"changed what cannot be put back: {', '.join(lost)}")

@@ -382,8 +382,9 @@ def what_breaks(before: Registry, after: Registry) -> Iterator[str]:
 def what_changes(before: Registry, after: Registry) -> Iterator[str]:
     """Yield a line for each change that a reload has made."""
     yield f"reloaded: {len(after.entries)} transforms from {len(after.with_state('active'))} plugins"
-    old = {plugin.distribution: plugin.version for plugin in before.plugins}
-    new = {plugin.distribution: plugin.version for plugin in after.plugins}
+    old, new = (
+        {plugin.distribution: plugin.version or "installed" for plugin in each.plugins} for each in (before, after)
+    )
     for distribution in sorted(old.keys() | new.keys()):
         was, now = old.get(distribution, "not installed"), new.get(distribution, "removed")
         if was != now:

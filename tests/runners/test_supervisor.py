@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
@@ -40,7 +40,7 @@ class Supervised:
         self.workers = self.launcher.workers
         self.supervisor = Supervisor(
             count=count,
-            launcher=self.launcher,
+            launcher=cast(Any, self.launcher),
             self_test=options.pop("self_test", SELF_TEST),
             on_idle=self.on_idle,
             limits=Limits(**options),

@@ -742,7 +742,7 @@ def test_what_a_reload_has_changed() -> None:
         "reloaded: 0 transforms from 0 plugins",
         "xformd-verses: 1.0 -> removed",
     ]
-    loose = Registry({}, (plugin_of(distribution="owl.py", version=""),))
+    loose = of_plugins(plugin_of(other, distribution="owl.py", version=""))
     assert [*what_changes(loose, loose)][1:] == []
     assert [*what_changes(loose, Registry({}, ()))][1:] == ["owl.py: installed -> removed"]
     lines = [*what_changes(Registry({}, ()), FAILED)]

@@ -1,7 +1,7 @@
 """Workers in memory, which do what a test says."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
@@ -226,7 +226,7 @@ class Pool:
         self.launcher = Launcher()
         self.pool = WorkerPool(
             size=size,
-            launcher=self.launcher,
+            launcher=cast(Any, self.launcher),
             self_test=self_test,
             quarantine=Quarantine(),
             limits=Limits(**limits),

@@ -16,7 +16,6 @@ class Caller(Protocol):
     @property
     def takes_results(self) -> bool:
         """Whether it has room for another result. When it has room again, it calls ``Service.caller_has_room``."""
-        ...
 
 
 class Runner(Protocol):
@@ -46,8 +45,6 @@ class Runner(Protocol):
         Raises:
             XformError: and nothing else, also as the failure of the Deferred.
         """
-        ...
 
     def caller_has_room(self, caller: Caller) -> None:
         """Start what waited for room."""
-        ...

@@ -23,13 +23,10 @@ from typing import NoReturn
 
 import attrs
 
+from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import hookspecs, listing, loader
-from xformd.plugins.process_state import (
-    forget_exit_handlers,
-    isolated_import,
-    run_exit_handlers,
-)
+from xformd.plugins.process_state import forget_exit_handlers, isolated_import, run_exit_handlers
 from xformd.plugins.registry import Plugin, PluginKey, Registry
 from xformd.runners import messages, reaper, worker
 from xformd.telemetry.tracebacks import report_uncaught
@@ -55,6 +52,8 @@ def main(control_descriptor: int, folder: Path) -> NoReturn:
         status = 0
     except (ConnectionError, EOFError):
         pass  # the server is gone
+    except ConfigError as error:  # a folder of plugins is gone
+        print(error, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -8,7 +8,7 @@ import itertools
 import json
 import uuid
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -20,7 +20,7 @@ from xformd.plugins import listing
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller, Runner
 from xformd.runners.calls import Call, prepare
-from xformd.runners.inline import InlineRunner, Outcome, Run
+from xformd.runners.inline import InlineRunner, Run
 from xformd.runners.policy import LONG_POEM_BYTES, Placement, Quarantine
 from xformd.spec import Spec, SpecCache
 from xformd.telemetry.metrics import BatchedCounts
@@ -57,12 +57,8 @@ class Stage:
         return runner.run(self.calls, poem, caller, is_admitted=is_admitted, timing=timing)
 
 
-class FinishCall(Protocol):
-    """Finishes a call whose transform has run."""
-
-    def __call__(self, outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
-        """Return or raise what ``Service.xform`` would."""
-        ...
+FinishCall = Callable[..., bytes | Deferred[bytes]]
+"""Finishes a call whose transform has run: takes the outcome, and the timing if there is one."""
 
 
 @attrs.frozen(eq=False)

@@ -47,11 +47,9 @@ class LauncherEvents(Protocol):
 
     def can_launch(self) -> None:
         """Note that the plugins are loaded: workers can be started."""
-        ...
 
     def cannot_launch(self, reason: str) -> None:
         """Note that the fork server has ended, and no plugin is known to be the reason."""
-        ...
 
 
 class Launcher(ProcessProtocol):

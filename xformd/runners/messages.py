@@ -3,7 +3,6 @@
 Pure. Each message has an encoder, which returns a netstring, and a decoder, which takes the netstring's content.
 """
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -64,32 +63,41 @@ class WorkerHello:
 
 def encode_setup(setup: WorkerSetup) -> bytes:
     """Encode a setup."""
-    content = attrs.asdict(setup)
-    selection = content["selection"]
-    for name in ("distributions", "blocked"):
-        selection[name] = None if selection[name] is None else sorted(selection[name])
-    selection["directories"] = [str(directory) for directory in setup.selection.directories]
-    content["left_out"] = [[*key, *why] for key, why in setup.left_out.items()]
-    content["late"] = sorted(setup.late)
+    content = attrs.asdict(setup, value_serializer=lambda _, __, value: _to_json(value))
+    content["left_out"] = [[*key, *why] for key, why in setup.left_out.items()]  # JSON has no such keys
     return netstring.encode(json.dumps(content).encode())
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return [*map(str, value)] if isinstance(value, tuple) else value  # folders
 
 
 def decode_setup(string: bytes) -> WorkerSetup:
     """Decode a setup."""
     content = json.loads(string)
     selected = content.pop("selection")
-    distributions = selected["distributions"]
+    distributions, blocked, directories = (selected.pop(name) for name in ("distributions", "blocked", "directories"))
     selection = Selection(
         distributions=None if distributions is None else frozenset(distributions),
-        blocked=frozenset(selected["blocked"]),
-        directories=tuple(map(Path, selected["directories"])),
-        preferred=selected["preferred"],
-        strict=selected["strict"],
-        ignore_unknown=selected["ignore_unknown"],
+        blocked=frozenset(blocked),
+        directories=tuple(map(Path, directories)),
+        **selected,
     )
     left_out = {(distribution, name): (state, reason) for distribution, name, state, reason in content.pop("left_out")}
     late = frozenset((distribution, name) for distribution, name in content.pop("late"))
     return WorkerSetup(selection=selection, left_out=left_out, late=late, **content)
+
+
+def _decode_json(string: bytes, prefix: bytes, what: str) -> Any:
+    """Decode what follows a prefix; None if the string begins otherwise. ``ValueError`` says what it is not."""
+    if not string.startswith(prefix):
+        return None
+    try:
+        return json.loads(string[len(prefix) :])
+    except (ValueError, RecursionError):
+        raise ValueError(what) from None
 
 
 def encode_news(**news: Any) -> bytes:
@@ -108,18 +116,17 @@ def decode_news(string: bytes) -> Mapping[str, Any] | None:
     Raises:
         ValueError: it begins like one and is malformed.
     """
-    content = string.removeprefix(_NEWS)
-    if content == string:
-        return None
-    with contextlib.suppress(ValueError, RecursionError):
-        match json.loads(content):
-            case {"loading": [str(), str()]} | {"loaded": True, "pid": int()} | {"warning": str()} as news:
-                return dict(news)
-            case {"timeout_s": int() | float() as seconds} if 0 < seconds < math.inf:
-                return {"timeout_s": seconds}
-            case {"late": list() as keys} if all(map(_is_key, keys)):
-                return {"late": keys}
-    raise ValueError("a process that loads plugins says what it is loading")
+    wrong = "a process that loads plugins says what it is loading"
+    match _decode_json(string, _NEWS, wrong):
+        case None if not string.startswith(_NEWS):
+            return None
+        case {"loading": [str(), str()]} | {"loaded": True, "pid": int()} | {"warning": str()} as news:
+            return dict(news)
+        case {"timeout_s": int() | float() as seconds} if 0 < seconds < math.inf:
+            return {"timeout_s": seconds}
+        case {"late": list() as keys} if all(map(_is_key, keys)):
+            return {"late": keys}
+    raise ValueError(wrong)
 
 
 def _is_key(value: object) -> bool:
@@ -167,11 +174,10 @@ def decode_traceback(string: bytes) -> SafeTraceback | None:
     Raises:
         ValueError: it begins like a traceback and is malformed.
     """
-    content = string.removeprefix(_TRACEBACK)
-    if content == string:
-        return None
-    with contextlib.suppress(ValueError, RecursionError):
-        match json.loads(content):
-            case {"error": str(error), "traceback": str(traceback), "detail": str(detail)}:
-                return SafeTraceback(error, traceback, detail)
-    raise ValueError("a traceback message has an error and a traceback")
+    wrong = "a traceback message has an error and a traceback"
+    match _decode_json(string, _TRACEBACK, wrong):
+        case None if not string.startswith(_TRACEBACK):
+            return None
+        case {"error": str(error), "traceback": str(traceback), "detail": str(detail)}:
+            return SafeTraceback(error, traceback, detail)
+    raise ValueError(wrong)

@@ -56,16 +56,13 @@ class Placement:
         """
         for setting, names in (("inline", self.inline), ("isolate", self.isolate)):
             for name in sorted(names):
-                self._check_one(setting, name, registry)
-
-    @staticmethod
-    def _check_one(setting: str, name: str, registry: Registry) -> None:
-        try:
-            entry = registry.resolve(name)
-        except XformError as error:
-            raise ConfigError(error.message, setting=setting) from error
-        if setting == "isolate" and entry.transform.asynchronous:
-            raise ConfigError(f"{name} is asynchronous and can only run in the server's reactor", setting=setting)
+                try:
+                    entry = registry.resolve(name)
+                except XformError as error:
+                    raise ConfigError(error.message, setting=setting) from error
+                if setting == "isolate" and entry.transform.asynchronous:
+                    reason = f"{name} is asynchronous and can only run in the server's reactor"
+                    raise ConfigError(reason, setting=setting)
 
 
 @attrs.define

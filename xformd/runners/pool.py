@@ -18,8 +18,9 @@ from xformd.limits import Limits
 from xformd.runners import Caller, policy
 from xformd.runners.calls import Call, name_in_log, took_too_long
 from xformd.runners.failures import FailureLog
+from xformd.runners.launcher import Launcher
 from xformd.runners.policy import MAX_DEATHS, Quarantine
-from xformd.runners.supervisor import SelfTest, Supervisor, WorkerLauncher, WorkerSlot
+from xformd.runners.supervisor import SelfTest, Supervisor, WorkerSlot
 from xformd.spec import Spec
 from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.timing import RequestTiming, log_fields
@@ -193,7 +194,7 @@ class WorkerPool:
         self,
         *,
         size: int,
-        launcher: WorkerLauncher,
+        launcher: Launcher,
         self_test: SelfTest | None,
         quarantine: Quarantine,
         limits: Limits,

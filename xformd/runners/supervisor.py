@@ -5,7 +5,7 @@ Invariant: only a worker that ends before it was ready delays the next start, by
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -16,9 +16,9 @@ from xformd.limits import Limits
 from xformd.net.deadline import backoff_s
 from xformd.plugins.registry import PluginKey, label
 from xformd.runners import policy
-from xformd.runners.launcher import LauncherEvents
+from xformd.runners.launcher import Launcher
 from xformd.runners.messages import WorkerHello
-from xformd.runners.worker_handle import Job, WorkerEvents, WorkerHandle
+from xformd.runners.worker_handle import Job, WorkerHandle
 from xformd.spec import Spec
 from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.tracebacks import SafeTraceback
@@ -41,32 +41,6 @@ WATCH_MEMORY_EVERY_S = 0.25
 """How often the memory of busy workers is looked at."""
 
 WorkerState = Literal["starting", "idle", "busy"]
-
-
-class WorkerLauncher(Protocol):
-    """What starts workers: a ``Launcher``."""
-
-    events: LauncherEvents
-
-    def launch(self, events: WorkerEvents) -> WorkerHandle | None:
-        """Start a worker, or return None and call ``events.can_launch`` later; raise ``OSError`` if it cannot."""
-        ...
-
-    def leave_out(self, key: PluginKey, reason: str) -> None:
-        """Start again without a plugin, which has failed in a worker."""
-        ...
-
-    def start_again(self, why: str) -> None:
-        """Load the plugins anew."""
-        ...
-
-    def resident_bytes(self) -> int:
-        """Return how much memory workers are started with."""
-        ...
-
-    def stop(self) -> Deferred[None]:
-        """End what workers are started with; fires when no process is left."""
-        ...
 
 
 @attrs.frozen
@@ -164,7 +138,7 @@ class Supervisor:
         self,
         *,
         count: int,
-        launcher: WorkerLauncher,
+        launcher: Launcher,
         self_test: SelfTest | None,
         on_idle: Callable[[], None],
         limits: Limits,
@@ -200,7 +174,7 @@ class Supervisor:
             try:
                 worker = self._launcher.launch(self)
             except OSError as error:
-                self._start_failed(f"a worker cannot be started: {error.strerror or error}")
+                self.cannot_launch(f"a worker cannot be started: {error.strerror or error}")
                 return
             if worker is None:
                 return
@@ -267,12 +241,10 @@ class Supervisor:
         stopped: Deferred[None] = Deferred()
         self._is_stopping = True
         self._stopped.append(stopped)
-        if self._next_start is not None:
-            self._next_start.cancel()
-            self._next_start = None
-        if self._memory_timer is not None:
-            self._memory_timer.cancel()
-            self._memory_timer = None
+        for timer in (self._next_start, self._memory_timer):
+            if timer is not None:
+                timer.cancel()
+        self._next_start = self._memory_timer = None
         for slot in [*self._slots.values()]:
             self.discard(slot, "the server is stopping", in_order=slot.state == "idle")
         self._check_stopped()
@@ -286,8 +258,16 @@ class Supervisor:
             self.start()
 
     def cannot_launch(self, reason: str) -> None:
-        """Try again later."""
-        self._start_failed(reason)
+        """Note that a start has failed, and try again later."""
+        if self._is_stopping or self._next_start is not None:
+            return  # workers that were started together fail together: that is one failure
+        self._failed_starts += 1
+        self._history.failed_starts += 1
+        if self._failed_starts == MAX_FAILED_STARTS and not self._is_ready:
+            self._report(NotReady(reason))
+        delay_s = backoff_s(self._failed_starts, longest_s=LONGEST_START_DELAY_S)
+        self.log.warn("{reason}; the next start is in {delay_s:.1f} s", reason=reason, delay_s=delay_s)
+        self._next_start = self._clock.callLater(delay_s, self.start)
 
     # Called by workers.
 
@@ -340,7 +320,7 @@ class Supervisor:
         has_others = any(other.state != "starting" for other in self._slots.values())
         if slot.loading is not None and has_others:  # their jobs would end with the fork server
             distribution, name = slot.loading
-            self._start_failed(f"a worker {reason} when it imported {label(name, distribution, '')}")
+            self.cannot_launch(f"a worker {reason} when it imported {label(name, distribution, '')}")
             return
         if slot.loading is not None:
             self._listing = {}  # without that plugin
@@ -350,7 +330,7 @@ class Supervisor:
                     self.discard(other, "is started again without a plugin")
             return
         if slot.state == "starting":
-            self._start_failed(f"a worker {reason} before it was ready")
+            self.cannot_launch(f"a worker {reason} before it was ready")
             return
         if slot.job is not None:
             slot.job.died(reason)
@@ -408,17 +388,6 @@ class Supervisor:
             self._on_idle()
         if self._next_start is None:
             self.start()
-
-    def _start_failed(self, what: str) -> None:
-        if self._is_stopping or self._next_start is not None:
-            return  # workers that were started together fail together: that is one failure
-        self._failed_starts += 1
-        self._history.failed_starts += 1
-        if self._failed_starts == MAX_FAILED_STARTS and not self._is_ready:
-            self._report(NotReady(what))
-        delay_s = backoff_s(self._failed_starts, longest_s=LONGEST_START_DELAY_S)
-        self.log.warn("{what}; the next start is in {delay_s:.1f} s", what=what, delay_s=delay_s)
-        self._next_start = self._clock.callLater(delay_s, self.start)
 
     def _start_timer(self, slot: WorkerSlot, timeout_s: float) -> None:
         self._stop_timer(slot)

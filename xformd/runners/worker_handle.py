@@ -39,19 +39,15 @@ class Job(Protocol):
 
     def began(self, step: int) -> None:
         """Note that a step begins, counted from 0; the first is not reported."""
-        ...
 
     def raised(self, raised: SafeTraceback) -> None:
         """Note that a transform has raised something unexpected; the answer follows."""
-        ...
 
     def answered(self, answer: session.Reply | session.Refusal) -> None:
         """Take the answer: the worker is free."""
-        ...
 
     def died(self, reason: str) -> None:
         """Note that the worker has ended without an answer. Called by the supervisor, which replaces it."""
-        ...
 
 
 class WorkerEvents(Protocol):
@@ -59,19 +55,15 @@ class WorkerEvents(Protocol):
 
     def worker_loading(self, worker: "WorkerHandle", news: Mapping[str, Any]) -> None:
         """Note what it says while it loads the plugins that the fork server does not load."""
-        ...
 
     def worker_said_hello(self, worker: "WorkerHandle", hello: messages.WorkerHello) -> None:
         """Note that it has loaded its plugins."""
-        ...
 
     def worker_disconnected(self, worker: "WorkerHandle") -> None:
         """Note that it can run no more jobs and is about to end."""
-        ...
 
     def worker_ended(self, worker: "WorkerHandle", reason: str) -> None:
         """Note that it has ended, with every process that it started."""
-        ...
 
 
 class WorkerHandle:

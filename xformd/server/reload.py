@@ -390,8 +390,7 @@ def what_changes(before: Registry, after: Registry) -> Iterator[str]:
         if was != now:
             yield f"{distribution}: {was} -> {now}"
     for name, entry in sorted(after.entries.items()):
-        version = new.get(entry.plugin.distribution, entry.plugin.version)
-        if version != entry.plugin.version:
+        if new.get(entry.plugin.distribution, "") != (entry.plugin.version or "installed"):
             yield f"transform {name} runs in the server: version {entry.plugin.version} stays until a restart"
     for plugin in after.with_state("failed"):
         yield f"failed: plugin {plugin.label}: {plugin.reason}"

@@ -280,7 +280,7 @@ def test_a_plugin_that_fails_in_a_worker_is_left_out_too(launching: Launching, l
 
 
 def test_it_starts_again_with_the_plugins_that_are_there_then(loaded: Launching) -> None:
-    loaded.launcher.start_again("workers have other plugins than those before")
+    loaded.launcher.end("workers have other plugins than those before")
     assert loaded.process.stdin_closed
     assert loaded.events.launch() is None
     loaded.end()

@@ -345,7 +345,7 @@ def test_a_broken_channel_is_gone() -> None:
         theirs.sendall(b"unread")
         ours.close()
         with pytest.raises(module._Gone):
-            module._Channel(theirs).receive()
+            module._Channel(theirs, 1_000).receive()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from xformd.runners.calls import Call, prepare
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.runners.messages import WorkerHello
-from xformd.runners.policy import Quarantine
 from xformd.runners.pool import WorkerPool
 from xformd.runners.supervisor import SelfTest
 from xformd.runners.worker_handle import Job
@@ -194,7 +193,7 @@ class Launcher:
     def leave_out(self, key: PluginKey, reason: str) -> None:
         self.left_out[key] = reason
 
-    def start_again(self, why: str) -> None:
+    def end(self, why: str) -> None:
         self.started_again.append(why)
 
     def stop(self) -> Deferred[None]:
@@ -228,7 +227,6 @@ class Pool:
             size=size,
             launcher=cast(Any, self.launcher),
             self_test=self_test,
-            quarantine=Quarantine(),
             limits=Limits(**limits),
             clock=clock,
         )

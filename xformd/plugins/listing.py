@@ -3,8 +3,7 @@
 The JSON's shape is a promise: ``docs/cli.md`` describes it, and fields are added but never renamed. Invariant: it
 names no file, because servers send it to their clients.
 
-A process that has imported a plugin keeps that code until it ends. So a server that reloads asks a fresh worker for
-its listing, makes its registry from that, and keeps only those transforms of its own that it runs itself.
+A server imports only the plugins whose transforms it runs itself: it makes its registry from a worker's listing.
 """
 
 import shutil

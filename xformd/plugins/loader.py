@@ -6,8 +6,8 @@ plugin that is not selected is never imported.
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import attrs
@@ -102,15 +102,20 @@ def _load_one(
 
 
 def _transforms_of(candidate: Candidate) -> tuple[Transform, ...]:
-    try:
+    # The reason is sent to clients too, so it holds a loose file's name and not its path.
+    with _failing(f"import of {candidate.distribution if candidate.is_loose else candidate.source}"):
         module = candidate.load()
+    return _validate(_call_hook(candidate, module))
+
+
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    try:
+        yield
     except DefinitionError:
         raise
     except BaseException as error:
-        # The reason is sent to clients too, so it holds a loose file's name and not its path.
-        what = candidate.distribution if candidate.is_loose else candidate.source
-        raise DefinitionError(f"import of {what} failed: {_describe(error)}") from error
-    return _validate(_call_hook(candidate, module))
+        raise DefinitionError(f"{what} failed: {_describe(error)}") from error
 
 
 def _call_hook(candidate: Candidate, module: Any) -> list[object]:
@@ -118,13 +123,9 @@ def _call_hook(candidate: Candidate, module: Any) -> list[object]:
     manager = pluggy.PluginManager("xformd")
     manager.add_hookspecs(hookspecs)
     _register(manager, module, f"{candidate.distribution}:{candidate.name}")
-    try:
+    with _failing(f"{HOOK}()"):
         results = manager.hook.xformd_transforms()
         returned = [transform for result in results for transform in _iterate(result)]
-    except DefinitionError:
-        raise
-    except BaseException as error:
-        raise DefinitionError(f"{HOOK}() failed: {_describe(error)}") from error
     if not results:  # pluggy leaves out None
         raise DefinitionError(f"{HOOK}() returned None; return a list of transforms")
     return returned

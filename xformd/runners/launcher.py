@@ -88,7 +88,7 @@ class Launcher(ProcessProtocol):
         self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
         self._loading: PluginKey | None = None
         self._why_killed = ""
-        self._is_loaded = self._is_expected_to_end = False
+        self._is_loaded = False
         self._timers: list[IDelayedCall] = []
         self._is_stopping = False
         self._warnings: set[str] = set()
@@ -118,13 +118,17 @@ class Launcher(ProcessProtocol):
         return resident_bytes(self._pid) if self._is_loaded and self._pid is not None else 0
 
     def leave_out(self, key: PluginKey, reason: str) -> None:
-        """Start again without a plugin, which has failed in a worker."""
-        self._leave_out(key, reason)
-        self._end("a plugin is left out")
+        """Start again without a plugin, which has failed; the workers end."""
+        self.log.error("plugin {plugin} {reason}: it is left out", plugin=self._plugin(key).label, reason=reason)
+        self._setup = attrs.evolve(self._setup, left_out={**self._setup.left_out, key: ("failed", reason)})
+        self.end("a plugin is left out")
 
-    def start_again(self, why: str) -> None:
-        """Load the plugins anew, those that are there now; the workers end."""
-        self._end(why)
+    def end(self, why: str) -> None:
+        """Kill it, and every process that came from it. The plugins are loaded anew, unless it is stopping."""
+        self._why_killed = self._why_killed or why
+        self._is_loaded = False  # it may live on for a moment, and must not be asked for workers
+        if self._process is not None:
+            self._process.closeStdin()
 
     def stop(self) -> Deferred[None]:
         """End the fork server, in order if it heeds that; fires when it and all that came from it have ended."""
@@ -136,9 +140,9 @@ class Launcher(ProcessProtocol):
             self._has_stopped()
         elif self._is_loaded and self._control is not None:
             self._control.finish()
-            self._timers.append(self._reactor.callLater(END_GRACE_S, self._end, "the server is stopping"))
+            self._timers.append(self._reactor.callLater(END_GRACE_S, self.end, "the server is stopping"))
         else:
-            self._end("the server is stopping")
+            self.end("the server is stopping")
         return stopped
 
     def _has_stopped(self) -> None:
@@ -146,7 +150,7 @@ class Launcher(ProcessProtocol):
             self._stopped.pop().callback(None)
 
     def _spawn(self) -> None:
-        self._why_killed, self._is_expected_to_end = "", False
+        self._why_killed = ""
         self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
             control, their_control = socket_pair(theirs, undo)
@@ -167,13 +171,6 @@ class Launcher(ProcessProtocol):
             undo.pop_all()
         self._control.send(messages.encode_setup(self._setup))
 
-    def _end(self, why: str) -> None:
-        """Kill it, and every process that came from it."""
-        self._why_killed = self._why_killed or why
-        self._is_loaded = False  # it may live on for a moment, and must not be asked for workers
-        if self._process is not None:
-            self._process.closeStdin()
-
     # What it says.
 
     def _receive(self, data: bytes) -> None:
@@ -181,7 +178,7 @@ class Launcher(ProcessProtocol):
             for string in self._decoder.decode(data):
                 self._heed(messages.decode_news(string) or {})
         except (BadFrame, ValueError) as error:
-            self._end(f"sent an invalid message: {one_line(str(error))}")
+            self.end(f"sent an invalid message: {one_line(str(error))}")
 
     def _heed(self, news: Mapping[str, Any]) -> None:
         match news:
@@ -205,8 +202,8 @@ class Launcher(ProcessProtocol):
     def _import_late(self, keys: frozenset[PluginKey]) -> None:
         self._loading = None
         self._cancel_timers()
-        self._is_expected_to_end = True
-        self._timers.append(self._reactor.callLater(END_GRACE_S, self._end, "its exit handlers take too long"))
+        self._why_killed = "is started again"  # it ends by itself, in order
+        self._timers.append(self._reactor.callLater(END_GRACE_S, self.end, "its exit handlers take too long"))
         self._setup = attrs.evolve(self._setup, late=self._setup.late | keys)
         for key in sorted(keys):
             message = "plugin {plugin} leaves threads running when it is imported: each worker imports it"
@@ -230,7 +227,7 @@ class Launcher(ProcessProtocol):
             self._on_slow(self._plugin(self._loading))
 
     def _expire(self, timeout_s: float) -> None:
-        self._end(f"was not loaded within {timeout_s:g} s")
+        self.end(f"was not loaded within {timeout_s:g} s")
 
     def _plugin(self, key: PluginKey) -> Plugin:
         distribution, name = key  # it may have been installed since the others were found
@@ -261,17 +258,13 @@ class Launcher(ProcessProtocol):
         elif self._loading is not None:
             key, self._loading = self._loading, None
             why = self._why_killed or f"{_describe_end(reason.value)} when it was imported"
-            self._leave_out(key, why)
+            self.leave_out(key, why)
             self.events.can_launch()
-        elif self._is_expected_to_end or self._why_killed:
+        elif self._why_killed:
             self.events.can_launch()
         else:
             what = "the fork server" if was_loaded else "the fork server, before it was ready,"
             self.events.cannot_launch(f"{what} {_describe_end(reason.value)}")
-
-    def _leave_out(self, key: PluginKey, reason: str) -> None:
-        self.log.error("plugin {plugin} {reason}: it is left out", plugin=self._plugin(key).label, reason=reason)
-        self._setup = attrs.evolve(self._setup, left_out={**self._setup.left_out, key: ("failed", reason)})
 
 
 def _describe_end(end: BaseException | None) -> str:

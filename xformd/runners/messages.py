@@ -50,7 +50,7 @@ class WorkerSetup:
 
 @attrs.frozen
 class WorkerHello:
-    """What a worker sends first, once it has loaded its plugins.
+    """What a worker sends first, once it has all of its plugins.
 
     Args:
         pid: its process id.

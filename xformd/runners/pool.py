@@ -196,14 +196,13 @@ class WorkerPool:
         size: int,
         launcher: Launcher,
         self_test: SelfTest | None,
-        quarantine: Quarantine,
         limits: Limits,
         clock: IReactorTime,
         history: WorkerHistory | None = None,
         spares: int = 1,
     ) -> None:
         self._size = size
-        self.quarantine = quarantine
+        self.quarantine = Quarantine()
         self._limits = limits
         self._clock = clock
         self.failures = FailureLog(clock)

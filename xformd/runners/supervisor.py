@@ -289,7 +289,7 @@ class Supervisor:
             if self._failed_starts < MAX_DIFFERING_WORKERS:
                 worker.kill(f"has other plugins than those before ({difference})")
                 if all(other.state == "starting" for other in self._slots.values()):  # all are forked from the same
-                    self._launcher.start_again("workers have other plugins than those before")
+                    self._launcher.end("workers have other plugins than those before")
                 return
             self.log.warn(
                 "a worker has other plugins ({difference}); send SIGHUP to reload them all", difference=difference

@@ -65,7 +65,7 @@ def main(
         reaper.set_subreaper()  # what a job's children leave behind is this process's to end
         connection = socket.socket(fileno=channel_descriptor)
         connection.set_inheritable(False)  # not for processes that a plugin starts
-        _serve(_Channel(connection), registry, listing_json, setup, folder)
+        _serve(_Channel(connection, setup.max_request_bytes), registry, listing_json, setup, folder)
     except _Gone:
         pass  # the server is gone, or a transform has closed descriptors that are not its own
     except BaseException:
@@ -78,7 +78,6 @@ def main(
 def _serve(
     channel: "_Channel", registry: Registry, listing_json: str, setup: messages.WorkerSetup, folder: Path
 ) -> NoReturn:
-    channel.set_max_poem_bytes(setup.max_request_bytes)
     if setup.late:
         registry = _load_late(channel, registry, setup)
         listing_json = json.dumps(listing.to_json(registry))
@@ -109,14 +108,10 @@ class _Gone(Exception):
 class _Channel:
     """The socket to the server, a netstring at a time. Every method may raise ``_Gone``."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, max_poem_bytes: int) -> None:
         self._connection = connection
         self._arrival = select.poll()
         self._arrival.register(connection, select.POLLIN)
-        self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
-
-    def set_max_poem_bytes(self, max_poem_bytes: int) -> None:
-        """Accept requests with poems of this length; until now, only a setup."""
         self._decoder = netstring.Decoder(max_poem_bytes + session.MAX_HEAD_BYTES)
 
     def receive(self) -> bytes:

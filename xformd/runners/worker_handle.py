@@ -1,4 +1,4 @@
-"""The server's end of one worker: its process, its channel, and what it prints.
+"""The server's end of one worker: its channel, its lifeline, and what it prints.
 
 Invariant: one job at a time, which hears of its own steps and answer only; a worker that sends anything else is ended.
 """
@@ -57,7 +57,7 @@ class WorkerEvents(Protocol):
         """Note what it says while it loads the plugins that the fork server does not load."""
 
     def worker_said_hello(self, worker: "WorkerHandle", hello: messages.WorkerHello) -> None:
-        """Note that it has loaded its plugins."""
+        """Note which plugins it has."""
 
     def worker_disconnected(self, worker: "WorkerHandle") -> None:
         """Note that it can run no more jobs and is about to end."""

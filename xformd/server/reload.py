@@ -8,6 +8,7 @@ import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -27,7 +28,7 @@ from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.runners.launcher import SLOW_AFTER_S, Launcher
 from xformd.runners.messages import WorkerHello, WorkerSetup
-from xformd.runners.policy import Placement, Quarantine
+from xformd.runners.policy import Placement
 from xformd.runners.pool import WorkerPool
 from xformd.runners.supervisor import NotReady, SelfTest
 from xformd.service import TransformService
@@ -107,19 +108,14 @@ class Reloader:
 
     async def _start(self) -> None:
         pool = self._make_pool({})
-        ready = await self._first_worker(pool)
-        while isinstance(ready, NotReady):
+        while isinstance(ready := await self._first_worker(pool), NotReady):
             if self._is_local:
                 raise ConfigError(f"no worker is ready: {ready.reason}")
-            if not self._started.called:
-                if self._has_workers:
-                    self._swap(self._built_in, pool)  # its jobs wait for a worker
-                self._has_started()
-            ready = await self._first_worker(pool)
+            if self._has_workers and not self._started.called:
+                self._swap(self._built_in, pool)  # its jobs wait for a worker
+            self._has_started()
         self._is_complete = True
-        registry = self._registry_of(ready, self.service.registry)
-        loader.check(registry, self._settings.selection)
-        self._placement.check(registry)
+        registry = self._checked_registry(ready)
         self._swap(registry, pool)
         if self._started.called:  # nobody has been told yet
             for plugin in registry.with_state("failed"):
@@ -141,7 +137,7 @@ class Reloader:
             if self._is_requested:
                 self._reactor.callLater(0, self.reload)
 
-    def _found_slow(self, plugin: Plugin, others: _LeftOut) -> None:
+    def _found_slow(self, others: _LeftOut, plugin: Plugin) -> None:
         """Report a plugin that takes long to be loaded; if nothing else works yet, start what does without it."""
         self._report_slow(plugin)
         if self._left_out is None and not self._is_complete and not self.is_stopping:
@@ -158,7 +154,7 @@ class Reloader:
         is_better = self._left_out is None or len(left_out) < len(self._left_out)
         if is_better and not self._is_complete and isinstance(ready, WorkerHello):
             self._left_out = left_out
-            self._swap(self._registry_of(ready, self.service.registry), pool)
+            self._swap(self._registry_of(ready), pool)
             self._has_started()
         else:
             self._retire(pool)
@@ -244,9 +240,7 @@ class Reloader:
             ready = await self._first_worker(pool)
             if isinstance(ready, NotReady):
                 raise ConfigError(f"no new worker became ready: {ready.reason}")
-            registry = self._registry_of(ready, before)
-            loader.check(registry, self._settings.selection)
-            self._placement.check(registry)
+            registry = self._checked_registry(ready)
             if broken := [*what_breaks(before, registry)]:
                 raise ConfigError("transforms that work now would stop working", details=broken)
         except BaseException:
@@ -256,11 +250,17 @@ class Reloader:
         for line in what_changes(before, registry):
             self.log.info("{line}", line=line)
 
-    def _registry_of(self, hello: WorkerHello, before: Registry) -> Registry:
+    def _checked_registry(self, hello: WorkerHello) -> Registry:
+        registry = self._registry_of(hello)
+        loader.check(registry, self._settings.selection)
+        self._placement.check(registry)
+        return registry
+
+    def _registry_of(self, hello: WorkerHello) -> Registry:
         """Make a registry from a worker's hello. Only plugins that the worker has survived are imported here."""
         wanted = listing.plugins_run_here(hello.listing, self._is_isolated)
         own = loader.load(self._selection, only=lambda plugin: plugin.key in wanted, around=self._importing_here)
-        return listing.from_json(hello.listing, keep_imported(before, own), self._is_isolated)
+        return listing.from_json(hello.listing, keep_imported(self.service.registry, own), self._is_isolated)
 
     def _importing_here(self, plugin: Plugin) -> AbstractContextManager[None]:
         def warn(what: str) -> None:
@@ -313,7 +313,18 @@ class Reloader:
 
     def _make_pool(self, left_out: _LeftOut) -> WorkerPool:
         """Make a pool, not yet started, without some plugins."""
-        settings, limits = self._settings, self._settings.limits
+        return WorkerPool(
+            size=self._settings.worker_count or 1,
+            launcher=self._make_launcher(left_out),
+            self_test=None if self._is_local else choose_self_test(self._built_in, self._placement),
+            limits=self._settings.limits,
+            clock=self._reactor,
+            history=self._history,
+            spares=1 if self._has_workers and not self._is_local else 0,
+        )
+
+    def _make_launcher(self, left_out: _LeftOut) -> Launcher:
+        limits = self._settings.limits
         setup = WorkerSetup(
             selection=self._selection,
             max_request_bytes=max(limits.max_request_bytes, limits.max_result_bytes),
@@ -322,22 +333,9 @@ class Reloader:
             left_out=left_out,
             shows_errors=self._is_local,
         )
-        return WorkerPool(
-            size=settings.worker_count or 1,
-            launcher=Launcher(
-                setup,
-                limits.plugin_load_timeout_s,
-                {plugin.key: plugin for plugin in loader.find(self._selection)},
-                lambda plugin: self._found_slow(plugin, left_out),
-                self._reactor,
-            ),
-            self_test=None if self._is_local else choose_self_test(self._built_in, self._placement),
-            quarantine=Quarantine(),
-            limits=limits,
-            clock=self._reactor,
-            history=self._history,
-            spares=1 if self._has_workers and not self._is_local else 0,
-        )
+        plugins = {plugin.key: plugin for plugin in loader.find(self._selection)}
+        on_slow = partial(self._found_slow, left_out)
+        return Launcher(setup, limits.plugin_load_timeout_s, plugins, on_slow, self._reactor)
 
 
 def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
@@ -41,6 +41,8 @@ LABEL = "x-owl 1.0 (owl)"
 class Events:
     """A supervisor that wants one worker, and records what it hears."""
 
+    worker_disconnected = worker_ended = Mock()
+
     def __init__(self) -> None:
         self.launcher: Launcher
         self.heard: list[str] = []
@@ -54,7 +56,7 @@ class Events:
         self.heard.append(reason)
 
     def launch(self) -> WorkerHandle | None:
-        worker = self.launcher.launch(Mock())
+        worker = self.launcher.launch()
         if worker is not None:
             self.workers.append(worker)
         return worker
@@ -68,7 +70,7 @@ class Launching:
         self.events = Events()
         self.slow: list[Plugin] = []
         self.launcher = Launcher(SETUP, TIMEOUT_S, PLUGINS, self.slow.append, self.reactor)
-        self.launcher.events = self.events
+        self.launcher.events = cast(Any, self.events)
         self.events.launcher = self.launcher
         self._asked: list[socket.socket] = []
 

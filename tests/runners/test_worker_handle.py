@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.python.failure import Failure
@@ -51,7 +51,7 @@ class Started:
         self.reactor = FakeReactor()
         self.events = Events()
         self.heard = self.events.heard
-        self.worker = WorkerHandle(self._fork, max_result_bytes, self.events, self.reactor)
+        self.worker = WorkerHandle(self._fork, max_result_bytes, cast(Any, self.events), self.reactor)
 
     def _fork(self, *descriptors: int) -> None:
         channel, lifeline, self.output = map(os.dup, descriptors)
@@ -323,7 +323,7 @@ def test_a_failed_start_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, fai
     monkeypatch.setattr(reactor, "addReader", add_reader)
     before = open_descriptors()
     with pytest.raises(OSError, match="no"):
-        WorkerHandle(lambda *_: None, 1_000, events, reactor)
+        WorkerHandle(lambda *_: None, 1_000, cast(Any, events), reactor)
     assert not reactor.readers
     assert events.heard == []
     readers.clear()
@@ -337,7 +337,7 @@ def test_a_fork_server_that_is_gone_leaves_nothing_open() -> None:
     reactor, events = FakeReactor(), Events()
     before = open_descriptors()
     with pytest.raises(BrokenPipeError):
-        WorkerHandle(fork, 1_000, events, reactor)
+        WorkerHandle(fork, 1_000, cast(Any, events), reactor)
     assert open_descriptors() == before
     assert (reactor.readers, events.heard) == (set(), [])
 

@@ -179,12 +179,12 @@ class Launcher:
         self.started_again: list[str] = []
         self.events: Any = None
 
-    def launch(self, events: Any) -> Any:
+    def launch(self) -> Any:
         if self.error is not None:
             raise self.error
         if self.is_loading:
             return None
-        self.workers.append(FakeWorker(events, pid=100 + len(self.workers)))
+        self.workers.append(FakeWorker(self.events, pid=100 + len(self.workers)))
         return self.workers[-1]
 
     def resident_bytes(self) -> int:

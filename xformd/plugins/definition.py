@@ -19,12 +19,7 @@ from xformd.spec import NAME_RULE, OptionValue, is_valid_name
 
 PoemKind = Literal["text", "bytes"]
 
-_OPTION_TYPES: tuple[tuple[type, OptionType], ...] = (
-    (int, "int"),
-    (float, "float"),
-    (bool, "bool"),
-    (str, "str"),
-)
+_OPTION_TYPES: tuple[tuple[type, OptionType], ...] = ((int, "int"), (float, "float"), (bool, "bool"), (str, "str"))
 
 
 @attrs.frozen

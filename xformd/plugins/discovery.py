@@ -147,11 +147,7 @@ def _of_distribution(distribution: importlib.metadata.Distribution, name: str, v
         return
     for entry_point in entry_points:
         yield Candidate(
-            name=entry_point.name,
-            distribution=name,
-            version=version,
-            source=entry_point.value,
-            load=entry_point.load,
+            name=entry_point.name, distribution=name, version=version, source=entry_point.value, load=entry_point.load
         )
 
 

@@ -76,11 +76,7 @@ def _option_to_json(option: Option) -> dict[str, Any]:
 
 
 def _example_to_json(example: Example) -> dict[str, Any]:
-    return {
-        "poem": _text(example.poem),
-        "result": _text(example.result),
-        "options": dict(example.options),
-    }
+    return {"poem": _text(example.poem), "result": _text(example.result), "options": dict(example.options)}
 
 
 def _text(poem: str | bytes) -> str:

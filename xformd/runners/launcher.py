@@ -7,7 +7,7 @@ reason; nothing else keeps a plugin out.
 import contextlib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -22,15 +22,11 @@ from xformd.errors import BadFrame, one_line
 from xformd.net.transport import Channel
 from xformd.plugins.registry import Plugin, PluginKey
 from xformd.runners import messages, reaper
-from xformd.runners.worker_handle import (
-    END_GRACE_S,
-    OutputLog,
-    WorkerEvents,
-    WorkerHandle,
-    describe_signal,
-    socket_pair,
-)
+from xformd.runners.worker_handle import END_GRACE_S, OutputLog, WorkerHandle, describe_signal, socket_pair
 from xformd.wire import netstring
+
+if TYPE_CHECKING:
+    from xformd.runners.supervisor import Supervisor
 
 SLOW_AFTER_S = 1.0
 """A plugin that takes longer to be loaded is named: somebody waits for it."""
@@ -40,16 +36,6 @@ _COMMAND = (
     "from xformd.runners.reaper import main; main()"
 )
 """Workers can import what the server can, and what has been installed since it started."""
-
-
-class LauncherEvents(Protocol):
-    """What a supervisor needs to know of its launcher."""
-
-    def can_launch(self) -> None:
-        """Note that the plugins are loaded: workers can be started."""
-
-    def cannot_launch(self, reason: str) -> None:
-        """Note that the fork server has ended, and no plugin is known to be the reason."""
 
 
 class Launcher(ProcessProtocol):
@@ -76,7 +62,7 @@ class Launcher(ProcessProtocol):
         on_slow: Callable[[Plugin], object],
         reactor: Any,
     ) -> None:
-        self.events: LauncherEvents
+        self.events: Supervisor
         self._setup = setup
         self._is_local = setup.shows_errors
         self._load_timeout_s = load_timeout_s
@@ -95,7 +81,7 @@ class Launcher(ProcessProtocol):
         self._stopped: list[Deferred[None]] = []
         self._pid: int | None = None  # the fork server's own, not its reaper's
 
-    def launch(self, events: WorkerEvents) -> WorkerHandle | None:
+    def launch(self) -> WorkerHandle | None:
         """Start a worker; None while the plugins are being loaded: ``events.can_launch`` is called then.
 
         Raises:
@@ -108,7 +94,7 @@ class Launcher(ProcessProtocol):
         return WorkerHandle(
             self._control.send_descriptors,
             self._setup.max_result_bytes,
-            events,
+            self.events,
             self._reactor,
             logs_output=not self._is_local,
         )

@@ -124,16 +124,9 @@ def decode_news(string: bytes) -> Mapping[str, Any] | None:
             return dict(news)
         case {"timeout_s": int() | float() as seconds} if 0 < seconds < math.inf:
             return {"timeout_s": seconds}
-        case {"late": list() as keys} if all(map(_is_key, keys)):
+        case {"late": list() as keys} if all(isinstance(key, list) and [*map(type, key)] == [str, str] for key in keys):
             return {"late": keys}
     raise ValueError(wrong)
-
-
-def _is_key(value: object) -> bool:
-    match value:
-        case [str(), str()]:
-            return True
-    return False
 
 
 def encode_hello(pid: int, listing_json: str) -> bytes:

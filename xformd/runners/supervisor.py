@@ -172,7 +172,7 @@ class Supervisor:
         self._next_start = None
         while not self._is_stopping and len(self._slots) < self._count:
             try:
-                worker = self._launcher.launch(self)
+                worker = self._launcher.launch()
             except OSError as error:
                 self.cannot_launch(f"a worker cannot be started: {error.strerror or error}")
                 return

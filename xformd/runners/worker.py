@@ -51,15 +51,7 @@ NO_LIMIT = resource.RLIM_INFINITY
 def main(
     channel_descriptor: int, registry: Registry, listing_json: str, setup: messages.WorkerSetup, folder: Path
 ) -> NoReturn:
-    """Serve until the server is gone, or closes its half of the channel.
-
-    Args:
-        channel_descriptor: the socket to the server.
-        registry: of the plugins that are loaded.
-        listing_json: the same as ``listing.to_json``.
-        setup: says which are still to be loaded, and the limits.
-        folder: where each job gets a folder.
-    """
+    """Serve until the server is gone or closes its half of the channel. Each job gets a folder in ``folder``."""
     try:
         reaper.ignore_signals()
         reaper.set_subreaper()  # what a job's children leave behind is this process's to end

@@ -7,8 +7,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.fdesc import readFromFD
@@ -23,6 +23,9 @@ from xformd.net.transport import CHANNEL_BUFFER_BYTES, Channel
 from xformd.runners import messages
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring, session
+
+if TYPE_CHECKING:
+    from xformd.runners.supervisor import Supervisor
 
 STDERR = 2
 
@@ -50,29 +53,13 @@ class Job(Protocol):
         """Note that the worker has ended without an answer. Called by the supervisor, which replaces it."""
 
 
-class WorkerEvents(Protocol):
-    """What a supervisor needs to know of its workers."""
-
-    def worker_loading(self, worker: "WorkerHandle", news: Mapping[str, Any]) -> None:
-        """Note what it says while it loads the plugins that the fork server does not load."""
-
-    def worker_said_hello(self, worker: "WorkerHandle", hello: messages.WorkerHello) -> None:
-        """Note which plugins it has."""
-
-    def worker_disconnected(self, worker: "WorkerHandle") -> None:
-        """Note that it can run no more jobs and is about to end."""
-
-    def worker_ended(self, worker: "WorkerHandle", reason: str) -> None:
-        """Note that it has ended, with every process that it started."""
-
-
 class WorkerHandle:
     """One worker: has it forked, sends it jobs, passes on what it answers, and ends it.
 
     Args:
         fork: asks the fork server for a worker that has these descriptors; raises ``OSError`` if it cannot be asked.
         max_result_bytes: the longest answer.
-        events: hear of it.
+        events: the supervisor hears of it.
         reactor: reads its channel, its lifeline and its output.
         logs_output: whether what it prints is logged; otherwise it goes to this process's standard error.
 
@@ -86,7 +73,7 @@ class WorkerHandle:
         self,
         fork: Callable[..., None],
         max_result_bytes: int,
-        events: WorkerEvents,
+        events: "Supervisor",
         reactor: Any,
         *,
         logs_output: bool = True,

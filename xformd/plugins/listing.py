@@ -96,12 +96,10 @@ def _plugin_to_json(plugin: Plugin) -> dict[str, Any]:
     }
 
 
-def plugins_run_here(listed: Mapping[str, Any], is_isolated: IsIsolated) -> frozenset[tuple[str, str]]:
-    """Return distribution and name of each listed plugin with a transform that does not run in a worker."""
+def plugins_run_here(listed: Mapping[str, Any], is_isolated: IsIsolated) -> frozenset[PluginKey]:
+    """Return the key of each listed plugin with a transform that does not run in a worker."""
     return frozenset(
-        (described["distribution"], described["plugin"])
-        for described in listed["transforms"]
-        if not is_isolated(_transform_from_json(described))
+        _key(described) for described in listed["transforms"] if not is_isolated(_transform_from_json(described))
     )
 
 
@@ -119,30 +117,27 @@ def from_json(listed: Mapping[str, Any], own: Registry, is_isolated: IsIsolated)
     """
     owned = {plugin.key: plugin for plugin in own.plugins}
     transforms = {described["name"]: _transform_from_json(described) for described in listed["transforms"]}
-    run_here = {name for name, transform in transforms.items() if not is_isolated(transform)}
-    missing = {  # a name may be another plugin's too, which is not to blame
-        (described["distribution"], described["plugin"])
-        for described in listed["transforms"]
-        if described["name"] in run_here - own.entries.keys()
+    plugins = {
+        _key(described, "name"): _plugin_from_json(described, transforms, owned) for described in listed["plugins"]
     }
-    plugins = []
-    for described in listed["plugins"]:
-        plugin = _plugin_from_json(described, transforms, owned)
-        if plugin.key in missing:
-            reason = _why_not_here(owned.get(plugin.key))
-            plugin = attrs.evolve(plugin, state="failed", reason=reason, transforms=())
-        plugins.append(plugin)
-    by_key = {plugin.key: plugin for plugin in plugins if plugin.state == "active"}
-    entries: dict[str, Entry] = {}
+    entries: dict[str, tuple[PluginKey, Entry]] = {}
     for described in listed["transforms"]:
-        name, key = described["name"], (described["distribution"], described["plugin"])
-        if name in run_here and key in by_key:
-            entries[name] = own.entries[name]
-        elif key in by_key:
-            entries[name] = Entry(transforms[name], by_key[key])
+        name, key = described["name"], _key(described)
+        entry = Entry(transforms[name], plugins[key]) if is_isolated(transforms[name]) else own.entries.get(name)
+        if entry is not None:
+            entries[name] = key, entry
+        else:
+            reason = _why_not_here(owned.get(key))
+            plugins[key] = attrs.evolve(plugins[key], state="failed", reason=reason, transforms=())
     return Registry(
-        entries, tuple(plugins), tuple(_conflict_from_json(described, plugins) for described in listed["conflicts"])
+        {name: entry for name, (key, entry) in entries.items() if plugins[key].state == "active"},
+        tuple(plugins.values()),
+        tuple(_conflict_from_json(described, [*plugins.values()]) for described in listed["conflicts"]),
     )
+
+
+def _key(described: Mapping[str, Any], name: str = "plugin") -> PluginKey:
+    return described["distribution"], described[name]
 
 
 def _why_not_here(plugin: Plugin | None) -> str:
@@ -184,12 +179,12 @@ def _example_from_json(described: Mapping[str, Any], kind: str) -> Example:
 def _plugin_from_json(
     described: Mapping[str, Any], transforms: Mapping[str, Transform], owned: Mapping[PluginKey, Plugin]
 ) -> Plugin:
-    distribution, name = described["distribution"], described["name"]
+    own = owned.get(_key(described, "name"))
     return Plugin(
-        name=name,
-        distribution=distribution,
+        name=described["name"],
+        distribution=described["distribution"],
         version=described["version"],
-        source=owned[distribution, name].source if (distribution, name) in owned else "",
+        source=own.source if own is not None else "",
         state=described["state"],
         reason=described["reason"],
         # An ambiguous transform is listed by its name alone, and no request can reach it.

@@ -32,17 +32,11 @@ log = Logger()
 
 @attrs.frozen
 class Stage:
-    """One step in the reactor, or neighbouring steps in one worker.
-
-    Args:
-        runner: runs them.
-        calls: the steps.
-        long_runner: runs them if an earlier stage has made a long poem of a short one.
-    """
+    """One step in the reactor, or neighbouring steps in one worker."""
 
     runner: Runner
     calls: tuple[Call, ...]
-    long_runner: Runner
+    long_runner: Runner  # runs them if an earlier stage has made a long poem of a short one
 
     def run(
         self,

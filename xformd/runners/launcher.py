@@ -43,7 +43,7 @@ class Launcher(ProcessProtocol):
 
     Args:
         setup: for the fork server and its workers.
-        load_timeout_s: how long a plugin may take to be loaded, in seconds.
+        load_timeout_s: how long a plugin may take to be loaded.
         plugins: those that were found, for their names in messages.
         on_slow: called with a plugin that takes longer than ``SLOW_AFTER_S``.
         reactor: starts the process.

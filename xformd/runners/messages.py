@@ -27,38 +27,23 @@ _TRACEBACK = b"traceback "
 
 @attrs.frozen(kw_only=True)
 class WorkerSetup:
-    """What a fork server is told first, for itself and its workers.
-
-    Args:
-        selection: the plugins to load.
-        max_request_bytes: the longest poem of a job.
-        max_result_bytes: the longest result of a step.
-        memory_bytes: how much memory loading the plugins may take, and each job besides.
-        left_out: plugins that are not to be imported, with their state and the reason.
-        late: plugins that each worker imports, because their threads would not survive a fork.
-        shows_errors: whether what transforms raise is reported in full, for the person who runs them.
-    """
+    """What a fork server is told first, for itself and its workers."""
 
     selection: Selection
-    max_request_bytes: int
-    max_result_bytes: int
-    memory_bytes: int
-    left_out: Mapping[PluginKey, tuple[PluginState, str]] = attrs.field(factory=dict)
-    late: frozenset[PluginKey] = frozenset()
-    shows_errors: bool = False
+    max_request_bytes: int  # the longest poem of a job
+    max_result_bytes: int  # of a step
+    memory_bytes: int  # how much loading the plugins may take, and each job besides
+    left_out: Mapping[PluginKey, tuple[PluginState, str]] = attrs.field(factory=dict)  # not imported; with the reason
+    late: frozenset[PluginKey] = frozenset()  # each worker imports them: their threads would not survive a fork
+    shows_errors: bool = False  # what transforms raise is reported in full, for the person who runs them
 
 
 @attrs.frozen
 class WorkerHello:
-    """What a worker sends first, once it has all of its plugins.
-
-    Args:
-        pid: its process id.
-        listing: its plugins and transforms, as ``xformd list-transforms --json`` prints them.
-    """
+    """What a worker sends first, once it has all of its plugins."""
 
     pid: int
-    listing: Mapping[str, Any]
+    listing: Mapping[str, Any]  # as ``xformd list-transforms --json`` prints it
 
 
 def encode_setup(setup: WorkerSetup) -> bytes:

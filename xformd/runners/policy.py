@@ -149,11 +149,9 @@ def retry_after_ms(waiting: int, workers: int, mean_job_s: float) -> int:
 
 
 def plugin_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return the first difference between two workers' plugins; an empty string if there is none.
+    """Return the first difference between two workers' listings; an empty string if there is none.
 
-    Args:
-        first: the listing of the first worker; empty before there was one.
-        other: the listing of another.
+    The first one's is empty before there was a worker.
     """
     versions, others = _versions(first), _versions(other)
     for name, source in sorted(versions.items()):

@@ -34,32 +34,19 @@ With 40 results of 5 MB that nobody read, a server then grew by 15 MB instead of
 
 @attrs.define(eq=False)
 class PoolJob:
-    """Consecutive steps for one worker, from the queue to their result.
-
-    Args:
-        pool: runs it.
-        calls: the steps.
-        poem: the input of the first.
-        caller: the connection that asked; None if it sends one request at a time.
-        timing: measures its waiting and running; None if the request is not timed.
-        slot: the worker that runs it; None while it waits.
-        step: the index of the step that runs.
-        started_at: when it got its worker, in seconds.
-        timer: ends it at the time limit of the step that runs.
-        detail: what the last step has raised, for the person who runs it in a process of their own.
-    """
+    """Consecutive steps for one worker, from the queue to their result."""
 
     pool: "WorkerPool"
     calls: Sequence[Call]
     poem: bytes
-    caller: Caller | None = None
+    caller: Caller | None = None  # the connection that asked; None if it sends one request at a time
     timing: RequestTiming | None = None
     result: Deferred[bytes] = attrs.field(init=False)
-    slot: WorkerSlot | None = None
-    step: int = 0
-    started_at: float = 0.0
-    timer: IDelayedCall | None = None
-    detail: str = ""
+    slot: WorkerSlot | None = None  # the worker that runs it; None while it waits
+    step: int = 0  # the index of the one that runs
+    started_at: float = 0.0  # when it got its worker, in seconds
+    timer: IDelayedCall | None = None  # ends it at the time limit of the step that runs
+    detail: str = ""  # what the last step has raised, for the person who runs it in a process of their own
 
     def __attrs_post_init__(self) -> None:
         self.result = Deferred(lambda _: self.pool.give_up(self, "its job was cancelled"))

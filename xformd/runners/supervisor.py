@@ -45,13 +45,9 @@ WorkerState = Literal["starting", "idle", "busy"]
 
 @attrs.frozen
 class NotReady:
-    """``MAX_FAILED_STARTS`` starts in a row have failed.
+    """``MAX_FAILED_STARTS`` starts in a row have failed."""
 
-    Args:
-        reason: of the last one.
-    """
-
-    reason: str
+    reason: str  # of the last one
 
 
 @attrs.frozen
@@ -64,32 +60,18 @@ class SelfTest:
 
 @attrs.define(eq=False)
 class WorkerSlot:
-    """One worker and what it is doing.
-
-    Args:
-        worker: its handle.
-        state: what it is doing.
-        job: what it runs.
-        jobs: how many it has been given.
-        is_disconnected: whether it can take no more.
-        names: the transforms of its last job.
-        known_names: those that it has run; what they load on their first run is no growth.
-        settled_bytes: its resident memory after the last job that ran a transform for the first time.
-        measured_at: when its growth was measured last, in seconds.
-        start_timer: kills it if it does not get ready.
-        loading: the plugin that it loads.
-    """
+    """One worker and what it is doing."""
 
     worker: WorkerHandle
     state: WorkerState = "starting"
     job: Job | None = None
-    jobs: int = 0
-    is_disconnected: bool = False
-    names: frozenset[str] = frozenset()
-    known_names: frozenset[str] = frozenset()
-    settled_bytes: int = 0
-    measured_at: float = 0.0
-    start_timer: IDelayedCall | None = None
+    jobs: int = 0  # that it has been given
+    is_disconnected: bool = False  # it can take no more
+    names: frozenset[str] = frozenset()  # the transforms of its last job
+    known_names: frozenset[str] = frozenset()  # that it has run: what they load on their first run is no growth
+    settled_bytes: int = 0  # its memory after the last job that ran a transform for the first time
+    measured_at: float = 0.0  # when its growth was measured last, in seconds
+    start_timer: IDelayedCall | None = None  # kills it if it does not get ready
     loading: PluginKey | None = None
 
     def run(self, spec: Spec, poem: bytes, job: Job) -> None:
@@ -317,12 +299,11 @@ class Supervisor:
         self._check_stopped()
 
     def _lose(self, slot: WorkerSlot, reason: str) -> None:
-        has_others = any(other.state != "starting" for other in self._slots.values())
-        if slot.loading is not None and has_others:  # their jobs would end with the fork server
-            distribution, name = slot.loading
-            self.cannot_launch(f"a worker {reason} when it imported {label(name, distribution, '')}")
-            return
         if slot.loading is not None:
+            if any(other.state != "starting" for other in self._slots.values()):  # they would end with the fork server
+                distribution, name = slot.loading
+                self.cannot_launch(f"a worker {reason} when it imported {label(name, distribution, '')}")
+                return
             self._listing = {}  # without that plugin
             self._launcher.leave_out(slot.loading, f"{reason} when a worker imported it")
             for other in [*self._slots.values()]:  # they end with the fork server, whatever they are importing
@@ -386,8 +367,7 @@ class Supervisor:
     def _replace(self) -> None:
         if self._idle:  # the spare takes the next job at once
             self._on_idle()
-        if self._next_start is None:
-            self.start()
+        self.can_launch()
 
     def _start_timer(self, slot: WorkerSlot, timeout_s: float) -> None:
         self._stop_timer(slot)

@@ -171,11 +171,9 @@ class _JobRunner:
 
     def _enter_folder(self) -> None:
         try:
-            try:
-                os.chdir(self._folder)
-            except FileNotFoundError:  # something tidies up where temporary files are
+            if not os.path.isdir(self._folder):  # noqa: PTH112 - something tidies up where temporary files are
                 os.makedirs(self._folder, 0o700)  # noqa: PTH103
-                os.chdir(self._folder)
+            os.chdir(self._folder)
         except OSError as error:
             raise Unavailable(f"the job cannot have a folder: {error.strerror}") from None
 

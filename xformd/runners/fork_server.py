@@ -89,8 +89,9 @@ class _ForkServer:
 
     def _receive(self) -> bytes:
         decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
-        while not (strings := decoder.decode(self._control.recv(65_536) or _raise_eof())):
-            pass
+        while not (strings := decoder.decode(data := self._control.recv(65_536))):
+            if not data:
+                raise EOFError
         return strings[0]
 
     def _tell(self, **news: object) -> None:
@@ -197,7 +198,3 @@ def _prefer_to_be_killed() -> None:
     file = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):  # not Linux
         file.write_text(str(min(1_000, int(file.read_text()) + OOM_SCORE_ADJ)))
-
-
-def _raise_eof() -> NoReturn:
-    raise EOFError

@@ -152,7 +152,7 @@ class Launcher(ProcessProtocol):
             if self._why_killed:
                 self._process = None
                 raise ChildProcessError(f"the fork server {self._why_killed}")
-            self._control = Channel(control, self._receive, self._control_lost, self._reactor)
+            self._control = Channel(control, self._receive, lambda: None, self._reactor)  # the process's end says why
             undo.callback(self._control.close)
             undo.pop_all()
         self._control.send(messages.encode_setup(self._setup))
@@ -223,9 +223,6 @@ class Launcher(ProcessProtocol):
         return "fork server" if self._loading is None else f"plugin {self._plugin(self._loading).label}"
 
     # Its end.
-
-    def _control_lost(self) -> None:
-        """Wait for the end of the process, which says why."""
 
     def processExited(self, reason: Failure) -> None:
         """Start again without the plugin that was being loaded. ``processEnded`` may come much later."""

@@ -71,6 +71,31 @@ def test_a_plugin_that_fails_in_workers_alone_is_in_the_list(tmp_path: Path) -> 
         assert session.ask("sort-lines", b"b\na").poem == b"a\nb"
 
 
+def test_a_plugin_that_crashes_in_workers_alone_is_left_out(tmp_path: Path) -> None:
+    crash = f"import os\nif os.path.exists({str(tmp_path / 'seen')!r}):\n    os.abort()\n"
+    source = crash + LOCK.format(path=str(tmp_path / "seen")) + THREAD + NAP
+    with serving_plugins(tmp_path, crashes=source, whole=DOZE) as (server, session):
+        assert session.ask("doze").code == "ok"
+        refused = session.ask("nap")
+        assert refused.code == "no-such-transform"
+        why = "plugin crashes.py (crashes) failed: was killed by SIGABRT when a worker imported it"
+        assert why in refused.poem.decode()
+        assert server.log.count("it is left out") == 1
+
+
+def test_a_plugin_that_crashes_in_new_workers_costs_no_other_its_job_and_at_last_itself_alone(tmp_path: Path) -> None:
+    crash = f"import os\nif os.path.exists({str(tmp_path / 'flag')!r}):\n    os.abort()\n"
+    with serving_plugins(tmp_path, crashes=crash + THREAD + NAP, whole=DOZE) as (server, session):
+        assert session.ask("nap").code == "ok"
+        (tmp_path / "flag").touch()
+        assert session.ask("doze:seconds=5", timeout_ms=50).code == "timeout"
+        wait_until(lambda: "when it imported crashes.py (crashes)" in server.log)
+        assert session.ask("nap").code == "ok"  # by the spare worker
+        assert session.ask("doze:seconds=5", timeout_ms=50).code == "timeout"
+        assert session.ask("doze").code == "ok"
+        assert server.log.count("it is left out") == 1
+
+
 def test_a_worker_that_starts_during_an_installation_has_the_plugins_of_the_others(tmp_path: Path) -> None:
     with serving_plugins(tmp_path, p=NAP, q=DOZE) as (_, session):
         (tmp_path / "q.py").unlink()  # pip takes the old version away,

@@ -277,6 +277,7 @@ def test_a_plugin_that_fails_in_a_worker_is_left_out_too(launching: Launching, l
     launching.end()
     setup = launching.setup
     assert dict(setup.left_out) == {OWL: ("failed", "was killed by SIGABRT when a worker imported it")}
+    assert setup.late == frozenset()  # else workers would import it all the same
     assert log.lines[1:] == [f"plugin {LABEL} was killed by SIGABRT when a worker imported it: it is left out"]
     assert launching.events.heard == ["can launch"]
 

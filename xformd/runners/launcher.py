@@ -106,7 +106,8 @@ class Launcher(ProcessProtocol):
     def leave_out(self, key: PluginKey, reason: str) -> None:
         """Start again without a plugin, which has failed; the workers end."""
         self.log.error("plugin {plugin} {reason}: it is left out", plugin=self._plugin(key).label, reason=reason)
-        self._setup = attrs.evolve(self._setup, left_out={**self._setup.left_out, key: ("failed", reason)})
+        left_out = {**self._setup.left_out, key: ("failed", reason)}
+        self._setup = attrs.evolve(self._setup, left_out=left_out, late=self._setup.late - {key})
         self.end("a plugin is left out")
 
     def end(self, why: str) -> None:

@@ -69,7 +69,7 @@ class Launching:
         self.reactor = FakeReactor()
         self.events = Events()
         self.slow: list[Plugin] = []
-        self.launcher = Launcher(SETUP, TIMEOUT_S, PLUGINS, self.slow.append, self.reactor)
+        self.launcher = Launcher(SETUP, TIMEOUT_S, PLUGINS, lambda plugin, _: self.slow.append(plugin), self.reactor)
         self.launcher.events = cast(Any, self.events)
         self.events.launcher = self.launcher
         self._asked: list[socket.socket] = []

@@ -44,7 +44,7 @@ NONE = Registry({}, ())
 class Loading(Launcher):
     """Starts the fake workers of one generation, and may find a plugin slow."""
 
-    def __init__(self, setup: WorkerSetup, plugins: Mapping[PluginKey, Plugin], on_slow: Callable[[Plugin], object]):
+    def __init__(self, setup: WorkerSetup, plugins: Mapping[PluginKey, Plugin], on_slow: Callable[..., object]):
         super().__init__()
         self.setup = setup
         self._plugins = plugins
@@ -52,7 +52,10 @@ class Loading(Launcher):
 
     def find_slow(self, plugin: Plugin) -> None:
         """Take long to load a plugin."""
-        self._on_slow(self._plugins[plugin.key])
+        self._on_slow(
+            self._plugins[plugin.key],
+            self.setup.left_out | {key: ("failed", why) for key, why in self.left_out.items()},
+        )
 
     @property
     def left_out_at_start(self) -> set[str]:
@@ -559,11 +562,28 @@ def test_the_others_work_while_a_slow_plugin_is_loaded_and_then_it_joins(slow: S
     (busy,) = (worker for worker in without.alive if worker.sent)
     complete.say_hello(ALL)
     assert slow.reloader.status().loading == ()
+    assert log.lines[1:] == ["plugin x-owl 1.0 (owl) is loaded"]
     assert slow.xform("other", b"x")
     assert without.alive == [busy]  # no request notices
     busy.answer(b"POEM")
     assert result_of(running) == b"POEM"
     assert without.alive == []
+
+
+def test_what_crashed_before_a_slow_plugin_is_not_tried_again_meanwhile(make: Callable[..., Site], log: Log) -> None:
+    site = make(installed=of_plugins(VERSES, OWL))
+    site.started = site.reloader.start()
+    site.launchers[0].is_loading = True
+    site.launchers[0].leave_out(VERSES.key, "was killed by SIGSEGV")
+    site.launchers[0].find_slow(OWL)
+    complete, without = site.launchers
+    assert without.setup.left_out[VERSES.key] == ("failed", "was killed by SIGSEGV")
+    crashed = attrs.evolve(VERSES, state="failed", reason="was killed by SIGSEGV", transforms=())
+    without.say_hello(loading(crashed, without=[OWL]))
+    log.clear()
+    complete.say_hello(of_plugins(crashed, OWL))
+    assert log.lines == ["plugin x-owl 1.0 (owl) is loaded"]  # what has failed was told at the start
+    site.stop()
 
 
 def test_a_slow_plugin_that_fails_after_all_is_logged(slow: Site, log: Log) -> None:

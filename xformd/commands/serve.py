@@ -86,6 +86,8 @@ def _greeting(addresses: tuple[str, ...], registry: "Registry") -> Iterator[str]
     yield from listening_lines(addresses)
     active = registry.with_state("active")
     yield f"{len(registry.entries)} transforms from {len(active)} plugins"
+    for plugin in registry.with_state("loading"):
+        yield f"loading: plugin {plugin.label}"
     for plugin in registry.with_state("failed"):
         yield f"failed: plugin {plugin.label}: {plugin.reason}"
     for conflict in registry.conflicts:

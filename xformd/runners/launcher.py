@@ -45,7 +45,7 @@ class Launcher(ProcessProtocol):
         setup: for the fork server and its workers.
         load_timeout_s: how long a plugin may take to be loaded.
         plugins: those that were found, for their names in messages.
-        on_slow: called with a plugin that takes longer than ``SLOW_AFTER_S``.
+        on_slow: called with a plugin that takes longer than ``SLOW_AFTER_S``, and with what is left out already.
         reactor: starts the process.
 
     Attributes:
@@ -59,7 +59,7 @@ class Launcher(ProcessProtocol):
         setup: messages.WorkerSetup,
         load_timeout_s: float,
         plugins: Mapping[PluginKey, Plugin],
-        on_slow: Callable[[Plugin], object],
+        on_slow: Callable[[Plugin, messages.LeftOut], object],
         reactor: Any,
     ) -> None:
         self.events: Supervisor
@@ -211,7 +211,7 @@ class Launcher(ProcessProtocol):
 
     def _is_slow(self) -> None:
         if self._loading is not None:
-            self._on_slow(self._plugin(self._loading))
+            self._on_slow(self._plugin(self._loading), self._setup.left_out)
 
     def _expire(self, timeout_s: float) -> None:
         self.end(f"was not loaded within {timeout_s:g} s")

@@ -25,6 +25,10 @@ _STEP = b"step "
 _TRACEBACK = b"traceback "
 
 
+LeftOut = Mapping[PluginKey, tuple[PluginState, str]]
+"""Plugins that a generation does without, with the state and the reason that are listed."""
+
+
 @attrs.frozen(kw_only=True)
 class WorkerSetup:
     """What a fork server is told first, for itself and its workers."""
@@ -33,7 +37,7 @@ class WorkerSetup:
     max_request_bytes: int  # the longest poem of a job
     max_result_bytes: int  # of a step
     memory_bytes: int  # how much loading the plugins may take, and each job besides
-    left_out: Mapping[PluginKey, tuple[PluginState, str]] = attrs.field(factory=dict)  # not imported; with the reason
+    left_out: LeftOut = attrs.field(factory=dict)
     late: frozenset[PluginKey] = frozenset()  # each worker imports them: their threads would not survive a fork
     shows_errors: bool = False  # what transforms raise is reported in full, for the person who runs them
 

@@ -6,9 +6,8 @@ which run here. Invariant: a reload that would break a transform changes nothing
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import attrs
@@ -23,11 +22,11 @@ from xformd.errors import ConfigError
 from xformd.plugins import listing, loader
 from xformd.plugins.definition import Transform
 from xformd.plugins.process_state import isolated_import
-from xformd.plugins.registry import BUILT_IN, Plugin, PluginKey, PluginState, Registry
+from xformd.plugins.registry import BUILT_IN, Plugin, Registry
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.runners.launcher import SLOW_AFTER_S, Launcher
-from xformd.runners.messages import WorkerHello, WorkerSetup
+from xformd.runners.messages import LeftOut, WorkerHello, WorkerSetup
 from xformd.runners.policy import Placement
 from xformd.runners.pool import WorkerPool
 from xformd.runners.supervisor import NotReady, SelfTest
@@ -38,10 +37,6 @@ from xformd.wire import session
 
 END_TIMEOUT_S = 10.0
 """Killed processes end much sooner, unless the system cannot end them."""
-
-
-_LeftOut = Mapping[PluginKey, tuple[PluginState, str]]
-"""Plugins that a generation does without, with the state and the reason that are listed."""
 
 
 class _Superseded(ConfigError):
@@ -90,7 +85,7 @@ class Reloader:
         self._is_reloading = self._is_requested = self.is_stopping = False
         self._is_complete = is_local or settings.selection.strict
         """Whether a slow plugin is waited for: until the first generation is complete, the others are started."""
-        self._left_out: _LeftOut | None = None
+        self._left_out: LeftOut | None = None
         """What the generation that works meanwhile does without; None while there is none."""
         self._started: Deferred[None] = Deferred()
         self.service = TransformService(self._generation(self._built_in), settings.limits, reactor)
@@ -115,13 +110,21 @@ class Reloader:
                 self._swap(self._built_in, pool)  # its jobs wait for a worker
             self._has_started()
         self._is_complete = True
+        before = self.service.registry
         registry = self._checked_registry(ready)
         self._swap(registry, pool)
         if self._started.called:  # nobody has been told yet
-            for plugin in registry.with_state("failed"):
-                self.log.error("plugin {plugin} failed: {reason}", plugin=plugin.label, reason=plugin.reason)
+            self._log_late(before, registry)
         self._supersede()  # those without slow plugins
         self._has_started()
+
+    def _log_late(self, before: Registry, after: Registry) -> None:
+        states = {plugin.key: plugin.state for plugin in before.plugins}
+        for plugin in after.plugins:
+            if plugin.state == "failed" and states.get(plugin.key) != "failed":
+                self.log.error("plugin {plugin} failed: {reason}", plugin=plugin.label, reason=plugin.reason)
+            elif plugin.state == "active" and states.get(plugin.key) == "loading":
+                self.log.info("plugin {plugin} is loaded", plugin=plugin.label)
 
     def _start_failed(self, failure: Failure) -> None:
         if self.is_stopping or failure.check(_Superseded):
@@ -137,18 +140,18 @@ class Reloader:
             if self._is_requested:
                 self._reactor.callLater(0, self.reload)
 
-    def _found_slow(self, others: _LeftOut, plugin: Plugin) -> None:
+    def _found_slow(self, plugin: Plugin, others: LeftOut) -> None:
         """Report a plugin that takes long to be loaded; if nothing else works yet, start what does without it."""
         self._report_slow(plugin)
         if self._left_out is None and not self._is_complete and not self.is_stopping:
-            left_out: _LeftOut = {**others, plugin.key: ("loading", "it takes long to be loaded")}
+            left_out: LeftOut = {**others, plugin.key: ("loading", "it takes long to be loaded")}
             Deferred.fromCoroutine(self._start_without(left_out)).addErrback(self._start_failed)
 
     def _log_slow(self, plugin: Plugin) -> None:
         message = "plugin {plugin} is still being loaded after {seconds:g} s"
         self.log.warn(message, plugin=plugin.label, seconds=SLOW_AFTER_S)
 
-    async def _start_without(self, left_out: _LeftOut) -> None:
+    async def _start_without(self, left_out: LeftOut) -> None:
         pool = self._make_pool(left_out)
         ready = await self._first_worker(pool)
         is_better = self._left_out is None or len(left_out) < len(self._left_out)
@@ -311,7 +314,7 @@ class Reloader:
         quarantine = self._pool.quarantine if self._pool is not None else None
         return Generation(registry, self._inline, self._pool, self._placement, quarantine)
 
-    def _make_pool(self, left_out: _LeftOut) -> WorkerPool:
+    def _make_pool(self, left_out: LeftOut) -> WorkerPool:
         """Make a pool, not yet started, without some plugins."""
         return WorkerPool(
             size=self._settings.worker_count or 1,
@@ -323,7 +326,7 @@ class Reloader:
             spares=1 if self._has_workers and not self._is_local else 0,
         )
 
-    def _make_launcher(self, left_out: _LeftOut) -> Launcher:
+    def _make_launcher(self, left_out: LeftOut) -> Launcher:
         limits = self._settings.limits
         setup = WorkerSetup(
             selection=self._selection,
@@ -334,8 +337,7 @@ class Reloader:
             shows_errors=self._is_local,
         )
         plugins = {plugin.key: plugin for plugin in loader.find(self._selection)}
-        on_slow = partial(self._found_slow, left_out)
-        return Launcher(setup, limits.plugin_load_timeout_s, plugins, on_slow, self._reactor)
+        return Launcher(setup, limits.plugin_load_timeout_s, plugins, self._found_slow, self._reactor)
 
 
 def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | None:

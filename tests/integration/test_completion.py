@@ -117,3 +117,12 @@ def test_completion_loads_what_is_selected_and_never_what_is_blocked(
     (tmp_path / "xformd.toml").write_text('plugins_dir = ["loose"]\n')
     assert complete(line, **variables).endswith("<shout>" if finds else "<sho>")
     assert (tmp_path / "loose" / "shout.imported").exists() == finds
+
+
+@pytest.mark.usefixtures("complete")
+def test_nothing_that_a_plugin_prints_gets_onto_the_line(tmp_path: Path) -> None:
+    line = "xformd run --plugins-dir loose sho"
+    variables = {"_XFORMD_COMPLETE": "bash_complete", "COMP_WORDS": line.replace(" ", "\n"), "COMP_CWORD": "4"}
+    command = [tmp_path / "bin" / "xformd"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(variables), capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"plain,shout\n", b"")

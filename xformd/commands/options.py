@@ -144,7 +144,9 @@ class _SpecType(click.types.StringParamType):
         given = {name: value for name, value in ctx.params.items() if name in TABLE}
         named = ctx.params.get("file") or os.environ.get("XFORMD_CONFIG")
         file = Path(named) if named else None
-        stdout = os.dup(1)
+        streams = os.dup(1), os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)  # what plugins print would stand on the line that is being typed
         try:
             with (
                 isolated_plugin_output(),
@@ -155,7 +157,8 @@ class _SpecType(click.types.StringParamType):
         except XformError:  # the command itself tells what is wrong
             return []
         finally:
-            os.dup2(stdout, 1)
+            for number, stream in enumerate(streams, 1):
+                os.dup2(stream, number)
         return [
             CompletionItem(f"{done}{plus}{each['name']}", help=each["summary"])
             for each in listed

@@ -60,6 +60,7 @@ def serve(configuration: "Configuration") -> None:
       xformd serve --port 0 --plugins xformd-shout
       xformd serve --http tcp:8000:interface=127.0.0.1
       xformd serve --http none
+      xformd serve --plugins-dir . --metrics 9100 --access-log stderr
       xformd serve --http tcp:8000 --trusted-proxies 10.0.0.0/8,127.0.0.1
       xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem

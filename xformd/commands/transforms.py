@@ -138,6 +138,7 @@ def send(
       xformd send wrap -o width=40 < poem.txt
       xformd send wrap:width=40+number-lines --output-dir out *.txt
       xformd send trim --in-place --recursive poems
+      xformd send upper --encoding latin-1 poem.txt
     """
     from xformd import spec as specs
     from xformd.client import TransformProxy
@@ -167,6 +168,8 @@ def run(spec: str, poems: PoemOptions, options: dict[str, str], selected: Select
       xformd run cummingsify poem.txt
       xformd run --plugins-dir . shout:marks=3 < poem.txt
       xformd run --config /etc/xformd.toml shout poem.txt
+      xformd run sort-lines --recursive poems --output-dir sorted
+      xformd run upper --encoding utf-16 --strip-bom --in-place poem.txt
     """
     from twisted.internet import reactor
 
@@ -220,7 +223,8 @@ def _run_batch(
         elif error is not None:
             target = item.source if poems.in_place else poems.output_dir or "standard output"
             what = "" if item.poem is None else f"cannot write the result to {target}: "
-            print_error(f"{where}{what}{error.strerror or error}")
+            hint = "; --recursive takes its files" if isinstance(error, IsADirectoryError) and not what else ""
+            print_error(f"{where}{what}{error.strerror or error}{hint}")
 
     # Show a bar where a person waits for it, but never amid results on the same terminal.
     shows_bar = len(sources) > 1 and sys.stderr.isatty() and (writes_files or not stdout.isatty())

@@ -52,10 +52,8 @@ class Loading(Launcher):
 
     def find_slow(self, plugin: Plugin) -> None:
         """Take long to load a plugin."""
-        self._on_slow(
-            self._plugins[plugin.key],
-            self.setup.left_out | {key: ("failed", why) for key, why in self.left_out.items()},
-        )
+        failed = {key: ("failed", why) for key, why in self.left_out.items()}
+        self._on_slow(self._plugins[plugin.key], {**self.setup.left_out, **failed})
 
     @property
     def left_out_at_start(self) -> set[str]:

@@ -41,9 +41,8 @@ LIMIT_SETTINGS = tuple(field.name for field in attrs.fields(Limits))
 def isolated_plugin_output() -> Iterator[TextIO]:
     """Keep the code of plugins from interfering with a command.
 
-    What it prints, from Python or straight to file descriptor 1, goes to standard error: standard output carries
-    results alone. That stays so after the block: what was left in a buffer, and threads, come later. Ctrl-C ends the
-    process; a plugin can neither catch nor fake it.
+    What it prints goes to standard error, also after the block: what was left in a buffer, and threads, come later.
+    Ctrl-C ends the process; a plugin can neither catch nor fake it.
 
     Yields:
         The real standard output, for results.
@@ -95,10 +94,7 @@ def print_error(message: str, prefix: str = "xformd: ") -> None:
 
 
 def describe_locally(error: XformError) -> str:
-    """Describe an error in full, for the person who runs the transform in this process.
-
-    A client never learns what a transform raised, which may quote somebody else's poem. Here the poem is the user's.
-    """
+    """Describe an error in full: unlike a server's client, the person who runs the transform may see what it raised."""
     line = f"{error.code}: {error.message}"
     if isinstance(error, InternalError):
         return f"{line}; --traceback shows what went wrong"
@@ -145,8 +141,7 @@ class _SpecType(click.types.StringParamType):
         named = ctx.params.get("file") or os.environ.get("XFORMD_CONFIG")
         file = Path(named) if named else None
         streams = os.dup(1), os.dup(2)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)  # what plugins print would stand on the line that is being typed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what plugins print would stand on the line that is being typed
         try:
             with (
                 isolated_plugin_output(),

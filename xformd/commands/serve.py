@@ -59,8 +59,7 @@ def serve(configuration: "Configuration") -> None:
       xformd serve
       xformd serve --port 0 --plugins xformd-shout
       xformd serve --http tcp:8000:interface=127.0.0.1
-      xformd serve --http none
-      xformd serve --plugins-dir . --metrics 9100 --access-log stderr
+      xformd serve --http none --plugins-dir . --metrics 9100 --access-log stderr
       xformd serve --http tcp:8000 --trusted-proxies 10.0.0.0/8,127.0.0.1
       xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
@@ -87,10 +86,8 @@ def _greeting(addresses: tuple[str, ...], registry: "Registry") -> Iterator[str]
     yield from listening_lines(addresses)
     active = registry.with_state("active")
     yield f"{len(registry.entries)} transforms from {len(active)} plugins"
-    for plugin in registry.with_state("loading"):
-        yield f"loading: plugin {plugin.label}"
-    for plugin in registry.with_state("failed"):
-        yield f"failed: plugin {plugin.label}: {plugin.reason}"
+    for plugin in (*registry.with_state("loading"), *registry.with_state("failed")):
+        yield f"{plugin.state}: plugin {plugin.label}: {plugin.reason}"
     for conflict in registry.conflicts:
         yield f"conflict: {conflict}"
 

@@ -137,8 +137,7 @@ def send(
       xformd send cummingsify poem.txt
       xformd send wrap -o width=40 < poem.txt
       xformd send wrap:width=40+number-lines --output-dir out *.txt
-      xformd send trim --in-place --recursive poems
-      xformd send upper --encoding latin-1 poem.txt
+      xformd send trim --in-place --recursive poems --encoding latin-1
     """
     from xformd import spec as specs
     from xformd.client import TransformProxy
@@ -168,8 +167,7 @@ def run(spec: str, poems: PoemOptions, options: dict[str, str], selected: Select
       xformd run cummingsify poem.txt
       xformd run --plugins-dir . shout:marks=3 < poem.txt
       xformd run --config /etc/xformd.toml shout poem.txt
-      xformd run sort-lines --recursive poems --output-dir sorted
-      xformd run upper --encoding utf-16 --strip-bom --in-place poem.txt
+      xformd run upper --recursive poems --output-dir out --encoding latin-1
     """
     from twisted.internet import reactor
 

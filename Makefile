@@ -35,7 +35,7 @@ lint: $(VENV)/installed ## Run ruff, mypy and the import contract
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/installed ## Run the everyday tests
-	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'not slow and not timing' --max-processes=250
+	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'not slow and not timing' --max-processes=1300
 
 test-slow: $(VENV)/installed ## Run the slow tests, the timed tests alone, and the example plugins' tests
 	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'slow and not timing'

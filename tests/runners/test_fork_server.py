@@ -199,7 +199,7 @@ def test_a_killed_reaper_leaves_nothing_of_its_worker(forking: LiveForkServer, h
     assert worker.end() is None
     wait_until(lambda: not any(map(is_running, [pid, *detached])))
     assert other.text("upper", b"a") == "A"
-    assert len(children(forking.pid)) == 1
+    wait_until(lambda: len(children(forking.pid)) == 1)
 
 
 def test_a_system_that_cannot_fork_is_told(forking: LiveForkServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Count the processes that a test run starts, with those that its servers and commands start.
+"""Count the processes that a test run starts, with those that its servers and commands start, forked ones included.
 
 The run's environment has a token that every descendant inherits. A thread of the process that leads the run looks at
 the process table every 10 ms: no Python process ends sooner.

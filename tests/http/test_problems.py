@@ -34,3 +34,11 @@ def test_retry_after_is_rounded_up(wait_ms: int, wait_s: bytes) -> None:
     problem = problems.problem(Busy("the queue is full", retry_after_ms=wait_ms))
     assert problem["retry_after_ms"] == wait_ms
     assert dict(problems.headers(problem))[b"retry-after"] == wait_s
+
+
+def test_the_nearest_name_is_there_also_where_a_plugin_has_failed() -> None:
+    both = "no transform 'uper' here; did you mean 'upper'? plugin x failed: it needs 'y'; did you mean 'z'?"
+    assert problems.problem(NoSuchTransform(both))["nearest"] == "upper"
+    assert "nearest" not in problems.problem(
+        NoSuchTransform("no transform 'uper' here; plugin x failed: did you mean 'z'?")
+    )

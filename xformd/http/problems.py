@@ -11,7 +11,7 @@ from xformd.http.messages import Response, header_lines
 MEDIA_TYPE = "application/problem+json"
 
 _MS = 1_000
-_NEAREST = re.compile(r"did you mean '([a-z][a-z0-9_-]{0,63})'\?\Z")
+_NEAREST = re.compile(r"\Ano [^;]*; did you mean '([a-z][a-z0-9_-]{0,63})'\?")
 
 
 def problem(error: XformError, request_id: bytes | None = None, status: int | None = None) -> dict[str, Any]:

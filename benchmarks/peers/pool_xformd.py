@@ -20,7 +20,6 @@ from xformd.runners.calls import prepare
 from xformd.runners.inline import InlineRunner
 from xformd.runners.launcher import Launcher
 from xformd.runners.messages import WorkerSetup
-from xformd.runners.policy import Quarantine
 from xformd.runners.pool import WorkerPool
 
 reactor: Any = _reactor
@@ -43,11 +42,10 @@ def make_pool() -> WorkerPool:
             setup,
             LIMITS.plugin_load_timeout_s,
             {plugin.key: plugin for plugin in loader.find(SELECTION)},
-            print,
+            lambda *_: None,
             reactor,
         ),
         self_test=None,
-        quarantine=Quarantine(),
         limits=LIMITS,
         clock=reactor,
     )

@@ -53,6 +53,14 @@ def test_the_line_about_a_port_in_use_names_the_flag_that_moves_it(tmp_path: Pat
         assert ended.stderr.decode().splitlines()[-1] == f"{says} running there? {flag} moves it"
 
 
+@pytest.mark.parametrize("place", ["99999", "tcp:99999"])
+def test_a_port_that_cannot_be_is_told_as_that(place: str) -> None:
+    refused = xformd("serve", "--workers=0", "--plugins=none", "--http=none", "--listen", place)
+    said = refused.stderr.decode().splitlines()[-1]
+    assert (refused.returncode, said[:39]) == (69, "xformd: listen-failed: cannot listen on")
+    assert said.endswith(": a port is 0 to 65535")
+
+
 def test_the_line_about_a_unix_socket_in_use_names_the_flag_too(tmp_path: Path) -> None:
     place = f"unix:{tmp_path}/socket"
     with serving(tmp_path, "--listen", place):

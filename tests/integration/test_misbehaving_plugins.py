@@ -180,8 +180,8 @@ def test_a_server_answers_while_a_plugin_is_being_loaded_and_says_so(tmp_path: P
         wait_until(lambda: "waits_here.py (waits_here) was not loaded within 6 s" in server.log)
         wait_until(lambda: session.ask("waits-here", b"Owl").code == "no-such-transform")
         assert http.ask(b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
-        assert "plugin waits_here.py (waits_here) is still being loaded after 1 s" in server.log
-        assert "plugin native_here.py (native_here) was killed by SIGILL" in server.log
+        wait_until(lambda: "plugin waits_here.py (waits_here) is still being loaded after 1 s" in server.log)
+        wait_until(lambda: "plugin native_here.py (native_here) was killed by SIGILL" in server.log)
 
 
 def test_a_server_has_every_transform_and_its_process_is_as_it_was(everything: Serving) -> None:
@@ -345,14 +345,15 @@ def test_a_worker_that_is_not_as_it_was_is_replaced_and_nobody_is_blamed(meddlin
     server, session = meddling
     pids = [session.ask("irrevocable").poem for _ in range(2)]
     assert pids[0] != pids[1]
-    assert f"worker {pids[0].decode()} is not as it was before it ran irrevocable: signal handlers" in server.log
+    why = f"worker {pids[0].decode()} is not as it was before it ran irrevocable: signal handlers"
+    wait_until(lambda: why in server.log)
 
 
 def test_a_worker_whose_descriptors_are_used_up_is_replaced(meddling: tuple[Server, Session]) -> None:
     server, session = meddling
     assert session.ask("descriptors", b"1000000").code == "transform-failed"
     assert session.ask("descriptors", b"1").code == "ok"
-    assert "descriptors open: it is replaced" in server.log
+    wait_until(lambda: "descriptors open: it is replaced" in server.log)
 
 
 # Exit handlers.

@@ -493,5 +493,5 @@ def test_a_mistake_about_a_socket_of_systemd_is_told_as_what_it_is(
 
 def test_without_systemd_its_endpoints_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints._SystemdParser, "_sddaemon", ListenFDs([]))
-    with pytest.raises(ConfigError, match="systemd gave this process: none"):
+    with pytest.raises(ConfigError, match="systemd gave this process no socket: start it through"):
         server_endpoint(MemoryReactorClock(), "systemd:domain=INET:index=0")

@@ -145,6 +145,23 @@ child = subprocess.Popen(["sleep", "1000"])
     assert not is_running(int(child))
 
 
+def test_what_cannot_be_put_back_is_no_thread_whatever_its_name(forking: LiveForkServer, tmp_path: Path) -> None:
+    code = """
+import threading
+
+class Incomparable:
+    def __call__(self, *_): pass
+    def __ne__(self, other): raise ValueError
+
+threading.setprofile(Incomparable())
+"""
+    write(tmp_path, "owl", code=code)
+    news = forking.begin(tmp_path)
+    warning = "plugin owl.py (owl) changed what cannot be put back: profile function of threads"
+    assert {"warning": warning} in news
+    assert not [each for each in news if "late" in each]
+
+
 @pytest.mark.parametrize("data", [b"rubbish", netstring.encode(b"rubbish")])
 def test_a_malformed_setup_is_logged(forking: LiveForkServer, data: bytes) -> None:
     forking.control.sendall(data)

@@ -218,8 +218,10 @@ def _systemd_endpoint(reactor: Any, domain: str = "", index: str | None = None, 
     sockets = {f"index={number}": each for number, each in enumerate(given.inheritedDescriptors())}
     sockets |= {f"name={each}": number for each, number in given.inheritedNamedDescriptors().items()}
     descriptor = sockets.get(f"name={name}" if index is None else f"index={index}")
+    if not sockets:
+        raise ConfigError("systemd gave this process no socket: start it through a .socket unit")
     if descriptor is None or None not in (index, name):
-        raise ConfigError(f"name one socket of those that systemd gave this process: {', '.join(sockets) or 'none'}")
+        raise ConfigError(f"name one socket of those that systemd gave this process: {', '.join(sockets)}")
     with socket.socket(fileno=os.dup(descriptor)) as opened:
         family, is_listening = opened.family, opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     if domain != (actual := family.name.removeprefix("AF_")):

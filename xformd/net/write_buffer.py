@@ -104,7 +104,7 @@ class WriteBuffer:
         self._deadline.set(self._write_timeout_s)
 
     def _deadline_passed(self) -> None:
-        """Give up, unless the peer reads what the system holds: the transport learns of that only much later."""
+        """Abort, unless the peer reads what the system holds: the transport learns of that only much later."""
         if bytes_in_system(self._transport) < self._unread_by_peer:
             self._set_deadline()
         else:

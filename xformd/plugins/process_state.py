@@ -3,8 +3,9 @@
 A plugin may change any of it for its own sake, and would change it for everything else in the process. Invariant:
 after ``restore`` the process is as it was, or ``restore`` names what it could not put back.
 
-What stays, because the plugin needs it later: the path of modules, what is new among the built-ins, exit handlers,
-codecs, event loop policies, the start method of ``multiprocessing``, and names that it has replaced in other modules.
+What stays, because the plugin needs it later: additions to the path of modules, what is new among the built-ins, exit
+handlers, codecs, event loop policies, the start method of ``multiprocessing``, and names that it has replaced in other
+modules.
 What stays because nothing can see or undo it: variables of ``os.putenv``, audit hooks, what runs at a fork.
 """
 
@@ -38,6 +39,8 @@ from typing import Any
 
 THREADS_END_S = 0.1
 """How long threads that a plugin has started, and which are about to end, may take for it."""
+
+LEFT_THREAD = "left a thread running"
 
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 """A virtual machine, or ``faulthandler``, has its own handlers for these, below Python."""
@@ -355,7 +358,7 @@ def isolated_import(report: Callable[[str], object]) -> Iterator[None]:
     """Keep what the block, which imports a plugin, does to its process from lasting; standard input is empty in it.
 
     Args:
-        report: called with words for what lasts all the same, such as ``left a thread running``.
+        report: called with words for what lasts all the same, such as ``LEFT_THREAD``.
     """
     before, threads, children, pid = ProcessState(), _count_threads(), child_pids(), os.getpid()
     _empty_standard_input()
@@ -373,7 +376,7 @@ def isolated_import(report: Callable[[str], object]) -> Iterator[None]:
         if lost:
             report(f"changed what cannot be put back: {', '.join(lost)}")
         if _are_still_more(threads):
-            report("left a thread running")
+            report(LEFT_THREAD)
         if child_pids() - children:
             report("left a process running")
 

@@ -26,7 +26,7 @@ import attrs
 from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import hookspecs, listing, loader
-from xformd.plugins.process_state import forget_exit_handlers, isolated_import, run_exit_handlers
+from xformd.plugins.process_state import LEFT_THREAD, forget_exit_handlers, isolated_import, run_exit_handlers
 from xformd.plugins.registry import Plugin, PluginKey, Registry
 from xformd.runners import messages, reaper, worker
 from xformd.telemetry.tracebacks import report_uncaught
@@ -119,7 +119,7 @@ class _ForkServer:
             yield
 
     def _note(self, plugin: Plugin, what: str) -> None:
-        if "thread" in what:
+        if what == LEFT_THREAD:
             self._late.add(plugin.key)
         else:
             self._tell(warning=f"plugin {plugin.label} {what}")

@@ -175,7 +175,7 @@ class _JobRunner:
                 os.utime(self._folder, (0, 0))  # so that whatever is done in it shows
 
     def _leave_folder(self) -> None:
-        """Give an untouched folder to the next job, by another name: to make a new one takes 15 times as long."""
+        """Rename an untouched folder for the next job: making a new one takes several times as long on a disk."""
         folder = self._folder
         try:
             status = os.stat(folder)  # noqa: PTH116

@@ -288,7 +288,7 @@ class Reloader:
             raise _Superseded("the server is stopping, or loads its plugins anew") from None
 
     def _supersede(self) -> None:
-        """Give up the generations that are being started."""
+        """Abandon the generations that are being started."""
         for pool in [*self._starting]:
             ready = pool.supervisor.ready
             ready.cancel()

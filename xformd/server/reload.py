@@ -171,6 +171,7 @@ class Reloader:
         return ServerStatus(
             queue_length=sum(pool.waiting for pool in self._pools),
             max_queue=self._settings.limits.max_queue,
+            takes_newcomers=self._pool is None or self._pool.takes_newcomers,
             workers=workers,
             proven_workers=now.get("idle", 0) + now.get("busy", 0),
             needs_workers=self._has_workers and self.service.needs_workers,

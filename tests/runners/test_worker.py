@@ -141,6 +141,77 @@ def test_a_transforms_own_memory_limit_is_named(worker: LiveWorker) -> None:
     assert worker.end() == 0
 
 
+HOARDERS = '''
+import threading
+import xformd
+
+kept = []
+
+
+def transform(function):
+    return xformd.transform(memory=60_000_000)(function)
+
+
+@transform
+def crumbs(poem: str) -> str:
+    """Keep small objects, so that nothing is freed when they are too many."""
+    while True:
+        kept.append([None])
+
+
+@transform
+def clumsy(poem: str) -> str:
+    """Run out of memory again while handling that."""
+    try:
+        while True:
+            kept.append(bytes(100_000))
+    except MemoryError:
+        return str([b"x" * 1_000_000 for _ in range(200)])
+
+
+@transform
+def rewording(poem: str) -> str:
+    """Raise something else because of it."""
+    try:
+        return "x" * 100_000_000
+    except MemoryError as error:
+        raise ValueError("no room") from error
+
+
+@transform
+def strings(poem: str) -> str:
+    """Return what does not fit beside its encoded form."""
+    return "x" * 40_000_000
+
+
+@transform
+def in_a_finally(poem: str) -> str:
+    """Hold memory in a frame that cleans up with more of it."""
+    held = []
+    try:
+        while True:
+            held.append(bytes(1_000))
+    finally:
+        held.append(repr(held))
+
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [crumbs, clumsy, rewording, strings, in_a_finally]
+'''
+
+
+@pytest.mark.parametrize("name", ["crumbs", "clumsy", "rewording", "strings", "in-a-finally"])
+def test_out_of_memory_is_told_as_that_also_when_handling_it_runs_out(
+    own: LiveForkServer, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "hoarders.py").write_text(HOARDERS)
+    own.begin(tmp_path, max_result_bytes=30_000_000)
+    worker = own.worker()
+    assert str(worker.xform(name)) == f"{name} ran out of memory; its own limit is 60000000 bytes"
+    assert worker.end() == 0
+
+
 def test_the_operators_memory_limit_holds_from_the_import_on(
     own: LiveForkServer, hostile: Path, tmp_path: Path
 ) -> None:

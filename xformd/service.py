@@ -75,7 +75,7 @@ class Service(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``xformd list-transforms --json`` prints."""
+        """Return what ``xformd list-transforms --json --server`` prints."""
 
     def listing(self) -> bytes:
         """Return the same as JSON."""
@@ -220,7 +220,7 @@ class TransformService:
         try:
             stages = generation.plan(spec, len(poem))
             if timeout_s is not None and timeout_s <= 0:
-                raise TransformTimeout(f"no time was left for {spec} when it arrived")
+                raise TransformTimeout(f"no time was left for {name_all(stages[0].calls)} when it arrived")
             if len(stages) == 1:
                 result = stages[0].run(poem, caller, timing=timing)
                 if isinstance(result, bytes):

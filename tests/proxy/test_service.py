@@ -200,6 +200,24 @@ def test_an_error_about_the_upstreams_connection_becomes_unavailable(world: Worl
     assert (error.message, error.retry_after_ms) == ("go away", 7)
 
 
+def test_why_a_plugin_of_an_upstream_failed_is_not_passed_on(world: World) -> None:
+    world.says("old", "{} no-such-transform.no transform 'owl' here; plugin x 1 (x) failed: /etc/key: not there")
+    answer = world.ask(world.proxy("old"), "owl")
+    world.turn(1)
+    assert error_of(answer, xformd.NoSuchTransform).message == "no transform 'owl' here; plugin x 1 (x) failed"
+
+
+def test_what_an_upstream_quotes_of_a_request_is_not_logged(world: World) -> None:
+    world.says("odd", "{} shutting-down.no SECRET here")
+    world.hosts["old"] = world.network.host(Factory.forProtocol(Tutorial))
+    for upstream in ("odd", "old"):
+        answer = world.ask(world.proxy(upstream), "steady:a=SECRET")
+        world.turn(1)
+        error = error_of(answer, xformd.XformError)
+        assert "SECRET" in error.message
+        assert "SECRET" not in error.log_message
+
+
 def test_results_of_a_classic_server_are_not_cached(world: World) -> None:
     world.hosts["old"] = world.network.host(Factory.forProtocol(Tutorial))
     proxy = world.proxy("old")

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 
 from support.live import LiveForkServer, LiveWorker, is_running, live
-from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed
+from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed, Unavailable
 from xformd.runners import messages
 from xformd.runners import worker as module
 
@@ -262,6 +263,19 @@ def test_a_job_finds_the_process_as_the_first_one_did(worker: LiveWorker) -> Non
         child = int(worker.text("meddle"))
         assert not is_running(child)
         assert look(worker) == first
+
+
+def test_why_a_job_cannot_have_a_folder_is_for_the_log_alone(own: LiveForkServer, hostile: Path) -> None:
+    own.begin(hostile)
+    worker = own.worker()
+    folder = Path(worker.text("folder")).parent
+    shutil.rmtree(folder)
+    folder.touch()  # no disk is full here
+    error = worker.xform("folder")
+    assert (type(error), str(error)) == (Unavailable, "the job cannot have a folder; the server's log says why")
+    worker.kill()
+    assert b"a job cannot have a folder: Not a directory" in worker.printed()
+    folder.unlink()
 
 
 def test_each_job_has_an_empty_folder_of_its_own_that_is_gone_afterwards(worker: LiveWorker) -> None:

@@ -314,11 +314,14 @@ class CachingTransformService:
         error = failure.value
         if isinstance(error, NoSuchTransform):
             self._poller.look_soon()
+            message, failed, _ = error.message.partition(" failed: ")  # why a plugin did, from an older server
+            return Failure(NoSuchTransform(message + failed.removesuffix(": "), log_message=error.log_message))
         if isinstance(error, RequestRefused):
-            return Failure(TransformFailed(error.message))
+            return Failure(TransformFailed(error.message, log_message=error.log_message))
         # These errors are about the connection to the upstream, neither about the request nor about the client's own.
         if isinstance(error, XformError) and (error.http_status is None or isinstance(error, ShuttingDown | BadFrame)):
-            return Failure(Unavailable(error.message, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS))
+            wait_ms = error.retry_after_ms or RETRY_AFTER_MS
+            return Failure(Unavailable(error.message, retry_after_ms=wait_ms, log_message=error.log_message))
         return failure
 
     def _make_key_prefix(self, spec: Spec) -> bytes | None:

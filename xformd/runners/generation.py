@@ -170,8 +170,8 @@ class Generation:
         return plans.get(spec) or plans.remember(spec, self._make_plan(spec, poem_bytes))
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``xformd list-transforms --json`` prints."""
-        return listing.to_json(self.registry, self._quarantine.names)
+        """Return what ``xformd list-transforms --json --server`` prints; ``listing.to_json`` has all of it."""
+        return listing.public(listing.to_json(self.registry, self._quarantine.names))
 
     def listing(self) -> bytes:
         """Return the same as JSON, written anew only when the quarantine has changed."""

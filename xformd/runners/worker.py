@@ -18,6 +18,7 @@ import select
 import shutil
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -196,7 +197,8 @@ class _JobRunner:
                 os.makedirs(self._folder, 0o700)  # noqa: PTH103
             os.chdir(self._folder)
         except OSError as error:
-            raise Unavailable(f"the job cannot have a folder: {error.strerror}") from None
+            print(f"a job cannot have a folder: {error.strerror}", file=sys.stderr)  # which the server logs
+            raise Unavailable("the job cannot have a folder; the server's log says why") from None
 
     def _plan(self, spec: Spec) -> list[Call]:
         if (plan := self._plans.get(spec)) is None:

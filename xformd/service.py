@@ -6,11 +6,13 @@ and the operator's log says once what happened.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from xformd.errors import TransformTimeout, XformError
@@ -19,13 +21,17 @@ from xformd.net.deadline import within
 from xformd.plugins.definition import Transform, transform
 from xformd.plugins.registry import Registry
 from xformd.runners import Caller
-from xformd.runners.calls import name_all, took_too_long
+from xformd.runners.calls import check_fits, name_all, took_too_long
 from xformd.runners.generation import Generation, PreparedCall, Stage, internal_error
 from xformd.runners.inline import InlineRunner, Outcome, bind
+from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.spec import SHORT_CHARACTERS, Spec
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 from xformd.wire import session
+
+TURN_S = 0.01
+"""How long one connection, or the steps of one request, may keep the reactor before others get their turn."""
 
 
 class Service(Protocol):
@@ -117,6 +123,7 @@ class TransformService:
         self.stopwatch = generation.inline.stopwatch
         self.on_swap: list[Callable[[], None]] = []
         self._old: set[Generation] = set()
+        self._turns = DeferredLock()  # so that of the requests whose turn is over one goes on in each of the reactor's
 
     @classmethod
     def inline(
@@ -220,13 +227,15 @@ class TransformService:
             stages = generation.plan(spec, len(poem))
             if timeout_s is not None and timeout_s <= 0:
                 raise TransformTimeout(f"no time was left for {spec} when it arrived")
+            if len(stages) > 1 or len(poem) > LONG_POEM_BYTES:  # a short one is soon done, and its result checked
+                check_fits([call for stage in stages for call in stage.calls], len(poem), self.max_result_bytes)
             if len(stages) == 1:
                 result = stages[0].run(poem, caller, timing=timing)
                 if isinstance(result, bytes):
                     return result  # as most requests end: no clock, no Deferred
                 result = self._in_time(stages[0], result, self._budget(timeout_s))
             else:
-                result = self._in_turn(stages, poem, self._budget(timeout_s), caller, timing)
+                result = self._in_turn(poem, stages, self._budget(timeout_s), caller, timing)
                 if isinstance(result, bytes):
                     return result
         except XformError:
@@ -272,37 +281,37 @@ class TransformService:
 
     def _in_turn(
         self,
-        stages: Sequence[Stage],
         poem: bytes,
+        stages: Sequence[Stage],
         budget: _Budget,
         caller: Caller | None,
         timing: RequestTiming | None,
         *,
         is_admitted: bool = False,
     ) -> bytes | Deferred[bytes]:
+        turn_ends_at = self._clock.seconds() + TURN_S
         for index, stage in enumerate(stages):
-            if self._clock.seconds() > budget.ends_at:  # an earlier stage took all the time
-                raise TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
-            result = stage.run(poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
-            if isinstance(result, Deferred):
-                pending = self._in_time(stage, result, budget)
-                rest = stages[index + 1 :]
-                return Deferred.fromCoroutine(self._go_on(pending, rest, budget, caller, timing)) if rest else pending
-            poem = result
+            now_s = self._clock.seconds()
+            if now_s > budget.ends_at:  # an earlier stage took all the time
+                raise _not_begun(stage, budget)
+            if index and now_s > turn_ends_at:
+                turn = self._turns.run(deferLater, self._clock, 0, bytes, poem)
+                late, rest = partial(_not_begun, stage, budget), stages[index:]
+                pending = within(self._clock, budget.ends_at - now_s, name_all(stage.calls), turn, late)
+            else:
+                result = stage.run(poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
+                if isinstance(result, bytes):
+                    poem = result
+                    continue
+                pending, rest = self._in_time(stage, result, budget), stages[index + 1 :]
+            return pending.addCallback(self._in_turn, rest, budget, caller, timing, is_admitted=True)
         return poem
-
-    async def _go_on(
-        self,
-        pending: Deferred[bytes],
-        rest: Sequence[Stage],
-        budget: _Budget,
-        caller: Caller | None,
-        timing: RequestTiming | None,
-    ) -> bytes:
-        result = self._in_turn(rest, await pending, budget, caller, timing, is_admitted=True)
-        return await result if isinstance(result, Deferred) else result
 
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
         name = name_all(stage.calls)
         remaining_s = budget.ends_at - self._clock.seconds()
         return within(self._clock, remaining_s, name, work, lambda: took_too_long(name, budget.allowed_s))
+
+
+def _not_begun(stage: Stage, budget: _Budget) -> TransformTimeout:
+    return TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")

@@ -16,13 +16,13 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd import __version__
-from xformd.dialects.interfaces import TURN_S, Connection
+from xformd.dialects.interfaces import Connection
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TransformTimeout, XformError
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S, Outcome
 from xformd.runners.policy import LONG_POEM_BYTES
-from xformd.service import Service
+from xformd.service import TURN_S, Service
 from xformd.wire import netstring, session
 
 Work = Callable[[], bytes | Deferred[bytes]]
@@ -31,7 +31,7 @@ Work = Callable[[], bytes | Deferred[bytes]]
 _COMMA = ord(",")
 
 _BURST = (None,) * 256
-"""Check the clock every 256 plain requests: they take about 0.4 ms, a small part of ``TURN_S``."""
+"""Check the clock every 256 plain requests, which take about 0.4 ms, or when ``LONG_POEM_BYTES`` have been read."""
 
 
 class SessionHandler:
@@ -331,11 +331,12 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         transform has run without giving such a reply, with what finishes it.
     """
     size, max_result_bytes, match_head = len(data), service.max_result_bytes, session.match_plain_request
+    limit = position + LONG_POEM_BYTES
     replies: list[bytes] = []
     result: Outcome
     words, call, counts, started_s, pending = None, None, None, 0.0, None
     for _ in _BURST:
-        if not (match := match_head(data, position)):
+        if not (match := match_head(data, position, limit)):
             break
         length, number, new_words = match.groups()
         if new_words != words:  # looking them up and reading the clock takes as long as answering

@@ -13,14 +13,13 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from xformd.dialects.interfaces import TURN_S
 from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.http import problems, requests
 from xformd.http.messages import BodyWriter, Request, Response, TakeBody, header_lines
 from xformd.limits import Limits
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners.generation import internal_error
-from xformd.service import Service
+from xformd.service import TURN_S, Service
 from xformd.spec import Spec, parse_readable
 from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import Metrics

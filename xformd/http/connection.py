@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from xformd.dialects.interfaces import TURN_S, Connection
+from xformd.dialects.interfaces import Connection
 from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import Application
@@ -31,7 +31,7 @@ from xformd.net.connections import ConnectionLimitReached, Connections, IdleConn
 from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error
-from xformd.service import Service
+from xformd.service import TURN_S, Service
 from xformd.telemetry.metrics import OK, Metrics
 from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 

@@ -350,6 +350,107 @@ def test_a_result_over_the_limit_is_too_large_with_both_figures(clock: Clock) ->
         asked.now("repeat:times=6+upper", "é".encode())
 
 
+@transform(inline=True, result_bytes=lambda poem_bytes, *, times: poem_bytes * times)
+def copies(poem: str, *, times: int = 2) -> str:
+    return poem * times
+
+
+@pytest.mark.parametrize("spec", ["upper+copies:times=4+copies", "copies+upper+copies+copies:times=4", "hasty+upper"])
+def test_a_plan_runs_if_it_may_fit(clock: Clock, spec: str) -> None:
+    @transform(result_bytes=lambda poem_bytes: poem_bytes // 0)
+    def hasty(poem: str) -> str:
+        return poem
+
+    assert Asked(clock, copies, upper, hasty, max_result_bytes=9).now(spec, b"") == b""
+
+
+@pytest.mark.parametrize("spec", ["seen+copies", "seen+copies+copies", "seen+copies+upper+copies"])
+def test_a_plan_that_cannot_fit_is_refused_before_its_first_step(clock: Clock, spec: str) -> None:
+    poems = []
+
+    @transform(result_bytes=lambda poem_bytes: poem_bytes)
+    def seen(poem: str) -> str:
+        poems.append(poem)
+        return poem
+
+    asked = Asked(clock, seen, copies, upper, max_result_bytes=9)
+    with pytest.raises(TooLarge, match="the result of copies would have at least 10 bytes; the limit is 9 bytes"):
+        asked.now(spec, b"abcde")
+    assert poems == []
+
+
+def test_each_step_of_a_pipeline_is_held_to_the_limit(clock: Clock, waiting: Waiting) -> None:
+    def first(poem: str) -> str:
+        return poem[:1]
+
+    asked = Asked(clock, repeat, first, waiting.transform, max_result_bytes=10)
+    with pytest.raises(TooLarge, match="the result of repeat has 11 bytes"):
+        asked.now("repeat:times=11+first", b"a")
+    result = asked.later("later+first")
+    waiting.results[0].callback("a" * 11)
+    assert "the result of later has 11 bytes" in error_of(result, TooLarge).message
+
+
+# Turns.
+
+
+def take_turn(clock: Clock) -> None:
+    """Call what is due now, as a reactor does in one of its turns: what that adds is the next one's."""
+    for call in [each for each in clock.calls if each.getTime() <= clock.seconds()]:
+        if call.active():
+            clock.calls.remove(call)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+
+class Working:
+    """A service with a transform that holds the reactor for 4 ms, and what it has done."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.done: list[str] = []
+
+        def work(poem: str) -> str:
+            self.done.append(poem)
+            clock.rightNow += 0.004
+            return poem
+
+        self.asked = Asked(clock, work)
+
+
+def test_the_reactor_has_turns_between_the_steps_of_requests_and_one_goes_on_in_each(clock: Clock) -> None:
+    working = Working(clock)
+    assert working.asked.now("work+work+work", b"quick") == b"quick"
+    slow = [working.asked.later("+".join(["work"] * 7), poem) for poem in (b"a", b"b")]
+    assert working.done == ["quick"] * 3 + ["a"] * 3 + ["b"] * 3
+    take_turn(clock)
+    assert working.done[9:] == ["a"] * 3
+    take_turn(clock)
+    assert working.done[12:] == ["b"] * 3
+    for _ in range(2):
+        take_turn(clock)
+    assert [result_of(each) for each in slow] == [b"a", b"b"]
+    assert working.done[15:] == ["a", "b"]
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_request_that_is_given_up_between_its_steps_has_no_turn(clock: Clock) -> None:
+    working = Working(clock)
+    given_up, late, kept = [
+        working.asked.later("+".join(["work"] * 4), poem, timeout_s=seconds)
+        for poem, seconds in ((b"a", 9), (b"b", 1), (b"c", 9))
+    ]
+    given_up.cancel()
+    error_of(given_up, Cancelled)
+    clock.rightNow += 1
+    take_turn(clock)
+    assert error_of(late, TransformTimeout).message == "1 s were over before work began"
+    for _ in range(2):
+        take_turn(clock)
+    assert result_of(kept) == b"c"
+    assert working.done == [*"aaabbbcccc"]
+    assert clock.getDelayedCalls() == []
+
+
 # Deadlines and cancelling.
 
 

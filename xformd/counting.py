@@ -34,6 +34,7 @@ class CountingService:
         self._prepare_call = service.prepare_call if access_log is None else lambda _: None
         self.max_result_bytes = service.max_result_bytes
         self.stopwatch = service.stopwatch
+        self.turns = service.turns
         self.describe = service.describe
         self.listing = service.listing
         self.missing = service.missing

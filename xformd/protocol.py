@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.interfaces import IHalfCloseableDescriptor, IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
@@ -67,7 +67,6 @@ class TransformProtocol(DrainableProtocol):
         self._is_flushed = False  # all output is with the transport
         self._has_ended = False  # all output and the end of this side are with the system
         self._peer_has_finished = False
-        self._next_turn: IDelayedCall | None = None
 
     # What Twisted calls.
 
@@ -117,9 +116,7 @@ class TransformProtocol(DrainableProtocol):
         self._is_closing = True
         self._deadline.close()
         self.factory.disconnects.forget(self)
-        if self._next_turn is not None:
-            self._next_turn.cancel()
-            self._next_turn = None
+        self.service.turns.forget(self.share, self)
         if self._output is not None:
             self._output.close()
         handler, self._handler = self._handler, None  # without this cycle they are freed at once, not by the collector
@@ -134,7 +131,7 @@ class TransformProtocol(DrainableProtocol):
         """See ``Connection.is_local``."""
         return self.peer is None and isinstance(self.transport.getPeer(), UNIXAddress)
 
-    @property
+    @functools.cached_property
     def share(self) -> str:
         """See ``Connection.share``."""
         return share_of(self.peer) if not self.is_local else f"unix:{peer_uid(self.transport)}"
@@ -213,8 +210,7 @@ class TransformProtocol(DrainableProtocol):
 
     def call_soon(self, go_on: Callable[[], None]) -> None:
         """See ``Connection.call_soon``."""
-        assert self._next_turn is None
-        self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
+        self.service.turns.wait(self.share, self, go_on)
 
     def begin_entry(self, request_id: str | None = None, session_id: int | None = None) -> AccessEntry | None:
         """See ``Connection.begin_entry``."""
@@ -257,10 +253,6 @@ class TransformProtocol(DrainableProtocol):
         poll = select.poll()
         poll.register(fileno(), select.POLLIN)
         return bool(poll.poll(0))
-
-    def _take_turn(self, go_on: Callable[[], None]) -> None:
-        self._next_turn = None
-        go_on()
 
     def _detect_dialect(self, data: bytes) -> None:
         try:

@@ -6,6 +6,7 @@ and the operator's log says once what happened.
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
@@ -16,12 +17,14 @@ from twisted.python.failure import Failure
 from xformd.errors import TransformTimeout, XformError
 from xformd.limits import Limits
 from xformd.net.deadline import within
+from xformd.net.turns import TURN_S, Turns
 from xformd.plugins.definition import Transform, transform
 from xformd.plugins.registry import Registry
 from xformd.runners import PROGRAM, Caller, Reader
-from xformd.runners.calls import name_all, took_too_long
+from xformd.runners.calls import check_fits, name_all, took_too_long
 from xformd.runners.generation import Generation, PreparedCall, Stage, internal_error
 from xformd.runners.inline import InlineRunner, Outcome, bind
+from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.runners.pool import JobResult
 from xformd.spec import SHORT_CHARACTERS, Spec
 from xformd.telemetry.timing import RequestTiming
@@ -35,6 +38,10 @@ class Service(Protocol):
     @property
     def max_result_bytes(self) -> int:
         """The longest result."""
+
+    @property
+    def turns(self) -> Turns:
+        """Divides the time of its reactor between shares."""
 
     def stopwatch(self) -> float:
         """Return a time in seconds, to measure how long something holds the reactor."""
@@ -118,6 +125,7 @@ class TransformService:
         self.stopwatch = generation.inline.stopwatch
         self.on_swap: list[Callable[[], None]] = []
         self._old: set[Generation] = set()
+        self.turns = Turns(clock)
 
     @classmethod
     def inline(
@@ -221,13 +229,15 @@ class TransformService:
             stages = generation.plan(spec, len(poem))
             if timeout_s is not None and timeout_s <= 0:
                 raise TransformTimeout(f"no time was left for {name_all(stages[0].calls)} when it arrived")
+            if len(stages) > 1 or len(poem) > LONG_POEM_BYTES:  # a short one is soon done, and its result checked
+                check_fits([call for stage in stages for call in stage.calls], len(poem), self.max_result_bytes)
             if len(stages) == 1:
                 result = stages[0].run(poem, caller, timing=timing)
                 if isinstance(result, bytes):
                     return result  # as most requests end: no clock, no Deferred
                 result = self._in_time(stages[0], result, self._budget(timeout_s))
             else:
-                result = self._in_turn(stages, poem, self._budget(timeout_s), caller, timing)
+                result = self._in_turn(poem, stages, self._budget(timeout_s), caller, timing)
                 if isinstance(result, bytes):
                     return result
         except XformError:
@@ -273,35 +283,43 @@ class TransformService:
 
     def _in_turn(
         self,
-        stages: Sequence[Stage],
         poem: bytes,
+        stages: Sequence[Stage],
         budget: _Budget,
         caller: Caller,
         timing: RequestTiming | None,
         *,
         is_admitted: bool = False,
     ) -> bytes | Deferred[bytes]:
+        turn_ends_at = self._clock.seconds() + TURN_S
         for index, stage in enumerate(stages):
-            if self._clock.seconds() > budget.ends_at:  # an earlier stage took all the time
-                raise TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
-            result = stage.run(poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
-            if isinstance(result, Deferred):
-                pending = self._in_time(stage, result, budget)
-                rest = stages[index + 1 :]
-                return Deferred.fromCoroutine(self._go_on(pending, rest, budget, caller, timing)) if rest else pending
-            poem = result
+            now_s = self._clock.seconds()
+            if now_s > budget.ends_at:  # an earlier stage took all the time
+                raise _not_begun(stage, budget)
+            if index and now_s > turn_ends_at:
+                turn = self._next_turn(poem, caller.share)
+                late, rest = partial(_not_begun, stage, budget), stages[index:]
+                pending = within(self._clock, budget.ends_at - now_s, name_all(stage.calls), turn, late)
+            else:
+                result = stage.run(poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
+                if isinstance(result, bytes):
+                    poem = result
+                    continue
+                pending, rest = self._in_time(stage, result, budget), stages[index + 1 :]
+            return pending.addCallback(self._in_turn, rest, budget, caller, timing, is_admitted=True)
         return poem
 
-    async def _go_on(
-        self,
-        pending: Deferred[bytes],
-        rest: Sequence[Stage],
-        budget: _Budget,
-        caller: Caller,
-        timing: RequestTiming | None,
-    ) -> bytes:
-        result = self._in_turn(rest, await pending, budget, caller, timing, is_admitted=True)
-        return await result if isinstance(result, Deferred) else result
+    def _next_turn(self, poem: bytes, share: str) -> Deferred[bytes]:
+        """Return the poem once it is the share's turn again."""
+        turn: Deferred[bytes] = Deferred(lambda turn: self.turns.forget(share, turn))
+
+        def go_on() -> None:
+            began_at = self._clock.seconds()
+            turn.callback(poem)
+            self.turns.used(share, self._clock.seconds() - began_at)
+
+        self.turns.wait(share, turn, go_on)
+        return turn
 
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
         name = name_all(stage.calls)
@@ -313,3 +331,7 @@ class TransformService:
             return took_too_long(name, budget.allowed_s)
 
         return within(self._clock, remaining_s, name, work, too_late)
+
+
+def _not_begun(stage: Stage, budget: _Budget) -> TransformTimeout:
+    return TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")

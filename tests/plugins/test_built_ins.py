@@ -1,5 +1,6 @@
 """The built-in transforms: their examples, and properties that hold for any text."""
 
+import itertools
 import re
 import time
 from typing import Any
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xformd import BadOptions, GibberishError, TooLarge, Transform
+from xformd.net.allocator import keep_freed_memory
 from xformd.plugins.builtin import poetry, text
 from xformd.runners.policy import LONG_POEM_BYTES
 
@@ -45,8 +47,8 @@ def test_the_built_ins_are_all_there() -> None:
 
 @each_transform
 @given(poem=st.text(st.characters(codec="utf-8")))
-def test_any_text_has_a_result(transform: Transform, poem: str) -> None:
-    transform(poem).encode()
+def test_any_text_has_a_result_no_shorter_than_its_transform_says(transform: Transform, poem: str) -> None:
+    assert len(transform(poem).encode()) >= transform.least_bytes(len(poem.encode()), {})
 
 
 @pytest.mark.parametrize("name", ["reverse-lines", "sort-lines", "number-lines", "indent", "dedent"])
@@ -117,23 +119,68 @@ def test_case(transform: Transform, poem: str, options: dict[str, Any], result: 
 
 
 @pytest.mark.parametrize(
-    ("width", "indent", "says"),
+    ("transform", "options", "says"),
     [
-        *((width, width - 1, "'width' takes 1 to 10000") for width in (0, 10_001, 4 * 10**18)),
-        *((5, indent, "'indent' takes 0 or more") for indent in (-1, 5)),
+        *(
+            (poetry.wrap, {"width": width}, "wrap: option 'width' takes 1 to 10000")
+            for width in (0, 10_001, 4 * 10**18)
+        ),
+        *((poetry.wrap, {"indent": indent}, "wrap: option 'indent' takes 0 to 20, not") for indent in (-1, 21)),
+        (poetry.wrap, {"width": 5, "indent": 5}, "wrap: option 'indent' takes 0 to 4, not 5"),
+        *(
+            (poetry.number_lines, {"start": n}, "'start' takes -1000000000 to 1000000000")
+            for n in (10**300, -(10**9) - 1)
+        ),
+        *(
+            (
+                poetry.number_lines,
+                {"separator": wrong},
+                "number-lines: option 'separator' takes 0 to 10 characters of one",
+            )
+            for wrong in ("x" * 11, "\n")
+        ),
+        *(
+            (poetry.indent, {"prefix": wrong}, "indent: option 'prefix' takes 0 to 20 characters of one line, not 'x")
+            for wrong in ("x" * 21, "x\n")
+        ),
     ],
 )
-def test_wrap_rejects_options_out_of_range(width: int, indent: int, says: str) -> None:
+def test_options_have_ranges(transform: Transform, options: dict[str, Any], says: str) -> None:
     with pytest.raises(BadOptions, match=says):
-        poetry.wrap("a", width=width, indent=indent)
+        transform("a", **options)
+
+
+# What makes most of little: the longest numbers, characters of four bytes, words for wrap, and one that has 18 in NFKC.
+GROWING: list[tuple[Transform, dict[str, Any]]] = [
+    *((poetry.indent, {"prefix": 20 * character}) for character in "😀ﷺΐ"),
+    (poetry.indent, {"prefix": 10 * "a "}),
+    *((poetry.number_lines, {"start": -(10**9), "separator": text}) for text in (10 * "😀", 10 * "ﷺ", 5 * " a")),
+    (poetry.wrap, {"width": 21, "indent": 20}),
+    (poetry.wrap, {"width": 1}),
+    *((text.normalize, {"form": form}) for form in ("NFD", "NFKC")),
+    (text.upper, {}),
+    (text.titlecase, {}),
+]
+
+
+@pytest.mark.parametrize(("steps", "at_most"), [(1, 52), (3, 1002)])
+def test_a_poem_grows_by_a_bounded_factor(steps: int, at_most: float) -> None:
+    def factor(poem: str, plan: tuple[tuple[Transform, dict[str, Any]], ...]) -> float:
+        before = len(poem.encode())
+        for transform, options in plan:
+            poem = transform(poem, **options)
+        return len(poem.encode()) / before
+
+    plans = itertools.product(GROWING, repeat=steps)
+    assert max(factor(8 * unit, plan) for plan in plans for unit in ("\n", "a\n", "a ", "ﷺ", "ΐ")) == at_most
 
 
 @pytest.mark.parametrize(
     ("transform", "poem", "options"),
     [
-        (poetry.indent, "a\n" * 100_000, {"prefix": "x" * 1_000}),
-        (poetry.number_lines, "a\n" * 100_000, {"separator": "x" * 1_000}),
-        (poetry.wrap, "a " * 100_000, {"width": 1_001, "indent": 1_000}),
+        (poetry.indent, "a\n" * 900_000, {"prefix": "x" * 20}),
+        (poetry.number_lines, "\n" * 1_000_000, {"separator": "x" * 10}),
+        (poetry.wrap, "a " * 900_000, {"width": 21, "indent": 20}),
     ],
     ids=["indent", "number-lines", "wrap"],
 )
@@ -158,22 +205,51 @@ def test_a_long_text_without_marks_is_normalized() -> None:
 
 
 # The poems that cost most for their length: many lines, one line, one word, wide characters, and what grows.
-WORST = ["\n", "\r\n", "a\n", "a", " ", "a ", "a'", "日", "😀", "😀\n", "İ", "ΐ", "ﷺ", "é", "Σ", "ﬃ "]
+WORST = [
+    *(
+        "\n",
+        "\r\n",
+        "\r\n\n",
+        "\r\n\n\n",
+        "\r",
+        "a\n",
+        "a\r\n",
+        "é\n",
+        "a",
+        "A",
+        " ",
+        "a ",
+        "a'",
+        "\0",
+        "\u0301",
+        "\ufeff",
+    ),
+    *("日", "😀", "😀\n", "İ", "ΐ", "ﷺ", "é", "ß", "Σ", "Σ'", "AΣ", "Σ\u0301", "ﬃ ", "ᾷ", "ŉ", "ａ", "\U00010400"),
+]
 
 
 def worst_poems(size: int) -> list[bytes]:
-    repeated = [(unit * (size // len(unit.encode()))).encode() for unit in WORST]
-    return [*repeated, b"a\n" * (size // 2 - 2) + "😀".encode(), b"a " * (size // 2 - 2) + "😀".encode()]
+    """Return each of them alone, and with what makes all of it wider, or ends one line in another way."""
+    return [
+        first + (size - len(first + last)) // len(unit.encode()) * unit.encode() + last
+        for unit in WORST
+        for first, last in ((b"", b""), (b"", "😀".encode()), (b"", b"\r\n"), (b"A", b""), ("\ufeff".encode(), b""))
+    ]
 
 
 def run_s(transform: Transform, poem: bytes) -> float:
-    started_s = time.perf_counter()
+    started_s = time.thread_time()
     transform.encode(transform(transform.decode(poem)))
-    return time.perf_counter() - started_s
+    return time.thread_time() - started_s
 
 
 @pytest.mark.timing
 @pytest.mark.parametrize("transform", [each for each in TRANSFORMS if each.inline], ids=lambda each: each.name)
-def test_no_built_in_holds_the_reactor_for_longer_than_50_ms(transform: Transform) -> None:
-    for poem in worst_poems(LONG_POEM_BYTES):
-        assert min(run_s(transform, poem) for _ in range(3)) < 0.05, poem[:20]
+def test_no_built_in_holds_the_reactor_for_longer_than_5_ms(transform: Transform) -> None:
+    keep_freed_memory()  # as a server does
+    slowest_s, poem = max(
+        (min(run_s(transform, poem) for _ in range(5)), poem) for poem in worst_poems(LONG_POEM_BYTES)
+    )
+    best_s = min(slowest_s, *(run_s(transform, poem) for _ in range(50)))  # a busy machine is busy with others, too
+    print(f"{transform.name}: {1000 * best_s:.2f} ms for {poem[:10]!r}...{poem[-4:]!r}")
+    assert best_s < 0.005

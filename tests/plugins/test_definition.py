@@ -95,6 +95,16 @@ def test_an_author_may_declare_more() -> None:
     assert [getattr(shout_loud, field) for field in fields] == [None, False, None]
 
 
+def test_a_function_says_how_long_a_result_is_at_least_and_gets_every_option() -> None:
+    @transform(result_bytes=lambda poem_bytes, *, marks, mark: poem_bytes + marks * len(mark))
+    def shout(poem: str, *, marks: int = 1, mark: str = "!") -> str:
+        return poem + marks * mark
+
+    assert shout.least_bytes(3, {}) == 4
+    assert shout.least_bytes(3, {"marks": 5}) == 8
+    assert shout_loud.least_bytes(3, {}) == 0
+
+
 def test_the_decorator_works_bare_and_the_result_is_still_a_function() -> None:
     @transform
     def swap(poem: bytes) -> bytes:
@@ -189,6 +199,11 @@ def test_only_a_plain_function_makes_a_transform(function: Callable[..., Any]) -
         ({"media_type": "html"}, "media_type must look like 'text/html' or 'text/csv; header=present', not 'html'"),
         *(({"media_type": wrong}, "media_type must look like") for wrong in ("text/html\r\nX: 1", "", b"text/html")),
         ({"media_type": "text/plain; charset=latin-1"}, "text is always sent as UTF-8"),
+        ({"result_bytes": 5}, "result_bytes must be a function, not 5"),
+        (
+            {"result_bytes": lambda poem_bytes, **_: 2 * poem_bytes, "examples": [("é", "éé"), ("é", "é!")]},
+            r"result_bytes says more than the result of example .*'é!'",
+        ),
         ({"examples": [("a", "\ud800")]}, "contains a lone surrogate"),
         ({"examples": [("a", "b", 5)]}, "must have a dict of options"),
         ({"examples": [("a",)]}, "missing 1 required positional argument"),

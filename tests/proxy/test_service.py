@@ -64,14 +64,16 @@ class World:
         self.add("one")
 
     def add(self, name: str) -> Host:
-        self.services[name] = TransformService.inline(registry_of(*self.transforms), Limits(), self.clock)
+        self.services[name] = TransformService.inline(
+            registry_of(*self.transforms), Limits(), self.clock, self.clock.seconds
+        )
         self.hosts[name] = self.network.host(TransformFactory(self.services[name], Limits(), self.clock))
         return self.hosts[name]
 
     def upgrade(self, version: str, name: str = "one") -> None:
         """Change the version of an upstream's plugin."""
         registry = registry_of(*self.transforms, version=version)
-        self.services[name].swap(Generation(registry, InlineRunner(10**6, self.clock)))
+        self.services[name].swap(Generation(registry, InlineRunner(10**6, self.clock, self.clock.seconds)))
 
     def proxy(self, *names: str, **options: Any) -> CachingTransformService:
         options = {"refresh_s": REFRESH_S, **options}

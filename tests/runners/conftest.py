@@ -40,6 +40,14 @@ def grow(poem: bytes) -> bytes:
     return b"x" * 1_000_001
 
 @xformd.transform
+def grow_text(poem: str) -> str:
+    return "\\u00e9" * 1_000_001
+
+@xformd.transform(result_bytes=lambda poem_bytes: 2 * poem_bytes)
+def double(poem: bytes) -> bytes:
+    return 2 * poem
+
+@xformd.transform
 def hoard(poem: bytes) -> bytes:
     hoard = [None] * 1_000_000  # a list that grows would be the first to find no room
     index = 0

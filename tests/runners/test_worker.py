@@ -79,6 +79,7 @@ def test_it_names_each_step_but_the_first(shared: LiveWorker) -> None:
         ("shout:loud=1", BadOptions, "shout has no option 'loud'"),
         ("shout:marks=x", BadOptions, "shout: option 'marks' takes a whole number"),
         ("grow", TooLarge, "the result of grow has 1000001 bytes; the limit is 1000000 bytes"),
+        ("grow-text", TooLarge, "the result of grow-text has at least 1000001 bytes; the limit is 1000000 bytes"),
         ("broken", TransformFailed, "broken raised ValueError"),
         ("leave", TransformFailed, "leave raised SystemExit"),
         ("wrong", TransformFailed, "wrong returned int where it must return str"),
@@ -89,6 +90,18 @@ def test_an_error_is_answered_and_the_next_job_runs(shared: LiveWorker, spec: st
     assert isinstance(error, kind)
     assert message in str(error)
     assert shared.xform("upper", b"a") == b"A"
+
+
+def test_a_result_between_two_steps_is_held_to_the_limit_too(shared: LiveWorker) -> None:
+    assert isinstance(shared.xform("grow+upper"), TooLarge)  # with no second step's name before it
+
+
+def test_what_cannot_fit_is_refused_before_its_first_step(shared: LiveWorker) -> None:
+    assert shared.xform("double", b"x" * 500_000) == b"x" * 1_000_000
+    shared.ask("double+double+broken", b"x" * 250_001)
+    error = shared.answer()  # at once, with no step's name before it
+    assert isinstance(error, TooLarge)
+    assert error.message == "the result of double would have at least 1000004 bytes; the limit is 1000000 bytes"
 
 
 def test_a_traceback_comes_before_the_refusal_and_without_its_message(worker: LiveWorker) -> None:
@@ -182,7 +195,7 @@ def rewording(poem: str) -> str:
 @transform
 def strings(poem: str) -> str:
     """Return what does not fit beside its encoded form."""
-    return "x" * 40_000_000
+    return "x" * 45_000_000
 
 
 @transform
@@ -207,7 +220,7 @@ def test_out_of_memory_is_told_as_that_also_when_handling_it_runs_out(
     own: LiveForkServer, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "hoarders.py").write_text(HOARDERS)
-    own.begin(tmp_path, max_result_bytes=30_000_000)
+    own.begin(tmp_path, max_result_bytes=50_000_000)
     worker = own.worker()
     assert str(worker.xform(name)) == f"{name} ran out of memory; its own limit is 60000000 bytes"
     assert worker.end() == 0

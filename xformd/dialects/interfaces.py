@@ -12,9 +12,6 @@ from xformd.limits import Limits
 from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry
 
-TURN_S = 0.01
-"""How long one connection may keep the reactor before the others get their turn."""
-
 
 class Connection(Protocol):
     """What a handler needs of its connection."""

@@ -16,9 +16,10 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd import __version__
-from xformd.dialects.interfaces import TURN_S, Connection
+from xformd.dialects.interfaces import Connection
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TransformTimeout, XformError
 from xformd.net.connections import UNKNOWN, share_of
+from xformd.net.turns import TURN_S
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall
@@ -33,7 +34,7 @@ Work = Callable[..., bytes | Deferred[bytes]]
 _COMMA = ord(",")
 
 _BURST = (None,) * 256
-"""Check the clock every 256 plain requests: they take about 0.4 ms, a small part of ``TURN_S``."""
+"""Check the clock every 256 plain requests, which take about 0.4 ms, or when ``LONG_POEM_BYTES`` have been read."""
 
 
 class SessionHandler:
@@ -44,6 +45,7 @@ class SessionHandler:
         self._connection = connection
         self._decoder = decoder
         self._service = connection.service
+        self._turns, self._share = connection.service.turns, connection.share
         self._max_in_flight = limits.max_in_flight
         self._max_unread_bytes = limits.max_unread_output_bytes
         self._max_request_bytes = limits.max_request_bytes
@@ -68,13 +70,15 @@ class SessionHandler:
 
     def receive(self, data: bytes) -> None:
         """Handle what has arrived, as much of it as may run; the rest waits in the decoder."""
-        if not self._is_between_requests or len(data) > self._max_request_bytes:
+        if not self._is_between_requests or len(data) > self._max_request_bytes or self._turns.over:
             if not self._is_closed:
                 self._decoder.feed(data)
                 self._work()
             return
         # Nearly every read goes this way, so it leaves out all that cannot have changed.
-        end, replies, pending = answer_plain_requests(self._service, data, 0, self._in_flight, self._max_unread_bytes)
+        service, room_bytes = self._service, self._max_unread_bytes
+        end, replies, pending, ran_s = answer_plain_requests(service, data, 0, self._in_flight, room_bytes)
+        self._turns.used(self._share, ran_s)
         self._decoder.feed(data, end)
         if end < len(data) or pending is not None:
             self._send_answers(replies, pending)
@@ -151,13 +155,14 @@ class SessionHandler:
 
     def _take_turn(self) -> None:
         stopwatch = self._service.stopwatch
-        ends_s = stopwatch() + TURN_S
-        while self._has_room() and self._handle_some():
-            if stopwatch() > ends_s:
-                if self._decoder.has_unread:
-                    self._has_next_turn = True
-                    self._connection.call_soon(self._take_next_turn)
-                return
+        began_s = stopwatch()
+        is_over = self._share in self._turns.over
+        while not is_over and self._has_room() and self._handle_some():
+            is_over = stopwatch() > began_s + TURN_S
+        self._turns.used(self._share, stopwatch() - began_s)
+        if is_over and self._decoder.has_unread:
+            self._has_next_turn = True
+            self._connection.call_soon(self._take_next_turn)
 
     def _take_next_turn(self) -> None:
         self._has_next_turn = False
@@ -185,7 +190,7 @@ class SessionHandler:
         if len(data) > self._max_request_bytes:
             return False
         room_bytes = self._max_unread_bytes - self._output_bytes
-        end, replies, pending = answer_plain_requests(self._service, data, position, self._in_flight, room_bytes)
+        end, replies, pending, _ = answer_plain_requests(self._service, data, position, self._in_flight, room_bytes)
         if end == position:
             return False
         self._decoder.skip_to(end)
@@ -254,7 +259,7 @@ class SessionHandler:
 
     def _caller(self, client: str | None = None) -> Caller:
         """Return whom a request is for: a proxy that is trusted may name a client, or else it is the peer."""
-        share = self._connection.share
+        share = self._share
         if client is not None and self._connection.is_trusted:
             named = share_of(client)
             share = named if named != UNKNOWN else f"{share}/{client}"  # a name that only the proxy knows
@@ -333,7 +338,7 @@ class SessionHandler:
 
 def answer_plain_requests(  # noqa: C901 - a call for each request would cost as much as the request
     service: Service, data: bytes, position: int, in_flight: Container[int], room_bytes: int
-) -> tuple[int, list[bytes], tuple[int, Work] | None]:
+) -> tuple[int, list[bytes], tuple[int, Work] | None, float]:
     """Answer the requests that are here whole, and whose transforms run at once.
 
     Args:
@@ -344,20 +349,21 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         room_bytes: stop after more output than this.
 
     Returns:
-        The position of the first byte that was not handled; the replies, framed; and the id of a request whose
-        transform has run without giving such a reply, with what finishes it.
+        The position of the first byte that was not handled; the replies, framed; the id of a request whose
+        transform has run without giving such a reply, with what finishes it; and the seconds that this took.
     """
     size, max_result_bytes, match_head = len(data), service.max_result_bytes, session.match_plain_request
+    limit = position + LONG_POEM_BYTES
     replies: list[bytes] = []
     result: Outcome
-    words, call, counts, started_s, pending = None, None, None, 0.0, None
+    words, call, counts, started_s, pending, ran_s = None, None, None, 0.0, None, 0.0
     for _ in _BURST:
-        if not (match := match_head(data, position)):
+        if not (match := match_head(data, position, limit)):
             break
         length, number, new_words = match.groups()
         if new_words != words:  # looking them up and reading the clock takes as long as answering
             if call is not None:
-                note_run_time(service, call, started_s)
+                ran_s += note_run_time(service, call, started_s)
             words, call, started_s = new_words, service.prepare_call(new_words), service.stopwatch()
             counts = None if call is None else call.batched_counts
         start, end = match.end(), match.start(2) + int(length)
@@ -383,8 +389,8 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         if (room_bytes := room_bytes - len(reply)) < 0:
             break
     if call is not None:
-        note_run_time(service, call, started_s)
-    return position, replies, pending
+        ran_s += note_run_time(service, call, started_s)
+    return position, replies, pending, ran_s
 
 
 def note_run_time(service: Service, call: PreparedCall, started_s: float) -> float:

@@ -13,11 +13,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from xformd.dialects.interfaces import TURN_S
 from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.http import problems, requests
 from xformd.http.messages import BodyWriter, Request, Response, TakeBody, header_lines
 from xformd.limits import Limits
+from xformd.net.turns import TURN_S
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners import Caller
 from xformd.runners.generation import internal_error
@@ -170,16 +170,18 @@ class _Lines:
 
     def _take_turn(self) -> bool:
         """Start lines while they may run; return True if there is no more time for that."""
-        ends_s = self._service.stopwatch() + TURN_S
-        while self._has_more and len(self._running) < self._max_running and self._writer.has_room:
+        turns, share = self._service.turns, self._caller.share
+        began_s = self._service.stopwatch()
+        is_over = share in turns.over
+        while self._has_more and not is_over and len(self._running) < self._max_running and self._writer.has_room:
             index, text = next(self._unread, (0, None))
             if text is None:
                 self._has_more = False
-                return False
+                break
             self._start(index, text)
-            if self._service.stopwatch() > ends_s:
-                return True
-        return False
+            is_over = self._service.stopwatch() > began_s + TURN_S
+        turns.used(share, self._service.stopwatch() - began_s)
+        return is_over and self._has_more
 
     def _start(self, index: int, text: bytes) -> None:
         """Run a line."""

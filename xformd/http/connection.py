@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from xformd.dialects.interfaces import TURN_S, Connection
+from xformd.dialects.interfaces import Connection
 from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import Application
@@ -28,6 +28,7 @@ from xformd.http.messages import (
 )
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
+from xformd.net.turns import TURN_S
 from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error
@@ -169,14 +170,17 @@ class HttpHandler:
 
     def _take_turn(self) -> None:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
-        ends_s = stopwatch() + TURN_S
-        while not self._is_busy and self._may_answer():
+        began_s = stopwatch()
+        ends_s, turns, share = began_s + TURN_S, self._connection.service.turns, self._connection.share
+        is_over = share in turns.over
+        while not is_over and not self._is_busy and self._may_answer():
             if not self._take_request(ends_s) or not parser.has_unread:
-                return
-            if stopwatch() > ends_s and not self._is_busy:
-                self._has_next_turn = True
-                self._connection.call_soon(self._take_next_turn)
-                return
+                break
+            is_over = stopwatch() > ends_s
+        turns.used(share, stopwatch() - began_s)
+        if is_over and not self._is_busy and parser.has_unread:
+            self._has_next_turn = True
+            self._connection.call_soon(self._take_next_turn)
 
     def _take_request(self, ends_s: float) -> bool:
         """Handle what is there of one request; return False where more has to arrive, or nothing more is read."""

@@ -55,6 +55,7 @@ class Transform:
         deterministic: the author promises that the same poem and options give every caller the same result until
             the plugin's version changes, so that a proxy may cache results.
         media_type: the media type of its results, such as ``text/html``; None for plain text or plain bytes.
+        result_bytes: ``(poem_bytes, **options)``; the least that the result of a poem of at least this length can have.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Transform:
     memory_bytes: int | None = None
     deterministic: bool = False
     media_type: str | None = None
+    result_bytes: Callable[..., int] | None = None
 
     def __attrs_post_init__(self) -> None:
         if not is_valid_name(self.name):
@@ -79,9 +81,13 @@ class Transform:
             raise self._error(f"timeout must be a number of seconds above 0, not {self.timeout_s!r}")
         if self.memory_bytes is not None and not (type(self.memory_bytes) is int and self.memory_bytes > 0):
             raise self._error(f"memory must be a whole number of bytes above 0, not {self.memory_bytes!r}")
+        if self.result_bytes is not None and not callable(self.result_bytes):
+            raise self._error(f"result_bytes must be a function, not {self.result_bytes!r}")
         self._check_media_type()
         for example in self.examples:
             self._check_example(example)
+            if self.least_bytes(len(self.encode(example.poem)), example.options) > len(self.encode(example.result)):
+                raise self._error(f"result_bytes says more than the result of example {example!r} has")
 
     def _error(self, problem: str) -> DefinitionError:
         return DefinitionError(f"transform {self.name!r}: {problem}")
@@ -117,6 +123,12 @@ class Transform:
             if option.required and option.name not in converted:
                 raise BadOptions(f"{self.name} needs the option {option.name!r}: {option.takes}")
         return converted
+
+    def least_bytes(self, poem_bytes: int, options: Mapping[str, OptionValue]) -> int:
+        """Return the least number of bytes that the result of a poem of at least this length can have, if known."""
+        if self.result_bytes is None:
+            return 0
+        return self.result_bytes(poem_bytes, **{**{each.name: each.default for each in self.options}, **options})
 
     def decode(self, poem: bytes) -> str | bytes:
         """Convert the bytes of a request to the type that the function takes.
@@ -207,6 +219,7 @@ def transform(
     memory: int | None = None,
     deterministic: bool = False,
     media_type: str | None = None,
+    result_bytes: Callable[..., int] | None = None,
 ) -> Callable[[Callable[..., Any]], Transform]: ...
 
 
@@ -221,6 +234,7 @@ def transform(
     memory: int | None = None,
     deterministic: bool = False,
     media_type: str | None = None,
+    result_bytes: Callable[..., int] | None = None,
 ) -> Transform | Callable[[Callable[..., Any]], Transform]:
     """Make a transform from a function; use it bare or with arguments.
 
@@ -241,6 +255,8 @@ def transform(
             and options, so that caching proxies may keep it.
         media_type: the media type of the results for HTTP clients, such as ``text/html``; by default plain text or
             plain bytes.
+        result_bytes: a function ``(poem_bytes, **options)`` that returns the least number of bytes that the result of
+            a poem of at least this length can have. A request that cannot fit is then rejected before it runs.
 
     Returns:
         The transform, or a decorator that makes it.
@@ -270,6 +286,7 @@ def transform(
             memory_bytes=memory,
             deterministic=deterministic,
             media_type=media_type,
+            result_bytes=result_bytes,
         )
 
     return make if function is None else make(function)

@@ -35,6 +35,7 @@ from xformd.errors import (
 )
 from xformd.limits import MIB, Limits
 from xformd.net.deadline import within
+from xformd.net.turns import Turns
 from xformd.proxy.catalog import Catalog, CatalogPoller
 from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
@@ -119,6 +120,7 @@ class CachingTransformService:
         self.max_result_bytes = limits.max_result_bytes
         self._limits = limits
         self._reactor = reactor
+        self.turns = Turns(reactor)
         self._catalog = Catalog()
         self._poller = CatalogPoller(
             upstreams,

@@ -65,9 +65,24 @@ def name_all(calls: Sequence[Call]) -> str:
     return "+".join(call.name for call in calls)
 
 
-def too_large(call: Call, size_bytes: int, max_result_bytes: int) -> TooLarge:
+def too_large(call: Call, size_bytes: int, max_result_bytes: int, has: str = "has") -> TooLarge:
     """Return the error for a result that exceeds its limit."""
-    return TooLarge(f"the result of {call.name} has {size_bytes} bytes; the limit is {max_result_bytes} bytes")
+    return TooLarge(f"the result of {call.name} {has} {size_bytes} bytes; the limit is {max_result_bytes} bytes")
+
+
+def check_fits(calls: Sequence[Call], poem_bytes: int, max_result_bytes: int) -> None:
+    """Refuse a poem before anything runs, if a step's result cannot fit as far as the transforms' authors say.
+
+    Raises:
+        TooLarge: naming the step.
+    """
+    for call in calls:
+        try:
+            poem_bytes = int(call.entry.transform.least_bytes(poem_bytes, call.options))
+        except BaseException:  # a plugin's, which held for its examples
+            poem_bytes = 0
+        if poem_bytes > max_result_bytes:
+            raise too_large(call, poem_bytes, max_result_bytes, "would have at least")
 
 
 def is_expected(error: BaseException) -> bool:

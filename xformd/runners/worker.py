@@ -206,6 +206,7 @@ class _JobRunner:
         return plan
 
     def _run_all(self, steps: list[Call], poem: bytes) -> bytes:
+        calls.check_fits(steps, len(poem), self._setup.max_result_bytes)
         for index, call in enumerate(steps):
             if index:
                 self._channel.send(messages.encode_step(index))
@@ -246,10 +247,12 @@ class _JobRunner:
 
     def _call(self, call: Call, poem: bytes) -> bytes:
         transform, limit_bytes = call.entry.transform, self._setup.max_result_bytes
-        result = transform.encode(transform.function(transform.decode(poem), **call.options))
-        if len(result) > limit_bytes:
-            raise calls.too_large(call, len(result), limit_bytes)
-        return result
+        result = transform.function(transform.decode(poem), **call.options)
+        if isinstance(result, str) and len(result) > limit_bytes:  # to encode it would take as much memory again
+            raise calls.too_large(call, len(result), limit_bytes, "has at least")
+        if len(encoded := transform.encode(result)) > limit_bytes:
+            raise calls.too_large(call, len(encoded), limit_bytes)
+        return encoded
 
     def _clean_up(self) -> None:
         """Remove the job's folder and the processes that it has started; ask to be replaced if something is left."""

@@ -5,7 +5,6 @@ they are, as does whether the poem ends with one.
 """
 
 import functools
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -15,10 +14,10 @@ import xformd
 MAX_ADDED_CHARACTERS = 16 * 1024 * 1024
 """Checked before a result is built, as a short request could ask for a huge one."""
 
-MAX_WIDTH = 10_000
-"""No reader needs wider lines, and they would cost the server's memory."""
-
 BYTE_ORDER_MARK = "\ufeff"
+
+_ENDINGS = {0x0A: "\n", 0xFF: "\r\n"}  # 0xff, which UTF-8 never has, stands for CRLF
+_NO_ENDINGS = bytes({*range(256)} - {*_ENDINGS})
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -38,24 +37,31 @@ def _line_transform(**settings: Any) -> Callable[[Callable[..., str]], xformd.Tr
     return make
 
 
+def _check_range(option: str, value: int | str, least: int, most: int) -> None:
+    size, unit = (len(value), " characters of one line") if isinstance(value, str) else (value, "")
+    if not least <= size <= most or "\n" in str(value):
+        raise xformd.BadOptions(f"{option} takes {least} to {most}{unit}, not {value!r}")
+
+
 def _split(poem: str) -> tuple[list[str], list[str]]:
     """Return the text and the ending of each line; nothing after a final line ending is not a line."""
-    pieces = poem.split("\n")
-    last = pieces.pop()
-    texts = [piece[:-1] if piece.endswith("\r") else piece for piece in pieces]
-    endings = ["\r\n" if piece.endswith("\r") else "\n" for piece in pieces]
-    if last:
-        texts.append(last)
-        endings.append("")
+    # In calls that take all lines at once: the worst 64 KiB take reverse-lines 4 ms instead of 15.
+    texts = poem.replace("\r\n", "\n").split("\n")
+    ends = poem.encode().replace(b"\r\n", b"\xff").translate(None, _NO_ENDINGS)
+    endings = [*map(_ENDINGS.__getitem__, ends), ""]
+    if not texts[-1]:
+        del texts[-1], endings[-1]
     return texts, endings
 
 
 def _join(texts: Iterable[str], endings: list[str]) -> str:
     """Join texts with the endings of the original lines. With fewer texts, the poem still ends as it did."""
-    texts = list(texts)
+    texts = [*texts]
+    pieces = [""] * (2 * len(texts))
+    pieces[::2], pieces[1::2] = texts, endings[: len(texts)]
     if texts:
-        endings = [*endings[: len(texts) - 1], endings[-1]]
-    return "".join(itertools.chain.from_iterable(zip(texts, endings, strict=True))) if texts else ""
+        pieces[-1] = endings[-1]
+    return "".join(pieces)
 
 
 def _each_line(poem: str, change: Callable[[str], str]) -> str:
@@ -79,10 +85,11 @@ def cummingsify(poem: str) -> str:
 @_line_transform(
     examples=[("one\ntwo\nthree", "three\ntwo\none"), ("a\r\nb\r\n", "b\r\na\r\n"), ("", "")],
     inline=True,
+    result_bytes=lambda poem_bytes, **_: poem_bytes,
 )
 def reverse_lines(poem: str) -> str:
     """Put the last line first."""
-    if "\r" not in poem:  # which takes a tenth of the time, and no list of endings
+    if "\r" not in poem:  # which takes a third of the time, and no list of endings
         lines = poem.removesuffix("\n").split("\n")
         lines.reverse()
         return "\n".join(lines) + "\n" * poem.endswith("\n")
@@ -96,6 +103,7 @@ def reverse_lines(poem: str) -> str:
         ("b\nC\na", "a\nb\nC", {"ignore_case": True}),
         ("a\nc\nb", "c\nb\na", {"reverse": True}),
     ],
+    result_bytes=lambda poem_bytes, **_: poem_bytes,
 )
 def sort_lines(poem: str, *, reverse: bool = False, ignore_case: bool = False) -> str:
     """Sort the lines by their characters' code points.
@@ -136,15 +144,18 @@ def unique_lines(poem: str, *, ignore_case: bool = False) -> str:
         ("a\nb", " 9) a\n10) b", {"start": 9, "separator": ") "}),
         ("", ""),
     ],
+    result_bytes=lambda poem_bytes, **_: poem_bytes,
 )
 def number_lines(poem: str, *, start: int = 1, separator: str = ". ") -> str:
     """Number the lines, with the numbers aligned to the right.
 
     Args:
         poem: any text.
-        start: the first number.
-        separator: what stands between number and line.
+        start: the first number, from -1000000000 to 1000000000.
+        separator: what stands between number and line; up to 10 characters.
     """
+    _check_range("number-lines: option 'start'", start, -1_000_000_000, 1_000_000_000)
+    _check_range("number-lines: option 'separator'", separator, 0, 10)
     texts, endings = _split(poem)
     last = start + len(texts) - 1
     width = max(len(str(start)), len(str(last)))
@@ -164,13 +175,11 @@ def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
 
     Args:
         poem: any text.
-        width: the widest line, in columns.
-        indent: spaces before a continuation line; fewer than width.
+        width: the widest line, from 1 to 10000 columns.
+        indent: spaces before a continuation line, up to 20 and fewer than width.
     """
-    if not 1 <= width <= MAX_WIDTH:
-        raise xformd.BadOptions(f"wrap: option 'width' takes 1 to {MAX_WIDTH}, not {width}")
-    if not 0 <= indent < width:
-        raise xformd.BadOptions(f"wrap: option 'indent' takes 0 or more and less than width, not {indent}")
+    _check_range("wrap: option 'width'", width, 1, 10_000)
+    _check_range("wrap: option 'indent'", indent, 0, min(20, width - 1))
     texts, endings = _split(poem)
     spaces = sum(text.count(" ") + text.count("\t") for text in texts if len(text) * 2 > width)
     _check_growth("wrap", (indent + 2) * spaces)  # each break replaces a space
@@ -218,14 +227,16 @@ def _columns(text: str) -> int:
         ("a\r\nb", "> a\r\n> b", {"prefix": "> "}),
         ("", ""),
     ],
+    result_bytes=lambda poem_bytes, **_: poem_bytes,
 )
 def indent(poem: str, *, prefix: str = "    ") -> str:
     """Prefix every line that is not blank.
 
     Args:
         poem: any text.
-        prefix: what to put before a line.
+        prefix: what to put before a line; up to 20 characters.
     """
+    _check_range("indent: option 'prefix'", prefix, 0, 20)
     _check_growth("indent", len(prefix) * (1 + poem.count("\n")))
     return _each_line(poem, lambda text: prefix + text if text.strip() else text)
 

@@ -11,9 +11,9 @@ import xformd
 MAX_MARKS = 100
 """Sorting the marks of one character takes quadratic time; UAX #15 (Stream-Safe Text) finds no use for more than 30."""
 
-_ROT13 = str.maketrans(
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
-    "NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm",
+_ROT13 = bytes.maketrans(
+    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
+    b"NOPQRSTUVWXYZABCDEFGHIJKLMnopqrstuvwxyzabcdefghijklm",
 )
 
 # The blocks of combining marks that are used in scripts with upper and lower case.
@@ -72,7 +72,7 @@ def _is_mark(character: str) -> bool:
 @xformd.transform(examples=[("Gur Bjy", "The Owl"), ("naïve", "anïir")], inline=True, deterministic=True)
 def rot13(poem: str) -> str:
     """Rotate each of the 26 letters by 13; applied twice, it restores the poem."""
-    return poem.translate(_ROT13)
+    return poem.encode().translate(_ROT13).decode()  # that of str takes 4 ms for what is not in the table
 
 
 @xformd.hookimpl

@@ -93,14 +93,3 @@ def test_the_listings_are_merged() -> None:
     assert [(each["name"], each["version"]) for each in shown["transforms"]] == [("cat", "1.0"), ("owl", "1.0")]
     assert [each["version"] for each in shown["plugins"]] == ["1.0", "2.0"]
     assert shown["conflicts"] == [{"name": "sea"}]
-
-
-@pytest.mark.parametrize(
-    "malformed",
-    [None, [], {}, listing() | {"plugins": None}, listing("owl"), listing(["name"]), listing({"summary": "no name"})],
-)
-def test_a_malformed_listing_is_refused_and_changes_nothing(malformed: object) -> None:
-    made = catalog(a=listing(row("owl")))
-    with pytest.raises(ValueError, match=r"is not a list of|not a JSON object"):
-        made.learn("a", malformed)
-    assert is_cached(made, "owl")

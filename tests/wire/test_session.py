@@ -1,6 +1,7 @@
 """The session dialect's messages: what one side encodes the other decodes; anything else is an error of the table."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xformd.errors import ERRORS, BadFrame, InternalError, XformError
+from xformd.plugins import listing
 from xformd.spec import MAX_SPEC_BYTES, Spec, Step, parse
 from xformd.wire import session
 from xformd.wire.netstring import Decoder
@@ -21,7 +23,7 @@ ERRORS_OF_A_SERVER = st.builds(
     lambda kind, message, later: kind(message, retry_after_ms=later),
     st.sampled_from(ON_THE_WIRE),
     st.text(),
-    MILLISECONDS,
+    st.one_of(st.none(), st.integers(0, session.MAX_RETRY_AFTER_MS)),
 )
 
 
@@ -79,6 +81,9 @@ def test_a_hello_survives_the_wire() -> None:
     assert session.decode_hello(b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": 2, "new": []}')
 
 
+NO_LIMITS = [b"Infinity", b"-Infinity", b"NaN", b"true", b"1.5", b"1e3", b"-1", b"9007199254740993", b"9" * 5_000, b"null"]
+
+
 @pytest.mark.parametrize(
     "string",
     [
@@ -90,13 +95,23 @@ def test_a_hello_survives_the_wire() -> None:
         b'xformd/3 {"server": "x", "max_request_bytes": 1, "max_in_flight": 2}',
         b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": 0}',
         b'xformd/2 {"server": "x", "max_request_bytes": "many", "max_in_flight": 2}',
-        b"xformd/2 " + b"[" * 100_000,
+        b'xformd/2 {"server": "x", "max_request_bytes": "1", "max_in_flight": 2}',
+        b'xformd/2 {"server": ["x"], "max_request_bytes": 1, "max_in_flight": 2}',
+        *(b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": %b}' % wrong for wrong in NO_LIMITS),
+        *(b'xformd/2 {"server": "x", "max_in_flight": 1, "max_request_bytes": %b}' % wrong for wrong in NO_LIMITS),
+        b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": 2, "new": "%b"}' % (b"x" * 10_000),
+        b"xformd/2 " + b"[" * 9_000,
         b"xformd/2 \xff",
     ],
 )
 def test_anything_but_a_hello_is_a_bad_frame(string: bytes) -> None:
     with pytest.raises(BadFrame):
         session.decode_hello(string)
+
+
+def test_a_servers_name_is_a_line_for_a_terminal() -> None:
+    hello = session.decode_hello(b'xformd/2 {"server": "\\u001b[31mx\\ny", "max_request_bytes": 1, "max_in_flight": 2}')
+    assert hello.server == "\ufffd[31mx y"
 
 
 @pytest.mark.parametrize("start", [b"", b"0 ", b"-1 ", b"07 ", b"9007199254740992 ", b" 7 "])
@@ -144,6 +159,12 @@ def test_anything_but_a_reply_is_a_bad_frame(string: bytes) -> None:
         session.decode_reply(string)
 
 
+def test_a_server_cannot_have_its_clients_wait_for_ever() -> None:
+    refusal = session.decode_reply(b"7 busy retry-after=9999999999999999.later")
+    assert isinstance(refusal, Refusal)
+    assert refusal.error.retry_after_ms == session.MAX_RETRY_AFTER_MS
+
+
 def test_an_unknown_error_code_is_an_internal_error() -> None:
     refusal = session.decode_reply(b"7 on-fire retry-after=5.run")
     assert isinstance(refusal, Refusal)
@@ -154,6 +175,113 @@ def test_an_unknown_error_code_is_an_internal_error() -> None:
 
 @given(st.one_of(st.binary(), st.text("07 !.=abz-", max_size=20).map(str.encode)))
 def test_any_string_is_a_message_or_a_bad_frame(string: bytes) -> None:
-    for decode in (session.decode_request, session.decode_reply, session.decode_hello):
+    for decode in (session.decode_request, session.decode_reply, session.decode_hello, session.decode_listing):
         with contextlib.suppress(BadFrame):
             decode(string)
+
+
+# Listings.
+
+
+LISTING: dict[str, Any] = {
+    "transforms": [
+        {
+            "name": "wrap",
+            "summary": "Wrap lines.",
+            "options": [{"name": "width", "type": "int", "required": False, "default": 72}],
+            "distribution": "xformd",
+            "version": "0.1.0",
+            "deterministic": True,
+        }
+    ],
+    "plugins": [{"name": "text", "distribution": "xformd", "version": "0.1.0", "state": "active", "reason": ""}],
+    "conflicts": [{"name": "sea", "message": "two plugins provide it"}],
+    "cache": {"hits": 1, "misses": 2, "bytes": 3},
+}
+
+
+def changed(part: str, **fields: Any) -> dict[str, Any]:
+    """Return the listing with other fields in the first row of a part."""
+    return LISTING | {part: [LISTING[part][0] | fields]}
+
+
+def with_option(**fields: Any) -> dict[str, Any]:
+    return changed("transforms", options=[LISTING["transforms"][0]["options"][0] | fields])
+
+
+def nested(depth: int) -> Any:
+    return json.loads("[" * depth + "]" * depth)
+
+
+def decode_listing(listed: object) -> dict[str, Any]:
+    return session.decode_listing(json.dumps(listed).encode())
+
+
+def test_a_listing_is_decoded_with_fields_that_this_version_does_not_know() -> None:
+    assert decode_listing(LISTING) == LISTING
+    newer = changed("transforms", colours=["red", {"a": None}], example={"x": 1.5}) | {"news": nested(5)}
+    assert decode_listing(newer) == newer
+
+
+def test_what_an_older_server_does_not_tell_is_empty() -> None:
+    older = {"transforms": [{"name": "upper", "options": [{"name": "a"}]}], "plugins": [{"name": "text"}], "conflicts": []}
+    listed = decode_listing(older)
+    (row,) = listed["transforms"]
+    assert row == {
+        "name": "upper",
+        "options": [{"name": "a", "type": "", "required": False}],
+        **{"summary": "", "distribution": "", "version": ""},
+    }
+    assert "verses" not in listing.to_table(listed)
+    assert listing.to_table(listed).splitlines()[1].split() == ["upper", "a=None"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        (None, "no object"),
+        ([], "no object"),
+        ({}, "'transforms' is not a list"),
+        (LISTING | {"plugins": None}, "'plugins' is not a list"),
+        (LISTING | {"conflicts": {"name": "x"}}, "'conflicts' is not a list"),
+        (LISTING | {"transforms": ["wrap"]}, "'transforms' has a row that is no object"),
+        (LISTING | {"transforms": [["name"]]}, "'transforms' has a row that is no object"),
+        (LISTING | {"transforms": [{"summary": "no name"}]}, "'transforms' has an invalid name"),
+        (LISTING | {"plugins": [{"name": "a"}] * 10_001}, "'plugins' is not a list of at most 10,000 rows"),
+        (LISTING | {"cache": None}, "'cache' has a row that is no object"),
+        (LISTING | {"cache": {"hits": "many"}}, "'hits' in 'cache' is no int"),
+        (LISTING | {"cache": {"hits": True}}, "'hits' in 'cache' is no int"),
+        (LISTING | {"cache": {"hits": 1e400}}, "Infinity"),
+        (changed("transforms", name="x" * 65), "'transforms' has an invalid name"),
+        (changed("transforms", name="\x1b[31m"), "'transforms' has an invalid name"),
+        (changed("transforms", name=7), "'transforms' has an invalid name"),
+        (changed("transforms", summary=None), "'summary' in 'transforms' is no str"),
+        (changed("transforms", summary=["a"]), "'summary' in 'transforms' is no str"),
+        (changed("transforms", version=1.0), "'version' in 'transforms' is no str"),
+        (changed("transforms", distribution={}), "'distribution' in 'transforms' is no str"),
+        (changed("transforms", options=None), "'options' in 'transforms' is no list"),
+        (changed("transforms", options=["a"]), "'options' has a row that is no object"),
+        (with_option(name="A"), "'options' has an invalid name"),
+        (with_option(type=1), "'type' in 'options' is no str"),
+        (with_option(required=1), "'required' in 'options' is no bool"),
+        (with_option(default=nested(20)), "nested too deeply"),
+        (changed("plugins", state=1), "'state' in 'plugins' is no str"),
+        (changed("plugins", reason=None), "'reason' in 'plugins' is no str"),
+        (changed("plugins", name=None), "'name' in 'plugins' is no str"),
+        (changed("conflicts", message=1), "'message' in 'conflicts' is no str"),
+        (changed("conflicts", name="A B"), "'conflicts' has an invalid name"),
+        (LISTING | {"news": nested(30)}, "nested too deeply"),
+        (LISTING | {"news": "x" * 5_000_000}, "4 MiB"),
+        (LISTING | {"news": [[]] * 600_000}, "500,000 values"),
+    ],
+)
+def test_a_malformed_listing_is_a_bad_frame_of_one_line(listed: object, says: str) -> None:
+    with pytest.raises(BadFrame, match="is not a listing: ") as refused:
+        decode_listing(listed)
+    assert says in refused.value.message
+
+
+@pytest.mark.parametrize("answer", [b"", b"{", b"\xff", b"[" * 100_000, b'{"transforms":' * 2_000, b"9" * 5_000, b"\0{"])
+def test_what_is_no_json_is_no_listing(answer: bytes) -> None:
+    with pytest.raises(BadFrame, match="is not a listing: "):
+        session.decode_listing(answer)

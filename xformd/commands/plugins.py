@@ -53,7 +53,9 @@ def list_transforms(as_json: bool, server: str | None, selected: Selected) -> No
                 listed = list_here(settings)
         else:
             listed = run.run_until_done(ask(server))
-        click.echo(json.dumps(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
+        if as_json:
+            json.dump(listed, stdout, indent=2)
+        click.echo("" if as_json else listing.to_table(listed), file=stdout)
 
 
 def list_here(settings: "Settings") -> dict[str, Any]:

@@ -202,6 +202,10 @@ def _conflict_from_json(described: Mapping[str, Any], plugins: list[Plugin]) -> 
     return Conflict(name, tuple(owners), winner, described["preferred"])
 
 
+MAX_OPTIONS_WIDTH = 200
+"""A row's options are cut there in the table: each row has the width of the longest."""
+
+
 def to_table(listed: Mapping[str, Any]) -> str:
     """Return the listing of ``to_json`` as a table, then one line per problem, without a final newline."""
     rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *map(_row, listed["transforms"])]
@@ -237,7 +241,7 @@ def _label(plugin: Mapping[str, Any]) -> str:
 
 
 def _row(transform: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    options = ",".join(map(_signature, transform["options"]))
+    options = _shorten(",".join(map(_signature, transform["options"])), MAX_OPTIONS_WIDTH)
     source = f"{transform['distribution']} {transform['version']}".rstrip()
     return transform["name"], options, transform["summary"], source
 
@@ -246,7 +250,7 @@ def _signature(option: Mapping[str, Any]) -> str:
     name = option["name"]
     if option["required"]:
         return f"{name}=<{option['type']}>"
-    default = option["default"]
+    default = option.get("default")
     shown = str(default).lower() if isinstance(default, bool) else str(default)
     return f"{name}={shown if shown.strip() == shown else repr(shown)}"
 

@@ -34,6 +34,7 @@ from xformd.errors import (
 )
 from xformd.limits import MIB, Limits
 from xformd.net.deadline import within
+from xformd.net.write_buffer import PART_BYTES
 from xformd.proxy.catalog import Catalog, CatalogPoller
 from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
@@ -58,6 +59,9 @@ CLOSE_TIMEOUT_S = 1.0
 """An upstream that does not answer must not keep the proxy from stopping."""
 
 RETRY_AFTER_MS = 1_000
+
+LISTING_S = 1.0
+"""How long all who ask share one long listing, which may have 4 MiB of each upstream."""
 
 
 class CachingTransformService:
@@ -124,6 +128,8 @@ class CachingTransformService:
         self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
         self._in_flight = RequestsInFlight()
         self._asking = 0
+        self._listed = self._listing = b""
+        self._listing_ends_at = 0.0
 
     def start(self) -> Deferred[Any]:
         """Ask the upstreams what they have; fires when each has answered or failed."""
@@ -140,18 +146,21 @@ class CachingTransformService:
 
     def describe(self) -> dict[str, Any]:
         """Return what the upstreams have, and what the cache has done."""
-        return {
-            **self._catalog.describe(),
-            "cache": {
-                "hits": self._results.hits,
-                "misses": self._results.misses,
-                "bytes": self._cache.size_bytes + int(self._digests.currsize),
-            },
-        }
+        return {**self._catalog.describe(), "cache": self._counts()}
+
+    def _counts(self) -> dict[str, int]:
+        size_bytes = self._cache.size_bytes + int(self._digests.currsize)
+        return {"hits": self._results.hits, "misses": self._results.misses, "bytes": size_bytes}
 
     def listing(self) -> bytes:
-        """See ``Service.listing``."""
-        return json.dumps(self.describe()).encode()
+        """See ``Service.listing``. All who ask for a long one within a second get the same bytes."""
+        if not self._listed:
+            self._listed = json.dumps(self._catalog.describe()).encode()[:-1]
+        if self._reactor.seconds() >= self._listing_ends_at:
+            self._listing = b'%b, "cache": %b}' % (self._listed, json.dumps(self._counts()).encode())
+            is_long = len(self._listing) > PART_BYTES
+            self._listing_ends_at = self._reactor.seconds() + (LISTING_S if is_long else 0)
+        return self._listing
 
     def missing(self) -> str:
         """Return nothing: a proxy loads no plugin."""
@@ -268,6 +277,7 @@ class CachingTransformService:
     def _forget_epochs(self) -> None:
         self._key_prefixes.clear()
         self._prepared_calls.clear()
+        self._listed, self._listing_ends_at = b"", 0.0
 
 
 def _never(*_: object) -> None:

@@ -8,12 +8,13 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
 import attrs
 
 from xformd.errors import ERRORS, REDACTED, BadFrame, BadRequest, InternalError, XformError, one_line
-from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, Spec, parse
+from xformd.limits import MIB
+from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, Spec, is_valid_name, parse
 from xformd.wire import netstring
 
 OPENING = b"xformd/2"
@@ -27,6 +28,20 @@ MAX_ID = 2**53 - 1
 
 MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
 """The longest head, which ends at the first ``.``: an id, a spec and a few attributes."""
+
+MAX_RETRY_AFTER_MS = 24 * 60 * 60 * 1_000
+"""No server has a client wait for longer, whatever it says."""
+
+MAX_LISTING_BYTES, MAX_ROWS, MAX_VALUES, MAX_DEPTH = 4 * MIB, 10_000, 500_000, 16
+"""What a listing may have at most: 5,000 transforms with options and examples. Within it, the worst takes 50 MB."""
+
+_ROWS: Mapping[str, Mapping[str, type]] = {
+    "transforms": {"name": str, "summary": str, "options": list, "distribution": str, "version": str},
+    "plugins": {"name": str, "distribution": str, "version": str, "state": str, "reason": str},
+    "conflicts": {"name": str, "message": str},
+}
+_OPTION = {"name": str, "type": str, "required": bool}
+_CACHE = {"hits": int, "misses": int, "bytes": int}
 
 _ZERO = ord("0")
 
@@ -197,15 +212,66 @@ def decode_hello(string: bytes) -> Hello:
     Raises:
         BadFrame: it is not a hello of this version.
     """
-    opening, _, text = string.partition(b" ")
+    opening, _, text = string[:MAX_HEAD_BYTES].partition(b" ")
     try:
         fields = json.loads(text)
-        hello = Hello(str(fields["server"]), int(fields["max_request_bytes"]), int(fields["max_in_flight"]))
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadFrame("the server's first message is not the hello of a session") from error
-    if opening != OPENING or hello.max_in_flight < 1 or hello.max_request_bytes < 1:
-        raise BadFrame("the server's first message is not a hello of this version of the protocol")
-    return hello
+    match fields:
+        case {"server": str(server), "max_request_bytes": int(size), "max_in_flight": int(count)} if (
+            opening == OPENING and type(size) is type(count) is int and 0 < min(size, count) and max(size, count) <= MAX_ID
+        ):
+            return Hello(one_line(server), size, count)
+    raise BadFrame("the server's first message is not a hello of this version of the protocol")
+
+
+def decode_listing(answer: bytes) -> dict[str, Any]:
+    """Decode what a server answers to ``!list``: clients and proxies rely on what is checked here, and on no more.
+
+    Returns:
+        The listing. Fields of rows that older servers do not tell are empty, and those of newer ones are kept.
+
+    Raises:
+        BadFrame: it is no listing, or longer than any real one.
+    """
+    try:
+        if len(answer) > MAX_LISTING_BYTES or sum(map(answer.count, (b"[", b"{", b","))) > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_LISTING_BYTES // MIB} MiB or {MAX_VALUES:,} values")
+        listed = json.loads(answer, parse_constant=_reject_constant)
+        if not isinstance(listed, dict):
+            raise ValueError("it is no object")
+        level: list[Any] = [listed]
+        for _ in range(MAX_DEPTH):
+            inside = (each.values() if isinstance(each, dict) else each for each in level)
+            level = [value for values in inside for value in values if isinstance(value, dict | list)]
+        if level:
+            raise ValueError("it is nested too deeply")
+        for part, fields in _ROWS.items():
+            _check_rows(part, listed.get(part), fields)
+        for transform in listed["transforms"]:
+            _check_rows("options", transform["options"], _OPTION)
+        if "cache" in listed:  # only a proxy has one
+            _check_rows("cache", [listed["cache"]], _CACHE)
+    except (ValueError, RecursionError) as error:
+        raise BadFrame(f"the answer to !list is not a listing: {error}") from error
+    return listed
+
+
+def _check_rows(part: str, rows: object, fields: Mapping[str, type]) -> None:
+    if not isinstance(rows, list) or len(rows) > MAX_ROWS:
+        raise ValueError(f"{part!r} is not a list of at most {MAX_ROWS:,} rows")
+    for row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{part!r} has a row that is no object")
+        if part not in ("plugins", "cache") and not is_valid_name(row.get("name")):
+            raise ValueError(f"{part!r} has an invalid name")
+        for field, kind in fields.items():
+            if type(row.setdefault(field, kind())) is not kind:
+                raise ValueError(f"{field!r} in {part!r} is no {kind.__name__}")
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def decode_reply(string: bytes) -> Reply | Refusal:
@@ -231,6 +297,7 @@ def decode_reply(string: bytes) -> Reply | Refusal:
     try:
         values = _attributes(attributes)
         retry_after_ms = _milliseconds(values, "retry-after")
+        retry_after_ms = None if retry_after_ms is None else min(retry_after_ms, MAX_RETRY_AFTER_MS)
     except BadRequest as error:
         raise BadFrame(error.message) from error
     if code == "ok" and reply_id != CONNECTION_ID:

@@ -210,6 +210,7 @@ def _claimed(path: str) -> Iterator[None]:
             os.unlink(path)  # noqa: PTH108
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}.lock")  # noqa: PTH108
+        stack.callback(os.umask, os.umask(0o777))  # nobody may connect until Twisted has set the socket's mode
         yield
 
 
@@ -293,6 +294,8 @@ def _parse_server_endpoint(reactor: Any, description: str, backlog: int, alpn: t
         tls = TlsOptions(*words[1:], **options)
         tcp = endpoints.TCP4ServerEndpoint(reactor, tls.port, int(tls.backlog or backlog), tls.interface)
         return ServerEndpoint(tcp, reactor, Certificates(tls, alpn, reactor))
+    if kind == "unix" and "mode" not in options and len(words) <= 2:
+        description += ":mode=660"  # Twisted's 666 is for everybody on the machine
     position = _BACKLOG_POSITIONS.get(kind)
     if position is not None and "backlog" not in options and len(words) <= position:
         description += f":backlog={backlog}"

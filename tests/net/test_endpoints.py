@@ -371,7 +371,14 @@ def test_a_lock_without_a_socket_is_removed(path: Path) -> None:
 @pytest.mark.parametrize("umask", [0o022, 0o000, 0o077])
 @pytest.mark.parametrize(
     ("options", "mode"),
-    [("", 0o660), (":mode=600", 0o600), (":mode=666", 0o666), (":604", 0o604), (":backlog=5", 0o660), (":600:5", 0o600)],
+    [
+        ("", 0o660),
+        (":mode=600", 0o600),
+        (":mode=666", 0o666),
+        (":604", 0o604),
+        (":backlog=5", 0o660),
+        (":600:5", 0o600),
+    ],
 )
 def test_a_unix_socket_has_the_mode_asked_for_and_never_a_wider_one(
     path: Path, monkeypatch: pytest.MonkeyPatch, options: str, mode: int, umask: int

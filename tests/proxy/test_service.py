@@ -61,7 +61,7 @@ class World:
 
         later = transform(name="later", deterministic=True)(wait)
         fickle_later = transform(name="fickle-later")(wait)
-        self.transforms = (steady, fickle, later, fickle_later)
+        self.transforms: tuple[xformd.Transform, ...] = (steady, fickle, later, fickle_later)
         self.add("one")
 
     def add(self, name: str) -> Host:
@@ -392,7 +392,7 @@ def test_a_malformed_listing_is_logged_and_nothing_is_cached(world: World, log: 
     world.says("odd", '{} ok.{"transforms": 3}')
     proxy = world.proxy("odd")
     (line,) = log.lines
-    why = "odd does not list its transforms: the answer to !list is not a listing: 'transforms' is not a list of at most"
+    why = "odd does not list its transforms: the answer to !list is not a listing: it is no object with transforms, "
     assert line.startswith(why)
     assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b'{"transforms": 3}'] * 2
 

@@ -17,13 +17,13 @@ from xformd.wire.netstring import Decoder
 from xformd.wire.session import ControlRequest, Hello, Malformed, Refusal, Reply, Request
 
 IDS = st.integers(1, session.MAX_ID)
-MILLISECONDS = st.one_of(st.none(), st.integers(0, 10**15))
+MILLISECONDS = st.one_of(st.none(), st.integers(0, session.MAX_WAIT_MS))
 ON_THE_WIRE = [error for error in ERRORS.values() if error.http_status is not None]
 ERRORS_OF_A_SERVER = st.builds(
     lambda kind, message, later: kind(message, retry_after_ms=later),
     st.sampled_from(ON_THE_WIRE),
     st.text(),
-    st.one_of(st.none(), st.integers(0, session.MAX_RETRY_AFTER_MS)),
+    MILLISECONDS,
 )
 
 
@@ -81,7 +81,18 @@ def test_a_hello_survives_the_wire() -> None:
     assert session.decode_hello(b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": 2, "new": []}')
 
 
-NO_LIMITS = [b"Infinity", b"-Infinity", b"NaN", b"true", b"1.5", b"1e3", b"-1", b"9007199254740993", b"9" * 5_000, b"null"]
+NO_LIMITS = [
+    b"Infinity",
+    b"-Infinity",
+    b"NaN",
+    b"true",
+    b"1.5",
+    b"1e3",
+    b"-1",
+    b"9007199254740993",
+    b"9" * 5_000,
+    b"null",
+]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +173,7 @@ def test_anything_but_a_reply_is_a_bad_frame(string: bytes) -> None:
 def test_a_server_cannot_have_its_clients_wait_for_ever() -> None:
     refusal = session.decode_reply(b"7 busy retry-after=9999999999999999.later")
     assert isinstance(refusal, Refusal)
-    assert refusal.error.retry_after_ms == session.MAX_RETRY_AFTER_MS
+    assert refusal.error.retry_after_ms == session.MAX_WAIT_MS
 
 
 def test_an_unknown_error_code_is_an_internal_error() -> None:
@@ -224,13 +235,19 @@ def test_a_listing_is_decoded_with_fields_that_this_version_does_not_know() -> N
 
 
 def test_what_an_older_server_does_not_tell_is_empty() -> None:
-    older = {"transforms": [{"name": "upper", "options": [{"name": "a"}]}], "plugins": [{"name": "text"}], "conflicts": []}
+    older = {
+        "transforms": [{"name": "upper", "options": [{"name": "a"}]}],
+        "plugins": [{"name": "text"}],
+        "conflicts": [],
+    }
     listed = decode_listing(older)
     (row,) = listed["transforms"]
     assert row == {
         "name": "upper",
         "options": [{"name": "a", "type": "", "required": False}],
-        **{"summary": "", "distribution": "", "version": ""},
+        "summary": "",
+        "distribution": "",
+        "version": "",
     }
     assert "verses" not in listing.to_table(listed)
     assert listing.to_table(listed).splitlines()[1].split() == ["upper", "a=None"]
@@ -239,37 +256,36 @@ def test_what_an_older_server_does_not_tell_is_empty() -> None:
 @pytest.mark.parametrize(
     ("listed", "says"),
     [
-        (None, "no object"),
-        ([], "no object"),
-        ({}, "'transforms' is not a list"),
-        (LISTING | {"plugins": None}, "'plugins' is not a list"),
-        (LISTING | {"conflicts": {"name": "x"}}, "'conflicts' is not a list"),
-        (LISTING | {"transforms": ["wrap"]}, "'transforms' has a row that is no object"),
-        (LISTING | {"transforms": [["name"]]}, "'transforms' has a row that is no object"),
-        (LISTING | {"transforms": [{"summary": "no name"}]}, "'transforms' has an invalid name"),
-        (LISTING | {"plugins": [{"name": "a"}] * 10_001}, "'plugins' is not a list of at most 10,000 rows"),
-        (LISTING | {"cache": None}, "'cache' has a row that is no object"),
-        (LISTING | {"cache": {"hits": "many"}}, "'hits' in 'cache' is no int"),
-        (LISTING | {"cache": {"hits": True}}, "'hits' in 'cache' is no int"),
-        (LISTING | {"cache": {"hits": 1e400}}, "Infinity"),
-        (changed("transforms", name="x" * 65), "'transforms' has an invalid name"),
-        (changed("transforms", name="\x1b[31m"), "'transforms' has an invalid name"),
-        (changed("transforms", name=7), "'transforms' has an invalid name"),
-        (changed("transforms", summary=None), "'summary' in 'transforms' is no str"),
-        (changed("transforms", summary=["a"]), "'summary' in 'transforms' is no str"),
-        (changed("transforms", version=1.0), "'version' in 'transforms' is no str"),
-        (changed("transforms", distribution={}), "'distribution' in 'transforms' is no str"),
-        (changed("transforms", options=None), "'options' in 'transforms' is no list"),
-        (changed("transforms", options=["a"]), "'options' has a row that is no object"),
-        (with_option(name="A"), "'options' has an invalid name"),
-        (with_option(type=1), "'type' in 'options' is no str"),
-        (with_option(required=1), "'required' in 'options' is no bool"),
+        (None, "it is no object with transforms, plugins, conflicts"),
+        ([], "it is no object with"),
+        ({}, "it is no object with"),
+        (LISTING | {"plugins": None}, "'plugins' is no list of at most 10,000"),
+        (LISTING | {"conflicts": {"name": "x"}}, "'conflicts' is no list"),
+        (LISTING | {"transforms": ["wrap"]}, "a row of 'transforms' is no dict"),
+        (LISTING | {"transforms": [["name"]]}, "a row of 'transforms' is no dict"),
+        (LISTING | {"transforms": [{"summary": "no name"}]}, "a transform has an invalid name"),
+        (LISTING | {"plugins": [{"name": "a"}] * 10_001}, "'plugins' is no list of at most 10,000"),
+        (LISTING | {"cache": None}, "'cache' is no dict"),
+        (LISTING | {"cache": {"hits": "many"}}, "'hits' is no int"),
+        (LISTING | {"cache": {"hits": True}}, "'hits' is no int"),
+        (LISTING | {"cache": {"hits": float("inf")}}, "'hits' is no int"),
+        (changed("transforms", name="x" * 65), "a transform has an invalid name"),
+        (changed("transforms", name="\x1b[31m"), "a transform has an invalid name"),
+        (changed("transforms", name=7), "'name' is no str"),
+        (changed("transforms", summary=None), "'summary' is no str"),
+        (changed("transforms", summary=["a"]), "'summary' is no str"),
+        (changed("transforms", version=1.0), "'version' is no str"),
+        (changed("transforms", distribution={}), "'distribution' is no str"),
+        (changed("transforms", options=None), "'options' is no list"),
+        (changed("transforms", options=["a"]), "a row of 'options' is no dict"),
+        (with_option(name=1), "'name' is no str"),
+        (with_option(type=1), "'type' is no str"),
+        (with_option(required=1), "'required' is no bool"),
+        (changed("plugins", state=1), "'state' is no str"),
+        (changed("plugins", reason=None), "'reason' is no str"),
+        (changed("plugins", name=None), "'name' is no str"),
+        (changed("conflicts", message=1), "'message' is no str"),
         (with_option(default=nested(20)), "nested too deeply"),
-        (changed("plugins", state=1), "'state' in 'plugins' is no str"),
-        (changed("plugins", reason=None), "'reason' in 'plugins' is no str"),
-        (changed("plugins", name=None), "'name' in 'plugins' is no str"),
-        (changed("conflicts", message=1), "'message' in 'conflicts' is no str"),
-        (changed("conflicts", name="A B"), "'conflicts' has an invalid name"),
         (LISTING | {"news": nested(30)}, "nested too deeply"),
         (LISTING | {"news": "x" * 5_000_000}, "4 MiB"),
         (LISTING | {"news": [[]] * 600_000}, "500,000 values"),
@@ -281,7 +297,9 @@ def test_a_malformed_listing_is_a_bad_frame_of_one_line(listed: object, says: st
     assert says in refused.value.message
 
 
-@pytest.mark.parametrize("answer", [b"", b"{", b"\xff", b"[" * 100_000, b'{"transforms":' * 2_000, b"9" * 5_000, b"\0{"])
+@pytest.mark.parametrize(
+    "answer", [b"", b"{", b"\xff", b"[" * 100_000, b'{"transforms":' * 2_000, b"9" * 5_000, b"\0{"]
+)
 def test_what_is_no_json_is_no_listing(answer: bytes) -> None:
     with pytest.raises(BadFrame, match="is not a listing: "):
         session.decode_listing(answer)

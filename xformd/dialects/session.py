@@ -259,10 +259,9 @@ class SessionHandler:
         if request.control == "cancel":
             if request.id in self._in_flight:
                 self._in_flight[request.id].cancel()  # which answers it
-        elif request.control == "list":
-            self._reply(request.id, self._service.listing())
         else:
-            self._send(session.encode_reply(session.Reply(request.id, self._service.missing().encode())))
+            is_list = request.control == "list"
+            self._reply(request.id, self._service.listing() if is_list else self._service.missing().encode())
 
     # How requests are answered.
 

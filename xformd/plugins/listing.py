@@ -202,10 +202,6 @@ def _conflict_from_json(described: Mapping[str, Any], plugins: list[Plugin]) -> 
     return Conflict(name, tuple(owners), winner, described["preferred"])
 
 
-MAX_OPTIONS_WIDTH = 200
-"""A row's options are cut there in the table: each row has the width of the longest."""
-
-
 def to_table(listed: Mapping[str, Any]) -> str:
     """Return the listing of ``to_json`` as a table, then one line per problem, without a final newline."""
     rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *map(_row, listed["transforms"])]
@@ -241,7 +237,7 @@ def _label(plugin: Mapping[str, Any]) -> str:
 
 
 def _row(transform: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    options = _shorten(",".join(map(_signature, transform["options"])), MAX_OPTIONS_WIDTH)
+    options = _shorten(",".join(map(_signature, transform["options"])), 200)  # each row has the width of the longest
     source = f"{transform['distribution']} {transform['version']}".rstrip()
     return transform["name"], options, transform["summary"], source
 

@@ -198,7 +198,6 @@ def agreed(listings: Iterable[Listing]) -> dict[str, Origin]:
 
 
 def _origin(described: Mapping[str, Any]) -> Origin | None:
-    version = str(described.get("version") or "")
-    if described.get("deterministic") is not True or not version:  # servers before 0.2 do not say
+    if described.get("deterministic") is not True or not described["version"]:  # servers before 0.2 do not say
         return None
-    return Origin(str(described.get("distribution")), version)
+    return Origin(described["distribution"], described["version"])

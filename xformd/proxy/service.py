@@ -60,9 +60,6 @@ CLOSE_TIMEOUT_S = 1.0
 
 RETRY_AFTER_MS = 1_000
 
-LISTING_S = 1.0
-"""How long all who ask share one long listing, which may have 4 MiB of each upstream."""
-
 
 class CachingTransformService:
     """Answers requests from its cache, or from other servers.
@@ -146,20 +143,16 @@ class CachingTransformService:
 
     def describe(self) -> dict[str, Any]:
         """Return what the upstreams have, and what the cache has done."""
-        return {**self._catalog.describe(), "cache": self._counts()}
-
-    def _counts(self) -> dict[str, int]:
-        size_bytes = self._cache.size_bytes + int(self._digests.currsize)
-        return {"hits": self._results.hits, "misses": self._results.misses, "bytes": size_bytes}
+        return {**json.loads(self.listing())}
 
     def listing(self) -> bytes:
-        """See ``Service.listing``. All who ask for a long one within a second get the same bytes."""
-        if not self._listed:
-            self._listed = json.dumps(self._catalog.describe()).encode()[:-1]
-        if self._reactor.seconds() >= self._listing_ends_at:
-            self._listing = b'%b, "cache": %b}' % (self._listed, json.dumps(self._counts()).encode())
-            is_long = len(self._listing) > PART_BYTES
-            self._listing_ends_at = self._reactor.seconds() + (LISTING_S if is_long else 0)
+        """Return the same as JSON. All who ask for a long one within a second share its bytes."""
+        if (now := self._reactor.seconds()) >= self._listing_ends_at:
+            size_bytes = self._cache.size_bytes + int(self._digests.currsize)
+            cache = {"hits": self._results.hits, "misses": self._results.misses, "bytes": size_bytes}
+            self._listed = self._listed or json.dumps(self._catalog.describe()).encode()[:-1]
+            self._listing = b'%b, "cache": %b}' % (self._listed, json.dumps(cache).encode())
+            self._listing_ends_at = now + (len(self._listing) > PART_BYTES)
         return self._listing
 
     def missing(self) -> str:

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import attrs
 
@@ -29,18 +29,19 @@ MAX_ID = 2**53 - 1
 MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
 """The longest head, which ends at the first ``.``: an id, a spec and a few attributes."""
 
-MAX_RETRY_AFTER_MS = 24 * 60 * 60 * 1_000
-"""No server has a client wait for longer, whatever it says."""
+MAX_WAIT_MS = 24 * 60 * 60 * 1_000  # nothing waits for longer because a peer says so
 
-MAX_LISTING_BYTES, MAX_ROWS, MAX_VALUES, MAX_DEPTH = 4 * MIB, 10_000, 500_000, 16
-"""What a listing may have at most: 5,000 transforms with options and examples. Within it, the worst takes 50 MB."""
+MAX_LISTING_BYTES, MAX_VALUES, MAX_ROWS, MAX_DEPTH = 4 * MIB, 500_000, 10_000, 16
+"""Room for 5,000 transforms with options and examples. The worst within it takes a client 50 MB and 0.5 s."""
 
-_ROWS: Mapping[str, Mapping[str, type]] = {
-    "transforms": {"name": str, "summary": str, "options": list, "distribution": str, "version": str},
-    "plugins": {"name": str, "distribution": str, "version": str, "state": str, "reason": str},
-    "conflicts": {"name": str, "message": str},
+# What clients rely on. A list holds what each of its rows has.
+_HELLO = {"server": str, "max_request_bytes": int, "max_in_flight": int}
+_OPTIONS = [{"name": str, "type": str, "required": bool}]
+_LISTING = {
+    "transforms": [{"name": str, "summary": str, "options": _OPTIONS, "distribution": str, "version": str}],
+    "plugins": [{"name": str, "distribution": str, "version": str, "state": str, "reason": str}],
+    "conflicts": [{"name": str, "message": str}],
 }
-_OPTION = {"name": str, "type": str, "required": bool}
 _CACHE = {"hits": int, "misses": int, "bytes": int}
 
 _ZERO = ord("0")
@@ -204,74 +205,53 @@ def encode_refusal(refusal: Refusal) -> bytes:
 
 
 def decode_hello(string: bytes) -> Hello:
-    """Decode a server's first message.
-
-    Args:
-        string: the inside of its first netstring.
-
-    Raises:
-        BadFrame: it is not a hello of this version.
-    """
+    """Decode the inside of a server's first netstring; raise ``BadFrame`` if it is not a hello of this version."""
     opening, _, text = string[:MAX_HEAD_BYTES].partition(b" ")
     try:
-        fields = json.loads(text)
+        _check(fields := json.loads(text), _HELLO, "it")
     except (ValueError, RecursionError) as error:
-        raise BadFrame("the server's first message is not the hello of a session") from error
-    match fields:
-        case {"server": str(server), "max_request_bytes": int(size), "max_in_flight": int(count)} if (
-            opening == OPENING and type(size) is type(count) is int and 0 < min(size, count) and max(size, count) <= MAX_ID
-        ):
-            return Hello(one_line(server), size, count)
-    raise BadFrame("the server's first message is not a hello of this version of the protocol")
+        raise BadFrame(f"the server's first message is not the hello of a session: {error}") from error
+    hello = Hello(one_line(fields["server"]), fields["max_request_bytes"], fields["max_in_flight"])
+    if opening != OPENING or not all(1 <= limit <= MAX_ID for limit in (hello.max_request_bytes, hello.max_in_flight)):
+        raise BadFrame("the server's first message is not a hello of this version of the protocol")
+    return hello
 
 
 def decode_listing(answer: bytes) -> dict[str, Any]:
-    """Decode what a server answers to ``!list``: clients and proxies rely on what is checked here, and on no more.
+    """Decode what a server answers to ``!list``; raise ``BadFrame`` if it is no listing, or larger than any real one.
 
-    Returns:
-        The listing. Fields of rows that older servers do not tell are empty, and those of newer ones are kept.
-
-    Raises:
-        BadFrame: it is no listing, or longer than any real one.
+    What an older server does not tell is empty, and what a newer one adds is kept.
     """
     try:
         if len(answer) > MAX_LISTING_BYTES or sum(map(answer.count, (b"[", b"{", b","))) > MAX_VALUES:
             raise ValueError(f"it has more than {MAX_LISTING_BYTES // MIB} MiB or {MAX_VALUES:,} values")
-        listed = json.loads(answer, parse_constant=_reject_constant)
-        if not isinstance(listed, dict):
-            raise ValueError("it is no object")
+        listed = json.loads(answer)
+        if not isinstance(listed, dict) or not _LISTING.keys() <= listed.keys():
+            raise ValueError(f"it is no object with {', '.join(_LISTING)}")
+        _check(listed, _LISTING, "it")
+        _check(listed.get("cache", {}), _CACHE, "'cache'")  # only a proxy has one
+        if not all(is_valid_name(transform["name"]) for transform in listed["transforms"]):
+            raise ValueError("a transform has an invalid name")
         level: list[Any] = [listed]
         for _ in range(MAX_DEPTH):
             inside = (each.values() if isinstance(each, dict) else each for each in level)
             level = [value for values in inside for value in values if isinstance(value, dict | list)]
         if level:
             raise ValueError("it is nested too deeply")
-        for part, fields in _ROWS.items():
-            _check_rows(part, listed.get(part), fields)
-        for transform in listed["transforms"]:
-            _check_rows("options", transform["options"], _OPTION)
-        if "cache" in listed:  # only a proxy has one
-            _check_rows("cache", [listed["cache"]], _CACHE)
     except (ValueError, RecursionError) as error:
         raise BadFrame(f"the answer to !list is not a listing: {error}") from error
     return listed
 
 
-def _check_rows(part: str, rows: object, fields: Mapping[str, type]) -> None:
-    if not isinstance(rows, list) or len(rows) > MAX_ROWS:
-        raise ValueError(f"{part!r} is not a list of at most {MAX_ROWS:,} rows")
-    for row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{part!r} has a row that is no object")
-        if part not in ("plugins", "cache") and not is_valid_name(row.get("name")):
-            raise ValueError(f"{part!r} has an invalid name")
-        for field, kind in fields.items():
-            if type(row.setdefault(field, kind())) is not kind:
-                raise ValueError(f"{field!r} in {part!r} is no {kind.__name__}")
-
-
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+def _check(value: Any, shape: Any, what: str) -> None:
+    """Check that a value has a shape, and add what it lacks; raise ``ValueError`` if it has another."""
+    kind: Any = shape if isinstance(shape, type) else type(shape)
+    if type(value) is not kind or (kind is list and len(value) > MAX_ROWS):
+        raise ValueError(f"{what} is no {kind.__name__}" + f" of at most {MAX_ROWS:,}" * (kind is list))
+    for row in value if kind is list else ():
+        _check(row, shape[0], f"a row of {what}")
+    for name, inner in shape.items() if kind is dict else ():
+        _check(value.setdefault(name, inner() if isinstance(inner, type) else type(inner)()), inner, repr(name))
 
 
 def decode_reply(string: bytes) -> Reply | Refusal:
@@ -297,7 +277,6 @@ def decode_reply(string: bytes) -> Reply | Refusal:
     try:
         values = _attributes(attributes)
         retry_after_ms = _milliseconds(values, "retry-after")
-        retry_after_ms = None if retry_after_ms is None else min(retry_after_ms, MAX_RETRY_AFTER_MS)
     except BadRequest as error:
         raise BadFrame(error.message) from error
     if code == "ok" and reply_id != CONNECTION_ID:
@@ -352,4 +331,4 @@ def _milliseconds(values: Mapping[str, str], key: str) -> int | None:
     milliseconds = _number(values[key].encode("latin-1"))
     if milliseconds is None:
         raise BadRequest(f"the attribute {key!r} takes a whole number of milliseconds, not {values[key][:80]!r}")
-    return milliseconds
+    return min(milliseconds, MAX_WAIT_MS)

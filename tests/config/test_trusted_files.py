@@ -44,6 +44,7 @@ def test_a_folder_that_nobody_else_may_write_is_taken(folder: Path) -> None:
     (folder / "other.txt").chmod(0o666)  # which nobody imports
     take(folder)
     take(folder / "missing")  # loading says so
+    assert reason(folder / ("x" * 300)).endswith(": File name too long")
 
 
 @pytest.mark.parametrize("mode", [0o757, 0o777, 0o1777, 0o747])

@@ -121,11 +121,15 @@ def configure(
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
     _reject_both(values["inline"], values["isolate"])
+    subject = values["plugins_dir"].subject
     for folder in values["plugins_dir"].value:
-        packages = (init.parent for init in folder.glob("*/__init__.py"))
-        inside = (each for package in packages for each in (package, *package.rglob("*")))
-        for path in (folder, *folder.glob("*.py"), *folder.glob("__pycache__/*"), *inside):
-            _reject_untrusted(path, values["plugins_dir"].subject, ", or take --insecure-plugins-dir for its folder")
+        try:
+            packages = [init.parent for init in folder.glob("*/__init__.py")]
+            inside = (each for package in packages for each in (package, *package.rglob("*")))
+            for path in (folder, *folder.glob("*.py"), *folder.glob("__pycache__/*"), *inside):
+                _reject_untrusted(path, subject, ", or take --insecure-plugins-dir for its folder")
+        except OSError as error:
+            raise ConfigError(f"{subject}: cannot read {folder}: {error.strerror}") from error
     settings = Settings.from_values({name: value.value for name, value in values.items()})
     return Configuration(settings, tuple(values.values()))
 
@@ -149,9 +153,8 @@ def _reject_untrusted(path: Path, subject: str, advice: str = "") -> None:
 
     A group with its owner's number is that user's own (umask 002); the mode of /dev/null and a ConfigMap says nothing.
     """
-    for each in (
-        dict.fromkeys((path, *path.resolve().parents, *path.absolute().parents)) if os.access(path, os.F_OK) else ()
-    ):
+    is_there = os.access(path, os.F_OK)  # or else, whoever reads it will say why
+    for each in dict.fromkeys((path, *path.resolve().parents, *path.absolute().parents)) if is_there else ():
         found = each.stat()
         if found.st_uid not in (0, os.geteuid()):
             raise ConfigError(f"{subject}: {each} is another user's: chown it to root or yourself{advice}")

@@ -30,19 +30,16 @@ MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
 """The longest head, which ends at the first ``.``: an id, a spec and a few attributes."""
 
 MAX_WAIT_MS = 24 * 60 * 60 * 1_000  # nothing waits for longer because a peer says so
-
 MAX_LISTING_BYTES, MAX_VALUES, MAX_ROWS, MAX_DEPTH = 4 * MIB, 500_000, 10_000, 16
 """Room for 5,000 transforms with options and examples. The worst within it takes a client 50 MB and 0.5 s."""
 
-# What clients rely on. A list holds what each of its rows has.
-_HELLO = {"server": str, "max_request_bytes": int, "max_in_flight": int}
+# What clients rely on; a list holds what each of its rows has.
 _OPTIONS = [{"name": str, "type": str, "required": bool}]
 _LISTING = {
     "transforms": [{"name": str, "summary": str, "options": _OPTIONS, "distribution": str, "version": str}],
     "plugins": [{"name": str, "distribution": str, "version": str, "state": str, "reason": str}],
     "conflicts": [{"name": str, "message": str}],
 }
-_CACHE = {"hits": int, "misses": int, "bytes": int}
 
 _ZERO = ord("0")
 
@@ -208,7 +205,7 @@ def decode_hello(string: bytes) -> Hello:
     """Decode the inside of a server's first netstring; raise ``BadFrame`` if it is not a hello of this version."""
     opening, _, text = string[:MAX_HEAD_BYTES].partition(b" ")
     try:
-        _check(fields := json.loads(text), _HELLO, "it")
+        _check(fields := json.loads(text), {"server": str, "max_request_bytes": int, "max_in_flight": int}, "it")
     except (ValueError, RecursionError) as error:
         raise BadFrame(f"the server's first message is not the hello of a session: {error}") from error
     hello = Hello(one_line(fields["server"]), fields["max_request_bytes"], fields["max_in_flight"])
@@ -229,7 +226,7 @@ def decode_listing(answer: bytes) -> dict[str, Any]:
         if not isinstance(listed, dict) or not _LISTING.keys() <= listed.keys():
             raise ValueError(f"it is no object with {', '.join(_LISTING)}")
         _check(listed, _LISTING, "it")
-        _check(listed.get("cache", {}), _CACHE, "'cache'")  # only a proxy has one
+        _check(listed.get("cache", {}), {"hits": int, "misses": int, "bytes": int}, "'cache'")  # only a proxy has one
         if not all(is_valid_name(transform["name"]) for transform in listed["transforms"]):
             raise ValueError("a transform has an invalid name")
         level: list[Any] = [listed]

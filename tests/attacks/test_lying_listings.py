@@ -16,7 +16,7 @@ from support.poems import Peer, peer
 from support.processes import DEADLINE_S, Server, environment, netstring, serving
 from support.session_client import Session
 
-pytestmark = [pytest.mark.slow, pytest.mark.timing]
+pytestmark = pytest.mark.slow
 
 MIB = 1024 * 1024
 HELLO = netstring(b'xformd/2 {"server": "liar 1", "max_request_bytes": 1000000, "max_in_flight": 64}')

@@ -93,3 +93,9 @@ def test_the_listings_are_merged() -> None:
     assert [(each["name"], each["version"]) for each in shown["transforms"]] == [("cat", "1.0"), ("owl", "1.0")]
     assert [each["version"] for each in shown["plugins"]] == ["1.0", "2.0"]
     assert shown["conflicts"] == [{"name": "sea"}]
+
+
+def test_why_a_plugin_failed_is_not_passed_on() -> None:
+    """As servers before 0.2 tell."""
+    failed = {"name": "verses", "distribution": "verses", "version": "1.0", "state": "failed", "reason": "/etc/key"}
+    assert catalog(a=listing(plugins=[failed])).describe()["plugins"][0]["reason"] == ""

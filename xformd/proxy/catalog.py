@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from xformd.client import TransformProxy
 from xformd.errors import XformError
+from xformd.plugins.listing import public
 from xformd.spec import Spec
 
 LIST_TIMEOUT_S = 5.0
@@ -61,7 +62,7 @@ class Catalog:
     def learn(self, upstream: str, listing: Listing) -> frozenset[str]:
         """Record an upstream's answer to ``!list``; return the transforms whose cached results are no longer valid."""
         is_new = upstream not in self._listings
-        self._listings[upstream] = listing
+        self._listings[upstream] = public(listing)  # older servers tell why a plugin failed
         self._changes += 1
         before, self._epochs = self._epochs, {}
         for name, origin in agreed(self._listings.values()).items():

@@ -30,8 +30,8 @@ MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
 """The longest head, which ends at the first ``.``: an id, a spec and a few attributes."""
 
 MAX_WAIT_MS = 24 * 60 * 60 * 1_000  # nothing waits for longer because a peer says so
-MAX_LISTING_BYTES, MAX_VALUES, MAX_ROWS, MAX_DEPTH = 4 * MIB, 500_000, 10_000, 16
-"""Room for 5,000 transforms with options and examples. The worst within it takes a client 50 MB and 0.5 s."""
+MAX_LISTING_BYTES, MAX_VALUES, MAX_ROWS, MAX_DEPTH = 4 * MIB, 250_000, 10_000, 16
+"""Room for 5,000 transforms with options and examples. The worst within it takes a client 70 MB and 0.5 s."""
 
 # What clients rely on; a list holds what each of its rows has.
 _OPTIONS = [{"name": str, "type": str, "required": bool}]

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableDescriptor, IHalfCloseableProtocol, ISSLTransport
+from twisted.internet.interfaces import IHalfCloseableDescriptor, IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
@@ -23,9 +23,10 @@ from xformd.dialects.interfaces import Connection, ConnectionHandler
 from xformd.dialects.session import SessionHandler
 from xformd.errors import BadFrame, XformError
 from xformd.limits import Limits
-from xformd.net.connections import DisconnectWatcher
+from xformd.net.connections import DisconnectWatcher, share_of
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
+from xformd.net.transport import peer_uid
 from xformd.net.write_buffer import PART_BYTES, WriteBuffer, bytes_in_system
 from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry, AccessLog
@@ -66,7 +67,6 @@ class TransformProtocol(DrainableProtocol):
         self._is_flushed = False  # all output is with the transport
         self._has_ended = False  # all output and the end of this side are with the system
         self._peer_has_finished = False
-        self._next_turn: IDelayedCall | None = None
 
     # What Twisted calls.
 
@@ -116,9 +116,7 @@ class TransformProtocol(DrainableProtocol):
         self._is_closing = True
         self._deadline.close()
         self.factory.disconnects.forget(self)
-        if self._next_turn is not None:
-            self._next_turn.cancel()
-            self._next_turn = None
+        self.service.turns.forget(self.share, self)
         if self._output is not None:
             self._output.close()
         handler, self._handler = self._handler, None  # without this cycle they are freed at once, not by the collector
@@ -132,6 +130,16 @@ class TransformProtocol(DrainableProtocol):
     def is_local(self) -> bool:
         """See ``Connection.is_local``."""
         return self.peer is None and isinstance(self.transport.getPeer(), UNIXAddress)
+
+    @functools.cached_property
+    def share(self) -> str:
+        """See ``Connection.share``."""
+        return share_of(self.peer) if not self.is_local else f"unix:{peer_uid(self.transport)}"
+
+    @property
+    def is_trusted(self) -> bool:
+        """See ``Connection.is_trusted``."""
+        return self.factory.trusts("unix" if self.is_local else self.peer)
 
     @property
     def unread_bytes(self) -> int:
@@ -202,8 +210,7 @@ class TransformProtocol(DrainableProtocol):
 
     def call_soon(self, go_on: Callable[[], None]) -> None:
         """See ``Connection.call_soon``."""
-        assert self._next_turn is None
-        self._next_turn = self.factory.clock.callLater(0, self._take_turn, go_on)
+        self.service.turns.wait(self.share, self, go_on)
 
     def begin_entry(self, request_id: str | None = None, session_id: int | None = None) -> AccessEntry | None:
         """See ``Connection.begin_entry``."""
@@ -246,10 +253,6 @@ class TransformProtocol(DrainableProtocol):
         poll = select.poll()
         poll.register(fileno(), select.POLLIN)
         return bool(poll.poll(0))
-
-    def _take_turn(self, go_on: Callable[[], None]) -> None:
-        self._next_turn = None
-        go_on()
 
     def _detect_dialect(self, data: bytes) -> None:
         try:
@@ -359,6 +362,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         counting: services that count the requests of one dialect each; ``service`` answers the others.
         make_handler: makes the handler of a connection; None leaves the dialect to its first netstring.
         access_log: gets an entry for each request.
+        trusts: whether an address is that of a proxy that may say for whom it asks; ``unix`` stands for Unix sockets.
 
     Attributes:
         cut_off: how many connections were aborted because they took too long.
@@ -377,6 +381,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         counting: Mapping[Front, Service] = MappingProxyType({}),
         make_handler: Callable[[Connection], ConnectionHandler] | None = None,
         access_log: AccessLog | None = None,
+        trusts: Callable[[str | None], bool] = lambda _: False,
     ) -> None:
         if not hasattr(service, "xform"):
             raise TypeError(f"{type(service).__name__} is no service: TransformService.from_functions() makes one")
@@ -387,6 +392,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         self.counting = counting
         self.make_handler = make_handler
         self.access_log = access_log
+        self.trusts = trusts
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(self.clock)
         self.limited_log = RateLimitedLog(self.clock)

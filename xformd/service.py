@@ -10,28 +10,26 @@ from functools import partial
 from typing import Any, Protocol
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from xformd.errors import TransformTimeout, XformError
 from xformd.limits import Limits
 from xformd.net.deadline import within
+from xformd.net.turns import TURN_S, Turns
 from xformd.plugins.definition import Transform, transform
 from xformd.plugins.registry import Registry
-from xformd.runners import Caller
+from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.calls import check_fits, name_all, took_too_long
 from xformd.runners.generation import Generation, PreparedCall, Stage, internal_error
 from xformd.runners.inline import InlineRunner, Outcome, bind
 from xformd.runners.policy import LONG_POEM_BYTES
+from xformd.runners.pool import JobResult
 from xformd.spec import SHORT_CHARACTERS, Spec
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 from xformd.wire import session
-
-TURN_S = 0.01
-"""How long one connection, or the steps of one request, may keep the reactor before others get their turn."""
 
 
 class Service(Protocol):
@@ -40,6 +38,10 @@ class Service(Protocol):
     @property
     def max_result_bytes(self) -> int:
         """The longest result."""
+
+    @property
+    def turns(self) -> Turns:
+        """Divides the time of its reactor between shares."""
 
     def stopwatch(self) -> float:
         """Return a time in seconds, to measure how long something holds the reactor."""
@@ -50,7 +52,7 @@ class Service(Protocol):
         poem: bytes,
         *,
         timeout_s: float | None = None,
-        caller: Caller | None = None,
+        caller: Caller = PROGRAM,
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """Transform a poem.
@@ -59,7 +61,7 @@ class Service(Protocol):
             spec: which transforms, in turn, with what options.
             poem: as it was received.
             timeout_s: how many seconds the client waits; it shortens the server's limit and never lengthens it.
-            caller: set by a front that has several requests in flight for one client.
+            caller: whose share of the server it takes.
             timing: takes the times of the request, and has its id for the log.
 
         Returns:
@@ -80,7 +82,7 @@ class Service(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``xformd list-transforms --json`` prints."""
+        """Return what ``xformd list-transforms --json --server`` prints."""
 
     def listing(self) -> bytes:
         """Return the same as JSON."""
@@ -88,8 +90,8 @@ class Service(Protocol):
     def missing(self) -> str:
         """Return what is still missing, in words for a person who pings; empty if nothing is."""
 
-    def caller_has_room(self, caller: Caller) -> None:
-        """Start work that waited until its caller had room for a result."""
+    def has_room(self, reader: Reader) -> None:
+        """Start work that waited until its reader had room for a result."""
 
     def stop(self) -> None:
         """Cancel every request in flight; each fails with ``ShuttingDown``."""
@@ -123,7 +125,7 @@ class TransformService:
         self.stopwatch = generation.inline.stopwatch
         self.on_swap: list[Callable[[], None]] = []
         self._old: set[Generation] = set()
-        self._turns = DeferredLock()  # so that of the requests whose turn is over one goes on in each of the reactor's
+        self.turns = Turns(clock)
 
     @classmethod
     def inline(
@@ -207,10 +209,10 @@ class TransformService:
         for generation in (self._generation, *self._old):
             generation.in_flight.stop()
 
-    def caller_has_room(self, caller: Caller) -> None:
-        """See ``Service.caller_has_room``."""
+    def has_room(self, reader: Reader) -> None:
+        """See ``Service.has_room``."""
         for generation in (self._generation, *self._old):
-            generation.caller_has_room(caller)
+            generation.has_room(reader)
 
     def xform(
         self,
@@ -218,7 +220,7 @@ class TransformService:
         poem: bytes,
         *,
         timeout_s: float | None = None,
-        caller: Caller | None = None,
+        caller: Caller = PROGRAM,
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """See ``Service.xform``."""
@@ -226,7 +228,7 @@ class TransformService:
         try:
             stages = generation.plan(spec, len(poem))
             if timeout_s is not None and timeout_s <= 0:
-                raise TransformTimeout(f"no time was left for {spec} when it arrived")
+                raise TransformTimeout(f"no time was left for {name_all(stages[0].calls)} when it arrived")
             if len(stages) > 1 or len(poem) > LONG_POEM_BYTES:  # a short one is soon done, and its result checked
                 check_fits([call for stage in stages for call in stage.calls], len(poem), self.max_result_bytes)
             if len(stages) == 1:
@@ -266,7 +268,7 @@ class TransformService:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
 
-        def finish_call(outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
+        def finish_call(outcome: Outcome, timing: RequestTiming | None = None, **_: object) -> bytes | Deferred[bytes]:
             result = inline.finish_call(call, outcome, timing)
             if isinstance(result, bytes):
                 return result
@@ -284,7 +286,7 @@ class TransformService:
         poem: bytes,
         stages: Sequence[Stage],
         budget: _Budget,
-        caller: Caller | None,
+        caller: Caller,
         timing: RequestTiming | None,
         *,
         is_admitted: bool = False,
@@ -295,7 +297,7 @@ class TransformService:
             if now_s > budget.ends_at:  # an earlier stage took all the time
                 raise _not_begun(stage, budget)
             if index and now_s > turn_ends_at:
-                turn = self._turns.run(deferLater, self._clock, 0, bytes, poem)
+                turn = self._next_turn(poem, caller.share)
                 late, rest = partial(_not_begun, stage, budget), stages[index:]
                 pending = within(self._clock, budget.ends_at - now_s, name_all(stage.calls), turn, late)
             else:
@@ -307,10 +309,28 @@ class TransformService:
             return pending.addCallback(self._in_turn, rest, budget, caller, timing, is_admitted=True)
         return poem
 
+    def _next_turn(self, poem: bytes, share: str) -> Deferred[bytes]:
+        """Return the poem once it is the share's turn again."""
+        turn: Deferred[bytes] = Deferred(lambda turn: self.turns.forget(share, turn))
+
+        def go_on() -> None:
+            began_at = self._clock.seconds()
+            turn.callback(poem)
+            self.turns.used(share, self._clock.seconds() - began_at)
+
+        self.turns.wait(share, turn, go_on)
+        return turn
+
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
         name = name_all(stage.calls)
         remaining_s = budget.ends_at - self._clock.seconds()
-        return within(self._clock, remaining_s, name, work, lambda: took_too_long(name, budget.allowed_s))
+
+        def too_late() -> XformError:
+            if isinstance(work, JobResult) and not work.has_begun:
+                return TransformTimeout(f"{name} was not begun: it waited {budget.allowed_s:g} s for a worker")
+            return took_too_long(name, budget.allowed_s)
+
+        return within(self._clock, remaining_s, name, work, too_late)
 
 
 def _not_begun(stage: Stage, budget: _Budget) -> TransformTimeout:

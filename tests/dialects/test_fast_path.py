@@ -186,14 +186,14 @@ def test_the_fast_path_looks_at_the_clock_after_each_long_poem() -> None:
     side = Side()
     poem = b"x" * LONG_POEM_BYTES
     data = framed(*(b"%d upper.%b" % (number, poem) for number in range(1, 6)))
-    end, replies, _ = answer_plain_requests(side.service, data, 0, (), 10**9)
+    end, replies, *_ = answer_plain_requests(side.service, data, 0, (), 10**9)
     assert (len(replies), end) == (1, len(data) // 5)
 
 
 def test_the_fast_path_stops_when_there_is_enough_to_send() -> None:
     side = Side()
     data = requests(b"upper.a", *range(1, 10))
-    end, replies, pending = answer_plain_requests(side.service, data, 0, (), 20)
+    end, replies, pending, _ = answer_plain_requests(side.service, data, 0, (), 20)
     assert (data[:end], pending) == (requests(b"upper.a", 1, 2, 3), None)
     assert replies == [b"6:%d ok.A," % number for number in (1, 2, 3)]
     assert side.service.xform(parse("upper"), b"a") == b"A"

@@ -10,7 +10,7 @@ from twisted.internet.error import ConnectionLost
 import xformd
 from support.fakes import Site
 from support.logs import Log, captured
-from support.memory import MIB, MemoryServer, MemorySession
+from support.memory import ELSEWHERE, MIB, MemoryServer, MemorySession
 from support.wires import Wire
 from xformd.wire import session
 from xformd.wire.netstring import Decoder, encode
@@ -214,7 +214,8 @@ class Flood(MemorySession):
 
 
 def test_a_flood_is_answered_in_turns_and_not_read_meanwhile(server: MemoryServer) -> None:
-    other, flood = MemorySession(server), Flood(server)
+    other, flood = MemorySession(server, peer=ELSEWHERE), Flood(server)
+    same = MemorySession(server)
     turns = [[*flood.replies()]]
     flood.wire.write = lambda data: turns.append(  # type: ignore[method-assign]
         [session.decode_reply(string).id for string in Decoder(MIB).decode(data)]
@@ -222,6 +223,8 @@ def test_a_flood_is_answered_in_turns_and_not_read_meanwhile(server: MemoryServe
     assert flood.protocol._is_paused
     other.ask(1)
     assert other.replies() == {1: b"A"}
+    same.ask(1)
+    assert same.replies() == {}  # its turn is that of the same peer
     server.clock.advance(0)
     assert [*itertools.chain(*turns)] == [*range(1_000, 1_100)]
     assert {len(turn) for turn in turns[:-1]} <= {*range(5, 20)}
@@ -248,7 +251,11 @@ def test_a_result_gives_a_flood_no_other_turn(server: MemoryServer) -> None:
 
 
 def test_a_flood_whose_client_is_gone_has_no_other_turn(server: MemoryServer) -> None:
-    Flood(server).lose(ConnectionLost())
+    flood = Flood(server)
+    flood.lose(ConnectionLost())
+    sent = flood.wire.value()
+    server.clock.advance(0)
+    assert flood.wire.value() == sent
     assert server.clock.getDelayedCalls() == []
 
 

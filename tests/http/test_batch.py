@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.http_front import Client, Front, ask, connected, request
+from support.memory import ELSEWHERE
 from xformd.errors import BadRequest
 from xformd.http.batch import parse_line, split_lines
 
@@ -88,7 +89,7 @@ def test_the_number_of_running_lines_is_bounded() -> None:
 
 def test_a_long_batch_lets_others_in() -> None:
     front = Front(stopwatch=time.perf_counter)
-    client, other = front.open(), front.open()
+    client, other = front.open(), front.open(ELSEWHERE)
     data = batch(*[UPPER] * 20_000)
     for start in range(0, len(data), 65_536):
         client.protocol.dataReceived(data[start : start + 65_536])

@@ -27,6 +27,7 @@ from xformd.wire.session import ControlRequest, Reply, Request
 
 MIB = 1024 * 1024
 HERE = IPv4Address("TCP", "127.0.0.1", 1)
+ELSEWHERE = IPv4Address("TCP", "192.0.2.7", 1)
 
 
 @transform(inline=True)
@@ -132,8 +133,8 @@ class MemoryServer:
 class MemorySession:
     """The client's side of a session."""
 
-    def __init__(self, server: MemoryServer, *, opened: bool = True) -> None:
-        self.protocol, self.wire = server.connect()
+    def __init__(self, server: MemoryServer, *, opened: bool = True, peer: IAddress = HERE) -> None:
+        self.protocol, self.wire = server.connect(peer)
         self._decoder = Decoder(20 * MIB)
         if opened:
             self.send(session.encode_opening())

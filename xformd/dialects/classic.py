@@ -1,10 +1,14 @@
 """The classic dialect, on the server: one request, one reply, close; an error closes without a reply."""
 
+from functools import partial
+
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd.dialects.interfaces import Connection
 from xformd.errors import XformError
+from xformd.runners import Caller
+from xformd.service import Service
 from xformd.wire import classic, netstring
 
 
@@ -15,15 +19,27 @@ class ClassicHandler:
         self._connection = connection
         self._running: Deferred[bytes] | None = None
         connection.set_deadline(None)  # the service has its own
-        entry = connection.begin_entry()
+        if connection.share in connection.service.turns.over:
+            connection.call_soon(partial(self._take_turn, string))
+        else:
+            self._take_turn(string)
+
+    def _take_turn(self, string: bytes) -> None:
+        service = self._connection.service
+        began_s = service.stopwatch()
+        self._answer(service, string)
+        service.turns.used(self._connection.share, service.stopwatch() - began_s)
+
+    def _answer(self, service: Service, string: bytes) -> None:
+        entry = self._connection.begin_entry()
         try:
             request = classic.decode_request(string)
         except XformError as error:
-            connection.count_refusal(error.code, entry)
+            self._connection.count_refusal(error.code, entry)
             self._refuse(error)
             return
         try:
-            result = connection.service.xform(request.spec, request.poem, timing=entry)
+            result = service.xform(request.spec, request.poem, caller=Caller(self._connection.share), timing=entry)
         except XformError as error:
             self._refuse(error)
             return

@@ -18,14 +18,17 @@ from twisted.python.failure import Failure
 from xformd import __version__
 from xformd.dialects.interfaces import Connection
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TransformTimeout, XformError
+from xformd.net.connections import UNKNOWN, share_of
+from xformd.net.turns import TURN_S
 from xformd.net.write_buffer import PART_BYTES
+from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S, Outcome
 from xformd.runners.policy import LONG_POEM_BYTES
-from xformd.service import TURN_S, Service
+from xformd.service import Service
 from xformd.wire import netstring, session
 
-Work = Callable[[], bytes | Deferred[bytes]]
+Work = Callable[..., bytes | Deferred[bytes]]
 """Finishes a request: returns its result, or raises an ``XformError``."""
 
 _COMMA = ord(",")
@@ -42,6 +45,7 @@ class SessionHandler:
         self._connection = connection
         self._decoder = decoder
         self._service = connection.service
+        self._turns, self._share = connection.service.turns, connection.share
         self._max_in_flight = limits.max_in_flight
         self._max_unread_bytes = limits.max_unread_output_bytes
         self._max_request_bytes = limits.max_request_bytes
@@ -66,13 +70,15 @@ class SessionHandler:
 
     def receive(self, data: bytes) -> None:
         """Handle what has arrived, as much of it as may run; the rest waits in the decoder."""
-        if not self._is_between_requests or len(data) > self._max_request_bytes:
+        if not self._is_between_requests or len(data) > self._max_request_bytes or self._turns.over:
             if not self._is_closed:
                 self._decoder.feed(data)
                 self._work()
             return
         # Nearly every read goes this way, so it leaves out all that cannot have changed.
-        end, replies, pending = answer_plain_requests(self._service, data, 0, self._in_flight, self._max_unread_bytes)
+        service, room_bytes = self._service, self._max_unread_bytes
+        end, replies, pending, ran_s = answer_plain_requests(service, data, 0, self._in_flight, room_bytes)
+        self._turns.used(self._share, ran_s)
         self._decoder.feed(data, end)
         if end < len(data) or pending is not None:
             self._send_answers(replies, pending)
@@ -91,7 +97,7 @@ class SessionHandler:
 
     def output_drained(self) -> None:
         """Go on: the client has read everything."""
-        self._service.caller_has_room(self)
+        self._service.has_room(self)
         self._work()
 
     def expire(self) -> bool:
@@ -115,7 +121,7 @@ class SessionHandler:
         for running in [*self._in_flight.values()]:
             running.cancel()
 
-    # What the service asks (Caller).
+    # What the service asks (Reader).
 
     @property
     def takes_results(self) -> bool:
@@ -149,13 +155,14 @@ class SessionHandler:
 
     def _take_turn(self) -> None:
         stopwatch = self._service.stopwatch
-        ends_s = stopwatch() + TURN_S
-        while self._has_room() and self._handle_some():
-            if stopwatch() > ends_s:
-                if self._decoder.has_unread:
-                    self._has_next_turn = True
-                    self._connection.call_soon(self._take_next_turn)
-                return
+        began_s = stopwatch()
+        is_over = self._share in self._turns.over
+        while not is_over and self._has_room() and self._handle_some():
+            is_over = stopwatch() > began_s + TURN_S
+        self._turns.used(self._share, stopwatch() - began_s)
+        if is_over and self._decoder.has_unread:
+            self._has_next_turn = True
+            self._connection.call_soon(self._take_next_turn)
 
     def _take_next_turn(self) -> None:
         self._has_next_turn = False
@@ -183,7 +190,7 @@ class SessionHandler:
         if len(data) > self._max_request_bytes:
             return False
         room_bytes = self._max_unread_bytes - self._output_bytes
-        end, replies, pending = answer_plain_requests(self._service, data, position, self._in_flight, room_bytes)
+        end, replies, pending, _ = answer_plain_requests(self._service, data, position, self._in_flight, room_bytes)
         if end == position:
             return False
         self._decoder.skip_to(end)
@@ -194,7 +201,8 @@ class SessionHandler:
         self._has_request_deadline = False
         self._send(b"".join(replies))
         if pending is not None:
-            self._start(*pending)
+            request_id, finish = pending
+            self._start(request_id, partial(finish, caller=self._caller()))
 
     def _has_room(self) -> bool:
         if len(self._in_flight) >= self._max_in_flight:
@@ -239,9 +247,23 @@ class SessionHandler:
             self._reject(message.id, ShuttingDown.not_started())
         else:
             timeout_s = None if message.timeout_ms is None else message.timeout_ms / 1000
-            work = partial(self._service.xform, message.spec, message.poem, timeout_s=timeout_s, caller=self)
+            work = partial(
+                self._service.xform,
+                message.spec,
+                message.poem,
+                timeout_s=timeout_s,
+                caller=self._caller(message.client),
+            )
             entry = self._connection.begin_entry(session_id=message.id)
             self._start(message.id, work if entry is None else partial(work, timing=entry))
+
+    def _caller(self, client: str | None = None) -> Caller:
+        """Return whom a request is for: a proxy that is trusted may name a client, or else it is the peer."""
+        share = self._share
+        if client is not None and self._connection.is_trusted:
+            named = share_of(client)
+            share = named if named != UNKNOWN else f"{share}/{client}"  # a name that only the proxy knows
+        return Caller(share, self)
 
     def _start(self, request_id: int, work: Work) -> None:
         try:
@@ -316,7 +338,7 @@ class SessionHandler:
 
 def answer_plain_requests(  # noqa: C901 - a call for each request would cost as much as the request
     service: Service, data: bytes, position: int, in_flight: Container[int], room_bytes: int
-) -> tuple[int, list[bytes], tuple[int, Work] | None]:
+) -> tuple[int, list[bytes], tuple[int, Work] | None, float]:
     """Answer the requests that are here whole, and whose transforms run at once.
 
     Args:
@@ -327,21 +349,21 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         room_bytes: stop after more output than this.
 
     Returns:
-        The position of the first byte that was not handled; the replies, framed; and the id of a request whose
-        transform has run without giving such a reply, with what finishes it.
+        The position of the first byte that was not handled; the replies, framed; the id of a request whose
+        transform has run without giving such a reply, with what finishes it; and the seconds that this took.
     """
     size, max_result_bytes, match_head = len(data), service.max_result_bytes, session.match_plain_request
     limit = position + LONG_POEM_BYTES // 2
     replies: list[bytes] = []
     result: Outcome
-    words, call, counts, started_s, pending = None, None, None, 0.0, None
+    words, call, counts, started_s, pending, ran_s = None, None, None, 0.0, None, 0.0
     for _ in _BURST:
         if not (match := match_head(data, position, limit)):
             break
         length, number, new_words = match.groups()
         if new_words != words:  # looking them up and reading the clock takes as long as answering
             if call is not None:
-                note_run_time(service, call, started_s)
+                ran_s += note_run_time(service, call, started_s)
             words, call, started_s = new_words, service.prepare_call(new_words), service.stopwatch()
             counts = None if call is None else call.batched_counts
         start, end = match.end(), match.start(2) + int(length)
@@ -367,8 +389,8 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         if (room_bytes := room_bytes - len(reply)) < 0:
             break
     if call is not None:
-        note_run_time(service, call, started_s)
-    return position, replies, pending
+        ran_s += note_run_time(service, call, started_s)
+    return position, replies, pending, ran_s
 
 
 def note_run_time(service: Service, call: PreparedCall, started_s: float) -> float:

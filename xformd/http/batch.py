@@ -17,9 +17,11 @@ from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.http import problems, requests
 from xformd.http.messages import BodyWriter, Request, Response, TakeBody, header_lines
 from xformd.limits import Limits
+from xformd.net.turns import TURN_S
 from xformd.net.write_buffer import PART_BYTES
+from xformd.runners import Caller
 from xformd.runners.generation import internal_error
-from xformd.service import TURN_S, Service
+from xformd.service import Service
 from xformd.spec import Spec, parse_readable
 from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import Metrics
@@ -114,6 +116,7 @@ class _Lines:
     def __init__(self, endpoint: BatchEndpoint, request: Request, body: bytes, timeout_s: float | None) -> None:
         self._service, self._metrics, self._max_running = endpoint.service, endpoint.metrics, endpoint.max_running
         self._request = request  # whose id they have in the log
+        self._caller = Caller(request.caller.share, self)
         self._unread = enumerate(split_lines(body))
         self._timeout_s = timeout_s  # how long the client waits for each
         self._running: set[Deferred[bytes]] = set()
@@ -137,7 +140,7 @@ class _Lines:
 
     def resume(self) -> None:
         """See ``BodyStream.resume``."""
-        self._service.caller_has_room(self)
+        self._service.has_room(self)
         self._work()
 
     def cancel(self) -> None:
@@ -167,16 +170,18 @@ class _Lines:
 
     def _take_turn(self) -> bool:
         """Start lines while they may run; return True if there is no more time for that."""
-        ends_s = self._service.stopwatch() + TURN_S
-        while self._has_more and len(self._running) < self._max_running and self._writer.has_room:
+        turns, share = self._service.turns, self._caller.share
+        began_s = self._service.stopwatch()
+        is_over = share in turns.over
+        while self._has_more and not is_over and len(self._running) < self._max_running and self._writer.has_room:
             index, text = next(self._unread, (0, None))
             if text is None:
                 self._has_more = False
-                return False
+                break
             self._start(index, text)
-            if self._service.stopwatch() > ends_s:
-                return True
-        return False
+            is_over = self._service.stopwatch() > began_s + TURN_S
+        turns.used(share, self._service.stopwatch() - began_s)
+        return is_over and self._has_more
 
     def _start(self, index: int, text: bytes) -> None:
         """Run a line."""
@@ -194,7 +199,7 @@ class _Lines:
             self._finish(encode_error(index, error, request.id))
             return
         try:
-            result = self._service.xform(spec, poem, timeout_s=self._timeout_s, caller=self, timing=timing)
+            result = self._service.xform(spec, poem, timeout_s=self._timeout_s, caller=self._caller, timing=timing)
         except XformError as error:
             self._finish(encode_error(index, error, request.id))
             return

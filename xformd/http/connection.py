@@ -15,7 +15,7 @@ from xformd.dialects.interfaces import Connection
 from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import Application
-from xformd.http.forwarded import UNIX, ForwardedRequests, Source, TrustedProxies
+from xformd.http.forwarded import ForwardedRequests, Source, TrustedProxies
 from xformd.http.messages import (
     CONTINUE,
     LAST_CHUNK,
@@ -28,10 +28,11 @@ from xformd.http.messages import (
 )
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
+from xformd.net.turns import TURN_S
 from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.runners.generation import internal_error
-from xformd.service import TURN_S, Service
+from xformd.service import Service
 from xformd.telemetry.metrics import OK, Metrics
 from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 
@@ -169,14 +170,17 @@ class HttpHandler:
 
     def _take_turn(self) -> None:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
-        ends_s = stopwatch() + TURN_S
-        while not self._is_busy and self._may_answer():
+        began_s = stopwatch()
+        ends_s, turns, share = began_s + TURN_S, self._connection.service.turns, self._connection.share
+        is_over = share in turns.over
+        while not is_over and not self._is_busy and self._may_answer():
             if not self._take_request(ends_s) or not parser.has_unread:
-                return
-            if stopwatch() > ends_s and not self._is_busy:
-                self._has_next_turn = True
-                self._connection.call_soon(self._take_next_turn)
-                return
+                break
+            is_over = stopwatch() > ends_s
+        turns.used(share, stopwatch() - began_s)
+        if is_over and not self._is_busy and parser.has_unread:
+            self._has_next_turn = True
+            self._connection.call_soon(self._take_next_turn)
 
     def _take_request(self, ends_s: float) -> bool:
         """Handle what is there of one request; return False where more has to arrive, or nothing more is read."""
@@ -250,10 +254,10 @@ class HttpHandler:
 
     def _find_source(self, headers: Mapping[bytes, bytes]) -> Source:
         """Return who sent a request: the peer, for all that come on this connection, unless that is a trusted proxy."""
-        peer, proxies = self._connection.peer, self._forwarded.proxies
-        if proxies.trusts(UNIX if self._connection.is_local else peer):
-            return proxies.read(peer, headers)
-        self._source = Source(peer)
+        peer = self._connection.peer
+        if self._connection.is_trusted:
+            return self._forwarded.proxies.read(peer, headers)
+        self._source = Source(peer, share=self._connection.share)
         return self._source
 
     def _respond_within_limit(self, request: Request) -> Response | TakeBody:
@@ -476,6 +480,7 @@ class HttpFactory(TransformFactory):
         proxies: TrustedProxies | None = None,
     ) -> None:
         self._idle_connections = IdleConnections()
+        proxies = proxies or TrustedProxies()
         super().__init__(
             service,
             limits,
@@ -484,9 +489,9 @@ class HttpFactory(TransformFactory):
             metrics=metrics,
             make_handler=self._make_handler,
             access_log=application.access_log,
+            trusts=proxies.trusts,
         )
         self._application = application
-        proxies = proxies or TrustedProxies()
         self._forwarded = ForwardedRequests(proxies, limits.max_connections_per_peer)
         self.connections = Connections(limits, is_uncounted=proxies.trusts)
 

@@ -129,7 +129,7 @@ class _Lines:
     @property
     def takes_results(self) -> bool:
         """Whether the client is there, and reads what is sent. While it does not, no line goes to a worker."""
-        return self._writer.has_room
+        return self._writer.has_room_beside(self._finished_bytes)
 
     def start(self, writer: BodyWriter) -> None:
         """See ``BodyStream.start``."""
@@ -169,7 +169,7 @@ class _Lines:
     def _take_turn(self) -> bool:
         """Start lines while they may run; return True if there is no more time for that."""
         ends_s = self._service.stopwatch() + TURN_S
-        while self._has_more and len(self._running) < self._max_running and self._writer.has_room:
+        while self._has_more and len(self._running) < self._max_running and self.takes_results:
             index, text = next(self._unread, (0, None))
             if text is None:
                 self._has_more = False
@@ -223,7 +223,7 @@ class _Lines:
             return
         self._finished.append(line)
         self._finished_bytes += len(line)
-        if self._finished_bytes > PART_BYTES:  # so that the writer knows how much the client has to read
+        if self._finished_bytes > PART_BYTES or not self.takes_results:
             self._flush()
 
     def _flush(self) -> None:

@@ -125,10 +125,9 @@ class HttpHandler:
 
     # Called by a stream (BodyWriter).
 
-    @property
-    def has_room(self) -> bool:
-        """See ``BodyWriter.has_room``."""
-        return not self._is_closed and self._connection.unread_bytes <= self._max_unread_bytes
+    def has_room_beside(self, count: int) -> bool:
+        """See ``BodyWriter.has_room_beside``."""
+        return not self._is_closed and self._connection.unread_bytes + count <= self._max_unread_bytes
 
     def send(self, data: bytes) -> None:
         """See ``BodyWriter.send``."""
@@ -208,7 +207,10 @@ class HttpHandler:
         self._work()
 
     def _may_answer(self) -> bool:
-        if self._output_bytes > PART_BYTES:
+        if (
+            self._output_bytes > PART_BYTES
+            or self._output_bytes + self._connection.unread_bytes > self._max_unread_bytes
+        ):
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 

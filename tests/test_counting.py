@@ -193,7 +193,7 @@ def test_a_request_reaches_the_service_behind_as_it_was(clock: Clock, monkeypatc
 
     monkeypatch.setattr(service, "xform", xform)
     counting = CountingService(service, Metrics(), "session")
-    asked = {"timeout_s": 2.0, "caller": Asker(), "timing": RequestTiming()}
+    asked = {"timeout_s": 2.0, "caller": Asker().caller, "timing": RequestTiming()}
     counting.xform(parse("upper"), b"", **asked)  # type: ignore[arg-type]
     assert seen == [asked]
     assert counting.describe() == service.describe()

@@ -21,8 +21,8 @@ STIFF = re.compile(r'^ *"""(?:Give|Say)s?\b.*', re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|javascript:)([^)#]+)")
 
 MAX_TOP_MODULES = 13
-MAX_MODULES = 117
-MAX_LINES = 19_700
+MAX_MODULES = 119
+MAX_LINES = 20_400
 MAX_STIFF_DOCSTRINGS = 9
 WORTH_A_MODULE_LINES = 120
 

@@ -472,7 +472,7 @@ def test_a_deadline_ends_a_wait_and_a_run_with_its_worker(site: Site) -> None:
     running, waiting = site.xform("upper+lower", b"1", timeout_s=5), site.xform("upper", b"2", timeout_s=4)
     worker = site.pool.worker_of(b"1")
     site.clock.advance(4)
-    assert error_of(waiting, TransformTimeout).message == "upper took longer than its 4 s"
+    assert error_of(waiting, TransformTimeout).message == "upper was not begun: it waited 4 s for a worker"
     assert (site.pool.pool.waiting, worker.killed) == (0, [])
     site.clock.advance(1)
     assert error_of(running, TransformTimeout).message == "upper+lower took longer than its 5 s"
@@ -540,10 +540,10 @@ def test_a_finished_generation_is_forgotten(site: Site) -> None:
 def test_room_is_told_to_every_generation(site: Site) -> None:
     asker = Asker()
     asker.takes_results = False
-    held = site.xform("upper", b"old", caller=asker)
+    held = site.xform("upper", b"old", caller=asker.caller)
     site.swap()
     assert site.pool.poems() == []
     asker.takes_results = True
-    site.service.caller_has_room(asker)
+    site.service.has_room(asker)
     site.pool.worker_of(b"old").answer()
     assert result_of(held) == b"old"

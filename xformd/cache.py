@@ -183,12 +183,18 @@ class ReadThrough(Generic[Key, Value]):
 
     def get(self, key: Key, fetch: Callable[[], Deferred[Value]]) -> Value | Deferred[Value]:
         """Return a fresh answer from the cache, or a Deferred of one (see ``SingleFlight.join``)."""
-        cached = self._look_up(key)
-        if cached is not None and self._policy.judge(self._age_s(cached)) is Freshness.FRESH:
-            self.hits += 1
-            return cached.value
+        if (value := self.fresh(key)) is not None:
+            return value
         self.misses += 1
         return self._flights.join(key, lambda: self._refresh(key, fetch))
+
+    def fresh(self, key: Key) -> Value | None:
+        """Return a fresh answer from the cache, or None."""
+        cached = self._look_up(key)
+        if cached is None or self._policy.judge(self._age_s(cached)) is not Freshness.FRESH:
+            return None
+        self.hits += 1
+        return cached.value
 
     def _refresh(self, key: Key, fetch: Callable[[], Deferred[Value]]) -> Deferred[Value]:
         call: Deferred[Value] = maybeDeferred(fetch)

@@ -7,6 +7,7 @@ plugin and no reactor loads none.
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -18,7 +19,16 @@ from xformd.commands.poem import poem
 from xformd.commands.proxy import proxy
 from xformd.commands.serve import config, serve
 from xformd.commands.transforms import ping, run, send
-from xformd.errors import ConfigError, XformError
+from xformd.errors import ConfigError, XformError, printable
+
+
+@contextlib.contextmanager
+def _harmless_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message)  # type: ignore[misc]  # it quotes an argument
+        raise
 
 
 class _Commands(click.Group):
@@ -46,6 +56,9 @@ class _Commands(click.Group):
             print_error(f"cannot write to standard output: {error.strerror}")
             sys.exit(WRITE_FAILED)
 
+    make_context = _harmless_usage_errors()(click.Group.make_context)
+
+    @_harmless_usage_errors()
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

@@ -37,7 +37,7 @@ class CountingService:
         self.describe = service.describe
         self.listing = service.listing
         self.missing = service.missing
-        self.caller_has_room = service.caller_has_room
+        self.has_room = service.has_room
         self.stop = service.stop
         self.on_swap = service.on_swap
         self._calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
@@ -76,9 +76,9 @@ class CountingService:
             return None
         label = call.name
 
-        def finish_call(outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
+        def finish_call(outcome: Outcome, timing: RequestTiming | None = None, **more: Any) -> bytes | Deferred[bytes]:
             try:
-                result = call.finish_call(outcome, timing)
+                result = call.finish_call(outcome, timing, **more)
             except XformError as error:
                 self._count(label, error.code)
                 raise

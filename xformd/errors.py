@@ -4,6 +4,7 @@ This is the one table (``docs/wire.md``, "Errors"), written as classes. Invarian
 and ``ERRORS`` finds it by that code.
 """
 
+import json
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -16,6 +17,11 @@ REDACTED = "[withheld: it may quote the poem]"
 def printable(text: str) -> str:
     """Replace characters that are not printable: controls, terminal escapes, lone surrogates."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def printable_json(value: object, indent: int | None = None) -> str:
+    """Return JSON, all in printable ASCII: JSON itself allows DEL, which terminals interpret."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def one_line(text: str) -> str:

@@ -23,9 +23,10 @@ from xformd.dialects.interfaces import Connection, ConnectionHandler
 from xformd.dialects.session import SessionHandler
 from xformd.errors import BadFrame, XformError
 from xformd.limits import Limits
-from xformd.net.connections import DisconnectWatcher
+from xformd.net.connections import DisconnectWatcher, share_of
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
+from xformd.net.transport import peer_uid
 from xformd.net.write_buffer import PART_BYTES, ReadProgress, WriteBuffer
 from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry, AccessLog
@@ -133,6 +134,16 @@ class TransformProtocol(DrainableProtocol):
     def is_local(self) -> bool:
         """See ``Connection.is_local``."""
         return self.peer is None and isinstance(self.transport.getPeer(), UNIXAddress)
+
+    @property
+    def share(self) -> str:
+        """See ``Connection.share``."""
+        return share_of(self.peer) if not self.is_local else f"unix:{peer_uid(self.transport)}"
+
+    @property
+    def is_trusted(self) -> bool:
+        """See ``Connection.is_trusted``."""
+        return self.factory.trusts("unix" if self.is_local else self.peer)
 
     @property
     def unread_bytes(self) -> int:
@@ -360,6 +371,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         counting: services that count the requests of one dialect each; ``service`` answers the others.
         make_handler: makes the handler of a connection; None leaves the dialect to its first netstring.
         access_log: gets an entry for each request.
+        trusts: whether an address is that of a proxy that may say for whom it asks; ``unix`` stands for Unix sockets.
 
     Attributes:
         cut_off: how many connections were aborted because they took too long.
@@ -378,6 +390,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         counting: Mapping[Front, Service] = MappingProxyType({}),
         make_handler: Callable[[Connection], ConnectionHandler] | None = None,
         access_log: AccessLog | None = None,
+        trusts: Callable[[str | None], bool] = lambda _: False,
     ) -> None:
         if not hasattr(service, "xform"):
             raise TypeError(f"{type(service).__name__} is no service: TransformService.from_functions() makes one")
@@ -388,6 +401,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         self.counting = counting
         self.make_handler = make_handler
         self.access_log = access_log
+        self.trusts = trusts
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(self.clock)
         self.limited_log = RateLimitedLog(self.clock)

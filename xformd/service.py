@@ -18,10 +18,11 @@ from xformd.limits import Limits
 from xformd.net.deadline import within
 from xformd.plugins.definition import Transform, transform
 from xformd.plugins.registry import Registry
-from xformd.runners import Caller
+from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.calls import name_all, took_too_long
 from xformd.runners.generation import Generation, PreparedCall, Stage, internal_error
 from xformd.runners.inline import InlineRunner, Outcome, bind
+from xformd.runners.pool import JobResult
 from xformd.spec import SHORT_CHARACTERS, Spec
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
@@ -44,7 +45,7 @@ class Service(Protocol):
         poem: bytes,
         *,
         timeout_s: float | None = None,
-        caller: Caller | None = None,
+        caller: Caller = PROGRAM,
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """Transform a poem.
@@ -53,7 +54,7 @@ class Service(Protocol):
             spec: which transforms, in turn, with what options.
             poem: as it was received.
             timeout_s: how many seconds the client waits; it shortens the server's limit and never lengthens it.
-            caller: set by a front that has several requests in flight for one client.
+            caller: whose share of the server it takes.
             timing: takes the times of the request, and has its id for the log.
 
         Returns:
@@ -74,7 +75,7 @@ class Service(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``xformd list-transforms --json`` prints."""
+        """Return what ``xformd list-transforms --json --server`` prints."""
 
     def listing(self) -> bytes:
         """Return the same as JSON."""
@@ -82,8 +83,8 @@ class Service(Protocol):
     def missing(self) -> str:
         """Return what is still missing, in words for a person who pings; empty if nothing is."""
 
-    def caller_has_room(self, caller: Caller) -> None:
-        """Start work that waited until its caller had room for a result."""
+    def has_room(self, reader: Reader) -> None:
+        """Start work that waited until its reader had room for a result."""
 
     def stop(self) -> None:
         """Cancel every request in flight; each fails with ``ShuttingDown``."""
@@ -200,10 +201,10 @@ class TransformService:
         for generation in (self._generation, *self._old):
             generation.in_flight.stop()
 
-    def caller_has_room(self, caller: Caller) -> None:
-        """See ``Service.caller_has_room``."""
+    def has_room(self, reader: Reader) -> None:
+        """See ``Service.has_room``."""
         for generation in (self._generation, *self._old):
-            generation.caller_has_room(caller)
+            generation.has_room(reader)
 
     def xform(
         self,
@@ -211,7 +212,7 @@ class TransformService:
         poem: bytes,
         *,
         timeout_s: float | None = None,
-        caller: Caller | None = None,
+        caller: Caller = PROGRAM,
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """See ``Service.xform``."""
@@ -219,7 +220,7 @@ class TransformService:
         try:
             stages = generation.plan(spec, len(poem))
             if timeout_s is not None and timeout_s <= 0:
-                raise TransformTimeout(f"no time was left for {spec} when it arrived")
+                raise TransformTimeout(f"no time was left for {name_all(stages[0].calls)} when it arrived")
             if len(stages) == 1:
                 result = stages[0].run(poem, caller, timing=timing)
                 if isinstance(result, bytes):
@@ -257,7 +258,7 @@ class TransformService:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
 
-        def finish_call(outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
+        def finish_call(outcome: Outcome, timing: RequestTiming | None = None, **_: object) -> bytes | Deferred[bytes]:
             result = inline.finish_call(call, outcome, timing)
             if isinstance(result, bytes):
                 return result
@@ -275,7 +276,7 @@ class TransformService:
         stages: Sequence[Stage],
         poem: bytes,
         budget: _Budget,
-        caller: Caller | None,
+        caller: Caller,
         timing: RequestTiming | None,
         *,
         is_admitted: bool = False,
@@ -296,7 +297,7 @@ class TransformService:
         pending: Deferred[bytes],
         rest: Sequence[Stage],
         budget: _Budget,
-        caller: Caller | None,
+        caller: Caller,
         timing: RequestTiming | None,
     ) -> bytes:
         result = self._in_turn(rest, await pending, budget, caller, timing, is_admitted=True)
@@ -305,4 +306,10 @@ class TransformService:
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
         name = name_all(stage.calls)
         remaining_s = budget.ends_at - self._clock.seconds()
-        return within(self._clock, remaining_s, name, work, lambda: took_too_long(name, budget.allowed_s))
+
+        def too_late() -> XformError:
+            if isinstance(work, JobResult) and not work.has_begun:
+                return TransformTimeout(f"{name} was not begun: it waited {budget.allowed_s:g} s for a worker")
+            return took_too_long(name, budget.allowed_s)
+
+        return within(self._clock, remaining_s, name, work, too_late)

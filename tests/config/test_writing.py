@@ -10,7 +10,7 @@ from xformd.config import TABLE, Configuration, Value, configure
 FLAGS: dict[str, Any] = {
     "listen": ("unix:/run/a b.sock", r"tcp:11000:interface=\:\:1"),
     "plugins": "one,two",
-    "block": ('quoted "name"\\\x7f\n', "é"),
+    "block": ('quoted "name"\\\x7f\n', "é", "\x9b\u202e\U0001f989"),
     "plugins_dir": ("loose", "/opt/loose"),
     "prefer": {"upper": "one", "shout": "two"},
     "strict": True,

@@ -25,7 +25,13 @@ from xformd.telemetry.status import readiness
         ({"proven_workers": 0}, False, "not ready", ["no worker is ready; if that lasts, see the log"]),
         ({"proven_workers": 0, "needs_workers": False}, False, "ready", []),
         ({"queue_length": 1}, False, "ready", []),
-        ({"queue_length": 2}, False, "not ready", ["the queue is full: 2 jobs are waiting"]),
+        ({"queue_length": 2}, False, "ready", []),  # of one caller, whose last would give way
+        (
+            {"queue_length": 2, "takes_newcomers": False},
+            False,
+            "not ready",
+            ["the queue is full: 2 jobs are waiting"],
+        ),
         ({"quarantined": {"b", "a"}}, False, "degraded", [f"transform {name} is in quarantine" for name in "ab"]),
         ({"quarantined": {"a"}}, True, "not ready", ["the server is stopping", "transform a is in quarantine"]),
     ],

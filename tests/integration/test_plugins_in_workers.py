@@ -67,7 +67,8 @@ def test_a_plugin_that_fails_in_workers_alone_is_in_the_list(tmp_path: Path) -> 
         wait_until(lambda: "leaves threads running when it is imported: each worker imports it" in server.log)
         refused = session.ask("nap")
         assert refused.code == "no-such-transform"
-        assert "plugin locks.py (locks) failed: import of locks.py failed: FileExistsError" in refused.poem.decode()
+        assert refused.poem.decode().endswith("plugin locks.py (locks) failed")
+        assert "plugin locks.py (locks) failed: import of locks.py failed: FileExistsError" in server.log
         assert session.ask("sort-lines", b"b\na").poem == b"a\nb"
 
 
@@ -78,8 +79,9 @@ def test_a_plugin_that_crashes_in_workers_alone_is_left_out(tmp_path: Path) -> N
         assert session.ask("doze").code == "ok"
         refused = session.ask("nap")
         assert refused.code == "no-such-transform"
+        assert refused.poem.decode().endswith("plugin crashes.py (crashes) failed")
         why = "plugin crashes.py (crashes) failed: was killed by SIGABRT when a worker imported it"
-        assert why in refused.poem.decode()
+        wait_until(lambda: why in server.log)
         wait_until(lambda: server.log.count("it is left out") == 1)
 
 
@@ -124,8 +126,8 @@ def test_a_reload_imports_nothing_into_the_server_that_no_worker_has_lived_throu
         server.process.send_signal(signal.SIGHUP)
         assert not within(1, lambda: session.ask("upper").elapsed_s >= 2)
         if does == "os._exit(1)":
-            why = "plugin q.py (q): ended with exit status 1 when it was imported"
-            wait_until(lambda: f"failed: {why}" in server.log)
+            why = "plugin q.py (q) failed: ended with exit status 1 when it was imported"
+            wait_until(lambda: why in server.log)
         assert codes([session.ask("nap"), session.ask("doze")]) == ["ok", "no-such-transform"]
 
 

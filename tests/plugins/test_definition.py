@@ -226,6 +226,14 @@ def test_a_value_that_does_not_convert_names_its_option(option: str, text: str) 
         shout_loud.convert({"end": "", option: text})
     assert "shout-loud" in caught.value.message
     assert repr(option) in caught.value.message
+    assert repr(option) in caught.value.log_message
+
+
+def test_the_log_has_an_options_name_and_kind_and_not_its_value() -> None:
+    with pytest.raises(BadOptions) as caught:
+        shout_loud.convert({"end": "", "marks": "MY-SECRET-TOKEN"})
+    assert caught.value.message == "shout-loud: option 'marks' takes a whole number, not 'MY-SECRET-TOKEN'"
+    assert caught.value.log_message == "shout-loud: option 'marks' takes a whole number"
 
 
 def test_text_is_utf8_or_gibberish() -> None:

@@ -219,6 +219,24 @@ def test_the_json_describes_everything_and_names_no_file() -> None:
     assert "/somewhere" not in json.dumps(listed)
 
 
+@pytest.mark.parametrize(
+    ("state", "told"), [("blocked", "why"), ("loading", "why"), ("failed", ""), ("odd", ""), (None, "")]
+)
+def test_clients_are_not_told_why_a_plugin_failed(state: str | None, told: str) -> None:
+    row = {"name": "verses", "distribution": "verses", "version": "1", "reason": "why", "state": state}
+    listed = {"transforms": [], "plugins": [row], "conflicts": [], "cache": {}}
+    shown = listing.public(listed)
+    assert shown == {**listed, "plugins": shown["plugins"]}
+    assert [each["reason"] for each in shown["plugins"]] == [told]
+    assert row["reason"] == "why"
+
+
+def test_a_table_without_the_reason_says_where_it_is() -> None:
+    failed = plugin_of(state="failed", reason="no numpy")
+    shown = listing.to_table(listing.public(listing.to_json(Registry({}, (failed,)))))
+    assert shown.splitlines()[1:] == ["failed: plugin xformd-verses 1.0 (verses): see the log of the server"]
+
+
 @pytest.mark.parametrize("row", ["transforms", "options", "options_schema", "examples", "plugins", "conflicts"])
 def test_each_list_has_the_fields_that_the_page_names(row: str) -> None:
     table = PAGE.partition("\n## list-transforms --json\n")[2].partition("\n## ")[0]

@@ -95,6 +95,12 @@ def test_the_listings_are_merged() -> None:
     assert shown["conflicts"] == [{"name": "sea"}]
 
 
+def test_why_a_plugin_failed_is_not_passed_on() -> None:
+    """As servers before 0.2 tell."""
+    failed = {"name": "verses", "distribution": "verses", "version": "1.0", "state": "failed", "reason": "/etc/key"}
+    assert catalog(a=listing(plugins=[failed])).describe()["plugins"][0]["reason"] == ""
+
+
 @pytest.mark.parametrize(
     "malformed",
     [None, [], {}, listing() | {"plugins": None}, listing("owl"), listing(["name"]), listing({"summary": "no name"})],

@@ -17,7 +17,7 @@ from xformd.errors import Cancelled
 from xformd.runners.calls import Call
 from xformd.runners.generation import Generation, RequestsInFlight
 from xformd.runners.inline import InlineRunner
-from xformd.runners.policy import LONG_POEM_BYTES, MAX_DEATHS, Placement, Quarantine
+from xformd.runners.policy import LONG_POEM_BYTES, MAX_DEATHS, QUARANTINE_S, Placement, Quarantine
 from xformd.spec import parse
 
 
@@ -33,7 +33,7 @@ class Workers(InlineRunner):
         self.ran += [call.name for call in calls]
         return super().run(calls, poem, *others, **named)
 
-    def caller_has_room(self, caller: object) -> None:
+    def has_room(self, caller: object) -> None:
         self.had_room.append(caller)
 
 
@@ -87,7 +87,7 @@ def test_without_workers_the_reactor_runs_all() -> None:
     generation = make(None, isolate=frozenset({"quick"}))
     for poem_bytes in (0, LONG_POEM_BYTES + 1):
         assert shape(generation, "plain+quick+patient", poem_bytes) == "plain quick patient"
-    generation.caller_has_room(object())  # type: ignore[arg-type]
+    generation.has_room(object())  # type: ignore[arg-type]
 
 
 def test_a_plan_is_made_once_and_not_for_what_means_nothing(workers: Workers) -> None:
@@ -103,7 +103,7 @@ def test_a_plan_is_made_once_and_not_for_what_means_nothing(workers: Workers) ->
 
 def test_room_for_results_is_told_to_the_workers(workers: Workers) -> None:
     asker = object()
-    make(workers).caller_has_room(asker)  # type: ignore[arg-type]
+    make(workers).has_room(asker)  # type: ignore[arg-type]
     assert workers.had_room == [asker]
 
 
@@ -169,11 +169,11 @@ def test_its_listing_is_made_anew_when_a_quarantine_begins_or_ends_alone(workers
     generation = Generation(PLACED, workers, workers, None, quarantine)
     first = generation.listing()
     assert generation.listing() is first
-    for _ in range(MAX_DEATHS):
-        quarantine.died("plain", 0)
+    for each in range(MAX_DEATHS):
+        quarantine.died("plain", 0, share=f"{each}")
     states = {described["name"]: described["state"] for described in json.loads(generation.listing())["transforms"]}
     assert states == {"patient": "active", "plain": "quarantined", "quick": "active"}
-    quarantine.begin("plain")
+    quarantine.begin("plain", QUARANTINE_S)
     quarantine.survived("plain")
     assert generation.listing() == first
     assert json.loads(first) == generation.describe()

@@ -10,11 +10,14 @@ from xformd.errors import ConfigError
 from xformd.limits import Limits
 from xformd.runners.policy import (
     DEATH_WINDOW_S,
+    EVERYBODY,
     LONG_POEM_BYTES,
     MAX_DEATHS,
+    MAX_TERMS,
     QUARANTINE_S,
     Placement,
     Quarantine,
+    Scope,
     plugin_difference,
     retry_after_ms,
     why_worn,
@@ -74,13 +77,13 @@ def test_a_possible_placement_is_accepted() -> None:
 def quarantine() -> Quarantine:
     """``bomb`` is in quarantine since the time 0."""
     quarantine = Quarantine()
-    assert [quarantine.died("bomb", 0) for _ in range(MAX_DEATHS)] == [False] * (MAX_DEATHS - 1) + [True]
+    assert [quarantine.died("bomb", 0) for _ in range(MAX_DEATHS)] == [None] * (MAX_DEATHS - 1) + [EVERYBODY]
     return quarantine
 
 
 def test_a_transform_that_never_killed_has_no_record() -> None:
     quarantine = Quarantine()
-    quarantine.begin("upper")
+    quarantine.begin("upper", 0)
     assert quarantine.survived("upper") is False
     quarantine.undecided("upper")
     assert quarantine.wait_s("upper", 0) is None
@@ -89,7 +92,7 @@ def test_a_transform_that_never_killed_has_no_record() -> None:
 
 def test_a_few_deaths_are_tolerated(quarantine: Quarantine) -> None:
     for _ in range(MAX_DEATHS - 1):
-        assert quarantine.died("other", 0) is False
+        assert quarantine.died("other", 0) is None
     assert quarantine.wait_s("other", 0) is None
     assert quarantine.names == {"bomb"}
 
@@ -99,7 +102,7 @@ def test_deaths_count_for_a_minute(last: float, is_quarantined: bool) -> None:
     quarantine = Quarantine()
     for _ in range(MAX_DEATHS - 1):
         quarantine.died("bomb", 0)
-    assert quarantine.died("bomb", last) is is_quarantined
+    assert (quarantine.died("bomb", last) == EVERYBODY) is is_quarantined
     assert (quarantine.wait_s("bomb", last) is not None) is is_quarantined
 
 
@@ -107,35 +110,35 @@ def test_a_quarantine_lasts_half_a_minute_and_has_one_trial(quarantine: Quaranti
     assert quarantine.wait_s("bomb", 0) == QUARANTINE_S
     assert quarantine.wait_s("bomb", QUARANTINE_S - 1) == 1
     assert quarantine.wait_s("bomb", QUARANTINE_S) is None
-    quarantine.begin("bomb")
+    quarantine.begin("bomb", QUARANTINE_S)
     assert quarantine.wait_s("bomb", QUARANTINE_S + 5) == QUARANTINE_S
     assert quarantine.names == {"bomb"}
 
 
 def test_a_trial_that_survives_ends_the_quarantine(quarantine: Quarantine) -> None:
     assert quarantine.survived("bomb") is False  # a run from before the quarantine is no trial
-    quarantine.begin("bomb")
+    quarantine.begin("bomb", QUARANTINE_S)
     assert quarantine.survived("bomb") is True
     assert quarantine.names == frozenset()
-    assert quarantine.died("bomb", QUARANTINE_S) is False
+    assert quarantine.died("bomb", QUARANTINE_S) is None
 
 
 def test_a_trial_that_dies_renews_the_quarantine(quarantine: Quarantine) -> None:
-    quarantine.begin("bomb")
-    assert quarantine.died("bomb", 10_000) is True
+    quarantine.begin("bomb", QUARANTINE_S)
+    assert quarantine.died("bomb", 10_000) == EVERYBODY
     assert quarantine.wait_s("bomb", 10_000) == QUARANTINE_S
     assert quarantine.wait_s("bomb", 10_000 + QUARANTINE_S) is None
 
 
 def test_a_trial_that_is_given_up_leaves_the_decision_to_the_next(quarantine: Quarantine) -> None:
-    quarantine.begin("bomb")
+    quarantine.begin("bomb", QUARANTINE_S)
     quarantine.undecided("bomb")
     assert quarantine.wait_s("bomb", QUARANTINE_S) is None
     assert quarantine.names == {"bomb"}
 
 
 def test_a_run_from_before_the_quarantine_that_dies_renews_it(quarantine: Quarantine) -> None:
-    assert quarantine.died("bomb", 20) is True
+    assert quarantine.died("bomb", 20) == EVERYBODY
     assert quarantine.wait_s("bomb", QUARANTINE_S) == 20
 
 
@@ -143,8 +146,66 @@ def test_no_more_deaths_are_remembered_than_count() -> None:
     quarantine = Quarantine()
     for now in range(1_000):
         quarantine.died("bomb", now * 100)
-    assert len(quarantine._records["bomb"].deaths) == MAX_DEATHS
+    assert len(quarantine._records["bomb"].deaths) <= 20 * MAX_DEATHS
     assert quarantine.names == frozenset()
+
+
+def die(quarantine: Quarantine, *shares: str, poem_bytes: int = 0) -> Scope | None:
+    return [quarantine.died("bomb", 0, share, poem_bytes) for share in shares][-1]
+
+
+def test_deaths_of_one_share_are_its_own() -> None:
+    quarantine = Quarantine()
+    assert die(quarantine, *["a"] * MAX_DEATHS) == Scope("a")
+    assert quarantine.wait_s("bomb", 0, "a") == QUARANTINE_S
+    assert quarantine.wait_s("bomb", 0, "b") is None
+    assert quarantine.names == frozenset()
+    assert die(quarantine, "b", "b", "c") == EVERYBODY
+    assert quarantine.names == {"bomb"}
+
+
+def test_one_other_death_does_not_make_it_everybodys() -> None:
+    quarantine = Quarantine()
+    assert die(quarantine, *["a"] * (MAX_DEATHS - 1), "b") is None
+
+
+def test_deaths_of_long_poems_are_no_reason_to_refuse_short_ones() -> None:
+    quarantine = Quarantine()
+    long_bytes = LONG_POEM_BYTES + 1
+    quarantine.died("bomb", 0, "e", 10 * long_bytes)
+    scope = die(quarantine, "a", "b", "c", "d", poem_bytes=long_bytes)
+    assert scope == Scope(None, long_bytes)
+    assert str(scope) == f" for poems of {long_bytes} bytes and more"
+    assert quarantine.wait_s("bomb", 0, "f", long_bytes) == QUARANTINE_S
+    assert quarantine.wait_s("bomb", 0, "f", long_bytes - 1) is None
+    assert quarantine.names == frozenset()
+
+
+def test_the_trial_of_a_share_says_nothing_about_another() -> None:
+    quarantine = Quarantine()
+    for share in "ab":
+        for _ in range(MAX_DEATHS):
+            quarantine.died("bomb", 0 if share == "a" else 2 * DEATH_WINDOW_S, share)
+    quarantine.begin("bomb", QUARANTINE_S, "a")
+    assert quarantine.survived("bomb", "a") is True
+    assert quarantine.wait_s("bomb", 2 * DEATH_WINDOW_S, "b") == QUARANTINE_S
+
+
+def test_a_run_during_a_quarantine_is_no_trial(quarantine: Quarantine) -> None:
+    """A pipeline that has begun before may reach the transform when it likes."""
+    quarantine.begin("bomb", QUARANTINE_S - 1)
+    assert quarantine.survived("bomb") is False
+    assert quarantine.names == {"bomb"}
+
+
+def test_a_transform_that_kills_for_very_many_is_in_quarantine_for_everybody() -> None:
+    quarantine = Quarantine()
+    for number in range(MAX_TERMS):
+        for _ in range(MAX_DEATHS):
+            quarantine.died("bomb", number * 2 * DEATH_WINDOW_S, f"{number}")
+    assert quarantine.names == frozenset()
+    now = MAX_TERMS * 2 * DEATH_WINDOW_S
+    assert [quarantine.died("bomb", now, "last") for _ in range(MAX_DEATHS)][-1] == EVERYBODY
 
 
 LIMITS = Limits(max_jobs_per_worker=10, max_worker_growth_bytes=100)

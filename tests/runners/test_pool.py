@@ -13,7 +13,9 @@ from support.deferreds import error_of, has_fired, outcome_of, result_of
 from support.fakes import Asker, FakeWorker, Pool, calls_of
 from support.logs import Log
 from xformd import Busy, GibberishError, ShuttingDown, TransformDied, TransformTimeout, Unavailable, XformError
+from xformd.runners import PROGRAM, Caller
 from xformd.runners.policy import MAX_DEATHS, QUARANTINE_S
+from xformd.runners.shares import KILLS_PER_S, MAX_KILLS
 from xformd.runners.supervisor import WATCH_MEMORY_EVERY_S
 
 SEGFAULT = "was killed by SIGSEGV"
@@ -227,9 +229,9 @@ def test_a_trial_in_a_pipeline_is_over_when_its_step_is(quarantined: Pool) -> No
 @pytest.mark.parametrize("spec", ["upper", "lower+upper"])
 def test_a_trial_that_does_not_run_to_its_end_decides_nothing(quarantined: Pool, spec: str) -> None:
     trial = quarantined.run(spec, b"trial")
-    with pytest.raises(Unavailable):
-        quarantined.run(spec, b"too many")
     if spec == "upper":
+        with pytest.raises(Unavailable):
+            quarantined.run(spec, b"too many")
         trial.cancel()
         error_of(trial, CancelledError)
     else:
@@ -257,15 +259,16 @@ def test_jobs_that_wait_when_a_quarantine_begins_never_run(pool: Pool, is_refuse
 
 def test_a_job_waits_for_room_for_its_result_and_holds_up_nobody(pool: Pool) -> None:
     full, other = Asker(takes_results=False), Asker()
-    held, gone, passing = (pool.run(poem=poem, caller=c) for poem, c in ((b"1", full), (b"2", full), (b"3", other)))
+    askers = ((b"1", full), (b"2", full), (b"3", other))
+    held, gone, passing = (pool.run(poem=poem, caller=asker.caller) for poem, asker in askers)
     assert pool.poems() == [b"3"]
     pool.worker_of(b"3").answer()
     assert result_of(passing)
-    assert pool.pool.waiting == 2
+    assert pool.pool.waiting == 0  # what is set aside takes no place
     gone.cancel()
     error_of(gone, CancelledError)
     full.takes_results = True
-    pool.pool.caller_has_room(full)
+    pool.pool.has_room(full)
     pool.worker_of(b"1").answer()
     assert result_of(held) == b"1"
     assert pool.pool.waiting == 0
@@ -276,7 +279,7 @@ def test_a_job_waits_for_room_for_its_result_and_holds_up_nobody(pool: Pool) -> 
 
 def test_stopping_answers_every_job_and_fires_when_no_process_is_left(clock: Clock, pool: Pool) -> None:
     full = Asker(takes_results=False)
-    results = [pool.run("hasty", b"1"), pool.run(poem=b"2"), pool.run(poem=b"3", caller=full)]
+    results = [pool.run("hasty", b"1"), pool.run(poem=b"2"), pool.run(poem=b"3", caller=full.caller)]
     stopped, again = pool.pool.stop(), pool.pool.stop()
     waits_ms = [error_of(result, ShuttingDown).retry_after_ms for result in results]
     assert waits_ms == [None, 1_000, 1_000]  # only what has not begun may be retried
@@ -421,7 +424,7 @@ class Events(RuleBasedStateMachine):
     @rule(spec=st.sampled_from(["upper", "hasty", "lower+hasty"]), has_caller=st.booleans())
     def run(self, spec: str, has_caller: bool) -> None:
         try:
-            result = self.pool.run(spec, b"x", self.asker if has_caller else None)
+            result = self.pool.run(spec, b"x", self.asker.caller if has_caller else PROGRAM)
         except (Busy, Unavailable):
             return
         index = len(self.results)
@@ -432,7 +435,7 @@ class Events(RuleBasedStateMachine):
     def change_room(self, has_room: bool) -> None:
         self.asker.takes_results = has_room
         if has_room:
-            self.pool.pool.caller_has_room(self.asker)
+            self.pool.pool.has_room(self.asker)
 
     @precondition(lambda self: self.results)
     @rule(data=st.data())
@@ -491,3 +494,57 @@ class Events(RuleBasedStateMachine):
 
 TestEvents = Events.TestCase
 TestEvents.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+# Shares.
+
+
+def test_a_caller_without_its_turn_is_told_so_and_its_place_goes_to_another(clock: Clock) -> None:
+    pool = Pool(clock, max_queue=2).start()
+    greedy = [pool.run(poem=b"%d" % number, caller=Caller("greedy")) for number in range(3)]
+    modest = pool.run(poem=b"m", caller=Caller("modest"))
+    assert error_of(greedy[2], Busy).retry_after_ms is not None
+    clock.advance(1)
+    pool.worker_of(b"0").answer()
+    pool.worker_of(b"m").answer()
+    assert result_of(modest) == b"m"
+
+
+def test_a_share_whose_jobs_cost_many_workers_waits(clock: Clock, pool: Pool) -> None:
+    for _ in range(MAX_KILLS + 1):
+        result = pool.run(poem=b"x", caller=Caller("churn"))
+        worker = pool.worker_of(b"x")
+        result.cancel()
+        error_of(result, CancelledError)
+        worker.end()
+        pool.make_ready()
+    waits = pool.run(poem=b"w", caller=Caller("churn"))
+    other = pool.run(poem=b"o", caller=Caller("other"))
+    assert b"w" not in pool.poems()
+    pool.worker_of(b"o").answer()
+    assert result_of(other) == b"o"
+    clock.advance(1 / KILLS_PER_S)
+    pool.worker_of(b"w").answer()
+    assert result_of(waits) == b"w"
+
+
+def test_what_its_jobs_use_of_workers_is_counted_for_each_share(pool: Pool) -> None:
+    for share in ("a", "b", "a"):
+        result = pool.run(caller=Caller(share))
+        pool.worker_of(b"a").answer()
+        assert result_of(result)
+    assert pool.history.cpu_s == {"a": 0.5, "b": 0.25}
+
+
+def test_deaths_of_one_share_keep_nobody_else_from_a_transform(pool: Pool) -> None:
+    for _ in range(MAX_DEATHS):
+        result = pool.run(poem=b"x", caller=Caller("one"))
+        pool.worker_of(b"x").end()
+        error_of(result, TransformDied)
+        pool.make_ready()
+    with pytest.raises(Unavailable):
+        pool.run(caller=Caller("one"))
+    assert pool.pool.quarantine.names == frozenset()
+    other = pool.run(poem=b"y", caller=Caller("other"))
+    pool.worker_of(b"y").answer()
+    assert result_of(other) == b"y"

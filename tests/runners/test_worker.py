@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 
 from support.live import LiveForkServer, LiveWorker, is_running, live
-from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed
+from xformd import BadOptions, GibberishError, NoSuchTransform, TooLarge, TransformDied, TransformFailed, Unavailable
 from xformd.runners import messages
 from xformd.runners import worker as module
 
@@ -141,6 +142,77 @@ def test_a_transforms_own_memory_limit_is_named(worker: LiveWorker) -> None:
     assert worker.end() == 0
 
 
+HOARDERS = '''
+import threading
+import xformd
+
+kept = []
+
+
+def transform(function):
+    return xformd.transform(memory=60_000_000)(function)
+
+
+@transform
+def crumbs(poem: str) -> str:
+    """Keep small objects, so that nothing is freed when they are too many."""
+    while True:
+        kept.append([None])
+
+
+@transform
+def clumsy(poem: str) -> str:
+    """Run out of memory again while handling that."""
+    try:
+        while True:
+            kept.append(bytes(100_000))
+    except MemoryError:
+        return str([b"x" * 1_000_000 for _ in range(200)])
+
+
+@transform
+def rewording(poem: str) -> str:
+    """Raise something else because of it."""
+    try:
+        return "x" * 100_000_000
+    except MemoryError as error:
+        raise ValueError("no room") from error
+
+
+@transform
+def strings(poem: str) -> str:
+    """Return what does not fit beside its encoded form."""
+    return "x" * 40_000_000
+
+
+@transform
+def in_a_finally(poem: str) -> str:
+    """Hold memory in a frame that cleans up with more of it."""
+    held = []
+    try:
+        while True:
+            held.append(bytes(1_000))
+    finally:
+        held.append(repr(held))
+
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [crumbs, clumsy, rewording, strings, in_a_finally]
+'''
+
+
+@pytest.mark.parametrize("name", ["crumbs", "clumsy", "rewording", "strings", "in-a-finally"])
+def test_out_of_memory_is_told_as_that_also_when_handling_it_runs_out(
+    own: LiveForkServer, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "hoarders.py").write_text(HOARDERS)
+    own.begin(tmp_path, max_result_bytes=30_000_000)
+    worker = own.worker()
+    assert str(worker.xform(name)) == f"{name} ran out of memory; its own limit is 60000000 bytes"
+    assert worker.end() == 0
+
+
 def test_the_operators_memory_limit_holds_from_the_import_on(
     own: LiveForkServer, hostile: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +263,19 @@ def test_a_job_finds_the_process_as_the_first_one_did(worker: LiveWorker) -> Non
         child = int(worker.text("meddle"))
         assert not is_running(child)
         assert look(worker) == first
+
+
+def test_why_a_job_cannot_have_a_folder_is_for_the_log_alone(own: LiveForkServer, hostile: Path) -> None:
+    own.begin(hostile)
+    worker = own.worker()
+    folder = Path(worker.text("folder")).parent
+    shutil.rmtree(folder)
+    folder.touch()  # no disk is full here
+    error = worker.xform("folder")
+    assert (type(error), str(error)) == (Unavailable, "the job cannot have a folder; the server's log says why")
+    worker.kill()
+    assert b"a job cannot have a folder: Not a directory" in worker.printed()
+    folder.unlink()
 
 
 def test_each_job_has_an_empty_folder_of_its_own_that_is_gone_afterwards(worker: LiveWorker) -> None:

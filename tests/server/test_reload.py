@@ -245,10 +245,30 @@ def test_a_plugin_that_fails_is_failed(make: Callable[..., Site]) -> None:
     site = make()
     site.reloader.start()
     site.say_hello(FAILED)
-    (plugin,) = site.service.describe()["plugins"]
-    assert (plugin["state"], plugin["reason"]) == ("failed", "it is broken")
+    (plugin,) = site.service.registry.plugins
+    assert (plugin.state, plugin.reason) == ("failed", "it is broken")
     with pytest.raises(NoSuchTransform):
         site.xform("plain")
+
+
+def test_why_a_plugin_failed_is_logged_at_the_start_and_no_client_is_told(make: Callable[..., Site], log: Log) -> None:
+    site = make()
+    site.reloader.start()
+    site.say_hello(FAILED)
+    assert log.lines == ["plugin xformd-verses 1.0 (verses) failed: it is broken"]
+    (plugin,) = site.service.describe()["plugins"]
+    assert (plugin["state"], plugin["reason"], plugin["import_time_ms"]) == ("failed", "", 0)
+    assert b"it is broken" not in site.service.listing()
+
+
+def test_a_reload_tells_again_what_fails_still(make: Callable[..., Site], log: Log) -> None:
+    site = make()
+    site.reloader.start()
+    site.say_hello(FAILED)
+    site.reload(FAILED)
+    assert log.lines == 2 * ["plugin xformd-verses 1.0 (verses) failed: it is broken"] + [
+        "reloaded: 0 transforms from 0 plugins"
+    ]
 
 
 def test_a_plugin_that_the_server_cannot_import_is_failed_with_the_reason(make: Callable[..., Site]) -> None:
@@ -256,12 +276,14 @@ def test_a_plugin_that_the_server_cannot_import_is_failed_with_the_reason(make: 
     site = make(installed=registry_of(state="failed", reason="import of verses failed: no"))
     site.reloader.start()
     site.say_hello(FIRST)
-    (plugin,) = site.service.describe()["plugins"]
+    (plugin,) = site.service.registry.plugins
     reason = "it runs in the server, which cannot import it: import of verses failed: no"
-    assert (plugin["state"], plugin["reason"]) == ("failed", reason)
+    assert (plugin.state, plugin.reason) == ("failed", reason)
     for name in ("plain", "quick"):
-        with pytest.raises(NoSuchTransform, match=reason):
+        with pytest.raises(NoSuchTransform) as raised:
             site.xform(name)
+        assert raised.value.log_message.endswith(f"plugin xformd-verses 1.0 (verses) failed: {reason}")
+        assert reason not in raised.value.message
 
 
 def test_a_reload_whose_workers_are_never_ready_changes_nothing(clock: Clock, site: Site, log: Log) -> None:
@@ -764,7 +786,4 @@ def test_what_a_reload_has_changed() -> None:
     assert [*what_changes(loose, loose)][1:] == []
     assert [*what_changes(loose, Registry({}, ()))][1:] == ["owl.py: installed -> removed"]
     lines = [*what_changes(Registry({}, ()), FAILED)]
-    assert lines[1:] == [
-        "xformd-verses: not installed -> 1.0",
-        "failed: plugin xformd-verses 1.0 (verses): it is broken",
-    ]
+    assert lines[1:] == ["xformd-verses: not installed -> 1.0"]

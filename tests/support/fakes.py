@@ -10,6 +10,7 @@ from support.registries import registry_of
 from xformd import Transform, transform
 from xformd.limits import Limits
 from xformd.plugins.registry import PluginKey
+from xformd.runners import PROGRAM, Caller
 from xformd.runners.calls import Call, prepare
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
@@ -19,6 +20,7 @@ from xformd.runners.supervisor import SelfTest
 from xformd.runners.worker_handle import Job
 from xformd.service import TransformService
 from xformd.spec import parse
+from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire.session import Refusal, Reply, Request
 
@@ -90,6 +92,9 @@ class FakeWorker:
         self._job: Job | None = None
 
     # What the server does with it.
+
+    def cpu_s(self) -> float:
+        return 0.25 * len(self.sent)
 
     def send(self, request: Request, job: Job) -> None:
         is_useless = self.has_ended or self.is_disconnected or self.killed
@@ -212,10 +217,11 @@ class Launcher:
 
 
 class Asker:
-    """A caller that has room for results, or has not."""
+    """A reader that has room for results, or has not; ``caller`` is what it asks as."""
 
-    def __init__(self, takes_results: bool = True) -> None:
+    def __init__(self, takes_results: bool = True, share: str = "192.0.2.1") -> None:
         self.takes_results = takes_results
+        self.caller = Caller(share, self)
 
 
 class Pool:
@@ -223,12 +229,14 @@ class Pool:
 
     def __init__(self, clock: Clock, size: int = 1, self_test: SelfTest | None = SELF_TEST, **limits: Any) -> None:
         self.launcher = Launcher()
+        self.history = WorkerHistory()
         self.pool = WorkerPool(
             size=size,
             launcher=cast(Any, self.launcher),
             self_test=self_test,
             limits=Limits(**limits),
             clock=clock,
+            history=self.history,
         )
 
         self.workers = self.launcher.workers
@@ -245,7 +253,7 @@ class Pool:
             if worker.pid is None:
                 worker.be_ready()
 
-    def run(self, spec: str = "upper", poem: bytes = b"a", caller: Any = None) -> Deferred[bytes]:
+    def run(self, spec: str = "upper", poem: bytes = b"a", caller: Caller = PROGRAM) -> Deferred[bytes]:
         return self.pool.run(calls_of(spec), poem, caller)
 
     def worker_of(self, poem: bytes) -> FakeWorker:

@@ -87,9 +87,10 @@ class Server:
         """What it has written to standard error."""
         return self._log.read_text()
 
-    def connect(self) -> socket.socket:
+    def connect(self, source: str = "") -> socket.socket:
+        """Connect, from an address of the loopback network if one is given: it is a peer of its own."""
         host, _, port = self.address.rpartition(":")
-        return socket.create_connection((host, int(port)), timeout=DEADLINE_S)
+        return socket.create_connection((host, int(port)), timeout=DEADLINE_S, source_address=(source, 0))
 
     def ask(self, request: bytes, *, half_close: bool = False) -> bytes:
         """Send bytes; return everything that comes back until the close."""

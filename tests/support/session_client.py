@@ -45,8 +45,8 @@ def abort(connection: socket.socket) -> None:
 class Session:
     """A session, which never waits for longer than ``DEADLINE_S``."""
 
-    def __init__(self, server: Server) -> None:
-        self.socket = server.connect()
+    def __init__(self, server: Server, source: str = "") -> None:
+        self.socket = server.connect(source)
         self._ids = itertools.count(1)
         self._sent_at: dict[int, float] = {}
         self._pending = b""

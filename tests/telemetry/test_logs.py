@@ -74,6 +74,13 @@ def test_json_is_one_line_of_printable_ascii(value: object) -> None:
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
+@given(st.text(), st.text())
+def test_in_text_no_field_has_a_character_that_a_terminal_heeds_or_begins_a_line(value: str, name: str) -> None:
+    first, *others = as_text(event(peer=value, log_namespace=name, traceback=value)).split("\n")
+    assert all(line.startswith("\t") and line[1:].isprintable() for line in others)
+    assert first.isprintable()
+
+
 def test_a_traceback_is_a_json_field_and_indented_text() -> None:
     failed = event("it failed\n{traceback}", traceback="Traceback:\n  there\nOwl", error="Owl")
     line = json.loads(as_json(failed))

@@ -68,7 +68,7 @@ class _Exchange(Protocol):
                 "transform's name and options (xformd list-transforms), that the poem is what it takes (UTF-8 text?) "
                 "and its size; the server's log has the reason"
             )
-            self._settle(Failure(RequestRefused(refused)))
+            self._settle(Failure(RequestRefused(refused, log_message=f"{self._address} refused a request")))
 
     def connection_failed(self, failure: Failure) -> None:
         """Fail with the reason why there is no connection."""

@@ -19,7 +19,7 @@ from xformd.client.upstream import LONGEST_DELAY_S, MAX_SESSION_AGE_S, PATIENCE_
 from xformd.errors import GibberishError, TransformTimeout, XformError, one_line
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
-from xformd.spec import OptionValue
+from xformd.spec import OptionValue, Spec
 
 Poem = TypeVar("Poem", str, bytes)
 Answer = TypeVar("Answer")
@@ -91,6 +91,20 @@ class TransformProxy:
         ends_at = None if timeout is None else self._reactor.seconds() + timeout
         answer = self._within(timeout, self._xform(transform, poem, ends_at, options))
         return answer.addCallbacks(_in_type_of, _with_poem, callbackArgs=(poem,), errbackArgs=(poem,))
+
+    def forward(self, spec: Spec, poem: bytes, client: str | None, *, timeout: float | None = None) -> Deferred[bytes]:
+        """Send a poem for somebody else, as a proxy does; otherwise as ``xform``.
+
+        Args:
+            spec: the transforms and their options.
+            poem: the poem.
+            client: for whom it is, of up to 100 characters, such as an IP address. A server that trusts this program
+                lets each client have a share of its own.
+            timeout: see ``xform``.
+        """
+        ends_at = None if timeout is None else self._reactor.seconds() + timeout
+        answer = self._within(timeout, self._try_servers(Upstream.send_request, spec, poem, ends_at, client))
+        return answer.addErrback(_with_poem, poem)
 
     def list_transforms(self, *, timeout: float | None = None) -> Deferred[dict[str, Any]]:
         """Fire with what ``xformd list-transforms --json`` prints for a server; fail as ``xform`` does."""

@@ -85,14 +85,16 @@ class Session(Protocol):
         """How many requests have no answer yet; a cancelled one counts until the server confirms it."""
         return len(self._in_flight) + len(self._cancelled) + len(self._waiting)
 
-    def send_request(self, spec: Spec, poem: bytes, ends_at: float | None = None) -> Deferred[bytes]:
-        """Send a poem; its caller stops waiting at ``ends_at``, by the clock.
+    def send_request(
+        self, spec: Spec, poem: bytes, ends_at: float | None = None, client: str | None = None
+    ) -> Deferred[bytes]:
+        """Send a poem, for a ``client`` of this program; its caller stops waiting at ``ends_at``, by the clock.
 
         Returns:
             A Deferred of the result. Cancelling it cancels the request at the server too. It fails with ``NotSent``
             if the server is known not to have run it.
         """
-        return self._enqueue(session.Request(self._next_id(), spec, poem), ends_at)
+        return self._enqueue(session.Request(self._next_id(), spec, poem, client=client), ends_at)
 
     def control(self, control: session.Control) -> Deferred[bytes]:
         """Send a control message, and return a Deferred of the answer."""

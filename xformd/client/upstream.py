@@ -77,7 +77,9 @@ class Upstream:
             self._connecting = Deferred.fromCoroutine(self._connect())
             self._connecting.addBoth(self._tell_openers)
 
-    async def send_request(self, patience_s: float | None, spec: Spec, poem: bytes, ends_at: float | None) -> bytes:
+    async def send_request(
+        self, patience_s: float | None, spec: Spec, poem: bytes, ends_at: float | None, client: str | None = None
+    ) -> bytes:
         """Send a poem in the dialect that the server speaks.
 
         Raises:
@@ -87,7 +89,7 @@ class Upstream:
         """
         session = await self._open(patience_s)
         if session is not None:
-            return await session.send_request(spec, poem, ends_at)
+            return await session.send_request(spec, poem, ends_at, client)
         self._classic_requests += 1
         try:
             return await classic.send_request(

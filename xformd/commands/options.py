@@ -20,7 +20,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 from xformd import __version__
 from xformd.config import TABLE
 from xformd.config.types import parse_duration, parse_size, parse_timeout
-from xformd.errors import ConfigError, InternalError, TransformFailed, XformError, one_line
+from xformd.errors import ConfigError, InternalError, NoSuchTransform, TransformFailed, XformError, one_line, printable
 from xformd.limits import Limits
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server, with_host
 
@@ -88,14 +88,20 @@ def open_standard_streams() -> None:
     sys.stderr = sys.__stderr__ = _error_stream(2)  # type: ignore[misc, assignment]  # plugins use either
 
 
+def print_line(line: str, file: TextIO | None = None) -> None:
+    """Print a line for a person. Names in it come from files, plugins and servers: no terminal may heed them."""
+    click.echo(printable(line), file=file)
+
+
 def print_error(message: str, prefix: str = "xformd: ") -> None:
     """Print one line on standard error."""
-    click.echo(prefix + one_line(message), err=True)
+    print_line(prefix + one_line(message), sys.stderr)
 
 
 def describe_locally(error: XformError) -> str:
     """Describe an error in full: unlike a server's client, the person who runs the transform may see what it raised."""
-    line = f"{error.code}: {error.message}"
+    # A server's clients are not told why a plugin has failed, and its log is.
+    line = f"{error.code}: {error.log_message if isinstance(error, NoSuchTransform) else error.message}"
     if isinstance(error, InternalError):
         return f"{line}; --traceback shows what went wrong"
     if isinstance(error, TransformFailed) and error.detail:
@@ -477,5 +483,5 @@ def run_server_without_plugins(make: "Callable[[Any], ListeningService]", serves
 
     prepare_to_serve(log_format)
     with isolated_plugin_output() as stdout:
-        announce = functools.partial(click.echo, file=stdout)
+        announce = functools.partial(print_line, file=stdout)
         run.run_server(make, lambda _, addresses: [*listening_lines(addresses), serves], announce)

@@ -1,7 +1,6 @@
 """``xformd list-transforms`` and ``xformd check``: what plugins offer, and whether their examples hold."""
 
 import contextlib
-import json
 import sys
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, TextIO
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 import attrs
 import click
 
+from xformd.commands import options
 from xformd.commands.options import Selected, describe_locally, isolated_plugin_output, plugin_options, report_slow
-from xformd.errors import ConfigError, XformError
+from xformd.errors import ConfigError, XformError, printable_json
 
 if TYPE_CHECKING:
     from xformd.config import Settings
@@ -53,20 +53,21 @@ def list_transforms(as_json: bool, server: str | None, selected: Selected) -> No
                 listed = list_here(settings)
         else:
             listed = run.run_until_done(ask(server))
-        click.echo(json.dumps(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
+        click.echo(printable_json(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
 
 
 def list_here(settings: "Settings") -> dict[str, Any]:
-    """Return what a server with these plugins would list."""
+    """Return what a server with these plugins would list, and why plugins failed, which is its operator's."""
     from twisted.internet import reactor
 
     from xformd.net import run
+    from xformd.plugins import listing
     from xformd.server.local import local_service
     from xformd.telemetry import logs
 
     async def describe() -> dict[str, Any]:
         async with local_service(settings, report_slow, reactor) as service:
-            return service.describe()
+            return listing.to_json(service.registry)
 
     logs.start()
     return run.run_until_done(describe())
@@ -201,7 +202,7 @@ async def _failure(service: "TransformService", transform: "Transform", example:
 
 def _report(verdict: Verdict, stdout: TextIO) -> None:
     for failure in verdict.failures:
-        click.echo(f"FAILED  {failure}", file=stdout)
+        options.print_line(f"FAILED  {failure}", stdout)
     if verdict.passed:
         examples = "1 example" if verdict.examples == 1 else f"{verdict.examples or 'no'} examples"
-        click.echo(f"ok      {verdict.subject}: {examples}", file=stdout)
+        options.print_line(f"ok      {verdict.subject}: {examples}", stdout)

@@ -1,7 +1,6 @@
 """``xformd serve`` and ``xformd config``, which shows the settings that ``serve`` with the same flags would use."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,10 @@ from xformd.commands.options import (
     log_format_option,
     plugin_flags,
     prepare_to_serve,
+    print_line,
     setting_option,
 )
+from xformd.errors import printable_json
 from xformd.net.defaults import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def serve(configuration: "Configuration") -> None:
       xformd serve --config /etc/xformd.toml --workers 4 --max-queue 100
     """
     with isolated_plugin_output() as stdout:
-        _run(configuration.settings, functools.partial(click.echo, file=stdout))
+        _run(configuration.settings, functools.partial(print_line, file=stdout))
 
 
 def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
@@ -107,6 +108,6 @@ def config(configuration: "Configuration", as_json: bool) -> None:
       xformd config --config xformd.toml --max-queue 100 --json
     """
     listed = [value.to_json() for value in configuration.values]
-    shown = json.dumps(listed, indent=2) if as_json else configuration.to_toml()
+    shown = printable_json(listed, indent=2) if as_json else configuration.to_toml()
     with isolated_plugin_output() as stdout:
         click.echo(shown, file=stdout)

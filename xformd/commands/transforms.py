@@ -21,6 +21,7 @@ from xformd.commands.options import (
     plugin_options,
     poem_options,
     print_error,
+    print_line,
     report_slow,
     server_options,
 )
@@ -71,7 +72,7 @@ def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
                 print_error(f"{error.code}: {error.message}")
                 status = status or error.exit_status
             else:
-                click.echo(f"{server}: {answer}", file=stdout)
+                print_line(f"{server}: {answer}", stdout)
         return status
 
     logs.start()

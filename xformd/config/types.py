@@ -240,9 +240,9 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, str):
-        # A JSON string is a TOML basic string, except that TOML requires DEL to be escaped.
-        readable = value.encode(errors="replace").decode()
-        return json.dumps(readable, ensure_ascii=False).replace("\x7f", "\\u007f")
+        # A JSON string is a TOML basic string, except that TOML requires DEL to be escaped; a terminal, more than that.
+        readable = json.dumps(value.encode(errors="replace").decode(), ensure_ascii=False)
+        return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in readable)
     return json.dumps(value)
 
 

@@ -5,6 +5,7 @@ from twisted.python.failure import Failure
 
 from xformd.dialects.interfaces import Connection
 from xformd.errors import XformError
+from xformd.runners import Caller
 from xformd.wire import classic, netstring
 
 
@@ -23,7 +24,7 @@ class ClassicHandler:
             self._refuse(error)
             return
         try:
-            result = connection.service.xform(request.spec, request.poem, timing=entry)
+            result = connection.service.xform(request.spec, request.poem, caller=Caller(connection.share), timing=entry)
         except XformError as error:
             self._refuse(error)
             return

@@ -36,6 +36,14 @@ class Connection(Protocol):
         """Whether the peer is a client of a Unix socket."""
 
     @property
+    def share(self) -> str:
+        """Whose part of the server its requests take."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the peer is a proxy that may say for whom it asks."""
+
+    @property
     def unread_bytes(self) -> int:
         """How much output waits for the peer to read it."""
 

@@ -18,14 +18,16 @@ from twisted.python.failure import Failure
 from xformd import __version__
 from xformd.dialects.interfaces import TURN_S, Connection
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TransformTimeout, XformError
+from xformd.net.connections import UNKNOWN, share_of
 from xformd.net.write_buffer import PART_BYTES
+from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S, Outcome
 from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.service import Service
 from xformd.wire import netstring, session
 
-Work = Callable[[], bytes | Deferred[bytes]]
+Work = Callable[..., bytes | Deferred[bytes]]
 """Finishes a request: returns its result, or raises an ``XformError``."""
 
 _COMMA = ord(",")
@@ -91,7 +93,7 @@ class SessionHandler:
 
     def output_drained(self) -> None:
         """Go on: the client has read everything."""
-        self._service.caller_has_room(self)
+        self._service.has_room(self)
         self._work()
 
     def expire(self) -> bool:
@@ -115,7 +117,7 @@ class SessionHandler:
         for running in [*self._in_flight.values()]:
             running.cancel()
 
-    # What the service asks (Caller).
+    # What the service asks (Reader).
 
     @property
     def takes_results(self) -> bool:
@@ -194,7 +196,8 @@ class SessionHandler:
         self._has_request_deadline = False
         self._send(b"".join(replies))
         if pending is not None:
-            self._start(*pending)
+            request_id, finish = pending
+            self._start(request_id, partial(finish, caller=self._caller()))
 
     def _has_room(self) -> bool:
         if len(self._in_flight) >= self._max_in_flight:
@@ -239,9 +242,23 @@ class SessionHandler:
             self._reject(message.id, ShuttingDown.not_started())
         else:
             timeout_s = None if message.timeout_ms is None else message.timeout_ms / 1000
-            work = partial(self._service.xform, message.spec, message.poem, timeout_s=timeout_s, caller=self)
+            work = partial(
+                self._service.xform,
+                message.spec,
+                message.poem,
+                timeout_s=timeout_s,
+                caller=self._caller(message.client),
+            )
             entry = self._connection.begin_entry(session_id=message.id)
             self._start(message.id, work if entry is None else partial(work, timing=entry))
+
+    def _caller(self, client: str | None = None) -> Caller:
+        """Return whom a request is for: a proxy that is trusted may name a client, or else it is the peer."""
+        share = self._connection.share
+        if client is not None and self._connection.is_trusted:
+            named = share_of(client)
+            share = named if named != UNKNOWN else f"{share}/{client}"  # a name that only the proxy knows
+        return Caller(share, self)
 
     def _start(self, request_id: int, work: Work) -> None:
         try:

@@ -33,7 +33,7 @@ class HttpDependencies:
     metrics: Metrics
     limits: Limits
     health: HealthEndpoints
-    render_metrics: Callable[[], bytes]
+    render_metrics: Callable[..., bytes]
     sites: Sites = attrs.field(factory=Sites)
     access_log: AccessLog | None = None
     netstring_address: Callable[[], str] = str
@@ -127,13 +127,14 @@ def make_application(dependencies: HttpDependencies) -> Application:
 def make_monitoring_application(dependencies: HttpDependencies) -> Application:
     """Return the application of ``--metrics``: the endpoints for monitoring, and nothing else."""
     hint = "this address has /metrics, /livez and /readyz only"
-    return Application(dependencies.sites, _monitoring_paths(dependencies), {}, hint, dependencies.access_log)
+    paths = _monitoring_paths(dependencies, names_shares=True)
+    return Application(dependencies.sites, paths, {}, hint, dependencies.access_log)
 
 
-def _monitoring_paths(dependencies: HttpDependencies) -> dict[bytes, Methods]:
+def _monitoring_paths(dependencies: HttpDependencies, **options: bool) -> dict[bytes, Methods]:
     def metrics(_: Request) -> Response:
         headers = header_lines((b"content-type", METRICS_MEDIA_TYPE), (b"cache-control", b"no-store"))
-        return Response(200, headers, dependencies.render_metrics())
+        return Response(200, headers, dependencies.render_metrics(**options))
 
     health = dependencies.health
     return {b"/metrics": {"GET": metrics}, b"/livez": {"GET": health.live}, b"/readyz": {"GET": health.ready}}

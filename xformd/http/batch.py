@@ -19,6 +19,7 @@ from xformd.http import problems, requests
 from xformd.http.messages import BodyWriter, Request, Response, TakeBody, header_lines
 from xformd.limits import Limits
 from xformd.net.write_buffer import PART_BYTES
+from xformd.runners import Caller
 from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.spec import Spec, parse_readable
@@ -115,6 +116,7 @@ class _Lines:
     def __init__(self, endpoint: BatchEndpoint, request: Request, body: bytes, timeout_s: float | None) -> None:
         self._service, self._metrics, self._max_running = endpoint.service, endpoint.metrics, endpoint.max_running
         self._request = request  # whose id they have in the log
+        self._caller = Caller(request.caller.share, self)
         self._unread = enumerate(split_lines(body))
         self._timeout_s = timeout_s  # how long the client waits for each
         self._running: set[Deferred[bytes]] = set()
@@ -138,7 +140,7 @@ class _Lines:
 
     def resume(self) -> None:
         """See ``BodyStream.resume``."""
-        self._service.caller_has_room(self)
+        self._service.has_room(self)
         self._work()
 
     def cancel(self) -> None:
@@ -195,7 +197,7 @@ class _Lines:
             self._finish(encode_error(index, error, request.id))
             return
         try:
-            result = self._service.xform(spec, poem, timeout_s=self._timeout_s, caller=self, timing=timing)
+            result = self._service.xform(spec, poem, timeout_s=self._timeout_s, caller=self._caller, timing=timing)
         except XformError as error:
             self._finish(encode_error(index, error, request.id))
             return

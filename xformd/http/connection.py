@@ -15,7 +15,7 @@ from xformd.dialects.interfaces import TURN_S, Connection
 from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import Application
-from xformd.http.forwarded import UNIX, ForwardedRequests, Source, TrustedProxies
+from xformd.http.forwarded import ForwardedRequests, Source, TrustedProxies
 from xformd.http.messages import (
     CONTINUE,
     LAST_CHUNK,
@@ -252,10 +252,10 @@ class HttpHandler:
 
     def _find_source(self, headers: Mapping[bytes, bytes]) -> Source:
         """Return who sent a request: the peer, for all that come on this connection, unless that is a trusted proxy."""
-        peer, proxies = self._connection.peer, self._forwarded.proxies
-        if proxies.trusts(UNIX if self._connection.is_local else peer):
-            return proxies.read(peer, headers)
-        self._source = Source(peer)
+        peer = self._connection.peer
+        if self._connection.is_trusted:
+            return self._forwarded.proxies.read(peer, headers)
+        self._source = Source(peer, share=self._connection.share)
         return self._source
 
     def _respond_within_limit(self, request: Request) -> Response | TakeBody:
@@ -478,6 +478,7 @@ class HttpFactory(TransformFactory):
         proxies: TrustedProxies | None = None,
     ) -> None:
         self._idle_connections = IdleConnections()
+        proxies = proxies or TrustedProxies()
         super().__init__(
             service,
             limits,
@@ -486,9 +487,9 @@ class HttpFactory(TransformFactory):
             metrics=metrics,
             make_handler=self._make_handler,
             access_log=application.access_log,
+            trusts=proxies.trusts,
         )
         self._application = application
-        proxies = proxies or TrustedProxies()
         self._forwarded = ForwardedRequests(proxies, limits.max_connections_per_peer)
         self.connections = Connections(limits, is_uncounted=proxies.trusts)
 

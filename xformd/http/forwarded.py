@@ -44,11 +44,13 @@ class Source:
         client: its IP address; None for a client of a Unix socket, or one that a PROXY header does not name.
         hosts: the hosts that it asked for, as the proxies name them. Where there are several, one may be made up.
         prefix: what a proxy took off the front of the path, such as ``/xformd``; else empty.
+        share: whose part of the server it takes; empty for that of the client's address.
     """
 
     client: str | None
     hosts: tuple[bytes, ...] = ()
     prefix: str = ""
+    share: str = ""
 
 
 class TrustedProxies:

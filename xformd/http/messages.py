@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 from twisted.internet.defer import Deferred
 
 from xformd.http.forwarded import Source
+from xformd.net.connections import share_of
+from xformd.runners import Caller
 from xformd.spec import Spec
 from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import OK
@@ -60,6 +62,11 @@ class Request:
     def client(self) -> str | None:
         """The address of the client, also behind trusted proxies; None if it has no IP address."""
         return self.source.client
+
+    @property
+    def caller(self) -> Caller:
+        """Whom it is for."""
+        return Caller(self.source.share or share_of(self.client))
 
     @property
     def client_path(self) -> str:

@@ -153,7 +153,9 @@ class TransformEndpoint:
         self, request: Request, wanted: TransformRequest, poem: bytes, timeout_s: float | None, more: bytes = b""
     ) -> Response | Deferred[Response]:
         """Run any request."""
-        result = self._service.xform(wanted.spec, poem, timeout_s=timeout_s, timing=request.timing)
+        result = self._service.xform(
+            wanted.spec, poem, timeout_s=timeout_s, caller=request.caller, timing=request.timing
+        )
         return _respond_with(result, wanted, request.timing, more)
 
     def _look_up(self, request: Request, options: Mapping[str, str]) -> TransformRequest:

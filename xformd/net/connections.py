@@ -4,10 +4,12 @@ Invariant: nothing is remembered about a peer without an open connection. A peer
 socket have none, and only ``max_connections`` limits them, as it does those of a proxy that is trusted to name its own.
 """
 
+import functools
 import itertools
 import select
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Generic, Literal, Protocol, TypeVar
 
 import attrs
@@ -21,6 +23,9 @@ DISCONNECT_POLL_S = 0.5
 
 EVICTION_CANDIDATES = 8
 """How many of the longest idle connections to check for unread input before one is evicted."""
+
+UNKNOWN = "unknown"
+"""The share of peers without an address, such as those that a PROXY header does not name."""
 
 Connection = TypeVar("Connection")
 
@@ -45,6 +50,20 @@ class ConnectionLimitReached:
 
     kind: Literal["total", "peer"]
     reason: str
+
+
+@functools.lru_cache(maxsize=1_024)
+def share_of(peer: str | None) -> str:
+    """Return whose part of a server a peer takes: its IP address, of IPv6 its /64, which is one customer's."""
+    try:
+        address = ip_address(peer or "")
+    except ValueError:
+        return UNKNOWN
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            return f"{ip_network((int(address) >> 64 << 64, 64))}"
+        address = address.ipv4_mapped
+    return str(address)
 
 
 class RefusalLog(RateLimitedLog):

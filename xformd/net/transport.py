@@ -9,6 +9,7 @@ system takes.
 import contextlib
 import errno
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,15 @@ def detect_loss(transport: Any, timeout_s: float, segment_s: float = 0.0) -> Non
     for name, value in options.items():
         if (option := getattr(socket, f"TCP_{name}", None)) is not None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def peer_uid(transport: Any) -> int:
+    """Return the user id of the process at the other end of a Unix socket (unix(7), SO_PEERCRED); -1 if unknown."""
+    connection, option = getattr(transport, "socket", None), getattr(socket, "SO_PEERCRED", None)
+    if not isinstance(connection, socket.socket) or option is None:
+        return -1
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, option, 12))
+    return int(uid)
 
 
 @implementer(IReadWriteDescriptor)

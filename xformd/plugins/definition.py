@@ -111,8 +111,8 @@ class Transform:
             try:
                 converted[name] = known[name].convert(text)
             except ValueError:
-                message = f"{self.name}: option {name!r} takes {known[name].takes}, not {text[:80]!r}"
-                raise BadOptions(message) from None
+                rule = f"{self.name}: option {name!r} takes {known[name].takes}"
+                raise BadOptions(f"{rule}, not {text[:80]!r}", log_message=rule) from None
         for option in self.options:
             if option.required and option.name not in converted:
                 raise BadOptions(f"{self.name} needs the option {option.name!r}: {option.takes}")

@@ -1,7 +1,7 @@
 """A Registry as JSON for programs, back from that JSON, and as a table for people.
 
 The JSON's shape is a promise: ``docs/cli.md`` describes it, and fields are added but never renamed. Invariant: it
-names no file, because servers send it to their clients.
+names no file, because servers send it to their clients; ``public`` leaves out what they may not learn.
 
 A server imports only the plugins whose transforms it runs itself: it makes its registry from a worker's listing.
 """
@@ -45,6 +45,14 @@ def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, 
             for conflict in registry.conflicts
         ],
     }
+
+
+def public(listed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a listing for clients. Why a plugin failed is the operator's: it may quote a path or a password."""
+    withheld = {"reason": "", "import_time_ms": 0.0}
+    told = ("active", "blocked", "loading")  # whose reasons are our own words
+    plugins = [each if each.get("state") in told else {**each, **withheld} for each in listed["plugins"]]
+    return {**listed, "plugins": plugins}
 
 
 def _transform_to_json(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
@@ -223,7 +231,7 @@ def _notes(listed: Mapping[str, Any]) -> Iterable[str]:
             yield f"quarantined: transform {transform['name']}: it killed its worker too often"
     for plugin in listed["plugins"]:
         if plugin["state"] != "active" and plugin["reason"] != NOT_SELECTED:
-            yield f"{plugin['state']}: plugin {_label(plugin)}: {plugin['reason']}"
+            yield f"{plugin['state']}: plugin {_label(plugin)}: {plugin['reason'] or 'see the log of the server'}"
     if others := [_label(plugin) for plugin in listed["plugins"] if plugin["reason"] == NOT_SELECTED]:
         yield f"blocked: {NOT_SELECTED}: {', '.join(others)}"
     for conflict in listed["conflicts"]:

@@ -102,7 +102,7 @@ def _load_one(
 
 
 def _transforms_of(candidate: Candidate) -> tuple[Transform, ...]:
-    # The reason is sent to clients too, so it holds a loose file's name and not its path.
+    # A loose file's name says which it is; its path would only make the line long.
     with _failing(f"import of {candidate.distribution if candidate.is_loose else candidate.source}"):
         module = candidate.load()
     return _validate(_call_hook(candidate, module))

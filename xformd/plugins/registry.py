@@ -157,8 +157,11 @@ class Registry:
             raise Unavailable(f"no transform {name!r} here yet: {missing}", retry_after_ms=RETRY_AFTER_LOADING_MS)
         nearest = _nearest(name, tuple(self.entries)) if is_valid_name(name) else None  # a long one is not remembered
         advice = [f"did you mean {nearest!r}?"] if nearest else []
-        advice += [f"plugin {plugin.label} failed: {plugin.reason}" for plugin in self.with_state("failed")[:1]]
-        raise NoSuchTransform(f"no transform {name!r} here; {' '.join(advice) or SEE_LIST}")
+        failed = self.with_state("failed")[:1]
+        advice += [f"plugin {plugin.label} failed" for plugin in failed]
+        message = f"no transform {name!r} here; {' '.join(advice) or SEE_LIST}"
+        reason = "".join(f": {plugin.reason}" for plugin in failed)  # not for clients
+        raise NoSuchTransform(message, log_message=message + reason)
 
     @property
     def missing(self) -> str:

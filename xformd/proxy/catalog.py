@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from xformd.client import TransformProxy
 from xformd.errors import XformError
+from xformd.plugins.listing import public
 from xformd.spec import Spec
 
 LIST_TIMEOUT_S = 5.0
@@ -64,7 +65,7 @@ class Catalog:
         Raises:
             ValueError: it is not a listing.
         """
-        checked = check(listing)
+        checked = public(check(listing))  # older servers tell why a plugin failed
         is_new = upstream not in self._listings
         self._listings[upstream] = checked
         self._changes += 1

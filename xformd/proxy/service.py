@@ -9,8 +9,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+import attrs
 from cachetools import LRUCache
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
@@ -35,9 +36,10 @@ from xformd.errors import (
 from xformd.limits import MIB, Limits
 from xformd.net.deadline import within
 from xformd.proxy.catalog import Catalog, CatalogPoller
-from xformd.runners import Caller
+from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
 from xformd.runners.inline import Outcome
+from xformd.runners.shares import FairQueue
 from xformd.spec import SHORT_CHARACTERS, Spec, SpecCache
 from xformd.telemetry.timing import RequestTiming
 from xformd.wire import session
@@ -58,6 +60,30 @@ CLOSE_TIMEOUT_S = 1.0
 """An upstream that does not answer must not keep the proxy from stopping."""
 
 RETRY_AFTER_MS = 1_000
+
+
+@attrs.frozen
+class _Missed:
+    """A poem whose result is not in the cache."""
+
+    poem: bytes
+
+
+@attrs.define(eq=False)
+class _Question:
+    """A request to an upstream, made or waiting."""
+
+    cancel: Callable[["_Question"], None]
+    caller: Caller
+    spec: Spec
+    poem: bytes
+    ends_at: float | None  # by the clock, if the upstream should heed that
+    answer: Deferred[bytes] = attrs.field(init=False)
+    asked: Deferred[bytes] | None = None
+    is_admitted: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        self.answer = Deferred(lambda _: self.cancel(self))
 
 
 class CachingTransformService:
@@ -123,7 +149,11 @@ class CachingTransformService:
         self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache(self._make_key_prefix)
         self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
         self._in_flight = RequestsInFlight()
+        self._max_asking = limits.max_in_flight * len(upstreams)
         self._asking = 0
+        self._queue: FairQueue[_Question] = FairQueue(
+            limits.max_queue, limits.max_queue_bytes, max_running=max(1, self._max_asking * 3 // 4)
+        )
 
     def start(self) -> Deferred[Any]:
         """Ask the upstreams what they have; fires when each has answered or failed."""
@@ -157,12 +187,16 @@ class CachingTransformService:
         """Return nothing: a proxy loads no plugin."""
         return ""
 
-    def caller_has_room(self, caller: Caller) -> None:
-        """Do nothing: the upstreams decide when a request begins."""
+    def has_room(self, reader: Reader) -> None:
+        """See ``Service.has_room``."""
+        self._queue.has_room(reader)
+        self._ask_next()
 
-    def xform(self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, **_: object) -> bytes | Deferred[bytes]:
+    def xform(
+        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller = PROGRAM, **_: object
+    ) -> bytes | Deferred[bytes]:
         """Return the result from the cache, or ask an upstream; see ``Service.xform``."""
-        return self._answer(self._key_prefixes[spec], spec, poem, timeout_s)
+        return self._answer(self._key_prefixes[spec], spec, poem, timeout_s, caller)
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
@@ -175,29 +209,35 @@ class CachingTransformService:
         if not isinstance(request, session.Request) or (key_prefix := self._key_prefixes[request.spec]) is None:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
-        return PreparedCall(
-            lambda poem: self._answer(key_prefix, request.spec, poem, timeout_s), self._finish_call, _never
-        )
 
-    def _finish_call(self, outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:
-        del timing  # the upstream has one
-        if isinstance(outcome, Failure):
-            if isinstance(outcome.value, XformError):
-                raise outcome.value
-            raise internal_error(outcome)
-        if isinstance(outcome, bytes) and len(outcome) > self.max_result_bytes:
+        def run(poem: bytes) -> Any:
+            try:
+                found = self._results.fresh(key_prefix + self._digest(poem))
+            except Exception:
+                found = None  # as ``_answer`` logs
+            return _Missed(poem) if found is None else found
+
+        def finish_call(
+            outcome: Outcome | _Missed, timing: RequestTiming | None = None, *, caller: Caller = PROGRAM
+        ) -> bytes | Deferred[bytes]:
+            del timing  # the upstream has one
+            if isinstance(outcome, _Missed):
+                return self._answer(key_prefix, request.spec, outcome.poem, timeout_s, caller)
+            if not isinstance(outcome, bytes):
+                raise internal_error(cast(Failure, outcome))
             raise TooLarge(f"the result has {len(outcome)} bytes; the limit is {self.max_result_bytes} bytes")
-        return outcome
+
+        return PreparedCall(run, finish_call, _never)
 
     def _answer(
-        self, key_prefix: bytes | None, spec: Spec, poem: bytes, timeout_s: float | None
+        self, key_prefix: bytes | None, spec: Spec, poem: bytes, timeout_s: float | None, caller: Caller
     ) -> bytes | Deferred[bytes]:
         limit_s = self._limits.transform_timeout_s
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         if key_prefix is None:
-            return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001)), allowed_s)
+            return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001), caller), allowed_s)
         # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
-        result = self._look_up(key_prefix, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem)))
+        result = self._look_up(key_prefix, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem, caller)))
         return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
 
     def _look_up(self, key_prefix: bytes, poem: bytes, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
@@ -218,25 +258,49 @@ class CachingTransformService:
             kept = self._digests[mark] = poem, hashlib.sha256(poem).digest()
         return kept[1]
 
-    async def _ask_again(self, spec: Spec, poem: bytes) -> bytes:
+    async def _ask_again(self, spec: Spec, poem: bytes, caller: Caller) -> bytes:
         """Ask an upstream, and once more if the connection is lost: running a deterministic transform twice is safe."""
         try:
-            return await self._ask(spec, poem, None)
+            return await self._ask(spec, poem, None, caller)
         except RequestRefused:
             raise
         except ConnectionLost:
-            return await self._ask(spec, poem, None)
+            return await self._ask(spec, poem, None, caller)
 
-    def _ask(self, spec: Spec, poem: bytes, timeout_s: float | None) -> Deferred[bytes]:
-        if self._asking >= self._limits.max_queue:
-            message = f"{self._asking} requests are waiting for the upstreams; ask again"
-            raise Busy(message, retry_after_ms=RETRY_AFTER_MS)
-        self._asking += 1
-        return self._upstreams.xform(str(spec), poem, timeout=timeout_s).addBoth(self._note_answered)
+    def _ask(self, spec: Spec, poem: bytes, timeout_s: float | None, caller: Caller) -> Deferred[bytes]:
+        ends_at = None if timeout_s is None else self._reactor.seconds() + timeout_s
+        question = _Question(self._cancel, caller, spec, poem, ends_at)
+        for each in self._queue.put(question):
+            message = f"{self._asking + len(self._queue)} requests are waiting for the upstreams; ask again"
+            error = Busy(message, retry_after_ms=RETRY_AFTER_MS)
+            if each is question:
+                raise error
+            each.answer.errback(error)
+        self._ask_next()
+        return question.answer
 
-    def _note_answered(self, outcome: Any) -> Any:
+    def _ask_next(self) -> None:
+        """Ask what may be asked: of many requests those that wait do so here, where the clients take turns."""
+        now = self._reactor.seconds()
+        while self._asking < self._max_asking and (question := self._queue.first(now)) is not None:
+            self._queue.remove(question)
+            self._asking += 1
+            charged_s = self._queue.started(question)
+            timeout_s = None if question.ends_at is None else max(0.001, question.ends_at - now)
+            client = question.caller.share or None
+            question.asked = self._upstreams.forward(question.spec, question.poem, client, timeout=timeout_s)
+            question.asked.addBoth(self._note_answered, question, charged_s, now)
+
+    def _note_answered(self, outcome: Any, question: "_Question", charged_s: float, asked_at: float) -> None:
         self._asking -= 1
-        return outcome
+        self._queue.ended(question, charged_s, self._reactor.seconds() - asked_at)
+        if not question.answer.called:
+            question.answer.callback(outcome)
+        self._ask_next()
+
+    def _cancel(self, question: "_Question") -> None:
+        if not self._queue.remove(question) and question.asked is not None:
+            question.asked.cancel()  # which answers it
 
     def _in_time(self, work: Deferred[bytes], allowed_s: float) -> Deferred[bytes]:
         def too_late() -> XformError:
@@ -250,11 +314,14 @@ class CachingTransformService:
         error = failure.value
         if isinstance(error, NoSuchTransform):
             self._poller.look_soon()
+            message, failed, _ = error.message.partition(" failed: ")  # why a plugin did, from an older server
+            return Failure(NoSuchTransform(message + failed.removesuffix(": "), log_message=error.log_message))
         if isinstance(error, RequestRefused):
-            return Failure(TransformFailed(error.message))
+            return Failure(TransformFailed(error.message, log_message=error.log_message))
         # These errors are about the connection to the upstream, neither about the request nor about the client's own.
         if isinstance(error, XformError) and (error.http_status is None or isinstance(error, ShuttingDown | BadFrame)):
-            return Failure(Unavailable(error.message, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS))
+            wait_ms = error.retry_after_ms or RETRY_AFTER_MS
+            return Failure(Unavailable(error.message, retry_after_ms=wait_ms, log_message=error.log_message))
         return failure
 
     def _make_key_prefix(self, spec: Spec) -> bytes | None:

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from xformd.errors import Cancelled, InternalError, ShuttingDown, XformError
 from xformd.plugins import listing
 from xformd.plugins.registry import Registry
-from xformd.runners import Caller, Runner
+from xformd.runners import PROGRAM, Caller, Reader, Runner
 from xformd.runners.calls import Call, prepare
 from xformd.runners.inline import InlineRunner, Run
 from xformd.runners.policy import LONG_POEM_BYTES, Placement, Quarantine
@@ -41,7 +41,7 @@ class Stage:
     def run(
         self,
         poem: bytes,
-        caller: Caller | None = None,
+        caller: Caller = PROGRAM,
         *,
         is_admitted: bool = False,
         timing: RequestTiming | None = None,
@@ -52,7 +52,7 @@ class Stage:
 
 
 FinishCall = Callable[..., bytes | Deferred[bytes]]
-"""Finishes a call whose transform has run: takes the outcome, and the timing if there is one."""
+"""Finishes a call whose transform has run: takes the outcome, the timing if there is one, and the ``caller``."""
 
 
 @attrs.frozen(eq=False)
@@ -170,8 +170,8 @@ class Generation:
         return plans.get(spec) or plans.remember(spec, self._make_plan(spec, poem_bytes))
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``xformd list-transforms --json`` prints."""
-        return listing.to_json(self.registry, self._quarantine.names)
+        """Return what ``xformd list-transforms --json --server`` prints; ``listing.to_json`` has all of it."""
+        return listing.public(listing.to_json(self.registry, self._quarantine.names))
 
     def listing(self) -> bytes:
         """Return the same as JSON, written anew only when the quarantine has changed."""
@@ -191,10 +191,10 @@ class Generation:
         """The names of the transforms in quarantine."""
         return self._quarantine.names
 
-    def caller_has_room(self, caller: Caller) -> None:
-        """Start work that waited until its caller had room for a result."""
+    def has_room(self, reader: Reader) -> None:
+        """Start work that waited until its reader had room for a result."""
         if self._workers is not None:
-            self._workers.caller_has_room(caller)
+            self._workers.has_room(reader)
 
     def _make_plan(self, spec: Spec, poem_bytes: int) -> list[Stage]:
         calls = [prepare(step, self.registry) for step in spec.steps]

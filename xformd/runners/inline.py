@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from xformd.errors import XformError
 from xformd.net.deadline import within
 from xformd.plugins.definition import Transform
-from xformd.runners import Caller
+from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.calls import Call, explain, is_expected, too_large, took_too_long
 from xformd.runners.failures import FailureLog
 from xformd.telemetry.rate_limited import RateLimitedLog
@@ -57,7 +57,7 @@ class InlineRunner:
         self,
         calls: Sequence[Call],
         poem: bytes,
-        caller: Caller | None = None,
+        caller: Caller = PROGRAM,
         *,
         is_admitted: bool = False,
         timing: RequestTiming | None = None,
@@ -79,7 +79,7 @@ class InlineRunner:
             outcome = end_timing(timing, outcome)
         return self.finish_call(call, outcome, timing)
 
-    def caller_has_room(self, caller: Caller) -> None:
+    def has_room(self, reader: Reader) -> None:
         """Nothing ever waits here."""
 
     def finish_call(self, call: Call, outcome: Outcome, timing: RequestTiming | None = None) -> bytes | Deferred[bytes]:

@@ -17,9 +17,15 @@ from xformd.plugins.registry import Registry
 MAX_DEATHS = 5
 """A transform that kills this many workers within ``DEATH_WINDOW_S`` is quarantined."""
 
+MAX_DEATHS_BY_ONE = 2
+"""Of the deaths that one share causes, so many count towards the quarantine for everybody."""
+
 DEATH_WINDOW_S = 60.0
 QUARANTINE_S = 30.0
 """How long a quarantine lasts before one request may try again."""
+
+MAX_TERMS = 100
+"""A transform that is in quarantine for so many peers or sizes is so for everybody."""
 
 LONG_POEM_BYTES = 64 * 1024
 """What runs in the reactor gets no longer poem: built-in transforms take up to 15 ms for one, and 1.7 s for 10 MiB."""
@@ -65,73 +71,131 @@ class Placement:
                     raise ConfigError(reason, setting=setting)
 
 
+@attrs.frozen
+class Scope:
+    """Which requests a quarantine is for: those of one share alone, or for long poems alone, where others are innocent.
+
+    Args:
+        share: whose; None for everybody's.
+        min_bytes: the shortest poem.
+    """
+
+    share: str | None = None
+    min_bytes: int = 0
+
+    def covers(self, share: str, poem_bytes: int) -> bool:
+        """Whether a request is among them."""
+        return self.share in (None, share) and poem_bytes >= self.min_bytes
+
+    def __str__(self) -> str:
+        """Return what follows "in quarantine" in the log."""
+        words = f" for {self.share}" if self.share else ""
+        return f"{words} for poems of {self.min_bytes} bytes and more" if self.min_bytes else words
+
+
+EVERYBODY = Scope()
+
+
+@attrs.define
+class _Term:
+    """One quarantine."""
+
+    until: float
+    is_on_trial: bool = False  # a request is running, and its outcome decides
+
+
 @attrs.define
 class _Record:
-    """The deaths of workers that one transform has caused."""
+    """The deaths of workers that one transform has caused: when, whose request it was, and the length of its poem."""
 
-    deaths: deque[float] = attrs.field(factory=lambda: deque(maxlen=MAX_DEATHS))
-    until: float | None = None  # None: not in quarantine
-    is_on_trial: bool = False  # a request is running, and its outcome decides
+    deaths: deque[tuple[float, str, int]] = attrs.field(factory=lambda: deque(maxlen=20 * MAX_DEATHS))
+    terms: dict[Scope, _Term] = attrs.field(factory=dict)
+
+    def scope(self, now: float, share: str) -> Scope | None:
+        """Return which requests to quarantine after a death that a share has caused; None if there were too few."""
+        sizes: dict[str, list[int]] = {}
+        for died_at, by, poem_bytes in self.deaths:
+            if now - died_at <= DEATH_WINDOW_S:
+                sizes.setdefault(by, []).append(poem_bytes)
+        # A program's own requests are no share of somebody's: all of them count.
+        counted = (each[-MAX_DEATHS_BY_ONE:] if by else each for by, each in sizes.items())
+        everybodys = [poem_bytes for each in counted for poem_bytes in each]
+        own = sizes[share][-MAX_DEATHS:]
+        if len(everybodys) < MAX_DEATHS and len(own) < MAX_DEATHS:
+            return None
+        if len(self.terms) >= MAX_TERMS:
+            return EVERYBODY
+        return Scope(None, _long(everybodys)) if len(everybodys) >= MAX_DEATHS else Scope(share, _long(own))
+
+
+def _long(sizes: list[int]) -> int:
+    return min(sizes) if min(sizes) > LONG_POEM_BYTES else 0
 
 
 class Quarantine:
     """Tracks which transforms kill workers, and keeps those that do it too often from running for a while.
 
-    A transform that has never killed one has no record.
+    A transform that has never killed one has no record. What one peer does, and what long poems do, is no reason to
+    refuse others: they are refused once they too have killed workers.
     """
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
 
-    def wait_s(self, name: str, now: float) -> float | None:
-        """Return how many seconds a transform must still wait; None if it may run now."""
-        record = self._records.get(name)
-        if record is None or record.until is None:
-            return None
-        if record.is_on_trial:
-            return QUARANTINE_S
-        return record.until - now if record.until > now else None
+    def wait_s(self, name: str, now: float, share: str = "", poem_bytes: int = 0) -> float | None:
+        """Return how many seconds a transform must still wait for a request; None if it may run now."""
+        terms = self._terms(name, share, poem_bytes)
+        waits = (QUARANTINE_S if term.is_on_trial else term.until - now for term in terms)
+        return max((wait_s for wait_s in waits if wait_s > 0), default=None)
 
-    def begin(self, name: str) -> None:
-        """Note that a transform runs now. If it is in quarantine, this run is its trial."""
-        if (record := self._records.get(name)) is not None and record.until is not None:
-            record.is_on_trial = True
+    def begin(self, name: str, now: float, share: str = "", poem_bytes: int = 0) -> None:
+        """Note that a transform runs now. If the time of its quarantine is over, this run is its trial."""
+        for term in self._terms(name, share, poem_bytes):
+            term.is_on_trial = term.is_on_trial or term.until <= now
 
-    def died(self, name: str, now: float) -> bool:
+    def died(self, name: str, now: float, share: str = "", poem_bytes: int = 0) -> Scope | None:
         """Note that a transform has killed its worker.
 
         Returns:
-            Whether that begins or renews a quarantine.
+            For which requests that begins or renews a quarantine; None if it does not.
         """
         record = self._records.setdefault(name, _Record())
-        record.deaths.append(now)
-        is_full = len(record.deaths) == MAX_DEATHS and now - record.deaths[0] <= DEATH_WINDOW_S
-        if not is_full and not record.is_on_trial:
-            return False
-        record.until, record.is_on_trial = now + QUARANTINE_S, False
-        return True
+        record.deaths.append((now, share, poem_bytes))
+        tried = [scope for scope, term in record.terms.items() if term.is_on_trial and scope.covers(share, poem_bytes)]
+        begun = record.scope(now, share)
+        for scope in (*tried, *([] if begun is None else [begun])):
+            record.terms[scope] = _Term(now + QUARANTINE_S)
+        return begun if begun is not None else next(iter(tried), None)
 
-    def survived(self, name: str) -> bool:
+    def survived(self, name: str, share: str = "", poem_bytes: int = 0) -> bool:
         """Note that a run has ended with a result or an error, and the worker is alive.
 
         Returns:
             Whether that ends a quarantine.
         """
-        record = self._records.get(name)
-        if record is None or not record.is_on_trial:
+        if (record := self._records.get(name)) is None:
             return False
-        del self._records[name]
-        return True
+        ended = [scope for scope, term in record.terms.items() if term.is_on_trial and scope.covers(share, poem_bytes)]
+        for scope in ended:
+            del record.terms[scope]
+        if ended and not record.terms:
+            del self._records[name]
+        return bool(ended)
 
-    def undecided(self, name: str) -> None:
+    def undecided(self, name: str, share: str = "", poem_bytes: int = 0) -> None:
         """Note that a run was given up before its outcome was known: the next one is the trial."""
-        if (record := self._records.get(name)) is not None:
-            record.is_on_trial = False
+        for term in self._terms(name, share, poem_bytes):
+            term.is_on_trial = False
 
     @property
     def names(self) -> frozenset[str]:
-        """The transforms in quarantine."""
-        return frozenset(name for name, record in self._records.items() if record.until is not None)
+        """The transforms in quarantine for everybody."""
+        return frozenset(name for name, record in self._records.items() if EVERYBODY in record.terms)
+
+    def _terms(self, name: str, share: str, poem_bytes: int) -> list[_Term]:
+        if (record := self._records.get(name)) is None:
+            return []
+        return [term for scope, term in record.terms.items() if scope.covers(share, poem_bytes)]
 
 
 def why_worn(jobs: int, growth_bytes: int, limits: Limits) -> str:

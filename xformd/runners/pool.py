@@ -4,7 +4,6 @@ Invariant: a worker runs one job at a time, every job is answered once, and what
 job is harmed.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import attrs
@@ -15,11 +14,12 @@ from twisted.python.failure import Failure
 
 from xformd.errors import Busy, ShuttingDown, TransformDied, TransformFailed, Unavailable, XformError
 from xformd.limits import Limits
-from xformd.runners import Caller, policy
+from xformd.runners import PROGRAM, Caller, Reader, policy
 from xformd.runners.calls import Call, name_in_log, took_too_long
 from xformd.runners.failures import FailureLog
 from xformd.runners.launcher import Launcher
 from xformd.runners.policy import MAX_DEATHS, Quarantine
+from xformd.runners.shares import JOB_BYTES, FairQueue
 from xformd.runners.supervisor import SelfTest, Supervisor, WorkerSlot
 from xformd.spec import Spec
 from xformd.telemetry.status import WorkerHistory
@@ -32,6 +32,12 @@ LONG_BYTES = 64 * 1024
 With 40 results of 5 MB that nobody read, a server then grew by 15 MB instead of 25."""
 
 
+class JobResult(Deferred[bytes]):
+    """The result of a job, which knows whether that has begun."""
+
+    has_begun = False
+
+
 @attrs.define(eq=False)
 class PoolJob:
     """Consecutive steps for one worker, from the queue to their result."""
@@ -39,17 +45,22 @@ class PoolJob:
     pool: "WorkerPool"
     calls: Sequence[Call]
     poem: bytes
-    caller: Caller | None = None  # the connection that asked; None if it sends one request at a time
+    caller: Caller = PROGRAM
+    is_admitted: bool = False
     timing: RequestTiming | None = None
-    result: Deferred[bytes] = attrs.field(init=False)
+    poem_bytes: int = attrs.field(init=False)
+    result: JobResult = attrs.field(init=False)
     slot: WorkerSlot | None = None  # the worker that runs it; None while it waits
     step: int = 0  # the index of the one that runs
     started_at: float = 0.0  # when it got its worker, in seconds
+    started_cpu_s: float = 0.0  # what its worker had used then
+    charged_s: float = 0.0  # to its share, in advance
     timer: IDelayedCall | None = None  # ends it at the time limit of the step that runs
     detail: str = ""  # what the last step has raised, for the person who runs it in a process of their own
 
     def __attrs_post_init__(self) -> None:
-        self.result = Deferred(lambda _: self.pool.give_up(self, "its job was cancelled"))
+        self.poem_bytes = len(self.poem)
+        self.result = JobResult(lambda _: self.pool.give_up(self, "its job was cancelled"))
 
     @property
     def call(self) -> Call:
@@ -72,7 +83,7 @@ class PoolJob:
             return
         self.pool.note_survival(self)
         self.step = step
-        self.pool.start_timer(self)
+        self.pool.begin_step(self)
 
     def raised(self, raised: SafeTraceback) -> None:
         """Log it; the caller gets the refusal that follows."""
@@ -112,66 +123,6 @@ class PoolJob:
         self.settle(Failure(TransformDied(message)))
 
 
-class FairQueue:
-    """One FIFO per caller; callers take turns, so that one with much work does not hold up the others.
-
-    A job without a caller takes a turn of its own. Callers without room for a result are set aside. Every operation,
-    removal included, is O(1).
-    """
-
-    def __init__(self) -> None:
-        self._fifos: OrderedDict[object, OrderedDict[PoolJob, None]] = OrderedDict()  # the next caller's first
-        self._set_aside: dict[object, OrderedDict[PoolJob, None]] = {}
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def put(self, job: PoolJob) -> None:
-        """Add a job to its caller's FIFO."""
-        key = job if job.caller is None else job.caller
-        fifos = self._set_aside if key in self._set_aside else self._fifos
-        fifos.setdefault(key, OrderedDict())[job] = None
-        self._length += 1
-
-    def first(self) -> PoolJob | None:
-        """Return the next job whose caller has room, and leave it in the queue."""
-        while self._fifos:
-            key, fifo = next(iter(self._fifos.items()))
-            job = next(iter(fifo))
-            if job.caller is None or job.caller.takes_results:
-                return job
-            self._set_aside[key] = self._fifos.pop(key)
-        return None
-
-    def remove(self, job: PoolJob) -> bool:
-        """Remove a job, wherever it is, and move its caller to the end; return whether it was there."""
-        key = job if job.caller is None else job.caller
-        for fifos in (self._fifos, self._set_aside):
-            fifo = fifos.get(key)
-            if fifo is not None and job in fifo:
-                del fifo[job]
-                del fifos[key]
-                if fifo:
-                    fifos[key] = fifo
-                self._length -= 1
-                return True
-        return False
-
-    def caller_has_room(self, caller: Caller) -> None:
-        """Queue again what was set aside for want of room."""
-        if (fifo := self._set_aside.pop(caller, None)) is not None:
-            self._fifos[caller] = fifo
-
-    def clear(self) -> list[PoolJob]:
-        """Remove and return every job."""
-        jobs = [job for fifos in (self._fifos, self._set_aside) for fifo in fifos.values() for job in fifo]
-        self._fifos.clear()
-        self._set_aside.clear()
-        self._length = 0
-        return jobs
-
-
 class WorkerPool:
     """Runs jobs in worker processes, ``size`` at a time. ``spares`` more wait, warm, to replace those that end."""
 
@@ -193,7 +144,10 @@ class WorkerPool:
         self._limits = limits
         self._clock = clock
         self.failures = FailureLog(clock)
-        self._queue = FairQueue()
+        self._queue: FairQueue[PoolJob] = FairQueue(
+            limits.max_queue, max(limits.max_queue_bytes, limits.max_request_bytes + JOB_BYTES)
+        )
+        self._next_dispatch: IDelayedCall | None = None  # when a share that has cost many workers may go on
         self._running: set[PoolJob] = set()
         self._mean_job_s = 0.0
         self._is_stopping = False
@@ -218,33 +172,39 @@ class WorkerPool:
         self,
         calls: Sequence[Call],
         poem: bytes,
-        caller: Caller | None = None,
+        caller: Caller = PROGRAM,
         *,
         is_admitted: bool = False,
         timing: RequestTiming | None = None,
     ) -> Deferred[bytes]:
         """Run calls in a worker, now or when one is free; see ``Runner.run``."""
-        error = ShuttingDown.not_started() if self._is_stopping else self._quarantined(calls)
-        if error is None and not is_admitted:
-            error = self._full()
+        error = ShuttingDown.not_started() if self._is_stopping else self._quarantined(calls, caller.share, len(poem))
         if error is not None:
             raise error
-        job = PoolJob(self, calls, poem, caller, timing)
+        job = PoolJob(self, calls, poem, caller, is_admitted, timing)
+        for each in self._queue.put(job):
+            if each is job:
+                raise self._busy()
+            each.settle(Failure(self._busy()))
         if timing is not None:
             timing.waits()
-        self._queue.put(job)
         self._dispatch()
         return job.result
 
-    def caller_has_room(self, caller: Caller) -> None:
-        """Go on with the jobs of a caller that had no room for a result."""
-        self._queue.caller_has_room(caller)
+    def has_room(self, reader: Reader) -> None:
+        """Go on with the jobs of a reader that had no room for a result."""
+        self._queue.has_room(reader)
         self._dispatch()
 
     @property
     def waiting(self) -> int:
         """How many jobs wait."""
         return len(self._queue)
+
+    @property
+    def takes_newcomers(self) -> bool:
+        """Whether a job of somebody who has none here would wait, and not be refused."""
+        return self._queue.takes_newcomers
 
     def wind_down(self) -> None:
         """Keep no more workers than the accepted jobs need: no new ones will come."""
@@ -255,6 +215,9 @@ class WorkerPool:
         self._is_stopping = True
         waiting, running = self._queue.clear(), [*self._running]
         self._running.clear()
+        if self._next_dispatch is not None:
+            self._next_dispatch.cancel()
+            self._next_dispatch = None
         stopped = self.supervisor.stop()
         for job in running:
             _stop_timer(job)
@@ -264,8 +227,8 @@ class WorkerPool:
         return stopped
 
     def _dispatch(self) -> None:
-        while len(self._running) < self._size and (job := self._queue.first()) is not None:
-            if (error := self._quarantined(job.calls)) is not None:  # since it was queued
+        while len(self._running) < self._size and (job := self._queue.first(self._clock.seconds())) is not None:
+            if (error := self._quarantined(job.calls, job.caller.share, job.poem_bytes)) is not None:  # since it came
                 self._queue.remove(job)
                 job.settle(Failure(error))
                 continue
@@ -273,28 +236,31 @@ class WorkerPool:
                 return
             self._queue.remove(job)
             self._start(job, slot)
+        if self._next_dispatch is None and (wait_s := self._queue.next_s(self._clock.seconds())) is not None:
+            self._next_dispatch = self._clock.callLater(wait_s, self._dispatch_again)
+
+    def _dispatch_again(self) -> None:
+        self._next_dispatch = None
+        self._dispatch()
 
     def _start(self, job: PoolJob, slot: WorkerSlot) -> None:
-        job.slot, job.started_at = slot, self._clock.seconds()
+        job.slot, job.started_at, job.started_cpu_s = slot, self._clock.seconds(), slot.worker.cpu_s()
+        job.result.has_begun, job.charged_s = True, self._queue.started(job)
         self._running.add(job)
         if job.timing is not None:
             job.timing.runs()
-        for call in job.calls:
-            self.quarantine.begin(call.name)
-        self.start_timer(job)
+        self.begin_step(job)
         slot.run(Spec(tuple(call.step for call in job.calls)), job.poem, job)
 
-    def _quarantined(self, calls: Sequence[Call]) -> XformError | None:
+    def _quarantined(self, calls: Sequence[Call], share: str, poem_bytes: int) -> XformError | None:
         for call in calls:
-            wait_s = self.quarantine.wait_s(call.name, self._clock.seconds())
+            wait_s = self.quarantine.wait_s(call.name, self._clock.seconds(), share, poem_bytes)
             if wait_s is not None:
                 message = f"{call.name} has killed too many workers and is in quarantine"
                 return Unavailable(message, retry_after_ms=int(wait_s * 1000) + 1)
         return None
 
-    def _full(self) -> XformError | None:
-        if self.waiting < self._limits.max_queue:
-            return None
+    def _busy(self) -> XformError:
         later_ms = policy.retry_after_ms(self.waiting, self._size, self._mean_job_s)
         return Busy(f"{self.waiting} requests are waiting already", retry_after_ms=later_ms)
 
@@ -305,9 +271,15 @@ class WorkerPool:
         if self._queue.remove(job):
             return
         if job in self._running and job.slot is not None:
-            self.quarantine.undecided(job.call.name)
+            self.quarantine.undecided(job.call.name, job.caller.share, job.poem_bytes)
             self.leave_worker(job)
+            self._queue.killed(job, self._clock.seconds())
             self.supervisor.discard(job.slot, why)
+
+    def begin_step(self, job: PoolJob) -> None:
+        """Note that a step runs, and start its time limit."""
+        self.quarantine.begin(job.call.name, self._clock.seconds(), job.caller.share, job.poem_bytes)
+        self.start_timer(job)
 
     def start_timer(self, job: PoolJob) -> None:
         """Start the time limit of the step that runs."""
@@ -327,19 +299,23 @@ class WorkerPool:
         _stop_timer(job)
         if job.timing is not None:
             job.timing.ends()
-        for call in job.calls[job.step + 1 :]:  # these have not begun
-            self.quarantine.undecided(call.name)
-        self._mean_job_s += (self._clock.seconds() - job.started_at - self._mean_job_s) / 16
+        took_s = self._clock.seconds() - job.started_at
+        self._queue.ended(job, job.charged_s, took_s)
+        self._mean_job_s += (took_s - self._mean_job_s) / 16
+        if job.slot is not None and (cpu_s := job.slot.worker.cpu_s() - job.started_cpu_s) > 0:
+            self._history.used_cpu(job.caller.share, cpu_s)
 
     def note_survival(self, job: PoolJob) -> None:
         """Note that the step that runs has left its worker alive."""
-        if self.quarantine.survived(job.call.name):
+        if self.quarantine.survived(job.call.name, job.caller.share, job.poem_bytes):
             self.log.info("transform {name} is out of quarantine", name=job.call.name)
 
     def count_death(self, job: PoolJob, message: str) -> None:
         """Log that the step that runs has killed its worker, and quarantine its transform if it has killed too many."""
         name, plugin = job.call.name, job.call.entry.plugin.label
+        now = self._clock.seconds()
         self._history.deaths += 1
+        self._queue.killed(job, now)
         self.log.warn(
             "transform {name} of plugin {plugin}: {died}{log_of_request}",
             name=name,
@@ -347,9 +323,12 @@ class WorkerPool:
             died=message,
             **log_fields(job.timing),
         )
-        if self.quarantine.died(name, self._clock.seconds()):
+        if (scope := self.quarantine.died(name, now, job.caller.share, job.poem_bytes)) is not None:
             self.log.error(
-                "transform {name} is in quarantine: it has killed {count} workers", name=name, count=MAX_DEATHS
+                "transform {name} is in quarantine{scope}: it has killed {count} workers",
+                name=name,
+                scope=str(scope),
+                count=MAX_DEATHS,
             )
 
 

@@ -18,6 +18,7 @@ import select
 import shutil
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ FOLDER_MODE = 0o700
 
 MEASURE_EVERY_S = 0.02
 """How often this process's memory is measured, at most: it takes longer than the rest of a small job's isolation."""
+
+MAX_CAUSES = 100  # of an exception; a plugin may make a circle of them
 
 NO_LIMIT = resource.RLIM_INFINITY
 
@@ -194,7 +197,8 @@ class _JobRunner:
                 os.makedirs(self._folder, 0o700)  # noqa: PTH103
             os.chdir(self._folder)
         except OSError as error:
-            raise Unavailable(f"the job cannot have a folder: {error.strerror}") from None
+            print(f"a job cannot have a folder: {error.strerror}", file=sys.stderr)  # which the server logs
+            raise Unavailable("the job cannot have a folder; the server's log says why") from None
 
     def _plan(self, spec: Spec) -> list[Call]:
         if (plan := self._plans.get(spec)) is None:
@@ -220,12 +224,13 @@ class _JobRunner:
         try:
             # Context variables that a transform sets, such as the precision of decimals, end with it.
             return contextvars.copy_context().run(self._call, call, poem)
-        except MemoryError:
-            limit_memory(NO_LIMIT)  # this process ends now, and needs memory to say why
-            limit = "its own limit" if is_own else "worker_memory_bytes"
-            raise TransformDied(f"{call.name} ran out of memory; {limit} is {allowed_bytes} bytes") from None
         except BaseException as error:  # SystemExit too: only the transform can have raised it
+            limit_memory(NO_LIMIT)  # what follows needs memory
             self._end_if_forked()
+            if _is_out_of_memory(error):
+                limit = "its own limit" if is_own else "worker_memory_bytes"
+                message = f"{call.name} ran out of memory; {limit} is {allowed_bytes} bytes"
+                raise TransformDied(message) from None
             raise self._explain(call, error) from None
         finally:
             self._end_if_forked()
@@ -274,6 +279,17 @@ class _JobRunner:
         """End this process if a transform has forked it and returned in the child too: only the parent may answer."""
         if os.getpid() != self._pid:
             os._exit(0)
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception is about memory, or was raised because of one that is, unless a transform rejects a poem."""
+    for _ in range(MAX_CAUSES):
+        if error is None or calls.is_expected(error):
+            return False
+        if isinstance(error, MemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def limit_memory(limit_bytes: int) -> None:

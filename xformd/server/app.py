@@ -94,7 +94,8 @@ def make_server(settings: Settings, reactor: Any) -> Server:
     reloader = Reloader(settings, reactor)
     if settings.answers_http or settings.access_log is not None:
         return _make_counting(settings, reloader, reactor)
-    factory = TransformFactory(reloader.service, settings.limits, reactor)
+    trusts = TrustedProxies(settings.trusted_proxies).trusts
+    factory = TransformFactory(reloader.service, settings.limits, reactor, trusts=trusts)
     return Server(reloader, settings.listen, factory, reactor)
 
 
@@ -108,7 +109,9 @@ def _make_counting(settings: Settings, reloader: Reloader, reactor: Any) -> Serv
         "classic": CountingService(service, metrics, "classic", access_log),
         "session": CountingService(service, metrics, "session", access_log),
     }
-    netstrings = TransformFactory(service, limits, reactor, metrics=metrics, counting=counting, access_log=access_log)
+    proxies = TrustedProxies(settings.trusted_proxies)
+    more: Any = {"metrics": metrics, "counting": counting, "access_log": access_log, "trusts": proxies.trusts}
+    netstrings = TransformFactory(service, limits, reactor, **more)
     factories: dict[str, TransformFactory] = {"netstring": netstrings}
     sources = Sources(
         metrics,
@@ -127,7 +130,6 @@ def _make_counting(settings: Settings, reloader: Reloader, reactor: Any) -> Serv
         netstring_address=lambda: " ".join(server.netstring_addresses),
         access_log=access_log,
     )
-    proxies = TrustedProxies(settings.trusted_proxies)
     for front, make in (("http", make_application), ("metrics", make_monitoring_application)):
         factories[front] = HttpFactory(make(dependencies), metrics, service, limits, reactor, proxies)
     others = [

@@ -110,20 +110,16 @@ class Reloader:
                 self._swap(self._built_in, pool)  # its jobs wait for a worker
             self._has_started()
         self._is_complete = True
-        before = self.service.registry
-        registry = self._checked_registry(ready)
-        self._swap(registry, pool)
-        if self._started.called:  # nobody has been told yet
-            self._log_late(before, registry)
+        self._swap(self._checked_registry(ready), pool)
         self._supersede()  # those without slow plugins
         self._has_started()
 
-    def _log_late(self, before: Registry, after: Registry) -> None:
+    def _log_loaded(self, before: Registry, after: Registry) -> None:
         states = {plugin.key: plugin.state for plugin in before.plugins}
         for plugin in after.plugins:
-            if plugin.state == "failed" and states.get(plugin.key) != "failed":
+            if plugin.state == "failed" and (self._is_reloading or states.get(plugin.key) != "failed"):
                 self.log.error("plugin {plugin} failed: {reason}", plugin=plugin.label, reason=plugin.reason)
-            elif plugin.state == "active" and states.get(plugin.key) == "loading":
+            elif self._started.called and plugin.state == "active" and states.get(plugin.key) == "loading":
                 self.log.info("plugin {plugin} is loaded", plugin=plugin.label)
 
     def _start_failed(self, failure: Failure) -> None:
@@ -171,6 +167,7 @@ class Reloader:
         return ServerStatus(
             queue_length=sum(pool.waiting for pool in self._pools),
             max_queue=self._settings.limits.max_queue,
+            takes_newcomers=self._pool is None or self._pool.takes_newcomers,
             workers=workers,
             proven_workers=now.get("idle", 0) + now.get("busy", 0),
             needs_workers=self._has_workers and self.service.needs_workers,
@@ -296,6 +293,7 @@ class Reloader:
 
     def _swap(self, registry: Registry, pool: WorkerPool) -> None:
         self._starting.discard(pool)
+        self._log_loaded(self.service.registry, registry)
         old, self._pool = self._pool, pool if self._has_workers else None
         finished = self.service.swap(self._generation(registry))
         if old is not None and old is not pool:
@@ -392,5 +390,3 @@ def what_changes(before: Registry, after: Registry) -> Iterator[str]:
     for name, entry in sorted(after.entries.items()):
         if new.get(entry.plugin.distribution, "") != (entry.plugin.version or "installed"):
             yield f"transform {name} runs in the server: version {entry.plugin.version} stays until a restart"
-    for plugin in after.with_state("failed"):
-        yield f"failed: plugin {plugin.label}: {plugin.reason}"

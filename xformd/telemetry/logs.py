@@ -1,12 +1,12 @@
 """Write the log of a server to standard error, as text or as one JSON object on each line.
 
 Invariant: xformd puts no poem into it. Of an exception it shows only the type and the place (``tracebacks``), even
-where Twisted or asyncio logs it. What a plugin itself prints or logs is passed on unchanged. Nobody waits for a reader.
+where Twisted or asyncio logs it, and of no field a character that a terminal interprets. What a plugin itself prints in
+the server is passed on unchanged. Nobody waits for a reader.
 """
 
 import atexit
 import io
-import json
 import logging
 import math
 import sys
@@ -27,6 +27,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xformd.errors import printable, printable_json
 from xformd.telemetry.access_log import STDERR, LineWriter
 from xformd.telemetry.timing import utc_time
 from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
@@ -123,7 +124,7 @@ def as_text(event: LogEvent) -> str:
     text = f"{message}\n{traceback}" if traceback else message
     level = getattr(event.get("log_level"), "name", "-")
     line = f"{formatTime(event.get('log_time'))} [{event.get('log_namespace', '-')}#{level}] {text}"
-    return line.replace("\n", "\n\t")
+    return "\n\t".join(map(printable, line.expandtabs(4).split("\n")))
 
 
 def as_json(event: LogEvent) -> str:
@@ -139,8 +140,7 @@ def as_json(event: LogEvent) -> str:
     }
     if traceback:
         line["traceback"] = traceback
-    # JSON allows DEL, which terminals interpret.
-    return json.dumps(line).replace("\x7f", "\\u007f")
+    return printable_json(line)
 
 
 def _fields(event: LogEvent) -> Iterable[tuple[str, Any]]:

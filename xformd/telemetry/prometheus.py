@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from xformd import __version__
 from xformd.errors import printable
 from xformd.telemetry.metrics import ConnectionStats, Histogram, Metrics
-from xformd.telemetry.status import ServerStatus
+from xformd.telemetry.status import ServerStatus, WorkerHistory
 
 
 @attrs.frozen
@@ -35,12 +35,14 @@ class PrometheusExporter(Collector):
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
+        self._names_shares = False
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def render(self) -> bytes:
-        """Return all figures as text."""
+    def render(self, *, names_shares: bool = False) -> bytes:
+        """Return all figures as text; those of each share are the operator's, as they name other clients."""
+        self._names_shares = names_shares
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -48,7 +50,9 @@ class PrometheusExporter(Collector):
         sources = self._sources
         sources.metrics.fold()
         yield from _requests(sources.metrics)
-        yield from _status(sources.status())
+        status = sources.status()
+        yield from _status(status)
+        yield _worker_cpu(status.history, names_shares=self._names_shares)
         yield from _connections(sources.connection_stats())
         text = "Lines of the access log that were not written."
         yield CounterMetricFamily("xformd_access_log_dropped", text, value=sources.access_log_dropped())
@@ -99,6 +103,15 @@ def _status(status: ServerStatus) -> Iterator[Metric]:
     for name in sorted(status.quarantined):
         quarantined.add_metric([name], 1)
     yield quarantined
+
+
+def _worker_cpu(history: WorkerHistory, *, names_shares: bool) -> Metric:
+    used = CounterMetricFamily("xformd_worker_cpu_seconds", "CPU time of jobs, by whose they are.", labels=["share"])
+    for share, seconds in sorted(history.cpu_s.items()) if names_shares else ():
+        used.add_metric([share], seconds)
+    if not names_shares:
+        used.add_metric(["(all)"], sum(history.cpu_s.values()))
+    return used
 
 
 def _connections(connection_stats: Mapping[str, ConnectionStats]) -> Iterator[Metric]:

@@ -1,9 +1,14 @@
 """The status of a server: what waits, what runs, the state of its workers, and whether it is ready."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
+
+MAX_SHARES = 1_000
+OTHER_SHARES = "(others)"
+"""What those use together that came after ``MAX_SHARES``."""
 
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 
@@ -16,11 +21,18 @@ class WorkerHistory:
         starts: how many processes were started.
         failed_starts: how many starts failed, so that the next one was delayed.
         deaths: how many ended unexpectedly: by a crash, lack of memory, or a signal.
+        cpu_s: the CPU seconds that their jobs have used, by the share of whoever asked.
     """
 
     starts: int = 0
     failed_starts: int = 0
     deaths: int = 0
+    cpu_s: Counter[str] = attrs.field(factory=Counter)
+
+    def used_cpu(self, share: str, seconds: float) -> None:
+        """Count what a job has used."""
+        is_known = share in self.cpu_s or len(self.cpu_s) < MAX_SHARES
+        self.cpu_s[share if is_known else OTHER_SHARES] += seconds  # type: ignore[assignment]
 
 
 @attrs.frozen(kw_only=True)
@@ -30,6 +42,7 @@ class ServerStatus:
     Args:
         queue_length: how many jobs wait for a worker.
         max_queue: how many may wait.
+        takes_newcomers: whether a job of somebody who has none here would wait, and not be refused.
         workers: how many processes are in each state: ``starting``, ``idle``, ``busy``, ``ending``.
         proven_workers: how many have passed their self-test and can take jobs now.
         needs_workers: whether there are transforms that run in workers.
@@ -42,6 +55,7 @@ class ServerStatus:
 
     queue_length: int
     max_queue: int
+    takes_newcomers: bool = True
     workers: Mapping[str, int]
     proven_workers: int
     needs_workers: bool
@@ -64,7 +78,7 @@ def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
         reasons.append("the server is stopping")
     if status.needs_workers and not status.proven_workers:
         reasons.append("no worker is ready; if that lasts, see the log")
-    if status.queue_length >= status.max_queue:
+    if not status.takes_newcomers:
         reasons.append(f"the queue is full: {status.queue_length} jobs are waiting")
     verdict = NOT_READY if reasons else DEGRADED if status.quarantined or status.loading else READY
     reasons += [f"plugin {plugin} is still being loaded" for plugin in status.loading]

@@ -29,6 +29,7 @@ MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
 """The longest head, which ends at the first ``.``: an id, a spec and a few attributes."""
 
 _ZERO = ord("0")
+_CLIENT = re.compile(r"[0-9A-Za-z.:/_-]{1,100}")  # an address, or a name that the proxy has for it
 
 Control = Literal["list", "ping", "cancel"]
 _CONTROLS: Mapping[str, Control] = {"!list": "list", "!ping": "ping", "!cancel": "cancel"}
@@ -53,12 +54,13 @@ class Hello:
 
 @attrs.frozen
 class Request:
-    """A poem to transform; ``timeout_ms`` counts from its arrival."""
+    """A poem to transform; ``timeout_ms`` counts from its arrival, ``client`` is for whom a proxy asks."""
 
     id: int
     spec: Spec
     poem: bytes
     timeout_ms: int | None = None
+    client: str | None = None
 
 
 @attrs.frozen
@@ -104,7 +106,8 @@ def encode_opening() -> bytes:
 def encode_request(request: Request) -> bytes:
     """Encode a request, with a single copy of its poem, which may be long."""
     deadline = b"" if request.timeout_ms is None else b" timeout=%d" % request.timeout_ms
-    head = b"%d %b%b." % (request.id, _encode_spec(request.spec), deadline)
+    client = b"" if request.client is None else b" client=%b" % request.client.replace(".", "%2E").encode("ascii")
+    head = b"%d %b%b%b." % (request.id, _encode_spec(request.spec), deadline, client)
     return b"%d:%b%b," % (len(head) + len(request.poem), head, request.poem)
 
 
@@ -140,11 +143,10 @@ def decode_request(string: bytes) -> Request | ControlRequest | Malformed:
         return Malformed(request_id, error)
     if isinstance(meaning, str):
         return ControlRequest(request_id, meaning)
-    spec, timeout_ms = meaning
-    return Request(request_id, spec, poem, timeout_ms)
+    return Request(request_id, meaning[0], poem, *meaning[1:])
 
 
-def _meaning(words: bytes) -> tuple[Spec, int | None] | Control:
+def _meaning(words: bytes) -> tuple[Spec, int | None, str | None] | Control:
     """Decode what stands between a request's id and its ``.``."""
     # Latin-1, so that whatever was sent can be quoted.
     spec, *attributes = words.decode("latin-1").split(" ")
@@ -155,7 +157,8 @@ def _meaning(words: bytes) -> tuple[Spec, int | None] | Control:
         if spec not in _CONTROLS:
             raise BadRequest(f"there is no control message {spec[:80]!r}; there are {', '.join(_CONTROLS)}")
         return _CONTROLS[spec]
-    return parse(spec), _milliseconds(values, "timeout")
+    client = values.get("client", "").replace("%2E", ".")
+    return parse(spec), _milliseconds(values, "timeout"), client if _CLIENT.fullmatch(client) else None
 
 
 # Clients repeat the same few words.

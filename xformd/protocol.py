@@ -69,6 +69,11 @@ class TransformProtocol(DrainableProtocol):
         self._peer_has_finished = False
         self._next_turn: IDelayedCall | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """See ``DrainableProtocol.is_idle``."""
+        return self._handler is None or getattr(self._handler, "is_idle", False)
+
     # What Twisted calls.
 
     def connectionMade(self) -> None:

@@ -132,8 +132,8 @@ class MemoryServer:
 class MemorySession:
     """The client's side of a session."""
 
-    def __init__(self, server: MemoryServer, *, opened: bool = True) -> None:
-        self.protocol, self.wire = server.connect()
+    def __init__(self, server: MemoryServer, *, opened: bool = True, peer: IAddress = HERE) -> None:
+        self.protocol, self.wire = server.connect(peer)
         self._decoder = Decoder(20 * MIB)
         if opened:
             self.send(session.encode_opening())

@@ -117,6 +117,11 @@ class SessionHandler:
         for running in [*self._in_flight.values()]:
             running.cancel()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight, and no request is here in part."""
+        return self._is_between_requests and not self._in_flight
+
     # What the service asks (Reader).
 
     @property
@@ -196,6 +201,7 @@ class SessionHandler:
         self._has_request_deadline = False
         self._send(b"".join(replies))
         if pending is not None:
+            self._has_room()  # sends what is too much: a job that waits for room goes on only once all is read
             request_id, finish = pending
             self._start(request_id, partial(finish, caller=self._caller()))
 

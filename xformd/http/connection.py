@@ -496,6 +496,7 @@ class HttpFactory(TransformFactory):
     def _make_handler(self, connection: Connection) -> HttpHandler:
         return HttpHandler(connection, self._application, self._idle_connections, self._forwarded)
 
-    def make_room(self, refusal: ConnectionLimitReached) -> bool:
-        """Close an idle connection to make room for a new one; return whether there was one."""
-        return refusal.kind == "total" and self._idle_connections.evict()
+    def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
+        """Close a connection, an idle one if there is one, to make room for a new one; return whether there was any."""
+        among = self.connections.to_evict_idle(peer)
+        return (refusal.kind == "total" and self._idle_connections.evict(among)) or super().make_room(refusal, peer)

@@ -8,8 +8,7 @@ import ctypes
 import time
 from pathlib import Path
 from resource import getpagesize
-
-from twisted.internet.interfaces import IReactorTime
+from typing import Any
 
 # From malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -42,7 +41,7 @@ class MemoryTrimmer:
     while the process is busy, which would need the memory again, and takes a thousandth of the time at most.
     """
 
-    def __init__(self, clock: IReactorTime) -> None:
+    def __init__(self, clock: Any) -> None:
         try:
             self._trim = ctypes.CDLL(None).malloc_trim
             self._lowest_bytes = _resident_bytes()

@@ -48,10 +48,7 @@ class MemoryTrimmer:
         except (AttributeError, OSError, TypeError):  # not glibc, or not Linux
             return
         self._clock = clock
-        self._wait(time.process_time(), TRIM_PERIOD_S)
-
-    def _wait(self, cpu_s: float, seconds: float) -> None:
-        self._clock.callLater(seconds, self._check, cpu_s + seconds / 2)
+        self._check(0.0)
 
     def _check(self, busy_cpu_s: float) -> None:
         started_s, seconds = time.process_time(), TRIM_PERIOD_S
@@ -59,7 +56,7 @@ class MemoryTrimmer:
             self._trim(KEPT_BYTES)
             seconds = max(seconds, 1000 * (time.process_time() - started_s))
         self._lowest_bytes = min(self._lowest_bytes, _resident_bytes())
-        self._wait(started_s, seconds)
+        self._clock.callLater(seconds, self._check, started_s + seconds / 2)
 
 
 def _resident_bytes() -> int:

@@ -110,7 +110,7 @@ class Connections(Generic[Connection]):
     def limit_reached(self, peer: str | None) -> ConnectionLimitReached | None:
         """Return the limit that forbids one more connection from this peer, or None."""
         share = self._share(peer)
-        if self._max_per_peer is not None and len(self.of_share(share)) >= self._max_per_peer:
+        if self._max_per_peer is not None and len(self._of_share(share)) >= self._max_per_peer:
             return ConnectionLimitReached(
                 "peer", f"{self._max_per_peer} are open from {share}, which is max_connections_per_peer"
             )
@@ -123,18 +123,17 @@ class Connections(Generic[Connection]):
     def _share(self, peer: str | None) -> str | None:
         return None if peer is None or self._is_uncounted(peer) else share_of(peer)
 
-    def of_share(self, share: str | None) -> Collection[Connection]:
-        """Return the connections of a share, the oldest first; none of peers that are not counted."""
+    def _of_share(self, share: str | None) -> Collection[Connection]:
         return self._by_share.get(share or "", ())
 
     def to_evict(self, peer: str | None) -> Collection[Connection]:
-        """Return those of which one may end for a new one of this peer: of the share that has the most, and more."""
+        """Return those of which one may end for a new one: of the share that has the most, the oldest first."""
         most: Collection[Connection] = max(self._by_share.values(), key=len, default=())
-        return most if len(most) > len(self.of_share(self._share(peer))) + 1 else ()
+        return most if len(most) > len(self._of_share(self._share(peer))) + 1 else ()
 
     def to_evict_idle(self, peer: str | None) -> Collection[Connection]:
         """Return those of which an idle one may end for a new one: else of its own share, or of any if it has none."""
-        return self.to_evict(peer) or self.of_share(self._share(peer)) or self._shares
+        return self.to_evict(peer) or self._of_share(self._share(peer)) or self._shares
 
     def add(self, connection: Connection, peer: str | None) -> None:
         """Count a connection that has opened."""

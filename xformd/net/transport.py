@@ -104,13 +104,8 @@ def detect_loss(transport: Any, timeout_s: float, segment_s: float = 0.0) -> Non
     """Let the system end a TCP connection whose peer's machine has acknowledged nothing for this long.
 
     By itself it takes 15 minutes, or for ever if nothing is sent. A port's connections take the options over.
-
-    Args:
-        transport: the connection, or a port.
-        timeout_s: how long, in seconds.
-        segment_s: how much longer where data are on the way: in that time the peer reads a segment. Linux ends a
-            connection also if its peer acknowledges and has no room for the next segment, of up to 64 KiB: a client
-            that read 20 KB/s was cut off after 33 s.
+    Linux also ends one whose peer acknowledges and has no room for the next segment, of up to 64 KiB: ``segment_s`` is
+    how much longer the peer has to read one. Without it a client that read 20 KB/s was cut off after 33 s.
     """
     connection = getattr(transport, "socket", None)  # of TLS: that of the connection under it
     if not isinstance(connection, socket.socket) or connection.family not in (socket.AF_INET, socket.AF_INET6):

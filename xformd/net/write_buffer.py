@@ -38,9 +38,6 @@ class WriteBuffer:
         limits: how long the peer may read less than it must.
         give_up: called when it has done so for that long.
         drained: called when the buffer has become empty again.
-
-    Attributes:
-        unread_bytes: the memory of what waits; what has been sent of a piece counts until all of it has.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class WriteBuffer:
         self._send_now: Callable[[bytes | memoryview], int] = partial(own, transport) if own else _send_nothing
         self._waiting: deque[tuple[memoryview, int]] = deque()  # the rest of each piece, and the whole piece's length
         self._is_blocked = False  # the transport holds a part that the peer has not read
-        self.unread_bytes = 0
+        self.unread_bytes = 0  # of whole pieces: what has left of one is in memory until all of it has
         transport.registerProducer(self, True)
 
     def write(self, data: bytes) -> None:
@@ -126,12 +123,8 @@ class WriteBuffer:
 class ReadProgress:
     """What a peer takes of its output from now on, to be judged after ``write_timeout_s``.
 
-    It shows at the socket, which of TLS is the one beneath, once the peer's system acknowledges it: in steps of up to
-    64 KiB. What the transport learns comes much later, because the system holds megabytes for a peer.
-
-    Attributes:
-        least_bytes: how much it must take.
-        passed_bytes: how much the transport has been given since.
+    It shows at the socket, of TLS at that beneath, once the peer's system acknowledges it, in steps of up to 64 KiB.
+    The transport learns of it much later: the system holds megabytes. ``passed_bytes`` is what it was given since.
     """
 
     def __init__(self, transport: Any, limits: Limits) -> None:

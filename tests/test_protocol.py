@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from support.logs import Log, captured
-from support.memory import MemoryServer
+from support.memory import MemoryServer, MemorySession
 from support.wires import Wire
 from xformd.net.proxy_header import ProxyHeaderFactory
 from xformd.net.write_buffer import PART_BYTES
@@ -251,6 +251,27 @@ def test_a_connection_over_a_limit_is_closed_and_counted(
     protocol.connectionLost(DONE)
     server.connect(first)
     assert server.factory.buildProtocol(first) is None
+
+
+def test_no_address_keeps_others_out(log: Log) -> None:
+    server = MemoryServer(max_connections=4)
+    many, other = IPv4Address("TCP", "192.0.2.1", 1), IPv4Address("TCP", "192.0.2.2", 1)
+    wires = [server.connect(many)[1] for _ in range(2)]
+    sessions = [MemorySession(server, peer=many), MemorySession(server, peer=many)]
+    sessions[0].ask(1, "later")
+    wires += [each.wire for each in sessions]
+    assert server.factory.buildProtocol(many) is None
+    server.connect(other)
+    assert [wire.disconnected for wire in wires] == [True, False, False, False]
+    server.connect(other)
+    assert [wire.disconnected for wire in wires] == [True, True, False, False]
+    assert server.factory.buildProtocol(other) is None
+    server.connect(IPv6Address("TCP", "2001:db8::1", 1))
+    assert [wire.disconnected for wire in wires] == [True, True, False, True]  # the other one has a request in flight
+    assert len(server.factory.connections) == 4
+    server.clock.advance(1)
+    assert log.lines[1].startswith("closed a long open connection: 192.0.2.1 has 4, and others need the room")
+    assert dict(server.factory.connection_stats.refused) == {"total": 2, "share": 3}
 
 
 # The end.

@@ -34,6 +34,7 @@ class Limits:
     request_timeout_s: float = _limit(30.0, "a client that sends slowly must not hold a connection forever")
     idle_timeout_s: float = _limit(300.0, "a client that sends nothing must not hold a connection forever")
     write_timeout_s: float = _limit(30.0, "a client that does not read must not hold a reply forever")
+    min_read_rate_bytes_per_s: int = _limit(1024, "a client that reads hardly anything must not hold a reply for hours")
     linger_timeout_s: float = _limit(5.0, "a refused client may finish sending, so that it sees a clean close")
     transform_timeout_s: float = _limit(30.0, "a transform that hangs must not block its client forever")
     max_queue: int = _limit(1_000, "a request that would wait too long is better refused at once")

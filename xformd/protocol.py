@@ -27,7 +27,7 @@ from xformd.net.connections import DisconnectWatcher, share_of
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.transport import peer_uid
-from xformd.net.write_buffer import PART_BYTES, WriteBuffer, bytes_in_system
+from xformd.net.write_buffer import PART_BYTES, ReadProgress, WriteBuffer
 from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
@@ -61,12 +61,17 @@ class TransformProtocol(DrainableProtocol):
         self._has_begun = False  # the first byte has arrived
         self._has_written = False
         self._has_written_much = False
-        self._unread_by_peer = 0  # of much, when all of it was with the system
+        self._progress: ReadProgress | None = None  # of a peer that has much to read, since all was with the system
         self._is_paused = False
         self._is_closing = False  # what arrives is dropped
         self._is_flushed = False  # all output is with the transport
         self._has_ended = False  # all output and the end of this side are with the system
         self._peer_has_finished = False
+
+    @property
+    def is_idle(self) -> bool:
+        """See ``DrainableProtocol.is_idle``."""
+        return self._handler is None or getattr(self._handler, "is_idle", False)
 
     # What Twisted calls.
 
@@ -117,9 +122,10 @@ class TransformProtocol(DrainableProtocol):
         self._deadline.close()
         self.factory.disconnects.forget(self)
         self.service.turns.forget(self.share, self)
-        if self._output is not None:
-            self._output.close()
-        handler, self._handler = self._handler, None  # without this cycle they are freed at once, not by the collector
+        output, self._output = self._output, None  # without these cycles all is freed at once, not by the collector
+        if output is not None:
+            output.close()
+        handler, self._handler = self._handler, None
         if handler is not None:
             handler.lost()
         self.factory.connection_ended(self)
@@ -158,7 +164,7 @@ class TransformProtocol(DrainableProtocol):
                     return
                 data = data[sent:]
             self._output = WriteBuffer(
-                self.transport, self.factory.clock, self.limits.write_timeout_s, self._cut_off, self._output_drained
+                self.transport, self.factory.clock, self.limits, self._cut_off, self._output_drained
             )
         self._output.write(data)
 
@@ -313,7 +319,7 @@ class TransformProtocol(DrainableProtocol):
     def _await_end(self) -> None:
         limits = self.limits
         if self._has_written_much:
-            self._unread_by_peer = bytes_in_system(self.transport)
+            self._progress = ReadProgress(self.transport, limits)
         if self.factory.is_stopping and ISSLTransport.providedBy(self.transport):
             self._deadline.set(FLUSH_TIMEOUT_S)
         else:
@@ -326,7 +332,7 @@ class TransformProtocol(DrainableProtocol):
             while isinstance(transport, ProtocolWrapper):
                 transport = transport.transport
             transport.loseConnection()
-        elif self._is_flushed and self._has_written_much and bytes_in_system(self.transport) < self._unread_by_peer:
+        elif self._is_flushed and self._progress is not None and self._progress.is_enough:
             self._await_end()  # the peer reads on
         elif self._is_closing or self._handler is None or not self._handler.expire():
             self._cut_off()

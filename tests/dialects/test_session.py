@@ -166,7 +166,7 @@ def test_the_server_reads_no_further_while_max_in_flight_requests_run(
 def test_a_client_that_does_not_read_gets_no_more_than_its_share(server: MemoryServer, client: MemorySession) -> None:
     client.send(b"".join(encode(b"%d grow.a" % number) for number in range(1, 100)))
     assert client.wire.producerState == "paused"
-    assert client.protocol.unread_bytes <= 3 * MIB
+    assert client.protocol.unread_bytes <= 2 * MIB
     answered = 0
     while client.wire.producerState == "paused" or client.protocol.unread_bytes:
         server.clock.advance(19)

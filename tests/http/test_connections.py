@@ -8,6 +8,7 @@ import weakref
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 
 from support.http_front import Client, Front, ask, connected, request
@@ -316,6 +317,18 @@ def test_connections_that_have_all_they_get_are_the_first_to_go(last: bytes) -> 
     done.send(last)
     assert done.is_closed
     assert makes_room(front, idle, done, waiting) == [True, False, True, False]
+
+
+def test_an_address_evicts_its_own_idle_connections_and_those_of_the_one_with_the_most() -> None:
+    front = Front(max_connections=4)
+    others = [front.open(IPv4Address("TCP", f"192.0.2.{number}", 1)) for number in (1, 2)]
+    busy, idle = front.open(), front.open()
+    busy.send(LATER)
+    assert makes_room(front, *others, busy, idle) == [True, False, False, False, True]
+    front.client(LATER)  # it has the most, and nothing idle
+    assert makes_room(front, *others, busy) == [False, False, False, False]
+    assert front.factory.buildProtocol(IPv4Address("TCP", "192.0.2.3", 1)) is not None
+    assert [each.wire.disconnected for each in (*others, busy)] == [False, False, True]
 
 
 def test_a_client_that_does_not_read_is_evicted_in_the_end() -> None:

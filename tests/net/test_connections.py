@@ -23,10 +23,13 @@ from xformd.net.connections import (
 @pytest.mark.parametrize(
     ("limits", "peers", "peer", "kind"),
     [
-        (Limits(max_connections=2), ["a"], "a", None),
-        *((Limits(max_connections=2), ["a", None], peer, "total") for peer in ("a", "b", None)),
-        (Limits(max_connections_per_peer=1), ["a"], "a", "peer"),
-        (Limits(max_connections_per_peer=1), ["a"], "b", None),
+        (Limits(max_connections=2), ["1.1.1.1"], "1.1.1.1", None),
+        *((Limits(max_connections=2), ["1.1.1.1", None], peer, "total") for peer in ("1.1.1.1", "1.1.1.2", None)),
+        (Limits(max_connections_per_peer=1), ["1.1.1.1"], "1.1.1.1", "peer"),
+        (Limits(max_connections_per_peer=1), ["1.1.1.1"], "::ffff:1.1.1.1", "peer"),
+        (Limits(max_connections_per_peer=1), ["1.1.1.1"], "1.1.1.2", None),
+        (Limits(max_connections_per_peer=1), ["2001:db8::1"], "2001:db8::ffff:2", "peer"),
+        (Limits(max_connections_per_peer=1), ["2001:db8::1"], "2001:db8:0:1::1", None),
         (Limits(max_connections_per_peer=1), [None] * 5, None, None),
     ],
 )
@@ -46,11 +49,35 @@ def test_nothing_is_remembered_about_a_peer_without_connections() -> None:
     connections: Connections[int] = Connections(Limits(max_connections_per_peer=2))
     for number in range(100):
         connections.add(number, f"10.0.0.{number // 2}")
-    assert (len(connections), len(connections._counts)) == (100, 50)
+    assert (len(connections), len(connections._by_share)) == (100, 50)
     for number in connections:
         connections.discard(number)
         connections.discard(number)
-    assert (len(connections), connections._counts) == (0, {})
+    assert (len(connections), connections._by_share) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("most", "peer", "own", "may_come"),
+    [(2, "::1", 0, True), (1, "::1", 0, False), (3, "::1", 1, True), (2, "::1", 1, False), (2, None, 0, True)],
+)
+def test_the_peer_with_the_most_gives_way_to_one_that_has_less_even_then(
+    most: int, peer: str | None, own: int, may_come: bool
+) -> None:
+    connections: Connections[int] = Connections(Limits(max_connections=4))
+    for number, each in enumerate(["10.0.0.1"] * most + [peer] * own):
+        connections.add(number, each)
+    assert [*connections.to_evict(peer)] == [*range(most)] * may_come
+    assert not connections.to_evict("10.0.0.1")
+
+
+def test_what_a_trusted_proxy_has_gives_way_to_nobody() -> None:
+    connections: Connections[int] = Connections(Limits(), is_uncounted=lambda peer: peer == "10.0.0.1")
+    for number in range(9):
+        connections.add(number, "10.0.0.1")
+    assert not connections.to_evict("10.0.0.2")
+    connections.add(9, "10.0.0.2")
+    connections.add(10, "10.0.0.2")
+    assert [*connections.to_evict("10.0.0.1")] == [9, 10]
 
 
 def test_refused_connections_are_counted_and_logged_once_a_second(clock: Clock, log: Log) -> None:
@@ -88,7 +115,8 @@ def test_the_longest_idle_connection_is_evicted_unless_it_has_input(unread: list
     connections = [Idle(each) for each in unread]
     for connection in connections:
         idle[connection] = None
-    assert idle.evict()
+    assert not idle.evict([])
+    assert idle.evict(connections)
     assert [index for index, each in enumerate(connections) if each.is_aborted] == [evicted]
 
 
@@ -97,7 +125,7 @@ def test_a_connection_is_evicted_once_and_only_while_it_is_idle() -> None:
     for connection in (busy, other):
         idle[connection] = None
     del idle[busy]
-    assert [idle.evict(), idle.evict()] == [True, False]
+    assert [idle.evict([busy, other]), idle.evict([busy, other])] == [True, False]
     assert (busy.is_aborted, other.is_aborted) == (False, True)
 
 

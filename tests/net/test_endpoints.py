@@ -118,7 +118,7 @@ class Proxied:
     @property
     def peers(self) -> list[str | None]:
         """The peer of each open connection, as the limits count it."""
-        return [*self.server.factory.connections._peers.values()]
+        return [connection.peer for connection in self.server.factory.connections]
 
 
 def v1(peer: str = "192.0.2.7") -> bytes:

@@ -54,7 +54,7 @@ class SessionHandler:
         self._in_flight: dict[int, Deferred[bytes]] = {}
         self._output: list[bytes] = []
         self._output_bytes = 0
-        self._is_between_requests = False  # nothing is unread, no request is here in part, and more may start
+        self._is_between_requests = False  # nothing is unread here or by the client, and no request is here in part
         self._has_request_deadline = False  # the rest of a request must come in time
         self._is_working = False
         self._has_next_turn = False  # its turn was over, and messages are left
@@ -120,6 +120,11 @@ class SessionHandler:
         self._is_between_requests = False
         for running in [*self._in_flight.values()]:
             running.cancel()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight, and no request is here in part."""
+        return self._is_between_requests and not self._in_flight
 
     # What the service asks (Reader).
 
@@ -189,7 +194,7 @@ class SessionHandler:
         data, position = self._decoder.unread
         if len(data) > self._max_request_bytes:
             return False
-        room_bytes = self._max_unread_bytes - self._output_bytes
+        room_bytes = self._max_unread_bytes - self._output_bytes - self._connection.unread_bytes
         end, replies, pending, _ = answer_plain_requests(self._service, data, position, self._in_flight, room_bytes)
         if end == position:
             return False
@@ -201,13 +206,14 @@ class SessionHandler:
         self._has_request_deadline = False
         self._send(b"".join(replies))
         if pending is not None:
+            self._has_room()  # sends what is too much: a job that waits for room goes on only once all is read
             request_id, finish = pending
             self._start(request_id, partial(finish, caller=self._caller()))
 
     def _has_room(self) -> bool:
         if len(self._in_flight) >= self._max_in_flight:
             return False
-        if self._output_bytes > self._max_unread_bytes:
+        if self._output_bytes + self._connection.unread_bytes > self._max_unread_bytes:
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
@@ -221,7 +227,7 @@ class SessionHandler:
         self._connection.resume_reading()
         self._connection.hint_read_size(self._decoder.string_bytes)
         if not self._decoder.is_inside:
-            self._is_between_requests = not self._is_stopping
+            self._is_between_requests = not self._is_stopping and not self._connection.unread_bytes
             self._has_request_deadline = False
             # The service has limits of its own. But a client that has ended its side may be gone, and only an answer
             # that is sent to it would show that.

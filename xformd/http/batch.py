@@ -131,7 +131,7 @@ class _Lines:
     @property
     def takes_results(self) -> bool:
         """Whether the client is there, and reads what is sent. While it does not, no line goes to a worker."""
-        return self._writer.has_room
+        return self._writer.has_room_beside(self._finished_bytes)
 
     def start(self, writer: BodyWriter) -> None:
         """See ``BodyStream.start``."""
@@ -173,7 +173,7 @@ class _Lines:
         turns, share = self._service.turns, self._caller.share
         began_s = self._service.stopwatch()
         is_over = share in turns.over
-        while self._has_more and not is_over and len(self._running) < self._max_running and self._writer.has_room:
+        while self._has_more and not is_over and len(self._running) < self._max_running and self.takes_results:
             index, text = next(self._unread, (0, None))
             if text is None:
                 self._has_more = False
@@ -227,7 +227,7 @@ class _Lines:
             return
         self._finished.append(line)
         self._finished_bytes += len(line)
-        if self._finished_bytes > PART_BYTES:  # so that the writer knows how much the client has to read
+        if self._finished_bytes > PART_BYTES or not self.takes_results:
             self._flush()
 
     def _flush(self) -> None:

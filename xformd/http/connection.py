@@ -126,10 +126,9 @@ class HttpHandler:
 
     # Called by a stream (BodyWriter).
 
-    @property
-    def has_room(self) -> bool:
-        """See ``BodyWriter.has_room``."""
-        return not self._is_closed and self._connection.unread_bytes <= self._max_unread_bytes
+    def has_room_beside(self, count: int) -> bool:
+        """See ``BodyWriter.has_room_beside``."""
+        return not self._is_closed and self._connection.unread_bytes + count <= self._max_unread_bytes
 
     def send(self, data: bytes) -> None:
         """See ``BodyWriter.send``."""
@@ -212,7 +211,10 @@ class HttpHandler:
         self._work()
 
     def _may_answer(self) -> bool:
-        if self._output_bytes > PART_BYTES:
+        if (
+            self._output_bytes > PART_BYTES
+            or self._output_bytes + self._connection.unread_bytes > self._max_unread_bytes
+        ):
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
@@ -498,6 +500,7 @@ class HttpFactory(TransformFactory):
     def _make_handler(self, connection: Connection) -> HttpHandler:
         return HttpHandler(connection, self._application, self._idle_connections, self._forwarded)
 
-    def make_room(self, refusal: ConnectionLimitReached) -> bool:
-        """Close an idle connection to make room for a new one; return whether there was one."""
-        return refusal.kind == "total" and self._idle_connections.evict()
+    def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
+        """Close a connection, an idle one if there is one, to make room for a new one; return whether there was any."""
+        among = self.connections.to_evict_idle(peer)
+        return (refusal.kind == "total" and self._idle_connections.evict(among)) or super().make_room(refusal, peer)

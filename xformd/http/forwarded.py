@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 import attrs
 
 from xformd.errors import Busy
+from xformd.net.connections import share_of
 
 UNIX = "unix"
 """Stands for every client of a Unix socket among the trusted networks."""
@@ -130,6 +131,7 @@ class ForwardedRequests:
         """
         if self._max_per_client is None or client is None:
             return
+        client = share_of(client)
         if self._counts[client] >= self._max_per_client:
             message = f"{self._max_per_client} of your requests are in flight, which is max_connections_per_peer"
             raise Busy(message, retry_after_ms=BUSY_RETRY_MS)

@@ -89,9 +89,8 @@ class Request:
 class BodyWriter(Protocol):
     """Where a ``BodyStream`` goes."""
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the client reads what is sent."""
+    def has_room_beside(self, count: int) -> bool:
+        """Whether the client reads what is sent, and there is room for more beside this many bytes."""
 
     def send(self, data: bytes) -> None:
         """Send a piece of the body."""

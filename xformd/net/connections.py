@@ -1,14 +1,15 @@
 """Keep track of the open connections of a server: how many there may be, which are idle, whose peer has gone.
 
-Invariant: nothing is remembered about a peer without an open connection. A peer is an IP address; clients of a Unix
-socket have none, and only ``max_connections`` limits them, as it does those of a proxy that is trusted to name its own.
+Invariant: nothing is remembered about a peer without an open connection, and none keeps others out that have fewer.
+Peers are counted by their IP address, of IPv6 by its /64; clients of a Unix socket have none, and only
+``max_connections`` limits them, as it does those of a proxy that is trusted to name its own.
 """
 
 import functools
 import itertools
 import select
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -67,18 +68,19 @@ def share_of(peer: str | None) -> str:
 
 
 class RefusalLog(RateLimitedLog):
-    """Logs and counts the connections that a server closes as they come."""
+    """Logs and counts the connections that a server closes as they come, or for others."""
 
     log = Logger()
 
-    def refused(self, kind: str, reason: str) -> None:
+    def refused(self, kind: str, reason: str, which: str = "new") -> None:
         """Log that a connection was closed: at most one line a second for each kind."""
 
         def write(count: int) -> None:
             if count == 1:
-                self.log.warn("closed a new connection: {reason}", reason=reason)
+                self.log.warn("closed a {which} connection: {reason}", which=which, reason=reason)
             else:
-                self.log.warn("closed {count} new connections in the last second: {reason}", count=count, reason=reason)
+                message = "closed {count} {which} connections in the last second: {reason}"
+                self.log.warn(message, count=count, which=which, reason=reason)
 
         self.add(kind, write)
 
@@ -95,44 +97,58 @@ class Connections(Generic[Connection]):
         self._is_uncounted = is_uncounted
         self._max_total = limits.max_connections
         self._max_per_peer = limits.max_connections_per_peer
-        self._peers: dict[Connection, str | None] = {}
-        self._counts: dict[str, int] = {}
+        self._shares: dict[Connection, str | None] = {}
+        self._by_share: dict[str, dict[Connection, None]] = {}  # the oldest connection first
 
     def __len__(self) -> int:
-        return len(self._peers)
+        return len(self._shares)
 
     def __iter__(self) -> Iterator[Connection]:
         """Iterate over a copy, so that connections may close meanwhile."""
-        return iter([*self._peers])
+        return iter([*self._shares])
 
     def limit_reached(self, peer: str | None) -> ConnectionLimitReached | None:
         """Return the limit that forbids one more connection from this peer, or None."""
-        if len(self._peers) >= self._max_total:
+        share = self._share(peer)
+        if self._max_per_peer is not None and len(self._of_share(share)) >= self._max_per_peer:
             return ConnectionLimitReached(
-                "total", f"{len(self._peers)} are open; max_connections, or ulimit -n, allows no more"
+                "peer", f"{self._max_per_peer} are open from {share}, which is max_connections_per_peer"
             )
-        if peer is not None and self._max_per_peer is not None and self._counts.get(peer, 0) >= self._max_per_peer:
+        if len(self._shares) >= self._max_total:
             return ConnectionLimitReached(
-                "peer", f"{self._max_per_peer} are open from {peer}, which is max_connections_per_peer"
+                "total", f"{len(self._shares)} are open; max_connections, or ulimit -n, allows no more"
             )
         return None
 
+    def _share(self, peer: str | None) -> str | None:
+        return None if peer is None or self._is_uncounted(peer) else share_of(peer)
+
+    def _of_share(self, share: str | None) -> Collection[Connection]:
+        return self._by_share.get(share or "", ())
+
+    def to_evict(self, peer: str | None) -> Collection[Connection]:
+        """Return those of which one may end for a new one: of the share that has the most, the oldest first."""
+        most: Collection[Connection] = max(self._by_share.values(), key=len, default=())
+        return most if len(most) > len(self._of_share(self._share(peer))) + 1 else ()
+
+    def to_evict_idle(self, peer: str | None) -> Collection[Connection]:
+        """Return those of which an idle one may end for a new one: else of its own share, or of any if it has none."""
+        return self.to_evict(peer) or self._of_share(self._share(peer)) or self._shares
+
     def add(self, connection: Connection, peer: str | None) -> None:
         """Count a connection that has opened."""
-        if peer is not None and self._is_uncounted(peer):
-            peer = None
-        self._peers[connection] = peer
-        if peer is not None:
-            self._counts[peer] = self._counts.get(peer, 0) + 1
+        share = self._shares[connection] = self._share(peer)
+        if share is not None:
+            self._by_share.setdefault(share, {})[connection] = None
 
     def discard(self, connection: Connection) -> None:
         """Stop counting a connection, if it is counted."""
-        peer = self._peers.pop(connection, None)
-        if peer is None:
+        share = self._shares.pop(connection, None)
+        if share is None:
             return
-        self._counts[peer] -= 1
-        if not self._counts[peer]:
-            del self._counts[peer]
+        del self._by_share[share][connection]
+        if not self._by_share[share]:
+            del self._by_share[share]
 
 
 class IdleConnections(OrderedDict[Evictable, None]):
@@ -143,15 +159,15 @@ class IdleConnections(OrderedDict[Evictable, None]):
     gaps at the front of a plain dict: looking for the oldest would go through all of them.
     """
 
-    def evict(self) -> bool:
-        """Close the connection that has been idle the longest.
+    def evict(self, among: Collection[object]) -> bool:
+        """Close the connection among some that has been idle the longest.
 
         One with unread input is spared where possible: on a busy server, that may be a request that just arrived.
 
         Returns:
             Whether there was one.
         """
-        oldest = [*itertools.islice(self, EVICTION_CANDIDATES)]
+        oldest = [*itertools.islice((each for each in self if each in among), EVICTION_CANDIDATES)]
         without_input = (connection for connection in oldest if not connection.has_input())
         chosen = next(without_input, oldest[0] if oldest else None)
         if chosen is None:

@@ -4,6 +4,7 @@ Invariant: once ``drain`` has been called no connection is accepted, and soon af
 called before the reactor shuts down, whatever listens with the factory and whoever stops the reactor.
 """
 
+import itertools
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -13,7 +14,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import WrappingFactory
 
 from xformd.limits import Limits
-from xformd.net.connections import ConnectionLimitReached, Connections, RefusalLog
+from xformd.net.connections import EVICTION_CANDIDATES, ConnectionLimitReached, Connections, RefusalLog
 
 
 class DrainableProtocol(Protocol):
@@ -21,6 +22,11 @@ class DrainableProtocol(Protocol):
 
     transport: Any
     peer: str | None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request, or for the rest of one."""
+        return False
 
     def stop(self) -> None:
         """Finish what has been accepted, then close."""
@@ -68,10 +74,20 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         """Make the protocol of a connection that has been accepted; ``peer`` is its IP address, if it has one."""
         raise NotImplementedError
 
-    def make_room(self, refusal: ConnectionLimitReached) -> bool:
-        """End a connection for the sake of a new one; return whether there is room now."""
-        del refusal
-        return False
+    def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
+        """End a connection of the share with the most for a new one of a share with fewer; return whether it may come.
+
+        It is the oldest idle one of the oldest, or the oldest.
+        """
+        if refusal.kind != "total" or not (among := self.connections.to_evict(peer)):
+            return False
+        oldest = [*itertools.islice(among, EVICTION_CANDIDATES)]
+        chosen = next((each for each in oldest if each.is_idle), oldest[0])
+        reason = f"{chosen.peer} has {len(among)}, and others need the room: max_connections, or ulimit -n, is reached"
+        self.refusals.refused("share", reason, which="long open")
+        self.connections.discard(chosen)
+        chosen.abort()
+        return True
 
     def refuse(self) -> Protocol | None:
         """Make the protocol of a connection that is refused; None closes it."""
@@ -94,7 +110,7 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         if self.is_stopping:
             return self.refuse()
         peer: str | None = getattr(addr, "host", None)
-        if (refusal := self.connections.limit_reached(peer)) and not self.make_room(refusal):
+        if (refusal := self.connections.limit_reached(peer)) and not self.make_room(refusal, peer):
             self.refusals.refused(refusal.kind, refusal.reason)
             return self.refuse()
         return self.make_protocol(peer)

@@ -22,8 +22,10 @@ from twisted.python.failure import Failure
 
 from xformd.errors import ConfigError, ListenFailed, safe_str
 from xformd.net import endpoints
+from xformd.net.allocator import MemoryTrimmer
 from xformd.net.factory import DrainingFactory
 from xformd.net.transport import detect_loss, make_eager
+from xformd.net.write_buffer import PART_BYTES
 
 if TYPE_CHECKING:  # it needs what the extra "tls" installs
     from xformd.net.tls import Certificates
@@ -110,7 +112,8 @@ class ListeningService(Service):
 
     async def _listen_on(self, description: str) -> str:
         """Listen on one endpoint; return its address."""
-        more: Any = {"backlog": self._factory.limits.listen_backlog, "alpn": self._alpn}
+        limits = self._factory.limits
+        more: Any = {"backlog": limits.listen_backlog, "alpn": self._alpn}
         endpoint = endpoints.server_endpoint(self._reactor, description, self._setting, **more)
         try:
             port = await endpoint.listen(self._factory)
@@ -118,7 +121,7 @@ class ListeningService(Service):
             raise _explain(description, error, self._flags) from error
         if self._is_eager:
             make_eager(port)
-        detect_loss(port, self._factory.limits.write_timeout_s)
+        detect_loss(port, limits.write_timeout_s, PART_BYTES / limits.min_read_rate_bytes_per_s)
         self._ports.append(port)
         scheme = self._scheme
         if endpoint.certificates is not None:
@@ -188,6 +191,7 @@ class FailFastService(Service):
         """
         Service.startService(self)
         self._server.reload_on_sighup()
+        MemoryTrimmer(self._reactor)
         self._is_starting = True
         self._server.startService()
         self._is_starting = False

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.limits import Limits
-from xformd.net.allocator import keep_freed_memory
+from xformd.net.allocator import MemoryTrimmer, keep_freed_memory
 from xformd.net.deadline import use_monotonic_clock
 from xformd.net.listener import ListeningService
 from xformd.telemetry.logs import start_server_log
@@ -117,6 +117,7 @@ def run_server(
         reactor.stop()
 
     server.listening.addCallbacks(started, failed)
+    reactor.callWhenRunning(MemoryTrimmer, reactor)
     reactor.callWhenRunning(_handle_signals, reactor, server)
     reactor.callWhenRunning(server.startService)
     reactor.addSystemEventTrigger("before", "shutdown", server.stopService)

@@ -100,10 +100,12 @@ def make_eager(port: IListeningPort) -> None:
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def detect_loss(transport: Any, timeout_s: float) -> None:
+def detect_loss(transport: Any, timeout_s: float, segment_s: float = 0.0) -> None:
     """Let the system end a TCP connection whose peer's machine has acknowledged nothing for this long.
 
     By itself it takes 15 minutes, or for ever if nothing is sent. A port's connections take the options over.
+    Linux also ends one whose peer acknowledges and has no room for the next segment, of up to 64 KiB: ``segment_s`` is
+    how much longer the peer has to read one. Without it a client that read 20 KB/s was cut off after 33 s.
     """
     connection = getattr(transport, "socket", None)  # of TLS: that of the connection under it
     if not isinstance(connection, socket.socket) or connection.family not in (socket.AF_INET, socket.AF_INET6):
@@ -113,7 +115,7 @@ def detect_loss(transport: Any, timeout_s: float) -> None:
         "KEEPIDLE": whole_s // 2,
         "KEEPINTVL": max(1, whole_s // 6),
         "KEEPCNT": 3,
-        "USER_TIMEOUT": 1000 * whole_s,
+        "USER_TIMEOUT": 1000 * round(whole_s + segment_s),
     }
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in options.items():

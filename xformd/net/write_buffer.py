@@ -1,7 +1,7 @@
-"""Buffer the output of a connection, with a deadline for a peer that does not read.
+"""Buffer the output of a connection, with a deadline for a peer that does not read, or too slowly.
 
-The transport gets one part at a time, so that it shows when the peer takes one, which moves the deadline. Invariant:
-every byte leaves once and in order.
+The transport gets one part at a time. Invariant: every byte leaves once and in order, and what waits takes no more
+memory than ``unread_bytes`` says.
 """
 
 import fcntl
@@ -15,9 +15,13 @@ from typing import Any
 from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime, ITransport
 from zope.interface import implementer
 
+from xformd.limits import Limits
 from xformd.net.deadline import Deadline
 
 PART_BYTES = 64 * 1024
+
+MERGED_BYTES = 4 * 1024
+"""Pieces that wait are joined up to this length: each costs 240 bytes, and an answer may have 13."""
 
 
 class IStreamTransport(ITransport, IConsumer):
@@ -31,8 +35,8 @@ class WriteBuffer:
     Args:
         transport: where it goes. If it has a ``send_now``, that is tried first.
         clock: a reactor, or a clock in its place.
-        write_timeout_s: how long the peer may read nothing at all.
-        give_up: called when it has read nothing for that long.
+        limits: how long the peer may read less than it must.
+        give_up: called when it has done so for that long.
         drained: called when the buffer has become empty again.
     """
 
@@ -40,37 +44,37 @@ class WriteBuffer:
         self,
         transport: IStreamTransport,
         clock: IReactorTime,
-        write_timeout_s: float,
+        limits: Limits,
         give_up: Callable[[], None],
         drained: Callable[[], None],
     ) -> None:
         self._transport = transport
-        self._write_timeout_s = write_timeout_s
+        self._limits = limits
         self._deadline = Deadline(clock, self._deadline_passed)
         self._give_up = give_up
-        self._unread_by_peer = 0  # of what the system holds, when the deadline was set
+        self._progress = ReadProgress(transport, limits)  # since the deadline was set
         self._drained = drained
         # Looked up on the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         own = getattr(type(transport), "send_now", None)
         self._send_now: Callable[[bytes | memoryview], int] = partial(own, transport) if own else _send_nothing
-        self._waiting: deque[memoryview] = deque()
+        self._waiting: deque[tuple[memoryview, int]] = deque()  # the rest of each piece, and the whole piece's length
         self._is_blocked = False  # the transport holds a part that the peer has not read
-        self.unread_bytes = 0
+        self.unread_bytes = 0  # of whole pieces: what has left of one is in memory until all of it has
         transport.registerProducer(self, True)
 
     def write(self, data: bytes) -> None:
         """Send, or keep until the peer has read what was written before."""
         if self._is_blocked:
-            self._keep(memoryview(data))
+            self.unread_bytes += len(data)
+            if self._waiting and self._waiting[-1][1] + len(data) <= MERGED_BYTES:
+                data = bytes(self._waiting.pop()[0]) + data
+            self._waiting.append((memoryview(data), len(data)))
         elif len(data) <= PART_BYTES:
             self._transport.write(data)
         elif (sent := self._send_now(data)) < len(data):
-            self._keep(memoryview(data)[sent:])
+            self.unread_bytes += len(data)
+            self._waiting.append((memoryview(data)[sent:], len(data)))
             self.resumeProducing()
-
-    def _keep(self, data: memoryview) -> None:
-        self._waiting.append(data)
-        self.unread_bytes += len(data)
 
     def close(self) -> None:
         """Drop the rest: the connection is gone, or about to be."""
@@ -80,32 +84,33 @@ class WriteBuffer:
     def pauseProducing(self) -> None:
         """Start the deadline: the transport holds a part that the peer has not read."""
         self._is_blocked = True
-        if not self._deadline.is_set:
+        if not self._deadline.is_set or self._progress.passed_bytes >= self._progress.least_bytes:
             self._set_deadline()
 
     def resumeProducing(self) -> None:
         """Pass on the next part: the peer has read the last one."""
         self._is_blocked = False
-        self._deadline.clear()
         while self._waiting and not self._is_blocked:
-            data = self._waiting.popleft()
+            data, piece_bytes = self._waiting.popleft()
             sent = self._send_now(data)
             part, rest = data[sent : sent + PART_BYTES], data[sent + PART_BYTES :]
             if rest:
-                self._waiting.appendleft(rest)
-            self.unread_bytes -= sent + len(part)
+                self._waiting.appendleft((rest, piece_bytes))
+            else:
+                self.unread_bytes -= piece_bytes
+            self._progress.passed_bytes += sent + len(part)
             if part:
                 self._transport.write(bytes(part))
         if not self._is_blocked:
+            self._deadline.clear()
             self._drained()
 
     def _set_deadline(self) -> None:
-        self._unread_by_peer = bytes_in_system(self._transport)
-        self._deadline.set(self._write_timeout_s)
+        self._progress = ReadProgress(self._transport, self._limits)
+        self._deadline.set(self._limits.write_timeout_s)
 
     def _deadline_passed(self) -> None:
-        """Abort, unless the peer reads what the system holds: the transport learns of that only much later."""
-        if bytes_in_system(self._transport) < self._unread_by_peer:
+        if self._progress.is_enough:
             self._set_deadline()
         else:
             self._give_up()
@@ -113,6 +118,32 @@ class WriteBuffer:
     def stopProducing(self) -> None:
         """Drop the rest: the connection is gone."""
         self.close()
+
+
+class ReadProgress:
+    """What a peer takes of its output from now on, to be judged after ``write_timeout_s``.
+
+    It shows at the socket, of TLS at that beneath, once the peer's system acknowledges it, in steps of up to 64 KiB.
+    The transport learns of it much later: the system holds megabytes. ``passed_bytes`` is what it was given since.
+    """
+
+    def __init__(self, transport: Any, limits: Limits) -> None:
+        self._transport = transport
+        self.least_bytes = limits.min_read_rate_bytes_per_s * limits.write_timeout_s
+        self._unread_bytes = _bytes_below(transport)
+        self.passed_bytes = 0
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the peer has taken as much as it must, or all that there was."""
+        unread_bytes = self._unread_bytes + self.passed_bytes
+        return unread_bytes - _bytes_below(self._transport) >= max(1, min(self.least_bytes, unread_bytes))
+
+
+def _bytes_below(transport: Any) -> int:
+    """Return how much output the transport and the system hold, as far as they say."""
+    unsent = len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
+    return unsent + getattr(transport, "_tempDataLen", 0) + bytes_in_system(transport)
 
 
 def bytes_in_system(transport: Any) -> int:

@@ -34,6 +34,7 @@ from xformd.errors import ConfigError, XformError
 from xformd.limits import Limits
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
+from xformd.net.write_buffer import ReadProgress
 
 STALL_TIMEOUT_S = 300.0
 """A client that takes nothing for this long is cut off. A slow one may seem to: the system buffers megabytes for it."""
@@ -236,7 +237,7 @@ class PoemProtocol(DrainableProtocol):
     def pauseProducing(self) -> None:
         """Wait, as the client has enough to take. Called by the transport."""
         self._is_paused = True
-        self._deadline.set(self._factory.stall_timeout_s)
+        self._await_reader()
 
     def stopProducing(self) -> None:
         """Stop sending: the connection is lost. Called by the transport."""
@@ -313,7 +314,7 @@ class PoemProtocol(DrainableProtocol):
     def _finish(self) -> None:
         self._is_finished = True
         self.transport.unregisterProducer()
-        self._deadline.set(self._factory.stall_timeout_s)
+        self._await_reader()
         if self._can_half_close():
             # Closing both sides at once would reset the connection if the client had sent anything, as a browser does.
             self.transport.loseWriteConnection()
@@ -323,9 +324,15 @@ class PoemProtocol(DrainableProtocol):
     def _can_half_close(self) -> bool:
         return IHalfCloseableDescriptor.providedBy(self.transport) and not ISSLTransport.providedBy(self.transport)
 
+    def _await_reader(self) -> None:
+        self._progress = ReadProgress(self.transport, self._factory.limits)
+        self._deadline.set(self._factory.stall_timeout_s)
+
     def _expire(self) -> None:
         if self._is_flushed:
             self.transport.loseConnection()
+        elif self._progress.is_enough:
+            self._await_reader()
         else:
             self.log.info("cut off {peer}: it takes nothing", peer=self.peer or "a local client")
             self.transport.abortConnection()

@@ -1,6 +1,7 @@
 """A pipeline: put together, changed, shared by its link, and called from elsewhere."""
 
 import re
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -89,6 +90,27 @@ def test_an_invalid_link_breaks_nothing(visit: Visit, fragment: str) -> None:
     visit.page.get_by_label("hex").uncheck()
     visit.write("owl")
     visit.shows("OWL")
+    visit.complaints[:] = [line for line in visit.complaints if "Failed to load resource" not in line]
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps", "fields"),
+    [
+        ("+".join(["upper"] * 20_000), 32, 0),
+        ("upper:" + ",".join(f"a{number}=1" for number in range(20_000)), 1, 128),
+        ("+".join(["upper:" + ",".join(f"a{number}=1" for number in range(100))] * 200), 32, 128),
+    ],
+    ids=["steps", "options", "both"],
+)
+def test_a_long_link_does_not_freeze_the_page(visit: Visit, spec: str, steps: int, fields: int) -> None:
+    start = time.monotonic()
+    visit.page.goto(f"{visit.address}#{spec}&poem=owl")
+    visit.page.locator("#steps .step").nth(steps - 1).wait_for()
+    visit.write("cat")
+    print(f"a link of {len(spec):,} characters: {time.monotonic() - start:.1f} s")
+    assert time.monotonic() - start < 5
+    assert len(visit.steps()) == steps
+    assert visit.page.locator("#steps input").count() == fields
     visit.complaints[:] = [line for line in visit.complaints if "Failed to load resource" not in line]
 
 

@@ -692,6 +692,13 @@ def test_list_and_ping(world: World) -> None:
     assert world.settle(proxy.ping(timeout=1)) == VERSION
 
 
+@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"transforms": 3}'])
+def test_a_lying_listing_is_a_bad_frame(world: World, answer: bytes) -> None:
+    host, _ = world.scripted(hello_then(lambda string: b"1 ok." + answer))
+    error = world.fail(world.proxy(host).list_transforms(), xformd.errors.BadFrame)
+    assert error.message.startswith("the answer to !list is not a listing: ")
+
+
 # Types
 
 

@@ -171,6 +171,7 @@ def test_a_server_that_was_killed_starts_again_on_its_unix_sockets(kind: str, tm
         lock.symlink_to(str(os.getpid()))  # another process has its number now
     with serving(tmp_path, *places, *what, verb=verb, ready=ready) as server:
         for path in paths:
+            assert path.stat().st_mode & 0o777 == 0o660
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(path))
         assert server.stop() == 0

@@ -20,7 +20,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.systemd import ListenFDs
 
 from support.certificates import tls_endpoint
-from support.deferreds import has_fired
+from support.deferreds import has_fired, result_of
 from support.http_front import Front
 from support.logs import Log
 from support.memory import MemoryServer
@@ -366,6 +366,43 @@ def test_a_lock_without_a_socket_is_removed(path: Path) -> None:
     path.with_name("socket.lock").symlink_to(str(os.getpid()))
     listen_on(path)
     assert [*path.parent.iterdir()] == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o000, 0o077])
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ("", 0o660),
+        (":mode=600", 0o600),
+        (":mode=666", 0o666),
+        (":604", 0o604),
+        (":backlog=5", 0o660),
+        (":600:5", 0o600),
+    ],
+)
+def test_a_unix_socket_has_the_mode_asked_for_and_never_a_wider_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch, options: str, mode: int, umask: int
+) -> None:
+    from twisted.internet import reactor
+
+    born: list[int] = []
+    real_chmod = os.chmod
+
+    def chmod(name: str, to: int) -> None:
+        born.append(path.stat().st_mode & 0o777)
+        real_chmod(name, to)
+
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as watched:
+            watched.setattr(os, "chmod", chmod)
+            endpoint = server_endpoint(reactor, f"unix:{path}{options}")
+            port = result_of(endpoint.listen(DrainingFactory(Limits(), MemoryReactorClock())))
+    finally:
+        assert os.umask(before) == umask
+    assert born == [0]
+    assert path.stat().st_mode & 0o777 == mode
+    port.stopListening()
 
 
 @pytest.mark.parametrize("backlog", [0, 5])

@@ -99,14 +99,3 @@ def test_why_a_plugin_failed_is_not_passed_on() -> None:
     """As servers before 0.2 tell."""
     failed = {"name": "verses", "distribution": "verses", "version": "1.0", "state": "failed", "reason": "/etc/key"}
     assert catalog(a=listing(plugins=[failed])).describe()["plugins"][0]["reason"] == ""
-
-
-@pytest.mark.parametrize(
-    "malformed",
-    [None, [], {}, listing() | {"plugins": None}, listing("owl"), listing(["name"]), listing({"summary": "no name"})],
-)
-def test_a_malformed_listing_is_refused_and_changes_nothing(malformed: object) -> None:
-    made = catalog(a=listing(row("owl")))
-    with pytest.raises(ValueError, match=r"is not a list of|not a JSON object"):
-        made.learn("a", malformed)
-    assert is_cached(made, "owl")

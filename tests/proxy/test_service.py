@@ -5,6 +5,7 @@ import json
 import weakref
 from typing import Any
 
+import attrs
 import pytest
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.protocol import Factory
@@ -60,7 +61,7 @@ class World:
 
         later = transform(name="later", deterministic=True)(wait)
         fickle_later = transform(name="fickle-later")(wait)
-        self.transforms = (steady, fickle, later, fickle_later)
+        self.transforms: tuple[xformd.Transform, ...] = (steady, fickle, later, fickle_later)
         self.add("one")
 
     def add(self, name: str) -> Host:
@@ -413,7 +414,8 @@ def test_a_malformed_listing_is_logged_and_nothing_is_cached(world: World, log: 
     world.says("odd", '{} ok.{"transforms": 3}')
     proxy = world.proxy("odd")
     (line,) = log.lines
-    assert line.startswith("odd does not list its transforms: its answer is not a listing: 'transforms' is not a list")
+    why = "odd does not list its transforms: the answer to !list is not a listing: it is no object with transforms, "
+    assert line.startswith(why)
     assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b'{"transforms": 3}'] * 2
 
 
@@ -487,8 +489,25 @@ def test_a_prepared_call_finishes_with_a_result_or_an_error(world: World, log: L
         call.finish_call(b"x" * (limit + 1))
 
 
-def test_its_listing_is_its_description_as_json(proxy: CachingTransformService) -> None:
-    assert json.loads(proxy.listing()) == proxy.describe()
+def test_its_listing_is_its_description_as_json(world: World, proxy: CachingTransformService) -> None:
+    for _ in range(2):
+        world.ask(proxy, "steady")
+        assert json.loads(proxy.listing()) == proxy.describe()
+
+
+def test_all_who_ask_within_a_second_share_one_long_listing(world: World) -> None:
+    world.transforms = (*world.transforms, *(attrs.evolve(fickle, name=f"a{number}") for number in range(300)))
+    world.upgrade("1.0")
+    proxy = world.proxy()
+    first = proxy.listing()
+    assert json.loads(first) == proxy.describe()
+    world.ask(proxy, "steady")
+    assert proxy.listing() is first
+    world.turn(1)
+    assert json.loads(proxy.listing())["cache"]["misses"] == 1
+    world.upgrade("2.0")
+    world.turn(REFRESH_S)
+    assert json.loads(proxy.listing()) == proxy.describe() != json.loads(first)
 
 
 def test_for_a_caller_without_room_no_upstream_is_asked(world: World) -> None:

@@ -1,6 +1,7 @@
 """The session dialect's messages: what one side encodes the other decodes; anything else is an error of the table."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xformd.errors import ERRORS, BadFrame, InternalError, XformError
+from xformd.plugins import listing
 from xformd.spec import MAX_SPEC_BYTES, Spec, Step, parse
 from xformd.wire import session
 from xformd.wire.netstring import Decoder
 from xformd.wire.session import ControlRequest, Hello, Malformed, Refusal, Reply, Request
 
 IDS = st.integers(1, session.MAX_ID)
-MILLISECONDS = st.one_of(st.none(), st.integers(0, 10**15))
+MILLISECONDS = st.one_of(st.none(), st.integers(0, session.MAX_WAIT_MS))
 ON_THE_WIRE = [error for error in ERRORS.values() if error.http_status is not None]
 ERRORS_OF_A_SERVER = st.builds(
     lambda kind, message, later: kind(message, retry_after_ms=later),
@@ -79,6 +81,20 @@ def test_a_hello_survives_the_wire() -> None:
     assert session.decode_hello(b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": 2, "new": []}')
 
 
+NO_LIMITS = [
+    b"Infinity",
+    b"-Infinity",
+    b"NaN",
+    b"true",
+    b"1.5",
+    b"1e3",
+    b"-1",
+    b"9007199254740993",
+    b"9" * 5_000,
+    b"null",
+]
+
+
 @pytest.mark.parametrize(
     "string",
     [
@@ -90,13 +106,23 @@ def test_a_hello_survives_the_wire() -> None:
         b'xformd/3 {"server": "x", "max_request_bytes": 1, "max_in_flight": 2}',
         b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": 0}',
         b'xformd/2 {"server": "x", "max_request_bytes": "many", "max_in_flight": 2}',
-        b"xformd/2 " + b"[" * 100_000,
+        b'xformd/2 {"server": "x", "max_request_bytes": "1", "max_in_flight": 2}',
+        b'xformd/2 {"server": ["x"], "max_request_bytes": 1, "max_in_flight": 2}',
+        *(b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": %b}' % wrong for wrong in NO_LIMITS),
+        *(b'xformd/2 {"server": "x", "max_in_flight": 1, "max_request_bytes": %b}' % wrong for wrong in NO_LIMITS),
+        b'xformd/2 {"server": "x", "max_request_bytes": 1, "max_in_flight": 2, "new": "%b"}' % (b"x" * 10_000),
+        b"xformd/2 " + b"[" * 9_000,
         b"xformd/2 \xff",
     ],
 )
 def test_anything_but_a_hello_is_a_bad_frame(string: bytes) -> None:
     with pytest.raises(BadFrame):
         session.decode_hello(string)
+
+
+def test_a_servers_name_is_a_line_for_a_terminal() -> None:
+    hello = session.decode_hello(b'xformd/2 {"server": "\\u001b[31mx\\ny", "max_request_bytes": 1, "max_in_flight": 2}')
+    assert hello.server == "\ufffd[31mx y"
 
 
 @pytest.mark.parametrize("start", [b"", b"0 ", b"-1 ", b"07 ", b"9007199254740992 ", b" 7 "])
@@ -144,6 +170,12 @@ def test_anything_but_a_reply_is_a_bad_frame(string: bytes) -> None:
         session.decode_reply(string)
 
 
+def test_a_server_cannot_have_its_clients_wait_for_ever() -> None:
+    refusal = session.decode_reply(b"7 busy retry-after=9999999999999999.later")
+    assert isinstance(refusal, Refusal)
+    assert refusal.error.retry_after_ms == session.MAX_WAIT_MS
+
+
 def test_an_unknown_error_code_is_an_internal_error() -> None:
     refusal = session.decode_reply(b"7 on-fire retry-after=5.run")
     assert isinstance(refusal, Refusal)
@@ -154,6 +186,120 @@ def test_an_unknown_error_code_is_an_internal_error() -> None:
 
 @given(st.one_of(st.binary(), st.text("07 !.=abz-", max_size=20).map(str.encode)))
 def test_any_string_is_a_message_or_a_bad_frame(string: bytes) -> None:
-    for decode in (session.decode_request, session.decode_reply, session.decode_hello):
+    for decode in (session.decode_request, session.decode_reply, session.decode_hello, session.decode_listing):
         with contextlib.suppress(BadFrame):
             decode(string)
+
+
+# Listings.
+
+
+LISTING: dict[str, Any] = {
+    "transforms": [
+        {
+            "name": "wrap",
+            "summary": "Wrap lines.",
+            "options": [{"name": "width", "type": "int", "required": False, "default": 72}],
+            "distribution": "xformd",
+            "version": "0.1.0",
+            "deterministic": True,
+        }
+    ],
+    "plugins": [{"name": "text", "distribution": "xformd", "version": "0.1.0", "state": "active", "reason": ""}],
+    "conflicts": [{"name": "sea", "message": "two plugins provide it"}],
+    "cache": {"hits": 1, "misses": 2, "bytes": 3},
+}
+
+
+def changed(part: str, **fields: Any) -> dict[str, Any]:
+    """Return the listing with other fields in the first row of a part."""
+    return LISTING | {part: [LISTING[part][0] | fields]}
+
+
+def with_option(**fields: Any) -> dict[str, Any]:
+    return changed("transforms", options=[LISTING["transforms"][0]["options"][0] | fields])
+
+
+def nested(depth: int) -> Any:
+    return json.loads("[" * depth + "]" * depth)
+
+
+def decode_listing(listed: object) -> dict[str, Any]:
+    return session.decode_listing(json.dumps(listed).encode())
+
+
+def test_a_listing_is_decoded_with_fields_that_this_version_does_not_know() -> None:
+    assert decode_listing(LISTING) == LISTING
+    newer = changed("transforms", colours=["red", {"a": None}], example={"x": 1.5}) | {"news": nested(5)}
+    assert decode_listing(newer) == newer
+
+
+def test_what_an_older_server_does_not_tell_is_empty() -> None:
+    older = {
+        "transforms": [{"name": "upper", "options": [{"name": "a"}]}],
+        "plugins": [{"name": "text"}],
+        "conflicts": [],
+    }
+    listed = decode_listing(older)
+    (row,) = listed["transforms"]
+    assert row == {
+        "name": "upper",
+        "options": [{"name": "a", "type": "", "required": False}],
+        "summary": "",
+        "distribution": "",
+        "version": "",
+    }
+    assert "verses" not in listing.to_table(listed)
+    assert listing.to_table(listed).splitlines()[1].split() == ["upper", "a=None"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        (None, "it is no object with transforms, plugins, conflicts"),
+        ([], "it is no object with"),
+        ({}, "it is no object with"),
+        (LISTING | {"plugins": None}, "'plugins' is no list of at most 10,000"),
+        (LISTING | {"conflicts": {"name": "x"}}, "'conflicts' is no list"),
+        (LISTING | {"transforms": ["wrap"]}, "a row of 'transforms' is no dict"),
+        (LISTING | {"transforms": [["name"]]}, "a row of 'transforms' is no dict"),
+        (LISTING | {"transforms": [{"summary": "no name"}]}, "a transform has an invalid name"),
+        (LISTING | {"plugins": [{"name": "a"}] * 10_001}, "'plugins' is no list of at most 10,000"),
+        (LISTING | {"cache": None}, "'cache' is no dict"),
+        (LISTING | {"cache": {"hits": "many"}}, "'hits' is no int"),
+        (LISTING | {"cache": {"hits": True}}, "'hits' is no int"),
+        (LISTING | {"cache": {"hits": float("inf")}}, "'hits' is no int"),
+        (changed("transforms", name="x" * 65), "a transform has an invalid name"),
+        (changed("transforms", name="\x1b[31m"), "a transform has an invalid name"),
+        (changed("transforms", name=7), "'name' is no str"),
+        (changed("transforms", summary=None), "'summary' is no str"),
+        (changed("transforms", summary=["a"]), "'summary' is no str"),
+        (changed("transforms", version=1.0), "'version' is no str"),
+        (changed("transforms", distribution={}), "'distribution' is no str"),
+        (changed("transforms", options=None), "'options' is no list"),
+        (changed("transforms", options=["a"]), "a row of 'options' is no dict"),
+        (with_option(name=1), "'name' is no str"),
+        (with_option(type=1), "'type' is no str"),
+        (with_option(required=1), "'required' is no bool"),
+        (changed("plugins", state=1), "'state' is no str"),
+        (changed("plugins", reason=None), "'reason' is no str"),
+        (changed("plugins", name=None), "'name' is no str"),
+        (changed("conflicts", message=1), "'message' is no str"),
+        (with_option(default=nested(20)), "nested too deeply"),
+        (LISTING | {"news": nested(30)}, "nested too deeply"),
+        (LISTING | {"news": "x" * 5_000_000}, "4 MiB"),
+        (LISTING | {"news": [[]] * 600_000}, "250,000 values"),
+    ],
+)
+def test_a_malformed_listing_is_a_bad_frame_of_one_line(listed: object, says: str) -> None:
+    with pytest.raises(BadFrame, match="is not a listing: ") as refused:
+        decode_listing(listed)
+    assert says in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"{", b"\xff", b"[" * 100_000, b'{"transforms":' * 2_000, b"9" * 5_000, b"\0{"]
+)
+def test_what_is_no_json_is_no_listing(answer: bytes) -> None:
+    with pytest.raises(BadFrame, match="is not a listing: "):
+        session.decode_listing(answer)

@@ -3,7 +3,6 @@
 Invariant: a request is sent again only if the server is known not to have run it.
 """
 
-import json
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
@@ -20,6 +19,7 @@ from xformd.errors import GibberishError, TransformTimeout, XformError, one_line
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
 from xformd.spec import OptionValue, Spec
+from xformd.wire.session import decode_listing
 
 Poem = TypeVar("Poem", str, bytes)
 Answer = TypeVar("Answer")
@@ -166,8 +166,7 @@ class TransformProxy:
 
     async def _list(self) -> dict[str, Any]:
         _, answer = await self._try_servers(Upstream.send_control, "list")
-        listed: dict[str, Any] = json.loads(answer)
-        return listed
+        return decode_listing(answer)
 
     async def _ping(self) -> str:
         server, answer = await self._try_servers(Upstream.send_control, "ping")

@@ -33,7 +33,7 @@ Command = Callable[..., Any]
 Selected = Callable[[], "contextlib.AbstractContextManager[Settings]"]
 """Reads which plugins to load; an error in the block names the file, variable or flag that chose them."""
 
-PLUGIN_SETTINGS = ("plugins", "plugins_dir", "block", "prefer", "strict")
+PLUGIN_SETTINGS = ("plugins", "plugins_dir", "insecure_plugins_dir", "block", "prefer", "strict")
 LIMIT_SETTINGS = tuple(field.name for field in attrs.fields(Limits))
 
 
@@ -247,6 +247,7 @@ def plugin_flags(command: Command) -> Command:
         click.option("--strict/--no-strict", default=None, help="Fail if a plugin is broken or a name is ambiguous."),
         setting_option("prefer", "NAME=DISTRIBUTION", multiple=True, callback=_pairs),
         setting_option("block", "NAME", multiple=True),
+        setting_option("insecure_plugins_dir", "DIR", multiple=True, type=click.Path()),
         setting_option("plugins_dir", "DIR", multiple=True, type=click.Path()),
         setting_option("plugins", "SELECTION", is_flag=False, flag_value="all"),
     ):

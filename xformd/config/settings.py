@@ -58,7 +58,7 @@ class Settings:
             selection=Selection(
                 distributions=values["plugins"],
                 blocked=values["block"],
-                directories=values["plugins_dir"],
+                directories=values["plugins_dir"] + values["insecure_plugins_dir"],
                 preferred=values["prefer"],
                 strict=values["strict"],
             ),
@@ -149,6 +149,7 @@ _SETTINGS = (
         "plugins that are never imported: distributions, entry points, loose files without .py",
     ),
     Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files and packages are loaded as plugins too"),
+    Setting("insecure_plugins_dir", types.FOLDERS, (), "folders like those of plugins_dir, which others may write"),
     Setting("prefer", types.PREFERENCES, {}, "the distribution to use for a transform that several provide"),
     Setting("strict", types.BOOLEAN, False, "refuse to start if a plugin fails or two provide the same transform"),
     Setting(

@@ -4,7 +4,9 @@ Invariant: an unknown setting or an invalid value is an error of one line that n
 """
 
 import difflib
+import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -119,6 +121,15 @@ def configure(
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
     _reject_both(values["inline"], values["isolate"])
+    subject = values["plugins_dir"].subject
+    for folder in values["plugins_dir"].value:
+        try:
+            packages = [init.parent for init in folder.glob("*/__init__.py")]
+            inside = (each for package in packages for each in (package, *package.rglob("*")))
+            for path in (folder, *folder.glob("*.py"), *folder.glob("__pycache__/*"), *inside):
+                _reject_untrusted(path, subject, ", or take --insecure-plugins-dir for its folder")
+        except OSError as error:
+            raise ConfigError(f"{subject}: cannot read {folder}: {error.strerror}") from error
     settings = Settings.from_values({name: value.value for name, value in values.items()})
     return Configuration(settings, tuple(values.values()))
 
@@ -126,6 +137,7 @@ def configure(
 def _from_file(file: Path) -> dict[str, Value]:
     try:
         data = file.read_bytes()
+        _reject_untrusted(file, str(file))
     except OSError as error:
         raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
     values: dict[str, Value] = {}
@@ -134,6 +146,22 @@ def _from_file(file: Path) -> dict[str, Value]:
             value = _read_from_file(name, raw, f"{file}, line {line}")
             values[name] = _merge_tables(values.get(name), value)
     return {name: _relative_to(file, value) for name, value in values.items()}
+
+
+def _reject_untrusted(path: Path, subject: str, advice: str = "") -> None:
+    """Reject what others than root and this user may change, or a folder above it, as sshd does with ``StrictModes``.
+
+    A group with its owner's number is that user's own (umask 002); the mode of /dev/null and a ConfigMap says nothing.
+    """
+    is_there = os.access(path, os.F_OK)  # or else, whoever reads it will say why
+    for each in dict.fromkeys((path, *path.resolve().parents, *path.absolute().parents)) if is_there else ():
+        found = each.stat()
+        if found.st_uid not in (0, os.geteuid()):
+            raise ConfigError(f"{subject}: {each} is another user's: chown it to root or yourself{advice}")
+        others = stat.S_IWOTH if found.st_uid == found.st_gid else stat.S_IWOTH | stat.S_IWGRP
+        is_safe = stat.S_ISCHR(found.st_mode) or os.statvfs(each).f_flag & os.ST_RDONLY
+        if found.st_mode & others and not is_safe and not (each != path and found.st_mode & stat.S_ISVTX):
+            raise ConfigError(f"{subject}: others may write {each}: chmod go-w {each}{advice}")
 
 
 def _read_from_file(name: str, raw: object, place: str) -> Value:

@@ -281,24 +281,25 @@ class SessionHandler:
         if request.control == "cancel":
             if request.id in self._in_flight:
                 self._in_flight[request.id].cancel()  # which answers it
-        elif request.control == "list":
-            self._send(session.encode_reply(session.Reply(request.id, self._service.listing())))
         else:
-            self._send(session.encode_reply(session.Reply(request.id, self._service.missing().encode())))
+            is_list = request.control == "list"
+            self._reply(request.id, self._service.listing() if is_list else self._service.missing().encode())
 
     # How requests are answered.
 
     def _answer(self, poem: bytes, request_id: int) -> None:
         del self._in_flight[request_id]
-        if self._is_closed:
-            return
+        if not self._is_closed:
+            self._reply(request_id, poem)
+            self._work()
+
+    def _reply(self, request_id: int, poem: bytes) -> None:
         if len(poem) < PART_BYTES:
             self._send(session.encode_reply(session.Reply(request_id, poem)))
-        else:  # not copied into its frame
+        else:  # not copied into its frame: a listing is the same for all who ask
             self._flush()
             for part in session.frame_reply(session.Reply(request_id, poem)):
                 self._connection.write(part)
-        self._work()
 
     def _fail(self, failure: Failure, request_id: int) -> None:
         del self._in_flight[request_id]

@@ -51,8 +51,8 @@ if TYPE_CHECKING:  # it needs what the extra "tls" installs
 MAX_UNIX_PATH_BYTES = 107
 """``sockaddr_un`` in Linux. Twisted does not reject a longer path: connecting to it simply never succeeds."""
 
-_BACKLOG_POSITIONS = {"tcp": 3, "tcp6": 2, "unix": 3}
-"""Where the backlog stands in an endpoint string whose options have no names; other kinds have no backlog."""
+_POSITIONS = {"backlog": {"tcp": 3, "tcp6": 2, "unix": 3}, "mode": {"unix": 2}}
+"""Where an option stands in an endpoint string whose options have no names; other kinds do not have it."""
 
 _IN_PLAIN_WORDS = {
     r"invalid literal for int\(\) with base \d+: ": "expected a number, got ",
@@ -210,6 +210,7 @@ def _claimed(path: str) -> Iterator[None]:
             os.unlink(path)  # noqa: PTH108
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}.lock")  # noqa: PTH108
+        stack.callback(os.umask, os.umask(0o777))  # nobody may connect until Twisted has set the socket's mode
         yield
 
 
@@ -293,9 +294,9 @@ def _parse_server_endpoint(reactor: Any, description: str, backlog: int, alpn: t
         tls = TlsOptions(*words[1:], **options)
         tcp = endpoints.TCP4ServerEndpoint(reactor, tls.port, int(tls.backlog or backlog), tls.interface)
         return ServerEndpoint(tcp, reactor, Certificates(tls, alpn, reactor))
-    position = _BACKLOG_POSITIONS.get(kind)
-    if position is not None and "backlog" not in options and len(words) <= position:
-        description += f":backlog={backlog}"
+    defaults = {"backlog": backlog, "mode": 660}  # Twisted's 666 is for everybody on the machine
+    missing = [name for name in defaults if name not in options and len(words) <= _POSITIONS[name].get(kind, 0)]
+    description += "".join(f":{name}={defaults[name]}" for name in missing)
     if kind == "systemd":
         return ServerEndpoint(_systemd_endpoint(reactor, *words[1:], **options), reactor)
     port: Any = endpoints.serverFromString(reactor, description)

@@ -245,7 +245,7 @@ def _label(plugin: Mapping[str, Any]) -> str:
 
 
 def _row(transform: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    options = ",".join(map(_signature, transform["options"]))
+    options = _shorten(",".join(map(_signature, transform["options"])), 200)  # each row has the width of the longest
     source = f"{transform['distribution']} {transform['version']}".rstrip()
     return transform["name"], options, transform["summary"], source
 
@@ -254,7 +254,7 @@ def _signature(option: Mapping[str, Any]) -> str:
     name = option["name"]
     if option["required"]:
         return f"{name}=<{option['type']}>"
-    default = option["default"]
+    default = option.get("default")
     shown = str(default).lower() if isinstance(default, bool) else str(default)
     return f"{name}={shown if shown.strip() == shown else repr(shown)}"
 

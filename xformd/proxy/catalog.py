@@ -59,15 +59,10 @@ class Catalog:
         self._epochs: dict[str, CacheEpoch] = {}
         self._changes = 0
 
-    def learn(self, upstream: str, listing: object) -> frozenset[str]:
-        """Record an upstream's answer to ``!list``; return the transforms whose cached results are no longer valid.
-
-        Raises:
-            ValueError: it is not a listing.
-        """
-        checked = public(check(listing))  # older servers tell why a plugin failed
+    def learn(self, upstream: str, listing: Listing) -> frozenset[str]:
+        """Record an upstream's answer to ``!list``; return the transforms whose cached results are no longer valid."""
         is_new = upstream not in self._listings
-        self._listings[upstream] = checked
+        self._listings[upstream] = public(listing)  # older servers tell why a plugin failed
         self._changes += 1
         before, self._epochs = self._epochs, {}
         for name, origin in agreed(self._listings.values()).items():
@@ -165,9 +160,6 @@ class CatalogPoller:
         except XformError as error:
             self._note_silent(address, error.message)
             return
-        except ValueError as error:
-            self._note_silent(address, f"its answer is not a listing: {error}")
-            return
         if address in self._silent:
             self._silent.discard(address)
             self.log.info("{upstream} lists its transforms again", upstream=address)
@@ -206,23 +198,7 @@ def agreed(listings: Iterable[Listing]) -> dict[str, Origin]:
     return {name: origin for name, (origin, *others) in origins.items() if origin is not None and not others}
 
 
-def check(listing: object) -> Listing:
-    """Return a listing that came from outside, once its shape is known to be right.
-
-    Raises:
-        ValueError: it is not a listing.
-    """
-    if not isinstance(listing, Mapping):
-        raise ValueError("not a JSON object")
-    for part in ("transforms", "plugins", "conflicts"):
-        rows = listing.get(part)
-        if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) and "name" in row for row in rows):
-            raise ValueError(f"{part!r} is not a list of objects with a name")
-    return listing
-
-
 def _origin(described: Mapping[str, Any]) -> Origin | None:
-    version = str(described.get("version") or "")
-    if described.get("deterministic") is not True or not version:  # servers before 0.2 do not say
+    if described.get("deterministic") is not True or not described["version"]:  # servers before 0.2 do not say
         return None
-    return Origin(str(described.get("distribution")), version)
+    return Origin(described["distribution"], described["version"])

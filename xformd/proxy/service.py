@@ -36,6 +36,7 @@ from xformd.errors import (
 from xformd.limits import MIB, Limits
 from xformd.net.deadline import within
 from xformd.net.turns import Turns
+from xformd.net.write_buffer import PART_BYTES
 from xformd.proxy.catalog import Catalog, CatalogPoller
 from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
@@ -153,6 +154,8 @@ class CachingTransformService:
         self._in_flight = RequestsInFlight()
         self._max_asking = limits.max_in_flight * len(upstreams)
         self._asking = 0
+        self._listed = self._listing = b""
+        self._listing_ends_at = 0.0
         self._queue: FairQueue[_Question] = FairQueue(
             limits.max_queue, limits.max_queue_bytes, max_running=max(1, self._max_asking * 3 // 4)
         )
@@ -172,18 +175,17 @@ class CachingTransformService:
 
     def describe(self) -> dict[str, Any]:
         """Return what the upstreams have, and what the cache has done."""
-        return {
-            **self._catalog.describe(),
-            "cache": {
-                "hits": self._results.hits,
-                "misses": self._results.misses,
-                "bytes": self._cache.size_bytes + int(self._digests.currsize),
-            },
-        }
+        return {**json.loads(self.listing())}
 
     def listing(self) -> bytes:
-        """See ``Service.listing``."""
-        return json.dumps(self.describe()).encode()
+        """Return the same as JSON. All who ask for a long one within a second share its bytes."""
+        if (now := self._reactor.seconds()) >= self._listing_ends_at:
+            size_bytes = self._cache.size_bytes + int(self._digests.currsize)
+            cache = {"hits": self._results.hits, "misses": self._results.misses, "bytes": size_bytes}
+            self._listed = self._listed or json.dumps(self._catalog.describe()).encode()[:-1]
+            self._listing = b'%b, "cache": %b}' % (self._listed, json.dumps(cache).encode())
+            self._listing_ends_at = now + (len(self._listing) > PART_BYTES)
+        return self._listing
 
     def missing(self) -> str:
         """Return nothing: a proxy loads no plugin."""
@@ -337,6 +339,7 @@ class CachingTransformService:
     def _forget_epochs(self) -> None:
         self._key_prefixes.clear()
         self._prepared_calls.clear()
+        self._listed, self._listing_ends_at = b"", 0.0
 
 
 def _never(*_: object) -> None:

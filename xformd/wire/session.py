@@ -8,12 +8,13 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
 from xformd.errors import ERRORS, REDACTED, BadFrame, BadRequest, InternalError, XformError, one_line
-from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, Spec, parse
+from xformd.limits import MIB
+from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, Spec, is_valid_name, parse
 from xformd.wire import netstring
 
 OPENING = b"xformd/2"
@@ -27,6 +28,18 @@ MAX_ID = 2**53 - 1
 
 MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
 """The longest head, which ends at the first ``.``: an id, a spec and a few attributes."""
+
+MAX_WAIT_MS = 24 * 60 * 60 * 1_000  # nothing waits for longer because a peer says so
+MAX_LISTING_BYTES, MAX_VALUES, MAX_ROWS, MAX_DEPTH = 4 * MIB, 250_000, 10_000, 16
+"""Room for 5,000 transforms with options and examples. The worst within it takes a client 70 MB and 0.5 s."""
+
+# What clients rely on; a list holds what each of its rows has.
+_OPTIONS = [{"name": str, "type": str, "required": bool}]
+_LISTING = {
+    "transforms": [{"name": str, "summary": str, "options": _OPTIONS, "distribution": str, "version": str}],
+    "plugins": [{"name": str, "distribution": str, "version": str, "state": str, "reason": str}],
+    "conflicts": [{"name": str, "message": str}],
+}
 
 _ZERO = ord("0")
 _CLIENT = re.compile(r"[0-9A-Za-z.:/_-]{1,100}")  # an address, or a name that the proxy has for it
@@ -192,23 +205,53 @@ def encode_refusal(refusal: Refusal) -> bytes:
 
 
 def decode_hello(string: bytes) -> Hello:
-    """Decode a server's first message.
-
-    Args:
-        string: the inside of its first netstring.
-
-    Raises:
-        BadFrame: it is not a hello of this version.
-    """
-    opening, _, text = string.partition(b" ")
+    """Decode the inside of a server's first netstring; raise ``BadFrame`` if it is not a hello of this version."""
+    opening, _, text = string[:MAX_HEAD_BYTES].partition(b" ")
     try:
-        fields = json.loads(text)
-        hello = Hello(str(fields["server"]), int(fields["max_request_bytes"]), int(fields["max_in_flight"]))
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise BadFrame("the server's first message is not the hello of a session") from error
-    if opening != OPENING or hello.max_in_flight < 1 or hello.max_request_bytes < 1:
+        _check(fields := json.loads(text), {"server": str, "max_request_bytes": int, "max_in_flight": int}, "it")
+    except (ValueError, RecursionError) as error:
+        raise BadFrame(f"the server's first message is not the hello of a session: {error}") from error
+    hello = Hello(one_line(fields["server"]), fields["max_request_bytes"], fields["max_in_flight"])
+    if opening != OPENING or not all(1 <= limit <= MAX_ID for limit in (hello.max_request_bytes, hello.max_in_flight)):
         raise BadFrame("the server's first message is not a hello of this version of the protocol")
     return hello
+
+
+def decode_listing(answer: bytes) -> dict[str, Any]:
+    """Decode what a server answers to ``!list``; raise ``BadFrame`` if it is no listing, or larger than any real one.
+
+    What an older server does not tell is empty, and what a newer one adds is kept.
+    """
+    try:
+        if len(answer) > MAX_LISTING_BYTES or sum(map(answer.count, (b"[", b"{", b","))) > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_LISTING_BYTES // MIB} MiB or {MAX_VALUES:,} values")
+        listed = json.loads(answer)
+        if not isinstance(listed, dict) or not _LISTING.keys() <= listed.keys():
+            raise ValueError(f"it is no object with {', '.join(_LISTING)}")
+        _check(listed, _LISTING, "it")
+        _check(listed.get("cache", {}), {"hits": int, "misses": int, "bytes": int}, "'cache'")  # only a proxy has one
+        if not all(is_valid_name(transform["name"]) for transform in listed["transforms"]):
+            raise ValueError("a transform has an invalid name")
+        level: list[Any] = [listed]
+        for _ in range(MAX_DEPTH):
+            inside = (each.values() if isinstance(each, dict) else each for each in level)
+            level = [value for values in inside for value in values if isinstance(value, dict | list)]
+        if level:
+            raise ValueError("it is nested too deeply")
+    except (ValueError, RecursionError) as error:
+        raise BadFrame(f"the answer to !list is not a listing: {error}") from error
+    return listed
+
+
+def _check(value: Any, shape: Any, what: str) -> None:
+    """Check that a value has a shape, and add what it lacks; raise ``ValueError`` if it has another."""
+    kind: Any = shape if isinstance(shape, type) else type(shape)
+    if type(value) is not kind or (kind is list and len(value) > MAX_ROWS):
+        raise ValueError(f"{what} is no {kind.__name__}" + f" of at most {MAX_ROWS:,}" * (kind is list))
+    for row in value if kind is list else ():
+        _check(row, shape[0], f"a row of {what}")
+    for name, inner in shape.items() if kind is dict else ():
+        _check(value.setdefault(name, inner() if isinstance(inner, type) else type(inner)()), inner, repr(name))
 
 
 def decode_reply(string: bytes) -> Reply | Refusal:
@@ -288,4 +331,4 @@ def _milliseconds(values: Mapping[str, str], key: str) -> int | None:
     milliseconds = _number(values[key].encode("latin-1"))
     if milliseconds is None:
         raise BadRequest(f"the attribute {key!r} takes a whole number of milliseconds, not {values[key][:80]!r}")
-    return milliseconds
+    return min(milliseconds, MAX_WAIT_MS)

@@ -13,10 +13,20 @@ function printStep({ name, options }) {
 
 const printSpec = (steps) => steps.map(printStep).join("+");
 
-// Anybody can write a link: one that does not parse has no steps.
+// A server takes no more steps, and no pipeline needs as many options: each is a field to draw.
+const MAX_STEPS = 32;
+const MAX_OPTIONS = 128;
+
+// Anybody can write a link: one that does not parse has no steps, and of a long one only the start is read.
 function parseSpec(text) {
+  let room = MAX_OPTIONS;
+  const parse = (part) => {
+    const step = parseStep(part, room);
+    room -= Object.keys(step.options).length;
+    return step;
+  };
   try {
-    return text ? text.split("+").map(parseStep) : [];
+    return text ? text.split("+", MAX_STEPS).map(parse) : [];
   } catch {
     return [];
   }
@@ -24,9 +34,9 @@ function parseSpec(text) {
 
 const NAME = /^[a-z][a-z0-9_-]{0,63}$/;
 
-function parseStep(text) {
+function parseStep(text, maxOptions) {
   const [name, rest] = cut(text, ":");
-  const pairs = rest === undefined ? [] : rest.split(",").map((pair) => cut(pair, "="));
+  const pairs = rest === undefined ? [] : rest.split(",", maxOptions).map((pair) => cut(pair, "="));
   for (const word of [name, ...pairs.map(([key]) => key)]) {
     if (!NAME.test(word)) throw new SyntaxError(`invalid name: ${word}`);
   }

@@ -33,7 +33,7 @@ def xformd_transforms():
 
 LISTING = {
     "transforms": [
-        {**TRANSFORM, "name": EVIL, "summary": EVIL, "distribution": EVIL, "version": EVIL},
+        {**TRANSFORM, "summary": EVIL, "distribution": EVIL, "version": EVIL},
         {**TRANSFORM, "options": [{"name": EVIL, "type": EVIL, "required": True}], "state": "quarantined"},
     ],
     "plugins": [
@@ -72,6 +72,9 @@ def test_what_a_server_says_of_itself_and_of_its_transforms(liar: Peer) -> None:
     run_harmless("list-transforms", "--server", liar.address, says="forged line")
     done = run_harmless("list-transforms", "--json", "--server", liar.address)
     assert json.loads(done.stdout)["transforms"][0]["summary"] == EVIL
+    misnamed = {**LISTING, "transforms": [{**TRANSFORM, "name": EVIL}]}
+    with peer(lies(misnamed, b"ok.", server=EVIL, missing=EVIL)) as server:
+        run_harmless("list-transforms", "--server", server.address, says="invalid name", status=76)
 
 
 def test_what_a_server_says_of_a_poem_and_no_byte_of_a_result_is_changed(liar: Peer, tmp_path: Path) -> None:

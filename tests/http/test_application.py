@@ -15,7 +15,8 @@ from xformd.http.endpoints import HealthEndpoints
 def test_metrics_are_read_by_prometheus(make: Any, other_status: int) -> None:
     front = Front(make=make)
     answer = front.ask(request("/metrics"))
-    assert (answer.status, answer.body) == (200, b"xformd_in_flight 0\n")
+    assert answer.status == 200
+    assert answer.body.startswith(b"xformd_in_flight 0\n")
     assert answer.headers["content-type"] == METRICS_MEDIA_TYPE.decode()
     assert answer.headers["cache-control"] == "no-store"
     for target in ("/openapi.json", "/", "/transforms"):
@@ -24,6 +25,11 @@ def test_metrics_are_read_by_prometheus(make: Any, other_status: int) -> None:
     assert other_status == 200 or answer.problem["detail"] == (
         "no GET /transforms here: this address has /metrics, /livez and /readyz only"
     )
+
+
+@pytest.mark.parametrize(("make", "is_told"), [(make_application, False), (make_monitoring_application, True)])
+def test_who_uses_the_workers_is_told_on_the_port_for_monitoring_alone(make: Any, is_told: bool) -> None:
+    assert (b"by share" in Front(make=make).ask(request("/metrics")).body) is is_told
 
 
 def test_an_internal_error_shows_only_its_id(log: Log) -> None:

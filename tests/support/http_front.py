@@ -229,7 +229,7 @@ class Front(MemoryServer):
             metrics=self.metrics,
             limits=self.limits,
             health=health or HealthEndpoints(lambda: READY, lambda: False),
-            render_metrics=lambda **_: b"xformd_in_flight 0\n",
+            render_metrics=lambda names_shares=False: b"xformd_in_flight 0\n" + names_shares * b"by share\n",
             sites=Sites([*host_names], [*origins], is_behind_proxy=bool(trusted_proxies)),
             access_log=access_log,
         )

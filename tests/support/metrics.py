@@ -1,5 +1,6 @@
 """What a Prometheus exporter gets from a server, and what it renders."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from prometheus_client.metrics_core import Metric
@@ -15,7 +16,7 @@ STATUS = ServerStatus(
     workers={"starting": 1, "idle": 2, "busy": 4, "ending": 0},
     proven_workers=6,
     needs_workers=True,
-    history=WorkerHistory(starts=9, failed_starts=1, deaths=2),
+    history=WorkerHistory(starts=9, failed_starts=1, deaths=2, cpu_s=Counter({"192.0.2.1": 3.5, "2001:db8::/64": 1.5})),
     quarantined=frozenset({"crash"}),
     in_flight=7,
     memory_bytes=(("server", 1, 9_000), ("fork-server", 1, 2_000), ("worker", 1, 1_000), ("worker", 2, 1_000)),
@@ -25,8 +26,11 @@ PLUGIN = ("xformd-owl", "owl", "1", "active")
 
 
 def exported(
-    metrics: Metrics, connection_stats: Mapping[str, ConnectionStats], plugins: list[tuple[str, str, str, str]]
+    metrics: Metrics,
+    connection_stats: Mapping[str, ConnectionStats],
+    plugins: list[tuple[str, str, str, str]],
+    **options: bool,
 ) -> Iterable[Metric]:
     """Render a server's metrics, and parse them as Prometheus does."""
     sources = Sources(metrics, lambda: STATUS, lambda: plugins, lambda: connection_stats)
-    return text_string_to_metric_families(PrometheusExporter(sources).render().decode())
+    return text_string_to_metric_families(PrometheusExporter(sources).render(**options).decode())

@@ -34,6 +34,16 @@ def test_the_status_the_build_and_the_process_are_exported() -> None:
     assert samples["process_open_fds",] > 0
 
 
+def test_the_cpu_time_of_each_share_is_named_for_the_operator_alone() -> None:
+    def used(**options: bool) -> dict[str, float]:
+        families = exported(Metrics(), {}, [PLUGIN], **options)
+        samples = [sample for family in families for sample in family.samples]
+        return {each.labels["share"]: each.value for each in samples if each.name == "xformd_worker_cpu_seconds_total"}
+
+    assert used() == {"(all)": 5}
+    assert used(names_shares=True) == {"192.0.2.1": 3.5, "2001:db8::/64": 1.5}
+
+
 def test_requests_are_exported_also_those_not_yet_folded() -> None:
     metrics = Metrics()
     metrics.refused("http", "too-large")

@@ -82,8 +82,10 @@ def test_a_job_waits_for_its_worker_and_then_runs(site: Site) -> None:
 
 def test_the_steps_of_a_pipeline_add_up(site: Site) -> None:
     timing, result = site.ask("slow+upper+slow+lower")
+    site.clock.advance(0)  # the others have their turn
     site.clock.advance(3)
     site.pool.worker_of(b"a").answer(b"b")
+    site.clock.advance(0)
     site.clock.advance(5)
     site.pool.worker_of(b"b").answer(b"c")
     assert (result_of(result), times(timing)) == (b"c", (0, 2 + 3 + 2 + 5))

@@ -38,10 +38,12 @@ class Stage:
     calls: tuple[Call, ...]
     long_runner: Runner  # runs them if an earlier stage has made a long poem of a short one
 
-    def run(self, poem: bytes, caller: Caller = PROGRAM, **more: Any) -> bytes | Deferred[bytes]:
+    def run(
+        self, poem: bytes, caller: Caller = PROGRAM, *, is_admitted: bool = False, timing: RequestTiming | None = None
+    ) -> bytes | Deferred[bytes]:
         """See ``Runner.run``."""
         runner = self.runner if len(poem) <= LONG_POEM_BYTES else self.long_runner
-        return runner.run(self.calls, poem, caller, **more)
+        return runner.run(self.calls, poem, caller, is_admitted=is_admitted, timing=timing)
 
 
 FinishCall = Callable[..., bytes | Deferred[bytes]]

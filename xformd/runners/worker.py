@@ -249,7 +249,7 @@ class _JobRunner:
         transform, limit_bytes = call.entry.transform, self._setup.max_result_bytes
         result = transform.function(transform.decode(poem), **call.options)
         if isinstance(result, str) and len(result) > limit_bytes:  # to encode it would take as much memory again
-            raise calls.too_large(call, len(result), limit_bytes, "has at least")
+            raise calls.too_large(call, len(result), limit_bytes, "has" if result.isascii() else "has at least")
         if len(encoded := transform.encode(result)) > limit_bytes:
             raise calls.too_large(call, len(encoded), limit_bytes)
         return encoded

@@ -13,8 +13,9 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from support.http_front import Front
 from support.logs import Log, captured
-from support.memory import MemoryServer, MemorySession
+from support.memory import ELSEWHERE, MemoryServer, MemorySession
 from support.wires import Wire
 from xformd.net.proxy_header import ProxyHeaderFactory
 from xformd.net.write_buffer import PART_BYTES
@@ -43,6 +44,58 @@ def assert_ends_after(server: MemoryServer, wire: Wire, seconds: float) -> None:
     server.clock.advance(0.1)
     assert wire.disconnected
     assert server.factory.connection_stats.cut_off == 1
+
+
+# Long requests that arrive.
+
+
+LONG = 200_000
+
+
+def long_request(front: str) -> tuple[bytes, bytes]:
+    """Return the begin of a long request, and its end."""
+    head = {
+        "classic": b"%d:upper." % (LONG + 6),
+        "session": encode(b"xformd/2") + b"%d:1 upper." % (LONG + 8),
+        "http": b"POST /transform/upper HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % LONG,
+        "http-chunked": b"POST /transform/upper HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+        + b"%x\r\n" % LONG,
+    }[front]
+    return head + b"a" * (LONG - 1), b"a\r\n0\r\n\r\n" if front == "http-chunked" else b"a" + b"," * (front[0] != "h")
+
+
+@pytest.mark.parametrize("front", ["classic", "session", "http", "http-chunked"])
+def test_of_long_requests_that_arrive_those_of_one_address_leave_room_for_another(front: str) -> None:
+    limits: dict[str, Any] = {"max_arriving_bytes": 4 * LONG, "max_request_bytes": LONG + 100, "request_timeout_s": 30}
+    server: MemoryServer = Front(**limits) if front[0] == "h" else MemoryServer(**limits)
+    begin, end = long_request(front)
+    greedy = [server.receive(begin[:-1]) for _ in range(3)]
+    protocol, wire = server.connect(ELSEWHERE)
+    protocol.dataReceived(begin[:-1])
+    for each in (*(each for each, _ in greedy), protocol):
+        each.dataReceived(begin[-1:])
+    protocol.dataReceived(end)
+    server.clock.advance(0)
+    assert b"AAAA" in wire.value()
+    assert [wire.write_closed for _, wire in greedy] == [False, False, True]
+    first, wire = greedy[0]
+    first.dataReceived(end)
+    assert b"AAAA" in wire.value()
+    refusal = greedy[2][1].value()
+    assert (b"busy" in refusal) is (front != "classic")
+
+
+def test_what_has_arrived_or_is_gone_takes_no_room() -> None:
+    server = MemoryServer(max_arriving_bytes=2 * LONG, max_request_bytes=LONG + 100)
+    begin, end = long_request("session")
+    for _ in range(10):
+        protocol, wire = server.receive(begin)
+        protocol.connectionLost(DONE)
+        protocol, wire = server.receive(begin)
+        protocol.dataReceived(end)
+        server.clock.advance(0)
+        assert b"AAAA" in wire.value()
+    assert server.factory.cut_off == 0
 
 
 # Requests and replies.
@@ -224,14 +277,14 @@ def test_a_long_reply_goes_out_in_parts_and_each_part_read_moves_the_deadline(se
 # Limits.
 
 
-ELSEWHERE = [IPv4Address("TCP", "192.0.2.2", 1), IPv6Address("TCP", "::1", 1), *[UNIXAddress(None)] * 3]
+OTHERS = [IPv4Address("TCP", "192.0.2.2", 1), IPv6Address("TCP", "::1", 1), *[UNIXAddress(None)] * 3]
 
 
 @pytest.mark.parametrize(
     ("limit", "kind", "says", "others"),
     [
         ("max_connections", "total", "2 are open; max_connections, or ulimit -n, allows no more", []),
-        ("max_connections_per_peer", "peer", "2 are open from 192.0.2.1, which is max_connections_per_peer", ELSEWHERE),
+        ("max_connections_per_peer", "peer", "2 are open from 192.0.2.1, which is max_connections_per_peer", OTHERS),
     ],
 )
 def test_a_connection_over_a_limit_is_closed_and_counted(

@@ -38,6 +38,7 @@ class Limits:
     linger_timeout_s: float = _limit(5.0, "a refused client may finish sending, so that it sees a clean close")
     transform_timeout_s: float = _limit(30.0, "a transform that hangs must not block its client forever")
     max_queue: int = _limit(1_000, "a request that would wait too long is better refused at once")
+    max_arriving_bytes: int = _limit(512 * MIB, "one address must not fill the memory with requests that it never ends")
     max_queue_bytes: int = _limit(256 * MIB, "requests that wait for a worker must not fill the server's memory")
     worker_memory_bytes: int = _limit(GIB, "a transform must not use up the machine's memory")
     max_jobs_per_worker: int = _limit(10_000, "what transforms leave behind in a worker must not stay forever")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import attrs
 from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IHalfCloseableDescriptor, IHalfCloseableProtocol, ISSLTransport
 from twisted.internet.protocol import connectionDone
@@ -21,13 +22,15 @@ from zope.interface import implementer
 from xformd.dialects.classic import ClassicHandler
 from xformd.dialects.interfaces import Connection, ConnectionHandler
 from xformd.dialects.session import SessionHandler
-from xformd.errors import BadFrame, XformError
+from xformd.errors import BadFrame, Busy, XformError
 from xformd.limits import Limits
 from xformd.net.connections import DisconnectWatcher, share_of
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.transport import peer_uid
 from xformd.net.write_buffer import PART_BYTES, ReadProgress, WriteBuffer
+from xformd.runners import Caller
+from xformd.runners.shares import JOB_BYTES, FairQueue
 from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
@@ -36,8 +39,19 @@ from xformd.wire import netstring, session
 
 _HTTP_WORDS = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ")
 
+BUSY_RETRY_MS = 1_000
 FLUSH_TIMEOUT_S = 1.0
 """How long a client has to read the last answers when the grace period of a stopping server is over."""
+
+
+@attrs.frozen(eq=False)
+class _Arrival:
+    """A long request that is on its way."""
+
+    connection: "TransformProtocol"
+    caller: Caller
+    size_bytes: int
+    is_admitted: bool = False
 
 
 @implementer(IHalfCloseableProtocol)
@@ -67,6 +81,7 @@ class TransformProtocol(DrainableProtocol):
         self._is_flushed = False  # all output is with the transport
         self._has_ended = False  # all output and the end of this side are with the system
         self._peer_has_finished = False
+        self._arrival: _Arrival | None = None  # a long request of which not all is here
 
     @property
     def is_idle(self) -> bool:
@@ -122,6 +137,9 @@ class TransformProtocol(DrainableProtocol):
         self._deadline.close()
         self.factory.disconnects.forget(self)
         self.service.turns.forget(self.share, self)
+        if self._arrival is not None:
+            self.factory.arrivals.remove(self._arrival)
+            self._arrival = None
         output, self._output = self._output, None  # without these cycles all is freed at once, not by the collector
         if output is not None:
             output.close()
@@ -186,10 +204,35 @@ class TransformProtocol(DrainableProtocol):
         else:
             self._deadline.set(seconds)
 
-    def hint_read_size(self, count: int) -> None:
+    def hint_read_size(self, count: int, share: str | None = None) -> None:
         """See ``Connection.hint_read_size``."""
+        if count > PART_BYTES or self._arrival is not None:
+            self._note_arrival(count, share or self.share)
         if self._is_eager:
             self.transport.hint_read_size(count)
+
+    def _note_arrival(self, count: int, share: str) -> None:
+        arrivals = self.factory.arrivals
+        if self._arrival is not None:
+            if self._arrival.size_bytes == count:
+                return
+            arrivals.remove(self._arrival)
+            self._arrival = None
+        if count > PART_BYTES:
+            self._arrival = _Arrival(self, Caller(share), count)
+            for each in arrivals.put(self._arrival):
+                each.connection._arrival = None
+                self.factory.clock.callLater(0, each.connection._reject)
+
+    def _reject(self) -> None:
+        if self._is_closing:
+            return
+        message = "too much is arriving (max_arriving_bytes), and most of it from you: send less at a time"
+        error = Busy(message, retry_after_ms=BUSY_RETRY_MS)
+        if self._handler is None:
+            self._refuse(error)
+        else:
+            self._handler.reject(error)
 
     def pause_reading(self) -> None:
         """See ``Connection.pause_reading``."""
@@ -399,6 +442,9 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         self.make_handler = make_handler
         self.access_log = access_log
         self.trusts = trusts
+        self.arrivals: FairQueue[_Arrival] = FairQueue(
+            limits.max_connections, max(limits.max_arriving_bytes, limits.max_request_bytes + JOB_BYTES)
+        )
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(self.clock)
         self.limited_log = RateLimitedLog(self.clock)

@@ -3,6 +3,7 @@
 Each attack is for a few seconds, with the figure that it must print.
 """
 
+import select
 import statistics
 import threading
 import time
@@ -206,3 +207,17 @@ def test_large_requests_of_one_client_quarantine_a_transform_for_nobody_else(ser
         assert all(b"ran out of memory" in answer.poem for answer in answers[:5])
         assert victim.ask("hoard", b"small").code == "ok"
         assert attacker.ask("hoard", b"small").code == "ok"
+
+
+def test_requests_that_never_end_keep_nobody_from_sending_long_ones(server: Server) -> None:
+    head = b"10000000:heavy:seconds=0." + b"x" * 100_000
+    with ExitStack() as stack:
+        greedy = [stack.enter_context(server.connect(ATTACKER)) for _ in range(120)]
+        for connection in greedy:
+            connection.sendall(head)
+        with Session(server, VICTIM) as session:
+            answers = [session.ask("wrap", b"owl " * 1_000_000) for _ in range(3)]
+        closed = [connection for connection in greedy if select.select([connection], [], [], 0)[0]]
+    print(f"\n120 requests of 10 MB that never end: {len(closed)} are closed, another's of 4 MB: {answers[0].code}")
+    assert {answer.code for answer in answers} == {"ok"}
+    assert 120 - len(closed) <= 54

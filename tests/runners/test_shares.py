@@ -26,6 +26,10 @@ class Job:
     poem: bytes = b""
     is_admitted: bool = False
 
+    @property
+    def size_bytes(self) -> int:
+        return len(self.poem)
+
 
 Queue = FairQueue[Job]
 

@@ -58,6 +58,9 @@ class ClassicHandler:
     def output_drained(self) -> None:
         """Do nothing: the reply is all there is to send."""
 
+    def reject(self, error: XformError) -> None:
+        """Do nothing: all has arrived."""
+
     def expire(self) -> bool:
         """Have the connection aborted: this dialect has no way to tell the client."""
         return False

@@ -68,8 +68,11 @@ class Connection(Protocol):
     def set_deadline(self, seconds: float | None) -> None:
         """Call the handler's ``expire`` after this many seconds, unless it is set again; None clears it."""
 
-    def hint_read_size(self, count: int) -> None:
-        """Read more at a time while single strings are as long as this one, where the transport can."""
+    def hint_read_size(self, count: int, share: str | None = None) -> None:
+        """Say how long the string is that arrives, of this share's request if not the connection's; 0 between strings.
+
+        More is read at a time while it is long; and where others need its room, the handler's ``reject`` is called.
+        """
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Call a function after the other connections' turn, unless this one is lost by then."""
@@ -95,6 +98,9 @@ class ConnectionHandler(Protocol):
 
     def output_drained(self) -> None:
         """Note that the peer has read everything."""
+
+    def reject(self, error: XformError) -> None:
+        """Answer what arrives with an error, then close."""
 
     def expire(self) -> bool:
         """Close in good order because the deadline has passed; return False to have the connection aborted."""

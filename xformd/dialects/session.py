@@ -100,6 +100,11 @@ class SessionHandler:
         self._service.has_room(self)
         self._work()
 
+    def reject(self, error: XformError) -> None:
+        """End the session with an error."""
+        self._violation = self._violation or error
+        self._work()
+
     def expire(self) -> bool:
         """End a session that was idle for too long, and tell the client so; anything else must be cut off."""
         if not self._is_between_requests or self._in_flight or self._connection.unread_bytes:
@@ -219,13 +224,13 @@ class SessionHandler:
 
     def _await_more(self) -> None:
         """Read on or not, and set the deadline that fits."""
+        self._connection.hint_read_size(self._decoder.string_bytes)
         if self._decoder.has_unread or not self._has_room():
             self._connection.pause_reading()
             self._connection.set_deadline(None)
             self._has_request_deadline = False
             return
         self._connection.resume_reading()
-        self._connection.hint_read_size(self._decoder.string_bytes)
         if not self._decoder.is_inside:
             self._is_between_requests = not self._is_stopping and not self._connection.unread_bytes
             self._has_request_deadline = False

@@ -97,6 +97,11 @@ class HttpHandler:
         elif not isinstance(self._running, Deferred):
             self._running.resume()
 
+    def reject(self, error: XformError) -> None:
+        """Answer the request that arrives with an error."""
+        if self._running is None and not self._is_closed:
+            self._refuse(error)
+
     def expire(self) -> bool:
         """Answer 408 to a request that was too slow, close an idle connection, or probe one that is half-closed."""
         if self._running is not None:
@@ -245,7 +250,7 @@ class HttpHandler:
             self._write(CONTINUE)
         if body_bytes is None or body_bytes > PART_BYTES:
             self._has_long_body = True
-            self._connection.hint_read_size(body_bytes or PART_BYTES)
+            self._connection.hint_read_size(body_bytes or PART_BYTES, request.caller.share)
 
     def _begin_entry(self, request: Request) -> None:
         """Begin its line in the access log. The service finishes it, or else whatever ends the request here."""
@@ -284,6 +289,8 @@ class HttpHandler:
             first, self._body = self._body, io.BytesIO()
             self._body.write(first)
         self._body.write(piece)
+        if self._request is not None and self._request.head.body_bytes is None:
+            self._connection.hint_read_size(self._body.tell(), self._request.caller.share)
 
     def _complete(self, body: bytes) -> None:
         """Run a request that has fully arrived."""

@@ -80,11 +80,13 @@ class _Question:
     spec: Spec
     poem: bytes
     ends_at: float | None  # by the clock, if the upstream should heed that
+    size_bytes: int = attrs.field(init=False)
     answer: Deferred[bytes] = attrs.field(init=False)
     asked: Deferred[bytes] | None = None
     is_admitted: bool = False
 
     def __attrs_post_init__(self) -> None:
+        self.size_bytes = len(self.poem)
         self.answer = Deferred(lambda _: self.cancel(self))
 
 

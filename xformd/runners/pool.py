@@ -48,7 +48,7 @@ class PoolJob:
     caller: Caller = PROGRAM
     is_admitted: bool = False
     timing: RequestTiming | None = None
-    poem_bytes: int = attrs.field(init=False)
+    size_bytes: int = attrs.field(init=False)
     result: JobResult = attrs.field(init=False)
     slot: WorkerSlot | None = None  # the worker that runs it; None while it waits
     step: int = 0  # the index of the one that runs
@@ -59,7 +59,7 @@ class PoolJob:
     detail: str = ""  # what the last step has raised, for the person who runs it in a process of their own
 
     def __attrs_post_init__(self) -> None:
-        self.poem_bytes = len(self.poem)
+        self.size_bytes = len(self.poem)
         self.result = JobResult(lambda _: self.pool.give_up(self, "its job was cancelled"))
 
     @property
@@ -228,7 +228,7 @@ class WorkerPool:
 
     def _dispatch(self) -> None:
         while len(self._running) < self._size and (job := self._queue.first(self._clock.seconds())) is not None:
-            if (error := self._quarantined(job.calls, job.caller.share, job.poem_bytes)) is not None:  # since it came
+            if (error := self._quarantined(job.calls, job.caller.share, job.size_bytes)) is not None:  # since it came
                 self._queue.remove(job)
                 job.settle(Failure(error))
                 continue
@@ -252,9 +252,9 @@ class WorkerPool:
         self.begin_step(job)
         slot.run(Spec(tuple(call.step for call in job.calls)), job.poem, job)
 
-    def _quarantined(self, calls: Sequence[Call], share: str, poem_bytes: int) -> XformError | None:
+    def _quarantined(self, calls: Sequence[Call], share: str, size_bytes: int) -> XformError | None:
         for call in calls:
-            wait_s = self.quarantine.wait_s(call.name, self._clock.seconds(), share, poem_bytes)
+            wait_s = self.quarantine.wait_s(call.name, self._clock.seconds(), share, size_bytes)
             if wait_s is not None:
                 message = f"{call.name} has killed too many workers and is in quarantine"
                 return Unavailable(message, retry_after_ms=int(wait_s * 1000) + 1)
@@ -271,14 +271,14 @@ class WorkerPool:
         if self._queue.remove(job):
             return
         if job in self._running and job.slot is not None:
-            self.quarantine.undecided(job.call.name, job.caller.share, job.poem_bytes)
+            self.quarantine.undecided(job.call.name, job.caller.share, job.size_bytes)
             self.leave_worker(job)
             self._queue.killed(job, self._clock.seconds())
             self.supervisor.discard(job.slot, why)
 
     def begin_step(self, job: PoolJob) -> None:
         """Note that a step runs, and start its time limit."""
-        self.quarantine.begin(job.call.name, self._clock.seconds(), job.caller.share, job.poem_bytes)
+        self.quarantine.begin(job.call.name, self._clock.seconds(), job.caller.share, job.size_bytes)
         self.start_timer(job)
 
     def start_timer(self, job: PoolJob) -> None:
@@ -307,7 +307,7 @@ class WorkerPool:
 
     def note_survival(self, job: PoolJob) -> None:
         """Note that the step that runs has left its worker alive."""
-        if self.quarantine.survived(job.call.name, job.caller.share, job.poem_bytes):
+        if self.quarantine.survived(job.call.name, job.caller.share, job.size_bytes):
             self.log.info("transform {name} is out of quarantine", name=job.call.name)
 
     def count_death(self, job: PoolJob, message: str) -> None:
@@ -323,7 +323,7 @@ class WorkerPool:
             died=message,
             **log_fields(job.timing),
         )
-        if (scope := self.quarantine.died(name, now, job.caller.share, job.poem_bytes)) is not None:
+        if (scope := self.quarantine.died(name, now, job.caller.share, job.size_bytes)) is not None:
             self.log.error(
                 "transform {name} is in quarantine{scope}: it has killed {count} workers",
                 name=name,

@@ -38,8 +38,8 @@ class QueuedJob(Protocol):
         """Whom it is for."""
 
     @property
-    def poem(self) -> bytes:
-        """What it holds in memory."""
+    def size_bytes(self) -> int:
+        """What it holds in memory, or is about to."""
 
     @property
     def is_admitted(self) -> bool:
@@ -106,9 +106,9 @@ class FairQueue(Generic[Job]):
             share.used_s = max(share.used_s, self._least_used_s)
         fifos = share.set_aside if job.caller in share.set_aside else share.ready
         fifos.setdefault(job.caller, OrderedDict())[job] = None
-        self._count_bytes(share, JOB_BYTES + len(job.poem))
+        self._count_bytes(share, JOB_BYTES + job.size_bytes)
         self._count_ready(share, int(fifos is share.ready))
-        return [] if job.is_admitted else [*self._make_room(share, JOB_BYTES + len(job.poem))]
+        return [] if job.is_admitted else [*self._make_room(share, JOB_BYTES + job.size_bytes)]
 
     def first(self, now: float) -> Job | None:
         """Return the next job whose reader has room and whose share need not wait, and leave it in the queue."""
@@ -143,7 +143,7 @@ class FairQueue(Generic[Job]):
                     fifos.move_to_end(job.caller)
                 else:
                     del fifos[job.caller]
-                self._count_bytes(share, -JOB_BYTES - len(job.poem))
+                self._count_bytes(share, -JOB_BYTES - job.size_bytes)
                 self._count_ready(share, -int(fifos is share.ready))
                 return True
         return False

@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -195,14 +196,19 @@ def test_a_long_poem_is_read_and_written_in_pieces(poem: str, ensure_ascii: bool
     assert json.loads(b"".join(pieces)) == {"index": 7, "result": poem}
 
 
+def bytes_of(pieces: bytes | Iterator[bytes]) -> bytes:
+    assert not isinstance(pieces, bytes)
+    return b"".join(pieces)
+
+
 def test_long_bytes_are_read_and_written_in_pieces() -> None:
     poem = bytes(range(256)) * 1_000
     encoded = base64.b64encode(poem).decode()
     for text in (encoded, encoded.replace("/", "\\/")):  # as some encoders write it
         assert read(b'{"spec": "upper", "poem_base64": "%b"}' % text.encode()) == [poem]
-    assert json.loads(b"".join(encode_result(7, poem))) == {"index": 7, "result_base64": encoded}
+    assert json.loads(bytes_of(encode_result(7, poem))) == {"index": 7, "result_base64": encoded}
     cut = "\N{EURO SIGN}".encode() * 70_000 + b"\xe2\x82"
-    assert base64.b64decode(json.loads(b"".join(encode_result(7, cut)))["result_base64"]) == cut
+    assert base64.b64decode(json.loads(bytes_of(encode_result(7, cut)))["result_base64"]) == cut
 
 
 def test_a_long_spec_may_stand_before_or_behind_a_long_poem() -> None:

@@ -321,7 +321,7 @@ def test_a_transform_that_fails_again_and_again_is_logged_once_a_second(clock: C
             asked.now("broken")
         clock.advance(pause_s)
     failed = "transform broken of plugin xformd-verses 1.0 (verses) failed"
-    assert log.lines == [failed, f"{failed}, the last of 3 times within a second"]
+    assert log.lines == [failed, f"{failed} (the last of 3 within a second): ValueError"]
 
 
 def test_an_exception_that_is_raised_again_and_again_holds_no_poem(clock: Clock) -> None:

@@ -54,14 +54,7 @@ class RefusalLog(RateLimitedLog):
 
     def refused(self, kind: str, reason: str) -> None:
         """Log that a connection was closed: at most one line a second for each kind."""
-
-        def write(count: int) -> None:
-            if count == 1:
-                self.log.warn("closed a new connection: {reason}", reason=reason)
-            else:
-                self.log.warn("closed {count} new connections in the last second: {reason}", count=count, reason=reason)
-
-        self.add(kind, write)
+        self.add(kind, self.log.warn, "closed a new connection: {reason}", reason=reason)
 
 
 class Connections(Generic[Connection]):

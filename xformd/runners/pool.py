@@ -334,23 +334,19 @@ class WorkerPool:
     def note_survival(self, job: PoolJob) -> None:
         """Note that the step that runs has left its worker alive."""
         if self.quarantine.survived(job.call.name):
-            self.log.info("transform {name} is out of quarantine", name=job.call.name)
+            self.failures.add(
+                "out of quarantine", self.log.info, "transform {name} is out of quarantine", name=job.call.name
+            )
 
     def count_death(self, job: PoolJob, message: str) -> None:
         """Log that the step that runs has killed its worker, and quarantine its transform if it has killed too many."""
         name, plugin = job.call.name, job.call.entry.plugin.label
         self._history.deaths += 1
-        self.log.warn(
-            "transform {name} of plugin {plugin}: {died}{log_of_request}",
-            name=name,
-            plugin=plugin,
-            died=message,
-            **log_fields(job.timing),
-        )
+        text, fields = "transform {name} of plugin {plugin}: {died}{log_of_request}", log_fields(job.timing)
+        self.failures.add(f"{name} died", self.log.warn, text, name=name, plugin=plugin, died=message, **fields)
         if self.quarantine.died(name, self._clock.seconds()):
-            self.log.error(
-                "transform {name} is in quarantine: it has killed {count} workers", name=name, count=MAX_DEATHS
-            )
+            text = "transform {name} is in quarantine: it has killed {deaths} workers"
+            self.failures.add("into quarantine", self.log.error, text, name=name, deaths=MAX_DEATHS)
 
 
 def _stop_timer(job: PoolJob) -> None:

@@ -13,11 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 MAX_KINDS = 10
 """What comes of other kinds in the same period is one line: a client may go through all transforms."""
 
-_OTHERS = ""
 _PERIODS = {1.0: "a second", 60.0: "a minute"}
-
-Emit = Callable[..., object]
-"""Logs an event: a method of a ``Logger``, say."""
 
 
 class RateLimitedLog:
@@ -32,14 +28,10 @@ class RateLimitedLog:
         self.counts: Counter[str] = Counter()
         self._unwritten: dict[str, tuple[int, Callable[[int], object] | None]] = {}
 
-    def add(self, kind: str, emit: Emit, message: str, **fields: Any) -> None:
-        """Count an event, and log it now or at the end of the period. There must be few kinds.
+    def add(self, kind: str, emit: Callable[..., object], message: str, **fields: Any) -> None:
+        """Count an event, and ``emit`` it, as a ``Logger`` does, now or at the end of the period.
 
-        Args:
-            kind: what is counted together.
-            emit: logs it, with a format string, fields, and how many events it stands for as ``count``.
-            message: the format string; it gets the number of events at its end.
-            fields: for the format string.
+        How many events the line stands for is a field, ``count``, and at the end of the message. There must be few kinds.
         """
 
         def write(count: int) -> None:
@@ -48,7 +40,7 @@ class RateLimitedLog:
 
         self.counts[kind] += 1
         if kind not in self._unwritten and len(self._unwritten) >= MAX_KINDS:
-            kind = _OTHERS
+            kind = ""
         if kind in self._unwritten:
             count, _ = self._unwritten[kind]
             self._unwritten[kind] = (count + 1, write)

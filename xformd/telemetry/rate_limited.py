@@ -31,7 +31,7 @@ class RateLimitedLog:
     def add(self, kind: str, emit: Callable[..., object], message: str, **fields: Any) -> None:
         """Count an event, and ``emit`` it, as a ``Logger`` does, now or at the end of the period.
 
-        How many events the line stands for is a field, ``count``, and at the end of the message. There must be few kinds.
+        How many events a line stands for is its field ``count``, and in its message. There must be few kinds.
         """
 
         def write(count: int) -> None:

@@ -128,11 +128,10 @@ def test_no_event_makes_the_observer_raise(render: Render, odd: LogEvent) -> Non
 
 @both
 def test_a_flood_is_few_lines_and_the_rest_is_counted(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, writer = io.StringIO(), Mock()
+    out, writer, clock_s = io.StringIO(), Mock(), [0.0]
     monkeypatch.setattr(logs, "_writer", writer)
     monkeypatch.setattr(logs, "time", Mock(monotonic=lambda: clock_s[0]))
     observer = LineObserver(out.write, render)
-    clock_s = [0.0]
     for _ in range(100):
         observer(event("left"))
     assert (out.getvalue().count("\n"), writer.leave_out.call_count) == (30, 70)

@@ -41,6 +41,9 @@ MAX_LINE_CHARACTERS = 1_000
 LINES_A_SECOND, MAX_BURST_LINES = 10, 30
 """How much of one namespace is logged in a flood, lines of tracebacks included, and how much at once."""
 
+MAX_DEBT_LINES = 100
+"""After a text of any length, as if it had had so many lines."""
+
 MAX_BUDGETS = 1_000
 """For how many namespaces is known what was logged; a plugin may make any number."""
 
@@ -90,7 +93,7 @@ class _Budgets(dict[str, tuple[float, float]]):
             return False
         if len(self) >= MAX_BUDGETS:
             self.clear()
-        self[namespace] = lines - text.count("\n"), now_s
+        self[namespace] = max(-MAX_DEBT_LINES, lines - text.count("\n") - len(text) // MAX_LINE_CHARACTERS), now_s
         return True
 
 

@@ -279,7 +279,7 @@ class TransformProtocol(DrainableProtocol):
     def log_refusal(self, error: XformError, client: str | None = None) -> None:
         """See ``Connection.log_refusal``."""
         fields = {"peer": client or self._peer(), "code": error.code, "reason": error.log_message}
-        self._log(error.code, "refused {peer}: {code}: {reason}", **fields)
+        self.factory.limited_log.add(error.code, self.log.info, "refused {peer}: {code}: {reason}", **fields)
 
     # What its factory calls.
 
@@ -383,15 +383,8 @@ class TransformProtocol(DrainableProtocol):
     def _cut_off(self) -> None:
         why = "it neither read its reply nor closed" if self._is_closing else "it took too long"
         self.factory.cut_off += 1
-        self._log(why, "cut off {peer}: {why}", peer=self._peer(), why=why)
+        self.factory.limited_log.add(why, self.log.info, "cut off {peer}: {why}", peer=self._peer(), why=why)
         self.abort()
-
-    def _log(self, kind: str, message: str, **fields: str) -> None:
-        def write(count: int) -> None:
-            others = "" if count == 1 else f" (the last of {count} within a second)"
-            self.log.info(message + "{log_others}", log_others=others, **fields)
-
-        self.factory.limited_log.add(kind, write)
 
     def _peer(self) -> str:
         peer = self.transport.getPeer()

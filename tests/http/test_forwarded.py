@@ -79,6 +79,7 @@ def test_the_first_address_from_the_right_that_is_no_proxy_is_the_client(value: 
         ("for=192.0.2.7;", Source("10.0.0.1")),
         ("for=192.0.2.7;for=6.6.6.6", Source("10.0.0.1")),
         ("for = 192.0.2.7", Source("10.0.0.1")),
+        ('for=192.0.2.7;by="%s"' % (r"\a" * 30_000), Source("10.0.0.1")),
     ],
 )
 def test_forwarded_is_read_as_rfc_7239_has_it(value: str, source: Source) -> None:

@@ -87,7 +87,7 @@ def test_refused_connections_are_counted_and_logged_once_a_second(clock: Clock, 
     clock.advance(1)
     assert log.lines == [
         "closed a new connection: reason 0",
-        "closed 3 new connections in the last second: reason 3",
+        "closed a new connection: reason 3 (the last of 3 within a second)",
     ]
     assert refusals.counts == {"total": 4}
 

@@ -290,7 +290,7 @@ def test_plain_text_on_a_tls_port_is_told_apart(
     says = f"a client spoke plain text to the TLS port 10.0.0.1:12345; use {advice}"
     assert log.lines == [f"closed a new connection: {says}"]
     site.reactor.advance(1)
-    assert log.lines[1:] == [f"closed 2 new connections in the last second: {says}"]
+    assert log.lines[1:] == [f"closed a new connection: {says} (the last of 2 within a second)"]
     assert log.tracebacks == []
 
 

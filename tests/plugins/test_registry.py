@@ -1,5 +1,9 @@
 """The Registry: a name is found, suggested, or ambiguous."""
 
+import difflib
+from unittest.mock import Mock
+
+import attrs
 import pytest
 
 from support.registries import plugin_of, registry_of
@@ -23,6 +27,17 @@ def test_a_misspelled_name_gets_the_nearest_one() -> None:
         registry_of(shout).resolve("shuot")
     with pytest.raises(NoSuchTransform, match="see 'xformd list-transforms'"):
         registry_of(shout).resolve("entirely-else")
+
+
+def test_few_of_many_similar_names_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = Mock(wraps=difflib.get_close_matches)
+    monkeypatch.setattr(difflib, "get_close_matches", compared)
+    names = [f"acme-report-{number}-to-pdf" for number in range(300)]
+    registry = registry_of(*(attrs.evolve(shout, name=name) for name in names))
+    with pytest.raises(NoSuchTransform, match="did you mean 'acme-report-77-to-pdf'"):
+        registry.resolve("acme-reprot-77-to-pdf")
+    ((_, similar), _) = compared.call_args
+    assert len(similar) < 10
 
 
 def test_a_name_that_resembles_another_may_be_that_of_a_plugin_that_failed() -> None:

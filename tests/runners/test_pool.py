@@ -390,6 +390,7 @@ def test_a_callback_may_run_another_job_or_stop_the_pool(clock: Clock, pool: Poo
     pool.worker_of(b"2").answer()
     pool.launcher.end_all()
     assert has_fired(stopped[0])
+    clock.advance(1)  # in which more deaths would be counted
     assert clock.getDelayedCalls() == []
 
 
@@ -489,6 +490,7 @@ class Events(RuleBasedStateMachine):
         assert sorted(self.outcomes) == list(range(len(self.results)))
         self.pool.launcher.end_all()
         assert has_fired(stopped)
+        self.clock.pump([1, 1])  # until what comes in floods is logged
         assert self.clock.getDelayedCalls() == []
 
 

@@ -36,7 +36,7 @@ def make_log(reports: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Ma
     logs = []
 
     def make(file: Path, log_format: str = "json") -> AccessLog:
-        logs.append(AccessLog(file, log_format, reports.append))
+        logs.append(AccessLog(file, log_format, lambda message, **_: reports.append(message)))
         logs[-1].start()
         return logs[-1]
 

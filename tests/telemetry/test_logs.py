@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -130,6 +131,26 @@ def test_no_event_makes_the_observer_raise(render: Render, odd: LogEvent) -> Non
     out = io.StringIO()
     LineObserver(out.write, render)(odd)
     assert out.getvalue().endswith("\n")
+
+
+@both
+def test_a_flood_is_few_lines_and_the_rest_is_counted(render: Render, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, writer, clock_s = io.StringIO(), Mock(), [0.0]
+    monkeypatch.setattr(logs, "_writer", writer)
+    monkeypatch.setattr(logs, "time", Mock(monotonic=lambda: clock_s[0]))
+    observer = LineObserver(out.write, render)
+    for _ in range(100):
+        observer(event("left"))
+    assert (out.getvalue().count("\n"), writer.leave_out.call_count) == (30, 70)
+    clock_s[0] = 2.0
+    for _ in range(100):
+        observer(event("left", traceback="\n".join("abcd")))
+    found = 50 if render is as_json else 34  # four events of five lines
+    assert out.getvalue().count("left") == found
+    for number in range(100):
+        observer(event("left", log_namespace="xformd.server.reload"))
+        observer(event("left", log_namespace=f"verses.{number}"))
+    assert out.getvalue().count("left") == found + 200
 
 
 def emit(name: str, text: str, arguments: tuple[str, ...], error: BaseException | None = None) -> None:

@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import Mock
+
+import pytest
 
 from support.metrics import PLUGIN, exported
+from xformd.telemetry import prometheus
 from xformd.telemetry.metrics import ConnectionStats, Metrics
 
 
@@ -42,6 +46,20 @@ def test_the_cpu_time_of_each_share_is_named_for_the_operator_alone() -> None:
 
     assert used() == {"(all)": 5}
     assert used(names_shares=True) == {"192.0.2.1": 3.5, "2001:db8::/64": 1.5}
+
+
+def test_a_page_that_takes_long_is_made_a_twentieth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, clock = Mock(side_effect=range(100)), Mock()
+    monkeypatch.setattr(prometheus, "generate_latest", made)
+    monkeypatch.setattr(prometheus, "time", clock)
+    exporter = prometheus.PrometheusExporter(Mock())
+
+    def render(now_s: float, took_s: float) -> Any:
+        clock.monotonic.return_value, clock.thread_time.side_effect = now_s, [0, took_s]
+        return exporter.render()
+
+    found = [render(now_s, 0.1) for now_s in (0.0, 1.9, 2.1, 3.9)]
+    assert (found, render(5, 0.01), render(5, 0.01), made.call_count) == ([0, 0, 1, 1], 2, 3, 4)
 
 
 def test_requests_are_exported_also_those_not_yet_folded() -> None:

@@ -13,7 +13,11 @@ class Lines(list[tuple[str, int]]):
         self.limited = RateLimitedLog(clock, period_s)
 
     def add(self, kind: str, text: str) -> None:
-        self.limited.add(kind, lambda count: self.append((text, count)))
+        self.limited.add(kind, self.write, text, number=7)
+
+    def write(self, message: str, *, count: int, log_others: str, number: int) -> None:
+        assert (number, message.endswith("{log_others}"), f"of {count} within" in log_others) == (7, True, count > 1)
+        self.append((message.removesuffix("{log_others}"), count))
 
 
 @pytest.mark.parametrize("period_s", [1.0, 60.0])
@@ -38,6 +42,18 @@ def test_after_a_quiet_period_an_event_is_logged_at_once(clock: Clock) -> None:
     assert clock.getDelayedCalls() == []
     lines.add("total", "two")
     assert lines == [("one", 1), ("two", 1)]
+
+
+def test_many_kinds_share_a_line(clock: Clock) -> None:
+    lines = Lines(clock)
+    for number in range(1_000):
+        lines.add(f"kind {number % 100}", f"text {number}")
+    assert len(lines) == 11
+    for _ in range(3):
+        clock.advance(1)
+    assert (len(lines), sum(count for _, count in lines), lines[-1][0]) == (22, 1_000, "text 999")
+    assert clock.getDelayedCalls() == []
+    assert sum(lines.limited.counts.values()) == 1_000
 
 
 def test_each_kind_has_its_own_line(clock: Clock) -> None:

@@ -4,9 +4,12 @@ Invariant: a batch is one caller, however many lines it has: it queues as one, a
 """
 
 import base64
+import codecs
+import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -26,15 +29,28 @@ from xformd.spec import Spec, parse_readable
 from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
+from xformd.wire.http1 import END
 
 MEDIA_TYPE = b"application/x-ndjson"
 
-_LINE = re.compile(rb"\S[^\n]*+")
+PIECE_BYTES = 48 * 1024
+"""A longer line or result is read or written in such pieces: in one, 10 MiB hold the reactor for up to 0.2 s."""
 
-# What is nested could take thirty times its size in memory, and has no place here.
-_FLAT_OBJECT = re.compile(rb'\{[^\[\]{}"]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^\[\]{}"]*+)*+\}\Z')
+MAX_BAD_LINES = 100
+"""After that many, a batch is read no further: two bytes are answered with an error of three hundred."""
+
+_find_text = re.compile(rb"\S").search
+
+# What is nested could take thirty times its size in memory, and many members much time: neither has a place here.
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT_OBJECT = re.compile(rb'\{[^\[\]{}"]*+(?:%b[^\[\]{}"]*+){0,16}+\}\Z' % _STRING)
+
+# A long line up to its poem, and a part of that which cuts no escape.
+_match_head = re.compile(rb'\{\s*+(?:%b\s*+:\s*+%b\s*+,\s*+)?"poem(_base64)?"\s*+:\s*+"' % (_STRING, _STRING)).match
+_match_part = re.compile(rb'(?:[^"\\]++|\\(?:[^u]|u[dD][89abAB]..\\u....|u(?![dD][89abAB])....))*+').match
 
 _EXAMPLE = 'write {"spec": "upper", "poem": "The Owl"}, or "poem_base64" for bytes'
+_NO_TEXT = "its poem is not text, or not base64"
 
 
 def parse_line(text: bytes) -> tuple[Spec, bytes]:
@@ -59,7 +75,7 @@ def parse_line(text: bytes) -> tuple[Spec, bytes]:
         is_text = "poem" in members
         poem = members["poem"].encode() if is_text else base64.b64decode(members["poem_base64"], validate=True)
     except (ValueError, TypeError, AttributeError):
-        raise _invalid("its poem is not text, or not base64") from None
+        raise _invalid(_NO_TEXT) from None
     return parse_readable(members["spec"]), poem
 
 
@@ -67,8 +83,10 @@ def _invalid(reason: str) -> BadRequest:
     return BadRequest(f"invalid line of a batch: {reason}; {_EXAMPLE}")
 
 
-def encode_result(index: int, result: bytes) -> bytes:
-    """Encode a result as a line of the response; in base64 if it is not UTF-8."""
+def encode_result(index: int, result: bytes) -> bytes | Iterator[bytes]:
+    """Encode a result as a line of the response, a long one in pieces; in base64 if it is not UTF-8."""
+    if len(result) > PIECE_BYTES:
+        return _encode_long(index, result)
     try:
         return _encode({"index": index, "result": result.decode()})
     except UnicodeDecodeError:
@@ -84,9 +102,70 @@ def _encode(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def split_lines(body: bytes) -> Iterator[bytes]:
-    """Yield the lines of a body that are not blank, one at a time: together they could take as much memory again."""
-    return (match[0].rstrip() for match in _LINE.finditer(body))
+def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | BadRequest | None]:
+    """Yield what each line that is not blank says, or why it is invalid; None where others may have their turn."""
+    place = bad_lines = 0
+    while place < len(body):
+        text = _find_text(body, place, place + PIECE_BYTES)
+        if text is None:
+            place += PIECE_BYTES
+            yield None
+            continue
+        start, place = text.start(), body.find(b"\n", text.start()) % (len(body) + 1)  # -1 is its end
+        try:
+            if bad_lines >= MAX_BAD_LINES:
+                raise BadRequest(f"{bad_lines} lines of this batch are invalid: from here on it is not read")
+            if place - start > PIECE_BYTES:
+                yield (yield from _parse_long(body, start, place))
+            else:
+                yield parse_line(body[start:place].rstrip())
+        except BadRequest as error:
+            yield error
+            if (bad_lines := bad_lines + 1) > MAX_BAD_LINES:
+                return
+
+
+def _parse_long(body: bytes, start: int, end: int) -> Generator[None, None, tuple[Spec, bytes]]:
+    """Parse a long line: its poem in pieces, and what is around that as a short line."""
+    if (head := _match_head(body, start, start + PIECE_BYTES)) is None:
+        raise _invalid("it is long, and not one flat JSON object with a spec and a poem")
+    place, parts, decoder = head.end(), [], codecs.getincrementaldecoder("utf-8")()
+    try:
+        while (part := _match_part(body, place, min(end, place + PIECE_BYTES))) and part[0]:
+            parts.append(json.loads(f'"{decoder.decode(part[0])}"').encode())
+            place = part.end()
+            yield
+        poem = b"".join(parts)
+        if decoder.getstate()[0] or end - place > PIECE_BYTES or (head[1] and poem.find(b"=", 0, -2) >= 0):
+            raise ValueError
+        spec, _ = parse_line(body[start : head.end()] + body[place:end].rstrip())
+        if head[1]:
+            parts.clear()
+            for place in range(0, len(poem), PIECE_BYTES):
+                parts.append(base64.b64decode(poem[place : place + PIECE_BYTES], validate=True))
+                yield
+            poem = b"".join(parts)
+    except ValueError:
+        raise _invalid(_NO_TEXT) from None
+    return spec, poem
+
+
+def _encode_long(index: int, result: bytes) -> Iterator[bytes]:
+    """Yield a result as a line of the response in pieces; empty ones while it is checked for being UTF-8."""
+    pieces = [slice(start, start + PIECE_BYTES) for start in range(0, len(result), PIECE_BYTES)]
+    check, decode = (codecs.getincrementaldecoder("utf-8")().decode for _ in range(2))
+    try:
+        for each in pieces:
+            check(result[each], each.stop >= len(result))
+            yield b""
+        yield b'{"index": %d, "result": "' % index
+        for each in pieces:
+            yield json.dumps(decode(result[each]), ensure_ascii=False)[1:-1].encode()
+    except UnicodeDecodeError:
+        yield b'{"index": %d, "result_base64": "' % index
+        for each in pieces:
+            yield base64.b64encode(result[each])
+    yield b'"}\n'
 
 
 class BatchEndpoint:
@@ -117,11 +196,13 @@ class _Lines:
         self._service, self._metrics, self._max_running = endpoint.service, endpoint.metrics, endpoint.max_running
         self._request = request  # whose id they have in the log
         self._caller = Caller(request.caller.share, self)
-        self._unread = enumerate(split_lines(body))
+        self._unread = read_lines(body)
+        self._indices = itertools.count()
         self._timeout_s = timeout_s  # how long the client waits for each
         self._running: set[Deferred[bytes]] = set()
-        self._finished: list[bytes] = []
-        self._finished_bytes = 0
+        self._finished: deque[Iterator[bytes]] = deque()  # lines of the response, in pieces
+        self._output: list[bytes] = []
+        self._output_bytes = 0
         self._has_more = True
         self._is_working = False
         self._has_next_turn = False
@@ -131,7 +212,7 @@ class _Lines:
     @property
     def takes_results(self) -> bool:
         """Whether the client is there, and reads what is sent. While it does not, no line goes to a worker."""
-        return self._writer.has_room_beside(self._finished_bytes)
+        return self._writer.has_room_beside(self._output_bytes)
 
     def start(self, writer: BodyWriter) -> None:
         """See ``BodyStream.start``."""
@@ -160,7 +241,7 @@ class _Lines:
         if turn_is_over:
             self._has_next_turn = True
             self._writer.call_soon(self._take_next_turn)
-        elif not self._has_more and not self._running:
+        elif not self._has_more and not self._running and not self._finished:
             self._is_done = True
             self._writer.end()
 
@@ -169,29 +250,54 @@ class _Lines:
         self._work()
 
     def _take_turn(self) -> bool:
-        """Start lines while they may run; return True if there is no more time for that."""
-        turns, share = self._service.turns, self._caller.share
-        began_s = self._service.stopwatch()
+        """Send long lines and start others while they may run; return True if there is no more time for that."""
+        turns, share, stopwatch = self._service.turns, self._caller.share, self._service.stopwatch
+        began_s = stopwatch()
         is_over = share in turns.over
-        while self._has_more and not is_over and len(self._running) < self._max_running and self.takes_results:
-            index, text = next(self._unread, (0, None))
-            if text is None:
-                self._has_more = False
-                break
-            self._start(index, text)
-            is_over = self._service.stopwatch() > began_s + TURN_S
-        turns.used(share, self._service.stopwatch() - began_s)
-        return is_over and self._has_more
+        while not is_over and self.takes_results and (self._finished or self._may_read):
+            if self._finished:
+                self._send_piece()
+            else:
+                self._read_line()
+            is_over = stopwatch() > began_s + TURN_S
+        turns.used(share, stopwatch() - began_s)
+        return is_over and bool(self._finished or self._has_more)
 
-    def _start(self, index: int, text: bytes) -> None:
+    @property
+    def _may_read(self) -> bool:
+        return self._has_more and len(self._running) < self._max_running
+
+    def _read_line(self) -> None:
+        """Read a line, or a piece of one, and start it."""
+        line = next(self._unread, END)
+        if line is END:
+            self._has_more = False
+        elif line is not None:
+            self._start(next(self._indices), line)
+
+    def _send_piece(self) -> None:
+        piece = next(self._finished[0], None)
+        if piece is None:
+            self._finished.popleft()
+        elif piece:
+            self._output.append(piece)
+            self._output_bytes += len(piece)
+            if (
+                self._output_bytes > PART_BYTES or not self.takes_results
+            ):  # so that the writer knows how much the client has to read
+                self._flush()
+
+    def _start(self, index: int, line: tuple[Spec, bytes] | BadRequest) -> None:
         """Run a line."""
         request, timing = self._request, RequestTiming(self._request.id.decode())
         if request.entry is not None:
             timing = request.entry.part()
         try:
-            spec, poem = parse_line(text)
+            if isinstance(line, BadRequest):
+                raise line
             if self._is_stopping:
                 raise ShuttingDown.not_started()
+            spec, poem = line
         except XformError as error:
             self._metrics.refused("http", error.code)
             if isinstance(timing, AccessEntry):
@@ -217,22 +323,17 @@ class _Lines:
         self._is_stopping = self._is_stopping or isinstance(error, ShuttingDown)
         return encode_error(index, error, self._request.id)
 
-    def _finish_running(self, line: bytes, running: Deferred[bytes]) -> None:
+    def _finish_running(self, line: bytes | Iterator[bytes], running: Deferred[bytes]) -> None:
         self._running.discard(running)
         self._finish(line)
         self._work()
 
-    def _finish(self, line: bytes) -> None:
-        if self._is_done:
-            return
-        self._finished.append(line)
-        self._finished_bytes += len(line)
-        if self._finished_bytes > PART_BYTES or not self.takes_results:
-            self._flush()
+    def _finish(self, line: bytes | Iterator[bytes]) -> None:
+        self._finished.append(iter((line,)) if isinstance(line, bytes) else line)
 
     def _flush(self) -> None:
-        if self._finished:
-            data = b"".join(self._finished)
-            self._finished.clear()
-            self._finished_bytes = 0
+        if self._output:
+            data = b"".join(self._output)
+            self._output.clear()
+            self._output_bytes = 0
             self._writer.send(data)

@@ -15,9 +15,6 @@ from xformd.http.web_page import build_page
 from xformd.limits import Limits
 from xformd.telemetry.status import NOT_READY, ServerStatus, readiness
 
-MAX_DOCUMENTS = 4
-"""How many descriptions of the interface are kept, one for each listing and prefix."""
-
 
 class ListingEndpoints:
     """``/transforms`` and ``/openapi.json``: the transforms, as ``xformd list-transforms --json`` and OpenAPI.
@@ -30,7 +27,7 @@ class ListingEndpoints:
         self._service = service
         self._limits = limits
         self._transforms = lru_cache(maxsize=1)(_split)
-        self._document = lru_cache(maxsize=MAX_DOCUMENTS)(self._build_document)
+        self._document = lru_cache(maxsize=1)(self._build_document)
 
     def list_all(self, _: Request) -> Response:
         """Respond with all transforms."""
@@ -44,10 +41,17 @@ class ListingEndpoints:
 
     def describe_interface(self, request: Request) -> Response:
         """Respond with the description of the whole interface."""
-        return _json(self._document(self._service.listing(), request.source.prefix or openapi.HERE))
+        document = self._document(self._service.listing())
+        if request.source.prefix:  # which a client may have chosen, and which needs no escapes
+            document = document.replace(_server(openapi.HERE), _server(request.source.prefix), 1)
+        return _json(document)
 
-    def _build_document(self, listing: bytes, server_url: str) -> bytes:
-        return json.dumps(openapi.build(json.loads(listing), self._limits, server_url)).encode()
+    def _build_document(self, listing: bytes) -> bytes:
+        return json.dumps(openapi.build(json.loads(listing), self._limits)).encode()
+
+
+def _server(url: str) -> bytes:
+    return json.dumps({"servers": [{"url": url}]})[1:-1].encode()
 
 
 def _split(listing: bytes) -> Mapping[str, bytes]:

@@ -44,8 +44,11 @@ class Request:
         path: of the target, as it was sent.
         query: of the target, as it was sent, without its ``?``.
         is_answered: whether the response has begun.
+        call_soon: calls a function after the other connections' turn, unless its connection is lost by then.
         entry: its entry in the access log, if there is one.
     """
+
+    call_soon: Callable[[Callable[[], None]], None]
 
     def __init__(self, head: RequestHead, source: Source) -> None:
         self.head = head

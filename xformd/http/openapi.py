@@ -66,18 +66,17 @@ HERE = "."
 # The document.
 
 
-def build(listed: Mapping[str, Any], limits: Limits, server_url: str = HERE) -> Json:
+def build(listed: Mapping[str, Any], limits: Limits) -> Json:
     """Build the OpenAPI document of a server, for JSON.
 
     Args:
         listed: what ``listing.to_json`` returns.
         limits: of the server.
-        server_url: what all paths are below, relative to the document: a prefix that a proxy takes off, if known.
     """
     size_limit = f"The poem: at most {limits.max_request_bytes} bytes."
     document = _read_frame()
     document["info"]["version"] = __version__
-    document["servers"] = [{"url": server_url}]
+    document["servers"] = [{"url": HERE}]
     transforms = {f"/transform/{each['name']}": _transform_path(each, size_limit) for each in listed["transforms"]}
     document["paths"] = {**transforms, "/transform/{spec}": _spec_path(size_limit), **document["paths"]}
     document["components"]["responses"] = {

@@ -7,7 +7,7 @@ import codecs
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from encodings import normalize_encoding
 from encodings.aliases import aliases
 from urllib.parse import unquote
@@ -17,6 +17,7 @@ import attrs
 from xformd import spec
 from xformd.errors import BadRequest, GibberishError, TooLarge
 from xformd.http.messages import header_lines
+from xformd.net.write_buffer import PART_BYTES
 from xformd.plugins import media_type
 from xformd.plugins.registry import Entry, Registry
 from xformd.spec import SHORT_CHARACTERS, Spec
@@ -29,7 +30,7 @@ MAX_QUERY_POEM_BYTES = 16 * 1024
 MAX_AGE_S = 60
 """How long a result may be cached without revalidation: meanwhile a plugin may have been upgraded."""
 
-_MAX_FIELDS = 1_000
+_MAX_FIELDS = 64
 _MILLISECONDS = re.compile(rb"[0-9]{1,12}\Z")
 _UTF_8 = "utf-8"
 
@@ -38,8 +39,8 @@ _SANDBOX = (b"content-security-policy", b"default-src 'none'; sandbox")
 
 _CHARSET_NAME = re.compile(r"[a-z0-9._:-]{1,40}\Z")
 _KNOWN_CHARSETS = frozenset(aliases) | frozenset(aliases.values())
-# Python knows more codecs, and some, such as punycode, are slow.
-_CHARSETS = re.compile(r"utf|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc_|gb|big5|tis-620|hz|johab")
+# Python knows more codecs, and some are slow: punycode, and utf-7 in pieces.
+_CHARSETS = re.compile(r"utf(?!-7)|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc_|gb|big5|tis-620|hz|johab")
 
 # The target.
 
@@ -85,8 +86,10 @@ def read_query(query: bytes) -> dict[str, str]:
     if not query:
         return {}
     parts = [part.partition("=") for part in query.decode("ascii").split("&") if part]  # a form may end with an &
+    if len(parts) > _MAX_FIELDS:
+        raise BadRequest(f"a query has at most {_MAX_FIELDS} fields; this one has {len(parts)}")
     try:
-        if len(parts) > _MAX_FIELDS or not all(equals for _, equals, _ in parts):
+        if not all(equals for _, equals, _ in parts):
             raise ValueError
         pairs = [(_unquote(name), _unquote(value)) for name, _, value in parts]
     except ValueError:
@@ -244,8 +247,8 @@ class TransformRequest:
             return None
         return hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.versions, self.media_type))
 
-    def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
-        """Recode a text as UTF-8, from the charset in the request's headers; return bytes as they are.
+    def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> Iterator[bytes]:
+        """Recode a text as UTF-8 in pieces, from the charset in the request's headers; yield bytes as they are.
 
         Raises:
             BadRequest: the charset is unknown.
@@ -254,11 +257,14 @@ class TransformRequest:
         """
         encoding = charset(headers)
         if encoding is None or self.entries[0].transform.kind == "bytes":
-            return poem
-        try:
-            recoded = poem.decode(encoding).encode()
-        except UnicodeError:
-            raise GibberishError(f"the poem is not valid {encoding}, which its Content-Type names") from None
-        if len(recoded) > max_bytes:
-            raise TooLarge(f"the poem has {len(recoded)} bytes in UTF-8; the limit is {max_bytes} bytes")
-        return recoded
+            yield poem
+            return
+        decoder, length = codecs.getincrementaldecoder(encoding)(), 0
+        for end in range(PART_BYTES, len(poem) + PART_BYTES, PART_BYTES):
+            try:
+                piece = decoder.decode(poem[end - PART_BYTES : end], end >= len(poem)).encode()
+            except UnicodeError:
+                raise GibberishError(f"the poem is not valid {encoding}, which its Content-Type names") from None
+            if (length := length + len(piece)) > max_bytes:
+                raise TooLarge(f"the poem has more than {max_bytes} bytes in UTF-8, which is the limit")
+            yield piece

@@ -75,16 +75,23 @@ class TransformEndpoint:
         if (detail := requests.unsupported_body(headers)) is not None:
             return _reject(request, 415, detail, b"accept-encoding: identity\r\n")
 
-        def take_body(body: bytes) -> Response | Deferred[Response]:
+        async def take_body(body: bytes) -> Response:
             wanted = self._look_up(request, options)  # again, as a reload may have come before the body
+            parts: list[bytes] = []
             try:
-                poem = wanted.decode(body, headers, self._max_bytes)
+                for part in wanted.decode(body, headers, self._max_bytes):
+                    if parts:  # 10 MiB at once hold the reactor for up to 0.15 s
+                        turn = Deferred[None]()
+                        request.call_soon(partial(turn.callback, None))
+                        await turn
+                    parts.append(part)
             except XformError as error:
                 self._metrics.refused("http", error.code)
                 raise
-            return self._run(request, wanted, poem, timeout_s)
+            response = self._run(request, wanted, b"".join(parts), timeout_s)
+            return response if isinstance(response, Response) else await response
 
-        return take_body
+        return lambda body: Deferred.fromCoroutine(take_body(body))
 
     def _call(self, request: Request, poem: bytes) -> Response | Deferred[Response]:
         """Respond to a plain request."""

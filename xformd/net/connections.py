@@ -74,15 +74,7 @@ class RefusalLog(RateLimitedLog):
 
     def refused(self, kind: str, reason: str, which: str = "new") -> None:
         """Log that a connection was closed: at most one line a second for each kind."""
-
-        def write(count: int) -> None:
-            if count == 1:
-                self.log.warn("closed a {which} connection: {reason}", which=which, reason=reason)
-            else:
-                message = "closed {count} {which} connections in the last second: {reason}"
-                self.log.warn(message, count=count, which=which, reason=reason)
-
-        self.add(kind, write)
+        self.add(kind, self.log.warn, "closed a {which} connection: {reason}", which=which, reason=reason)
 
 
 class Connections(Generic[Connection]):

@@ -334,7 +334,8 @@ class PoemProtocol(DrainableProtocol):
         elif self._progress.is_enough:
             self._await_reader()
         else:
-            self.log.info("cut off {peer}: it takes nothing", peer=self.peer or "a local client")
+            peer = self.peer or "a local client"
+            self._factory.refusals.add("cut off", self.log.info, "cut off {peer}: it takes nothing", peer=peer)
             self.transport.abortConnection()
 
     def _set_linger(self, option: bytes) -> None:

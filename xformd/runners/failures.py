@@ -1,5 +1,8 @@
-"""Log the transforms that fail: one line a second for each, with a traceback, and without a poem."""
+"""Log the transforms that fail: one line a second for each, few tracebacks, and no poem."""
 
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xformd.runners.calls import Call
@@ -7,11 +10,21 @@ from xformd.telemetry.rate_limited import RateLimitedLog
 from xformd.telemetry.timing import RequestTiming, log_fields
 from xformd.telemetry.tracebacks import SafeTraceback
 
+SAME_TRACEBACK_S = 60.0
+"""How long a traceback is not logged again."""
+
+MAX_TRACEBACKS, TRACEBACKS_S = 3, 10.0
+"""How many are logged within how many seconds: each has up to a hundred lines."""
+
 
 class FailureLog(RateLimitedLog):
     """The failures of one runner's transforms."""
 
     log = Logger()
+
+    def __init__(self, clock: IReactorTime) -> None:
+        super().__init__(clock)
+        self._logged_at: dict[str, float] = {}
 
     def failed(self, call: Call, raised: SafeTraceback, timing: RequestTiming | None = None) -> None:
         """Log that a transform has failed.
@@ -21,16 +34,16 @@ class FailureLog(RateLimitedLog):
             raised: what it raised.
             timing: of the request.
         """
+        message = "transform {transform} of plugin {plugin} failed{log_of_request}"
+        fields = {"transform": call.name, "plugin": call.entry.plugin.label}
+        self.add(call.name, self._emit, message, **fields, **raised.log_fields(), **log_fields(timing))
 
-        def write(count: int) -> None:
-            self.log.error(
-                "transform {transform} of plugin {plugin} failed{log_how_often}{log_of_request}\n{traceback}",
-                transform=call.name,
-                plugin=call.entry.plugin.label,
-                count=count,
-                log_how_often="" if count == 1 else f", the last of {count} times within a second",
-                **raised.log_fields(),
-                **log_fields(timing),
-            )
-
-        self.add(call.name, write)
+    def _emit(self, message: str, *, traceback: str, **fields: Any) -> None:
+        now_s = self._clock.seconds()
+        self._logged_at = {each: at_s for each, at_s in self._logged_at.items() if now_s - at_s < SAME_TRACEBACK_S}
+        are_many = sum(now_s - at_s < TRACEBACKS_S for at_s in self._logged_at.values()) >= MAX_TRACEBACKS
+        if are_many or traceback in self._logged_at:
+            self.log.error(message + ": {error}", **fields)
+        else:
+            self._logged_at[traceback] = now_s
+            self.log.error(message + "\n{traceback}", traceback=traceback, **fields)

@@ -97,19 +97,15 @@ class InlineRunner:
 
     def note_slow_call(self, call: Call, seconds: float) -> None:
         """Log that a transform has held the reactor; at most once a minute for each."""
-
-        def write(count: int) -> None:
-            self.log.warn(
-                "transform {transform} of plugin {plugin} held the server for {milliseconds:.0f} ms{log_how_often};"
-                " --isolate {transform} runs it in a worker",
-                transform=call.name,
-                plugin=call.entry.plugin.label,
-                milliseconds=seconds * 1000,
-                count=count,
-                log_how_often="" if count == 1 else f", the last of {count} times within a minute",
-            )
-
-        self._slow_calls.add(call.name, write)
+        self._slow_calls.add(
+            call.name,
+            self.log.warn,
+            "transform {transform} of plugin {plugin} held the server for {milliseconds:.0f} ms;"
+            " --isolate {transform} runs it in a worker",
+            transform=call.name,
+            plugin=call.entry.plugin.label,
+            milliseconds=seconds * 1000,
+        )
 
     def _check(self, result: bytes, call: Call) -> bytes:
         if len(result) > self.max_result_bytes:

@@ -308,7 +308,8 @@ class WorkerPool:
     def note_survival(self, job: PoolJob) -> None:
         """Note that the step that runs has left its worker alive."""
         if self.quarantine.survived(job.call.name, job.caller.share, job.size_bytes):
-            self.log.info("transform {name} is out of quarantine", name=job.call.name)
+            text = "transform {name} is out of quarantine"
+            self.failures.add("out of quarantine", self.log.info, text, name=job.call.name)
 
     def count_death(self, job: PoolJob, message: str) -> None:
         """Log that the step that runs has killed its worker, and quarantine its transform if it has killed too many."""
@@ -316,20 +317,11 @@ class WorkerPool:
         now = self._clock.seconds()
         self._history.deaths += 1
         self._queue.killed(job, now)
-        self.log.warn(
-            "transform {name} of plugin {plugin}: {died}{log_of_request}",
-            name=name,
-            plugin=plugin,
-            died=message,
-            **log_fields(job.timing),
-        )
+        text, fields = "transform {name} of plugin {plugin}: {died}{log_of_request}", log_fields(job.timing)
+        self.failures.add(f"{name} died", self.log.warn, text, name=name, plugin=plugin, died=message, **fields)
         if (scope := self.quarantine.died(name, now, job.caller.share, job.size_bytes)) is not None:
-            self.log.error(
-                "transform {name} is in quarantine{scope}: it has killed {count} workers",
-                name=name,
-                scope=str(scope),
-                count=MAX_DEATHS,
-            )
+            text = "transform {name} is in quarantine{scope}: it has killed {deaths} workers"
+            self.failures.add("into quarantine", self.log.error, text, name=name, scope=str(scope), deaths=MAX_DEATHS)
 
 
 def _stop_timer(job: PoolJob) -> None:

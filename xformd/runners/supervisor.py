@@ -20,6 +20,7 @@ from xformd.runners.launcher import Launcher
 from xformd.runners.messages import WorkerHello
 from xformd.runners.worker_handle import Job, WorkerHandle
 from xformd.spec import Spec
+from xformd.telemetry.rate_limited import RateLimitedLog
 from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import session
@@ -134,6 +135,7 @@ class Supervisor:
         self._on_idle = on_idle
         self._limits = limits
         self._clock = clock
+        self._limited_log = RateLimitedLog(clock)
         self._history = history
         self._slots: dict[WorkerHandle, WorkerSlot] = {}
         self._idle: list[WorkerSlot] = []
@@ -197,7 +199,7 @@ class Supervisor:
         if why := slot.worker.worn or policy.why_worn(slot.jobs, self._growth_bytes(slot), self._limits):
             is_routine = not slot.worker.worn and slot.jobs >= self._limits.max_jobs_per_worker
             log = self.log.debug if is_routine else self.log.info
-            log("worker {pid} {why}: it is replaced", pid=slot.worker.pid, why=why)
+            self._limited_log.add("worn", log, "worker {pid} {why}: it is replaced", pid=slot.worker.pid, why=why)
             self.discard(slot, why, in_order=True)
         else:
             self._make_idle(slot)
@@ -273,9 +275,8 @@ class Supervisor:
                 if all(other.state == "starting" for other in self._slots.values()):  # all are forked from the same
                     self._launcher.end("workers have other plugins than those before")
                 return
-            self.log.warn(
-                "a worker has other plugins ({difference}); send SIGHUP to reload them all", difference=difference
-            )
+            message = "a worker has other plugins ({difference}); send SIGHUP to reload them all"
+            self._limited_log.add("plugins", self.log.warn, message, difference=difference)
         if self._self_test is None:
             self._ready(slot, hello)
         else:
@@ -317,7 +318,8 @@ class Supervisor:
             slot.job.died(reason)
         else:
             self._history.deaths += 1
-            self.log.warn("worker {pid} {reason} while it was idle", pid=slot.worker.pid, reason=reason)
+            message = "worker {pid} {reason} while it was idle"
+            self._limited_log.add("idle", self.log.warn, message, pid=slot.worker.pid, reason=reason)
         self._replace()
 
     def _ready(self, slot: WorkerSlot, hello: WorkerHello) -> None:

@@ -102,7 +102,7 @@ def make_server(settings: Settings, reactor: Any) -> Server:
 def _make_counting(settings: Settings, reloader: Reloader, reactor: Any) -> Server:
     """Make a server that counts its requests, for its metrics or its access log, and answers over HTTP if it should."""
     metrics, service, limits = Metrics(), reloader.service, settings.limits
-    warn = partial(reactor.callFromThread, lambda message: Server.log.warn("{message}", message=message))
+    warn = partial(reactor.callFromThread, Server.log.warn, "{message}")
     file = settings.access_log
     access_log = None if file is None else AccessLog(file, settings.log_format, warn)
     counting: dict[Front, CountingService] = {

@@ -39,7 +39,7 @@ STOP_S = 1.0  # how long a stopping server waits for the lines that are left to 
 
 
 Entry = TypeVar("Entry")
-Report = Callable[[str], object]
+Report = Callable[..., object]
 
 
 @attrs.define(kw_only=True)
@@ -119,7 +119,7 @@ class LineWriter(Generic[Entry]):
         name: what they are lines of.
         file: where to; ``STDERR`` for standard error.
         render: makes a line, in the thread.
-        report: writes to the server's own log, in the thread; it is called again if it returns False.
+        report: logs a ``message``, and the ``count`` of dropped lines, in the thread; called again if it returns False.
     """
 
     def __init__(self, name: str, file: Path, render: Callable[[Entry], bytes], report: Report) -> None:
@@ -161,6 +161,13 @@ class LineWriter(Generic[Entry]):
             self._waiting.put(entry)
         else:
             self._overflowed += 1
+
+    def leave_out(self, why: str) -> None:
+        """Count a line that is not to be written."""
+        if self.dropped == self._reported:
+            self._waiting.put(None)  # so that it is reported, also if nothing follows
+        self._overflowed += 1
+        self._why = why
 
     def reopen(self) -> None:
         """Open the file anew, as after ``logrotate`` has renamed it."""
@@ -227,7 +234,7 @@ class LineWriter(Generic[Entry]):
         try:
             before, self._descriptor = self._descriptor, _open(self._file)
         except OSError as error:
-            self._report(f"the {self._name} is not opened anew: {self._file}: {error.strerror}")
+            self._report(message=f"the {self._name} is not opened anew: {self._file}: {error.strerror}")
         else:
             if before != 2:
                 os.close(before)
@@ -236,7 +243,7 @@ class LineWriter(Generic[Entry]):
         count, now_s = self.dropped - self._reported, time.monotonic()
         if count and now_s - self._reported_s >= at_most_every_s:
             why = self._why or "it takes them more slowly than they come"
-            if self._report(f"dropped {count} lines of the {self._name}: {why}") is not False:
+            if self._report(message=f"dropped {count} lines of the {self._name}: {why}", count=count) is not False:
                 self._reported, self._reported_s, self._why = self._reported + count, now_s, ""
 
 

@@ -10,6 +10,7 @@ import io
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
@@ -38,16 +39,28 @@ RESERVED = ("time", "level", "namespace", "message", "traceback")
 MAX_LINE_CHARACTERS = 1_000
 """The longest line that a plugin may print; a longer one is cut."""
 
+LINES_A_SECOND, MAX_BURST_LINES = 10, 30
+"""How much of one namespace is logged in a flood, lines of tracebacks included, and how much at once."""
+
+MAX_DEBT_LINES = 100
+"""After a text of any length, as if it had had so many lines."""
+
+MAX_BUDGETS = 1_000
+"""For how many namespaces is known what was logged; a plugin may make any number."""
+
+_OPERATORS = ("xformd.server.", "xformd.net.run", "xformd.net.listener", "xformd.telemetry.logs")
+"""What these log no client can bring about."""
+
 _STREAMS = "stdout", "stderr"
 _LEVELS = {logging.WARNING: LogLevel.warn, logging.ERROR: LogLevel.error, logging.CRITICAL: LogLevel.critical}
 
 log = Logger()
 
 
-def _report(message: str) -> bool:
+def _report(**fields: object) -> bool:
     has_room = _writer.has_room
     if has_room:
-        log.warn("{message}", message=message)
+        log.warn("{message}", **fields)
     return has_room
 
 
@@ -65,6 +78,26 @@ def _write(text: str) -> None:
     _writer.start()  # for the first line, after a fork, and for what is printed after a stop
 
 
+class _Budgets(dict[str, tuple[float, float]]):
+    """How many more lines of each namespace may be logged, and since when.
+
+    Most callers limit and count what they log. This is for whatever else comes in floods, plugins' own lines included.
+    """
+
+    def admits(self, namespace: str, text: str) -> bool:
+        """Count the lines of a text, or leave it out."""
+        now_s = time.monotonic()
+        lines, since_s = self.get(namespace, (0.0, -math.inf))
+        lines = min(MAX_BURST_LINES, lines + LINES_A_SECOND * (now_s - since_s))
+        if lines < 1 and not namespace.startswith(_OPERATORS):
+            _writer.leave_out(f"more than {LINES_A_SECOND} a second: {namespace}")
+            return False
+        if len(self) >= MAX_BUDGETS:
+            self.clear()
+        self[namespace] = max(-MAX_DEBT_LINES, lines - text.count("\n") - len(text) // MAX_LINE_CHARACTERS), now_s
+        return True
+
+
 def start(*observers: ILogObserver) -> None:
     """Send Twisted's log to these observers alone."""
     globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False, discardBuffer=True)
@@ -77,7 +110,8 @@ def start_server_log(log_format: str) -> None:
         sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info)
         sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error)
     else:
-        sys.stdout, sys.stderr = QueuedStream(sys.stdout), QueuedStream(sys.stderr)
+        sys.stdout, sys.stderr = streams = QueuedStream(sys.stdout), QueuedStream(sys.stderr)
+        streams[1].budgets = streams[0].budgets
     logging.getLogger().addHandler(LoggingHandler(logging.WARNING))
     report_uncaught(_log_uncaught)
 
@@ -106,6 +140,7 @@ class LineObserver:
     def __init__(self, write: Callable[[str], object], render: Callable[[LogEvent], str]) -> None:
         self._write = write
         self._render = render
+        self._budgets = _Budgets()
 
     def __call__(self, event: LogEvent) -> None:
         """Write an event."""
@@ -115,7 +150,9 @@ class LineObserver:
             text = self._render(
                 {"log_format": f"cannot render an event: {type(error).__name__}", "log_level": LogLevel.error}
             )
-        self._write(text + "\n")
+        namespace = str(event.get("log_namespace"))
+        if self._budgets.admits("what is printed" if namespace in _STREAMS else namespace, f"{text}\n"):
+            self._write(f"{text}\n")
 
 
 def as_text(event: LogEvent) -> str:
@@ -192,6 +229,7 @@ class QueuedStream(io.TextIOBase):
     def __init__(self, stream: TextIO) -> None:
         self.fileno = stream.fileno  # type: ignore[method-assign]
         self._rest = ""
+        self.budgets = _Budgets()
 
     def writable(self) -> bool:
         """Return True."""
@@ -204,7 +242,8 @@ class QueuedStream(io.TextIOBase):
         """Have lines written, and what is long; ``print`` writes a line in parts."""
         self._rest += text
         if "\n" in text or len(self._rest) > MAX_LINE_CHARACTERS:
-            _write(self._rest)
+            if self.budgets.admits("what is printed", self._rest):
+                _write(self._rest)
             self._rest = ""
         return len(text)
 

@@ -1,15 +1,19 @@
 """Log events that may come in floods: refused connections, failing transforms, slow ones.
 
-Invariant: at most one line for each kind of event in each period, and no event goes uncounted.
+Invariant: at most one line for each kind of event in each period, at most ``MAX_KINDS`` lines and one more for all
+kinds, and no event goes uncounted.
 """
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-Write = Callable[[int], object]
-"""Logs an event; its argument is how many events the line stands for."""
+MAX_KINDS = 10
+"""What comes of other kinds in the same period is one line: a client may go through all transforms."""
+
+_PERIODS = {1.0: "a second", 60.0: "a minute"}
 
 
 class RateLimitedLog:
@@ -22,11 +26,21 @@ class RateLimitedLog:
         self._clock = clock
         self._period_s = period_s
         self.counts: Counter[str] = Counter()
-        self._unwritten: dict[str, tuple[int, Write | None]] = {}
+        self._unwritten: dict[str, tuple[int, Callable[[int], object] | None]] = {}
 
-    def add(self, kind: str, write: Write) -> None:
-        """Count an event, and log it now or at the end of the period. There must be few kinds."""
+    def add(self, kind: str, emit: Callable[..., object], message: str, **fields: Any) -> None:
+        """Count an event, and ``emit`` it, as a ``Logger`` does, now or at the end of the period.
+
+        How many events a line stands for is its field ``count``, and in its message. There must be few kinds.
+        """
+
+        def write(count: int) -> None:
+            others = "" if count == 1 else f" (the last of {count} within {_PERIODS[self._period_s]})"
+            emit(message + "{log_others}", log_others=others, count=count, **fields)
+
         self.counts[kind] += 1
+        if kind not in self._unwritten and len(self._unwritten) >= MAX_KINDS:
+            kind = ""
         if kind in self._unwritten:
             count, _ = self._unwritten[kind]
             self._unwritten[kind] = (count + 1, write)

@@ -81,6 +81,7 @@ class TransformProtocol(DrainableProtocol):
         self._is_flushed = False  # all output is with the transport
         self._has_ended = False  # all output and the end of this side are with the system
         self._peer_has_finished = False
+        self._share = ""
         self._arrival: _Arrival | None = None  # a long request of which not all is here
 
     @property
@@ -155,10 +156,12 @@ class TransformProtocol(DrainableProtocol):
         """See ``Connection.is_local``."""
         return self.peer is None and isinstance(self.transport.getPeer(), UNIXAddress)
 
-    @functools.cached_property
+    @property
     def share(self) -> str:
         """See ``Connection.share``."""
-        return share_of(self.peer) if not self.is_local else f"unix:{peer_uid(self.transport)}"
+        if not self._share:  # not a ``cached_property``, which makes all attributes slower: 0.2 us for each request
+            self._share = share_of(self.peer) if not self.is_local else f"unix:{peer_uid(self.transport)}"
+        return self._share
 
     @property
     def is_trusted(self) -> bool:

@@ -25,6 +25,9 @@ from support.session_client import Load, Session, step
 
 POEM_BYTES = 1_000
 
+HOSTILE, FLEETING = "127.0.0.2", "127.0.0.3"
+"""Where hostile requests come from, and clients that leave: they are not the good ones, which come from 127.0.0.1."""
+
 LENGTH_S = 170.0
 HARD_END_S = 300
 """If it is not over by then, something hangs."""
@@ -144,7 +147,7 @@ def beside(work: Callable[[Soak, threading.Event], None], soak: Soak) -> Iterato
 def misbehave(soak: Soak, is_over: threading.Event) -> None:
     """Send every hostile request in turn; a quarantined one may be unavailable."""
     requests = cycle((*FAULTS, *(HostileCase(name, ("ok",)) for name in MEDDLERS)))
-    with Session(soak.hostile.server) as session:
+    with Session(soak.hostile.server, HOSTILE) as session:
         while not is_over.is_set():
             raised = next(requests)
             marked = {} if raised.name == "never" else {"marker": new_marker()}
@@ -158,12 +161,12 @@ def misbehave(soak: Soak, is_over: threading.Event) -> None:
 def come_and_go(soak: Soak, is_over: threading.Event) -> None:
     """Be clients that start long requests and leave, cancel, or disconnect in the middle of one."""
     while not is_over.wait(COME_AND_GO_S):
-        with Session(soak.hostile.server) as session:
+        with Session(soak.hostile.server, FLEETING) as session:
             ids = session.send(*[(step("sleep", seconds=5), b"poem")] * 5)
             session.cancel(ids[0])
             soak.hostile_codes[session.collect(ids[:1])[0].code] += 1
             session.abort()
-        with soak.hostile.server.connect() as connection:
+        with soak.hostile.server.connect(FLEETING) as connection:
             connection.sendall(b"100:pid.half a po")
 
 
@@ -195,7 +198,7 @@ def measure(soak: Soak, load: Load, crashes: list[str]) -> int:
     """Return how many good requests succeeded while these crashed, spread over the first four fifths of the time."""
     wait_until_s(soak, soak.elapsed_s + SETTLE_S)
     start, before = soak.elapsed_s, load.codes["ok"]
-    with Session(soak.hostile.server) as session:
+    with Session(soak.hostile.server, HOSTILE) as session:
         for number, name in enumerate(crashes):
             session.send((name, b"The Owl"))
             wait_until_s(soak, start + 0.8 * WINDOW_S * (number + 1) / len(crashes))

@@ -451,14 +451,17 @@ def test_a_server_at_its_limit_does_not_read_and_is_not_given_up(world: World) -
     assert result_of(answers[0]) == "done"
 
 
-def test_a_server_that_takes_an_upload_is_not_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sign", ["bytes_in_system", "seems_gone"])
+def test_a_server_that_takes_an_upload_is_not_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
     monkeypatch.setattr("xformd.client.session.bytes_in_system", lambda _: 100_000)
     host, _ = world.scripted(SILENT)
     (answer,) = world.send(world.proxy(host), "a long poem")
     for _ in range(60):
         world.turn(0.5)
     assert not has_fired(answer)
-    monkeypatch.setattr("xformd.client.session.bytes_in_system", lambda _: 20)
+    monkeypatch.setattr(f"xformd.client.session.{sign}", lambda _: 20)
     world.fail(answer, xformd.ConnectionLost, GIVE_UP_S)
 
 

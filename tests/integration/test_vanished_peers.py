@@ -1,17 +1,19 @@
 """A peer whose machine is gone without a word, in network namespaces: it costs a caller no more than it must."""
 
 import select
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from support.machines import Client, linked
-from support.processes import DEADLINE_S, XFORMD, environment, serving, wait_until
+from support.processes import DEADLINE_S, XFORMD, environment, netstring, serving, wait_until, xformd
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("machines")]
 
@@ -129,6 +131,31 @@ def test_a_server_finds_out_that_a_client_is_gone(site: Site) -> None:
     started = time.monotonic()
     wait_until(lambda: first.connections() == 0)
     assert time.monotonic() - started < 5  # --write-timeout-s, and the time between two looks
+
+
+def test_a_server_that_reads_nothing_for_a_while_is_still_there() -> None:
+    with socket.socket() as listener, ThreadPoolExecutor(1) as threads:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        served = threads.submit(read_late, listener, 9.0)
+        sent = xformd("send", "upper", "--server", f"127.0.0.1:{listener.getsockname()[1]}", stdin=b"x" * 5_000_000)
+        assert (sent.returncode, sent.stdout, sent.stderr) == (0, b"done", b"")
+        served.result(DEADLINE_S)
+
+
+def read_late(listener: socket.socket, seconds: float) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(11)
+        hello = b'xformd/2 {"server": "late", "max_request_bytes": 10000000, "max_in_flight": 64}'
+        connection.sendall(netstring(hello))
+        time.sleep(seconds)
+        arrived = 0
+        while arrived < 5_000_000:
+            arrived += len(connection.recv(1_000_000))
+        connection.sendall(netstring(b"1 ok.done"))
+        connection.recv(1)
 
 
 @pytest.mark.parametrize("command", ["ping", "send upper", "poem get"])

@@ -140,5 +140,5 @@ def test_the_system_ends_connections_whose_client_has_vanished(front: str, kind:
                 accepted.getsockopt(socket.IPPROTO_TCP, option)
                 for option in (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)
             )
-    assert (idle, timeout_ms) == (seconds // 2, 1000 * (seconds + 64))  # in which 1 KiB/s reads a segment
+    assert (idle, timeout_ms) == (seconds // 2, 0)
     port._closeSocket(True)  # type: ignore[attr-defined]

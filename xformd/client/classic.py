@@ -21,7 +21,7 @@ def send_request(
 ) -> Deferred[bytes]:
     """Send one request, and return a Deferred of its result. Cancelling it closes the connection."""
     exchange = _Exchange(address, classic.Request(spec, poem), max_result_bytes)
-    connecting = connect(endpoint, exchange)
+    connecting = connect(endpoint, exchange, also_unread=True)  # it cannot ask whether the server is there
     answer: Deferred[bytes] = Deferred(lambda _: exchange.cancel(connecting))
     exchange.answer = answer
     connecting.addErrback(exchange.connection_failed)

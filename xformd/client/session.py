@@ -19,6 +19,7 @@ from xformd.client.errors import NotSent, RequestCancelled
 from xformd.errors import BadFrame, Busy, ConnectionLost, ShuttingDown, TooLarge, XformError
 from xformd.net.deadline import Deadline
 from xformd.net.endpoints import failure_reason
+from xformd.net.transport import seems_gone
 from xformd.net.write_buffer import bytes_in_system
 from xformd.spec import Spec
 from xformd.wire import netstring, session
@@ -257,9 +258,9 @@ class Session(Protocol):
     def _is_unanswered(self, after_s: float) -> bool:
         if self._asked_at is None or self.hello is None or self._clock.seconds() < self._asked_at + after_s:
             return False
-        # It may not have heard: at its limit it does not read, and an upload is in the way. The system still notices.
+        # It may not have heard: at its limit it does not read, and an upload is in the way.
         is_full = len(self._in_flight) + len(self._cancelled) >= self.hello.max_in_flight
-        return not is_full and bytes_in_system(self.transport) < 1_000
+        return seems_gone(self.transport) or (not is_full and bytes_in_system(self.transport) < 1_000)
 
     # The end.
 

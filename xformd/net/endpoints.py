@@ -316,8 +316,13 @@ def show(address: IAddress) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def connect(endpoint: IStreamClientEndpoint, protocol: Protocol) -> Deferred[IProtocol]:
+def connect(endpoint: IStreamClientEndpoint, protocol: Protocol, *, also_unread: bool = False) -> Deferred[IProtocol]:
     """Connect one protocol to one endpoint, without Twisted's log lines for a factory that starts and stops.
+
+    Args:
+        endpoint: what to connect to.
+        protocol: the protocol.
+        also_unread: see ``detect_loss``.
 
     Returns:
         Fires with the protocol once it is connected. Cancelling it stops the attempt.
@@ -327,7 +332,7 @@ def connect(endpoint: IStreamClientEndpoint, protocol: Protocol) -> Deferred[IPr
     factory.buildProtocol = lambda _: protocol  # type: ignore[assignment,method-assign]
 
     def detect(connected: IProtocol) -> IProtocol:
-        detect_loss(protocol.transport, PEER_TIMEOUT_S)
+        detect_loss(protocol.transport, PEER_TIMEOUT_S, also_unread=also_unread)
         return connected
 
     connecting: Deferred[IProtocol] = endpoint.connect(factory)

@@ -25,7 +25,6 @@ from xformd.net import endpoints
 from xformd.net.allocator import MemoryTrimmer
 from xformd.net.factory import DrainingFactory
 from xformd.net.transport import detect_loss, make_eager
-from xformd.net.write_buffer import PART_BYTES
 
 if TYPE_CHECKING:  # it needs what the extra "tls" installs
     from xformd.net.tls import Certificates
@@ -121,7 +120,7 @@ class ListeningService(Service):
             raise _explain(description, error, self._flags) from error
         if self._is_eager:
             make_eager(port)
-        detect_loss(port, limits.write_timeout_s, PART_BYTES / limits.min_read_rate_bytes_per_s)
+        detect_loss(port, limits.write_timeout_s)
         self._ports.append(port)
         scheme = self._scheme
         if endpoint.certificates is not None:

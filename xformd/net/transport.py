@@ -23,6 +23,9 @@ LONG_READ_BYTES = 256 * 1024
 """How much to read at a time while a long string arrives. Not always: one such read of short requests would keep the
 other connections waiting for a whole turn of the reactor."""
 
+MAX_UNANSWERED = 3
+"""With so many retransmissions a peer has not answered for about 1.5 s."""
+
 CHANNEL_BUFFER_BYTES = 1024 * 1024
 """Requested from the system for each direction of a channel: a poem that fits costs one system call."""
 
@@ -100,12 +103,17 @@ def make_eager(port: IListeningPort) -> None:
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def detect_loss(transport: Any, timeout_s: float, segment_s: float = 0.0) -> None:
+def detect_loss(transport: Any, timeout_s: float, *, also_unread: bool = False) -> None:
     """Let the system end a TCP connection whose peer's machine has acknowledged nothing for this long.
 
     By itself it takes 15 minutes, or for ever if nothing is sent. A port's connections take the options over.
-    Linux also ends one whose peer acknowledges and has no room for the next segment, of up to 64 KiB: ``segment_s`` is
-    how much longer the peer has to read one. Without it a client that read 20 KB/s was cut off after 33 s.
+
+    Args:
+        transport: of the connection, or a port.
+        timeout_s: in seconds.
+        also_unread: also where something is sent, as ``TCP_USER_TIMEOUT`` does. Linux then ends a connection whose peer
+            acknowledges and has no room for more, too: a client that read 20 KB/s was cut off, and an upload to a
+            server that did not read for 5 s.
     """
     connection = getattr(transport, "socket", None)  # of TLS: that of the connection under it
     if not isinstance(connection, socket.socket) or connection.family not in (socket.AF_INET, socket.AF_INET6):
@@ -115,12 +123,21 @@ def detect_loss(transport: Any, timeout_s: float, segment_s: float = 0.0) -> Non
         "KEEPIDLE": whole_s // 2,
         "KEEPINTVL": max(1, whole_s // 6),
         "KEEPCNT": 3,
-        "USER_TIMEOUT": 1000 * round(whole_s + segment_s),
+        "USER_TIMEOUT": 1000 * whole_s * also_unread,
     }
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in options.items():
         if (option := getattr(socket, f"TCP_{name}", None)) is not None:
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def seems_gone(transport: Any) -> bool:
+    """Whether the system has sent the same again and again without an answer, as a peer that does not read gives."""
+    connection, option = getattr(transport, "socket", None), getattr(socket, "TCP_INFO", None)
+    if not isinstance(connection, socket.socket) or connection.family == socket.AF_UNIX or option is None:
+        return False
+    _, _, retransmits, probes = connection.getsockopt(socket.IPPROTO_TCP, option, 4)  # of struct tcp_info
+    return max(retransmits, probes) >= MAX_UNANSWERED
 
 
 def peer_uid(transport: Any) -> int:

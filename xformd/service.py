@@ -204,6 +204,11 @@ class TransformService:
         """The names of the transforms in quarantine."""
         return self._generation.quarantined
 
+    @property
+    def quarantined_in_part(self) -> frozenset[str]:
+        """The names of those in quarantine for some requests only."""
+        return self._generation.quarantined_in_part
+
     def stop(self) -> None:
         """See ``Service.stop``."""
         for generation in (self._generation, *self._old):

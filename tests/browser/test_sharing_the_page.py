@@ -115,15 +115,15 @@ def test_a_long_link_does_not_freeze_the_page(visit: Visit, spec: str, steps: in
 
 
 PREFIX = HOSTILE.replace("\n", "")
-INDENT = f"indent:prefix={quote(PREFIX, safe='').replace('.', '%2E')}"
+ODD = f"odd:text={quote(PREFIX, safe='').replace('.', '%2E')}"
 
 
 @pytest.mark.parametrize(
     ("spec", "poem", "result"),
     [
-        (INDENT, HOSTILE, f"{PREFIX}{HOSTILE.replace(chr(10), chr(10) + PREFIX)}"),
-        (INDENT, "", ""),
-        (INDENT, "@file", f"{PREFIX}@file"),
+        (ODD, HOSTILE, f"{HOSTILE}{PREFIX}"),
+        (ODD, "", PREFIX),
+        (ODD, "@file", f"@file{PREFIX}"),
         ("wrap:width=7+number-lines:separator=%2E%20", "one two three", "1. one two\n2. three"),
     ],
     ids=["hostile", "empty", "at", "several-steps"],

@@ -146,9 +146,9 @@ def described_by(field: "Locator") -> list[str]:
 
 def test_the_help_of_an_option_stands_at_its_field(visit: Visit) -> None:
     visit.open("#wrap&poem=x")
-    visit.page.get_by_text("the widest line, in columns.", exact=True).wait_for()
+    visit.page.get_by_text("the widest line, from 1 to 10000 columns.", exact=True).wait_for()
     first, _ = described_by(visit.field("width"))
-    assert visit.text_of(f"#{first}") == "the widest line, in columns."
+    assert visit.text_of(f"#{first}") == "the widest line, from 1 to 10000 columns."
     visit.choose("hold")
     assert len(described_by(visit.field("seconds"))) == 1
 

@@ -27,9 +27,10 @@ def states(hostile: Hostile) -> dict[str, str]:
 
 
 def test_after_five_deaths_a_transform_is_unavailable_and_others_are_not(hostile: Hostile, session: Session) -> None:
-    assert codes([session.ask("crash-1") for _ in range(DEATHS - 1)]) == ["transform-died"] * (DEATHS - 1)
-    assert states(hostile)["crash-1"] == "active"
-    assert session.ask("crash-1").code == "transform-died"
+    for number in range(DEATHS):
+        assert states(hostile)["crash-1"] == "active"
+        with Session(hostile.server, f"127.0.0.{10 + number // 2}") as one_of_three:
+            assert one_of_three.ask("crash-1").code == "transform-died"
     refused = session.ask("crash-1")
     assert refused.code == "unavailable", refused.poem
     assert 0 < retry_after_s(refused) <= PERIOD_S
@@ -37,6 +38,14 @@ def test_after_five_deaths_a_transform_is_unavailable_and_others_are_not(hostile
     assert (shown["crash-1"], shown["crash-2"], shown["pid"]) == ("quarantined", "active", "active")
     assert codes([session.ask("crash-2"), session.ask("pid")]) == ["transform-died", "ok"]
     wait_until(lambda: any("crash-1" in line and "quarantine" in line for line in hostile.server.log.splitlines()))
+
+
+def test_five_deaths_of_one_peer_keep_nobody_else_from_the_transform(hostile: Hostile, session: Session) -> None:
+    assert codes([session.ask("crash-4") for _ in range(DEATHS + 1)]) == ["transform-died"] * DEATHS + ["unavailable"]
+    assert states(hostile)["crash-4"] == "active"
+    with Session(hostile.server, "127.0.0.9") as other:
+        assert other.ask("crash-4").code == "transform-died"
+    wait_until(lambda: "crash-4 is in quarantine for 127.0.0.1" in hostile.server.log)
 
 
 def test_a_death_in_a_pipeline_counts_against_its_own_step(hostile: Hostile, session: Session) -> None:

@@ -18,6 +18,7 @@ STATUS = ServerStatus(
     needs_workers=True,
     history=WorkerHistory(starts=9, failed_starts=1, deaths=2, cpu_s=Counter({"192.0.2.1": 3.5, "2001:db8::/64": 1.5})),
     quarantined=frozenset({"crash"}),
+    quarantined_in_part=frozenset({"bomb"}),
     in_flight=7,
     memory_bytes=(("server", 1, 9_000), ("fork-server", 1, 2_000), ("worker", 1, 1_000), ("worker", 2, 1_000)),
 )

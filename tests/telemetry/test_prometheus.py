@@ -33,7 +33,7 @@ def test_the_status_the_build_and_the_process_are_exported() -> None:
     assert [samples[f"xformd_worker_{name}_total",] for name in ("starts", "failed_starts", "deaths")] == [9, 1, 2]
     assert samples["xformd_workers", ("state", "busy")] == 4
     assert samples["xformd_process_memory_bytes", ("number", "2"), ("process", "worker")] == 1_000
-    assert samples["xformd_quarantined", ("transform", "crash")] == 1
+    assert samples["xformd_quarantined", ("scope", "all"), ("transform", "crash")] == 1
     assert [key for key in samples if key[0] == "xformd_build_info"]
     assert samples["process_open_fds",] > 0
 
@@ -44,6 +44,12 @@ def test_the_cpu_time_of_each_share_is_named_for_the_operator_alone() -> None:
         samples = [sample for family in families for sample in family.samples]
         return {each.labels["share"]: each.value for each in samples if each.name == "xformd_worker_cpu_seconds_total"}
 
+    def scopes(**options: bool) -> set[str]:
+        families = exported(Metrics(), {}, [PLUGIN], **options)
+        samples = [sample for family in families for sample in family.samples]
+        return {each.labels["scope"] for each in samples if each.name == "xformd_quarantined"}
+
+    assert (scopes(), scopes(names_shares=True)) == ({"all"}, {"all", "part"})
     assert used() == {"(all)": 5}
     assert used(names_shares=True) == {"192.0.2.1": 3.5, "2001:db8::/64": 1.5}
 

@@ -195,7 +195,7 @@ class _Lines:
     def __init__(self, endpoint: BatchEndpoint, request: Request, body: bytes, timeout_s: float | None) -> None:
         self._service, self._metrics, self._max_running = endpoint.service, endpoint.metrics, endpoint.max_running
         self._request = request  # whose id they have in the log
-        self._caller = Caller(request.caller.share, self)
+        self._share = request.caller.share
         self._unread = read_lines(body)
         self._indices = itertools.count()
         self._timeout_s = timeout_s  # how long the client waits for each
@@ -251,7 +251,7 @@ class _Lines:
 
     def _take_turn(self) -> bool:
         """Send long lines and start others while they may run; return True if there is no more time for that."""
-        turns, share, stopwatch = self._service.turns, self._caller.share, self._service.stopwatch
+        turns, share, stopwatch = self._service.turns, self._share, self._service.stopwatch
         began_s = stopwatch()
         is_over = share in turns.over
         while not is_over and self.takes_results and (self._finished or self._may_read):
@@ -305,7 +305,9 @@ class _Lines:
             self._finish(encode_error(index, error, request.id))
             return
         try:
-            result = self._service.xform(spec, poem, timeout_s=self._timeout_s, caller=self._caller, timing=timing)
+            result = self._service.xform(
+                spec, poem, timeout_s=self._timeout_s, caller=Caller(self._share, self), timing=timing
+            )
         except XformError as error:
             self._finish(encode_error(index, error, request.id))
             return

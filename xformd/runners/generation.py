@@ -186,6 +186,11 @@ class Generation:
         """The names of the transforms in quarantine."""
         return self._quarantine.names
 
+    @property
+    def quarantined_in_part(self) -> frozenset[str]:
+        """The names of those in quarantine for some requests only."""
+        return self._quarantine.names_in_part
+
     def has_room(self, reader: Reader) -> None:
         """Start work that waited until its reader had room for a result."""
         if self._workers is not None:

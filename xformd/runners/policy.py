@@ -192,6 +192,11 @@ class Quarantine:
         """The transforms in quarantine for everybody."""
         return frozenset(name for name, record in self._records.items() if EVERYBODY in record.terms)
 
+    @property
+    def names_in_part(self) -> frozenset[str]:
+        """The transforms in quarantine for some requests only."""
+        return frozenset(name for name, record in self._records.items() if record.terms) - self.names
+
     def _terms(self, name: str, share: str, poem_bytes: int) -> list[_Term]:
         if (record := self._records.get(name)) is None:
             return []

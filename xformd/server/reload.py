@@ -173,6 +173,7 @@ class Reloader:
             needs_workers=self._has_workers and self.service.needs_workers,
             history=attrs.evolve(self._history),
             quarantined=self.service.quarantined,
+            quarantined_in_part=self.service.quarantined_in_part,
             in_flight=self.service.in_flight,
             memory_bytes=(("server", 1, resident_bytes()), *self._memory()),
             loading=tuple(plugin.label for plugin in self.service.registry.with_state("loading")),

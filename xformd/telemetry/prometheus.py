@@ -64,7 +64,7 @@ class PrometheusExporter(Collector):
         sources.metrics.fold()
         yield from _requests(sources.metrics)
         status = sources.status()
-        yield from _status(status)
+        yield from _status(status, names_shares=self._names_shares)
         yield _worker_cpu(status.history, names_shares=self._names_shares)
         yield from _connections(sources.connection_stats())
         text = "Lines of the access log that were not written."
@@ -89,7 +89,7 @@ def _requests(metrics: Metrics) -> Iterator[Metric]:
         yield HistogramMetricFamily(name, text, buckets=_buckets(histogram), sum_value=histogram.sum)
 
 
-def _status(status: ServerStatus) -> Iterator[Metric]:
+def _status(status: ServerStatus, *, names_shares: bool) -> Iterator[Metric]:
     yield _gauge("xformd_in_flight", "Requests that wait for their outcome.", status.in_flight)
     yield _gauge("xformd_queue_length", "Jobs that wait for a worker.", status.queue_length)
     yield _gauge("xformd_queue_limit", "How many jobs may wait.", status.max_queue)
@@ -112,9 +112,11 @@ def _status(status: ServerStatus) -> Iterator[Metric]:
         ("xformd_worker_deaths", "Workers that ended unexpectedly.", history.deaths),
     ):
         yield CounterMetricFamily(name, text, value=count)
-    quarantined = GaugeMetricFamily("xformd_quarantined", "1 for each transform in quarantine.", labels=["transform"])
+    quarantined = GaugeMetricFamily("xformd_quarantined", "1 for each in quarantine.", labels=["transform", "scope"])
     for name in sorted(status.quarantined):
-        quarantined.add_metric([name], 1)
+        quarantined.add_metric([name, "all"], 1)
+    for name in sorted(status.quarantined_in_part) if names_shares else ():
+        quarantined.add_metric([name, "part"], 1)
     yield quarantined
 
 

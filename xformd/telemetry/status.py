@@ -48,6 +48,7 @@ class ServerStatus:
         needs_workers: whether there are transforms that run in workers.
         history: the workers so far.
         quarantined: the transforms in quarantine.
+        quarantined_in_part: those that are for some shares, or long poems, only.
         in_flight: how many accepted requests are not done yet.
         loading: the plugins that are still being loaded.
         memory_bytes: resident memory of each process: ``server``, ``fork-server`` or ``worker``, its number, bytes.
@@ -63,6 +64,7 @@ class ServerStatus:
     quarantined: frozenset[str]
     in_flight: int
     loading: tuple[str, ...] = ()
+    quarantined_in_part: frozenset[str] = frozenset()
     memory_bytes: tuple[tuple[str, int, int], ...] = ()
 
 

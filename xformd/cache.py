@@ -4,7 +4,6 @@ Invariant: simultaneous misses of one key make one call; cancelling a wait ends 
 one cancels the call; an error is never cached; a cache that fails never fails a request.
 """
 
-import enum
 import math
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -20,17 +19,6 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 log = Logger()
-
-
-class Freshness(enum.Enum):
-    """What a cached answer may be used for."""
-
-    FRESH = "fresh"
-    """Any request."""
-    STALE = "stale"
-    """A request for which no fresh answer could be fetched."""
-    GONE = "gone"
-    """Nothing."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,12 +37,6 @@ class Policy:
     def lifetime_s(self) -> float:
         """How many seconds an answer is kept."""
         return self.ttl_s + self.stale_s
-
-    def judge(self, age_s: float) -> Freshness:
-        """Return what an answer of this age may be used for."""
-        if age_s < self.ttl_s:
-            return Freshness.FRESH
-        return Freshness.STALE if age_s < self.lifetime_s else Freshness.GONE
 
 
 @attrs.frozen
@@ -191,7 +173,7 @@ class ReadThrough(Generic[Key, Value]):
     def fresh(self, key: Key) -> Value | None:
         """Return a fresh answer from the cache, or None."""
         cached = self._look_up(key)
-        if cached is None or self._policy.judge(self._age_s(cached)) is not Freshness.FRESH:
+        if cached is None or self._age_s(cached) >= self._policy.ttl_s:
             return None
         self.hits += 1
         return cached.value
@@ -211,7 +193,7 @@ class ReadThrough(Generic[Key, Value]):
         if failure.check(CancelledError):
             return failure  # nobody waits any more, which says nothing about the upstream
         cached = self._look_up(key)
-        if cached is None or self._policy.judge(self._age_s(cached)) is Freshness.GONE:
+        if cached is None:
             return failure
         self._fell_back(key, failure, self._age_s(cached))
         return cached.value

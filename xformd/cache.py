@@ -23,12 +23,7 @@ log = Logger()
 
 @attrs.frozen(kw_only=True)
 class Policy:
-    """How long answers are kept.
-
-    Args:
-        ttl_s: how many seconds an answer is fresh.
-        stale_s: how many seconds after that it may replace an answer that could not be fetched.
-    """
+    """How long answers are kept: while they are fresh, and then while one may replace what could not be fetched."""
 
     ttl_s: float = math.inf
     stale_s: float = 0.0
@@ -63,15 +58,9 @@ class SingleFlight(Generic[Key, Value]):
         self._flights: dict[Key, _Flight[Value]] = {}
 
     def join(self, key: Key, start: Callable[[], Deferred[Value]]) -> Deferred[Value]:
-        """Wait for the call that is in flight, or start one.
+        """Return a new Deferred of the outcome of the call that is in flight, or of one that is started.
 
-        Args:
-            key: what is requested.
-            start: makes the call; it is called only if none is in flight.
-
-        Returns:
-            A new Deferred of the call's outcome. Cancelling it ends this wait alone; cancelling the last one cancels
-            the call.
+        Cancelling it ends this wait alone; cancelling the last one cancels the call.
         """
         waiter: Deferred[Value] = Deferred(lambda waiter: self._cancel_wait(key, flight, waiter))
         flight = self._flights.get(key) or _Flight()
@@ -131,7 +120,7 @@ class BoundedCache(Generic[Key, Value]):
 
 
 class ReadThrough(Generic[Key, Value]):
-    """Answers from a cache, and fetches what is missing.
+    """Answers from a cache, and fetches what is missing; ``hits`` and ``misses`` count the requests.
 
     Args:
         cache: the cache.
@@ -140,10 +129,6 @@ class ReadThrough(Generic[Key, Value]):
         size_of: returns the number of bytes that an answer counts for.
         fell_back: is called once for each failed call that a stale answer replaces, with the key, the failure, and
             the answer's age in seconds.
-
-    Attributes:
-        hits: how many requests were answered from the cache.
-        misses: how many were not.
     """
 
     def __init__(

@@ -74,11 +74,8 @@ class Service(Protocol):
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """Look up a transform that can be called with poem after poem, and leaves nothing else to decide.
 
-        Args:
-            words: what stands between the id and the ``.`` of a session's request: a spec and any attributes.
-
-        Returns:
-            What to call; None for a request that must go through ``xform``.
+        The words are what stands between the id and the ``.`` of a session's request: a spec and any attributes. Return
+        None for a request that must go through ``xform``.
         """
 
     def describe(self) -> dict[str, Any]:

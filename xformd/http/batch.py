@@ -53,11 +53,7 @@ _NO_TEXT = "its poem is not text, or not base64"
 
 
 def parse_line(text: bytes) -> tuple[Spec, bytes]:
-    """Parse a line of a batch: a spec and a poem.
-
-    Raises:
-        BadRequest: it is not a JSON object with both.
-    """
+    """Parse a line of a batch; raise ``BadRequest`` if it is not a JSON object with a spec and a poem."""
     if not _FLAT_OBJECT.match(text):
         raise _invalid("it is not one flat JSON object (did curl -d join the lines? use --data-binary)")
     try:

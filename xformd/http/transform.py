@@ -166,11 +166,7 @@ class TransformEndpoint:
         return _respond_with(result, wanted, request.timing, more)
 
     def _look_up(self, request: Request, options: Mapping[str, str]) -> TransformRequest:
-        """Read the spec, and look up its transforms.
-
-        Raises:
-            XformError: it does not parse, or names what is not there.
-        """
+        """Read the spec, and look up its transforms; raise an ``XformError`` if it names what is not there."""
         remembered = None if options else self._remembered.get(request.path)
         spec = requests.read_spec(request.path[len(PREFIX) :], options) if remembered is None else remembered[0].spec
         request.note_spec(spec)

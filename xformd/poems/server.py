@@ -17,13 +17,7 @@ from typing import Protocol as Interface
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHalfCloseableDescriptor,
-    IHalfCloseableProtocol,
-    IPushProducer,
-    ISSLTransport,
-)
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -298,14 +292,11 @@ class PoemProtocol(DrainableProtocol):
         self._is_finished = True
         self.transport.unregisterProducer()
         self._await_reader()
-        if self._can_half_close():
+        if self.can_half_close():
             # Closing both sides at once would reset the connection if the client had sent anything, as a browser does.
             self.transport.loseWriteConnection()
         else:
             self.transport.loseConnection()
-
-    def _can_half_close(self) -> bool:
-        return IHalfCloseableDescriptor.providedBy(self.transport) and not ISSLTransport.providedBy(self.transport)
 
     def _await_reader(self) -> None:
         self._progress = ReadProgress(self.transport, self._factory.limits)

@@ -41,14 +41,11 @@ class Origin:
 class CacheEpoch:
     """A span of time in which a transform's results came from the same code.
 
-    Args:
-        origin: the distribution and version of that code.
-        since: the number of the change that began it. A version that comes back begins a new epoch: what was cached
-            meanwhile may come from the version between.
+    A version that comes back begins a new one: what was cached meanwhile may come from the version between.
     """
 
     origin: Origin
-    since: int
+    since: int  # the number of the change that began it
 
 
 class Catalog:
@@ -98,16 +95,8 @@ class Catalog:
 class CatalogPoller:
     """Keeps a catalog up to date: asks each upstream at the start, then periodically, and sooner on ``look_soon``.
 
-    Args:
-        upstreams: their addresses.
-        catalog: what to keep up to date.
-        refresh_s: seconds from an answer to the next question; after a failure it is at most a second.
-        longest_delay_s: the longest wait before another attempt to connect.
-        changed: called after each answer: what was derived from the catalog may be out of date.
-        reactor: the reactor.
-
-    Raises:
-        ConfigError: an address is invalid.
+    ``refresh_s`` is the time from an answer to the next question; after a failure it is at most a second. ``changed``
+    is called after each answer: what was derived from the catalog may be out of date.
     """
 
     log = Logger()

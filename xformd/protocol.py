@@ -151,21 +151,20 @@ class TransformProtocol(DrainableProtocol):
     # What its handler calls (Connection).
 
     @property
-    def is_local(self) -> bool:
-        """See ``Connection.is_local``."""
+    def _is_local(self) -> bool:
         return self.peer is None and isinstance(self.transport.getPeer(), UNIXAddress)
 
     @property
     def share(self) -> str:
         """See ``Connection.share``."""
         if not self._share:  # not a ``cached_property``, which makes all attributes slower: 0.2 us for each request
-            self._share = share_of(self.peer) if not self.is_local else f"unix:{peer_uid(self.transport)}"
+            self._share = share_of(self.peer) if not self._is_local else f"unix:{peer_uid(self.transport)}"
         return self._share
 
     @property
     def is_trusted(self) -> bool:
         """See ``Connection.is_trusted``."""
-        return self.factory.trusts("unix" if self.is_local else self.peer)
+        return self.factory.trusts("unix" if self._is_local else self.peer)
 
     @property
     def unread_bytes(self) -> int:

@@ -78,11 +78,8 @@ class Service(Protocol):
         None for a request that must go through ``xform``.
         """
 
-    def describe(self) -> dict[str, Any]:
-        """Return what ``xformd list-transforms --json --server`` prints."""
-
     def listing(self) -> bytes:
-        """Return the same as JSON."""
+        """Return what ``xformd list-transforms --json --server`` prints."""
 
     def missing(self) -> str:
         """Return what is still missing, in words for a person who pings; empty if nothing is."""
@@ -161,10 +158,6 @@ class TransformService:
     def registry(self) -> Registry:
         """The transforms that there are now."""
         return self._generation.registry
-
-    def describe(self) -> dict[str, Any]:
-        """See ``Service.describe``."""
-        return self._generation.describe()
 
     def listing(self) -> bytes:
         """See ``Service.listing``."""

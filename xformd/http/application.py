@@ -85,8 +85,8 @@ class Application:
     def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
         hint = self._hint.format(prefix=request.source.prefix)
         detail = f"no {request.method} {request.client_path} here: {hint}"
-        problem = problems.http_problem(status, detail, request.id)
-        return problems.response(problem, b"" if allowed is None else header_lines((b"allow", allowed)))
+        more = b"" if allowed is None else header_lines((b"allow", allowed))
+        return problems.http_response(status, detail, request.id, more)
 
 
 def _with_head(methods: Methods) -> Methods:

@@ -175,7 +175,7 @@ class BatchEndpoint:
         """Respond to a request; every line gets a result or an error."""
         timeout_s = requests.timeout_s(request.headers)
         if (detail := requests.unsupported_body(request.headers)) is not None:
-            return problems.response(problems.http_problem(415, detail, request.id))
+            return problems.http_response(415, detail, request.id)
 
         def take_body(body: bytes) -> Response:
             headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))

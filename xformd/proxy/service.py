@@ -175,12 +175,8 @@ class CachingTransformService:
         closing: Deferred[Any] = DeferredList([self._poller.stop(), self._upstreams.close()], consumeErrors=True)
         return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the upstreams have, and what the cache has done."""
-        return {**json.loads(self.listing())}
-
     def listing(self) -> bytes:
-        """Return the same as JSON. All who ask for a long one within a second share its bytes."""
+        """Return what the upstreams have, and what the cache has done. Within a second, a long one is made once."""
         if (now := self._reactor.seconds()) >= self._listing_ends_at:
             size_bytes = self._cache.size_bytes + int(self._digests.currsize)
             cache = {"hits": self._results.hits, "misses": self._results.misses, "bytes": size_bytes}

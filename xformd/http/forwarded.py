@@ -68,14 +68,10 @@ class TrustedProxies:
         return address is not None and any(address in network for network in self._networks)
 
     def read(self, peer: str | None, headers: Mapping[bytes, bytes]) -> Source:
-        """Read who sent a request.
+        """Read who sent a request that came from a trusted proxy, the ``peer``, which is None on a Unix socket.
 
         Where ``Forwarded`` and ``X-Forwarded-*`` are both there and differ, the client has sent one of them, which its
         proxy does not know: neither is believed.
-
-        Args:
-            peer: the trusted proxy that it came from; None for a Unix socket.
-            headers: of the request.
         """
         clients: list[str | None] = []
         hosts = [*_from_the_right(headers.get(b"x-forwarded-host"))]

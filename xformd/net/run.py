@@ -185,13 +185,11 @@ def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1) -> Limi
     if each == allowed:
         return limits
     log_it = log.info if each > NEARLY_ALL * allowed else log.warn
-    log_it(
-        "ulimit -n is {limit} and has room for {room} connections{where} instead of {allowed}; raise it (LimitNOFILE)",
-        limit=limit,
-        room=each,
-        where=" on each front" if fronts > 1 else "",
-        allowed=allowed,
+    where = " on each front" if fronts > 1 else ""
+    message = (
+        "ulimit -n is {limit} and has room for {room} connections{where} instead of {allowed}; raise it (LimitNOFILE)"
     )
+    log_it(message, limit=limit, room=each, where=where, allowed=allowed)
     return attrs.evolve(limits, max_connections=each)
 
 

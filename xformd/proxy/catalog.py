@@ -25,6 +25,9 @@ LIST_TIMEOUT_S = 5.0
 LEAST_GAP_S = 1.0
 """The shortest time between two requests for a list: unknown transforms and failing upstreams cause no flood."""
 
+LONGEST_DELAY_S = 1.0
+"""The longest wait before another attempt to connect: clients are waiting."""
+
 Listing = Mapping[str, Any]
 """What a server answers to ``!list``."""
 
@@ -107,7 +110,6 @@ class CatalogPoller:
         catalog: Catalog,
         *,
         refresh_s: float,
-        longest_delay_s: float,
         changed: Callable[[], None],
         reactor: Any,
     ) -> None:
@@ -116,7 +118,7 @@ class CatalogPoller:
         self._changed = changed
         self._reactor = reactor
         self._proxies = {
-            address: TransformProxy(address, reactor=reactor, longest_delay_s=longest_delay_s) for address in upstreams
+            address: TransformProxy(address, reactor=reactor, longest_delay_s=LONGEST_DELAY_S) for address in upstreams
         }
         self._next: dict[str, IDelayedCall] = {}
         self._silent: set[str] = set()
@@ -154,11 +156,8 @@ class CatalogPoller:
             self.log.info("{upstream} lists its transforms again", upstream=address)
         self._changed()
         if stale:
-            self.log.info(
-                "{upstream} has changed: cached results of {count} transforms are no longer used",
-                upstream=address,
-                count=len(stale),
-            )
+            message = "{upstream} has changed: cached results of {count} transforms are no longer used"
+            self.log.info(message, upstream=address, count=len(stale))
 
     def _note_silent(self, address: str, reason: str) -> None:
         if address not in self._silent and not self._is_stopped:

@@ -37,7 +37,7 @@ from xformd.limits import MIB, Limits
 from xformd.net.deadline import within
 from xformd.net.turns import Turns
 from xformd.net.write_buffer import PART_BYTES
-from xformd.proxy.catalog import Catalog, CatalogPoller
+from xformd.proxy.catalog import LONGEST_DELAY_S, Catalog, CatalogPoller
 from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
 from xformd.runners.inline import Outcome
@@ -54,9 +54,6 @@ ENTRY_BYTES = 1_024
 
 LONG_POEM_BYTES = 8 * 1024
 """A shorter poem is hashed about as fast as its digest is looked up."""
-
-LONGEST_DELAY_S = 1.0
-"""The longest wait before another attempt to connect: clients are waiting."""
 
 CLOSE_TIMEOUT_S = 1.0
 """An upstream that does not answer must not keep the proxy from stopping."""
@@ -126,12 +123,7 @@ class CachingTransformService:
         self.turns = Turns(reactor)
         self._catalog = Catalog()
         self._poller = CatalogPoller(
-            upstreams,
-            self._catalog,
-            refresh_s=refresh_s,
-            longest_delay_s=LONGEST_DELAY_S,
-            changed=self._forget_epochs,
-            reactor=reactor,
+            upstreams, self._catalog, refresh_s=refresh_s, changed=self._forget_epochs, reactor=reactor
         )
         # Clients learn what happened, but no upstream's address: it may be a path.
         self._upstreams = TransformProxy(

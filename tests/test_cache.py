@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 
 from support.deferreds import error_of, has_fired, result_of
 from support.logs import Log
-from xformd.cache import BoundedCache, Freshness, Policy, ReadThrough, SingleFlight
+from xformd.cache import BoundedCache, Policy, ReadThrough, SingleFlight
 
 
 class Upstream:
@@ -37,11 +37,8 @@ def upstream() -> Upstream:
     return Upstream()
 
 
-def test_an_answer_is_fresh_then_stale_then_gone() -> None:
-    fresh, stale, gone = Freshness.FRESH, Freshness.STALE, Freshness.GONE
-    judged = [Policy(ttl_s=10, stale_s=5).judge(age_s) for age_s in (0, 9.9, 10, 14.9, 15)]
-    assert judged == [fresh, fresh, stale, stale, gone]
-    assert (Policy().judge(1e12), Policy(ttl_s=0, stale_s=1).judge(0), Policy(ttl_s=0).judge(0)) == (fresh, stale, gone)
+def test_an_answer_is_kept_while_it_is_fresh_or_stale() -> None:
+    assert Policy(ttl_s=10, stale_s=5).lifetime_s == 15
     assert (Policy(ttl_s=1).lifetime_s, Policy(stale_s=1).lifetime_s) == (1, math.inf)
 
 

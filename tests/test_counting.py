@@ -196,5 +196,5 @@ def test_a_request_reaches_the_service_behind_as_it_was(clock: Clock, monkeypatc
     asked = {"timeout_s": 2.0, "caller": Asker().caller, "timing": RequestTiming()}
     counting.xform(parse("upper"), b"", **asked)  # type: ignore[arg-type]
     assert seen == [asked]
-    assert counting.describe() == service.describe()
+    assert counting.listing() == service.listing()
     assert counting.registry is service.registry

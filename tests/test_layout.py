@@ -22,7 +22,7 @@ LINK = re.compile(r"\]\((?!https?:|javascript:)([^)#]+)")
 
 MAX_TOP_MODULES = 13
 MAX_MODULES = 119
-MAX_LINES = 20_800
+MAX_LINES = 20_483
 MAX_STIFF_DOCSTRINGS = 9
 WORTH_A_MODULE_LINES = 120
 

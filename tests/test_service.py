@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import re
 import weakref
 from collections.abc import Callable
@@ -130,7 +131,7 @@ def test_a_program_may_have_transforms_without_any_plugin(clock: Clock) -> None:
     patiently = service.xform(parse_readable("patient"), b"owl")
     assert isinstance(patiently, Deferred)
     assert result_of(patiently) == b"owl"
-    assert [each["name"] for each in service.describe()["transforms"]] == ["exclaim", "patient", "upper"]
+    assert [each["name"] for each in json.loads(service.listing())["transforms"]] == ["exclaim", "patient", "upper"]
     with pytest.raises(NoSuchTransform):
         service.xform(parse_readable("cummingsify"), b"owl")
 

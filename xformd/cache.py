@@ -4,7 +4,6 @@ Invariant: simultaneous misses of one key make one call; cancelling a wait ends 
 one cancels the call; an error is never cached; a cache that fails never fails a request.
 """
 
-import enum
 import math
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -22,25 +21,9 @@ Value = TypeVar("Value")
 log = Logger()
 
 
-class Freshness(enum.Enum):
-    """What a cached answer may be used for."""
-
-    FRESH = "fresh"
-    """Any request."""
-    STALE = "stale"
-    """A request for which no fresh answer could be fetched."""
-    GONE = "gone"
-    """Nothing."""
-
-
 @attrs.frozen(kw_only=True)
 class Policy:
-    """How long answers are kept.
-
-    Args:
-        ttl_s: how many seconds an answer is fresh.
-        stale_s: how many seconds after that it may replace an answer that could not be fetched.
-    """
+    """How long answers are kept: while they are fresh, and then while one may replace what could not be fetched."""
 
     ttl_s: float = math.inf
     stale_s: float = 0.0
@@ -49,12 +32,6 @@ class Policy:
     def lifetime_s(self) -> float:
         """How many seconds an answer is kept."""
         return self.ttl_s + self.stale_s
-
-    def judge(self, age_s: float) -> Freshness:
-        """Return what an answer of this age may be used for."""
-        if age_s < self.ttl_s:
-            return Freshness.FRESH
-        return Freshness.STALE if age_s < self.lifetime_s else Freshness.GONE
 
 
 @attrs.frozen
@@ -81,15 +58,9 @@ class SingleFlight(Generic[Key, Value]):
         self._flights: dict[Key, _Flight[Value]] = {}
 
     def join(self, key: Key, start: Callable[[], Deferred[Value]]) -> Deferred[Value]:
-        """Wait for the call that is in flight, or start one.
+        """Return a new Deferred of the outcome of the call that is in flight, or of one that is started.
 
-        Args:
-            key: what is requested.
-            start: makes the call; it is called only if none is in flight.
-
-        Returns:
-            A new Deferred of the call's outcome. Cancelling it ends this wait alone; cancelling the last one cancels
-            the call.
+        Cancelling it ends this wait alone; cancelling the last one cancels the call.
         """
         waiter: Deferred[Value] = Deferred(lambda waiter: self._cancel_wait(key, flight, waiter))
         flight = self._flights.get(key) or _Flight()
@@ -149,7 +120,7 @@ class BoundedCache(Generic[Key, Value]):
 
 
 class ReadThrough(Generic[Key, Value]):
-    """Answers from a cache, and fetches what is missing.
+    """Answers from a cache, and fetches what is missing; ``hits`` and ``misses`` count the requests.
 
     Args:
         cache: the cache.
@@ -158,10 +129,6 @@ class ReadThrough(Generic[Key, Value]):
         size_of: returns the number of bytes that an answer counts for.
         fell_back: is called once for each failed call that a stale answer replaces, with the key, the failure, and
             the answer's age in seconds.
-
-    Attributes:
-        hits: how many requests were answered from the cache.
-        misses: how many were not.
     """
 
     def __init__(
@@ -191,7 +158,7 @@ class ReadThrough(Generic[Key, Value]):
     def fresh(self, key: Key) -> Value | None:
         """Return a fresh answer from the cache, or None."""
         cached = self._look_up(key)
-        if cached is None or self._policy.judge(self._age_s(cached)) is not Freshness.FRESH:
+        if cached is None or self._age_s(cached) >= self._policy.ttl_s:
             return None
         self.hits += 1
         return cached.value
@@ -211,7 +178,7 @@ class ReadThrough(Generic[Key, Value]):
         if failure.check(CancelledError):
             return failure  # nobody waits any more, which says nothing about the upstream
         cached = self._look_up(key)
-        if cached is None or self._policy.judge(self._age_s(cached)) is Freshness.GONE:
+        if cached is None:
             return failure
         self._fell_back(key, failure, self._age_s(cached))
         return cached.value

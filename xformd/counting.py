@@ -35,7 +35,6 @@ class CountingService:
         self.max_result_bytes = service.max_result_bytes
         self.stopwatch = service.stopwatch
         self.turns = service.turns
-        self.describe = service.describe
         self.listing = service.listing
         self.missing = service.missing
         self.has_room = service.has_room

@@ -74,18 +74,12 @@ class Service(Protocol):
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """Look up a transform that can be called with poem after poem, and leaves nothing else to decide.
 
-        Args:
-            words: what stands between the id and the ``.`` of a session's request: a spec and any attributes.
-
-        Returns:
-            What to call; None for a request that must go through ``xform``.
+        The words are what stands between the id and the ``.`` of a session's request: a spec and any attributes. Return
+        None for a request that must go through ``xform``.
         """
 
-    def describe(self) -> dict[str, Any]:
-        """Return what ``xformd list-transforms --json --server`` prints."""
-
     def listing(self) -> bytes:
-        """Return the same as JSON."""
+        """Return what ``xformd list-transforms --json --server`` prints."""
 
     def missing(self) -> str:
         """Return what is still missing, in words for a person who pings; empty if nothing is."""
@@ -164,10 +158,6 @@ class TransformService:
     def registry(self) -> Registry:
         """The transforms that there are now."""
         return self._generation.registry
-
-    def describe(self) -> dict[str, Any]:
-        """See ``Service.describe``."""
-        return self._generation.describe()
 
     def listing(self) -> bytes:
         """See ``Service.listing``."""

@@ -3,6 +3,7 @@
 import functools
 import gc
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -256,7 +257,7 @@ def test_why_a_plugin_failed_is_logged_at_the_start_and_no_client_is_told(make: 
     site.reloader.start()
     site.say_hello(FAILED)
     assert log.lines == ["plugin xformd-verses 1.0 (verses) failed: it is broken"]
-    (plugin,) = site.service.describe()["plugins"]
+    (plugin,) = json.loads(site.service.listing())["plugins"]
     assert (plugin["state"], plugin["reason"], plugin["import_time_ms"]) == ("failed", "", 0)
     assert b"it is broken" not in site.service.listing()
 

@@ -29,10 +29,6 @@ class Connection(Protocol):
         """IP address of the peer; None where it has none, or a PROXY header does not name it."""
 
     @property
-    def is_local(self) -> bool:
-        """Whether the peer is a client of a Unix socket."""
-
-    @property
     def share(self) -> str:
         """Whose part of the server its requests take."""
 

@@ -263,13 +263,8 @@ class SessionHandler:
             self._reject(message.id, ShuttingDown.not_started())
         else:
             timeout_s = None if message.timeout_ms is None else message.timeout_ms / 1000
-            work = partial(
-                self._service.xform,
-                message.spec,
-                message.poem,
-                timeout_s=timeout_s,
-                caller=self._caller(message.client),
-            )
+            caller = self._caller(message.client)
+            work = partial(self._service.xform, message.spec, message.poem, timeout_s=timeout_s, caller=caller)
             entry = self._connection.begin_entry(session_id=message.id)
             self._start(message.id, work if entry is None else partial(work, timing=entry))
 

@@ -40,14 +40,9 @@ class HttpDependencies:
 
 
 class Application:
-    """Responds to requests.
+    """Responds to requests: a path, or all with a prefix, has its endpoints by method; GET answers HEAD too.
 
-    Args:
-        sites: which browsers are answered.
-        paths: the endpoints of each path, by method; GET answers HEAD too.
-        prefixes: the same for all that begins with a path.
-        hint: where to look for what there is, with ``{prefix}`` in front of a path, for other requests.
-        access_log: gets an entry for each request.
+    ``hint`` tells other requests where to look for what there is, with ``{prefix}`` in front of a path.
     """
 
     def __init__(
@@ -66,11 +61,7 @@ class Application:
         self.general_headers: Callable[[RequestHead], bytes] = sites.general_headers
 
     def respond(self, request: Request) -> Response | TakeBody:
-        """Respond to a request, or return what responds once its body is here.
-
-        Raises:
-            XformError: the request is answered with this error.
-        """
+        """Respond to a request, or return what responds once its body is here; raise the error that answers it."""
         if (refusal := self._sites.check(request)) is not None:
             return refusal
         methods = self._methods_of(request.path)
@@ -94,8 +85,8 @@ class Application:
     def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
         hint = self._hint.format(prefix=request.source.prefix)
         detail = f"no {request.method} {request.client_path} here: {hint}"
-        problem = problems.http_problem(status, detail, request.id)
-        return problems.response(problem, b"" if allowed is None else header_lines((b"allow", allowed)))
+        more = b"" if allowed is None else header_lines((b"allow", allowed))
+        return problems.http_response(status, detail, request.id, more)
 
 
 def _with_head(methods: Methods) -> Methods:

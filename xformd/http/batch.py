@@ -11,7 +11,6 @@ import re
 from collections import deque
 from collections.abc import Generator, Iterator
 from functools import partial
-from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -54,11 +53,7 @@ _NO_TEXT = "its poem is not text, or not base64"
 
 
 def parse_line(text: bytes) -> tuple[Spec, bytes]:
-    """Parse a line of a batch: a spec and a poem.
-
-    Raises:
-        BadRequest: it is not a JSON object with both.
-    """
+    """Parse a line of a batch; raise ``BadRequest`` if it is not a JSON object with a spec and a poem."""
     if not _FLAT_OBJECT.match(text):
         raise _invalid("it is not one flat JSON object (did curl -d join the lines? use --data-binary)")
     try:
@@ -98,7 +93,7 @@ def encode_error(index: int, error: XformError, request_id: bytes) -> bytes:
     return _encode({"index": index, "error": problems.problem(error, request_id)})
 
 
-def _encode(value: dict[str, Any]) -> bytes:
+def _encode(value: dict[str, object]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
@@ -180,7 +175,7 @@ class BatchEndpoint:
         """Respond to a request; every line gets a result or an error."""
         timeout_s = requests.timeout_s(request.headers)
         if (detail := requests.unsupported_body(request.headers)) is not None:
-            return problems.response(problems.http_problem(415, detail, request.id))
+            return problems.http_response(415, detail, request.id)
 
         def take_body(body: bytes) -> Response:
             headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
@@ -282,34 +277,22 @@ class _Lines:
         elif piece:
             self._output.append(piece)
             self._output_bytes += len(piece)
-            if (
-                self._output_bytes > PART_BYTES or not self.takes_results
-            ):  # so that the writer knows how much the client has to read
-                self._flush()
+            if self._output_bytes > PART_BYTES or not self.takes_results:
+                self._flush()  # so that the writer knows how much the client has to read
 
     def _start(self, index: int, line: tuple[Spec, bytes] | BadRequest) -> None:
         """Run a line."""
-        request, timing = self._request, RequestTiming(self._request.id.decode())
-        if request.entry is not None:
-            timing = request.entry.part()
+        entry = self._request.entry
+        timing = RequestTiming(self._request.id.decode()) if entry is None else entry.part()
         try:
             if isinstance(line, BadRequest):
-                raise line
+                raise self._note_refused(line, timing)
             if self._is_stopping:
-                raise ShuttingDown.not_started()
-            spec, poem = line
+                raise self._note_refused(ShuttingDown.not_started(), timing)
+            caller = Caller(self._share, self)
+            result = self._service.xform(*line, timeout_s=self._timeout_s, caller=caller, timing=timing)
         except XformError as error:
-            self._metrics.refused("http", error.code)
-            if isinstance(timing, AccessEntry):
-                timing.finish(error.code)
-            self._finish(encode_error(index, error, request.id))
-            return
-        try:
-            result = self._service.xform(
-                spec, poem, timeout_s=self._timeout_s, caller=Caller(self._share, self), timing=timing
-            )
-        except XformError as error:
-            self._finish(encode_error(index, error, request.id))
+            self._finish(encode_error(index, error, self._request.id))
             return
         if isinstance(result, bytes):
             self._finish(encode_result(index, result))
@@ -317,6 +300,13 @@ class _Lines:
         self._running.add(result)
         result.addCallback(partial(encode_result, index)).addErrback(self._encode_failure, index, timing)
         result.addCallback(self._finish_running, result)
+
+    def _note_refused(self, error: XformError, timing: RequestTiming) -> XformError:
+        """Count a line that never reaches the service."""
+        self._metrics.refused("http", error.code)
+        if isinstance(timing, AccessEntry):
+            timing.finish(error.code)
+        return error
 
     def _encode_failure(self, failure: Failure, index: int, timing: RequestTiming) -> bytes:
         error = failure.value

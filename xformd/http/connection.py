@@ -64,7 +64,7 @@ class HttpHandler:
         self._parser = RequestParser(self._max_request_bytes)
         self._request: Request | None = None  # which arrives, or is being answered
         self._take_body: TakeBody | None = None  # responds to it once it is here; None if it has its response already
-        self._body: bytes | io.BytesIO = b""
+        self._body = io.BytesIO()  # one that grows: in a list, pieces of a byte would cost forty each
         self._running: Deferred[Response] | BodyStream | None = None  # makes the response, or its body
         self._has_long_body = False  # more is read at a time
         self._closes_after_stream = False
@@ -207,8 +207,8 @@ class HttpHandler:
         except HttpError as error:
             self._refuse(error.wire_error, error.status, error)
             return False
-        body, self._body = self._body, b""
-        self._complete(body if isinstance(body, bytes) else body.getvalue())
+        body, self._body = self._body, io.BytesIO()
+        self._complete(body.getvalue())
         return True
 
     def _take_next_turn(self) -> None:
@@ -216,10 +216,8 @@ class HttpHandler:
         self._work()
 
     def _may_answer(self) -> bool:
-        if (
-            self._output_bytes > PART_BYTES
-            or self._output_bytes + self._connection.unread_bytes > self._max_unread_bytes
-        ):
+        unread_bytes = self._output_bytes + self._connection.unread_bytes
+        if self._output_bytes > PART_BYTES or unread_bytes > self._max_unread_bytes:
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
@@ -283,12 +281,6 @@ class HttpHandler:
         """Keep a piece of the body, unless the request has its response already."""
         if self._take_body is None:
             return
-        if not self._body:
-            self._body = piece
-            return
-        if isinstance(self._body, bytes):  # into one growing buffer: in a list, pieces of a byte would cost forty each
-            first, self._body = self._body, io.BytesIO()
-            self._body.write(first)
         self._body.write(piece)
         if self._request is not None and self._request.head.body_bytes is None:
             self._connection.hint_read_size(self._body.tell(), self._request.caller.share)
@@ -376,10 +368,7 @@ class HttpHandler:
     def _refuse(self, error: XformError, status: int | None = None, of: HttpError | None = None) -> None:
         """Answer with an error, unless the request has its answer, and close: what follows is not read.
 
-        Args:
-            error: what to answer.
-            status: if it is more precise than the error's own.
-            of: what the parser has raised, for a request without a head that could be accepted.
+        A ``status`` may be more precise than the error's own; ``of`` is what the parser has raised of a bad head.
         """
         if self._request is None:
             method = self._parser.begun_method
@@ -404,7 +393,7 @@ class HttpHandler:
         self._finish_request()
         # Until its client closes too it counts as a connection, and one that has all it gets is the first to go.
         self._idle_connections[self._connection] = None
-        output, self._output, self._body = self._output, [], b""
+        output, self._output, self._body = self._output, [], io.BytesIO()
         if output:
             self._connection.finish(b"".join(output))
         else:

@@ -42,27 +42,16 @@ _PREFIX = re.compile(rb"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
 
 @attrs.frozen
 class Source:
-    """Who sent a request, as far as that can be believed.
+    """Who sent a request, as far as that can be believed."""
 
-    Args:
-        client: its IP address; None for a client of a Unix socket, or one that a PROXY header does not name.
-        hosts: the hosts that it asked for, as the proxies name them. Where there are several, one may be made up.
-        prefix: what a proxy took off the front of the path, such as ``/xformd``; else empty.
-        share: whose part of the server it takes; empty for that of the client's address.
-    """
-
-    client: str | None
-    hosts: tuple[bytes, ...] = ()
-    prefix: str = ""
-    share: str = ""
+    client: str | None  # its IP address; None for a Unix socket's, or one that a PROXY header does not name
+    hosts: tuple[bytes, ...] = ()  # that it asked for, as the proxies say; where there are several, one may be made up
+    prefix: str = ""  # what a proxy took off the front of the path, such as ``/xformd``
+    share: str = ""  # whose part of the server it takes; empty for that of the client's address
 
 
 class TrustedProxies:
-    """Reads the headers of the proxies that are trusted.
-
-    Args:
-        networks: of the proxies: addresses, networks in CIDR form, or ``UNIX``.
-    """
+    """Reads the headers of the proxies that are trusted: by address, network in CIDR form, or ``UNIX``."""
 
     def __init__(self, networks: Collection[str] = ()) -> None:
         self._networks = [ip_network(each) for each in networks if each != UNIX]
@@ -79,14 +68,10 @@ class TrustedProxies:
         return address is not None and any(address in network for network in self._networks)
 
     def read(self, peer: str | None, headers: Mapping[bytes, bytes]) -> Source:
-        """Read who sent a request.
+        """Read who sent a request that came from a trusted proxy, the ``peer``, which is None on a Unix socket.
 
         Where ``Forwarded`` and ``X-Forwarded-*`` are both there and differ, the client has sent one of them, which its
         proxy does not know: neither is believed.
-
-        Args:
-            peer: the trusted proxy that it came from; None for a Unix socket.
-            headers: of the request.
         """
         clients: list[str | None] = []
         hosts = [*_from_the_right(headers.get(b"x-forwarded-host"))]
@@ -115,9 +100,7 @@ class TrustedProxies:
 class ForwardedRequests:
     """The requests in flight that came through trusted proxies, by their client.
 
-    Args:
-        proxies: those that are trusted.
-        max_per_client: how many each client may have in flight, as many as connections without a proxy; None for any.
+    ``max_per_client`` is how many each may have, as many as connections without a proxy; None for any.
     """
 
     def __init__(self, proxies: TrustedProxies, max_per_client: int | None) -> None:
@@ -127,11 +110,7 @@ class ForwardedRequests:
         self._counts: Counter[str] = Counter()
 
     def begin(self, connection: object, client: str | None) -> None:
-        """Count the request of a connection for its client.
-
-        Raises:
-            Busy: the client has too many in flight.
-        """
+        """Count the request of a connection for its client; raise ``Busy`` if that has too many in flight."""
         if self._max_per_client is None or client is None:
             return
         client = share_of(client)

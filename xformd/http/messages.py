@@ -35,20 +35,10 @@ _STATUS_LINES: Mapping[int, bytes] = {
 
 
 class Request:
-    """A request without its body.
-
-    Attributes:
-        id: its name in the log.
-        method: ``POST``, for example.
-        headers: by name in lower case.
-        path: of the target, as it was sent.
-        query: of the target, as it was sent, without its ``?``.
-        is_answered: whether the response has begun.
-        call_soon: calls a function after the other connections' turn, unless its connection is lost by then.
-        entry: its entry in the access log, if there is one.
-    """
+    """A request without its body. Its ``id`` is its name in the log; its path and query are as they were sent."""
 
     call_soon: Callable[[Callable[[], None]], None]
+    """Calls a function after the other connections' turn, unless its connection is lost by then."""
 
     def __init__(self, head: RequestHead, source: Source) -> None:
         self.head = head
@@ -57,8 +47,8 @@ class Request:
         self.method = head.method
         self.headers = head.headers
         self.path, _, self.query = head.target.partition(b"?")
-        self.is_answered = False
-        self.entry: AccessEntry | None = None
+        self.is_answered = False  # the response has begun
+        self.entry: AccessEntry | None = None  # in the access log
         self._timing: RequestTiming | None = None
 
     @property

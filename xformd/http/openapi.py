@@ -67,12 +67,7 @@ HERE = "."
 
 
 def build(listed: Mapping[str, Any], limits: Limits) -> Json:
-    """Build the OpenAPI document of a server, for JSON.
-
-    Args:
-        listed: what ``listing.to_json`` returns.
-        limits: of the server.
-    """
+    """Build the OpenAPI document of a server, for JSON, from what ``listing.to_json`` returns."""
     size_limit = f"The poem: at most {limits.max_request_bytes} bytes."
     document = _read_frame()
     document["info"]["version"] = __version__

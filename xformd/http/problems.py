@@ -32,20 +32,15 @@ def problem(error: XformError, request_id: bytes | None = None, status: int | No
     return members
 
 
-def http_problem(status: int, detail: str, request_id: bytes) -> dict[str, Any]:
-    """Return a problem for an error that only HTTP has: no such path, no such method."""
-    return {**problem(BadRequest(detail), request_id, status), "title": http.HTTPStatus(status).phrase.lower()}
-
-
-def headers(problem: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    """Return the headers that a problem has besides the general ones."""
-    found = [(b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store")]
-    if (wait_ms := problem.get("retry_after_ms")) is not None:
-        found.append((b"retry-after", b"%d" % -(-wait_ms // _MS)))  # in whole seconds, rounded up
-    return found
+def http_response(status: int, detail: str, request_id: bytes, more: bytes = b"") -> Response:
+    """Return the response for an error that only HTTP has, such as no such path; ``more`` are lines of headers."""
+    title = http.HTTPStatus(status).phrase.lower()
+    return response({**problem(BadRequest(detail), request_id, status), "title": title}, more)
 
 
 def response(problem: dict[str, Any], more: bytes = b"") -> Response:
     """Return a problem as a response, with its own status; ``more`` are lines of headers."""
-    lines = header_lines(*headers(problem)) + more
-    return Response(problem["status"], lines, json.dumps(problem).encode(), problem["code"])
+    lines = header_lines((b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store"))
+    if (wait_ms := problem.get("retry_after_ms")) is not None:
+        lines += b"retry-after: %d\r\n" % -(-wait_ms // _MS)  # in whole seconds, rounded up
+    return Response(problem["status"], lines + more, json.dumps(problem).encode(), problem["code"])

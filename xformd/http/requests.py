@@ -46,15 +46,10 @@ _CHARSETS = re.compile(r"utf(?!-7)|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_j
 
 
 def read_spec(segment: bytes, options: Mapping[str, str]) -> Spec:
-    """Read a spec from the path.
+    """Read a spec from the last segment of the path; raise ``BadRequest`` if it does not parse.
 
-    Args:
-        segment: the last segment of the path, as it was sent: a spec in its wire form or its readable form, or either
-            of them percent-encoded as a whole.
-        options: more options, for a single step.
-
-    Raises:
-        BadRequest: it does not parse, or an option is given twice.
+    It is a spec in its wire form or its readable form, or either of them percent-encoded as a whole. More ``options``
+    are for a single step, and none of them may be given twice.
     """
     parsed = _parse_short(segment) if len(segment) <= SHORT_CHARACTERS else _parse(segment)
     if not options:
@@ -78,11 +73,7 @@ _parse_short = functools.lru_cache(maxsize=1_024)(_parse)
 
 
 def read_query(query: bytes) -> dict[str, str]:
-    """Read the parameters of a query.
-
-    Raises:
-        BadRequest: it is malformed, or a name is given twice.
-    """
+    """Read the parameters of a query; raise ``BadRequest`` if it is malformed, or a name is given twice."""
     if not query:
         return {}
     parts = [part.partition("=") for part in query.decode("ascii").split("&") if part]  # a form may end with an &
@@ -109,12 +100,7 @@ def _unquote(text: str) -> str:
 
 
 def take_poem(parameters: dict[str, str], max_bytes: int) -> bytes:
-    """Remove the poem from the parameters of a query, and return it.
-
-    Raises:
-        BadRequest: there is none.
-        TooLarge: it has more than ``max_bytes``, or is too long for a URL.
-    """
+    """Take the poem out of a query; raise ``BadRequest`` if there is none, ``TooLarge`` if it is too long for a URL."""
     text = parameters.pop("poem", None)
     if text is None:
         raise BadRequest("GET needs the poem as ?poem=...; to send it as the body, use POST")
@@ -130,11 +116,7 @@ def take_poem(parameters: dict[str, str], max_bytes: int) -> bytes:
 
 
 def charset(headers: Mapping[bytes, bytes]) -> str | None:
-    """Return Python's name of the body's charset; None for UTF-8.
-
-    Raises:
-        BadRequest: the charset is unknown.
-    """
+    """Return Python's name of the body's charset, None for UTF-8; raise ``BadRequest`` if it is unknown."""
     content_type = headers.get(b"content-type")
     named = None if content_type is None else media_type.charset(content_type.decode("latin-1"))
     if named is None or named == _UTF_8:
@@ -148,11 +130,7 @@ def charset(headers: Mapping[bytes, bytes]) -> str | None:
 
 
 def timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
-    """Return how many seconds the client will wait; None where it does not say.
-
-    Raises:
-        BadRequest: ``X-Timeout-Ms`` is not a number above 0.
-    """
+    """Return how many seconds the client will wait, None if it does not say; raise ``BadRequest`` if it is unclear."""
     value = headers.get(b"x-timeout-ms")
     if value is None:
         return None
@@ -195,11 +173,7 @@ class TransformRequest:
 
     @classmethod
     def from_spec(cls, spec: Spec, registry: Registry) -> "TransformRequest":
-        """Look up the transforms that a spec names.
-
-        Raises:
-            XformError: there is no such transform, or several plugins provide it.
-        """
+        """Look up the transforms that a spec names; raise an ``XformError`` if one is missing or ambiguous."""
         return cls(spec, tuple(registry.resolve(step.name) for step in spec.steps))
 
     @property
@@ -231,9 +205,7 @@ class TransformRequest:
     def etag(self, target: bytes) -> bytes | None:
         """Return a tag that changes whenever the result of a GET of this target may change.
 
-        Returns:
-            The tag; None where a plugin has no version, as a loose file: a reload may change what it does, and the
-            tag would stay the same.
+        There is none where a plugin has no version, as a loose file: a reload may change what it does.
         """
         if self._tag_digest is None:
             return None

@@ -66,7 +66,7 @@ class Sites:
             if not is_own_host(host):
                 name = _PORT.sub("", host.decode("latin-1"))
                 detail = f"this server is not {name}: if it should be, start it with --host-names {name}"
-                return problems.response(problems.http_problem(421, detail, request.id))
+                return problems.http_response(421, detail, request.id)
         headers = head.headers
         if b"origin" not in headers and b"sec-fetch-site" not in headers:
             return None

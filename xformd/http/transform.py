@@ -61,7 +61,8 @@ class TransformEndpoint:
         if request.method in ("GET", "HEAD"):
             return self._get(request)
         allowed = header_lines((b"allow", self._allowed_methods(request)))
-        return _reject(request, 405, f"{request.method} is not supported: POST the poem", allowed)
+        detail = f"{request.method} is not supported: POST the poem"
+        return problems.http_response(405, detail, request.id, allowed)
 
     def _post(self, request: Request) -> Response | TakeBody:
         headers = request.headers
@@ -73,7 +74,7 @@ class TransformEndpoint:
         self._look_up(request, options)
         timeout_s = requests.timeout_s(headers)
         if (detail := requests.unsupported_body(headers)) is not None:
-            return _reject(request, 415, detail, b"accept-encoding: identity\r\n")
+            return problems.http_response(415, detail, request.id, b"accept-encoding: identity\r\n")
 
         async def take_body(body: bytes) -> Response:
             wanted = self._look_up(request, options)  # again, as a reload may have come before the body
@@ -127,11 +128,11 @@ class TransformEndpoint:
         timeout_s = requests.timeout_s(request.headers)
         if not wanted.is_deterministic:
             detail = f"{wanted.spec} is not deterministic, so GET is not supported: POST the poem"
-            return _reject(request, 405, detail, b"allow: POST\r\n")
+            return problems.http_response(405, detail, request.id, b"allow: POST\r\n")
         etag = self._etag(request)
         if not if_match(request.headers, etag):
             wanted.check_options()  # an error comes before a precondition (RFC 9110, 13.2.1)
-            return _reject(request, 412, "the result is not the one that If-Match names")
+            return problems.http_response(412, "the result is not the one that If-Match names", request.id)
         if etag is not None and matches_etag(request.headers, etag):
             wanted.check_options()  # a cached result must not hide an invalid one
             return Response(304, _caching(etag))
@@ -166,11 +167,7 @@ class TransformEndpoint:
         return _respond_with(result, wanted, request.timing, more)
 
     def _look_up(self, request: Request, options: Mapping[str, str]) -> TransformRequest:
-        """Read the spec, and look up its transforms.
-
-        Raises:
-            XformError: it does not parse, or names what is not there.
-        """
+        """Read the spec, and look up its transforms; raise an ``XformError`` if it names what is not there."""
         remembered = None if options else self._remembered.get(request.path)
         spec = requests.read_spec(request.path[len(PREFIX) :], options) if remembered is None else remembered[0].spec
         request.note_spec(spec)
@@ -187,10 +184,6 @@ class TransformEndpoint:
         except XformError:
             is_deterministic = False
         return b"GET, HEAD, POST" if is_deterministic else b"POST"
-
-
-def _reject(request: Request, status: int, detail: str, headers: bytes = b"") -> Response:
-    return problems.response(problems.http_problem(status, detail, request.id), headers)
 
 
 def _caching(etag: bytes | None) -> bytes:

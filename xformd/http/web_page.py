@@ -28,15 +28,10 @@ _POLICY = (
 
 @functools.cache
 def build_page(netstring_address: str) -> tuple[bytes, str]:
-    """Build the page of a server, once for each address.
+    """Build the page of a server, once for each address; return it with the value of its ``Content-Security-Policy``.
 
-    Args:
-        netstring_address: where the server speaks netstrings, as ``xformd send --server`` takes it: ``HOST:PORT``,
-            ``[IPV6]:PORT`` or ``unix:PATH``; the first of several that are separated by spaces is used. Empty if it
-            is not known.
-
-    Returns:
-        The document, in UTF-8, and the value of its ``Content-Security-Policy``.
+    The address is where the server speaks netstrings, as ``xformd send --server`` takes it; the first of several that
+    are separated by spaces is used. It is empty if it is not known.
     """
     document, policy = _assemble()
     for name, content in (("xformd-netstring-address", netstring_address), ("xformd-documentation", _documentation())):

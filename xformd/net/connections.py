@@ -78,12 +78,7 @@ class RefusalLog(RateLimitedLog):
 
 
 class Connections(Generic[Connection]):
-    """The open connections of one server, counted in total and for each peer.
-
-    Args:
-        limits: how many there may be.
-        is_uncounted: whether a peer may have any number of them.
-    """
+    """The open connections of one server, counted in total and for each peer that is not ``is_uncounted``."""
 
     def __init__(self, limits: Limits, is_uncounted: Callable[[str], bool] = lambda _: False) -> None:
         self._is_uncounted = is_uncounted
@@ -152,12 +147,9 @@ class IdleConnections(OrderedDict[Evictable, None]):
     """
 
     def evict(self, among: Collection[object]) -> bool:
-        """Close the connection among some that has been idle the longest.
+        """Close the connection among some that has been idle the longest, and return whether there was one.
 
         One with unread input is spared where possible: on a busy server, that may be a request that just arrived.
-
-        Returns:
-            Whether there was one.
         """
         oldest = [*itertools.islice((each for each in self if each in among), EVICTION_CANDIDATES)]
         without_input = (connection for connection in oldest if not connection.has_input())

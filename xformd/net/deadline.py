@@ -34,12 +34,10 @@ class Deadline:
         self._timer_at = 0.0
 
     def set(self, seconds: float, *, soon_s: float | None = None) -> None:
-        """Set the deadline.
+        """Set the deadline, so many seconds from now.
 
-        Args:
-            seconds: how far from now.
-            soon_s: to about how many seconds the deadline is likely to be moved nearer. A timer that is started here
-                fires then first: moving a timer nearer searches the reactor's list of all timers.
+        It is likely to be moved nearer, to about ``soon_s``. A timer that is started here fires then first: moving a
+        timer nearer searches the reactor's list of all timers.
         """
         now = self._clock.seconds()
         self._at = at = now + seconds
@@ -97,13 +95,9 @@ def use_monotonic_clock(reactor: Any) -> None:
 
 
 def backoff_s(failures: int, *, first_s: float = 0.1, longest_s: float, jitter: float = 0.0) -> float:
-    """Return how long to wait after failed attempts, in seconds: twice as long after each, up to a limit.
+    """Return how long to wait after one or more failed attempts in a row: twice as long after each, up to a limit.
 
-    Args:
-        failures: how many attempts in a row have failed; at least one.
-        first_s: the wait after the first, in seconds.
-        longest_s: the limit, in seconds.
-        jitter: from 0 to 1: shortens the wait by up to half, so that peers do not all retry at once.
+    A ``jitter`` from 0 to 1 shortens the wait by up to half, so that peers do not all retry at once.
     """
     return min(longest_s, first_s * 2.0 ** min(failures - 1, 16)) * (1 - jitter / 2)
 
@@ -111,17 +105,11 @@ def backoff_s(failures: int, *, first_s: float = 0.1, longest_s: float, jitter: 
 def within(
     clock: IReactorTime, seconds: float, name: str, work: Deferred[Result], expired: Callable[[], XformError]
 ) -> Deferred[Result]:
-    """Put a deadline on a Deferred.
-
-    Args:
-        clock: a reactor, or a clock in its place.
-        seconds: how long to wait.
-        name: the name of the transform that works.
-        work: cancelled when time is up or when the returned Deferred is cancelled; its outcome is ignored from then on.
-        expired: makes the error when time is up.
+    """Put a deadline on the work of the transform ``name``.
 
     Returns:
-        Fires with the outcome of ``work``; fails with what ``expired`` makes, or with ``Cancelled``.
+        Fires with the outcome of ``work``; fails with what ``expired`` makes when time is up, or with ``Cancelled``.
+        In both cases the work is cancelled, and its outcome is ignored from then on.
     """
 
     def settle(result: Result | Failure) -> None:

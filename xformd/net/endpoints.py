@@ -124,16 +124,10 @@ def tcp_client(reactor: Any, host: str, port: int, timeout_s: int = PEER_TIMEOUT
 def client_endpoint(
     reactor: Any, address: str | int, default_port: int = DEFAULT_PORT, timeout_s: int = PEER_TIMEOUT_S
 ) -> ClientEndpoint:
-    """Parse the address of a server.
+    """Parse the address of a server; raise ``ConfigError`` if it is invalid.
 
-    Args:
-        reactor: connects.
-        address: ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, ``PORT``, or a Twisted client endpoint string.
-        default_port: used if the address has no port.
-        timeout_s: how long connecting to one address may take, unless the endpoint string says so.
-
-    Raises:
-        ConfigError: the address is invalid.
+    It is ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, ``PORT``, or a Twisted client endpoint string, which may say itself
+    how long connecting to one address may take.
     """
     if match := _HOST_AND_PORT.match(address := with_host(address)):
         port = int(match["port"] or default_port)
@@ -253,7 +247,7 @@ def server_endpoint(
     backlog: int = Limits().listen_backlog,
     alpn: tuple[bytes, ...] = (),
 ) -> ServerEndpoint:
-    """Parse an address to listen on.
+    """Parse an address to listen on; raise ``ConfigError`` if it is invalid, or its certificate.
 
     Args:
         reactor: used to listen.
@@ -261,9 +255,6 @@ def server_endpoint(
         setting: where it comes from, for the error message.
         backlog: how many connections may wait to be accepted, unless the endpoint string says so.
         alpn: the protocols that a client may choose from over TLS.
-
-    Raises:
-        ConfigError: the endpoint string is invalid, or its certificate.
     """
     if reason := _missing_tls(description, "ssl:", "tls:", "haproxy:ssl:"):
         raise ConfigError(reason, setting=setting)
@@ -319,13 +310,7 @@ def show(address: IAddress) -> str:
 def connect(endpoint: IStreamClientEndpoint, protocol: Protocol, *, also_unread: bool = False) -> Deferred[IProtocol]:
     """Connect one protocol to one endpoint, without Twisted's log lines for a factory that starts and stops.
 
-    Args:
-        endpoint: what to connect to.
-        protocol: the protocol.
-        also_unread: see ``detect_loss``.
-
-    Returns:
-        Fires with the protocol once it is connected. Cancelling it stops the attempt.
+    ``also_unread`` is as for ``detect_loss``.
     """
     factory = Factory()
     factory.noisy = False

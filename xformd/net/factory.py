@@ -4,14 +4,16 @@ Invariant: once ``drain`` has been called no connection is accepted, and soon af
 called before the reactor shuts down, whatever listens with the factory and whoever stops the reactor.
 """
 
+import functools
 import itertools
+from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorCore
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableDescriptor, IReactorCore, ISSLTransport
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
-from twisted.protocols.policies import WrappingFactory
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 from xformd.limits import Limits
 from xformd.net.connections import EVICTION_CANDIDATES, ConnectionLimitReached, Connections, RefusalLog
@@ -28,6 +30,16 @@ class DrainableProtocol(Protocol):
         """Whether it waits for a request, or for the rest of one."""
         return False
 
+    def can_half_close(self) -> bool:
+        """Return whether this side can be ended alone."""
+        # Of the class, which is remembered, or else of the transport: what wraps another says so of itself.
+        transport: Hashable = self.transport
+        return _are_half_closeable(type(transport)) or (
+            isinstance(transport, ProtocolWrapper)
+            and IHalfCloseableDescriptor.providedBy(transport)
+            and not ISSLTransport.providedBy(transport)
+        )
+
     def stop(self) -> None:
         """Finish what has been accepted, then close."""
         raise NotImplementedError
@@ -37,6 +49,12 @@ class DrainableProtocol(Protocol):
         self.transport.abortConnection()
 
 
+@functools.cache
+def _are_half_closeable(transport: type) -> bool:
+    # Twisted's TLS claims to, but ends the TCP stream under the TLS records that are still to come.
+    return IHalfCloseableDescriptor.implementedBy(transport) and not ISSLTransport.implementedBy(transport)
+
+
 Connection = TypeVar("Connection", bound=DrainableProtocol)
 
 
@@ -44,11 +62,7 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
     """Accepts connections within the limits until it is drained.
 
     A subclass makes the protocols. Each of them adds itself to ``connections`` when it is made, and calls
-    ``connection_ended`` when it is lost.
-
-    Args:
-        limits: how many connections there may be, and how long they have to finish.
-        reactor: the reactor, or a clock in its place; the global one if None.
+    ``connection_ended`` when it is lost. ``reactor`` may be a clock in its place; it is the global one if None.
 
     Attributes:
         flush_timeout_s: seconds that a connection has to send what is left, after the grace period.
@@ -75,9 +89,9 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         raise NotImplementedError
 
     def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
-        """End a connection of the share with the most for a new one of a share with fewer; return whether it may come.
+        """End a connection of the share with the most for a new one of a share with fewer: the oldest idle one, if any.
 
-        It is the oldest idle one of the oldest, or the oldest.
+        Return whether the new one may come.
         """
         if refusal.kind != "total" or not (among := self.connections.to_evict(peer)):
             return False
@@ -116,11 +130,7 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         return self.make_protocol(peer)
 
     def identify(self, connection: Connection, peer: str | None) -> bool:
-        """Count a connection under its real peer from now on, or abort it if that peer has too many.
-
-        Returns:
-            Whether the connection goes on.
-        """
+        """Count a connection under its real peer and return True, or abort it if that peer has too many."""
         self.connections.discard(connection)
         refusal = self.connections.limit_reached(peer)
         connection.peer = None if refusal else peer
@@ -141,10 +151,9 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         self._check_drained()
 
     def drain(self) -> Deferred[None]:
-        """Accept nothing new, finish what has been accepted, and close every connection.
+        """Accept nothing new, finish what has been accepted, and close every connection; fires when the last is gone.
 
-        Returns:
-            Fires when the last connection is gone. What is not finished after ``shutdown_grace_s`` is given up.
+        What is not finished after ``shutdown_grace_s`` is given up.
         """
         if self._drained is None:
             self._drained = Deferred[None]()

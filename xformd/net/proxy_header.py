@@ -34,13 +34,9 @@ Address = IPv4Address | IPv6Address
 
 
 def parse(data: bytes) -> tuple[Address | None, bytes] | None:
-    """Parse the PROXY header, of version 1 or 2, that data begins with.
+    """Parse the PROXY header, of version 1 or 2, that data begins with; raise ``ValueError`` if it is malformed.
 
-    Returns:
-        The client's address, None if the header has none, and what follows the header; None if it is incomplete.
-
-    Raises:
-        ValueError: it is malformed.
+    Return the client's address, None if the header has none, and what follows the header; None if it is incomplete.
     """
     if V2_SIGNATURE.startswith(data[: len(V2_SIGNATURE)]):
         return _parse_v2(data)

@@ -90,10 +90,7 @@ def run_server(
 ) -> None:
     """Run a server until SIGTERM or SIGINT, then let it finish what it has accepted; SIGHUP reloads it.
 
-    Args:
-        make: makes the server, given the reactor.
-        greet: returns the lines that describe the server, given its listening addresses.
-        announce: called with each of these lines.
+    ``announce`` is called with each line that ``greet`` makes of the server and the addresses on which it listens.
 
     Raises:
         ConfigError: the server cannot be made, or an endpoint is invalid.
@@ -180,10 +177,7 @@ def _exit_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python'
 def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1) -> Limits:
     """Make room for the allowed connections, and lower ``max_connections``, with a warning, if they do not fit.
 
-    Args:
-        limits: what the operator allows.
-        workers: how many worker processes there will be.
-        fronts: how many fronts allow ``max_connections`` each, however many endpoints they have.
+    Each of the ``fronts`` allows ``max_connections``, however many endpoints it has.
     """
     allowed = limits.max_connections
     limit, room = make_room(fronts * allowed, workers)
@@ -191,21 +185,18 @@ def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1) -> Limi
     if each == allowed:
         return limits
     log_it = log.info if each > NEARLY_ALL * allowed else log.warn
-    log_it(
-        "ulimit -n is {limit} and has room for {room} connections{where} instead of {allowed}; raise it (LimitNOFILE)",
-        limit=limit,
-        room=each,
-        where=" on each front" if fronts > 1 else "",
-        allowed=allowed,
+    where = " on each front" if fronts > 1 else ""
+    message = (
+        "ulimit -n is {limit} and has room for {room} connections{where} instead of {allowed}; raise it (LimitNOFILE)"
     )
+    log_it(message, limit=limit, room=each, where=where, allowed=allowed)
     return attrs.evolve(limits, max_connections=each)
 
 
 def make_room(connections: int, workers: int) -> tuple[int, int]:
     """Raise the limit on file descriptors as far as connections and workers need and the system allows.
 
-    Returns:
-        The limit that holds now, and how many of the connections fit and still leave room for everything else.
+    Return the limit that holds now, and how many of the connections fit and still leave room for everything else.
     """
     open_now, spare = open_descriptors(), SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_WORKER * (workers + 1)
     limit = raise_limit(connections + open_now + spare)

@@ -30,14 +30,10 @@ class IStreamTransport(ITransport, IConsumer):
 
 @implementer(IPushProducer)
 class WriteBuffer:
-    """The output of one connection.
+    """The output of one connection; a ``send_now`` of the transport is tried first.
 
-    Args:
-        transport: where it goes. If it has a ``send_now``, that is tried first.
-        clock: a reactor, or a clock in its place.
-        limits: how long the peer may read less than it must.
-        give_up: called when it has done so for that long.
-        drained: called when the buffer has become empty again.
+    It calls ``give_up`` when the peer has read less than it must for ``write_timeout_s``, and ``drained`` when it has
+    become empty again.
     """
 
     def __init__(

@@ -109,9 +109,7 @@ class PoemReader(Protocol):
         self._address = address
         self._max_bytes = max_bytes
         self._progressed = progressed
-        self._poem = (
-            io.BytesIO()
-        )  # it grows; in a list of pieces, segments of two bytes would cost thirty times as much
+        self._poem = io.BytesIO()  # one that grows: in a list, segments of two bytes would cost thirty times as much
 
     def connectionMade(self) -> None:
         """Report that there is a connection, and wait: the server speaks first."""

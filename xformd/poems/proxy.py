@@ -60,13 +60,8 @@ class CachingProxyService(Service):
         self._timeout_s = timeout_s
         self._policy = Policy(ttl_s=ttl_s, stale_s=stale_s)
         self._is_stale = False
-        self._poems: ReadThrough[str, bytes] = ReadThrough(
-            BoundedCache(max_bytes, self._policy, reactor),
-            self._policy,
-            reactor,
-            size_of=len,
-            fell_back=self._fell_back,
-        )
+        cache: BoundedCache[str, bytes] = BoundedCache(max_bytes, self._policy, reactor)
+        self._poems = ReadThrough(cache, self._policy, reactor, size_of=len, fell_back=self._fell_back)
 
     def get_poem(self) -> bytes | Deferred[bytes]:
         """Return the poem if it is cached, else a new Deferred of it.

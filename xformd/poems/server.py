@@ -15,16 +15,9 @@ from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
 
-import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHalfCloseableDescriptor,
-    IHalfCloseableProtocol,
-    IPushProducer,
-    ISSLTransport,
-)
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -86,23 +79,14 @@ class PoemService(Service):
         return self._current()
 
 
-@attrs.frozen
-class _Fingerprint:
-    """What differs once a file has changed."""
+def _fingerprint(status: os.stat_result) -> tuple[int, ...]:
+    """Return what differs once a file has changed."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    device: int
-    inode: int
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
 
-    @classmethod
-    def of(cls, status: os.stat_result) -> "_Fingerprint":
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-    def is_racy(self, now_ns: int) -> bool:
-        """Whether the file may yet change without a difference."""
-        return now_ns - max(self.mtime_ns, self.ctime_ns) < RACY_NS
+def _is_racy(status: os.stat_result, now_ns: int) -> bool:
+    """Return whether a file may yet change without a difference."""
+    return now_ns - max(status.st_mtime_ns, status.st_ctime_ns) < RACY_NS
 
 
 class PoemFile:
@@ -123,14 +107,14 @@ class PoemFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._logged_reason = ""
-        self._seen: _Fingerprint | None = None
+        self._seen: tuple[int, ...] | None = None
         self._poem = b""  # which an empty file may replace at first
         self._poem = self._read()
 
     def current(self) -> bytes:
         """Return the poem, from the file if it has changed; while it cannot be read, the last good one."""
         try:
-            if self._seen != _Fingerprint.of(self._path.stat()):
+            if self._seen != _fingerprint(self._path.stat()):
                 self._poem = self._read()
         except OSError as error:
             self._log_failure(_reason(error))
@@ -147,12 +131,12 @@ class PoemFile:
             if not stat.S_ISREG(before.st_mode):
                 raise OSError("it is not a regular file")
             poem = file.read()
-            fingerprint = _Fingerprint.of(os.fstat(file.fileno()))
-        if fingerprint != _Fingerprint.of(before) or len(poem) != before.st_size:
+            after = os.fstat(file.fileno())
+        if _fingerprint(after) != _fingerprint(before) or len(poem) != before.st_size:
             raise OSError("it changed while it was read")
         if self._poem and not poem:
             raise OSError("it is empty")  # as a file is for a moment while it is rewritten in place
-        self._seen = None if fingerprint.is_racy(time.time_ns()) else fingerprint
+        self._seen = None if _is_racy(after, time.time_ns()) else _fingerprint(after)
         return poem
 
     def _log_failure(self, reason: str) -> None:
@@ -165,14 +149,6 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-@attrs.frozen
-class Chunk:
-    """The next piece of a poem, and how many seconds to wait before it is sent."""
-
-    size_bytes: int
-    wait_s: float
-
-
 class RateLimiter:
     """Decides which bytes of a poem are due when. Rounding errors do not add up, and no character is cut in two."""
 
@@ -180,8 +156,8 @@ class RateLimiter:
         self._bytes_per_s = bytes_per_s
         self._started_s = started_s
 
-    def next(self, poem: bytes, sent_bytes: int, now_s: float) -> Chunk:
-        """Return what to send next of a poem of which ``sent_bytes`` have been sent."""
+    def next(self, poem: bytes, sent_bytes: int, now_s: float) -> tuple[int, float]:
+        """Return how many bytes to send next of a poem of which ``sent_bytes`` are sent, and in how many seconds."""
         piece = max(1, min(CHUNK_BYTES, int(self._bytes_per_s * TICK_S)))
         size_bytes = _end_of_character(poem, min(sent_bytes + piece, len(poem))) - sent_bytes
         takes_s = (sent_bytes + size_bytes) / self._bytes_per_s
@@ -189,7 +165,7 @@ class RateLimiter:
         if wait_s < -TICK_S:
             # The client stalled. What it missed must not come all at once afterwards.
             self._started_s = now_s - takes_s
-        return Chunk(size_bytes, max(0.0, wait_s))
+        return size_bytes, max(0.0, wait_s)
 
 
 def _end_of_character(poem: bytes, cut: int) -> int:
@@ -298,8 +274,9 @@ class PoemProtocol(DrainableProtocol):
             elif self._limiter is None:
                 self._write(self._poem, CHUNK_BYTES)
             else:
-                chunk = self._limiter.next(self._poem, self._sent_bytes, self._factory.clock.seconds())
-                self._timer = self._factory.clock.callLater(chunk.wait_s, self._go_on, self._poem, chunk.size_bytes)
+                clock = self._factory.clock
+                size_bytes, wait_s = self._limiter.next(self._poem, self._sent_bytes, clock.seconds())
+                self._timer = clock.callLater(wait_s, self._go_on, self._poem, size_bytes)
 
     def _go_on(self, poem: bytes, size_bytes: int) -> None:
         self._timer = None
@@ -315,14 +292,11 @@ class PoemProtocol(DrainableProtocol):
         self._is_finished = True
         self.transport.unregisterProducer()
         self._await_reader()
-        if self._can_half_close():
+        if self.can_half_close():
             # Closing both sides at once would reset the connection if the client had sent anything, as a browser does.
             self.transport.loseWriteConnection()
         else:
             self.transport.loseConnection()
-
-    def _can_half_close(self) -> bool:
-        return IHalfCloseableDescriptor.providedBy(self.transport) and not ISSLTransport.providedBy(self.transport)
 
     def _await_reader(self) -> None:
         self._progress = ReadProgress(self.transport, self._factory.limits)

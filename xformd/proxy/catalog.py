@@ -25,6 +25,9 @@ LIST_TIMEOUT_S = 5.0
 LEAST_GAP_S = 1.0
 """The shortest time between two requests for a list: unknown transforms and failing upstreams cause no flood."""
 
+LONGEST_DELAY_S = 1.0
+"""The longest wait before another attempt to connect: clients are waiting."""
+
 Listing = Mapping[str, Any]
 """What a server answers to ``!list``."""
 
@@ -41,14 +44,11 @@ class Origin:
 class CacheEpoch:
     """A span of time in which a transform's results came from the same code.
 
-    Args:
-        origin: the distribution and version of that code.
-        since: the number of the change that began it. A version that comes back begins a new epoch: what was cached
-            meanwhile may come from the version between.
+    A version that comes back begins a new one: what was cached meanwhile may come from the version between.
     """
 
     origin: Origin
-    since: int
+    since: int  # the number of the change that began it
 
 
 class Catalog:
@@ -98,16 +98,8 @@ class Catalog:
 class CatalogPoller:
     """Keeps a catalog up to date: asks each upstream at the start, then periodically, and sooner on ``look_soon``.
 
-    Args:
-        upstreams: their addresses.
-        catalog: what to keep up to date.
-        refresh_s: seconds from an answer to the next question; after a failure it is at most a second.
-        longest_delay_s: the longest wait before another attempt to connect.
-        changed: called after each answer: what was derived from the catalog may be out of date.
-        reactor: the reactor.
-
-    Raises:
-        ConfigError: an address is invalid.
+    ``refresh_s`` is the time from an answer to the next question; after a failure it is at most a second. ``changed``
+    is called after each answer: what was derived from the catalog may be out of date.
     """
 
     log = Logger()
@@ -118,7 +110,6 @@ class CatalogPoller:
         catalog: Catalog,
         *,
         refresh_s: float,
-        longest_delay_s: float,
         changed: Callable[[], None],
         reactor: Any,
     ) -> None:
@@ -127,7 +118,7 @@ class CatalogPoller:
         self._changed = changed
         self._reactor = reactor
         self._proxies = {
-            address: TransformProxy(address, reactor=reactor, longest_delay_s=longest_delay_s) for address in upstreams
+            address: TransformProxy(address, reactor=reactor, longest_delay_s=LONGEST_DELAY_S) for address in upstreams
         }
         self._next: dict[str, IDelayedCall] = {}
         self._silent: set[str] = set()
@@ -165,11 +156,8 @@ class CatalogPoller:
             self.log.info("{upstream} lists its transforms again", upstream=address)
         self._changed()
         if stale:
-            self.log.info(
-                "{upstream} has changed: cached results of {count} transforms are no longer used",
-                upstream=address,
-                count=len(stale),
-            )
+            message = "{upstream} has changed: cached results of {count} transforms are no longer used"
+            self.log.info(message, upstream=address, count=len(stale))
 
     def _note_silent(self, address: str, reason: str) -> None:
         if address not in self._silent and not self._is_stopped:

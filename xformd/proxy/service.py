@@ -37,7 +37,7 @@ from xformd.limits import MIB, Limits
 from xformd.net.deadline import within
 from xformd.net.turns import Turns
 from xformd.net.write_buffer import PART_BYTES
-from xformd.proxy.catalog import Catalog, CatalogPoller
+from xformd.proxy.catalog import LONGEST_DELAY_S, Catalog, CatalogPoller
 from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
 from xformd.runners.inline import Outcome
@@ -54,9 +54,6 @@ ENTRY_BYTES = 1_024
 
 LONG_POEM_BYTES = 8 * 1024
 """A shorter poem is hashed about as fast as its digest is looked up."""
-
-LONGEST_DELAY_S = 1.0
-"""The longest wait before another attempt to connect: clients are waiting."""
 
 CLOSE_TIMEOUT_S = 1.0
 """An upstream that does not answer must not keep the proxy from stopping."""
@@ -126,12 +123,7 @@ class CachingTransformService:
         self.turns = Turns(reactor)
         self._catalog = Catalog()
         self._poller = CatalogPoller(
-            upstreams,
-            self._catalog,
-            refresh_s=refresh_s,
-            longest_delay_s=LONGEST_DELAY_S,
-            changed=self._forget_epochs,
-            reactor=reactor,
+            upstreams, self._catalog, refresh_s=refresh_s, changed=self._forget_epochs, reactor=reactor
         )
         # Clients learn what happened, but no upstream's address: it may be a path.
         self._upstreams = TransformProxy(
@@ -175,12 +167,8 @@ class CachingTransformService:
         closing: Deferred[Any] = DeferredList([self._poller.stop(), self._upstreams.close()], consumeErrors=True)
         return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the upstreams have, and what the cache has done."""
-        return {**json.loads(self.listing())}
-
     def listing(self) -> bytes:
-        """Return the same as JSON. All who ask for a long one within a second share its bytes."""
+        """Return what the upstreams have, and what the cache has done. Within a second, a long one is made once."""
         if (now := self._reactor.seconds()) >= self._listing_ends_at:
             size_bytes = self._cache.size_bytes + int(self._digests.currsize)
             cache = {"hits": self._results.hits, "misses": self._results.misses, "bytes": size_bytes}
@@ -217,10 +205,7 @@ class CachingTransformService:
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
 
         def run(poem: bytes) -> Any:
-            try:
-                found = self._results.fresh(key_prefix + self._digest(poem))
-            except Exception:
-                found = None  # as ``_answer`` logs
+            found = self._results.fresh(key_prefix + self._digest(poem))
             return _Missed(poem) if found is None else found
 
         def finish_call(
@@ -243,15 +228,9 @@ class CachingTransformService:
         if key_prefix is None:
             return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001), caller), allowed_s)
         # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
-        result = self._look_up(key_prefix, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem, caller)))
+        key = key_prefix + self._digest(poem)
+        result = self._results.get(key, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem, caller)))
         return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
-
-    def _look_up(self, key_prefix: bytes, poem: bytes, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
-        try:
-            return self._results.get(key_prefix + self._digest(poem), fetch)
-        except Exception:
-            self.log.failure("the cache failed; an upstream is asked instead")
-            return fetch()
 
     def _digest(self, poem: bytes) -> bytes:
         # Hashing is most of a hit on a long poem: for 100 KB, a hit costs 133 µs of CPU time with it and 58 µs without.

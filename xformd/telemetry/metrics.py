@@ -145,17 +145,10 @@ class BatchedCounts:
 
 
 class Metrics:
-    """The figures of one server since its start.
-
-    Attributes:
-        requests: how many, by transform, front and code.
-        queue_seconds: how long requests waited for workers.
-        poem_bytes: how long the poems were that reached the service.
-        result_bytes: how long the results were.
-    """
+    """The figures of one server since its start."""
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str, str]] = Counter()
+        self.requests: Counter[tuple[str, str, str]] = Counter()  # by transform, front and code
         self.queue_seconds = Histogram(SECONDS)
         self.poem_bytes = Histogram(BYTES)
         self.result_bytes = Histogram(BYTES)

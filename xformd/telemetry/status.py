@@ -15,19 +15,12 @@ READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 
 @attrs.define
 class WorkerHistory:
-    """The workers since the server's start, of all generations.
-
-    Args:
-        starts: how many processes were started.
-        failed_starts: how many starts failed, so that the next one was delayed.
-        deaths: how many ended unexpectedly: by a crash, lack of memory, or a signal.
-        cpu_s: the CPU seconds that their jobs have used, by the share of whoever asked.
-    """
+    """The workers since the server's start, of all generations."""
 
     starts: int = 0
-    failed_starts: int = 0
-    deaths: int = 0
-    cpu_s: Counter[str] = attrs.field(factory=Counter)
+    failed_starts: int = 0  # after which the next one was delayed
+    deaths: int = 0  # unexpected ones: by a crash, lack of memory, or a signal
+    cpu_s: Counter[str] = attrs.field(factory=Counter)  # that jobs have used, by the share of whoever asked
 
     def used_cpu(self, share: str, seconds: float) -> None:
         """Count what a job has used."""
@@ -37,35 +30,20 @@ class WorkerHistory:
 
 @attrs.frozen(kw_only=True)
 class ServerStatus:
-    """A server at one moment.
+    """A server at one moment."""
 
-    Args:
-        queue_length: how many jobs wait for a worker.
-        max_queue: how many may wait.
-        takes_newcomers: whether a job of somebody who has none here would wait, and not be refused.
-        workers: how many processes are in each state: ``starting``, ``idle``, ``busy``, ``ending``.
-        proven_workers: how many have passed their self-test and can take jobs now.
-        needs_workers: whether there are transforms that run in workers.
-        history: the workers so far.
-        quarantined: the transforms in quarantine.
-        quarantined_in_part: those that are for some shares, or long poems, only.
-        in_flight: how many accepted requests are not done yet.
-        loading: the plugins that are still being loaded.
-        memory_bytes: resident memory of each process: ``server``, ``fork-server`` or ``worker``, its number, bytes.
-    """
-
-    queue_length: int
+    queue_length: int  # jobs that wait for a worker
     max_queue: int
-    takes_newcomers: bool = True
-    workers: Mapping[str, int]
-    proven_workers: int
-    needs_workers: bool
+    takes_newcomers: bool = True  # a job of somebody who has none here would wait, and not be refused
+    workers: Mapping[str, int]  # how many are ``starting``, ``idle``, ``busy``, ``ending``
+    proven_workers: int  # which have passed their self-test and can take jobs now
+    needs_workers: bool  # there are transforms that run in workers
     history: WorkerHistory
-    quarantined: frozenset[str]
-    in_flight: int
-    loading: tuple[str, ...] = ()
-    quarantined_in_part: frozenset[str] = frozenset()
-    memory_bytes: tuple[tuple[str, int, int], ...] = ()
+    quarantined: frozenset[str]  # transforms
+    quarantined_in_part: frozenset[str] = frozenset()  # for some shares, or for long poems, only
+    in_flight: int  # accepted requests that are not done yet
+    loading: tuple[str, ...] = ()  # plugins
+    memory_bytes: tuple[tuple[str, int, int], ...] = ()  # ``server``, ``fork-server`` or ``worker``, its number, bytes
 
 
 def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:

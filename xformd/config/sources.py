@@ -76,12 +76,7 @@ class Value:
 
 @attrs.frozen
 class Configuration:
-    """The settings with their origin.
-
-    Args:
-        settings: the settings of a server.
-        values: one for each row of ``TABLE``, in its order.
-    """
+    """The settings with their origin: ``values`` has one for each row of ``TABLE``, in its order."""
 
     settings: Settings
     values: tuple[Value, ...]
@@ -109,9 +104,6 @@ def configure(
         file: a TOML file, if any.
         environment: the process's variables.
         flags: name of a setting to its flag, for messages, and the value on the command line.
-
-    Returns:
-        The settings with their origin.
 
     Raises:
         ConfigError: a setting is unknown or its value is invalid.
@@ -237,22 +229,11 @@ def _reject_both(inline: Value, isolate: Value) -> None:
 
 
 def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Split a TOML file into its statements: keys with their values, and headers of tables.
+    """Yield the line of each statement of a TOML file, from 1, and its value inside its tables.
 
     ``tomllib`` reports no lines. But TOML is read from top to bottom and a statement ends at the end of a line, so the
     shortest run of lines that parses is a statement. That leaves multi-line strings and arrays, quoted and dotted keys
-    to the parser.
-
-    Args:
-        data: the content of the file.
-        file: its name, for messages.
-
-    Yields:
-        The line on which a statement begins, from 1, and its value inside its tables. Nothing is yielded before the
-        whole file has been parsed.
-
-    Raises:
-        ConfigError: it is not TOML, or not UTF-8.
+    to the parser. Nothing is yielded before the whole file has been parsed: ``ConfigError`` says what is wrong with it.
     """
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")

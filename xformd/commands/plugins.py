@@ -167,7 +167,7 @@ async def _failure(service: "TransformService", transform: "Transform", example:
     from xformd import spec
 
     call = ", ".join([repr(example.poem), *(f"{name}={value!r}" for name, value in example.options.items())])
-    poem, wanted = (side.encode() if isinstance(side, str) else side for side in (example.poem, example.result))
+    poem, wanted = map(transform.encode, (example.poem, example.result))
     try:
         result = service.xform(spec.build(transform.name, example.options), poem)
         if isinstance(result, Deferred):

@@ -34,21 +34,13 @@ _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT_[0-9]+_(TC
 
 @attrs.frozen
 class Value:
-    """The value of a setting, and where it was set.
-
-    Args:
-        setting: the setting.
-        value: its value.
-        place: where it was set: ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``.
-        subject: the start of a message about it: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``.
-        subjects: the same for each key of a table in a file.
-    """
+    """The value of a setting, and where it was set."""
 
     setting: Setting
     value: Any
-    place: str
-    subject: str
-    subjects: Mapping[str, str] = attrs.field(factory=dict)
+    place: str  # ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``
+    subject: str  # the start of a message: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``
+    subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for each key of a table in a file
 
     def to_toml(self) -> str:
         """Return the setting as TOML, with its reason and its place in comments."""

@@ -198,7 +198,7 @@ class Launcher(ProcessProtocol):
         self._cancel_timers()
         self._timers = [
             self._reactor.callLater(min(SLOW_AFTER_S, timeout_s / 2), self._is_slow),
-            self._reactor.callLater(timeout_s, self._expire, timeout_s),
+            self._reactor.callLater(timeout_s, self.end, f"was not loaded within {timeout_s:g} s"),
         ]
 
     def _cancel_timers(self) -> None:
@@ -210,9 +210,6 @@ class Launcher(ProcessProtocol):
     def _is_slow(self) -> None:
         if self._loading is not None:
             self._on_slow(self._plugin(self._loading), self._setup.left_out)
-
-    def _expire(self, timeout_s: float) -> None:
-        self.end(f"was not loaded within {timeout_s:g} s")
 
     def _plugin(self, key: PluginKey) -> Plugin:
         distribution, name = key  # it may have been installed since the others were found

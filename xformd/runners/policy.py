@@ -36,16 +36,11 @@ class Placement:
     """Which transforms run in the reactor and which in workers: as declared, unless the operator overrules it.
 
     A long poem goes to a worker whatever a transform declares: only the operator, and what needs the reactor, keep it.
-
-    Args:
-        inline: names of transforms that run in the reactor, whatever they declare.
-        isolate: names of transforms that run in a worker, whatever they declare.
-        isolates_all: whether every transform that can do so runs in a worker.
     """
 
-    inline: frozenset[str] = frozenset()
-    isolate: frozenset[str] = frozenset()
-    isolates_all: bool = False
+    inline: frozenset[str] = frozenset()  # names of those that the operator has run in the reactor
+    isolate: frozenset[str] = frozenset()  # and in a worker
+    isolates_all: bool = False  # whether every transform that can do so runs in a worker
 
     def is_isolated(self, transform: Transform, poem_bytes: int = 0) -> bool:
         """Whether a transform runs in a worker, for a poem of this length."""
@@ -69,15 +64,10 @@ class Placement:
 
 @attrs.frozen
 class Scope:
-    """Which requests a quarantine is for: those of one share alone, or for long poems alone, where others are innocent.
+    """Which requests a quarantine is for: those of one share alone, or long poems alone, where others are innocent."""
 
-    Args:
-        share: whose; None for everybody's.
-        min_bytes: the shortest poem.
-    """
-
-    share: str | None = None
-    min_bytes: int = 0
+    share: str | None = None  # None for everybody's
+    min_bytes: int = 0  # the shortest poem
 
     def covers(self, share: str, poem_bytes: int) -> bool:
         """Whether a request is among them."""

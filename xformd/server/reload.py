@@ -361,7 +361,7 @@ def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | Non
         transform = entry.transform
         if entry.plugin.distribution == BUILT_IN and placement.is_isolated(transform) and transform.examples:
             example = transform.examples[0]
-            poem, result = (side.encode() if isinstance(side, str) else side for side in (example.poem, example.result))
+            poem, result = map(transform.encode, (example.poem, example.result))
             return SelfTest(session.Request(1, spec.build(name, example.options), poem), result)
     return None
 

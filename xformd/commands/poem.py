@@ -114,6 +114,4 @@ def get(
             max_bytes=max_bytes,
             ordered=ordered,
         )
-        status = run.run_until_done(getting)
-    if status:
-        sys.exit(status)
+        sys.exit(run.run_until_done(getting))

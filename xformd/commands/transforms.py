@@ -77,9 +77,7 @@ def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
 
     logs.start()
     with isolated_plugin_output() as stdout:
-        status = run.run_until_done(ping_all(stdout))
-    if status:
-        sys.exit(status)
+        sys.exit(run.run_until_done(ping_all(stdout)))
 
 
 async def _ping(server: str, timeout_s: float, wait_s: float) -> str:
@@ -239,8 +237,7 @@ def _run_batch(
                 ).run(sources)
 
         summary = run.run_until_done(transform_all())
-    if summary.exit_status:
-        sys.exit(summary.exit_status)
+    sys.exit(summary.exit_status)
 
 
 def _recoded(transform: Transform, poems: PoemOptions) -> "Callable[[bytes], Awaitable[bytes]]":

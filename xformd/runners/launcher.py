@@ -83,7 +83,7 @@ class Launcher(ProcessProtocol):
     def launch(self) -> WorkerHandle | None:
         """Start a worker; None while the plugins are being loaded: ``events.can_launch`` is called then.
 
-        ``OSError``: the system has no more processes or descriptors to give.
+        Raises ``OSError`` if the system has no more processes or descriptors to give.
         """
         if self._process is None and not self._is_stopping:
             self._spawn()

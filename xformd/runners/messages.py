@@ -151,7 +151,7 @@ def encode_traceback(raised: SafeTraceback) -> bytes:
 
 
 def decode_traceback(string: bytes) -> SafeTraceback | None:
-    """Decode a traceback; None for any other message. ``ValueError``: it begins like one and is malformed."""
+    """Decode a traceback; None for any other message. Raise ``ValueError`` if it is malformed."""
     wrong = "a traceback message has an error and a traceback"
     match _decode_json(string, _TRACEBACK, wrong):
         case None if not string.startswith(_TRACEBACK):

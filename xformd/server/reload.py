@@ -91,9 +91,9 @@ class Reloader:
         self.service = TransformService(self._generation(self._built_in), settings.limits, reactor)
 
     def start(self) -> Deferred[None]:
-        """Load the plugins and start the workers; fires when that is done, but for slow plugins if that is allowed.
+        """Load the plugins and start the workers; fires when that is done, or, if not strict, but for slow plugins.
 
-        It fails with ``ConfigError`` if a setting names something that does not exist, or a plugin failed and must not.
+        It fails with ``ConfigError`` if a setting names something that does not exist, or if strict and a plugin failed.
         """
         Deferred.fromCoroutine(self._start()).addErrback(self._start_failed)
         return self._started

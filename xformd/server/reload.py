@@ -93,7 +93,7 @@ class Reloader:
     def start(self) -> Deferred[None]:
         """Load the plugins and start the workers; fires when that is done, or, if not strict, but for slow plugins.
 
-        It fails with ``ConfigError`` if a setting names something that does not exist, or if strict and a plugin failed.
+        It fails with ``ConfigError`` if a setting names what does not exist, or if it is strict and a plugin failed.
         """
         Deferred.fromCoroutine(self._start()).addErrback(self._start_failed)
         return self._started

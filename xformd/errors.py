@@ -246,11 +246,7 @@ class ConfigError(XformError, code="bad-config", exit_status=78):
         self.entry = entry
 
     def located_at(self, subject: str) -> "ConfigError":
-        """Return the error with the place where the setting was set.
-
-        Args:
-            subject: ``xformd.toml, line 3: block``, ``XFORMD_BLOCK`` or ``--block``.
-        """
+        """Return the error with the place where the setting was set, such as ``xformd.toml, line 3: block``."""
         return ConfigError(f"{subject}: {self.reason}", details=self.details)
 
 

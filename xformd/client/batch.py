@@ -35,18 +35,11 @@ Value = TypeVar("Value")
 
 @attrs.frozen(kw_only=True)
 class Item(Generic[Source]):
-    """One input on its way.
-
-    Args:
-        source: where it comes from.
-        poem: what was fetched; None if nothing was, or not yet.
-        result: what to write; None if there is nothing, or not yet. Beside an error it is the original poem.
-        error: what went wrong.
-    """
+    """One input on its way."""
 
     source: Source
-    poem: bytes | None = None
-    result: bytes | None = None
+    poem: bytes | None = None  # None if nothing was fetched, or not yet
+    result: bytes | None = None  # None if there is nothing to write, or not yet; beside an error, the original poem
     error: XformError | OSError | None = None
 
     @property
@@ -64,17 +57,11 @@ class Item(Generic[Source]):
 
 @attrs.define
 class Summary:
-    """What became of a batch.
+    """What became of a batch."""
 
-    Args:
-        written: how many results were written, original poems included.
-        failed: how many inputs had an error, including those whose original poem was written.
-        exit_status: of the first input without a result; 0 if all have one.
-    """
-
-    written: int = 0
-    failed: int = 0
-    exit_status: int = 0
+    written: int = 0  # results, original poems included
+    failed: int = 0  # inputs with an error, including those whose original poem was written
+    exit_status: int = 0  # of the first input without a result; 0 if all have one
 
 
 @attrs.frozen(kw_only=True)

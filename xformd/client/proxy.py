@@ -66,8 +66,8 @@ class TransformProxy:
         else:
             several = list(servers) if isinstance(servers, list | tuple) else [cast(Server, servers)]
             named = [addresses.named_client(reactor, each, address, unnamed="the server") for each in several]
-        options: Any = {"longest_delay_s": longest_delay_s, "max_session_age_s": max_session_age_s}
-        self._upstreams = [Upstream(endpoint, name, reactor, max_result_bytes, **options) for endpoint, name in named]
+        bounds = max_result_bytes, longest_delay_s, max_session_age_s
+        self._upstreams = [Upstream(endpoint, name, reactor, *bounds) for endpoint, name in named]
         self._is_closed = False
 
     def xform(
@@ -137,7 +137,9 @@ class TransformProxy:
         tried: list[Upstream] = []
         may_reconnect = False
         while True:
-            upstream = self._choose(tried)
+            if self._is_closed:
+                raise ConnectionFailed("this TransformProxy is closed: make a new one")
+            upstream = choose(self._upstreams, tried, self._reactor.seconds())
             tried.append(upstream)
             has_other = len(self._upstreams) > 1 and len(set(tried)) < len(self._upstreams)
             try:
@@ -149,11 +151,6 @@ class TransformProxy:
                 if not (has_other or (may_reconnect and len(tried) <= len(self._upstreams))):
                     error = not_sent.error
                     raise error from error.__cause__
-
-    def _choose(self, tried: Sequence[Upstream]) -> Upstream:
-        if self._is_closed:
-            raise ConnectionFailed("this TransformProxy is closed: make a new one")
-        return choose(self._upstreams, tried, self._reactor.seconds())
 
     def _within(self, timeout: float | None, work: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:
         if timeout is not None and not 0 < timeout < math.inf:

@@ -5,11 +5,12 @@ looked up for each attempt, and gets a session for each of its addresses.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from xformd.client import classic
@@ -40,15 +41,13 @@ class Upstream:
         address: str,
         clock: IReactorTime,
         max_result_bytes: int,
-        chance: Callable[[], float] = random.random,
-        longest_delay_s: float = LONGEST_DELAY_S,
-        max_session_age_s: float = MAX_SESSION_AGE_S,
+        longest_delay_s: float,
+        max_session_age_s: float,
     ) -> None:
         self.address = address
         self._endpoint = endpoint if isinstance(endpoint, ClientEndpoint) else ClientEndpoint(clock, endpoint)
         self._clock = clock
         self._max_result_bytes = max_result_bytes
-        self._chance = chance
         self._longest_delay_s = longest_delay_s
         self._max_session_age_s = max_session_age_s
         self._sessions: list[Session] = []  # also those that are ending; the last one was used last
@@ -148,7 +147,8 @@ class Upstream:
     async def _connect(self) -> Session | None:
         session = Session(self.address, self._clock, self._max_result_bytes)
         try:
-            await self._wait_for_turn()
+            if (rest_s := self.rests_until - self._clock.seconds()) > 0:
+                await deferLater(self._clock, rest_s)
             self._endpoint.connections = [each for each in self._usable if each.renews_at > self._clock.seconds()]
             await connect(self._endpoint, session)
         except Exception:
@@ -169,7 +169,7 @@ class Upstream:
             raise NotSent(error) from error
         self._failures = 0
         now = self._clock.seconds()
-        session.renews_at = now + self._max_session_age_s * (1 - self._chance() / 2)
+        session.renews_at = now + self._max_session_age_s * (1 - random.random() / 2)
         oldest = min(self._usable, key=lambda each: each.renews_at, default=session)
         if oldest.renews_at <= now or len(self._usable) >= max(1, len(self._endpoint.addresses)):
             oldest.close()
@@ -177,16 +177,9 @@ class Upstream:
         session.closed.addCallback(lambda _: self._sessions.remove(session))
         return session
 
-    async def _wait_for_turn(self) -> None:
-        remaining_s = self.rests_until - self._clock.seconds()
-        if remaining_s > 0:
-            turn: Deferred[None] = Deferred()
-            self._clock.callLater(remaining_s, turn.callback, None)
-            await turn
-
     def _note_failure(self) -> None:
         self._failures += 1
-        delay_s = backoff_s(self._failures, longest_s=self._longest_delay_s, jitter=self._chance())
+        delay_s = backoff_s(self._failures, longest_s=self._longest_delay_s, jitter=random.random())
         self.rests_until = self._clock.seconds() + delay_s
 
     def _tell_openers(self, outcome: Session | Failure | None) -> None:

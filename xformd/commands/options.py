@@ -118,6 +118,8 @@ def report_slow(plugin: "Plugin") -> None:
 
 
 class _Quantity(click.ParamType):  # type: ignore[type-arg]  # a generic class only in newer versions of click
+    """A number with a unit; the help of an option shows its name in capitals."""
+
     def __init__(self, name: str, parse: Callable[[str], float]) -> None:
         self.name = name
         self._parse = parse
@@ -450,7 +452,7 @@ def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # n
 
 def timeout_option(help: str) -> Callable[[Command], Command]:  # noqa: A002 - click's word
     """Add ``--timeout``, 60 seconds unless given."""
-    return click.option("--timeout", type=TIMEOUT, default="60", show_default=True, metavar="DURATION", help=help)
+    return click.option("--timeout", type=TIMEOUT, default="60", show_default=True, help=help)
 
 
 def server_options(command: Command) -> Command:
@@ -463,26 +465,17 @@ def server_options(command: Command) -> Command:
     return add_address(timeout_option("How long to wait for each answer.")(command))
 
 
-def listening_lines(addresses: tuple[str, ...]) -> Iterator[str]:
-    """Yield a line for each address that a server listens on."""
-    for address in addresses:
-        yield f"xformd {__version__} listening on {address}"
-
-
-def prepare_to_serve(log_format: str) -> None:
-    """Set up the process of a server; when the command ends, what is left of the log is written."""
+def run_server(
+    make: "Callable[[Any], ListeningService]", describe: Callable[[Any], Iterable[str]], log_format: str
+) -> None:
+    """Run a server until it is stopped. Its greeting has its addresses, and the lines that ``describe`` has for it."""
     from xformd.net import run
     from xformd.telemetry import logs
 
+    def greet(server: Any, addresses: tuple[str, ...]) -> list[str]:
+        return [*(f"xformd {__version__} listening on {address}" for address in addresses), *describe(server)]
+
     run.prepare_to_serve(log_format)
-    click.get_current_context().find_root().call_on_close(logs.stop)
-
-
-def run_server_without_plugins(make: "Callable[[Any], ListeningService]", serves: str, log_format: str) -> None:
-    """Run a proxy or a poem server until it is stopped; the last line of its greeting is what it ``serves``."""
-    from xformd.net import run
-
-    prepare_to_serve(log_format)
+    click.get_current_context().find_root().call_on_close(logs.stop)  # which writes what is left of the log
     with isolated_plugin_output() as stdout:
-        announce = functools.partial(print_line, file=stdout)
-        run.run_server(make, lambda _, addresses: [*listening_lines(addresses), serves], announce)
+        run.run_server(make, greet, functools.partial(print_line, file=stdout))

@@ -58,15 +58,13 @@ def list_transforms(as_json: bool, server: str | None, selected: Selected) -> No
 
 def list_here(settings: "Settings") -> dict[str, Any]:
     """Return what a server with these plugins would list, and why plugins failed, which is its operator's."""
-    from twisted.internet import reactor
-
     from xformd.net import run
     from xformd.plugins import listing
-    from xformd.server.local import local_service
+    from xformd.server.reload import local_service
     from xformd.telemetry import logs
 
     async def describe() -> dict[str, Any]:
-        async with local_service(settings, report_slow, reactor) as service:
+        async with local_service(settings, report_slow) as service:
             return listing.to_json(service.registry)
 
     logs.start()
@@ -97,7 +95,7 @@ def check(distribution: str | None, selected: Selected) -> None:
             async with contextlib.aclosing(check_plugins(settings, distribution)) as verdicts:
                 async for verdict in verdicts:
                     _report(verdict, stdout)
-                    passed.append(verdict.passed)
+                    passed.append(not verdict.failures)
 
         with selected() as settings:
             run.run_until_done(check_all())
@@ -109,40 +107,23 @@ def check(distribution: str | None, selected: Selected) -> None:
 
 @attrs.frozen
 class Verdict:
-    """The outcome of one transform's examples, or of a plugin that failed to load.
-
-    Args:
-        subject: the transform, or the plugin.
-        examples: how many examples ran.
-        failures: one line for each example with another result than it states.
-    """
+    """The outcome of one transform's examples, with a line for each failure; or a plugin that failed to load."""
 
     subject: str
     examples: int
     failures: tuple[str, ...]
 
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return not self.failures
-
 
 async def check_plugins(settings: "Settings", distribution: str | None) -> AsyncGenerator[Verdict, None]:
-    """Run every example the way a request would, also where another plugin has the transform's name.
-
-    Args:
-        settings: the plugins to load, and the limits.
-        distribution: check only this one; None for all.
+    """Run every example, of one distribution's plugins or of all, the way a request would.
 
     Yields:
-        One verdict per transform, and one for each plugin that failed to load.
+        One verdict per transform, also where another plugin has its name, and one for each plugin that failed to load.
     """
-    from twisted.internet import reactor
-
     from xformd.plugins.loader import of_distribution
-    from xformd.server.local import local_service
+    from xformd.server.reload import local_service
 
-    async with local_service(settings, report_slow, reactor) as service:
+    async with local_service(settings, report_slow) as service:
         registry = service.registry
         plugins = registry.plugins if distribution is None else of_distribution(distribution, registry.plugins)
         for plugin in plugins:
@@ -159,13 +140,11 @@ async def check_plugins(settings: "Settings", distribution: str | None) -> Async
 
 async def _check_loser(settings: "Settings", name: str, plugin: "Plugin") -> Verdict:
     """Check a transform whose name another plugin has, with a selection that prefers it."""
-    from twisted.internet import reactor
-
-    from xformd.server.local import local_service
+    from xformd.server.reload import local_service
 
     selection = attrs.evolve(settings.selection, preferred={name: plugin.distribution}, strict=False)
     try:
-        async with local_service(attrs.evolve(settings, selection=selection), report_slow, reactor) as service:
+        async with local_service(attrs.evolve(settings, selection=selection), report_slow) as service:
             return await _verdict(service, service.registry.resolve(name).transform)
     except ConfigError as error:
         return Verdict(name, 0, (error.message,))
@@ -188,7 +167,7 @@ async def _failure(service: "TransformService", transform: "Transform", example:
     from xformd import spec
 
     call = ", ".join([repr(example.poem), *(f"{name}={value!r}" for name, value in example.options.items())])
-    poem, wanted = (side.encode() if isinstance(side, str) else side for side in (example.poem, example.result))
+    poem, wanted = map(transform.encode, (example.poem, example.result))
     try:
         result = service.xform(spec.build(transform.name, example.options), poem)
         if isinstance(result, Deferred):
@@ -203,6 +182,6 @@ async def _failure(service: "TransformService", transform: "Transform", example:
 def _report(verdict: Verdict, stdout: TextIO) -> None:
     for failure in verdict.failures:
         options.print_line(f"FAILED  {failure}", stdout)
-    if verdict.passed:
+    if not verdict.failures:
         examples = "1 example" if verdict.examples == 1 else f"{verdict.examples or 'no'} examples"
         options.print_line(f"ok      {verdict.subject}: {examples}", stdout)

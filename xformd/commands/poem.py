@@ -14,7 +14,7 @@ from xformd.commands.options import (
     isolated_plugin_output,
     log_format_option,
     print_error,
-    run_server_without_plugins,
+    run_server,
     timeout_option,
 )
 from xformd.net.defaults import DEFAULT_POEM_PORT, with_host
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     from xformd.config import Configuration
 
 max_bytes_option = click.option(
-    "--max-bytes",
-    type=SIZE,
-    default="100MiB",
-    show_default=True,
-    metavar="SIZE",
-    help="Reject a poem longer than this.",
+    "--max-bytes", type=SIZE, default="100MiB", show_default=True, help="Reject a poem longer than this."
 )
 
 
@@ -58,7 +53,7 @@ def serve(poem_file: Path, configuration: "Configuration", slow: int | None) -> 
     settings = configuration.settings
     make = functools.partial(app.make_poem_server, poem_file, settings.listen, bytes_per_s=slow)
     speed = "" if slow is None else f", {slow} bytes a second"
-    run_server_without_plugins(make, f"the poem of {poem_file}{speed}", settings.log_format)
+    run_server(make, lambda _: [f"the poem of {poem_file}{speed}"], settings.log_format)
 
 
 @poem.command()
@@ -119,6 +114,4 @@ def get(
             max_bytes=max_bytes,
             ordered=ordered,
         )
-        status = run.run_until_done(getting)
-    if status:
-        sys.exit(status)
+        sys.exit(run.run_until_done(getting))

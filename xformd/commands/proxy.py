@@ -15,7 +15,7 @@ from xformd.commands.options import (
     configuration_options,
     limit_options,
     log_format_option,
-    run_server_without_plugins,
+    run_server,
     timeout_option,
 )
 from xformd.commands.poem import max_bytes_option, poem
@@ -35,22 +35,19 @@ if TYPE_CHECKING:
     type=SIZE,
     default="64MiB",
     show_default=True,
-    metavar="SIZE",
     help="Size of the cache; each result counts for 1 KiB more than its bytes.",
 )
-@click.option("--ttl", type=TIMEOUT, metavar="DURATION", help="Keep a result this long. [until its plugin changes]")
+@click.option("--ttl", type=TIMEOUT, help="Keep a result this long. [until its plugin changes]")
 @click.option(
     "--refresh",
     type=TIMEOUT,
     default="10",
     show_default=True,
-    metavar="DURATION",
     help="How often to ask the upstreams for their transforms: an upgraded plugin is noticed within this time.",
 )
 @click.option(
     "--max-session-age",
     type=TIMEOUT,
-    metavar="DURATION",
     help="Replace a connection to an upstream before it is older: it may then be to one that came later. [5min]",
 )
 @log_format_option
@@ -78,19 +75,18 @@ def proxy(
         options = {"cache_bytes": cache_bytes, "refresh_s": refresh, **given}
         return app.make_proxy(upstreams, settings.listen, settings.limits, reactor, **options)
 
-    run_server_without_plugins(make, f"the transforms of {', '.join(upstreams)}", settings.log_format)
+    run_server(make, lambda _: [f"the transforms of {', '.join(upstreams)}"], settings.log_format)
 
 
 @poem.command("proxy")
 @click.argument("upstream", type=with_host)
 @configuration_options(DEFAULT_POEM_PROXY_PORT, reads_file=False)
-@click.option("--ttl", type=DURATION, metavar="DURATION", help="How long a poem is fresh. [for ever]")
+@click.option("--ttl", type=DURATION, help="How long a poem is fresh. [for ever]")
 @click.option(
     "--stale",
     type=DURATION,
     default="0",
     show_default=True,
-    metavar="DURATION",
     help="How long after that it is still served while no fresh one can be fetched.",
 )
 @max_bytes_option
@@ -99,7 +95,6 @@ def proxy(
     type=TIMEOUT,
     default="10",
     show_default=True,
-    metavar="DURATION",
     help="How long to wait for the connection to the upstream.",
 )
 @timeout_option("How long to wait for the whole poem.")
@@ -137,4 +132,4 @@ def poem_proxy(
         connect_timeout_s=connect_timeout,
         timeout_s=timeout,
     )
-    run_server_without_plugins(make, f"the poem of {upstream}, from a cache", settings.log_format)
+    run_server(make, lambda _: [f"the poem of {upstream}, from a cache"], settings.log_format)

@@ -1,8 +1,7 @@
 """``xformd serve`` and ``xformd config``, which shows the settings that ``serve`` with the same flags would use."""
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,19 +11,17 @@ from xformd.commands.options import (
     configuration_options,
     isolated_plugin_output,
     limit_options,
-    listening_lines,
     log_format_option,
     plugin_flags,
-    prepare_to_serve,
-    print_line,
+    run_server,
     setting_option,
 )
 from xformd.errors import printable_json
 from xformd.net.defaults import DEFAULT_PORT
 
 if TYPE_CHECKING:
-    from xformd.config import Configuration, Settings
-    from xformd.plugins.registry import Registry
+    from xformd.config import Configuration
+    from xformd.server.app import Server
 
 
 def _setting_options(command: Command) -> Command:
@@ -66,25 +63,18 @@ def serve(configuration: "Configuration") -> None:
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
       xformd serve --config /etc/xformd.toml --workers 4 --max-queue 100
     """
-    with isolated_plugin_output() as stdout:
-        _run(configuration.settings, functools.partial(print_line, file=stdout))
+    settings = configuration.settings
+
+    def make(reactor: Any) -> "Server":
+        from xformd.server.app import make_server  # only once the reactor is installed
+
+        return make_server(settings, reactor)
+
+    run_server(make, _describe, settings.log_format)
 
 
-def _run(settings: "Settings", announce: Callable[[str], None]) -> None:
-    from xformd.net import run
-
-    prepare_to_serve(settings.log_format)
-    from xformd.server.app import make_server  # only once the reactor is installed
-
-    run.run_server(
-        lambda reactor: make_server(settings, reactor),
-        lambda server, addresses: _greeting(addresses, server.registry),
-        announce,
-    )
-
-
-def _greeting(addresses: tuple[str, ...], registry: "Registry") -> Iterator[str]:
-    yield from listening_lines(addresses)
+def _describe(server: "Server") -> Iterator[str]:
+    registry = server.registry
     active = registry.with_state("active")
     yield f"{len(registry.entries)} transforms from {len(active)} plugins"
     for plugin in (*registry.with_state("loading"), *registry.with_state("failed")):

@@ -77,9 +77,7 @@ def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
 
     logs.start()
     with isolated_plugin_output() as stdout:
-        status = run.run_until_done(ping_all(stdout))
-    if status:
-        sys.exit(status)
+        sys.exit(run.run_until_done(ping_all(stdout)))
 
 
 async def _ping(server: str, timeout_s: float, wait_s: float) -> str:
@@ -94,9 +92,8 @@ async def _ping(server: str, timeout_s: float, wait_s: float) -> str:
     ends_s = tried_s + wait_s
     refused: XformError | None = None
     while True:
-        proxy = TransformProxy(
-            server
-        )  # which has not learnt to wait from the last try, or that the server is an old one
+        # A new one, which has not learnt to wait from the last try, or that the server is an old one.
+        proxy = TransformProxy(server)
         try:
             left_s = max(RETRY_S, ends_s - tried_s)  # this process may have waked up too late
             name = await proxy.ping(timeout=min(timeout_s, left_s) if wait_s else timeout_s)
@@ -170,10 +167,8 @@ def run(spec: str, poems: PoemOptions, options: dict[str, str], selected: Select
       xformd run --config /etc/xformd.toml shout poem.txt
       xformd run upper --recursive poems --output-dir out --encoding latin-1
     """
-    from twisted.internet import reactor
-
     from xformd import spec as specs
-    from xformd.server.local import local_service
+    from xformd.server.reload import local_service
     from xformd.telemetry import logs
 
     logs.start(*([logs.observer()] if traceback else []))
@@ -182,7 +177,7 @@ def run(spec: str, poems: PoemOptions, options: dict[str, str], selected: Select
 
         @contextlib.asynccontextmanager
         async def here() -> AsyncIterator[Transform]:
-            async with local_service(settings, report_slow, reactor) as service:
+            async with local_service(settings, report_slow) as service:
                 yield functools.partial(service.xform, parsed)
 
         _run_batch(here(), poems, stdout, describe=describe_locally)
@@ -242,8 +237,7 @@ def _run_batch(
                 ).run(sources)
 
         summary = run.run_until_done(transform_all())
-    if summary.exit_status:
-        sys.exit(summary.exit_status)
+    sys.exit(summary.exit_status)
 
 
 def _recoded(transform: Transform, poems: PoemOptions) -> "Callable[[bytes], Awaitable[bytes]]":

@@ -20,17 +20,11 @@ MIB = 1024 * 1024
 
 @attrs.frozen
 class Resources:
-    """What a process may use.
+    """What a process may use; None is no limit."""
 
-    Args:
-        affinity: on how many CPUs it may run.
-        quota: how many CPUs' time its control groups allow; None for no limit.
-        memory_bytes: how much memory they allow; None for no limit.
-    """
-
-    affinity: int
-    quota: float | None = None
-    memory_bytes: int | None = None
+    affinity: int  # on how many CPUs it may run
+    quota: float | None = None  # how many CPUs' time its control groups allow
+    memory_bytes: int | None = None  # how much memory they allow
 
     @property
     def cpus(self) -> int:

@@ -40,11 +40,6 @@ class Settings:
     access_log: Path | None = None
 
     @property
-    def answers_http(self) -> bool:
-        """Whether the server answers HTTP at all."""
-        return bool(self.http or self.metrics)
-
-    @property
     def worker_count(self) -> int:
         """How many worker processes run jobs."""
         if self.workers is not None:

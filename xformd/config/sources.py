@@ -34,21 +34,13 @@ _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT_[0-9]+_(TC
 
 @attrs.frozen
 class Value:
-    """The value of a setting, and where it was set.
-
-    Args:
-        setting: the setting.
-        value: its value.
-        place: where it was set: ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``.
-        subject: the start of a message about it: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``.
-        subjects: the same for each key of a table in a file.
-    """
+    """The value of a setting, and where it was set."""
 
     setting: Setting
     value: Any
-    place: str
-    subject: str
-    subjects: Mapping[str, str] = attrs.field(factory=dict)
+    place: str  # ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``
+    subject: str  # the start of a message: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``
+    subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for each key of a table in a file
 
     def to_toml(self) -> str:
         """Return the setting as TOML, with its reason and its place in comments."""
@@ -76,12 +68,7 @@ class Value:
 
 @attrs.frozen
 class Configuration:
-    """The settings with their origin.
-
-    Args:
-        settings: the settings of a server.
-        values: one for each row of ``TABLE``, in its order.
-    """
+    """The settings with their origin: ``values`` has one for each row of ``TABLE``, in its order."""
 
     settings: Settings
     values: tuple[Value, ...]
@@ -109,9 +96,6 @@ def configure(
         file: a TOML file, if any.
         environment: the process's variables.
         flags: name of a setting to its flag, for messages, and the value on the command line.
-
-    Returns:
-        The settings with their origin.
 
     Raises:
         ConfigError: a setting is unknown or its value is invalid.
@@ -237,22 +221,11 @@ def _reject_both(inline: Value, isolate: Value) -> None:
 
 
 def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Split a TOML file into its statements: keys with their values, and headers of tables.
+    """Yield the line of each statement of a TOML file, from 1, and its value inside its tables.
 
     ``tomllib`` reports no lines. But TOML is read from top to bottom and a statement ends at the end of a line, so the
     shortest run of lines that parses is a statement. That leaves multi-line strings and arrays, quoted and dotted keys
-    to the parser.
-
-    Args:
-        data: the content of the file.
-        file: its name, for messages.
-
-    Yields:
-        The line on which a statement begins, from 1, and its value inside its tables. Nothing is yielded before the
-        whole file has been parsed.
-
-    Raises:
-        ConfigError: it is not TOML, or not UTF-8.
+    to the parser. Nothing is yielded before the whole file has been parsed: ``ConfigError`` says what is wrong with it.
     """
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")

@@ -7,24 +7,21 @@ message, such as ``expected a whole number of at least 1, got 'many'``.
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from xformd.plugins.options import Option
+from xformd.plugins.options import TRUTH_WORDS
 from xformd.plugins.selection import parse_distributions
 from xformd.telemetry.access_log import STDERR
 
 MAX_NUMBER = 2**63 - 1
 MAX_DURATION_S = 1e9
 
-_BOOLEAN_OPTION = Option("setting", "bool")  # takes yes, on and 1 too, as the option of a transform does
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,*?#@]+\Z")
-_HOST_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\Z")
 _DIGITS = re.compile(r"[0-9]{1,20}\Z")
 _QUANTITY = re.compile(r"(?P<number>[0-9]{1,20}(\.[0-9]{1,20})?) ?(?P<unit>[A-Za-z]*)\Z")
 _SIZE_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
@@ -112,22 +109,11 @@ def choice(*words: str) -> SettingType:
     return SettingType(from_toml=from_toml)
 
 
-def is_origin(text: str) -> bool:
-    """Whether this is a value of the header ``Origin``, or the ``*`` that stands for all."""
-    return text == "*" or _ORIGIN.match(text) is not None
+is_origin = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s,*?#@]+").fullmatch
+"""Match a value of the header ``Origin``, or the ``*`` that stands for all."""
 
-
-def _stands_alone(word: str, among: Collection[object]) -> bool:
-    if word not in among:
-        return False
-    if len(among) > 1:
-        raise ValueError(f"{word!r} stands alone: leave it out, or the others")
-    return True
-
-
-def is_host_name(text: str) -> bool:
-    """Whether this is the name of a host, without a port, or the ``*`` that stands for all."""
-    return text == "*" or _HOST_NAME.match(text) is not None
+is_host_name = re.compile(r"\*|[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*").fullmatch
+"""Match the name of a host, without a port, or the ``*`` that stands for all."""
 
 
 def is_network(text: str) -> bool:
@@ -143,7 +129,7 @@ def strings(
     collect: Callable[[Iterable[str]], tuple[str, ...] | frozenset[str]],
     *,
     separators: str = r"[\s,]+",
-    accepts: Callable[[str], bool] = bool,
+    accepts: Callable[[str], object] = bool,
     minimum: int = 0,
     empty: str | None = None,
     hint: str = "",
@@ -154,7 +140,7 @@ def strings(
         noun: what each string is, in messages.
         collect: ``tuple`` if their order matters, else ``frozenset``.
         separators: what separates them in text, as a regular expression.
-        accepts: whether a string is valid.
+        accepts: returns something true for a valid string.
         minimum: how many there must be.
         empty: the word that stands for none at all.
         hint: the end of the message about an invalid string: what to write instead.
@@ -165,11 +151,12 @@ def strings(
             value = [part for part in re.split(separators, value) if part]
         if not isinstance(value, list | tuple):
             raise _mismatch(f"a list of {noun}s", value)
-        if empty is not None and _stands_alone(empty, value):
+        if empty is not None and empty in value:
+            if len(value) > 1:
+                raise ValueError(f"{empty!r} stands alone: leave it out, or the others")
             return collect(())
-        for text in value:
-            if not isinstance(text, str) or not accepts(text):
-                raise ValueError(f"invalid {noun} {_show(text)}{hint}")
+        if invalid := [text for text in value if not (isinstance(text, str) and accepts(text))]:
+            raise ValueError(f"invalid {noun} {_show(invalid[0])}{hint}")
         if len(value) < minimum:
             raise ValueError(f"expected at least {minimum} {noun}")
         return collect(value)
@@ -177,14 +164,7 @@ def strings(
     return SettingType(from_toml=from_toml, to_json=_in_order)
 
 
-def _boolean_from_text(text: str) -> bool:
-    try:
-        return bool(_BOOLEAN_OPTION.convert(text))
-    except ValueError:
-        raise _mismatch("true or false", text) from None
-
-
-def _boolean_from_toml(value: object) -> bool:
+def _boolean_from(value: object) -> bool:
     if isinstance(value, bool):
         return value
     raise _mismatch("true or false", value)
@@ -270,7 +250,9 @@ _PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
 
 SIZE = SettingType(from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
 DURATION = SettingType(from_toml=parse_timeout, to_toml=_duration_to_toml, unit="seconds")
-BOOLEAN = SettingType(from_toml=_boolean_from_toml, from_text=_boolean_from_text)
+BOOLEAN = SettingType(
+    from_toml=_boolean_from, from_text=lambda text: _boolean_from(TRUTH_WORDS.get(text.lower(), text))
+)
 FOLDERS = SettingType(
     from_toml=lambda value: tuple(map(_path, _PATHS.from_toml(value))),
     # Absolute, so that the output means the same when it is saved in another folder.

@@ -293,14 +293,7 @@ def transform(
 
 
 def _read_signature(function: Callable[..., Any]) -> tuple[PoemKind, tuple[Option, ...], bool]:
-    """Read a signature such as ``def name(poem: str, *, option: int = 1) -> str``.
-
-    Returns:
-        The transform's kind, its options, and whether its result must be awaited.
-
-    Raises:
-        DefinitionError: it is not that of a transform; the message says what to write instead.
-    """
+    """Return what a signature says: a transform's kind, its options, and whether its result must be awaited."""
     if inspect.isclass(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise DefinitionError("it must be a plain function that returns its result, not a class or a generator")
     try:

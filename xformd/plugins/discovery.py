@@ -83,11 +83,7 @@ def installed() -> list[Candidate]:
 
 
 def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
-    """Find the ``*.py`` files and packages of these directories, except those that are there to be imported by others.
-
-    Raises:
-        ConfigError: a directory does not exist, or two files or packages have the same name.
-    """
+    """Find the ``*.py`` files and packages of these directories, but for those that are there for others to import."""
     seen: dict[str, Path] = {}
     for directory, written in {path.resolve(): path for path in directories}.items():
         if not directory.is_dir():

@@ -21,16 +21,12 @@ IsIsolated = Callable[[Transform], bool]
 """Whether a transform runs in a worker."""
 
 _PLAIN_FIELDS = ("inline", "asynchronous", "timeout_s", "memory_bytes", "deterministic", "media_type")
-"""Fields of a Transform that JSON holds as they are."""
+_PLAIN_PLUGIN_FIELDS = ("name", "distribution", "version", "state", "reason")
+"""Fields of a Transform and of a Plugin that JSON holds as they are."""
 
 
 def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, Any]:
-    """Return the registry as values that ``json.dumps`` takes, always in the same order.
-
-    Returns:
-        ``{"transforms": [...], "plugins": [...], "conflicts": [...]}``; a transform is quarantined if its name is in
-        ``quarantined``.
-    """
+    """Return the registry as values that ``json.dumps`` takes, always in the same order."""
     return {
         "transforms": [_transform_to_json(entry, quarantined) for _, entry in sorted(registry.entries.items())],
         "plugins": [_plugin_to_json(plugin) for plugin in registry.plugins],
@@ -94,11 +90,7 @@ def _text(poem: str | bytes) -> str:
 
 def _plugin_to_json(plugin: Plugin) -> dict[str, Any]:
     return {
-        "name": plugin.name,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-        "state": plugin.state,
-        "reason": plugin.reason,
+        **{field: getattr(plugin, field) for field in _PLAIN_PLUGIN_FIELDS},
         "transforms": sorted(transform.name for transform in plugin.transforms),
         "import_time_ms": round(plugin.import_time_s * 1000, 3),
     }
@@ -112,16 +104,9 @@ def plugins_run_here(listed: Mapping[str, Any], is_isolated: IsIsolated) -> froz
 
 
 def from_json(listed: Mapping[str, Any], own: Registry, is_isolated: IsIsolated) -> Registry:
-    """Make a registry from the listing of a worker.
+    """Make a registry from the listing of a worker, and from what this process has imported for what runs in it.
 
-    Args:
-        listed: the worker's ``to_json``.
-        own: what this process has imported; its transforms take the place of the worker's that run in this process.
-        is_isolated: whether a transform runs in a worker.
-
-    Returns:
-        The worker's plugins and conflicts. A plugin with a transform that runs in this process, and that this process
-        cannot import, has failed.
+    A plugin with a transform that runs in this process, and that this process cannot import, has failed.
     """
     owned = {plugin.key: plugin for plugin in own.plugins}
     transforms = {described["name"]: _transform_from_json(described) for described in listed["transforms"]}
@@ -189,12 +174,8 @@ def _plugin_from_json(
 ) -> Plugin:
     own = owned.get(_key(described, "name"))
     return Plugin(
-        name=described["name"],
-        distribution=described["distribution"],
-        version=described["version"],
+        **{field: described[field] for field in _PLAIN_PLUGIN_FIELDS},
         source=own.source if own is not None else "",
-        state=described["state"],
-        reason=described["reason"],
         # An ambiguous transform is listed by its name alone, and no request can reach it.
         transforms=tuple(
             transforms.get(name) or Transform(name, _not_here, "text") for name in described["transforms"]

@@ -38,9 +38,6 @@ def load(
         known: plugins that are taken as they are, and not imported again.
         around: makes a context for the import of one of them.
 
-    Returns:
-        Everything that works, and every failure with its reason.
-
     Raises:
         ConfigError: the selection names an unknown plugin, or as for ``check``.
     """
@@ -59,14 +56,7 @@ def load(
 
 
 def find(selection: Selection = EVERYTHING) -> tuple[Plugin, ...]:
-    """Find the plugins without importing any.
-
-    Returns:
-        Those that are selected have the state ``loading``.
-
-    Raises:
-        ConfigError: the selection names an unknown plugin.
-    """
+    """Find the plugins without importing any: those that are selected have the state ``loading``."""
     return tuple(plugin for _, plugin in _find(selection))
 
 
@@ -208,11 +198,7 @@ def _default(rivals: list[Entry]) -> Entry | None:
 
 
 def check(registry: Registry, selection: Selection) -> None:
-    """Check that every preference has an effect, and with a strict selection that nothing is wrong.
-
-    Raises:
-        ConfigError: saying what is wrong, and which setting asks for it.
-    """
+    """Raise ``ConfigError`` if a preference has no effect, or the selection is strict and anything is wrong."""
     if selection.ignore_unknown:
         return
     for name, distribution in sorted(selection.preferred.items()):
@@ -225,23 +211,14 @@ def check(registry: Registry, selection: Selection) -> None:
             labels = " and ".join(sorted(plugin.label for plugin in owners))
             reason = f"{name}={distribution}, but {name} is provided by {labels}"
             raise ConfigError(reason, setting="prefer", entry=name)
-    if selection.strict:
-        _reject_problems(registry)
-
-
-def _reject_problems(registry: Registry) -> None:
     problems = [f"plugin {plugin.label}: {plugin.reason}" for plugin in registry.with_state("failed")]
     problems += [str(conflict) for conflict in registry.conflicts if not conflict.preferred]
-    if problems:
+    if problems and selection.strict:
         raise ConfigError("some plugins failed or provide the same transform", details=problems, setting="strict")
 
 
 def of_distribution(distribution: str, plugins: Sequence[Plugin]) -> tuple[Plugin, ...]:
-    """Return the plugins of one distribution or loose file.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Return the plugins of one distribution or loose file; raise ``ConfigError`` if there is none."""
     wanted = normalize(distribution)
     found = tuple(plugin for plugin in plugins if normalize(plugin.distribution) == wanted)
     if not found:

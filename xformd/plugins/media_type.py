@@ -27,12 +27,7 @@ def charset(media_type: str) -> str | None:
 
 
 def content_type(media_type: str | None, kind: str) -> str:
-    """Return the ``Content-Type`` of a transform's results; text is declared as UTF-8.
-
-    Args:
-        media_type: the one that the transform declares, if any.
-        kind: the transform's, ``text`` or ``bytes``.
-    """
+    """Return the ``Content-Type`` of a transform's results: what it declares, if anything; text is in UTF-8."""
     if media_type is None:
         return "text/plain; charset=utf-8" if kind == "text" else "application/octet-stream"
     needs_charset = media_type.lower().startswith("text/") and charset(media_type) is None

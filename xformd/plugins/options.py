@@ -19,7 +19,7 @@ _TAKES: Mapping[OptionType, str] = {
     "str": "a string",
 }
 _JSON_TYPES: Mapping[OptionType, str] = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
-_TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+TRUTH_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _INT = re.compile(r"[+-]?[0-9]{1,300}\Z")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,5})?\Z")
 
@@ -73,7 +73,7 @@ class Option:
         if self.type == "str":
             return text
         if self.type == "bool":
-            value: OptionValue | None = _TRUTH.get(text.lower())
+            value: OptionValue | None = TRUTH_WORDS.get(text.lower())
         elif self.type == "choice":
             value = {str(choice): choice for choice in self.choices}.get(text)
         elif self.type == "int":

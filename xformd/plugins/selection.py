@@ -39,14 +39,7 @@ EVERYTHING = Selection()
 
 
 def parse_distributions(text: str) -> frozenset[str] | None:
-    """Parse the setting ``plugins``: ``all``, ``none``, or distributions separated by commas.
-
-    Returns:
-        The distributions; None for all.
-
-    Raises:
-        ValueError: the text is empty, or combines ``all`` or ``none`` with other names.
-    """
+    """Parse the setting ``plugins``: ``all``, which gives None, ``none``, or distributions separated by commas."""
     if text in ("all", "none"):
         return None if text == "all" else frozenset()
     names = frozenset(name.strip() for name in text.split(",") if name.strip())
@@ -58,11 +51,7 @@ def parse_distributions(text: str) -> frozenset[str] | None:
 
 
 def check_names(selection: Selection, candidates: Collection[Candidate]) -> None:
-    """Reject a selection with a name that matches no plugin.
-
-    Raises:
-        ConfigError: naming the setting, and the names to choose from.
-    """
+    """Reject a selection with a name that matches no plugin: the ``ConfigError`` has the names to choose from."""
     if selection.ignore_unknown:
         return
     found = {candidate.distribution for candidate in candidates if not candidate.is_loose}

@@ -45,12 +45,7 @@ class Call:
 
 
 def prepare(step: Step, registry: Registry) -> Call:
-    """Look up a step's transform and convert its options.
-
-    Raises:
-        NoSuchTransform: or ``AmbiguousTransform``.
-        BadOptions: naming the transform, the option and what it takes.
-    """
+    """Look up a step's transform and convert its options; raise what ``resolve`` and ``convert`` do."""
     entry = registry.resolve(step.name)
     return Call(step, entry, entry.transform.convert(dict(step.options)))
 
@@ -71,11 +66,7 @@ def too_large(call: Call, size_bytes: int, max_result_bytes: int, has: str = "ha
 
 
 def check_fits(calls: Sequence[Call], poem_bytes: int, max_result_bytes: int) -> None:
-    """Refuse a poem before anything runs, if a step's result cannot fit as far as the transforms' authors say.
-
-    Raises:
-        TooLarge: naming the step.
-    """
+    """Raise ``TooLarge`` before anything runs, if a step's result cannot fit as far as the transforms' authors say."""
     for call in calls:
         try:
             poem_bytes = int(call.entry.transform.least_bytes(poem_bytes, call.options))
@@ -91,15 +82,10 @@ def is_expected(error: BaseException) -> bool:
 
 
 def explain(call: Call, error: BaseException, detail: str = "") -> XformError:
-    """Return the error that the caller gets for what a transform raised.
+    """Return the error that the caller gets for what a transform raised; ``detail`` is for who runs it at a terminal.
 
     The exception's traceback is dropped: a plugin may raise the same object each time, whose tracebacks would keep
     every poem alive.
-
-    Args:
-        call: the transform.
-        error: what it raised.
-        detail: its message and place, for the person who runs the transform.
     """
     error.__traceback__ = error.__context__ = None
     for refusal in REFUSALS:

@@ -27,13 +27,7 @@ class FailureLog(RateLimitedLog):
         self._logged_at: dict[str, float] = {}
 
     def failed(self, call: Call, raised: SafeTraceback, timing: RequestTiming | None = None) -> None:
-        """Log that a transform has failed.
-
-        Args:
-            call: the transform.
-            raised: what it raised.
-            timing: of the request.
-        """
+        """Log that a transform has failed."""
         message = "transform {transform} of plugin {plugin} failed{log_of_request}"
         fields = {"transform": call.name, "plugin": call.entry.plugin.label}
         self.add(call.name, self._emit, message, **fields, **raised.log_fields(), **log_fields(timing))

@@ -149,17 +149,9 @@ class Generation:
         self._long_plans: SpecCache[Spec, list[Stage]] = SpecCache()
 
     def plan(self, spec: Spec, poem_bytes: int = 0) -> list[Stage]:
-        """Look up the transforms of a spec and convert its options, once for all requests with that spec.
+        """Return the stages of a spec, for a first poem of this length; raise ``XformError`` if it has a mistake.
 
-        Args:
-            spec: the steps.
-            poem_bytes: the length of the first one's poem.
-
-        Returns:
-            What to run, in turn; at least one stage.
-
-        Raises:
-            XformError: there is no such transform, or it takes no such options.
+        Names are looked up and options converted once for all requests with that spec.
         """
         plans = self._plans if poem_bytes <= LONG_POEM_BYTES else self._long_plans
         return plans.get(spec) or plans.remember(spec, self._make_plan(spec, poem_bytes))

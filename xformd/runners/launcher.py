@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
@@ -22,7 +21,7 @@ from xformd.errors import BadFrame, one_line
 from xformd.net.transport import Channel
 from xformd.plugins.registry import Plugin, PluginKey
 from xformd.runners import messages, reaper
-from xformd.runners.worker_handle import END_GRACE_S, OutputLog, WorkerHandle, describe_signal, socket_pair
+from xformd.runners.worker_handle import END_GRACE_S, OutputLog, WorkerHandle, describe_exit, socket_pair
 from xformd.wire import netstring
 
 if TYPE_CHECKING:
@@ -84,8 +83,7 @@ class Launcher(ProcessProtocol):
     def launch(self) -> WorkerHandle | None:
         """Start a worker; None while the plugins are being loaded: ``events.can_launch`` is called then.
 
-        Raises:
-            OSError: the system has no more processes or descriptors to give.
+        Raises ``OSError`` if the system has no more processes or descriptors to give.
         """
         if self._process is None and not self._is_stopping:
             self._spawn()
@@ -200,7 +198,7 @@ class Launcher(ProcessProtocol):
         self._cancel_timers()
         self._timers = [
             self._reactor.callLater(min(SLOW_AFTER_S, timeout_s / 2), self._is_slow),
-            self._reactor.callLater(timeout_s, self._expire, timeout_s),
+            self._reactor.callLater(timeout_s, self.end, f"was not loaded within {timeout_s:g} s"),
         ]
 
     def _cancel_timers(self) -> None:
@@ -213,9 +211,6 @@ class Launcher(ProcessProtocol):
         if self._loading is not None:
             self._on_slow(self._plugin(self._loading), self._setup.left_out)
 
-    def _expire(self, timeout_s: float) -> None:
-        self.end(f"was not loaded within {timeout_s:g} s")
-
     def _plugin(self, key: PluginKey) -> Plugin:
         distribution, name = key  # it may have been installed since the others were found
         return self._plugins.get(key) or Plugin(name=name, distribution=distribution, source="")
@@ -227,8 +222,10 @@ class Launcher(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         """Start again without the plugin that was being loaded. ``processEnded`` may come much later."""
+        end: Any = reason.value
+        ended = describe_exit(end.exitCode if end.signal is None else -end.signal)
         if self._process is None:  # it is still being spawned
-            self._why_killed = _describe_end(reason.value)
+            self._why_killed = ended
             return
         if self._control is not None:
             self._control.read_rest()
@@ -241,19 +238,10 @@ class Launcher(ProcessProtocol):
             self._has_stopped()
         elif self._loading is not None:
             key, self._loading = self._loading, None
-            why = self._why_killed or f"{_describe_end(reason.value)} when it was imported"
-            self.leave_out(key, why)
+            self.leave_out(key, self._why_killed or f"{ended} when it was imported")
             self.events.can_launch()
         elif self._why_killed:
             self.events.can_launch()
         else:
             what = "the fork server" if was_loaded else "the fork server, before it was ready,"
-            self.events.cannot_launch(f"{what} {_describe_end(reason.value)}")
-
-
-def _describe_end(end: BaseException | None) -> str:
-    if not isinstance(end, ProcessTerminated):
-        return "ended with exit status 0"
-    if end.signal is None:
-        return f"ended with exit status {end.exitCode}"
-    return f"was killed by {describe_signal(end.signal)}"
+            self.events.cannot_launch(f"{what} {ended}")

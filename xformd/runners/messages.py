@@ -151,11 +151,7 @@ def encode_traceback(raised: SafeTraceback) -> bytes:
 
 
 def decode_traceback(string: bytes) -> SafeTraceback | None:
-    """Decode a traceback; None for any other message.
-
-    Raises:
-        ValueError: it begins like a traceback and is malformed.
-    """
+    """Decode a traceback; None for any other message. Raise ``ValueError`` if it is malformed."""
     wrong = "a traceback message has an error and a traceback"
     match _decode_json(string, _TRACEBACK, wrong):
         case None if not string.startswith(_TRACEBACK):

@@ -36,16 +36,11 @@ class Placement:
     """Which transforms run in the reactor and which in workers: as declared, unless the operator overrules it.
 
     A long poem goes to a worker whatever a transform declares: only the operator, and what needs the reactor, keep it.
-
-    Args:
-        inline: names of transforms that run in the reactor, whatever they declare.
-        isolate: names of transforms that run in a worker, whatever they declare.
-        isolates_all: whether every transform that can do so runs in a worker.
     """
 
-    inline: frozenset[str] = frozenset()
-    isolate: frozenset[str] = frozenset()
-    isolates_all: bool = False
+    inline: frozenset[str] = frozenset()  # names of those that the operator has run in the reactor
+    isolate: frozenset[str] = frozenset()  # and in a worker
+    isolates_all: bool = False  # whether every transform that can do so runs in a worker
 
     def is_isolated(self, transform: Transform, poem_bytes: int = 0) -> bool:
         """Whether a transform runs in a worker, for a poem of this length."""
@@ -55,11 +50,7 @@ class Placement:
         return is_chosen or not transform.inline or poem_bytes > LONG_POEM_BYTES
 
     def check(self, registry: Registry) -> None:
-        """Check the operator's names against the registry.
-
-        Raises:
-            ConfigError: a transform does not exist, or needs the reactor and is to be isolated.
-        """
+        """Raise ``ConfigError`` if a transform that the operator names does not exist, or cannot run in a worker."""
         for setting, names in (("inline", self.inline), ("isolate", self.isolate)):
             for name in sorted(names):
                 try:
@@ -73,15 +64,10 @@ class Placement:
 
 @attrs.frozen
 class Scope:
-    """Which requests a quarantine is for: those of one share alone, or for long poems alone, where others are innocent.
+    """Which requests a quarantine is for: those of one share alone, or long poems alone, where others are innocent."""
 
-    Args:
-        share: whose; None for everybody's.
-        min_bytes: the shortest poem.
-    """
-
-    share: str | None = None
-    min_bytes: int = 0
+    share: str | None = None  # None for everybody's
+    min_bytes: int = 0  # the shortest poem
 
     def covers(self, share: str, poem_bytes: int) -> bool:
         """Whether a request is among them."""
@@ -154,11 +140,7 @@ class Quarantine:
             term.is_on_trial = term.is_on_trial or term.until <= now
 
     def died(self, name: str, now: float, share: str = "", poem_bytes: int = 0) -> Scope | None:
-        """Note that a transform has killed its worker.
-
-        Returns:
-            For which requests that begins or renews a quarantine; None if it does not.
-        """
+        """Note that a transform has killed its worker; return the scope of the quarantine that this begins, if any."""
         record = self._records.setdefault(name, _Record())
         record.deaths.append((now, share, poem_bytes))
         tried = [scope for scope, term in record.terms.items() if term.is_on_trial and scope.covers(share, poem_bytes)]
@@ -168,11 +150,7 @@ class Quarantine:
         return begun if begun is not None else next(iter(tried), None)
 
     def survived(self, name: str, share: str = "", poem_bytes: int = 0) -> bool:
-        """Note that a run has ended with a result or an error, and the worker is alive.
-
-        Returns:
-            Whether that ends a quarantine.
-        """
+        """Note that a run has ended and its worker is alive; return whether that ends a quarantine."""
         if (record := self._records.get(name)) is None:
             return False
         ended = [scope for scope, term in record.terms.items() if term.is_on_trial and scope.covers(share, poem_bytes)]

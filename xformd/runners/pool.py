@@ -279,10 +279,6 @@ class WorkerPool:
     def begin_step(self, job: PoolJob) -> None:
         """Note that a step runs, and start its time limit."""
         self.quarantine.begin(job.call.name, self._clock.seconds(), job.caller.share, job.size_bytes)
-        self.start_timer(job)
-
-    def start_timer(self, job: PoolJob) -> None:
-        """Start the time limit of the step that runs."""
         _stop_timer(job)
         limit_s = job.call.entry.transform.timeout_s
         if limit_s is not None:

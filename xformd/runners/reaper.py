@@ -172,7 +172,8 @@ def _reap(child: int) -> int | None:
 
 def _sweep(child: int) -> None:
     """Kill all that came from the child. Orphans become children of this process, which is a subreaper."""
-    _kill_group(child)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
     while True:
         for other in children():
             kill(other)
@@ -194,11 +195,6 @@ def kill(pid: int) -> None:
     """Kill a process, if it is there and may be killed."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # a setuid program cannot be killed
         os.kill(pid, signal.SIGKILL)
-
-
-def _kill_group(leader: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
 
 
 def _end_as(status: int) -> NoReturn:

@@ -139,10 +139,9 @@ class _JobRunner:
     """Runs jobs and sends their answers."""
 
     def __init__(self, registry: Registry, setup: messages.WorkerSetup, channel: _Channel, folder: Path) -> None:
-        self._registry = registry
         self._setup = setup
         self._channel = channel
-        self._plans: SpecCache[Spec, list[Call]] = SpecCache()
+        self._plans = SpecCache[Spec, list[Call]](lambda spec: [calls.prepare(step, registry) for step in spec.steps])
         self._pid = os.getpid()
         self._folders = (f"{folder}/{number}" for number in itertools.count(1))
         self._folder = ""
@@ -159,7 +158,7 @@ class _JobRunner:
         request = session.decode_request(string)
         assert isinstance(request, session.Request)  # the server sends nothing else
         try:
-            result = self._run_all(self._plan(request.spec), request.poem)
+            result = self._run_all(self._plans[request.spec], request.poem)
         except XformError as error:
             self._clean_up()
             self._channel.send(session.encode_refusal(session.Refusal(request.id, error)))
@@ -199,11 +198,6 @@ class _JobRunner:
         except OSError as error:
             print(f"a job cannot have a folder: {error.strerror}", file=sys.stderr)  # which the server logs
             raise Unavailable("the job cannot have a folder; the server's log says why") from None
-
-    def _plan(self, spec: Spec) -> list[Call]:
-        if (plan := self._plans.get(spec)) is None:
-            plan = self._plans.remember(spec, [calls.prepare(step, self._registry) for step in spec.steps])
-        return plan
 
     def _run_all(self, steps: list[Call], poem: bytes) -> bytes:
         calls.check_fits(steps, len(poem), self._setup.max_result_bytes)

@@ -220,15 +220,7 @@ class OutputLog(FileDescriptor):
         self._lines = 0
 
     def open(self, theirs: contextlib.ExitStack, undo: contextlib.ExitStack) -> int:
-        """Make the pipe, and read from it.
-
-        Args:
-            theirs: closes the process's end once that has it.
-            undo: stops reading if the process is not started.
-
-        Returns:
-            The process's end.
-        """
+        """Make the pipe, and read from it; return the process's end. The stacks are those of ``socket_pair``."""
         self._descriptor, their_end = os.pipe()
         theirs.callback(os.close, their_end)
         undo.callback(self.connectionLost, Failure(CONNECTION_LOST))
@@ -288,13 +280,13 @@ def _describe_end(status: bytes, oom_kills: int) -> str:
     if status and not status.isdigit():
         return f"could not be started: {one_line(status.decode(errors='replace'))}"
     code = os.waitstatus_to_exitcode(int(status)) if status else -signal.SIGKILL  # its reaper was killed too
+    by = ", by the kernel's out-of-memory killer" if code == -signal.SIGKILL and count_oom_kills() > oom_kills else ""
+    return describe_exit(code) + by
+
+
+def describe_exit(code: int) -> str:
+    """Return what follows a process's name: ended with an exit status, or, if that is negative, killed by a signal."""
     if code >= 0:
         return f"ended with exit status {code}"
-    by = ", by the kernel's out-of-memory killer" if code == -signal.SIGKILL and count_oom_kills() > oom_kills else ""
-    return f"was killed by {describe_signal(-code)}{by}"
-
-
-def describe_signal(number: int) -> str:
-    """Return a signal's name, or its number if it has none."""
     names = {number.value: number.name for number in signal.Signals}
-    return names.get(number, f"signal {number}")
+    return f"was killed by {names.get(-code, f'signal {-code}')}"

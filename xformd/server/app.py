@@ -83,16 +83,12 @@ class Server(ListeningService):
 
 
 def make_server(settings: Settings, reactor: Any) -> Server:
-    """Put a server together, not started.
-
-    Raises:
-        ConfigError: a setting names something that does not exist.
-    """
+    """Put a server together, not started; raise ``ConfigError`` if a setting names something that does not exist."""
     fronts = 1 + bool(settings.http) + bool(settings.metrics)  # each has its own factory
     limits = within_descriptors(settings.limits, workers=settings.worker_count, fronts=fronts)
     settings = attrs.evolve(settings, limits=limits)
     reloader = Reloader(settings, reactor)
-    if settings.answers_http or settings.access_log is not None:
+    if settings.http or settings.metrics or settings.access_log is not None:
         return _make_counting(settings, reloader, reactor)
     trusts = TrustedProxies(settings.trusted_proxies).trusts
     factory = TransformFactory(reloader.service, settings.limits, reactor, trusts=trusts)

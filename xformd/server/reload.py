@@ -6,8 +6,8 @@ which run here. Invariant: a reload that would break a transform changes nothing
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
@@ -91,12 +91,9 @@ class Reloader:
         self.service = TransformService(self._generation(self._built_in), settings.limits, reactor)
 
     def start(self) -> Deferred[None]:
-        """Load the plugins and start the workers.
+        """Load the plugins and start the workers; fires when that is done, or, if not strict, but for slow plugins.
 
-        Returns:
-            Fires when that is done, or when everything but a slow plugin is, unless the selection is strict. It fails
-            with ``ConfigError`` if a setting names something that does not exist, or the selection is strict and a
-            plugin failed.
+        It fails with ``ConfigError`` if a setting names what does not exist, or if it is strict and a plugin failed.
         """
         Deferred.fromCoroutine(self._start()).addErrback(self._start_failed)
         return self._started
@@ -207,9 +204,8 @@ class Reloader:
     def reload(self) -> Deferred[None]:
         """Load the plugins anew, start new workers, and switch to them unless that would break a transform.
 
-        Returns:
-            Fires when that is done or has failed, or when the start is done, which a reload follows then. A reload
-            that is requested meanwhile follows too.
+        Fires when that is done or has failed; during the start when that is done, and a reload follows. A reload that
+        is requested meanwhile follows too.
         """
         self._is_requested = True
         if not self._started.called:
@@ -339,6 +335,24 @@ class Reloader:
         return Launcher(setup, limits.plugin_load_timeout_s, plugins, self._found_slow, self._reactor)
 
 
+@asynccontextmanager
+async def local_service(settings: Settings, report_slow: Callable[[Plugin], object]) -> AsyncIterator[TransformService]:
+    """Run transforms for the person who runs a command, in one worker until the block ends; see ``Reloader``.
+
+    The service's errors tell in full what a transform raised.
+    """
+    from twisted.internet import reactor
+
+    nowhere: frozenset[str] = frozenset()  # where transforms run is a server's business
+    settings = attrs.evolve(settings, workers=1, inline=nowhere, isolate=nowhere)
+    reloader = Reloader(settings, reactor, report_slow=report_slow, is_local=True)
+    try:
+        await reloader.start()
+        yield reloader.service
+    finally:
+        await reloader.stop()
+
+
 def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | None:
     """Return an example of a built-in transform that runs in workers.
 
@@ -348,7 +362,7 @@ def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | Non
         transform = entry.transform
         if entry.plugin.distribution == BUILT_IN and placement.is_isolated(transform) and transform.examples:
             example = transform.examples[0]
-            poem, result = (side.encode() if isinstance(side, str) else side for side in (example.poem, example.result))
+            poem, result = map(transform.encode, (example.poem, example.result))
             return SelfTest(session.Request(1, spec.build(name, example.options), poem), result)
     return None
 

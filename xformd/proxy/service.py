@@ -243,12 +243,16 @@ class CachingTransformService:
         if key_prefix is None:
             return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001), caller), allowed_s)
         # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
-        result = self._look_up(key_prefix, poem, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem, caller)))
+        result = self._look_up(
+            key_prefix, poem, caller, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem, caller))
+        )
         return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
 
-    def _look_up(self, key_prefix: bytes, poem: bytes, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
+    def _look_up(
+        self, key_prefix: bytes, poem: bytes, caller: Caller, fetch: Callable[[], Deferred[bytes]]
+    ) -> bytes | Deferred[bytes]:
         try:
-            return self._results.get(key_prefix + self._digest(poem), fetch)
+            return self._results.get(key_prefix + self._digest(poem), fetch, caller.share)
         except Exception:
             self.log.failure("the cache failed; an upstream is asked instead")
             return fetch()

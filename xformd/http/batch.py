@@ -282,9 +282,8 @@ class _Lines:
         elif piece:
             self._output.append(piece)
             self._output_bytes += len(piece)
-            if (
-                self._output_bytes > PART_BYTES or not self.takes_results
-            ):  # so that the writer knows how much the client has to read
+            # So that the writer knows how much the client has to read.
+            if self._output_bytes > PART_BYTES or not self.takes_results:
                 self._flush()
 
     def _start(self, index: int, line: tuple[Spec, bytes] | BadRequest) -> None:

@@ -216,10 +216,8 @@ class HttpHandler:
         self._work()
 
     def _may_answer(self) -> bool:
-        if (
-            self._output_bytes > PART_BYTES
-            or self._output_bytes + self._connection.unread_bytes > self._max_unread_bytes
-        ):
+        made_bytes = self._output_bytes
+        if made_bytes > PART_BYTES or made_bytes + self._connection.unread_bytes > self._max_unread_bytes:
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 

@@ -182,10 +182,7 @@ class ReadThrough(Generic[Key, Value]):
         self.hits = self.misses = 0
 
     def get(self, key: Key, fetch: Callable[[], Deferred[Value]], share: str = "") -> Value | Deferred[Value]:
-        """Return a fresh answer from the cache, or a Deferred of one (see ``SingleFlight.join``).
-
-        Only requests of one share wait for the same call: another's may wait behind all that it has asked for.
-        """
+        """Return a fresh answer, or a Deferred of one (``SingleFlight.join``): no share waits for another's call."""
         if (value := self.fresh(key)) is not None:
             return value
         self.misses += 1

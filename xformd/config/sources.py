@@ -161,8 +161,7 @@ def _reject_untrusted(path: Path, subject: str, advice: str = "") -> None:
         if found.st_uid not in (0, os.geteuid()):
             raise ConfigError(f"{subject}: {each} is another user's: chown it to root or yourself{advice}")
         others = stat.S_IWOTH if found.st_uid == found.st_gid else stat.S_IWOTH | stat.S_IWGRP
-        says_nothing = stat.S_ISCHR(found.st_mode) or stat.S_ISLNK(found.st_mode)
-        is_safe = says_nothing or os.statvfs(each).f_flag & os.ST_RDONLY
+        is_safe = stat.S_IFMT(found.st_mode) in (stat.S_IFCHR, stat.S_IFLNK) or os.statvfs(each).f_flag & os.ST_RDONLY
         if found.st_mode & others and not is_safe and not (is_above and found.st_mode & stat.S_ISVTX):
             raise ConfigError(f"{subject}: others may write {each}: chmod go-w {each}{advice}")
 

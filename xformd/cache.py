@@ -145,15 +145,15 @@ class ReadThrough(Generic[Key, Value]):
         self._clock = clock
         self._size_of = size_of
         self._fell_back = fell_back
-        self._flights: SingleFlight[Key, Value] = SingleFlight()
+        self._flights: SingleFlight[tuple[Key, str], Value] = SingleFlight()
         self.hits = self.misses = 0
 
-    def get(self, key: Key, fetch: Callable[[], Deferred[Value]]) -> Value | Deferred[Value]:
-        """Return a fresh answer from the cache, or a Deferred of one (see ``SingleFlight.join``)."""
+    def get(self, key: Key, fetch: Callable[[], Deferred[Value]], share: str = "") -> Value | Deferred[Value]:
+        """Return a fresh answer, or a Deferred of one (``SingleFlight.join``): no share waits for another's call."""
         if (value := self.fresh(key)) is not None:
             return value
         self.misses += 1
-        return self._flights.join(key, lambda: self._refresh(key, fetch))
+        return self._flights.join((key, share), lambda: self._refresh(key, fetch))
 
     def fresh(self, key: Key) -> Value | None:
         """Return a fresh answer from the cache, or None."""

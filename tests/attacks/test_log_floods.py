@@ -19,7 +19,7 @@ FLOOD_S = 4.0
 MAX_LINES_A_SECOND = 20
 
 PLUGIN = """
-import os, sys
+import logging, os, sys
 import xformd
 from twisted.internet.defer import fail
 
@@ -45,6 +45,16 @@ def forgets(poem: str) -> str:
     fail(ValueError("nobody looks"))
     return poem
 
+@xformd.transform(inline=True)
+def prints_it(poem: str) -> str:
+    print(poem)
+    return poem
+
+@xformd.transform(inline=True)
+def logs_it(poem: str) -> str:
+    logging.warning(poem)
+    return poem
+
 @xformd.transform
 def fails_there(poem: str) -> str:
     deep(18)
@@ -60,16 +70,16 @@ def dies_there(poem: str) -> str:
 
 @xformd.hookimpl
 def xformd_transforms():
-    return [*map(make, range(100)), prints, forgets, fails_there, prints_there, dies_there]
+    return [*map(make, range(100)), prints, prints_it, logs_it, forgets, fails_there, prints_there, dies_there]
 """
 
 
-def ask(server: Server, *specs: str) -> None:
+def ask(server: Server, *specs: str, poem: str = "owl") -> None:
     """Send requests in a session, and read until the last is answered."""
     with server.connect() as connection:
         connection.settimeout(5)
         opening = netstring.encode(b"xformd/2")
-        requests = (netstring.encode(f"{number} {spec}.owl".encode()) for number, spec in enumerate(specs, 1))
+        requests = (netstring.encode(f"{number} {spec}.{poem}".encode()) for number, spec in enumerate(specs, 1))
         connection.sendall(opening + b"".join(requests))
         received = b""
         while received.count(b",") < len(specs) and (data := connection.recv(65_536)):
@@ -121,6 +131,8 @@ FLOODS: dict[str, Callable[[Server], None]] = {
     "a failing transform in a worker": lambda server: ask(server, *["fails-there"] * 20),
     "dying workers": lambda server: ask(server, *["dies-there"] * 4),
     "what is printed": lambda server: ask(server, *["prints"] * 60),
+    "a printed poem": lambda server: ask(server, *["prints-it"] * 4, poem="a\n" * 30_000),
+    "a logged poem": lambda server: ask(server, *["logs-it"] * 4, poem="a\n" * 30_000),
     "what workers print": lambda server: ask(server, *["prints-there"] * 4),
     "forgotten failures": lambda server: ask(server, *["forgets"] * 60),
 }

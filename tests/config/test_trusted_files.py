@@ -81,6 +81,41 @@ def test_a_link_is_followed_and_its_own_place_counts(folder: Path, tmp_path: Pat
     assert f"others may write {folder.parent}" in reason(link)
 
 
+def test_each_link_of_several_counts(folder: Path, tmp_path: Path) -> None:
+    open_folder, linked = tmp_path / "open", tmp_path / "linked"
+    open_folder.mkdir()
+    (open_folder / "link").symlink_to(folder)
+    linked.mkdir()
+    (linked / "plugins").symlink_to("../open/link")
+    (linked / "plugin.py").symlink_to(open_folder / "link" / "plugin.py")
+    for path in (linked, linked / "plugins"):
+        take(path)
+        open_folder.chmod(0o777)
+        assert f"others may write {linked / '../open' if path.is_symlink() else open_folder}" in reason(path)
+        open_folder.chmod(0o755)
+
+
+def test_where_python_looks_for_what_is_compiled_counts(folder: Path) -> None:
+    (folder / "__pycache__" / "plugin.pyc").unlink()
+    (folder / "__pycache__").chmod(0o777)
+    assert f"others may write {folder / '__pycache__'}" in reason(folder)
+    (folder / "__pycache__").chmod(0o755)
+    (folder / "helper.so").touch()
+    (folder / "helper.so").chmod(0o666)
+    assert f"others may write {folder / 'helper.so'}" in reason(folder)
+
+
+@needs_root
+def test_a_link_of_another_user_is_rejected(folder: Path, tmp_path: Path) -> None:
+    sticky = tmp_path / "sticky"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    (sticky / "link").symlink_to(folder)
+    take(sticky / "link")
+    os.chown(sticky / "link", NOBODY, -1, follow_symlinks=False)
+    assert f"{sticky / 'link'} is another user's" in reason(sticky / "link")
+
+
 @needs_root
 @pytest.mark.parametrize("change", [lambda path: os.chown(path, NOBODY, -1)], ids=["owner"])
 @pytest.mark.parametrize("name", [".", "..", "plugin.py", "package/inner"])

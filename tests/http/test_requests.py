@@ -1,6 +1,8 @@
 """What a request says: headers and queries at their bounds, and the transforms that it names."""
 
 import encodings
+from contextlib import suppress
+from encodings.aliases import aliases
 from typing import Any
 
 import attrs
@@ -48,6 +50,12 @@ def test_an_unknown_charset_is_quoted_briefly(charset: bytes) -> None:
     with pytest.raises(BadRequest, match="send UTF-8") as raised:
         requests.charset({b"content-type": b"text/plain; charset=" + charset})
     assert len(raised.value.message) < 100
+
+
+def test_of_all_charsets_that_python_lists_each_is_known_or_refused() -> None:
+    for name in {*aliases, *aliases.values()}:
+        with suppress(BadRequest):
+            requests.charset({b"content-type": f"text/plain; charset={name}".encode()})
 
 
 def test_unknown_charsets_are_not_remembered_by_python() -> None:

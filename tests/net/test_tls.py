@@ -1,6 +1,7 @@
 """TLS in memory: what is negotiated, which certificate is used, and what the log says of a failed handshake."""
 
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support.memory import HERE, MemoryServer
 from support.processes import netstring
 from xformd.errors import ConfigError
 from xformd.net.endpoints import ServerEndpoint, server_endpoint
+from xformd.net.turns import TURN_S
 
 HTTP = (b"http/1.1",)
 
@@ -69,6 +71,7 @@ class Site:
         protocol = self.accept()
         if data:
             protocol.dataReceived(data)
+            self.reactor.advance(0)
         protocol.connectionLost(Failure(ConnectionDone()))
 
     def renew(self) -> None:
@@ -89,7 +92,7 @@ class Client:
     """A client that has shaken hands with a site."""
 
     def __init__(self, site: Site, context: ssl.SSLContext, before: bytes = b"") -> None:
-        self.server = site.accept()
+        self.server, self._reactor = site.accept(), site.reactor
         if before:
             self.server.dataReceived(before)
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -108,6 +111,7 @@ class Client:
         """Pass on what both sides have sent."""
         if data := self._out.read():
             self.server.dataReceived(data)
+            self._reactor.advance(0)  # its share may have had its turn
         self._in.write(self.server.transport.value())
         self.server.transport.clear()
 
@@ -345,6 +349,23 @@ def test_a_handshake_that_the_server_aborts_is_not_logged_twice(site: Site, log:
     protocol.connectionLost(Failure(ConnectionDone()))
     assert len(log.lines) == 1
     assert log.lines[0].startswith("cut off ")
+
+
+def test_the_handshakes_of_a_peer_take_turns(site: Site) -> None:
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        untrusting().wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
+    hello = outgoing.read()
+    early, late, lost = site.accept(), site.accept(), site.accept()
+    early.dataReceived(hello[:9])
+    factory: Any = site.factory
+    factory.turns.used(early.transport.getPeer().host, 2 * TURN_S)
+    for server in (early, late, lost):
+        server.dataReceived(hello[9:] if server is early else hello)
+        assert not server.transport.value()
+    lost.connectionLost(Failure(ConnectionDone()))
+    site.reactor.pump([0] * 3)
+    assert [each.transport.value()[:1] == b"\x16" for each in (early, late, lost)] == [True, True, False]
 
 
 def test_certificates_are_what_twisted_asks_for_connections(site: Site) -> None:

@@ -24,6 +24,7 @@ from xformd.net import endpoints
 from xformd.protocol import TransformFactory
 from xformd.proxy import CachingTransformService
 from xformd.proxy.catalog import LIST_TIMEOUT_S
+from xformd.runners import Caller
 from xformd.runners.generation import Generation, PreparedCall
 from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
@@ -164,6 +165,16 @@ def test_requests_that_share_a_call_keep_their_own_deadlines(world: World, proxy
     error_of(long, xformd.TransformTimeout)
     world.network.pump()
     assert (len(world.waiting), world.cancelled) == (1, 1)
+
+
+def test_a_share_does_not_wait_for_what_another_has_asked(world: World, proxy: CachingTransformService) -> None:
+    asked = [world.ask(proxy, "later", caller=Caller(share)) for share in ("10.0.0.1", "10.0.0.1", "10.0.0.2")]
+    assert len(world.waiting) == 2
+    world.waiting[1].callback(b"its own")
+    world.network.pump()
+    assert result_of(asked[2]) == b"its own"
+    assert not has_fired(asked[0])
+    assert world.ask(proxy, "later", caller=Caller("10.0.0.1")) == b"its own"  # what is cached is for all
 
 
 def test_the_deadline_of_an_uncached_request_reaches_the_upstream(world: World) -> None:

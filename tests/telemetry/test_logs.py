@@ -196,6 +196,14 @@ def test_an_endless_line_is_cut(log: Log, stream: LoggedStream) -> None:
     assert [len(line) for line in log.lines] == [1_000] * 4
 
 
+def test_of_many_lines_at_once_the_first_are_logged(log: Log, stream: LoggedStream) -> None:
+    many = "a\n" * 30_000
+    print(many, file=stream)
+    assert log.lines == ["a"] * logs.LINES_A_SECOND
+    event = {"log_format": "{text}", "text": many, "log_level": LogLevel.info}
+    assert as_text(event).count("\n") < logs.LINES_A_SECOND
+
+
 def test_information_of_twisted_itself_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
     observer = logs.json_observer()
     assert isinstance(observer, FilteringLogObserver)

@@ -9,6 +9,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def configure(
         try:
             packages = [init.parent for init in folder.glob("*/__init__.py")]
             inside = (each for package in packages for each in (package, *package.rglob("*")))
-            for path in (folder, *folder.glob("*.py"), *folder.glob("__pycache__/*"), *inside):
+            modules = (each for suffix in all_suffixes() for each in folder.glob(f"*{suffix}"))
+            for path in (folder, *modules, *folder.glob("__pycache__"), *folder.glob("__pycache__/*"), *inside):
                 _reject_untrusted(path, subject, ", or take --insecure-plugins-dir for its folder")
         except OSError as error:
             raise ConfigError(f"{subject}: cannot read {folder}: {error.strerror}") from error
@@ -138,14 +140,22 @@ def _reject_untrusted(path: Path, subject: str, advice: str = "") -> None:
     A group with its owner's number is that user's own (umask 002); the mode of /dev/null and a ConfigMap says nothing.
     """
     is_there = os.access(path, os.F_OK)  # or else, whoever reads it will say why
-    for each in dict.fromkeys((path, *path.resolve().parents, *path.absolute().parents)) if is_there else ():
-        found = each.stat()
+    for each, is_above in dict.fromkeys(_places(path.absolute())) if is_there else ():
+        found = each.lstat()
         if found.st_uid not in (0, os.geteuid()):
             raise ConfigError(f"{subject}: {each} is another user's: chown it to root or yourself{advice}")
         others = stat.S_IWOTH if found.st_uid == found.st_gid else stat.S_IWOTH | stat.S_IWGRP
-        is_safe = stat.S_ISCHR(found.st_mode) or os.statvfs(each).f_flag & os.ST_RDONLY
-        if found.st_mode & others and not is_safe and not (each != path and found.st_mode & stat.S_ISVTX):
+        is_safe = stat.S_IFMT(found.st_mode) in (stat.S_IFCHR, stat.S_IFLNK) or os.statvfs(each).f_flag & os.ST_RDONLY
+        if found.st_mode & others and not is_safe and not (is_above and found.st_mode & stat.S_ISVTX):
             raise ConfigError(f"{subject}: others may write {each}: chmod go-w {each}{advice}")
+
+
+def _places(path: Path, *, is_above: bool = False) -> Iterator[tuple[Path, bool]]:
+    """Yield a path and the folders above it, and the same of whatever a link among them leads to."""
+    for each in (path, *path.parents):
+        yield each, is_above or each != path
+        if each.is_symlink() and (target := each.parent / each.readlink()).exists():  # that of a pipe has no name
+            yield from _places(target, is_above=is_above or each != path)
 
 
 def _read_from_file(name: str, raw: object, place: str) -> Value:

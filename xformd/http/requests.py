@@ -38,7 +38,7 @@ _UTF_8 = "utf-8"
 _SANDBOX = (b"content-security-policy", b"default-src 'none'; sandbox")
 
 _CHARSET_NAME = re.compile(r"[a-z0-9._:-]{1,40}\Z")
-_KNOWN_CHARSETS = frozenset(aliases) | frozenset(aliases.values())
+_KNOWN_CHARSETS = (frozenset(aliases) | frozenset(aliases.values())) - {"mbcs", "ansi", "dbcs"}  # those are Windows's
 # Python knows more codecs, and some are slow: punycode, and utf-7 in pieces.
 _CHARSETS = re.compile(r"utf(?!-7)|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc_|gb|big5|tis-620|hz|johab")
 

@@ -229,7 +229,11 @@ class CachingTransformService:
             return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001), caller), allowed_s)
         # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
         key = key_prefix + self._digest(poem)
-        result = self._results.get(key, lambda: Deferred.fromCoroutine(self._ask_again(spec, poem, caller)))
+
+        def fetch() -> Deferred[bytes]:
+            return Deferred.fromCoroutine(self._ask_again(spec, poem, caller))
+
+        result = self._results.get(key, fetch, caller.share)
         return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
 
     def _digest(self, poem: bytes) -> bytes:

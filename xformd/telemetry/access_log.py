@@ -162,11 +162,11 @@ class LineWriter(Generic[Entry]):
         else:
             self._overflowed += 1
 
-    def leave_out(self, why: str) -> None:
-        """Count a line that is not to be written."""
+    def leave_out(self, why: str, count: int = 1) -> None:
+        """Count lines that are not to be written."""
         if self.dropped == self._reported:
             self._waiting.put(None)  # so that it is reported, also if nothing follows
-        self._overflowed += 1
+        self._overflowed += count
         self._why = why
 
     def reopen(self) -> None:

@@ -78,6 +78,15 @@ def _write(text: str) -> None:
     _writer.start()  # for the first line, after a fork, and for what is printed after a stop
 
 
+def _beginning(text: str) -> str:
+    """Return what may be logged at once, and count the other lines: a poem of 64 KiB may have as many."""
+    rest = text.split("\n", LINES_A_SECOND)[LINES_A_SECOND:]
+    if not any(rest):
+        return text
+    _writer.leave_out(f"more than {LINES_A_SECOND} at once", rest[0].rstrip("\n").count("\n") + 1)
+    return text[: -len(rest[0])]
+
+
 class _Budgets(dict[str, tuple[float, float]]):
     """How many more lines of each namespace may be logged, and since when.
 
@@ -198,7 +207,7 @@ def _message_and_traceback(event: LogEvent) -> tuple[str, str]:
         return message.strip(), SafeTraceback.redacted(failure.value, failure.getTracebackObject()).traceback
     traceback = event.get("traceback")
     traceback = traceback if isinstance(traceback, str) else ""
-    return formatEvent(event).removesuffix(traceback).rstrip("\n"), traceback
+    return _beginning(formatEvent(event).removesuffix(traceback)).rstrip("\n"), traceback
 
 
 class LoggingHandler(logging.Handler):
@@ -243,7 +252,7 @@ class QueuedStream(io.TextIOBase):
         self._rest += text
         if "\n" in text or len(self._rest) > MAX_LINE_CHARACTERS:
             if self.budgets.admits("what is printed", self._rest):
-                _write(self._rest)
+                _write(_beginning(self._rest))
             self._rest = ""
         return len(text)
 
@@ -258,7 +267,7 @@ class LoggedStream(QueuedStream):
 
     def write(self, text: str, /) -> int:
         """Log each line that is complete, or long."""
-        *lines, self._rest = (self._rest + text).split("\n")
+        *lines, self._rest = _beginning(self._rest + text).split("\n")
         if len(self._rest) > MAX_LINE_CHARACTERS:
             lines, self._rest = [*lines, self._rest], ""
         for line in filter(None, lines):

@@ -80,6 +80,10 @@ class SingleFlight(Generic[Key, Value]):
     def __init__(self) -> None:
         self._flights: dict[Key, _Flight[Value]] = {}
 
+    def __contains__(self, key: Key) -> bool:
+        """Whether there is a call for a key."""
+        return key in self._flights
+
     def join(self, key: Key, start: Callable[[], Deferred[Value]]) -> Deferred[Value]:
         """Wait for the call that is in flight, or start one.
 
@@ -180,6 +184,10 @@ class ReadThrough(Generic[Key, Value]):
         self._fell_back = fell_back
         self._flights: SingleFlight[Key, Value] = SingleFlight()
         self.hits = self.misses = 0
+
+    def join(self, key: Key) -> Value | Deferred[Value] | None:
+        """Return a fresh answer from the cache, or a Deferred of one that is being fetched, or None."""
+        return self.get(key, Deferred) if key in self._flights else self.fresh(key)
 
     def get(self, key: Key, fetch: Callable[[], Deferred[Value]]) -> Value | Deferred[Value]:
         """Return a fresh answer from the cache, or a Deferred of one (see ``SingleFlight.join``)."""

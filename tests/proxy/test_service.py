@@ -268,9 +268,8 @@ def test_over_the_queue_limit_a_request_is_busy_at_once(monkeypatch: pytest.Monk
     proxy = world.proxy()
     world.ask(proxy, "later", b"one")
     through = world.ask(proxy, "fickle-later")
-    with pytest.raises(xformd.Busy, match="2 requests are waiting") as busy:
-        world.ask(proxy, "fickle-later")
-    assert busy.value.retry_after_ms == 1000
+    busy = error_of(world.ask(proxy, "fickle-later"), xformd.Busy)
+    assert (busy.message[:22], busy.retry_after_ms) == ("2 requests are waiting", 1000)
     error_of(world.ask(proxy, "later", b"two"), xformd.Busy)
     world.ask(proxy, "later", b"one")  # which is no other call
     world.waiting[0].callback(b"first")
@@ -518,3 +517,47 @@ def test_for_a_caller_without_room_no_upstream_is_asked(world: World) -> None:
     proxy.has_room(full)
     world.network.pump()
     assert result_of(answer) == b"OWL"
+
+
+@pytest.mark.parametrize("takes_results", [True, False])
+def test_nobody_waits_in_the_place_of_another_client(monkeypatch: pytest.MonkeyPatch, takes_results: bool) -> None:
+    """One client asks for much, and then for what another one asks for: that one's place is its own."""
+    world = World(monkeypatch, max_in_flight=4)
+    proxy = world.proxy()
+    many = Asker(takes_results, "192.0.2.1")
+    for number in range(20):
+        world.ask(proxy, "later", b"%d" % number, caller=many.caller)
+    mine = world.ask(proxy, "later", caller=many.caller)
+    theirs = world.ask(proxy, "later", caller=Asker(share="192.0.2.2").caller)
+    world.waiting[-1].callback(b"OWL")
+    world.network.pump()
+    assert result_of(theirs) == b"OWL"
+    many.takes_results = True
+    proxy.has_room(many)
+    for _ in range(20):
+        world.network.pump()
+        for each in world.waiting:
+            if not each.called:
+                each.callback(b"x")
+    world.network.pump()
+    assert result_of(mine) == b"OWL"
+    assert len(world.waiting) == 21
+
+
+def test_what_is_busy_for_one_client_is_not_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, max_in_flight=4, max_queue=3)
+    proxy = world.proxy()
+    many = Asker(share="192.0.2.1")
+    for number in range(5):
+        world.ask(proxy, "later", b"%d" % number, caller=many.caller)
+    mine = world.ask(proxy, "later", caller=many.caller)
+    theirs = [world.ask(proxy, "later", poem, caller=Asker(share="192.0.2.2").caller) for poem in (b"owl", b"cat")]
+    more = world.ask(proxy, "later", b"dog", caller=Asker(share="192.0.2.3").caller)
+    for _ in range(20):
+        world.network.pump()
+        for each in world.waiting:
+            if not each.called:
+                each.callback(b"x")
+    world.network.pump()
+    assert error_of(mine, xformd.Busy)
+    assert [result_of(each) for each in (*theirs, more)] == [b"x"] * 3

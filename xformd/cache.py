@@ -149,7 +149,7 @@ class ReadThrough(Generic[Key, Value]):
         self.hits = self.misses = 0
 
     def get(self, key: Key, fetch: Callable[[], Deferred[Value]], share: str = "") -> Value | Deferred[Value]:
-        """Return a fresh answer, or a Deferred of one (``SingleFlight.join``): no share waits for another's call."""
+        """Return a fresh answer, or a Deferred of one (``SingleFlight.join``): calls are shared within a share."""
         if (value := self.fresh(key)) is not None:
             return value
         self.misses += 1

@@ -167,6 +167,17 @@ def test_sessions_that_do_not_read_make_nobody_else_wait(through: str, request: 
     assert {answer.code for answer in answers} == {"ok"}
 
 
+def test_pipelines_that_have_begun_keep_nobody_out_of_the_queue(server: Server) -> None:
+    """Their later parts come to the queue when the first one has run, here in the server itself."""
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(Session(server, ATTACKER)).send(*[("upper+heavy", b"x")] * 64)
+        answers = ask_for(1.5, server)
+    busy = sum(answer.code == "busy" for answer in answers)
+    print(f"\n1,280 pipelines of one address: {busy} of {len(answers)} of another's requests are busy")
+    assert {answer.code for answer in answers} == {"ok"}
+
+
 def with_timeouts(server: Server) -> Callable[[threading.Event], None]:
     def attack(over: threading.Event) -> None:
         with Session(server, ATTACKER) as session:

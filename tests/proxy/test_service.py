@@ -167,14 +167,26 @@ def test_requests_that_share_a_call_keep_their_own_deadlines(world: World, proxy
     assert (len(world.waiting), world.cancelled) == (1, 1)
 
 
-def test_a_share_does_not_wait_for_what_another_has_asked(world: World, proxy: CachingTransformService) -> None:
-    asked = [world.ask(proxy, "later", caller=Caller(share)) for share in ("10.0.0.1", "10.0.0.1", "10.0.0.2")]
-    assert len(world.waiting) == 2
-    world.waiting[1].callback(b"its own")
+def test_a_share_does_not_wait_for_one_that_has_asked_for_other_things_too(
+    world: World, proxy: CachingTransformService
+) -> None:
+    one, other = Caller("10.0.0.1"), Caller("10.0.0.2")
+    asked = [world.ask(proxy, "later", poem, caller=one) for poem in (b"slow", b"owl", b"owl")]
+    found = world.ask(proxy, "later", caller=other)
+    assert len(world.waiting) == 3
+    world.waiting[2].callback(b"its own")
     world.network.pump()
-    assert result_of(asked[2]) == b"its own"
-    assert not has_fired(asked[0])
-    assert world.ask(proxy, "later", caller=Caller("10.0.0.1")) == b"its own"  # what is cached is for all
+    assert result_of(found) == b"its own"
+    assert not any(map(has_fired, asked))
+    assert world.ask(proxy, "later", caller=one) == b"its own"  # what is cached is for all
+
+
+def test_shares_wait_together_for_what_one_has_asked_for_alone(world: World, proxy: CachingTransformService) -> None:
+    asked = [world.ask(proxy, "later", caller=Caller(f"10.0.0.{number}")) for number in range(10)]
+    assert len(world.waiting) == 1
+    world.waiting[0].callback(b"for all")
+    world.network.pump()
+    assert [result_of(each) for each in asked] == [b"for all"] * 10
 
 
 def test_the_deadline_of_an_uncached_request_reaches_the_upstream(world: World) -> None:
@@ -279,9 +291,8 @@ def test_over_the_queue_limit_a_request_is_busy_at_once(monkeypatch: pytest.Monk
     proxy = world.proxy()
     world.ask(proxy, "later", b"one")
     through = world.ask(proxy, "fickle-later")
-    with pytest.raises(xformd.Busy, match="2 requests are waiting") as busy:
-        world.ask(proxy, "fickle-later")
-    assert busy.value.retry_after_ms == 1000
+    busy = error_of(world.ask(proxy, "fickle-later"), xformd.Busy)
+    assert (busy.message[:22], busy.retry_after_ms) == ("2 requests are waiting", 1000)
     error_of(world.ask(proxy, "later", b"two"), xformd.Busy)
     world.ask(proxy, "later", b"one")  # which is no other call
     world.waiting[0].callback(b"first")
@@ -522,3 +533,47 @@ def test_for_a_caller_without_room_no_upstream_is_asked(world: World) -> None:
     proxy.has_room(full)
     world.network.pump()
     assert result_of(answer) == b"OWL"
+
+
+@pytest.mark.parametrize("takes_results", [True, False])
+def test_nobody_waits_in_the_place_of_another_client(monkeypatch: pytest.MonkeyPatch, takes_results: bool) -> None:
+    """One client asks for much, and then for what another one asks for: that one's place is its own."""
+    world = World(monkeypatch, max_in_flight=4)
+    proxy = world.proxy()
+    many = Asker(takes_results, "192.0.2.1")
+    for number in range(20):
+        world.ask(proxy, "later", b"%d" % number, caller=many.caller)
+    mine = world.ask(proxy, "later", caller=many.caller)
+    theirs = world.ask(proxy, "later", caller=Asker(share="192.0.2.2").caller)
+    world.waiting[-1].callback(b"OWL")
+    world.network.pump()
+    assert result_of(theirs) == b"OWL"
+    many.takes_results = True
+    proxy.has_room(many)
+    for _ in range(20):
+        world.network.pump()
+        for each in world.waiting:
+            if not each.called:
+                each.callback(b"x")
+    world.network.pump()
+    assert result_of(mine) == b"OWL"
+    assert len(world.waiting) == 21
+
+
+def test_what_is_busy_for_one_client_is_not_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, max_in_flight=4, max_queue=3)
+    proxy = world.proxy()
+    many = Asker(share="192.0.2.1")
+    for number in range(5):
+        world.ask(proxy, "later", b"%d" % number, caller=many.caller)
+    mine = world.ask(proxy, "later", caller=many.caller)
+    theirs = [world.ask(proxy, "later", poem, caller=Asker(share="192.0.2.2").caller) for poem in (b"owl", b"cat")]
+    more = world.ask(proxy, "later", b"dog", caller=Asker(share="192.0.2.3").caller)
+    for _ in range(20):
+        world.network.pump()
+        for each in world.waiting:
+            if not each.called:
+                each.callback(b"x")
+    world.network.pump()
+    assert error_of(mine, xformd.Busy)
+    assert [result_of(each) for each in (*theirs, more)] == [b"x"] * 3

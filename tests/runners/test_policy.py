@@ -13,7 +13,6 @@ from xformd.runners.policy import (
     EVERYBODY,
     LONG_POEM_BYTES,
     MAX_DEATHS,
-    MAX_TERMS,
     QUARANTINE_S,
     Placement,
     Quarantine,
@@ -185,10 +184,10 @@ def test_the_trial_of_a_share_says_nothing_about_another() -> None:
     quarantine = Quarantine()
     for share in "ab":
         for _ in range(MAX_DEATHS):
-            quarantine.died("bomb", 0 if share == "a" else 2 * DEATH_WINDOW_S, share)
+            quarantine.died("bomb", 0 if share == "a" else DEATH_WINDOW_S + 1, share)
     quarantine.begin("bomb", QUARANTINE_S, "a")
     assert quarantine.survived("bomb", "a") is True
-    assert quarantine.wait_s("bomb", 2 * DEATH_WINDOW_S, "b") == QUARANTINE_S
+    assert quarantine.wait_s("bomb", DEATH_WINDOW_S + 1, "b") == QUARANTINE_S
 
 
 def test_a_run_during_a_quarantine_is_no_trial(quarantine: Quarantine) -> None:
@@ -198,14 +197,18 @@ def test_a_run_during_a_quarantine_is_no_trial(quarantine: Quarantine) -> None:
     assert quarantine.names == {"bomb"}
 
 
-def test_a_transform_that_kills_for_very_many_is_in_quarantine_for_everybody() -> None:
+def test_poems_of_many_lengths_are_one_shares_still() -> None:
     quarantine = Quarantine()
-    for number in range(MAX_TERMS):
-        for _ in range(MAX_DEATHS):
-            quarantine.died("bomb", number * 2 * DEATH_WINDOW_S, f"{number}")
-    assert quarantine.names == frozenset()
-    now = MAX_TERMS * 2 * DEATH_WINDOW_S
-    assert [quarantine.died("bomb", now, "last") for _ in range(MAX_DEATHS)][-1] == EVERYBODY
+    begun = [quarantine.died("bomb", number / 10, "a", 10_000_000 - number) for number in range(400)]
+    assert {scope.share for scope in begun if scope is not None} == {"a"}
+    assert quarantine.wait_s("bomb", 400 / 10, "b", 10_000_000) is None
+
+
+def test_what_was_over_long_ago_does_not_count_for_everybody() -> None:
+    quarantine = Quarantine()
+    for day in range(200):
+        begun = [quarantine.died("bomb", day * 86_400, f"{day}") for _ in range(MAX_DEATHS)]
+        assert begun[-1] == Scope(f"{day}")
 
 
 LIMITS = Limits(max_jobs_per_worker=10, max_worker_growth_bytes=100)

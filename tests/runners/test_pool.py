@@ -97,6 +97,16 @@ def test_a_later_part_of_a_request_is_never_busy(clock: Clock) -> None:
     assert result_of(later) == b"4"
 
 
+def test_a_later_part_that_gives_way_is_not_sent_again(clock: Clock) -> None:
+    """Clients send again what is busy until a time: such a request has begun."""
+    pool = Pool(clock, max_queue=1).start()
+    pool.run(poem=b"1")
+    later = [pool.pool.run(calls_of("upper"), b"2", Caller("many"), is_admitted=True) for _ in range(3)]
+    other = pool.pool.run(calls_of("upper"), b"3", Caller("other"))
+    assert error_of(later[-1], Busy).retry_after_ms is None
+    assert not any(map(has_fired, (*later[:-1], other)))
+
+
 def test_a_job_cancelled_in_the_queue_never_runs(pool: Pool) -> None:
     running, waiting, last = (pool.run(poem=poem) for poem in (b"1", b"2", b"3"))
     waiting.cancel()

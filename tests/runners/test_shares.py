@@ -117,6 +117,33 @@ def test_no_share_saves_up_time_while_it_does_nothing() -> None:
     assert sorted(shares[:2]) == ["busy", "old"]
 
 
+def test_a_share_saves_up_no_time_while_its_reader_has_no_room() -> None:
+    full = Asker(takes_results=False, share="full")
+    queue = queue_of()
+    put_all(queue, [Job(full.caller) for _ in range(4)])
+    assert queue.first(0) is None
+    put_all(queue, of("other", 50))
+    for _ in range(46):
+        take(queue)
+    full.takes_results = True
+    queue.has_room(full)
+    assert {job.caller.share for job in take_all(queue)[:3]} == {"full", "other"}
+
+
+def test_a_share_saves_up_no_time_while_it_has_to_wait() -> None:
+    queue = queue_of(max_running=1)
+    put_all(queue, of("slow", 5))
+    running = queue.first(0)
+    assert running is not None
+    queue.remove(running)
+    charged_s = queue.started(running)
+    put_all(queue, of("other", 50))
+    for _ in range(46):
+        take(queue)
+    queue.ended(running, charged_s, 0.001)
+    assert {job.caller.share for job in take_all(queue)[:5]} == {"slow", "other"}
+
+
 def test_a_share_runs_no_more_than_it_may_at_once() -> None:
     queue = queue_of(max_running=2)
     put_all(queue, [*of("a", 3), *of("b")])
@@ -191,6 +218,22 @@ def test_a_later_part_of_a_request_keeps_its_place_and_takes_nobodys() -> None:
     assert queue.put(last) == [last]
 
 
+def test_later_parts_of_requests_keep_nobody_else_out() -> None:
+    """A request with several parts, such as ``upper+wrap``, comes to the queue when its first one has run."""
+    queue = queue_of(max_jobs=10)
+    later = [Job(Caller("many"), is_admitted=True) for _ in range(20)]
+    assert put_all(queue, later) == []
+    (other,) = of("other")
+    assert queue.put(other) == [later[-1]]
+
+
+def test_later_parts_of_requests_have_the_bound_in_memory_too() -> None:
+    big = b"x" * 1_000
+    queue = queue_of(max_bytes=3 * (JOB_BYTES + len(big)))
+    later = [Job(Caller("many"), big, is_admitted=True) for _ in range(4)]
+    assert put_all(queue, later) == [later[-1]]
+
+
 def test_memory_has_a_bound_and_the_share_that_holds_the_most_gives_way() -> None:
     big = b"x" * 1_000
     queue = queue_of(max_bytes=3 * (JOB_BYTES + len(big)))
@@ -223,6 +266,42 @@ def test_a_share_is_forgotten_when_nothing_would_differ() -> None:
         put_all(queue, of(f"2001:db8:{number:x}::/64"))
         assert take(queue, 0.0)
     assert len(queue._shares) <= 2 * FORGET_ABOVE + 1
+
+
+def test_shares_that_ask_once_are_forgotten() -> None:
+    """Whatever they used: else a share would be remembered until the others have used as much."""
+    queue = queue_of()
+    for number in range(5 * FORGET_ABOVE):
+        put_all(queue, of(f"2001:db8:{number:x}::/64"))
+        assert take(queue, 0.01)
+    assert len(queue._shares) <= 2 * FORGET_ABOVE + 1
+
+
+def test_the_shares_that_have_used_the_most_are_forgotten_last() -> None:
+    queue = queue_of()
+    put_all(queue, of("heavy", 20))
+    take_all(queue)
+    put_all(queue, of("killer"))
+    killer = queue.first(0)
+    assert killer is not None
+    for _ in range(MAX_KILLS):
+        queue.killed(killer, 0)
+    take(queue, 0.0)
+    for number in range(5 * FORGET_ABOVE):
+        put_all(queue, of(f"{number}"))
+        take(queue, 0.01)
+    assert {"heavy", "killer"} <= queue._shares.keys()
+
+
+def test_a_reader_whose_jobs_are_gone_is_forgotten() -> None:
+    queue = queue_of()
+    for _ in range(10):
+        full = Asker(takes_results=False)
+        job = Job(full.caller)
+        queue.put(job)
+        assert queue.first(0) is None
+        assert queue.remove(job)
+    assert not queue._set_aside
 
 
 # Against plain lists.

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import attrs
@@ -76,7 +77,8 @@ class _Question:
     caller: Caller
     spec: Spec
     poem: bytes
-    ends_at: float | None  # by the clock, if the upstream should heed that
+    ends_at: float | None = None  # by the clock, if the upstream should heed that
+    key: bytes = b""  # of its result in the cache; empty if that is not kept
     size_bytes: int = attrs.field(init=False)
     answer: Deferred[bytes] = attrs.field(init=False)
     asked: Deferred[bytes] | None = None
@@ -148,6 +150,7 @@ class CachingTransformService:
         self._in_flight = RequestsInFlight()
         self._max_asking = limits.max_in_flight * len(upstreams)
         self._asking = 0
+        self._asked_by: dict[bytes, str] = {}  # whose call for a key is on its way, the last one's
         self._listed = self._listing = b""
         self._listing_ends_at = 0.0
         self._queue: FairQueue[_Question] = FairQueue(
@@ -226,15 +229,13 @@ class CachingTransformService:
         limit_s = self._limits.transform_timeout_s
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         if key_prefix is None:
-            return self._in_time(self._ask(spec, poem, max(allowed_s, 0.001), caller), allowed_s)
+            ends_at = self._reactor.seconds() + max(allowed_s, 0.001)
+            return self._in_time(self._ask(_Question(self._cancel, caller, spec, poem, ends_at)), allowed_s)
         # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
-        key = key_prefix + self._digest(poem)
-
-        def fetch() -> Deferred[bytes]:
-            return Deferred.fromCoroutine(self._ask_again(spec, poem, caller))
-
-        result = self._results.get(key, fetch, caller.share)
-        return result if isinstance(result, bytes) else self._in_time(result, allowed_s)
+        question = _Question(self._cancel, caller, spec, poem, key=key_prefix + self._digest(poem))
+        found = self._join(question, Deferred) if self._may_join(question) else self._results.fresh(question.key)
+        found = self._ask(question) if found is None else found
+        return found if isinstance(found, bytes) else self._in_time(found, allowed_s)
 
     def _digest(self, poem: bytes) -> bytes:
         # Hashing is most of a hit on a long poem: for 100 KB, a hit costs 133 µs of CPU time with it and 58 µs without.
@@ -247,45 +248,78 @@ class CachingTransformService:
             kept = self._digests[mark] = poem, hashlib.sha256(poem).digest()
         return kept[1]
 
-    async def _ask_again(self, spec: Spec, poem: bytes, caller: Caller) -> bytes:
-        """Ask an upstream, and once more if the connection is lost: running a deterministic transform twice is safe."""
-        try:
-            return await self._ask(spec, poem, None, caller)
-        except RequestRefused:
-            raise
-        except ConnectionLost:
-            return await self._ask(spec, poem, None, caller)
-
-    def _ask(self, spec: Spec, poem: bytes, timeout_s: float | None, caller: Caller) -> Deferred[bytes]:
-        ends_at = None if timeout_s is None else self._reactor.seconds() + timeout_s
-        question = _Question(self._cancel, caller, spec, poem, ends_at)
+    def _ask(self, question: _Question) -> Deferred[bytes]:
         for each in self._queue.put(question):
             message = f"{self._asking + len(self._queue)} requests are waiting for the upstreams; ask again"
-            error = Busy(message, retry_after_ms=RETRY_AFTER_MS)
-            if each is question:
-                raise error
-            each.answer.errback(error)
+            each.answer.errback(Busy(message, retry_after_ms=RETRY_AFTER_MS))
         self._ask_next()
         return question.answer
 
     def _ask_next(self) -> None:
-        """Ask what may be asked: of many requests those that wait do so here, where the clients take turns."""
-        now = self._reactor.seconds()
-        while self._asking < self._max_asking and (question := self._queue.first(now)) is not None:
-            self._queue.remove(question)
-            self._asking += 1
-            charged_s = self._queue.started(question)
-            timeout_s = None if question.ends_at is None else max(0.001, question.ends_at - now)
-            client = question.caller.share or None
-            question.asked = self._upstreams.forward(question.spec, question.poem, client, timeout=timeout_s)
-            question.asked.addBoth(self._note_answered, question, charged_s, now)
+        """Ask what may be asked: of many requests those that wait do so here, where the clients take turns.
 
-    def _note_answered(self, outcome: Any, question: "_Question", charged_s: float, asked_at: float) -> None:
+        Each has a place of its own until then: none waits in that of another client, whose turn may never come.
+        """
+        while self._asking < self._max_asking and (question := self._queue.first(self._reactor.seconds())) is not None:
+            self._queue.remove(question)
+            fetch = partial(self._fetch, question)
+            found = fetch() if not question.key else self._join(question, fetch)
+            if isinstance(found, bytes):
+                question.answer.callback(found)
+            else:
+                question.asked = found.addBoth(self._note_answered, question)
+
+    def _join(self, question: _Question, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
+        """Return the result from the cache, or join the call for it, or make one."""
+        share = self._asked_by[question.key] if self._may_join(question) else question.caller.share
+        return self._results.get(question.key, fetch, share)
+
+    def _may_join(self, question: _Question) -> bool:
+        """Whether its result is on the way, for its own share or for one that has asked an upstream for nothing else.
+
+        The upstream may answer other requests of that share first.
+        """
+        share = self._asked_by.get(question.key)
+        return share is not None and (share == question.caller.share or self._queue.running(share) <= 1)
+
+    def _fetch(self, question: _Question) -> Deferred[bytes]:
+        self._asked_by[question.key] = question.caller.share
+        return Deferred.fromCoroutine(self._forward_again(question)).addBoth(self._note_fetched, question)
+
+    def _note_fetched(self, outcome: Any, question: _Question) -> Any:
+        if self._asked_by.get(question.key) == question.caller.share:
+            del self._asked_by[question.key]
+        return outcome
+
+    async def _forward_again(self, question: _Question) -> bytes:
+        """Ask, and once more if the connection is lost and it is safe to run the transforms twice."""
+        try:
+            return await self._forward(question)
+        except RequestRefused:
+            raise
+        except ConnectionLost:
+            if question.ends_at is not None:
+                raise
+            return await self._forward(question)
+
+    def _forward(self, question: _Question) -> Deferred[bytes]:
+        now = self._reactor.seconds()
+        self._asking += 1
+        charged_s = self._queue.started(question)
+        timeout_s = None if question.ends_at is None else max(0.001, question.ends_at - now)
+        client = question.caller.share or None
+        asked = self._upstreams.forward(question.spec, question.poem, client, timeout=timeout_s)
+        return asked.addBoth(self._note_forwarded, question, charged_s, now)
+
+    def _note_forwarded(self, outcome: Any, question: _Question, charged_s: float, asked_at: float) -> Any:
         self._asking -= 1
         self._queue.ended(question, charged_s, self._reactor.seconds() - asked_at)
+        self._ask_next()
+        return outcome
+
+    def _note_answered(self, outcome: Any, question: _Question) -> None:
         if not question.answer.called:
             question.answer.callback(outcome)
-        self._ask_next()
 
     def _cancel(self, question: "_Question") -> None:
         if not self._queue.remove(question) and question.asked is not None:

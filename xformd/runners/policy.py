@@ -24,9 +24,6 @@ DEATH_WINDOW_S = 60.0
 QUARANTINE_S = 30.0
 """How long a quarantine lasts before one request may try again."""
 
-MAX_TERMS = 100
-"""A transform that is in quarantine for so many peers or sizes is so for everybody."""
-
 LONG_POEM_BYTES = 64 * 1024
 """What runs in the reactor gets no longer poem: built-in transforms take up to 4 ms for one, and 1 s for 10 MiB."""
 
@@ -69,8 +66,8 @@ class Scope:
     share: str | None = None  # None for everybody's
     min_bytes: int = 0  # the shortest poem
 
-    def covers(self, share: str, poem_bytes: int) -> bool:
-        """Whether a request is among them."""
+    def covers(self, share: str | None, poem_bytes: int) -> bool:
+        """Whether a request is among them, or those of another scope."""
         return self.share in (None, share) and poem_bytes >= self.min_bytes
 
     def __str__(self) -> str:
@@ -109,8 +106,6 @@ class _Record:
         own = sizes[share][-MAX_DEATHS:]
         if len(everybodys) < MAX_DEATHS and len(own) < MAX_DEATHS:
             return None
-        if len(self.terms) >= MAX_TERMS:
-            return EVERYBODY
         return Scope(None, _long(everybodys)) if len(everybodys) >= MAX_DEATHS else Scope(share, _long(own))
 
 
@@ -144,9 +139,12 @@ class Quarantine:
         record = self._records.setdefault(name, _Record())
         record.deaths.append((now, share, poem_bytes))
         tried = [scope for scope, term in record.terms.items() if term.is_on_trial and scope.covers(share, poem_bytes)]
+        record.terms = {scope: term for scope, term in record.terms.items() if now - term.until <= DEATH_WINDOW_S}
         begun = record.scope(now, share)
-        for scope in (*tried, *([] if begun is None else [begun])):
-            record.terms[scope] = _Term(now + QUARANTINE_S)
+        for new in (*tried, *([] if begun is None else [begun])):
+            # In place of what it covers: a share that sends shorter poems each time has one all the same.
+            kept = {scope: term for scope, term in record.terms.items() if not new.covers(scope.share, scope.min_bytes)}
+            record.terms = {**kept, new: _Term(now + QUARANTINE_S)}
         return begun if begun is not None else next(iter(tried), None)
 
     def survived(self, name: str, share: str = "", poem_bytes: int = 0) -> bool:

@@ -145,7 +145,8 @@ class WorkerPool:
         self._clock = clock
         self.failures = FailureLog(clock)
         self._queue: FairQueue[PoolJob] = FairQueue(
-            limits.max_queue, max(limits.max_queue_bytes, limits.max_request_bytes + JOB_BYTES)
+            limits.max_queue,
+            max(limits.max_queue_bytes, max(limits.max_request_bytes, limits.max_result_bytes) + JOB_BYTES),
         )
         self._next_dispatch: IDelayedCall | None = None  # when a share that has cost many workers may go on
         self._running: set[PoolJob] = set()
@@ -184,8 +185,8 @@ class WorkerPool:
         job = PoolJob(self, calls, poem, caller, is_admitted, timing)
         for each in self._queue.put(job):
             if each is job:
-                raise self._busy()
-            each.settle(Failure(self._busy()))
+                raise self._busy(each)
+            each.settle(Failure(self._busy(each)))
         if timing is not None:
             timing.waits()
         self._dispatch()
@@ -260,7 +261,9 @@ class WorkerPool:
                 return Unavailable(message, retry_after_ms=int(wait_s * 1000) + 1)
         return None
 
-    def _busy(self) -> XformError:
+    def _busy(self, job: PoolJob) -> XformError:
+        if job.is_admitted:  # without a time to retry, since it has begun
+            return Busy("too many requests wait, and most of them are yours: its next steps were not run")
         later_ms = policy.retry_after_ms(self.waiting, self._size, self._mean_job_s)
         return Busy(f"{self.waiting} requests are waiting already", retry_after_ms=later_ms)
 

@@ -6,7 +6,8 @@ that holds the most gives way. Pure: the time comes in as a value.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from math import inf
 from typing import Generic, Protocol, TypeVar
 
@@ -29,6 +30,9 @@ UNKNOWN_JOB_S = 0.001
 FORGET_ABOVE = 1_000
 """Shares without a job are forgotten once there are more."""
 
+MAX_LOOKED_AT = 1_000
+"""Among how many of a share's newest jobs to look for one that may be refused: it may have 250,000 in ``max_bytes``."""
+
 
 class QueuedJob(Protocol):
     """What waits in the queue."""
@@ -43,7 +47,7 @@ class QueuedJob(Protocol):
 
     @property
     def is_admitted(self) -> bool:
-        """Whether an earlier part of its request has run already, so that it keeps its place."""
+        """Whether an earlier part of its request has run already, so that it is the last of its share to give way."""
 
 
 Job = TypeVar("Job", bound=QueuedJob)
@@ -67,7 +71,7 @@ class _Share(Generic[Job]):
 
     @property
     def is_idle(self) -> bool:
-        return not (self.ready or self.set_aside or self.running) and self.kills < MAX_KILLS / 2
+        return not (self.ready or self.set_aside or self.running)
 
 
 class FairQueue(Generic[Job]):
@@ -85,7 +89,7 @@ class FairQueue(Generic[Job]):
         self._max_jobs, self._max_bytes, self._max_running = max_jobs, max_bytes, max_running
         self._shares: dict[str, _Share[Job]] = {}
         self._ready: dict[_Share[Job], None] = {}  # those with jobs that could begin
-        self._set_aside: dict[Reader, list[Caller]] = {}
+        self._set_aside: dict[Reader, dict[Caller, None]] = {}
         self._least_used_s = 0.0  # of the share whose job was taken last: what a new share begins with
         self._length = self._bytes = 0
         self._forget_at = FORGET_ABOVE
@@ -102,17 +106,20 @@ class FairQueue(Generic[Job]):
     def put(self, job: Job) -> list[Job]:
         """Add a job; return those that have to leave for it, the newest of the share that has the most: it, perhaps."""
         share = self._share(job.caller.share)
-        if not share.ready:
-            share.used_s = max(share.used_s, self._least_used_s)
         fifos = share.set_aside if job.caller in share.set_aside else share.ready
         fifos.setdefault(job.caller, OrderedDict())[job] = None
         self._count_bytes(share, JOB_BYTES + job.size_bytes)
         self._count_ready(share, int(fifos is share.ready))
-        return [] if job.is_admitted else [*self._make_room(share, JOB_BYTES + job.size_bytes)]
+        return [*self._make_room(share, JOB_BYTES + job.size_bytes, takes_place=not job.is_admitted)]
 
     def first(self, now: float) -> Job | None:
         """Return the next job whose reader has room and whose share need not wait, and leave it in the queue."""
-        able = [share for share in self._ready if share.held_until <= now and share.running < self._max_running]
+        able = []
+        for share in self._ready:
+            if share.held_until <= now and share.running < self._max_running:
+                able.append(share)
+            else:
+                self._catch_up(share)
         while able:
             share = min(able, key=lambda each: each.used_s)
             while share.ready:
@@ -121,7 +128,7 @@ class FairQueue(Generic[Job]):
                     self._least_used_s = max(self._least_used_s, share.used_s)
                     return next(iter(fifo))
                 share.set_aside[caller] = share.ready.pop(caller)
-                self._set_aside.setdefault(caller.reader, []).append(caller)
+                self._set_aside.setdefault(caller.reader, {})[caller] = None
                 self._count_ready(share, -len(fifo))
             able.remove(share)
         return None
@@ -143,6 +150,10 @@ class FairQueue(Generic[Job]):
                     fifos.move_to_end(job.caller)
                 else:
                     del fifos[job.caller]
+                    if fifos is share.set_aside and (reader := job.caller.reader) is not None:
+                        del self._set_aside[reader][job.caller]
+                        if not self._set_aside[reader]:
+                            del self._set_aside[reader]
                 self._count_bytes(share, -JOB_BYTES - job.size_bytes)
                 self._count_ready(share, -int(fifos is share.ready))
                 return True
@@ -152,16 +163,14 @@ class FairQueue(Generic[Job]):
         """Queue again what was set aside for want of room."""
         for caller in self._set_aside.pop(reader, ()):
             share = self._share(caller.share)
-            if (fifo := share.set_aside.pop(caller, None)) is not None:  # unless all of it has been removed
-                share.ready[caller] = fifo
-                self._count_ready(share, len(fifo))
+            share.ready[caller] = share.set_aside.pop(caller)
+            self._count_ready(share, len(share.ready[caller]))
 
     def clear(self) -> list[Job]:
         """Remove and return every job."""
-        jobs = [job for share in self._shares.values() for job in _jobs(share.ready, share.set_aside)]
+        jobs = [job for share in self._shares.values() for job in _newest_first(share.set_aside, share.ready)]
         for job in jobs:
             self.remove(job)
-        self._set_aside.clear()
         return jobs
 
     # What the shares use.
@@ -180,6 +189,10 @@ class FairQueue(Generic[Job]):
         share.used_s += took_s - charged_s
         share.mean_job_s += (took_s - share.mean_job_s) / 4
 
+    def running(self, name: str) -> int:
+        """Return how many jobs of a share are running."""
+        return self._shares[name].running if name in self._shares else 0
+
     def killed(self, job: Job, now: float) -> None:
         """Note that a job has cost its worker."""
         share = self._share(job.caller.share)
@@ -196,17 +209,24 @@ class FairQueue(Generic[Job]):
         return share
 
     def _forget(self) -> None:
-        """Forget shares that a new one would not differ from."""
-        for name, share in [*self._shares.items()]:
-            if share.is_idle and share.used_s <= self._least_used_s:
-                del self._shares[name]
+        """Forget shares that a new one would hardly differ from: half of them stay, those that have used the most."""
+        idle = [name for name, share in self._shares.items() if share.is_idle]
+        idle.sort(key=lambda name: (self._shares[name].kills, self._shares[name].used_s))
+        for name in idle[: -FORGET_ABOVE // 2]:
+            del self._shares[name]
         self._forget_at = max(FORGET_ABOVE, 2 * len(self._shares))
 
     def _count_bytes(self, share: _Share[Job], size_bytes: int) -> None:
         share.waiting_bytes += size_bytes
         self._bytes += size_bytes
 
+    def _catch_up(self, share: _Share[Job]) -> None:
+        """Let a share that did not ask, or may not get, save up nothing."""
+        share.used_s = max(share.used_s, self._least_used_s)
+
     def _count_ready(self, share: _Share[Job], jobs: int) -> None:
+        if not share.waiting:
+            self._catch_up(share)
         share.waiting += jobs
         self._length += jobs
         if share.waiting:
@@ -214,27 +234,22 @@ class FairQueue(Generic[Job]):
         else:
             self._ready.pop(share, None)
 
-    def _make_room(self, newest: _Share[Job], added_bytes: int) -> Iterator[Job]:
+    def _make_room(self, newest: _Share[Job], added_bytes: int, *, takes_place: bool) -> Iterator[Job]:
         """Remove as much as was added, if that is too much; of shares that hold as much, the newest job's gives way."""
-        if self._length > self._max_jobs:
-            by_jobs = sorted(self._ready, key=lambda each: (each.waiting, each is newest), reverse=True)
-            yield from self._remove_newest(_jobs(share.ready) for share in by_jobs)
+        if takes_place and self._length > self._max_jobs:
+            yield self._remove_newest(max(self._ready, key=lambda each: (each.waiting, each is newest)).ready)
         least_bytes = self._bytes - added_bytes
         while self._bytes > max(self._max_bytes, least_bytes):
-            shares = self._shares.values()
-            by_bytes = sorted(shares, key=lambda each: (each.waiting_bytes, each is newest), reverse=True)
-            removed = [*self._remove_newest(_jobs(share.ready, share.set_aside) for share in by_bytes)]
-            if not removed:
-                return
-            yield from removed
+            most = max(self._shares.values(), key=lambda each: (each.waiting_bytes, each is newest))
+            yield self._remove_newest(most.ready, most.set_aside)
 
-    def _remove_newest(self, candidates: Iterable[Iterable[Job]]) -> Iterator[Job]:
-        """Remove the newest job of the first candidates that have one that may be refused."""
-        job = next((job for jobs in candidates for job in reversed([*jobs]) if not job.is_admitted), None)
-        if job is not None:
-            self.remove(job)
-            yield job
+    def _remove_newest(self, *parts: Fifos[Job]) -> Job:
+        """Remove the newest job, of those that may still be refused if there is one."""
+        jobs = [*islice(_newest_first(*parts), MAX_LOOKED_AT)]
+        job = next((job for job in jobs if not job.is_admitted), jobs[0])
+        self.remove(job)
+        return job
 
 
-def _jobs(*parts: Fifos[Job]) -> Iterable[Job]:
-    return (job for fifos in parts for fifo in fifos.values() for job in fifo)
+def _newest_first(*parts: Fifos[Job]) -> Iterator[Job]:
+    return (job for fifos in reversed(parts) for fifo in reversed(fifos.values()) for job in reversed(fifo))

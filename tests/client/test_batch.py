@@ -78,6 +78,13 @@ def test_no_more_than_the_jobs_run_at_once(ordered: bool) -> None:
     assert result_of(done).written == 4
 
 
+def test_there_may_be_any_number_of_jobs() -> None:
+    table = Table(jobs=10**30)
+    done = table.run("a")
+    table.fetched["a"].callback(b"A")
+    assert result_of(done).written == 1
+
+
 def test_each_input_is_transformed_as_it_arrives() -> None:
     table = Table(transform=True, ordered=False)
     table.run("owl", "cat")

@@ -326,6 +326,19 @@ def test_an_answer_to_no_request_is_ignored(world: World) -> None:
     assert result_of(world.send(world.proxy(host), "a", "b")[1]) == "two"
 
 
+@pytest.mark.parametrize("unasked", [b"0 busy.x", b"999 ok.x", b"1 ok.x"])
+def test_a_flood_of_answers_to_no_request_ends_the_session(world: World, unasked: bytes) -> None:
+    host, _ = world.scripted(SILENT)
+    proxy = world.proxy(host)
+    (answer,) = world.send(proxy, "a")
+    host.say(encode(b"1 ok.A" if unasked[:1] == b"1" else b"999 ok.x"))
+    (second,) = world.send(proxy, "b")
+    for _ in range(4):
+        host.say(encode(unasked))
+    error_of(second, xformd.BadFrame)
+    assert has_fired(answer)
+
+
 # Several servers
 
 

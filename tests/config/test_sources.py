@@ -271,3 +271,9 @@ def test_an_error_about_a_setting_names_where_it_was_set(
 def test_an_error_about_no_setting_is_not_changed() -> None:
     error = ConfigError("the server is stopping")
     assert configure().locate(error) is error
+
+
+def test_a_path_with_a_null_character_is_an_invalid_setting(file: Path) -> None:
+    file.write_text('plugins_dir = ["owls\\u0000"]\n')
+    with pytest.raises(ConfigError, match="line 1: plugins_dir: no path has a null character"):
+        configured(file)

@@ -228,6 +228,16 @@ WORST = [
 ]
 
 
+@pytest.mark.timing
+def test_many_flags_in_a_row_take_wrap_no_longer_than_other_letters() -> None:
+    flags, letters = ("\U0001f1e6" * 8_000).encode(), ("日" * 8_000).encode()
+    assert run_s(poetry.wrap, flags) < 20 * min(run_s(poetry.wrap, letters) for _ in range(3))
+
+
+def test_a_flag_is_two_columns_wide() -> None:
+    assert poetry.wrap("🇦🇩 🇦🇩 é\n", width=5) == "🇦🇩 🇦🇩\né\n"
+
+
 def worst_poems(size: int) -> list[bytes]:
     """Return each of them alone, and with what makes all of it wider, or ends one line in another way."""
     return [

@@ -1,6 +1,7 @@
 """Discovery: the order never depends on the machine, and the first distribution on the path wins."""
 
 import importlib.metadata
+import os
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -106,3 +107,11 @@ def test_equal_names_are_an_error_helpers_too(tmp_path: Path, names: tuple[str, 
     folders = [tmp_path / name for name in ("a", "b") if (tmp_path / name).exists()]
     with pytest.raises(ConfigError, match="have the same name; rename one of them"):
         list(discovery.loose(folders))
+
+
+def test_what_is_no_file_and_what_has_no_name_in_utf_8_stops_no_other(tmp_path: Path) -> None:
+    (tmp_path / "owl.py").write_text("import xformd\n")
+    (tmp_path / "\udcff.py").write_text("import xformd\n")
+    os.mkfifo(tmp_path / "pipe.py")  # which would keep whoever opens it
+    (tmp_path / "endless.py").symlink_to("/dev/zero")
+    assert [one.name for one in discovery.loose([tmp_path])] == ["endless", "owl", "pipe", "\udcff"]

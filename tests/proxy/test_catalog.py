@@ -83,6 +83,15 @@ def test_the_first_listing_of_an_upstream_begins_new_epochs() -> None:
     assert made.epochs(parse("owl")) not in (None, before)
 
 
+def test_nothing_is_cached_while_an_upstream_answers_that_has_never_listed() -> None:
+    made = catalog(a=listing(row("owl")))
+    made.note_unlisted("b")
+    assert not is_cached(made, "owl")
+    made.learn("b", listing(row("owl")))
+    made.note_unlisted("b")
+    assert is_cached(made, "owl")
+
+
 def test_the_listings_are_merged() -> None:
     plugin = {"name": "verses", "distribution": "verses", "version": "1.0", "state": "active"}
     made = catalog(

@@ -156,6 +156,18 @@ def test_what_is_not_deterministic_is_never_cached(world: World, proxy: CachingT
     assert cache(proxy) == {"hits": 0, "misses": 0, "bytes": 0}
 
 
+def test_no_result_is_cached_that_may_be_of_a_server_without_a_listing(world: World) -> None:
+    world.hosts["two"] = world.network.host(Factory.forProtocol(Tutorial))
+    world.says("three", "{} forbidden.no")
+    for other in ("two", "three"):
+        assert world.proxy("one", other).prepare_call(b"steady") is None
+
+
+def test_a_server_that_is_down_keeps_nothing_from_the_cache(world: World) -> None:
+    world.hosts["two"] = world.network.host(None)
+    assert world.proxy("one", "two").prepare_call(b"steady") is not None
+
+
 def test_requests_that_share_a_call_keep_their_own_deadlines(world: World, proxy: CachingTransformService) -> None:
     short, long = world.ask(proxy, "later", timeout_s=1.0), world.ask(proxy, "later", timeout_s=20.0)
     world.clock.advance(1.0)

@@ -95,7 +95,7 @@ class Batch(Generic[Source]):
             BrokenPipeError: nobody reads the output any more.
         """
         summary = Summary()
-        jobs = self.jobs or len(sources)
+        jobs = min(self.jobs or len(sources), len(sources))
         remaining = iter(sources)
         running: deque[Deferred[Item[Source]]] = deque()
         arrived: DeferredQueue[tuple[Item[Source] | Failure]] = DeferredQueue()  # a bare Failure would be its errback

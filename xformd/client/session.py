@@ -63,7 +63,7 @@ class Session(Protocol):
         self._clock = clock
         self._max_result_bytes = max_result_bytes
         self._decoder = netstring.Decoder(max_result_bytes + session.MAX_HEAD_BYTES)
-        self._last_id = 0
+        self._last_id = self._answers = 0
         self._waiting: deque[_Pending] = deque()
         self._in_flight: dict[int, _Pending] = {}
         self._cancelled: set[int] = set()  # cancelled, but the server has not said so yet
@@ -205,6 +205,9 @@ class Session(Protocol):
             self.opened.callback(self)
             return
         reply = session.decode_reply(string)
+        self._answers += 1
+        if self._answers > self._last_id + 1:  # one for each id, and one for the connection
+            raise BadFrame("more answers than requests")
         pending = self._in_flight.pop(reply.id, None)
         self._cancelled.discard(reply.id)
         if isinstance(reply, session.Reply):

@@ -5,6 +5,7 @@ Invariant: they are sorted by distribution and name, so that the order is the sa
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -108,14 +109,14 @@ def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
 def _source(path: Path) -> bytes:
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     try:
-        return b"\n".join(file.read_bytes() for file in files)
+        return b"\n".join(file.read_bytes() for file in files if file.is_file())  # a pipe or device has no end
     except OSError:
         return b""  # loading it will say why
 
 
 def _is_helper(path: Path, sources: Mapping[Path, bytes]) -> bool:
     """Whether a module is private, or knows nothing of xformd and is imported by another."""
-    imports = re.compile(rb"^\s*(?:from|import)\b.*\b%b\b" % re.escape(path.stem.encode()), re.MULTILINE)
+    imports = re.compile(rb"^\s*(?:from|import)\b.*\b%b\b" % re.escape(os.fsencode(path.stem)), re.MULTILINE)
     others = (source for other, source in sources.items() if other != path)
     return path.name.startswith("_") or (b"xformd" not in sources[path] and any(map(imports.search, others)))
 

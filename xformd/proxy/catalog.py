@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.client import TransformProxy
-from xformd.errors import XformError
+from xformd.errors import RequestRefused, TransformTimeout, XformError
 from xformd.plugins.listing import public
 from xformd.spec import Spec
 
@@ -56,12 +56,14 @@ class Catalog:
 
     def __init__(self) -> None:
         self._listings: dict[str, Listing] = {}
+        self._unlisted: set[str] = set()  # they answer, but have never told what they have
         self._epochs: dict[str, CacheEpoch] = {}
         self._changes = 0
 
     def learn(self, upstream: str, listing: Listing) -> frozenset[str]:
         """Record an upstream's answer to ``!list``; return the transforms whose cached results are no longer valid."""
         is_new = upstream not in self._listings
+        self._unlisted.discard(upstream)
         self._listings[upstream] = public(listing)  # older servers tell why a plugin failed
         self._changes += 1
         before, self._epochs = self._epochs, {}
@@ -73,9 +75,14 @@ class Catalog:
             self._epochs[name] = epoch
         return frozenset(name for name, epoch in before.items() if self._epochs.get(name) != epoch)
 
+    def note_unlisted(self, upstream: str) -> None:
+        """Record that an upstream answers and does not list: its results may come from any version."""
+        if upstream not in self._listings:
+            self._unlisted.add(upstream)
+
     def epochs(self, spec: Spec) -> tuple[CacheEpoch, ...] | None:
         """Return the epochs of a spec's transforms; None where its results must not be cached."""
-        epochs = [self._epochs.get(step.name) for step in spec.steps]
+        epochs = [None if self._unlisted else self._epochs.get(step.name) for step in spec.steps]
         found = tuple(epoch for epoch in epochs if epoch is not None)
         return found if len(found) == len(epochs) else None
 
@@ -150,6 +157,10 @@ class CatalogPoller:
             stale = self._catalog.learn(address, await self._proxies[address].list_transforms(timeout=LIST_TIMEOUT_S))
         except XformError as error:
             self._note_silent(address, error.message)
+            has_answered = error.http_status is not None and not isinstance(error, TransformTimeout)
+            if has_answered or isinstance(error, RequestRefused):
+                self._catalog.note_unlisted(address)
+                self._changed()
             return
         if address in self._silent:
             self._silent.discard(address)

@@ -20,6 +20,7 @@ _ENDINGS = {0x0A: "\n", 0xFF: "\r\n"}  # 0xff, which UTF-8 never has, stands for
 _NO_ENDINGS = bytes({*range(256)} - {*_ENDINGS})
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}")
 
 
 def _line_transform(**settings: Any) -> Callable[[Callable[..., str]], xformd.Transform]:
@@ -217,6 +218,7 @@ def _columns(text: str) -> int:
         return len(text)
     from wcwidth import wcswidth  # takes 45 ms
 
+    text = _FLAG.sub("\U0001f9d1", text)  # which is as wide; of many flags in a row wcswidth takes quadratic time
     columns = wcswidth(text)
     return columns if columns >= 0 else wcswidth(_CONTROLS.sub(" ", text))
 

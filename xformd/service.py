@@ -292,7 +292,7 @@ class TransformService:
             if now_s > budget.ends_at:  # an earlier stage took all the time
                 raise _not_begun(stage, budget)
             if index and now_s > turn_ends_at:
-                turn = self._next_turn(poem, caller.share)
+                turn = self.turns.next_turn(caller.share, poem)
                 late, rest = partial(_not_begun, stage, budget), stages[index:]
                 pending = within(self._clock, budget.ends_at - now_s, name_all(stage.calls), turn, late)
             else:
@@ -303,18 +303,6 @@ class TransformService:
                 pending, rest = self._in_time(stage, result, budget), stages[index + 1 :]
             return pending.addCallback(self._in_turn, rest, budget, caller, timing, is_admitted=True)
         return poem
-
-    def _next_turn(self, poem: bytes, share: str) -> Deferred[bytes]:
-        """Return the poem once it is the share's turn again."""
-        turn: Deferred[bytes] = Deferred(lambda turn: self.turns.forget(share, turn))
-
-        def go_on() -> None:
-            began_at = self._clock.seconds()
-            turn.callback(poem)
-            self.turns.used(share, self._clock.seconds() - began_at)
-
-        self.turns.wait(share, turn, go_on)
-        return turn
 
     def _in_time(self, stage: Stage, work: Deferred[bytes], budget: _Budget) -> Deferred[bytes]:
         name = name_all(stage.calls)

@@ -176,6 +176,10 @@ def test_a_mistake_in_a_table_names_the_line_of_its_key(file: Path) -> None:
     assert rejection(file).startswith(f"{file}, line 1: unknown setting 'limits'")
 
 
+def test_what_is_too_long_is_no_file_of_settings() -> None:
+    assert rejection(Path("/dev/zero")) == "/dev/zero has more than 1000000 bytes: it is no file of settings"
+
+
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none.toml"
     assert rejection(missing) == f"cannot read settings from {missing}: No such file or directory"

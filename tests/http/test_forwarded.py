@@ -1,5 +1,6 @@
 """Who sent a request that came through a proxy, and what that decides: the log, limits, links, which sites may ask."""
 
+import itertools
 import json
 from typing import Any
 
@@ -166,6 +167,20 @@ def test_a_request_without_a_readable_head_is_the_clients_too(log: Log) -> None:
     sent = request("/livez", x_forwarded_for="192.0.2.8", content_length="x")
     assert [answer.status for answer in front.open(PROXY).ask(sent)] == [400]
     assert [line.split()[1] for line in log.lines] == ["192.0.2.8:"]
+
+
+# Turns.
+
+
+def test_clients_of_a_proxy_have_turns_of_their_own() -> None:
+    ticks = itertools.count()
+    front = Front(trusted_proxies=["10.0.0.1"], stopwatch=lambda: next(ticks) / 10)  # each request takes too long
+    clients = [front.open(PROXY) for _ in range(4)]
+    for client, address in zip(clients, ["192.0.2.7"] * 3 + ["192.0.2.8"], strict=True):
+        client.protocol.dataReceived(request("/transform/upper", b"owl", x_forwarded_for=address))
+    assert [b"OWL" in each.wire.value() for each in clients] == [True, False, False, True]
+    front.clock.advance(0)
+    assert all(b"OWL" in each.wire.value() for each in clients)
 
 
 # Limits.

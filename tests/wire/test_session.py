@@ -268,7 +268,7 @@ def test_what_an_older_server_does_not_tell_is_empty() -> None:
         (LISTING | {"cache": None}, "'cache' is no dict"),
         (LISTING | {"cache": {"hits": "many"}}, "'hits' is no int"),
         (LISTING | {"cache": {"hits": True}}, "'hits' is no int"),
-        (LISTING | {"cache": {"hits": float("inf")}}, "'hits' is no int"),
+        (LISTING | {"cache": {"hits": float("inf")}}, "Infinity is no number of JSON"),
         (changed("transforms", name="x" * 65), "a transform has an invalid name"),
         (changed("transforms", name="\x1b[31m"), "a transform has an invalid name"),
         (changed("transforms", name=7), "'name' is no str"),
@@ -298,7 +298,9 @@ def test_a_malformed_listing_is_a_bad_frame_of_one_line(listed: object, says: st
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"{", b"\xff", b"[" * 100_000, b'{"transforms":' * 2_000, b"9" * 5_000, b"\0{"]
+    "answer",
+    [b"", b"{", b"\xff", b"[" * 100_000, b'{"transforms":' * 2_000, b"9" * 5_000, b"\0{"]
+    + [json.dumps(LISTING | {"news": [1]}).replace("[1]", number).encode() for number in ("NaN", "-Infinity", "1e999")],
 )
 def test_what_is_no_json_is_no_listing(answer: bytes) -> None:
     with pytest.raises(BadFrame, match="is not a listing: "):

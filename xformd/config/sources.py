@@ -22,6 +22,8 @@ from xformd.errors import ConfigError, one_line
 NOT_SETTINGS = frozenset({"XFORMD_CONFIG", "XFORMD_SERVER"})
 """Variables of the command line: the file to read, and the server that a client calls."""
 
+MAX_FILE_BYTES = 1_000_000
+
 TOML_HEADER = """\
 # Settings of xformd. Save this, and start with: xformd serve --config FILE
 # A setting that is commented out has its default; remove the # to change it.
@@ -122,10 +124,13 @@ def configure(
 
 def _from_file(file: Path) -> dict[str, Value]:
     try:
-        data = file.read_bytes()
+        with file.open("rb") as source:
+            data = source.read(MAX_FILE_BYTES + 1)
         _reject_untrusted(file, str(file))
     except OSError as error:
         raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(f"{file} has more than {MAX_FILE_BYTES} bytes: it is no file of settings")
     values: dict[str, Value] = {}
     for line, content in toml_statements(data, str(file)):
         for name, raw in content.items():

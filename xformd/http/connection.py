@@ -176,7 +176,7 @@ class HttpHandler:
         parser, stopwatch = self._parser, self._connection.service.stopwatch
         began_s = stopwatch()
         ends_s, turns, share = began_s + TURN_S, self._connection.service.turns, self._connection.share
-        is_over = share in turns.over
+        is_over = share in turns.over and not self._connection.is_trusted  # a proxy's clients have turns of their own
         while not is_over and not self._is_busy and self._may_answer():
             if not self._take_request(ends_s) or not parser.has_unread:
                 break
@@ -298,7 +298,7 @@ class HttpHandler:
             return
         outcome: Response | Deferred[Response]
         try:
-            outcome = take_body(body)
+            outcome = take_body(body) if self._source is not None else self._run_for_client(take_body, body)
         except Exception:
             outcome = self._problem(Failure())
         if isinstance(outcome, Response):
@@ -306,6 +306,17 @@ class HttpHandler:
         else:
             self._running = outcome
             outcome.addCallbacks(self._answer, self._fail)
+
+    def _run_for_client(self, take_body: TakeBody, body: bytes) -> Response | Deferred[Response]:
+        """Run a request of a trusted proxy in the turn of its client."""
+        assert self._request is not None
+        service, share = self._connection.service, self._request.caller.share
+        if share in service.turns.over:
+            return service.turns.next_turn(share, body).addCallback(take_body)
+        began_s = service.stopwatch()
+        outcome = take_body(body)
+        service.turns.used(share, service.stopwatch() - began_s)
+        return outcome
 
     def _problem(self, failure: Failure) -> Response:
         assert self._request is not None

@@ -6,7 +6,9 @@ has time; within a share, in the order in which it came.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -15,6 +17,9 @@ TURN_S = 0.01
 
 MAX_COUNTED = 1_000
 """The time of shares that use little is counted for so many, from one long round to the next."""
+
+
+Value = TypeVar("Value")
 
 
 class Turns:
@@ -46,6 +51,18 @@ class Turns:
         self._waiting.setdefault(share, OrderedDict())[waiter] = go_on
         self.over.add(share)
         self._end_round_soon()
+
+    def next_turn(self, share: str, value: Value) -> Deferred[Value]:
+        """Return a Deferred of this value, which fires when it is the share's turn; what it then does is counted."""
+        turn: Deferred[Value] = Deferred(lambda turn: self.forget(share, turn))
+
+        def go_on() -> None:
+            began_at = self._clock.seconds()
+            turn.callback(value)
+            self.used(share, self._clock.seconds() - began_at)
+
+        self.wait(share, turn, go_on)
+        return turn
 
     def forget(self, share: str, waiter: object) -> None:
         """Call nothing any more for a waiter, if it waits."""

@@ -6,6 +6,7 @@ error that can be answered, or a ``BadFrame`` that ends the connection.
 
 import functools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -225,7 +226,7 @@ def decode_listing(answer: bytes) -> dict[str, Any]:
     try:
         if len(answer) > MAX_LISTING_BYTES or sum(map(answer.count, (b"[", b"{", b","))) > MAX_VALUES:
             raise ValueError(f"it has more than {MAX_LISTING_BYTES // MIB} MiB or {MAX_VALUES:,} values")
-        listed = json.loads(answer)
+        listed = json.loads(answer, parse_constant=_finite, parse_float=_finite)
         if not isinstance(listed, dict) or not _LISTING.keys() <= listed.keys():
             raise ValueError(f"it is no object with {', '.join(_LISTING)}")
         _check(listed, _LISTING, "it")
@@ -241,6 +242,12 @@ def decode_listing(answer: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadFrame(f"the answer to !list is not a listing: {error}") from error
     return listed
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no number of JSON")
+    return number
 
 
 def _check(value: Any, shape: Any, what: str) -> None:

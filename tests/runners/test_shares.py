@@ -200,6 +200,14 @@ def test_where_there_is_no_place_the_share_with_the_most_gives_way() -> None:
     assert queue.takes_newcomers
 
 
+def test_of_a_share_that_gives_way_the_caller_that_has_the_most_does() -> None:
+    queue = queue_of(max_jobs=4)
+    greedy, modest = Asker(), Asker()
+    jobs = [Job(greedy.caller) for _ in range(4)]
+    put_all(queue, jobs)
+    assert queue.put(Job(modest.caller)) == [jobs[-1]]
+
+
 def test_of_shares_with_as_much_the_one_that_has_come_gives_way() -> None:
     queue = queue_of(max_jobs=3)
     assert put_all(queue, [*of("a"), *of("b"), *of("c")]) == []

@@ -168,7 +168,8 @@ class FairQueue(Generic[Job]):
 
     def clear(self) -> list[Job]:
         """Remove and return every job."""
-        jobs = [job for share in self._shares.values() for job in _newest_first(share.set_aside, share.ready)]
+        parts = [each for share in self._shares.values() for each in (share.ready, share.set_aside)]
+        jobs = [job for fifos in parts for fifo in fifos.values() for job in fifo]
         for job in jobs:
             self.remove(job)
         return jobs
@@ -252,4 +253,6 @@ class FairQueue(Generic[Job]):
 
 
 def _newest_first(*parts: Fifos[Job]) -> Iterator[Job]:
-    return (job for fifos in reversed(parts) for fifo in reversed(fifos.values()) for job in reversed(fifo))
+    """Return the jobs of the caller that has the most, then the others': behind one address there may be many."""
+    fifos = [fifo for each in parts for fifo in each.values()][::-1]
+    return (job for fifo in (max(fifos, key=len), *fifos) for job in reversed(fifo))

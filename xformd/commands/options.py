@@ -475,7 +475,7 @@ def run_server(
     def greet(server: Any, addresses: tuple[str, ...]) -> list[str]:
         return [*(f"xformd {__version__} listening on {address}" for address in addresses), *describe(server)]
 
-    run.prepare_to_serve(log_format)
-    click.get_current_context().find_root().call_on_close(logs.stop)  # which writes what is left of the log
     with isolated_plugin_output() as stdout:
+        run.prepare_to_serve(log_format)  # here, as the log has what plugins print from now on
+        click.get_current_context().find_root().call_on_close(logs.stop)  # which writes what is left of it
         run.run_server(make, greet, functools.partial(print_line, file=stdout))

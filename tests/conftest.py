@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,11 @@ settings.load_profile("xformd")
 
 # Once for the process: else Twisted keeps what is logged for an observer that never comes, and prints failures.
 globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
+
+
+# A shell has what it starts in the background ignore SIGINT, and so would every server that a test starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -85,6 +85,17 @@ def test_of_long_requests_that_arrive_those_of_one_address_leave_room_for_anothe
     assert (b"busy" in refusal) is (front != "classic")
 
 
+def test_a_long_request_that_has_arrived_by_then_is_not_refused_for_room() -> None:
+    server = MemoryServer(max_arriving_bytes=2 * LONG, max_request_bytes=LONG + 100)
+    begin, end = long_request("session")
+    (_, other), (protocol, wire) = (server.receive(begin) for _ in range(2))
+    protocol.dataReceived(end)
+    server.clock.advance(0)
+    sent = wire.value()
+    assert b"AAAA" in sent
+    assert b"busy" not in sent + other.value()
+
+
 def test_what_has_arrived_or_is_gone_takes_no_room() -> None:
     server = MemoryServer(max_arriving_bytes=2 * LONG, max_request_bytes=LONG + 100)
     begin, end = long_request("session")

@@ -459,7 +459,7 @@ def test_a_request_that_is_given_up_between_its_steps_has_no_turn(clock: Clock) 
     error_of(given_up, Cancelled)
     clock.rightNow += 1
     take_turn(clock)
-    assert error_of(late, TransformTimeout).message == "1 s were over before work began"
+    assert error_of(late, TransformTimeout).message == "work did not start: the steps before it took all of the 1 s"
     for _ in range(2):
         take_turn(clock)
     assert result_of(kept) == b"c"
@@ -498,7 +498,7 @@ def test_no_step_begins_after_the_deadline(clock: Clock) -> None:
 
     asked = Asked(clock, slow, upper, transform_timeout_s=30)
     assert asked.now("upper+slow", b"a") == b"A"
-    with pytest.raises(TransformTimeout, match="30 s were over before upper began"):
+    with pytest.raises(TransformTimeout, match="upper did not start: the steps before it took all of the 30 s"):
         asked.now("slow+upper", b"a")
 
 
@@ -589,7 +589,8 @@ def test_a_deadline_ends_a_wait_and_a_run_with_its_worker(site: Site) -> None:
     running, waiting = site.xform("upper+lower", b"1", timeout_s=5), site.xform("upper", b"2", timeout_s=4)
     worker = site.pool.worker_of(b"1")
     site.clock.advance(4)
-    assert error_of(waiting, TransformTimeout).message == "upper was not begun: it waited 4 s for a worker"
+    message = "upper did not start: no worker was free within 4 s; try again later"
+    assert error_of(waiting, TransformTimeout).message == message
     assert (site.pool.pool.waiting, worker.killed) == (0, [])
     site.clock.advance(1)
     assert error_of(running, TransformTimeout).message == "upper+lower took longer than its 5 s"

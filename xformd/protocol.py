@@ -222,11 +222,10 @@ class TransformProtocol(DrainableProtocol):
         if count > PART_BYTES:
             self._arrival = _Arrival(self, Caller(share), count)
             for each in arrivals.put(self._arrival):
-                each.connection._arrival = None
-                self.factory.clock.callLater(0, each.connection._reject)
+                self.factory.clock.callLater(0, each.connection._reject, each)
 
-    def _reject(self) -> None:
-        if self._is_closing:
+    def _reject(self, arrival: _Arrival) -> None:
+        if self._is_closing or self._arrival is not arrival:  # all of it has arrived meanwhile
             return
         message = "too much is arriving (max_arriving_bytes), and most of it from you: send less at a time"
         error = Busy(message, retry_after_ms=BUSY_RETRY_MS)

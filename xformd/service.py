@@ -310,11 +310,13 @@ class TransformService:
 
         def too_late() -> XformError:
             if isinstance(work, JobResult) and not work.has_begun:
-                return TransformTimeout(f"{name} was not begun: it waited {budget.allowed_s:g} s for a worker")
+                reason = f"no worker was free within {budget.allowed_s:g} s; try again later"
+                return TransformTimeout(f"{name} did not start: {reason}")
             return took_too_long(name, budget.allowed_s)
 
         return within(self._clock, remaining_s, name, work, too_late)
 
 
 def _not_begun(stage: Stage, budget: _Budget) -> TransformTimeout:
-    return TransformTimeout(f"{budget.allowed_s:g} s were over before {name_all(stage.calls)} began")
+    reason = f"the steps before it took all of the {budget.allowed_s:g} s"
+    return TransformTimeout(f"{name_all(stage.calls)} did not start: {reason}")

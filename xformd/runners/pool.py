@@ -263,7 +263,7 @@ class WorkerPool:
 
     def _busy(self, job: PoolJob) -> XformError:
         if job.is_admitted:  # without a time to retry, since it has begun
-            return Busy("too many requests wait, and most of them are yours: its next steps were not run")
+            return Busy("too many requests are waiting, and most of them are yours: the remaining steps were not run")
         later_ms = policy.retry_after_ms(self.waiting, self._size, self._mean_job_s)
         return Busy(f"{self.waiting} requests are waiting already", retry_after_ms=later_ms)
 

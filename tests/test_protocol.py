@@ -91,6 +91,8 @@ def test_a_long_request_that_has_arrived_by_then_is_not_refused_for_room() -> No
     (_, other), (protocol, wire) = (server.receive(begin) for _ in range(2))
     protocol.dataReceived(end)
     server.clock.advance(0)
+    while protocol.unread_bytes:
+        wire.taken()
     sent = wire.value()
     assert b"AAAA" in sent
     assert b"busy" not in sent + other.value()
@@ -107,6 +109,20 @@ def test_what_has_arrived_or_is_gone_takes_no_room() -> None:
         server.clock.advance(0)
         assert b"AAAA" in wire.value()
     assert server.factory.cut_off == 0
+
+
+def test_connections_that_have_sent_long_requests_take_no_room_between_them() -> None:
+    server = MemoryServer(max_arriving_bytes=2 * LONG, max_request_bytes=LONG + 100)
+    begin, end = long_request("session")
+    sessions = []
+    for _ in range(10):
+        protocol, wire = server.receive(begin)
+        protocol.dataReceived(end)
+        server.clock.advance(0)
+        while protocol.unread_bytes:
+            wire.taken()
+        sessions.append(wire)
+    assert [b"busy" in wire.value() for wire in sessions] == [False] * 10
 
 
 # Requests and replies.

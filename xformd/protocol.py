@@ -205,14 +205,13 @@ class TransformProtocol(DrainableProtocol):
         else:
             self._deadline.set(seconds)
 
-    def hint_read_size(self, count: int, share: str | None = None) -> None:
+    def hint_read_size(self, count: int) -> None:
         """See ``Connection.hint_read_size``."""
-        if count > PART_BYTES or self._arrival is not None:
-            self._note_arrival(count, share or self.share)
         if self._is_eager:
             self.transport.hint_read_size(count)
 
-    def _note_arrival(self, count: int, share: str) -> None:
+    def note_arrival(self, count: int, share: str | None = None) -> None:
+        """See ``Connection.note_arrival``."""
         arrivals = self.factory.arrivals
         if self._arrival is not None:
             if self._arrival.size_bytes == count:
@@ -220,7 +219,7 @@ class TransformProtocol(DrainableProtocol):
             arrivals.remove(self._arrival)
             self._arrival = None
         if count > PART_BYTES:
-            self._arrival = _Arrival(self, Caller(share), count)
+            self._arrival = _Arrival(self, Caller(share or self.share), count)
             for each in arrivals.put(self._arrival):
                 self.factory.clock.callLater(0, each.connection._reject, each)
 
@@ -313,6 +312,7 @@ class TransformProtocol(DrainableProtocol):
             self._refuse(refusal)
             return
         self.hint_read_size(self._decoder.string_bytes)
+        self.note_arrival(self._decoder.string_bytes if self._decoder.is_inside else 0)
         if strings == [session.OPENING]:
             self._speak("session")
             self._handler = SessionHandler(self, self._decoder)

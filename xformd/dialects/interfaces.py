@@ -64,10 +64,13 @@ class Connection(Protocol):
     def set_deadline(self, seconds: float | None) -> None:
         """Call the handler's ``expire`` after this many seconds, unless it is set again; None clears it."""
 
-    def hint_read_size(self, count: int, share: str | None = None) -> None:
-        """Say how long the string is that arrives, of this share's request if not the connection's; 0 between strings.
+    def hint_read_size(self, count: int) -> None:
+        """Read more at a time while single strings are as long as this one, where the transport can."""
 
-        More is read at a time while it is long; and where others need its room, the handler's ``reject`` is called.
+    def note_arrival(self, count: int, share: str | None = None) -> None:
+        """Note how long the request is that arrives, 0 once it is here; ``share`` is the connection's if not given.
+
+        Where others need the room of a long one, the handler's ``reject`` is called.
         """
 
     def call_soon(self, function: Callable[[], None]) -> None:

@@ -230,6 +230,7 @@ class SessionHandler:
     def _await_more(self) -> None:
         """Read on or not, and set the deadline that fits."""
         self._connection.hint_read_size(self._decoder.string_bytes)
+        self._connection.note_arrival(self._decoder.string_bytes if self._decoder.is_inside else 0)
         if self._decoder.has_unread or not self._has_room():
             self._connection.pause_reading()
             self._connection.set_deadline(None)

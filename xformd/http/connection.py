@@ -249,7 +249,8 @@ class HttpHandler:
             self._write(CONTINUE)
         if body_bytes is None or body_bytes > PART_BYTES:
             self._has_long_body = True
-            self._connection.hint_read_size(body_bytes or PART_BYTES, request.caller.share)
+            self._connection.hint_read_size(body_bytes or PART_BYTES)
+            self._connection.note_arrival(body_bytes or PART_BYTES, request.caller.share)
 
     def _begin_entry(self, request: Request) -> None:
         """Begin its line in the access log. The service finishes it, or else whatever ends the request here."""
@@ -283,7 +284,7 @@ class HttpHandler:
             return
         self._body.write(piece)
         if self._request is not None and self._request.head.body_bytes is None:
-            self._connection.hint_read_size(self._body.tell(), self._request.caller.share)
+            self._connection.note_arrival(self._body.tell(), self._request.caller.share)
 
     def _complete(self, body: bytes) -> None:
         """Run a request that has fully arrived."""
@@ -291,6 +292,7 @@ class HttpHandler:
         if self._has_long_body:
             self._has_long_body = False
             self._connection.hint_read_size(0)
+            self._connection.note_arrival(0)
         self._idle_connections.pop(self._connection, None)
         take_body, self._take_body = self._take_body, None
         if take_body is None:

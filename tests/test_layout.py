@@ -20,6 +20,8 @@ PACKAGE = Path(xformd.__file__).parent
 STIFF = re.compile(r'^ *"""(?:Give|Say)s?\b.*', re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|javascript:)([^)#]+)")
 
+POSSESSIVE_GROUP = re.compile(r"\(\?:(?:[^()]|\([^()]*\))*\)(?:[*+]|\{[\d,]+\})\+")
+
 MAX_TOP_MODULES = 13
 MAX_MODULES = 118
 MAX_LINES = 20_290
@@ -68,6 +70,12 @@ def test_the_package_has_few_modules() -> None:
 
 def test_the_package_has_few_lines() -> None:
     assert sum(len(source.splitlines()) for source in SOURCES.values()) <= MAX_LINES
+
+
+def test_a_possessive_group_is_atomic_too() -> None:
+    """Before Python 3.11.5, ``(?:...)*+`` keeps a part of a repetition that fails; ``(?>...)*+`` does not (gh-106052)."""
+    found = {module: POSSESSIVE_GROUP.findall(source) for module, source in SOURCES.items()}
+    assert {module: groups for module, groups in found.items() if groups} == {}
 
 
 def test_a_small_module_has_several_importers_or_a_reason() -> None:

@@ -41,12 +41,12 @@ MAX_BAD_LINES = 100
 _find_text = re.compile(rb"\S").search
 
 # What is nested could take thirty times its size in memory, and many members much time: neither has a place here.
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_FLAT_OBJECT = re.compile(rb'\{[^\[\]{}"]*+(?:%b[^\[\]{}"]*+){0,16}+\}\Z' % _STRING)
+_STRING = rb'"[^"\\]*+(?>\\.[^"\\]*+)*+"'
+_FLAT_OBJECT = re.compile(rb'\{[^\[\]{}"]*+(?>%b[^\[\]{}"]*+){0,16}+\}\Z' % _STRING)
 
 # A long line up to its poem, and a part of that which cuts no escape.
 _match_head = re.compile(rb'\{\s*+(?:%b\s*+:\s*+%b\s*+,\s*+)?"poem(_base64)?"\s*+:\s*+"' % (_STRING, _STRING)).match
-_match_part = re.compile(rb'(?:[^"\\]++|\\(?:[^u]|u[dD][89abAB]..\\u....|u(?![dD][89abAB])....))*+').match
+_match_part = re.compile(rb'(?>[^"\\]++|\\(?:[^u]|u[dD][89abAB]..\\u....|u(?![dD][89abAB])....))*+').match
 
 _EXAMPLE = 'write {"spec": "upper", "poem": "The Owl"}, or "poem_base64" for bytes'
 _NO_TEXT = "its poem is not text, or not base64"

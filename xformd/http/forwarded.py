@@ -33,7 +33,7 @@ MAX_PREFIX_BYTES = 256
 BUSY_RETRY_MS = 1_000
 """When a client that has too many requests in flight may try again."""
 
-_PAIR = re.compile(rb"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([^\s"\\]+)|"((?:[^"\\]|\\.)*+)")""")
+_PAIR = re.compile(rb"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([^\s"\\]+)|"((?>[^"\\]|\\.)*+)")""")
 _NODE = re.compile(
     r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15}))(?::(?:[0-9]{1,5}|_[A-Za-z0-9._-]+))?|([0-9A-Fa-f:.]{2,45})"
 )

@@ -28,7 +28,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", 
 _METHOD = "|".join(METHODS).encode()
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _TEXT = rb"[\t -~\x80-\xff]*+"
-_FIELDS = rb"((?:%b:%b\r\n)*+)\r\n" % (_TOKEN, _TEXT)
+_FIELDS = rb"((?>%b:%b\r\n)*+)\r\n" % (_TOKEN, _TEXT)
 
 # One expression accepts or refuses a whole head, another finds its fields. None of them backtracks.
 _match_head = re.compile(rb"(%b) ([!-~]++) HTTP/1\.([01])\r\n%b" % (_METHOD, _FIELDS)).match
@@ -45,7 +45,7 @@ _match_length = re.compile(rb"[0-9]{1,20}\Z").match
 _match_absolute = re.compile(rb"https?://([^/?#:][^/?#]*+)(.*+)\Z", re.IGNORECASE).match
 _match_host = re.compile(  # RFC 3986, 3.2.2
     rb"(?:\[[vV][0-9A-Fa-f]++\.[A-Za-z0-9._~!$&'()*+,;=:-]++\]"
-    rb"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?+\Z"
+    rb"|(?>[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?+\Z"
 ).match
 _match_ipv6_host = re.compile(rb"\[([0-9A-Fa-f:.]++)\](?::[0-9]*+)?+\Z").match
 

@@ -18,7 +18,7 @@ _ROT13 = bytes.maketrans(
 
 # The blocks of combining marks that are used in scripts with upper and lower case.
 _MARK = r"\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
-_WORD = re.compile(rf"[^\W_](?:[^\W_]++|[{_MARK}]++|['\u2019](?=[^\W_]))*+")
+_WORD = re.compile(rf"[^\W_](?>[^\W_]++|[{_MARK}]++|['\u2019](?=[^\W_]))*+")
 _MANY_ABOVE_ASCII = re.compile(rf"[\u0300-\U0010ffff]{{{MAX_MARKS},}}")
 
 

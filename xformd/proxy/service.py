@@ -233,7 +233,7 @@ class CachingTransformService:
             return self._in_time(self._ask(_Question(self._cancel, caller, spec, poem, ends_at)), allowed_s)
         # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
         question = _Question(self._cancel, caller, spec, poem, key=key_prefix + self._digest(poem))
-        found = self._join(question, Deferred) if self._may_join(question) else self._results.fresh(question.key)
+        found = self._join(question) if self._may_join(question) else self._results.fresh(question.key)
         found = self._ask(question) if found is None else found
         return found if isinstance(found, bytes) else self._in_time(found, allowed_s)
 
@@ -262,17 +262,16 @@ class CachingTransformService:
         """
         while self._asking < self._max_asking and (question := self._queue.first(self._reactor.seconds())) is not None:
             self._queue.remove(question)
-            fetch = partial(self._fetch, question)
-            found = fetch() if not question.key else self._join(question, fetch)
+            found = self._join(question) if question.key else self._fetch(question)
             if isinstance(found, bytes):
                 question.answer.callback(found)
             else:
                 question.asked = found.addBoth(self._note_answered, question)
 
-    def _join(self, question: _Question, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
+    def _join(self, question: _Question) -> bytes | Deferred[bytes]:
         """Return the result from the cache, or join the call for it, or make one."""
         share = self._asked_by[question.key] if self._may_join(question) else question.caller.share
-        return self._results.get(question.key, fetch, share)
+        return self._results.get(question.key, partial(self._fetch, question), share)
 
     def _may_join(self, question: _Question) -> bool:
         """Whether its result is on the way, for its own share or for one that has asked an upstream for nothing else.

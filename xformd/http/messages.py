@@ -55,7 +55,7 @@ class Request:
 
     @property
     def caller(self) -> Caller:
-        """Whom it is for."""
+        """Return the caller, whose share pays for it."""
         return Caller(self.source.share or share_of(self.client))
 
     @property

@@ -226,7 +226,7 @@ def _exit_with_failure() -> None:
 
 def _explain(description: str, error: Exception, flags: str) -> ListenFailed:
     if isinstance(error, OverflowError):
-        return ListenFailed(f"cannot listen on {description}: a port is a number from 0 to 65535")
+        return ListenFailed(f"cannot listen on {description}: a port is 0 to 65535")
     cause = getattr(error, "socketError", error)
     reason = getattr(cause, "strerror", None) or safe_str(cause)
     is_locked = reason == "Cannot acquire lock"  # Twisted's words for a Unix socket that has a server

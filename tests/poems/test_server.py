@@ -191,6 +191,17 @@ def test_a_client_that_takes_a_piece_now_and_then_is_not_cut_off(clock: Clock) -
     assert (len(wire.value()), wire.disconnected, wire.disconnecting) == (3 * CHUNK_BYTES, False, True)
 
 
+def test_a_client_that_takes_what_the_system_holds_is_not_cut_off_until_it_stops(clock: Clock) -> None:
+    wire: Any = connect(make(clock, b"x" * 2 * CHUNK_BYTES, stall_timeout_s=300), takes=False)
+    wire.dataBuffer, wire.offset = bytes(1_000_000), 0
+    wire.protocol.pauseProducing()
+    wire.offset = 500_000
+    clock.advance(300)
+    assert not wire.disconnected
+    clock.advance(300)
+    assert wire.disconnected
+
+
 def test_a_stall_that_is_over_is_forgotten(clock: Clock) -> None:
     wire = connect(make(clock, b"x" * 400, bytes_per_s=1, stall_timeout_s=300))
     wire.protocol.pauseProducing()

@@ -350,7 +350,7 @@ def test_no_address_keeps_others_out(log: Log) -> None:
     assert [wire.disconnected for wire in wires] == [True, True, False, True]  # the other one has a request in flight
     assert len(server.factory.connections) == 4
     server.clock.advance(1)
-    assert log.lines[1].startswith("closed a long open connection: 192.0.2.1 has 4, and others need the room")
+    assert log.lines[1].startswith("closed a long-standing connection: 192.0.2.1 has 4, and others need room")
     assert dict(server.factory.connection_stats.refused) == {"total": 2, "share": 3}
 
 

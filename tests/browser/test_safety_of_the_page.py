@@ -23,7 +23,7 @@ def test_markup_of_a_plugin_stays_text(visit: Visit) -> None:
     assert "<img src=x" in visit.text_of(".example")
     visit.page.locator(".example").click()
     visit.shows(MARKUP * 2)
-    assert re.search(r"torn failed.*\(see the log of the server\)", visit.text_of("#warnings"), re.DOTALL)
+    assert re.search(r"torn failed.*\(see the server's log\)", visit.text_of("#warnings"), re.DOTALL)
     assert "<script>" not in visit.text_of("#warnings")  # why it failed is no visitor's to know
     visit.search().fill("<script>")
     assert visit.page.locator("#transforms .name").all_inner_texts() == ["odd"]

@@ -128,7 +128,7 @@ def test_a_slow_inline_transform_is_logged_once_a_minute(has_fast_path: bool, lo
     held = "transform heavy of plugin xformd-verses 1.0 (verses) held the server for"
     assert log.lines == [f"{held} 120 ms; --isolate heavy runs it in a worker"]
     side.clock.advance(60)
-    assert log.lines[1].endswith("it in a worker (the last of 2 within a minute)")
+    assert log.lines[1].endswith("it in a worker (the last of 2 within 60 s)")
 
 
 def test_each_slow_transform_of_a_read_is_logged(log: Log) -> None:

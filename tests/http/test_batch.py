@@ -272,7 +272,10 @@ def test_a_batch_with_many_invalid_lines_is_read_no_further() -> None:
     *_, before, last = found = results(client)
     assert [each["index"] for each in found] == [*range(MAX_BAD_LINES + 2)]
     assert "invalid line of a batch" in before["error"]["detail"]
-    assert last["error"]["detail"] == "100 lines of this batch are invalid: from here on it is not read"
+    assert (
+        last["error"]["detail"]
+        == "100 lines of this batch are invalid: the rest is not read; correct them and send it again"
+    )
 
 
 def test_a_batch_takes_one_turn_at_a_time() -> None:

@@ -212,6 +212,12 @@ def test_a_client_has_as_many_requests_in_flight_as_it_may_have_connections() ->
     assert front.requests["(none)", "http", "busy"] == 1
 
 
+def test_addresses_of_one_network_of_ipv6_are_one_client() -> None:
+    front = Front(trusted_proxies=["10.0.0.1"], max_connections_per_peer=1)
+    clients = [begin(front, address) for address in ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")]
+    assert [[each.status for each in client.received()] for client in clients] == [[], [429], []]
+
+
 @pytest.mark.parametrize("how", ["streams", "closes", "expects", "is refused"])
 def test_a_request_counts_until_it_has_its_answer(how: str) -> None:
     front = Front(trusted_proxies=["10.0.0.1"], max_connections_per_peer=1, request_timeout_s=5.0)

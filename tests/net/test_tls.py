@@ -2,8 +2,11 @@
 
 import ssl
 from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from twisted.internet.error import ConnectionDone
@@ -17,6 +20,7 @@ from support.logs import Log
 from support.memory import HERE, MemoryServer
 from support.processes import netstring
 from xformd.errors import ConfigError
+from xformd.net import tls
 from xformd.net.endpoints import ServerEndpoint, server_endpoint
 from xformd.net.turns import TURN_S
 
@@ -351,15 +355,14 @@ def test_a_handshake_that_the_server_aborts_is_not_logged_twice(site: Site, log:
     assert log.lines[0].startswith("cut off ")
 
 
-def test_the_handshakes_of_a_peer_take_turns(site: Site) -> None:
+def test_the_handshakes_of_a_peer_take_turns(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     outgoing = ssl.MemoryBIO()
     with suppress(ssl.SSLWantReadError):
         untrusting().wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
     hello = outgoing.read()
     early, late, lost = site.accept(), site.accept(), site.accept()
+    monkeypatch.setattr(tls, "time", Mock(perf_counter=partial(next, count(step=2 * TURN_S))))
     early.dataReceived(hello[:9])
-    factory: Any = site.factory
-    factory.turns.used(early.transport.getPeer().host, 2 * TURN_S)
     for server in (early, late, lost):
         server.dataReceived(hello[9:] if server is early else hello)
         assert not server.transport.value()

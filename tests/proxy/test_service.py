@@ -90,6 +90,14 @@ class World:
         self.network.pump()
         return answer
 
+    def answer_all(self) -> None:
+        """Answer all that waits at the upstreams, and what comes after it."""
+        self.network.pump()
+        while unanswered := [each for each in self.waiting if not each.called]:
+            for each in unanswered:
+                each.callback(b"x")
+            self.network.pump()
+
     def is_hit(self, proxy: CachingTransformService, spec: str = "steady", poem: bytes = b"owl") -> bool:
         """Ask, and return whether the result was cached."""
         answer = self.ask(proxy, spec, poem)
@@ -562,12 +570,7 @@ def test_nobody_waits_in_the_place_of_another_client(monkeypatch: pytest.MonkeyP
     assert result_of(theirs) == b"OWL"
     many.takes_results = True
     proxy.has_room(many)
-    for _ in range(20):
-        world.network.pump()
-        for each in world.waiting:
-            if not each.called:
-                each.callback(b"x")
-    world.network.pump()
+    world.answer_all()
     assert result_of(mine) == b"OWL"
     assert len(world.waiting) == 21
 
@@ -581,11 +584,6 @@ def test_what_is_busy_for_one_client_is_not_for_another(monkeypatch: pytest.Monk
     mine = world.ask(proxy, "later", caller=many.caller)
     theirs = [world.ask(proxy, "later", poem, caller=Asker(share="192.0.2.2").caller) for poem in (b"owl", b"cat")]
     more = world.ask(proxy, "later", b"dog", caller=Asker(share="192.0.2.3").caller)
-    for _ in range(20):
-        world.network.pump()
-        for each in world.waiting:
-            if not each.called:
-                each.callback(b"x")
-    world.network.pump()
+    world.answer_all()
     assert error_of(mine, xformd.Busy)
     assert [result_of(each) for each in (*theirs, more)] == [b"x"] * 3

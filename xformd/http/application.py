@@ -40,9 +40,9 @@ class HttpDependencies:
 
 
 class Application:
-    """Responds to requests: a path, or all with a prefix, has its endpoints by method; GET answers HEAD too.
+    """Routes requests by path or path prefix, then by method; the endpoint of GET answers HEAD too.
 
-    ``hint`` tells other requests where to look for what there is, with ``{prefix}`` in front of a path.
+    ``hint`` ends the errors for all others: it says where to look, with ``{prefix}`` in front of a path.
     """
 
     def __init__(
@@ -122,10 +122,10 @@ def make_monitoring_application(dependencies: HttpDependencies) -> Application:
     return Application(dependencies.sites, paths, {}, hint, dependencies.access_log)
 
 
-def _monitoring_paths(dependencies: HttpDependencies, **options: bool) -> dict[bytes, Methods]:
+def _monitoring_paths(dependencies: HttpDependencies, *, names_shares: bool = False) -> dict[bytes, Methods]:
     def metrics(_: Request) -> Response:
         headers = header_lines((b"content-type", METRICS_MEDIA_TYPE), (b"cache-control", b"no-store"))
-        return Response(200, headers, dependencies.render_metrics(**options))
+        return Response(200, headers, dependencies.render_metrics(names_shares=names_shares))
 
     health = dependencies.health
     return {b"/metrics": {"GET": metrics}, b"/livez": {"GET": health.live}, b"/readyz": {"GET": health.ready}}

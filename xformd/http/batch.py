@@ -36,7 +36,7 @@ PIECE_BYTES = 48 * 1024
 """A longer line or result is read or written in such pieces: in one, 10 MiB hold the reactor for up to 0.2 s."""
 
 MAX_BAD_LINES = 100
-"""After that many, a batch is read no further: two bytes are answered with an error of three hundred."""
+"""Stop reading a batch after this many: a line of two bytes is answered with an error of three hundred."""
 
 _find_text = re.compile(rb"\S").search
 
@@ -109,7 +109,9 @@ def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | BadRequest | None]:
         start, place = text.start(), body.find(b"\n", text.start()) % (len(body) + 1)  # -1 is its end
         try:
             if bad_lines >= MAX_BAD_LINES:
-                raise BadRequest(f"{bad_lines} lines of this batch are invalid: from here on it is not read")
+                raise BadRequest(
+                    f"{bad_lines} lines of this batch are invalid: the rest is not read; correct them and send it again"
+                )
             if place - start > PIECE_BYTES:
                 yield (yield from _parse_long(body, start, place))
             else:

@@ -224,7 +224,6 @@ class HttpHandler:
     def _begin(self, head: RequestHead) -> None:
         """Respond to a head at once, or learn what makes the response once the body is here."""
         request = self._request = Request(head, self._source or self._find_source(head.headers))
-        request.call_soon = self.call_soon
         if self._application.access_log is not None:
             self._begin_entry(request)
         body_bytes, max_bytes = head.body_bytes, self._max_request_bytes

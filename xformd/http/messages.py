@@ -37,9 +37,6 @@ _STATUS_LINES: Mapping[int, bytes] = {
 class Request:
     """A request without its body. Its ``id`` is its name in the log; its path and query are as they were sent."""
 
-    call_soon: Callable[[Callable[[], None]], None]
-    """Calls a function after the other connections' turn, unless its connection is lost by then."""
-
     def __init__(self, head: RequestHead, source: Source) -> None:
         self.head = head
         self.source = source
@@ -58,7 +55,7 @@ class Request:
 
     @property
     def caller(self) -> Caller:
-        """Whom it is for."""
+        """Return the caller, whose share pays for it."""
         return Caller(self.source.share or share_of(self.client))
 
     @property

@@ -82,9 +82,7 @@ class TransformEndpoint:
             try:
                 for part in wanted.decode(body, headers, self._max_bytes):
                     if parts:  # 10 MiB at once hold the reactor for up to 0.15 s
-                        turn = Deferred[None]()
-                        request.call_soon(partial(turn.callback, None))
-                        await turn
+                        await self._service.turns.next_turn(request.caller.share, None)
                     parts.append(part)
             except XformError as error:
                 self._metrics.refused("http", error.code)

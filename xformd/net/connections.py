@@ -1,6 +1,6 @@
 """Keep track of the open connections of a server: how many there may be, which are idle, whose peer has gone.
 
-Invariant: nothing is remembered about a peer without an open connection, and none keeps others out that have fewer.
+Invariant: nothing is remembered about a peer without an open connection, and no peer keeps out others that have fewer.
 Peers are counted by their IP address, of IPv6 by its /64; clients of a Unix socket have none, and only
 ``max_connections`` limits them, as it does those of a proxy that is trusted to name its own.
 """
@@ -68,7 +68,7 @@ def share_of(peer: str | None) -> str:
 
 
 class RefusalLog(RateLimitedLog):
-    """Logs and counts the connections that a server closes as they come, or for others."""
+    """Logs and counts the connections that a server closes on arrival, or to make room for others."""
 
     log = Logger()
 
@@ -114,12 +114,12 @@ class Connections(Generic[Connection]):
         return self._by_share.get(share or "", ())
 
     def to_evict(self, peer: str | None) -> Collection[Connection]:
-        """Return those of which one may end for a new one: of the share that has the most, the oldest first."""
+        """Return the connections of the share with the most, oldest first; none if the peer's would have as many."""
         most: Collection[Connection] = max(self._by_share.values(), key=len, default=())
         return most if len(most) > len(self._of_share(self._share(peer))) + 1 else ()
 
     def to_evict_idle(self, peer: str | None) -> Collection[Connection]:
-        """Return those of which an idle one may end for a new one: else of its own share, or of any if it has none."""
+        """Return where to look for an idle one: in the share with the most, else in its own, else among all."""
         return self.to_evict(peer) or self._of_share(self._share(peer)) or self._shares
 
     def add(self, connection: Connection, peer: str | None) -> None:

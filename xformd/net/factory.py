@@ -32,7 +32,7 @@ class DrainableProtocol(Protocol):
 
     def can_half_close(self) -> bool:
         """Return whether this side can be ended alone."""
-        # Of the class, which is remembered, or else of the transport: what wraps another says so of itself.
+        # The answer for the class is cached. A wrapper has the interfaces of what it wraps: ask the object itself.
         transport: Hashable = self.transport
         return _are_half_closeable(type(transport)) or (
             isinstance(transport, ProtocolWrapper)
@@ -89,16 +89,13 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         raise NotImplementedError
 
     def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
-        """End a connection of the share with the most for a new one of a share with fewer: the oldest idle one, if any.
-
-        Return whether the new one may come.
-        """
+        """Close a connection of the share with the most, an idle one if possible; return whether there is room now."""
         if refusal.kind != "total" or not (among := self.connections.to_evict(peer)):
             return False
         oldest = [*itertools.islice(among, EVICTION_CANDIDATES)]
         chosen = next((each for each in oldest if each.is_idle), oldest[0])
-        reason = f"{chosen.peer} has {len(among)}, and others need the room: max_connections, or ulimit -n, is reached"
-        self.refusals.refused("share", reason, which="long open")
+        reason = f"{chosen.peer} has {len(among)}, and others need room: max_connections, or ulimit -n, is reached"
+        self.refusals.refused("share", reason, which="long-standing")
         self.connections.discard(chosen)
         chosen.abort()
         return True

@@ -16,7 +16,7 @@ TURN_S = 0.01
 """How long one share may keep the reactor before the others get their turn."""
 
 MAX_COUNTED = 1_000
-"""The time of shares that use little is counted for so many, from one long round to the next."""
+"""How many shares are counted before a new round begins, also where none has used much."""
 
 
 Value = TypeVar("Value")
@@ -39,7 +39,7 @@ class Turns:
         self._is_ending = False  # the round; an idle server, and one with short rounds, needs no timer
 
     def used(self, share: str, seconds: float) -> None:
-        """Note that something has run for a share."""
+        """Count time that something has run for a share."""
         total_s = self._used[share] = self._used.get(share, 0.0) + seconds
         if total_s > TURN_S:
             self.over.add(share)

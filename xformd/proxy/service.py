@@ -63,17 +63,17 @@ RETRY_AFTER_MS = 1_000
 
 
 @attrs.frozen
-class _Missed:
+class _Miss:
     """A poem whose result is not in the cache."""
 
     poem: bytes
 
 
 @attrs.define(eq=False)
-class _Question:
-    """A request to an upstream, made or waiting."""
+class _PendingRequest:
+    """A client's request that waits for its turn, or for the call to an upstream that answers it."""
 
-    cancel: Callable[["_Question"], None]
+    cancel: Callable[["_PendingRequest"], None]
     caller: Caller
     spec: Spec
     poem: bytes
@@ -81,7 +81,7 @@ class _Question:
     key: bytes = b""  # of its result in the cache; empty if that is not kept
     size_bytes: int = attrs.field(init=False)
     answer: Deferred[bytes] = attrs.field(init=False)
-    asked: Deferred[bytes] | None = None
+    call: Deferred[bytes] | None = None
     is_admitted: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -148,13 +148,13 @@ class CachingTransformService:
         self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache(self._make_key_prefix)
         self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
         self._in_flight = RequestsInFlight()
-        self._max_asking = limits.max_in_flight * len(upstreams)
-        self._asking = 0
-        self._asked_by: dict[bytes, str] = {}  # whose call for a key is on its way, the last one's
+        self._max_running = limits.max_in_flight * len(upstreams)
+        self._running = 0
+        self._fetched_for: dict[bytes, str] = {}  # the share of the last call for a key, while that runs
         self._listed = self._listing = b""
         self._listing_ends_at = 0.0
-        self._queue: FairQueue[_Question] = FairQueue(
-            limits.max_queue, limits.max_queue_bytes, max_running=max(1, self._max_asking * 3 // 4)
+        self._queue: FairQueue[_PendingRequest] = FairQueue(
+            limits.max_queue, limits.max_queue_bytes, max_running=max(1, self._max_running * 3 // 4)
         )
 
     def start(self) -> Deferred[Any]:
@@ -187,7 +187,7 @@ class CachingTransformService:
     def has_room(self, reader: Reader) -> None:
         """See ``Service.has_room``."""
         self._queue.has_room(reader)
-        self._ask_next()
+        self._run_next()
 
     def xform(
         self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller = PROGRAM, **_: object
@@ -209,13 +209,13 @@ class CachingTransformService:
 
         def run(poem: bytes) -> Any:
             found = self._results.fresh(key_prefix + self._digest(poem))
-            return _Missed(poem) if found is None else found
+            return _Miss(poem) if found is None else found
 
         def finish_call(
-            outcome: Outcome | _Missed, timing: RequestTiming | None = None, *, caller: Caller = PROGRAM
+            outcome: Outcome | _Miss, timing: RequestTiming | None = None, *, caller: Caller = PROGRAM
         ) -> bytes | Deferred[bytes]:
             del timing  # the upstream has one
-            if isinstance(outcome, _Missed):
+            if isinstance(outcome, _Miss):
                 return self._answer(key_prefix, request.spec, outcome.poem, timeout_s, caller)
             if not isinstance(outcome, bytes):
                 raise internal_error(cast(Failure, outcome))
@@ -230,11 +230,11 @@ class CachingTransformService:
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         if key_prefix is None:
             ends_at = self._reactor.seconds() + max(allowed_s, 0.001)
-            return self._in_time(self._ask(_Question(self._cancel, caller, spec, poem, ends_at)), allowed_s)
+            return self._in_time(self._ask(_PendingRequest(self._cancel, caller, spec, poem, ends_at)), allowed_s)
         # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
-        question = _Question(self._cancel, caller, spec, poem, key=key_prefix + self._digest(poem))
-        found = self._join(question, Deferred) if self._may_join(question) else self._results.fresh(question.key)
-        found = self._ask(question) if found is None else found
+        pending = _PendingRequest(self._cancel, caller, spec, poem, key=key_prefix + self._digest(poem))
+        found = self._join(pending) if self._may_join(pending) else self._results.fresh(pending.key)
+        found = self._ask(pending) if found is None else found
         return found if isinstance(found, bytes) else self._in_time(found, allowed_s)
 
     def _digest(self, poem: bytes) -> bytes:
@@ -248,82 +248,81 @@ class CachingTransformService:
             kept = self._digests[mark] = poem, hashlib.sha256(poem).digest()
         return kept[1]
 
-    def _ask(self, question: _Question) -> Deferred[bytes]:
-        for each in self._queue.put(question):
-            message = f"{self._asking + len(self._queue)} requests are waiting for the upstreams; ask again"
+    def _ask(self, pending: _PendingRequest) -> Deferred[bytes]:
+        for each in self._queue.put(pending):
+            message = f"{self._running + len(self._queue)} requests are waiting for the upstreams; try again"
             each.answer.errback(Busy(message, retry_after_ms=RETRY_AFTER_MS))
-        self._ask_next()
-        return question.answer
+        self._run_next()
+        return pending.answer
 
-    def _ask_next(self) -> None:
-        """Ask what may be asked: of many requests those that wait do so here, where the clients take turns.
+    def _run_next(self) -> None:
+        """Start the requests whose turn it is; the others wait here, where the clients take turns.
 
-        Each has a place of its own until then: none waits in that of another client, whose turn may never come.
+        Until then each keeps its own place: none waits in that of another client, whose turn may never come.
         """
-        while self._asking < self._max_asking and (question := self._queue.first(self._reactor.seconds())) is not None:
-            self._queue.remove(question)
-            fetch = partial(self._fetch, question)
-            found = fetch() if not question.key else self._join(question, fetch)
+        while self._running < self._max_running and (pending := self._queue.first(self._reactor.seconds())) is not None:
+            self._queue.remove(pending)
+            found = self._join(pending) if pending.key else self._fetch(pending)
             if isinstance(found, bytes):
-                question.answer.callback(found)
+                pending.answer.callback(found)
             else:
-                question.asked = found.addBoth(self._note_answered, question)
+                pending.call = found.addBoth(self._note_answered, pending)
 
-    def _join(self, question: _Question, fetch: Callable[[], Deferred[bytes]]) -> bytes | Deferred[bytes]:
+    def _join(self, pending: _PendingRequest) -> bytes | Deferred[bytes]:
         """Return the result from the cache, or join the call for it, or make one."""
-        share = self._asked_by[question.key] if self._may_join(question) else question.caller.share
-        return self._results.get(question.key, fetch, share)
+        share = self._fetched_for[pending.key] if self._may_join(pending) else pending.caller.share
+        return self._results.get(pending.key, partial(self._fetch, pending), share)
 
-    def _may_join(self, question: _Question) -> bool:
-        """Whether its result is on the way, for its own share or for one that has asked an upstream for nothing else.
+    def _may_join(self, pending: _PendingRequest) -> bool:
+        """Return whether the call for its result is its own share's, or that of a share with no other call.
 
-        The upstream may answer other requests of that share first.
+        Of a share with several, the upstream may answer the others first.
         """
-        share = self._asked_by.get(question.key)
-        return share is not None and (share == question.caller.share or self._queue.running(share) <= 1)
+        share = self._fetched_for.get(pending.key)
+        return share is not None and (share == pending.caller.share or self._queue.running(share) <= 1)
 
-    def _fetch(self, question: _Question) -> Deferred[bytes]:
-        self._asked_by[question.key] = question.caller.share
-        return Deferred.fromCoroutine(self._forward_again(question)).addBoth(self._note_fetched, question)
+    def _fetch(self, pending: _PendingRequest) -> Deferred[bytes]:
+        self._fetched_for[pending.key] = pending.caller.share
+        return Deferred.fromCoroutine(self._forward_again(pending)).addBoth(self._note_fetched, pending)
 
-    def _note_fetched(self, outcome: Any, question: _Question) -> Any:
-        if self._asked_by.get(question.key) == question.caller.share:
-            del self._asked_by[question.key]
+    def _note_fetched(self, outcome: Any, pending: _PendingRequest) -> Any:
+        if self._fetched_for.get(pending.key) == pending.caller.share:
+            del self._fetched_for[pending.key]
         return outcome
 
-    async def _forward_again(self, question: _Question) -> bytes:
+    async def _forward_again(self, pending: _PendingRequest) -> bytes:
         """Ask, and once more if the connection is lost and it is safe to run the transforms twice."""
         try:
-            return await self._forward(question)
+            return await self._forward(pending)
         except RequestRefused:
             raise
         except ConnectionLost:
-            if question.ends_at is not None:
+            if pending.ends_at is not None:
                 raise
-            return await self._forward(question)
+            return await self._forward(pending)
 
-    def _forward(self, question: _Question) -> Deferred[bytes]:
+    def _forward(self, pending: _PendingRequest) -> Deferred[bytes]:
         now = self._reactor.seconds()
-        self._asking += 1
-        charged_s = self._queue.started(question)
-        timeout_s = None if question.ends_at is None else max(0.001, question.ends_at - now)
-        client = question.caller.share or None
-        asked = self._upstreams.forward(question.spec, question.poem, client, timeout=timeout_s)
-        return asked.addBoth(self._note_forwarded, question, charged_s, now)
+        self._running += 1
+        charged_s = self._queue.started(pending)
+        timeout_s = None if pending.ends_at is None else max(0.001, pending.ends_at - now)
+        client = pending.caller.share or None
+        outcome = self._upstreams.forward(pending.spec, pending.poem, client, timeout=timeout_s)
+        return outcome.addBoth(self._note_forwarded, pending, charged_s, now)
 
-    def _note_forwarded(self, outcome: Any, question: _Question, charged_s: float, asked_at: float) -> Any:
-        self._asking -= 1
-        self._queue.ended(question, charged_s, self._reactor.seconds() - asked_at)
-        self._ask_next()
+    def _note_forwarded(self, outcome: Any, pending: _PendingRequest, charged_s: float, sent_at: float) -> Any:
+        self._running -= 1
+        self._queue.ended(pending, charged_s, self._reactor.seconds() - sent_at)
+        self._run_next()
         return outcome
 
-    def _note_answered(self, outcome: Any, question: _Question) -> None:
-        if not question.answer.called:
-            question.answer.callback(outcome)
+    def _note_answered(self, outcome: Any, pending: _PendingRequest) -> None:
+        if not pending.answer.called:
+            pending.answer.callback(outcome)
 
-    def _cancel(self, question: "_Question") -> None:
-        if not self._queue.remove(question) and question.asked is not None:
-            question.asked.cancel()  # which answers it
+    def _cancel(self, pending: _PendingRequest) -> None:
+        if not self._queue.remove(pending) and pending.call is not None:
+            pending.call.cancel()  # which answers it
 
     def _in_time(self, work: Deferred[bytes], allowed_s: float) -> Deferred[bytes]:
         def too_late() -> XformError:

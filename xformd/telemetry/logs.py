@@ -40,16 +40,16 @@ MAX_LINE_CHARACTERS = 1_000
 """The longest line that a plugin may print; a longer one is cut."""
 
 LINES_A_SECOND, MAX_BURST_LINES = 10, 30
-"""How much of one namespace is logged in a flood, lines of tracebacks included, and how much at once."""
+"""The rate and the burst of lines that each namespace may log, those of tracebacks included."""
 
 MAX_DEBT_LINES = 100
-"""After a text of any length, as if it had had so many lines."""
+"""The most that one text can overdraw its namespace's budget, however long it is."""
 
 MAX_BUDGETS = 1_000
-"""For how many namespaces is known what was logged; a plugin may make any number."""
+"""How many namespaces are tracked; a plugin may create any number."""
 
 _OPERATORS = ("xformd.server.", "xformd.net.run", "xformd.net.listener", "xformd.telemetry.logs")
-"""What these log no client can bring about."""
+"""Their lines are never left out: no client can cause them."""
 
 _STREAMS = "stdout", "stderr"
 _LEVELS = {logging.WARNING: LogLevel.warn, logging.ERROR: LogLevel.error, logging.CRITICAL: LogLevel.critical}
@@ -79,7 +79,7 @@ def _write(text: str) -> None:
 
 
 def _beginning(text: str) -> str:
-    """Return what may be logged at once, and count the other lines: a poem of 64 KiB may have as many."""
+    """Return what may be logged at once, and count the lines left out: a 64 KiB poem may have 65,536."""
     rest = text.split("\n", LINES_A_SECOND)[LINES_A_SECOND:]
     if not any(rest):
         return text
@@ -88,9 +88,9 @@ def _beginning(text: str) -> str:
 
 
 class _Budgets(dict[str, tuple[float, float]]):
-    """How many more lines of each namespace may be logged, and since when.
+    """How many more lines each namespace may log, and when that was counted.
 
-    Most callers limit and count what they log. This is for whatever else comes in floods, plugins' own lines included.
+    Most callers limit and count what they log. This catches other floods, of plugins' own lines for example.
     """
 
     def admits(self, namespace: str, text: str) -> bool:

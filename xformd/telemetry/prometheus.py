@@ -46,7 +46,7 @@ class PrometheusExporter(Collector):
         self._page, self._next_s = b"", -inf
 
     def render(self, *, names_shares: bool = False) -> bytes:
-        """Return all figures as text; what takes long for many transforms takes 5 % of the time, however many ask.
+        """Return all figures as text; a page that is slow to make takes at most 5 % of the time, however many ask.
 
         Those of each share are the operator's, as they name other clients.
         """
@@ -112,7 +112,9 @@ def _status(status: ServerStatus, *, names_shares: bool) -> Iterator[Metric]:
         ("xformd_worker_deaths", "Workers that ended unexpectedly.", history.deaths),
     ):
         yield CounterMetricFamily(name, text, value=count)
-    quarantined = GaugeMetricFamily("xformd_quarantined", "1 for each in quarantine.", labels=["transform", "scope"])
+    quarantined = GaugeMetricFamily(
+        "xformd_quarantined", "1 for each transform in quarantine.", labels=["transform", "scope"]
+    )
     for name in sorted(status.quarantined):
         quarantined.add_metric([name, "all"], 1)
     for name in sorted(status.quarantined_in_part) if names_shares else ():
@@ -121,7 +123,7 @@ def _status(status: ServerStatus, *, names_shares: bool) -> Iterator[Metric]:
 
 
 def _worker_cpu(history: WorkerHistory, *, names_shares: bool) -> Metric:
-    used = CounterMetricFamily("xformd_worker_cpu_seconds", "CPU time of jobs, by whose they are.", labels=["share"])
+    used = CounterMetricFamily("xformd_worker_cpu_seconds", "CPU time of jobs.", labels=["share"])
     for share, seconds in sorted(history.cpu_s.items()) if names_shares else ():
         used.add_metric([share], seconds)
     if not names_shares:

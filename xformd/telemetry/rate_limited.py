@@ -11,9 +11,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 MAX_KINDS = 10
-"""What comes of other kinds in the same period is one line: a client may go through all transforms."""
-
-_PERIODS = {1.0: "a second", 60.0: "a minute"}
+"""All further kinds in a period share one line: a client may go through all transforms."""
 
 
 class RateLimitedLog:
@@ -35,7 +33,8 @@ class RateLimitedLog:
         """
 
         def write(count: int) -> None:
-            others = "" if count == 1 else f" (the last of {count} within {_PERIODS[self._period_s]})"
+            period = "a second" if self._period_s == 1 else f"{self._period_s:g} s"
+            others = "" if count == 1 else f" (the last of {count} within {period})"
             emit(message + "{log_others}", log_others=others, count=count, **fields)
 
         self.counts[kind] += 1

@@ -8,7 +8,7 @@ import attrs
 
 MAX_SHARES = 1_000
 OTHER_SHARES = "(others)"
-"""What those use together that came after ``MAX_SHARES``."""
+"""All shares after the first ``MAX_SHARES``, together."""
 
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 
@@ -20,7 +20,7 @@ class WorkerHistory:
     starts: int = 0
     failed_starts: int = 0  # after which the next one was delayed
     deaths: int = 0  # unexpected ones: by a crash, lack of memory, or a signal
-    cpu_s: Counter[str] = attrs.field(factory=Counter)  # that jobs have used, by the share of whoever asked
+    cpu_s: Counter[str] = attrs.field(factory=Counter)  # of jobs, by share
 
     def used_cpu(self, share: str, seconds: float) -> None:
         """Count what a job has used."""
@@ -34,7 +34,7 @@ class ServerStatus:
 
     queue_length: int  # jobs that wait for a worker
     max_queue: int
-    takes_newcomers: bool = True  # a job of somebody who has none here would wait, and not be refused
+    takes_newcomers: bool = True  # a share with no job here would still get a place
     workers: Mapping[str, int]  # how many are ``starting``, ``idle``, ``busy``, ``ending``
     proven_workers: int  # which have passed their self-test and can take jobs now
     needs_workers: bool  # there are transforms that run in workers

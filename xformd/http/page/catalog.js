@@ -59,7 +59,7 @@ function drawRow(transform, current, choose, add) {
 function drawWarnings(listing) {
   const failed = listing.plugins.filter(({ state, reason }) => state !== "active" && !reason.startsWith(NOT_SELECTED));
   const lines = [
-    ...failed.map(({ name, distribution, state, reason }) => [`${distribution}: ${name} ${state}`, reason || "(see the log of the server)"]),
+    ...failed.map(({ name, distribution, state, reason }) => [`${distribution}: ${name} ${state}`, reason || "(see the server's log)"]),
     ...listing.conflicts.map(({ name, message }) => [`${name} is ambiguous`, message]),
   ];
   const items = lines.map(([subject, reason]) => element("li", {}, element("strong", {}, subject), ` ${reason}`));

@@ -281,3 +281,10 @@ def test_a_path_with_a_null_character_is_an_invalid_setting(file: Path) -> None:
     file.write_text('plugins_dir = ["owls\\u0000"]\n')
     with pytest.raises(ConfigError, match="line 1: plugins_dir: no path has a null character"):
         configured(file)
+
+
+def test_a_rate_in_bytes_is_a_size_and_no_duration() -> None:
+    variables = {"XFORMD_MIN_READ_RATE_BYTES_PER_S": "2KiB"}
+    assert configure(environment=variables).settings.limits.min_read_rate_bytes_per_s == 2048
+    with pytest.raises(ConfigError, match="invalid size '1min'"):
+        configure(environment=dict.fromkeys(variables, "1min"))

@@ -92,7 +92,7 @@ class Setting:
 
 
 def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
-    if field.name.endswith("_bytes"):
+    if "_bytes" in field.name:  # or in bytes a second
         return types.SIZE
     if field.name.endswith("_s"):
         return types.DURATION

@@ -43,7 +43,7 @@ class Value:
     value: Any
     place: str  # ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``
     subject: str  # the start of a message: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``
-    subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for each key of a table in a file
+    subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for a key of a table, or a folder
 
     def to_toml(self) -> str:
         """Return the setting as TOML, with its reason and its place in comments."""
@@ -108,16 +108,17 @@ def configure(
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
     _reject_both(values["inline"], values["isolate"])
-    subject = values["plugins_dir"].subject
-    for folder in values["plugins_dir"].value:
+    folders, insecure = values["plugins_dir"], values["insecure_plugins_dir"]
+    values["plugins_dir"] = attrs.evolve(folders, subjects=dict.fromkeys(map(str, insecure.value), insecure.subject))
+    for folder in folders.value:
         try:
             packages = [init.parent for init in folder.glob("*/__init__.py")]
             inside = (each for package in packages for each in (package, *package.rglob("*")))
             modules = (each for suffix in all_suffixes() for each in folder.glob(f"*{suffix}"))
             for path in (folder, *modules, *folder.glob("__pycache__"), *folder.glob("__pycache__/*"), *inside):
-                _reject_untrusted(path, subject, ", or take --insecure-plugins-dir for its folder")
+                _reject_untrusted(path, folders.subject, ", or take --insecure-plugins-dir for its folder")
         except OSError as error:
-            raise ConfigError(f"{subject}: cannot read {folder}: {error.strerror}") from error
+            raise ConfigError(f"{folders.subject}: cannot read {folder}: {error.strerror}") from error
     settings = Settings.from_values({name: value.value for name, value in values.items()})
     return Configuration(settings, tuple(values.values()))
 

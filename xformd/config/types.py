@@ -202,7 +202,7 @@ def _log_file_from(value: object) -> Path | None:
 
 def _path(text: str) -> Path:
     if "\0" in text:
-        raise ValueError(f"no path has a null character: {text!r}")
+        raise ValueError(f"a path cannot contain a null character: {text!r}")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

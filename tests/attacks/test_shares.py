@@ -191,9 +191,10 @@ def with_cancels(server: Server) -> Callable[[threading.Event], None]:
     def attack(over: threading.Event) -> None:
         with Session(server, ATTACKER) as session:
             while not over.wait(1 / 60):
-                (number,) = session.send(("heavy:seconds=5%2E0", b"x" * 1_400))
-                over.wait(0.005)
-                session.cancel(number)
+                numbers = session.send(*[("heavy:seconds=5%2E0", b"x" * 350)] * 4)  # more than there are workers
+                over.wait(0.02)  # so that each worker has one
+                for number in numbers:
+                    session.cancel(number)
 
     return attack
 

@@ -712,7 +712,7 @@ def test_list_and_ping(world: World) -> None:
 def test_a_lying_listing_is_a_bad_frame(world: World, answer: bytes) -> None:
     host, _ = world.scripted(hello_then(lambda string: b"1 ok." + answer))
     error = world.fail(world.proxy(host).list_transforms(), xformd.errors.BadFrame)
-    assert error.message.startswith("the answer to !list is not a listing: ")
+    assert error.message.startswith("the server's list of transforms is malformed: ")
 
 
 # Types

@@ -177,7 +177,7 @@ def test_a_mistake_in_a_table_names_the_line_of_its_key(file: Path) -> None:
 
 
 def test_what_is_too_long_is_no_file_of_settings() -> None:
-    assert rejection(Path("/dev/zero")) == "/dev/zero has more than 1000000 bytes: it is no file of settings"
+    assert rejection(Path("/dev/zero")) == "/dev/zero has more than 1000000 bytes, too many for a file of settings"
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
@@ -279,5 +279,12 @@ def test_an_error_about_no_setting_is_not_changed() -> None:
 
 def test_a_path_with_a_null_character_is_an_invalid_setting(file: Path) -> None:
     file.write_text('plugins_dir = ["owls\\u0000"]\n')
-    with pytest.raises(ConfigError, match="line 1: plugins_dir: no path has a null character"):
+    with pytest.raises(ConfigError, match="line 1: plugins_dir: a path cannot contain a null character"):
         configured(file)
+
+
+def test_a_rate_in_bytes_is_a_size_and_no_duration() -> None:
+    variables = {"XFORMD_MIN_READ_RATE_BYTES_PER_S": "2KiB"}
+    assert configure(environment=variables).settings.limits.min_read_rate_bytes_per_s == 2048
+    with pytest.raises(ConfigError, match="invalid size '1min'"):
+        configure(environment=dict.fromkeys(variables, "1min"))

@@ -56,8 +56,8 @@ def test_a_folder_with_anything_that_others_may_write_is_rejected_unless_it_is_n
 ) -> None:
     path = folder / name
     path.chmod(mode)
-    advice = "or take --insecure-plugins-dir for its folder"
-    assert reason(folder) == f"--plugins-dir: others may write {path}: chmod go-w {path}, {advice}"
+    advice = "or accept its folder with --insecure-plugins-dir"
+    assert reason(folder) == f"--plugins-dir: other users may write to {path}: run chmod go-w {path}, {advice}"
     take(folder, "insecure_plugins_dir")
 
 
@@ -65,7 +65,7 @@ def test_a_folder_above_may_be_everybodys_only_if_it_is_sticky(folder: Path) -> 
     folder.parent.chmod(0o1777)
     take(folder)
     folder.parent.chmod(0o777)
-    assert f"others may write {folder.parent}: chmod go-w {folder.parent}" in reason(folder)
+    assert f"other users may write to {folder.parent}: run chmod go-w {folder.parent}" in reason(folder)
 
 
 def test_a_link_is_followed_and_its_own_place_counts(folder: Path, tmp_path: Path) -> None:
@@ -75,10 +75,10 @@ def test_a_link_is_followed_and_its_own_place_counts(folder: Path, tmp_path: Pat
     link.symlink_to(folder)
     take(link)
     open_folder.chmod(0o777)
-    assert f"others may write {open_folder}" in reason(link)
+    assert f"other users may write to {open_folder}" in reason(link)
     open_folder.chmod(0o755)
     folder.parent.chmod(0o777)
-    assert f"others may write {folder.parent}" in reason(link)
+    assert f"other users may write to {folder.parent}" in reason(link)
 
 
 def test_each_link_of_several_counts(folder: Path, tmp_path: Path) -> None:
@@ -91,18 +91,18 @@ def test_each_link_of_several_counts(folder: Path, tmp_path: Path) -> None:
     for path in (linked, linked / "plugins"):
         take(path)
         open_folder.chmod(0o777)
-        assert f"others may write {linked / '../open' if path.is_symlink() else open_folder}" in reason(path)
+        assert f"other users may write to {linked / '../open' if path.is_symlink() else open_folder}" in reason(path)
         open_folder.chmod(0o755)
 
 
 def test_where_python_looks_for_what_is_compiled_counts(folder: Path) -> None:
     (folder / "__pycache__" / "plugin.pyc").unlink()
     (folder / "__pycache__").chmod(0o777)
-    assert f"others may write {folder / '__pycache__'}" in reason(folder)
+    assert f"other users may write to {folder / '__pycache__'}" in reason(folder)
     (folder / "__pycache__").chmod(0o755)
     (folder / "helper.so").touch()
     (folder / "helper.so").chmod(0o666)
-    assert f"others may write {folder / 'helper.so'}" in reason(folder)
+    assert f"other users may write to {folder / 'helper.so'}" in reason(folder)
 
 
 @needs_root
@@ -113,7 +113,7 @@ def test_a_link_of_another_user_is_rejected(folder: Path, tmp_path: Path) -> Non
     (sticky / "link").symlink_to(folder)
     take(sticky / "link")
     os.chown(sticky / "link", NOBODY, -1, follow_symlinks=False)
-    assert f"{sticky / 'link'} is another user's" in reason(sticky / "link")
+    assert f"{sticky / 'link'} belongs to another user" in reason(sticky / "link")
 
 
 @needs_root
@@ -122,7 +122,7 @@ def test_a_link_of_another_user_is_rejected(folder: Path, tmp_path: Path) -> Non
 def test_what_is_another_users_is_rejected(folder: Path, name: str, change: Callable[[Path], None]) -> None:
     change(folder / name)
     where = folder.parent if name == ".." else folder / name
-    assert f"{where} is another user's: chown it to root or yourself" in reason(folder)
+    assert f"{where} belongs to another user: chown it to root or yourself" in reason(folder)
     take(folder, "insecure_plugins_dir")
 
 
@@ -131,11 +131,11 @@ def test_what_is_another_users_is_rejected(folder: Path, name: str, change: Call
 def test_a_user_takes_what_is_its_own_or_roots(folder: Path, monkeypatch: pytest.MonkeyPatch, above: int) -> None:
     folder.parent.chmod(above)
     os.chown(folder, NOBODY, NOBODY)
-    assert "is another user's" in reason(folder)
+    assert "belongs to another user" in reason(folder)
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     take(folder)
     os.chown(folder.parent, NOBODY - 1, -1)
-    assert f"{folder.parent} is another user's" in reason(folder)
+    assert f"{folder.parent} belongs to another user" in reason(folder)
 
 
 @needs_root
@@ -147,7 +147,7 @@ def test_a_users_own_group_may_write(folder: Path, monkeypatch: pytest.MonkeyPat
         path.chmod(path.stat().st_mode | stat.S_IWGRP)
     take(folder)
     os.chown(folder / "plugin.py", NOBODY, 100)
-    assert f"others may write {folder / 'plugin.py'}" in reason(folder)
+    assert f"other users may write to {folder / 'plugin.py'}" in reason(folder)
 
 
 def test_the_mode_of_what_is_read_only_says_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +169,10 @@ def test_a_configuration_that_others_may_write_is_rejected(tmp_path: Path) -> No
     file.chmod(0o646)
     with pytest.raises(ConfigError) as refused:
         configure(file)
-    assert refused.value.message == f"{file}: others may write {file}: chmod go-w {file}"
+    assert refused.value.message == f"{file}: other users may write to {file}: run chmod go-w {file}"
     file.chmod(0o644)
     tmp_path.chmod(0o777)
-    with pytest.raises(ConfigError, match=f"others may write {tmp_path}: "):
+    with pytest.raises(ConfigError, match=f"other users may write to {tmp_path}: "):
         configure(file)
 
 
@@ -192,16 +192,23 @@ def test_every_command_rejects_a_folder_in_one_line(folder: Path, command: tuple
     folder.chmod(0o777)
     done = xformd(*command, "--plugins-dir", str(folder))
     assert (done.returncode, done.stderr.count(b"\n")) == (78, 1)
-    assert done.stderr.startswith(f"xformd: bad-config: --plugins-dir: others may write {folder}: ".encode())
+    assert done.stderr.startswith(f"xformd: bad-config: --plugins-dir: other users may write to {folder}: ".encode())
 
 
 def test_the_file_and_the_line_or_the_variable_that_names_a_folder_is_told(folder: Path, tmp_path: Path) -> None:
     folder.chmod(0o777)
     file = tmp_path / "xformd.toml"
     file.write_text(f"workers = 1\nplugins_dir = ['{folder}']")
-    with pytest.raises(ConfigError, match=f"{file}, line 2: plugins_dir: others may write"):
+    with pytest.raises(ConfigError, match=f"{file}, line 2: plugins_dir: other users may write"):
         configure(file)
-    with pytest.raises(ConfigError, match="XFORMD_PLUGINS_DIR: others may write"):
+    with pytest.raises(ConfigError, match="XFORMD_PLUGINS_DIR: other users may write"):
         configure(environment={"XFORMD_PLUGINS_DIR": str(folder)})
     file.write_text("insecure_plugins_dir = ['above/plugins']")
     assert configure(file).settings.selection.directories == (folder,)
+
+
+@pytest.mark.parametrize("setting", ["plugins_dir", "insecure_plugins_dir"])
+def test_a_missing_folder_is_an_error_with_the_flag_that_named_it(tmp_path: Path, setting: str) -> None:
+    flag, missing = f"--{setting.replace('_', '-')}", tmp_path / "missing"
+    done = xformd("check", "--plugins=none", "--plugins-dir", str(tmp_path), flag, str(missing))
+    assert done.stderr.decode() == f"xformd: bad-config: {flag}: no such folder: {missing}\n"

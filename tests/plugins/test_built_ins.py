@@ -125,8 +125,11 @@ def test_case(transform: Transform, poem: str, options: dict[str, Any], result: 
             (poetry.wrap, {"width": width}, "wrap: option 'width' takes 1 to 10000")
             for width in (0, 10_001, 4 * 10**18)
         ),
-        *((poetry.wrap, {"indent": indent}, "wrap: option 'indent' takes 0 to 20, not") for indent in (-1, 21)),
-        (poetry.wrap, {"width": 5, "indent": 5}, "wrap: option 'indent' takes 0 to 4, not 5"),
+        *(
+            (poetry.wrap, {"indent": indent}, "wrap: option 'indent' with width 72 takes 0 to 20")
+            for indent in (-1, 21)
+        ),
+        (poetry.wrap, {"width": 5, "indent": 5}, "wrap: option 'indent' with width 5 takes 0 to 4, not 5"),
         *(
             (poetry.number_lines, {"start": n}, "'start' takes -1000000000 to 1000000000")
             for n in (10**300, -(10**9) - 1)

@@ -456,7 +456,7 @@ def test_a_malformed_listing_is_logged_and_nothing_is_cached(world: World, log: 
     world.says("odd", '{} ok.{"transforms": 3}')
     proxy = world.proxy("odd")
     (line,) = log.lines
-    why = "odd does not list its transforms: the answer to !list is not a listing: it is no object with transforms, "
+    why = "odd does not list its transforms: the server's list of transforms is malformed: it is "
     assert line.startswith(why)
     assert [result_of(world.ask(proxy, "steady")) for _ in range(2)] == [b'{"transforms": 3}'] * 2
 

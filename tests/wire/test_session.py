@@ -256,35 +256,35 @@ def test_what_an_older_server_does_not_tell_is_empty() -> None:
 @pytest.mark.parametrize(
     ("listed", "says"),
     [
-        (None, "it is no object with transforms, plugins, conflicts"),
-        ([], "it is no object with"),
-        ({}, "it is no object with"),
-        (LISTING | {"plugins": None}, "'plugins' is no list of at most 10,000"),
-        (LISTING | {"conflicts": {"name": "x"}}, "'conflicts' is no list"),
-        (LISTING | {"transforms": ["wrap"]}, "a row of 'transforms' is no dict"),
-        (LISTING | {"transforms": [["name"]]}, "a row of 'transforms' is no dict"),
+        (None, "it is not an object with transforms, plugins, conflicts"),
+        ([], "it is not an object with"),
+        ({}, "it is not an object with"),
+        (LISTING | {"plugins": None}, "'plugins' is not a list of at most 10,000"),
+        (LISTING | {"conflicts": {"name": "x"}}, "'conflicts' is not a list"),
+        (LISTING | {"transforms": ["wrap"]}, "a row of 'transforms' is not an object"),
+        (LISTING | {"transforms": [["name"]]}, "a row of 'transforms' is not an object"),
         (LISTING | {"transforms": [{"summary": "no name"}]}, "a transform has an invalid name"),
-        (LISTING | {"plugins": [{"name": "a"}] * 10_001}, "'plugins' is no list of at most 10,000"),
-        (LISTING | {"cache": None}, "'cache' is no dict"),
-        (LISTING | {"cache": {"hits": "many"}}, "'hits' is no int"),
-        (LISTING | {"cache": {"hits": True}}, "'hits' is no int"),
-        (LISTING | {"cache": {"hits": float("inf")}}, "Infinity is no number of JSON"),
+        (LISTING | {"plugins": [{"name": "a"}] * 10_001}, "'plugins' is not a list of at most 10,000"),
+        (LISTING | {"cache": None}, "'cache' is not an object"),
+        (LISTING | {"cache": {"hits": "many"}}, "'hits' is not an integer"),
+        (LISTING | {"cache": {"hits": True}}, "'hits' is not an integer"),
+        (LISTING | {"cache": {"hits": float("inf")}}, "Infinity is not a number in JSON"),
         (changed("transforms", name="x" * 65), "a transform has an invalid name"),
         (changed("transforms", name="\x1b[31m"), "a transform has an invalid name"),
-        (changed("transforms", name=7), "'name' is no str"),
-        (changed("transforms", summary=None), "'summary' is no str"),
-        (changed("transforms", summary=["a"]), "'summary' is no str"),
-        (changed("transforms", version=1.0), "'version' is no str"),
-        (changed("transforms", distribution={}), "'distribution' is no str"),
-        (changed("transforms", options=None), "'options' is no list"),
-        (changed("transforms", options=["a"]), "a row of 'options' is no dict"),
-        (with_option(name=1), "'name' is no str"),
-        (with_option(type=1), "'type' is no str"),
-        (with_option(required=1), "'required' is no bool"),
-        (changed("plugins", state=1), "'state' is no str"),
-        (changed("plugins", reason=None), "'reason' is no str"),
-        (changed("plugins", name=None), "'name' is no str"),
-        (changed("conflicts", message=1), "'message' is no str"),
+        (changed("transforms", name=7), "'name' is not a string"),
+        (changed("transforms", summary=None), "'summary' is not a string"),
+        (changed("transforms", summary=["a"]), "'summary' is not a string"),
+        (changed("transforms", version=1.0), "'version' is not a string"),
+        (changed("transforms", distribution={}), "'distribution' is not a string"),
+        (changed("transforms", options=None), "'options' is not a list"),
+        (changed("transforms", options=["a"]), "a row of 'options' is not an object"),
+        (with_option(name=1), "'name' is not a string"),
+        (with_option(type=1), "'type' is not a string"),
+        (with_option(required=1), "'required' is not a boolean"),
+        (changed("plugins", state=1), "'state' is not a string"),
+        (changed("plugins", reason=None), "'reason' is not a string"),
+        (changed("plugins", name=None), "'name' is not a string"),
+        (changed("conflicts", message=1), "'message' is not a string"),
         (with_option(default=nested(20)), "nested too deeply"),
         (LISTING | {"news": nested(30)}, "nested too deeply"),
         (LISTING | {"news": "x" * 5_000_000}, "4 MiB"),
@@ -292,7 +292,7 @@ def test_what_an_older_server_does_not_tell_is_empty() -> None:
     ],
 )
 def test_a_malformed_listing_is_a_bad_frame_of_one_line(listed: object, says: str) -> None:
-    with pytest.raises(BadFrame, match="is not a listing: ") as refused:
+    with pytest.raises(BadFrame, match="is malformed: ") as refused:
         decode_listing(listed)
     assert says in refused.value.message
 
@@ -303,5 +303,5 @@ def test_a_malformed_listing_is_a_bad_frame_of_one_line(listed: object, says: st
     + [json.dumps(LISTING | {"news": [1]}).replace("[1]", number).encode() for number in ("NaN", "-Infinity", "1e999")],
 )
 def test_what_is_no_json_is_no_listing(answer: bytes) -> None:
-    with pytest.raises(BadFrame, match="is not a listing: "):
+    with pytest.raises(BadFrame, match="is malformed: "):
         session.decode_listing(answer)

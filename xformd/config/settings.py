@@ -92,7 +92,7 @@ class Setting:
 
 
 def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
-    if field.name.endswith("_bytes"):
+    if "_bytes" in field.name:  # or in bytes a second
         return types.SIZE
     if field.name.endswith("_s"):
         return types.DURATION
@@ -144,7 +144,7 @@ _SETTINGS = (
         "plugins that are never imported: distributions, entry points, loose files without .py",
     ),
     Setting("plugins_dir", types.FOLDERS, (), "folders whose *.py files and packages are loaded as plugins too"),
-    Setting("insecure_plugins_dir", types.FOLDERS, (), "folders like those of plugins_dir, which others may write"),
+    Setting("insecure_plugins_dir", types.FOLDERS, (), "the same, but other users may write to these folders"),
     Setting("prefer", types.PREFERENCES, {}, "the distribution to use for a transform that several provide"),
     Setting("strict", types.BOOLEAN, False, "refuse to start if a plugin fails or two provide the same transform"),
     Setting(

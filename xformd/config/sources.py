@@ -43,7 +43,7 @@ class Value:
     value: Any
     place: str  # ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``
     subject: str  # the start of a message: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``
-    subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for each key of a table in a file
+    subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for a key of a table, or a folder
 
     def to_toml(self) -> str:
         """Return the setting as TOML, with its reason and its place in comments."""
@@ -108,16 +108,17 @@ def configure(
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
     _reject_both(values["inline"], values["isolate"])
-    subject = values["plugins_dir"].subject
-    for folder in values["plugins_dir"].value:
+    folders, insecure = values["plugins_dir"], values["insecure_plugins_dir"]
+    values["plugins_dir"] = attrs.evolve(folders, subjects=dict.fromkeys(map(str, insecure.value), insecure.subject))
+    for folder in folders.value:
         try:
             packages = [init.parent for init in folder.glob("*/__init__.py")]
             inside = (each for package in packages for each in (package, *package.rglob("*")))
             modules = (each for suffix in all_suffixes() for each in folder.glob(f"*{suffix}"))
             for path in (folder, *modules, *folder.glob("__pycache__"), *folder.glob("__pycache__/*"), *inside):
-                _reject_untrusted(path, subject, ", or take --insecure-plugins-dir for its folder")
+                _reject_untrusted(path, folders.subject, ", or accept its folder with --insecure-plugins-dir")
         except OSError as error:
-            raise ConfigError(f"{subject}: cannot read {folder}: {error.strerror}") from error
+            raise ConfigError(f"{folders.subject}: cannot read {folder}: {error.strerror}") from error
     settings = Settings.from_values({name: value.value for name, value in values.items()})
     return Configuration(settings, tuple(values.values()))
 
@@ -130,7 +131,7 @@ def _from_file(file: Path) -> dict[str, Value]:
     except OSError as error:
         raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{file} has more than {MAX_FILE_BYTES} bytes: it is no file of settings")
+        raise ConfigError(f"{file} has more than {MAX_FILE_BYTES} bytes, too many for a file of settings")
     values: dict[str, Value] = {}
     for line, content in toml_statements(data, str(file)):
         for name, raw in content.items():
@@ -148,11 +149,11 @@ def _reject_untrusted(path: Path, subject: str, advice: str = "") -> None:
     for each, is_above in dict.fromkeys(_places(path.absolute())) if is_there else ():
         found = each.lstat()
         if found.st_uid not in (0, os.geteuid()):
-            raise ConfigError(f"{subject}: {each} is another user's: chown it to root or yourself{advice}")
+            raise ConfigError(f"{subject}: {each} belongs to another user: chown it to root or yourself{advice}")
         others = stat.S_IWOTH if found.st_uid == found.st_gid else stat.S_IWOTH | stat.S_IWGRP
         is_safe = stat.S_IFMT(found.st_mode) in (stat.S_IFCHR, stat.S_IFLNK) or os.statvfs(each).f_flag & os.ST_RDONLY
         if found.st_mode & others and not is_safe and not (is_above and found.st_mode & stat.S_ISVTX):
-            raise ConfigError(f"{subject}: others may write {each}: chmod go-w {each}{advice}")
+            raise ConfigError(f"{subject}: other users may write to {each}: run chmod go-w {each}{advice}")
 
 
 def _places(path: Path, *, is_above: bool = False) -> Iterator[tuple[Path, bool]]:

@@ -202,7 +202,7 @@ def _log_file_from(value: object) -> Path | None:
 
 def _path(text: str) -> Path:
     if "\0" in text:
-        raise ValueError(f"no path has a null character: {text!r}")
+        raise ValueError(f"a path cannot contain a null character: {text!r}")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -252,9 +252,7 @@ _PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
 
 SIZE = SettingType(from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
 DURATION = SettingType(from_toml=parse_timeout, to_toml=_duration_to_toml, unit="seconds")
-BOOLEAN = SettingType(
-    from_toml=_boolean_from, from_text=lambda text: _boolean_from(TRUTH_WORDS.get(text.lower(), text))
-)
+BOOLEAN = SettingType(from_toml=_boolean_from, from_text=lambda raw: _boolean_from(TRUTH_WORDS.get(raw.lower(), raw)))
 FOLDERS = SettingType(
     from_toml=lambda value: tuple(map(_path, _PATHS.from_toml(value))),
     # Absolute, so that the output means the same when it is saved in another folder.

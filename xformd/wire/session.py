@@ -34,6 +34,7 @@ MAX_WAIT_MS = 24 * 60 * 60 * 1_000  # nothing waits for longer because a peer sa
 MAX_LISTING_BYTES, MAX_VALUES, MAX_ROWS, MAX_DEPTH = 4 * MIB, 250_000, 10_000, 16
 """Room for 5,000 transforms with options and examples. The worst within it takes a client 70 MB and 0.5 s."""
 
+_KINDS = {str: "a string", int: "an integer", bool: "a boolean", dict: "an object", list: "a list of at most 10,000"}
 # What clients rely on; a list holds what each of its rows has.
 _OPTIONS = [{"name": str, "type": str, "required": bool}]
 _LISTING = {
@@ -228,7 +229,7 @@ def decode_listing(answer: bytes) -> dict[str, Any]:
             raise ValueError(f"it has more than {MAX_LISTING_BYTES // MIB} MiB or {MAX_VALUES:,} values")
         listed = json.loads(answer, parse_constant=_finite, parse_float=_finite)
         if not isinstance(listed, dict) or not _LISTING.keys() <= listed.keys():
-            raise ValueError(f"it is no object with {', '.join(_LISTING)}")
+            raise ValueError(f"it is not an object with {', '.join(_LISTING)}")
         _check(listed, _LISTING, "it")
         _check(listed.get("cache", {}), {"hits": int, "misses": int, "bytes": int}, "'cache'")  # only a proxy has one
         if not all(is_valid_name(transform["name"]) for transform in listed["transforms"]):
@@ -240,13 +241,13 @@ def decode_listing(answer: bytes) -> dict[str, Any]:
         if level:
             raise ValueError("it is nested too deeply")
     except (ValueError, RecursionError) as error:
-        raise BadFrame(f"the answer to !list is not a listing: {error}") from error
+        raise BadFrame(f"the server's list of transforms is malformed: {error}") from error
     return listed
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no number of JSON")
+        raise ValueError(f"{text} is not a number in JSON")
     return number
 
 
@@ -254,7 +255,7 @@ def _check(value: Any, shape: Any, what: str) -> None:
     """Check that a value has a shape, and add what it lacks; raise ``ValueError`` if it has another."""
     kind: Any = shape if isinstance(shape, type) else type(shape)
     if type(value) is not kind or (kind is list and len(value) > MAX_ROWS):
-        raise ValueError(f"{what} is no {kind.__name__}" + f" of at most {MAX_ROWS:,}" * (kind is list))
+        raise ValueError(f"{what} is not {_KINDS[kind]}")
     for row in value if kind is list else ():
         _check(row, shape[0], f"a row of {what}")
     for name, inner in shape.items() if kind is dict else ():

@@ -180,7 +180,7 @@ def wrap(poem: str, *, width: int = 72, indent: int = 0) -> str:
         indent: spaces before a continuation line, up to 20 and fewer than width.
     """
     _check_range("wrap: option 'width'", width, 1, 10_000)
-    _check_range("wrap: option 'indent'", indent, 0, min(20, width - 1))
+    _check_range(f"wrap: option 'indent' with width {width}", indent, 0, min(20, width - 1))
     texts, endings = _split(poem)
     spaces = sum(text.count(" ") + text.count("\t") for text in texts if len(text) * 2 > width)
     _check_growth("wrap", (indent + 2) * spaces)  # each break replaces a space

@@ -73,7 +73,7 @@ def test_a_full_queue_is_busy_and_says_when_to_retry(clock: Clock) -> None:
     for jobs in range(5):
         assert pool.pool.waiting == max(0, jobs - 1)
         pool.run(poem=b"%d" % jobs)
-    with pytest.raises(Busy, match="4 requests are waiting already") as caught:
+    with pytest.raises(Busy, match="the queue is full: 4 requests are waiting") as caught:
         pool.run()
     assert caught.value.retry_after_ms == 100
     clock.advance(16)

@@ -265,7 +265,7 @@ class WorkerPool:
         if job.is_admitted:  # without a time to retry, since it has begun
             return Busy("too many requests are waiting, and most of them are yours: the remaining steps were not run")
         later_ms = policy.retry_after_ms(self.waiting, self._size, self._mean_job_s)
-        return Busy(f"{self.waiting} requests are waiting already", retry_after_ms=later_ms)
+        return Busy(f"the queue is full: {self.waiting} requests are waiting; try again later", retry_after_ms=later_ms)
 
     # Called by jobs.
 

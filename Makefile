@@ -12,15 +12,20 @@ PLUGINS := $(wildcard plugins-example/xformd-*)
 
 LOCK := requirements/dev.txt
 INSTALL = -m pip install --quiet --constraint $(LOCK)
-# The processes that tests start find everything compiled, also where nothing may be written beside the sources.
+# The processes that tests start find everything compiled, also where nothing may be written beside the sources; so what
+# pip compiles would not be used.
 COMPILED := PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/compiled PYTHONDONTWRITEBYTECODE=
 PYTEST := $(COMPILED) $(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-append --cov-report=)
+# Everything anew: what pages are made from is not the pages alone.
+SPHINX := $(COMPILED) $(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --jobs 2 --conf-dir docs --doctree-dir docs/_build/.doctrees .
+# Slow tests wait for most of their time.
+SLOW_PROCESSES := $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 2) * 2)')
 # The Python versions that xformd supports; test-all-pythons looks for them in PATH and in pyenv.
 VERSIONS := 3.11 3.12 3.13
 PYENV_ROOT ?= $(HOME)/.pyenv
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint unit test-slow coverage test-all-pythons plugins demo bench fuzz soak screenshots lock clean python
+.PHONY: help test lint unit test-slow coverage test-all-pythons plugins demo demo-poems demo-cluster bench fuzz soak screenshots docs docs-links lock clean python
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,7 +43,7 @@ unit: $(VENV)/installed ## Run the everyday tests
 	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'not slow and not timing' --max-processes=1300
 
 test-slow: $(VENV)/installed ## Run the slow tests, the timed tests alone, and the example plugins' tests
-	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'slow and not timing'
+	$(PYTEST) --numprocesses=$(SLOW_PROCESSES) --dist=loadgroup -m 'slow and not timing'
 	$(COMPILED) $(BIN)/python -m pytest -m timing
 	@$(MAKE) --no-print-directory plugins
 
@@ -58,11 +63,20 @@ test-all-pythons: ## Run the everyday tests on every supported Python that is in
 	done
 
 plugins: $(STRANGER_VENV)/installed ## Test the example plugins, installed as a stranger would install them
-	for plugin in $(PLUGINS); do (cd $$plugin && $(CURDIR)/$(STRANGER_BIN)/python -m pytest) || exit 1; done
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync $(PLUGINS:%=tested/%)
 	$(STRANGER_BIN)/xformd check
 
-demo: $(STRANGER_VENV)/installed ## Start poem servers, a proxy and a transform server, and send poems through them
+tested/%: # a plugin's folder
+	cd $* && $(CURDIR)/$(STRANGER_BIN)/python -m pytest
+
+demo: $(STRANGER_VENV)/installed ## Show what xformd is for: real work, what hangs and crashes, an upgrade under load
 	@PATH="$(CURDIR)/$(STRANGER_BIN):$$PATH" bash demo/demo.sh
+
+demo-poems: $(STRANGER_VENV)/installed ## Start poem servers, a proxy and a transform server, and send poems through them
+	@PATH="$(CURDIR)/$(STRANGER_BIN):$$PATH" bash demo/demo-poems.sh
+
+demo-cluster: $(STRANGER_VENV)/installed ## Run three servers behind HAProxy: kill one, upgrade the others, lose nothing
+	@PATH="$(CURDIR)/$(STRANGER_BIN):$$PATH" bash demo/demo-cluster.sh
 
 bench: $(BENCH_VENV)/installed ## Compare xformd with its peers; print every figure in the README
 	$(BENCH_VENV)/bin/python -m benchmarks
@@ -76,17 +90,23 @@ soak: $(VENV)/installed ## Load a server with hostile transforms for three minut
 screenshots: $(VENV)/installed ## Take the README's screenshots of the page, in Chromium
 	XFORMD_PICTURES=1 $(BIN)/python -m pytest tests/browser/test_look_of_the_page.py -k pictures
 
+docs: $(VENV)/installed ## Build the site of the documentation in docs/_build; a warning is an error
+	$(SPHINX) docs/_build
+
+docs-links: $(VENV)/installed ## Check the links to other sites too; needs a network
+	$(SPHINX) -b linkcheck docs/_build/links
+
 lock: $(LOCK_VENV)/installed ## Lock the newest versions of everything that develops, tests and benchmarks xformd
 	$(LOCK_VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 pyproject.toml \
 		--all-extras --group dev --group bench --no-annotate --custom-compile-command 'make lock' --output-file $(LOCK)
 
 clean: ## Remove everything that these targets have made
-	rm -rf $(VENV) .venv-* .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache docs/_build
 
 $(VENV)/installed: pyproject.toml $(LOCK) | python
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python $(INSTALL) --upgrade pip
-	$(BIN)/python $(INSTALL) --build-constraint $(LOCK) --editable '.[tls]' --group dev
+	$(BIN)/python $(INSTALL) --no-compile --build-constraint $(LOCK) --editable '.[otel,tls]' --group dev
 	touch $@
 
 $(BENCH_VENV)/installed: pyproject.toml $(LOCK) | python

@@ -1,6 +1,5 @@
 """The cache: freshness, single flight, bounds, and what replaces an answer that cannot be fetched."""
 
-import math
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from twisted.python.failure import Failure
 
 from support.deferreds import error_of, has_fired, result_of
 from support.logs import Log
-from xformd.cache import BoundedCache, Policy, ReadThrough, SingleFlight
+from xformd.cache import ReadThrough, SingleFlight
 
 
 class Upstream:
@@ -35,11 +34,6 @@ class Upstream:
 @pytest.fixture
 def upstream() -> Upstream:
     return Upstream()
-
-
-def test_an_answer_is_kept_while_it_is_fresh_or_stale() -> None:
-    assert Policy(ttl_s=10, stale_s=5).lifetime_s == 15
-    assert (Policy(ttl_s=1).lifetime_s, Policy(stale_s=1).lifetime_s) == (1, math.inf)
 
 
 def test_a_hundred_simultaneous_misses_make_one_call(upstream: Upstream) -> None:
@@ -104,34 +98,13 @@ def test_a_call_that_cannot_start_fails_its_wait_and_is_forgotten(upstream: Upst
     assert result_of(upstream.flights.join("owl", lambda: succeed(b"poem"))) == b"poem"
 
 
-def test_the_least_recently_used_answer_is_evicted_first(clock: Clock) -> None:
-    cache: BoundedCache[str, bytes] = BoundedCache(10, Policy(), clock)
-    for name in ("owl", "cat"):
-        cache.put(name, b"12345", 5)
-    cache.get("owl")
-    cache.put("pig", b"1", 1)
-    assert (cache.size_bytes, len(cache)) == (6, 2)
-    assert cache.get("cat") is None
-    cache.put("owl", b"larger than all", 11)
-    assert cache.get("owl") is None
-
-
-def test_an_expired_answer_takes_no_room(clock: Clock) -> None:
-    cache: BoundedCache[str, bytes] = BoundedCache(10, Policy(ttl_s=5, stale_s=5), clock)
-    cache.put("owl", b"12345", 5)
-    clock.advance(9)
-    assert cache.size_bytes == 5
-    clock.advance(1)
-    assert cache.size_bytes == 0
-
-
 class Reading:
-    """A ``ReadThrough`` of one key, and what it said."""
+    """A ``ReadThrough`` of 10 bytes, and what it said of its key."""
 
-    def __init__(self, clock: Clock, policy: Policy, cache: Any = None) -> None:
-        self.said: list[tuple[str, str, float]] = []
+    def __init__(self, clock: Clock, **times_s: float) -> None:
+        self.said: list[tuple[str, float]] = []
         self.through: ReadThrough[str, bytes] = ReadThrough(
-            cache or BoundedCache(100, policy, clock), policy, clock, size_of=len, fell_back=self._fell_back
+            10, clock, size_of=len, fell_back=self._fell_back, **times_s
         )
 
     def read(self, fetch: Any) -> bytes | Deferred[bytes]:
@@ -142,21 +115,21 @@ class Reading:
         assert isinstance(answer, Deferred)
         return answer
 
-    def _fell_back(self, key: str, failure: Failure, age_s: float) -> None:
-        self.said.append((key, failure.getErrorMessage(), age_s))
+    def _fell_back(self, failure: Failure, age_s: float) -> None:
+        self.said.append((failure.getErrorMessage(), age_s))
 
 
 @pytest.fixture
 def stale(clock: Clock) -> Reading:
     """A cache whose answer has been stale for 4 s of 5."""
-    reading = Reading(clock, Policy(ttl_s=10, stale_s=5))
+    reading = Reading(clock, ttl_s=10, stale_s=5)
     reading.read(lambda: succeed(b"old"))
     clock.advance(14)
     return reading
 
 
 def test_a_hit_is_the_value_itself_and_a_miss_a_deferred(clock: Clock, upstream: Upstream) -> None:
-    reading = Reading(clock, Policy(ttl_s=10))
+    reading = Reading(clock, ttl_s=10)
     miss = reading.miss(upstream)
     upstream.calls[0].callback(b"poem")
     assert result_of(miss) == reading.read(upstream) == b"poem"
@@ -167,7 +140,7 @@ def test_a_hit_is_the_value_itself_and_a_miss_a_deferred(clock: Clock, upstream:
 
 
 def test_errors_are_not_cached(clock: Clock, upstream: Upstream) -> None:
-    reading = Reading(clock, Policy())
+    reading = Reading(clock)
     failed = reading.miss(upstream)
     upstream.calls[0].errback(ZeroDivisionError())
     error_of(failed, ZeroDivisionError)
@@ -181,7 +154,7 @@ def test_a_stale_answer_replaces_one_that_fails_until_it_is_gone(
     waiting = [stale.miss(upstream) for _ in range(3)]
     upstream.calls[0].errback(ZeroDivisionError("down"))
     assert [result_of(waiter) for waiter in waiting] == [b"old"] * 3
-    assert stale.said == [("owl", "down", 14)]
+    assert stale.said == [("down", 14)]
     clock.advance(1)
     failed = stale.miss(upstream)
     upstream.calls[1].errback(ZeroDivisionError())
@@ -204,14 +177,43 @@ def test_an_answer_that_expires_during_the_call_is_not_returned(
     error_of(failed, ZeroDivisionError)
 
 
+def test_the_least_recently_used_answer_is_evicted_first(clock: Clock) -> None:
+    through = Reading(clock).through
+    for name in ("owl", "cat"):
+        through.get(name, lambda: succeed(b"12345"))
+    assert through.fresh("owl") == b"12345"
+    through.get("pig", lambda: succeed(b"1"))
+    assert (through.size_bytes, through.fresh("cat"), through.fresh("pig")) == (6, None, b"1")
+
+
+def test_an_answer_that_is_larger_than_all_may_be_is_not_kept_and_replaces_an_older_one(clock: Clock) -> None:
+    reading = Reading(clock, ttl_s=1, stale_s=5)
+    reading.read(lambda: succeed(b"12345"))
+    clock.advance(1)
+    assert result_of(reading.miss(lambda: succeed(b"larger than all"))) == b"larger than all"
+    assert reading.through.size_bytes == 0
+
+
+def test_an_expired_answer_takes_no_room(clock: Clock) -> None:
+    reading = Reading(clock, ttl_s=5, stale_s=5)
+    reading.read(lambda: succeed(b"12345"))
+    clock.advance(9)
+    assert reading.through.size_bytes == 5
+    clock.advance(1)
+    assert reading.through.size_bytes == 0
+
+
 class BrokenCache:
+    maxsize = 10
+
     def get(self, *_: object) -> None:
         raise OSError("the cache is on fire")
 
-    put = get
+    __setitem__ = get
 
 
 def test_a_cache_that_fails_never_fails_a_request(clock: Clock, log: Log) -> None:
-    answer = Reading(clock, Policy(), BrokenCache()).miss(lambda: succeed(b"poem"))
-    assert result_of(answer) == b"poem"
+    reading = Reading(clock)
+    reading.through.answers = BrokenCache()  # type: ignore[assignment]
+    assert result_of(reading.miss(lambda: succeed(b"poem"))) == b"poem"
     assert log.lines == ["the cache could not be read", "an answer could not be cached"]

@@ -1,5 +1,7 @@
 """The server's side of a connection, in memory: the classic dialect, the deadlines, the limits and the end."""
 
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -448,15 +450,32 @@ def test_clients_that_are_cut_off_in_floods_are_a_line_a_second(server: MemorySe
 # What wraps a transport.
 
 
-def behind_a_proxy_header(server: MemoryServer, wire: Wire, layer: type[ProtocolWrapper] | None = None) -> Any:
+def behind_a_proxy_header(
+    server: MemoryServer,
+    wire: Wire,
+    layer: type[ProtocolWrapper] | None = None,
+    header: bytes = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+) -> Any:
     """Open a connection to a ``haproxy:`` endpoint, perhaps over another layer; the header has arrived."""
     factory = ProxyHeaderFactory(server.factory, server.factory.identify, server.clock)
     protocol: Any = factory.buildProtocol(None)
     if layer is not None:
         protocol = layer(factory, protocol)
     protocol.makeConnection(wire)
-    protocol.dataReceived(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+    protocol.dataReceived(header)
     return protocol
+
+
+def test_a_proxy_on_a_unix_socket_lends_its_clients_no_user(server: MemoryServer) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        wire: Any = Wire()
+        wire.socket, wire.peerAddr = here, UNIXAddress(None)
+        direct: Any = server.factory.buildProtocol(wire.peerAddr)
+        direct.makeConnection(wire)
+        assert direct.credentials == (frozenset(), os.getuid())
+        for header in (b"PROXY UNKNOWN\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"):
+            assert behind_a_proxy_header(server, wire, header=header).wrappedProtocol.credentials == (frozenset(), -1)
 
 
 @implementer(ISSLTransport)

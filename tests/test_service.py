@@ -32,7 +32,7 @@ from xformd import (
     transform,
 )
 from xformd.limits import Limits
-from xformd.runners.pool import LONG_BYTES
+from xformd.runners.groups import LONG_BYTES
 from xformd.runners.supervisor import WATCH_MEMORY_EVERY_S
 from xformd.service import TransformService
 from xformd.spec import parse_readable
@@ -157,8 +157,8 @@ def unannotated(poem):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("functions", "says"),
     [
-        ([upper, str.upper], "transform 'upper': annotate the poem: write self: str, or self: bytes"),
-        ([unannotated], "transform 'unannotated': annotate the poem: write poem: str, or poem: bytes"),
+        ([upper, str.upper], "transform 'upper': annotate the poem: write self: str, self: bytes or self: Path"),
+        ([unannotated], "transform 'unannotated': annotate the poem: write poem: str, poem: bytes or poem: Path"),
         ([Poet("!").exclaim, Poet("?").exclaim], "two transforms have the same name: exclaim, exclaim"),
         ([Poet("!")], "cannot read its signature"),
     ],

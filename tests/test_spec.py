@@ -2,6 +2,8 @@
 
 import string
 from collections.abc import Callable
+from datetime import UTC, date, datetime
+from enum import Enum
 
 import pytest
 from hypothesis import given
@@ -104,11 +106,39 @@ def test_options_with_their_own_types_join_the_spec() -> None:
     assert str(build("upper+trim", {})) == "upper+trim"
 
 
+class Tone(Enum):
+    LOW = "low"
+    HIGH = "high"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (date(2026, 1, 31), "2026-01-31"),
+        (datetime(2026, 1, 31, 12, tzinfo=UTC), "2026-01-31T12:00:00+00:00"),
+        (Tone.LOW, "low"),
+        ([], ""),
+        ([1, 2.5, True], "1,2.5,true"),
+        ((Tone.HIGH, date(2026, 1, 31)), "high,2026-01-31"),
+        (["a b", ""], "a b,"),
+        (["a,b", "c"], '["a,b", "c"]'),
+        (["[a"], '["[a"]'),
+        ([""], '[""]'),
+    ],
+)
+def test_an_option_is_written_as_its_transform_reads_it(value: object, text: str) -> None:
+    spec = build("odd", {"value": value, "other": None})
+    assert spec.steps[0].options == (("value", text),)
+    assert parse(str(spec)) == spec
+
+
 @pytest.mark.parametrize(
     ("transform", "options", "says"),
     [
         ("upper+wrap", {"width": 4}, "with several steps, write options into the spec: upper:option=value"),
-        ("indent", {"prefix": None}, "takes a str, int, float or bool, not NoneType"),
+        ("indent", {"prefix": {"a"}}, "takes a str, int, float, bool, date, Enum, or a list of them, not set"),
+        ("indent", {"prefix": [["a"]]}, "not list"),
+        ("indent", {"prefix": [None]}, "not NoneType"),
         ("indent", {"prefix": "\ud800"}, "cannot be encoded as UTF-8"),
         ("wrap", {"Width": 4}, "'Width' is not a valid option name"),
     ],

@@ -1,5 +1,6 @@
 """What the arguments of the three twistd commands mean, and a server that cannot listen."""
 
+import math
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -10,19 +11,37 @@ from twisted.python.failure import Failure
 from twisted.python.usage import Options, UsageError
 
 import xformd
+from support.deferreds import has_fired
 from support.logs import Log
 from xformd import twistd
 from xformd.config import Settings
 from xformd.limits import MIB, Limits
+from xformd.net import lifecycle
 from xformd.net.listener import FailFastService
+from xformd.telemetry.reloads import ReloadHistory
+
+NOBODY = {"token": None, "tls": False}
+PLAIN = {"access": None, "reuse_port": False, "agent": (), "traces": "none", "tls": None, "client": NOBODY}
+"""Of a proxy: no access file, no TLS, no token."""
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The arguments that a server was made with; the last are its keyword arguments."""
     noted: list[Any] = []
-    for name in ("make_server", "make_proxy", "make_poem_server", "make_poem_proxy"):
-        monkeypatch.setattr(twistd, name, lambda *arguments, **options: noted.extend([*arguments, options]))
+
+    def note(*arguments: Any, **options: Any) -> str:
+        noted.extend([*arguments, options])
+        return "made"
+
+    for name in (
+        "twistd.make_server",
+        "poems.proxy.CachingProxyService",
+        "poems.server.PoemService",
+    ):
+        monkeypatch.setattr(f"xformd.{name}", note)
+    monkeypatch.setattr("xformd.proxy.service.make_proxy", lambda *given, **more: note(*given, **more) and Mock())
+    monkeypatch.setattr("xformd.poems.server.make_poem_server", note)
     monkeypatch.setattr(twistd, "FailFastService", lambda *_: None)
     return noted
 
@@ -53,7 +72,8 @@ def test_a_server_reads_the_file_and_the_environment(
 
 def test_a_proxy_has_the_defaults_of_the_command(made: list[Any]) -> None:
     make(twistd.ProxyOptions(), "a:1", "b:2")
-    assert made == [("a:1", "b:2"), ("tcp:11001:interface=127.0.0.1",), Limits(), "reactor", {}]
+    options = {**PLAIN, "cache_bytes": 64 * MIB, "ttl_s": math.inf, "refresh_s": 10, "max_session_age_s": 300}
+    assert made == [("a:1", "b:2"), ("tcp:11001:interface=127.0.0.1",), Limits(), "reactor", options]
 
 
 def test_every_option_of_a_proxy_arrives(made: list[Any], tmp_path: Path) -> None:
@@ -62,33 +82,35 @@ def test_every_option_of_a_proxy_arrives(made: list[Any], tmp_path: Path) -> Non
     flags = ["--cache-bytes=1MiB", "--ttl=1min", "--refresh=500ms", "--max-session-age=1min", "--config", str(file)]
     make(twistd.ProxyOptions(), "--listen=tcp:1", "--listen=unix:p", *flags, "a:1")
     assert made[1:3] == [("tcp:1", "unix:p"), Limits(max_queue=7)]
-    assert made[-1] == {"cache_bytes": MIB, "ttl_s": 60, "refresh_s": 0.5, "max_session_age_s": 60}
+    assert made[-1] == {**PLAIN, "cache_bytes": MIB, "ttl_s": 60, "refresh_s": 0.5, "max_session_age_s": 60}
 
 
 def test_a_poem_is_found_from_any_folder(made: list[Any]) -> None:
     make(twistd.PoemOptions(), "serve", "--listen", "tcp:1", "--listen", "tcp:2", "--slow", "1KiB", "owl.txt")
-    assert made == [Path.cwd() / "owl.txt", ("tcp:1", "tcp:2"), "reactor", {"bytes_per_s": 1024}]
+    options = {"bytes_per_s": 1024, "tls": None, "drain_delay_s": 0.0}
+    assert made == [Path.cwd() / "owl.txt", {}, "made", ("tcp:1", "tcp:2"), "reactor", options]
 
 
 @pytest.mark.parametrize(
     ("flags", "options"),
-    [([], {}), (["--ttl=1min", "--stale=0", "--timeout=9"], {"ttl_s": 60, "stale_s": 0, "timeout_s": 9})],
+    [([], {}), (["--ttl=1min", "--stale=1", "--timeout=9"], {"ttl_s": 60, "stale_s": 1, "timeout_s": 9})],
 )
 def test_every_option_of_a_poem_proxy_arrives(made: list[Any], flags: list[str], options: dict[str, Any]) -> None:
     make(twistd.PoemOptions(), "proxy", *flags, "owl:1")
-    assert made == ["owl:1", ("tcp:10001:interface=127.0.0.1",), "reactor", options]
+    defaults = {"ttl_s": math.inf, "stale_s": 0, "max_bytes": 100 * MIB, "connect_timeout_s": 10, "timeout_s": 60}
+    assert made[:2] == ["owl:1", {**defaults, **options, "reactor": "reactor"}]
+    assert made[2:] == ["made", ("tcp:10001:interface=127.0.0.1",), "reactor", {"tls": None, "drain_delay_s": 0.0}]
 
 
 @pytest.mark.parametrize(
     ("options", "words", "says"),
     [
         (twistd.ServerOptions, ("--workers", "1"), "workers"),
-        (twistd.ProxyOptions, (), "name at least one UPSTREAM"),
-        (twistd.ProxyOptions, ("a:1", "--ttl", "1"), "'--ttl' comes after UPSTREAM: put options first"),
+        (twistd.ProxyOptions, (), "Missing argument 'UPSTREAM...'"),
         (twistd.ProxyOptions, ("--cache-bytes", "0", "a:1"), "invalid size '0': try 100000 or 10MiB"),
         (twistd.ProxyOptions, ("--ttl", "0", "a:1"), "invalid duration '0': it must be above 0"),
         (twistd.PoemOptions, (), "name a command: 'serve FILE' or 'proxy UPSTREAM'"),
-        (twistd.PoemOptions, ("serve", "a", "b"), "name one FILE"),
+        (twistd.PoemOptions, ("serve", "a", "b"), "unexpected extra argument .*b"),
         (twistd.PoemOptions, ("proxy", "--ttl", "x", "a"), "invalid duration 'x': try 0.5, 30 or 5min"),
     ],
 )
@@ -98,9 +120,10 @@ def test_wrong_arguments_are_named(options: type[Options], words: tuple[str, ...
 
 
 @pytest.fixture
-def server() -> Mock:
+def server(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """A server that listens when the test says so."""
-    return Mock(listening=Deferred())
+    monkeypatch.setattr(lifecycle, "signal", Mock())
+    return Mock(listening=Deferred(), reloads=ReloadHistory(), limits=Limits(), stopService=Mock(side_effect=Deferred))
 
 
 def test_where_a_server_listens_is_logged(log: Log, server: Mock) -> None:
@@ -108,7 +131,9 @@ def test_where_a_server_listens_is_logged(log: Log, server: Mock) -> None:
     service.startService()
     server.listening.callback(("owl:1", "owl:2"))
     assert log.lines == ["listening on owl:1", "listening on owl:2"]
-    assert service.stopService() is server.stopService.return_value
+    stopped = service.stopService()
+    server.stopService.assert_called_once_with()
+    assert not has_fired(stopped)
 
 
 def test_a_server_that_cannot_listen_does_not_start(server: Mock) -> None:

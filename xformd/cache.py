@@ -21,28 +21,6 @@ Value = TypeVar("Value")
 log = Logger()
 
 
-@attrs.frozen(kw_only=True)
-class Policy:
-    """How long answers are kept: while they are fresh, and then while one may replace what could not be fetched."""
-
-    ttl_s: float = math.inf
-    stale_s: float = 0.0
-
-    @property
-    def lifetime_s(self) -> float:
-        """How many seconds an answer is kept."""
-        return self.ttl_s + self.stale_s
-
-
-@attrs.frozen
-class CachedValue(Generic[Value]):
-    """A cached answer: when it was stored, by the clock, and what it counts for in the cache."""
-
-    value: Value
-    stored_at: float
-    size_bytes: int
-
-
 @attrs.define(eq=False)
 class _Flight(Generic[Value]):
     """A call in flight, and the Deferreds that wait for it, in the order in which they came."""
@@ -86,90 +64,74 @@ class SingleFlight(Generic[Key, Value]):
                 waiter.callback(outcome)
 
 
-class BoundedCache(Generic[Key, Value]):
-    """Keeps the most recently used answers, within a number of bytes, and as long as the policy says."""
-
-    def __init__(self, max_bytes: int, policy: Policy, clock: IReactorTime) -> None:
-        self._max_bytes = max_bytes
-        self._clock = clock
-        self._values: TLRUCache[Key, CachedValue[Value]] = TLRUCache(
-            max_bytes,
-            ttu=lambda _key, _value, now: now + policy.lifetime_s,
-            timer=clock.seconds,
-            getsizeof=lambda cached: cached.size_bytes,
-        )
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of all cached answers."""
-        return int(self._values.currsize)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, key: Key) -> CachedValue[Value] | None:
-        """Return the cached answer, or None."""
-        return self._values.get(key)
-
-    def put(self, key: Key, value: Value, size_bytes: int) -> None:
-        """Cache an answer, and evict others for it; one that is larger than the whole cache is not kept."""
-        if size_bytes <= self._max_bytes:
-            self._values[key] = CachedValue(value, self._clock.seconds(), size_bytes)
-        else:
-            self._values.pop(key, None)
-
-
 class ReadThrough(Generic[Key, Value]):
-    """Answers from a cache, and fetches what is missing; ``hits`` and ``misses`` count the requests.
+    """Answers with the most recently used answers, and fetches what is missing; ``hits`` and ``misses`` count requests.
 
     Args:
-        cache: the cache.
-        policy: how long an answer may be used.
+        max_bytes: how much all answers may count for; one that counts for more is not kept.
         clock: a reactor, or a clock in its place.
         size_of: returns the number of bytes that an answer counts for.
-        fell_back: is called once for each failed call that a stale answer replaces, with the key, the failure, and
-            the answer's age in seconds.
+        ttl_s: how many seconds an answer is fresh.
+        stale_s: how many seconds after that it may replace one that cannot be fetched.
+        fell_back: is called once for each failed call that a stale answer replaces, with the failure and its age in s.
     """
 
     def __init__(
         self,
-        cache: BoundedCache[Key, Value],
-        policy: Policy,
+        max_bytes: int,
         clock: IReactorTime,
         *,
         size_of: Callable[[Value], int],
-        fell_back: Callable[[Key, Failure, float], None],
+        ttl_s: float = math.inf,
+        stale_s: float = 0.0,
+        fell_back: Callable[[Failure, float], None] = lambda _failure, _age_s: None,
     ) -> None:
-        self._cache = cache
-        self._policy = policy
-        self._clock = clock
-        self._size_of = size_of
-        self._fell_back = fell_back
+        self._clock, self._size_of, self._ttl_s, self._fell_back = clock, size_of, ttl_s, fell_back
+        self.answers: TLRUCache[Key, tuple[Value, float]] = TLRUCache(  # with the time at which each was stored
+            max_bytes,
+            ttu=lambda _key, _answer, now: now + ttl_s + stale_s,
+            timer=clock.seconds,
+            getsizeof=lambda answer: size_of(answer[0]),
+        )
         self._flights: SingleFlight[tuple[Key, str], Value] = SingleFlight()
         self.hits = self.misses = 0
 
-    def get(self, key: Key, fetch: Callable[[], Deferred[Value]], share: str = "") -> Value | Deferred[Value]:
+    @property
+    def size_bytes(self) -> int:
+        """What all answers count for."""
+        return int(self.answers.currsize)
+
+    def get(
+        self,
+        key: Key,
+        fetch: Callable[[], Deferred[Value]],
+        share: str = "",
+        may_keep: Callable[[], bool] = lambda: True,  # asked once there is an answer
+    ) -> Value | Deferred[Value]:
         """Return a fresh answer, or a Deferred of one (``SingleFlight.join``): calls are shared within a share."""
         if (value := self.fresh(key)) is not None:
             return value
         self.misses += 1
-        return self._flights.join((key, share), lambda: self._refresh(key, fetch))
+        return self._flights.join((key, share), lambda: self._refresh(key, fetch, may_keep))
 
     def fresh(self, key: Key) -> Value | None:
-        """Return a fresh answer from the cache, or None."""
-        cached = self._look_up(key)
-        if cached is None or self._age_s(cached) >= self._policy.ttl_s:
+        """Return a fresh answer, or None."""
+        answer = self._look_up(key)
+        if answer is None or self._clock.seconds() - answer[1] >= self._ttl_s:
             return None
         self.hits += 1
-        return cached.value
+        return answer[0]
 
-    def _refresh(self, key: Key, fetch: Callable[[], Deferred[Value]]) -> Deferred[Value]:
+    def _refresh(self, key: Key, fetch: Callable[[], Deferred[Value]], may_keep: Callable[[], bool]) -> Deferred[Value]:
         call: Deferred[Value] = maybeDeferred(fetch)
-        return call.addCallbacks(self._keep, self._fall_back, callbackArgs=(key,), errbackArgs=(key,))
+        return call.addCallbacks(self._keep, self._fall_back, callbackArgs=(key, may_keep), errbackArgs=(key,))
 
-    def _keep(self, value: Value, key: Key) -> Value:
+    def _keep(self, value: Value, key: Key, may_keep: Callable[[], bool]) -> Value:
         try:
-            self._cache.put(key, value, self._size_of(value))
+            if may_keep() and self._size_of(value) <= self.answers.maxsize:
+                self.answers[key] = value, self._clock.seconds()
+            else:
+                self.answers.pop(key, None)
         except Exception:
             log.failure("an answer could not be cached")
         return value
@@ -177,18 +139,15 @@ class ReadThrough(Generic[Key, Value]):
     def _fall_back(self, failure: Failure, key: Key) -> Value | Failure:
         if failure.check(CancelledError):
             return failure  # nobody waits any more, which says nothing about the upstream
-        cached = self._look_up(key)
-        if cached is None:
+        if (answer := self._look_up(key)) is None:
             return failure
-        self._fell_back(key, failure, self._age_s(cached))
-        return cached.value
+        value, stored_at = answer
+        self._fell_back(failure, self._clock.seconds() - stored_at)
+        return value
 
-    def _look_up(self, key: Key) -> CachedValue[Value] | None:
+    def _look_up(self, key: Key) -> tuple[Value, float] | None:
         try:
-            return self._cache.get(key)
+            return self.answers.get(key)
         except Exception:
             log.failure("the cache could not be read")
             return None
-
-    def _age_s(self, cached: CachedValue[Value]) -> float:
-        return self._clock.seconds() - cached.stored_at

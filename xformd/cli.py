@@ -13,11 +13,15 @@ from typing import Any
 import click
 
 from xformd import __version__
-from xformd.commands.options import open_standard_streams, print_error
-from xformd.commands.plugins import check, list_transforms
+from xformd.commands.access import token
+from xformd.commands.mcp import mcp
+from xformd.commands.new import new
+from xformd.commands.options import open_standard_streams, print_error, print_line
+from xformd.commands.plugins import check, list_plugins, list_transforms
 from xformd.commands.poem import poem
 from xformd.commands.proxy import proxy
-from xformd.commands.serve import config, serve
+from xformd.commands.replay import replay
+from xformd.commands.serve import config, reload, serve
 from xformd.commands.transforms import ping, run, send
 from xformd.errors import ConfigError, XformError, printable
 
@@ -77,8 +81,30 @@ def _exit_now(status: int) -> None:
     os._exit(status)
 
 
+def _show_versions(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001 - click's signature
+    if not value or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version
+    from platform import python_version
+
+    from xformd.plugins import discovery
+
+    plugins = dict.fromkeys(f"{each.distribution} {each.version}" for each in discovery.installed())
+    versions = [f"xformd {__version__}", f"Python {python_version()}", f"Twisted {version('twisted')}", *plugins]
+    for line in versions:
+        print_line(line)
+    ctx.exit()
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="xformd")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of xformd, Python, Twisted and the plugins, and exit.",
+)
 def main() -> None:
     """A transform daemon: send it a text and the name of a transform, get the transformed text back.
 
@@ -91,5 +117,21 @@ def main() -> None:
     """
 
 
-for _command in (serve, config, proxy, poem, list_transforms, ping, send, run, check):
+for _command in (
+    serve,
+    reload,
+    config,
+    proxy,
+    poem,
+    list_transforms,
+    list_plugins,
+    ping,
+    send,
+    run,
+    check,
+    replay,
+    mcp,
+    new,
+    token,
+):
     main.add_command(_command)

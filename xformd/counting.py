@@ -3,6 +3,7 @@
 Invariant: each request that reaches it is counted, and logged if it has an entry, once, with the code of its outcome.
 """
 
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import attrs
@@ -10,10 +11,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from xformd.errors import XformError
-from xformd.plugins.registry import Registry
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome
-from xformd.service import TransformService
+from xformd.service import ForwardingService, RegistryService
 from xformd.spec import Spec, SpecCache
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import OK, SEVERAL, UNKNOWN, Front, Metrics
@@ -22,31 +22,47 @@ from xformd.telemetry.timing import RequestTiming
 Result = TypeVar("Result", bytes, bytes | Failure)
 
 
-class CountingService:
+class FinishingService(ForwardingService):
+    """A ``Service`` that finishes the entries of requests."""
+
+    def xform(
+        self, spec: Spec, poem: bytes, *, timing: RequestTiming | None = None, **more: Any
+    ) -> bytes | Deferred[bytes]:
+        """See ``Service.xform``."""
+        if not isinstance(timing, AccessEntry):
+            return super().xform(spec, poem, timing=timing, **more)
+        timing.spec, timing.poem_bytes = spec, len(poem)
+        try:
+            result = super().xform(spec, poem, timing=timing, **more)
+        except XformError as error:
+            timing.finish(error.code)
+            raise
+        return result.addBoth(_finish, timing) if isinstance(result, Deferred) else _finish(result, timing)
+
+
+def _finish(outcome: Result, entry: AccessEntry) -> Result:
+    if isinstance(outcome, Failure):
+        assert isinstance(outcome.value, XformError)  # what a Service promises
+        entry.finish(outcome.value.code)
+    else:
+        entry.result_bytes = len(outcome)
+        entry.finish(OK)
+    return outcome
+
+
+class CountingService(FinishingService):
     """A ``Service`` that counts the requests of one front. With an access log, it has each go through ``xform``."""
 
     def __init__(
-        self, service: TransformService, metrics: Metrics, front: Front, access_log: AccessLog | None = None
+        self, service: RegistryService, metrics: Metrics, front: Front, access_log: AccessLog | None = None
     ) -> None:
-        self._service = service
+        super().__init__(service)
         self._metrics = metrics
         self._front = front
         self._prepare_call = service.prepare_call if access_log is None else lambda _: None
-        self.max_result_bytes = service.max_result_bytes
-        self.stopwatch = service.stopwatch
-        self.turns = service.turns
-        self.listing = service.listing
-        self.missing = service.missing
-        self.has_room = service.has_room
-        self.stop = service.stop
         self.on_swap = service.on_swap
         self._calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
         self.on_swap.append(self._calls.clear)
-
-    @property
-    def registry(self) -> Registry:
-        """The transforms that there are now."""
-        return self._service.registry
 
     def xform(
         self, spec: Spec, poem: bytes, *, timing: RequestTiming | None = None, **more: Any
@@ -55,16 +71,21 @@ class CountingService:
         timing = RequestTiming() if timing is None else timing
         label = self._label(spec)
         self._metrics.poem_bytes.observe(len(poem))
-        if isinstance(timing, AccessEntry):
-            timing.spec, timing.poem_bytes = spec, len(poem)
         try:
-            result = self._service.xform(spec, poem, timing=timing, **more)
+            result = super().xform(spec, poem, timing=timing, **more)
         except XformError as error:
             self._count(label, error.code, timing)
             raise
         if isinstance(result, Deferred):
             return result.addBoth(self._count_outcome, label, timing)
         return self._count_outcome(result, label, timing)
+
+    def refused(self, error: XformError, timing: RequestTiming | None = None) -> XformError:
+        """Count a request that does not reach ``xform``, finish its entry, and return its error."""
+        self._metrics.refused(self._front, error.code)
+        if isinstance(timing, AccessEntry):
+            timing.finish(error.code)
+        return error
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
@@ -91,15 +112,15 @@ class CountingService:
         if len(spec.steps) > 1:
             return SEVERAL
         name = spec.steps[0].name
-        return name if name in self._service.registry.entries else UNKNOWN
+        with suppress(XformError):  # nothing is known to whoever may do nothing
+            return name if name in self.registry.entries else UNKNOWN
+        return UNKNOWN
 
     def _count_outcome(self, outcome: Result, label: str, timing: RequestTiming | None = None) -> Result:
         if isinstance(outcome, Failure):
             assert isinstance(outcome.value, XformError)  # what a Service promises
             self._count(label, outcome.value.code, timing)
         else:
-            if isinstance(timing, AccessEntry):
-                timing.result_bytes = len(outcome)
             self._count(label, OK, timing)
             self._metrics.result_bytes.observe(len(outcome))
         return outcome
@@ -112,5 +133,3 @@ class CountingService:
             self._metrics.run_seconds_of(label).observe(timing.run_s)
         if timing.queue_s:
             self._metrics.queue_seconds.observe(timing.queue_s)
-        if isinstance(timing, AccessEntry):
-            timing.finish(code)

@@ -1,6 +1,6 @@
 """Every error of xformd: its code, exception, HTTP status and exit status.
 
-This is the one table (``docs/wire.md``, "Errors"), written as classes. Invariant: each class with a code is one row,
+This is the one table, which ``docs/errors.md`` shows, written as classes. Invariant: each class with a code is one row,
 and ``ERRORS`` finds it by that code.
 """
 
@@ -102,27 +102,27 @@ ERRORS: dict[str, type[XformError]] = {}
 
 
 class BadFrame(XformError, code="bad-frame", http_status=400, exit_status=76):
-    """The bytes are not a netstring, or not a message of the protocol."""
+    """The bytes are not netstrings, or not a message of a session."""
 
 
 class BadRequest(XformError, code="bad-request", http_status=400, exit_status=64):
-    """The request has no ``.``, or its spec does not parse."""
+    """The request has no ``.``, a malformed spec or attribute, or an id that is in use."""
 
 
 class BadOptions(XformError, code="bad-options", http_status=400, exit_status=64):
-    """The transform does not have the option, or its value has the wrong type."""
+    """The transform does not take the option, or not such a value."""
 
 
 class NoSuchTransform(XformError, code="no-such-transform", http_status=404, exit_status=66):
-    """No transform of that name is registered."""
+    """No transform of that name is registered; the message suggests the nearest one."""
 
 
 class AmbiguousTransform(XformError, code="ambiguous-transform", http_status=409, exit_status=66):
-    """Several plugins provide the name and none is preferred."""
+    """Several plugins provide the name and none is preferred; the message names them."""
 
 
 class GibberishError(XformError, code="gibberish", http_status=422, exit_status=65):
-    """The transform rejects this poem. Transforms raise it, and its message is sent to the caller.
+    """The transform rejects this poem, or takes text and the poem is not UTF-8; transforms raise it with a message.
 
     Without a message, or with the poem in its place as in the poetry tutorial, it says so in words of its own.
     """
@@ -133,11 +133,11 @@ class GibberishError(XformError, code="gibberish", http_status=422, exit_status=
 
 
 class TooLarge(XformError, code="too-large", http_status=413, exit_status=65):
-    """The request or the result exceeds its limit."""
+    """The request or the result exceeds its limit; the message has both figures."""
 
 
 class TransformFailed(XformError, code="transform-failed", http_status=500, exit_status=70):
-    """The transform raised an exception, or returned a value of the wrong type.
+    """The transform raised an exception, or returned something that is no poem.
 
     Attributes:
         detail: what it raised and where; never sent, as it may quote the poem.
@@ -153,7 +153,7 @@ class TransformDied(XformError, code="transform-died", http_status=502, exit_sta
 
 
 class TransformTimeout(XformError, code="timeout", http_status=504, exit_status=75, retryable=True):
-    """The deadline passed before the transform returned."""
+    """The deadline passed before the transform returned; its worker was killed."""
 
 
 class Busy(XformError, code="busy", http_status=429, exit_status=75, retryable=True):
@@ -161,7 +161,7 @@ class Busy(XformError, code="busy", http_status=429, exit_status=75, retryable=T
 
 
 class Unavailable(XformError, code="unavailable", http_status=503, exit_status=69, retryable=True):
-    """The transform cannot run now: it killed its workers repeatedly, or what it needs is away.
+    """The transform cannot run now: it is in quarantine, what it needs is away, or its plugin may still be loading.
 
     Transforms raise it as ``Unavailable(message, retry_after=seconds)``.
     """

@@ -18,14 +18,17 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from xformd.access.guard import Access, Grant, describe
+from xformd.access.rules import ANONYMOUS
 from xformd.dialects.classic import ClassicHandler
-from xformd.dialects.interfaces import Connection, ConnectionHandler
+from xformd.dialects.handler import ConnectionHandler
 from xformd.dialects.session import SessionHandler
 from xformd.errors import BadFrame, Busy, XformError
 from xformd.limits import Limits
 from xformd.net.connections import DisconnectWatcher, share_of
 from xformd.net.deadline import Deadline
 from xformd.net.factory import DrainableProtocol, DrainingFactory
+from xformd.net.tls import client_names
 from xformd.net.transport import peer_uid
 from xformd.net.write_buffer import PART_BYTES, ReadProgress, WriteBuffer
 from xformd.runners import Caller
@@ -34,6 +37,7 @@ from xformd.service import Service
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import ConnectionStats, Front, Metrics
 from xformd.telemetry.rate_limited import RateLimitedLog
+from xformd.telemetry.tracing import NO_TRACES, Tracer
 from xformd.wire import netstring, session
 
 _HTTP_WORDS = (b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ")
@@ -81,6 +85,8 @@ class TransformProtocol(DrainableProtocol):
         self._has_ended = False  # all output and the end of this side are with the system
         self._peer_has_finished = False
         self._share = ""
+        self._grant: Grant | None = None  # what its peer may do; None if everybody may do everything
+        self._credentials: tuple[frozenset[str], int] | None = None
         self._arrival: _Arrival | None = None  # a long request of which not all is here
 
     @property
@@ -148,7 +154,7 @@ class TransformProtocol(DrainableProtocol):
             handler.lost()
         self.factory.connection_ended(self)
 
-    # What its handler calls (Connection).
+    # What its handler calls.
 
     @property
     def _is_local(self) -> bool:
@@ -156,23 +162,44 @@ class TransformProtocol(DrainableProtocol):
 
     @property
     def share(self) -> str:
-        """See ``Connection.share``."""
+        """Whose part of the server its requests take."""
         if not self._share:  # not a ``cached_property``, which makes all attributes slower: 0.2 us for each request
             self._share = share_of(self.peer) if not self._is_local else f"unix:{peer_uid(self.transport)}"
         return self._share
 
     @property
     def is_trusted(self) -> bool:
-        """See ``Connection.is_trusted``."""
+        """Whether the peer is a proxy that may say for whom it asks."""
         return self.factory.trusts("unix" if self._is_local else self.peer)
 
     @property
+    def credentials(self) -> tuple[frozenset[str], int]:
+        """The names in its peer's certificate, and the user of the peer's process; nothing and -1 if there are none."""
+        if self._credentials is None:
+            # Behind a PROXY header, the process at the other end is the proxy's, whoever its client is.
+            is_direct = self._is_local and not isinstance(self.transport, ProtocolWrapper)
+            self._credentials = client_names(self.transport), peer_uid(self.transport) if is_direct else -1
+        return self._credentials
+
+    def authenticate(self, token: bytes) -> bytes:
+        """Do from now on what the owner of a token may do; return what the client is told.
+
+        Raises:
+            Unauthorized: nobody has this token.
+        """
+        if (access := self.factory.access) is None:
+            return describe(ANONYMOUS, self.service)
+        self._grant = access.by_token(token)
+        self.service = access.service(self._front, self._grant)
+        return describe(self._grant.identity.name, self.service)
+
+    @property
     def unread_bytes(self) -> int:
-        """See ``Connection.unread_bytes``."""
+        """How much output waits for the peer to read it."""
         return 0 if self._output is None else self._output.unread_bytes
 
     def write(self, data: bytes) -> None:
-        """See ``Connection.write``."""
+        """Send, or keep until the peer has read what was sent before."""
         self._has_written = True
         if len(data) > PART_BYTES:
             self._has_written_much = True
@@ -188,7 +215,7 @@ class TransformProtocol(DrainableProtocol):
         self._output.write(data)
 
     def finish(self, data: bytes) -> None:
-        """See ``Connection.finish``."""
+        """Send the last data, then close."""
         if self._can_send_now:  # under TLS the end comes much later, and the last segment would wait for it
             self.transport.hint_close_after_write()
         if self._output is None and len(data) <= PART_BYTES:  # the transport holds that much: no buffer is needed
@@ -199,19 +226,22 @@ class TransformProtocol(DrainableProtocol):
         self.close()
 
     def set_deadline(self, seconds: float | None) -> None:
-        """See ``Connection.set_deadline``."""
+        """Call the handler's ``expire`` after this many seconds, unless it is set again; None clears it."""
         if seconds is None:
             self._deadline.clear()
         else:
             self._deadline.set(seconds)
 
     def hint_read_size(self, count: int) -> None:
-        """See ``Connection.hint_read_size``."""
+        """Read more at a time while single strings are as long as this one, where the transport can."""
         if self._is_eager:
             self.transport.hint_read_size(count)
 
     def note_arrival(self, count: int, share: str | None = None) -> None:
-        """See ``Connection.note_arrival``."""
+        """Note how long the request is that arrives, 0 once it is here; ``share`` is its own if not given.
+
+        Where others need the room of a long one, the handler's ``reject`` is called.
+        """
         arrivals = self.factory.arrivals
         if self._arrival is not None:
             if self._arrival.size_bytes == count:
@@ -234,7 +264,7 @@ class TransformProtocol(DrainableProtocol):
             self._handler.reject(error)
 
     def pause_reading(self) -> None:
-        """See ``Connection.pause_reading``."""
+        """Read no more, so that TCP slows the peer down."""
         if not self._is_paused:
             self._is_paused = True
             self.transport.pauseProducing()
@@ -242,14 +272,14 @@ class TransformProtocol(DrainableProtocol):
                 self.factory.disconnects.watch(self, fileno())
 
     def resume_reading(self) -> None:
-        """See ``Connection.resume_reading``."""
+        """Read again."""
         if self._is_paused:
             self._is_paused = False
             self.factory.disconnects.forget(self)
             self.transport.resumeProducing()
 
     def close(self) -> None:
-        """See ``Connection.close``."""
+        """Send what is left, then close; what else arrives is dropped."""
         self._is_closing = True
         self.resume_reading()
         if not self._is_flushed:
@@ -257,26 +287,34 @@ class TransformProtocol(DrainableProtocol):
         self._finish_closing()
 
     def call_soon(self, go_on: Callable[[], None]) -> None:
-        """See ``Connection.call_soon``."""
+        """Call a function after the other connections' turn, unless this one is lost by then."""
         self.service.turns.wait(self.share, self, go_on)
 
-    def begin_entry(self, request_id: str | None = None, session_id: int | None = None) -> AccessEntry | None:
-        """See ``Connection.begin_entry``."""
-        log = self.factory.access_log
-        if log is None:
+    def begin_entry(
+        self,
+        request_id: str | None = None,
+        session_id: int | None = None,
+        traceparent: str | None = None,
+        tracestate: bytes = b"",
+    ) -> AccessEntry | None:
+        """Begin what is kept of a request, if there is an access log or it is traced."""
+        log, trace = self.factory.access_log, self.factory.tracer.begin(traceparent, tracestate)
+        if log is None and trace is None:
             return None
         peer = self.peer or str(getattr(self.transport.getPeer(), "host", "unix"))
-        return AccessEntry(request_id, log=log, front=self._front, peer=peer, session_id=session_id)
+        name = None if self._grant is None else self._grant.identity.name or None
+        ids: Any = {"session_id": session_id, "identity": name, "traceparent": traceparent, "trace": trace}
+        return AccessEntry(request_id, log=log, front=self._front, peer=peer, **ids)
 
     def count_refusal(self, code: str, entry: AccessEntry | None = None) -> None:
-        """See ``Connection.count_refusal``."""
+        """Count a request that never reached the service, and finish its entry, if it has one."""
         if self.factory.metrics is not None:
             self.factory.metrics.refused(self._front, code)
         if entry is not None:
             entry.finish(code)
 
     def log_refusal(self, error: XformError, client: str | None = None) -> None:
-        """See ``Connection.log_refusal``."""
+        """Log why a peer was refused, or the client that it stands for."""
         fields = {"peer": client or self._peer(), "code": error.code, "reason": error.log_message}
         self.factory.limited_log.add(error.code, self.log.info, "refused {peer}: {code}: {reason}", **fields)
 
@@ -294,7 +332,7 @@ class TransformProtocol(DrainableProtocol):
             self.close()
 
     def has_input(self) -> bool:
-        """See ``Connection.has_input``."""
+        """Return whether something has arrived that has not been read yet."""
         fileno = getattr(self.transport, "fileno", None)
         if fileno is None:
             return False
@@ -322,7 +360,11 @@ class TransformProtocol(DrainableProtocol):
 
     def _speak(self, front: Front) -> None:
         self._front = front
-        self.service = self.factory.counting.get(front, self.factory.service)
+        if (access := self.factory.access) is None:
+            self.service = self.factory.counting.get(front, self.factory.service)
+        else:
+            self._grant = access.by_peer(*self.credentials)
+            self.service = access.service(front, self._grant)
 
     def _refuse(self, error: XformError) -> None:
         self.count_refusal(error.code, self.begin_entry())
@@ -395,7 +437,9 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         counting: services that count the requests of one dialect each; ``service`` answers the others.
         make_handler: makes the handler of a connection; None leaves the dialect to its first netstring.
         access_log: gets an entry for each request.
+        tracer: says which requests are traced.
         trusts: whether an address is that of a proxy that may say for whom it asks; ``unix`` stands for Unix sockets.
+        access: who may do what, and the service of each; None if everybody may do everything.
 
     Attributes:
         cut_off: how many connections were aborted because they took too long.
@@ -412,9 +456,11 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         front: Front = "netstring",
         metrics: Metrics | None = None,
         counting: Mapping[Front, Service] = MappingProxyType({}),
-        make_handler: Callable[[Connection], ConnectionHandler] | None = None,
+        make_handler: Callable[["TransformProtocol"], ConnectionHandler] | None = None,
         access_log: AccessLog | None = None,
+        tracer: Tracer = NO_TRACES,
         trusts: Callable[[str | None], bool] = lambda _: False,
+        access: Access | None = None,
     ) -> None:
         if not hasattr(service, "xform"):
             raise TypeError(f"{type(service).__name__} is no service: TransformService.from_functions() makes one")
@@ -425,13 +471,18 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         self.counting = counting
         self.make_handler = make_handler
         self.access_log = access_log
+        self.tracer = tracer
         self.trusts = trusts
-        self.arrivals: FairQueue[_Arrival] = FairQueue(
-            limits.max_connections, max(limits.max_arriving_bytes, limits.max_request_bytes + JOB_BYTES)
-        )
+        self.access = access
+        self.arrivals: FairQueue[_Arrival] = FairQueue(limits.max_connections, _arriving_bytes(limits))
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(self.clock)
         self.limited_log = RateLimitedLog(self.clock)
+
+    def set_limits(self, limits: Limits) -> None:
+        """See ``DrainingFactory``."""
+        super().set_limits(limits)
+        self.arrivals.max_jobs, self.arrivals.max_bytes = limits.max_connections, _arriving_bytes(limits)
 
     def make_protocol(self, peer: str | None) -> TransformProtocol:
         """Make the protocol of a connection that has been accepted."""
@@ -445,3 +496,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
     def cancel_requests(self) -> None:
         """Cancel what is in flight; each request is answered with ``ShuttingDown``."""
         self.service.stop()
+
+
+def _arriving_bytes(limits: Limits) -> int:
+    return max(limits.max_arriving_bytes, limits.max_request_bytes + JOB_BYTES)

@@ -19,14 +19,14 @@ from xformd.limits import Limits
 from xformd.net.deadline import within
 from xformd.net.turns import TURN_S, Turns
 from xformd.plugins.definition import Transform, transform
-from xformd.plugins.registry import Registry
+from xformd.plugins.registry import Registry, show_versions
 from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.calls import check_fits, name_all, took_too_long
 from xformd.runners.generation import Generation, PreparedCall, Stage, internal_error
+from xformd.runners.groups import JobResult
 from xformd.runners.inline import InlineRunner, Outcome, bind
 from xformd.runners.policy import LONG_POEM_BYTES
-from xformd.runners.pool import JobResult
-from xformd.spec import SHORT_CHARACTERS, Spec
+from xformd.spec import SHORT_CHARACTERS, TRACEPARENT, Spec
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 from xformd.wire import session
@@ -78,6 +78,9 @@ class Service(Protocol):
         None for a request that must go through ``xform``.
         """
 
+    def versions(self, spec: Spec) -> str | None:
+        """Return which versions of its transforms run a spec that was accepted just now; None if that is not known."""
+
     def listing(self) -> bytes:
         """Return what ``xformd list-transforms --json --server`` prints."""
 
@@ -89,6 +92,74 @@ class Service(Protocol):
 
     def stop(self) -> None:
         """Cancel every request in flight; each fails with ``ShuttingDown``."""
+
+
+class RegistryService(Service, Protocol):
+    """A service that knows its transforms: a ``TransformService``, or one that guards it."""
+
+    on_swap: list[Callable[[], None]]
+
+    @property
+    def limits(self) -> Limits:
+        """Those that hold now."""
+
+    @property
+    def registry(self) -> Registry:
+        """The transforms that there are now."""
+
+
+class ForwardingService:
+    """Passes everything on to another service: the base of what stands in front of one."""
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+        self.stopwatch = service.stopwatch
+        self.turns: Turns = service.turns
+        self.has_room = service.has_room
+        self.stop = service.stop
+
+    @property
+    def max_result_bytes(self) -> int:
+        """See ``Service.max_result_bytes``: a reload may change it."""
+        limit: int = self._service.max_result_bytes
+        return limit
+
+    @property
+    def limits(self) -> Limits:
+        """Those that hold now."""
+        limits: Limits = self._service.limits
+        return limits
+
+    @property
+    def registry(self) -> Registry:
+        """The transforms that there are now."""
+        registry: Registry = self._service.registry
+        return registry
+
+    def xform(self, spec: Spec, poem: bytes, **more: Any) -> bytes | Deferred[bytes]:
+        """See ``Service.xform``."""
+        result: bytes | Deferred[bytes] = self._service.xform(spec, poem, **more)
+        return result
+
+    def prepare_call(self, words: bytes) -> PreparedCall | None:
+        """See ``Service.prepare_call``."""
+        call: PreparedCall | None = self._service.prepare_call(words)
+        return call
+
+    def versions(self, spec: Spec) -> str | None:
+        """See ``Service.versions``."""
+        versions: str | None = self._service.versions(spec)
+        return versions
+
+    def listing(self) -> bytes:
+        """See ``Service.listing``."""
+        listing: bytes = self._service.listing()
+        return listing
+
+    def missing(self) -> str:
+        """See ``Service.missing``."""
+        missing: str = self._service.missing()
+        return missing
 
 
 @attrs.frozen
@@ -108,14 +179,14 @@ class TransformService:
         clock: a reactor, or a clock in its place.
 
     Attributes:
+        limits: those that hold now.
         on_swap: called when another generation takes over, to forget what was looked up in the old one.
     """
 
     def __init__(self, generation: Generation, limits: Limits, clock: IReactorTime) -> None:
         self._generation = generation
-        self._limits = limits
         self._clock = clock
-        self.max_result_bytes = limits.max_result_bytes
+        self.set_limits(limits)
         self.stopwatch = generation.inline.stopwatch
         self.on_swap: list[Callable[[], None]] = []
         self._old: set[Generation] = set()
@@ -154,10 +225,19 @@ class TransformService:
         made = [each if isinstance(each, Transform) else transform(each) for each in functions]
         return cls.inline(Registry.of(*made), limits, reactor)
 
+    def set_limits(self, limits: Limits) -> None:
+        """Hold to these limits from now on; who has looked up some of them learns of the others with ``on_swap``."""
+        self.limits = limits
+        self.max_result_bytes = self._generation.inline.max_result_bytes = limits.max_result_bytes
+
     @property
     def registry(self) -> Registry:
         """The transforms that there are now."""
         return self._generation.registry
+
+    def versions(self, spec: Spec) -> str:
+        """See ``Service.versions``."""
+        return show_versions(self.registry.resolve(step.name) for step in spec.steps)
 
     def listing(self) -> bytes:
         """See ``Service.listing``."""
@@ -183,6 +263,11 @@ class TransformService:
     def in_flight(self) -> int:
         """How many requests wait for their results."""
         return sum(len(generation.in_flight) for generation in (self._generation, *self._old))
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its transforms from those of another server."""
+        return self._generation.fingerprint
 
     @property
     def needs_workers(self) -> bool:
@@ -227,7 +312,7 @@ class TransformService:
             if len(stages) > 1 or len(poem) > LONG_POEM_BYTES:  # a short one is soon done, and its result checked
                 check_fits([call for stage in stages for call in stage.calls], len(poem), self.max_result_bytes)
             if len(stages) == 1:
-                result = stages[0].run(poem, caller, timing=timing)
+                result = stages[0].run(poem, caller, timing=timing, timeout_s=timeout_s)
                 if isinstance(result, bytes):
                     return result  # as most requests end: no clock, no Deferred
                 result = self._in_time(stages[0], result, self._budget(timeout_s))
@@ -247,12 +332,13 @@ class TransformService:
         try:
             return calls[words]
         except KeyError:
-            return None if len(words) > SHORT_CHARACTERS else calls.remember(words, self._make_call(words))
+            is_long = len(words) > SHORT_CHARACTERS or TRACEPARENT in words
+            return None if is_long else calls.remember(words, self._make_call(words))
 
     def _make_call(self, words: bytes) -> PreparedCall | None:
         generation = self._generation
         request = session.decode_request(b"1 %b." % words)
-        if not isinstance(request, session.Request):
+        if not isinstance(request, session.Request) or request.wants_version:
             return None
         try:
             stage, *others = generation.plan(request.spec)
@@ -272,7 +358,7 @@ class TransformService:
         return PreparedCall(bind(call), finish_call, lambda seconds: inline.note_slow_call(call, seconds), call.name)
 
     def _budget(self, timeout_s: float | None) -> _Budget:
-        limit_s = self._limits.transform_timeout_s
+        limit_s = self.limits.transform_timeout_s
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         return _Budget(self._clock.seconds() + allowed_s, allowed_s)
 
@@ -296,7 +382,8 @@ class TransformService:
                 late, rest = partial(_not_begun, stage, budget), stages[index:]
                 pending = within(self._clock, budget.ends_at - now_s, name_all(stage.calls), turn, late)
             else:
-                result = stage.run(poem, caller, is_admitted=is_admitted or index > 0, timing=timing)
+                is_admitted, left_s = is_admitted or index > 0, budget.ends_at - now_s
+                result = stage.run(poem, caller, is_admitted=is_admitted, timing=timing, timeout_s=left_s)
                 if isinstance(result, bytes):
                     poem = result
                     continue

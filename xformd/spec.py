@@ -6,26 +6,22 @@ its one canonical wire form. Nothing here knows which transforms exist.
 """
 
 import functools
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
-
-import attrs
 
 from xformd.errors import REDACTED, BadRequest
 
-MAX_SPEC_BYTES = 8_192
-"""A spec names a few transforms; a longer one is an attack, or a poem without its dot."""
-
-SHORT_CHARACTERS = 256
-"""Up to this length a parsed spec is cached."""
-
-MAX_REMEMBERED = 1_024
-"""How many specs a ``SpecCache`` remembers."""
-
-MAX_STEPS = 32
-"""Bounds how much work one request can ask for."""
+MAX_SPEC_BYTES = 8_192  # a spec names a few transforms; a longer one is an attack, or a poem without its dot
+SHORT_CHARACTERS = 256  # up to this length a parsed spec is cached
+TRACEPARENT = b" traceparent="  # stands before a trace in a request's words: it differs each time, so is not cached
+MAX_REMEMBERED = 1_024  # how many specs a ``SpecCache`` remembers
+MAX_STEPS = 32  # bounds how much work one request can ask for
 
 NAME_RULE = "a-z, then up to 63 of a-z 0-9 - _"
 NAME_PATTERN = "[a-z][a-z0-9_-]{0,63}"
@@ -35,8 +31,9 @@ _READABLE_VALUE = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
 _ENCODED = re.compile(rb"[^A-Za-z0-9_~-]")
 
 
-OptionValue = int | float | bool | str
-"""The value of an option, converted."""
+OptionItem = int | float | bool | str | date | Enum
+OptionValue = OptionItem | Sequence[OptionItem]
+"""The value of an option, converted; a list's is a sequence."""
 
 
 def is_valid_name(value: object) -> bool:
@@ -44,32 +41,34 @@ def is_valid_name(value: object) -> bool:
     return isinstance(value, str) and _NAME.match(value) is not None
 
 
-def _sorted_items(options: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(options.items()))
-
-
-@attrs.frozen(cache_hash=True)
-class Step:
-    """One transform of a spec.
-
-    Args:
-        name: the transform's name.
-        options: option name to its value as text, not converted; kept as sorted pairs.
-    """
-
+class _Step(NamedTuple):
     name: str
-    options: tuple[tuple[str, str], ...] = attrs.field(factory=dict, converter=_sorted_items)
+    options: tuple[tuple[str, str], ...]
+
+
+class Step(_Step):
+    """One transform of a spec. Its options are text, not converted, and kept as sorted pairs."""
+
+    __slots__ = ()
+
+    def __new__(cls, name: str, options: Mapping[str, str] = MappingProxyType({})) -> "Step":
+        """Sort the options."""
+        return super().__new__(cls, name, tuple(sorted(dict(options).items())))
 
     def __str__(self) -> str:
         options = ",".join(f"{key}={_encode(value)}" for key, value in self.options)
         return f"{self.name}:{options}" if options else self.name
 
 
-@attrs.frozen(cache_hash=True)
-class Spec:
+class Spec(NamedTuple):
     """The steps for a poem, in order. ``str()`` returns the canonical wire form."""
 
     steps: tuple[Step, ...]
+
+    @property
+    def last(self) -> str:
+        """The name of the last transform."""
+        return self.steps[-1].name
 
     def __str__(self) -> str:
         return "+".join(map(str, self.steps))
@@ -95,8 +94,9 @@ class SpecCache(dict[Key, Value]):
         return self.remember(key, self._make(key))
 
     def remember(self, key: Key, value: Value) -> Value:
-        """Keep a value, unless its key is too long; return it."""
-        if len(key if isinstance(key, bytes) else str(key)) <= SHORT_CHARACTERS:
+        """Keep a value, unless its key is too long, or has a trace; return it."""
+        words = key if isinstance(key, bytes) else str(key).encode()
+        if len(words) <= SHORT_CHARACTERS and TRACEPARENT not in words:
             if len(self) >= MAX_REMEMBERED:
                 self.clear()
             self[key] = value
@@ -104,35 +104,24 @@ class SpecCache(dict[Key, Value]):
 
 
 def parse(text: str) -> Spec:
-    """Parse the wire form, the text before the first ``.`` of a request.
-
-    Raises:
-        BadRequest: with the mistake and its character, the first being 1.
-    """
+    """Parse the wire form, the text before the first ``.`` of a request; ``BadRequest`` names the character, from 1."""
     # Clients repeat a few short specs; a long one would only take up room in the cache.
     return _parse_short(text) if len(text) <= SHORT_CHARACTERS else _parse(text, _WIRE_VALUE)
 
 
 def parse_readable(text: str) -> Spec:
-    """Parse what a person wrote, such as ``indent:prefix=> +upper``.
+    """Parse what a person wrote, such as ``indent:prefix=> +upper``; raise as ``parse`` does.
 
     A value may contain anything except ``+`` and ``,``. A ``%`` still starts an encoded byte: a comma is ``%2C``.
-
-    Raises:
-        BadRequest: with the mistake and its character, the first being 1.
     """
     return _parse(text, _READABLE_VALUE)
 
 
 def build(transform: str, options: Mapping[str, object]) -> Spec:
-    """Return the spec of a transform and its options.
+    """Return the spec of a transform, which may be a whole spec in its readable form, and of its options.
 
-    Args:
-        transform: a transform's name, or a whole spec in its readable form.
-        options: more options, if it is a single step; values are converted to text with ``str()``.
-
-    Raises:
-        BadRequest: the spec does not parse, it has several steps and there are options, or an option is invalid.
+    An option that is None counts as left out. Raises ``BadRequest`` if something does not parse, or if there are
+    options and several steps.
     """
     spec = parse_readable(transform)
     if not options:
@@ -140,16 +129,30 @@ def build(transform: str, options: Mapping[str, object]) -> Spec:
     if len(spec.steps) > 1:
         raise BadRequest(f"with several steps, write options into the spec: {spec.steps[0].name}:option=value+...")
     (step,) = spec.steps
-    texts = {name: _option_text(name, value) for name, value in options.items()}
+    texts = {name: _option_text(name, value) for name, value in options.items() if value is not None}
     return Spec((Step(step.name, {**dict(step.options), **texts}),))
+
+
+def plain_value(value: Any) -> Any:
+    """Return the value of an option as JSON has it: a member's value, a date as ISO 8601."""
+    if isinstance(value, list | tuple):
+        return [*map(plain_value, value)]
+    return value.value if isinstance(value, Enum) else value.isoformat() if isinstance(value, date) else value
 
 
 def _option_text(name: str, value: object) -> str:
     if not is_valid_name(name):
         raise BadRequest(f"{name!r} is not a valid option name: use {NAME_RULE}")
-    if not isinstance(value, str | int | float):
-        raise BadRequest(f"option {name!r} takes a str, int, float or bool, not {type(value).__name__}")
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, list | tuple) and not any(isinstance(item, list | tuple) for item in value):
+        items = [_option_text(name, item) for item in value]
+        text = ",".join(items)
+        is_ambiguous = text.startswith("[") or items == [""] or any("," in item for item in items)
+        return json.dumps(items, ensure_ascii=False) if is_ambiguous else text
+    plain = plain_value(value)
+    if not isinstance(plain, str | int | float):
+        takes = "a str, int, float, bool, date, Enum, or a list of them"
+        raise BadRequest(f"option {name!r} takes {takes}, not {type(value).__name__}")
+    text = str(plain).lower() if isinstance(plain, bool) else str(plain)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -31,7 +31,7 @@ MAX_NESTING = 100
         ("~~owl~~", "<p><s>owl</s></p>\n", {"preset": "default"}),
         ("", ""),
     ],
-    media_type="text/html",
+    produces="text/html",
 )
 def markdown(
     poem: str,

@@ -16,8 +16,10 @@ from xformd.wire import netstring
 
 pytestmark = pytest.mark.slow
 
-FLOOD_S = 4.0
-MAX_LINES_A_SECOND = 20
+FLOOD_S = 2.0
+MAX_LINES = 60
+"""What a flood may add to the log meanwhile: at first the 30 lines of its namespace's burst, then 10 a second; and its
+plugin's namespace has such a budget too."""
 
 PLUGIN = """
 import logging, os, sys
@@ -162,7 +164,7 @@ def test_a_flood_is_few_lines_of_the_log(
         times += 1
     lines = server.log.splitlines()[before:]
     print(f"{request.node.callspec.id}: {times} times, {len(lines) / FLOOD_S:.1f} lines of log a second")
-    assert 0 < len(lines) <= FLOOD_S * MAX_LINES_A_SECOND
+    assert 0 < len(lines) <= MAX_LINES
     if "json" in request.node.callspec.id:
         assert max(json.loads(line).get("count", 1) for line in lines) > 1
     else:

@@ -13,7 +13,7 @@ from support.hostile import best_of
 from support.processes import Server, netstring, serving
 from support.session_client import Session
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("turns")]
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
 
 ATTACK_S = 4.0
 MAX_P99_S = 0.06
@@ -60,6 +60,7 @@ def flooding(server: Server, connections: int, request: bytes) -> Iterator[None]
 @pytest.mark.parametrize(
     ("connections", "spec", "poem"),
     [(200, b"upper", b"x"), (30, b"upper", b"x" * 65_000), (30, b"reverse-lines", b"\r\n" * 32_000)],
+    ids=["short", "long", "many-lines"],
 )
 def test_a_flood_on_many_connections_has_one_peers_time(
     connections: int, spec: bytes, poem: bytes, tmp_path: Path

@@ -34,7 +34,7 @@ POEM = b"o" * 1_000
 RESULT_BYTES = 100 * len(POEM)
 
 BOUND_BYTES = Limits().max_unread_output_bytes + RESULT_BYTES + 512 * 1024
-"""What docs/operating.md says that such a connection takes at most."""
+"""What docs/settings.md says that such a connection takes at most."""
 
 FIXED_BYTES = 32 * MIB
 """What the server may keep in any case: most of it is ``allocator.KEPT_BYTES``."""
@@ -104,7 +104,8 @@ def test_connections_that_never_read_take_no_more_than_is_published(
         took = (peak - before) / CONNECTIONS
         print(f"\n{requests.__name__}: {took / MIB:.2f} MiB a connection of {BOUND_BYTES / MIB:.2f}")
     started = time.monotonic()
-    wait_until(lambda: resident_bytes(server) - before <= FIXED_BYTES)
+    # After a try that took long the server waits a thousand times as long: that may be a minute on a busy machine.
+    wait_until(lambda: resident_bytes(server) - before <= FIXED_BYTES, 120)
     print(f"{(peak - before) / MIB:.0f} MiB were given back within {time.monotonic() - started:.1f} s")
     assert RESULT_BYTES < took <= BOUND_BYTES  # it has been asked, and has answered
 

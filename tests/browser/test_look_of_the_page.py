@@ -69,7 +69,8 @@ FONT_SIZES = """() => [...document.querySelectorAll("button, input, select, text
 OUT_OF_ROW = """() => {
   const middle = (button) => (({ top, bottom }) => (top + bottom) / 2)(button.getBoundingClientRect());
   const bars = [...document.querySelectorAll(".bar:has(button), .top .row, .step-head")];
-  return bars.map((bar) => Array.from(bar.querySelectorAll("button"), middle))
+  const shown = (bar) => Array.from(bar.querySelectorAll("button")).filter((button) => button.checkVisibility());
+  return bars.map((bar) => shown(bar).map(middle))
     .map((middles) => Math.max(...middles) - Math.min(...middles));
 }"""
 

@@ -15,7 +15,11 @@ def groups(visit: Visit) -> list[str]:
 
 def test_a_long_list_is_grouped_by_plugin(visit: Visit) -> None:
     visit.open("#upper&poem=owl", "OWL")
-    assert groups(visit) == ["choir 48", "poetry 9", "text 4"]
+    first, *built_in = groups(visit)
+    assert (first, [group.rpartition(" ")[0] for group in built_in]) == (
+        "choir 48",
+        ["data", "encodings", "lines", "poetry", "text"],
+    )
     name = visit.page.locator('#transforms [data-name="tenor-7"]')
     assert not name.is_visible()
     assert visit.page.locator('#transforms [data-name="upper"]').is_visible(), "the group of a step is open"
@@ -43,7 +47,7 @@ def test_the_arrow_keys_pass_the_groups(visit: Visit) -> None:
     visit.search().focus()
     for key in ("ArrowDown", "ArrowDown", "Enter", "ArrowDown"):  # to the second group, which opens
         visit.page.keyboard.press(key)
-    assert visit.page.evaluate("document.activeElement.dataset.name") == "cummingsify"
+    assert visit.page.evaluate("document.activeElement.dataset.name") == "csv-to-json"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -17,8 +17,8 @@ HOSTILE = """it's "quoted" $HOME `date` $(date) !! \\n \\ %s %41 --data @file; #
 def test_the_link_restores_the_pipeline(visit: Visit, opening: Opener) -> None:
     visit.open("#trim&poem=x")
     visit.choose("sort-lines")
-    visit.press("Add number-lines as a step")
-    visit.press("Add upper as a step")
+    visit.add("number-lines")
+    visit.add("upper")
     visit.field("separator").fill(". + ")
     visit.write("pear\napple")
     visit.shows("1. + APPLE\n2. + PEAR")
@@ -55,7 +55,7 @@ def test_the_back_button_restores_what_was_typed(visit: Visit) -> None:
     visit.open("#upper&poem=owl")
     visit.write("cat")
     visit.choose("reverse-lines")
-    visit.press("Add trim as a step")
+    visit.add("trim")
     visit.shows("cat")
     visit.page.go_back()
     assert visit.steps() == ["reverse-lines"]
@@ -86,7 +86,7 @@ def test_a_long_poem_is_restored_without_the_link(visit: Visit) -> None:
 def test_an_invalid_link_breaks_nothing(visit: Visit, fragment: str) -> None:
     visit.open(fragment)
     visit.choose("upper")
-    visit.page.get_by_label("hex").uncheck()
+    visit.page.get_by_role("checkbox", name="hex").uncheck()
     visit.write("owl")
     visit.shows("OWL")
     visit.complaints[:] = [line for line in visit.complaints if "Failed to load resource" not in line]
@@ -107,6 +107,7 @@ def test_of_a_long_link_only_the_start_is_read(visit: Visit, spec: str, steps: i
     visit.write("cat")
     assert len(visit.steps()) == steps
     assert visit.page.locator("#steps input").count() == fields
+    visit.page.goto("about:blank")  # so that no answer is on its way
     visit.complaints[:] = [line for line in visit.complaints if "Failed to load resource" not in line]
 
 

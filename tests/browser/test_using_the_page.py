@@ -47,6 +47,31 @@ def test_each_option_has_a_field_of_its_type(visit: Visit) -> None:
     visit.expect_rejection()  # while what it needs was missing
 
 
+def test_a_field_knows_its_range_and_an_optional_one_may_be_empty(visit: Visit) -> None:
+    visit.open("#typed&poem=x", "1 None None None ['a', 'b']")
+    kinds = [visit.field(label).evaluate("field => field.type") for label in ("width", "since", "tone", "loud", "tags")]
+    assert kinds == ["number", "date", "select-one", "select-one", "text"]
+    for label, limits in (("width", ("1", "10")), ("since", ("2026-01-01", None))):
+        assert tuple(visit.field(label).get_attribute(end) for end in ("min", "max")) == limits
+    assert visit.text_of(f"#{described_by(visit.field('width'))[0]}") == "a whole number from 1 to 10: how wide."
+    assert [visit.field(label).input_value() for label in ("tone", "loud", "tags")] == ["", "", "a,b"]
+    visit.field("width").fill("7")
+    visit.field("since").fill("2026-01-31")
+    visit.field("tone").select_option("high")
+    visit.field("loud").select_option("false")
+    visit.field("tags").fill("c,d e")
+    visit.shows("7 2026-01-31 high False ['c', 'd e']")
+    visit.field("since").fill("")
+    visit.field("tone").select_option("")
+    visit.shows("7 None None False ['c', 'd e']")
+    visit.page.locator(".example", has_text="tags").click()
+    visit.shows("1 None None None ['x,y', 'z']")
+    visit.field("since").fill("2025-12-31")
+    visit.error("since").wait_for()
+    assert "takes a date (YYYY-MM-DD) from 2026-01-01, not '2025-12-31'" in visit.error("since").inner_text()
+    visit.expect_rejection()
+
+
 def test_a_click_runs_an_example(visit: Visit) -> None:
     visit.open("#sort-lines&poem=x")
     visit.page.locator(".example", has_text="ignore_case").click()
@@ -129,7 +154,7 @@ def test_an_invalid_option_is_shown_at_its_field(visit: Visit) -> None:
     width.fill("0")
     error = visit.error("width", step=2)
     error.wait_for()
-    assert error.inner_text() == "wrap: option 'width' takes 1 to 10000, not 0"
+    assert error.inner_text() == "wrap: option 'width' takes a whole number from 1 to 10000, not '0'"
     assert width.get_attribute("aria-invalid") == "true"
     assert error.get_attribute("id") in described_by(width)
     assert visit.page.locator("#problem").inner_text() == "bad-options\n\nSee step 2, wrap."
@@ -146,9 +171,9 @@ def described_by(field: "Locator") -> list[str]:
 
 def test_the_help_of_an_option_stands_at_its_field(visit: Visit) -> None:
     visit.open("#wrap&poem=x")
-    visit.page.get_by_text("the widest line, from 1 to 10000 columns.", exact=True).wait_for()
+    visit.page.get_by_text("a whole number from 1 to 10000: the widest line, in columns.", exact=True).wait_for()
     first, _ = described_by(visit.field("width"))
-    assert visit.text_of(f"#{first}") == "the widest line, from 1 to 10000 columns."
+    assert visit.text_of(f"#{first}") == "a whole number from 1 to 10000: the widest line, in columns."
     visit.choose("hold")
     assert len(described_by(visit.field("seconds"))) == 1
 
@@ -211,7 +236,7 @@ def test_an_unreachable_server_is_retried(visit: Visit) -> None:
 
 def test_bytes_are_edited_and_shown_as_hexadecimal(visit: Visit) -> None:
     visit.open("#flip&hex=00%20ff")
-    assert visit.page.get_by_label("hex").is_checked()
+    assert visit.page.get_by_role("checkbox", name="hex").is_checked()
     visit.result().filter(has_text="ff 00").wait_for()
     visit.write("fe ff")  # the result is UTF-8, and no text all the same
     visit.result().filter(has_text="01 00").wait_for()
@@ -220,7 +245,7 @@ def test_bytes_are_edited_and_shown_as_hexadecimal(visit: Visit) -> None:
     visit.write("9e 9d 9c")
     visit.shows("abc")
     assert not visit.page.locator("#poem-error").is_visible()
-    visit.page.get_by_label("hex").uncheck()  # and what that means as text is another poem
+    visit.page.get_by_role("checkbox", name="hex").uncheck()  # and what that means as text is another poem
     visit.page.locator(".example").click()
     assert visit.poem().input_value() == "ff 00"
 

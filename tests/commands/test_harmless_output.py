@@ -159,7 +159,7 @@ def test_what_servers_greet_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             announce(line)
 
     monkeypatch.setattr(run, "run_server", greets)
-    monkeypatch.setattr(run, "prepare_to_serve", lambda _: None)
+    monkeypatch.setattr(run, "prepare_to_serve", lambda *_: None)
     (file := tmp_path / EVIL).touch()
     for arguments in (("serve",), ("poem", "serve", str(file)), ("proxy", f"unix:/{EVIL}"), ("poem", "proxy", EVIL)):
         run_harmless(*arguments, says="listening on unix:/")

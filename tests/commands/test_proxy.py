@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from click import Command
@@ -10,19 +12,27 @@ from click import Command
 from xformd.commands import poem, proxy
 from xformd.limits import Limits
 from xformd.net import run
+from xformd.net.tls import ClientTls
 from xformd.poems import CachingProxyService, get_poem
-from xformd.poems import app as poem_app
-from xformd.proxy import CachingTransformService, app
+from xformd.proxy import CachingTransformService
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The arguments that a proxy was made with; the last are its keyword arguments."""
     noted: list[Any] = []
-    monkeypatch.setattr(run, "prepare_to_serve", lambda log_format: None)
+
+    def note(*arguments: Any, **options: Any) -> Mock:
+        noted.extend([*arguments, options])
+        return Mock(on_reload=[])
+
+    monkeypatch.setattr(run, "prepare_to_serve", lambda *_: None)
     monkeypatch.setattr(run, "run_server", lambda make, *_: make("reactor"))
-    monkeypatch.setattr(app, "make_proxy", lambda *arguments, **options: noted.extend([*arguments, options]))
-    monkeypatch.setattr(poem_app, "make_poem_proxy", lambda *arguments, **options: noted.extend([*arguments, options]))
+    monkeypatch.setattr("xformd.proxy.service.make_proxy", note)
+    monkeypatch.setattr("xformd.poems.proxy.CachingProxyService", note)
+    monkeypatch.setattr(
+        "xformd.poems.server.make_poem_server", lambda _, listen, reactor, **_more: noted.insert(1, listen)
+    )
     return noted
 
 
@@ -35,6 +45,10 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 )
 def test_a_proxy_has_the_defaults_of_the_library(made: list[Any], command: Command, service: type) -> None:
     command.main(["a:1"], standalone_mode=False)
+    for name in ("reactor", "access", "tls", "traces", "reuse_port", "agent"):
+        made[-1].pop(name, None)
+    if "client" in made[-1]:
+        assert made[-1].pop("client") == {"token": None, "tls": False}
     assert made[-1] == {name: defaults(service)[name] for name in made[-1]}
 
 
@@ -47,7 +61,7 @@ def test_every_option_of_a_poem_proxy_arrives(made: list[Any]) -> None:
     flags = ["--ttl=1min", "--stale=3", "--max-bytes=1MiB", "--connect-timeout=2", "--timeout=500ms", "--listen=tcp:1"]
     proxy.poem_proxy.main([*flags, "owl:1"], standalone_mode=False)
     times = {"ttl_s": 60, "stale_s": 3, "connect_timeout_s": 2, "timeout_s": 0.5}
-    assert made == ["owl:1", ("tcp:1",), "reactor", {**times, "max_bytes": 1024 * 1024}]
+    assert made == ["owl:1", ("tcp:1",), {**times, "max_bytes": 1024 * 1024, "reactor": "reactor"}]
 
 
 @pytest.mark.parametrize(
@@ -66,9 +80,14 @@ def test_a_proxy_listens_on_the_given_endpoints(made: list[Any], flags: list[str
 
 def test_every_option_of_a_proxy_arrives(made: list[Any]) -> None:
     flags = ["--cache-bytes=1MiB", "--ttl=1min", "--refresh=500ms", "--max-session-age=1min", "--max-queue=7"]
+    flags += [f"--upstream-tls-{name}={name}" for name in ("ca", "client-certificate", "client-key")]
+    flags += ["--access=a.toml", "--traces=otlp", "--token-file=/dev/null", "--reuse-port", "--agent=tcp:2"]
     proxy.proxy.main([*flags, "a:1"], standalone_mode=False)
     assert made[2] == Limits(max_queue=7)
-    assert made[-1] == {"cache_bytes": 1024 * 1024, "ttl_s": 60, "refresh_s": 0.5, "max_session_age_s": 60}
+    times = {"ttl_s": 60, "refresh_s": 0.5, "max_session_age_s": 60}
+    client = {"token": None, "tls": ClientTls("ca", "client-certificate", "client-key")}
+    more = {"access": Path("a.toml"), "tls": None, "client": client, "traces": "otlp", "cache_bytes": 1024 * 1024}
+    assert made[-1] == {**more, "reuse_port": True, "agent": ("tcp:2",), **times}
 
 
 def test_the_environment_says_nothing_to_a_proxy(made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import attrs
 import pytest
 
 from xformd.config import TABLE, Configuration, Settings, configure
+from xformd.config.types import BOOLEAN
 from xformd.errors import ConfigError
 from xformd.limits import Limits
 from xformd.plugins.selection import Selection
@@ -61,6 +62,7 @@ EXPECTED = Settings(
         directories=(Path("loose"), Path("/opt/loose")),
         preferred={"upper": "two", "shout": "one"},
         strict=True,
+        required=frozenset({"one==1.*", "two>=2,<3"}),
     ),
     workers=None,
     inline=frozenset({"upper", "lower"}),
@@ -76,6 +78,7 @@ def test_a_file_can_set_every_type_of_setting(file: Path) -> None:
         block = ["three", "four"]
         plugins_dir = ["loose", "/opt/loose"]
         strict = true
+        require = ["one==1.*", "two>=2,<3"]
         workers = "auto"
         inline = ["upper", "lower"]
         isolate = []
@@ -119,6 +122,7 @@ def test_the_environment_can_set_every_type_of_setting() -> None:
         "XFORMD_PLUGINS_DIR": "loose:/opt/loose",
         "XFORMD_PREFER": "upper=two,shout=one",
         "XFORMD_STRICT": "yes",
+        "XFORMD_REQUIRE": "one==1.* two>=2,<3",
         "XFORMD_WORKERS": "auto",
         "XFORMD_INLINE": "upper lower",
         "XFORMD_ISOLATE": "",
@@ -231,7 +235,7 @@ def test_variables_of_a_kubernetes_service_are_no_settings(service: str) -> None
 def test_no_setting_looks_like_a_variable_of_a_kubernetes_service() -> None:
     for setting in TABLE.values():
         assert "SERVICE" not in setting.variable
-        assert "PORT" not in setting.variable
+        assert "PORT" not in setting.variable or setting.type is BOOLEAN  # which never begins with tcp://
 
 
 @pytest.mark.parametrize("name", ["PROXY_PORT", "SERVICE", "SERVICE_HOSTS", "PORT_11000", "PORT_A_TCP", "HOST"])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.config.types import DURATION, SIZE, is_network, parse_duration, parse_size, parse_timeout
+from xformd.config.types import DURATION, SIZE, is_network, is_requirement
+from xformd.limits import parse_duration, parse_size, parse_timeout
 
 MIB = 2**20
 
@@ -67,3 +68,14 @@ def test_an_invalid_value_is_rejected_with_examples(parse: Callable[[object], fl
 )
 def test_proxies_are_addresses_and_networks(text: str, is_valid: bool) -> None:
     assert is_network(text) == is_valid
+
+
+@pytest.mark.parametrize(
+    ("text", "is_valid"),
+    [
+        *((text, True) for text in ("owl", "Owl_2==1.2.*", "owl >= 1, < 2", "owl~=1.4", "polite.py")),
+        *((text, False) for text in ("", "==1", "owl==", "owl 1", "owl[tls]==1", "owl @ file:///owl", "owl; a == 'b'")),
+    ],
+)
+def test_requirements_are_names_of_distributions_with_versions(text: str, is_valid: bool) -> None:
+    assert is_requirement(text) == is_valid

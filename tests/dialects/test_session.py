@@ -2,6 +2,7 @@
 
 import itertools
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from support.fakes import Site
 from support.logs import Log, captured
 from support.memory import ELSEWHERE, MIB, MemoryServer, MemorySession
 from support.wires import Wire
+from xformd.dialects.session import GOODBYE_S
 from xformd.wire import session
 from xformd.wire.netstring import Decoder, encode
 
@@ -54,6 +56,20 @@ def test_answers_come_in_any_order_and_the_session_stays(server: MemoryServer, c
     client.ask(1)
     assert client.replies() == {1: b"A"}
     assert not client.wire.disconnecting
+
+
+def test_a_reply_says_which_version_made_it_if_it_is_asked(server: MemoryServer, client: MemorySession) -> None:
+    strings = (b"1 upper want=version.a", b"2 later want=version.a", b"3 upper+upper want=version.a", b"4 upper.a")
+    client.send(b"".join(map(encode, strings)))
+    server.results[0].callback("b")
+    assert client.strings() == [
+        b"1 ok version=upper/1%2E0.A",
+        b"3 ok version=upper/1%2E0+upper/1%2E0.A",
+        b"4 ok.A",
+        b"2 ok version=later/1%2E0.b",
+    ]
+    client.send(encode(b"5 nope want=version.a") + encode(b"6 upper want=all.a"))
+    assert [string.partition(b".")[0] for string in client.strings()] == [b"5 no-such-transform", b"6 ok"]
 
 
 def test_the_requests_of_one_read_are_answered_in_one_write(client: MemorySession) -> None:
@@ -143,6 +159,22 @@ def test_ping_and_list(client: MemorySession) -> None:
     replies = client.replies()
     assert replies[5] == b""
     assert b'"name": "upper"' in replies[6]
+
+
+def test_a_server_that_will_stop_says_so_to_who_pings_and_still_answers(
+    server: MemoryServer, client: MemorySession
+) -> None:
+    server.factory.will_stop = True
+    client.control(5, "ping")
+    client.ask(6)
+    assert client.replies() == {5: b"it will stop soon: send new requests elsewhere", 6: b"A"}
+
+
+def test_new_limits_hold_for_new_connections(server: MemoryServer, client: MemorySession) -> None:
+    server.factory.set_limits(attrs.evolve(server.limits, max_in_flight=5, max_request_bytes=1_000))
+    assert MemorySession(server).hello == session.Hello(f"xformd {xformd.__version__}", 1_000, 5)
+    client.ask(1, "upper", b"a" * 2_000)
+    assert client.replies() == {1: b"A" * 2_000}
 
 
 # Flow.
@@ -379,15 +411,32 @@ def test_a_stopping_server_says_so_answers_what_is_in_flight_and_closes(
     client.ask(1, "later")
     drained = server.factory.drain()
     assert idle.replies() == {0: xformd.ShuttingDown}
-    assert idle.wire.write_closed
+    assert not idle.wire.write_closed
     client.ask(2)
     assert client.replies() == {0: xformd.ShuttingDown, 2: xformd.ShuttingDown}
+    server.clock.advance(GOODBYE_S)
+    assert (idle.wire.write_closed, client.wire.write_closed) == (True, False)
     server.results[0].callback("done")
     assert client.replies() == {1: b"done"}
     assert client.wire.write_closed
     for one in (client, idle):
         one.lose()
     assert drained.called
+    assert server.clock.getDelayedCalls() == []
+
+
+def test_a_request_that_crosses_the_goodbye_is_answered_that_it_has_not_begun(
+    server: MemoryServer, client: MemorySession
+) -> None:
+    client.send(b"9:1 upp")
+    server.factory.drain()
+    client.send(b"er.a,")
+    client.ask(2)
+    assert client.wire.value().count(b" shutting-down retry-after=1000.") == 3
+    assert client.replies() == {0: xformd.ShuttingDown, 1: xformd.ShuttingDown, 2: xformd.ShuttingDown}
+    client.protocol.readConnectionLost()
+    assert client.wire.disconnecting
+    client.lose()
     assert server.clock.getDelayedCalls() == []
 
 

@@ -14,8 +14,8 @@ from twisted.internet.defer import Deferred
 from support.http_front import Client, Front, ask, connected, request
 from support.logs import Log
 from support.memory import HERE
-from xformd.http.connection import PROBE_AGAIN_S, PROBE_S
-from xformd.http.messages import BodyWriter, Request, Response
+from xformd.http.connection import PROBE_AGAIN_S, PROBE_S, HttpHandler
+from xformd.http.messages import Request, Response
 from xformd.wire.http1 import MAX_HEAD_BYTES
 
 OWL = request("/transform/upper", b"owl")
@@ -441,8 +441,8 @@ def test_what_is_sent_behind_a_batch_waits_for_its_end() -> None:
 class AtOnce:
     """A body that ends before its response does."""
 
-    def start(self, writer: BodyWriter) -> None:
-        writer.send(b"owl")
+    def start(self, writer: HttpHandler) -> None:
+        writer.write(b"owl")
         writer.end()
 
     def resume(self) -> None: ...

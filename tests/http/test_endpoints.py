@@ -43,6 +43,7 @@ def test_readiness_follows_the_status(
     assert readiness(status, is_stopping=is_stopping) == {
         "status": verdict,
         "reasons": reasons,
+        "fingerprint": "3f9c",
         "quarantined": sorted(status.quarantined),
         "workers": {"idle": 1},
         "queue_length": status.queue_length,
@@ -57,6 +58,14 @@ def test_readyz_has_the_status_code_of_readiness(quarantined: str, is_stopping: 
     for target, expected in (("/livez", 200), ("/readyz", code)):
         answer = Front(health=health).ask(request(target))
         assert (answer.status, answer.headers["cache-control"]) == (expected, "no-store")
+
+
+def test_where_others_need_credentials_readyz_tells_nothing_of_transforms() -> None:
+    """Not even their fingerprint, which would show that one has come that they may not know of."""
+    status = attrs.evolve(READY, quarantined=frozenset("a"))
+    health = HealthEndpoints(lambda: status, lambda: False, names_plugins=False)
+    shown = json.loads(Front(health=health).ask(request("/readyz")).body)
+    assert shown.keys() == {"status", "workers", "queue_length", "in_flight"}
 
 
 def test_the_server_answers_the_page_with_its_policy() -> None:

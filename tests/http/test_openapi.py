@@ -1,12 +1,15 @@
 """The description of the HTTP interface is valid, and names the options and the errors of each transform."""
 
 import json
-from typing import Any, Literal
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal
 from urllib.parse import urljoin
 
 import pytest
+from annotated_types import Gt, Le, Len, MaxLen
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from typing_extensions import Doc
 
 from support.http_front import Front, request
 from support.registries import registry_of
@@ -30,11 +33,42 @@ def document(registry: Registry) -> Any:
 @transform(
     examples=[("an owl", "<b>an owl</b>"), ("a cat", "<i>a cat</i>", {"form": "i", "times": 1})],
     deterministic=True,
-    media_type="text/html; charset=utf-8",
+    produces="text/html; charset=utf-8",
 )
 def emphasize(poem: str, *, form: Literal["b", "i"] = "b", times: int = 1, end: str = "") -> str:
     """Turn a poem into <b>HTML</b>."""
     return poem
+
+
+@transform(examples=[("a", "b", {"days": [date(2026, 1, 31)]})])
+def plan(
+    poem: str,
+    *,
+    share: Annotated[float, Gt(0), Le(1), Doc("of the day")] = 0.5,
+    name: Annotated[str, Len(1, 9)] | None = None,
+    days: Annotated[list[date], MaxLen(7)],
+    at: datetime = datetime(2026, 1, 31, 12, tzinfo=UTC),
+    local: list[datetime] = [datetime(2026, 1, 31, 12)],  # noqa: B006 - each call gets its own
+) -> str:
+    return poem
+
+
+def test_a_parameter_has_the_range_the_format_and_the_help_of_its_option() -> None:
+    made = operation("plan")["parameters"]
+    assert [(each["name"], each["required"], each["schema"]) for each in made if each.get("in") == "query"] == [
+        (
+            *("share", False),
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 1, "default": 0.5, "description": "of the day"},
+        ),
+        ("name", False, {"type": "string", "minLength": 1, "maxLength": 9}),
+        ("days", True, {"type": "array", "items": {"type": "string", "format": "date"}, "maxItems": 7}),
+        ("at", False, {"type": "string", "format": "date-time", "default": "2026-01-31T12:00:00+00:00"}),
+        (
+            *("local", False),
+            {"type": "array", "items": {"type": "string"}, "maxItems": 1000, "default": ["2026-01-31T12:00:00"]},
+        ),
+    ]
+    assert made[2]["examples"] == {"example-1": {"value": ["2026-01-31"]}}
 
 
 @transform(examples=[(b"\xff", b"\xff"), (b"owl", b"lwo")])
@@ -47,7 +81,7 @@ def quote(text: str, *, poem: str = "") -> str:
     return text + poem
 
 
-ODD = registry_of(emphasize, backwards, quote)
+ODD = registry_of(emphasize, backwards, quote, plan)
 
 
 def operation(name: str, method: str = "post") -> Any:
@@ -111,7 +145,22 @@ def test_only_deterministic_transforms_without_an_option_called_poem_have_get() 
 def test_each_status_lists_its_codes() -> None:
     made = document(ODD)
     responses = made["paths"]["/transform/{spec}"]["post"]["responses"]
-    assert {*responses} == {"200", "400", "404", "409", "413", "415", "422", "429", "500", "502", "503", "504"}
+    assert {*responses} == {
+        "200",
+        "400",
+        "401",
+        "403",
+        "404",
+        "409",
+        "413",
+        "415",
+        "422",
+        "429",
+        "500",
+        "502",
+        "503",
+        "504",
+    }
     for status in {*responses} - {"200"}:
         assert responses[status] == {"$ref": f"#/components/responses/{status}"}
         assert list(made["components"]["responses"][status]["content"]) == ["application/problem+json"]
@@ -126,7 +175,7 @@ def test_each_status_lists_its_codes() -> None:
 
 
 def test_every_component_is_used() -> None:
-    made = document(ODD)
+    made = as_json(build(as_json(listing.to_json(ODD)), Limits(), has_jobs=True))
     text = json.dumps(made)
     for kind in ("parameters", "headers", "responses"):
         unused = {name for name in made["components"][kind] if f'"#/components/{kind}/{name}"' not in text}

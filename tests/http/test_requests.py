@@ -71,7 +71,7 @@ def text(poem: str, *, width: int = 1) -> str:
     return poem
 
 
-@transform(media_type="image/png")
+@transform(produces="image/png")
 def image(poem: bytes) -> bytes:
     """Return bytes."""
     return poem
@@ -120,7 +120,7 @@ def test_a_plugin_without_a_version_has_a_dash() -> None:
 
 
 def test_whatever_changes_the_result_changes_its_tag() -> None:
-    html = registry_of(attrs.evolve(text, media_type="text/html"))
+    html = registry_of(attrs.evolve(text, produces="text/html"))
     unversioned = transform_request("text", version="").etag(b"owl")
     tags = [
         transform_request("text").etag(b"owl"),

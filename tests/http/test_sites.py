@@ -275,7 +275,7 @@ def test_no_other_origin_is_allowed(origin: str) -> None:
 @pytest.mark.parametrize("origins", [["https://a.example"], ["*"]])
 def test_a_preflight_allows_methods_and_headers_but_no_credentials(origins: list[str]) -> None:
     answer = preflight(origins, "https://a.example", access_control_request_headers="x-timeout-ms,x-request-id")
-    assert answer.headers["access-control-allow-methods"] == "GET, HEAD, POST"
+    assert answer.headers["access-control-allow-methods"] == "GET, HEAD, POST, DELETE"
     assert answer.headers["access-control-allow-headers"] == "x-timeout-ms,x-request-id"
     assert int(answer.headers["access-control-max-age"]) <= 600
     assert "access-control-allow-credentials" not in answer.headers

@@ -55,11 +55,35 @@ def test_a_value_in_a_query_may_be_any_character(value: str) -> None:
     assert answer.body.decode() == "owl" + 2 * unquote_plus(value)
 
 
+@transform(inline=True, deterministic=True)
+def join(poem: str, *, words: list[str]) -> str:
+    return poem.join(words)
+
+
+def serving_join() -> Front:
+    front = Front()
+    front.service.swap(Generation(registry_of(join), InlineRunner(front.limits.max_result_bytes, front.clock)))
+    return front
+
+
+@pytest.mark.parametrize("query", ["words=a&words=b%2Cc&words=", "words=%5B%22a%22,%22b,c%22,%22%22%5D"])
+def test_an_option_that_takes_a_list_is_given_as_one_or_once_for_each_item(query: str) -> None:
+    front = serving_join()
+    assert front.ask(request(f"/transform/join?poem=-&{query}")).body == b"a-b,c-"
+    assert front.ask(request(f"/transform/join?{query}", b"-")).body == b"a-b,c-"
+
+
+def test_a_poem_is_given_once() -> None:
+    answer = serving_join().ask(request("/transform/join?poem=a&poem=b&words=c"))
+    assert (answer.status, "'poem' is given twice" in answer.body.decode()) == (400, True)
+
+
 @pytest.mark.parametrize(
     ("target", "code", "word"),
     [
         ("wrap:width=6?width=7", "bad-request", "'width' is given twice"),
         ("wrap?fill=*&width=6&width=6", "bad-request", "'width' is given twice"),
+        ("wrap:fill=a?fill=b&fill=c", "bad-request", "'fill' is given twice"),
         ("wrap?width", "bad-request", "malformed"),
         ("wrap?width=%ff", "bad-request", "malformed"),
         ("wrap?width=wide", "bad-options", "width"),

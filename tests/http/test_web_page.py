@@ -92,7 +92,8 @@ def test_the_page_has_the_address_and_its_policy_is_the_same_for_all() -> None:
     document, policy = build_page('unix:/run/"><script>alert(1)</script>')
     assert meta(document)["netstring-address"] == "unix:/run/&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
     assert policy == build_page(ADDRESS)[1]
-    assert meta(build_page("")[0]) == {"netstring-address": "", "documentation": ""}
+    assert meta(build_page("")[0]) == {"netstring-address": "", "documentation": "", "takes-tokens": ""}
+    assert meta(build_page("", takes_tokens=True)[0])["takes-tokens"] == "yes"
 
 
 def test_the_page_has_the_url_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:

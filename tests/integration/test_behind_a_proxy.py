@@ -178,7 +178,8 @@ def behind_haproxy(check: str = "option httpchk GET /readyz") -> Iterator[Site]:
             ("bind :80\n", f"bind fd@{http.fileno()}\n"),
             ("bind :11000\n", f"bind fd@{netstrings.fileno()}\n"),
             ("127.0.0.1:8000 check", f"{server.http.removeprefix('http://')} check inter 100ms"),
-            ("127.0.0.1:11001 check", f"{server.address} check inter 100ms"),
+            ("127.0.0.1:11001", server.address),
+            ("check port 8000", f"check inter 100ms port {server.http.rpartition(':')[2]}"),
             ("option httpchk GET /readyz", check),
             ("defaults\n", f"global\n    stats socket {admin} level admin\ndefaults\n"),
         )
@@ -324,12 +325,12 @@ def test_a_server_that_stops_answers_what_came_through_the_proxy(
 # HAProxy alone.
 
 
-def state_of(site: Site) -> str:
-    """Return what HAProxy says of the server behind ``backend xformd``."""
+def state_of(site: Site, proxy: str = "xformd") -> str:
+    """Return what HAProxy says of the server behind a backend."""
     with socket.socket(socket.AF_UNIX) as admin:
         admin.settimeout(DEADLINE_S)
         admin.connect(str(site.admin))
-        admin.sendall(b"show stat xformd 4 -1\n")
+        admin.sendall(f"show stat {proxy} 4 -1\n".encode())
         heading, row, *_ = read_to_end(admin).decode().splitlines()
     columns = dict(zip(heading.split(","), row.split(","), strict=True))
     return f"{columns['status']} {columns['check_status']} {columns['check_code']}"
@@ -341,9 +342,10 @@ def state_of(site: Site) -> str:
 )
 def test_haproxys_checks_find_the_server(check: str, state: str) -> None:
     with behind_haproxy(check) as site:
-        wait_until(lambda: site.admin.exists() and state_of(site) == state)
+        fronts = ("xformd", "netstrings")
+        wait_until(lambda: site.admin.exists() and {state_of(site, each) for each in fronts} == {state})
         site.server.stop()
-        wait_until(lambda: state_of(site).startswith("DOWN"))
+        wait_until(lambda: all(state_of(site, each).startswith("DOWN") for each in fronts))
 
 
 def test_netstrings_come_from_their_real_peer() -> None:

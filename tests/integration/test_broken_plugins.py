@@ -13,16 +13,17 @@ import pytest
 from support.broken_packages import BROKEN, IMPORTED_FOLDER, NOISE, PACKAGES, Broken, good_module, install_all
 from support.packages import VERSION, Environment
 from support.processes import serving
-from xformd.plugins.builtin import poetry, text
+from xformd.plugins.builtin import data, encodings, lines, poetry, text
 
-pytestmark = pytest.mark.xdist_group("broken_plugins")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("broken_plugins")]
 
 Listing = dict[str, Any]
 
 RIVALS = ("rival-one", "rival-two")
 """Both provide the transform `ambiguous`."""
 
-BUILT_INS = {transform.name for module in (poetry, text) for transform in module.xformd_transforms()}
+MODULES = (data, encodings, lines, poetry, text)
+BUILT_INS = {transform.name for module in MODULES for transform in module.xformd_transforms()}
 
 
 @pytest.fixture(scope="module")

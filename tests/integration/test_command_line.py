@@ -75,6 +75,13 @@ def test_options_stand_in_the_spec_or_beside_it(server: Server) -> None:
     assert run("indent:prefix=> +upper", stdin=b"a\n").stdout == b"> A\n"
 
 
+def test_an_option_that_takes_no_list_is_given_once(server: Server) -> None:
+    twice = ("replace", "-o", "pattern=a", "-o", "replacement=b", "-o", "replacement=c")
+    for done in (xformd("send", *twice, "--server", server.address, stdin=b"a"), run(*twice, stdin=b"a")):
+        said = b"xformd: bad-options: the option 'replacement' is given twice, and takes no list\n"
+        assert (done.returncode, done.stdout, done.stderr.endswith(said)) == (64, b"", True)
+
+
 def test_binary_passes_a_bytes_transform(server: Server) -> None:
     binary = bytes(range(256))
     assert xformd("send", "backwards", "--server", server.address, stdin=binary).stdout == binary[::-1]
@@ -99,7 +106,7 @@ def test_what_a_plugin_prints_never_gets_into_a_result() -> None:
 
 FAILURES = [
     (("upper+",), 64, "bad-request: spec, character 7: '' is not a valid transform name"),
-    (("wrap:width=wide",), 64, "bad-options: wrap: option 'width' takes a whole number, not 'wide'"),
+    (("wrap:width=wide",), 64, "bad-options: wrap: option 'width' takes a whole number from 1 to 10000, not 'wide'"),
     (("cumingsify",), 66, "no-such-transform: no transform 'cumingsify' here; did you mean 'cummingsify'?"),
     (("picky",), 65, "gibberish: this is no sonnet"),
     (("repeat:times=9999999",), 65, "too-large: the result of repeat has 39999996 bytes; the limit is 10485760 bytes"),
@@ -261,6 +268,7 @@ def test_results_take_the_place_of_their_poems(server: Server, poems: list[str],
         assert (refused.returncode, refused.stderr.splitlines()[-1][:17]) == (2, b"Error: --in-place")
 
 
+@pytest.mark.slow
 def test_the_poems_of_folders_go_to_mirrored_folders(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "src" / name).mkdir(parents=True)
@@ -316,6 +324,7 @@ def test_what_a_charset_does_not_have_is_one_line(
     assert says in failed.stderr.decode()
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_stays_or_goes() -> None:
     assert run("number-lines", stdin=b"\xef\xbb\xbfOwl").stdout == b"\xef\xbb\xbf1. Owl"
     assert run("number-lines", "--strip-bom", stdin=b"\xef\xbb\xbfOwl").stdout == b"1. Owl"
@@ -323,6 +332,7 @@ def test_a_byte_order_mark_stays_or_goes() -> None:
     assert run("number-lines", "--strip-bom", "--encoding", "utf-16-le", stdin=marked).stdout.startswith(b"1\0")
 
 
+@pytest.mark.slow
 def test_run_heeds_the_limits_of_its_configuration(tmp_path: Path) -> None:
     (tmp_path / "xformd.toml").write_text("max_result_bytes = 5\ntransform_timeout_s = 0.05\n")
     upper, limited = ("run", "upper", "--plugins=none"), ("--config", str(tmp_path / "xformd.toml"))
@@ -377,6 +387,7 @@ def test_a_bar_shows_the_progress_of_many_poems_on_a_terminal(poems: list[str]) 
     assert shown == ""
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_makes_no_traceback(poems: list[str]) -> None:
     command = f"{' '.join(XFORMD)} run upper {poems[0]} {poems[3]} | true"
     for _ in range(3):
@@ -390,9 +401,11 @@ def test_a_reader_that_stops_reading_makes_no_traceback(poems: list[str]) -> Non
 def test_the_list_as_a_table_and_as_json() -> None:
     table = xformd("list-transforms", *LOOSE).stdout.decode()
     assert table.splitlines()[0].split() == ["NAME", "OPTIONS", "SUMMARY", "FROM"]
-    assert any(line.startswith("wrap") and "width=72,indent=0" in line for line in table.splitlines())
+    assert any(
+        line.startswith("wrap") and "width=72 (1..10000),indent=0 (0..20)" in line for line in table.splitlines()
+    )
     listed = json.loads(xformd("list-transforms", "--json", *LOOSE).stdout)
-    assert set(listed) == {"transforms", "plugins", "conflicts"}
+    assert set(listed) == {"transforms", "plugins", "conflicts", "fingerprint"}
     names = [transform["name"] for transform in listed["transforms"]]
     assert names == sorted(names)
     assert {"cummingsify", "backwards"} <= set(names)
@@ -472,7 +485,7 @@ def test_ping_that_wakes_up_too_late_still_says_why(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(twisted.internet, "reactor", clock, raising=False)
     monkeypatch.setattr("xformd.client.TransformProxy", Nobody)
-    pinging = Deferred.fromCoroutine(transforms._ping("127.0.0.1:1", 60, 0.2))
+    pinging = Deferred.fromCoroutine(transforms._ping("127.0.0.1:1", 60, 0.2, {}))
     clock.advance(0.5)
     error_of(pinging, ConnectionFailed)
     assert [timeout > 0 for timeout in timeouts] == [True, True]
@@ -489,7 +502,11 @@ def test_ping_waits_for_a_server_that_is_mute_at_first_and_breaks_off_and_closes
             connection.recv(100)
         elif len(visits) > 3:
             hello = b'xformd/2 {"server": "xformd 9", "max_request_bytes": 9, "max_in_flight": 9}'
-            connection.sendall(netstring(hello) + netstring(b"1 ok."))
+            connection.sendall(netstring(hello))
+            received = b""
+            while b"!ping" not in received:
+                received += connection.recv(100)
+            connection.sendall(netstring(b"1 ok."))
             only_listens(connection)
 
     with peer(talk) as other:

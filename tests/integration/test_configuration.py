@@ -142,8 +142,17 @@ def values(*arguments: str, **extra: str) -> dict[str, tuple[object, str]]:
 
 def test_every_setting_has_a_flag(tmp_path: Path) -> None:
     flags = {name: "--" + name.replace("_", "-") for name in values()}
-    given = {"strict": "", "log_format": "json", "cors": "*", "plugins": "none", "prefer": "a=b", "inline": "one"}
-    given |= {"isolate": "two", "trusted_proxies": "10.0.0.0/8,unix"}
+    given = {
+        "strict": "",
+        "reuse_port": "",
+        "log_format": "json",
+        "cors": "*",
+        "plugins": "none",
+        "prefer": "a=b",
+        "inline": "one",
+    }
+    given |= {"record_sample": "0.5", "reload_check": "off", "record_only": "upper", "log_level": "warn"}
+    given |= {"isolate": "two", "trusted_proxies": "10.0.0.0/8,unix", "tls": "all", "traces": "otlp"}
     arguments = [f"{flag}={given.get(name, '7')}".removesuffix("=") for name, flag in flags.items()]
     assert {place for _, place in values(*arguments).values()} == set(flags.values())
 

@@ -126,11 +126,11 @@ def test_a_transform_that_takes_every_descriptor(tmp_path: Path, crowd: ExitStac
     (plugins / "hoard.py").write_text(HOARD)
     with serving(tmp_path, "--plugins=none", "--plugins-dir", str(plugins), command=FEW_DESCRIPTORS) as server:
         with Session(server) as session:
+            began = time.monotonic()
             assert session.ask(f"hoard:all_of_them={all_of_them}").code == "ok"
             for _ in range(100):
                 crowd.enter_context(server.connect())
             wait_until(lambda: "no file descriptors are left; raise ulimit -n" in server.log)
-            began = time.monotonic()
             assert is_idle_for_a_second(server)
             assert session.ask("upper", b"a").poem == b"A"
             assert server.log.count("\n") <= 4 + time.monotonic() - began

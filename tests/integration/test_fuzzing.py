@@ -22,7 +22,8 @@ LONGEST_S = 3_600 if EXAMPLES else 600
 
 
 def test_a_running_server_keeps_to_its_description(tmp_path: Path) -> None:
-    with serving(tmp_path, "--plugins=none", "--workers=1", *HTTP) as server:
+    jobs = ("--jobs-dir", str(tmp_path / "jobs"), "--node=n1")
+    with serving(tmp_path, "--plugins=none", "--workers=1", *jobs, *HTTP) as server:
         with exchange(server) as client:
             wait_until(lambda: client.ask(request("/readyz")).status == 200)
         run = subprocess.run(

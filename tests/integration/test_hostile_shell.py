@@ -180,7 +180,7 @@ def test_ctrl_c_never_delivers_the_original_as_if_it_were_a_result(tmp_path: Pat
 
 def test_a_server_whose_greeting_nobody_reads_serves(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    command = f"exec {' '.join(XFORMD)} serve --listen unix:{path} >/dev/full"
+    command = f"exec {' '.join(XFORMD)} serve --listen unix:{path} --http none >/dev/full"
     with subprocess.Popen(["bash", "-c", command], stderr=subprocess.PIPE, env=environment()) as process:
         try:
             wait_until(path.exists)

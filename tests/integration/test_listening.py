@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def test_port_0_takes_a_free_port_and_names_it(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         assert server.greeting[0].startswith("xformd 0.1.0 listening on 127.0.0.1:")
-        assert server.greeting[1].startswith("13 transforms from 2 plugins")
+        assert server.greeting[1].startswith("40 transforms from 5 plugins")
         assert not server.address.endswith(":0")
         assert server.ask(b"7:upper.a,") == b"1:A,"
 

@@ -64,7 +64,7 @@ def test_a_plugin_that_fails_in_workers_alone_is_in_the_list(tmp_path: Path) -> 
     """As one that takes a lock, and leaves a thread: each worker imports it."""
     source = LOCK.format(path=str(tmp_path / "lock")) + THREAD + NAP
     with serving_plugins(tmp_path, locks=source) as (server, session):
-        wait_until(lambda: "leaves threads running when it is imported: each worker imports it" in server.log)
+        wait_until(lambda: "leaves threads running when it is imported: that is done in each worker" in server.log)
         refused = session.ask("nap")
         assert refused.code == "no-such-transform"
         assert refused.poem.decode().endswith("plugin locks.py (locks) failed")
@@ -80,7 +80,7 @@ def test_a_plugin_that_crashes_in_workers_alone_is_left_out(tmp_path: Path) -> N
         refused = session.ask("nap")
         assert refused.code == "no-such-transform"
         assert refused.poem.decode().endswith("plugin crashes.py (crashes) failed")
-        why = "plugin crashes.py (crashes) failed: was killed by SIGABRT when a worker imported it"
+        why = "plugin crashes.py (crashes) failed: was killed by SIGABRT when it was imported in a worker"
         wait_until(lambda: why in server.log)
         wait_until(lambda: server.log.count("it is left out") == 1)
 

@@ -22,7 +22,7 @@ MODULE = """
 import xformd
 
 {before}
-@xformd.transform(name="{name}", examples=[("Owl", "Owl {version}")])
+@xformd.transform(name="{name}", examples=[("Owl", "Owl {promised}")])
 def edition(poem: str) -> str:
     return poem + " {version}"
 
@@ -33,9 +33,9 @@ def xformd_transforms():
 """
 
 
-def epoch(version: str, *, before: str = "", name: str = "edition") -> Package:
-    """Write a version of a small plugin, whose transform adds its version to the poem."""
-    text = MODULE.format(version=version, before=before, name=name)
+def epoch(version: str, *, before: str = "", name: str = "edition", promised: str = "") -> Package:
+    """Write a version of a small plugin, whose transform adds its version to the poem, as its example promises."""
+    text = MODULE.format(version=version, before=before, name=name, promised=promised or version)
     return Package("xformd-edition", {"edition": "xformd_edition"}, {"xformd_edition.py": text}, version)
 
 
@@ -44,6 +44,7 @@ EDITIONS: Mapping[str, Package] = {
     "second": epoch("2.0"),
     "broken": epoch("3.0", before="raise ValueError('unfinished')"),
     "renamed": epoch("4.0", name="tome"),
+    "wrong": epoch("5.0", promised="5.1"),
 }
 
 
@@ -96,7 +97,7 @@ def test_a_plugin_upgraded_with_pip_answers_anew_after_sighup_and_no_request_fai
         assert versions[after:].count(b"1.0") <= OUTSTANDING
 
 
-@pytest.mark.parametrize("worse", ["broken", "renamed"])
+@pytest.mark.parametrize("worse", ["broken", "renamed", "wrong"])
 def test_a_reload_that_would_break_what_worked_is_refused_and_logged(
     tmp_path: Path, wheels: dict[str, Path], worse: str
 ) -> None:

@@ -78,7 +78,9 @@ def importing(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     log = folder / "server.log"
     with (
         log.open("wb") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment()) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, env=environment({"XFORMD_HTTP": "none"})
+        ) as process,
     ):
         try:
             wait_until((folder / "importing").exists)

@@ -90,10 +90,13 @@ def test_python_over_http_and_netstrings(https: Https, offer: tuple[str, ...], c
 
 @pytest.mark.parametrize("says", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", netstring(b"upper.a")])
 def test_plain_text_on_either_port(https: Https, says: bytes) -> None:
-    for port, advice in ((https.http_port, "use https:"), (https.netstring_port, "use tls:")):
+    for port, advice, refusal in (
+        (https.http_port, "use https:", b"HTTP/1.1 400 Bad Request\r\n"),
+        (https.netstring_port, "use tls:", b"\x15\x03\x03\x00\x02\x02\x46"),  # an alert of TLS
+    ):
         with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as client:
             client.sendall(says)
-            assert b"HTTP" not in read_to_end(client)
+            assert read_to_end(client).startswith(refusal)
         line = f"a client spoke plain text to the TLS port 127.0.0.1:{port}; {advice}"
         wait_until(lambda line=line: line in https.server.log)  # type: ignore[misc]
 

@@ -110,10 +110,23 @@ def test_a_request_in_flight_is_answered_before_twistd_ends(tmp_path: Path) -> N
         assert answer.code == "ok"
 
 
+def test_the_second_signal_ends_the_drain(tmp_path: Path) -> None:
+    _, config = settings(tmp_path)
+    with Path(config[1]).open("a") as file:
+        file.write("drain_delay_s = 60\nlog_file = 'own.log'\n")
+    with twistd(tmp_path, *config) as (server, _), Session(server) as session:
+        session.ask("upper", b"owl")
+        server.process.terminate()
+        wait_until(lambda: "draining: " in (tmp_path / "own.log").read_text())
+        assert session.ask("upper", b"owl").poem == b"OWL"
+        server.process.terminate()
+        assert server.process.wait(DEADLINE_S) == STOPPED
+
+
 def test_the_tac_of_the_page_is_a_server(tmp_path: Path) -> None:
     (program,) = re.findall(r"^```python\n(.*?)^```$", OPERATING.read_text(), re.MULTILINE | re.DOTALL)
     tac = tmp_path / "xformd.tac"
-    tac.write_text(program.replace("tcp:11000:", "tcp:0:"))
+    tac.write_text(program.replace("tcp:11000:", "tcp:0:").replace("Settings(", "Settings(http=(), "))
     with twistd(tmp_path, "--python", str(tac), verb=()) as (server, _), Session(server) as session:
         assert session.ask("wrap:width=3", b"owl cat").poem == b"owl\ncat"
         assert server.stop() == STOPPED
@@ -161,8 +174,9 @@ def test_a_poem_server_and_a_proxy_in_front_of_it(tmp_path: Path) -> None:
 )
 def test_twistd_ends_and_names_a_mistake(arguments: str, status: int, says: str) -> None:
     words = arguments.split()
-    variables = dict(word.split("=") for word in words if word.startswith("XFORMD_"))
-    command = [*TWISTD, *words[len(variables) :]]
+    given = dict(word.split("=") for word in words if word.startswith("XFORMD_"))
+    variables = {"XFORMD_LISTEN": ANYWHERE, "XFORMD_HTTP": "none"} | given
+    command = [*TWISTD, *words[len(given) :]]
     done = subprocess.run(command, capture_output=True, env=environment(variables), timeout=DEADLINE_S, check=False)
     assert done.returncode == status
     assert says in (done.stdout + done.stderr).decode()

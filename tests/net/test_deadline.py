@@ -10,7 +10,8 @@ from twisted.internet.task import Clock
 from support.deferreds import error_of, has_fired, result_of
 from support.logs import Log
 from xformd import Cancelled, TransformTimeout
-from xformd.net.deadline import Deadline, backoff_s, within
+from xformd.net.deadline import Deadline, within
+from xformd.net.plain import backoff_s
 
 
 class Work:

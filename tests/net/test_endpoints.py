@@ -250,6 +250,11 @@ def test_a_unix_socket_may_have_a_number_for_its_name() -> None:
     assert reactor.unixClients[0][0] == "10001"
 
 
+def test_who_wants_no_http_is_told_how_to_say_so() -> None:
+    with pytest.raises(ConfigError, match=r"'off'.*; write a Twisted server endpoint, such as .*, or none"):
+        server_endpoint(MemoryReactorClock(), "off", "http")
+
+
 @pytest.mark.parametrize(
     ("address", "says"),
     [
@@ -513,7 +518,6 @@ def inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[
             )
             for which in ("", ":name=owl", ":index=4", ":index=-1", ":index=a", ":index=0:name=tcp")
         ),
-        ("systemd:index=0", "the socket is of another domain: write domain=INET"),
         ("systemd:domain=OWL:index=0", "the socket is of another domain: write domain=INET"),
         ("systemd:domain=INET:name=tcp6", "the socket is of another domain: write domain=INET6"),
         ("systemd:domain=INET:name=unix", "the socket is of another domain: write domain=UNIX"),
@@ -526,6 +530,20 @@ def test_a_mistake_about_a_socket_of_systemd_is_told_as_what_it_is(
 ) -> None:
     with pytest.raises(ConfigError, match=f"^listen: {re.escape(repr(description))}: {re.escape(says)}"):
         server_endpoint(MemoryReactorClock(), description)
+
+
+@pytest.mark.parametrize(
+    "description", ["systemd:name=tcp", "systemd:index=0", "systemd:domain=INET:name=tcp", "haproxy:systemd:name=tcp"]
+)
+def test_a_socket_of_systemd_is_found_by_its_name(description: str, inherited: dict[str, socket.socket]) -> None:
+    adopted: Any = server_endpoint(MemoryReactorClock(), description)._port
+    assert (adopted.fileno, adopted.addressFamily) == (inherited["tcp"].fileno(), socket.AF_INET)
+
+
+def test_a_name_of_several_sockets_chooses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints._SystemdParser, "_sddaemon", ListenFDs([3, 4], ("xformd.socket", "xformd.socket")))
+    with pytest.raises(ConfigError, match="2 sockets have this name: choose one with index=, or set"):
+        server_endpoint(MemoryReactorClock(), "systemd:name=xformd.socket")
 
 
 def test_without_systemd_its_endpoints_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,16 @@ from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from support.certificates import tls_endpoint, write_certificate
+import xformd.net.tls.server as tls_server
+import xformd.net.tls.words as tls_words
+from support.certificates import Authority, tls_endpoint, write_certificate
 from support.deferreds import has_fired
 from support.logs import Log
 from support.memory import HERE, MemoryServer
 from support.processes import netstring
 from xformd.errors import ConfigError
-from xformd.net import tls
 from xformd.net.endpoints import ServerEndpoint, server_endpoint
+from xformd.net.tls import ServerTls, client_names
 from xformd.net.turns import TURN_S
 
 HTTP = (b"http/1.1",)
@@ -260,7 +262,7 @@ def test_whatever_goes_wrong_with_new_files_the_old_certificate_stays(
     def fail(*_: object) -> None:
         raise ArithmeticError("an odd key")
 
-    monkeypatch.setattr("xformd.net.tls.load_pem_private_key", fail)
+    monkeypatch.setattr("xformd.net.tls.certificates.load_pem_private_key", fail)
     site.renew()
     assert not site.is_trusted()
     assert log.lines == ["the TLS certificate stays as it was: an odd key"]
@@ -361,7 +363,7 @@ def test_the_handshakes_of_a_peer_take_turns(site: Site, monkeypatch: pytest.Mon
         untrusting().wrap_bio(ssl.MemoryBIO(), outgoing).do_handshake()
     hello = outgoing.read()
     early, late, lost = site.accept(), site.accept(), site.accept()
-    monkeypatch.setattr(tls, "time", Mock(perf_counter=partial(next, count(step=2 * TURN_S))))
+    monkeypatch.setattr(tls_server, "time", Mock(perf_counter=partial(next, count(step=2 * TURN_S))))
     early.dataReceived(hello[:9])
     for server in (early, late, lost):
         server.dataReceived(hello[9:] if server is early else hello)
@@ -371,5 +373,111 @@ def test_the_handshakes_of_a_peer_take_turns(site: Site, monkeypatch: pytest.Mon
     assert [each.transport.value()[:1] == b"\x16" for each in (early, late, lost)] == [True, True, False]
 
 
+def with_client_ca(folder: Path, authority: Authority) -> Site:
+    """Return a site that asks its clients for certificates of an authority."""
+    return Site(folder, options=f":clientCa={authority.write(folder / 'client-ca.pem')}")
+
+
+def as_client(site: Site, certificate: Path | None) -> Client:
+    """Shake hands as a client with a certificate, or without one."""
+    context = ssl.create_default_context(cafile=site.certificate)
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+    return Client(site, context)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_clients_certificate_names_it(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    authority = Authority()
+    site = with_client_ca(tmp_path, authority)
+    names = ("Web.Internal", "192.0.2.7", "2001:db8::1", "spiffe://internal/web")
+    context = ssl.create_default_context(cafile=site.certificate)
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(authority.issue(tmp_path / "client.pem", *names))
+    client = Client(site, context)
+    assert client.ask(site, netstring(b"upper.a")) == b"1:A,"
+    connection = client.server.wrappedProtocol
+    assert client_names(connection.transport) == {name.lower() for name in names}
+    site.leave()
+    assert client_names(connection.transport) == {name.lower() for name in names}
+
+
+def test_a_client_without_a_certificate_has_no_names(tmp_path: Path) -> None:
+    site = with_client_ca(tmp_path, Authority())
+    assert client_names(site.accept()) == frozenset()
+    client = as_client(site, None)
+    assert client.ask(site, netstring(b"upper.a")) == b"1:A,"
+    assert client_names(client.server) == client_names(StringTransport()) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("dns", "uris", "found"),
+    [
+        (["Web.Internal", "*.internal"], ["spiffe://a/web"], {"web.internal", "*.internal", "spiffe://a/web"}),
+        (["spiffe://a/web", "10.0.0.7", "fe80::7"], [], set()),
+        ([], ["web.internal", "10.0.0.7", "fe80::7"], set()),
+        (["web.internal\0.example"], [], {"web.internal\0.example"}),
+    ],
+)
+def test_a_name_of_one_kind_is_not_taken_for_one_of_another(dns: list[str], uris: list[str], found: set[str]) -> None:
+    x509 = pytest.importorskip("cryptography.x509")
+    names = x509.SubjectAlternativeName([*map(x509.DNSName, dns), *map(x509.UniformResourceIdentifier, uris)])
+    extensions = x509.Extensions([x509.Extension(names.oid, False, names)])
+    assert tls_words.names_in(Mock(extensions=extensions)) == found
+
+
+def test_a_certificate_that_nobody_asked_for_names_nobody(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    client = as_client(site, Authority().issue(tmp_path / "client.pem", "web.internal"))
+    assert client.ask(site, netstring(b"upper.a")) == b"1:A,"
+    assert client_names(client.server) == frozenset()
+
+
+def test_behind_a_proxys_header_the_certificate_is_the_clients(tmp_path: Path) -> None:
+    authority = Authority()
+    site = Site(tmp_path, options=f":clientCa={authority.write(tmp_path / 'client-ca.pem')}", kind="haproxy:")
+    context = ssl.create_default_context(cafile=site.certificate)
+    context.load_cert_chain(authority.issue(tmp_path / "client.pem", "web.internal"))
+    client = Client(site, context, before=b"PROXY TCP4 192.0.2.7 192.0.2.80 1 2\r\n")
+    assert client.ask(site, netstring(b"upper.a")) == b"1:A,"
+    assert client_names(client.server.wrappedProtocol.wrappedProtocol.transport) == {"web.internal"}
+
+
+def test_a_certificate_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+    site = with_client_ca(tmp_path, Authority())
+    client = as_client(site, Authority().issue(tmp_path / "client.pem", "web.internal"))
+    with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
+        client.ask(site, netstring(b"upper.a"))
+    assert client_names(client.server) == frozenset()
+
+
 def test_certificates_are_what_twisted_asks_for_connections(site: Site) -> None:
     assert IOpenSSLServerConnectionCreator.providedBy(site.endpoint.certificates)
+
+
+@pytest.mark.parametrize(
+    ("description", "is_external"),
+    [
+        ("tcp:1", True),
+        ("tcp:1:interface=192.0.2.1", True),
+        ("tcp:1:interface=poems.internal", True),
+        (r"tcp6:1:interface=\:\:", True),
+        ("haproxy:tcp:1", True),
+        ("1", False),
+        ("tcp:1:interface=127.9.9.9", False),
+        ("tcp:1:interface=localhost", False),
+        (r"tcp:1:interface=\:\:1", False),
+        (r"haproxy:tcp6:1:interface=\:\:1", False),
+    ],
+)
+def test_the_settings_are_for_ports_that_other_machines_can_reach_or_for_all(
+    site: Site, description: str, is_external: bool
+) -> None:
+    own = site.endpoint.certificates
+    assert own is not None
+    for covers_loopback in (False, True):
+        tls = ServerTls(own, covers_loopback)
+        found = server_endpoint(site.reactor, description, tls=tls).certificates
+        assert (found is own) is tls.is_used is (is_external or covers_loopback)
+        assert server_endpoint(site.reactor, site.description, tls=tls).certificates not in (None, own)
+        assert server_endpoint(site.reactor, "unix:socket", tls=tls).certificates is None

@@ -1,6 +1,7 @@
 """@transform reads everything from the function, and rejects what is wrong."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -89,10 +90,15 @@ def test_no_docstring_is_wrong(docstring: str) -> None:
 
 
 def test_an_author_may_declare_more() -> None:
-    declared = transform(memory=2**29, deterministic=True, media_type="text/html; charset=utf-8")(wait)
-    fields = ("memory_bytes", "deterministic", "media_type")
-    assert [getattr(declared, field) for field in fields] == [2**29, True, "text/html; charset=utf-8"]
-    assert [getattr(shout_loud, field) for field in fields] == [None, False, None]
+    declared = transform(memory=2**29, deterministic=True, produces="text/html; charset=utf-8", accepts="image/*")(wait)
+    fields = ("memory_bytes", "deterministic", "produces", "accepts")
+    assert [getattr(declared, field) for field in fields] == [2**29, True, "text/html; charset=utf-8", ("image/*",)]
+    assert [getattr(shout_loud, field) for field in fields] == [None, False, "text/plain", ("text/plain",)]
+
+
+def test_the_old_name_of_produces_still_works_and_says_what_to_write() -> None:
+    with pytest.warns(FutureWarning, match="transform 'wait': media_type is called produces; write produces='a/b'"):
+        assert transform(media_type="a/b")(wait).produces == "a/b"
 
 
 def test_a_function_says_how_long_a_result_is_at_least_and_gets_every_option() -> None:
@@ -118,7 +124,7 @@ def test_the_decorator_works_bare_and_the_result_is_still_a_function() -> None:
 
 def function_of(signature: str) -> Callable[..., Any]:
     """Define ``odd`` with this signature."""
-    names: dict[str, Any] = {"Any": Any, "Literal": Literal}
+    names: dict[str, Any] = {"Any": Any, "Literal": Literal, "Path": Path}
     names.update((each.__name__, each) for each in (Awaitable, Coroutine, Deferred))
     exec(f"def odd{signature}: ...", names)
     function: Callable[..., Any] = names["odd"]
@@ -127,6 +133,68 @@ def function_of(signature: str) -> Callable[..., Any]:
 
 async def wait(poem: str) -> str:
     return poem
+
+
+@pytest.mark.parametrize(
+    ("signature", "kinds"),
+    [
+        ("(poem: str)", ("text", "text")),
+        ("(poem: bytes) -> Any", ("bytes", "bytes")),
+        ("(poem: str) -> bytes", ("text", "bytes")),
+        ("(poem: bytes) -> Path", ("bytes", "file")),
+        ("(poem: Path) -> str", ("file", "text")),
+        ("(poem: str) -> bytes | Deferred[bytes]", ("text", "bytes")),
+    ],
+)
+def test_a_poem_and_its_result_have_kinds_of_their_own(signature: str, kinds: tuple[str, str]) -> None:
+    made = transform(function_of(signature))
+    assert (made.kind, made.result_kind) == kinds
+    types = {"text": "text/plain", "bytes": "application/octet-stream", "file": "application/octet-stream"}
+    assert (made.accepts, made.produces) == ((types[kinds[0]],), types[kinds[1]])
+
+
+@pytest.mark.parametrize(
+    ("signature", "arguments", "says"),
+    [
+        (
+            "(poem: list[str]) -> list[int]",
+            {},
+            r"the result must be list\[str\], list\[bytes\] or list\[Path\], not list",
+        ),
+        ("(poem: list[str]) -> str", {}, "the result must be list"),
+        (
+            "(poem: list[str]) -> list[str]",
+            {"batch": 0},
+            "batch must be a whole number above 0, such as batch=32, not 0",
+        ),
+        (
+            "(poem: list[str]) -> list[str]",
+            {"batch_wait_s": -1},
+            "batch_wait_s must be a number of seconds such as 0.005",
+        ),
+        ("(poem: list[str]) -> list[str]", {"inline": True}, "batches run in a worker: write def, without inline=True"),
+    ],
+)
+def test_a_batch_takes_and_returns_lists(signature: str, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(DefinitionError, match=f"transform 'odd': .*{says}"):
+        transform(**{"batch": 8, **arguments})(function_of(signature))
+
+
+def test_a_batch_may_be_of_files() -> None:
+    made = transform(batch=8)(function_of("(poem: list[Path]) -> list[bytes]"))
+    assert (made.kind, made.result_kind) == ("file", "bytes")
+
+
+def test_files_are_for_workers() -> None:
+    with pytest.raises(DefinitionError, match="files are for workers: leave out inline=True, or take and return bytes"):
+        transform(inline=True)(function_of("(poem: Path) -> str"))
+
+
+def test_an_async_def_runs_on_asyncio_unless_it_awaits_deferreds() -> None:
+    assert transform(wait).runs_on_asyncio
+    assert transform(inline=True)(wait).needs_reactor
+    assert transform(function_of("(poem: str) -> Deferred[str]")).needs_reactor
+    assert not transform(function_of("(poem: str) -> str")).asynchronous
 
 
 @pytest.mark.parametrize(
@@ -147,25 +215,27 @@ def test_a_function_that_must_be_awaited_is_asynchronous(function: Callable[...,
     [
         ("() -> str", "first parameter must be the poem"),
         ("(*, poem: str) -> str", "first parameter must be the poem"),
-        ("(poem)", "annotate the poem: write poem: str, or poem: bytes"),
+        ("(poem)", "annotate the poem: write poem: str, poem: bytes or poem: Path"),
         ("(poem: int) -> str", "annotate the poem"),
         ("(poem: [str]) -> str", "annotate the poem"),
         ("(poem: str, marks: int = 1) -> str", r"put a \* before 'marks: int = 1'"),
         ("(poem: str, *others: str) -> str", r"put a \* before 'others: str'"),
         ("(poem: str, **others: str) -> str", r"put a \* before 'others: str'"),
-        ("(poem: str, *, marks: list[int]) -> str", "annotate option 'marks' as int"),
+        ("(poem: str, *, marks: dict) -> str", "annotate option 'marks' as int"),
         ("(poem: str, *, marks=1) -> str", "annotate option 'marks' as int"),
         ("(poem: str, *, marks: int = '1') -> str", "default of option 'marks', '1', is not a whole number"),
         ("(poem: str, *, marks: int = True) -> str", "is not a whole number"),
-        ("(poem: str, *, marks: int = None) -> str", "cannot default to None"),
+        ("(poem: str, *, marks: int = None) -> str", r"cannot default to None: write marks: int \| None = None"),
         ("(poem: str, *, form: Literal['a', 'b'] = 'c') -> str", "is not one of a, b"),
         ("(poem: str, *, form: Literal[b'a'] = b'a') -> str", "Literal of str or int"),
         ("(poem: str, *, form: Literal[1, '1'] = 1) -> str", "two choices have the same spelling"),
         ("(poem: str, *, Marks: int = 1) -> str", "'Marks' is not a valid option name"),
-        ("(poem: str) -> bytes", "the result must be str like the poem, not bytes"),
-        ("(poem: str) -> Deferred[bytes]", "the result must be str like the poem, not bytes"),
-        ("(poem: str) -> str | None", "the result must be str like the poem, not NoneType"),
-        ("(poem: str) -> Awaitable[str]", "the result must be str like the poem, not Awaitable"),
+        ("(poem: str) -> int", "the result must be str, bytes or Path, not int"),
+        ("(poem: str) -> Deferred[int]", "the result must be str, bytes or Path, not int"),
+        ("(poem: str) -> str | None", "the result must be str, bytes or Path, not NoneType"),
+        ("(poem: str) -> str | bytes", "the result must be of one kind: write str, bytes or Path, not several of them"),
+        ("(poem: str) -> Awaitable[str]", r"the result must be str, bytes or Path, not .*Awaitable\[str\]"),
+        ("(poem: list[str]) -> list[str]", r"a list of poems is a batch: say how many, as in transform\(batch=32\)"),
         ("(poem: 'Poem') -> str", "cannot read its signature: name 'Poem' is not defined"),
     ],
 )
@@ -196,9 +266,18 @@ def test_only_a_plain_function_makes_a_transform(function: Callable[..., Any]) -
             ({"memory": memory}, f"memory must be a whole number of bytes above 0, not {memory!r}")
             for memory in (0, 512e6, True, "1G")
         ),
-        ({"media_type": "html"}, "media_type must look like 'text/html' or 'text/csv; header=present', not 'html'"),
-        *(({"media_type": wrong}, "media_type must look like") for wrong in ("text/html\r\nX: 1", "", b"text/html")),
-        ({"media_type": "text/plain; charset=latin-1"}, "text is always sent as UTF-8"),
+        ({"produces": "html"}, "produces must look like 'text/html' or 'text/csv; header=present', not 'html'"),
+        *(({"produces": wrong}, "produces must look like") for wrong in ("text/html\r\nX: 1", "", b"text/html", "a/*")),
+        ({"produces": "text/plain; charset=latin-1"}, "text is always sent as UTF-8"),
+        *(({"accepts": wrong}, "accepts must be a media type such as") for wrong in ("html", (), ["a/b", 5], "*/html")),
+        ({"warm_up": 5}, "warm_up must be a plain def without arguments, not 5"),
+        ({"warm_up": wait}, "warm_up must be a plain def without arguments, not <function wait"),
+        ({"warm_up_in": "reactor"}, "warm_up_in must be 'fork-server' or 'worker', not 'reactor'"),
+        ({"warm_up_in": "worker"}, "warm_up_in says where a warm_up runs: name one, as in warm_up=load"),
+        ({"batch_wait_s": 0.1}, "batch_wait_s is for a batch: say how many poems, as in batch=32"),
+        ({"concurrency": 5}, "concurrency is for an async def without inline=True: leave it out"),
+        ({"concurrency": 0}, "concurrency must be a whole number above 0, not 0"),
+        ({"batch": 8}, r"annotate the poem: write poem: list\[str\], poem: list\[bytes\] or poem: list\[Path\]"),
         ({"result_bytes": 5}, "result_bytes must be a function, not 5"),
         (
             {"result_bytes": lambda poem_bytes, **_: 2 * poem_bytes, "examples": [("é", "éé"), ("é", "é!")]},
@@ -206,8 +285,9 @@ def test_only_a_plain_function_makes_a_transform(function: Callable[..., Any]) -
         ),
         ({"examples": [("a", "\ud800")]}, "contains a lone surrogate"),
         ({"examples": [("a", "b", 5)]}, "must have a dict of options"),
+        ({"examples": ["ab"]}, r"an example is a tuple \(poem, result\), or \(poem, result, options\), not 'ab'"),
         ({"examples": [("a",)]}, "missing 1 required positional argument"),
-        ({"examples": [(b"a", b"b")]}, "must have str for both the poem and the result"),
+        ({"examples": [(b"a", b"b")]}, "must have str for the poem"),
         ({"examples": [("a", "b", {"no": 1})]}, "unknown option 'no'"),
     ],
 )

@@ -1,9 +1,7 @@
 """Discovery: the order never depends on the machine, and the first distribution on the path wins."""
 
-import importlib.metadata
 import os
 import sys
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -13,28 +11,42 @@ from xformd.plugins import discovery, loader
 from xformd.plugins.selection import Selection
 
 
-class Distribution:
-    """An installed package with one entry point for each of these names."""
-
-    def __init__(self, name: str, version: str, *entry_points: str) -> None:
-        self.metadata = {"Name": name, "Version": version}
-        self.entry_points = EntryPoints(EntryPoint(point, f"{point}_module", "xformd") for point in entry_points)
-
-    def read_text(self, name: str) -> str | None:
-        return "[xformd]\n" if name == "entry_points.txt" and self.entry_points else None
-
-
-def test_plugins_are_sorted_by_distribution_and_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [Distribution("Zoo", "1", "owl", "cat"), Distribution("boat", "1", "pea"), Distribution("plain", "1")]
-    for order in (found, found[::-1]):
-        monkeypatch.setattr(importlib.metadata, "distributions", lambda order=order: iter(order))
-        assert [f"{one.distribution} {one.name}" for one in discovery.installed()] == ["boat pea", "Zoo cat", "Zoo owl"]
+def install(folder: Path, name: str, version: str, *entry_points: str) -> None:
+    """Install a package with an entry point for each of these names."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    if entry_points:
+        lines = [f"{point} = {point}_module\n" for point in entry_points]
+        (info / "entry_points.txt").write_text(f"[xformd]\n{''.join(lines)}")
 
 
-def test_the_first_distribution_of_a_name_on_the_path_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [Distribution("The-Owl", "2", "owl"), Distribution("the_owl", "1", "owl")]
-    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
-    assert [(one.distribution, one.version) for one in discovery.installed()] == [("The-Owl", "2")]
+def found_in(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> list[str]:
+    monkeypatch.setattr(sys, "path", [*map(str, folders)])
+    return [f"{one.distribution} {one.version} {one.name}" for one in discovery.installed()]
+
+
+def test_plugins_are_sorted_by_distribution_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path / "a", "Zoo", "1", "owl", "cat")
+    install(tmp_path / "b", "boat", "2", "pea")
+    install(tmp_path / "b", "plain", "1")
+    for order in (("a", "b"), ("b", "a")):
+        assert found_in(monkeypatch, *(tmp_path / name for name in order)) == ["boat 2 pea", "Zoo 1 cat", "Zoo 1 owl"]
+
+
+@pytest.mark.parametrize(("first", "expected"), [(["owl"], ["The-Owl 2 owl"]), ([], [])], ids=["a plugin", "none"])
+def test_the_first_distribution_of_a_name_on_the_path_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: list[str], expected: list[str]
+) -> None:
+    install(tmp_path / "a", "The-Owl", "2", *first)
+    install(tmp_path / "b", "the_owl", "1", "owl")
+    assert found_in(monkeypatch, tmp_path / "a", tmp_path / "b") == expected
+
+
+def test_one_of_two_versions_in_a_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("1", "2"):
+        install(tmp_path, "owl", version, "owl")
+    assert len(found_in(monkeypatch, tmp_path)) == 1
 
 
 SHOUT = """

@@ -2,7 +2,9 @@
 
 import json
 import re
-from pathlib import Path
+from datetime import UTC, date
+from enum import Enum
+from importlib.resources import files
 from typing import Any, Literal, get_args
 
 import attrs
@@ -11,49 +13,69 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.registries import plugin_of, registry_of
-from xformd import Example, Option, Transform, transform
+from xformd import BadOptions, Example, Option, Transform, transform
 from xformd.plugins import listing
-from xformd.plugins.definition import PoemKind
-from xformd.plugins.options import OptionType, options_schema
+from xformd.plugins.options import BOUNDS, OptionType, options_schema
 from xformd.plugins.registry import Conflict, Entry, Plugin, Registry
+from xformd.plugins.signature import Kind
 
-PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
 NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
 TEXTS = st.text(max_size=10)
 
 
+class Mood(Enum):
+    LOW = "low"
+    HIGH = 3
+
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "int": st.integers(-(2**53), 2**53),
+    "float": st.floats(allow_nan=False, allow_infinity=False),
+    "bool": st.booleans(),
+    "str": TEXTS,
+    "date": st.dates(),
+    "datetime": st.datetimes(timezones=st.none() | st.just(UTC)),
+}
+
+
 @st.composite
 def options(draw: st.DrawFn) -> Option:
-    kind = draw(st.sampled_from(get_args(OptionType)))
-    values: dict[str, Any] = {
-        "int": st.integers(-(2**53), 2**53),
-        "float": st.floats(allow_nan=False, allow_infinity=False),
-        "bool": st.booleans(),
-        "str": TEXTS,
-    }
-    if kind == "choice":
-        choices = tuple(draw(st.lists(TEXTS | st.integers(), min_size=1, max_size=3, unique_by=str)))
-        return Option(draw(NAMES), "choice", draw(st.none() | st.sampled_from(choices)), choices, draw(TEXTS))
-    return Option(draw(NAMES), kind, draw(st.none() | values[kind]), description=draw(TEXTS))
+    kind, is_list = draw(st.sampled_from(get_args(OptionType))), draw(st.booleans())
+    choices = tuple(draw(st.lists(TEXTS | st.integers(), min_size=1, max_size=3, unique_by=str)))
+    values = VALUES.get(kind, st.sampled_from(choices))
+    default = draw(st.none() | (st.lists(values, max_size=3) if is_list else values))
+    bounds = {"max_items": draw(st.integers(3, 9))} if is_list else {}
+    if default is None and kind in ("int", "float", "date", "datetime"):
+        bounds |= {draw(st.sampled_from(["minimum", "exclusive_maximum"])): draw(values)}
+    return Option(
+        *(draw(NAMES), kind, default, choices if kind == "choice" else (), draw(TEXTS)),
+        is_optional=default is None and draw(st.booleans()),
+        is_list=is_list,
+        bounds=bounds,
+    )
 
 
 @st.composite
 def transforms(draw: st.DrawFn, name: str) -> Transform:
-    kind = draw(st.sampled_from(get_args(PoemKind)))
-    poems = TEXTS if kind == "text" else st.binary(max_size=10)
+    kinds: list[Kind] = ["text", "bytes"]
+    kind, result_kind = draw(st.sampled_from(kinds)), draw(st.sampled_from(kinds))
+    poems, results = (TEXTS if each == "text" else st.binary(max_size=10) for each in (kind, result_kind))
     return Transform(
         name=name,
         function=print,
         kind=kind,
+        result_kind=result_kind,
         options=tuple(draw(st.lists(options(), max_size=2, unique_by=lambda option: option.name))),
         summary=draw(TEXTS),
-        examples=tuple(draw(st.lists(st.builds(Example, poems, poems), max_size=2))),
+        examples=tuple(draw(st.lists(st.builds(Example, poems, results), max_size=2))),
         inline=draw(st.booleans()),
         asynchronous=draw(st.booleans()),
         timeout_s=draw(st.none() | st.integers(1, 9) | st.floats(0.1, 9)),
         memory_bytes=draw(st.none() | st.integers(1, 10**12)),
         deterministic=draw(st.booleans()),
-        media_type=draw(st.sampled_from([None, "text/html", "text/csv; header=present"])),
+        returns_deferred=draw(st.booleans()),
+        produces=draw(st.sampled_from(["text/html", "text/csv; header=present"])),
+        accepts=draw(st.sampled_from([("text/plain",), ("image/*", "application/pdf")])),
     )
 
 
@@ -66,13 +88,13 @@ def registries(draw: st.DrawFn) -> Registry:
         own = tuple(draw(transforms(name)) for name in names[index::3])
         state = "active" if own else draw(st.sampled_from(["active", "blocked", "failed"]))
         fields = {"name": draw(NAMES), "version": draw(TEXTS), "reason": "" if state == "active" else draw(TEXTS)}
-        import_time_s = draw(st.integers(0, 10_000)) / 1000
-        plugins.append(plugin_of(*own, distribution=f"d{index}", state=state, import_time_s=import_time_s, **fields))
+        times = {name: draw(st.integers(0, 10_000)) / 1000 for name in ("import_time_s", "warm_up_time_s")}
+        plugins.append(plugin_of(*own, distribution=f"d{index}", state=state, **times, **fields))
         entries.update((made.name, Entry(made, plugins[-1])) for made in own)
     return Registry(entries, tuple(plugins))
 
 
-@transform(examples=[("a", "A!", {"marks": 1})], media_type="text/html")
+@transform(examples=[("a", "A!", {"marks": 1})], produces="text/html")
 def shout(poem: str, *, marks: int = 1, loud: bool = True, end: str, how: Literal["up", "down"] = "up") -> str:
     """Say it louder.
 
@@ -158,7 +180,7 @@ QUICK = plugin_of(attrs.evolve(shout, inline=True), attrs.evolve(same, name="oth
     [
         (
             plugin_of(distribution="x-quick", state="failed", reason="import of quick failed: no"),
-            "it runs in the server, which cannot import it: import of quick failed: no",
+            "it runs in the server, which cannot load it: import of quick failed: no",
         ),
         (
             plugin_of(same, distribution="x-quick"),
@@ -192,11 +214,32 @@ def test_the_json_describes_everything_and_names_no_file() -> None:
         "name": "shout",
         "summary": "Say it louder.",
         "kind": "text",
+        "result_kind": "text",
+        "accepts": ["text/plain"],
+        "produces": "text/html",
+        "batch": None,
+        "batch_wait_s": 0.005,
+        "concurrency": 100,
+        "returns_deferred": False,
         "options": [
-            {"name": "marks", "type": "int", "required": False, "default": 1, "description": "how many marks."},
-            {"name": "loud", "type": "bool", "required": False, "default": True},
-            {"name": "end", "type": "str", "required": True},
-            {"name": "how", "type": "choice", "required": False, "default": "up", "choices": ["up", "down"]},
+            {
+                "name": "marks",
+                "type": "int",
+                "required": False,
+                "default": 1,
+                "takes": "a whole number",
+                "description": "how many marks.",
+            },
+            {"name": "loud", "type": "bool", "required": False, "default": True, "takes": "true or false"},
+            {"name": "end", "type": "str", "required": True, "takes": "a string"},
+            {
+                "name": "how",
+                "type": "choice",
+                "required": False,
+                "default": "up",
+                "takes": "one of up, down",
+                "choices": ["up", "down"],
+            },
         ],
         "options_schema": options_schema(shout.options),
         "examples": [{"poem": "a", "result": "A!", "options": {"marks": 1}}],
@@ -237,15 +280,67 @@ def test_a_table_without_the_reason_says_where_it_is() -> None:
     assert shown.splitlines()[1:] == ["failed: plugin xformd-verses 1.0 (verses): see the log of the server"]
 
 
-@pytest.mark.parametrize("row", ["transforms", "options", "options_schema", "examples", "plugins", "conflicts"])
-def test_each_list_has_the_fields_that_the_page_names(row: str) -> None:
-    table = PAGE.partition("\n## list-transforms --json\n")[2].partition("\n## ")[0]
-    (cell,) = re.findall(rf"^\| `{row}`[^|]*\| ([^|]+) \|$", table, re.MULTILINE)
-    named = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", cell.partition(";")[0]))  # without values and remarks
-    listed = through_json(attrs.evolve(troubled(), entries=registry_of(shout).entries))
-    (found,) = [found[row] for found in (listed, *listed["transforms"]) if row in found]
-    fields = set(found) if isinstance(found, dict) else set().union(*found)
-    assert fields == set(named)
+@pytest.mark.parametrize(
+    ("row", "schema"),
+    [
+        ("transforms", "Transform"),
+        ("options", "Option"),
+        ("examples", "Example"),
+        ("plugins", "Plugin"),
+        ("conflicts", "Conflict"),
+    ],
+)
+def test_each_list_has_the_fields_that_are_described(row: str, schema: str) -> None:
+    described = json.loads((files("xformd.http") / "openapi.json").read_text())["components"]["schemas"][schema]
+    listed = through_json(attrs.evolve(troubled(), entries=registry_of(shout, BOUNDED).entries))
+    fields = {field for each in (listed, *listed["transforms"]) for found in each.get(row, ()) for field in found}
+    assert fields <= set(described["properties"])
+    assert set(described["required"]) <= fields
+    if row != "options":
+        assert fields == set(described["properties"])
+    else:
+        bounds = {"default", "choices", "description", "list", *BOUNDS}
+        assert set(described["properties"]) == {*described["required"], *bounds}
+
+
+BOUNDED = Transform(
+    *("bounded", print, "text"),
+    options=(
+        Option("width", "int", 5, bounds={"minimum": 1, "maximum": 10}, description="how wide"),
+        Option("share", "float", is_optional=True, bounds={"exclusive_minimum": 0}),
+        Option("since", "date", bounds={"maximum": date(2026, 1, 31)}),
+        Option("moods", "choice", [Mood.LOW], tuple(Mood), is_list=True),
+    ),
+    examples=(Example("a", "b", {"since": date(2026, 1, 1), "moods": [Mood.HIGH]}),),
+)
+
+
+def test_the_json_has_ranges_and_plain_values() -> None:
+    (listed,) = through_json(registry_of(BOUNDED))["transforms"]
+    assert listed["options"][0].items() >= {"minimum": 1, "maximum": 10, "description": "how wide"}.items()
+    assert listed["options"][0]["takes"] == "a whole number from 1 to 10"
+    assert "default" not in listed["options"][1]
+    assert listed["options"][2].items() >= {"type": "date", "required": True, "maximum": "2026-01-31"}.items()
+    shown = {"type": "choice", "list": True, "choices": ["low", 3], "default": ["low"], "required": False}
+    assert listed["options"][3].items() >= shown.items()
+    assert listed["examples"][0]["options"] == {"since": "2026-01-01", "moods": [3]}
+
+
+def test_a_server_checks_values_although_it_has_no_enum() -> None:
+    there = from_worker(through_json(registry_of(BOUNDED))).resolve("bounded").transform
+    assert there.convert({"since": "2026-01-31", "moods": "3,low"}) == {"since": date(2026, 1, 31), "moods": (3, "low")}
+    for wrong in ({"since": "2026-02-01"}, {"since": "2026-01-01", "moods": "high"}, {"width": "0"}):
+        with pytest.raises(BadOptions):
+            there.convert(wrong)
+
+
+def test_a_table_has_ranges_where_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = through_json(registry_of(BOUNDED))
+    bare = "width=5,[share=<float>],since=<date>,moods=['low']"
+    ranges = "width=5 (1..10),[share=<float> (0..)],since=<date> (..2026-01-31),moods=['low']"
+    for columns, shown in ((160, ranges), (100, bare)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert f"  {shown}  " in listing.to_table(listed)
 
 
 def test_the_table_has_a_row_per_transform_and_a_line_per_problem() -> None:
@@ -267,3 +362,61 @@ def test_a_narrow_terminal_shortens_only_summaries(monkeypatch: pytest.MonkeyPat
     row = listing.to_table(listing.to_json(registry_of(wordy))).splitlines()[1]
     assert "…" in row
     assert row.endswith("xformd-verses 1.0")
+
+
+# What servers offer
+
+
+def offered(*transforms: Transform, **fields: Any) -> Any:
+    return through_json(registry_of(*transforms, **fields))
+
+
+def test_a_fingerprint_is_the_same_wherever_what_is_offered_is_the_same() -> None:
+    listed = offered(shout, same)
+    elsewhere = listing.to_json(from_worker(listed), quarantined={"shout"})
+    elsewhere["transforms"].reverse()
+    assert listing.fingerprint(elsewhere["transforms"]) == listed["fingerprint"]
+    assert re.fullmatch("[0-9a-f]{12}", listed["fingerprint"])
+
+
+def test_a_fingerprint_tells_apart_whatever_a_caller_would_notice() -> None:
+    others = {
+        offered(*transforms, **fields)["fingerprint"]
+        for transforms, fields in (
+            ((shout, same), {}),
+            ((shout,), {}),
+            ((shout, same), {"version": "1.1"}),
+            ((shout, same), {"distribution": "other"}),
+            *(
+                ((attrs.evolve(shout, examples=(), **changes), same), {})
+                for changes in (
+                    {"deterministic": True},
+                    {"produces": "text/plain"},
+                    {"options": shout.options[:1]},
+                    {"kind": "bytes"},
+                    {"result_kind": "bytes"},
+                    {"accepts": ("text/html",)},
+                )
+            ),
+        )
+    }
+    assert len(others) == 10
+
+
+def test_servers_that_differ_are_compared_with_what_most_have() -> None:
+    many = [attrs.evolve(same, name=f"a{number}") for number in range(8)]
+    listings = {
+        "a:1": offered(same, version="0.9"),
+        "b:2": offered(shout, same, *many),
+        "c:3": offered(shout, same, *many),
+        "d:4": offered(attrs.evolve(shout, options=(), examples=()), same, *many),
+        "e:5": offered(shout, same, attrs.evolve(same, name="owl"), *many, distribution="owls"),
+    }
+    assert listing.differences(listings) == [
+        "a:1 lacks a0, a1, a2, a3, a4 and 4 more (xformd-verses 1.0)",
+        "a:1 has same of xformd-verses 0.9, and b:2 and 1 more of xformd-verses 1.0",
+        "d:4 has shout (xformd-verses 1.0) with options other than those of b:2 and 1 more",
+        "e:5 has a0, a1, a2, a3, a4 and 5 more of owls 1.0, and b:2 and 1 more of xformd-verses 1.0",
+        "e:5 has owl (owls 1.0), unknown to b:2 and 1 more",
+    ]
+    assert listing.differences(dict.fromkeys("ab", listings["b:2"])) == listing.differences({}) == []

@@ -1,18 +1,22 @@
 """Selecting and loading, with plugins that are made in the test; real packages are in tests/integration."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
+from typing import Any, cast
 
 import attrs
 import pytest
 
 import xformd
-from xformd import ConfigError, hookimpl, transform
+from support.registries import plugin_of
+from xformd import ConfigError, Transform, hookimpl, transform
 from xformd.plugins import discovery, hookspecs, loader
 from xformd.plugins.discovery import Candidate
-from xformd.plugins.registry import BUILT_IN, Plugin
+from xformd.plugins.registry import BUILT_IN, Plugin, Registry
 from xformd.plugins.selection import Selection, parse_distributions
 
 
@@ -85,6 +89,31 @@ def test_a_strict_selection_accepts_a_resolved_conflict() -> None:
         loader.load(Selection(strict=True))
     registry = loader.load(Selection(preferred={"echo": "other"}, strict=True))
     assert len([plugin for plugin in registry.plugins if plugin.distribution != BUILT_IN]) == 3
+
+
+@pytest.mark.parametrize("required", ["both", "Both==1", "both>=1,<2", "other==1.*", "other>=1.0a1"])
+def test_what_is_required_and_there_is_no_problem(required: str) -> None:
+    assert len(loader.find(Selection(required=frozenset({required})))) > 3
+
+
+def test_each_required_distribution_that_is_not_there_is_a_line(imported: list[str]) -> None:
+    required = frozenset({"both>=2", "other", "shout==1.*"})
+    with pytest.raises(ConfigError) as caught:
+        loader.load(Selection(required=required, blocked=frozenset({"three"}), distributions=frozenset({"both"})))
+    assert caught.value.details == (
+        "both>=2: version 1 is installed; run: pip install 'both>=2'",
+        "other: other is installed, but blocked by the setting 'block'",
+        "shout==1.*: no installed distribution 'shout' has xformd plugins; those that do: both, other, xformd",
+    )
+    assert (caught.value.setting, imported) == ("require", [])
+
+
+def test_a_version_that_is_none_fits_only_where_any_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = attrs.evolve(candidate("odd", "odd", []), version="of the year")
+    monkeypatch.setattr(discovery, "installed", lambda: [odd])
+    assert loader.find(Selection(required=frozenset({"odd"})))
+    with pytest.raises(ConfigError):
+        loader.find(Selection(required=frozenset({"odd!=2"})))
 
 
 def test_finding_plugins_imports_none(imported: list[str]) -> None:
@@ -161,3 +190,126 @@ def test_a_plugin_asks_for_its_own_time_where_somebody_listens() -> None:
 def test_a_contradictory_or_empty_selection_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="none"):
         parse_distributions(text)
+
+
+# The version of the contract.
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (1, ""),
+        (2, "it needs plugin API 2, and this xformd has plugin API 1: install a newer xformd, or "),
+        (0, "it needs plugin API 0, and this xformd has plugin API 1: install an older xformd, or "),
+        ("2", "xformd_api must be the number of a plugin API such as 1, not '2'"),
+        (True, "xformd_api must be the number of a plugin API such as 1, not True"),
+        (None, "xformd_api must be the number of a plugin API such as 1, not None"),
+    ],
+    ids=str,
+)
+def test_a_plugin_may_say_which_plugin_api_it_needs(
+    monkeypatch: pytest.MonkeyPatch, wanted: object, reason: str
+) -> None:
+    made = candidate("new", "new", [])
+    module = made.load()
+    module.xformd_api = wanted
+    monkeypatch.setattr(discovery, "installed", lambda: [attrs.evolve(made, load=lambda: module)])
+    (plugin,) = (each for each in loader.load().plugins if each.name == "new")
+    assert (plugin.state, len(plugin.reason.splitlines())) == (("failed", 1) if reason else ("active", 0))
+    assert plugin.reason.startswith(reason)
+
+
+def test_the_plugin_api_stands_in_the_module_whatever_the_entry_point_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = attrs.evolve(candidate("new", "new", []), source="new_module:hooks")
+    monkeypatch.setitem(sys.modules, "new_module", cast(Any, SimpleNamespace(xformd_api=2)))
+    monkeypatch.setattr(discovery, "installed", lambda: [made])
+    (plugin,) = loader.load().with_state("failed")
+    assert plugin.reason.startswith("it needs plugin API 2")
+
+
+# Warm-ups.
+
+
+def warmed(name: str, warm_up: Callable[[], object] | None) -> Transform:
+    return attrs.evolve(echo, name=name, warm_up=warm_up)
+
+
+def warm_up(
+    *plugins: Plugin,
+    is_due: Callable[[Plugin, Transform], bool] = lambda *_: True,
+    around: Callable[[Plugin], AbstractContextManager[object]] = nullcontext,
+) -> Registry:
+    return loader.warm_up(loader.assemble(plugins, Selection()), Selection(), is_due, around)
+
+
+def refuse(error: BaseException) -> Callable[[], None]:
+    def load() -> None:
+        raise error
+
+    return load
+
+
+def test_a_warm_up_that_several_transforms_share_is_called_once() -> None:
+    calls: list[str] = []
+    loads = [partial(calls.append, name) for name in "ab"]
+    plugin = plugin_of(warmed("one", loads[0]), warmed("two", loads[0]), warmed("three", loads[1]), echo)
+    registry = warm_up(plugin)
+    assert calls == ["a", "b"]
+    assert [*registry.entries] == ["echo", "one", "three", "two"]
+    assert registry.plugins[0].warm_up_time_s > 0
+
+
+def test_only_what_is_due_is_warmed_up_and_each_plugin_is_surrounded_once() -> None:
+    calls: list[str] = []
+
+    @contextmanager
+    def around(plugin: Plugin) -> Iterator[None]:
+        calls.append(f"before {plugin.name}")
+        yield
+        calls.append("after")
+
+    loads = [partial(calls.append, name) for name in "abc"]
+    first = plugin_of(warmed("one", loads[0]), warmed("two", loads[1]), name="first")
+    second = plugin_of(warmed("three", loads[2]), name="second")
+    warm_up(first, second, is_due=lambda _, each: each.name != "two", around=around)
+    assert calls == ["before first", "a", "after", "before second", "c", "after"]
+    registry = loader.assemble([first, second], Selection())
+    assert loader.warm_up(registry, Selection(), lambda *_: False, around) is registry
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("no\nway"), "warm-up of bad failed: ValueError: no way"),
+        (SystemExit(3), "warm-up of bad failed: SystemExit: 3"),
+        (KeyboardInterrupt(), "warm-up of bad failed: KeyboardInterrupt"),
+        (MemoryError(), "warm-up of bad failed: MemoryError; worker_memory_bytes is too low for it"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_warm_up_that_raises_fails_its_plugin_alone(error: BaseException, reason: str) -> None:
+    rival = warmed("bad", None)
+    registry = warm_up(
+        plugin_of(warmed("fine", list), warmed("bad", refuse(error)), distribution="broken"),
+        plugin_of(rival, distribution="rival"),
+    )
+    broken, whole = registry.plugins
+    assert (broken.state, broken.reason, broken.transforms) == ("failed", reason, ())
+    assert whole.state == "active"
+    assert [(name, entry.transform) for name, entry in registry.entries.items()] == [("bad", rival)]
+    assert registry.conflicts == ()
+
+
+def test_a_warm_up_that_raises_shows_no_secret() -> None:
+    (plugin,) = warm_up(plugin_of(warmed("one", refuse(OSError("no host k3y@api"))), secrets=["k3y"])).plugins
+    assert plugin.reason == "warm-up of one failed: OSError: no host ***@api"
+    assert "k3y" not in repr(plugin)
+
+
+def test_a_warm_up_that_returns_a_coroutine_has_not_run() -> None:
+    async def load() -> None:
+        raise AssertionError
+
+    (plugin,) = warm_up(plugin_of(warmed("one", lambda: load()))).plugins
+    reason = "warm_up of one must not be async: it is called before the event loop runs"
+    assert (plugin.state, plugin.reason) == ("failed", reason)

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xformd.plugins.media_type import MAX_CHARACTERS, charset, content_type, is_media_type
+from xformd.plugins.media_type import (
+    MAX_CHARACTERS,
+    charset,
+    content_type,
+    default_media_type,
+    is_media_type,
+    rename,
+    suffix,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,18 +51,53 @@ def test_every_valid_type_fits_into_a_header(value: str) -> None:
 @pytest.mark.parametrize(
     ("media_type", "kind", "sent"),
     [
-        (None, "text", "text/plain; charset=utf-8"),
-        (None, "bytes", "application/octet-stream"),
+        (default_media_type("text"), "text", "text/plain; charset=utf-8"),
+        (default_media_type("bytes"), "bytes", "application/octet-stream"),
         ("text/html", "text", "text/html; charset=utf-8"),
         ("Text/HTML; charset=UTF-8", "text", "Text/HTML; charset=UTF-8"),
         ("application/json", "text", "application/json"),
         ("text/html", "bytes", "text/html"),
     ],
 )
-def test_text_is_declared_as_utf8(media_type: str | None, kind: str, sent: str) -> None:
+def test_text_is_declared_as_utf8(media_type: str, kind: str, sent: str) -> None:
     assert content_type(media_type, kind) == sent
 
 
 def test_a_charset_is_found_in_any_spelling() -> None:
     assert charset('text/plain; format=flowed;Charset="Latin-1"') == "latin-1"
     assert charset("text/plain; format=flowed") is None
+
+
+@pytest.mark.parametrize(
+    ("media_type", "expected"),
+    [
+        ("application/pdf", ".pdf"),
+        ("image/JPEG", ".jpg"),
+        ("text/csv; header=present", ".csv"),
+        ("application/vnd.openxmlformats-officedocument.wordprocessingml.document", ".docx"),
+        ("text/x-unknown", ".txt"),
+        ("application/problem+json", ".txt"),
+        ("application/x-unknown", ".bin"),
+        ("image/*", ".bin"),
+    ],
+)
+def test_a_type_has_the_suffix_that_tools_know_it_by(media_type: str, expected: str) -> None:
+    assert suffix(media_type) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type", "renamed"),
+    [
+        ("photo.jpeg", "image/jpeg", "photo.jpeg"),
+        ("photo.jpeg", "image/png", "photo.png"),
+        ("poems/page.md", "application/pdf", "poems/page.pdf"),
+        ("page.pdf", "text/plain", "page.txt"),
+        ("page.md", "text/plain", "page.md"),
+        ("poem", "text/plain", "poem"),
+        ("poem", "text/html; charset=utf-8", "poem.html"),
+        ("data.csv", "application/octet-stream", "data.csv"),
+        ("data.csv", "", "data.csv"),
+    ],
+)
+def test_a_result_has_the_name_of_its_source_with_a_suffix_that_fits(name: str, media_type: str, renamed: str) -> None:
+    assert rename(name, media_type) == renamed

@@ -48,6 +48,9 @@ def test_a_name_that_resembles_another_may_be_that_of_a_plugin_that_failed() -> 
     with pytest.raises(NoSuchTransform) as raised:
         registry.resolve("shouts")
     assert (raised.value.message, raised.value.log_message) == (says, f"{says}: no numpy")
+    registry = Registry(registry.entries, (*registry.plugins, attrs.evolve(failed, name="lower")))
+    with pytest.raises(NoSuchTransform, match=r"'shout'\? 2 plugins failed; see 'xformd list-transforms'$"):
+        registry.resolve("shouts")
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from zope.interface import implementer
 import xformd
 from support.deferreds import has_fired
 from support.logs import Log
+from xformd.net import run
 from xformd.poems import PoemFactory, PoemService, server
-from xformd.poems.server import CHUNK_BYTES, TICK_S, PoemFile, RateLimiter, _is_racy
+from xformd.poems.server import CHUNK_BYTES, TICK_S, RateLimiter, _is_racy, make_poem_server
 
 
 class Wire(StringTransport):
@@ -359,10 +360,10 @@ def test_each_client_reads_one_version_of_the_file_to_its_end(path: Path, clock:
 
 def test_a_file_that_has_not_changed_is_not_read_again(path: Path, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
     monkeypatch.setattr(server, "RACY_NS", 0)
-    file = PoemFile(path)
-    assert file.current() is file.current()
+    file = PoemService(path)
+    assert file.get_poem() is file.get_poem()
     path.write_bytes(b"The Pussy-cat")
-    assert file.current() == b"The Pussy-cat"
+    assert file.get_poem() == b"The Pussy-cat"
     assert log == []
 
 
@@ -372,9 +373,9 @@ def test_a_file_that_was_young_is_read_again_though_no_change_can_be_seen(
 ) -> None:
     monkeypatch.setattr(server, "_fingerprint", lambda status: (1,))
     monkeypatch.setattr(server, "RACY_NS", racy_ns)
-    file = PoemFile(path)
+    file = PoemService(path)
     path.write_bytes(b"The Cat")
-    assert file.current() == expected
+    assert file.get_poem() == expected
 
 
 @pytest.mark.parametrize(
@@ -398,25 +399,26 @@ def test_a_file_that_has_just_changed_is_racy(mtime_ns: int, ctime_ns: int, age_
 def test_while_a_file_cannot_be_read_the_last_good_poem_stays_and_the_log_says_so_once(
     path: Path, log: Log, break_it: Callable[[Path], object], reason: str
 ) -> None:
-    file = PoemFile(path)
+    file = PoemService(path)
     for _ in range(2):  # each time is logged
         path.unlink()
         break_it(path)
         for _ in range(3):
-            assert file.current() == b"The Owl"
+            assert file.get_poem() == b"The Owl"
         if path.is_dir():
             path.rmdir()
         else:
             path.unlink(missing_ok=True)
         path.write_bytes(b"The Owl")
-        assert [file.current(), file.current()] == [b"The Owl"] * 2
+        assert [file.get_poem(), file.get_poem()] == [b"The Owl"] * 2
     once = [f"cannot read {path}: {reason}; the last good poem stays", f"{path} can be read again"]
     assert log.lines == once * 2
 
 
 def test_at_the_start_there_must_be_a_poem() -> None:
-    with pytest.raises(OSError, match="it changed while it was read"):  # it says that it has no bytes, and has some
-        PoemFile(Path("/proc/version"))
+    # It says that it has no bytes, and has some.
+    with pytest.raises(xformd.ConfigError, match="cannot serve /proc/version: it changed while it was read"):
+        PoemService(Path("/proc/version"))
 
 
 def test_a_poem_may_be_empty(path: Path, clock: Clock, log: Log) -> None:
@@ -450,7 +452,7 @@ def test_the_global_reactor_is_the_default(monkeypatch: pytest.MonkeyPatch, cloc
 def test_a_file_that_changes_while_it_is_read_gives_nobody_a_mixture(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = PoemFile(path)
+    file = PoemService(path)
     path.write_bytes(b"a" * 100)
     os.utime(path, ns=(0, 0))  # so that it differs from what comes, however coarse the file system's clock is
     fstat, calls = os.fstat, itertools.count()
@@ -461,6 +463,15 @@ def test_a_file_that_changes_while_it_is_read_gives_nobody_a_mixture(
         return fstat(descriptor)
 
     monkeypatch.setattr(os, "fstat", changed_before_the_second)
-    assert file.current() == b"The Owl"
+    assert file.get_poem() == b"The Owl"
     monkeypatch.undo()
-    assert file.current() == b"b" * 100
+    assert file.get_poem() == b"b" * 100
+
+
+@pytest.mark.parametrize(("limit", "lines"), [(100, 1), (1_000_000, 0)])
+def test_a_low_limit_on_descriptors_is_logged(
+    clock: Clock, log: Log, monkeypatch: pytest.MonkeyPatch, limit: int, lines: int
+) -> None:
+    monkeypatch.setattr(run, "raise_limit", lambda wanted: limit)
+    make_poem_server(PoemService(b"The Owl"), ("tcp:0",), clock)
+    assert [line.partition(" and has room")[0] for line in log.lines] == ["ulimit -n is 100"] * lines

@@ -2,7 +2,9 @@
 
 import gc
 import json
+import re
 import weakref
+from random import Random
 from typing import Any
 
 import attrs
@@ -18,7 +20,13 @@ from support.fakes import Asker
 from support.logs import Log
 from support.network import Host, Network, Tutorial, hello_then
 from support.registries import registry_of
+from support.traces import SAMPLED, TRACE_ID, Recorder
 from xformd import transform
+from xformd.access.guard import Grant, GuardedService
+from xformd.access.rules import NOBODY, Identity
+from xformd.client.servers import MAX_REPEATS
+from xformd.client.upstream import PATIENCE_S
+from xformd.counting import FinishingService
 from xformd.limits import Limits
 from xformd.net import endpoints
 from xformd.protocol import TransformFactory
@@ -29,6 +37,7 @@ from xformd.runners.generation import Generation, PreparedCall
 from xformd.runners.inline import InlineRunner
 from xformd.service import TransformService
 from xformd.spec import parse
+from xformd.telemetry.timing import RequestTiming
 
 REFRESH_S = 10.0
 
@@ -53,7 +62,11 @@ class World:
         self.cancelled = 0
         self.hosts: dict[str, Host] = {}
         self.services: dict[str, TransformService] = {}
-        monkeypatch.setattr(endpoints, "client_endpoint", lambda reactor, name, default_port=0: self.hosts[name])
+
+        def find(reactor: Any, name: str, tls: None) -> endpoints.ClientEndpoint:
+            return endpoints.ClientEndpoint(reactor, self.hosts[name])
+
+        monkeypatch.setattr(endpoints, "client_endpoint", find)
         self.limits = Limits(**limits)
 
         def wait(poem: bytes) -> Deferred[bytes]:
@@ -84,7 +97,7 @@ class World:
         self.network.pump()
         return service
 
-    def ask(self, proxy: CachingTransformService, spec: str, poem: bytes = b"owl", **more: Any) -> Any:
+    def ask(self, proxy: CachingTransformService | GuardedService, spec: str, poem: bytes = b"owl", **more: Any) -> Any:
         """Return the answer after all that was on its way has arrived: a result, or a Deferred."""
         answer = proxy.xform(parse(spec), poem, **more)
         self.network.pump()
@@ -144,7 +157,12 @@ def cache(proxy: CachingTransformService) -> dict[str, int]:
     return shown
 
 
-def prepare(proxy: CachingTransformService) -> PreparedCall:
+def listings(proxy: CachingTransformService) -> list[Any]:
+    """Return what each upstream has listed last."""
+    return [*proxy._catalog._listings.values()]
+
+
+def prepare(proxy: CachingTransformService | GuardedService) -> PreparedCall:
     call = proxy.prepare_call(b"steady")
     assert call is not None
     return call
@@ -223,7 +241,7 @@ def test_an_error_passes_through_and_is_not_cached(world: World, proxy: CachingT
     assert cache(proxy)["bytes"] == 0
 
 
-def test_a_deterministic_request_is_sent_again_once_when_its_connection_is_lost(world: World) -> None:
+def test_a_deterministic_request_is_sent_again_when_its_connection_is_lost_and_not_for_ever(world: World) -> None:
     proxy = world.proxy()
     once, through = world.ask(proxy, "later"), world.ask(proxy, "fickle-later")
     world.hosts["one"].lose_connections()
@@ -231,9 +249,10 @@ def test_a_deterministic_request_is_sent_again_once_when_its_connection_is_lost(
     error = error_of(through, xformd.Unavailable)
     assert error.retry_after_ms == 1000
     assert error.message.startswith("the connection to an upstream")
-    assert not has_fired(once)
-    world.hosts["one"].lose_connections()
-    world.network.pump()
+    for _ in range(MAX_REPEATS):
+        assert not has_fired(once)
+        world.hosts["one"].lose_connections()
+        world.network.pump()
     error_of(once, xformd.Unavailable)
 
 
@@ -288,7 +307,7 @@ def test_a_result_over_the_limit_is_neither_returned_nor_cached(monkeypatch: pyt
         answer = world.ask(proxy, "steady", b"x" * size)
         world.turn(1)
         error_of(answer, xformd.TooLarge)
-        assert len(proxy._cache) == 0
+        assert len(proxy._results.answers) == 0
     assert not world.is_hit(proxy, poem=b"x" * 1_000)
 
 
@@ -365,7 +384,7 @@ def test_long_poems_that_differ_in_the_middle_have_their_own_results(world: Worl
 
 
 def test_a_cache_that_fails_never_fails_a_request(world: World, proxy: CachingTransformService, log: Log) -> None:
-    proxy._cache.get = proxy._cache.put = lambda *_: 1 / 0  # type: ignore[assignment, method-assign]
+    proxy._results.answers = None  # type: ignore[assignment]
     assert [world.is_hit(proxy), world.is_hit(proxy)] == [False, False]
     call = prepare(proxy)
     answer = call.finish_call(call.run(b"cat"))
@@ -393,6 +412,32 @@ def test_after_an_upgrade_is_noticed_no_old_result_is_returned(world: World, log
     assert not isinstance(prepare(proxy).run(b"owl"), bytes)
 
 
+def test_after_an_upgrade_is_noticed_a_guard_returns_no_old_result_either(world: World) -> None:
+    guarded = GuardedService(world.proxy(), Grant(Identity("ci", ("*",), unix_uid=1), world.clock))
+    result_of(world.ask(guarded, "steady"))
+    assert prepare(guarded).run(b"owl") == b"OWL"
+    world.upgrade("2.0")
+    world.turn(REFRESH_S)
+    assert not isinstance(prepare(guarded).run(b"owl"), bytes)
+
+
+def test_an_upstream_that_does_not_know_it_any_more_lends_it_no_old_results(world: World) -> None:
+    proxy = world.proxy()
+    world.ask(proxy, "steady")
+    assert world.is_hit(proxy)
+    host, factory = world.hosts["one"], world.take_down()
+    world.says("stranger", "{} unauthorized.these credentials are not valid any more")
+    host.factory = world.hosts["stranger"].factory
+    world.turn(REFRESH_S)
+    error = error_of(world.ask(proxy, "steady"), xformd.Unavailable)
+    assert error.message == "an upstream does not know this proxy: its operator has to give it a token (--token-file)"
+    assert json.loads(proxy.listing())["transforms"] == []
+    host.factory = factory
+    host.lose_connections()
+    world.turn(REFRESH_S)
+    assert [world.is_hit(proxy), world.is_hit(proxy)] == [False, True]
+
+
 def test_no_such_transform_makes_it_poll_soon_however_many_there_are(world: World) -> None:
     proxy = world.proxy()
     world.ask(proxy, "steady")
@@ -418,6 +463,107 @@ def test_nothing_is_cached_until_upstreams_agree_on_a_version(world: World) -> N
     assert [world.is_hit(proxy), world.is_hit(proxy)] == [False, True]
 
 
+def install(world: World, version: str, name: str = "one") -> None:
+    """Give an upstream a version of a plugin whose results end with it."""
+
+    @transform(deterministic=True, inline=True)
+    def edition(poem: bytes) -> bytes:
+        return poem + version.encode()
+
+    registry = registry_of(edition, version=version)
+    world.services[name].swap(Generation(registry, InlineRunner(10**6, world.clock, world.clock.seconds)))
+
+
+def test_a_result_of_a_version_that_came_and_went_between_two_polls_is_not_cached(world: World) -> None:
+    install(world, "1.0")
+    proxy = world.proxy()
+    install(world, "2.0")
+    assert result_of(world.ask(proxy, "edition")) == b"owl2.0"
+    install(world, "1.0")
+    assert result_of(world.ask(proxy, "edition")) == b"owl1.0"
+    assert world.ask(proxy, "edition") == b"owl1.0"
+
+
+def test_a_result_of_another_version_makes_it_poll_soon(world: World) -> None:
+    install(world, "1.0")
+    proxy = world.proxy()
+    install(world, "2.0")
+    world.ask(proxy, "edition")
+    world.turn(1)
+    assert json.loads(proxy.listing())["transforms"][0]["version"] == "2.0"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_versions_that_alternate_are_never_mixed(world: World, seed: int) -> None:
+    """Whatever comes from the cache is of the one version that all upstreams have listed."""
+    chance, names, hits = Random(seed), ("one", "two", "three"), 0
+    for name in names[1:]:
+        world.add(name)
+    for name in names:
+        install(world, "1.0", name)
+    proxy = world.proxy(*names)
+    for _ in range(1_000):
+        if chance.random() < 0.04:  # a rolling upgrade, or a way back, that goes on and on
+            install(world, chance.choice(["1.0", "2.0"]), chance.choice(names))
+        if chance.random() < 0.02:
+            world.turn(chance.uniform(0, REFRESH_S))
+        poem = b"%d " % chance.randrange(20)
+        answer = world.ask(proxy, "edition", poem)
+        if isinstance(answer, bytes):
+            versions = {each["version"] for listed in listings(proxy) for each in listed["transforms"]}
+            assert {answer} == {poem + version.encode() for version in versions}
+            hits += 1
+        else:
+            assert result_of(answer) in (poem + b"1.0", poem + b"2.0")
+    assert 50 < hits < 950
+
+
+def test_an_upstream_that_has_the_transform_is_asked_and_no_other(world: World) -> None:
+    world.add("two")
+    install(world, "1.0", "two")
+    proxy = world.proxy("one", "two")
+    for name in ("steady", "edition"):  # each has one of them
+        for number in range(10):
+            assert result_of(world.ask(proxy, name, b"%d " % number)).startswith(b"%d " % number)
+    assert [world.hosts[name].sent.count(b"edition") for name in ("one", "two")] == [0, 10]
+    assert [world.hosts[name].sent.count(b"steady") for name in ("one", "two")] == [10, 0]
+
+
+def test_that_upstreams_differ_is_counted_and_logged_once(world: World, log: Log) -> None:
+    world.add("two")
+    proxy = world.proxy("one", "two")
+    assert json.loads(proxy.listing())["upstreams"] == {"listed": 2, "fingerprints": 1}
+    install(world, "1.0", "two")
+    world.turn(REFRESH_S, times=3)
+    assert json.loads(proxy.listing())["upstreams"] == {"listed": 2, "fingerprints": 2}
+    install(world, "1.0", "one")
+    world.turn(REFRESH_S)
+    told = [line for line in log.lines if line.startswith("the upstreams")]
+    differ = "the upstreams do not all offer the same: 'xformd ping --all' says how they differ"
+    assert told == [differ, "the upstreams offer the same again"]
+
+
+def test_an_upstream_that_gets_a_transform_is_asked_for_it_once_it_has_listed_it(world: World) -> None:
+    world.add("two")
+    install(world, "1.0", "two")
+    proxy = world.proxy("one", "two")
+    result_of(world.ask(proxy, "edition"))
+    install(world, "1.0", "one")
+    world.turn(REFRESH_S)
+    for number in range(20):
+        result_of(world.ask(proxy, "edition", b"%d" % number))
+    assert world.hosts["one"].sent.count(b"edition") > 2
+
+
+def test_each_upstream_is_asked_for_its_list_once_each_time(world: World) -> None:
+    world.add("two")
+    proxy = world.proxy("one", "two")
+    for number in range(5):
+        result_of(world.ask(proxy, "steady", b"%d" % number))
+        world.turn(REFRESH_S)
+    assert [world.hosts[name].sent.count(b"!list") for name in ("one", "two")] == [6, 6]
+
+
 def test_an_upstream_is_polled_soon_after_its_return(world: World) -> None:
     factory = world.take_down()
     proxy = world.proxy()
@@ -435,6 +581,9 @@ def test_an_upstream_that_hangs_delays_neither_the_start_nor_the_others(world: W
     assert not has_fired(started)
     world.turn(LIST_TIMEOUT_S)
     assert has_fired(started)
+    first = world.ask(service, "fickle")
+    world.turn(PATIENCE_S)
+    assert result_of(first) == b"owl"
     assert [world.is_hit(service), world.is_hit(service)] == [False, True]
 
 
@@ -587,3 +736,73 @@ def test_what_is_busy_for_one_client_is_not_for_another(monkeypatch: pytest.Monk
     world.answer_all()
     assert error_of(mine, xformd.Busy)
     assert [result_of(each) for each in (*theirs, more)] == [b"x"] * 3
+
+
+# Traces.
+
+
+class Traced:
+    """A client of a proxy that traces what it is asked."""
+
+    def __init__(self, world: World, service: Any) -> None:
+        self._world = world
+        self.recorder = Recorder()
+        factory = TransformFactory(FinishingService(service), world.limits, world.clock, tracer=self.recorder.tracer)
+        world.hosts["front"] = world.network.host(factory)
+        self._client = xformd.TransformProxy("front", reactor=world.clock)
+
+    def ask(self, spec: str, poem: bytes = b"owl") -> Deferred[bytes]:
+        answer = self._client.xform(spec, poem, traceparent=SAMPLED)
+        self._world.network.pump()
+        self._world.turn(0, times=5)  # on a busy machine, a hit may take longer than a turn
+        return answer
+
+    def cache_of(self, name: str) -> list[Any]:
+        """Return what the cache had for each request for a transform."""
+        attributes = [span.attributes or {} for span in self.recorder.spans if span.name == name]
+        return [each.get("xformd.cache") for each in attributes]
+
+
+def test_a_trace_says_what_the_cache_had_and_goes_on_at_the_upstream(world: World) -> None:
+    traced = Traced(world, world.proxy())
+    for _ in range(2):
+        assert result_of(traced.ask("steady")) == b"OWL"
+    assert result_of(traced.ask("fickle")) == b"owl"
+    assert traced.cache_of("steady") == ["miss", "hit"]
+    assert traced.cache_of("fickle") == ["bypass"]
+    calls = [span.context for span in traced.recorder.spans if span.name == "upstream"]
+    sent = re.findall(rb"traceparent=00-([0-9a-f]*)-([0-9a-f]*)-01", world.hosts["one"].sent)
+    assert sent == [(TRACE_ID.encode(), b"%016x" % call.span_id) for call in calls if call is not None]
+
+
+def test_requests_that_share_a_call_have_one_between_them(world: World) -> None:
+    traced = Traced(world, world.proxy())
+    answers = [traced.ask("later") for _ in range(2)]
+    world.answer_all()
+    assert [result_of(each) for each in answers] == [b"x"] * 2
+    assert sorted(traced.cache_of("later")) == ["miss", "shared"]
+    assert traced.recorder.names.count("upstream") == 1
+
+
+def test_a_failed_call_has_its_error_and_so_has_the_request(world: World) -> None:
+    traced = Traced(world, world.proxy())
+    error_of(traced.ask("uper"), xformd.NoSuchTransform)
+    assert traced.recorder.attributes("upstream")["error.type"] == "no-such-transform"
+    assert traced.recorder.attributes("uper")["error.type"] == "no-such-transform"
+    world.take_down()
+    error_of(traced.ask("fickle"), xformd.Unavailable)
+    assert traced.recorder.attributes("fickle")["error.type"] == "unavailable"
+
+
+def test_a_request_that_its_guard_refuses_has_a_span_too(world: World) -> None:
+    service = GuardedService(world.proxy(), Grant(NOBODY, world.clock))
+    traced = Traced(world, service)
+    error_of(traced.ask("steady"), xformd.Unauthorized)
+    assert traced.recorder.attributes("steady")["error.type"] == "unauthorized"
+    assert traced.recorder.names == ["steady"]
+
+
+def test_a_proxy_that_traces_nothing_passes_its_caller_s_trace_on(world: World) -> None:
+    timing = RequestTiming(traceparent=SAMPLED)
+    result_of(world.ask(world.proxy(), "steady", timing=timing))
+    assert f" traceparent={SAMPLED}.owl".encode() in world.hosts["one"].sent

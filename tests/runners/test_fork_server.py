@@ -11,6 +11,7 @@ import pytest
 from support.live import LiveForkServer, children, descriptors, is_running, live
 from support.processes import wait_until
 from xformd.runners import fork_server as module
+from xformd.runners import messages
 from xformd.wire import netstring
 
 PLUGIN = """
@@ -19,7 +20,10 @@ import xformd
 
 {code}
 
-@xformd.transform
+def load():
+    {load}
+
+@xformd.transform(warm_up=load)
 def {name}(poem: str) -> str:
     return {result}
 
@@ -36,9 +40,10 @@ def forking() -> Iterator[LiveForkServer]:
         yield server
 
 
-def write(folder: Path, name: str, code: str = "", result: str = "poem") -> tuple[str, str]:
-    """Write a plugin with one transform of its name; return its key."""
-    (folder / f"{name}.py").write_text(PLUGIN.format(name=name, code=code, result=result))
+def write(folder: Path, name: str, code: str = "", result: str = "poem", load: str = "") -> tuple[str, str]:
+    """Write a plugin with one transform of its name, which it warms up if there is something to ``load``."""
+    source = PLUGIN.format(name=name, code=code, result=result, load=load or "pass")
+    (folder / f"{name}.py").write_text(source if load else source.replace("(warm_up=load)", ""))
     return f"{name}.py", name
 
 
@@ -181,6 +186,87 @@ def test_a_plugin_folder_that_cannot_be_read_is_logged(forking: LiveForkServer, 
     status, printed = forking.end()
     assert status == 1
     assert error in printed
+
+
+# Warm-ups.
+
+
+def test_plugins_are_warmed_up_once_all_are_imported_and_workers_share_what_they_have_loaded(
+    forking: LiveForkServer, tmp_path: Path
+) -> None:
+    keys = [write(tmp_path, name, load="globals()['PID'] = os.getpid()", result="str(PID)") for name in ("cat", "owl")]
+    *news, loaded = forking.begin(tmp_path)
+    assert news == [{what: list(key)} for what in ("loading", "warming_up") for key in keys]
+    assert "loaded" in loaded
+    assert [forking.worker().text(name) for name in ("cat", "owl", "owl")] == [str(forking.pid)] * 3
+
+
+def test_a_warm_up_that_fails_fails_its_plugin_alone_and_prints_to_the_log(
+    forking: LiveForkServer, tmp_path: Path
+) -> None:
+    write(tmp_path, "owl", load="print('hoo'); sys.exit('no')")
+    write(tmp_path, "cat", load="os.chdir('/')")
+    forking.begin(tmp_path)
+    assert states(forking) == {"owl": ("failed", "warm-up of owl failed: SystemExit: no"), "cat": ("active", "")}
+    forking.finish()
+    assert forking.end() == (0, b"hoo\n")
+
+
+def test_a_plugin_whose_warm_up_ends_the_process_is_the_last_one_that_it_has_named(
+    forking: LiveForkServer, tmp_path: Path
+) -> None:
+    key = write(tmp_path, "owl", load="os.abort()")
+    forking.send_setup(tmp_path)
+    news = {"warming_up": list(key)}
+    assert any(messages.decode_news(forking.receive()) == news for _ in range(10))  # after the imports
+    with pytest.raises(EOFError):
+        forking.receive()
+    assert forking.end()[0] == -signal.SIGABRT
+
+
+def test_a_warm_up_that_leaves_threads_is_left_to_each_worker_and_the_import_is_not(
+    forking: LiveForkServer, tmp_path: Path
+) -> None:
+    load = THREAD.format(seconds=1000) + "; globals()['PIDS'].append(os.getpid())"
+    key = write(tmp_path, "owl", code="PIDS = [os.getpid()]", load=load, result="' '.join(map(str, PIDS))")
+    write(tmp_path, "cat", load="pass")
+    *_, warming_up, late = forking.begin(tmp_path)
+    assert (warming_up, late) == ({"warming_up": list(key)}, {"late": [list(key)]})
+    assert forking.end()[0] == 0
+    with live() as again:
+        news = again.begin(tmp_path, late_warm_up=frozenset({key}))
+        assert {"warming_up": list(key)} not in news
+        worker = again.worker()
+        assert worker.news == [{"warming_up": list(key)}]
+        assert worker.text("owl") == f"{again.pid} {worker.pid}"
+
+
+def test_nothing_is_warmed_up_where_an_import_has_left_threads(forking: LiveForkServer, tmp_path: Path) -> None:
+    write(tmp_path, "cat", load="pass")
+    write(tmp_path, "owl", code=THREAD.format(seconds=1000))
+    assert not [news for news in forking.begin(tmp_path) if "warming_up" in news]
+
+
+def test_only_the_transforms_that_somebody_wants_are_warmed_up(forking: LiveForkServer, tmp_path: Path) -> None:
+    for name in ("cat", "owl"):
+        write(tmp_path, name, load="pass")
+    news = forking.begin(tmp_path, warm_ups=frozenset({"owl"}))
+    assert [each for each in news if "warming_up" in each] == [{"warming_up": ["owl.py", "owl"]}]
+
+
+def test_each_warm_up_may_take_as_much_memory_as_a_job(forking: LiveForkServer, tmp_path: Path) -> None:
+    """Whatever others have loaded; the fork server itself has no limit afterwards."""
+    for name, megabytes in (("ant", 150), ("bee", 150), ("cat", 250)):
+        write(tmp_path, name, load=f"globals()['MODEL'] = bytearray({megabytes} << 20)", result="str(len(MODEL))")
+    forking.begin(tmp_path, memory_bytes=200 << 20)
+    failed = ("failed", "warm-up of cat failed: MemoryError; worker_memory_bytes is too low for it")
+    assert states(forking) == {"ant": ("active", ""), "bee": ("active", ""), "cat": failed}
+    assert forking.worker().text("ant") == str(150 << 20)
+
+
+def test_a_warm_up_may_ask_for_time(forking: LiveForkServer, tmp_path: Path) -> None:
+    write(tmp_path, "owl", load="xformd.set_load_timeout(300)")
+    assert {"timeout_s": 300.0} in forking.begin(tmp_path)
 
 
 # Forking.

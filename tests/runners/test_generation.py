@@ -24,6 +24,8 @@ from xformd.spec import parse
 class Workers(InlineRunner):
     """Stands for workers."""
 
+    size = 1
+
     def __init__(self) -> None:
         super().__init__(1_000_000, Clock())
         self.had_room: list[object] = []

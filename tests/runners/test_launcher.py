@@ -23,7 +23,7 @@ from support.logs import Log
 from support.reactors import FakeProcess, FakeReactor
 from support.registries import plugin_of
 from xformd.config.resources import resident_bytes
-from xformd.plugins.registry import Plugin, PluginKey
+from xformd.plugins.registry import LOADING, WARMING_UP, Plugin, PluginKey
 from xformd.plugins.selection import EVERYTHING
 from xformd.runners import messages
 from xformd.runners.launcher import SLOW_AFTER_S, Launcher
@@ -34,7 +34,7 @@ from xformd.wire import netstring
 SETUP = WorkerSetup(selection=EVERYTHING, max_request_bytes=1_000, max_result_bytes=1_000, memory_bytes=2**30)
 TIMEOUT_S = 60.0
 OWL, CAT = ("x-owl", "owl"), ("x-cat", "cat")
-PLUGINS = {key: plugin_of(distribution=key[0], name=key[1], state="loading") for key in (OWL, CAT)}
+PLUGINS = {key: plugin_of(distribution=key[0], name=key[1], state="loading", reason=LOADING) for key in (OWL, CAT)}
 LABEL = "x-owl 1.0 (owl)"
 
 
@@ -212,8 +212,8 @@ def test_a_plugin_that_hangs_is_named_after_a_second_and_left_out_at_its_time_li
     assert launching.process.stdin_closed
     assert launching.events.heard == []
     launching.end()
-    assert launching.left_out == {OWL: "was not loaded within 60 s"}
-    assert log.lines == [f"plugin {LABEL} was not loaded within 60 s: it is left out"]
+    assert launching.left_out == {OWL: "was not imported within 60 s"}
+    assert log.lines == [f"plugin {LABEL} was not imported within 60 s: it is left out"]
     assert launching.slow == [PLUGINS[OWL]]
 
 
@@ -226,7 +226,7 @@ def test_a_plugin_may_state_its_own_time(launching: Launching, seconds: float) -
     assert not launching.process.stdin_closed
     launching.reactor.advance(0.1)
     launching.end()
-    assert launching.left_out == {OWL: f"was not loaded within {seconds:g} s"}
+    assert launching.left_out == {OWL: f"was not imported within {seconds:g} s"}
 
 
 def test_each_plugin_has_its_whole_time_and_one_that_asks_for_more_gives_it_to_no_other(launching: Launching) -> None:
@@ -260,7 +260,7 @@ def test_a_plugin_that_leaves_threads_is_imported_by_each_worker(launching: Laun
     setup = launching.setup
     assert setup.late == {OWL}
     assert not setup.left_out
-    assert log.lines == [f"plugin {LABEL} leaves threads running when it is imported: each worker imports it"]
+    assert log.lines == [f"plugin {LABEL} leaves threads running when it is imported: that is done in each worker"]
 
 
 def test_a_plugin_that_fails_in_a_worker_is_left_out_too(launching: Launching, log: Log) -> None:
@@ -271,15 +271,68 @@ def test_a_plugin_that_fails_in_a_worker_is_left_out_too(launching: Launching, l
     launching.tell(loaded=True, pid=os.getpid())
     launching.fork()
     launching.events.heard.clear()
-    launching.launcher.leave_out(OWL, "was killed by SIGABRT when a worker imported it")
+    launching.launcher.leave_out(OWL, "was killed by SIGABRT when it was imported in a worker")
     assert launching.process.stdin_closed
     assert launching.events.launch() is None  # it may live on for a moment
     launching.end()
     setup = launching.setup
-    assert dict(setup.left_out) == {OWL: ("failed", "was killed by SIGABRT when a worker imported it")}
+    assert dict(setup.left_out) == {OWL: ("failed", "was killed by SIGABRT when it was imported in a worker")}
     assert setup.late == frozenset()  # else workers would import it all the same
-    assert log.lines[1:] == [f"plugin {LABEL} was killed by SIGABRT when a worker imported it: it is left out"]
+    assert log.lines[1:] == [f"plugin {LABEL} was killed by SIGABRT when it was imported in a worker: it is left out"]
     assert launching.events.heard == ["can launch"]
+
+
+# Warm-ups.
+
+
+def test_a_warm_up_that_ends_the_fork_server_is_named_as_that(launching: Launching, log: Log) -> None:
+    launching.tell(loading=OWL)
+    launching.tell(loading=CAT)
+    launching.tell(warming_up=OWL)
+    launching.end(ProcessTerminated(None, signal.SIGSEGV))
+    assert launching.left_out == {OWL: "was killed by SIGSEGV when it was warmed up"}
+    assert log.lines == [f"plugin {LABEL} was killed by SIGSEGV when it was warmed up: it is left out"]
+
+
+def test_a_warm_up_that_hangs_is_named_after_a_second_and_left_out_at_its_time_limit(launching: Launching) -> None:
+    launching.tell(warming_up=OWL)
+    launching.reactor.advance(SLOW_AFTER_S)
+    assert [plugin.reason for plugin in launching.slow] == [WARMING_UP]
+    launching.reactor.advance(TIMEOUT_S - SLOW_AFTER_S)
+    launching.end()
+    assert launching.left_out == {OWL: "was not warmed up within 60 s"}
+
+
+def test_the_time_that_a_plugin_has_asked_for_at_its_import_is_also_for_its_warm_up(launching: Launching) -> None:
+    launching.tell(loading=OWL)
+    launching.tell(timeout_s=300)
+    launching.tell(loading=CAT)
+    launching.tell(warming_up=OWL)
+    launching.reactor.advance(299)
+    assert not launching.process.stdin_closed
+    launching.reactor.advance(1)
+    launching.end()
+    assert launching.left_out == {OWL: "was not warmed up within 300 s"}
+
+
+def test_a_warm_up_that_leaves_threads_is_left_to_each_worker(launching: Launching, log: Log) -> None:
+    launching.tell(warming_up=OWL)
+    launching.tell(late=[OWL])
+    launching.end()
+    assert launching.events.heard == ["can launch"]
+    setup = launching.setup
+    assert (setup.late, setup.late_warm_up) == (frozenset(), frozenset({OWL}))
+    assert not setup.left_out
+    assert log.lines == [f"plugin {LABEL} leaves threads running when it is warmed up: that is done in each worker"]
+    launching.launcher.leave_out(OWL, "no")
+    launching.end()
+    assert launching.setup.late_warm_up == frozenset()
+
+
+def test_a_plugin_is_named_as_slow_once_however_many_processes_it_holds_up(launching: Launching) -> None:
+    for did in ("imported", "warmed up", "imported", "warmed up"):
+        launching.launcher.is_slow(OWL, did)
+    assert [plugin.progress for plugin in launching.slow] == ["loading", "warming up"]
 
 
 def test_it_starts_again_with_the_plugins_that_are_there_then(loaded: Launching) -> None:

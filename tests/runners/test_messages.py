@@ -1,7 +1,6 @@
 """Messages between a server and its workers: they survive a round trip, and rubbish is recognised."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xformd.plugins.selection import Selection
+from xformd.plugins.settings import Table
 from xformd.runners import messages
 from xformd.runners.messages import WorkerHello, WorkerSetup
+from xformd.spec import parse
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring
+from xformd.wire.session import Request, decode_request
 
 
 def inside(data: bytes) -> bytes:
@@ -23,6 +25,11 @@ def inside(data: bytes) -> bytes:
 
 NAMES = st.text(st.characters(exclude_characters="\0"), min_size=1)
 
+VALUES = st.booleans() | st.integers() | st.text() | st.lists(st.text(), max_size=2)
+TABLES = st.dictionaries(
+    NAMES, st.builds(Table, st.dictionaries(NAMES, VALUES, max_size=2), st.just({"": "x.toml"}), st.text()), max_size=2
+)
+
 SELECTIONS = st.builds(
     Selection,
     distributions=st.none() | st.frozensets(NAMES),
@@ -31,6 +38,8 @@ SELECTIONS = st.builds(
     preferred=st.dictionaries(NAMES, NAMES),
     strict=st.booleans(),
     ignore_unknown=st.booleans(),
+    settings=TABLES,
+    commands=TABLES,
 )
 SIZES = st.integers(1, 2**63)
 
@@ -51,6 +60,8 @@ STATES = st.sampled_from(["failed", "loading"])
         memory_bytes=SIZES,
         left_out=st.dictionaries(KEYS, st.tuples(STATES, st.text())),
         late=st.frozensets(KEYS),
+        late_warm_up=st.frozensets(KEYS),
+        warm_ups=st.none() | st.frozensets(NAMES),
         shows_errors=st.booleans(),
     )
 )
@@ -59,18 +70,33 @@ def test_a_setup_survives_a_round_trip(setup: WorkerSetup) -> None:
     assert messages.decode_setup(inside(messages.encode_setup(setup))) == setup
 
 
+@pytest.mark.parametrize("note", [("batch", 32, 0), ("cancel", 2**53, 0), ("step", 1, 31), ("return", 7, 0)])
+def test_a_note_survives_a_round_trip(note: Any) -> None:
+    assert messages.decode_note(inside(messages.encode_note(*(each for each in note if each)))) == note
+
+
+def test_when_a_step_ran_survives_a_round_trip() -> None:
+    assert messages.decode_run(inside(messages.encode_run(2**53 - 1, 1, 2**63 - 1))) == (2**53 - 1, 1, 2**63 - 1)
+
+
+@pytest.mark.parametrize("string", [b"ran 1 2", b"ran 1 2 -3", b"ran 1 2 3 4", b"1 ok.ran 1 2 3", b"step 1"])
+def test_other_messages_say_of_no_run(string: bytes) -> None:
+    assert messages.decode_run(string) is None
+
+
 @pytest.mark.parametrize(
-    ("encode", "decode", "message"),
-    [
-        *((messages.encode_step, messages.decode_step, step) for step in (0, 1, 31, 999)),
-        (messages.encode_traceback, messages.decode_traceback, SafeTraceback("ValueError", "Traceback:\n  there")),
-        (messages.encode_traceback, messages.decode_traceback, SafeTraceback("E", "", "no \ud800 (/x.py, line 1)")),
-    ],
+    "raised", [SafeTraceback("ValueError", "Traceback:\n  there"), SafeTraceback("E", "", "no \ud800 (/x.py, line 1)")]
 )
-def test_a_message_survives_a_round_trip(
-    encode: Callable[..., bytes], decode: Callable[..., Any], message: Any
-) -> None:
-    assert decode(inside(encode(message))) == message
+def test_a_traceback_survives_a_round_trip(raised: SafeTraceback) -> None:
+    assert messages.decode_traceback(inside(messages.encode_traceback(7, raised))) == (7, raised)
+
+
+def test_several_requests_are_announced_as_a_batch() -> None:
+    requests = [Request(number, parse("upper"), b"a.poem", 100) for number in (7, 8)]
+    note, *strings = netstring.Decoder(10**9).decode(messages.encode_requests(requests))
+    assert messages.decode_note(note) == ("batch", 2, 0)
+    assert [*map(decode_request, strings)] == requests
+    assert inside(messages.encode_requests(requests[:1])) == strings[0]
 
 
 def test_a_hello_survives_a_round_trip() -> None:
@@ -80,6 +106,7 @@ def test_a_hello_survives_a_round_trip() -> None:
 
 NEWS: list[dict[str, Any]] = [
     {"loading": ["x-owl", "é\ud800"]},
+    {"warming_up": ["x-owl", "owl"]},
     {"timeout_s": 300},
     {"timeout_s": 0.5},
     {"late": []},
@@ -105,6 +132,7 @@ MALFORMED_NEWS = [
     b"[]",
     b'{"loading": "owl"}',
     b'{"loading": ["x-owl"]}',
+    b'{"warming_up": ["x-owl", 1]}',
     b'{"timeout_s": "1"}',
     b'{"late": {}}',
     b'{"late": ["owl"]}',
@@ -136,10 +164,10 @@ def test_a_malformed_hello_is_rejected(string: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "string", [b"step ", b"step -1", b"step 1000", b"step 1 ", b"step \xb2", b"1", b"", b"1 ok.step 1"]
+    "string", [b"step ", b"step -1", b"step 1 1000", b"step 1 ", b"step \xb2", b"1", b"", b"1 ok.step 1", b"steps 1"]
 )
-def test_other_messages_are_no_step(string: bytes) -> None:
-    assert messages.decode_step(string) is None
+def test_other_messages_are_no_note(string: bytes) -> None:
+    assert messages.decode_note(string) is None
 
 
 @pytest.mark.parametrize("string", [b"", b"traceback", b"1 ok.traceback {}", b"step 1"])
@@ -151,5 +179,5 @@ def test_other_messages_are_no_traceback(string: bytes) -> None:
     "string", [b"", b"{}", b"[]", b'{"error": 1, "traceback": ""}', b'{"error": ""}', b"\xff", b"[" * 100_000]
 )
 def test_a_malformed_traceback_is_rejected(string: bytes) -> None:
-    with pytest.raises(ValueError, match="a traceback message has an error and a traceback"):
+    with pytest.raises(ValueError, match="a traceback message has an id, an error and a traceback"):
         messages.decode_traceback(b"traceback " + string)

@@ -58,7 +58,7 @@ def test_a_long_poem_goes_to_a_worker_unless_the_operator_keeps_it(placement: Pl
     [
         ("inline", "plian", "inline: no transform 'plian' here; did you mean 'plain'?"),
         ("isolate", "plian", "isolate: no transform 'plian' here; did you mean 'plain'?"),
-        ("isolate", "patient", "isolate: patient is asynchronous and can only run in the server's reactor"),
+        ("isolate", "patient", "isolate: patient awaits Deferreds and can only run in the server's reactor"),
     ],
 )
 def test_an_impossible_placement_is_rejected(setting: str, name: str, message: str) -> None:
@@ -238,6 +238,17 @@ def test_retry_after_is_when_half_are_done(waiting: int, workers: int, mean_job_
         (listing_of(owl="1"), listing_of(owl="2"), "owl is from x-owl 2, not from x-owl 1"),
         (listing_of(owl="1", cat="1"), listing_of(owl="1"), "cat from x-cat 1 is missing"),
         (listing_of(owl="1"), listing_of(owl="1", cat="1"), "cat is new"),
+        (
+            listing_of(owl="1", cat="1"),
+            {
+                **listing_of(owl="1"),
+                "plugins": [
+                    {"distribution": "x-owl", "version": "1", "state": "active", "reason": ""},
+                    {"distribution": "x-cat", "version": "1", "state": "failed", "reason": "warm-up of cat failed: no"},
+                ],
+            },
+            "cat from x-cat 1 is missing: warm-up of cat failed: no",
+        ),
     ],
 )
 def test_the_first_difference_in_plugins_is_named(first: Any, other: Any, difference: str) -> None:

@@ -17,6 +17,7 @@ from xformd.runners import PROGRAM, Caller
 from xformd.runners.policy import MAX_DEATHS, QUARANTINE_S
 from xformd.runners.shares import KILLS_PER_S, MAX_KILLS
 from xformd.runners.supervisor import WATCH_MEMORY_EVERY_S
+from xformd.wire.session import Refusal, Reply
 
 SEGFAULT = "was killed by SIGSEGV"
 
@@ -404,6 +405,11 @@ def test_a_callback_may_run_another_job_or_stop_the_pool(clock: Clock, pool: Poo
     assert clock.getDelayedCalls() == []
 
 
+BATCHES = ("together", "together:width=2", "hastily")
+ON_ASYNCIO = ("call", "look-up")
+SPECS = ("upper", "hasty", "lower+hasty", *BATCHES, *ON_ASYNCIO)
+
+
 class Events(RuleBasedStateMachine):
     """A pool to which anything happens in any order."""
 
@@ -432,7 +438,7 @@ class Events(RuleBasedStateMachine):
     def running(self) -> list[FakeWorker]:
         return [worker for worker in self.pool.workers if not worker.has_ended]
 
-    @rule(spec=st.sampled_from(["upper", "hasty", "lower+hasty"]), has_caller=st.booleans())
+    @rule(spec=st.sampled_from(SPECS), has_caller=st.booleans())
     def run(self, spec: str, has_caller: bool) -> None:
         try:
             result = self.pool.run(spec, b"x", self.asker.caller if has_caller else PROGRAM)
@@ -467,7 +473,16 @@ class Events(RuleBasedStateMachine):
     @rule(data=st.data(), error=st.sampled_from([None, GibberishError("no"), TransformDied("no")]))
     def answer(self, data: st.DataObject, error: XformError | None) -> None:
         worker = data.draw(st.sampled_from(self.busy))
-        worker.refuse(error) if error else worker.answer()
+        request = data.draw(st.sampled_from(worker.running))
+        answer = Refusal(request.id, error) if error is not None else Reply(request.id, request.poem)
+        worker.answer_with(answer)
+        if str(request.spec) in BATCHES and not worker.killed:
+            worker.answer_all()
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data())
+    def fail_batch(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.busy)).return_all()
 
     @precondition(lambda self: self.busy)
     @rule(data=st.data(), step=st.integers(0, 2))
@@ -480,18 +495,30 @@ class Events(RuleBasedStateMachine):
         leave(data.draw(st.sampled_from(self.pool.launcher.alive)))
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), answers=st.booleans())
-    def end(self, data: st.DataObject, answers: bool) -> None:
+    @rule(data=st.data(), answers=st.booleans(), held_s=st.sampled_from([0.0, 5.0]))
+    def end(self, data: st.DataObject, answers: bool, held_s: float) -> None:
         worker = data.draw(st.sampled_from(self.running))
         if answers and worker in self.busy:  # its answer is read together with its end
             worker.disconnect()
-            worker.answer()
+            worker.answer_with(Reply(worker.running[0].id, b"x"))
+        worker.last_step = data.draw(st.integers(0, 3)), held_s
         worker.end()
 
     @invariant()
     def no_more_than_size_run(self) -> None:
         if hasattr(self, "pool"):
-            assert len(self.busy) <= self.size
+            others = [worker for worker in self.busy if str(worker.sent[-1].spec) not in ON_ASYNCIO]
+            assert len(others) <= self.size
+
+    @invariant()
+    def whatever_can_run_does(self) -> None:
+        """Unless it is held, its share waits, or its reader has no room."""
+        if hasattr(self, "pool"):
+            pool = self.pool.pool
+            now = self.clock.seconds()
+            assert (
+                not any(pool._is_open(lane, now) for lane in pool._queue.lanes) or pool._queue.next_s(now) is not None
+            )
 
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
@@ -500,7 +527,7 @@ class Events(RuleBasedStateMachine):
         assert sorted(self.outcomes) == list(range(len(self.results)))
         self.pool.launcher.end_all()
         assert has_fired(stopped)
-        self.clock.pump([1, 1])  # until what comes in floods is logged
+        self.clock.pump([1, 1, 1])  # until what comes in floods is logged
         assert self.clock.getDelayedCalls() == []
 
 

@@ -15,6 +15,7 @@ from support.fakes import SELF_TEST, FakeWorker, Launcher, RecordingJob, listing
 from support.logs import Log
 from xformd import TransformDied
 from xformd.limits import Limits
+from xformd.runners.launcher import SLOW_AFTER_S
 from xformd.runners.messages import WorkerHello
 from xformd.runners.supervisor import (
     MAX_DIFFERING_WORKERS,
@@ -27,7 +28,12 @@ from xformd.runners.supervisor import (
 )
 from xformd.spec import parse
 from xformd.telemetry.status import WorkerHistory
-from xformd.wire.session import Reply
+from xformd.wire.session import Reply, Request
+
+
+def run(slot: WorkerSlot, spec: str, job: RecordingJob) -> None:
+    slot.group = cast(Any, job)
+    slot.run([Request(slot.next_id, parse(spec), b"x")], [job])
 
 
 class Supervised:
@@ -50,16 +56,14 @@ class Supervised:
         self.supervisor.start()
 
     def take(self) -> WorkerSlot:
-        slot = self.supervisor.take()
-        assert slot is not None
-        return slot
+        return self.supervisor.take()
 
     def take_worker(self) -> object:
         return self.take().worker
 
     def take_with_job(self) -> tuple[WorkerSlot, RecordingJob]:
         slot, job = self.take(), RecordingJob()
-        slot.run(parse("upper"), b"x", job)
+        run(slot, "upper", job)
         return slot, job
 
 
@@ -77,14 +81,14 @@ def first(supervised: Supervised) -> FakeWorker:
 
 def test_a_worker_is_idle_once_it_has_passed_its_self_test(clock: Clock, supervised: Supervised) -> None:
     first, second = supervised.workers
-    assert supervised.supervisor.take() is None
+    assert supervised.supervisor.idle == 0
     first.say_hello()
     assert first.sent == [SELF_TEST.request]
     supervised.on_idle.assert_not_called()
     first.answer(SELF_TEST.result)
     supervised.on_idle.assert_called_once_with()
     assert supervised.take_worker() is first
-    assert supervised.supervisor.take() is None
+    assert supervised.supervisor.idle == 0
     second.be_ready()
     (timer,) = clock.getDelayedCalls()  # no start is timed any more, only the next look at the memory of the busy
     assert timer.getTime() == WATCH_MEMORY_EVERY_S
@@ -101,7 +105,7 @@ def test_the_first_ready_worker_tells_its_plugins(supervised: Supervised) -> Non
 def test_a_callback_of_ready_may_stop_at_once(clock: Clock, supervised: Supervised) -> None:
     supervised.supervisor.ready.addCallback(lambda _: supervised.supervisor.stop())
     supervised.workers[0].be_ready()
-    assert supervised.supervisor.take() is None
+    assert supervised.supervisor.idle == 0
     assert clock.getDelayedCalls() == []
 
 
@@ -202,7 +206,7 @@ def test_an_idle_worker_that_is_gone_is_replaced_and_logged(
     supervised: Supervised, first: FakeWorker, log: Log, leave: Callable[[FakeWorker], None], why: str
 ) -> None:
     leave(first)
-    assert supervised.supervisor.take() is None
+    assert supervised.supervisor.idle == 0
     if not first.has_ended:
         first.end()
     first.disconnect()
@@ -218,13 +222,13 @@ def test_a_worker_that_ends_with_its_answer_gets_no_more_work(
     first.disconnect()
     first.answer(b"X")
     supervised.supervisor.release(slot)
-    assert supervised.supervisor.take() is None
+    assert supervised.supervisor.idle == 0
     first.end()
     assert job.heard == [("answered", Reply(2, b"X"))]
     second.say_hello()
     second.disconnect()
     second.answer(SELF_TEST.result)
-    assert supervised.supervisor.take() is None
+    assert supervised.supervisor.idle == 0
     second.end()
     assert [line.partition(";")[0] for line in log.lines] == [
         "worker 100 was killed by SIGSEGV while it was idle",
@@ -258,8 +262,9 @@ def test_a_worker_is_replaced_after_its_last_job(clock: Clock, log: Log) -> None
     worker = supervised.workers[0]
     worker.be_ready()
     for jobs in (1, 2):
-        slot = supervised.take()
+        slot, _ = supervised.take_with_job()
         assert slot.jobs == jobs
+        worker.answer()
         supervised.supervisor.release(slot)
     assert worker.retired == ["has done 2 jobs"]
     assert log.lines == ["worker 100 has done 2 jobs: it is replaced"]
@@ -299,7 +304,7 @@ def test_what_a_transform_loads_on_its_first_run_is_no_growth(clock: Clock) -> N
         assert not worker.killed
         clock.advance(MEASURE_EVERY_S)
         slot = supervised.take()
-        slot.run(parse(names), b"x", RecordingJob())
+        run(slot, names, RecordingJob())
         worker.memory_bytes = memory_bytes
         worker.answer()
         supervised.supervisor.release(slot)
@@ -359,7 +364,7 @@ def test_three_failed_starts_are_reported_and_then_the_first_worker_that_is_read
     ready = supervised.supervisor.ready
     supervised.workers[-1].be_ready()
     assert result_of(ready) == WorkerHello(supervised.workers[-1].pid or 0, {})
-    assert supervised.supervisor.take() is not None
+    assert supervised.supervisor.idle == 1
 
 
 def test_stopping_ends_idle_workers_in_order_and_the_others_at_once(clock: Clock) -> None:
@@ -369,7 +374,11 @@ def test_stopping_ends_idle_workers_in_order_and_the_others_at_once(clock: Clock
     _, job = supervised.take_with_job()  # the second runs it
     stopped = supervised.supervisor.stop()
     assert [bool(worker.killed) for worker in supervised.workers] == [True] * 3
-    assert [worker.retired for worker in supervised.workers] == [["the server is stopping"], [], []]
+    assert [worker.retired for worker in supervised.workers] == [
+        ["the server is stopping"],
+        [],
+        ["the server is stopping"],
+    ]
     supervised.launcher.end_all()
     assert has_fired(stopped)
     assert job.heard == []  # the pool has answered it
@@ -390,7 +399,7 @@ def test_stopping_waits_for_what_starts_the_workers_after_the_last_of_them(super
 def test_fewer_workers_are_kept_and_the_others_end_in_order(supervised: Supervised) -> None:
     for worker in supervised.workers:
         worker.be_ready()
-    supervised.supervisor.reduce(1)
+    supervised.supervisor.resize(1)
     (kept,) = supervised.launcher.alive
     (gone,) = (worker for worker in supervised.workers if worker is not kept)
     assert gone.retired == ["is not needed any more"]
@@ -432,7 +441,7 @@ def test_a_plugin_in_whose_import_a_worker_ends_is_left_out(clock: Clock, log: L
     first.load("x-cat", "cat")
     supervised.launcher.is_loading = True  # anew
     first.end("was killed by SIGABRT")
-    assert supervised.launcher.left_out == {("x-cat", "cat"): "was killed by SIGABRT when a worker imported it"}
+    assert supervised.launcher.left_out == {("x-cat", "cat"): "was killed by SIGABRT when it was imported in a worker"}
     assert log.lines == []  # the launcher says it, and starts again
     assert clock.getDelayedCalls() == []
 
@@ -487,6 +496,53 @@ def test_without_a_plugin_that_was_left_out_workers_are_not_taken_for_others(clo
     assert log.lines == []
 
 
+def test_a_plugin_in_whose_warm_up_a_worker_ends_is_left_out(clock: Clock) -> None:
+    supervised = Supervised(clock, count=1)
+    (first,) = supervised.workers
+    first.load("x-cat", "cat")
+    first.warm_up("x-owl", "owl")
+    supervised.launcher.is_loading = True
+    first.end("was killed by SIGABRT")
+    assert supervised.launcher.left_out == {("x-owl", "owl"): "was killed by SIGABRT when it was warmed up in a worker"}
+
+
+def test_a_warm_up_that_fails_in_a_replacement_is_tried_again(
+    clock: Clock, supervised: Supervised, first: FakeWorker, log: Log
+) -> None:
+    del first  # it is ready
+    supervised.workers[1].warm_up("x-owl", "owl")
+    clock.advance(START_TIMEOUT_S)
+    supervised.workers[1].end(supervised.workers[1].killed[0])
+    assert supervised.launcher.left_out == {}
+    assert log.lines == ["a worker was killed after 60 s when it warmed up x-owl (owl); the next start is in 0.1 s"]
+
+
+def test_what_holds_up_the_first_workers_is_named_and_what_holds_up_replacements_is_not(clock: Clock) -> None:
+    supervised = Supervised(clock, self_test=None)
+    first, second = supervised.workers
+    first.load("x-owl", "owl")
+    clock.advance(SLOW_AFTER_S - 0.1)
+    first.warm_up("x-cat", "cat")
+    clock.advance(SLOW_AFTER_S)
+    assert supervised.launcher.slow == [(("x-cat", "cat"), "warmed up")]
+    first.say_hello()
+    second.warm_up("x-owl", "owl")
+    clock.advance(SLOW_AFTER_S)
+    assert len(supervised.launcher.slow) == 1
+
+
+def test_a_plugin_that_has_asked_for_time_once_has_it_in_every_worker(clock: Clock) -> None:
+    supervised = Supervised(clock, count=2)
+    first, second = supervised.workers
+    first.load("x-owl", "owl")
+    first.ask_for_time(300)
+    second.warm_up("x-owl", "owl")
+    clock.advance(299)
+    assert not second.killed
+    clock.advance(1)
+    assert second.killed == ["was killed after 300 s"]
+
+
 def test_a_worker_that_has_loaded_its_plugins_blames_none(clock: Clock, supervised: Supervised, log: Log) -> None:
     first = supervised.workers[0]
     first.load("x-owl", "owl")
@@ -514,7 +570,7 @@ def test_a_plugin_that_a_worker_imports_has_its_own_time(
     assert worker.killed == [f"was killed after {expected_s:g} s"]
     worker.end()
     assert supervised.launcher.left_out == {
-        ("x-owl", "owl"): f"was killed after {expected_s:g} s when a worker imported it"
+        ("x-owl", "owl"): f"was killed after {expected_s:g} s when it was imported in a worker"
     }
 
 

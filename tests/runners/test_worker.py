@@ -66,8 +66,8 @@ def test_a_forked_child_does_not_answer_too(shared: LiveWorker, poem: bytes) -> 
 
 
 def test_it_names_each_step_but_the_first(shared: LiveWorker) -> None:
-    shared.ask("shout+shout+shout", b"a")
-    assert [messages.decode_step(shared.receive()) for _ in range(2)] == [1, 2]
+    asked = shared.ask("shout+shout+shout", b"a")
+    assert [messages.decode_note(shared.receive()) for _ in range(2)] == [("step", asked, 1), ("step", asked, 2)]
     assert shared.answer() == b"A!!!"
 
 
@@ -106,8 +106,9 @@ def test_what_cannot_fit_is_refused_before_its_first_step(shared: LiveWorker) ->
 
 def test_a_traceback_comes_before_the_refusal_and_without_its_message(worker: LiveWorker) -> None:
     for spec, error in (("broken", "ValueError"), ("leave", "SystemExit")):
-        worker.ask(spec, b"poem")
-        raised = messages.decode_traceback(worker.receive())
+        asked = worker.ask(spec, b"poem")
+        request_id, raised = messages.decode_traceback(worker.receive()) or (0, None)
+        assert request_id == asked
         assert raised is not None
         assert (raised.error, raised.detail) == (error, "")
         assert f", in {spec}\n{error}" in raised.traceback
@@ -121,7 +122,7 @@ def test_who_runs_it_at_home_is_told_in_full_what_a_transform_raised(own: LiveFo
     own.begin(hostile, shows_errors=True)
     worker = own.worker()
     worker.ask("broken", b"poem")
-    raised = messages.decode_traceback(worker.receive())
+    _, raised = messages.decode_traceback(worker.receive()) or (0, None)
     assert raised is not None
     assert re.fullmatch(r"no \\x00 poem \(.*/hostile\.py, line \d+\)", raised.detail)
 
@@ -241,8 +242,8 @@ def test_the_operators_memory_limit_holds_from_the_import_on(
 
 
 def test_one_transforms_memory_limit_does_not_bind_the_next(worker: LiveWorker) -> None:
-    worker.ask("modest+hoard", b"1")
-    assert messages.decode_step(worker.receive()) == 1
+    asked = worker.ask("modest+hoard", b"1")
+    assert messages.decode_note(worker.receive()) == ("step", asked, 1)
     assert f"worker_memory_bytes is {2**30} bytes" in str(worker.answer())
 
 
@@ -295,8 +296,8 @@ def test_each_job_has_an_empty_folder_of_its_own_that_is_gone_afterwards(worker:
     folders = [Path(worker.text("folder", b"the owl")) for _ in range(2)]
     assert folders[0] != folders[1]
     assert not any(folder.exists() for folder in folders)
-    worker.ask("folder+block", b"the owl")
-    assert messages.decode_step(worker.receive()) == 1
+    asked = worker.ask("folder+block", b"the owl")
+    assert messages.decode_note(worker.receive()) == ("step", asked, 1)
     (folder,) = folders[0].parent.iterdir()
     assert (folder / "kept").read_text() == "the owl"
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -432,6 +433,80 @@ def test_a_late_plugin_that_crashes_ends_its_worker_after_it_was_named(own: Live
         worker.begin()
     assert worker.news == [{"loading": ["late.py", "late"]}]
     assert worker.end() == -signal.SIGABRT
+
+
+WARM = """
+import os
+import xformd
+
+MODELS = []
+
+def load():
+    {load}
+
+@xformd.transform(warm_up=load, warm_up_in="worker", memory=100 << 20)
+def warm(poem: str) -> str:
+    return f"{{len(MODELS)}} {{len(bytearray(int(poem or 0)))}}"
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [warm]
+"""
+
+
+def warm(own: LiveForkServer, folder: Path, load: str, **setup: Any) -> LiveWorker:
+    """Ask for a worker that has a transform to warm up."""
+    (folder / "warm.py").write_text(WARM.format(load=load))
+    news = own.begin(folder, **setup)
+    assert not [each for each in news if "warming_up" in each]  # not in the fork server
+    return own.fork()
+
+
+def test_a_worker_warms_up_what_is_for_workers_before_it_says_hello(own: LiveForkServer, tmp_path: Path) -> None:
+    for worker in (warm(own, tmp_path, "MODELS.append(os.getpid())"), own.fork()):
+        assert worker.begin().news == [{"warming_up": ["warm.py", "warm"]}]
+        assert worker.text("warm") == worker.text("warm") == "1 0"
+
+
+def test_a_warm_up_that_fails_in_a_worker_is_in_its_listing(own: LiveForkServer, tmp_path: Path) -> None:
+    worker = warm(own, tmp_path, "raise SystemExit('no')").begin()
+    (failed,) = (each for each in worker.hello.listing["plugins"] if each["state"] == "failed")
+    assert failed["reason"] == "warm-up of warm failed: SystemExit: no"
+    assert isinstance(worker.xform("warm"), NoSuchTransform)
+    assert worker.text("upper", b"a") == "A"
+
+
+def test_a_warm_up_that_crashes_ends_its_worker_after_it_was_named(own: LiveForkServer, tmp_path: Path) -> None:
+    worker = warm(own, tmp_path, "os.abort()")
+    with pytest.raises(EOFError):
+        worker.begin()
+    assert worker.news == [{"warming_up": ["warm.py", "warm"]}]
+    assert worker.end() == -signal.SIGABRT
+
+
+def test_what_a_worker_loads_to_warm_up_is_no_memory_of_its_jobs(own: LiveForkServer, tmp_path: Path) -> None:
+    """Each may have as much; a transform here no more than 100 MiB."""
+    worker = warm(own, tmp_path, "MODELS.append(bytearray(150 << 20))", memory_bytes=200 << 20).begin()
+    assert worker.text("warm", b"%d" % (90 << 20)) == f"1 {90 << 20}"
+    assert isinstance(worker.xform("warm", b"%d" % (110 << 20)), TransformDied)
+
+
+def test_a_warm_up_in_a_worker_that_needs_too_much_memory_names_the_setting(
+    own: LiveForkServer, tmp_path: Path
+) -> None:
+    worker = warm(own, tmp_path, "MODELS.append(bytearray(250 << 20))", memory_bytes=200 << 20).begin()
+    (failed,) = (each for each in worker.hello.listing["plugins"] if each["state"] == "failed")
+    assert failed["reason"] == "warm-up of warm failed: MemoryError; worker_memory_bytes is too low for it"
+
+
+def test_a_plugin_that_each_worker_imports_is_warmed_up_there(own: LiveForkServer, tmp_path: Path) -> None:
+    source = LATE.replace("@xformd.transform", "def load():\n    pass\n\n@xformd.transform(warm_up=load)")
+    (tmp_path / "late.py").write_text(source)
+    own.begin(tmp_path, late=frozenset({("late.py", "late")}))
+    worker = own.worker()
+    key = ["late.py", "late"]
+    assert worker.news == [{"loading": key}, {"timeout_s": 300.0}, {"warming_up": key}]
+    assert worker.text("threads") == "True"
 
 
 # In this process, for what would need a machine set up for it.

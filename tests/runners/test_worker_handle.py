@@ -65,7 +65,7 @@ class Started:
         self.reactor.read()
 
     def run(self, spec: str = "upper", request_id: int = 1) -> None:
-        self.worker.send(Request(request_id, parse(spec), b"x"), self.events)
+        self.worker.send([Request(request_id, parse(spec), b"x")], [self.events])
 
     def print(self, data: bytes) -> None:
         """Print something, however much it is."""
@@ -153,7 +153,7 @@ def test_a_job_hears_of_its_steps_and_its_answer(ready: Started) -> None:
     raised = SafeTraceback("ValueError", "there")
     ready.run("upper+upper")
     assert ready.channel.recv(100_000).endswith(b"1 upper+upper.x,")
-    ready.send(messages.encode_step(1) + messages.encode_traceback(raised) + encode_reply(Reply(1, b"X")))
+    ready.send(messages.encode_note("step", 1, 1) + messages.encode_traceback(1, raised) + encode_reply(Reply(1, b"X")))
     assert ready.heard == [("began", 1), ("raised", raised), ("answered", Reply(1, b"X"))]
 
 
@@ -174,7 +174,12 @@ def test_rubbish_ends_a_busy_worker_and_what_follows_is_ignored(ready: Started, 
 
 
 @pytest.mark.parametrize(
-    "data", [encode_reply(Reply(1, b"X")), messages.encode_step(1), messages.encode_traceback(SafeTraceback("E", ""))]
+    "data",
+    [
+        encode_reply(Reply(1, b"X")),
+        messages.encode_note("step", 1, 1),
+        messages.encode_traceback(1, SafeTraceback("E", "")),
+    ],
 )
 @pytest.mark.parametrize("jobs", [0, 1])
 def test_a_worker_without_a_job_may_send_nothing(ready: Started, data: bytes, jobs: int) -> None:
@@ -285,7 +290,7 @@ def test_a_retired_worker_that_does_not_end_is_killed(ready: Started) -> None:
 def test_messages_that_are_unread_at_its_end_are_passed_on_first(ready: Started) -> None:
     """On a busy machine a death would be blamed on the step before, and the wrong transform quarantined."""
     ready.run("upper+upper")
-    ready.channel.sendall(messages.encode_step(1) + encode_reply(Reply(1, b"X")))
+    ready.channel.sendall(messages.encode_note("step", 1, 1) + encode_reply(Reply(1, b"X")))
     ready.end(b"11")
     told = [("disconnected", None), ("began", 1), ("answered", Reply(1, b"X")), ("ended", "was killed by SIGSEGV")]
     assert ready.heard == told

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import attrs
 import pytest
@@ -23,12 +24,13 @@ from xformd.config import Settings
 from xformd.errors import ConfigError, NoSuchTransform, Unavailable
 from xformd.limits import Limits
 from xformd.plugins import listing, loader
-from xformd.plugins.registry import BUILT_IN, Conflict, Entry, Plugin, PluginKey, Registry
-from xformd.plugins.selection import Selection
+from xformd.plugins.registry import BUILT_IN, LOADING, WARMING_UP, Conflict, Entry, Plugin, PluginKey, Registry
+from xformd.plugins.selection import Selection, check_required
 from xformd.runners.messages import WorkerSetup
 from xformd.runners.policy import Placement
 from xformd.server.reload import Reloader, choose_self_test, what_breaks, what_changes
 from xformd.spec import parse
+from xformd.telemetry.reloads import ReloadOutcome
 
 
 @transform
@@ -51,10 +53,11 @@ class Loading(Launcher):
         self._plugins = plugins
         self._on_slow = on_slow
 
-    def find_slow(self, plugin: Plugin) -> None:
+    def find_slow(self, plugin: Plugin, reason: str = LOADING) -> None:
         """Take long to load a plugin."""
         failed = {key: ("failed", why) for key, why in self.left_out.items()}
-        self._on_slow(self._plugins[plugin.key], {**self.setup.left_out, **failed})
+        slow = attrs.evolve(self._plugins[plugin.key], state="loading", reason=reason, transforms=())
+        self._on_slow(slow, {**self.setup.left_out, **failed})
 
     @property
     def left_out_at_start(self) -> set[str]:
@@ -72,15 +75,28 @@ class Loading(Launcher):
 class Site:
     """A reloader whose workers are fake, on a machine whose plugins the test changes."""
 
-    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch, *, local: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        local: bool = False,
+        warm_ups: frozenset[str] | None = None,
+        **settings: Any,
+    ) -> None:
         self.installed: Registry | Exception = settings.pop("installed", FIRST)
         self.launchers: list[Loading] = []
         monkeypatch.setattr("xformd.server.reload.Launcher", self._launcher)
-        monkeypatch.setattr(loader, "find", lambda _: self._plugins())
+        monkeypatch.setattr(loader, "find", self._find)
         monkeypatch.setattr(loader, "load", lambda _, known=None, **others: NONE if known is not None else self._load())
-        self.reloader = Reloader(Settings(**{"workers": 1, **settings}), clock, is_local=local)
+        self.settings = Settings(**{"workers": 1, **settings})
+        more: Any = {"is_local": local, "warm_ups": warm_ups, "read_again": self._read_again}
+        self.reloader = Reloader(self.settings, clock, **more)
         self.service = self.reloader.service
         self.started: Deferred[None] = Deferred()
+
+    def _read_again(self) -> Settings:
+        return self.settings
 
     def _launcher(self, setup: WorkerSetup, _: float, plugins: Any, on_slow: Any, reactor: object) -> Loading:
         del reactor
@@ -92,8 +108,11 @@ class Site:
             raise self.installed
         return self.installed
 
-    def _plugins(self) -> tuple[Plugin, ...]:
-        return () if isinstance(self.installed, Exception) else self.installed.plugins
+    def _find(self, selection: Selection) -> tuple[Plugin, ...]:
+        plugins = () if isinstance(self.installed, Exception) else self.installed.plugins
+        if not selection.ignore_unknown:
+            check_required(selection, plugins)
+        return plugins
 
     @property
     def workers(self) -> list[FakeWorker]:
@@ -227,6 +246,20 @@ def test_a_reload_that_would_break_a_transform_changes_nothing(site: Site, log: 
     assert site.xform("plain")
 
 
+def test_a_reload_without_what_is_required_by_then_changes_nothing(site: Site, log: Log) -> None:
+    before = site.alive
+    site.settings = attrs.evolve(site.settings, selection=Selection(required=frozenset({"xformd-verses>=2"})))
+    site.reload(SECOND)
+    assert log.lines == [
+        "not reloaded: xformd-verses>=2: version 1.0 is installed; run: pip install 'xformd-verses>=2'",
+        "not reloaded: require: what is installed is not what is required",
+    ]
+    assert (site.alive, "other" in site.service.registry.entries) == (before, False)
+    site.settings = attrs.evolve(site.settings, selection=Selection(required=frozenset({"xformd-verses<2"})))
+    site.reload(SECOND)
+    assert "other" in site.service.registry.entries
+
+
 @pytest.mark.parametrize("error", [ConfigError("no such folder"), ValueError("a bug")])
 def test_a_reload_that_cannot_load_changes_nothing(site: Site, log: Log, error: Exception) -> None:
     before = site.alive
@@ -278,7 +311,7 @@ def test_a_plugin_that_the_server_cannot_import_is_failed_with_the_reason(make: 
     site.reloader.start()
     site.say_hello(FIRST)
     (plugin,) = site.service.registry.plugins
-    reason = "it runs in the server, which cannot import it: import of verses failed: no"
+    reason = "it runs in the server, which cannot load it: import of verses failed: no"
     assert (plugin.state, plugin.reason) == ("failed", reason)
     for name in ("plain", "quick"):
         with pytest.raises(NoSuchTransform) as raised:
@@ -389,6 +422,20 @@ def test_without_workers_a_reload_switches_at_once(make: Callable[..., Site], lo
     site.stop()
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (1, 3), (3, 1)])
+def test_a_reload_changes_how_many_workers_there_are(
+    make: Callable[..., Site], before: int, after: int, clock: Clock
+) -> None:
+    site = make(workers=before).start()
+    site.settings = attrs.evolve(site.settings, workers=after)
+    site.reload(SECOND)
+    assert len(site.alive) == (after and after + 1)  # with the spare one
+    result = site.xform("plain")
+    assert (result == b"a") is (after == 0)
+    site.stop()
+    assert clock.getDelayedCalls() == []
+
+
 def test_a_reload_keeps_the_transforms_that_the_operator_places(make: Callable[..., Site], log: Log) -> None:
     site = make(isolate=frozenset({"quick"})).start()
     site.reload(registry_of(plain))
@@ -396,10 +443,60 @@ def test_a_reload_keeps_the_transforms_that_the_operator_places(make: Callable[.
     assert "quick" in site.service.registry.entries
 
 
+# Settings.
+
+
+def test_a_reload_changes_what_may_change_and_names_what_needs_a_restart(site: Site, log: Log) -> None:
+    limits = Limits(transform_timeout_s=2, max_result_bytes=7, listen_backlog=5)
+    site.settings = attrs.evolve(site.settings, limits=limits, workers=3, http=(), log_format="json")
+    given: list[Settings] = []
+    site.reloader.on_change = given.append
+    site.reload(SECOND)
+    changed = Limits(transform_timeout_s=2, max_result_bytes=7)
+    (settings,) = given
+    assert (settings.limits, settings.log_format, settings.workers) == (changed, "json", 3)
+    assert (site.service.limits, site.service.max_result_bytes) == (changed, 7)
+    assert site.launchers[-1].setup.max_result_bytes == 7
+    assert log.lines[1:] == [
+        "changed settings: workers, log_format, max_result_bytes, transform_timeout_s",
+        "changed settings that need a restart: http, listen_backlog",
+    ]
+    log.clear()
+    site.reload(SECOND)  # they still do
+    assert log.lines[1:] == ["changed settings that need a restart: http, listen_backlog"]
+
+
+def test_a_reload_that_is_refused_changes_no_setting(site: Site, log: Log) -> None:
+    before = site.service.limits
+    site.settings = attrs.evolve(site.settings, limits=Limits(max_queue=7))
+    site.reload(FAILED)
+    assert (site.service.limits, site.reloader.status().max_queue) == (before, before.max_queue)
+    site.reload(FIRST)
+    assert (site.service.limits.max_queue, site.reloader.status().max_queue) == (7, 7)
+
+
+def test_a_setting_that_cannot_be_used_fails_a_reload(site: Site, log: Log) -> None:
+    def refuse(settings: Settings) -> None:
+        raise ConfigError("cannot open it", setting="log_file")
+
+    before = [*site.alive]
+    site.reloader.on_change = refuse
+    reloading = site.reloader.reload()
+    site.say_hello()
+    assert result_of(reloading) == ReloadOutcome(errors=("log_file: cannot open it",))
+    assert site.alive == before
+
+
+def test_settings_that_cannot_be_read_fail_a_reload(site: Site, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site.reloader, "_read_again", Mock(side_effect=ConfigError("xformd.toml, line 2: no")))
+    assert result_of(site.reloader.reload()).errors == ("xformd.toml, line 2: no",)
+    assert log.lines == ["not reloaded: xformd.toml, line 2: no"]
+
+
 # The start.
 
 
-LEFT_OUT = attrs.evolve(FIRST.plugins[0], state="loading", reason="it takes long to be loaded", transforms=())
+LEFT_OUT = attrs.evolve(FIRST.plugins[0], state="loading", reason=LOADING, transforms=())
 OWL = plugin_of(other, name="owl", distribution="x-owl")
 CAT = plugin_of(attrs.evolve(other, name="purr"), name="cat", distribution="x-cat")
 
@@ -568,21 +665,21 @@ def slow(make: Callable[..., Site], log: Log) -> Iterator[Site]:
 
 
 def test_the_others_work_while_a_slow_plugin_is_loaded_and_then_it_joins(slow: Site, log: Log) -> None:
-    assert log.lines == ["plugin x-owl 1.0 (owl) is still being loaded after 1 s"]
+    assert log.lines == ["plugin x-owl 1.0 (owl) is still loading after 1 s"]
     assert not has_fired(slow.started)
     complete, without = slow.launchers
-    assert dict(without.setup.left_out) == {OWL.key: ("loading", "it takes long to be loaded")}
+    assert dict(without.setup.left_out) == {OWL.key: ("loading", LOADING)}
     without.say_hello(loading(VERSES, without=[OWL]))
     assert result_of(slow.started) is None
     assert slow.xform("quick") == b"a"
     with pytest.raises(Unavailable, match=r"no transform 'other' here yet: .*x-owl 1.0 \(owl\)") as caught:
         slow.xform("other")
     assert caught.value.retry_after_ms is not None
-    assert slow.reloader.status().loading == ("x-owl 1.0 (owl)",)
+    assert slow.reloader.status().loading == "still loading x-owl 1.0 (owl)"
     running = slow.xform("plain", b"poem")
     (busy,) = (worker for worker in without.alive if worker.sent)
     complete.say_hello(ALL)
-    assert slow.reloader.status().loading == ()
+    assert slow.reloader.status().loading == ""
     assert log.lines[1:] == ["plugin x-owl 1.0 (owl) is loaded"]
     assert slow.xform("other", b"x")
     assert without.alive == [busy]  # no request notices
@@ -639,7 +736,81 @@ def test_a_reload_gives_up_a_slow_start(slow: Site, log: Log) -> None:
     assert has_fired(reloaded)
     assert log.lines == ["reloaded: 2 transforms from 1 plugins", "x-owl: 1.0 -> removed"]
     assert without.alive == []
-    assert slow.reloader.status().loading == ()
+    assert slow.reloader.status().loading == ""
+
+
+def test_a_plugin_that_has_been_imported_is_known_to_warm_up(slow: Site) -> None:
+    complete, without = slow.launchers
+    without.say_hello(loading(VERSES, without=[OWL]))
+    assert slow.service.missing() == "still loading x-owl 1.0 (owl)"
+    complete.find_slow(OWL, WARMING_UP)
+    assert len(slow.launchers) == 2
+    assert slow.service.missing() == slow.reloader.status().loading == "still warming up x-owl 1.0 (owl)"
+    with pytest.raises(Unavailable, match=r"no transform 'other' here yet: still warming up x-owl 1.0 \(owl\)"):
+        slow.xform("other")
+    assert slow.xform("quick") == b"a"
+
+
+def test_the_others_work_while_a_plugin_warms_up(make: Callable[..., Site], log: Log) -> None:
+    site = make(installed=of_plugins(VERSES, OWL))
+    started = site.reloader.start()
+    site.launchers[0].find_slow(OWL, WARMING_UP)
+    assert log.lines == ["plugin x-owl 1.0 (owl) is still warming up after 1 s"]
+    assert dict(site.launchers[1].setup.left_out) == {OWL.key: ("loading", WARMING_UP)}
+    site.launchers[1].say_hello(loading(VERSES, without=[OWL]))
+    assert result_of(started) is None
+    log.clear()
+    site.launchers[0].say_hello(of_plugins(VERSES, attrs.evolve(OWL, warm_up_time_s=2.04)))
+    assert log.lines == ["plugin x-owl 1.0 (owl) is loaded", "plugin x-owl 1.0 (owl) took 2.0 s to warm up"]
+    site.stop()
+
+
+# Warm-ups in the server.
+
+
+def loads_of(*transforms: Transform) -> tuple[list[str], Registry]:
+    """Return a plugin of transforms that are warmed up, and the names of those that have been."""
+    calls: list[str] = []
+    warmed = (attrs.evolve(each, warm_up=functools.partial(calls.append, each.name)) for each in transforms)
+    return calls, registry_of(*warmed)
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(1, ["quick"]), (0, ["plain", "quick"])])
+def test_what_runs_in_the_server_is_warmed_up_there_once(
+    make: Callable[..., Site], workers: int, expected: list[str]
+) -> None:
+    calls, registry = loads_of(plain, quick)
+    site = make(workers=workers, installed=registry).start()
+    assert calls == expected
+    site.reload(registry)
+    assert calls == expected
+    site.stop()
+
+
+def test_only_what_somebody_wants_is_warmed_up(make: Callable[..., Site]) -> None:
+    calls, registry = loads_of(plain, quick)
+    site = make(workers=0, installed=registry, warm_ups=frozenset({"quick"})).start()
+    assert calls == ["quick"]
+    assert site.launchers[0].setup.warm_ups == frozenset({"quick"})
+    site.stop()
+
+
+def test_a_plugin_whose_warm_up_fails_in_the_server_alone_has_failed(make: Callable[..., Site]) -> None:
+    def load() -> None:
+        raise OSError("no such device")
+
+    site = make(installed=registry_of(attrs.evolve(quick, warm_up=load))).start()
+    (plugin,) = site.service.registry.with_state("failed")
+    reason = "it runs in the server, which cannot load it: warm-up of quick failed: OSError: no such device"
+    assert plugin.reason == reason
+    site.stop()
+
+
+def test_a_reload_whose_warm_up_fails_changes_nothing(site: Site, log: Log) -> None:
+    reason = "warm-up of plain failed: OSError: no such file"
+    site.reload(registry_of(state="failed", reason=reason))
+    assert f"not reloaded: transform plain: plugin xformd-verses 1.0 (verses) failed: {reason}" in log.lines
+    assert "plain" in site.service.registry.entries
 
 
 def test_a_stop_during_a_slow_start_ends_everything(slow: Site, log: Log) -> None:
@@ -673,9 +844,9 @@ def test_several_slow_plugins_are_left_out_one_after_the_other_until_something_w
     complete.find_slow(CAT)  # something works already
     assert len(site.launchers) == 3
     site.launchers[1].say_hello(loading(VERSES, CAT, without=[OWL]))
-    assert site.reloader.status().loading == ("x-owl 1.0 (owl)",)
+    assert site.reloader.status().loading == "still loading x-owl 1.0 (owl)"
     complete.say_hello(ALL)
-    assert site.reloader.status().loading == ()
+    assert site.reloader.status().loading == ""
     assert site.launchers[1].alive == site.launchers[2].alive == []
     site.stop()
 
@@ -688,7 +859,7 @@ def test_what_does_without_more_never_takes_over_from_what_does_without_less(mak
     _, without_owl, without_both = site.launchers
     without_owl.say_hello(loading(VERSES, CAT, without=[OWL]))
     without_both.say_hello(loading(VERSES, without=[OWL, CAT]))
-    assert site.reloader.status().loading == ("x-owl 1.0 (owl)",)
+    assert site.reloader.status().loading == "still loading x-owl 1.0 (owl)"
     assert without_both.alive == []
     site.stop()
 
@@ -706,7 +877,7 @@ def test_a_plugin_that_is_slow_at_a_reload_is_named_and_waited_for(site: Site, l
     site.installed = of_plugins(VERSES, OWL)
     reloaded = site.reloader.reload()
     site.launchers[1].find_slow(OWL)
-    assert log.lines == ["plugin x-owl 1.0 (owl) is still being loaded after 1 s"]
+    assert log.lines == ["plugin x-owl 1.0 (owl) is still loading after 1 s"]
     assert len(site.launchers) == 2
     assert site.xform("quick") == b"a"
     site.say_hello()
@@ -788,3 +959,100 @@ def test_what_a_reload_has_changed() -> None:
     assert [*what_changes(loose, Registry({}, ()))][1:] == ["owl.py: installed -> removed"]
     lines = [*what_changes(Registry({}, ()), FAILED)]
     assert lines[1:] == ["xformd-verses: not installed -> 1.0"]
+
+
+# What is tried first.
+
+
+@transform(examples=[("Owl", "owl")])
+def lower(poem: str) -> str:
+    return poem.lower()
+
+
+LOWER = registry_of(lower)
+
+
+def reload_lower(site: Site, new: bytes, old: bytes | None = None) -> ReloadOutcome:
+    """Reload, and have the new workers answer the example, and then the old ones, if they should be asked."""
+    before = {*site.workers}
+    reloaded = site.reloader.reload()
+    site.say_hello()
+    next(worker for worker in site.alive if worker not in before and worker.running).answer(new)
+    if old is not None:
+        next(worker for worker in site.alive if worker in before and worker.running).answer(old)
+    outcome: ReloadOutcome = result_of(reloaded)
+    return outcome
+
+
+def test_a_reload_whose_examples_hold_takes_over(make: Callable[..., Site]) -> None:
+    site = make(installed=LOWER).start()
+    assert reload_lower(site, b"owl").errors == ()
+    assert len(site.launchers) == 2
+    site.stop()
+
+
+def test_a_reload_is_refused_if_an_example_fails_that_did_not_before(make: Callable[..., Site], log: Log) -> None:
+    site = make(installed=LOWER).start()
+    running = {*site.alive}
+    outcome = reload_lower(site, b"OWL", b"owl")
+    advice = 'mend the plugin, or set reload_check = "off"'
+    assert outcome.errors == (
+        "lower('Owl') gave 'OWL', not 'owl'",
+        f"examples fail that did not fail before: {advice}",
+    )
+    assert running <= {*site.alive}
+    answer = site.xform("lower", b"A")
+    next(worker for worker in running if worker.running).answer(b"a")
+    assert result_of(answer) == b"a"
+    assert "not reloaded: lower('Owl') gave 'OWL', not 'owl'" in log.lines
+    site.stop()
+
+
+def test_more_transforms_than_the_queue_has_room_for_are_tried(make: Callable[..., Site]) -> None:
+    many = registry_of(*(attrs.evolve(lower, name=name) for name in ("one", "two", "three", "four")))
+    site = make(installed=many, limits=Limits(max_queue=1)).start()
+    before, reloaded = {*site.workers}, site.reloader.reload()
+    site.say_hello()
+    for _ in range(4):
+        if not reloaded.called:
+            next(worker for worker in site.alive if worker not in before and worker.running).answer(b"owl")
+    assert result_of(reloaded).errors == ()
+    site.stop()
+
+
+def test_an_example_that_failed_before_is_no_reason_against_a_reload(make: Callable[..., Site]) -> None:
+    site = make(installed=LOWER).start()
+    assert reload_lower(site, b"OWL", b"OWL").errors == ()
+    site.stop()
+
+
+def test_a_server_that_is_too_busy_to_try_an_example_is_no_excuse(
+    make: Callable[..., Site],
+) -> None:
+    site = make(installed=LOWER, limits=Limits(max_queue=1)).start()
+    waiting = [site.xform("lower", b"A") for _ in range(2)]
+    assert reload_lower(site, b"OWL").errors[0] == "lower('Owl') gave 'OWL', not 'owl'"
+    for each in waiting:
+        each.addErrback(lambda _: None)
+    site.stop()
+
+
+def test_a_changed_example_must_hold(make: Callable[..., Site]) -> None:
+    site = make(installed=LOWER).start()
+    site.installed = registry_of(attrs.evolve(lower, examples=(Example("Owl", "OWL!"),)))
+    assert reload_lower(site, b"owl").errors[0] == "lower('Owl') gave 'owl', not 'OWL!'"
+    site.stop()
+
+
+def test_a_new_transform_must_hold_its_examples(make: Callable[..., Site]) -> None:
+    site = make(installed=registry_of(plain)).start()
+    site.installed = registry_of(plain, lower)
+    assert reload_lower(site, b"OWL").errors != ()
+    site.stop()
+
+
+def test_examples_are_not_tried_where_the_operator_does_not_want_it(make: Callable[..., Site]) -> None:
+    site = make(installed=LOWER, reload_check="off").start()
+    site.reload(LOWER)
+    assert all(worker.sent == [] for worker in site.workers)
+    site.stop()

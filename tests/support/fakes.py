@@ -40,7 +40,32 @@ def hasty(poem: str) -> str:
     return poem
 
 
-REGISTRY = registry_of(upper, lower, hasty)
+@transform(batch=4, batch_wait_s=0.005)
+def together(poems: list[str], *, width: int = 0) -> list[str]:
+    return poems
+
+
+@transform(batch=4, timeout=2)
+def hastily(poems: list[str]) -> list[str]:
+    return poems
+
+
+@transform(concurrency=2)
+async def call(poem: str) -> str:
+    return poem
+
+
+@transform(concurrency=4, deterministic=True, timeout=2)
+async def look_up(poem: str, *, width: int = 0) -> str:
+    return poem
+
+
+@transform
+async def patiently(poem: str) -> str:
+    return poem
+
+
+REGISTRY = registry_of(upper, lower, hasty, together, hastily, call, look_up, patiently)
 
 SELF_TEST = SelfTest(Request(1, parse("upper"), b"owl"), b"OWL")
 
@@ -64,11 +89,21 @@ class RecordingJob:
     def began(self, step: int) -> None:
         self.heard.append(("began", step))
 
+    def ran(self, start_ns: int, end_ns: int) -> None:
+        self.heard.append(("ran", (start_ns, end_ns)))
+
     def raised(self, raised: SafeTraceback) -> None:
         self.heard.append(("raised", raised))
 
     def answered(self, answer: Reply | Refusal) -> None:
         self.heard.append(("answered", answer))
+
+    def returned(self) -> None:
+        self.heard.append(("returned", None))
+
+    @property
+    def is_idle(self) -> bool:
+        return False
 
     def died(self, reason: str) -> None:
         self.heard.append(("died", reason))
@@ -89,22 +124,27 @@ class FakeWorker:
         self.has_ended = False
         self.is_disconnected = False
         self.listing: Mapping[str, Any] = {}
-        self._job: Job | None = None
+        self.cancelled: list[int] = []
+        self.last_step = 0, 0.0
+        self._jobs: dict[int, Job] = {}
 
     # What the server does with it.
 
     def cpu_s(self) -> float:
         return 0.25 * len(self.sent)
 
-    def send(self, request: Request, job: Job) -> None:
+    def send(self, requests: Sequence[Request], jobs: Sequence[Job]) -> None:
         is_useless = self.has_ended or self.is_disconnected or self.killed
         assert not is_useless, "a worker that is about to end was given a job"
-        self.sent.append(request)
-        self._job = job
+        self.sent += requests
+        self._jobs.update(zip((request.id for request in requests), jobs, strict=True))
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
 
     def kill(self, why: str) -> None:
         self.killed.append(why)
-        self._job = None
+        self._jobs.clear()
 
     def retire(self, why: str) -> None:
         self.retired.append(why)
@@ -123,34 +163,58 @@ class FakeWorker:
         self.say_hello()
         self.answer(SELF_TEST.result)
 
-    def answer(self, poem: bytes | None = None) -> None:
-        """Answer the last request, by default with its own poem."""
-        last = self.sent[-1]
-        self._end_job(Reply(last.id, last.poem if poem is None else poem))
+    @property
+    def running(self) -> list[Request]:
+        """The requests that it has not answered."""
+        return [request for request in self.sent if request.id in self._jobs]
 
-    def refuse(self, error: Any) -> None:
-        self._end_job(Refusal(self.sent[-1].id, error))
+    def answer(self, poem: bytes | None = None, of: bytes | None = None) -> None:
+        """Answer the last request, or one ``of`` a poem, by default with its own poem."""
+        request = self._request(of)
+        self._jobs.pop(request.id).answered(Reply(request.id, request.poem if poem is None else poem))
 
-    def _end_job(self, answer: Reply | Refusal) -> None:
-        job, self._job = self._job, None
-        assert job is not None
-        job.answered(answer)
+    def refuse(self, error: Any, of: bytes | None = None) -> None:
+        request = self._request(of)
+        self._jobs.pop(request.id).answered(Refusal(request.id, error))
+
+    def answer_with(self, answer: Reply | Refusal) -> None:
+        self._jobs.pop(answer.id).answered(answer)
+
+    def answer_all(self) -> None:
+        """Answer a batch."""
+        for request in self.running:
+            if request.id in self._jobs:
+                self._jobs.pop(request.id).answered(Reply(request.id, request.poem))
+
+    def return_all(self) -> None:
+        """Say that a batch has failed."""
+        for request in self.running:
+            if request.id in self._jobs:
+                self._jobs.pop(request.id).returned()
+
+    def _request(self, poem: bytes | None) -> Request:
+        if poem is None:
+            return self.sent[-1]
+        (request,) = [each for each in self.running if each.poem == poem]
+        return request
 
     def raised(self, raised: SafeTraceback) -> None:
-        assert self._job is not None
-        self._job.raised(raised)
+        self._jobs[self.sent[-1].id].raised(raised)
 
     def load(self, *key: str) -> None:
         """Begin to import a plugin."""
         self._events.worker_loading(self, {"loading": list(key)})
+
+    def warm_up(self, *key: str) -> None:
+        """Begin to warm up a plugin."""
+        self._events.worker_loading(self, {"warming_up": list(key)})
 
     def ask_for_time(self, seconds: float) -> None:
         """Ask for this long for the plugin that it imports."""
         self._events.worker_loading(self, {"timeout_s": seconds})
 
     def begin(self, step: int) -> None:
-        assert self._job is not None
-        self._job.began(step)
+        self._jobs[self.sent[-1].id].began(step)
 
     def send_rubbish(self) -> None:
         """Send something that nobody asked for, as far as the supervisor hears of it."""
@@ -165,7 +229,7 @@ class FakeWorker:
     @property
     def has_job(self) -> bool:
         """Whether it runs a job other than its self-test."""
-        return len(self.sent) > 1 and self._job is not None
+        return len(self.sent) > 1 and bool(self._jobs)
 
     def end(self, reason: str = "was killed by SIGSEGV") -> None:
         assert not self.has_ended
@@ -181,6 +245,8 @@ class Launcher:
         self.error: OSError | None = None
         self.is_loading = False
         self.left_out: dict[PluginKey, str] = {}
+        self.timeouts_s: dict[PluginKey, float] = {}
+        self.slow: list[tuple[PluginKey, str]] = []
         self.started_again: list[str] = []
         self.events: Any = None
 
@@ -197,6 +263,9 @@ class Launcher:
 
     def leave_out(self, key: PluginKey, reason: str) -> None:
         self.left_out[key] = reason
+
+    def is_slow(self, key: PluginKey, did: str) -> None:
+        self.slow.append((key, did))
 
     def end(self, why: str) -> None:
         self.started_again.append(why)
@@ -227,7 +296,9 @@ class Asker:
 class Pool:
     """A pool of fake workers."""
 
-    def __init__(self, clock: Clock, size: int = 1, self_test: SelfTest | None = SELF_TEST, **limits: Any) -> None:
+    def __init__(
+        self, clock: Clock, size: int = 1, self_test: SelfTest | None = SELF_TEST, spares: int = 1, **limits: Any
+    ) -> None:
         self.launcher = Launcher()
         self.history = WorkerHistory()
         self.pool = WorkerPool(
@@ -237,8 +308,8 @@ class Pool:
             limits=Limits(**limits),
             clock=clock,
             history=self.history,
+            spares=spares,
         )
-
         self.workers = self.launcher.workers
 
     def start(self) -> "Pool":
@@ -253,13 +324,23 @@ class Pool:
             if worker.pid is None:
                 worker.be_ready()
 
-    def run(self, spec: str = "upper", poem: bytes = b"a", caller: Caller = PROGRAM) -> Deferred[bytes]:
-        return self.pool.run(calls_of(spec), poem, caller)
+    def run(
+        self, spec: str = "upper", poem: bytes = b"a", caller: Caller = PROGRAM, timeout_s: float | None = None
+    ) -> Deferred[bytes]:
+        return self.pool.run(calls_of(spec), poem, caller, timeout_s=timeout_s)
+
+    def run_all(self, spec: str, *poems: bytes, caller: Caller = PROGRAM) -> list[Deferred[bytes]]:
+        return [self.run(spec, poem, caller) for poem in poems]
 
     def worker_of(self, poem: bytes) -> FakeWorker:
-        """Return the worker that was given this poem last."""
-        (worker,) = [w for w in self.launcher.alive if len(w.sent) > 1 and w.sent[-1].poem == poem]
+        """Return the worker that runs the job with this poem."""
+        (worker,) = [w for w in self.launcher.alive if any(request.poem == poem for request in w.running)]
         return worker
+
+    def groups(self) -> list[list[bytes]]:
+        """Return the poems of the jobs that run, together by worker."""
+        running = [[request.poem for request in worker.running] for worker in self.launcher.alive]
+        return sorted(poems for poems in running if poems)
 
     def poems(self) -> list[bytes]:
         """Return the poem of every job that was ever started, worker by worker."""

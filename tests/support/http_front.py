@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
 
+from support.deferreds import result_of
 from support.memory import HERE, MemoryServer
 from support.wires import Wire
 from xformd import GibberishError, transform
-from xformd.http.application import HttpDependencies, make_application
+from xformd.access.guard import Access, GuardedService
+from xformd.counting import CountingService
+from xformd.http.application import GuardedApplication, HttpDependencies, make_application
 from xformd.http.connection import HttpFactory
 from xformd.http.endpoints import HealthEndpoints
 from xformd.http.forwarded import TrustedProxies
+from xformd.http.requests import TransformRequest
 from xformd.http.sites import Sites
+from xformd.jobs.manager import JobManager
 from xformd.telemetry.access_log import AccessLog
 from xformd.telemetry.status import ServerStatus, WorkerHistory
+from xformd.telemetry.tracing import NO_TRACES, Tracer
 
 READ_BYTES = 65_536
 """What Twisted reads from a socket at a time."""
@@ -35,6 +42,7 @@ READY = ServerStatus(
     history=WorkerHistory(),
     quarantined=frozenset(),
     in_flight=3,
+    fingerprint="3f9c",
 )
 """The status of a server that is ready."""
 
@@ -115,7 +123,7 @@ def upper(poem: str) -> str:
     return poem.upper()
 
 
-@transform(inline=True, deterministic=True, media_type="text/html")
+@transform(inline=True, deterministic=True, produces="text/html")
 def markup(poem: str) -> str:
     return f"<p>{poem}</p>"
 
@@ -209,6 +217,10 @@ class Front(MemoryServer):
         health: its endpoints for health checks.
         access_log: gets a line for each request.
         trusted_proxies: whose headers it believes.
+        jobs_dir: where it keeps jobs, on ``node-1``; it has none if None.
+        disk: runs what reads and writes them; at once, unless the test says how.
+        access: who may do what; everybody may do everything if None.
+        tracer: says which requests are traced.
         more: for ``MemoryServer``.
     """
 
@@ -221,21 +233,41 @@ class Front(MemoryServer):
         health: HealthEndpoints | None = None,
         access_log: AccessLog | None = None,
         trusted_proxies: Iterable[str] = (),
+        jobs_dir: Path | None = None,
+        disk: Callable[..., Deferred[Any]] = maybeDeferred,
+        access: Access | None = None,
+        tracer: Tracer = NO_TRACES,
         **more: Any,
     ) -> None:
         super().__init__(transforms=TRANSFORMS, **more)
+        self._disk = disk
         dependencies = HttpDependencies(
             service=self.service,
             metrics=self.metrics,
-            limits=self.limits,
             health=health or HealthEndpoints(lambda: READY, lambda: False),
             render_metrics=lambda names_shares=False: b"xformd_in_flight 0\n" + names_shares * b"by share\n",
             sites=Sites([*host_names], [*origins], is_behind_proxy=bool(trusted_proxies)),
             access_log=access_log,
+            tracer=tracer,
+            jobs=None if jobs_dir is None else self._make_jobs(jobs_dir, access),
         )
-        self.application = make(dependencies)
+        self.application: Any = make(dependencies) if access is None else GuardedApplication(access, dependencies, make)
         proxies = TrustedProxies([*trusted_proxies])
         self.factory = HttpFactory(self.application, self.metrics, self.service, self.limits, self.clock, proxies)
+
+    def _make_jobs(self, folder: Path, access: Access | None) -> JobManager:
+        def service_of(owner: str) -> CountingService:
+            grant = None if access is None else access.by_name(owner)
+            return CountingService(
+                self.service if grant is None else GuardedService(self.service, grant), self.metrics, "http"
+            )
+
+        self.jobs = JobManager(
+            folder, "node-1", self.service, service_of, TransformRequest.headers_of, self.clock, self._disk
+        )
+        result_of(Deferred.fromCoroutine(self.jobs.open()))
+        self.jobs.resume()
+        return self.jobs
 
     def open(self, peer: IAddress = HERE) -> Client:
         """Open a connection."""

@@ -71,7 +71,9 @@ class LiveWorker:
         self._netstrings = _Netstrings(self.channel)
         self._requests = 0
         self.news: list[Mapping[str, Any]] = []
-        """What it has told while it loaded plugins."""
+        """What it has told while it loaded plugins, and later."""
+        self.raised: list[str] = []
+        """The errors of which it has told in answer to ``answers``."""
 
     def begin(self) -> "LiveWorker":
         """Wait for its hello."""
@@ -89,11 +91,35 @@ class LiveWorker:
         """Wait for a netstring."""
         return self._netstrings.receive()
 
-    def ask(self, spec: str, poem: bytes = b"") -> int:
-        """Send a request; return its id."""
-        self._requests += 1
-        self.channel.sendall(session.encode_request(session.Request(self._requests, parse(spec), poem)))
+    def ask(self, spec: str, *poems: bytes, timeout_ms: int | None = None) -> int:
+        """Send a request, or a batch of requests; return the id of the last one."""
+        requests = []
+        for poem in poems or (b"",):
+            self._requests += 1
+            requests.append(session.Request(self._requests, parse(spec), poem, timeout_ms))
+        self.channel.sendall(messages.encode_requests(requests))
         return self._requests
+
+    def cancel(self, request_id: int) -> None:
+        """Cancel a request on asyncio."""
+        self.channel.sendall(messages.encode_note("cancel", request_id))
+
+    def answers(self, count: int) -> dict[int, bytes | Exception | None]:
+        """Return so many answers by their ids, and None for what has to run again."""
+        found: dict[int, bytes | Exception | None] = {}
+        while len(found) < count:
+            string = self.receive()
+            if (news := messages.decode_news(string)) is not None:
+                self.news.append(news)
+            elif (raised := messages.decode_traceback(string)) is not None:
+                self.raised.append(raised[1].error)
+            elif (note := messages.decode_note(string)) is not None:
+                assert note[0] == "return"
+                found[note[1]] = None
+            else:
+                reply = session.decode_reply(string)
+                found[reply.id] = reply.poem if isinstance(reply, session.Reply) else reply.error
+        return found
 
     def answer(self) -> bytes | Exception:
         """Return the next answer's poem or error, without a traceback before it."""
@@ -124,7 +150,8 @@ class LiveWorker:
 
     def end(self) -> int | None:
         """Wait for its end; return its exit code as its reaper reports it, None if it does not."""
-        status = b"".join(iter(lambda: self.lifeline.recv(100), b""))
+        status, *last_step = b"".join(iter(lambda: self.lifeline.recv(100), b"")).split() or [b""]
+        self.last_step = [*map(int, last_step)]
         return os.waitstatus_to_exitcode(int(status)) if status else None
 
     def printed(self) -> bytes:
@@ -154,8 +181,8 @@ class LiveForkServer:
     def send_setup(self, folder: Path | None = None, **fields: Any) -> None:
         """Send the setup, with the plugins of a folder."""
         selection = Selection(distributions=frozenset(), directories=(folder,) if folder else ())
-        own = {"max_request_bytes": 1_000_000, "max_result_bytes": 1_000_000, "memory_bytes": 2**30}
-        self.control.sendall(messages.encode_setup(WorkerSetup(selection=selection, **own | fields)))
+        sizes = {"max_request_bytes": 1_000_000, "max_result_bytes": 1_000_000, "memory_bytes": 2**30}
+        self.control.sendall(messages.encode_setup(WorkerSetup(**{"selection": selection, **sizes, **fields})))
 
     def begin(self, folder: Path | None = None, **fields: Any) -> list[Mapping[str, Any]]:
         """Send the setup; return the news until the plugins are loaded, without those of built-ins."""

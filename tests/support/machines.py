@@ -38,12 +38,21 @@ class Machine:
         """Answer nothing from now on, as a machine without power: not even a reset."""
         ip("-n", self.namespace, "route", "add", "blackhole", f"{self.client_address}/32")
 
+    def come_back(self) -> None:
+        """Answer again."""
+        ip("-n", self.namespace, "route", "delete", "blackhole", f"{self.client_address}/32")
+
     def connections(self) -> int:
         """Count the established TCP connections."""
+        return len(self.peers())
+
+    def peers(self) -> set[str]:
+        """Return the addresses and ports, as the kernel shows them, that its TCP connections lead to."""
         table = subprocess.run(
             [*self.command, "cat", "/proc/net/tcp"], check=True, capture_output=True, timeout=20
         ).stdout.decode()
-        return sum(line.split()[3] == "01" for line in table.splitlines()[1:])
+        rows = (line.split() for line in table.splitlines()[1:])
+        return {row[2] for row in rows if row[3] == "01"}
 
 
 class Client:

@@ -21,6 +21,7 @@ from xformd.service import TransformService
 from xformd.spec import parse
 from xformd.telemetry.access_log import AccessEntry, AccessLog
 from xformd.telemetry.metrics import Metrics
+from xformd.telemetry.tracing import NO_TRACES, Tracer
 from xformd.wire import session
 from xformd.wire.netstring import Decoder
 from xformd.wire.session import ControlRequest, Reply, Request
@@ -76,6 +77,8 @@ class MemoryServer:
         transforms: that it has besides ``later``.
         version: of the plugin with its transforms.
         stopwatch: measures how long things take; the clock, unless the test says otherwise.
+        tracer: says which requests are traced.
+        is_deterministic: what ``later`` says of itself.
         limits: of the server.
     """
 
@@ -87,6 +90,8 @@ class MemoryServer:
         transforms: Sequence[Transform] = (upper, grow),
         version: str = "1.0",
         stopwatch: Callable[[], float] | None = None,
+        tracer: Tracer = NO_TRACES,
+        is_deterministic: bool = False,
         **limits: Any,
     ) -> None:
         self.clock = Clock()
@@ -94,7 +99,7 @@ class MemoryServer:
         self.results: list[Deferred[str]] = []
         self.cancelled = 0
 
-        @transform
+        @transform(deterministic=is_deterministic)
         def later(poem: str) -> Deferred[str]:
             self.results.append(Deferred(self._cancel))
             return self.results[-1]
@@ -102,7 +107,7 @@ class MemoryServer:
         self.limits = Limits(**limits)
         registry = registry_of(*transforms, later, version=version)
         self.service = TransformService.inline(registry, self.limits, self.clock, stopwatch or self.clock.seconds)
-        self.factory = TransformFactory(self.service, self.limits, self.clock)
+        self.factory = TransformFactory(self.service, self.limits, self.clock, tracer=tracer)
         if counts:
             count_in(self.factory, self.metrics, access_log)
 

@@ -20,6 +20,7 @@ STATUS = ServerStatus(
     quarantined=frozenset({"crash"}),
     quarantined_in_part=frozenset({"bomb"}),
     in_flight=7,
+    fingerprint="3f9c",
     memory_bytes=(("server", 1, 9_000), ("fork-server", 1, 2_000), ("worker", 1, 1_000), ("worker", 2, 1_000)),
 )
 
@@ -35,3 +36,16 @@ def exported(
     """Render a server's metrics, and parse them as Prometheus does."""
     sources = Sources(metrics, lambda: STATUS, lambda: plugins, lambda: connection_stats)
     return text_string_to_metric_families(PrometheusExporter(sources).render(**options).decode())
+
+
+def example(**options: bool) -> dict[str, tuple[str, set[str], str, set[str]]]:
+    """Return each metric that a server exports with its type, its labels, its meaning and its samples' names."""
+    metrics = Metrics()
+    metrics.count("upper", "session", "ok")
+    metrics.run_seconds_of("upper").observe(1)
+    found = {}
+    for family in exported(metrics, {"netstring": ConnectionStats(1, {"total": 1}, 1)}, [PLUGIN], **options):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[name] = (family.type, labels, family.documentation, {sample.name for sample in family.samples})
+    return found

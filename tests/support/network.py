@@ -54,6 +54,9 @@ class Wire(StringTransport):
     def abortConnection(self) -> None:
         self.network.events.append((self._abort, None))
 
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Do what TLS asks of every transport."""
+
     def receive(self, data: bytes) -> None:
         if not self.is_gone:
             self.protocol.dataReceived(data)

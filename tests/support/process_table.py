@@ -15,7 +15,7 @@ TOKEN = "HOSTILE_TOKEN"
 
 
 def pids() -> Iterator[int]:
-    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - a Path each takes 5 times as long
 
 
 def has_variable(pid: int, variable: bytes) -> bool:

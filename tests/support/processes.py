@@ -17,6 +17,9 @@ from xformd import cli
 DEADLINE_S = 20.0
 """Long enough for a busy machine; nothing ever waits this long unless it is broken."""
 
+START_S = 60.0
+"""The same for a server that starts: with every plugin, and none compiled yet, that takes seconds of CPU."""
+
 XFORMD = (sys.executable, "-m", "xformd")
 VERSES = Path(__file__).parent / "verses"
 
@@ -43,8 +46,8 @@ def xformd_process(*arguments: str, stdin: bytes = b"", **extra: str) -> subproc
     )
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE_S
+def wait_until(condition: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never became true"
         time.sleep(0.005)
@@ -55,7 +58,7 @@ class Server:
 
     Attributes:
         greeting: what it printed when it started.
-        address: where it listens.
+        address: where it listens; without the ``tls:`` that says how.
         http: where it answers HTTP; empty where it does not.
     """
 
@@ -65,17 +68,17 @@ class Server:
         self._pending = b""
         self.greeting: list[str] = []
         while not any(ready in line for line in self.greeting):
-            self.greeting.append(self.read_line())
-        self.address = self.greeting[0].rpartition(" ")[2]
+            self.greeting.append(self.read_line(START_S))
+        self.address = self.greeting[0].rpartition(" ")[2].removeprefix("tls:")
         self.http = next((line.rpartition(" ")[2] for line in self.greeting if " listening on http" in line), "")
 
-    def read_line(self) -> str:
+    def read_line(self, seconds: float = DEADLINE_S) -> str:
         """Return the next line of its standard output."""
         assert self.process.stdout is not None
-        end = time.monotonic() + DEADLINE_S
+        end = time.monotonic() + seconds
         while b"\n" not in self._pending:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0, end - time.monotonic()))
-            assert ready, f"no line within {DEADLINE_S} s; its log: {self.log}"
+            assert ready, f"no line within {seconds} s; its log: {self.log}"
             data = os.read(self.process.stdout.fileno(), 65_536)
             assert data, f"it ended; its log: {self.log}"
             self._pending += data

@@ -16,7 +16,7 @@ def quick(poem: str) -> str:
     return poem
 
 
-@transform
+@transform(inline=True)
 async def patient(poem: str) -> str:
     return poem
 

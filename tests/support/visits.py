@@ -40,12 +40,12 @@ def chromium() -> str:
 
 
 @contextlib.contextmanager
-def browsing() -> Iterator["Browser"]:
-    """Run a browser until the block ends."""
+def browsing(*arguments: str) -> Iterator["Browser"]:
+    """Run a browser, with more arguments, until the block ends."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=list(_ARGUMENTS))
+        browser = playwright.chromium.launch(executable_path=chromium(), args=[*_ARGUMENTS, *arguments])
         yield browser
         browser.close()
 
@@ -103,7 +103,21 @@ class Visit:
 
     def choose(self, name: str) -> None:
         """Click a transform."""
-        self.page.locator(f'#transforms [data-name="{name}"]').click()
+        self._row(name).click()
+
+    def add(self, name: str) -> None:
+        """Click the + of a transform."""
+        self._row(name)
+        self.press(f"Add {name} as a step")
+
+    def _row(self, name: str) -> "Locator":
+        """Return the row of a transform, in a group that is open."""
+        row = self.page.locator(f'#transforms [data-name="{name}"]')
+        row.wait_for(state="attached")
+        closed = self.page.locator(f'#transforms details:not([open]):has([data-name="{name}"])')
+        if closed.count():
+            closed.locator("summary").click()
+        return row
 
     def press(self, button: str) -> None:
         """Click a button, by its whole name."""
@@ -151,7 +165,8 @@ class Visit:
             "axe_playwright_python", reason="install axe-playwright-python: pip install --group dev"
         )
         self.page.evaluate((Path(bundled.__file__).parent / "axe.min.js").read_text())
-        found = self.page.evaluate("axe.run().then(found => found.violations)")
+        # Not in frames: what a result holds is sandboxed, so that a message to it is an error in the console.
+        found = self.page.evaluate("axe.run({iframes: false}).then(found => found.violations)")
         return [f"{rule['id']}: {node['html']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
 
     def stop_the_clock(self) -> None:

@@ -249,6 +249,50 @@ def test_once_it_is_read_again_it_gets_whole_lines(make_log: MakeLog, fifo: Path
             pass
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_file_that_was_moved_or_removed_is_opened_again(
+    make_log: MakeLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+) -> None:
+    monkeypatch.setattr(access_log, "LOOK_S", 0)
+    path, old = tmp_path / "log", tmp_path / "old"
+    log = make_log(path)
+    finish(log, "one")
+    wait_until(lambda: ids_in(path) == ["one"])
+    path.unlink() if is_removed else path.rename(old)
+    finish(log, "two")
+    wait_until(lambda: ids_in(path) == ["two"])
+    assert ids_in(old) == ([] if is_removed else ["one"])
+
+
+def test_a_log_whose_folder_is_gone_says_so_once_and_goes_on(
+    make_log: MakeLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reports: list[str]
+) -> None:
+    monkeypatch.setattr(access_log, "LOOK_S", 0.01)
+    path = tmp_path / "folder" / "log"
+    path.parent.mkdir()
+    log = make_log(path)
+    path.unlink()
+    path.parent.rmdir()
+    finish(log, "one")
+    wait_until(lambda: reports == [f"the access log is not opened anew: {path}: No such file or directory"])
+    path.parent.mkdir()
+    log.reopen()
+    finish(log, "two")
+    wait_until(lambda: "two" in ids_in(path))
+
+
+def test_a_log_can_move_to_another_file(make_log: MakeLog, tmp_path: Path) -> None:
+    log = make_log(tmp_path / "one")
+    finish(log, "one")
+    wait_until(lambda: ids_in(tmp_path / "one") == ["one"])
+    with pytest.raises(FileNotFoundError):
+        log.move(tmp_path / "no such folder" / "two")
+    log.move(tmp_path / "two")
+    finish(log, "two")
+    wait_until(lambda: ids_in(tmp_path / "two") == ["two"])
+    assert ids_in(tmp_path / "one") == ["one"]
+
+
 def test_a_pipe_that_nobody_reads_can_be_replaced(make_log: MakeLog, fifo: Path) -> None:
     log = make_log(fifo)
     fill(log)

@@ -213,3 +213,29 @@ def test_information_of_twisted_itself_is_left_out(capfd: pytest.CaptureFixture[
     logs.stop()
     lines = capfd.readouterr().err.splitlines()
     assert [json.loads(line)["namespace"] for line in lines] == ["xformd.owl", "stdout"]
+
+
+@pytest.mark.parametrize(
+    ("level", "own", "others"),
+    [
+        ("debug", "debug info warn error", "debug info warn error"),
+        ("info", "info warn error", "warn error"),
+        ("warn", "warn error", "warn error"),
+        ("error", "error", "error"),
+    ],
+)
+def test_the_level_says_what_is_written(level: str, own: str, others: str, capfd: pytest.CaptureFixture[str]) -> None:
+    observer = logs.json_observer()
+    try:
+        logs.set_level(level)
+        for namespace in ("xformd", "twisted", "stdout"):
+            for each in ("debug", "info", "warn", "error"):
+                Logger(namespace=namespace, observer=observer).emit(LogLevel.levelWithName(each), "hello")
+    finally:
+        logs.set_level("info")
+    logs.stop()
+    found: dict[str, list[str]] = {}
+    for line in map(json.loads, capfd.readouterr().err.splitlines()):
+        found.setdefault(line["namespace"], []).append(line["level"])
+    printed = "info warn error"  # by a plugin: it is not for xformd to leave that out
+    assert found == {"xformd": own.split(), "twisted": others.split(), "stdout": printed.split()}

@@ -34,6 +34,7 @@ def test_the_status_the_build_and_the_process_are_exported() -> None:
     assert samples["xformd_workers", ("state", "busy")] == 4
     assert samples["xformd_process_memory_bytes", ("number", "2"), ("process", "worker")] == 1_000
     assert samples["xformd_quarantined", ("scope", "all"), ("transform", "crash")] == 1
+    assert samples["xformd_transforms_info", ("fingerprint", "3f9c")] == 1
     assert [key for key in samples if key[0] == "xformd_build_info"]
     assert samples["process_open_fds",] > 0
 

@@ -33,7 +33,11 @@ def inside(netstring: bytes) -> bytes:
     return string
 
 
-REQUESTS = st.builds(Request, IDS, st.just(parse("wrap:width=4%2E5+upper")), st.binary(), MILLISECONDS)
+TRACE = f"00-{'0a' * 16}-{'b7' * 8}-01"
+CLIENTS, TRACES = st.sampled_from([None, "192.0.2.7"]), st.sampled_from([None, TRACE])
+SPECS = st.just(parse("wrap:width=4%2E5+upper"))
+REQUESTS = st.builds(Request, IDS, SPECS, st.binary(), MILLISECONDS, CLIENTS, TRACES, st.booleans())
+VERSIONS = st.none() | st.text(max_size=80)
 CONTROLS = st.sampled_from(["list", "ping", "cancel"])
 
 
@@ -41,8 +45,8 @@ CONTROLS = st.sampled_from(["list", "ping", "cancel"])
     ("messages", "encode", "decode"),
     [
         (REQUESTS, session.encode_request, session.decode_request),
-        (st.builds(ControlRequest, IDS, CONTROLS), session.encode_control, session.decode_request),
-        (st.builds(Reply, IDS, st.binary()), session.encode_reply, session.decode_reply),
+        (st.builds(ControlRequest, IDS, CONTROLS, st.just(b"")), session.encode_control, session.decode_request),
+        (st.builds(Reply, IDS, st.binary(), VERSIONS), session.encode_reply, session.decode_reply),
     ],
     ids=["request", "control", "reply"],
 )
@@ -58,10 +62,20 @@ def test_the_bytes_on_the_wire_are_these() -> None:
     request = Request(7, parse("cummingsify"), b"HERE. IS", timeout_ms=500)
     assert session.encode_request(request) == b"34:7 cummingsify timeout=500.HERE. IS,"
     assert session.encode_reply(Reply(7, b"here. is")) == b"13:7 ok.here. is,"
+    assert session.encode_request(Request(7, parse("upper"), b"a", wants_version=True)) == b"22:7 upper want=version.a,"
+    assert session.encode_reply(Reply(7, b"A", "upper/0.1+x/-")) == b"30:7 ok version=upper/0%2E1+x/-.A,"
     busy = ERRORS["busy"]("come back", retry_after_ms=250)
     assert session.encode_refusal(Refusal(7, busy)) == b"32:7 busy retry-after=250.come back,"
     assert session.encode_control(ControlRequest(7, "ping")) == b"8:7 !ping.,"
+    assert session.encode_control(ControlRequest(7, "auth", b"x.y")) == b"11:7 !auth.x.y,"
+    assert session.decode_request(b"7 !auth.x.y") == ControlRequest(7, "auth", b"x.y")
+    assert "x.y" not in repr(session.decode_request(b"7 !auth.x.y"))
+    assert session.decode_request(b"7 !ping.x") == ControlRequest(7, "ping")
     assert session.encode_opening() == b"8:xformd/2,"
+
+
+def test_versions_that_a_head_has_no_room_for_are_left_out() -> None:
+    assert session.encode_reply(Reply(7, b"A", "x" * session.MAX_HEAD_BYTES)) == b"6:7 ok.A,"
 
 
 @given(st.integers(0, session.MAX_ID), ERRORS_OF_A_SERVER)
@@ -146,7 +160,8 @@ def test_a_message_without_an_id_is_a_bad_frame(start: bytes) -> None:
         (b"7 upper timeout=soon.poem", "whole number of milliseconds, not 'soon'"),
         (b"7 upper timeout=-1.poem", "whole number of milliseconds"),
         (b"7 upper timeout=1 timeout=2.poem", "given twice"),
-        (b"7 !stop.", "no control message '!stop'; there are !list, !ping, !cancel"),
+        (b"7 upper traceparent=1 traceparent=2.poem", "given twice"),
+        (b"7 !stop.", "no control message '!stop'; there are !list, !ping, !cancel, !auth"),
     ],
 )
 def test_a_malformed_request_keeps_its_id(string: bytes, says: str) -> None:
@@ -160,6 +175,29 @@ def test_unknown_attributes_are_ignored() -> None:
     expected = Request(7, Spec((Step("upper"),)), b"poem", timeout_ms=5)
     assert session.decode_request(b"7 upper colour=red timeout=5 x=.poem") == expected
     assert session.decode_reply(b"7 ok colour=red.poem") == Reply(7, b"poem")
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (TRACE, TRACE),
+        (f"cc{TRACE[2:]}", TRACE),  # of a later version, what this one knows
+        (f"cc{TRACE[2:]}-owl", TRACE),
+        (f"{TRACE}-owl", None),
+        (f"ff{TRACE[2:]}", None),
+        (TRACE.upper(), None),
+        (TRACE[:-1], None),
+        (f"00-{'0' * 32}-{'b7' * 8}-01", None),
+        (f"00-{'0a' * 16}-{'0' * 16}-01", None),
+        ("", None),
+    ],
+)
+def test_a_trace_is_what_w3c_says_and_else_ignored(value: str, read: str | None) -> None:
+    for words in (f"traceparent={value}", f"timeout=5 traceparent={value}", f"traceparent={value} timeout=5"):
+        request = session.decode_request(f"7 upper {words}.poem".encode())
+        assert isinstance(request, Request)
+        assert (request.traceparent, request.poem) == (read, b"poem")
+        assert request.timeout_ms == (5 if "timeout" in words else None)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +288,7 @@ def test_what_an_older_server_does_not_tell_is_empty() -> None:
         "version": "",
     }
     assert "verses" not in listing.to_table(listed)
-    assert listing.to_table(listed).splitlines()[1].split() == ["upper", "a=None"]
+    assert listing.to_table(listed).splitlines()[1].split() == ["upper", "[a=<>]"]
 
 
 @pytest.mark.parametrize(

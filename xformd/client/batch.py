@@ -21,13 +21,9 @@ from twisted.python.failure import Failure
 
 from xformd.errors import ConfigError, XformError
 
-STDIN = Path("/dev/stdin")
-"""Standard input, ``-`` on a command line; a file may have that name too."""
-
-READ_FAILED = 66
-"""The exit status of a command that cannot read its input: EX_NOINPUT."""
-WRITE_FAILED = 73
-"""The exit status of a command that cannot write its output: EX_CANTCREAT."""
+STDIN = Path("/dev/stdin")  # standard input, ``-`` on a command line; a file may have that name too
+READ_FAILED = 66  # the exit status of a command that cannot read its input: EX_NOINPUT
+WRITE_FAILED = 73  # the exit status of a command that cannot write its output: EX_CANTCREAT
 
 Source = TypeVar("Source")
 Value = TypeVar("Value")
@@ -89,11 +85,7 @@ class Batch(Generic[Source]):
     ordered: bool = True
 
     async def run(self, sources: Sequence[Source]) -> Summary:
-        """Process the inputs.
-
-        Raises:
-            BrokenPipeError: nobody reads the output any more.
-        """
+        """Process the inputs; raise ``BrokenPipeError`` if nobody reads the output any more."""
         summary = Summary()
         jobs = min(self.jobs or len(sources), len(sources))
         remaining = iter(sources)
@@ -172,9 +164,7 @@ def read_file(source: Path) -> bytes:
 def find_files(arguments: Iterable[Path], skip: Path | None = None) -> list[Path]:
     """Return the files, and for each folder those below it, sorted, but nothing hidden, no links and nothing special.
 
-    Args:
-        arguments: files and folders. A folder that cannot be listed is returned itself, and reading it fails.
-        skip: a folder to leave out: that of the results.
+    A folder that cannot be listed is returned itself, and reading it fails; the one to ``skip`` is that of the results.
     """
     found: list[Path] = []
     left_out = skip and skip.absolute()
@@ -215,16 +205,18 @@ def to_files(
 ) -> Callable[[Source, bytes], None]:
     """Write each result to the file that goes with its source.
 
-    Raises:
-        ConfigError: naming the flag: two results would go to one file, or one would overwrite an input unasked.
+    Raises ``ConfigError``, naming the flag, if two results would go to one file, or one would overwrite an input
+    unasked.
     """
     inputs = {_identity(source): source for source, _ in targets if isinstance(source, Path)}
     seen: dict[object, Source] = {}
     for source, target in targets:
         identity = _identity(target)
         if identity in seen:
-            advice = "; --recursive keeps their folders" if isinstance(source, Path) and not overwrite else ""
-            raise ConfigError(f"{flag}: {seen[identity]} and {source} would both become {target}{advice}")
+            other = seen[identity]
+            are_apart = isinstance(source, Path) and isinstance(other, Path) and source.parent != other.parent
+            advice = "; --recursive keeps their folders" if are_apart and not overwrite else ""
+            raise ConfigError(f"{flag}: {other} and {source} would both become {target}{advice}")
         if identity in inputs and not overwrite:
             raise ConfigError(f"{flag}: the result would overwrite {inputs[identity]}")
         seen[identity] = source
@@ -236,9 +228,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically: it appears only when it is complete. Its folder is created if missing.
 
     A symbolic link is followed, and a file that was there keeps its mode and owner. A device or pipe is written to.
-
-    Raises:
-        OSError: it could not be written; what was there before is unchanged.
+    After an ``OSError`` what was there before is unchanged.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,14 @@
 """Errors that only a client meets."""
 
-import copy
-
 from twisted.internet.defer import CancelledError
-from twisted.internet.error import ConnectError
+from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
 from xformd import errors
-from xformd.errors import Cancelled, XformError
+from xformd.errors import Cancelled
 from xformd.net.endpoints import failure_reason
+from xformd.net.tls import TlsFailed
+from xformd.wire.client import NotSent as NotSent
 
 
 class RequestCancelled(Cancelled, CancelledError):
@@ -24,28 +24,13 @@ class ConnectionFailed(errors.ConnectionFailed, ConnectError):
 
 def connection_failed(address: str, failure: Failure, server: str = "'xformd serve'") -> ConnectionFailed:
     """Return the error for a failure of an endpoint; ``server`` is what should run there."""
-    error = ConnectionFailed(f"cannot connect to {address}: {failure_reason(failure)}; is {server} running there?")
+    advice = "" if failure.check(TlsFailed) else f"; is {server} running there?"  # it has its own
+    error = ConnectionFailed(f"cannot connect to {address}: {failure_reason(failure)}{advice}")
     error.__cause__ = failure.value
     error.osError = getattr(failure.value, "osError", None)
     return error
 
 
-class NotSent(Exception):
-    """The server is known not to have run the request, so it may be sent to another server.
-
-    Args:
-        error: what the caller gets if there is no other server.
-        may_reconnect: whether to try the same server again on a new connection.
-    """
-
-    def __init__(self, error: XformError, *, may_reconnect: bool = False) -> None:
-        super().__init__(str(error))
-        self.may_reconnect = may_reconnect
-        self._error = error
-
-    @property
-    def error(self) -> XformError:
-        """What the caller gets: a copy of its own, which carries its own poem."""
-        error = copy.copy(self._error)
-        error.__cause__ = self._error.__cause__
-        return error
+def why_lost(failure: Failure) -> str:
+    """Return why a connection was lost, if it was neither closed nor broken off."""
+    return "" if failure.check(ConnectionDone, ConnectionLost, ConnectionAborted) else failure_reason(failure)

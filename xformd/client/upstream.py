@@ -1,61 +1,122 @@
-"""One server, as a client sees it: its session, how to open one, when to try again; and the choice among several.
+"""One server, as a client sees it: the sessions to its addresses, how to open one, when to try again.
 
 Invariant: at most one attempt to connect is in flight, and after a failure the next one waits longer. A host name is
 looked up for each attempt, and gets a session for each of its addresses.
 """
 
+import math
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
+import attrs
 from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from xformd.client import classic
+from xformd.client.balancer import ANYTHING, Balancer, Node, Offers, offers_of, workers_of
 from xformd.client.errors import ConnectionFailed, NotSent, connection_failed
 from xformd.client.session import Session, SpeaksClassic
 from xformd.errors import RequestRefused, XformError
-from xformd.net.deadline import backoff_s
 from xformd.net.endpoints import ClientEndpoint, connect
+from xformd.net.plain import backoff_s
 from xformd.spec import Spec
-from xformd.wire.session import Control
+from xformd.wire.session import Control, decode_listing
 
-LONGEST_DELAY_S = 30.0
+LONGEST_DELAY_S = 2.5  # a server that is back is used within 5 s, though an attempt to connect hangs for 2 s more
 MAX_SESSION_AGE_S = 300.0
 OPENING_TIMEOUT_S = 5.0
-PATIENCE_S = 0.5
-"""How long a request waits for a connection to be made while there are other servers to try."""
-
-CLASSIC_FOR_S = 60.0
-"""How long a server is believed to speak only the classic dialect: it may be upgraded meanwhile."""
+LIST_TIMEOUT_S, LIST_GAP_S = 5.0, 1.0
+PATIENCE_S = 0.5  # how long a request waits for a connection to be made while there are other servers to try
+CLASSIC_FOR_S = 60.0  # how long a server is believed to speak only the classic dialect: it may be upgraded meanwhile
 
 
-class Upstream:
-    """One server. It is not tried again before ``rests_until``, by the clock, while it does not answer."""
+@attrs.define(eq=False, slots=False)
+class Address(Node):
+    """One address of a server, and the session to it."""
 
-    def __init__(
-        self,
-        endpoint: IStreamClientEndpoint,
-        address: str,
-        clock: IReactorTime,
-        max_result_bytes: int,
-        longest_delay_s: float,
-        max_session_age_s: float,
-    ) -> None:
-        self.address = address
-        self._endpoint = endpoint if isinstance(endpoint, ClientEndpoint) else ClientEndpoint(clock, endpoint)
-        self._clock = clock
-        self._max_result_bytes = max_result_bytes
-        self._longest_delay_s = longest_delay_s
-        self._max_session_age_s = max_session_age_s
-        self._sessions: list[Session] = []  # also those that are ending; the last one was used last
-        self._openers: list[Deferred[Session | None]] = []
+    upstream: "Upstream"
+    host: str
+    session: Session
+
+    def __attrs_post_init__(self) -> None:
+        self._ending: list[Session] = []
+        self._asked_at = -math.inf
+
+    @property
+    def load(self) -> int:
+        """See ``Node``. A session that is ending still has its requests."""
+        load = self.session.load
+        return load + sum(session.load for session in self._ending) if self._ending else load
+
+    def use(self, session: Session) -> None:
+        """Send requests on a new session from now on."""
+        if not self.session.closed.called:
+            ending = self.session
+            self._ending.append(ending)
+            ending.closed.addCallback(lambda _: self._ending.remove(ending))
+            ending.close()
+        self.session, self._asked_at = session, -math.inf
+
+    def send_request(self, spec: Spec, *more: Any) -> Deferred[bytes]:
+        """Send a poem; see ``Session.send_request``."""
+        return self.session.send_request(spec, *more)
+
+    async def send_control(self, control: Control) -> tuple[str, bytes]:
+        """Return the server's name and version, and its answer to a control message."""
+        assert self.session.hello is not None
+        return self.session.hello.server, await self.session.control(control)
+
+    def ask_what_it_offers(self, clock: IReactorTime, *, anew: bool = False) -> None:
+        """Ask for its list of transforms, once on each session, or ``anew`` if the last answer may be out of date."""
+        if self.upstream.told is not None:
+            self.offers, self.workers = self.upstream.told, self.upstream.workers
+            return
+        now = clock.seconds()
+        if not self.session.is_open or self._asked_at + (LIST_GAP_S if anew else math.inf) > now:
+            return
+        self._asked_at, session = now, self.session
+
+        def learn(answer: bytes) -> None:
+            listing = decode_listing(answer)
+            self.offers, self.workers = offers_of(listing), workers_of(listing)
+
+        def give_up(_: Failure) -> None:
+            if session.is_open:
+                self.offers = ANYTHING
+
+        session.control("list").addTimeout(LIST_TIMEOUT_S, clock).addCallback(learn).addErrback(give_up)
+
+
+@attrs.define(eq=False, slots=False)
+class Upstream(Node):
+    """One server. It is not tried again before ``rests_until``, by the clock, while it does not answer.
+
+    It is a node itself while there is no session to any of its addresses.
+    """
+
+    _endpoint: ClientEndpoint
+    address: str
+    _clock: IReactorTime
+    _balancer: Balancer
+    _max_result_bytes: int
+    _longest_delay_s: float
+    _max_session_age_s: float
+    _token: str | None = attrs.field(default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.upstream = self
+        self._sessions: list[Session] = []  # also those that are ending
+        self._addresses: list[Address] = []
+        self._openers: list[Deferred[Address | Upstream]] = []
         self._connecting: Deferred[Any] | None = None
         self._classic_requests = 0
         self._classic_until = 0.0
-        self._failures = 0
+        self._failures = self._repetitions = 0
+        self._spreads_at = 0.0  # an address without a session is tried then
+        self.told: Offers | None = None  # what it offers, from somebody else who keeps asking
         self.rests_until = 0.0
         self.is_slow = False  # it takes longer to connect to it than a request has waited
 
@@ -67,8 +128,30 @@ class Upstream:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last attempt to connect failed, or is slow, and there is no other session."""
-        return (self._failures > 0 or self.is_slow) and not self._usable
+        """Whether the last attempt to connect failed, or is slow."""
+        return self._failures > 0 or self.is_slow
+
+    def nodes(self) -> "list[Address | Upstream]":
+        """Return the addresses with a session for new requests; itself, if it needs none."""
+        now = self._clock.seconds()
+        usable: list[Address | Upstream] = []
+        is_due = False
+        for address in self._addresses:
+            session = address.session
+            if session.is_open:
+                usable.append(address)
+                is_due |= session.renews_at <= now
+        if not usable:
+            return [self] if now < self._classic_until else usable
+        if is_due or (len(usable) < len(self._endpoint.addresses) and self._spreads_at <= now):
+            self.reach()  # no request needs to wait for it
+        return usable
+
+    def tell(self, listing: Mapping[str, Any] | None) -> None:
+        """Take what it lists, so that it need not be asked; only if that is all, and not one of several addresses."""
+        has_one_address = len(self._endpoint.addresses) < 2
+        self.told = self.offers = offers_of(listing) if listing is not None and has_one_address else None
+        self.workers = workers_of(listing or {})
 
     def reach(self) -> None:
         """Open a session, unless an attempt is in flight."""
@@ -76,19 +159,8 @@ class Upstream:
             self._connecting = Deferred.fromCoroutine(self._connect())
             self._connecting.addBoth(self._tell_openers)
 
-    async def send_request(
-        self, patience_s: float | None, spec: Spec, poem: bytes, ends_at: float | None, client: str | None = None
-    ) -> bytes:
-        """Send a poem in the dialect that the server speaks.
-
-        Raises:
-            TimeoutError: there is no connection within ``patience_s``.
-            NotSent: the server is known not to have run it.
-            XformError: anything else went wrong.
-        """
-        session = await self._open(patience_s)
-        if session is not None:
-            return await session.send_request(spec, poem, ends_at, client)
+    async def send_request(self, spec: Spec, poem: bytes, *_: Any) -> bytes:
+        """Send a poem in the classic dialect; raise ``NotSent`` if the server is known not to have run it."""
         self._classic_requests += 1
         try:
             return await classic.send_request(
@@ -101,13 +173,13 @@ class Upstream:
         finally:
             self._classic_requests -= 1
 
-    async def send_control(self, patience_s: float | None, control: Control) -> tuple[str, bytes]:
-        """Return the server's name and version, and its answer to a control message; raise as ``send_request``."""
-        session = await self._open(patience_s)
-        if session is None or session.hello is None:
-            only = f"{self.address} speaks only the classic dialect: it transforms poems and nothing else"
-            raise RequestRefused(only)
-        return session.hello.server, await session.control(control)
+    async def send_control(self, _: Control) -> NoReturn:
+        """Raise ``RequestRefused``."""
+        raise RequestRefused(f"{self.address} speaks only the classic dialect: it transforms poems and nothing else")
+
+    def ask_what_it_offers(self, *_: Any, **__: Any) -> None:
+        """Expect anything: a classic server does not say."""
+        self.offers = ANYTHING
 
     async def close(self) -> None:
         """Wait for what is in flight, and close."""
@@ -116,19 +188,14 @@ class Upstream:
         for session in [*self._sessions]:
             await session.close()
 
-    def _open(self, patience_s: float | None) -> "Deferred[Session | None]":
-        opened: Deferred[Session | None] = Deferred(self._forget_opener)
-        if usable := self._usable:
-            least = usable[0]
-            if len(usable) > 1:
-                least = min(usable, key=lambda each: each.load)
-                self._sessions.remove(least)
-                self._sessions.append(least)
-            if len(usable) < len(self._endpoint.addresses) or least.renews_at <= self._clock.seconds():
-                self.reach()  # the request need not wait for it
-            opened.callback(least)
-        elif self._clock.seconds() < self._classic_until:
-            opened.callback(None)
+    def open(self, patience_s: float | None) -> "Deferred[Address | Upstream]":
+        """Return an address with a session; itself, if the server speaks only the classic dialect.
+
+        The Deferred fails with ``TimeoutError`` if there is no connection within ``patience_s``, or with ``NotSent``.
+        """
+        opened: Deferred[Address | Upstream] = Deferred(self._forget_opener)
+        if self._clock.seconds() < self._classic_until:
+            opened.callback(self)
         else:
             self._openers.append(opened)
             self.reach()
@@ -136,20 +203,17 @@ class Upstream:
                 opened.addTimeout(patience_s, self._clock)
         return opened
 
-    @property
-    def _usable(self) -> list[Session]:
-        return [session for session in self._sessions if session.is_open]
-
-    def _forget_opener(self, opened: "Deferred[Session | None]") -> None:
+    def _forget_opener(self, opened: "Deferred[Address | Upstream]") -> None:
         if opened in self._openers:
             self._openers.remove(opened)
 
-    async def _connect(self) -> Session | None:
-        session = Session(self.address, self._clock, self._max_result_bytes)
+    async def _connect(self) -> "Address | Upstream":
+        session = Session(self.address, self._clock, self._max_result_bytes, self._token)
+        usable = [each for each in self._sessions if each.is_open]
         try:
             if (rest_s := self.rests_until - self._clock.seconds()) > 0:
                 await deferLater(self._clock, rest_s)
-            self._endpoint.connections = [each for each in self._usable if each.renews_at > self._clock.seconds()]
+            self._endpoint.connections = [each for each in usable if each.renews_at > self._clock.seconds()]
             await connect(self._endpoint, session)
         except Exception:
             self._note_failure()
@@ -159,7 +223,7 @@ class Upstream:
         except SpeaksClassic:
             self._classic_until = self._clock.seconds() + CLASSIC_FOR_S
             self._failures = 0
-            return None
+            return self
         except TimeoutError as error:
             self._note_failure()
             silent = f"{self.address} accepted the connection and did not answer within {OPENING_TIMEOUT_S:g} s"
@@ -168,35 +232,46 @@ class Upstream:
             self._note_failure()
             raise NotSent(error) from error
         self._failures = 0
+        return self._adopt(session)
+
+    def _adopt(self, session: Session) -> Address:
+        """Use a session that is open."""
+        assert session.transport is not None
         now = self._clock.seconds()
         session.renews_at = now + self._max_session_age_s * (1 - random.random() / 2)
-        oldest = min(self._usable, key=lambda each: each.renews_at, default=session)
-        if oldest.renews_at <= now or len(self._usable) >= max(1, len(self._endpoint.addresses)):
-            oldest.close()
+        host = str(getattr(session.transport.getPeer(), "host", ""))
+        same = next((address for address in self._addresses if address.host == host), None)
+        if same is not None and same.session.is_open and same.session.renews_at > now:
+            session.close()  # the other addresses do not answer
+            self._repetitions += 1
+            self._spreads_at = now + backoff_s(self._repetitions, longest_s=self._longest_delay_s)
+            return same
+        self._repetitions = 0
+        usable = [each for each in self._sessions if each.is_open]
         self._sessions.append(session)
+        if same is None:
+            same = Address(self, host, session)
+            self._addresses.append(same)
+            self._balancer.nodes.append(same)
+            oldest = min(usable, key=lambda each: each.renews_at, default=session)
+            if oldest.renews_at <= now or len(usable) >= max(1, len(self._endpoint.addresses)):
+                oldest.close()
+        else:
+            same.use(session)
         session.closed.addCallback(lambda _: self._sessions.remove(session))
-        return session
+        known = [getattr(each, "host", "") for each in self._endpoint.addresses]
+        for gone in [each for each in self._addresses if each.session.closed.called and each.host not in known]:
+            self._addresses.remove(gone)
+            self._balancer.nodes.remove(gone)
+        return same
 
     def _note_failure(self) -> None:
         self._failures += 1
         delay_s = backoff_s(self._failures, longest_s=self._longest_delay_s, jitter=random.random())
         self.rests_until = self._clock.seconds() + delay_s
 
-    def _tell_openers(self, outcome: Session | Failure | None) -> None:
+    def _tell_openers(self, outcome: "Address | Upstream | Failure") -> None:
         self._connecting, self.is_slow = None, False
         openers, self._openers = self._openers, []
         for opener in openers:
             opener.callback(outcome)
-
-
-def choose(upstreams: Sequence[Upstream], tried: Sequence[Upstream], now: float) -> Upstream:
-    """Return the server for a request: of those that answer, preferably untried, the one with the fewest of ours."""
-    untried = [upstream for upstream in upstreams if upstream not in tried] or upstreams
-    ready = [upstream for upstream in untried if upstream.rests_until <= now]
-    if not ready:
-        return min(untried, key=lambda upstream: upstream.rests_until)
-    answering = [upstream for upstream in ready if not upstream.is_failing]
-    for upstream in ready if answering else ():
-        if upstream.is_failing:
-            upstream.reach()  # without making a request wait: it may accept and never answer
-    return min(answering or ready, key=lambda upstream: upstream.load)

@@ -19,10 +19,10 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 
 from xformd import __version__
 from xformd.config import TABLE
-from xformd.config.types import parse_duration, parse_size, parse_timeout
 from xformd.errors import ConfigError, InternalError, NoSuchTransform, TransformFailed, XformError, one_line, printable
-from xformd.limits import Limits
+from xformd.limits import Limits, parse_duration, parse_size, parse_timeout
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server, with_host
+from xformd.plugins.settings import VARIABLE
 
 if TYPE_CHECKING:
     from xformd.config import Configuration, Settings
@@ -33,7 +33,7 @@ Command = Callable[..., Any]
 Selected = Callable[[], "contextlib.AbstractContextManager[Settings]"]
 """Reads which plugins to load; an error in the block names the file, variable or flag that chose them."""
 
-PLUGIN_SETTINGS = ("plugins", "plugins_dir", "insecure_plugins_dir", "block", "prefer", "strict")
+PLUGIN_SETTINGS = ("plugins", "plugins_dir", "insecure_plugins_dir", "block", "prefer", "strict", "require")
 LIMIT_SETTINGS = tuple(field.name for field in attrs.fields(Limits))
 
 
@@ -104,14 +104,14 @@ def describe_locally(error: XformError) -> str:
     line = f"{error.code}: {error.log_message if isinstance(error, NoSuchTransform) else error.message}"
     if isinstance(error, InternalError):
         return f"{line}; --traceback shows what went wrong"
-    if isinstance(error, TransformFailed) and error.detail:
+    if isinstance(error, TransformFailed) and error.detail and not error.detail.startswith(error.message):
         return one_line(f"{line}: {error.detail}")
     return line
 
 
 def report_slow(plugin: "Plugin") -> None:
-    """Tell the person who waits which plugin takes long to be loaded."""
-    print_error(f"still loading plugin {plugin.label}")
+    """Tell the person who waits which plugin takes long to be loaded, or to warm up."""
+    print_error(f"still {plugin.progress} plugin {plugin.label}")
 
 
 # Values.
@@ -195,16 +195,25 @@ class _Bash(BashComplete):
 add_completion_class(_Bash)
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
+def _values_of(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, list[str]]:
+    pairs: dict[str, list[str]] = {}
     for value in values:
         key, equals, rest = value.partition("=")
         if not key or not equals:
             raise click.BadParameter(f"{value!r} is not {param.metavar}", ctx, param)
-        if key in pairs:
-            raise click.BadParameter(f"{key} is given twice", ctx, param)
-        pairs[key] = rest
+        pairs.setdefault(key, []).append(rest)
     return pairs
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    pairs = _values_of(ctx, param, values)
+    if repeated := [key for key, given in pairs.items() if len(given) > 1]:
+        raise click.BadParameter(f"{repeated[0]} is given twice", ctx, param)
+    return {key: value for key, (value,) in pairs.items()}
+
+
+def _options(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str | list[str]]:
+    return {key: given if len(given) > 1 else given[0] for key, given in _values_of(ctx, param, values).items()}
 
 
 def _charset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -237,15 +246,28 @@ def setting_option(name: str, metavar: str, **more: Any) -> Callable[[Command], 
     default = setting.type.to_toml(setting.default).strip('[]{}"')
     end = (" May be repeated." if more.get("multiple") else "") + (f" [{default}]" if default else "")
     text = setting.purpose if name in LIMIT_SETTINGS else f"{setting.purpose[0].upper()}{setting.purpose[1:]}."
-    return click.option(setting.flag, metavar=metavar, help=text + end, **more)
+    flags = [name, setting.flag, *(["--drain-delay"] if name == "drain_delay_s" else [])]
+    return click.option(*flags, metavar=metavar, help=text + end, **more)
 
 
-log_format_option = setting_option("log_format", "[text|json]")
+traces_option = setting_option("traces", "[none|otlp]")
+
+
+def log_options(command: Command) -> Command:
+    """Add ``--log-format``, ``--log-level`` and ``--log-file``."""
+    add_level = setting_option("log_level", "[debug|info|warn|error]")
+    return setting_option("log_format", "[text|json]")(add_level(setting_option("log_file", "[stderr|FILE]")(command)))
+
+
+reuse_port_option = click.option(
+    "--reuse-port/--no-reuse-port", default=None, help="Let several servers of one user listen on the same TCP ports."
+)
 
 
 def plugin_flags(command: Command) -> Command:
     """Add the options that select plugins, each named after its setting."""
     for add in (
+        setting_option("require", "REQUIREMENT", multiple=True),
         click.option("--strict/--no-strict", default=None, help="Fail if a plugin is broken or a name is ambiguous."),
         setting_option("prefer", "NAME=DISTRIBUTION", multiple=True, callback=_pairs),
         setting_option("block", "NAME", multiple=True),
@@ -287,7 +309,7 @@ class LimitsCommand(click.Command):
 
 
 def configuration_options(default_port: int, *, reads_file: bool = True) -> Callable[[Command], Command]:
-    """Add ``--host``, ``--port`` and ``--listen``, and pass the command its flags as a ``configuration``.
+    """Add ``--host``, ``--port``, ``--listen`` and those of TLS, and pass the command its flags as a ``configuration``.
 
     Every parameter of the command with the name of a setting is one: the flags below this decorator. A file
     (``--config``) and the environment count too if it ``reads_file``.
@@ -308,6 +330,10 @@ def configuration_options(default_port: int, *, reads_file: bool = True) -> Call
             help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock, or a port on 127.0.0.1. "
             "May be repeated.",
         )
+        @setting_option("tls_certificate", "FILE")
+        @setting_option("tls_key", "FILE")
+        @setting_option("tls_client_ca", "FILE")
+        @setting_option("tls", "[external|all]")
         @functools.wraps(command)
         def with_configuration(host: str | None, port: int | None, file: Path | None = None, **given: Any) -> Any:
             flags = _given_flags({name: given.pop(name) for name in set(given) & set(TABLE)})
@@ -347,10 +373,10 @@ def plugin_options(command: Command) -> Command:
 def _read_settings(file: Path | None, given: Mapping[str, Any], names: Iterable[str]) -> "Iterator[Settings]":
     """Read settings for a command that is no server.
 
-    Of the environment only the variables of these names count: it must not fail because of another. A file is read and
-    checked as a whole.
+    Of the environment only the variables of these names count, and those of plugins: it must not fail because of
+    another. A file is read and checked as a whole.
     """
-    variables = {TABLE[name].variable for name in names} & set(os.environ)
+    variables = {TABLE[name].variable for name in names} & set(os.environ) | {*filter(VARIABLE.match, os.environ)}
     environment = {variable: os.environ[variable] for variable in variables}
     with configured(file, _given_flags(given), environment) as configuration:
         yield configuration.settings
@@ -413,20 +439,15 @@ def poem_options(command: Command) -> Command:
         ),
         click.option("--recursive", is_flag=True, help="Take the files of folders too; mirror them in --output-dir."),
         click.option("--in-place", is_flag=True, help="Write each result over its poem."),
-        click.option(
-            "--output-dir",
-            type=click.Path(file_okay=False, path_type=Path),
-            metavar="DIR",
-            help="Write each result to a file in this folder, named like its poem.",
-        ),
+        output_dir_option("Write each result to a file in this folder, named like its poem."),
         click.option(
             "-o",
             "--option",
             "options",
             multiple=True,
-            callback=_pairs,
+            callback=_options,
             metavar="KEY=VALUE",
-            help="An option of the transform.",
+            help="An option of the transform; may be repeated for the items of a list.",
         ),
         click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path()),
         click.argument("spec", type=_SpecType()),
@@ -450,32 +471,114 @@ def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # n
     )
 
 
-def timeout_option(help: str) -> Callable[[Command], Command]:  # noqa: A002 - click's word
+def quantity_option(name: str, kind: _Quantity, default: str, text: str) -> Callable[[Command], Command]:
+    """Add an option that takes a quantity, with a default that its help shows."""
+    return click.option(name, type=kind, default=default, show_default=True, help=text)
+
+
+def timeout_option(text: str) -> Callable[[Command], Command]:
     """Add ``--timeout``, 60 seconds unless given."""
-    return click.option("--timeout", type=TIMEOUT, default="60", show_default=True, help=help)
+    return quantity_option("--timeout", TIMEOUT, "60", text)
+
+
+def output_dir_option(text: str) -> Callable[[Command], Command]:
+    """Add ``--output-dir``."""
+    folder = click.Path(file_okay=False, path_type=Path)
+    return click.option("--output-dir", type=folder, metavar="DIR", help=text)
+
+
+def _client_options(prefix: str = "") -> Callable[[Command], Command]:
+    """Return what adds the options of a client, and passes the command ``client``: keywords for ``TransformProxy``.
+
+    Without a prefix to their names, those of TLS can stand in the environment too.
+    """
+
+    def option(flags: str, name: str, variable: str, text: str, **more: Any) -> Callable[[Command], Command]:
+        more |= {} if prefix else {"envvar": variable, "show_envvar": True}
+        return click.option(flags, name, help=text, **more)
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_client(token_file: Path | None, has_tls: bool | None, **given: Any) -> Any:
+            from xformd.net.tls import ClientTls
+
+            files = [given.pop(name) for name in ("ca", "own", "key")]
+            has_tls = any(files) if has_tls is None else has_tls
+            client = {"token": _read_token(token_file), "tls": has_tls and ClientTls(*files)}
+            return command(client=client, **given)
+
+        decorated: Command = with_client
+        for name, flag, text in (
+            ("key", "tls-client-key", "The key of that certificate, if it is in another file."),
+            ("own", "tls-client-certificate", "Certificate to show to servers, with its chain and key."),
+            ("ca", "tls-ca", "Certificates of those who may issue the servers'. [those that the system trusts]"),
+        ):
+            variable = "XFORMD_" + flag.upper().replace("-", "_")
+            decorated = option(f"--{prefix}{flag}", name, variable, text, metavar="FILE")(decorated)
+        text = "Use TLS, and verify the servers' names. The default with one of these files."
+        for add in (
+            option(f"--{prefix}tls/--no-{prefix}tls", "has_tls", "XFORMD_CLIENT_TLS", text, default=None),
+            click.option(
+                "--token-file",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="File with the token that the server knows. [the variable XFORMD_TOKEN]",
+            ),
+        ):
+            decorated = add(decorated)
+        return decorated
+
+    return decorate
+
+
+client_options, upstream_options = _client_options(), _client_options("upstream-")
+
+
+def _read_token(file: Path | None) -> str | None:
+    """Return the token of a file, or else of the environment: all users of a machine can read its command lines."""
+    if file is None:
+        return os.environ.get("XFORMD_TOKEN") or None
+    try:
+        return file.read_text().strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file: cannot read {file}: {getattr(error, 'strerror', 'it is not text')}") from None
 
 
 def server_options(command: Command) -> Command:
-    """Add ``--server`` and ``--timeout``."""
+    """Add ``--server``, ``--timeout`` and the options of a client."""
     add_address = address_option(
         "--server",
         "servers",
         help="HOST:PORT, PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock. Several share the work.",
     )
-    return add_address(timeout_option("How long to wait for each answer.")(command))
+    return add_address(timeout_option("How long to wait for each answer.")(client_options(command)))
 
 
 def run_server(
-    make: "Callable[[Any], ListeningService]", describe: Callable[[Any], Iterable[str]], log_format: str
+    make: "Callable[[Any], ListeningService]", describe: Callable[[Any], Iterable[str]], settings: "Settings"
 ) -> None:
     """Run a server until it is stopped. Its greeting has its addresses, and the lines that ``describe`` has for it."""
     from xformd.net import run
     from xformd.telemetry import logs
 
+    context = click.get_current_context()
+    if context.obj is not None:  # twistd's: it runs the server itself
+        logs.change_server_log(settings.log_format, settings.log_file, settings.log_level)
+        context.obj(make)
+        return
+
     def greet(server: Any, addresses: tuple[str, ...]) -> list[str]:
         return [*(f"xformd {__version__} listening on {address}" for address in addresses), *describe(server)]
 
     with isolated_plugin_output() as stdout:
-        run.prepare_to_serve(log_format)  # here, as the log has what plugins print from now on
-        click.get_current_context().find_root().call_on_close(logs.stop)  # which writes what is left of it
-        run.run_server(make, greet, functools.partial(print_line, file=stdout))
+        terminal = sys.stderr
+        # Here, as the log has what plugins print from now on.
+        run.prepare_to_serve(settings.log_format, settings.log_file, settings.log_level)
+        context.find_root().call_on_close(logs.stop)  # which writes what is left of it
+        try:
+            run.run_server(make, greet, functools.partial(print_line, file=stdout))
+        except XformError as error:
+            if settings.log_file != TABLE["log_file"].default:  # who starts it looks here, and not into a file
+                for line in (*getattr(error, "details", ()), f"{error.code}: {error.message}"):
+                    print_line(f"xformd: {one_line(line)}", terminal)
+            raise

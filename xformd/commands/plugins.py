@@ -1,20 +1,27 @@
-"""``xformd list-transforms`` and ``xformd check``: what plugins offer, and whether their examples hold."""
+"""``xformd plugins``, ``list-transforms`` and ``check``: which there are, what they offer, if their examples hold."""
 
 import contextlib
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 import click
 
 from xformd.commands import options
-from xformd.commands.options import Selected, describe_locally, isolated_plugin_output, plugin_options, report_slow
-from xformd.errors import ConfigError, XformError, printable_json
+from xformd.commands.options import (
+    Selected,
+    client_options,
+    describe_locally,
+    isolated_plugin_output,
+    plugin_options,
+    report_slow,
+)
+from xformd.errors import ConfigError, printable, printable_json
 
 if TYPE_CHECKING:
     from xformd.config import Settings
-    from xformd.plugins.definition import Example, Transform
+    from xformd.plugins.definition import Transform
     from xformd.plugins.registry import Plugin
     from xformd.service import TransformService
 
@@ -22,11 +29,59 @@ CHECK_FAILED = 1
 LIST_TIMEOUT_S = 30.0
 
 
+@click.command("plugins")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/deploy.md describes it.")
+@click.option("--requirements", is_flag=True, help="Print what to pin: the selected distributions with their versions.")
+@plugin_options
+def list_plugins(as_json: bool, requirements: bool, selected: Selected) -> None:
+    """List the installed plugins, and which of them a server would load, without importing any.
+
+    What the setting require misses is printed last, and the exit status is that of a server that does not start.
+
+    \b
+    Examples:
+      xformd plugins
+      xformd plugins --requirements > requirements.txt
+      xformd plugins --json --config /etc/xformd.toml
+    """
+    from xformd.plugins import loader
+    from xformd.plugins.selection import check_required
+
+    with selected() as settings:
+        found = loader.find(attrs.evolve(settings.selection, required=frozenset(), commands={}))
+        if requirements:
+            loaded = [each for each in found if each.state != "blocked" and each.version]  # a loose file has none
+            pinned = [*dict.fromkeys(f"{each.distribution}=={each.version}" for each in loaded)]
+            click.echo(printable_json(pinned) if as_json else "\n".join(pinned))
+        else:
+            click.echo(printable_json([*map(_to_json, found)], indent=2) if as_json else _to_table(found))
+        check_required(settings.selection, found)
+
+
+def _to_json(plugin: "Plugin") -> dict[str, str]:
+    is_blocked = plugin.state == "blocked"
+    return {
+        **{field: getattr(plugin, field) for field in ("name", "distribution", "version", "source")},
+        "state": "blocked" if is_blocked else "selected",
+        "reason": plugin.reason if is_blocked else "",
+    }
+
+
+def _to_table(plugins: "Sequence[Plugin]") -> str:
+    listed = [_to_json(plugin) for plugin in plugins]
+    columns = ("name", "distribution", "version", "source")
+    rows = [(*(each[column] for column in columns), each["reason"] or each["state"]) for each in listed]
+    rows.insert(0, ("PLUGIN", "DISTRIBUTION", "VERSION", "SOURCE", "STATE"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows)
+
+
 @click.command("list-transforms")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md describes it.")
 @click.option("--server", metavar="ADDRESS", help="Ask this running server, and load no plugin here.")
+@client_options
 @plugin_options
-def list_transforms(as_json: bool, server: str | None, selected: Selected) -> None:
+def list_transforms(as_json: bool, server: str | None, client: dict[str, Any], selected: Selected) -> None:
     """List the transforms of the installed plugins, and the plugins that are not active.
 
     Given the same file, variables and flags as serve, it lists what that server would offer.
@@ -44,7 +99,7 @@ def list_transforms(as_json: bool, server: str | None, selected: Selected) -> No
     from xformd.telemetry import logs
 
     async def ask(server: str) -> dict[str, Any]:
-        return await TransformProxy(server).list_transforms(timeout=LIST_TIMEOUT_S)
+        return await TransformProxy(server, **client).list_transforms(timeout=LIST_TIMEOUT_S)
 
     logs.start()
     with isolated_plugin_output() as stdout:
@@ -64,7 +119,7 @@ def list_here(settings: "Settings") -> dict[str, Any]:
     from xformd.telemetry import logs
 
     async def describe() -> dict[str, Any]:
-        async with local_service(settings, report_slow) as service:
+        async with local_service(settings, report_slow, warm_ups=frozenset()) as service:
             return listing.to_json(service.registry)
 
     logs.start()
@@ -120,15 +175,18 @@ async def check_plugins(settings: "Settings", distribution: str | None) -> Async
     Yields:
         One verdict per transform, also where another plugin has its name, and one for each plugin that failed to load.
     """
+    from xformd.plugins.discovery import normalize
     from xformd.plugins.loader import of_distribution
     from xformd.server.reload import local_service
 
-    async with local_service(settings, report_slow) as service:
+    warm_ups = None if distribution is None else frozenset({normalize(distribution)})
+    async with local_service(settings, report_slow, warm_ups=warm_ups) as service:
         registry = service.registry
         plugins = registry.plugins if distribution is None else of_distribution(distribution, registry.plugins)
         for plugin in plugins:
             if plugin.state == "failed":
-                yield Verdict(plugin.label, 0, (f"plugin {plugin.label}: {plugin.reason}",))
+                reasons = (f"plugin {plugin.label}: {reason}" for reason in plugin.reasons)
+                yield Verdict(plugin.label, 0, tuple(reasons))
             for transform in plugin.transforms:
                 if _is_used(service, transform, plugin):
                     yield await _verdict(service, transform)
@@ -143,8 +201,9 @@ async def _check_loser(settings: "Settings", name: str, plugin: "Plugin") -> Ver
     from xformd.server.reload import local_service
 
     selection = attrs.evolve(settings.selection, preferred={name: plugin.distribution}, strict=False)
+    settings = attrs.evolve(settings, selection=selection)
     try:
-        async with local_service(attrs.evolve(settings, selection=selection), report_slow) as service:
+        async with local_service(settings, report_slow, warm_ups=frozenset({name})) as service:
             return await _verdict(service, service.registry.resolve(name).transform)
     except ConfigError as error:
         return Verdict(name, 0, (error.message,))
@@ -156,27 +215,10 @@ def _is_used(service: "TransformService", transform: "Transform", plugin: "Plugi
 
 
 async def _verdict(service: "TransformService", transform: "Transform") -> Verdict:
-    failures = [await _failure(service, transform, example) for example in transform.examples]
-    return Verdict(transform.name, len(failures), tuple(filter(None, failures)))
+    from xformd.server.examples import failing_examples
 
-
-async def _failure(service: "TransformService", transform: "Transform", example: "Example") -> str:
-    """Run one example; return what is wrong with it, or nothing if it holds."""
-    from twisted.internet.defer import Deferred
-
-    from xformd import spec
-
-    call = ", ".join([repr(example.poem), *(f"{name}={value!r}" for name, value in example.options.items())])
-    poem, wanted = map(transform.encode, (example.poem, example.result))
-    try:
-        result = service.xform(spec.build(transform.name, example.options), poem)
-        if isinstance(result, Deferred):
-            result = await result
-    except XformError as error:
-        return f"{transform.name}({call}): {describe_locally(error)}"
-    if result == wanted:
-        return ""
-    return f"{transform.name}({call}) gave {transform.decode(result)!r}, not {example.result!r}"
+    failures = [failure async for failure in failing_examples(service, transform, describe_locally)]
+    return Verdict(transform.name, len(transform.examples), tuple(failures))
 
 
 def _report(verdict: Verdict, stdout: TextIO) -> None:

@@ -3,7 +3,7 @@
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,11 @@ from xformd.commands.options import (
     address_option,
     configuration_options,
     isolated_plugin_output,
-    log_format_option,
+    limit_options,
+    log_options,
+    output_dir_option,
     print_error,
+    quantity_option,
     run_server,
     timeout_option,
 )
@@ -21,10 +24,9 @@ from xformd.net.defaults import DEFAULT_POEM_PORT, with_host
 
 if TYPE_CHECKING:
     from xformd.config import Configuration
+    from xformd.net.listener import ListeningService
 
-max_bytes_option = click.option(
-    "--max-bytes", type=SIZE, default="100MiB", show_default=True, help="Reject a poem longer than this."
-)
+max_bytes_option = quantity_option("--max-bytes", SIZE, "100MiB", "Reject a poem longer than this.")
 
 
 @click.group()
@@ -36,7 +38,8 @@ def poem() -> None:
 @click.argument("poem_file", metavar="FILE", type=click.Path(path_type=Path))
 @configuration_options(DEFAULT_POEM_PORT, reads_file=False)
 @click.option("--slow", type=SIZE, metavar="BYTES_PER_SECOND", help="Send it to each client at this speed.")
-@log_format_option
+@log_options
+@limit_options(("drain_delay_s",))
 def serve(poem_file: Path, configuration: "Configuration", slow: int | None) -> None:
     """Serve the poem in a file to every client that connects, until SIGTERM or Ctrl-C.
 
@@ -48,12 +51,17 @@ def serve(poem_file: Path, configuration: "Configuration", slow: int | None) -> 
       xformd poem serve owl.txt --port 10001 --slow 50
       xformd poem serve owl.txt --listen tcp:10000 --listen unix:/run/owl.sock
     """
-    from xformd.poems import app
-
     settings = configuration.settings
-    make = functools.partial(app.make_poem_server, poem_file, settings.listen, bytes_per_s=slow)
+
+    def make(reactor: Any) -> "ListeningService":
+        from xformd.net.tls import server_tls
+        from xformd.poems.server import PoemService, make_poem_server
+
+        more: Any = {"tls": server_tls(settings, reactor), "drain_delay_s": settings.limits.drain_delay_s}
+        return make_poem_server(PoemService(poem_file), settings.listen, reactor, bytes_per_s=slow, **more)
+
     speed = "" if slow is None else f", {slow} bytes a second"
-    run_server(make, lambda _: [f"the poem of {poem_file}{speed}"], settings.log_format)
+    run_server(make, lambda _: [f"the poem of {poem_file}{speed}"], settings)
 
 
 @poem.command()
@@ -63,12 +71,7 @@ def serve(poem_file: Path, configuration: "Configuration", slow: int | None) -> 
 @timeout_option("How long to wait for each whole poem, and then for its transform.")
 @max_bytes_option
 @click.option("--ordered", is_flag=True, help="Print the poems in the order of the addresses, not of arrival.")
-@click.option(
-    "--output-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Write each poem to a file in this folder, named after its address.",
-)
+@output_dir_option("Write each poem to a file in this folder, named after its address.")
 def get(
     addresses: tuple[str, ...],
     spec: str | None,

@@ -1,7 +1,7 @@
 """The caching proxies: ``xformd proxy`` for transforms, ``xformd poem proxy`` for a poem."""
 
-import functools
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,46 +14,56 @@ from xformd.commands.options import (
     LimitsCommand,
     configuration_options,
     limit_options,
-    log_format_option,
+    log_options,
+    quantity_option,
+    reuse_port_option,
     run_server,
+    setting_option,
     timeout_option,
+    traces_option,
+    upstream_options,
 )
 from xformd.commands.poem import max_bytes_option, poem
+from xformd.errors import ConfigError
 from xformd.limits import WORKER_LIMITS
 from xformd.net.defaults import DEFAULT_POEM_PROXY_PORT, DEFAULT_PROXY_PORT, with_host
 
 if TYPE_CHECKING:
     from xformd.config import Configuration
-    from xformd.proxy.app import ProxyServer
+    from xformd.net.listener import ListeningService
+    from xformd.proxy.service import ProxyServer
+    from xformd.telemetry.reloads import ReloadOutcome
 
 
 @click.command(cls=LimitsCommand)
 @click.argument("upstreams", type=with_host, nargs=-1, required=True, metavar="UPSTREAM...")
 @configuration_options(DEFAULT_PROXY_PORT, reads_file=False)
 @click.option(
-    "--cache-bytes",
-    type=SIZE,
-    default="64MiB",
-    show_default=True,
-    help="Size of the cache; each result counts for 1 KiB more than its bytes.",
+    "--config",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file with the limits of connections, TLS and access.",
 )
+@quantity_option("--cache-bytes", SIZE, "64MiB", "Size of the cache; each result counts for 1 KiB more than its bytes.")
 @click.option("--ttl", type=TIMEOUT, help="Keep a result this long. [until its plugin changes]")
-@click.option(
-    "--refresh",
-    type=TIMEOUT,
-    default="10",
-    show_default=True,
-    help="How often to ask the upstreams for their transforms: an upgraded plugin is noticed within this time.",
-)
-@click.option(
-    "--max-session-age",
-    type=TIMEOUT,
-    help="Replace a connection to an upstream before it is older: it may then be to one that came later. [5min]",
-)
-@log_format_option
+@quantity_option("--refresh", TIMEOUT, "10", "How often to ask the upstreams whether a plugin has been upgraded.")
+@setting_option("access", "FILE")
+@upstream_options
+@quantity_option("--max-session-age", TIMEOUT, "5min", "Replace a connection to an upstream before it is older.")
+@log_options
+@traces_option
+@reuse_port_option
+@setting_option("agent", "ENDPOINT", multiple=True)
 @limit_options([name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS])
 def proxy(
-    upstreams: tuple[str, ...], configuration: "Configuration", cache_bytes: int, refresh: float, **times: float | None
+    upstreams: tuple[str, ...],
+    configuration: "Configuration",
+    cache_bytes: int,
+    ttl: float | None,
+    refresh: float,
+    max_session_age: float,
+    client: dict[str, Any],
 ) -> None:
     """Cache the results of deterministic transforms in front of one or several UPSTREAM servers.
 
@@ -65,40 +75,57 @@ def proxy(
       xformd proxy 127.0.0.1:11000
       xformd proxy 10.0.0.1:11000 10.0.0.2:11000 --cache-bytes 1GiB --ttl 5min
       xformd proxy unix:/run/xformd.sock --listen tcp:11001
+      xformd proxy one.internal:11000 --upstream-tls --upstream-tls-ca ca.pem
     """
     settings = configuration.settings
 
     def make(reactor: Any) -> "ProxyServer":
-        from xformd.proxy import app
+        from xformd.net.tls import server_tls
+        from xformd.proxy.service import make_proxy
 
-        given = {f"{name}_s": seconds for name, seconds in times.items() if seconds is not None}
-        options = {"cache_bytes": cache_bytes, "refresh_s": refresh, **given}
-        return app.make_proxy(upstreams, settings.listen, settings.limits, reactor, **options)
+        more: dict[str, Any] = {
+            "access": settings.access,
+            "tls": server_tls(settings, reactor),
+            "client": client,
+            "reuse_port": settings.reuse_port,
+            "agent": settings.agent,
+            "traces": settings.traces,
+            "cache_bytes": cache_bytes,
+            "ttl_s": math.inf if ttl is None else ttl,
+            "refresh_s": refresh,
+            "max_session_age_s": max_session_age,
+        }
+        server = make_proxy(upstreams, settings.listen, settings.limits, reactor, **more)
+        server.on_reload.append(lambda: read_again(server))
+        return server
 
-    run_server(make, lambda _: [f"the transforms of {', '.join(upstreams)}"], settings.log_format)
+    def read_again(server: "ProxyServer") -> "ReloadOutcome":
+        from xformd.telemetry.reloads import ReloadOutcome
+
+        nonlocal settings
+        before = settings
+        try:
+            new = configuration.read_again().settings
+            settings = before.with_changes(new, ("listen_backlog", "max_result_bytes", "max_in_flight"))
+            server.change(settings)
+        except ConfigError as error:
+            settings = before
+            return ReloadOutcome.of_mistakes(error).logged(server.log)
+        return ReloadOutcome(tuple(settings.changes(before, new))).logged(server.log)
+
+    run_server(make, lambda _: [f"the transforms of {', '.join(upstreams)}"], settings)
 
 
 @poem.command("proxy")
 @click.argument("upstream", type=with_host)
 @configuration_options(DEFAULT_POEM_PROXY_PORT, reads_file=False)
 @click.option("--ttl", type=DURATION, help="How long a poem is fresh. [for ever]")
-@click.option(
-    "--stale",
-    type=DURATION,
-    default="0",
-    show_default=True,
-    help="How long after that it is still served while no fresh one can be fetched.",
-)
+@quantity_option("--stale", DURATION, "0", "How long after that it is still served while no fresh one can be fetched.")
 @max_bytes_option
-@click.option(
-    "--connect-timeout",
-    type=TIMEOUT,
-    default="10",
-    show_default=True,
-    help="How long to wait for the connection to the upstream.",
-)
+@quantity_option("--connect-timeout", TIMEOUT, "10", "How long to wait for the connection to the upstream.")
 @timeout_option("How long to wait for the whole poem.")
-@log_format_option
+@log_options
+@limit_options(("drain_delay_s",))
 def poem_proxy(
     upstream: str,
     configuration: "Configuration",
@@ -119,17 +146,23 @@ def poem_proxy(
       xformd poem proxy poems.example.org:10000
       xformd poem proxy 127.0.0.1:10000 --ttl 60 --stale 5min
     """
-    from xformd.poems import app
-
     settings = configuration.settings
-    make = functools.partial(
-        app.make_poem_proxy,
-        upstream,
-        settings.listen,
-        ttl_s=math.inf if ttl is None else ttl,
-        stale_s=stale,
-        max_bytes=max_bytes,
-        connect_timeout_s=connect_timeout,
-        timeout_s=timeout,
-    )
-    run_server(make, lambda _: [f"the poem of {upstream}, from a cache"], settings.log_format)
+
+    def make(reactor: Any) -> "ListeningService":
+        from xformd.net.tls import server_tls
+        from xformd.poems.proxy import CachingProxyService
+        from xformd.poems.server import make_poem_server
+
+        cached = CachingProxyService(
+            upstream,
+            ttl_s=math.inf if ttl is None else ttl,
+            stale_s=stale,
+            max_bytes=max_bytes,
+            connect_timeout_s=connect_timeout,
+            timeout_s=timeout,
+            reactor=reactor,
+        )
+        more: Any = {"tls": server_tls(settings, reactor), "drain_delay_s": settings.limits.drain_delay_s}
+        return make_poem_server(cached, settings.listen, reactor, **more)
+
+    run_server(make, lambda _: [f"the poem of {upstream}, from a cache"], settings)

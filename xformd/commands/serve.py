@@ -1,26 +1,33 @@
-"""``xformd serve`` and ``xformd config``, which shows the settings that ``serve`` with the same flags would use."""
+"""``xformd serve`` and ``reload``, and ``config``, which shows what ``serve`` with the same flags would use."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from xformd.commands.options import (
+    TIMEOUT,
     Command,
     LimitsCommand,
     configuration_options,
     isolated_plugin_output,
     limit_options,
-    log_format_option,
+    log_options,
     plugin_flags,
+    print_line,
+    quantity_option,
+    reuse_port_option,
     run_server,
     setting_option,
+    traces_option,
 )
-from xformd.errors import printable_json
+from xformd.commands.plugins import list_here
+from xformd.errors import ConfigError, printable_json
 from xformd.net.defaults import DEFAULT_PORT
 
 if TYPE_CHECKING:
-    from xformd.config import Configuration
+    from xformd.config import Configuration, Settings
     from xformd.server.app import Server
 
 
@@ -28,15 +35,26 @@ def _setting_options(command: Command) -> Command:
     """Add a flag for each setting, and pass the command the ``configuration``."""
     for add in (
         limit_options(),
-        log_format_option,
+        traces_option,
+        log_options,
         setting_option("access_log", "[none|stderr|FILE]"),
+        setting_option("record_max_bytes", "SIZE"),
+        setting_option("record_only", "NAME", multiple=True),
+        setting_option("record_sample", "SHARE"),
+        setting_option("record", "FOLDER"),
+        setting_option("reload_check", "[examples|off]"),
         setting_option("isolate", "NAME", multiple=True),
         setting_option("inline", "NAME", multiple=True),
         setting_option("workers", "N"),
         plugin_flags,
+        setting_option("node", "NAME"),
+        setting_option("jobs_dir", "DIR"),
+        setting_option("access", "FILE"),
         setting_option("trusted_proxies", "CIDR,..."),
         setting_option("host_names", "NAME", multiple=True),
         setting_option("cors", "ORIGIN", multiple=True),
+        reuse_port_option,
+        setting_option("agent", "ENDPOINT", multiple=True),
         setting_option("metrics", "ENDPOINT", multiple=True),
         setting_option("http", "ENDPOINT", multiple=True),
         configuration_options(DEFAULT_PORT),
@@ -58,9 +76,10 @@ def serve(configuration: "Configuration") -> None:
       xformd serve --port 0 --plugins xformd-shout
       xformd serve --http tcp:8000:interface=127.0.0.1
       xformd serve --http none --plugins-dir . --metrics 9100 --access-log stderr
-      xformd serve --http tcp:8000 --trusted-proxies 10.0.0.0/8,127.0.0.1
+      xformd serve --http tcp:8000 --trusted-proxies 10.0.0.0/8,127.0.0.1 --agent tcp:8404
       xformd serve --listen unix:/run/xformd.sock --listen tcp:11000
       xformd serve --listen ssl:11000:privateKey=key.pem:certKey=cert.pem
+      xformd serve --access access.toml
       xformd serve --config /etc/xformd.toml --workers 4 --max-queue 100
     """
     settings = configuration.settings
@@ -68,9 +87,9 @@ def serve(configuration: "Configuration") -> None:
     def make(reactor: Any) -> "Server":
         from xformd.server.app import make_server  # only once the reactor is installed
 
-        return make_server(settings, reactor)
+        return make_server(settings, reactor, lambda: configuration.read_again().settings)
 
-    run_server(make, _describe, settings.log_format)
+    run_server(make, _describe, settings)
 
 
 def _describe(server: "Server") -> Iterator[str]:
@@ -78,7 +97,7 @@ def _describe(server: "Server") -> Iterator[str]:
     active = registry.with_state("active")
     yield f"{len(registry.entries)} transforms from {len(active)} plugins"
     for plugin in (*registry.with_state("loading"), *registry.with_state("failed")):
-        yield f"{plugin.state}: plugin {plugin.label}: {plugin.reason}"
+        yield from (f"{plugin.state}: plugin {plugin.label}: {reason}" for reason in plugin.reasons)
     for conflict in registry.conflicts:
         yield f"conflict: {conflict}"
 
@@ -97,7 +116,50 @@ def config(configuration: "Configuration", as_json: bool) -> None:
       xformd config > xformd.toml && xformd serve --config xformd.toml
       xformd config --config xformd.toml --max-queue 100 --json
     """
-    listed = [value.to_json() for value in configuration.values]
-    shown = printable_json(listed, indent=2) if as_json else configuration.to_toml()
     with isolated_plugin_output() as stdout:
-        click.echo(shown, file=stdout)
+        rows = [*configuration.table_values(_setting_types(configuration.settings))]
+        listed = [value.to_json() for value in (*configuration.values, *rows)]
+        click.echo(printable_json(listed, indent=2) if as_json else configuration.to_toml(rows), file=stdout)
+
+
+@click.command()
+@click.option(
+    "--pid",
+    type=click.IntRange(1),
+    metavar="PID",
+    envvar="MAINPID",
+    show_envvar=True,
+    help="The server's process id. [that of the only server here]",
+)
+@quantity_option("--timeout", TIMEOUT, "2min", "How long to wait for the outcome.")
+def reload(pid: int | None, timeout: float) -> None:
+    """Have a server read its settings, plugins and certificates again, and wait for the outcome.
+
+    Sends it SIGHUP; works for proxies and poem servers too, on their machine, as their user or root. The exit status is
+    0 if it has reloaded, and 78 if it goes on as before, or with a part, with one line for each reason.
+
+    \b
+    Examples:
+      xformd reload
+      xformd reload --pid "$(cat /run/xformd.pid)" --timeout 5min
+    """
+    from xformd.telemetry import reloads
+
+    outcome = reloads.reload(reloads.the_only_server() if pid is None else pid, timeout)
+    for line in outcome.notes:
+        print_line(line)
+    if outcome.errors:
+        part = "reloaded in part: what these lines name stays as it was"
+        message = part if outcome.notes else "not reloaded: the server goes on with what it had"
+        raise ConfigError(message, details=outcome.errors)
+
+
+def _setting_types(settings: "Settings") -> dict[str, dict[str, str]]:
+    """Return the settings of each plugin with a table, with their types: which are secret only its code says."""
+    if not settings.selection.settings:
+        return {}
+    from xformd.plugins.discovery import normalize
+
+    selection = attrs.evolve(settings.selection, strict=False, ignore_unknown=True)
+    plugins = list_here(attrs.evolve(settings, selection=selection))["plugins"]
+    return {normalize(plugin["distribution"]): plugin["settings"] for plugin in plugins}

@@ -3,10 +3,13 @@
 import codecs
 import contextlib
 import functools
+import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -25,17 +28,19 @@ from xformd.commands.options import (
     report_slow,
     server_options,
 )
-from xformd.errors import GibberishError, RequestRefused, TransformTimeout, XformError
+from xformd.errors import BadOptions, ConfigError, GibberishError, RequestRefused, TransformTimeout, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from xformd.client import batch as batches
+    from xformd.spec import Spec
 
 Transform = Callable[[bytes], "bytes | Deferred[bytes]"]
+Prepared = contextlib.AbstractAsyncContextManager[tuple[Transform, str]]
+"""What transforms the poems, and the media type of the results; empty if it is not known."""
 
-RETRY_S = 0.1
-"""How long ``ping --wait`` waits between two tries."""
+RETRY_S = 0.1  # how long ``ping --wait`` waits between two tries
 
 
 @click.command()
@@ -48,8 +53,19 @@ RETRY_S = 0.1
     metavar="[DURATION]",
     help="Try again until the server is up, for this long, or else for --timeout.",
 )
-def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
+@click.option("--all", "compares", is_flag=True, help="Ask at each address of a name, and compare what servers offer.")
+@click.option("--json", "as_json", is_flag=True, help="Print what --all finds as JSON.")
+def ping(
+    servers: tuple[str, ...],
+    timeout: float,
+    wait: float | None,
+    client: dict[str, Any],
+    compares: bool,
+    as_json: bool,
+) -> None:
     """Check that servers answer, one after the other.
+
+    With --all, the exit status is 78 if they answer and do not offer the same transforms in the same versions.
 
     \b
     Examples:
@@ -57,17 +73,28 @@ def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
       xformd serve & xformd ping --wait
       xformd ping --wait 2min --timeout 5
       xformd ping --server 127.0.0.1:11000 --server unix:/run/xformd.sock
+      xformd ping --server transforms.internal --tls-ca ca.pem
+      xformd ping --all --server 10.0.0.1:11000 --server 10.0.0.2:11000
     """
+    if compares and wait is not None:
+        raise click.UsageError("--all asks once: leave --wait out")
+    if as_json and not compares:
+        raise click.UsageError("--json prints what --all finds: add --all")
+    from twisted.internet.defer import Deferred, gatherResults
+
     from xformd.net import run
     from xformd.telemetry import logs
 
     wait_s = 0.0 if wait is None else wait or timeout
 
     async def ping_all(stdout: TextIO) -> int:
+        if compares:
+            looks = [Deferred.fromCoroutine(_look(server, timeout, client)) for server in servers]
+            return _report([*chain(*await gatherResults(looks))], stdout, as_json=as_json)
         status = 0
         for server in servers:
             try:
-                answer = await _ping(server, timeout, wait_s)
+                answer = await _ping(server, timeout, wait_s, client)
             except XformError as error:
                 print_error(f"{error.code}: {error.message}")
                 status = status or error.exit_status
@@ -80,7 +107,7 @@ def ping(servers: tuple[str, ...], timeout: float, wait: float | None) -> None:
         sys.exit(run.run_until_done(ping_all(stdout)))
 
 
-async def _ping(server: str, timeout_s: float, wait_s: float) -> str:
+async def _ping(server: str, timeout_s: float, wait_s: float, client: dict[str, Any]) -> str:
     """Return which server answers and how fast, or raise why it cannot be reached; try again for ``wait_s``."""
     from twisted.internet import reactor as installed
     from twisted.internet.task import deferLater
@@ -93,7 +120,7 @@ async def _ping(server: str, timeout_s: float, wait_s: float) -> str:
     refused: XformError | None = None
     while True:
         # A new one, which has not learnt to wait from the last try, or that the server is an old one.
-        proxy = TransformProxy(server)
+        proxy = TransformProxy(server, **client)
         try:
             left_s = max(RETRY_S, ends_s - tried_s)  # this process may have waked up too late
             name = await proxy.ping(timeout=min(timeout_s, left_s) if wait_s else timeout_s)
@@ -110,6 +137,67 @@ async def _ping(server: str, timeout_s: float, wait_s: float) -> str:
         tried_s = reactor.seconds()
 
 
+Look = tuple[dict[str, Any], "Mapping[str, Any] | XformError"]
+"""What a server is at one address, for JSON; and what it lists, or why it does not answer."""
+
+
+async def _look(server: str, timeout_s: float, client: Mapping[str, Any]) -> list[Look]:
+    """Ask a server who it is and what it has, at each address of its name."""
+    from twisted.internet import reactor
+    from twisted.internet.defer import Deferred, gatherResults
+
+    from xformd.client import TransformProxy
+    from xformd.net.endpoints import ClientEndpoint, client_endpoint
+    from xformd.plugins.listing import fingerprint
+
+    async def ask(endpoint: ClientEndpoint) -> Look:
+        name = f"{server} at {endpoint.only}" if endpoint.only else server
+        proxy = TransformProxy(endpoint, address=name, token=client["token"])
+        try:
+            who, _, state = (await proxy.ping(timeout=timeout_s)).partition(", ")
+            listed = await proxy.list_transforms(timeout=timeout_s)
+        except XformError as error:
+            return {"address": name, "error": f"{error.code}: {error.message}"}, error
+        finally:
+            proxy.close()
+        found = listed["transforms"]
+        told = {"address": name, "server": who, "state": state or "ready", "transforms": len(found)}
+        return {**told, "fingerprint": fingerprint(found)}, listed
+
+    def endpoint_at(only: str = "") -> ClientEndpoint:
+        endpoint = client_endpoint(reactor, server, tls=client["tls"] or None)
+        endpoint.only = only
+        return endpoint
+
+    first = await ask(endpoint := endpoint_at())
+    hosts = sorted({each.host for each in endpoint.addresses})
+    if len(hosts) < 2:
+        return [first]
+    return await gatherResults([Deferred.fromCoroutine(ask(endpoint_at(host))) for host in hosts])
+
+
+def _report(looks: Sequence[Look], stdout: TextIO, *, as_json: bool) -> int:
+    """Print what servers have answered, and how they differ; return the exit status."""
+    from xformd.plugins.listing import differences
+
+    different = differences({told["address"]: found for told, found in looks if not isinstance(found, XformError)})
+    if as_json:
+        click.echo(
+            json.dumps({"servers": [told for told, _ in looks], "differences": different}, indent=2), file=stdout
+        )
+    else:
+        shown = "{address}: {server}, {state}, {transforms} transforms, fingerprint {fingerprint}"
+        for told, _ in looks:
+            if "error" in told:
+                print_error(told["error"])
+            else:
+                print_line(shown.format(**told), stdout)
+        for line in different:
+            print_line(line, stdout)
+    failed = [found.exit_status for _, found in looks if isinstance(found, XformError)]
+    return failed[0] if failed else ConfigError.exit_status if different else 0
+
+
 @click.command()
 @poem_options
 @server_options
@@ -120,9 +208,10 @@ async def _ping(server: str, timeout_s: float, wait_s: float) -> str:
 def send(
     spec: str,
     poems: PoemOptions,
-    options: dict[str, str],
+    options: Mapping[str, object],
     servers: tuple[str, ...],
     timeout: float,
+    client: dict[str, Any],
     jobs: int,
     fallback: bool,
 ) -> None:
@@ -135,6 +224,7 @@ def send(
       xformd send cummingsify poem.txt
       xformd send wrap -o width=40 < poem.txt
       xformd send wrap:width=40+number-lines --output-dir out *.txt
+      xformd send upper poem.txt --server transforms.internal --tls
       xformd send trim --in-place --recursive poems --encoding latin-1
     """
     from xformd import spec as specs
@@ -142,14 +232,22 @@ def send(
     from xformd.telemetry import logs
 
     logs.start()
-    built = str(specs.build(spec, options))
+    built = specs.build(spec, options)
     with isolated_plugin_output() as stdout:
-        proxy = TransformProxy(servers)
+        proxy = TransformProxy(servers, **client)
 
         def transform(poem: bytes) -> "Deferred[bytes]":
-            return proxy.xform(built, poem, timeout=timeout)
+            return proxy.xform(str(built), poem, timeout=timeout)
 
-        _run_batch(contextlib.nullcontext(transform), poems, stdout, fallback=fallback, jobs=jobs)
+        @contextlib.asynccontextmanager
+        async def there() -> AsyncIterator[tuple[Transform, str]]:
+            listed: Mapping[str, Any] = {"transforms": []}
+            if poems.output_dir is not None or any(isinstance(value, list) for value in options.values()):
+                with contextlib.suppress(XformError):  # an old server has no list; whatever is wrong, poems will tell
+                    listed = await proxy.list_transforms(timeout=timeout)
+            yield transform, produced(listed, built, options)
+
+        _run_batch(there(), poems, stdout, fallback=fallback, jobs=jobs)
 
 
 @click.command()
@@ -157,7 +255,7 @@ def send(
 @plugin_options
 @limit_options(("max_result_bytes", "transform_timeout_s", "worker_memory_bytes"))
 @click.option("--traceback", is_flag=True, help="Show the traceback of a transform that raises.")
-def run(spec: str, poems: PoemOptions, options: dict[str, str], selected: Selected, traceback: bool) -> None:
+def run(spec: str, poems: PoemOptions, options: Mapping[str, object], selected: Selected, traceback: bool) -> None:
     """Transform poems without a server.
 
     \b
@@ -168,6 +266,7 @@ def run(spec: str, poems: PoemOptions, options: dict[str, str], selected: Select
       xformd run upper --recursive poems --output-dir out --encoding latin-1
     """
     from xformd import spec as specs
+    from xformd.plugins import listing
     from xformd.server.reload import local_service
     from xformd.telemetry import logs
 
@@ -176,15 +275,29 @@ def run(spec: str, poems: PoemOptions, options: dict[str, str], selected: Select
     with isolated_plugin_output() as stdout, selected() as settings:
 
         @contextlib.asynccontextmanager
-        async def here() -> AsyncIterator[Transform]:
-            async with local_service(settings, report_slow) as service:
-                yield functools.partial(service.xform, parsed)
+        async def here() -> AsyncIterator[tuple[Transform, str]]:
+            names = frozenset(step.name for step in parsed.steps)
+            async with local_service(settings, report_slow, warm_ups=names) as service:
+                listed = listing.to_json(service.registry)
+                yield functools.partial(service.xform, parsed), produced(listed, parsed, options)
 
         _run_batch(here(), poems, stdout, describe=describe_locally)
 
 
+def produced(listed: Mapping[str, Any], spec: "Spec", options: Mapping[str, object] = MappingProxyType({})) -> str:
+    """Return the media type of the last step's results, as far as a listing tells.
+
+    Raises ``BadOptions`` if it tells that an option that is given twice takes no list.
+    """
+    last: Mapping[str, Any] = next((each for each in listed["transforms"] if each["name"] == spec.last), {})
+    for option in last.get("options", ()):
+        if isinstance(options.get(option["name"]), list) and not option.get("list"):
+            raise BadOptions(f"the option {option['name']!r} is given twice, and takes no list")
+    return str(last.get("produces", ""))
+
+
 def _run_batch(
-    prepared: contextlib.AbstractAsyncContextManager[Transform],
+    prepared: Prepared,
     poems: PoemOptions,
     stdout: TextIO,
     *,
@@ -195,18 +308,20 @@ def _run_batch(
     """Transform the poems, and exit with the status of the first that failed."""
     from xformd.client import batch
     from xformd.net import run
+    from xformd.plugins import media_type
 
     files = [batch.STDIN if name == "-" else Path(name) for name in poems.files or ("-",)]
     sources = batch.find_files(files, skip=poems.output_dir) if poems.recursive else files
     writes_files = poems.in_place or poems.output_dir is not None
-    if poems.in_place:
-        write = batch.to_files([(source, source) for source in sources], "--in-place", overwrite=True)
-    elif poems.output_dir is not None:
-        name_of = batch.mirrored(files) if poems.recursive else attrgetter("name")
-        targets = [(source, poems.output_dir / name_of(source)) for source in sources]
-        write = batch.to_files(targets, f"--output-dir {poems.output_dir}")
-    else:
-        write = batch.to_stream(stdout.buffer)
+    name_of = batch.mirrored(files) if poems.recursive else attrgetter("name")
+
+    def writer(produces: str) -> Callable[[Path, bytes], None]:
+        if poems.in_place:
+            return batch.to_files([(source, source) for source in sources], "--in-place", overwrite=True)
+        if poems.output_dir is None:
+            return batch.to_stream(stdout.buffer)
+        targets = [(source, poems.output_dir / media_type.rename(name_of(source), produces)) for source in sources]
+        return batch.to_files(targets, f"--output-dir {poems.output_dir}")
 
     def report(item: "batches.Item[Path]") -> None:
         error = item.error
@@ -225,11 +340,11 @@ def _run_batch(
     with click.progressbar(length=len(sources), label="poems", file=sys.stderr, hidden=not shows_bar) as bar:
 
         async def transform_all() -> "batches.Summary":
-            async with prepared as transform:
+            async with prepared as (transform, produces):
                 return await batch.Batch(
                     fetch=batch.read_file,
                     transform=_recoded(transform, poems),
-                    write=write,
+                    write=writer(produces),
                     report=report,
                     watch=lambda item: bar.update(1) if item.is_done else None,
                     fallback=fallback,

@@ -1,6 +1,8 @@
 """The settings of a server: their table, with type, default and reason, and their values as one object."""
 
-from collections.abc import Callable, Mapping
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,16 @@ import attrs
 from xformd.config import types
 from xformd.config.resources import find_resources
 from xformd.config.types import SettingType
-from xformd.limits import Limits
+from xformd.limits import MIB, Limits, show_value
 from xformd.net.defaults import DEFAULT_HTTP_PORT, tcp_server
 from xformd.plugins.selection import EVERYTHING, Selection
+from xformd.plugins.settings import Table
 from xformd.spec import NAME_RULE, is_valid_name
+from xformd.telemetry.access_log import STDERR
 
 LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warn", "error")
+TLS_PORTS = ("external", "all")
 
 
 @attrs.frozen(kw_only=True)
@@ -28,16 +34,33 @@ class Settings:
     listen: tuple[str, ...] = (tcp_server(),)
     http: tuple[str, ...] = (tcp_server(port=DEFAULT_HTTP_PORT),)
     metrics: tuple[str, ...] = ()
+    agent: tuple[str, ...] = ()
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tls: str = "external"
     cors: frozenset[str] = frozenset()
     host_names: frozenset[str] = frozenset()
     trusted_proxies: frozenset[str] = frozenset()
+    access: Path | None = None
+    jobs_dir: Path | None = None
+    node: str | None = None
     selection: Selection = EVERYTHING
     limits: Limits = attrs.field(factory=Limits)
     workers: int | None = None
     inline: frozenset[str] = frozenset()
     isolate: frozenset[str] = frozenset()
     log_format: str = "text"
+    log_level: str = "info"
+    log_file: Path = STDERR
     access_log: Path | None = None
+    reuse_port: bool = False
+    reload_check: str = "examples"
+    record: Path | None = None
+    record_sample: float = 0.01
+    record_only: frozenset[str] = frozenset()
+    record_max_bytes: int = 100 * MIB
+    traces: str = "none"
 
     @property
     def worker_count(self) -> int:
@@ -46,9 +69,47 @@ class Settings:
             return self.workers
         return find_resources().workers(self.limits.worker_memory_bytes)
 
+    def by_name(self) -> dict[str, Any]:
+        """Return the value of each row, to compare settings: paths are absolute, and the two kinds of folders one."""
+        chosen = self.selection
+        return {
+            "plugins": chosen.distributions,
+            "block": chosen.blocked,
+            "plugins_dir": tuple(each.absolute() for each in chosen.directories),
+            "prefer": chosen.preferred,
+            "strict": chosen.strict,
+            "require": chosen.required,
+            **attrs.asdict(self.limits),
+            **{name: value.absolute() if isinstance(value, Path) else value for name, value in _plain_rows(self)},
+        }
+
+    def with_changes(self, new: "Settings", kept_limits: Iterable[str] = ("listen_backlog",)) -> "Settings":
+        """Return these settings with those of ``new`` that may change while a server runs."""
+        kept = {name: getattr(self.limits, name) for name in kept_limits}
+        selection = new.selection
+        return attrs.evolve(
+            self,
+            selection=attrs.evolve(
+                self.selection,
+                settings=selection.settings,
+                commands=selection.commands,
+                required=selection.required,
+            ),
+            limits=attrs.evolve(new.limits, **kept),
+            **{name: getattr(new, name) for name in _ALSO_CHANGE},
+        )
+
+    def changes(self, before: "Settings", wanted: "Settings") -> Iterator[str]:
+        """Yield a line of what a reload has changed to these settings, and one of what a restart would change."""
+        old, now, new = before.by_name(), self.by_name(), wanted.by_name()
+        if changed := [name for name in TABLE if old.get(name) != now.get(name)]:
+            yield f"changed settings: {', '.join(changed)}"
+        if waiting := [name for name in TABLE if now.get(name) != new.get(name)]:
+            yield f"changed settings that need a restart: {', '.join(waiting)}"
+
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> "Settings":
-        """Make settings from the value of each row of ``TABLE``, by its name."""
+    def from_values(cls, values: Mapping[str, Any], tables: Mapping[str, Mapping[str, Table]]) -> "Settings":
+        """Make settings from the value of each row of ``TABLE``, by its name, and from the other tables."""
         return cls(
             selection=Selection(
                 distributions=values["plugins"],
@@ -56,10 +117,20 @@ class Settings:
                 directories=values["plugins_dir"] + values["insecure_plugins_dir"],
                 preferred=values["prefer"],
                 strict=values["strict"],
+                required=values["require"],
+                settings=tables["plugin"],
+                commands=tables["transform"],
             ),
             limits=Limits(**{field.name: values[field.name] for field in attrs.fields(Limits)}),
             **{field.name: values[field.name] for field in attrs.fields(cls) if field.name in values},
         )
+
+
+def _plain_rows(settings: Settings) -> Iterator[tuple[str, Any]]:
+    """Yield the rows that stand in ``Settings`` themselves."""
+    for field in attrs.fields(Settings):
+        if field.name not in ("selection", "limits"):
+            yield field.name, getattr(settings, field.name)
 
 
 @attrs.frozen
@@ -95,10 +166,22 @@ def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
     if "_bytes" in field.name:  # or in bytes a second
         return types.SIZE
     if field.name.endswith("_s"):
-        return types.DURATION
+        return types.DURATION if field.default else types.DELAY
     return types.integer(none="none" if field.default is None else None)
 
 
+def host_node() -> str:
+    """Return the host's name as that of a node."""
+    return re.sub(r"[^a-z0-9._-]+", "-", socket.gethostname().lower()).strip("-._")[:63] or "node"
+
+
+def _node_from(value: object) -> str | None:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        return None if value == "auto" else value
+    raise ValueError(f"invalid node {show_value(value)}: use up to 63 letters, digits, and . _ - after the first")
+
+
+_NODE = SettingType(from_toml=_node_from, to_json=lambda value: value or "auto")
 _WRITE_TCP = ": write it as tcp:11000:interface=127.0.0.1"
 _ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+", empty="none", hint=_WRITE_TCP)
 _LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1, hint=_WRITE_TCP)
@@ -106,6 +189,13 @@ _ORIGINS = types.strings("origin", frozenset, accepts=types.is_origin, hint=": w
 _HOSTS = types.strings("host name", frozenset, accepts=types.is_host_name, hint=": write it as poems.example.org, or *")
 _AS_PROXIES = ": write it as 192.0.2.1, 10.0.0.0/8, 2001:db8::/32, or unix"
 _PROXIES = types.strings("proxy", frozenset, accepts=types.is_network, hint=_AS_PROXIES)
+_REQUIRED = types.strings(
+    "requirement",
+    frozenset,
+    separators=r"\s+",
+    accepts=types.is_requirement,
+    hint=": write it as xformd-images==1.2.*, without spaces",
+)
 _BLOCKED = types.strings("plugin", frozenset, hint=": use a plugin's name")
 _TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name, hint=f": use {NAME_RULE}")
 
@@ -123,6 +213,32 @@ _SETTINGS = (
         (),
         "where to answer only /metrics, /livez and /readyz over HTTP: Twisted server endpoints, or none",
     ),
+    Setting(
+        "agent",
+        _ENDPOINTS,
+        (),
+        "where to answer HAProxy's agent checks in plain text: Twisted server endpoints, or none",
+    ),
+    Setting("reuse_port", types.BOOLEAN, False, "whether several servers of one user may listen on the same TCP ports"),
+    Setting(
+        "tls_certificate",
+        types.FILE,
+        None,
+        "the server's certificate and its chain (PEM), for TLS on its TCP ports",
+    ),
+    Setting("tls_key", types.FILE, None, "the certificate's key; none if it is in the same file"),
+    Setting(
+        "tls_client_ca",
+        types.FILE,
+        None,
+        "certificates of those who may issue certificates for clients, which are then asked for one",
+    ),
+    Setting(
+        "tls",
+        types.choice(*TLS_PORTS),
+        "external",
+        "which TCP ports have TLS: external for those not on loopback, or all",
+    ),
     Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * for all"),
     Setting(
         "host_names",
@@ -136,6 +252,9 @@ _SETTINGS = (
         frozenset(),
         "proxies whose Forwarded and X-Forwarded headers are believed: addresses, networks, unix for Unix sockets",
     ),
+    Setting("access", types.FILE, None, "file that says who may use which transforms; none for all"),
+    Setting("jobs_dir", types.FILE, None, "folder where jobs over HTTP and their results are kept; none for no jobs"),
+    Setting("node", _NODE, None, "name of this server in the addresses of its jobs; auto for the host's", host_node),
     Setting("plugins", types.PLUGINS, None, "installed plugins to load: all, none, or a list of distributions"),
     Setting(
         "block",
@@ -148,6 +267,22 @@ _SETTINGS = (
     Setting("prefer", types.PREFERENCES, {}, "the distribution to use for a transform that several provide"),
     Setting("strict", types.BOOLEAN, False, "refuse to start if a plugin fails or two provide the same transform"),
     Setting(
+        "require",
+        _REQUIRED,
+        frozenset(),
+        "plugins without which to refuse to start, with their versions, such as xformd-images==1.2.*",
+    ),
+    Setting(
+        "reload_check",
+        types.choice("examples", "off"),
+        "examples",
+        "what a reload tries in the new workers first: examples, and it is refused if one fails that did not, or off",
+    ),
+    Setting("record", types.FILE, None, "folder to keep a sample of the poems in, for xformd replay; none for none"),
+    Setting("record_sample", types.SHARE, 0.01, "which share of the poems to keep, above 0 and up to 1"),
+    Setting("record_only", _TRANSFORMS, frozenset(), "transforms whose poems to keep; all if none is named"),
+    Setting("record_max_bytes", types.SIZE, 100 * MIB, "the most that the kept poems may take"),
+    Setting(
         "workers",
         types.integer(0, "auto"),
         None,
@@ -156,10 +291,26 @@ _SETTINGS = (
     ),
     Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, overriding their author"),
     Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, overriding their author"),
+    Setting("log_file", types.LOG_FILE, STDERR, "where to write the log: stderr or a file"),
     Setting("log_format", types.choice(*LOG_FORMATS), "text", "format of the log: text, or one JSON object per line"),
-    Setting("access_log", types.LOG_FILE, None, "where to write a line for each request: none, stderr or a file"),
+    Setting(
+        "log_level",
+        types.choice(*LOG_LEVELS),
+        "info",
+        "the least important lines that the log has: debug, info, warn or error",
+    ),
+    Setting("access_log", types.OUTPUT_FILE, None, "where to write a line for each request: none, stderr or a file"),
+    Setting(
+        "traces",
+        types.choice("none", "otlp"),
+        "none",
+        "where to send OpenTelemetry spans: none, or otlp, to what OTEL_* variables name (needs xformd[otel])",
+    ),
     *(Setting(each.name, _limit_type(each), each.default, each.metadata["reason"]) for each in attrs.fields(Limits)),
 )
 
 TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _SETTINGS}
 """Every setting, by its name."""
+
+_ALSO_CHANGE = ("workers", "log_file", "log_format", "log_level", "reload_check")
+"""Settings that a reload changes, besides limits. All else is chosen at the start: sockets, plugins, where they run."""

@@ -3,12 +3,13 @@
 Invariant: an unknown setting or an invalid value is an error of one line that names its place, never ignored.
 """
 
-import difflib
+import json
 import os
 import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,28 @@ from typing import Any
 import attrs
 
 from xformd.config.settings import TABLE, Setting, Settings
-from xformd.config.types import FOLDERS, LOG_FILE, PREFERENCES
+from xformd.config.types import FILE as FILE_TYPE
+from xformd.config.types import FOLDERS, HIDDEN, LOG_FILE, OUTPUT_FILE, PREFERENCES, SHOWN, to_toml
 from xformd.errors import ConfigError, one_line
+from xformd.plugins.discovery import normalize
+from xformd.plugins.settings import FILE, VARIABLE, Table, did_you_mean
 
-NOT_SETTINGS = frozenset({"XFORMD_CONFIG", "XFORMD_SERVER"})
-"""Variables of the command line: the file to read, and the server that a client calls."""
+NOT_SETTINGS = frozenset(
+    {"XFORMD_CONFIG", "XFORMD_SERVER", "XFORMD_TOKEN", "XFORMD_CLIENT_TLS"}
+    | {"XFORMD_TLS_CA", "XFORMD_TLS_CLIENT_CERTIFICATE", "XFORMD_TLS_CLIENT_KEY"}
+)
+"""Variables of the command line: the file to read, and the server that a client calls, with its token and its TLS."""
 
 MAX_FILE_BYTES = 1_000_000
+
+TABLES = ("plugin", "transform")  # tables of tables whose keys are no settings of the server
 
 TOML_HEADER = """\
 # Settings of xformd. Save this, and start with: xformd serve --config FILE
 # A setting that is commented out has its default; remove the # to change it.
 # In the environment max_queue is XFORMD_MAX_QUEUE, on the command line --max-queue."""
+
+LISTED = "; 'xformd config' lists them"
 
 _PREFIX = "XFORMD_"
 _TOML_POSITION = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)\Z")
@@ -49,11 +60,11 @@ class Value:
         """Return the setting as TOML, with its reason and its place in comments."""
         setting, type_ = self.setting, self.setting.type
         unit = f"in {type_.unit}, " if type_.unit else ""
-        if self.place == "default":
-            comment, sign = f"# ({unit}default)", "#"
-        else:
-            comment = one_line(f"# ({unit}from {self.place}; default {type_.to_toml(setting.default)})")
-            sign = ""
+        sign = "#" if self.place == "default" or type_ is HIDDEN else ""
+        has_default = self.place != "default" and type_ not in (SHOWN, HIDDEN)
+        default = f"; default {type_.to_toml(setting.default)}" if has_default else ""
+        origin = "default" if self.place == "default" else f"from {self.place}"
+        comment = one_line(f"# ({unit}{origin}{default})")
         return f"# {setting.reason}\n{comment}\n{sign}{setting.name} = {type_.to_toml(self.value)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +86,7 @@ class Configuration:
 
     settings: Settings
     values: tuple[Value, ...]
+    read_again: Callable[[], "Configuration"] = attrs.field(eq=False, repr=False)
 
     def locate(self, error: ConfigError) -> ConfigError:
         """Return an error about a setting with the place where it was set, and any other error unchanged."""
@@ -83,28 +95,42 @@ class Configuration:
                 return error.located_at(value.subjects.get(error.entry or "", value.subject))
         return error
 
-    def to_toml(self) -> str:
+    def to_toml(self, more: Iterable[Value] = ()) -> str:
         """Return a TOML file with the same settings, and the reason and place of each in comments."""
-        return "\n\n".join([TOML_HEADER, *(value.to_toml() for value in self.values)])
+        return "\n\n".join([TOML_HEADER, *(value.to_toml() for value in (*self.values, *more))])
+
+    def table_values(self, types: Mapping[str, Mapping[str, str]]) -> Iterator[Value]:
+        """Yield what the tables of plugins and commands have.
+
+        What is not in the ``types`` of the settings, by normalized distribution, may be secret.
+        """
+        for name, table in self.settings.selection.settings.items():
+            known = types.get(name, {})
+            for key, value in table.values.items():
+                names_file = key not in known and key.endswith(FILE) and key.removesuffix(FILE) in known
+                is_path = names_file or known.get(key) == "path"
+                type_ = SHOWN if is_path or known.get(key, "secret") != "secret" else HIDDEN
+                setting = Setting(f"plugin.{to_toml(name)}.{key}", type_, None, f"a setting of {name}")
+                yield Value(setting, str(table.path(value)) if is_path else value, table.places[key], key)
+        for name, table in self.settings.selection.commands.items():
+            for key, value in table.values.items():
+                setting = Setting(f"transform.{to_toml(name)}.{key}", SHOWN, None, "of a command")
+                yield Value(setting, value, table.places[key], key)
 
 
 def configure(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    flags: Mapping[str, tuple[str, object]] | None = None,
+    flags: Mapping[str, tuple[str, object]] | None = None,  # with the flag, for messages, before its value
 ) -> Configuration:
-    """Merge the settings. A value of a higher source replaces the whole value of a lower one.
+    """Merge the settings: a value of a higher source replaces the whole value of a lower one.
 
-    Args:
-        file: a TOML file, if any.
-        environment: the process's variables.
-        flags: name of a setting to its flag, for messages, and the value on the command line.
-
-    Raises:
-        ConfigError: a setting is unknown or its value is invalid.
+    Raises ``ConfigError`` if a setting is unknown or its value is invalid.
     """
     values = {name: Value(setting, setting.default, "default", name) for name, setting in TABLE.items()}
-    values |= _from_file(file) if file is not None else {}
+    tables: dict[str, dict[str, Table]] = {name: {} for name in TABLES}
+    values |= _from_file(file, tables) if file is not None else {}
+    _add_variables(tables["plugin"], environment or {}, str((file or Path("file")).parent.absolute()))
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
     _reject_both(values["inline"], values["isolate"])
@@ -119,11 +145,35 @@ def configure(
                 _reject_untrusted(path, folders.subject, ", or accept its folder with --insecure-plugins-dir")
         except OSError as error:
             raise ConfigError(f"{folders.subject}: cannot read {folder}: {error.strerror}") from error
-    settings = Settings.from_values({name: value.value for name, value in values.items()})
-    return Configuration(settings, tuple(values.values()))
+    settings = Settings.from_values({name: value.value for name, value in values.items()}, tables)
+    # Absolute: a daemon may change to another folder.
+    read_again = partial(configure, file and file.absolute(), environment, flags)
+    return Configuration(settings, tuple(values.values()), read_again)
 
 
-def _from_file(file: Path) -> dict[str, Value]:
+def read_tables(file: Path, kind: str) -> dict[str, Table]:
+    """Read a TOML file that has tables ``[kind.NAME]`` and nothing else; raise ``ConfigError`` if it has."""
+    others, tables = _read_file(file, (kind,))
+    for line, name, _ in others:
+        raise ConfigError(f"{file}, line {line}: {name!r} is not known here: write [{kind}.NAME]")
+    return tables[kind]
+
+
+def _from_file(file: Path, tables: Mapping[str, dict[str, Table]]) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    others, found = _read_file(file, TABLES)
+    for line, name, raw in others:
+        value = _read_from_file(name, raw, f"{file}, line {line}")
+        values[name] = _merge_tables(values.get(name), value)
+    tables["plugin"].update({normalize(name): table for name, table in found["plugin"].items()})
+    tables["transform"].update(found["transform"])
+    return {name: _relative_to(file, value) for name, value in values.items()}
+
+
+def _read_file(
+    file: Path, kinds: Iterable[str]
+) -> tuple[list[tuple[int, str, object]], Mapping[str, dict[str, Table]]]:
+    """Return the values of a file with their lines and names, and its tables of tables of these kinds."""
     try:
         with file.open("rb") as source:
             data = source.read(MAX_FILE_BYTES + 1)
@@ -132,12 +182,46 @@ def _from_file(file: Path) -> dict[str, Value]:
         raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{file} has more than {MAX_FILE_BYTES} bytes, too many for a file of settings")
-    values: dict[str, Value] = {}
+    others: list[tuple[int, str, object]] = []
+    places: dict[str, dict[str, dict[str, str]]] = {name: {} for name in kinds}
     for line, content in toml_statements(data, str(file)):
         for name, raw in content.items():
-            value = _read_from_file(name, raw, f"{file}, line {line}")
-            values[name] = _merge_tables(values.get(name), value)
-    return {name: _relative_to(file, value) for name, value in values.items()}
+            if name in places:
+                _note_places(places[name], name, raw, f"{file}, line {line}")
+            else:
+                others.append((line, name, raw))
+    # JSON has no dates: they become text. Whole, as a statement in one of several tables does not say in which.
+    whole = json.loads(json.dumps(tomllib.loads(data.decode("utf-8-sig")), default=str))
+    folder = str(file.parent.absolute())
+    return others, {
+        kind: {name: Table(whole[kind][name], inside, folder) for name, inside in found.items()}
+        for kind, found in places.items()
+    }
+
+
+def _note_places(places: dict[str, dict[str, str]], kind: str, raw: object, place: str) -> None:
+    """Note where each key of these tables is set."""
+    if not isinstance(raw, dict) or not all(isinstance(table, dict) for table in raw.values()):
+        raise ConfigError(f"{place}: {kind} has a table for each: write [{kind}.NAME]")
+    for name, table in raw.items():
+        found = places.setdefault(name, {"": place})
+        for key, value in table.items():
+            found.setdefault(key, place)
+            for inner in value if isinstance(value, dict) else ():
+                found.setdefault(f"{key}.{inner}", place)
+
+
+def _add_variables(tables: dict[str, Table], environment: Mapping[str, str], folder: str) -> None:
+    """Set plugins' settings from the environment: a variable replaces what the file has, or has a file for."""
+    for variable, text in sorted(environment.items()):
+        if match := VARIABLE.match(variable):
+            distribution, key = match["distribution"].lower().replace("_", "-"), match["key"].lower()
+            table = tables.get(distribution, Table())
+            pair = key.removesuffix(FILE), key.removesuffix(FILE) + FILE
+            own = {each for each in pair if VARIABLE.match(table.places.get(each, ""))}
+            kept = {each: table.values[each] for each in table.values if each in own or each not in pair}
+            places = {"": variable, **table.places, key: variable}
+            tables[distribution] = Table({**kept, key: text}, places, folder)
 
 
 def _reject_untrusted(path: Path, subject: str, advice: str = "") -> None:
@@ -166,10 +250,12 @@ def _places(path: Path, *, is_above: bool = False) -> Iterator[tuple[Path, bool]
 
 def _read_from_file(name: str, raw: object, place: str) -> Value:
     setting = TABLE.get(name)
+    if name == "plugins" and isinstance(raw, dict):  # what is in it may be secret
+        raise ConfigError(f'{place}: plugins says which are loaded; the settings of one are in [plugin."NAME"]')
     if setting is None and isinstance(raw, dict | list) and (inside := _names_in(raw)) & set(TABLE):
         raise ConfigError(f"{place}: {min(inside & set(TABLE))} is inside the table {name!r}; move it to the top level")
     if setting is None:
-        raise ConfigError(f"{place}: unknown setting {name!r}" + _did_you_mean(name, TABLE))
+        raise ConfigError(f"{place}: unknown setting {name!r}" + did_you_mean(name, (*TABLE, *TABLES), LISTED))
     return _read(setting, setting.type.from_toml, raw, place, f"{place}: {name}")
 
 
@@ -190,7 +276,7 @@ def _merge_tables(before: Value | None, value: Value) -> Value:
 
 def _relative_to(file: Path, value: Value) -> Value:
     """Resolve the folders and files that a file names relative to the folder of that file."""
-    if value.setting.type is LOG_FILE and value.value is not None:
+    if value.setting.type in (FILE_TYPE, LOG_FILE, OUTPUT_FILE) and value.value is not None:
         return attrs.evolve(value, value=file.parent / value.value)
     if value.setting.type is not FOLDERS:
         return value
@@ -202,8 +288,10 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[Value]:
     for variable, text in sorted(environment.items()):
         if not variable.startswith(_PREFIX) or variable in NOT_SETTINGS or _is_service_link(variable, text):
             continue
+        if VARIABLE.match(variable):  # which _add_variables has read
+            continue
         if variable not in settings:
-            raise ConfigError(f"{variable}: unknown setting" + _did_you_mean(variable, settings, _PREFIX))
+            raise ConfigError(f"{variable}: unknown setting" + did_you_mean(variable, settings, LISTED, _PREFIX))
         setting = settings[variable]
         yield _read(setting, setting.type.from_text, text, variable, variable)
 
@@ -223,12 +311,6 @@ def _read(setting: Setting, read: Callable[[Any], Any], raw: object, place: str,
         return Value(setting, read(raw), place, subject)
     except ValueError as error:
         raise ConfigError(f"{subject}: {error}") from error
-
-
-def _did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    # Without the common prefix, which would make every name similar.
-    nearest = difflib.get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
-    return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else "; 'xformd config' lists them"
 
 
 def _reject_both(inline: Value, isolate: Value) -> None:

@@ -4,6 +4,7 @@ Text is the value of a variable or a flag. Invariant: a value that cannot be rea
 message, such as ``expected a whole number of at least 1, got 'many'``.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -14,50 +15,13 @@ from typing import Any
 
 import attrs
 
+from xformd.limits import MAX_NUMBER, parse_duration, parse_size, parse_timeout, show_value
 from xformd.plugins.options import TRUTH_WORDS
 from xformd.plugins.selection import parse_distributions
 from xformd.telemetry.access_log import STDERR
 
-MAX_NUMBER = 2**63 - 1
-MAX_DURATION_S = 1e9
-
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _DIGITS = re.compile(r"[0-9]{1,20}\Z")
-_QUANTITY = re.compile(r"(?P<number>[0-9]{1,20}(\.[0-9]{1,20})?) ?(?P<unit>[A-Za-z]*)\Z")
-_SIZE_UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_DURATION_UNITS = {"": 1, "ms": 0.001, "s": 1, "min": 60, "h": 3600}
-
-
-def parse_size(value: object) -> int:
-    """Return a number of bytes above 0, written as ``100000`` or ``10MiB``."""
-    size_bytes = _parse_quantity(value, _SIZE_UNITS) if isinstance(value, str) else value
-    if type(size_bytes) is int and 0 < size_bytes <= MAX_NUMBER:
-        return size_bytes
-    raise ValueError(f"invalid size {_show(value)}: try 100000 or 10MiB")
-
-
-def parse_duration(value: object) -> float:
-    """Return a number of seconds, written as ``0.5``, ``500ms``, ``30s``, ``5min`` or ``2h``."""
-    duration_s = _parse_quantity(value, _DURATION_UNITS) if isinstance(value, str) else value
-    if isinstance(duration_s, int | float) and not isinstance(duration_s, bool) and 0 <= duration_s <= MAX_DURATION_S:
-        return float(duration_s)
-    raise ValueError(f"invalid duration {_show(value)}: try 0.5, 30 or 5min")
-
-
-def parse_timeout(value: object) -> float:
-    """Return a number of seconds above 0, written as for ``parse_duration``."""
-    if duration_s := parse_duration(value):
-        return duration_s
-    raise ValueError(f"invalid duration {_show(value)}: it must be above 0; try 0.5, 30 or 5min")
-
-
-def _parse_quantity(text: str, units: Mapping[str, float]) -> float | None:
-    match = _QUANTITY.match(text)
-    factor = units.get(match["unit"].lower()) if match else None
-    if match is None or factor is None:
-        return None
-    quantity = (int(match["number"]) if match["number"].isdigit() else float(match["number"])) * factor
-    return int(quantity) if quantity == int(quantity) else quantity
 
 
 @attrs.frozen(kw_only=True)
@@ -76,7 +40,7 @@ class SettingType:
     from_text: Callable[[str], Any] = attrs.Factory(lambda self: self.from_toml, takes_self=True)
     to_json: Callable[[Any], object] = lambda value: value
     to_toml: Callable[[Any], str] = attrs.Factory(
-        lambda self: lambda value: _toml(self.to_json(value)), takes_self=True
+        lambda self: lambda value: to_toml(self.to_json(value)), takes_self=True
     )
     unit: str = ""
 
@@ -94,8 +58,15 @@ def integer(minimum: int = 1, none: str | None = None) -> SettingType:
     return SettingType(
         from_toml=from_toml,
         from_text=lambda text: from_toml(int(text) if _DIGITS.match(text) else text),
-        to_toml=lambda value: _toml(none if value is None else value),
+        to_toml=lambda value: to_toml(none if value is None else value),
     )
+
+
+def _share_from(value: object) -> float:
+    with contextlib.suppress(TypeError, ValueError):
+        if not isinstance(value, bool) and 0 < (share := float(value)) <= 1:  # type: ignore[arg-type]
+            return share
+    raise _mismatch("a number above 0 and up to 1", value)
 
 
 def choice(*words: str) -> SettingType:
@@ -124,27 +95,28 @@ def is_network(text: str) -> bool:
         return False
 
 
-def strings(
-    noun: str,
-    collect: Callable[[Iterable[str]], tuple[str, ...] | frozenset[str]],
-    *,
-    separators: str = r"[\s,]+",
-    accepts: Callable[[str], object] = bool,
-    minimum: int = 0,
-    empty: str | None = None,
-    hint: str = "",
-) -> SettingType:
-    """Return the type of a list of strings.
+def is_requirement(text: str) -> bool:
+    """Whether this is the name of a distribution, alone or with versions: ``xformd-images==1.2.*``."""
+    from packaging.requirements import InvalidRequirement, Requirement  # for those who require something
 
-    Args:
-        noun: what each string is, in messages.
-        collect: ``tuple`` if their order matters, else ``frozenset``.
-        separators: what separates them in text, as a regular expression.
-        accepts: returns something true for a valid string.
-        minimum: how many there must be.
-        empty: the word that stands for none at all.
-        hint: the end of the message about an invalid string: what to write instead.
-    """
+    try:
+        found = Requirement(text)
+    except InvalidRequirement:
+        return False
+    return not (found.extras or found.marker or found.url)
+
+
+def strings(
+    noun: str,  # what each string is, in messages
+    collect: Callable[[Iterable[str]], tuple[str, ...] | frozenset[str]],  # ``tuple`` if their order matters
+    *,
+    separators: str = r"[\s,]+",  # what separates them in text, as a regular expression
+    accepts: Callable[[str], object] = bool,  # returns something true for a valid string
+    minimum: int = 0,  # how many there must be
+    empty: str | None = None,  # the word that stands for none at all
+    hint: str = "",  # the end of the message about an invalid string: what to write instead
+) -> SettingType:
+    """Return the type of a list of strings."""
 
     def from_toml(value: object) -> tuple[str, ...] | frozenset[str]:
         if isinstance(value, str):
@@ -156,12 +128,26 @@ def strings(
                 raise ValueError(f"{empty!r} stands alone: leave it out, or the others")
             return collect(())
         if invalid := [text for text in value if not (isinstance(text, str) and accepts(text))]:
-            raise ValueError(f"invalid {noun} {_show(invalid[0])}{hint}")
+            raise ValueError(f"invalid {noun} {show_value(invalid[0])}{hint}")
         if len(value) < minimum:
             raise ValueError(f"expected at least {minimum} {noun}")
         return collect(value)
 
     return SettingType(from_toml=from_toml, to_json=_in_order)
+
+
+def file_or(**words: Path | None) -> SettingType:
+    """Return the type of a file, or of one of these words, each of which stands for something else."""
+
+    def from_toml(value: object) -> Path | None:
+        if isinstance(value, str) and value and "\0" not in value:
+            return words[value] if value in words else _path(value)
+        raise _mismatch(f"{', '.join(map(repr, words))} or a file", value)
+
+    def to_json(file: Path | None) -> str:
+        return next((word for word, each in words.items() if each == file), "") or str(Path(file or "").absolute())
+
+    return SettingType(from_toml=from_toml, to_json=to_json)
 
 
 def _boolean_from(value: object) -> bool:
@@ -194,12 +180,6 @@ def _preferences_from_toml(value: object) -> Mapping[str, str]:
     return dict(value)
 
 
-def _log_file_from(value: object) -> Path | None:
-    if isinstance(value, str) and value and "\0" not in value:
-        return {"none": None, "stderr": STDERR}[value] if value in ("none", "stderr") else _path(value)
-    raise _mismatch("'none', 'stderr' or a file", value)
-
-
 def _path(text: str) -> Path:
     if "\0" in text:
         raise ValueError(f"a path cannot contain a null character: {text!r}")
@@ -214,13 +194,13 @@ def _in_order(value: Iterable[object]) -> list[str]:
     return sorted(items) if isinstance(value, frozenset) else items
 
 
-def _toml(value: object) -> str:
+def to_toml(value: object) -> str:
     """Write a value that JSON has as TOML, on one line."""
     if isinstance(value, dict):
-        pairs = [f"{key if _BARE_KEY.match(key) else _toml(key)} = {_toml(item)}" for key, item in value.items()]
+        pairs = [f"{key if _BARE_KEY.match(key) else to_toml(key)} = {to_toml(item)}" for key, item in value.items()]
         return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(to_toml, value)) + "]"
     if isinstance(value, str):
         # A JSON string is a TOML basic string, except that TOML requires DEL to be escaped; a terminal, more than that.
         readable = json.dumps(value.encode(errors="replace").decode(), ensure_ascii=False)
@@ -232,39 +212,36 @@ def _size_to_toml(size_bytes: int) -> str:
     """Write a number of bytes in the largest unit that needs no fraction."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size_bytes % factor == 0:
-            return _toml(f"{size_bytes // factor}{unit}")
-    return _toml(size_bytes)
-
-
-def _duration_to_toml(duration_s: float) -> str:
-    return _toml(int(duration_s) if duration_s == int(duration_s) else duration_s)
-
-
-def _show(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+            return to_toml(f"{size_bytes // factor}{unit}")
+    return to_toml(size_bytes)
 
 
 def _mismatch(expected: str, value: object) -> ValueError:
-    return ValueError(f"expected {expected}, got {_show(value)}")
+    return ValueError(f"expected {expected}, got {show_value(value)}")
 
 
 _PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
 
 SIZE = SettingType(from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
-DURATION = SettingType(from_toml=parse_timeout, to_toml=_duration_to_toml, unit="seconds")
+DURATION = SettingType(
+    from_toml=parse_timeout, to_toml=lambda value: to_toml(int(value) if value == int(value) else value), unit="seconds"
+)
+DELAY = attrs.evolve(DURATION, from_toml=parse_duration, from_text=parse_duration)  # a duration that may be 0
 BOOLEAN = SettingType(from_toml=_boolean_from, from_text=lambda raw: _boolean_from(TRUTH_WORDS.get(raw.lower(), raw)))
+SHARE = SettingType(from_toml=_share_from)
 FOLDERS = SettingType(
     from_toml=lambda value: tuple(map(_path, _PATHS.from_toml(value))),
     # Absolute, so that the output means the same when it is saved in another folder.
     to_json=lambda paths: [str(path.absolute()) for path in paths],
 )
-LOG_FILE = SettingType(
-    from_toml=_log_file_from,
-    to_json=lambda file: "none" if file is None else "stderr" if file == STDERR else str(file.absolute()),
-)
+OUTPUT_FILE = file_or(none=None, stderr=STDERR)
+LOG_FILE = file_or(stderr=STDERR)
+FILE = file_or(none=None)
 PLUGINS = SettingType(
     from_toml=_plugins_from, to_json=lambda value: "all" if value is None else sorted(value) or "none"
 )
+SHOWN = SettingType(from_toml=lambda value: value)
+HIDDEN = attrs.evolve(SHOWN, to_json=lambda _: None, to_toml=lambda _: '"***"')  # of a plugin's settings
 PREFERENCES = SettingType(
     from_toml=_preferences_from_toml,
     from_text=_preferences_from_text,

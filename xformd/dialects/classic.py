@@ -1,21 +1,29 @@
 """The classic dialect, on the server: one request, one reply, close; an error closes without a reply."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from xformd.dialects.interfaces import Connection
+from xformd.dialects.handler import ConnectionHandler
 from xformd.errors import XformError
 from xformd.runners import Caller
 from xformd.service import Service
 from xformd.wire import classic, netstring
 
+if TYPE_CHECKING:  # it makes the handlers
+    from xformd.protocol import TransformProtocol
 
-class ClassicHandler:
-    """Answers one request, ``string``: the inside of the first netstring."""
 
-    def __init__(self, connection: Connection, string: bytes) -> None:
+class ClassicHandler(ConnectionHandler):
+    """Answers one request, ``string``: the inside of the first netstring.
+
+    What follows it is never executed. A client that half-closes still gets its reply, also when the server stops; there
+    is no way to tell it that its time is up.
+    """
+
+    def __init__(self, connection: "TransformProtocol", string: bytes) -> None:
         self._connection = connection
         self._running: Deferred[bytes] | None = None
         connection.set_deadline(None)  # the service has its own
@@ -48,25 +56,6 @@ class ClassicHandler:
             result.addCallbacks(self._reply, self._fail)
         else:
             self._reply(result)
-
-    def receive(self, data: bytes) -> None:
-        """Drop it: what follows the request is never executed."""
-
-    def receive_end(self) -> None:
-        """Go on: a client that half-closes still gets its reply."""
-
-    def output_drained(self) -> None:
-        """Do nothing: the reply is all there is to send."""
-
-    def reject(self, error: XformError) -> None:
-        """Do nothing: all has arrived."""
-
-    def expire(self) -> bool:
-        """Have the connection aborted: this dialect has no way to tell the client."""
-        return False
-
-    def stop(self) -> None:
-        """Go on: the one request has been accepted."""
 
     def lost(self) -> None:
         """Cancel the request."""

@@ -11,60 +11,75 @@ call or an object for each. A request then takes 1.4 us instead of 9 us (64 requ
 
 from collections.abc import Callable, Container
 from functools import partial
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from xformd import __version__
-from xformd.dialects.interfaces import Connection
+from xformd.dialects.handler import ConnectionHandler, TurnTaker
 from xformd.errors import BadFrame, BadRequest, ShuttingDown, TransformTimeout, XformError
 from xformd.net.connections import UNKNOWN, share_of
-from xformd.net.turns import TURN_S
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners import Caller
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import SLOW_CALL_S, Outcome
 from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.service import Service
+from xformd.spec import Spec
+from xformd.telemetry.timing import RequestTiming
+from xformd.telemetry.tracing import Tracer
 from xformd.wire import netstring, session
+
+if TYPE_CHECKING:  # it makes the handlers
+    from xformd.protocol import TransformProtocol
 
 Work = Callable[..., bytes | Deferred[bytes]]
 """Finishes a request: returns its result, or raises an ``XformError``."""
 
 _COMMA = ord(",")
 
-_BURST = (None,) * 256
+_MOST = 256
+_BURST = (None,) * _MOST
 """Check the clock every 256 plain requests: they take about 0.4 ms. Or sooner, so that a long poem is the only one."""
 
+GOODBYE_S = 0.5
+"""How long a session goes on after the goodbye: what was on its way is answered, and need not count as lost."""
+
+STOPS_SOON = "it will stop soon: send new requests elsewhere"
+
+MAX_WRONG_TOKENS = 3  # the last of them ends the session
 
 SHORT_S = 0.00002
 """What takes less is not counted as a share's time: counting takes as long as a request, reading it takes longer."""
 
 
-class SessionHandler:
+class SessionHandler(TurnTaker, ConnectionHandler):
     """Answers requests until the client or the server ends the session; its opening is decoded already."""
 
-    def __init__(self, connection: Connection, decoder: netstring.Decoder) -> None:
+    _connection: "TransformProtocol"
+
+    def __init__(self, connection: "TransformProtocol", decoder: netstring.Decoder) -> None:
+        super().__init__(connection.service, connection.share)
         limits = connection.limits
         self._connection = connection
         self._decoder = decoder
-        self._service = connection.service
-        self._turns, self._share = connection.service.turns, connection.share
+        self._turns = connection.service.turns
         self._max_in_flight = limits.max_in_flight
         self._max_unread_bytes = limits.max_unread_output_bytes
         self._max_request_bytes = limits.max_request_bytes
         self._idle_timeout_s = limits.idle_timeout_s
+        tracer = connection.factory.tracer
+        self._tracer = tracer if tracer.is_on else None
         self._violation: XformError | None = None  # ends the session once what came before it is answered
         self._in_flight: dict[int, Deferred[bytes]] = {}
-        self._output: list[bytes] = []
-        self._output_bytes = 0
         self._is_between_requests = False  # nothing is unread here or by the client, and no request is here in part
         self._has_request_deadline = False  # the rest of a request must come in time
-        self._is_working = False
-        self._has_next_turn = False  # its turn was over, and messages are left
+        self._wrong_tokens = 0
         self._peer_has_finished = False
         self._is_stopping = False
-        self._is_closed = False
+        self._goodbye: IDelayedCall | None = None  # while requests of a client that has not heard it may arrive
         self._send(
             session.encode_hello(session.Hello(f"xformd {__version__}", self._max_request_bytes, self._max_in_flight))
         )
@@ -81,7 +96,8 @@ class SessionHandler:
             return
         # Nearly every read goes this way, so it leaves out all that cannot have changed.
         service, room_bytes = self._service, self._max_unread_bytes
-        end, replies, pending, ran_s = answer_plain_requests(service, data, 0, self._in_flight, room_bytes)
+        in_flight, tracer = self._in_flight, self._tracer
+        end, replies, pending, ran_s = answer_plain_requests(service, data, 0, in_flight, room_bytes, tracer)
         if ran_s > SHORT_S:
             self._turns.used(self._share, ran_s)
         self._decoder.feed(data, end)
@@ -92,7 +108,7 @@ class SessionHandler:
         self._connection.write(b"".join(replies))
         if self._connection.unread_bytes:
             self._work()
-        elif not self._in_flight:
+        elif not in_flight:
             self._connection.set_deadline(self._idle_timeout_s)
 
     def receive_end(self) -> None:
@@ -122,10 +138,18 @@ class SessionHandler:
         self._is_stopping = True
         self._is_between_requests = False
         self._refuse(session.CONNECTION_ID, ShuttingDown.not_started())
+        self._goodbye = self._connection.factory.clock.callLater(GOODBYE_S, self._end_goodbye)
+        self._work()
+
+    def _end_goodbye(self) -> None:
+        self._goodbye = None
         self._work()
 
     def lost(self) -> None:
         """Cancel what runs: nobody waits for it any more."""
+        if self._goodbye is not None:
+            self._goodbye.cancel()
+            self._goodbye = None
         self._is_closed = True
         self._is_between_requests = False
         for running in [*self._in_flight.values()]:
@@ -144,49 +168,34 @@ class SessionHandler:
         unread_bytes = self._output_bytes + self._connection.unread_bytes
         return not self._is_closed and unread_bytes <= self._max_unread_bytes
 
+    @property
+    def _may_close(self) -> bool:
+        return self._peer_has_finished or (self._is_stopping and self._goodbye is None)
+
     # How messages are handled.
 
-    def _work(self) -> None:
-        """Handle what may be handled, send what there is to send, and set the deadline of what is expected next."""
-        if self._is_closed or self._is_working:
-            return
-        self._is_working = True
-        self._is_between_requests = False
-        if not self._has_next_turn:
-            self._take_turn()
-        self._flush()
-        self._is_working = False
+    def _await_more(self) -> None:
+        """End the session if it is to be ended; else read on or not, and set the deadline of what is expected next."""
         decoder = self._decoder
+        self._is_between_requests = False
         if self._peer_has_finished and decoder.is_inside and not decoder.has_unread:
             self._violation = self._violation or BadFrame("the stream ended inside a netstring")
         if self._violation is not None:
             self._connection.count_refusal(self._violation.code, self._connection.begin_entry())
             self._end(self._violation)
-        elif (self._peer_has_finished or self._is_stopping) and not decoder.has_unread and not self._in_flight:
+        elif self._may_close and not decoder.has_unread and not self._in_flight:
             self._is_closed = True
             self._connection.close()
         else:
-            self._await_more()
+            self._await_input()
 
-    def _take_turn(self) -> None:
-        stopwatch = self._service.stopwatch
-        began_s = stopwatch()
-        is_over = self._share in self._turns.over
-        while not is_over and self._has_room() and self._handle_some():
-            is_over = stopwatch() > began_s + TURN_S
-        self._turns.used(self._share, stopwatch() - began_s)
-        if is_over and self._decoder.has_unread:
-            self._has_next_turn = True
-            self._connection.call_soon(self._take_next_turn)
+    def _has_more(self) -> bool:
+        return self._decoder.has_unread
 
-    def _take_next_turn(self) -> None:
-        self._has_next_turn = False
-        self._work()
-
-    def _handle_some(self) -> bool:
+    def _take_step(self) -> bool:
         """Answer all plain requests that are next, or handle one message of any kind; return whether any was there."""
         decoder = self._decoder
-        if self._violation is not None or not decoder.has_unread:
+        if not self._has_room() or self._violation is not None or not decoder.has_unread:
             return False
         if not decoder.is_inside and not self._is_stopping and self._answer_plain_requests():
             return True
@@ -205,7 +214,8 @@ class SessionHandler:
         if len(data) > self._max_request_bytes:
             return False
         room_bytes = self._max_unread_bytes - self._output_bytes - self._connection.unread_bytes
-        end, replies, pending, _ = answer_plain_requests(self._service, data, position, self._in_flight, room_bytes)
+        service, in_flight = self._service, self._in_flight
+        end, replies, pending, _ = answer_plain_requests(service, data, position, in_flight, room_bytes, self._tracer)
         if end == position:
             return False
         self._decoder.skip_to(end)
@@ -227,8 +237,7 @@ class SessionHandler:
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
-    def _await_more(self) -> None:
-        """Read on or not, and set the deadline that fits."""
+    def _await_input(self) -> None:
         self._connection.hint_read_size(self._decoder.string_bytes)
         self._connection.note_arrival(self._decoder.string_bytes if self._decoder.is_inside else 0)
         if self._decoder.has_unread or not self._has_room():
@@ -266,8 +275,12 @@ class SessionHandler:
             timeout_s = None if message.timeout_ms is None else message.timeout_ms / 1000
             caller = self._caller(message.client)
             work = partial(self._service.xform, message.spec, message.poem, timeout_s=timeout_s, caller=caller)
-            entry = self._connection.begin_entry(session_id=message.id)
-            self._start(message.id, work if entry is None else partial(work, timing=entry))
+            trace = message.traceparent
+            timing: RequestTiming | None = self._connection.begin_entry(session_id=message.id, traceparent=trace)
+            if timing is None and trace is not None:
+                timing = RequestTiming(traceparent=trace)
+            versions_of = message.spec if message.wants_version else None
+            self._start(message.id, work if timing is None else partial(work, timing=timing), versions_of)
 
     def _caller(self, client: str | None = None) -> Caller:
         """Return whom a request is for: a proxy that is trusted may name a client, or else it is the peer."""
@@ -277,40 +290,56 @@ class SessionHandler:
             share = named if named != UNKNOWN else f"{share}/{client}"  # a name that only the proxy knows
         return Caller(share, self)
 
-    def _start(self, request_id: int, work: Work) -> None:
+    def _start(self, request_id: int, work: Work, versions_of: Spec | None = None) -> None:
         try:
             result = work()
+            version = None if versions_of is None else self._service.versions(versions_of)
         except XformError as error:
             self._refuse(request_id, error)
             return
         if isinstance(result, Deferred):
             self._in_flight[request_id] = result
-            result.addCallbacks(self._answer, self._fail, callbackArgs=(request_id,), errbackArgs=(request_id,))
+            result.addCallbacks(self._answer, self._fail, callbackArgs=(request_id, version), errbackArgs=(request_id,))
         else:
-            self._send(session.encode_reply(session.Reply(request_id, result)))
+            self._send(session.encode_reply(session.Reply(request_id, result, version)))
 
     def _control(self, request: session.ControlRequest) -> None:
         if request.control == "cancel":
             if request.id in self._in_flight:
                 self._in_flight[request.id].cancel()  # which answers it
-        else:
-            is_list = request.control == "list"
-            self._reply(request.id, self._service.listing() if is_list else self._service.missing().encode())
+            return
+        try:
+            self._reply(request.id, self._answer_to(request))
+        except XformError as error:
+            self._reject(request.id, error)
+            self._wrong_tokens += request.control == "auth"
+            if self._wrong_tokens >= MAX_WRONG_TOKENS:
+                self._violation = error
+
+    def _answer_to(self, request: session.ControlRequest) -> bytes:
+        if request.control == "auth":
+            told = self._connection.authenticate(request.token)
+            self._service = self._connection.service
+            return told
+        if request.control == "list":
+            return self._service.listing()
+        stops = STOPS_SOON if self._connection.factory.will_stop else ""
+        return ", ".join(filter(None, (stops, self._service.missing()))).encode()
 
     # How requests are answered.
 
-    def _answer(self, poem: bytes, request_id: int) -> None:
+    def _answer(self, poem: bytes, request_id: int, version: str | None) -> None:
         del self._in_flight[request_id]
         if not self._is_closed:
-            self._reply(request_id, poem)
+            self._reply(request_id, poem, version)
             self._work()
 
-    def _reply(self, request_id: int, poem: bytes) -> None:
+    def _reply(self, request_id: int, poem: bytes, version: str | None = None) -> None:
         if len(poem) < PART_BYTES:
-            self._send(session.encode_reply(session.Reply(request_id, poem)))
+            self._send(session.encode_reply(session.Reply(request_id, poem, version)))
         else:  # not copied into its frame: a listing is the same for all who ask
             self._flush()
-            for part in session.frame_reply(session.Reply(request_id, poem)):
+            for part in session.frame_reply(session.Reply(request_id, poem, version)):
                 self._connection.write(part)
 
     def _fail(self, failure: Failure, request_id: int) -> None:
@@ -337,40 +366,27 @@ class SessionHandler:
         self.lost()
         self._connection.close()
 
-    def _send(self, data: bytes) -> None:
-        self._output.append(data)
-        self._output_bytes += len(data)
-
-    def _flush(self) -> None:
-        if self._output:
-            data = b"".join(self._output) if len(self._output) > 1 else self._output[0]
-            self._output.clear()
-            self._output_bytes = 0
-            self._connection.write(data)
-
 
 def answer_plain_requests(  # noqa: C901 - a call for each request would cost as much as the request
-    service: Service, data: bytes, position: int, in_flight: Container[int], room_bytes: int
+    service: Service,
+    data: bytes,  # at most ``max_request_bytes``, so that no request in it is too long
+    position: int,  # where in it a netstring begins
+    in_flight: Container[int],  # the ids of the requests that run
+    room_bytes: int,  # stop after more output than this
+    tracer: Tracer | None = None,  # says how many of the next requests are not traced: they are answered, and counted
 ) -> tuple[int, list[bytes], tuple[int, Work] | None, float]:
     """Answer the requests that are here whole, and whose transforms run at once.
 
-    Args:
-        service: has the transforms.
-        data: what has arrived, at most ``max_request_bytes``, so that no request in it is too long.
-        position: where in it a netstring begins.
-        in_flight: the ids of the requests that run.
-        room_bytes: stop after more output than this.
-
-    Returns:
-        The position of the first byte that was not handled; the replies, framed; the id of a request whose
-        transform has run without giving such a reply, with what finishes it; and the seconds that this took.
+    Returns the position of the first byte that was not handled; the replies, framed; the id of a request whose
+    transform has run without giving such a reply, with what finishes it; and the seconds that this took.
     """
     size, max_result_bytes, match_head = len(data), service.max_result_bytes, session.match_plain_request
     limit = position + LONG_POEM_BYTES // 2
     replies: list[bytes] = []
     result: Outcome
     words, call, counts, started_s, pending, ran_s = None, None, None, 0.0, None, 0.0
-    for _ in _BURST:
+    left = _MOST if tracer is None else tracer.unsampled_left
+    for _ in _BURST if left >= _MOST else _BURST[:left]:
         if not (match := match_head(data, position, limit)):
             break
         length, number, new_words = match.groups()
@@ -401,6 +417,8 @@ def answer_plain_requests(  # noqa: C901 - a call for each request would cost as
         replies.append(reply)
         if (room_bytes := room_bytes - len(reply)) < 0:
             break
+    if tracer is not None:
+        tracer.unsampled_left = left - len(replies) - (pending is not None)
     if call is not None:
         ran_s += note_run_time(service, call, started_s)
     return position, replies, pending, ran_s

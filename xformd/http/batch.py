@@ -11,32 +11,32 @@ import re
 from collections import deque
 from collections.abc import Generator, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from xformd.counting import CountingService
+from xformd.dialects.handler import TurnTaker
 from xformd.errors import BadRequest, ShuttingDown, XformError
 from xformd.http import problems, requests
-from xformd.http.messages import BodyWriter, Request, Response, TakeBody, header_lines
-from xformd.limits import Limits
-from xformd.net.turns import TURN_S
+from xformd.http.messages import Request, Response, TakeBody, header_lines
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners import Caller
 from xformd.runners.generation import internal_error
-from xformd.service import Service
 from xformd.spec import Spec, parse_readable
-from xformd.telemetry.access_log import AccessEntry
-from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 from xformd.wire.http1 import END
+
+if TYPE_CHECKING:
+    from xformd.http.connection import HttpHandler
 
 MEDIA_TYPE = b"application/x-ndjson"
 
 PIECE_BYTES = 48 * 1024
 """A longer line or result is read or written in such pieces: in one, 10 MiB hold the reactor for up to 0.2 s."""
 
-MAX_BAD_LINES = 100
-"""Stop reading a batch after this many: a line of two bytes is answered with an error of three hundred."""
+MAX_BAD_LINES = 100  # the rest of a batch is not read: a line of two bytes gets an error of three hundred
 
 _find_text = re.compile(rb"\S").search
 
@@ -166,12 +166,10 @@ def _encode_long(index: int, result: bytes) -> Iterator[bytes]:
 
 
 class BatchEndpoint:
-    """Responds to a batch. ``metrics`` counts lines that never reach the service."""
+    """Responds to a batch."""
 
-    def __init__(self, service: Service, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, service: CountingService) -> None:
         self.service = service
-        self.metrics = metrics
-        self.max_running = limits.max_in_flight
 
     def __call__(self, request: Request) -> Response | TakeBody:
         """Respond to a request; every line gets a result or an error."""
@@ -186,34 +184,32 @@ class BatchEndpoint:
         return take_body
 
 
-class _Lines:
+class _Lines(TurnTaker):
     """The lines of one batch, and the body of the response to it. It is the caller of all of them."""
 
+    _connection: "HttpHandler"
+    _service: CountingService
+
     def __init__(self, endpoint: BatchEndpoint, request: Request, body: bytes, timeout_s: float | None) -> None:
-        self._service, self._metrics, self._max_running = endpoint.service, endpoint.metrics, endpoint.max_running
+        super().__init__(endpoint.service, request.caller.share)
+        self._max_running = endpoint.service.limits.max_in_flight
         self._request = request  # whose id they have in the log
-        self._share = request.caller.share
         self._unread = read_lines(body)
         self._indices = itertools.count()
         self._timeout_s = timeout_s  # how long the client waits for each
         self._running: set[Deferred[bytes]] = set()
         self._finished: deque[Iterator[bytes]] = deque()  # lines of the response, in pieces
-        self._output: list[bytes] = []
-        self._output_bytes = 0
-        self._has_more = True
-        self._is_working = False
-        self._has_next_turn = False
+        self._is_read = False  # all of them are
         self._is_stopping = False  # the server is, so no more are started
-        self._is_done = False  # all of them are, or their client is gone
 
     @property
     def takes_results(self) -> bool:
         """Whether the client is there, and reads what is sent. While it does not, no line goes to a worker."""
-        return self._writer.has_room_beside(self._output_bytes)
+        return self._connection.has_room_beside(self._output_bytes)
 
-    def start(self, writer: BodyWriter) -> None:
+    def start(self, writer: "HttpHandler") -> None:
         """See ``BodyStream.start``."""
-        self._writer = writer
+        self._connection = writer
         self._work()
 
     def resume(self) -> None:
@@ -223,62 +219,41 @@ class _Lines:
 
     def cancel(self) -> None:
         """See ``BodyStream.cancel``."""
-        self._is_done = True
+        self._is_closed = True
         for each in [*self._running]:
             each.cancel()
 
-    def _work(self) -> None:
-        """Start what may run, send what has finished, and end after the last line."""
-        if self._is_working or self._is_done:
-            return
-        self._is_working = True
-        turn_is_over = not self._has_next_turn and self._take_turn()
-        self._flush()
-        self._is_working = False
-        if turn_is_over:
-            self._has_next_turn = True
-            self._writer.call_soon(self._take_next_turn)
-        elif not self._has_more and not self._running and not self._finished:
-            self._is_done = True
-            self._writer.end()
+    def _await_more(self) -> None:
+        """End after the last line."""
+        if self._is_read and not self._running and not self._finished:
+            self._is_closed = True
+            self._connection.end()
 
-    def _take_next_turn(self) -> None:
-        self._has_next_turn = False
-        self._work()
+    def _has_more(self) -> bool:
+        return bool(self._finished) or not self._is_read
 
-    def _take_turn(self) -> bool:
-        """Send long lines and start others while they may run; return True if there is no more time for that."""
-        turns, share, stopwatch = self._service.turns, self._share, self._service.stopwatch
-        began_s = stopwatch()
-        is_over = share in turns.over
-        while not is_over and self.takes_results and (self._finished or self._may_read):
-            if self._finished:
-                self._send_piece()
-            else:
-                self._read_line()
-            is_over = stopwatch() > began_s + TURN_S
-        turns.used(share, stopwatch() - began_s)
-        return is_over and bool(self._finished or self._has_more)
+    def _take_step(self) -> bool:
+        """Send a piece of a line, or read one and start it, while its client reads."""
+        if not self.takes_results or not (self._finished or self._may_read):
+            return False
+        if self._finished:
+            self._send_piece()
+        elif (line := next(self._unread, END)) is END:
+            self._is_read = True
+        elif line is not None:  # of a long one, all is read
+            self._start(next(self._indices), line)
+        return True
 
     @property
     def _may_read(self) -> bool:
-        return self._has_more and len(self._running) < self._max_running
-
-    def _read_line(self) -> None:
-        """Read a line, or a piece of one, and start it."""
-        line = next(self._unread, END)
-        if line is END:
-            self._has_more = False
-        elif line is not None:
-            self._start(next(self._indices), line)
+        return not self._is_read and len(self._running) < self._max_running
 
     def _send_piece(self) -> None:
         piece = next(self._finished[0], None)
         if piece is None:
             self._finished.popleft()
         elif piece:
-            self._output.append(piece)
-            self._output_bytes += len(piece)
+            self._send(piece)
             if self._output_bytes > PART_BYTES or not self.takes_results:
                 self._flush()  # so that the writer knows how much the client has to read
 
@@ -288,9 +263,9 @@ class _Lines:
         timing = RequestTiming(self._request.id.decode()) if entry is None else entry.part()
         try:
             if isinstance(line, BadRequest):
-                raise self._note_refused(line, timing)
+                raise self._service.refused(line, timing)
             if self._is_stopping:
-                raise self._note_refused(ShuttingDown.not_started(), timing)
+                raise self._service.refused(ShuttingDown.not_started(), timing)
             caller = Caller(self._share, self)
             result = self._service.xform(*line, timeout_s=self._timeout_s, caller=caller, timing=timing)
         except XformError as error:
@@ -302,13 +277,6 @@ class _Lines:
         self._running.add(result)
         result.addCallback(partial(encode_result, index)).addErrback(self._encode_failure, index, timing)
         result.addCallback(self._finish_running, result)
-
-    def _note_refused(self, error: XformError, timing: RequestTiming) -> XformError:
-        """Count a line that never reaches the service."""
-        self._metrics.refused("http", error.code)
-        if isinstance(timing, AccessEntry):
-            timing.finish(error.code)
-        return error
 
     def _encode_failure(self, failure: Failure, index: int, timing: RequestTiming) -> bytes:
         error = failure.value
@@ -324,10 +292,3 @@ class _Lines:
 
     def _finish(self, line: bytes | Iterator[bytes]) -> None:
         self._finished.append(iter((line,)) if isinstance(line, bytes) else line)
-
-    def _flush(self) -> None:
-        if self._output:
-            data = b"".join(self._output)
-            self._output.clear()
-            self._output_bytes = 0
-            self._writer.send(data)

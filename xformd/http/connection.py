@@ -8,13 +8,13 @@ import io
 from collections.abc import Mapping
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.python.failure import Failure
 
-from xformd.dialects.interfaces import Connection
+from xformd.dialects.handler import ConnectionHandler, TurnTaker
 from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
-from xformd.http.application import Application
+from xformd.http.application import UNTRACED, Application, GuardedApplication
 from xformd.http.forwarded import ForwardedRequests, Source, TrustedProxies
 from xformd.http.messages import (
     CONTINUE,
@@ -28,31 +28,31 @@ from xformd.http.messages import (
 )
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
-from xformd.net.turns import TURN_S
 from xformd.net.write_buffer import PART_BYTES
-from xformd.protocol import TransformFactory
+from xformd.protocol import TransformFactory, TransformProtocol
 from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.telemetry.metrics import OK, Metrics
 from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
+from xformd.wire.session import read_traceparent
 
-PROBE_S = 0.5
-"""How long after a half-close to probe whether the client still reads."""
-
-PROBE_AGAIN_S = 5.0
-"""How long to wait until the next probe."""
+PROBE_S = 0.5  # how long after a half-close to probe whether the client still reads
+PROBE_AGAIN_S = 5.0  # how long to wait until the next probe
 
 
-class HttpHandler:
+class HttpHandler(TurnTaker, ConnectionHandler):
     """Answers the requests of one connection, which is among the idle ones while no whole request is there."""
+
+    _connection: TransformProtocol
 
     def __init__(
         self,
-        connection: Connection,
-        application: Application,
+        connection: TransformProtocol,
+        application: Application | GuardedApplication,
         idle_connections: IdleConnections,
         forwarded: ForwardedRequests,
     ) -> None:
+        super().__init__(connection.service, "")  # whose time it takes a PROXY header may have to say first
         self._connection = connection
         self.call_soon = connection.call_soon
         self._forwarded = forwarded
@@ -68,20 +68,18 @@ class HttpHandler:
         self._running: Deferred[Response] | BodyStream | None = None  # makes the response, or its body
         self._has_long_body = False  # more is read at a time
         self._closes_after_stream = False
-        self._output: list[bytes] = []
-        self._output_bytes = 0
         self._deadline_is_for = "idle"  # or "request" or "probe"; empty where there is none
-        self._is_working = False
-        self._has_next_turn = False  # its turn was over, and requests are left
         self._peer_has_finished = False
         self._is_stopping = False
-        self._is_closed = False
         idle_connections[connection] = None
 
     # Called by the connection.
 
     def receive(self, data: bytes) -> None:
         """Handle what has arrived, or keep it behind the request that is being answered."""
+        if not self._share:
+            self._share = self._connection.share
+            self._takes_turns = not self._connection.is_trusted  # a proxy's clients have turns of their own
         self._parser.feed(data)
         self._work()
 
@@ -129,23 +127,23 @@ class HttpHandler:
         self._give_up_request()
         self._finish_request()
 
-    # Called by a stream (BodyWriter).
+    # Called by a stream.
 
     def has_room_beside(self, count: int) -> bool:
-        """See ``BodyWriter.has_room_beside``."""
+        """Whether the client reads what is sent, and there is room for more beside this many bytes."""
         return not self._is_closed and self._connection.unread_bytes + count <= self._max_unread_bytes
 
-    def send(self, data: bytes) -> None:
-        """See ``BodyWriter.send``."""
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body."""
         assert self._request is not None
-        self._write(data if self._request.head.is_1_0 else encode_chunk(data))
+        self._send(data if self._request.head.is_1_0 else encode_chunk(data))
         self._flush()
 
     def end(self) -> None:
-        """See ``BodyWriter.end``."""
+        """End the body."""
         assert self._request is not None
         if not self._request.head.is_1_0:
-            self._write(LAST_CHUNK)
+            self._send(LAST_CHUNK)
         if self._request.entry is not None:
             self._request.entry.finish(OK)
         self._running = None
@@ -156,46 +154,23 @@ class HttpHandler:
 
     # How requests are handled.
 
-    def _work(self) -> None:
-        """Handle the requests that are here, one after the other, and wait for what comes next."""
-        if self._is_working or self._is_closed:
-            return
-        self._is_working = True
-        if not self._has_next_turn:
-            self._take_turn()
-        self._is_working = False
-        if not self._is_closed:
-            self._flush()
-            self._await_more()
+    def _has_more(self) -> bool:
+        return self._running is None and not self._is_closed and self._parser.has_unread
 
-    @property
-    def _is_busy(self) -> bool:
-        return self._running is not None or self._is_closed
+    def _take_step(self) -> bool:
+        is_free = self._running is None and not self._is_closed and self._may_answer()
+        return is_free and self._take_request() and self._parser.has_unread
 
-    def _take_turn(self) -> None:
-        parser, stopwatch = self._parser, self._connection.service.stopwatch
-        began_s = stopwatch()
-        ends_s, turns, share = began_s + TURN_S, self._connection.service.turns, self._connection.share
-        is_over = share in turns.over and not self._connection.is_trusted  # a proxy's clients have turns of their own
-        while not is_over and not self._is_busy and self._may_answer():
-            if not self._take_request(ends_s) or not parser.has_unread:
-                break
-            is_over = stopwatch() > ends_s
-        turns.used(share, stopwatch() - began_s)
-        if is_over and not self._is_busy and parser.has_unread:
-            self._has_next_turn = True
-            self._connection.call_soon(self._take_next_turn)
-
-    def _take_request(self, ends_s: float) -> bool:
+    def _take_request(self) -> bool:
         """Handle what is there of one request; return False where more has to arrive, or nothing more is read."""
-        parser, stopwatch = self._parser, self._connection.service.stopwatch
+        parser, stopwatch = self._parser, self._service.stopwatch
         try:
             while (event := parser.next_event()) is not END:
                 if event is None:
                     return False
                 if isinstance(event, bytes):
                     self._keep(event)
-                    if stopwatch() > ends_s and parser.has_unread:  # chunks of one byte, say
+                    if stopwatch() > self._turn_ends_s and parser.has_unread:  # chunks of one byte, say
                         return True
                 else:
                     self._begin(event)
@@ -211,20 +186,24 @@ class HttpHandler:
         self._complete(body.getvalue())
         return True
 
-    def _take_next_turn(self) -> None:
-        self._has_next_turn = False
-        self._work()
-
     def _may_answer(self) -> bool:
         unread_bytes = self._output_bytes + self._connection.unread_bytes
         if self._output_bytes > PART_BYTES or unread_bytes > self._max_unread_bytes:
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
-    def _begin(self, head: RequestHead) -> None:
+    def _begin(self, head: RequestHead) -> None:  # noqa: C901 - a call takes as long as all that traces cost here
         """Respond to a head at once, or learn what makes the response once the body is here."""
-        request = self._request = Request(head, self._source or self._find_source(head.headers))
-        if self._application.access_log is not None:
+        request = self._request = Request(
+            head, self._source or self._find_source(head.headers), self._connection.credentials
+        )
+        counter = self._application.counter
+        if counter is None:
+            if self._application.keeps_entries:
+                self._begin_entry(request)
+        elif (header := head.headers.get(b"traceparent")) is None and (left := counter.unsampled_left):
+            counter.unsampled_left = left - 1
+        elif header is None or not counter.ignores(header):
             self._begin_entry(request)
         body_bytes, max_bytes = head.body_bytes, self._max_request_bytes
         if body_bytes is not None and body_bytes > max_bytes:
@@ -245,18 +224,30 @@ class HttpHandler:
             return
         self._take_body = outcome
         if head.expects_continue:
-            self._write(CONTINUE)
+            self._send(CONTINUE)
         if body_bytes is None or body_bytes > PART_BYTES:
             self._has_long_body = True
             self._connection.hint_read_size(body_bytes or PART_BYTES)
             self._connection.note_arrival(body_bytes or PART_BYTES, request.caller.share)
 
     def _begin_entry(self, request: Request) -> None:
-        """Begin its line in the access log. The service finishes it, or else whatever ends the request here."""
-        entry = request.entry = self._connection.begin_entry(request.id.decode())
-        if entry is not None:  # of methods the parser knows a few, and no other word
-            entry.method, entry.endpoint = request.method or None, self._application.endpoint_of(request.path)
-            entry.peer = request.client or entry.peer
+        """Begin its line and its span. The service finishes them, or else whatever ends the request here."""
+        trace = read_traceparent(request.headers.get(b"traceparent"))
+        state = request.headers.get(b"tracestate", b"")
+        entry = self._connection.begin_entry(request.id.decode(), None, trace, state)
+        if entry is None:
+            return
+        # Of methods the parser knows a few, and no other word.
+        entry.method, entry.endpoint = request.method or None, self._application.endpoint_of(request.path)
+        entry.peer = request.client or entry.peer
+        if entry.trace is not None:
+            if entry.endpoint in UNTRACED:
+                entry.trace = None
+            else:
+                transport = self._connection.transport
+                entry.trace.note("url.scheme", "https" if ISSLTransport.providedBy(transport) else "http")
+                entry.trace.note("network.protocol.version", "1.0" if request.head.is_1_0 else "1.1")
+        request.entry = None if entry.log is None and entry.trace is None else entry
 
     def _find_source(self, headers: Mapping[bytes, bytes]) -> Source:
         """Return who sent a request: the peer, for all that come on this connection, unless that is a trusted proxy."""
@@ -311,7 +302,7 @@ class HttpHandler:
     def _run_for_client(self, take_body: TakeBody, body: bytes) -> Response | Deferred[Response]:
         """Run a request of a trusted proxy in the turn of its client."""
         assert self._request is not None
-        service, share = self._connection.service, self._request.caller.share
+        service, share = self._service, self._request.caller.share
         if share in service.turns.over:
             return service.turns.next_turn(share, body).addCallback(take_body)
         began_s = service.stopwatch()
@@ -358,7 +349,7 @@ class HttpHandler:
             closes = self._closes_after_stream = closes or request.head.is_1_0
             if request.entry is not None:
                 request.entry.status = response.status
-            self._write(encode_head(response, request, general, closes=closes))
+            self._send(encode_head(response, request, general, closes=closes))
             self._running = body
             body.start(self)
             return
@@ -367,13 +358,13 @@ class HttpHandler:
             request.entry.finish(response.code)
         head = encode_head(response, request, general, closes=closes)
         if request.method == "HEAD":
-            self._write(head)
+            self._send(head)
         elif len(body) <= PART_BYTES:
-            self._write(head + body)
+            self._send(head + body)
         else:  # not copied
-            self._write(head)
+            self._send(head)
             self._flush()
-            self._write(body)
+            self._send(body)
         if closes:
             self._close()
 
@@ -387,7 +378,7 @@ class HttpHandler:
             headers: Mapping[bytes, bytes] = {} if of is None else of.headers
             head = RequestHead(method, b"", b"", headers, 0, is_1_0=False, keeps_alive=False, expects_continue=False)
             self._request = Request(head, self._source or self._find_source(headers))
-            if self._application.access_log is not None:
+            if self._application.keeps_entries:
                 self._begin_entry(self._request)
         self._take_body = None
         client = self._request.client
@@ -419,17 +410,6 @@ class HttpHandler:
             self._connection.count_refusal(Cancelled.code)
         if self._request is not None and self._request.entry is not None:
             self._request.entry.finish(Cancelled.code)
-
-    def _write(self, data: bytes) -> None:
-        self._output.append(data)
-        self._output_bytes += len(data)
-
-    def _flush(self) -> None:
-        if self._output:
-            data = self._output[0] if len(self._output) == 1 else b"".join(self._output)
-            self._output.clear()
-            self._output_bytes = 0
-            self._connection.write(data)
 
     # What is waited for.
 
@@ -483,7 +463,7 @@ class HttpFactory(TransformFactory):
 
     def __init__(
         self,
-        application: Application,
+        application: Application | GuardedApplication,
         metrics: Metrics,
         service: Service,
         limits: Limits,
@@ -500,13 +480,19 @@ class HttpFactory(TransformFactory):
             metrics=metrics,
             make_handler=self._make_handler,
             access_log=application.access_log,
+            tracer=application.tracer,
             trusts=proxies.trusts,
         )
         self._application = application
         self._forwarded = ForwardedRequests(proxies, limits.max_connections_per_peer)
         self.connections = Connections(limits, is_uncounted=proxies.trusts)
 
-    def _make_handler(self, connection: Connection) -> HttpHandler:
+    def set_limits(self, limits: Limits) -> None:
+        """See ``DrainingFactory``."""
+        super().set_limits(limits)
+        self._forwarded.max_per_client = limits.max_connections_per_peer
+
+    def _make_handler(self, connection: TransformProtocol) -> HttpHandler:
         return HttpHandler(connection, self._application, self._idle_connections, self._forwarded)
 
     def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:

@@ -5,7 +5,7 @@ Invariant: no answer here needs a worker, and ``/livez`` and ``/readyz`` cost ne
 
 import json
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from urllib.parse import unquote
 
 from xformd.counting import CountingService
@@ -23,11 +23,10 @@ class ListingEndpoints:
     OpenAPI document takes about 40 ms.
     """
 
-    def __init__(self, service: CountingService, limits: Limits) -> None:
+    def __init__(self, service: CountingService, *, has_jobs: bool = False) -> None:
         self._service = service
-        self._limits = limits
         self._transforms = lru_cache(maxsize=1)(_split)
-        self._document = lru_cache(maxsize=1)(self._build_document)
+        self._document = lru_cache(maxsize=1)(partial(_build_document, has_jobs=has_jobs))
 
     def list_all(self, _: Request) -> Response:
         """Respond with all transforms."""
@@ -41,17 +40,18 @@ class ListingEndpoints:
 
     def describe_interface(self, request: Request) -> Response:
         """Respond with the description of the whole interface."""
-        document = self._document(self._service.listing())
+        document = self._document(self._service.listing(), self._service.limits)
         if request.source.prefix:  # which a client may have chosen, and which needs no escapes
             document = document.replace(_server(openapi.HERE), _server(request.source.prefix), 1)
         return _json(document)
 
-    def _build_document(self, listing: bytes) -> bytes:
-        return json.dumps(openapi.build(json.loads(listing), self._limits)).encode()
-
 
 def _server(url: str) -> bytes:
     return json.dumps({"servers": [{"url": url}]})[1:-1].encode()
+
+
+def _build_document(listing: bytes, limits: Limits, *, has_jobs: bool) -> bytes:
+    return json.dumps(openapi.build(json.loads(listing), limits, has_jobs=has_jobs)).encode()
 
 
 def _split(listing: bytes) -> Mapping[str, bytes]:
@@ -59,10 +59,16 @@ def _split(listing: bytes) -> Mapping[str, bytes]:
 
 
 class HealthEndpoints:
-    """``/livez`` and ``/readyz``: whether the event loop runs, and whether the server can take requests."""
+    """``/livez`` and ``/readyz``: whether the event loop runs, and whether the server can take requests.
 
-    def __init__(self, status: Callable[[], ServerStatus], is_stopping: Callable[[], bool]) -> None:
+    They need no credentials. Where others do, they must not tell which plugins there are, so not ``names_plugins``.
+    """
+
+    def __init__(
+        self, status: Callable[[], ServerStatus], is_stopping: Callable[[], bool], *, names_plugins: bool = True
+    ) -> None:
         self._status = status
+        self._names_plugins = names_plugins
         self._is_stopping = is_stopping
 
     def live(self, _: Request) -> Response:
@@ -72,6 +78,10 @@ class HealthEndpoints:
     def ready(self, _: Request) -> Response:
         """Respond with 503 if the server should get no requests."""
         report = readiness(self._status(), is_stopping=self._is_stopping())
+        if not self._names_plugins:
+            report = {
+                key: value for key, value in report.items() if key not in ("reasons", "quarantined", "fingerprint")
+            }
         return _json(json.dumps(report).encode(), b"no-store", 503 if report["status"] == NOT_READY else 200)
 
 
@@ -80,9 +90,9 @@ def _json(body: bytes, cache_control: bytes = b"no-cache", status: int = 200) ->
     return Response(status, headers, body)
 
 
-def show_page(netstring_address: str) -> Response:
+def show_page(netstring_address: str, *, takes_tokens: bool) -> Response:
     """Respond with the page, which shows where netstrings are spoken; nothing but its own style and script runs."""
-    document, policy = build_page(netstring_address)
+    document, policy = build_page(netstring_address, takes_tokens)
     headers = header_lines(
         (b"content-type", b"text/html; charset=utf-8"),
         (b"content-security-policy", policy.encode()),

@@ -16,22 +16,13 @@ import attrs
 from xformd.errors import Busy
 from xformd.net.connections import share_of
 
-UNIX = "unix"
-"""Stands for every client of a Unix socket among the trusted networks."""
-
-MAX_HOPS = 16
-"""How many proxies a request may have passed; a client can add to the list, and reading it takes time."""
-
-MAX_HOST_BYTES = 300
-"""A name has at most 253 bytes; a longer one is cut, as the ones that were looked at are remembered."""
-
-MAX_ELEMENT_BYTES = 1_024
-"""Of ``Forwarded``; a longer one is malformed: with escapes, 64 KiB take 20 ms."""
+UNIX = "unix"  # stands for every client of a Unix socket among the trusted networks
+MAX_HOPS = 16  # how many proxies a request may have passed; a client can add to the list, and reading it takes time
+MAX_HOST_BYTES = 300  # a name has at most 253; a longer one is cut, as those that were looked at are remembered
+MAX_ELEMENT_BYTES = 1_024  # of ``Forwarded``; a longer one is malformed: with escapes, 64 KiB take 20 ms
 
 MAX_PREFIX_BYTES = 256
-
-BUSY_RETRY_MS = 1_000
-"""When a client that has too many requests in flight may try again."""
+BUSY_RETRY_MS = 1_000  # when a client that has too many requests in flight may try again
 
 _PAIR = re.compile(rb"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([^\s"\\]+)|"((?>[^"\\]|\\.)*+)")""")
 _NODE = re.compile(
@@ -105,17 +96,17 @@ class ForwardedRequests:
 
     def __init__(self, proxies: TrustedProxies, max_per_client: int | None) -> None:
         self.proxies = proxies
-        self._max_per_client = max_per_client
+        self.max_per_client = max_per_client
         self._clients: dict[object, str] = {}
         self._counts: Counter[str] = Counter()
 
     def begin(self, connection: object, client: str | None) -> None:
         """Count the request of a connection for its client; raise ``Busy`` if that has too many in flight."""
-        if self._max_per_client is None or client is None:
+        if self.max_per_client is None or client is None:
             return
         client = share_of(client)
-        if self._counts[client] >= self._max_per_client:
-            message = f"{self._max_per_client} of your requests are in flight, which is max_connections_per_peer"
+        if self._counts[client] >= self.max_per_client:
+            message = f"{self.max_per_client} of your requests are in flight, which is max_connections_per_peer"
             raise Busy(message, retry_after_ms=BUSY_RETRY_MS)
         self._clients[connection] = client
         self._counts[client] += 1

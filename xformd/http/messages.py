@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred
 
@@ -22,6 +22,12 @@ from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import OK
 from xformd.telemetry.timing import RequestTiming
 from xformd.wire.http1 import RequestHead
+from xformd.wire.session import read_traceparent
+
+if TYPE_CHECKING:
+    from xformd.http.connection import HttpHandler
+
+Credentials = tuple[frozenset[str], int]
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -35,17 +41,21 @@ _STATUS_LINES: Mapping[int, bytes] = {
 
 
 class Request:
-    """A request without its body. Its ``id`` is its name in the log; its path and query are as they were sent."""
+    """A request without its body. Its ``id`` is its name in the log; its path and query are as they were sent.
 
-    def __init__(self, head: RequestHead, source: Source) -> None:
+    ``credentials`` are those of the connection: the names in its peer's certificate, and the user of its process.
+    """
+
+    def __init__(self, head: RequestHead, source: Source, credentials: Credentials = (frozenset(), -1)) -> None:
         self.head = head
         self.source = source
+        self.credentials = credentials
         self.id = request_id(head.headers)
         self.method = head.method
         self.headers = head.headers
         self.path, _, self.query = head.target.partition(b"?")
         self.is_answered = False  # the response has begun
-        self.entry: AccessEntry | None = None  # in the access log
+        self.entry: AccessEntry | None = None  # in the access log, or of its trace
         self._timing: RequestTiming | None = None
 
     @property
@@ -67,7 +77,8 @@ class Request:
     def timing(self) -> RequestTiming:
         """What takes its times, and has its id for the log."""
         if self._timing is None:
-            self._timing = self.entry or RequestTiming(self.id.decode())
+            traceparent = read_traceparent(self.headers.get(b"traceparent"))
+            self._timing = self.entry or RequestTiming(self.id.decode(), traceparent=traceparent)
         return self._timing
 
     def note_spec(self, spec: Spec) -> None:
@@ -76,27 +87,11 @@ class Request:
             self.entry.spec = spec
 
 
-class BodyWriter(Protocol):
-    """Where a ``BodyStream`` goes."""
-
-    def has_room_beside(self, count: int) -> bool:
-        """Whether the client reads what is sent, and there is room for more beside this many bytes."""
-
-    def send(self, data: bytes) -> None:
-        """Send a piece of the body."""
-
-    def end(self) -> None:
-        """End the body."""
-
-    def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function after the other connections' turn, unless this one is lost by then."""
-
-
 class BodyStream(Protocol):
     """The body of a response that is sent piece by piece."""
 
-    def start(self, writer: BodyWriter) -> None:
-        """Begin to send."""
+    def start(self, writer: "HttpHandler") -> None:
+        """Begin to send with its methods for streams."""
 
     def resume(self) -> None:
         """Go on: the client has read everything."""

@@ -14,7 +14,7 @@ from xformd import __version__
 from xformd.errors import ERRORS
 from xformd.http.requests import MAX_TIMEOUT_MS
 from xformd.limits import Limits
-from xformd.plugins.media_type import content_type
+from xformd.plugins.media_type import PLAIN_TEXT, content_type, default_media_type
 from xformd.spec import MAX_SPEC_BYTES, NAME_PATTERN
 
 Json = dict[str, Any]
@@ -33,15 +33,16 @@ _POEM: Json = {
 
 _BYTES = "application/octet-stream"
 
-_RUN_STATUSES = (400, 413, 422, 429, 500, 502, 503, 504)
+_RUN_STATUSES = (400, 401, 403, 413, 422, 429, 500, 502, 503, 504)
 _SPEC_STATUSES = (404, 409, *_RUN_STATUSES)
 _RETRYABLE = (429, 503)
-_NOT_DETERMINISTIC, _NOT_THIS_RESULT, _NOT_THIS_BODY = 405, 412, 415
-"""Statuses that no code of the table has: they are ``bad-request``."""
+_NOT_DETERMINISTIC, _NOT_THIS_RESULT, _NOT_THIS_BODY, _NOT_THIS_NODE = 405, 412, 415, 421
+_BAD_REQUESTS = (_NOT_DETERMINISTIC, _NOT_THIS_RESULT, _NOT_THIS_BODY, _NOT_THIS_NODE, 404, 422)
+"""Statuses that no code of the table has, and those of a job that is not there and of a key that was used before."""
 
-# A cancelled request has no client left to answer, and there is no authentication yet.
-_NEVER_SENT = ("bad-frame", "cancelled", "unauthorized", "forbidden")
-_RESULT_HEADERS = ("X-Transform", "Server-Timing", "X-Request-Id")
+_JOB = "/jobs/{node}/{id}"
+_NEVER_SENT = ("bad-frame", "cancelled")  # a cancelled request has no client left to answer
+_RESULT_HEADERS = ("X-Transform", "X-Deterministic", "Server-Timing", "X-Request-Id")
 _CACHE_HEADERS = ("ETag", "Cache-Control")
 
 
@@ -60,20 +61,27 @@ def _problems(statuses: Iterable[int]) -> Json:
     return {str(status): _reference("responses", str(status)) for status in statuses}
 
 
-HERE = "."
-"""The folder of the document, whose URL it is relative to (OpenAPI 3.1.1, 4.3)."""
+HERE = "."  # the folder of the document, whose URL it is relative to (OpenAPI 3.1.1, 4.3)
 
 # The document.
 
 
-def build(listed: Mapping[str, Any], limits: Limits) -> Json:
+def build(listed: Mapping[str, Any], limits: Limits, *, has_jobs: bool = False) -> Json:
     """Build the OpenAPI document of a server, for JSON, from what ``listing.to_json`` returns."""
     size_limit = f"The poem: at most {limits.max_request_bytes} bytes."
     document = _read_frame()
     document["info"]["version"] = __version__
     document["servers"] = [{"url": HERE}]
     transforms = {f"/transform/{each['name']}": _transform_path(each, size_limit) for each in listed["transforms"]}
-    document["paths"] = {**transforms, "/transform/{spec}": _spec_path(size_limit), **document["paths"]}
+    paths = {**transforms, "/transform/{spec}": _spec_path(size_limit)}
+    job = document["paths"].pop(_JOB)
+    if has_jobs:
+        for each in paths.values():
+            each["post"]["parameters"] += [_reference("parameters", name) for name in ("prefer", "idempotency-key")]
+            each["post"]["responses"]["202"] = job["get"]["responses"]["202"]
+        job["get"]["responses"] |= _problems(_SPEC_STATUSES)
+        paths[_JOB] = job
+    document["paths"] = {**paths, **document["paths"]}
     document["components"]["responses"] = {
         str(status): _problem(status, codes) for status, codes in sorted(_codes().items())
     }
@@ -94,7 +102,7 @@ def _read_frame() -> Json:
 
 def _codes() -> dict[int, list[str]]:
     """Group the codes that clients can receive by status."""
-    by_status = {status: ["bad-request"] for status in (_NOT_DETERMINISTIC, _NOT_THIS_RESULT, _NOT_THIS_BODY)}
+    by_status = {status: ["bad-request"] for status in _BAD_REQUESTS}
     for code, error in sorted(ERRORS.items()):
         if error.http_status is not None and code not in _NEVER_SENT:
             by_status.setdefault(error.http_status, []).append(code)
@@ -117,22 +125,27 @@ def _problem(status: int, codes: Iterable[str]) -> Json:
 
 # Running transforms.
 
+_PARTS = (("poem", "kind"), ("result", "result_kind"))
+
 
 def _transform_path(transform: Mapping[str, Any], size_limit: str) -> Json:
-    name, schemas, is_text = transform["name"], transform["options_schema"]["properties"], transform["kind"] == "text"
+    name, schemas = transform["name"], transform["options_schema"]["properties"]
     shared = {"summary": transform["summary"], "tags": [f"{transform['distribution']} {transform['version']}".rstrip()]}
     options = [_option_parameter(transform, option, schema) for option, schema in schemas.items()]
-    body = {"schema": _TEXT if is_text else {}, "examples": _examples(transform, "poem")}
-    served = content_type(transform["media_type"], transform["kind"]).partition(";")[0].rstrip()
+    # Whatever a client calls its poem, it is taken; a string is plain text, and in JSON something else.
+    accepted = (*transform["accepts"], default_media_type(transform["kind"]))
+    examples = _examples(transform, "poem")
+    bodies = {each: {"schema": _TEXT if each == PLAIN_TEXT else {}, "examples": examples} for each in accepted}
+    served = content_type(transform["produces"], transform["result_kind"]).partition(";")[0].rstrip()
     result = {
-        "schema": _TEXT if is_text and served.startswith("text/") else {},
+        "schema": _TEXT if transform["result_kind"] == "text" and served.startswith("text/") else {},
         "examples": _examples(transform, "result"),
     }
     operations = {
         "post": _post(
             {**shared, "operationId": f"post-{name}"},
             options,
-            (size_limit, {"text/plain" if is_text else _BYTES: body}),
+            (size_limit, bodies),
             {served: result},
             _RUN_STATUSES,
         )
@@ -215,6 +228,6 @@ def _numbered_examples(transform: Mapping[str, Any]) -> list[tuple[str, Mapping[
     shown = [
         each
         for each in transform["examples"]
-        if transform["kind"] == "text" or (each["poem"].isascii() and each["result"].isascii())
+        if all(transform[kind] == "text" or each[part].isascii() for part, kind in _PARTS)
     ]
     return [(f"example-{number}", example) for number, example in enumerate(shown, 1)]

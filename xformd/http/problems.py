@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from xformd.errors import BadRequest, InternalError, NoSuchTransform, XformError
+from xformd.errors import BadRequest, InternalError, NoSuchTransform, Unauthorized, XformError
 from xformd.http.messages import Response, header_lines
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,4 +43,6 @@ def response(problem: dict[str, Any], more: bytes = b"") -> Response:
     lines = header_lines((b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store"))
     if (wait_ms := problem.get("retry_after_ms")) is not None:
         lines += b"retry-after: %d\r\n" % -(-wait_ms // _MS)  # in whole seconds, rounded up
+    if problem["code"] == Unauthorized.code:
+        lines += b'www-authenticate: Bearer realm="xformd"\r\n'  # RFC 6750, 3
     return Response(problem["status"], lines + more, json.dumps(problem).encode(), problem["code"])

@@ -8,8 +8,6 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from encodings import normalize_encoding
-from encodings.aliases import aliases
 from urllib.parse import unquote
 
 import attrs
@@ -19,16 +17,13 @@ from xformd.errors import BadRequest, GibberishError, TooLarge
 from xformd.http.messages import header_lines
 from xformd.net.write_buffer import PART_BYTES
 from xformd.plugins import media_type
-from xformd.plugins.registry import Entry, Registry
+from xformd.plugins.registry import Entry, Registry, show_versions
 from xformd.spec import SHORT_CHARACTERS, Spec
 
 MAX_TIMEOUT_MS = 10**12 - 1
 
-MAX_QUERY_POEM_BYTES = 16 * 1024
-"""Longest poem in a URL; a longer one belongs in the body."""
-
-MAX_AGE_S = 60
-"""How long a result may be cached without revalidation: meanwhile a plugin may have been upgraded."""
+MAX_QUERY_POEM_BYTES = 16 * 1024  # longest poem in a URL; a longer one belongs in the body
+MAX_AGE_S = 60  # how long a result may be cached without revalidation: meanwhile a plugin may have been upgraded
 
 _MAX_FIELDS = 64
 _MILLISECONDS = re.compile(rb"[0-9]{1,12}\Z")
@@ -37,15 +32,15 @@ _UTF_8 = "utf-8"
 # A result may be HTML made from anybody's text: in a browser it runs no script, and belongs to no site.
 _SANDBOX = (b"content-security-policy", b"default-src 'none'; sandbox")
 
-_CHARSET_NAME = re.compile(r"[a-z0-9._:-]{1,40}\Z")
-_KNOWN_CHARSETS = (frozenset(aliases) | frozenset(aliases.values())) - {"mbcs", "ansi", "dbcs"}  # those are Windows's
-# Python knows more codecs, and some are slow: punycode, and utf-7 in pieces.
-_CHARSETS = re.compile(r"utf(?!-7)|ascii|iso8859|latin|cp[0-9]|koi8|mac-|shift_jis|euc_|gb|big5|tis-620|hz|johab")
 
 # The target.
 
 
-def read_spec(segment: bytes, options: Mapping[str, str]) -> Spec:
+Parameters = dict[str, str | list[str]]
+"""What a query has: a list where a name is given more than once, as for an option that takes a list."""
+
+
+def read_spec(segment: bytes, options: Mapping[str, str | list[str]]) -> Spec:
     """Read a spec from the last segment of the path; raise ``BadRequest`` if it does not parse.
 
     It is a spec in its wire form or its readable form, or either of them percent-encoded as a whole. More ``options``
@@ -72,8 +67,8 @@ def _parse(segment: bytes) -> Spec:
 _parse_short = functools.lru_cache(maxsize=1_024)(_parse)
 
 
-def read_query(query: bytes) -> dict[str, str]:
-    """Read the parameters of a query; raise ``BadRequest`` if it is malformed, or a name is given twice."""
+def read_query(query: bytes) -> Parameters:
+    """Read the parameters of a query; raise ``BadRequest`` if it is malformed."""
     if not query:
         return {}
     parts = [part.partition("=") for part in query.decode("ascii").split("&") if part]  # a form may end with an &
@@ -85,11 +80,10 @@ def read_query(query: bytes) -> dict[str, str]:
         pairs = [(_unquote(name), _unquote(value)) for name, _, value in parts]
     except ValueError:
         raise BadRequest("the query is malformed: write ?option=value&option=value, percent-encoded") from None
-    parameters = dict(pairs)
-    if len(parameters) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise BadRequest(f"the query parameter {repeated!r} is given twice")
+    parameters: Parameters = dict(pairs)
+    for name in parameters if len(parameters) < len(pairs) else ():
+        values = [value for each, value in pairs if each == name]
+        parameters[name] = values if len(values) > 1 else values[0]
     return parameters
 
 
@@ -99,11 +93,13 @@ def _unquote(text: str) -> str:
     return unquote(text, errors="strict") if "%" in text else text
 
 
-def take_poem(parameters: dict[str, str], max_bytes: int) -> bytes:
+def take_poem(parameters: Parameters, max_bytes: int) -> bytes:
     """Take the poem out of a query; raise ``BadRequest`` if there is none, ``TooLarge`` if it is too long for a URL."""
     text = parameters.pop("poem", None)
     if text is None:
         raise BadRequest("GET needs the poem as ?poem=...; to send it as the body, use POST")
+    if isinstance(text, list):
+        raise BadRequest("the query parameter 'poem' is given twice")
     poem = text.encode()
     if len(poem) > max_bytes:
         raise TooLarge(f"the poem has {len(poem)} bytes; the limit is {max_bytes} bytes")
@@ -121,10 +117,7 @@ def charset(headers: Mapping[bytes, bytes]) -> str | None:
     named = None if content_type is None else media_type.charset(content_type.decode("latin-1"))
     if named is None or named == _UTF_8:
         return None
-    # Python remembers every name that it is asked for, and each that it does not know for ever.
-    is_known = _CHARSET_NAME.match(named) and normalize_encoding(named) in _KNOWN_CHARSETS
-    found = codecs.lookup(named).name if is_known else ""
-    if not _CHARSETS.match(found):
+    if (found := media_type.python_charset(named)) is None:
         raise BadRequest(f"unknown charset {named[:40]!r}: send UTF-8")
     return None if found == _UTF_8 else found
 
@@ -176,21 +169,33 @@ class TransformRequest:
         """Look up the transforms that a spec names; raise an ``XformError`` if one is missing or ambiguous."""
         return cls(spec, tuple(registry.resolve(step.name) for step in spec.steps))
 
+    @classmethod
+    def headers_of(cls, spec: Spec, registry: Registry) -> bytes:
+        """Return the lines of headers of a result, as ``from_spec(...).result_headers``."""
+        return cls.from_spec(spec, registry).result_headers
+
+    def check_repeated(self, options: Mapping[str, str | list[str]]) -> None:
+        """Raise ``BadRequest`` if an option is given twice that takes no list."""
+        lists = {option.name for option in self.entries[0].transform.options if option.is_list}
+        if repeated := sorted(name for name, value in options.items() if isinstance(value, list) and name not in lists):
+            raise BadRequest(f"the query parameter {repeated[0]!r} is given twice")
+
     @property
     def versions(self) -> bytes:
-        """The names and versions: ``wrap/0.1.0+upper/0.1.0``."""
-        return "+".join(f"{each.transform.name}/{each.plugin.version or '-'}" for each in self.entries).encode()
+        """What made the result; see ``show_versions``."""
+        return show_versions(self.entries).encode()
 
     @property
     def media_type(self) -> bytes:
         """Media type of the result."""
         last = self.entries[-1].transform
-        return media_type.content_type(last.media_type, last.kind).encode()
+        return media_type.content_type(last.produces, last.result_kind).encode()
 
     @functools.cached_property
     def result_headers(self) -> bytes:
         """Lines of headers of a response with a result."""
-        return header_lines((b"content-type", self.media_type), (b"x-transform", self.versions), _SANDBOX)
+        lines = header_lines((b"content-type", self.media_type), (b"x-transform", self.versions), _SANDBOX)
+        return lines + (b"x-deterministic: true\r\n" if self.is_deterministic else b"")  # a proxy may send it again
 
     @functools.cached_property
     def is_deterministic(self) -> bool:
@@ -222,10 +227,8 @@ class TransformRequest:
     def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> Iterator[bytes]:
         """Recode a text as UTF-8 in pieces, from the charset in the request's headers; yield bytes as they are.
 
-        Raises:
-            BadRequest: the charset is unknown.
-            GibberishError: the poem is not in that charset.
-            TooLarge: it has more than ``max_bytes`` in UTF-8, where it may be several times as long.
+        Raises ``BadRequest`` for an unknown charset, ``GibberishError`` if the poem is not in it, and ``TooLarge`` if
+        it has more than ``max_bytes`` in UTF-8, where it may be several times as long.
         """
         encoding = charset(headers)
         if encoding is None or self.entries[0].transform.kind == "bytes":

@@ -18,18 +18,13 @@ from xformd.wire.http1 import RequestHead
 
 ANY = "*"
 
-MAX_AGE_S = 600
-"""How long a browser may remember that a site may call."""
-
-MAX_REMEMBERED = 1_024
-"""For how many values of ``Host`` is kept whose they are."""
-
-MAX_NAME_BYTES = 255
-"""Longest name of a host, in DNS; a ``Host`` that is longer is not kept."""
+MAX_AGE_S = 600  # how long a browser may remember that a site may call
+MAX_REMEMBERED = 1_024  # for how many values of ``Host`` is kept whose they are
+MAX_NAME_BYTES = 255  # longest name of a host, in DNS; a ``Host`` that is longer is not kept
 
 NOSNIFF = b"x-content-type-options: nosniff\r\n"
 
-_EXPOSED = b"access-control-expose-headers: x-transform, server-timing, x-request-id, retry-after, etag\r\n"
+_EXPOSED = b"access-control-expose-headers: x-transform, server-timing, x-request-id, retry-after, etag, location\r\n"
 _WILDCARDS = ("0.0.0.0", "::")
 _PORT = re.compile(r":[0-9]*\Z")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -96,7 +91,7 @@ class Sites:
     def _preflight(self, head: RequestHead) -> Response:
         asked = head.headers.get(b"access-control-request-headers", b"")
         headers = header_lines(
-            (b"access-control-allow-methods", b"GET, HEAD, POST"),
+            (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
             (b"access-control-max-age", b"%d" % MAX_AGE_S),
             *([(b"access-control-allow-headers", asked)] if asked else []),
         )

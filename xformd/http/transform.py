@@ -5,31 +5,31 @@ it then takes 12 us instead of 17 us (600 bytes, without a network, Python 3.11)
 does not. Invariant: each request is counted once, as what became of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from xformd.access.guard import Grant
 from xformd.counting import CountingService
 from xformd.dialects.session import note_run_time
 from xformd.errors import XformError
 from xformd.http import problems, requests
+from xformd.http.jobs import JobsEndpoint, is_job
 from xformd.http.messages import Request, Response, TakeBody, header_lines
 from xformd.http.requests import MAX_AGE_S, TransformRequest, if_match, matches_etag, take_poem
-from xformd.limits import Limits
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome, end_timing
 from xformd.runners.policy import LONG_POEM_BYTES
 from xformd.spec import SpecCache
-from xformd.telemetry.metrics import Metrics
 from xformd.telemetry.timing import RequestTiming
 
 PREFIX = b"/transform/"
 
-_MAX_AGE = b"cache-control: public, max-age=%d\r\n" % MAX_AGE_S
 _NO_STORE = b"cache-control: no-store\r\n"
-_NOT_PLAIN = frozenset({b"x-timeout-ms", b"content-encoding"})
+_NOT_PLAIN = frozenset({b"x-timeout-ms", b"content-encoding", b"prefer", b"idempotency-key"})
 _PLAIN_TYPES = frozenset(
     {
         b"",
@@ -44,13 +44,11 @@ _PLAIN_TYPES = frozenset(
 
 
 class TransformEndpoint:
-    """Responds to a transform request. ``metrics`` counts poems that never reach the service."""
+    """Responds to a transform request."""
 
-    def __init__(self, service: CountingService, metrics: Metrics, limits: Limits) -> None:
-        self._service = service
-        self._metrics = metrics
-        self._max_bytes = limits.max_request_bytes
-        self._max_result_bytes = service.max_result_bytes
+    def __init__(self, service: CountingService, jobs: JobsEndpoint | None = None, grant: Grant | None = None) -> None:
+        self._service, self._jobs, self._grant = service, jobs, grant
+        self._max_age = b"cache-control: %b, max-age=%d\r\n" % (b"private" if grant else b"public", MAX_AGE_S)
         self._remembered: SpecCache[bytes, tuple[TransformRequest, PreparedCall | None]] = SpecCache()
         service.on_swap.append(self._remembered.clear)
 
@@ -66,7 +64,7 @@ class TransformEndpoint:
 
     def _post(self, request: Request) -> Response | TakeBody:
         headers = request.headers
-        if not request.query and request.path in self._remembered:
+        if not request.query and request.entry is None and request.path in self._remembered:
             is_plain = headers.get(b"content-type", b"") in _PLAIN_TYPES and headers.keys().isdisjoint(_NOT_PLAIN)
             if is_plain and self._remembered[request.path][1] is not None:
                 return partial(self._call, request)
@@ -75,22 +73,27 @@ class TransformEndpoint:
         timeout_s = requests.timeout_s(headers)
         if (detail := requests.unsupported_body(headers)) is not None:
             return problems.http_response(415, detail, request.id, b"accept-encoding: identity\r\n")
+        run = self._choose(headers)
 
         async def take_body(body: bytes) -> Response:
             wanted = self._look_up(request, options)  # again, as a reload may have come before the body
             parts: list[bytes] = []
             try:
-                for part in wanted.decode(body, headers, self._max_bytes):
+                for part in wanted.decode(body, headers, self._service.limits.max_request_bytes):
                     if parts:  # 10 MiB at once hold the reactor for up to 0.15 s
                         await self._service.turns.next_turn(request.caller.share, None)
                     parts.append(part)
             except XformError as error:
-                self._metrics.refused("http", error.code)
+                self._service.refused(error)
                 raise
-            response = self._run(request, wanted, b"".join(parts), timeout_s)
+            response = run(request, wanted, b"".join(parts), timeout_s)
             return response if isinstance(response, Response) else await response
 
         return lambda body: Deferred.fromCoroutine(take_body(body))
+
+    def _choose(self, headers: Mapping[bytes, bytes]) -> Callable[..., Any]:
+        """Return what runs a request with these headers: as a job, or at once."""
+        return self._run if self._jobs is None or not is_job(headers) else self._jobs.start
 
     def _call(self, request: Request, poem: bytes) -> Response | Deferred[Response]:
         """Respond to a plain request."""
@@ -106,22 +109,22 @@ class TransformEndpoint:
         if call.batched_counts is not None:
             call.batched_counts.poems_bytes.append(len(poem))
         ran_s = note_run_time(self._service, call, started_s)
-        if type(outcome) is bytes and len(outcome) <= self._max_result_bytes:
+        if type(outcome) is bytes and len(outcome) <= self._service.max_result_bytes:
             if call.batched_counts is not None:
                 call.batched_counts.results_bytes.append(len(outcome))
             headers = b"%bserver-timing: queue;dur=0.00, run;dur=%.2f\r\n" % (wanted.result_headers, 1_000 * ran_s)
             return Response(200, headers, outcome)
         timing = request.timing
         if isinstance(outcome, Deferred):
-            timing.runs()
+            timing.runs(call.name)
             outcome = end_timing(timing, outcome)
         return _respond_with(call.finish_call(outcome, timing), wanted, timing)
 
     def _get(self, request: Request) -> Response | TakeBody:
         if b"if-none-match" in request.headers and (etag := self._known_etag(request)) is not None:
-            return Response(304, _caching(etag))
+            return self._not_modified(etag)
         parameters = requests.read_query(request.query)
-        poem = take_poem(parameters, self._max_bytes)
+        poem = take_poem(parameters, self._service.limits.max_request_bytes)
         wanted = self._look_up(request, parameters)
         timeout_s = requests.timeout_s(request.headers)
         if not wanted.is_deterministic:
@@ -133,11 +136,11 @@ class TransformEndpoint:
             return problems.http_response(412, "the result is not the one that If-Match names", request.id)
         if etag is not None and matches_etag(request.headers, etag):
             wanted.check_options()  # a cached result must not hide an invalid one
-            return Response(304, _caching(etag))
+            return self._not_modified(etag)
 
         def run(_: bytes) -> Response | Deferred[Response]:
             wanted = self._look_up(request, parameters)  # again: even a GET may have a body, and so take a while
-            return self._run(request, wanted, poem, timeout_s, _caching(self._etag(request)))
+            return self._run(request, wanted, poem, timeout_s, self._caching(self._etag(request)))
 
         return run
 
@@ -164,7 +167,7 @@ class TransformEndpoint:
         )
         return _respond_with(result, wanted, request.timing, more)
 
-    def _look_up(self, request: Request, options: Mapping[str, str]) -> TransformRequest:
+    def _look_up(self, request: Request, options: requests.Parameters) -> TransformRequest:
         """Read the spec, and look up its transforms; raise an ``XformError`` if it names what is not there."""
         remembered = None if options else self._remembered.get(request.path)
         spec = requests.read_spec(request.path[len(PREFIX) :], options) if remembered is None else remembered[0].spec
@@ -172,9 +175,18 @@ class TransformEndpoint:
         if remembered is not None:
             return remembered[0]
         wanted = TransformRequest.from_spec(spec, self._service.registry)
+        wanted.check_repeated(options)
         if not options:
             self._remembered.remember(request.path, (wanted, self._service.prepare_call(str(spec).encode())))
         return wanted
+
+    def _not_modified(self, etag: bytes) -> Response:
+        if self._grant is not None and self._grant.is_limited:
+            self._grant.admit()
+        return Response(304, self._caching(etag))
+
+    def _caching(self, etag: bytes | None) -> bytes:
+        return _NO_STORE if etag is None else b"etag: %b\r\n%b" % (etag, self._max_age)
 
     def _allowed_methods(self, request: Request) -> bytes:
         try:
@@ -182,10 +194,6 @@ class TransformEndpoint:
         except XformError:
             is_deterministic = False
         return b"GET, HEAD, POST" if is_deterministic else b"POST"
-
-
-def _caching(etag: bytes | None) -> bytes:
-    return _NO_STORE if etag is None else b"etag: %b\r\n%b" % (etag, _MAX_AGE)
 
 
 def _respond_with(

@@ -22,11 +22,8 @@ from xformd.telemetry.rate_limited import RateLimitedLog
 
 DISCONNECT_POLL_S = 0.5
 
-EVICTION_CANDIDATES = 8
-"""How many of the longest idle connections to check for unread input before one is evicted."""
-
-UNKNOWN = "unknown"
-"""The share of peers without an address, such as those that a PROXY header does not name."""
+EVICTION_CANDIDATES = 8  # how many of the longest idle connections to check for unread input before one is evicted
+UNKNOWN = "unknown"  # the share of peers without an address, such as those that a PROXY header does not name
 
 Connection = TypeVar("Connection")
 
@@ -82,10 +79,14 @@ class Connections(Generic[Connection]):
 
     def __init__(self, limits: Limits, is_uncounted: Callable[[str], bool] = lambda _: False) -> None:
         self._is_uncounted = is_uncounted
-        self._max_total = limits.max_connections
-        self._max_per_peer = limits.max_connections_per_peer
+        self.set_limits(limits)
         self._shares: dict[Connection, str | None] = {}
         self._by_share: dict[str, dict[Connection, None]] = {}  # the oldest connection first
+
+    def set_limits(self, limits: Limits) -> None:
+        """Hold to these limits from now on; what is open stays."""
+        self._max_total = limits.max_connections
+        self._max_per_peer = limits.max_connections_per_peer
 
     def __len__(self) -> int:
         return len(self._shares)

@@ -1,4 +1,4 @@
-"""Deadlines: for a connection, cheap enough to move on every read; for a Deferred; their clock. How long to back off.
+"""Deadlines: for a connection, cheap enough to move on every read; for a Deferred; their clock.
 
 Invariant: a Deferred from ``within`` fires by its deadline, whatever the work behind it does.
 """
@@ -85,6 +85,13 @@ def _do_nothing() -> None:
     pass
 
 
+def cancel(*timers: IDelayedCall | None) -> None:
+    """Cancel those timers that have not fired."""
+    for timer in timers:
+        if timer is not None and timer.active():
+            timer.cancel()
+
+
 def use_monotonic_clock(reactor: Any) -> None:
     """Put a reactor on the monotonic clock: Twisted's own is that of the day, and setting it moves every deadline."""
     ahead_s = time.monotonic() - reactor.seconds()
@@ -94,27 +101,17 @@ def use_monotonic_clock(reactor: Any) -> None:
         call.seconds = time.monotonic
 
 
-def backoff_s(failures: int, *, first_s: float = 0.1, longest_s: float, jitter: float = 0.0) -> float:
-    """Return how long to wait after one or more failed attempts in a row: twice as long after each, up to a limit.
-
-    A ``jitter`` from 0 to 1 shortens the wait by up to half, so that peers do not all retry at once.
-    """
-    return min(longest_s, first_s * 2.0 ** min(failures - 1, 16)) * (1 - jitter / 2)
-
-
 def within(
     clock: IReactorTime, seconds: float, name: str, work: Deferred[Result], expired: Callable[[], XformError]
 ) -> Deferred[Result]:
-    """Put a deadline on the work of the transform ``name``.
+    """Put a deadline on the work of the transform ``name``, and return a Deferred of its outcome.
 
-    Returns:
-        Fires with the outcome of ``work``; fails with what ``expired`` makes when time is up, or with ``Cancelled``.
-        In both cases the work is cancelled, and its outcome is ignored from then on.
+    That fails with what ``expired`` makes when time is up, or with ``Cancelled``. In both cases the work is cancelled,
+    and its outcome is ignored from then on.
     """
 
     def settle(result: Result | Failure) -> None:
-        if timer.active():
-            timer.cancel()
+        cancel(timer)
         if not outcome.called:
             outcome.callback(result)
 

@@ -7,9 +7,6 @@ is the short one. Invariants: whatever an endpoint or its plugin raises for a ba
 
 import contextlib
 import errno
-import functools
-import importlib.util
-import ipaddress
 import os
 import random
 import re
@@ -23,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, execute
+from twisted.internet.error import CannotListenError, TimeoutError  # noqa: A004
 from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
@@ -40,16 +38,15 @@ from zope.interface import implementer
 
 from xformd.errors import ConfigError
 from xformd.limits import Limits
+from xformd.net import systemd
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT, tcp_server, with_host
 from xformd.net.factory import DrainingFactory
+from xformd.net.plain import MAX_UNIX_PATH_BYTES, NO_ANSWER, PEER_TIMEOUT_S, check_host, detect_loss, find_place
 from xformd.net.proxy_header import ProxyHeaderFactory
-from xformd.net.transport import detect_loss
+from xformd.net.tls import ClientTls, ServerTls, what_is_missing
 
 if TYPE_CHECKING:  # it needs what the extra "tls" installs
-    from xformd.net.tls import Certificates
-
-MAX_UNIX_PATH_BYTES = 107
-"""``sockaddr_un`` in Linux. Twisted does not reject a longer path: connecting to it simply never succeeds."""
+    from xformd.net.tls.server import Certificates
 
 _POSITIONS = {"backlog": {"tcp": 3, "tcp6": 2, "unix": 3}, "mode": {"unix": 2}}
 """Where an option stands in an endpoint string whose options have no names; other kinds do not have it."""
@@ -63,12 +60,7 @@ _IN_PLAIN_WORDS = {
 }
 """What Twisted says of an endpoint string that it cannot parse."""
 
-_HOST_AND_PORT = re.compile(r"(?!unix:)(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:(?P<port>\d{1,9}))?\Z")
-# The system takes them for addresses: 10000 for 0.0.39.16, 127.1 for 127.0.0.1, 010.0.0.1 for 8.0.0.1.
-_NUMERIC_HOST = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?\Z", re.IGNORECASE)
-
-PEER_TIMEOUT_S = 5
-"""How long a server's machine may acknowledge nothing, while it is connected to, sent something, or idle."""
+Server = str | int | IStreamClientEndpoint
 
 
 @implementer(IStreamClientEndpoint, IReactorPluggableNameResolver, IHostnameResolver)
@@ -77,6 +69,7 @@ class ClientEndpoint:
 
     addresses: Sequence[Any] = ()  # what the name stood for last
     connections: Sequence[Any] = ()  # that are open: any other address comes before theirs
+    only: str = ""  # the one address to connect to, of those that the name stands for
 
     def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint | None = None) -> None:
         self._reactor = reactor
@@ -99,7 +92,8 @@ class ClientEndpoint:
             self.addresses = found or self.addresses
             in_use = [getattr(each.transport.getPeer(), "host", None) for each in self.connections]
             for address in sorted(self.addresses, key=lambda each: (each.host in in_use, random.random())):
-                resolutionReceiver.addressResolved(address)
+                if self.only in ("", address.host):
+                    resolutionReceiver.addressResolved(address)
             resolutionReceiver.resolutionComplete()
 
         ours = SimpleNamespace(addressResolved=found.append, resolutionComplete=complete)
@@ -107,57 +101,94 @@ class ClientEndpoint:
         return self._reactor.nameResolver.resolveHostName(ours, *name, **options)
 
 
-def tcp_client(reactor: Any, host: str, port: int, timeout_s: int = PEER_TIMEOUT_S) -> ClientEndpoint:
+def tcp_client(
+    reactor: Any, host: str, port: int, timeout_s: int = PEER_TIMEOUT_S, tls: ClientTls | None = None
+) -> ClientEndpoint:
     """Return the endpoint for a host and a port; raise ``ConfigError`` if a number is no address in full."""
-    if _NUMERIC_HOST.search(host):
-        try:
-            ipaddress.IPv4Address(host)
-        except ValueError:
-            raise ConfigError(f"no host is called {host!r}: write a name, or an IP address in full") from None
+    check_host(host)
     client = ClientEndpoint(reactor)
     is_numeric = isIPAddress(host) or isIPv6Address(host)
     kind: Any = endpoints.TCP4ClientEndpoint if is_numeric else endpoints.HostnameEndpoint  # which takes IPv6, too
-    client.endpoint = kind(client, host, port, timeout_s)
+    client.endpoint = _over_tls(client, kind(client, host, port, timeout_s), host, timeout_s, tls)
     return client
 
 
+def _over_tls(reactor: Any, tcp: IStreamClientEndpoint, host: str, timeout_s: int, tls: ClientTls | None) -> Any:
+    if tls is None:
+        return tcp
+    credentials = tls.credentials(reactor)
+    from xformd.net.tls.client import TlsEndpoint  # where it is installed
+
+    return TlsEndpoint(tcp, host, credentials, reactor, timeout_s)
+
+
 def client_endpoint(
-    reactor: Any, address: str | int, default_port: int = DEFAULT_PORT, timeout_s: int = PEER_TIMEOUT_S
+    reactor: Any,
+    address: str | int,
+    default_port: int = DEFAULT_PORT,
+    timeout_s: int = PEER_TIMEOUT_S,
+    *,
+    tls: ClientTls | None = None,
 ) -> ClientEndpoint:
     """Parse the address of a server; raise ``ConfigError`` if it is invalid.
 
     It is ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, ``PORT``, or a Twisted client endpoint string, which may say itself
-    how long connecting to one address may take.
+    how long connecting to one address may take. With ``tls`` that is used for TCP; ``tls:HOST:PORT`` asks for it too.
     """
-    if match := _HOST_AND_PORT.match(address := with_host(address)):
-        port = int(match["port"] or default_port)
-        if not 0 < port < 65_536:
-            raise ConfigError(f"server address {address!r}: a port is 1 to 65535")
-        return tcp_client(reactor, match["host"].strip("[]"), port, timeout_s)
-    if reason := _missing_tls(address, "tls:", "ssl:"):
-        raise ConfigError(reason)
-    if address.startswith("unix:") and len(os.fsencode(address.split(":")[1])) > MAX_UNIX_PATH_BYTES:
-        raise ConfigError(f"server address {address!r}: a Unix socket's path has at most {MAX_UNIX_PATH_BYTES} bytes")
+    address = with_host(address)
+    if (place := find_place(address, default_port)) is not None and place.host:
+        return tcp_client(reactor, place.host, place.port, timeout_s, tls or (ClientTls() if place.has_tls else None))
+    if address.startswith(("tls:", "ssl:")) and (missing := what_is_missing()):
+        raise ConfigError(f"{address!r}: {missing}")
     client = ClientEndpoint(reactor)
     try:
         (kind, *words), options = endpoints._parse(address)
         has_timeout = "timeout" in options or len(words) > 2 or kind not in ("tcp", "ssl", "tls", "unix")
         client.endpoint = endpoints.clientFromString(client, address + ("" if has_timeout else f":timeout={timeout_s}"))
-        if kind == "tcp" and not isIPAddress((tcp := endpoints._parseClientTCP(*words, **options))["host"]):
+        tcp = endpoints._parseClientTCP(*words, **options) if kind == "tcp" else None
+        if tcp is not None and not isIPAddress(tcp["host"]):
             client.endpoint = endpoints.HostnameEndpoint(client, **{"timeout": timeout_s, **tcp})  # for all addresses
     except Exception as error:  # each endpoint type, and its plugin, raises what it likes
         expected = "write HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock"
         raise ConfigError(f"server address {address!r}: {_reason(error)}; {expected}") from error
+    if tcp is not None:
+        client.endpoint = _over_tls(client, client.endpoint, tcp["host"], timeout_s, tls)
     return client
 
 
 def named_client(
-    reactor: Any, server: str | int | IStreamClientEndpoint, name: str | None, *default: int, unnamed: str
-) -> tuple[IStreamClientEndpoint, str]:
-    """Return a server's endpoint, and its name in messages; ``default`` as for ``client_endpoint``."""
+    reactor: Any, server: Server, name: str | None, *default: int, unnamed: str, tls: ClientTls | None = None
+) -> tuple[ClientEndpoint, str]:
+    """Return a server's endpoint, and its name in messages; ``default`` and ``tls`` as for ``client_endpoint``."""
     if isinstance(server, str | int):
-        return client_endpoint(reactor, server, *default), name or with_host(server)
-    return server, name or unnamed
+        return client_endpoint(reactor, server, *default, tls=tls), name or with_host(server)
+    return ClientEndpoint(reactor, server), name or unnamed
+
+
+@implementer(IStreamServerEndpoint)
+@attrs.frozen
+class _ReusedPort:
+    """A TCP port on which other servers of this user may listen too: the kernel spreads the connections."""
+
+    _tcp: Any  # Twisted's endpoint, which cannot say so
+
+    def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:  # noqa: N803 - Twisted's name
+        """See ``IStreamServerEndpoint``."""
+        return execute(self._listen, self._tcp._interface, self._tcp._port, protocolFactory)
+
+    def _listen(self, interface: str, number: int, factory: Any) -> IListeningPort:
+        family = socket.AF_INET6 if isinstance(self._tcp, endpoints.TCP6ServerEndpoint) else socket.AF_INET
+        with socket.socket(family) as opened:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                opened.setsockopt(socket.SOL_SOCKET, option, 1)
+            try:
+                opened.bind((interface, number))
+                opened.listen(self._tcp._backlog)
+            except OSError as error:
+                raise CannotListenError(interface, number, error) from error
+            opened.setblocking(False)
+            port: IListeningPort = self._tcp._reactor.adoptStreamPort(opened.fileno(), family, factory)
+            return port
 
 
 @attrs.frozen
@@ -167,12 +198,13 @@ class ServerEndpoint:
     _port: IStreamServerEndpoint
     _reactor: Any
     certificates: "Certificates | None" = None
+    _alpn: tuple[bytes, ...] = ()
     has_proxy_header: bool = False
     _path: str = ""  # of a Unix socket; none if it is abstract, and gone with its server
 
     def listen(self, factory: DrainingFactory[Any]) -> Deferred[IListeningPort]:
         """Listen; fires with the port."""
-        wrapped: Any = factory if self.certificates is None else self.certificates.wrap(factory)
+        wrapped: Any = factory if self.certificates is None else self.certificates.wrap(factory, self._alpn)
         if self.has_proxy_header:  # which comes before the handshake
             wrapped = ProxyHeaderFactory(wrapped, factory.identify, self._reactor)
         with _claimed(self._path) if self._path else contextlib.nullcontext():
@@ -208,93 +240,65 @@ def _claimed(path: str) -> Iterator[None]:
         yield
 
 
-def _systemd_endpoint(reactor: Any, domain: str = "", index: str | None = None, name: str | None = None) -> Any:
-    given = endpoints._SystemdParser._sddaemon
-    sockets = {f"index={number}": each for number, each in enumerate(given.inheritedDescriptors())}
-    sockets |= {f"name={each}": number for each, number in given.inheritedNamedDescriptors().items()}
-    descriptor = sockets.get(f"name={name}" if index is None else f"index={index}")
-    if not sockets:
-        raise ConfigError("systemd gave this process no socket: start it through a .socket unit")
-    if descriptor is None or None not in (index, name):
-        raise ConfigError(f"name one socket of those that systemd gave this process: {', '.join(sockets)}")
-    with socket.socket(fileno=os.dup(descriptor)) as opened:
-        family, is_listening = opened.family, opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    if domain != (actual := family.name.removeprefix("AF_")):
-        raise ConfigError(f"the socket is of another domain: write domain={actual}")
-    if not is_listening:
-        raise ConfigError("the socket does not listen: its unit must have ListenStream=, and not Accept=yes")
-    if family == socket.AF_UNIX:
-        return SimpleNamespace(listen=functools.partial(_adopt_unix_socket, reactor, descriptor))
-    return endpoints.AdoptedStreamServerEndpoint(reactor, descriptor, family)
-
-
-def _adopt_unix_socket(reactor: Any, descriptor: int, factory: Any) -> Deferred[IListeningPort]:
-    from twisted.internet import unix
-
-    os.set_blocking(descriptor, False)
-    port: Any = unix.Port._fromListeningDescriptor(reactor, descriptor, factory)
-    # Twisted would make systemd's file writable for everybody, and at the end delete it and shut the socket down.
-    port._bindPath, port._shouldShutdown, port.backlog = b"\0", False, socket.SOMAXCONN
-    port.startListening()
-    return succeed(port)
-
-
 def server_endpoint(
     reactor: Any,
-    description: str,
-    setting: str = "listen",
+    description: str,  # a Twisted server endpoint string such as ``tcp:11000:interface=127.0.0.1``, or a port there
+    setting: str = "listen",  # where it comes from, for the error message
     *,
-    backlog: int = Limits().listen_backlog,
-    alpn: tuple[bytes, ...] = (),
+    backlog: int = Limits().listen_backlog,  # of connections to accept, unless the string says so
+    alpn: tuple[bytes, ...] = (),  # the protocols that a client may choose from over TLS
+    reuse_port: bool = False,  # other servers of this user may listen on the same TCP port
+    tls: ServerTls | None = None,  # gives TLS to TCP ports; an ``ssl:`` endpoint has its own
 ) -> ServerEndpoint:
-    """Parse an address to listen on; raise ``ConfigError`` if it is invalid, or its certificate.
-
-    Args:
-        reactor: used to listen.
-        description: a Twisted server endpoint string, such as ``tcp:11000:interface=127.0.0.1``; ``11000`` is the same.
-        setting: where it comes from, for the error message.
-        backlog: how many connections may wait to be accepted, unless the endpoint string says so.
-        alpn: the protocols that a client may choose from over TLS.
-    """
-    if reason := _missing_tls(description, "ssl:", "tls:", "haproxy:ssl:"):
-        raise ConfigError(reason, setting=setting)
+    """Parse an address to listen on; raise ``ConfigError`` if it is invalid, or its certificate."""
+    if description.startswith(("ssl:", "tls:", "haproxy:ssl:")) and (missing := what_is_missing()):
+        raise ConfigError(f"{description!r}: {missing}", setting=setting)
     try:
-        return _parse_server_endpoint(reactor, description, backlog, alpn)
+        parsed = _parse_server_endpoint(reactor, description, backlog, tls, reuse_port)
+        return attrs.evolve(parsed, alpn=alpn)
     except ConfigError as error:
         raise ConfigError(f"{description!r}: {error.reason}", setting=setting) from error
     except Exception as error:  # as above
         port = DEFAULT_PORT if setting == "listen" else DEFAULT_HTTP_PORT
         example = f"tcp:{port}:interface={DEFAULT_HOST}"
         reason = f"{description!r}: {_reason(error)}; write a Twisted server endpoint, such as {example}"
+        reason += ", or none" if setting == "http" else ""
         raise ConfigError(reason, setting=setting) from error
 
 
-def _parse_server_endpoint(reactor: Any, description: str, backlog: int, alpn: tuple[bytes, ...]) -> ServerEndpoint:
+def _parse_server_endpoint(
+    reactor: Any, description: str, backlog: int, tls: ServerTls | None, reuse_port: bool
+) -> ServerEndpoint:
     if re.fullmatch(r"\d+", description):
         description = tcp_server(port=int(description))
     kind, _, rest = description.partition(":")
     if kind.lower() == "haproxy":
-        inner = _parse_server_endpoint(reactor, rest, backlog, alpn)
+        inner = _parse_server_endpoint(reactor, rest, backlog, tls, reuse_port)
         return attrs.evolve(inner, has_proxy_header=True)
     if kind == "stdio":
         raise ConfigError("standard input is a single connection; a server cannot listen on it")
     words, options = endpoints._parse(description)
     if kind == "ssl":
-        from xformd.net.tls import Certificates, TlsOptions
+        from xformd.net.tls.server import Certificates, TlsOptions
 
-        tls = TlsOptions(*words[1:], **options)
-        tcp = endpoints.TCP4ServerEndpoint(reactor, tls.port, int(tls.backlog or backlog), tls.interface)
-        return ServerEndpoint(tcp, reactor, Certificates(tls, alpn, reactor))
+        own = TlsOptions(*words[1:], **options)
+        tcp: Any = endpoints.TCP4ServerEndpoint(reactor, own.port, int(own.backlog or backlog), own.interface)
+        return ServerEndpoint(_ReusedPort(tcp) if reuse_port else tcp, reactor, Certificates(own, reactor))
     defaults = {"backlog": backlog, "mode": 660}  # Twisted's 666 is for everybody on the machine
     missing = [name for name in defaults if name not in options and len(words) <= _POSITIONS[name].get(kind, 0)]
     description += "".join(f":{name}={defaults[name]}" for name in missing)
     if kind == "systemd":
-        return ServerEndpoint(_systemd_endpoint(reactor, *words[1:], **options), reactor)
+        adopted, host = systemd.endpoint(reactor, *words[1:], **options)
+        return ServerEndpoint(adopted, reactor, tls.for_port(host) if tls and host is not None else None)
     port: Any = endpoints.serverFromString(reactor, description)
+    is_tcp = isinstance(port, endpoints.TCP4ServerEndpoint | endpoints.TCP6ServerEndpoint)
+    certificates = tls.for_port(port._interface) if tls and is_tcp else None
+    if reuse_port and is_tcp:
+        return ServerEndpoint(_ReusedPort(port), reactor, certificates)
     path = port._address if kind == "unix" else "\0"
     if not 0 < len(os.fsencode(path)) <= MAX_UNIX_PATH_BYTES:
         raise ConfigError(f"a Unix socket's path has 1 to {MAX_UNIX_PATH_BYTES} bytes")
-    return ServerEndpoint(port, reactor, path=path.partition("\0")[0])
+    return ServerEndpoint(port, reactor, certificates, path=path.partition("\0")[0])
 
 
 def show(address: IAddress) -> str:
@@ -328,6 +332,8 @@ def failure_reason(failure: Failure) -> str:
     """Return why a connection failed or was lost, in the operating system's words where it gave any."""
     error = failure.value
     number = getattr(error, "osError", None)
+    if isinstance(error, TimeoutError) and number is None:
+        return NO_ANSWER
     return os.strerror(number) if isinstance(number, int) else str(error) or type(error).__name__
 
 
@@ -337,10 +343,3 @@ def _reason(error: Exception) -> str:
     for pattern, words in _IN_PLAIN_WORDS.items():
         reason = re.sub(pattern, words, reason)
     return reason
-
-
-def _missing_tls(description: str, *prefixes: str) -> str:
-    """Return what to install for an address that needs TLS, or an empty string if nothing is missing."""
-    if description.startswith(prefixes) and importlib.util.find_spec("OpenSSL") is None:
-        return f"{description!r} needs TLS: pip install 'xformd[tls]'"
-    return ""

@@ -17,6 +17,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 
 from xformd.limits import Limits
 from xformd.net.connections import EVICTION_CANDIDATES, ConnectionLimitReached, Connections, RefusalLog
+from xformd.net.deadline import cancel
 
 
 class DrainableProtocol(Protocol):
@@ -63,16 +64,13 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
 
     A subclass makes the protocols. Each of them adds itself to ``connections`` when it is made, and calls
     ``connection_ended`` when it is lost. ``reactor`` may be a clock in its place; it is the global one if None.
-
-    Attributes:
-        flush_timeout_s: seconds that a connection has to send what is left, after the grace period.
-        drains_itself: whether it drains when the reactor stops, because nobody else sees to that.
     """
 
     noisy = False
     log = Logger()
-    flush_timeout_s = 0.0
-    drains_itself = True
+    flush_timeout_s = 0.0  # that a connection has to send what is left, after the grace period
+    drains_itself = True  # when the reactor stops, because nobody else sees to that
+    will_stop = False  # whether it tells that it will stop soon, while it still accepts everything
 
     def __init__(self, limits: Limits, reactor: Any = None) -> None:
         if reactor is None:
@@ -83,6 +81,11 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         self.refusals = RefusalLog(reactor)
         self._drained: Deferred[None] | None = None
         self._trigger: Any = None
+
+    def set_limits(self, limits: Limits) -> None:
+        """Hold to these limits from now on; connections that are open keep what they began with."""
+        self.limits = limits
+        self.connections.set_limits(limits)
 
     def make_protocol(self, peer: str | None) -> Connection:
         """Make the protocol of a connection that has been accepted; ``peer`` is its IP address, if it has one."""
@@ -158,7 +161,7 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
                 connection.stop()
             if self.connections:
                 self._cut: IDelayedCall = self.clock.callLater(self.limits.shutdown_grace_s, self._end_grace)
-                self._drained.addCallback(lambda _: self._cut.cancel() if self._cut.active() else None)
+                self._drained.addCallback(lambda _: cancel(self._cut))
             self._check_drained()
         done = Deferred[None]()
         self._drained.addCallback(done.callback)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
@@ -21,13 +22,17 @@ from twisted.logger import ILogObserver, LogEvent, Logger, globalLogPublisher
 from twisted.python.failure import Failure
 
 from xformd.errors import ConfigError, ListenFailed, safe_str
+from xformd.limits import Limits
 from xformd.net import endpoints
-from xformd.net.allocator import MemoryTrimmer
 from xformd.net.factory import DrainingFactory
-from xformd.net.transport import detect_loss, make_eager
+from xformd.net.lifecycle import Lifecycle
+from xformd.net.plain import detect_loss
+from xformd.net.tls import ServerTls, is_loopback
+from xformd.net.transport import make_eager
+from xformd.telemetry.reloads import ReloadHistory, ReloadOutcome
 
 if TYPE_CHECKING:  # it needs what the extra "tls" installs
-    from xformd.net.tls import Certificates
+    from xformd.net.tls.server import Certificates
 
 ACCEPT_PAUSE_S = 1.0
 
@@ -38,50 +43,36 @@ STUCK = {"EMFILE": NO_DESCRIPTORS, "ENFILE": NO_FILES, "ENOBUFS": NO_MEMORY, "EN
 """Errors of ``accept`` that would come again at once, for ever, as the connection stays in the backlog; what to do."""
 
 
+@attrs.define(eq=False, slots=False)
 class ListeningService(Service):
     """A server that listens on one or several endpoints.
 
-    Args:
-        listen: the endpoints to listen on.
-        factory: makes its connections.
-        reactor: what it runs on.
-        is_eager: whether to send at once what is written; not for a factory whose connections have producers.
-        setting: the setting that names the endpoints, for error messages.
-        flags: what moves the server to another port, for error messages; the flag of the setting unless given.
-        scheme: put before the addresses that are shown, such as ``http://``, which is ``https://`` over TLS.
-        alpn: the protocols that it speaks, for clients that ask for one over TLS.
-
-    Attributes:
-        listening: fires with the addresses once it listens on all endpoints; fails with ``ListenFailed`` or
-            ``ConfigError``.
+    ``listening`` fires with the addresses once it listens on all endpoints, and fails with ``ListenFailed`` or
+    ``ConfigError``; ``reloads`` is how its reloads have ended; ``on_reload`` is called with each reload, such as what
+    reads an access file again.
     """
 
     log = Logger()
 
-    def __init__(
-        self,
-        listen: tuple[str, ...],
-        factory: DrainingFactory[Any],
-        reactor: Any,
-        *,
-        is_eager: bool = False,
-        setting: str = "listen",
-        flags: str = "",
-        scheme: str = "",
-        alpn: tuple[bytes, ...] = (),
-    ) -> None:
+    _listen: tuple[str, ...]  # the endpoints
+    _factory: DrainingFactory[Any]  # makes its connections
+    _reactor: Any
+    _is_eager: bool = False  # send at once what is written; not for a factory whose connections have producers
+    _setting: str = "listen"  # that names the endpoints, for error messages
+    _flags: str = attrs.Factory(lambda self: f"--{self._setting}", takes_self=True)  # what moves it to another port
+    _scheme: str = ""  # before the addresses shown, such as ``http://``: over TLS ``https://``, or ``tls:`` for none
+    _alpn: tuple[bytes, ...] = ()  # the protocols that it speaks, for clients that ask for one over TLS
+    _reuse_port: bool = False  # other servers of this user may listen on the same TCP ports
+    _tls: ServerTls | None = None  # gives TLS to its TCP ports
+
+    def __attrs_post_init__(self) -> None:
+        self._factory.drains_itself = False  # but only once its ports are closed: until then, what connects is served
         self.listening: Deferred[tuple[str, ...]] = Deferred()
-        self._listen = listen
-        self._factory = factory
-        factory.drains_itself = False  # but only once its ports are closed: until then, what connects is served
-        self._reactor = reactor
-        self._is_eager = is_eager
-        self._setting = setting
-        self._flags = flags or f"--{setting}"
-        self._scheme = scheme
-        self._alpn = alpn
-        self._certificates: list[Certificates] = []
+        self.certificates: dict[Certificates, None] = {}
+        self.exposed: list[str] = []  # where other machines may connect without TLS
         self._ports: list[IListeningPort] = []
+        self.reloads = ReloadHistory()
+        self.on_reload: list[Callable[[], ReloadOutcome]] = []
         self._log_observer = cast(ILogObserver, self._observe)
         self._pause: IDelayedCall | None = None
 
@@ -96,23 +87,46 @@ class ListeningService(Service):
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
-    def reload(self) -> object:
-        """Read the certificates of its TLS endpoints again; a bad one is logged, and the one before it stays."""
-        for certificates in self._certificates:
-            certificates.reload()
-        return None
+    def reload(self) -> Deferred[ReloadOutcome]:
+        """Read the certificates of its TLS endpoints again, and whatever else may change; fires with the outcome.
 
-    def reload_on_sighup(self) -> None:
-        """Make SIGHUP, which would end the process, reload the server."""
-        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
+        What is bad is logged, and what was there before stays.
+        """
+        self.reloads.requested += 1
+        return Deferred.fromCoroutine(self._reload()).addErrback(self._reload_failed).addCallback(self.reloads.ended)
+
+    async def _reload(self) -> ReloadOutcome:
+        found = [certificates.reload() for certificates in self.certificates]
+        outcome = ReloadOutcome(errors=tuple(filter(None, found)))
+        for read_again in self.on_reload:
+            outcome += read_again()
+        return outcome
+
+    def _reload_failed(self, failure: Failure) -> ReloadOutcome:
+        self.log.failure("not reloaded", failure)
+        return ReloadOutcome(errors=("a fault of xformd: see the log",))
+
+    @property
+    def limits(self) -> Limits:
+        """Its limits now."""
+        return self._factory.limits
+
+    def set_limits(self, limits: Limits) -> None:
+        """Hold to these limits from now on."""
+        self._factory.set_limits(limits)
+
+    def announce_stop(self) -> None:
+        """Tell whoever asks that it will stop soon; it still accepts everything."""
+        self._factory.will_stop = True
 
     async def _start(self) -> tuple[str, ...]:
         return tuple([await self._listen_on(description) for description in self._listen])
 
     async def _listen_on(self, description: str) -> str:
         """Listen on one endpoint; return its address."""
-        limits = self._factory.limits
+        limits = self.limits
         more: Any = {"backlog": limits.listen_backlog, "alpn": self._alpn}
+        more |= {"reuse_port": self._reuse_port, "tls": self._tls}
         endpoint = endpoints.server_endpoint(self._reactor, description, self._setting, **more)
         try:
             port = await endpoint.listen(self._factory)
@@ -124,9 +138,22 @@ class ListeningService(Service):
         self._ports.append(port)
         scheme = self._scheme
         if endpoint.certificates is not None:
-            self._certificates.append(endpoint.certificates)
-            scheme = scheme.replace("http:", "https:")
-        return scheme + endpoints.show(port.getHost())
+            self.certificates[endpoint.certificates] = None
+            scheme = scheme.replace("http:", "https:") or "tls:"
+        shown = scheme + endpoints.show(port.getHost())
+        if endpoint.certificates is None and not is_loopback(getattr(port.getHost(), "host", "localhost")):
+            self.exposed.append(shown)
+        return shown
+
+    def _warn_of_tls(self, *, has_access_file: bool) -> None:
+        if self._tls is not None and not self._tls.is_used:
+            self.log.warn("no port uses tls_certificate: all are on loopback; --tls all gives TLS to these too")
+        if self._tls is not None and self._tls.asks_clients and not has_access_file:
+            self.log.warn("tls_client_ca keeps nobody out: an access file does, with tls_san (--access)")
+        if has_access_file and self.exposed:
+            advice = "set tls_certificate, unless a proxy in front has TLS"
+            message = "tokens of the access file travel in plain text to {addresses}: {advice}"
+            self.log.warn(message, addresses=", ".join(self.exposed), advice=advice)
 
     async def _stop(self) -> None:
         globalLogPublisher.removeObserver(self._log_observer)
@@ -176,11 +203,12 @@ class FailFastService(Service):
         self, server: ListeningService, reactor: Any, locate: Callable[[ConfigError], ConfigError] = lambda error: error
     ) -> None:
         self._locate = locate
-        self._server = server
         self._reactor = reactor
         self._error: BaseException | None = None
         self._is_starting = False
-        server.listening.addCallbacks(self._started, self._failed)
+        self._status = ""
+        self._lifecycle = Lifecycle(server, reactor, lambda: self._status)
+        self._server = server
 
     def startService(self) -> None:
         """Start the server.
@@ -189,22 +217,25 @@ class FailFastService(Service):
             ListenFailed: it cannot listen, and found out at once.
         """
         Service.startService(self)
-        self._server.reload_on_sighup()
-        MemoryTrimmer(self._reactor)
         self._is_starting = True
-        self._server.startService()
+        self._lifecycle.start()
+        self._server.listening.addCallbacks(self._started, self._failed)
         self._is_starting = False
         if self._error is not None:
             raise self._error
 
     def stopService(self) -> Any:
-        """Stop the server in good order."""
+        """Stop the server in good order, once it has drained; another SIGTERM ends the wait."""
         Service.stopService(self)
-        return self._server.stopService()
+        if self._lifecycle.drain_delay_s:
+            signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._lifecycle.end_drain))
+        return Deferred.fromCoroutine(self._lifecycle.stop())
 
     def _started(self, addresses: tuple[str, ...]) -> None:
         for shown in addresses:
             self.log.info("listening on {address}", address=shown)
+        self._status = f"listening on {', '.join(addresses)}"
+        self._lifecycle.ready()
 
     def _failed(self, failure: Failure) -> None:
         error: Any = failure.value

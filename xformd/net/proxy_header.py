@@ -19,16 +19,14 @@ from xformd.net.connections import RefusalLog
 from xformd.net.factory import RefusingFactory
 
 MAX_V1_BYTES = 107
-MAX_V2_BYTES = 4_096
-"""The addresses take up to 232 bytes. The rest is for what a proxy may add, such as the client's certificate."""
+MAX_V2_BYTES = 4_096  # addresses take up to 232; the rest is what a proxy may add, such as its client's certificate
 
 V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 
 _V1 = re.compile(rb"PROXY (?:UNKNOWN(?: [^\r\n]*)?|TCP[46] (?P<host>\S+) \S+ (?P<port>[0-9]{1,5}) [0-9]{1,5})\r\n")
 _V2_HEAD = struct.Struct("!12sBBH")
 _V2_LOCAL, _V2_PROXY = 0x20, 0x21
-_V2_TCP = {0x11: 4, 0x21: 16}
-"""How long an address is, by the byte for its family and protocol."""
+_V2_TCP = {0x11: 4, 0x21: 16}  # how long an address is, by the byte for its family and protocol
 
 Address = IPv4Address | IPv6Address
 

@@ -1,6 +1,7 @@
 """Run a server or a command: its log, its signals, its file descriptors, and the reactor until the work is done.
 
-Invariant: the first SIGTERM or SIGINT stops a server in good order, the second ends it at once.
+Invariant: the first SIGTERM or SIGINT stops a server in good order, the next ends it at once. One that drains first
+needs one more SIGTERM: it ends the wait.
 """
 
 import contextlib
@@ -11,27 +12,26 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.limits import Limits
-from xformd.net.allocator import MemoryTrimmer, keep_freed_memory
+from xformd.net.allocator import keep_freed_memory
 from xformd.net.deadline import use_monotonic_clock
+from xformd.net.lifecycle import Lifecycle
 from xformd.net.listener import ListeningService
+from xformd.telemetry.access_log import STDERR
 from xformd.telemetry.logs import start_server_log
 
-SPARE_DESCRIPTORS = 32
-"""For files that transforms open, the log, and listening sockets."""
-
-NEARLY_ALL = 0.95
-"""With room for more than this share of the connections that are allowed, nobody has to do anything."""
-
-SPARE_DESCRIPTORS_PER_WORKER = 8
-"""For the pipes of one worker process, and of the one that replaces it."""
+SPARE_DESCRIPTORS = 32  # for files that transforms open, the log, and listening sockets
+NEARLY_ALL = 0.95  # with room for more than this share of the connections that are allowed, nobody has to do anything
+SPARE_DESCRIPTORS_PER_WORKER = 8  # for the pipes of one worker process, and of the one that replaces it
 
 GUESSED_OPEN_DESCRIPTORS = 16
 
@@ -68,8 +68,12 @@ def _installed_reactor() -> Any:
     return reactor
 
 
-def prepare_to_serve(log_format: str = "text") -> None:
-    """Set up a server process: its signals, its log and its allocator, before anything installs a reactor."""
+def prepare_to_serve(log_format: str = "text", log_file: Path = STDERR, log_level: str = "info") -> None:
+    """Set up a server process: its signals, its log and its allocator, before anything installs a reactor.
+
+    Raises:
+        ConfigError: the log cannot be opened.
+    """
     be_init()
     default_signals()
     with contextlib.suppress(ImportError):  # where the system has no epoll, Twisted's own reactor does
@@ -79,7 +83,7 @@ def prepare_to_serve(log_format: str = "text") -> None:
     # Until there is something to reload, SIGHUP must not end the server. A handler, because child processes would
     # inherit SIG_IGN.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    start_server_log(log_format)
+    start_server_log(log_format, log_file, log_level)
     keep_freed_memory()
 
 
@@ -91,47 +95,63 @@ def run_server(
     """Run a server until SIGTERM or SIGINT, then let it finish what it has accepted; SIGHUP reloads it.
 
     ``announce`` is called with each line that ``greet`` makes of the server and the addresses on which it listens.
-
-    Raises:
-        ConfigError: the server cannot be made, or an endpoint is invalid.
-        ListenFailed: the server cannot listen on one of its endpoints.
+    Raises ``ConfigError`` if the server cannot be made, and ``ListenFailed`` if it cannot listen on one of its
+    endpoints.
     """
     reactor = _installed_reactor()
     server = make(reactor)
     failures: list[Failure] = []
+    listens_on: list[tuple[str, ...]] = []
+    lifecycle = Lifecycle(server, reactor, lambda: "; ".join(greet(server, listens_on[0])))
 
     def started(addresses: tuple[str, ...]) -> None:
         if not addresses:
             return  # stopped before it listened
+        listens_on[:] = [addresses]
         try:
             for line in greet(server, addresses):
                 announce(line)
         except OSError as error:  # a closed standard output is no reason not to serve
             log.warn("cannot print where it listens: {error}", error=error)
+        lifecycle.ready()
 
     def failed(failure: Failure) -> None:
         failures.append(failure)
         reactor.stop()
 
-    server.listening.addCallbacks(started, failed)
-    reactor.callWhenRunning(MemoryTrimmer, reactor)
-    reactor.callWhenRunning(_handle_signals, reactor, server)
-    reactor.callWhenRunning(server.startService)
-    reactor.addSystemEventTrigger("before", "shutdown", server.stopService)
+    def start() -> None:
+        _handle_signals(reactor, lifecycle)
+        lifecycle.start()
+        server.listening.addCallbacks(started, failed)
+
+    reactor.callWhenRunning(start)
+    stop = lifecycle.stop
+    reactor.addSystemEventTrigger("before", "shutdown", lambda: Deferred.fromCoroutine(stop(default_signals)))
     reactor.run()
     if failures:
         failures[0].raiseException()
 
 
-def _handle_signals(reactor: Any, server: ListeningService) -> None:
+def _handle_signals(reactor: Any, lifecycle: Lifecycle) -> None:
+    may_drain = True
+
     def stop(number: int, frame: object) -> None:  # noqa: ARG001 - Python's signature
-        # A second signal ends the process at once, even in a transform that blocks.
-        default_signals()
-        reactor.callFromThread(reactor.stop)
+        nonlocal may_drain
+        if may_drain and number == signal.SIGTERM and lifecycle.drain_delay_s:
+            may_drain = False  # the next signal ends the wait
+        else:
+            # The next signal ends the process at once, even in a transform that blocks.
+            default_signals()
+            reactor.callFromThread(lifecycle.end_drain)
+        reactor.callFromThread(_stop_once, reactor)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server.reload_on_sighup()
+
+
+def _stop_once(reactor: Any) -> None:
+    with contextlib.suppress(ReactorNotRunning):  # it is stopping
+        reactor.stop()
 
 
 def default_signals() -> None:
@@ -174,13 +194,13 @@ def _exit_at_once(number: int, frame: object) -> None:  # noqa: ARG001 - Python'
     os._exit(128 + number)
 
 
-def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1) -> Limits:
+def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1, open_now: int = 0) -> Limits:
     """Make room for the allowed connections, and lower ``max_connections``, with a warning, if they do not fit.
 
-    Each of the ``fronts`` allows ``max_connections``, however many endpoints it has.
+    Each of the ``fronts`` allows ``max_connections``, however many endpoints it has; ``open_now`` are among these.
     """
     allowed = limits.max_connections
-    limit, room = make_room(fronts * allowed, workers)
+    limit, room = make_room(fronts * allowed, workers, open_now)
     each = max(1, room // fronts)
     if each == allowed:
         return limits
@@ -193,14 +213,14 @@ def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1) -> Limi
     return attrs.evolve(limits, max_connections=each)
 
 
-def make_room(connections: int, workers: int) -> tuple[int, int]:
+def make_room(connections: int, workers: int, open_now: int = 0) -> tuple[int, int]:
     """Raise the limit on file descriptors as far as connections and workers need and the system allows.
 
     Return the limit that holds now, and how many of the connections fit and still leave room for everything else.
     """
-    open_now, spare = open_descriptors(), SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_WORKER * (workers + 1)
-    limit = raise_limit(connections + open_now + spare)
-    return limit, min(connections, max(1, limit - open_now - min(spare, limit // 2)))
+    others, spare = open_descriptors() - open_now, SPARE_DESCRIPTORS + SPARE_DESCRIPTORS_PER_WORKER * (workers + 1)
+    limit = raise_limit(connections + others + spare)
+    return limit, min(connections, max(1, limit - others - min(spare, limit // 2)))
 
 
 def raise_limit(wanted: int) -> int:

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.internet import tcp
 from twisted.internet.interfaces import IListeningPort, IReactorFDSet, IReadWriteDescriptor
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -23,11 +24,7 @@ LONG_READ_BYTES = 256 * 1024
 """How much to read at a time while a long string arrives. Not always: one such read of short requests would keep the
 other connections waiting for a whole turn of the reactor."""
 
-MAX_UNANSWERED = 3
-"""With so many retransmissions a peer has not answered for about 1.5 s."""
-
-CHANNEL_BUFFER_BYTES = 1024 * 1024
-"""Requested from the system for each direction of a channel: a poem that fits costs one system call."""
+CHANNEL_BUFFER_BYTES = 1024 * 1024  # asked of the system for each direction: a poem that fits costs one system call
 
 CHANNEL_READ_BYTES = 256 * 1024
 
@@ -103,43 +100,6 @@ def make_eager(port: IListeningPort) -> None:
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def detect_loss(transport: Any, timeout_s: float, *, also_unread: bool = False) -> None:
-    """Let the system end a TCP connection whose peer's machine has acknowledged nothing for this long.
-
-    By itself it takes 15 minutes, or for ever if nothing is sent. A port's connections take the options over.
-
-    Args:
-        transport: of the connection, or a port.
-        timeout_s: in seconds.
-        also_unread: also where something is sent, as ``TCP_USER_TIMEOUT`` does. Linux then ends a connection whose peer
-            acknowledges and has no room for more, too: a client that read 20 KB/s was cut off, and an upload to a
-            server that did not read for 5 s.
-    """
-    connection = getattr(transport, "socket", None)  # of TLS: that of the connection under it
-    if not isinstance(connection, socket.socket) or connection.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    whole_s = max(3, min(round(timeout_s), 32_767))  # the most that the system takes
-    options = {
-        "KEEPIDLE": whole_s // 2,
-        "KEEPINTVL": max(1, whole_s // 6),
-        "KEEPCNT": 3,
-        "USER_TIMEOUT": 1000 * whole_s * also_unread,
-    }
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in options.items():
-        if (option := getattr(socket, f"TCP_{name}", None)) is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def seems_gone(transport: Any) -> bool:
-    """Whether the system has sent the same again and again without an answer, as a peer that does not read gives."""
-    connection, option = getattr(transport, "socket", None), getattr(socket, "TCP_INFO", None)
-    if not isinstance(connection, socket.socket) or connection.family == socket.AF_UNIX or option is None:
-        return False
-    _, _, retransmits, probes = connection.getsockopt(socket.IPPROTO_TCP, option, 4)  # of struct tcp_info
-    return max(retransmits, probes) >= MAX_UNANSWERED
-
-
 def peer_uid(transport: Any) -> int:
     """Return the user id of the process at the other end of a Unix socket (unix(7), SO_PEERCRED); -1 if unknown."""
     connection, option = getattr(transport, "socket", None), getattr(socket, "SO_PEERCRED", None)
@@ -150,25 +110,21 @@ def peer_uid(transport: Any) -> int:
 
 
 @implementer(IReadWriteDescriptor)
+@attrs.define(eq=False, slots=False)
 class Channel:
     """The server's end of a socket to a process of its own. Twisted's pipes to processes read only 8 KiB at a time."""
 
-    def __init__(
-        self,
-        connection: socket.socket,
-        receive: Callable[[bytes], None],
-        lost: Callable[[], None],
-        reactor: IReactorFDSet,
-    ) -> None:
-        connection.setblocking(False)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
-        self._socket = connection
-        self._receive = receive
-        self._lost = lost
-        self._reactor = reactor
+    _socket: socket.socket
+    _receive: Callable[[bytes], None]
+    _lost: Callable[[], None]
+    _reactor: IReactorFDSet
+
+    def __attrs_post_init__(self) -> None:
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
         self._unsent = memoryview(b"")
         self._is_open = True
-        reactor.addReader(self)
+        self._reactor.addReader(self)
 
     def send(self, data: bytes) -> None:
         """Send what can be sent now, and the rest when the system takes more."""
@@ -181,8 +137,7 @@ class Channel:
     def send_descriptors(self, *descriptors: int) -> None:
         """Send descriptors with one byte that says so, at once; nothing may wait to be sent.
 
-        Raises:
-            OSError: the other end is gone, or has many to take already.
+        Raises ``OSError`` if the other end is gone, or has many to take already.
         """
         if not self._is_open:
             raise BrokenPipeError(errno.EPIPE, "its channel is closed")

@@ -12,28 +12,21 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-TURN_S = 0.01
-"""How long one share may keep the reactor before the others get their turn."""
-
-MAX_COUNTED = 1_000
-"""How many shares are counted before a new round begins, also where none has used much."""
+TURN_S = 0.01  # how long one share may keep the reactor before the others get their turn
+MAX_COUNTED = 1_000  # how many shares are counted before a new round begins, also where none has used much
 
 
 Value = TypeVar("Value")
 
 
 class Turns:
-    """The shares' time in this round. What runs for a share reports with ``used`` how long it took.
-
-    Attributes:
-        over: the shares that have had their time, or of which something waits already.
-    """
+    """The shares' time in this round. What runs for a share reports with ``used`` how long it took."""
 
     log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self.over: set[str] = set()
+        self.over: set[str] = set()  # shares that have had their time, or of which something waits already
         self._used: dict[str, float] = {}
         self._waiting: dict[str, OrderedDict[object, Callable[[], None]]] = {}
         self._is_ending = False  # the round; an idle server, and one with short rounds, needs no timer

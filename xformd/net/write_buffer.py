@@ -4,24 +4,22 @@ The transport gets one part at a time. Invariant: every byte leaves once and in 
 memory than ``unread_bytes`` says.
 """
 
-import fcntl
-import struct
-import termios
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import attrs
 from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime, ITransport
 from zope.interface import implementer
 
 from xformd.limits import Limits
 from xformd.net.deadline import Deadline
+from xformd.net.plain import bytes_in_system
 
 PART_BYTES = 64 * 1024
 
-MERGED_BYTES = 4 * 1024
-"""Pieces that wait are joined up to this length: each costs 240 bytes, and an answer may have 13."""
+MERGED_BYTES = 4 * 1024  # pieces that wait are joined up to this: each costs 240 bytes, and an answer may have 13
 
 
 class IStreamTransport(ITransport, IConsumer):
@@ -29,27 +27,20 @@ class IStreamTransport(ITransport, IConsumer):
 
 
 @implementer(IPushProducer)
+@attrs.define(eq=False, slots=False)
 class WriteBuffer:
-    """The output of one connection; a ``send_now`` of the transport is tried first.
+    """The output of one connection; a ``send_now`` of the transport is tried first."""
 
-    It calls ``give_up`` when the peer has read less than it must for ``write_timeout_s``, and ``drained`` when it has
-    become empty again.
-    """
+    _transport: IStreamTransport
+    _clock: IReactorTime
+    _limits: Limits
+    _give_up: Callable[[], None]  # called when the peer has read less than it must for ``write_timeout_s``
+    _drained: Callable[[], None]  # called when it has become empty again
 
-    def __init__(
-        self,
-        transport: IStreamTransport,
-        clock: IReactorTime,
-        limits: Limits,
-        give_up: Callable[[], None],
-        drained: Callable[[], None],
-    ) -> None:
-        self._transport = transport
-        self._limits = limits
-        self._deadline = Deadline(clock, self._deadline_passed)
-        self._give_up = give_up
-        self._progress = ReadProgress(transport, limits)  # since the deadline was set
-        self._drained = drained
+    def __attrs_post_init__(self) -> None:
+        transport = self._transport
+        self._deadline = Deadline(self._clock, self._deadline_passed)
+        self._progress = ReadProgress(transport, self._limits)  # since the deadline was set
         # Looked up on the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         own = getattr(type(transport), "send_now", None)
         self._send_now: Callable[[bytes | memoryview], int] = partial(own, transport) if own else _send_nothing
@@ -140,18 +131,6 @@ def _bytes_below(transport: Any) -> int:
     """Return how much output the transport and the system hold, as far as they say."""
     unsent = len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
     return unsent + getattr(transport, "_tempDataLen", 0) + bytes_in_system(transport)
-
-
-def bytes_in_system(transport: Any) -> int:
-    """Return how much of a connection's output its peer has not acknowledged; 0 where the system does not say."""
-    fileno = getattr(transport, "fileno", None)
-    if fileno is None:
-        return 0
-    try:
-        (count,) = struct.unpack("i", fcntl.ioctl(fileno(), termios.TIOCOUTQ, bytes(4)))  # as SIOCOUTQ, tcp(7)
-    except (OSError, ValueError):
-        return 0
-    return int(count)
 
 
 def _send_nothing(_: bytes | memoryview) -> int:

@@ -6,20 +6,31 @@ declares nothing twice. Invariant: a definition that is wrong fails when its plu
 
 import inspect
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, overload
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import attrs
 
 from xformd.errors import BadOptions, DefinitionError, GibberishError, TransformFailed, one_line
-from xformd.plugins.media_type import charset, is_media_type
-from xformd.plugins.options import Option, OptionType
+from xformd.plugins import signature
+from xformd.plugins.media_type import charset, default_media_type, is_media_range, is_media_type
+from xformd.plugins.options import Option, with_own_lists
+from xformd.plugins.signature import Kind
 from xformd.spec import NAME_RULE, OptionValue, is_valid_name
 
-PoemKind = Literal["text", "bytes"]
+PLUGIN_API = 1
+"""The version of the plugin contract, which a plugin's module may ask for as ``xformd_api``."""
 
-_OPTION_TYPES: tuple[tuple[type, OptionType], ...] = ((int, "int"), (float, "float"), (bool, "bool"), (str, "str"))
+DEFAULT_CONCURRENCY = 100  # how many calls of an ``async def`` one worker runs at a time
+
+DEFAULT_BATCH_WAIT_S = 0.005
+
+WarmUpIn = Literal["fork-server", "worker"]
+
+
+def _as_tuple(given: str | Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 @attrs.frozen
@@ -27,14 +38,19 @@ class Example:
     """A poem and its expected result: documentation, test and health check in one.
 
     Args:
-        poem: the input, of the transform's kind.
-        result: the expected output.
+        poem: the input, of the transform's kind; the bytes of a file.
+        result: the expected output, likewise.
         options: option name to value, as the function takes them.
     """
 
     poem: str | bytes
     result: str | bytes
     options: Mapping[str, OptionValue] = attrs.field(factory=dict)
+
+    @property
+    def encoded(self) -> tuple[bytes, bytes]:
+        """The poem and the result as a request has them."""
+        return _to_bytes(self.poem), _to_bytes(self.result)
 
 
 @attrs.frozen
@@ -44,32 +60,43 @@ class Transform:
     Args:
         name: its name in requests: a-z, then up to 63 of a-z 0-9 - _.
         function: takes the poem, then the options by keyword.
-        kind: ``text`` (the function takes and returns ``str``) or ``bytes``.
+        kind: of the poem: ``text`` (``str``), ``bytes``, or ``file`` (a ``Path``).
+        result_kind: of the result, likewise.
         options: its parameters besides the poem.
         summary: one line for a list.
-        examples: run by ``xformd check``, shown to callers.
-        inline: the author promises that it takes microseconds and never blocks.
         asynchronous: it is an ``async def``, or is annotated to return a Deferred or a coroutine.
+        returns_deferred: it is annotated to return a Deferred.
         timeout_s: its time limit in seconds, if lower than the server's.
         memory_bytes: how many bytes its worker may grow by to run it, if fewer than the server allows.
-        deterministic: the author promises that the same poem and options give every caller the same result until
-            the plugin's version changes, so that a proxy may cache results.
-        media_type: the media type of its results, such as ``text/html``; None for plain text or plain bytes.
-        result_bytes: ``(poem_bytes, **options)``; the least that the result of a poem of at least this length can have.
+
+    The others are as for ``transform``; what it takes as a string or a tuple is a tuple here.
     """
 
     name: str
     function: Callable[..., Any]
-    kind: PoemKind
+    kind: Kind
+    result_kind: Kind = attrs.field(default=attrs.Factory(lambda self: self.kind, takes_self=True))
     options: tuple[Option, ...] = ()
     summary: str = attrs.field(default="", converter=one_line)
     examples: tuple[Example, ...] = ()
+    accepts: tuple[str, ...] = attrs.field(
+        default=attrs.Factory(lambda self: default_media_type(self.kind), takes_self=True),
+        converter=_as_tuple,
+    )
+    produces: str = attrs.field(
+        default=attrs.Factory(lambda self: default_media_type(self.result_kind), takes_self=True)
+    )
+    warm_up: Callable[[], object] | None = None
+    warm_up_in: WarmUpIn = "fork-server"
+    batch: int | None = None
+    batch_wait_s: float = DEFAULT_BATCH_WAIT_S
+    concurrency: int = DEFAULT_CONCURRENCY
     inline: bool = False
     asynchronous: bool = False
+    returns_deferred: bool = False
     timeout_s: float | None = None
     memory_bytes: int | None = None
     deterministic: bool = False
-    media_type: str | None = None
     result_bytes: Callable[..., int] | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -79,14 +106,16 @@ class Transform:
             raise self._error("options must be xformd.Option values")
         if self.timeout_s is not None and not _is_positive(self.timeout_s):
             raise self._error(f"timeout must be a number of seconds above 0, not {self.timeout_s!r}")
-        if self.memory_bytes is not None and not (type(self.memory_bytes) is int and self.memory_bytes > 0):
+        if self.memory_bytes is not None and not _is_count(self.memory_bytes):
             raise self._error(f"memory must be a whole number of bytes above 0, not {self.memory_bytes!r}")
         if self.result_bytes is not None and not callable(self.result_bytes):
             raise self._error(f"result_bytes must be a function, not {self.result_bytes!r}")
-        self._check_media_type()
+        self._check_how_it_runs()
+        self._check_media_types()
         for example in self.examples:
             self._check_example(example)
-            if self.least_bytes(len(self.encode(example.poem)), example.options) > len(self.encode(example.result)):
+            poem, result = example.encoded
+            if self.least_bytes(len(poem), example.options) > len(result):
                 raise self._error(f"result_bytes says more than the result of example {example!r} has")
 
     def _error(self, problem: str) -> DefinitionError:
@@ -97,16 +126,9 @@ class Transform:
         return self.function(poem, **options)
 
     def convert(self, values: Mapping[str, str]) -> dict[str, OptionValue]:
-        """Convert the options of a request to keyword arguments for the function.
+        """Convert the options of a request to keyword arguments; what is not set is left to the function's defaults.
 
-        Args:
-            values: option name to its value as text.
-
-        Returns:
-            The converted values. Options that are not set are left to the function's defaults.
-
-        Raises:
-            BadOptions: an option is unknown, missing or does not convert.
+        Raises ``BadOptions`` if an option is unknown, missing or does not convert.
         """
         known = {option.name: option for option in self.options}
         converted = {}
@@ -130,13 +152,19 @@ class Transform:
             return 0
         return self.result_bytes(poem_bytes, **{**{each.name: each.default for each in self.options}, **options})
 
-    def decode(self, poem: bytes) -> str | bytes:
-        """Convert the bytes of a request to the type that the function takes.
+    @property
+    def runs_on_asyncio(self) -> bool:
+        """Whether it is an ``async def`` that runs in a worker, many at a time."""
+        return self.asynchronous and not self.inline and not self.returns_deferred
 
-        Raises:
-            GibberishError: this is a text transform and the poem is not UTF-8.
-        """
-        if self.kind == "bytes":
+    @property
+    def needs_reactor(self) -> bool:
+        """Whether it runs in the server's reactor and nowhere else: it may await Deferreds."""
+        return self.asynchronous and not self.runs_on_asyncio
+
+    def decode(self, poem: bytes) -> str | bytes:
+        """Return a poem as the function takes it, a file's as bytes; raise ``GibberishError`` if it is not UTF-8."""
+        if self.kind != "text":
             return poem
         try:
             return poem.decode()
@@ -145,64 +173,136 @@ class Transform:
             raise GibberishError(f"{self.name} takes text, but this poem is not UTF-8: {where}") from None
 
     def encode(self, result: object) -> bytes:
-        """Convert the function's result to bytes.
-
-        Raises:
-            TransformFailed: the result has the wrong type, or is text that UTF-8 cannot encode.
-        """
-        if self.kind == "bytes" and isinstance(result, bytes | bytearray | memoryview):
+        """Return the function's result as bytes; raise ``TransformFailed`` if it is of another kind, or not UTF-8."""
+        if self.result_kind != "text" and isinstance(result, bytes | bytearray | memoryview):
             return bytes(result)
-        if self.kind == "text" and isinstance(result, str):
+        if self.result_kind == "text" and isinstance(result, str):
             try:
                 return result.encode()
             except UnicodeEncodeError:
                 raise TransformFailed(
                     f"{self.name} returned text that UTF-8 cannot encode: it contains a lone surrogate"
                 ) from None
-        wanted = "str" if self.kind == "text" else "bytes"
+        wanted = {"text": "str", "bytes": "bytes", "file": "the Path of a file"}[self.result_kind]
         raise TransformFailed(f"{self.name} returned {type(result).__name__} where it must return {wanted}")
 
-    def _check_media_type(self) -> None:
-        if self.media_type is None:
-            return
-        if not is_media_type(self.media_type):
-            rule = "media_type must look like 'text/html' or 'text/csv; header=present'"
-            raise self._error(f"{rule}, not {self.media_type!r}")
-        if self.kind == "text" and charset(self.media_type) not in (None, "utf-8"):
-            raise self._error(f"text is always sent as UTF-8, not as {self.media_type!r}")
+    def _check_how_it_runs(self) -> None:
+        if self.inline and "file" in (self.kind, self.result_kind):
+            raise self._error("files are for workers: leave out inline=True, or take and return bytes")
+        self._check_warm_up()
+        if self.batch is None and self.batch_wait_s != DEFAULT_BATCH_WAIT_S:
+            raise self._error("batch_wait_s is for a batch: say how many poems, as in batch=32")
+        if not _is_count(self.concurrency):
+            raise self._error(f"concurrency must be a whole number above 0, not {self.concurrency!r}")
+        if self.concurrency != DEFAULT_CONCURRENCY and not self.runs_on_asyncio:
+            raise self._error("concurrency is for an async def without inline=True: leave it out")
+        if self.batch is not None:
+            self._check_batch()
+
+    def _check_warm_up(self) -> None:
+        warm_up: object = self.warm_up
+        if warm_up is not None and (not callable(warm_up) or inspect.iscoroutinefunction(warm_up)):
+            raise self._error(f"warm_up must be a plain def without arguments, not {warm_up!r}")
+        if self.warm_up_in not in get_args(WarmUpIn):
+            raise self._error(f"warm_up_in must be 'fork-server' or 'worker', not {self.warm_up_in!r}")
+        if warm_up is None and self.warm_up_in != "fork-server":
+            raise self._error("warm_up_in says where a warm_up runs: name one, as in warm_up=load")
+
+    def _check_batch(self) -> None:
+        if not _is_count(self.batch):
+            raise self._error(f"batch must be a whole number above 0, such as batch=32, not {self.batch!r}")
+        wait_s: object = self.batch_wait_s
+        if not (isinstance(wait_s, int | float) and 0 <= wait_s < math.inf):
+            raise self._error(f"batch_wait_s must be a number of seconds such as 0.005, not {wait_s!r}")
+        if self.asynchronous or self.inline:
+            raise self._error("batches run in a worker: write def, without inline=True")
+
+    def _check_media_types(self) -> None:
+        if not self.accepts or not all(map(is_media_range, self.accepts)):
+            rule = "accepts must be a media type such as 'text/html' or 'image/*', or several"
+            raise self._error(f"{rule}, not {self.accepts!r}")
+        if not is_media_type(self.produces):
+            rule = "produces must look like 'text/html' or 'text/csv; header=present'"
+            raise self._error(f"{rule}, not {self.produces!r}")
+        if self.result_kind == "text" and charset(self.produces) not in (None, "utf-8"):
+            raise self._error(f"text is always sent as UTF-8, not as {self.produces!r}")
 
     def _check_example(self, example: object) -> None:
         where = f"example {example!r}"
         if not isinstance(example, Example):
             raise self._error(f"{where} is not an Example")
-        wanted = str if self.kind == "text" else bytes
-        if not (isinstance(example.poem, wanted) and isinstance(example.result, wanted)):
-            raise self._error(f"{where} must have {wanted.__name__} for both the poem and the result")
+        for part, content, kind in (("poem", example.poem, self.kind), ("result", example.result, self.result_kind)):
+            wanted = str if kind == "text" else bytes
+            if not isinstance(content, wanted):
+                raise self._error(f"{where} must have {wanted.__name__} for the {part}")
         if not all(map(_is_encodable, (example.poem, example.result))):
             raise self._error(f"{where} contains a lone surrogate, which is not valid text")
         if not isinstance(example.options, Mapping):
             raise self._error(f"{where} must have a dict of options")
+        self._check_options(where, example.options)
+
+    def _check_options(self, where: str, options: Mapping[str, OptionValue]) -> None:
         known = {option.name: option for option in self.options}
-        for name, value in example.options.items():
+        for name, value in options.items():
             if name not in known:
                 raise self._error(f"{where} uses unknown option {name!r}")
             if not known[name].accepts(value):
-                raise self._error(f"{where}: option {name!r} takes {known[name].takes}, not {value!r}")
+                raise self._error(f"{where}: option {name!r} takes {known[name].wants}, not {value!r}")
+
+
+def _make_example(given: Any) -> Example:
+    if isinstance(given, Example):
+        return given
+    if not isinstance(given, tuple):
+        raise DefinitionError(f"an example is a tuple (poem, result), or (poem, result, options), not {given!r}")
+    return Example(*given)
 
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, int | float) and 0 < value < math.inf
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _to_bytes(poem: str | bytes) -> bytes:
+    return poem.encode() if isinstance(poem, str) else poem
+
+
 def _is_encodable(poem: str | bytes) -> bool:
     try:
-        poem.encode() if isinstance(poem, str) else poem
+        _to_bytes(poem)
     except UnicodeEncodeError:
         return False
     return True
 
 
-ExampleLike = Example | tuple[str, str] | tuple[bytes, bytes] | tuple[Any, Any, Mapping[str, OptionValue]]
+ExampleLike = Example | tuple[str | bytes, str | bytes] | tuple[Any, Any, Mapping[str, OptionValue]]
+
+
+class TransformArguments(TypedDict, total=False):
+    """The arguments of ``@transform``; None stands for the default."""
+
+    name: str | None
+    examples: Iterable[ExampleLike]
+    accepts: str | Iterable[str] | None
+    produces: str | None
+    warm_up: Callable[[], object] | None
+    warm_up_in: WarmUpIn
+    batch: int | None
+    batch_wait_s: float
+    concurrency: int
+    inline: bool
+    timeout: float | None
+    memory: int | None
+    deterministic: bool
+    result_bytes: Callable[..., int] | None
+    media_type: str | None
+
+
+_RENAMED = {"timeout": "timeout_s", "memory": "memory_bytes"}
+"""Arguments that the fields of a ``Transform`` call otherwise."""
 
 
 @overload
@@ -210,53 +310,43 @@ def transform(function: Callable[..., Any], /) -> Transform: ...
 
 
 @overload
-def transform(
-    *,
-    name: str | None = None,
-    examples: Iterable[ExampleLike] = (),
-    inline: bool = False,
-    timeout: float | None = None,
-    memory: int | None = None,
-    deterministic: bool = False,
-    media_type: str | None = None,
-    result_bytes: Callable[..., int] | None = None,
-) -> Callable[[Callable[..., Any]], Transform]: ...
+def transform(**arguments: Unpack[TransformArguments]) -> Callable[[Callable[..., Any]], Transform]: ...
 
 
 def transform(
-    function: Callable[..., Any] | None = None,
-    /,
-    *,
-    name: str | None = None,
-    examples: Iterable[ExampleLike] = (),
-    inline: bool = False,
-    timeout: float | None = None,
-    memory: int | None = None,
-    deterministic: bool = False,
-    media_type: str | None = None,
-    result_bytes: Callable[..., int] | None = None,
+    function: Callable[..., Any] | None = None, /, **arguments: Unpack[TransformArguments]
 ) -> Transform | Callable[[Callable[..., Any]], Transform]:
     """Make a transform from a function; use it bare or with arguments.
 
-    The poem is the first positional parameter, annotated ``str`` or ``bytes``; the result has the same kind.
-    Keyword-only parameters are the options: ``int``, ``float``, ``bool``, ``str`` or ``Literal[...]``, with a
-    default or required. The first line of the docstring is the summary, and its section of arguments, in the style of
+    The poem is the first positional parameter, annotated ``str``, ``bytes`` or ``Path``; so is the result, which may
+    be of another kind. Keyword-only parameters are the options: ``int``, ``float``, ``bool``, ``str``, ``date``,
+    ``datetime``, ``Literal``, an ``Enum``, ``list[...]`` of one, ``... | None``, or ``Annotated`` with the bounds of
+    annotated-types. The first line of the docstring is the summary, and its section of arguments, in the style of
     Google, numpy or Sphinx, has the options' help.
+    A ``def`` runs in a worker process, an ``async def`` on asyncio in a worker, many at a time; what is ``inline`` or
+    returns a Deferred runs in the server's reactor.
 
     Args:
         function: the function, if the decorator is used bare.
         name: the transform's name; by default the function's, with ``-`` for ``_``.
         examples: ``Example`` values, or tuples ``(poem, result)`` and ``(poem, result, options)``.
+        accepts: the media type of the poem, or several: ``text/html``, ``image/*``; by default plain text or any bytes.
+        produces: the media type of the result; by default plain text or plain bytes.
+        warm_up: a function without arguments, called once before the first request, to load what takes long.
+        warm_up_in: ``fork-server`` to load it once for all workers, which share its memory, or ``worker`` to call it in
+            each of them, for threads, connections and GPUs.
+        batch: the most poems that the function takes at a time; it then takes and returns lists of them.
+        batch_wait_s: how many seconds a poem may wait for others to fill its batch; by default 0.005.
+        concurrency: how many calls of an ``async def`` run in one worker at a time; by default 100.
         inline: your promise that the function takes microseconds and never blocks, so that it may run in the reactor,
-            except for long poems.
+            except for long poems; an ``async def`` then awaits Deferreds.
         timeout: its time limit in seconds, capped by the operator's limit.
         memory: how many bytes its worker may grow by to run it, capped by the operator's limit.
         deterministic: your promise that this version of the plugin always returns the same result for the same poem
             and options, so that caching proxies may keep it.
-        media_type: the media type of the results for HTTP clients, such as ``text/html``; by default plain text or
-            plain bytes.
         result_bytes: a function ``(poem_bytes, **options)`` that returns the least number of bytes that the result of
             a poem of at least this length can have. A request that cannot fit is then rejected before it runs.
+        media_type: the old name of ``produces``.
 
     Returns:
         The transform, or a decorator that makes it.
@@ -266,108 +356,23 @@ def transform(
     """
 
     def make(function: Callable[..., Any]) -> Transform:
-        own_name = name if name is not None else getattr(function, "__name__", "").replace("_", "-")
+        given: dict[str, Any] = {_RENAMED.get(key, key): each for key, each in arguments.items() if each is not None}
+        name = given.pop("name", getattr(function, "__name__", "").replace("_", "-"))
         try:
-            kind, options, asynchronous = _read_signature(function)
-            made = tuple(e if isinstance(e, Example) else Example(*e) for e in examples)
+            read = signature.read(function, is_batch="batch" in given)
+            given["examples"] = tuple(map(_make_example, given.get("examples", ())))
         except (DefinitionError, TypeError) as error:
-            raise DefinitionError(f"transform {own_name!r}: {error}") from error
-        docstring = inspect.getdoc(function) or ""
+            raise DefinitionError(f"transform {name!r}: {error}") from error
+        if (old := given.pop("media_type", None)) is not None:
+            advice = f"transform {name!r}: media_type is called produces; write produces={old!r}"
+            warnings.warn(advice, FutureWarning, stacklevel=2)  # which is shown, and so gets into the server's log
+            given.setdefault("produces", old)
         return Transform(
-            name=own_name,
-            function=function,
-            kind=kind,
-            options=_with_help(options, docstring),
-            summary=docstring.partition("\n")[0].strip(),
-            examples=made,
-            inline=inline,
-            asynchronous=asynchronous,
-            timeout_s=timeout,
-            memory_bytes=memory,
-            deterministic=deterministic,
-            media_type=media_type,
-            result_bytes=result_bytes,
+            name,
+            with_own_lists(function, read.options),
+            **attrs.asdict(read, recurse=False),
+            summary=(inspect.getdoc(function) or "").partition("\n")[0].strip(),
+            **given,
         )
 
     return make if function is None else make(function)
-
-
-def _read_signature(function: Callable[..., Any]) -> tuple[PoemKind, tuple[Option, ...], bool]:
-    """Return what a signature says: a transform's kind, its options, and whether its result must be awaited."""
-    if inspect.isclass(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise DefinitionError("it must be a plain function that returns its result, not a class or a generator")
-    try:
-        signature = inspect.signature(function, eval_str=True)
-    except (NameError, SyntaxError, TypeError, ValueError, AttributeError) as error:
-        raise DefinitionError(f"cannot read its signature: {error}") from error
-    parameters = list(signature.parameters.values())
-    kind = _read_poem(parameters[0] if parameters else None)
-    options = tuple(map(_read_option, parameters[1:]))
-    asynchronous = _read_result(signature.return_annotation, str if kind == "text" else bytes)
-    return kind, options, asynchronous or inspect.iscoroutinefunction(function)
-
-
-def _with_help(options: tuple[Option, ...], docstring: str) -> tuple[Option, ...]:
-    """Return the options with the help that a docstring has for them. No docstring is wrong: some have no help."""
-    if not options or "\n" not in docstring:
-        return options
-    from docstring_parser import parse  # takes 30 ms
-
-    try:
-        documented = parse(docstring).params
-    except Exception:  # besides ParseError, odd docstrings raise whatever its parsers stumble over
-        return options
-    # numpy's style may describe several parameters at once.
-    texts = {name.strip(): each.description or "" for each in documented for name in each.arg_name.split(",")}
-    return tuple(attrs.evolve(option, description=texts.get(option.name, "")) for option in options)
-
-
-def _read_poem(parameter: inspect.Parameter | None) -> PoemKind:
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if parameter is None or parameter.kind not in positional:
-        raise DefinitionError("its first parameter must be the poem: write (poem: str) or (poem: bytes)")
-    if parameter.annotation is str:
-        return "text"
-    if parameter.annotation is bytes:
-        return "bytes"
-    raise DefinitionError(f"annotate the poem: write {parameter.name}: str, or {parameter.name}: bytes")
-
-
-def _read_option(parameter: inspect.Parameter) -> Option:
-    name, annotation = parameter.name, parameter.annotation
-    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-        raise DefinitionError(f"options are keyword-only: put a * before {str(parameter).lstrip('*')!r}")
-    default = None if parameter.default is inspect.Parameter.empty else parameter.default
-    if parameter.default is None:
-        raise DefinitionError(f"option {name!r} cannot default to None: give it a value of its type")
-    if get_origin(annotation) is Literal and all(type(choice) in (str, int) for choice in get_args(annotation)):
-        return Option(name, "choice", default, get_args(annotation))
-    for python_type, option_type in _OPTION_TYPES:
-        if annotation is python_type:
-            return Option(name, option_type, default)
-    raise DefinitionError(f"annotate option {name!r} as int, float, bool, str, or Literal of str or int")
-
-
-def _read_result(annotation: object, wanted: type) -> bool:
-    """Return whether the annotated result must be awaited; raise DefinitionError if its type is wrong."""
-    if annotation is inspect.Signature.empty or annotation is Any:
-        return False
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        members = [_read_result(member, wanted) for member in get_args(annotation)]  # any() would not check them all
-        return any(members)
-    plain = origin or annotation
-    if isinstance(plain, type) and (issubclass(plain, Coroutine) or _is_deferred(plain)):
-        arguments = get_args(annotation)
-        if arguments:
-            _read_result(arguments[-1], wanted)
-        return True
-    if annotation is not wanted:
-        shown = getattr(annotation, "__name__", annotation)
-        raise DefinitionError(f"the result must be {wanted.__name__} like the poem, not {shown}")
-    return False
-
-
-def _is_deferred(kind: type) -> bool:
-    # Compared by name, because plugins are loaded without importing Twisted.
-    return any(base.__module__ == "twisted.internet.defer" and base.__name__ == "Deferred" for base in kind.__mro__)

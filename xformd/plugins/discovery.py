@@ -3,14 +3,17 @@
 Invariant: they are sorted by distribution and name, so that the order is the same on every machine.
 """
 
+import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -18,11 +21,11 @@ import attrs
 from xformd import __version__
 from xformd.errors import ConfigError, DefinitionError
 from xformd.plugins.registry import BUILT_IN
+from xformd.plugins.settings import Table
 
-GROUP = "xformd"
-"""The entry point group of plugins."""
+GROUP = "xformd"  # the entry point group of plugins
 
-_BUILT_INS = ("poetry", "text")
+_BUILT_INS = ("poetry", "text", "lines", "data", "encodings")
 
 
 @attrs.frozen(kw_only=True)
@@ -74,12 +77,18 @@ def installed() -> list[Candidate]:
     seen: set[str] = set()
     candidates: list[Candidate] = []
     for distribution in importlib.metadata.distributions():
+        if not (loads := _loads(distribution)):
+            continue  # nearly always, and to read the metadata takes ten times as long
         name, version = _identity(distribution)
         if name is not None:
-            if normalize(name) in seen:
+            if normalize(name) in seen or _is_hidden(distribution, name):
                 continue  # the first on the path is the one that Python imports
             seen.add(normalize(name))
-        candidates += _of_distribution(distribution, name or "unknown", version)
+        named = name or "unknown"
+        candidates += [
+            Candidate(name=entry or named, distribution=named, version=version, source=source, load=load)
+            for entry, source, load in loads
+        ]
     return sorted(candidates, key=lambda candidate: (normalize(candidate.distribution), candidate.name))
 
 
@@ -106,6 +115,29 @@ def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
                 )
 
 
+def commands(tables: Mapping[str, Table]) -> list[Candidate]:
+    """Return a plugin for each table of a command, so that none takes the others away; it changes with its table."""
+    return [
+        Candidate(
+            name=f"transform.{name}",
+            distribution=f"transform.{name}",
+            version=hashlib.sha256(json.dumps(table.values, sort_keys=True).encode()).hexdigest()[:8],
+            source=table.places[""],
+            load=partial(_load_command, name, table),
+            is_loose=True,
+        )
+        for name, table in sorted(tables.items())
+    ]
+
+
+def _load_command(name: str, table: Table) -> SimpleNamespace:
+    from xformd.plugins.command import make_transform  # for those who have some
+    from xformd.plugins.hookspecs import hookimpl
+
+    made = make_transform(name, table)
+    return SimpleNamespace(xformd_transforms=hookimpl(lambda: [made]))
+
+
 def _source(path: Path) -> bytes:
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
     try:
@@ -130,22 +162,22 @@ def _identity(distribution: importlib.metadata.Distribution) -> tuple[str | None
         return None, ""
 
 
-def _of_distribution(distribution: importlib.metadata.Distribution, name: str, version: str) -> Iterator[Candidate]:
+def _is_hidden(distribution: importlib.metadata.Distribution, name: str) -> bool:
+    """Whether another distribution of this name comes first on the path."""
+    first = next(iter(importlib.metadata.distributions(name=name)), distribution)
+    return first.locate_file("") != distribution.locate_file("")
+
+
+def _loads(distribution: importlib.metadata.Distribution) -> list[tuple[str, str, Callable[[], Any]]]:
+    """Return the name, the source and the loader of each entry point; none but what fails if they cannot be read."""
     try:
         text = distribution.read_text("entry_points.txt") or ""
-        if f"[{GROUP}]" not in text:
-            return
-        entry_points = list(distribution.entry_points.select(group=GROUP))
+        found = distribution.entry_points.select(group=GROUP) if f"[{GROUP}]" in text else ()
+        return [(each.name, each.value, each.load) for each in found]
     except Exception as error:
         # It may or may not be an xformd plugin; the operator needs to know that it is broken either way.
         reason = f"cannot read its entry_points.txt: {type(error).__name__}: {error}"
-        load = partial(_raise, DefinitionError(reason))
-        yield Candidate(name=name, distribution=name, version=version, source="entry_points.txt", load=load)
-        return
-    for entry_point in entry_points:
-        yield Candidate(
-            name=entry_point.name, distribution=name, version=version, source=entry_point.value, load=entry_point.load
-        )
+        return [("", "entry_points.txt", partial(_raise, DefinitionError(reason)))]
 
 
 def _raise(error: Exception) -> None:

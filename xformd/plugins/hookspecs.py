@@ -1,11 +1,12 @@
 """The hooks that a plugin can implement, and what it can ask for while it is loaded.
 
-Hooks run when plugins are loaded, never while a request is served. There is one; others will come with a use.
+Hooks run when plugins are loaded, never while a request is served. Others will come with a use.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pluggy
 
@@ -17,11 +18,23 @@ hookimpl = pluggy.HookimplMarker("xformd")
 """Marks a function of a plugin as the implementation of a hook."""
 
 
+@hookspec(firstresult=True)
+def xformd_settings() -> type:
+    """Return the class of this plugin's settings, an attrs class or a dataclass; optional.
+
+    Its annotated fields are what the table ``[plugin."distribution"]`` of a configuration may have.
+    """
+    raise NotImplementedError
+
+
 @hookspec
-def xformd_transforms() -> Iterable[Transform]:
+def xformd_transforms(settings: Any) -> Iterable[Transform]:
     """Return the transforms that this plugin provides.
 
-    Called without arguments, once each time the plugins are loaded. It may return any iterable, or yield.
+    Called once each time the plugins are loaded. It may return any iterable, or yield.
+
+    Args:
+        settings: an instance of the class of ``xformd_settings``, or a mapping; an implementation may leave it out.
     """
     raise NotImplementedError  # never called: pluggy calls the plugins' implementations
 
@@ -30,7 +43,7 @@ _tell_timeout: Callable[[float], object] | None = None
 
 
 def set_load_timeout(seconds: float) -> None:
-    """Ask for more time, or less, than the setting ``plugin_load_timeout_s`` gives a plugin to be loaded.
+    """Ask for more time, or less, than ``plugin_load_timeout_s`` gives a plugin to be loaded, and again to warm up.
 
     A plugin calls it at the top of its module, before it imports or loads what takes long.
 

@@ -1,11 +1,13 @@
 """A Registry as JSON for programs, back from that JSON, and as a table for people.
 
-The JSON's shape is a promise: ``docs/cli.md`` describes it, and fields are added but never renamed. Invariant: it
+The JSON's shape is a promise: ``http/openapi.json`` describes it, and fields are added but never renamed. Invariant: it
 names no file, because servers send it to their clients; ``public`` leaves out what they may not learn.
 
 A server imports only the plugins whose transforms it runs itself: it makes its registry from a worker's listing.
 """
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NoReturn
@@ -14,21 +16,26 @@ import attrs
 
 from xformd.errors import printable
 from xformd.plugins.definition import Example, Transform
-from xformd.plugins.options import Option, options_schema
+from xformd.plugins.options import BOUNDS, Option, options_schema, read_json
 from xformd.plugins.registry import NOT_SELECTED, Conflict, Entry, Plugin, PluginKey, Registry, label
+from xformd.spec import plain_value
 
-IsIsolated = Callable[[Transform], bool]
-"""Whether a transform runs in a worker."""
+IsIsolated = Callable[[Transform], bool]  # whether a transform runs in a worker
 
-_PLAIN_FIELDS = ("inline", "asynchronous", "timeout_s", "memory_bytes", "deterministic", "media_type")
-_PLAIN_PLUGIN_FIELDS = ("name", "distribution", "version", "state", "reason")
+_PLAIN_FIELDS = (
+    *("produces", "batch", "batch_wait_s", "concurrency", "inline", "asynchronous", "returns_deferred"),
+    *("timeout_s", "memory_bytes", "deterministic"),
+)
+_PLAIN_PLUGIN_FIELDS = ("name", "distribution", "version", "state", "reason", "settings")
 """Fields of a Transform and of a Plugin that JSON holds as they are."""
 
 
 def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, Any]:
     """Return the registry as values that ``json.dumps`` takes, always in the same order."""
+    transforms = [_transform_to_json(entry, quarantined) for _, entry in sorted(registry.entries.items())]
     return {
-        "transforms": [_transform_to_json(entry, quarantined) for _, entry in sorted(registry.entries.items())],
+        "fingerprint": fingerprint(transforms),
+        "transforms": transforms,
         "plugins": [_plugin_to_json(plugin) for plugin in registry.plugins],
         "conflicts": [
             {
@@ -45,10 +52,65 @@ def to_json(registry: Registry, quarantined: Collection[str] = ()) -> dict[str, 
 
 def public(listed: Mapping[str, Any]) -> dict[str, Any]:
     """Return a listing for clients. Why a plugin failed is the operator's: it may quote a path or a password."""
-    withheld = {"reason": "", "import_time_ms": 0.0}
+    withheld = {"reason": "", "import_time_ms": 0.0, "warm_up_time_ms": 0.0}
     told = ("active", "blocked", "loading")  # whose reasons are our own words
-    plugins = [each if each.get("state") in told else {**each, **withheld} for each in listed["plugins"]]
+    plugins = [{**each, **({} if each.get("state") in told else withheld)} for each in listed["plugins"]]
+    for plugin in plugins:
+        plugin.pop("settings", None)  # their names are the operator's too
     return {**listed, "plugins": plugins}
+
+
+_OFFERED = *("kind", "result_kind", "accepts", "options", "produces", "deterministic"), "distribution", "version"
+"""What a transform is to its callers, besides its name: servers behind one address should have the same of each."""
+
+
+def fingerprint(transforms: Iterable[Mapping[str, Any]]) -> str:
+    """Return a short hash of listed transforms: the same on every machine, in whatever order they are listed.
+
+    Whoever sees a listing can make it, so that it tells nothing about what that leaves out.
+    """
+    offered = sorted(json.dumps([each["name"], *map(each.get, _OFFERED)], sort_keys=True) for each in transforms)
+    return hashlib.sha256("\n".join(offered).encode()).hexdigest()[:12]
+
+
+def differences(listings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return how the listings of servers differ from what most of them have, a line for each server and distribution.
+
+    Args:
+        listings: what each server answers to ``!list``, by its address.
+    """
+    prints = {server: fingerprint(listed["transforms"]) for server, listed in listings.items()}
+    alike = [*prints.values()]
+    most = max(alike, key=alike.count, default="")
+    same = [server for server in listings if prints[server] == most]
+    others = [server for server in listings if prints[server] != most]
+    whose = f"{same[0]}{_more(len(same) - 1)}" if same else ""
+    return [f"{each} {line}" for each in others for line in _compare(listings[each], listings[same[0]], whose)]
+
+
+def _compare(listed: Mapping[str, Any], model: Mapping[str, Any], whose: str) -> Iterable[str]:
+    own, theirs = ({each["name"]: each for each in each["transforms"]} for each in (listed, model))
+    found: dict[tuple[str, str], list[str]] = {}  # what is said before and after the names
+    for name in sorted(own.keys() | theirs.keys()):
+        here, there = own.get(name), theirs.get(name)
+        if here is None or there is None:
+            said = ("has", f"({_source(here)}), unknown to {whose}") if here else ("lacks", f"({_source(there)})")
+        elif _source(here) != _source(there):
+            said = "has", f"of {_source(here)}, and {whose} of {_source(there)}"
+        elif changed := [field for field in _OFFERED if here.get(field) != there.get(field)]:
+            said = "has", f"({_source(here)}) with {', '.join(changed)} other than those of {whose}"
+        else:
+            continue
+        found.setdefault(said, []).append(name)
+    return [f"{verb} {', '.join(names[:5])}{_more(len(names) - 5)} {rest}" for (verb, rest), names in found.items()]
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
+
+
+def _source(transform: Mapping[str, Any] | None) -> str:
+    return f"{transform['distribution']} {transform['version']}".rstrip() if transform else ""
 
 
 def _transform_to_json(entry: Entry, quarantined: Collection[str]) -> dict[str, Any]:
@@ -56,11 +118,14 @@ def _transform_to_json(entry: Entry, quarantined: Collection[str]) -> dict[str, 
     return {
         "name": transform.name,
         "summary": transform.summary,
-        "kind": transform.kind,
+        "kind": _kind(transform.kind),
+        "result_kind": _kind(transform.result_kind),
+        "accepts": [*transform.accepts],
         "options": [_option_to_json(option) for option in transform.options],
         "options_schema": options_schema(transform.options),
         "examples": [_example_to_json(example) for example in transform.examples],
         **{field: getattr(transform, field) for field in _PLAIN_FIELDS},
+        "media_type": transform.produces,  # the name of "produces" before 0.2
         "state": "quarantined" if transform.name in quarantined else "active",
         "plugin": entry.plugin.name,
         "distribution": entry.plugin.distribution,
@@ -68,19 +133,25 @@ def _transform_to_json(entry: Entry, quarantined: Collection[str]) -> dict[str, 
     }
 
 
+def _kind(kind: str) -> str:
+    return "text" if kind == "text" else "bytes"  # whether bytes come in a file is between a worker and its transform
+
+
 def _option_to_json(option: Option) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": option.name, "type": option.type, "required": option.required}
-    if not option.required:
-        described["default"] = option.default
-    if option.choices:
-        described["choices"] = list(option.choices)
-    if option.description:
-        described["description"] = option.description
-    return described
+    described = {"name": option.name, "type": option.type, "required": option.required, "takes": option.takes}
+    others = {
+        "default": plain_value(option.default),
+        "choices": plain_value(option.choices) or None,
+        "description": option.description or None,
+        "list": option.is_list or None,
+        **{bound: plain_value(limit) for bound, limit in option.bounds.items()},
+    }
+    return {**described, **{field: value for field, value in others.items() if value is not None}}
 
 
 def _example_to_json(example: Example) -> dict[str, Any]:
-    return {"poem": _text(example.poem), "result": _text(example.result), "options": dict(example.options)}
+    options = {name: plain_value(value) for name, value in example.options.items()}
+    return {"poem": _text(example.poem), "result": _text(example.result), "options": options}
 
 
 def _text(poem: str | bytes) -> str:
@@ -93,6 +164,7 @@ def _plugin_to_json(plugin: Plugin) -> dict[str, Any]:
         **{field: getattr(plugin, field) for field in _PLAIN_PLUGIN_FIELDS},
         "transforms": sorted(transform.name for transform in plugin.transforms),
         "import_time_ms": round(plugin.import_time_s * 1000, 3),
+        "warm_up_time_ms": round(plugin.warm_up_time_s * 1000, 3),
     }
 
 
@@ -136,18 +208,21 @@ def _key(described: Mapping[str, Any], name: str = "plugin") -> PluginKey:
 def _why_not_here(plugin: Plugin | None) -> str:
     if plugin is None or plugin.state == "active":
         return "it runs in the server, which finds other transforms in it than a worker: restart the server"
-    return f"it runs in the server, which cannot import it: {plugin.reason}"
+    return f"it runs in the server, which cannot load it: {plugin.reason}"
 
 
 def _transform_from_json(described: Mapping[str, Any]) -> Transform:
-    kind = described["kind"]
+    kind, result_kind = described["kind"], described["result_kind"]
+    options = tuple(_option_from_json(option) for option in described["options"])
     return Transform(
         name=described["name"],
         function=_not_here,
         kind=kind,
-        options=tuple(_option_from_json(option) for option in described["options"]),
+        result_kind=result_kind,
+        accepts=tuple(described["accepts"]),
+        options=options,
         summary=described["summary"],
-        examples=tuple(_example_from_json(example, kind) for example in described["examples"]),
+        examples=tuple(_example_from_json(example, kind, result_kind, options) for example in described["examples"]),
         **{field: described[field] for field in _PLAIN_FIELDS},
     )
 
@@ -157,16 +232,27 @@ def _not_here(*_: object) -> NoReturn:
 
 
 def _option_from_json(described: Mapping[str, Any]) -> Option:
-    choices = tuple(described.get("choices", ()))
-    description = described.get("description", "")
-    return Option(described["name"], described["type"], described.get("default"), choices, description)
+    kind, default = described["type"], described.get("default")
+    return Option(
+        name=described["name"],
+        type=kind,
+        default=read_json(default, kind),
+        choices=tuple(described.get("choices", ())),
+        description=described.get("description", ""),
+        is_optional=default is None and not described["required"],
+        is_list=described.get("list", False),
+        bounds={name: read_json(described[name], kind) for name in BOUNDS if name in described},
+    )
 
 
-def _example_from_json(described: Mapping[str, Any], kind: str) -> Example:
-    poem, result = described["poem"], described["result"]
-    if kind == "bytes":
-        poem, result = poem.encode("latin-1"), result.encode("latin-1")
-    return Example(poem, result, described["options"])
+def _example_from_json(described: Mapping[str, Any], kind: str, result_kind: str, options: Iterable[Option]) -> Example:
+    poem, result = (
+        described[part] if each == "text" else described[part].encode("latin-1")
+        for part, each in (("poem", kind), ("result", result_kind))
+    )
+    types = {option.name: option.type for option in options}
+    values = {name: read_json(value, types[name]) for name, value in described["options"].items()}
+    return Example(poem, result, values)
 
 
 def _plugin_from_json(
@@ -181,6 +267,7 @@ def _plugin_from_json(
             transforms.get(name) or Transform(name, _not_here, "text") for name in described["transforms"]
         ),
         import_time_s=described["import_time_ms"] / 1000,
+        warm_up_time_s=described["warm_up_time_ms"] / 1000,
     )
 
 
@@ -191,13 +278,15 @@ def _conflict_from_json(described: Mapping[str, Any], plugins: list[Plugin]) -> 
     return Conflict(name, tuple(owners), winner, described["preferred"])
 
 
-def to_table(listed: Mapping[str, Any]) -> str:
+def to_table(listed: Mapping[str, Any], *, has_ranges: bool = True) -> str:
     """Return the listing of ``to_json`` as a table, then one line per problem, without a final newline."""
-    rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *map(_row, listed["transforms"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *(_row(each, has_ranges) for each in listed["transforms"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    excess = sum(widths) + 6 - shutil.get_terminal_size((160, 24)).columns
+    if has_ranges and excess > 0:
+        return to_table(listed, has_ranges=False)
     # Long summaries are cut, so that each row fits on one line of the terminal.
-    fixed = widths[0] + widths[1] + max(len(row[3]) for row in rows) + 6
-    widths[2] = max(20, min(widths[2], shutil.get_terminal_size((160, 24)).columns - fixed))
+    widths[2] -= max(0, min(excess, widths[2] - 20))
     lines = [
         f"{name:<{widths[0]}}  {options:<{widths[1]}}  {_shorten(summary, widths[2]):<{widths[2]}}  {source}"
         for name, options, summary, source in rows
@@ -212,7 +301,8 @@ def _notes(listed: Mapping[str, Any]) -> Iterable[str]:
             yield f"quarantined: transform {transform['name']}: it killed its worker too often"
     for plugin in listed["plugins"]:
         if plugin["state"] != "active" and plugin["reason"] != NOT_SELECTED:
-            yield f"{plugin['state']}: plugin {_label(plugin)}: {plugin['reason'] or 'see the log of the server'}"
+            reasons = (plugin["reason"] or "see the log of the server").split("\n")
+            yield from (f"{plugin['state']}: plugin {_label(plugin)}: {reason}" for reason in reasons)
     if others := [_label(plugin) for plugin in listed["plugins"] if plugin["reason"] == NOT_SELECTED]:
         yield f"blocked: {NOT_SELECTED}: {', '.join(others)}"
     for conflict in listed["conflicts"]:
@@ -225,19 +315,19 @@ def _label(plugin: Mapping[str, Any]) -> str:
     return label(plugin["name"], plugin["distribution"], plugin["version"])
 
 
-def _row(transform: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    options = _shorten(",".join(map(_signature, transform["options"])), 200)  # each row has the width of the longest
-    source = f"{transform['distribution']} {transform['version']}".rstrip()
-    return transform["name"], options, transform["summary"], source
+def _row(transform: Mapping[str, Any], has_ranges: bool) -> tuple[str, str, str, str]:
+    # Each row has the width of the longest.
+    options = _shorten(",".join(_signature(each, has_ranges) for each in transform["options"]), 200)
+    return transform["name"], options, transform["summary"], _source(transform)
 
 
-def _signature(option: Mapping[str, Any]) -> str:
-    name = option["name"]
-    if option["required"]:
-        return f"{name}=<{option['type']}>"
-    default = option.get("default")
-    shown = str(default).lower() if isinstance(default, bool) else str(default)
-    return f"{name}={shown if shown.strip() == shown else repr(shown)}"
+def _signature(option: Mapping[str, Any], has_ranges: bool) -> str:
+    default, kind = option.get("default"), f"<{option['type']}{'...' if option.get('list') else ''}>"
+    shown = str(default).lower() if isinstance(default, bool) else kind if default is None else str(default)
+    least, most = (option.get(f"{end}imum", option.get(f"exclusive_{end}imum", "")) for end in ("min", "max"))
+    bounds = f" ({least}..{most})" if has_ranges and f"{least}{most}" else ""
+    signature = f"{option['name']}={shown if shown.strip() == shown else repr(shown)}{bounds}"
+    return signature if option["required"] or default is not None else f"[{signature}]"
 
 
 def _shorten(text: str, width: int) -> str:

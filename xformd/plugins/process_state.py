@@ -37,8 +37,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-THREADS_END_S = 0.1
-"""How long threads that a plugin has started, and which are about to end, may take for it."""
+THREADS_END_S = 0.1  # how long threads that a plugin has started, and which are about to end, may take for it
 
 LEFT_THREAD = "left a thread running"
 
@@ -284,11 +283,7 @@ _OF_IMPORTS: tuple[_Facet, ...] = (
 
 
 class ProcessState:
-    """The state of this process at one moment.
-
-    Args:
-        for_jobs: whether to save only what is cheap to compare, for many calls of ``restore``.
-    """
+    """The state of this process; ``for_jobs`` saves only what is cheap to compare, for many calls of ``restore``."""
 
     def __init__(self, *, for_jobs: bool = False) -> None:
         self._is_for_jobs = for_jobs
@@ -357,8 +352,7 @@ def _empty_standard_input() -> None:
 def isolated_import(report: Callable[[str], object]) -> Iterator[None]:
     """Keep what the block, which imports a plugin, does to its process from lasting; standard input is empty in it.
 
-    Args:
-        report: called with words for what lasts all the same, such as ``LEFT_THREAD``.
+    ``report`` is called with words for what lasts all the same, such as ``LEFT_THREAD``.
     """
     before, threads, children, pid = ProcessState(), _count_threads(), child_pids(), os.getpid()
     _empty_standard_input()

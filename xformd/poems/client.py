@@ -21,8 +21,7 @@ from xformd.limits import MIB
 from xformd.net.defaults import DEFAULT_POEM_PORT
 from xformd.net.endpoints import connect, failure_reason, named_client
 
-MAX_POEM_BYTES = 100 * MIB
-"""The default limit: a poem is held in memory whole, and a server may never stop sending."""
+MAX_POEM_BYTES = 100 * MIB  # the default limit: a poem is held in memory whole, and a server may never stop sending
 
 
 def get_poem(

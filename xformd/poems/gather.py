@@ -21,14 +21,9 @@ from xformd.errors import XformError, printable
 from xformd.net.run import make_room
 from xformd.poems.client import get_poem
 
-LONGEST_DELAY_S = 1.0
-"""The longest wait before another attempt to reach a transform server: the original poem is at hand."""
-
-SOME_FAILED = 1
-"""The exit status when some poems came as asked for and some did not."""
-
-REDRAW_PERIOD_S = 0.1
-"""Nobody reads faster than this."""
+LONGEST_DELAY_S = 1.0  # before another attempt to reach a transform server: the original poem is at hand
+SOME_FAILED = 1  # the exit status when some poems came as asked for and some did not
+REDRAW_PERIOD_S = 0.1  # nobody reads faster than this
 
 _UP_AND_CLEAR = "\x1b[{lines}A\r\x1b[J"
 
@@ -37,34 +32,20 @@ Write = Callable[[str, bytes], None]
 
 async def get_poems(
     addresses: Sequence[str],
-    write: Write,
-    print_line: Callable[[str], None],
+    write: Write,  # takes an address and its poem; may block, and raise ``OSError``
+    print_line: Callable[[str], None],  # what goes wrong
     *,
-    spec: str | None,
-    via: tuple[str, ...],
-    timeout_s: float,
-    max_bytes: int,
-    ordered: bool,
+    spec: str | None,  # that each poem goes through
+    via: tuple[str, ...],  # the addresses of the transform servers
+    timeout_s: float,  # how long to wait for each whole poem, and then for its transform
+    max_bytes: int,  # the longest poem to accept
+    ordered: bool,  # by address, not as they arrive
 ) -> int:
-    """Get poems from several servers at once.
-
-    Args:
-        addresses: of the poem servers.
-        write: takes an address and its poem; may block, and raise ``OSError``.
-        print_line: prints what goes wrong.
-        spec: the transform that each poem goes through; None for none.
-        via: the addresses of the transform servers.
-        timeout_s: how many seconds to wait for each whole poem, and then for its transform.
-        max_bytes: the longest poem to accept.
-        ordered: whether to write the poems in the order of the addresses, not as they arrive.
+    """Get poems from several servers at once; raise what is wrong with the spec, or with an address in ``via``.
 
     Returns:
         The exit status: 0 if all came, 1 if some did, that of the first failure if none did. A poem that came but was
         not transformed counts as a failure and as a poem.
-
-    Raises:
-        BadRequest: the transform is not a spec.
-        ConfigError: the address of a transform server is invalid.
     """
     from twisted.internet import reactor as installed
 

@@ -4,6 +4,7 @@ Invariant: only a whole poem is kept, and all requests that find none share one 
 """
 
 import math
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -12,7 +13,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.cache import BoundedCache, Policy, ReadThrough
+from xformd.cache import ReadThrough
 from xformd.errors import XformError
 from xformd.poems.client import MAX_POEM_BYTES, find_server, get_poem
 
@@ -53,15 +54,14 @@ class CachingProxyService(Service):
     ) -> None:
         if reactor is None:
             from twisted.internet import reactor
-        self._reactor = reactor
-        self._endpoint, self._address = find_server(reactor, upstream, address)
-        self._max_bytes = max_bytes
-        self._connect_timeout_s = connect_timeout_s
-        self._timeout_s = timeout_s
-        self._policy = Policy(ttl_s=ttl_s, stale_s=stale_s)
+        endpoint, self._address = find_server(reactor, upstream, address)
+        bounds: Any = {"timeout_s": timeout_s, "connect_timeout_s": connect_timeout_s, "max_bytes": max_bytes}
+        self._download = partial(get_poem, endpoint, address=self._address, reactor=reactor, **bounds)
+        self._lifetime_s = ttl_s + stale_s
         self._is_stale = False
-        cache: BoundedCache[str, bytes] = BoundedCache(max_bytes, self._policy, reactor)
-        self._poems = ReadThrough(cache, self._policy, reactor, size_of=len, fell_back=self._fell_back)
+        self._poems: ReadThrough[str, bytes] = ReadThrough(
+            max_bytes, reactor, size_of=len, ttl_s=ttl_s, stale_s=stale_s, fell_back=self._fell_back
+        )
 
     def get_poem(self) -> bytes | Deferred[bytes]:
         """Return the poem if it is cached, else a new Deferred of it.
@@ -69,18 +69,7 @@ class CachingProxyService(Service):
         Cancelling the Deferred ends this wait alone (with Twisted's ``CancelledError``), and the download too if
         nobody else waits for it. It fails as that of ``xformd.poems.get_poem`` does.
         """
-        return self._poems.get(self._address, self._download)
-
-    def _download(self) -> Deferred[bytes]:
-        poem = get_poem(
-            self._endpoint,
-            address=self._address,
-            timeout_s=self._timeout_s,
-            connect_timeout_s=self._connect_timeout_s,
-            max_bytes=self._max_bytes,
-            reactor=self._reactor,
-        )
-        return poem.addCallback(self._note_arrived)
+        return self._poems.get(self._address, lambda: self._download().addCallback(self._note_arrived))
 
     def _note_arrived(self, poem: bytes) -> bytes:
         if self._is_stale:
@@ -88,7 +77,7 @@ class CachingProxyService(Service):
         self._is_stale = False
         return poem
 
-    def _fell_back(self, key: str, failure: Failure, age_s: float) -> None:  # noqa: ARG002 - there is one poem
+    def _fell_back(self, failure: Failure, age_s: float) -> None:
         if self._is_stale:
             return  # one line for an outage, not one for each client
         self._is_stale = True
@@ -97,5 +86,5 @@ class CachingProxyService(Service):
             "no fresh poem: {reason}; the old one, {age_s} s old, is served for another {remaining_s} s",
             reason=f"{error.code}: {error.message}" if isinstance(error, XformError) else failure.getErrorMessage(),
             age_s=round(age_s, 1),
-            remaining_s=round(self._policy.lifetime_s - age_s, 1),
+            remaining_s=round(self._lifetime_s - age_s, 1),
         )

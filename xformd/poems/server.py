@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from typing import Protocol as Interface
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer
@@ -25,21 +26,17 @@ from zope.interface import implementer
 
 from xformd.errors import ConfigError, XformError
 from xformd.limits import Limits
-from xformd.net.deadline import Deadline
+from xformd.net.deadline import Deadline, cancel
 from xformd.net.factory import DrainableProtocol, DrainingFactory
+from xformd.net.listener import ListeningService
+from xformd.net.run import within_descriptors
+from xformd.net.tls import ServerTls
 from xformd.net.write_buffer import ReadProgress
 
-STALL_TIMEOUT_S = 300.0
-"""A client that takes nothing for this long is cut off. A slow one may seem to: the system buffers megabytes for it."""
-
-CHUNK_BYTES = 65_536
-"""A poem is sent in pieces of this size; Twisted holds at most two of them for each client."""
-
-TICK_S = 0.05
-"""A rate-limited poem is sent in pieces of this many seconds, so that it can be seen to arrive."""
-
-RACY_NS = 50_000_000
-"""A file that changed less than this before it was read may change again unnoticed: file times come in ticks."""
+STALL_TIMEOUT_S = 300.0  # a client that takes nothing is cut off; a slow one may seem to: the system buffers much
+CHUNK_BYTES = 65_536  # a poem is sent in pieces of this size; Twisted holds at most two of them for each client
+TICK_S = 0.05  # a rate-limited poem is sent in pieces of this many seconds, so that it can be seen to arrive
+RACY_NS = 50_000_000  # a file that has just changed may change again unnoticed: file times come in ticks
 
 _CONTINUATION = bytes(range(0x80, 0xC0))
 """The bytes of UTF-8 that go on with a character; there are at most three of them in each."""
@@ -55,30 +52,6 @@ class PoemSource(Interface):
         """Return the poem, or a Deferred of it."""
 
 
-class PoemService(Service):
-    """A poem from memory, or from a file that is read again whenever it has changed.
-
-    Raises:
-        ConfigError: the file cannot be read.
-        TypeError: it is neither.
-    """
-
-    def __init__(self, poem: bytes | Path) -> None:
-        if isinstance(poem, bytes):
-            self._current: Callable[[], bytes] = lambda: poem
-            return
-        if not isinstance(poem, Path):
-            raise TypeError(f"a poem is bytes, or the pathlib.Path of a file; not {type(poem).__name__}")
-        try:
-            self._current = PoemFile(poem).current
-        except OSError as error:
-            raise ConfigError(f"cannot serve {poem}: {_reason(error)}") from error
-
-    def get_poem(self) -> bytes:
-        """Return the poem as it is now."""
-        return self._current()
-
-
 def _fingerprint(status: os.stat_result) -> tuple[int, ...]:
     """Return what differs once a file has changed."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -89,44 +62,53 @@ def _is_racy(status: os.stat_result, now_ns: int) -> bool:
     return now_ns - max(status.st_mtime_ns, status.st_ctime_ns) < RACY_NS
 
 
-class PoemFile:
-    """The last good poem of a file, in memory, once for all clients.
+class PoemService(Service):
+    """A poem from memory, or from a file that is read again whenever it has changed: the last good one stays.
 
     Copying large poems to unnamed files instead would save their memory (191 MiB for 200 MB and 20 clients), send no
     faster (1.3 s of CPU time for 4 GB either way), and stop the server longer at each change (790 ms, not 460 ms).
 
-    Args:
-        path: the file.
-
     Raises:
-        OSError: it cannot be read, or changed while it was read.
+        ConfigError: the file cannot be read, or changes meanwhile.
+        TypeError: it is neither.
     """
 
     log = Logger()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, poem: bytes | Path) -> None:
+        if not isinstance(poem, bytes | Path):
+            raise TypeError(f"a poem is bytes, or the pathlib.Path of a file; not {type(poem).__name__}")
         self._logged_reason = ""
         self._seen: tuple[int, ...] | None = None
-        self._poem = b""  # which an empty file may replace at first
-        self._poem = self._read()
-
-    def current(self) -> bytes:
-        """Return the poem, from the file if it has changed; while it cannot be read, the last good one."""
+        self._path = poem if isinstance(poem, Path) else None
+        self._poem = b"" if isinstance(poem, Path) else poem
         try:
-            if self._seen != _fingerprint(self._path.stat()):
-                self._poem = self._read()
+            if self._path is not None:
+                self._poem = self._read(self._path)  # it may be empty at first
         except OSError as error:
-            self._log_failure(_reason(error))
+            raise ConfigError(f"cannot serve {self._path}: {_reason(error)}") from error
+
+    def get_poem(self) -> bytes:
+        """Return the poem as it is now."""
+        if (path := self._path) is None:
+            return self._poem
+        try:
+            if self._seen != _fingerprint(path.stat()):
+                self._poem = self._read(path)
+        except OSError as error:
+            reason = _reason(error)
+            if reason != self._logged_reason:
+                self.log.warn("cannot read {path}: {reason}; the last good poem stays", path=str(path), reason=reason)
+            self._logged_reason = reason
         else:
             if self._logged_reason:
-                self.log.info("{path} can be read again", path=str(self._path))
+                self.log.info("{path} can be read again", path=str(path))
             self._logged_reason = ""
         return self._poem
 
-    def _read(self) -> bytes:
+    def _read(self, path: Path) -> bytes:
         # Do not wait for a writer if it is a pipe; on a regular file the flag does nothing.
-        with open(self._path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise OSError("it is not a regular file")
@@ -138,11 +120,6 @@ class PoemFile:
             raise OSError("it is empty")  # as a file is for a moment while it is rewritten in place
         self._seen = None if _is_racy(after, time.time_ns()) else _fingerprint(after)
         return poem
-
-    def _log_failure(self, reason: str) -> None:
-        if reason != self._logged_reason:
-            self.log.warn("cannot read {path}: {reason}; the last good poem stays", path=str(self._path), reason=reason)
-        self._logged_reason = reason
 
 
 def _reason(error: OSError) -> str:
@@ -218,7 +195,7 @@ class PoemProtocol(DrainableProtocol):
     def stopProducing(self) -> None:
         """Stop sending: the connection is lost. Called by the transport."""
         self._is_finished = True
-        self._stop_timer()
+        cancel(self._timer)
 
     def readConnectionLost(self) -> None:
         """Treat a client that has ended its side as gone if there is no poem yet, else let it read on.
@@ -242,7 +219,7 @@ class PoemProtocol(DrainableProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
         """Cancel every timer, and the wait for a poem."""
-        self._stop_timer()
+        cancel(self._timer)
         self._deadline.close()
         if self._waiting is not None:
             self._waiting.cancel()
@@ -317,11 +294,6 @@ class PoemProtocol(DrainableProtocol):
         if isinstance(handle, socket.socket) and handle.family in (socket.AF_INET, socket.AF_INET6):
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, option)
 
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-
 
 class _RefusedProtocol(Protocol):
     """Resets the connection of a client that is refused: a clean close would be an empty poem to it."""
@@ -380,3 +352,19 @@ class PoemFactory(DrainingFactory[PoemProtocol]):
             self.refusals.refused(failure.value.code, f"no poem: {failure.value.code}: {failure.value.message}")
         else:
             self.log.failure("no poem for a client", failure)
+
+
+def make_poem_server(
+    source: PoemSource,
+    listen: tuple[str, ...],
+    reactor: Any,
+    *,
+    bytes_per_s: float | None = None,
+    tls: ServerTls | None = None,
+    drain_delay_s: float = 0.0,
+) -> ListeningService:
+    """Put a poem server together, not started."""
+    allowed = within_descriptors(Limits(), workers=0).max_connections
+    factory = PoemFactory(source, reactor, bytes_per_s=bytes_per_s, max_connections=allowed)
+    factory.limits = attrs.evolve(factory.limits, drain_delay_s=drain_delay_s)
+    return ListeningService(listen, factory, reactor, flags="--port or --listen", tls=tls)

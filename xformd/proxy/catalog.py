@@ -15,18 +15,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.client import TransformProxy
-from xformd.errors import RequestRefused, TransformTimeout, XformError
-from xformd.plugins.listing import public
+from xformd.errors import RequestRefused, TransformTimeout, Unauthorized, XformError
+from xformd.plugins.listing import fingerprint, public
 from xformd.spec import Spec
 
-LIST_TIMEOUT_S = 5.0
-"""An upstream that has not answered by then counts as one that failed, and is asked again."""
-
-LEAST_GAP_S = 1.0
-"""The shortest time between two requests for a list: unknown transforms and failing upstreams cause no flood."""
-
-LONGEST_DELAY_S = 1.0
-"""The longest wait before another attempt to connect: clients are waiting."""
+LIST_TIMEOUT_S = 5.0  # an upstream that has not answered by then counts as one that failed, and is asked again
+LEAST_GAP_S = 1.0  # between two requests for a list: unknown transforms and failing upstreams cause no flood
+LONGEST_DELAY_S = 1.0  # the longest wait before another attempt to connect: clients are waiting
 
 Listing = Mapping[str, Any]
 """What a server answers to ``!list``."""
@@ -56,6 +51,7 @@ class Catalog:
 
     def __init__(self) -> None:
         self._listings: dict[str, Listing] = {}
+        self._fingerprints: dict[str, str] = {}
         self._unlisted: set[str] = set()  # they answer, but have never told what they have
         self._epochs: dict[str, CacheEpoch] = {}
         self._changes = 0
@@ -64,6 +60,7 @@ class Catalog:
         """Record an upstream's answer to ``!list``; return the transforms whose cached results are no longer valid."""
         is_new = upstream not in self._listings
         self._unlisted.discard(upstream)
+        self._fingerprints[upstream] = fingerprint(listing["transforms"])
         self._listings[upstream] = public(listing)  # older servers tell why a plugin failed
         self._changes += 1
         before, self._epochs = self._epochs, {}
@@ -80,18 +77,42 @@ class Catalog:
         if upstream not in self._listings:
             self._unlisted.add(upstream)
 
+    def forget(self, upstream: str) -> None:
+        """Forget what an upstream has told, and with that its cached results: it does not know this proxy any more."""
+        self.learn(upstream, {"transforms": [], "plugins": [], "conflicts": []})
+        del self._listings[upstream], self._fingerprints[upstream]
+
     def epochs(self, spec: Spec) -> tuple[CacheEpoch, ...] | None:
         """Return the epochs of a spec's transforms; None where its results must not be cached."""
         epochs = [None if self._unlisted else self._epochs.get(step.name) for step in spec.steps]
         found = tuple(epoch for epoch in epochs if epoch is not None)
         return found if len(found) == len(epochs) else None
 
-    def describe(self) -> dict[str, list[Any]]:
+    def listing(self, upstream: str) -> Listing | None:
+        """Return what an upstream has listed last."""
+        return self._listings.get(upstream)
+
+    @property
+    def fingerprints(self) -> int:
+        """How many different sets of transforms the upstreams offer."""
+        return len({*self._fingerprints.values()})
+
+    def versions(self, spec: Spec) -> str | None:
+        """Return what a reply has to say of its versions to be cached; None where it must not be."""
+        epochs = self.epochs(spec)
+        if epochs is None:
+            return None
+        return "+".join(f"{step.name}/{each.origin.version}" for step, each in zip(spec.steps, epochs, strict=True))
+
+    def describe(self) -> dict[str, Any]:
         """Return the listings merged; of what several upstreams have, the first one's description is shown."""
+        transforms = sorted(self._merge("transforms", "name"), key=lambda each: str(each["name"]))
         return {
-            "transforms": sorted(self._merge("transforms", "name"), key=lambda each: str(each["name"])),
+            "fingerprint": fingerprint(transforms),
+            "transforms": transforms,
             "plugins": self._merge("plugins", "name", "distribution", "version", "state"),
             "conflicts": self._merge("conflicts", "name"),
+            "upstreams": {"listed": len(self._listings), "fingerprints": self.fingerprints},
         }
 
     def _merge(self, part: str, *identity: str) -> list[Any]:
@@ -102,6 +123,7 @@ class Catalog:
         return [*found.values()]
 
 
+@attrs.define(eq=False, slots=False)
 class CatalogPoller:
     """Keeps a catalog up to date: asks each upstream at the start, then periodically, and sooner on ``look_soon``.
 
@@ -111,25 +133,22 @@ class CatalogPoller:
 
     log = Logger()
 
-    def __init__(
-        self,
-        upstreams: Sequence[str],
-        catalog: Catalog,
-        *,
-        refresh_s: float,
-        changed: Callable[[], None],
-        reactor: Any,
-    ) -> None:
-        self._catalog = catalog
-        self._refresh_s = refresh_s
-        self._changed = changed
-        self._reactor = reactor
+    _upstreams: Sequence[str]
+    _catalog: Catalog
+    _refresh_s: float
+    _changed: Callable[[], None]
+    _reactor: Any
+    _client: Mapping[str, Any]  # more for ``TransformProxy``
+
+    def __attrs_post_init__(self) -> None:
         self._proxies = {
-            address: TransformProxy(address, reactor=reactor, longest_delay_s=LONGEST_DELAY_S) for address in upstreams
+            address: TransformProxy(address, reactor=self._reactor, longest_delay_s=LONGEST_DELAY_S, **self._client)
+            for address in self._upstreams
         }
         self._next: dict[str, IDelayedCall] = {}
         self._silent: set[str] = set()
         self._is_stopped = False
+        self._fingerprints = 1
 
     def start(self) -> Deferred[Any]:
         """Start polling; fires when each upstream has answered or failed once."""
@@ -157,6 +176,8 @@ class CatalogPoller:
             stale = self._catalog.learn(address, await self._proxies[address].list_transforms(timeout=LIST_TIMEOUT_S))
         except XformError as error:
             self._note_silent(address, error.message)
+            if isinstance(error, Unauthorized):
+                self._catalog.forget(address)
             has_answered = error.http_status is not None and not isinstance(error, TransformTimeout)
             if has_answered or isinstance(error, RequestRefused):
                 self._catalog.note_unlisted(address)
@@ -166,9 +187,17 @@ class CatalogPoller:
             self._silent.discard(address)
             self.log.info("{upstream} lists its transforms again", upstream=address)
         self._changed()
+        self._note_differences()
         if stale:
             message = "{upstream} has changed: cached results of {count} transforms are no longer used"
             self.log.info(message, upstream=address, count=len(stale))
+
+    def _note_differences(self) -> None:
+        before, self._fingerprints = self._fingerprints, self._catalog.fingerprints
+        if self._fingerprints > 1 and before <= 1:
+            self.log.warn("the upstreams do not all offer the same: 'xformd ping --all' says how they differ")
+        elif self._fingerprints <= 1 < before:
+            self.log.info("the upstreams offer the same again")
 
     def _note_silent(self, address: str, reason: str) -> None:
         if address not in self._silent and not self._is_stopped:

@@ -1,15 +1,17 @@
-"""CachingTransformService: a ``Service`` that answers from its cache, or asks one of the servers behind it.
+"""CachingTransformService: a ``Service`` that answers from its cache, or asks one of the servers behind it; its server.
 
-Invariant: a result is returned only for the same poem, the same spec and the same version of each plugin; a cache that
-fails never fails a request.
+Invariant: a cached result is returned only for the same poem, the same spec and the same version of each plugin, as the
+upstream says itself that made it; a cache that fails never fails a request.
 """
 
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import attrs
@@ -18,46 +20,53 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.cache import BoundedCache, Policy, ReadThrough
+from xformd.access.guard import Access, GuardedService
+from xformd.cache import ReadThrough
 from xformd.client import TransformProxy
 from xformd.client.upstream import MAX_SESSION_AGE_S
+from xformd.config import Settings
+from xformd.counting import FinishingService
 from xformd.errors import (
     BadFrame,
     Busy,
-    ConnectionLost,
+    InternalError,
     NoSuchTransform,
     RequestRefused,
     ShuttingDown,
     TooLarge,
     TransformFailed,
     TransformTimeout,
+    Unauthorized,
     Unavailable,
     XformError,
 )
 from xformd.limits import MIB, Limits
+from xformd.net.agent import DRAIN, AgentFactory, format_report
 from xformd.net.deadline import within
+from xformd.net.listener import ListeningService
+from xformd.net.run import within_descriptors
+from xformd.net.tls import ServerTls
 from xformd.net.turns import Turns
 from xformd.net.write_buffer import PART_BYTES
+from xformd.protocol import TransformFactory
 from xformd.proxy.catalog import LONGEST_DELAY_S, Catalog, CatalogPoller
 from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
 from xformd.runners.inline import Outcome
 from xformd.runners.shares import FairQueue
-from xformd.spec import SHORT_CHARACTERS, Spec, SpecCache
+from xformd.spec import SHORT_CHARACTERS, TRACEPARENT, Spec, SpecCache
+from xformd.telemetry.logs import change_server_log
+from xformd.telemetry.metrics import OK
 from xformd.telemetry.timing import RequestTiming
+from xformd.telemetry.tracing import NO_TRACES, RequestTrace, Tracer, make_tracer
 from xformd.wire import session
 
 DEFAULT_CACHE_BYTES = 64 * MIB
 DEFAULT_REFRESH_S = 10.0
 
-ENTRY_BYTES = 1_024
-"""What a result counts for besides its bytes: a million short ones would otherwise take a gigabyte uncounted."""
-
-LONG_POEM_BYTES = 8 * 1024
-"""A shorter poem is hashed about as fast as its digest is looked up."""
-
-CLOSE_TIMEOUT_S = 1.0
-"""An upstream that does not answer must not keep the proxy from stopping."""
+ENTRY_BYTES = 1_024  # a result counts for this besides its bytes: a million short ones would take a gigabyte
+LONG_POEM_BYTES = 8 * 1024  # a shorter poem is hashed about as fast as its digest is looked up
+CLOSE_TIMEOUT_S = 1.0  # an upstream that does not answer must not keep the proxy from stopping
 
 RETRY_AFTER_MS = 1_000
 
@@ -77,12 +86,14 @@ class _PendingRequest:
     caller: Caller
     spec: Spec
     poem: bytes
+    timing: RequestTiming | None
     ends_at: float | None = None  # by the clock, if the upstream should heed that
     key: bytes = b""  # of its result in the cache; empty if that is not kept
     size_bytes: int = attrs.field(init=False)
     answer: Deferred[bytes] = attrs.field(init=False)
     call: Deferred[bytes] | None = None
     is_admitted: bool = False
+    is_from_other_version: bool = False  # than that which the upstreams have listed
 
     def __attrs_post_init__(self) -> None:
         self.size_bytes = len(self.poem)
@@ -90,42 +101,30 @@ class _PendingRequest:
 
 
 class CachingTransformService:
-    """Answers requests from its cache, or from other servers.
-
-    Args:
-        upstreams: their addresses, in the forms that ``TransformProxy`` takes.
-        limits: what it accepts, and how long a client waits.
-        reactor: the reactor.
-        cache_bytes: the size of the cache.
-        ttl_s: how many seconds a result is kept.
-        refresh_s: how many seconds after an answer to ask an upstream again what it has.
-        max_session_age_s: see ``TransformProxy``.
-
-    Raises:
-        ConfigError: an address is invalid.
-    """
+    """Answers requests from its cache, or from other servers. Making it raises ``ConfigError`` for a bad address."""
 
     log = Logger()
     stopwatch = staticmethod(time.perf_counter)
 
     def __init__(
         self,
-        upstreams: Sequence[str],
+        upstreams: Sequence[str],  # in the forms that ``TransformProxy`` takes
         limits: Limits,
         reactor: Any,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
-        ttl_s: float = math.inf,
-        refresh_s: float = DEFAULT_REFRESH_S,
-        max_session_age_s: float = MAX_SESSION_AGE_S,
+        ttl_s: float = math.inf,  # how long a result is kept
+        refresh_s: float = DEFAULT_REFRESH_S,  # how long after an answer to ask an upstream again what it has
+        max_session_age_s: float = MAX_SESSION_AGE_S,  # see ``TransformProxy``
+        client: Mapping[str, Any] = MappingProxyType({}),  # more for it: how to be known to the upstreams
     ) -> None:
         self.max_result_bytes = limits.max_result_bytes
         self._limits = limits
         self._reactor = reactor
         self.turns = Turns(reactor)
-        self._catalog = Catalog()
+        self._catalog, self._addresses = Catalog(), upstreams
         self._poller = CatalogPoller(
-            upstreams, self._catalog, refresh_s=refresh_s, changed=self._forget_epochs, reactor=reactor
+            upstreams, self._catalog, refresh_s=refresh_s, changed=self._forget_epochs, reactor=reactor, client=client
         )
         # Clients learn what happened, but no upstream's address: it may be a path.
         self._upstreams = TransformProxy(
@@ -135,18 +134,18 @@ class CachingTransformService:
             max_result_bytes=limits.max_result_bytes,
             longest_delay_s=LONGEST_DELAY_S,
             max_session_age_s=max_session_age_s,
+            **client,
         )
-        policy = Policy(ttl_s=ttl_s)
         digest_bytes = cache_bytes // 8
         self._digests: LRUCache[object, tuple[bytes, bytes]] = LRUCache(
             digest_bytes, getsizeof=lambda kept: len(kept[0])
         )
-        self._cache: BoundedCache[bytes, bytes] = BoundedCache(cache_bytes - digest_bytes, policy, reactor)
         self._results: ReadThrough[bytes, bytes] = ReadThrough(
-            self._cache, policy, reactor, size_of=lambda result: len(result) + ENTRY_BYTES, fell_back=_never
+            cache_bytes - digest_bytes, reactor, size_of=lambda result: len(result) + ENTRY_BYTES, ttl_s=ttl_s
         )
         self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache(self._make_key_prefix)
         self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
+        self.on_swap: list[Callable[[], object]] = [self._key_prefixes.clear, self._prepared_calls.clear]
         self._in_flight = RequestsInFlight()
         self._max_running = limits.max_in_flight * len(upstreams)
         self._running = 0
@@ -156,6 +155,10 @@ class CachingTransformService:
         self._queue: FairQueue[_PendingRequest] = FairQueue(
             limits.max_queue, limits.max_queue_bytes, max_running=max(1, self._max_running * 3 // 4)
         )
+
+    def set_limits(self, limits: Limits) -> None:
+        """Hold to these limits of time and of the queue from now on."""
+        self._limits, self._queue.max_jobs, self._queue.max_bytes = limits, limits.max_queue, limits.max_queue_bytes
 
     def start(self) -> Deferred[Any]:
         """Ask the upstreams what they have; fires when each has answered or failed."""
@@ -170,10 +173,16 @@ class CachingTransformService:
         closing: Deferred[Any] = DeferredList([self._poller.stop(), self._upstreams.close()], consumeErrors=True)
         return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
+    def report(self) -> bytes:
+        """Return what HAProxy's agent check is told: its requests are all that it can be busy with."""
+        waiting, most = len(self._queue), self._limits.max_queue
+        room = {"workers": self._max_running, "busy": self._running, "waiting": waiting}
+        return DRAIN if waiting >= most else format_report(**room, max_connections=most)
+
     def listing(self) -> bytes:
         """Return what the upstreams have, and what the cache has done. Within a second, a long one is made once."""
         if (now := self._reactor.seconds()) >= self._listing_ends_at:
-            size_bytes = self._cache.size_bytes + int(self._digests.currsize)
+            size_bytes = self._results.size_bytes + int(self._digests.currsize)
             cache = {"hits": self._results.hits, "misses": self._results.misses, "bytes": size_bytes}
             self._listed = self._listed or json.dumps(self._catalog.describe()).encode()[:-1]
             self._listing = b'%b, "cache": %b}' % (self._listed, json.dumps(cache).encode())
@@ -184,26 +193,37 @@ class CachingTransformService:
         """Return nothing: a proxy loads no plugin."""
         return ""
 
+    def versions(self, _: Spec) -> None:
+        """Return None: which upstream answers is not known before it has."""
+
     def has_room(self, reader: Reader) -> None:
         """See ``Service.has_room``."""
         self._queue.has_room(reader)
         self._run_next()
 
     def xform(
-        self, spec: Spec, poem: bytes, *, timeout_s: float | None = None, caller: Caller = PROGRAM, **_: object
+        self,
+        spec: Spec,
+        poem: bytes,
+        *,
+        timeout_s: float | None = None,
+        caller: Caller = PROGRAM,
+        timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """Return the result from the cache, or ask an upstream; see ``Service.xform``."""
-        return self._answer(self._key_prefixes[spec], spec, poem, timeout_s, caller)
+        return self._answer(self._key_prefixes[spec], spec, poem, timeout_s, caller, timing)
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
         return self._prepared_calls[words]
 
     def _make_call(self, words: bytes) -> PreparedCall | None:
-        if len(words) > SHORT_CHARACTERS:
+        if len(words) > SHORT_CHARACTERS or TRACEPARENT in words:
             return None
         request = session.decode_request(b"1 %b." % words)
-        if not isinstance(request, session.Request) or (key_prefix := self._key_prefixes[request.spec]) is None:
+        if not isinstance(request, session.Request) or request.wants_version:
+            return None
+        if (key_prefix := self._key_prefixes[request.spec]) is None:
             return None
         timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
 
@@ -214,28 +234,36 @@ class CachingTransformService:
         def finish_call(
             outcome: Outcome | _Miss, timing: RequestTiming | None = None, *, caller: Caller = PROGRAM
         ) -> bytes | Deferred[bytes]:
-            del timing  # the upstream has one
             if isinstance(outcome, _Miss):
-                return self._answer(key_prefix, request.spec, outcome.poem, timeout_s, caller)
+                return self._answer(key_prefix, request.spec, outcome.poem, timeout_s, caller, timing)
             if not isinstance(outcome, bytes):
                 raise internal_error(cast(Failure, outcome))
             raise TooLarge(f"the result has {len(outcome)} bytes; the limit is {self.max_result_bytes} bytes")
 
-        return PreparedCall(run, finish_call, _never)
+        return PreparedCall(run, finish_call, on_slow_call=lambda _: None)  # nothing here blocks the reactor
 
     def _answer(
-        self, key_prefix: bytes | None, spec: Spec, poem: bytes, timeout_s: float | None, caller: Caller
+        self,
+        key_prefix: bytes | None,
+        spec: Spec,
+        poem: bytes,
+        timeout_s: float | None,
+        caller: Caller,
+        timing: RequestTiming | None,
     ) -> bytes | Deferred[bytes]:
         limit_s = self._limits.transform_timeout_s
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         if key_prefix is None:
             ends_at = self._reactor.seconds() + max(allowed_s, 0.001)
-            return self._in_time(self._ask(_PendingRequest(self._cancel, caller, spec, poem, ends_at)), allowed_s)
+            _note_cache(timing, "bypass")
+            pending = _PendingRequest(self._cancel, caller, spec, poem, timing, ends_at)
+            return self._in_time(self._ask(pending), allowed_s, timing)
         # Requests that share a call may have different deadlines: each has its own, and the last one cancels the call.
-        pending = _PendingRequest(self._cancel, caller, spec, poem, key=key_prefix + self._digest(poem))
+        pending = _PendingRequest(self._cancel, caller, spec, poem, timing, key=key_prefix + self._digest(poem))
         found = self._join(pending) if self._may_join(pending) else self._results.fresh(pending.key)
+        _note_cache(timing, "miss" if found is None else "hit" if isinstance(found, bytes) else "shared")
         found = self._ask(pending) if found is None else found
-        return found if isinstance(found, bytes) else self._in_time(found, allowed_s)
+        return found if isinstance(found, bytes) else self._in_time(found, allowed_s, timing)
 
     def _digest(self, poem: bytes) -> bytes:
         # Hashing is most of a hit on a long poem: for 100 KB, a hit costs 133 µs of CPU time with it and 58 µs without.
@@ -252,6 +280,8 @@ class CachingTransformService:
         for each in self._queue.put(pending):
             message = f"{self._running + len(self._queue)} requests are waiting for the upstreams; try again"
             each.answer.errback(Busy(message, retry_after_ms=RETRY_AFTER_MS))
+        if pending.timing is not None:
+            pending.timing.waits()
         self._run_next()
         return pending.answer
 
@@ -262,6 +292,8 @@ class CachingTransformService:
         """
         while self._running < self._max_running and (pending := self._queue.first(self._reactor.seconds())) is not None:
             self._queue.remove(pending)
+            if pending.timing is not None:
+                pending.timing.ends()
             found = self._join(pending) if pending.key else self._fetch(pending)
             if isinstance(found, bytes):
                 pending.answer.callback(found)
@@ -271,7 +303,8 @@ class CachingTransformService:
     def _join(self, pending: _PendingRequest) -> bytes | Deferred[bytes]:
         """Return the result from the cache, or join the call for it, or make one."""
         share = self._fetched_for[pending.key] if self._may_join(pending) else pending.caller.share
-        return self._results.get(pending.key, partial(self._fetch, pending), share)
+        fetch = partial(self._fetch, pending)
+        return self._results.get(pending.key, fetch, share, lambda: not pending.is_from_other_version)
 
     def _may_join(self, pending: _PendingRequest) -> bool:
         """Return whether the call for its result is its own share's, or that of a share with no other call.
@@ -283,34 +316,45 @@ class CachingTransformService:
 
     def _fetch(self, pending: _PendingRequest) -> Deferred[bytes]:
         self._fetched_for[pending.key] = pending.caller.share
-        return Deferred.fromCoroutine(self._forward_again(pending)).addBoth(self._note_fetched, pending)
+        return self._forward(pending).addBoth(self._note_fetched, pending)
 
     def _note_fetched(self, outcome: Any, pending: _PendingRequest) -> Any:
         if self._fetched_for.get(pending.key) == pending.caller.share:
             del self._fetched_for[pending.key]
         return outcome
 
-    async def _forward_again(self, pending: _PendingRequest) -> bytes:
-        """Ask, and once more if the connection is lost and it is safe to run the transforms twice."""
-        try:
-            return await self._forward(pending)
-        except RequestRefused:
-            raise
-        except ConnectionLost:
-            if pending.ends_at is not None:
-                raise
-            return await self._forward(pending)
-
     def _forward(self, pending: _PendingRequest) -> Deferred[bytes]:
         now = self._reactor.seconds()
         self._running += 1
         charged_s = self._queue.started(pending)
         timeout_s = None if pending.ends_at is None else max(0.001, pending.ends_at - now)
-        client = pending.caller.share or None
-        outcome = self._upstreams.forward(pending.spec, pending.poem, client, timeout=timeout_s)
-        return outcome.addBoth(self._note_forwarded, pending, charged_s, now)
+        client, timing = pending.caller.share or None, pending.timing
+        call = None if timing is None or timing.trace is None else timing.trace.part("upstream", is_call=True)
+        traceparent = call.traceparent if call is not None else None if timing is None else timing.traceparent
+        check = partial(self._check_version, pending) if pending.key else None
+        may_run_twice = True if pending.key else None  # otherwise as the upstreams say
+        outcome = self._upstreams.forward(
+            pending.spec,
+            pending.poem,
+            client,
+            timeout=timeout_s,
+            traceparent=traceparent,
+            may_run_twice=may_run_twice,
+            on_version=check,
+        )
+        return outcome.addBoth(self._note_forwarded, pending, call, charged_s, now)
 
-    def _note_forwarded(self, outcome: Any, pending: _PendingRequest, charged_s: float, sent_at: float) -> Any:
+    def _check_version(self, pending: _PendingRequest, version: str | None) -> None:
+        """Keep a result only if it is of the listed version: an upstream may have been upgraded since, and back."""
+        if version is not None and version != self._catalog.versions(pending.spec):  # older upstreams do not say
+            pending.is_from_other_version = True
+            self._poller.look_soon()
+
+    def _note_forwarded(
+        self, outcome: Any, pending: _PendingRequest, call: RequestTrace | None, charged_s: float, sent_at: float
+    ) -> Any:
+        if call is not None:
+            call.end(getattr(outcome.value, "code", InternalError.code) if isinstance(outcome, Failure) else OK)
         self._running -= 1
         self._queue.ended(pending, charged_s, self._reactor.seconds() - sent_at)
         self._run_next()
@@ -324,12 +368,12 @@ class CachingTransformService:
         if not self._queue.remove(pending) and pending.call is not None:
             pending.call.cancel()  # which answers it
 
-    def _in_time(self, work: Deferred[bytes], allowed_s: float) -> Deferred[bytes]:
+    def _in_time(self, work: Deferred[bytes], allowed_s: float, timing: RequestTiming | None) -> Deferred[bytes]:
         def too_late() -> XformError:
             return TransformTimeout(f"no answer from an upstream within {allowed_s:g} s")
 
         request = within(self._reactor, allowed_s, "the request", work, too_late)
-        return self._in_flight.add(request.addErrback(self._explain))
+        return self._in_flight.add(request.addErrback(self._explain), timing)
 
     def _explain(self, failure: Failure) -> Failure:
         """Translate an upstream's failure into what it means to a client of this server."""
@@ -338,6 +382,10 @@ class CachingTransformService:
             self._poller.look_soon()
             message, failed, _ = error.message.partition(" failed: ")  # why a plugin did, from an older server
             return Failure(NoSuchTransform(message + failed.removesuffix(": "), log_message=error.log_message))
+        if isinstance(error, Unauthorized):  # which the client is here
+            self._poller.look_soon()
+            message = "an upstream does not know this proxy: its operator has to give it a token (--token-file)"
+            return Failure(Unavailable(message, retry_after_ms=RETRY_AFTER_MS, log_message=error.log_message))
         if isinstance(error, RequestRefused):
             return Failure(TransformFailed(error.message, log_message=error.log_message))
         # These errors are about the connection to the upstream, neither about the request nor about the client's own.
@@ -355,10 +403,93 @@ class CachingTransformService:
         return hashlib.sha256(words).digest()
 
     def _forget_epochs(self) -> None:
-        self._key_prefixes.clear()
-        self._prepared_calls.clear()
+        for forget in self.on_swap:
+            forget()
+        self._upstreams.tell(map(self._catalog.listing, self._addresses))
         self._listed, self._listing_ends_at = b"", 0.0
 
 
-def _never(*_: object) -> None:
-    """Do nothing: no stale result is ever used, and nothing here blocks the reactor."""
+def _note_cache(timing: RequestTiming | None, found: str) -> None:
+    """Note for a trace what the cache has had."""
+    if timing is not None and timing.trace is not None:
+        timing.trace.note("xformd.cache", found)
+
+
+class ProxyServer(ListeningService):
+    """A caching proxy for transforms. It answers what it has accepted before it stops."""
+
+    def __init__(
+        self,
+        service: CachingTransformService,
+        listen: tuple[str, ...],
+        limits: Limits,
+        reactor: Any,
+        access: Access | None = None,
+        tls: ServerTls | None = None,
+        tracer: Tracer = NO_TRACES,
+        *,
+        reuse_port: bool = False,
+        agent: tuple[str, ...] = (),
+    ) -> None:
+        finish: Callable[[Any], Any] = FinishingService if tracer.is_on else lambda service: service
+        if access is not None:
+            access.make_service = lambda _, grant: finish(GuardedService(service, grant))
+        factory = TransformFactory(finish(service), limits, reactor, tracer=tracer, access=access)
+        more: Any = {"is_eager": True, "flags": "--port or --listen", "tls": tls, "reuse_port": reuse_port}
+        super().__init__(listen, factory, reactor, **more)
+        if access is not None:
+            self.on_reload.append(access.reload)
+        self._service, self._tracer, self._access = service, tracer, access
+        agents = AgentFactory(self._report, limits, reactor)
+        self._agent = ListeningService(agent, agents, reactor, setting="agent", scheme="agent://")
+
+    def _report(self) -> bytes:
+        """Return what HAProxy is told."""
+        return DRAIN if self._factory.will_stop or self._factory.is_stopping else self._service.report()
+
+    def change(self, settings: Settings) -> None:
+        """Hold to settings that a reload has changed; raise ``ConfigError`` if one cannot be used."""
+        change_server_log(settings.log_format, settings.log_file, settings.log_level)
+        limits = within_descriptors(settings.limits, workers=0, open_now=len(self._factory.connections))
+        self.set_limits(limits)
+        self._service.set_limits(limits)
+
+    async def _start(self) -> tuple[str, ...]:
+        if self._access is not None:
+            self._access.start()
+        await self._service.start()
+        self._tracer.start()
+        shown = await super()._start() if self.running else ()
+        if shown:
+            self._agent.startService()
+            shown += await self._agent.listening
+        self._warn_of_tls(has_access_file=self._access is not None)
+        return shown
+
+    async def _stop(self) -> None:
+        await super()._stop()
+        await self._agent.stopService()
+        await self._service.close()
+        await self._tracer.stop(self._reactor)
+        if self._access is not None:
+            self._access.stop()
+
+
+def make_proxy(
+    upstreams: tuple[str, ...],
+    listen: tuple[str, ...],
+    limits: Limits,
+    reactor: Any,
+    *,
+    access: Path | None = None,
+    reuse_port: bool = False,
+    tls: ServerTls | None = None,
+    traces: str = "none",
+    agent: tuple[str, ...] = (),
+    **options: Any,
+) -> ProxyServer:
+    """Put a caching proxy together, not started; raise ``ConfigError`` if an address or the access file is invalid."""
+    limits = within_descriptors(limits, workers=0)
+    service = CachingTransformService(upstreams, limits, reactor, **options)
+    rules, tracer = None if access is None else Access(access, reactor), make_tracer(traces)
+    return ProxyServer(service, listen, limits, reactor, rules, tls, tracer, reuse_port=reuse_port, agent=agent)

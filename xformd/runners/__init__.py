@@ -22,15 +22,10 @@ class Reader(Protocol):
 
 @attrs.frozen
 class Caller:
-    """Whom a request is for.
+    """Whom a request is for."""
 
-    Args:
-        share: whose part of the server it takes: that of its peer, or of whoever a trusted proxy names.
-        reader: gets the result, and others; None for a request on its own, for whose result there is always room.
-    """
-
-    share: str = ""
-    reader: Reader | None = None
+    share: str = ""  # whose part of the server it takes: its peer's, or that of whoever a trusted proxy names
+    reader: Reader | None = None  # gets the result, and others; None for a single one, for which there is room
 
 
 PROGRAM = Caller()
@@ -43,27 +38,23 @@ class Runner(Protocol):
     def run(
         self,
         calls: Sequence[Call],
-        poem: bytes,
-        caller: Caller = PROGRAM,
+        poem: bytes,  # undecoded
+        caller: Caller = PROGRAM,  # whose turn it has to be; nothing starts while its reader has no room for a result
         *,
-        is_admitted: bool = False,
-        timing: RequestTiming | None = None,
+        is_admitted: bool = False,  # an earlier part of the request has run already: it cannot be busy any more
+        timing: RequestTiming | None = None,  # measures its waiting and running
+        timeout_s: float | None = None,  # how long anybody waits for it; None for the server's limit
     ) -> Union[bytes, "Deferred[bytes]"]:
         """Run a poem through one transform after the other.
 
-        Args:
-            calls: the transforms with their options, in order.
-            poem: the poem, undecoded.
-            caller: whose turn it has to be; a queued call does not start while its reader has no room for a result.
-            is_admitted: whether an earlier part of the request has run already: then it cannot be busy any more.
-            timing: measures its waiting and running; None if the request is not timed.
-
-        Returns:
-            The result, or a Deferred of it. Cancelling the Deferred ends the work.
-
-        Raises:
-            XformError: and nothing else, also as the failure of the Deferred.
+        Cancelling a Deferred ends the work. What is raised, also by the Deferred, is an ``XformError``.
         """
 
     def has_room(self, reader: Reader) -> None:
         """Start what waited for room."""
+
+
+class Workers(Runner, Protocol):
+    """Worker processes, of which ``size`` run at a time."""
+
+    size: int

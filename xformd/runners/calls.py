@@ -1,11 +1,15 @@
 """One step of a request, ready to run, and what its errors mean. No Twisted: worker processes use it too."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import attrs
 
 from xformd.errors import (
     BadOptions,
+    BadRequest,
     GibberishError,
     TooLarge,
     TransformFailed,
@@ -14,8 +18,12 @@ from xformd.errors import (
     XformError,
     safe_str,
 )
+from xformd.plugins import job
+from xformd.plugins.media_type import can_take, suffix
 from xformd.plugins.registry import Entry, Registry
+from xformd.plugins.settings import hide
 from xformd.spec import OptionValue, Step
+from xformd.telemetry.tracebacks import SafeTraceback
 
 REFUSALS = (GibberishError, BadOptions, TooLarge, Unavailable, TransformFailed)
 """What a transform may raise to reject a request; the message reaches the caller."""
@@ -28,6 +36,10 @@ _LOG_WORDS = {
     TransformFailed: "failed",
 }
 """What the log says: the author's words may quote the poem."""
+
+
+class WrongNumberOfResults(TransformFailed):
+    """A batch has other than one result for each poem, which its author should see in the log."""
 
 
 @attrs.frozen
@@ -50,6 +62,59 @@ def prepare(step: Step, registry: Registry) -> Call:
     return Call(step, entry, entry.transform.convert(dict(step.options)))
 
 
+def check_types(calls: Sequence[Call]) -> None:
+    """Raise ``BadRequest`` if a step does not take what the one before it produces."""
+    for before, after in pairwise(calls):
+        made, taker = before.entry.transform, after.entry.transform
+        if not can_take(taker.accepts, made.produces, made.result_kind):
+            accepted = " or ".join(taker.accepts)
+            reason = f"{made.name} produces {made.produces}, and {taker.name} accepts {accepted}"
+            raise BadRequest(f"{made.name}+{taker.name}: {reason}")
+
+
+def argument(call: Call, poem: bytes, folder: str) -> str | bytes | Path:
+    """Return a poem as the function takes it: as text, bytes or a new file in the job's folder."""
+    transform = call.entry.transform
+    if transform.kind != "file":
+        return transform.decode(poem)
+    path = job.free_path(folder, "poem", suffix(transform.accepts[0]))
+    path.write_bytes(poem)
+    return path
+
+
+def invoke(call: Call, argument: object) -> Any:
+    """Call the function with one poem; one that takes batches gets a list of one."""
+    if call.entry.transform.batch is not None:
+        return invoke_batch(call, [argument])[0]
+    return call.entry.transform.function(argument, **call.options)
+
+
+def invoke_batch(call: Call, poems: list[Any]) -> Sequence[object]:
+    """Call the function with several poems; raise ``TransformFailed`` unless it returns as many results."""
+    count = len(poems)
+    results = call.entry.transform.function(poems, **call.options)
+    if not isinstance(results, list | tuple):
+        raise TransformFailed(f"{call.name} returned {type(results).__name__} where it must return a list of results")
+    if len(results) != count:
+        raise WrongNumberOfResults(f"{call.name} returned {len(results)} results for {count} poem{'s' * (count != 1)}")
+    return results
+
+
+def content(call: Call, result: object, folder: str, max_result_bytes: int) -> bytes:
+    """Return what a function has returned as bytes; of a ``Path``, what the file has.
+
+    Raises ``TransformFailed`` for a wrong type or no regular file in the job's folder, ``TooLarge`` past the limit.
+    """
+    transform = call.entry.transform
+    if transform.result_kind == "file" and isinstance(result, Path):
+        return job.read_file(call.name, result, folder, max_result_bytes)
+    if isinstance(result, str) and len(result) > max_result_bytes:  # to encode it would take as much memory again
+        raise too_large(call, len(result), max_result_bytes, "has" if result.isascii() else "has at least")
+    if len(encoded := transform.encode(result)) > max_result_bytes:
+        raise too_large(call, len(encoded), max_result_bytes)
+    return encoded
+
+
 def took_too_long(name: str, allowed_s: float) -> TransformTimeout:
     """Return the error for work that has exceeded its time limit."""
     return TransformTimeout(f"{name} took longer than its {allowed_s:g} s")
@@ -62,7 +127,7 @@ def name_all(calls: Sequence[Call]) -> str:
 
 def too_large(call: Call, size_bytes: int, max_result_bytes: int, has: str = "has") -> TooLarge:
     """Return the error for a result that exceeds its limit."""
-    return TooLarge(f"the result of {call.name} {has} {size_bytes} bytes; the limit is {max_result_bytes} bytes")
+    return job.too_large(call.name, f"{has} {size_bytes}", max_result_bytes)
 
 
 def check_fits(calls: Sequence[Call], poem_bytes: int, max_result_bytes: int) -> None:
@@ -78,7 +143,12 @@ def check_fits(calls: Sequence[Call], poem_bytes: int, max_result_bytes: int) ->
 
 def is_expected(error: BaseException) -> bool:
     """Whether a transform may raise this, so that it need not be logged."""
-    return isinstance(error, REFUSALS)
+    return isinstance(error, REFUSALS) and not isinstance(error, WrongNumberOfResults)
+
+
+def without_secrets(call: Call, raised: SafeTraceback) -> SafeTraceback:
+    """Return what is reported of an exception without the secrets of the plugin that has raised it."""
+    return SafeTraceback(*(hide(text, call.entry.plugin.secrets) for text in attrs.astuple(raised)))
 
 
 def explain(call: Call, error: BaseException, detail: str = "") -> XformError:
@@ -90,7 +160,8 @@ def explain(call: Call, error: BaseException, detail: str = "") -> XformError:
     error.__traceback__ = error.__context__ = None
     for refusal in REFUSALS:
         if isinstance(error, refusal):
-            return name_in_log(call, refusal(safe_str(error), retry_after_ms=error.retry_after_ms))
+            words = hide(safe_str(error), call.entry.plugin.secrets)
+            return name_in_log(call, refusal(words, retry_after_ms=error.retry_after_ms))
     return name_in_log(call, TransformFailed(f"{call.name} raised {type(error).__name__}", detail=detail))
 
 

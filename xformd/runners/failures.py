@@ -10,11 +10,8 @@ from xformd.telemetry.rate_limited import RateLimitedLog
 from xformd.telemetry.timing import RequestTiming, log_fields
 from xformd.telemetry.tracebacks import SafeTraceback
 
-SAME_TRACEBACK_S = 60.0
-"""How long a traceback is not logged again."""
-
-MAX_TRACEBACKS, TRACEBACKS_S = 3, 10.0
-"""How many are logged within how many seconds: each has up to a hundred lines."""
+SAME_TRACEBACK_S = 60.0  # how long a traceback is not logged again
+MAX_TRACEBACKS, TRACEBACKS_S = 3, 10.0  # how many are logged within how many seconds: each has up to a hundred lines
 
 
 class FailureLog(RateLimitedLog):

@@ -1,8 +1,9 @@
-"""The fork server of a generation: imports its plugins once, and forks its workers, which then have them already.
+"""The fork server of a generation: loads its plugins once, and forks its workers, which then have them already.
 
 A worker costs a few milliseconds to start, and what the plugins hold in memory is there once for all of them. A thread
-does not survive a fork: a plugin whose import leaves one is imported by each worker instead. Invariant: a plugin that
-crashes or hangs is one whose import was announced, so that the server knows which to leave out of the next fork server.
+does not survive a fork: a plugin whose import leaves one is imported by each worker instead, and one whose warm-up does
+is warmed up there. Invariant: a plugin that crashes or hangs is one whose import or warm-up was announced, so that the
+server knows which to leave out of the next fork server.
 
 It exchanges netstrings with the server over one socket, from the ``WorkerSetup`` to the news that all is loaded. From
 then on each byte of the server's asks for a worker, and brings the worker's descriptors along. When the server closes
@@ -11,13 +12,13 @@ its half of the socket, this process runs its exit handlers and ends.
 
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,17 +27,14 @@ import attrs
 from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import hookspecs, listing, loader
-from xformd.plugins.process_state import LEFT_THREAD, forget_exit_handlers, isolated_import, run_exit_handlers
+from xformd.plugins.process_state import LEFT_THREAD, forget_exit_handlers, run_exit_handlers
 from xformd.plugins.registry import Plugin, PluginKey, Registry
 from xformd.runners import messages, reaper, worker
 from xformd.telemetry.tracebacks import report_uncaught
 from xformd.wire import netstring
 
-DESCRIPTORS = 3
-"""That come with the request for a worker: its channel, its lifeline, and its standard output and error."""
-
-OOM_SCORE_ADJ = 500
-"""Added for workers: the kernel ends one of them before the server or the fork server."""
+DESCRIPTORS = 3  # that come with the request for a worker: its channel, its lifeline, and its standard output and error
+OOM_SCORE_ADJ = 500  # added for workers: the kernel ends one of them before the server or the fork server
 
 
 def main(control_descriptor: int, folder: Path) -> NoReturn:
@@ -69,19 +67,23 @@ class _ForkServer:
         reaper.default_signals_in_children()
         reaper.set_subreaper()
         self._setup = messages.decode_setup(self._receive())
-        self._late: set[PluginKey] = set()
+        self._late: set[PluginKey] = set()  # plugins that have left threads, by their import or else by their warm-up
 
     def serve(self) -> None:
         """Load the plugins, then fork workers until the server wants no more."""
         keep_freed_memory()
-        worker.limit_memory(self._setup.memory_bytes)
-        registry = self._load()
-        listing_json = json.dumps(listing.to_json(registry))
-        reaper.set_subreaper()  # a plugin may have changed that
-        worker.limit_memory(worker.NO_LIMIT)
+        with hookspecs.timeouts_told_to(lambda seconds: self._tell(timeout_s=seconds)):
+            registry = self._load()
+            if not self._late:  # else this process will not be used
+                registry = worker.warm_up(registry, self._setup, self._announced("warming_up"), in_worker=False)
         if self._late:
             self._tell(late=sorted(self._late))
             return
+        listing_json = json.dumps(listing.to_json(registry))
+        reaper.set_subreaper()  # a plugin may have changed that
+        worker.limit_memory(worker.NO_LIMIT)
+        if any(entry.transform.runs_on_asyncio for entry in registry.entries.values()):
+            importlib.import_module("xformd.runners.asyncio_worker")  # asyncio takes 50 ms: once for all workers
         gc.collect()
         gc.freeze()  # the collector would write to every page, and each worker would have a copy of its own
         self._tell(loaded=True, pid=os.getpid())
@@ -107,16 +109,13 @@ class _ForkServer:
             for key, (state, reason) in setup.left_out.items()
             if key in found
         }
-        with hookspecs.timeouts_told_to(lambda seconds: self._tell(timeout_s=seconds)):
-            return loader.load(
-                setup.selection, known=known, only=lambda plugin: plugin.key not in setup.late, around=self._importing
-            )
+        around = self._announced("loading")
+        return loader.load(
+            setup.selection, known=known, only=lambda plugin: plugin.key not in setup.late, around=around
+        )
 
-    @contextlib.contextmanager
-    def _importing(self, plugin: Plugin) -> Iterator[None]:
-        self._tell(loading=plugin.key)
-        with isolated_import(lambda what: self._note(plugin, what)):
-            yield
+    def _announced(self, what: str) -> loader.AroundPlugin:
+        return worker.announced(what, self._setup, self._tell, self._note)
 
     def _note(self, plugin: Plugin, what: str) -> None:
         if what == LEFT_THREAD:

@@ -15,13 +15,15 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from xformd.errors import Cancelled, InternalError, ShuttingDown, XformError
+from xformd.errors import Cancelled, InternalError, ShuttingDown, Unavailable, XformError
 from xformd.plugins import listing
 from xformd.plugins.registry import Registry
-from xformd.runners import PROGRAM, Caller, Reader, Runner
-from xformd.runners.calls import Call, prepare
+from xformd.runners import PROGRAM, Caller, Reader, Runner, Workers
+from xformd.runners.calls import Call, check_types, prepare
+from xformd.runners.groups import lane_of
 from xformd.runners.inline import InlineRunner, Run
 from xformd.runners.policy import LONG_POEM_BYTES, Placement, Quarantine
+from xformd.runners.shares import ONE_BY_ONE
 from xformd.spec import Spec, SpecCache
 from xformd.telemetry.metrics import BatchedCounts
 from xformd.telemetry.timing import RequestTiming
@@ -32,18 +34,16 @@ log = Logger()
 
 @attrs.frozen
 class Stage:
-    """One step in the reactor, or neighbouring steps in one worker."""
+    """One step in the reactor, neighbouring steps in one worker, or one step that shares its worker with others'."""
 
     runner: Runner
     calls: tuple[Call, ...]
     long_runner: Runner  # runs them if an earlier stage has made a long poem of a short one
 
-    def run(
-        self, poem: bytes, caller: Caller = PROGRAM, *, is_admitted: bool = False, timing: RequestTiming | None = None
-    ) -> bytes | Deferred[bytes]:
+    def run(self, poem: bytes, caller: Caller = PROGRAM, **more: Any) -> bytes | Deferred[bytes]:
         """See ``Runner.run``."""
         runner = self.runner if len(poem) <= LONG_POEM_BYTES else self.long_runner
-        return runner.run(self.calls, poem, caller, is_admitted=is_admitted, timing=timing)
+        return runner.run(self.calls, poem, caller, **more)
 
 
 FinishCall = Callable[..., bytes | Deferred[bytes]]
@@ -121,7 +121,8 @@ def internal_error(failure: Failure, timing: RequestTiming | None = None) -> Int
     request_id = (timing.request_id if timing is not None else None) or uuid.uuid4().hex
     assert failure.value is not None
     raised = SafeTraceback.redacted(failure.value, failure.getTracebackObject())
-    log.error("internal error {request_id}\n{traceback}", request_id=request_id, **raised.log_fields())
+    ids = {} if timing is None else timing.trace_ids
+    log.error("internal error {request_id}\n{traceback}", request_id=request_id, **ids, **raised.log_fields())
     return InternalError(request_id)
 
 
@@ -132,7 +133,7 @@ class Generation:
         self,
         registry: Registry,
         inline: InlineRunner,
-        workers: Runner | None = None,
+        workers: Workers | None = None,
         placement: Placement | None = None,
         quarantine: Quarantine | None = None,
     ) -> None:
@@ -145,6 +146,7 @@ class Generation:
         self._listing: tuple[frozenset[str], bytes] | None = None  # what was in quarantine, and the JSON
         self._workers = workers
         self._placement = placement or Placement()
+        self._is_server = placement is not None  # a program awaits its own functions in its reactor
         self._plans: SpecCache[Spec, list[Stage]] = SpecCache()
         self._long_plans: SpecCache[Spec, list[Stage]] = SpecCache()
 
@@ -158,7 +160,8 @@ class Generation:
 
     def describe(self) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json --server`` prints; ``listing.to_json`` has all of it."""
-        return listing.public(listing.to_json(self.registry, self._quarantine.names))
+        workers = {"workers": self._workers.size} if self._workers is not None and self.needs_workers else {}
+        return listing.public(listing.to_json(self.registry, self._quarantine.names)) | workers
 
     def listing(self) -> bytes:
         """Return the same as JSON, written anew only when the quarantine has changed."""
@@ -166,6 +169,11 @@ class Generation:
         if self._listing is None or self._listing[0] != quarantined:
             self._listing = (quarantined, json.dumps(self.describe()).encode())
         return self._listing[1]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells its transforms from those of another server."""
+        return str(json.loads(self.listing())["fingerprint"])
 
     @functools.cached_property
     def needs_workers(self) -> bool:
@@ -190,8 +198,11 @@ class Generation:
 
     def _make_plan(self, spec: Spec, poem_bytes: int) -> list[Stage]:
         calls = [prepare(step, self.registry) for step in spec.steps]
+        check_types(calls)
         stages: list[Stage] = []
-        for runner, group in itertools.groupby(calls, lambda call: self._runner(call, poem_bytes)):
+        for (runner, _), group in itertools.groupby(
+            calls, lambda call: (self._runner(call, poem_bytes), lane_of([call]) != ONE_BY_ONE and id(call))
+        ):
             if runner is self.inline:
                 stages.extend(Stage(runner, (call,), self._runner(call, LONG_POEM_BYTES + 1)) for call in group)
             else:
@@ -199,5 +210,9 @@ class Generation:
         return stages
 
     def _runner(self, call: Call, poem_bytes: int) -> Runner:
-        is_isolated = self._placement.is_isolated(call.entry.transform, poem_bytes)
-        return self._workers if is_isolated and self._workers is not None else self.inline
+        transform = call.entry.transform
+        if self._workers is not None and self._placement.is_isolated(transform, poem_bytes):
+            return self._workers
+        if self._is_server and transform.runs_on_asyncio:
+            raise Unavailable(f"{call.name} runs on asyncio in a worker, and this server has none: --workers 1 or more")
+        return self.inline

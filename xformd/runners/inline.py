@@ -4,9 +4,12 @@ Invariant: nothing but an ``XformError`` leaves ``InlineRunner.run``, whatever a
 """
 
 import inspect
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -16,7 +19,17 @@ from xformd.errors import XformError
 from xformd.net.deadline import within
 from xformd.plugins.definition import Transform
 from xformd.runners import PROGRAM, Caller, Reader
-from xformd.runners.calls import Call, explain, is_expected, too_large, took_too_long
+from xformd.runners.calls import (
+    Call,
+    argument,
+    content,
+    explain,
+    invoke,
+    is_expected,
+    too_large,
+    took_too_long,
+    without_secrets,
+)
 from xformd.runners.failures import FailureLog
 from xformd.telemetry.rate_limited import RateLimitedLog
 from xformd.telemetry.timing import RequestTiming
@@ -28,45 +41,39 @@ Run = Callable[[bytes], bytes | Deferred[bytes]]
 Outcome = bytes | Deferred[bytes] | Failure
 """What a transform has returned, encoded, or raised."""
 
-SLOW_CALL_S = 0.05
-"""A transform that holds the reactor longer is logged: every other request waits for it."""
+SLOW_CALL_S = 0.05  # a transform that holds the reactor longer is logged: every other request waits for it
 
 WARN_EVERY_S = 60.0
 
 
+@attrs.define(eq=False, slots=False)
 class InlineRunner:
     """Runs one step at a time, at once."""
 
     log = Logger()
 
-    def __init__(
-        self,
-        max_result_bytes: int,
-        clock: IReactorTime,
-        stopwatch: Callable[[], float] = time.perf_counter,
-        make_traceback: MakeTraceback = SafeTraceback.redacted,
-    ) -> None:
-        self.max_result_bytes = max_result_bytes
-        self.stopwatch = stopwatch
-        self._clock = clock
-        self._failures = FailureLog(clock)
-        self._make_traceback = make_traceback
-        self._slow_calls = RateLimitedLog(clock, WARN_EVERY_S)
+    max_result_bytes: int
+    _clock: IReactorTime
+    stopwatch: Callable[[], float] = time.perf_counter
+    _make_traceback: MakeTraceback = SafeTraceback.redacted
+
+    def __attrs_post_init__(self) -> None:
+        self._failures = FailureLog(self._clock)
+        self._slow_calls = RateLimitedLog(self._clock, WARN_EVERY_S)
 
     def run(
         self,
         calls: Sequence[Call],
         poem: bytes,
-        caller: Caller = PROGRAM,
+        caller: Caller = PROGRAM,  # noqa: ARG002 - nothing ever waits here
         *,
-        is_admitted: bool = False,
         timing: RequestTiming | None = None,
+        **_: object,
     ) -> bytes | Deferred[bytes]:
         """Run one transform; see ``Runner.run``."""
-        del caller, is_admitted  # nothing ever waits here
         (call,) = calls
         if timing is not None:
-            timing.runs()
+            timing.runs(call.name)
         started_s = self.stopwatch()
         outcome: Outcome
         try:
@@ -118,7 +125,7 @@ class InlineRunner:
         # A CancelledError comes from the service, which has given the work up.
         if is_expected(error) or isinstance(error, CancelledError):
             return explain(call, error)
-        raised = self._make_traceback(error, failure.getTracebackObject())
+        raised = without_secrets(call, self._make_traceback(error, failure.getTracebackObject()))
         self._failures.failed(call, raised, timing)
         return explain(call, error, raised.detail)
 
@@ -129,7 +136,7 @@ def bind(call: Call) -> Run:
     Its outcome is for ``InlineRunner.finish_call``.
     """
     transform = call.entry.transform
-    if transform.kind != "text" or call.options:
+    if (transform.kind, transform.result_kind) != ("text", "text") or call.options or transform.batch is not None:
         return lambda poem: _run(call, poem)
     function = transform.function
 
@@ -164,7 +171,10 @@ def end_timing(timing: RequestTiming, outcome: Outcome) -> Outcome:
 
 def _run(call: Call, poem: bytes) -> bytes | Deferred[bytes]:
     transform = call.entry.transform
-    return _finish(transform, transform.function(transform.decode(poem), **call.options))
+    if "file" in (transform.kind, transform.result_kind):  # in a program, or a server without workers
+        with tempfile.TemporaryDirectory() as folder:
+            return content(call, invoke(call, argument(call, poem, folder)), folder, sys.maxsize)
+    return _finish(transform, invoke(call, transform.decode(poem)))
 
 
 def _finish(transform: Transform, result: object) -> bytes | Deferred[bytes]:

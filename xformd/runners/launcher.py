@@ -5,6 +5,7 @@ reason; nothing else keeps a plugin out.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from twisted.python.failure import Failure
 
 from xformd.config.resources import resident_bytes
 from xformd.errors import BadFrame, one_line
+from xformd.net.deadline import cancel
 from xformd.net.transport import Channel
-from xformd.plugins.registry import Plugin, PluginKey
+from xformd.plugins.registry import LOADING, WARMING_UP, Plugin, PluginKey
+from xformd.plugins.settings import VARIABLE
 from xformd.runners import messages, reaper
 from xformd.runners.worker_handle import END_GRACE_S, OutputLog, WorkerHandle, describe_exit, socket_pair
 from xformd.wire import netstring
@@ -27,8 +30,7 @@ from xformd.wire import netstring
 if TYPE_CHECKING:
     from xformd.runners.supervisor import Supervisor
 
-SLOW_AFTER_S = 1.0
-"""A plugin that takes longer to be loaded is named: somebody waits for it."""
+SLOW_AFTER_S = 1.0  # a plugin that takes longer to be loaded, or to warm up, is named: somebody waits for it
 
 _COMMAND = (
     "import sys; path = {path!r}; sys.path[:] = path + [entry for entry in sys.path if entry not in path]; "
@@ -37,41 +39,32 @@ _COMMAND = (
 """Workers can import what the server can, and what has been installed since it started."""
 
 
+@attrs.define(eq=False, slots=False)
 class Launcher(ProcessProtocol):
     """Starts workers, by a fork server that it starts first.
 
-    Args:
-        setup: for the fork server and its workers.
-        load_timeout_s: how long a plugin may take to be loaded.
-        plugins: those that were found, for their names in messages.
-        on_slow: called with a plugin that takes longer than ``SLOW_AFTER_S``, and with what is left out already.
-        reactor: starts the process.
-
-    Attributes:
-        events: the supervisor, which sets itself.
+    ``on_slow`` is called with a plugin that takes longer than ``SLOW_AFTER_S``, the reason saying for what, and with
+    what is left out already. ``events`` is the supervisor, which sets itself.
     """
 
     log = Logger()
 
-    def __init__(
-        self,
-        setup: messages.WorkerSetup,
-        load_timeout_s: float,
-        plugins: Mapping[PluginKey, Plugin],
-        on_slow: Callable[[Plugin, messages.LeftOut], object],
-        reactor: Any,
-    ) -> None:
-        self.events: Supervisor
-        self._setup = setup
-        self._is_local = setup.shows_errors
-        self._load_timeout_s = load_timeout_s
-        self._plugins = plugins
-        self._on_slow = on_slow
-        self._reactor = reactor
+    _setup: messages.WorkerSetup  # for the fork server and its workers
+    _load_timeout_s: float  # how long a plugin may take to be loaded
+    _plugins: Mapping[PluginKey, Plugin]  # those that were found, for their names in messages
+    _on_slow: Callable[[Plugin, messages.LeftOut], object]
+    _reactor: Any
+    events: "Supervisor" = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._is_local = self._setup.shows_errors
         self._process: IProcessTransport | None = None
         self._control: Channel | None = None
         self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
         self._loading: PluginKey | None = None
+        self._did = "imported"  # or "warmed up"
+        self._slow: set[tuple[PluginKey, str]] = set()  # what has been reported
+        self.timeouts_s: dict[PluginKey, float] = {}  # how long plugins have asked for, by ``set_load_timeout``
         self._why_killed = ""
         self._is_loaded = False
         self._timers: list[IDelayedCall] = []
@@ -105,7 +98,8 @@ class Launcher(ProcessProtocol):
         """Start again without a plugin, which has failed; the workers end."""
         self.log.error("plugin {plugin} {reason}: it is left out", plugin=self._plugin(key).label, reason=reason)
         left_out = {**self._setup.left_out, key: ("failed", reason)}
-        self._setup = attrs.evolve(self._setup, left_out=left_out, late=self._setup.late - {key})
+        late, late_warm_up = self._setup.late - {key}, self._setup.late_warm_up - {key}
+        self._setup = attrs.evolve(self._setup, left_out=left_out, late=late, late_warm_up=late_warm_up)
         self.end("a plugin is left out")
 
     def end(self, why: str) -> None:
@@ -145,7 +139,8 @@ class Launcher(ProcessProtocol):
                 self,
                 sys.executable,
                 [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
-                env=None,
+                # Plugins' settings are in the setup: what a job starts need not see them.
+                env={name: value for name, value in os.environ.items() if not VARIABLE.match(name)},
                 childFDs={reaper.LIFELINE: "w", 1: output, 2: output, reaper.CONTROL: their_control.fileno()},
             )
             if self._why_killed:
@@ -167,16 +162,17 @@ class Launcher(ProcessProtocol):
 
     def _heed(self, news: Mapping[str, Any]) -> None:
         match news:
-            case {"loading": [distribution, name]}:
-                self._loading = distribution, name
-                self._start_timers(self._load_timeout_s)
-            case {"timeout_s": seconds}:
-                self._start_timers(seconds)
+            case {"loading": [distribution, name]} | {"warming_up": [distribution, name]}:
+                self._loading, self._did = (distribution, name), "warmed up" if "warming_up" in news else "imported"
+                self._start_timers(self._loading)
+            case {"timeout_s": seconds} if self._loading is not None:
+                self.timeouts_s[self._loading] = seconds
+                self._start_timers(self._loading)
             case {"warning": text} if text not in self._warnings:  # each fork server says it again
                 self._warnings.add(text)
                 self.log.warn("{text}", text=text)
             case {"late": keys}:
-                self._import_late(frozenset((distribution, name) for distribution, name in keys))
+                self._leave_to_workers(frozenset((distribution, name) for distribution, name in keys))
             case {"loaded": True, "pid": pid}:
                 self._loading = None
                 self._pid = pid
@@ -184,32 +180,35 @@ class Launcher(ProcessProtocol):
                 self._is_loaded = True
                 self.events.can_launch()
 
-    def _import_late(self, keys: frozenset[PluginKey]) -> None:
+    def _leave_to_workers(self, keys: frozenset[PluginKey]) -> None:
         self._loading = None
         self._cancel_timers()
         self._why_killed = "is started again"  # it ends by itself, in order
         self._timers.append(self._reactor.callLater(END_GRACE_S, self.end, "its exit handlers take too long"))
-        self._setup = attrs.evolve(self._setup, late=self._setup.late | keys)
+        field = "late" if self._did == "imported" else "late_warm_up"
+        self._setup = attrs.evolve(self._setup, **{field: getattr(self._setup, field) | keys})
         for key in sorted(keys):
-            message = "plugin {plugin} leaves threads running when it is imported: each worker imports it"
-            self.log.info(message, plugin=self._plugin(key).label)
+            message = "plugin {plugin} leaves threads running when it is {did}: that is done in each worker"
+            self.log.info(message, plugin=self._plugin(key).label, did=self._did)
 
-    def _start_timers(self, timeout_s: float) -> None:
+    def _start_timers(self, key: PluginKey) -> None:
         self._cancel_timers()
+        timeout_s = self.timeouts_s.get(key, self._load_timeout_s)
         self._timers = [
-            self._reactor.callLater(min(SLOW_AFTER_S, timeout_s / 2), self._is_slow),
-            self._reactor.callLater(timeout_s, self.end, f"was not loaded within {timeout_s:g} s"),
+            self._reactor.callLater(min(SLOW_AFTER_S, timeout_s / 2), self.is_slow, key, self._did),
+            self._reactor.callLater(timeout_s, self.end, f"was not {self._did} within {timeout_s:g} s"),
         ]
 
     def _cancel_timers(self) -> None:
-        for timer in self._timers:
-            if timer.active():
-                timer.cancel()
+        cancel(*self._timers)
         self._timers = []
 
-    def _is_slow(self) -> None:
-        if self._loading is not None:
-            self._on_slow(self._plugin(self._loading), self._setup.left_out)
+    def is_slow(self, key: PluginKey, did: str) -> None:
+        """Report a plugin that takes long to be ``imported`` or ``warmed up``, here or in a worker, once."""
+        if (key, did) not in self._slow:
+            self._slow.add((key, did))
+            reason = LOADING if did == "imported" else WARMING_UP
+            self._on_slow(attrs.evolve(self._plugin(key), reason=reason), self._setup.left_out)
 
     def _plugin(self, key: PluginKey) -> Plugin:
         distribution, name = key  # it may have been installed since the others were found
@@ -238,7 +237,7 @@ class Launcher(ProcessProtocol):
             self._has_stopped()
         elif self._loading is not None:
             key, self._loading = self._loading, None
-            self.leave_out(key, self._why_killed or f"{ended} when it was imported")
+            self.leave_out(key, self._why_killed or f"{ended} when it was {self._did}")
             self.events.can_launch()
         elif self._why_killed:
             self.events.can_launch()

@@ -3,6 +3,7 @@
 Pure: the time comes in as a value, and the pool and its supervisor act on what is decided here.
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -14,15 +15,13 @@ from xformd.limits import Limits
 from xformd.plugins.definition import Transform
 from xformd.plugins.registry import Registry
 
-MAX_DEATHS = 5
-"""A transform that kills this many workers within ``DEATH_WINDOW_S`` is quarantined."""
-
-MAX_DEATHS_BY_ONE = 2
-"""Of the deaths that one share causes, so many count towards the quarantine for everybody."""
+MAX_DEATHS = 5  # a transform that kills this many workers within ``DEATH_WINDOW_S`` is quarantined
+MAX_DEATHS_BY_ONE = 2  # of the deaths that one share causes, so many count towards the quarantine for everybody
 
 DEATH_WINDOW_S = 60.0
-QUARANTINE_S = 30.0
-"""How long a quarantine lasts before one request may try again."""
+QUARANTINE_S = 30.0  # how long a quarantine lasts before one request may try again
+JOBS_FOR_ANOTHER_CORE = 8  # that a worker on asyncio has before there is another, until there is one for each core
+MAX_WORKERS_ON_ASYNCIO = 16  # they mostly wait, and need no cores; 1,000 jobs need 10 of the default ``concurrency``
 
 LONG_POEM_BYTES = 64 * 1024
 """What runs in the reactor gets no longer poem: built-in transforms take up to 4 ms for one, and 1 s for 10 MiB."""
@@ -41,7 +40,7 @@ class Placement:
 
     def is_isolated(self, transform: Transform, poem_bytes: int = 0) -> bool:
         """Whether a transform runs in a worker, for a poem of this length."""
-        if transform.asynchronous or transform.name in self.inline:
+        if transform.needs_reactor or transform.name in self.inline:
             return False
         is_chosen = self.isolates_all or transform.name in self.isolate
         return is_chosen or not transform.inline or poem_bytes > LONG_POEM_BYTES
@@ -54,8 +53,11 @@ class Placement:
                     entry = registry.resolve(name)
                 except XformError as error:
                     raise ConfigError(error.message, setting=setting) from error
-                if setting == "isolate" and entry.transform.asynchronous:
-                    reason = f"{name} is asynchronous and can only run in the server's reactor"
+                if setting == "inline" and entry.transform.runs_on_asyncio:
+                    reason = f"{name} runs on asyncio, and so in a worker: the server's reactor is another loop"
+                    raise ConfigError(reason, setting=setting)
+                if setting == "isolate" and entry.transform.needs_reactor:
+                    reason = f"{name} awaits Deferreds and can only run in the server's reactor"
                     raise ConfigError(reason, setting=setting)
 
 
@@ -125,7 +127,8 @@ class Quarantine:
 
     def wait_s(self, name: str, now: float, share: str = "", poem_bytes: int = 0) -> float | None:
         """Return how many seconds a transform must still wait for a request; None if it may run now."""
-        terms = self._terms(name, share, poem_bytes)
+        if not (terms := self._terms(name, share, poem_bytes)):
+            return None
         waits = (QUARANTINE_S if term.is_on_trial else term.until - now for term in terms)
         return max((wait_s for wait_s in waits if wait_s > 0), default=None)
 
@@ -188,6 +191,16 @@ def why_worn(jobs: int, growth_bytes: int, limits: Limits) -> str:
     return ""
 
 
+def workers_on_asyncio(jobs: int, concurrency: int, cores: int) -> int:
+    """Return how many workers should run so many jobs of one transform on asyncio."""
+    return max(math.ceil(jobs / concurrency), min(cores, math.ceil(jobs / JOBS_FOR_ANOTHER_CORE)))
+
+
+def max_workers_on_asyncio(cores: int) -> int:
+    """Return how many there may be; but each transform may have one."""
+    return max(cores, min(8 * cores, MAX_WORKERS_ON_ASYNCIO))
+
+
 def retry_after_ms(waiting: int, workers: int, mean_job_s: float) -> int:
     """Return in how many milliseconds half of the queue is likely to be done: 100 to 30,000."""
     return int(1000 * min(30.0, max(0.1, waiting * mean_job_s / workers / 2)))
@@ -201,7 +214,8 @@ def plugin_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str
     versions, others = _versions(first), _versions(other)
     for name, source in sorted(versions.items()):
         if name not in others:
-            return f"{name} from {source} is missing"
+            reasons = {_source(each): f": {each['reason']}" for each in other.get("plugins", ()) if each["reason"]}
+            return f"{name} from {source} is missing{reasons.get(source, '')}"
         if others[name] != source:
             return f"{name} is from {others[name]}, not from {source}"
     added = others.keys() - versions.keys() if versions else ()
@@ -209,4 +223,8 @@ def plugin_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str
 
 
 def _versions(listing: Mapping[str, Any]) -> dict[str, str]:
-    return {each["name"]: f"{each['distribution']} {each['version']}" for each in listing.get("transforms", ())}
+    return {each["name"]: _source(each) for each in listing.get("transforms", ())}
+
+
+def _source(described: Mapping[str, Any]) -> str:
+    return f"{described['distribution']} {described['version']}"

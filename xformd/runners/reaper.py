@@ -8,24 +8,44 @@ kernel does so when the server is gone.
 import contextlib
 import ctypes
 import gc
+import mmap
 import os
 import resource
 import select
 import shutil
 import signal
+import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-LIFELINE = 0
-CONTROL = 3
-"""Descriptors of the reaper of a fork server; 1 and 2 go to the server's log."""
+LIFELINE, CONTROL = 0, 3  # descriptors of the reaper of a fork server; 1 and 2 go to the server's log
 
 _FOR_THE_SERVER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+
+
+class LastStep:
+    """Whose code a worker on asyncio runs at this moment, in memory that its reaper reads when it is no more."""
+
+    def __init__(self) -> None:
+        self.memory: bytearray | mmap.mmap = bytearray(16)
+
+    def begin(self, request_id: int) -> None:
+        """Note that code for a request runs from now on; 0 for none."""
+        struct.pack_into("=qd", self.memory, 0, request_id, time.monotonic())
+
+    def read(self) -> tuple[int, int]:
+        """Return the id of the request whose code runs, and for how many milliseconds; 0 for none."""
+        request_id, since_s = struct.unpack_from("=qd", self.memory)
+        return request_id, int(1000 * (time.monotonic() - since_s)) if request_id else 0
+
+
+last_step = LastStep()
 
 
 def main() -> NoReturn:
@@ -59,10 +79,8 @@ def _make_folder() -> Path:
 def keep(lifeline: int, become_child: Callable[[], NoReturn], others: tuple[int, ...]) -> int:
     """Fork a child; return its wait status once it and everything that came from it have ended.
 
-    Args:
-        lifeline: when its other end is closed, the child is killed.
-        become_child: called in the child.
-        others: descriptors of the child's, which this process closes, so that a reader need not wait for it.
+    When the other end of the ``lifeline`` is closed, the child is killed. This process closes the ``others``, which are
+    descriptors of the child's, so that a reader need not wait for it.
     """
     os.setsid()  # away from the server's terminal, whose Ctrl-C is not for workers
     set_subreaper()
@@ -133,8 +151,9 @@ def keep_worker(
     """Keep a worker, report its wait status through the lifeline, and remove the ``folder`` of its jobs."""
     gc.disable()  # it would write to pages that are shared with the fork server
     fork_server = os.getppid()
+    last_step.memory = mmap.mmap(-1, 16)  # shared with what is forked from now on
     try:
-        report = b"%d" % keep(lifeline, become_worker, others)
+        report = b"%d %d %d" % (keep(lifeline, become_worker, others), *last_step.read())
     except OSError as error:
         report = f"the system cannot fork: {error.strerror}".encode()
     shutil.rmtree(folder, ignore_errors=True)

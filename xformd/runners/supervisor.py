@@ -4,8 +4,8 @@ Invariant: only a worker that ends before it was ready delays the next start, by
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -13,20 +13,22 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from xformd.limits import Limits
-from xformd.net.deadline import backoff_s
+from xformd.net.deadline import cancel
+from xformd.net.plain import backoff_s
 from xformd.plugins.registry import PluginKey, label
 from xformd.runners import policy
-from xformd.runners.launcher import Launcher
+from xformd.runners.launcher import SLOW_AFTER_S, Launcher
 from xformd.runners.messages import WorkerHello
 from xformd.runners.worker_handle import Job, WorkerHandle
-from xformd.spec import Spec
 from xformd.telemetry.rate_limited import RateLimitedLog
 from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import session
 
-START_TIMEOUT_S = 60.0
-"""A worker that has not passed its self-test by then is killed."""
+if TYPE_CHECKING:
+    from xformd.runners.groups import JobGroup
+
+START_TIMEOUT_S = 60.0  # a worker that has not passed its self-test by then is killed
 
 MAX_FAILED_STARTS = 3
 LONGEST_START_DELAY_S = 10.0
@@ -35,11 +37,8 @@ MAX_DIFFERING_WORKERS = 5
 """Workers in a row whose plugins differ from the first one's are killed: an installation may be under way. The next
 one is accepted, with a warning."""
 
-MEASURE_EVERY_S = 0.02
-"""How often a busy worker's memory is measured, at most: reading it takes longer than a short job."""
-
-WATCH_MEMORY_EVERY_S = 0.25
-"""How often the memory of busy workers is looked at."""
+MEASURE_EVERY_S = 0.02  # a busy worker's memory is measured no more often: that takes longer than a short job
+WATCH_MEMORY_EVERY_S = 0.25  # how often the memory of busy workers is looked at
 
 WorkerState = Literal["starting", "idle", "busy"]
 
@@ -65,21 +64,27 @@ class WorkerSlot:
 
     worker: WorkerHandle
     state: WorkerState = "starting"
-    job: Job | None = None
+    group: "JobGroup | None" = None
     jobs: int = 0  # that it has been given
     is_disconnected: bool = False  # it can take no more
     names: frozenset[str] = frozenset()  # the transforms of its last job
     known_names: frozenset[str] = frozenset()  # that it has run: what they load on their first run is no growth
     settled_bytes: int = 0  # its memory after the last job that ran a transform for the first time
     measured_at: float = 0.0  # when its growth was measured last, in seconds
-    start_timer: IDelayedCall | None = None  # kills it if it does not get ready
+    start_timers: list[IDelayedCall] = attrs.field(factory=list)  # they name it as slow, and kill it at last
     loading: PluginKey | None = None
+    did: str = "imported"  # or "warmed up": what is done with that plugin
 
-    def run(self, spec: Spec, poem: bytes, job: Job) -> None:
-        """Send the worker a job."""
-        self.job = job
-        self.names = frozenset(step.name for step in spec.steps)
-        self.worker.send(session.Request(self.jobs + 1, spec, poem), job)  # the self-test's request had id 1
+    @property
+    def next_id(self) -> int:
+        """The id of the next request: the self-test's had 1."""
+        return self.jobs + 2
+
+    def run(self, requests: Sequence[session.Request], jobs: Sequence[Job]) -> None:
+        """Send the worker jobs with the same steps."""
+        self.jobs += len(jobs)
+        self.names = frozenset(step.name for step in requests[0].spec.steps)
+        self.worker.send(requests, jobs)
 
 
 @attrs.frozen(eq=False)
@@ -95,6 +100,9 @@ class _SelfTestRun:
     def began(self, step: int) -> None:
         """Ignore it: what counts is the answer."""
 
+    def ran(self, start_ns: int, end_ns: int) -> None:
+        """Ignore it."""
+
     def raised(self, raised: SafeTraceback) -> None:
         """Log it here, because no request is waiting that would."""
         spec = str(self.test.request.spec)
@@ -108,35 +116,28 @@ class _SelfTestRun:
         what = "a wrong result" if isinstance(answer, session.Reply) else answer.error.message
         self.worker.kill(f"answered the self-test {self.test.request.spec} with {what}")
 
-    def died(self, reason: str) -> None:
-        """Leave it to the supervisor, which counts a failed start."""
+    def returned(self) -> None:
+        """End the worker, which may not do that."""
+        self.worker.kill("returned the self-test")
 
 
+@attrs.define(eq=False, slots=False, kw_only=True)
 class Supervisor:
     """Starts, tests, retires and replaces workers; ``on_idle`` is called when one becomes idle."""
 
     log = Logger()
 
-    def __init__(
-        self,
-        *,
-        count: int,
-        launcher: Launcher,
-        self_test: SelfTest | None,
-        on_idle: Callable[[], None],
-        limits: Limits,
-        clock: IReactorTime,
-        history: WorkerHistory,
-    ) -> None:
-        self._count = count
-        self._launcher = launcher
-        launcher.events = self
-        self._self_test = self_test
-        self._on_idle = on_idle
-        self._limits = limits
-        self._clock = clock
-        self._limited_log = RateLimitedLog(clock)
-        self._history = history
+    _count: int
+    _launcher: Launcher
+    _self_test: SelfTest | None
+    _on_idle: Callable[[], None]
+    _limits: Limits
+    _clock: IReactorTime
+    _history: WorkerHistory
+
+    def __attrs_post_init__(self) -> None:
+        self._launcher.events = self
+        self._limited_log = RateLimitedLog(self._clock)
         self._slots: dict[WorkerHandle, WorkerSlot] = {}
         self._idle: list[WorkerSlot] = []
         self._ending: set[WorkerHandle] = set()
@@ -180,29 +181,45 @@ class Supervisor:
         for slot in self._slots.values():
             yield "worker", slot.worker.resident_bytes()
 
-    def take(self) -> WorkerSlot | None:
-        """Return an idle worker, busy from now until it is released or discarded; None if there is none."""
-        if not self._idle:
-            return None
+    @property
+    def idle(self) -> int:
+        """How many workers can be taken."""
+        return len(self._idle)
+
+    def take(self) -> WorkerSlot:
+        """Return an idle worker, busy from now until it is released or discarded. There must be one."""
         slot = self._idle.pop()
+        self.occupy(slot)
+        return slot
+
+    def occupy(self, slot: WorkerSlot) -> None:
+        """Watch the memory of a worker that has something to do."""
         slot.state = "busy"
-        slot.jobs += 1
         if self._memory_timer is None:
             self._memory_timer = self._clock.callLater(WATCH_MEMORY_EVERY_S, self._watch_memory)
-        return slot
 
     def release(self, slot: WorkerSlot) -> None:
         """Take back a worker that has answered, unless it has been discarded meanwhile."""
-        slot.job = None
+        slot.group = None
         if slot.worker not in self._slots:
             return
+        if why := self.why_worn(slot):
+            self.discard(slot, why, in_order=True)
+        else:
+            self._make_idle(slot)
+
+    def why_worn(self, slot: WorkerSlot) -> str:
+        """Return why a worker should be replaced, and log that; an empty string if it should not."""
         if why := slot.worker.worn or policy.why_worn(slot.jobs, self._growth_bytes(slot), self._limits):
             is_routine = not slot.worker.worn and slot.jobs >= self._limits.max_jobs_per_worker
             log = self.log.debug if is_routine else self.log.info
             self._limited_log.add("worn", log, "worker {pid} {why}: it is replaced", pid=slot.worker.pid, why=why)
-            self.discard(slot, why, in_order=True)
-        else:
-            self._make_idle(slot)
+        return why
+
+    def kill(self, slot: WorkerSlot, why: str) -> None:
+        """Kill a worker, and have its jobs hear how it has ended; it can take no more."""
+        slot.is_disconnected = True
+        slot.worker.kill(why)
 
     def discard(self, slot: WorkerSlot, why: str, *, in_order: bool = False) -> None:
         """Kill a worker, or if it has no job end it ``in_order``, and replace it."""
@@ -214,23 +231,22 @@ class Supervisor:
                 slot.worker.kill(why)
             self._replace()
 
-    def reduce(self, count: int) -> None:
-        """Keep at most ``count`` workers from now on; busy ones finish their jobs."""
+    def resize(self, count: int) -> None:
+        """Keep ``count`` workers from now on; busy ones finish their jobs."""
         self._count = count
         for slot in self._idle[: max(0, len(self._slots) - count)]:
             self.discard(slot, "is not needed any more", in_order=True)
+        self.can_launch()
 
     def stop(self) -> Deferred[None]:
-        """Kill every worker; fires when no process is left."""
+        """Kill busy workers, have the others run their exit handlers; fires when no process is left."""
         stopped: Deferred[None] = Deferred()
         self._is_stopping = True
         self._stopped.append(stopped)
-        for timer in (self._next_start, self._memory_timer):
-            if timer is not None:
-                timer.cancel()
+        cancel(self._next_start, self._memory_timer)
         self._next_start = self._memory_timer = None
         for slot in [*self._slots.values()]:
-            self.discard(slot, "the server is stopping", in_order=slot.state == "idle")
+            self.discard(slot, "the server is stopping", in_order=slot.state != "busy")
         self._check_stopped()
         return stopped.addCallback(lambda _: self._launcher.stop())
 
@@ -256,13 +272,17 @@ class Supervisor:
     # Called by workers.
 
     def worker_loading(self, worker: WorkerHandle, news: Mapping[str, Any]) -> None:
-        """Note which plugin a starting worker loads, and how long that may take."""
+        """Note which plugin a starting worker loads or warms up, and how long that may take."""
         if (slot := self._slots.get(worker)) is None:
             return
-        if "loading" in news:
-            distribution, name = news["loading"]
-            slot.loading = distribution, name
-        self._start_timer(slot, news.get("timeout_s", max(START_TIMEOUT_S, self._limits.plugin_load_timeout_s)))
+        default_s, timeouts_s = max(START_TIMEOUT_S, self._limits.plugin_load_timeout_s), self._launcher.timeouts_s
+        match news:
+            case {"loading": [distribution, name]} | {"warming_up": [distribution, name]}:
+                slot.loading, slot.did = (distribution, name), "warmed up" if "warming_up" in news else "imported"
+                self._start_timer(slot, timeouts_s.get(slot.loading, default_s))
+            case {"timeout_s": seconds} if slot.loading is not None:
+                timeouts_s[slot.loading] = seconds
+                self._start_timer(slot, seconds)
 
     def worker_said_hello(self, worker: WorkerHandle, hello: WorkerHello) -> None:
         """Start its self-test, unless its plugins differ from the others'."""
@@ -281,7 +301,7 @@ class Supervisor:
             self._ready(slot, hello)
         else:
             run = _SelfTestRun(self._self_test, worker, lambda: self._ready(slot, hello))
-            worker.send(self._self_test.request, run)
+            worker.send([self._self_test.request], [run])
 
     def worker_disconnected(self, worker: WorkerHandle) -> None:
         """Send it no more jobs. Its job is lost only when it ends, so that the reason is known."""
@@ -303,10 +323,10 @@ class Supervisor:
         if slot.loading is not None:
             if any(other.state != "starting" for other in self._slots.values()):  # they would end with the fork server
                 distribution, name = slot.loading
-                self.cannot_launch(f"a worker {reason} when it imported {label(name, distribution, '')}")
+                self.cannot_launch(f"a worker {reason} when it {slot.did} {label(name, distribution, '')}")
                 return
             self._listing = {}  # without that plugin
-            self._launcher.leave_out(slot.loading, f"{reason} when a worker imported it")
+            self._launcher.leave_out(slot.loading, f"{reason} when it was {slot.did} in a worker")
             for other in [*self._slots.values()]:  # they end with the fork server, whatever they are importing
                 if other.state == "starting":
                     self.discard(other, "is started again without a plugin")
@@ -314,12 +334,12 @@ class Supervisor:
         if slot.state == "starting":
             self.cannot_launch(f"a worker {reason} before it was ready")
             return
-        if slot.job is not None:
-            slot.job.died(reason)
-        else:
+        if slot.group is None or slot.group.is_idle:
             self._history.deaths += 1
             message = "worker {pid} {reason} while it was idle"
             self._limited_log.add("idle", self.log.warn, message, pid=slot.worker.pid, reason=reason)
+        if slot.group is not None:
+            slot.group.died(reason)
         self._replace()
 
     def _ready(self, slot: WorkerSlot, hello: WorkerHello) -> None:
@@ -362,7 +382,7 @@ class Supervisor:
         for slot in busy:
             used_bytes = slot.worker.resident_bytes() - slot.settled_bytes
             if used_bytes > allowed_bytes:
-                slot.worker.kill(f"used {used_bytes} bytes of memory; worker_memory_bytes is {allowed_bytes}")
+                self.kill(slot, f"used {used_bytes} bytes of memory; worker_memory_bytes is {allowed_bytes}")
         if busy:
             self._memory_timer = self._clock.callLater(WATCH_MEMORY_EVERY_S, self._watch_memory)
 
@@ -373,16 +393,15 @@ class Supervisor:
 
     def _start_timer(self, slot: WorkerSlot, timeout_s: float) -> None:
         self._stop_timer(slot)
-        slot.start_timer = self._clock.callLater(timeout_s, self._start_expired, slot, timeout_s)
-
-    def _start_expired(self, slot: WorkerSlot, timeout_s: float) -> None:
-        slot.start_timer = None
-        slot.worker.kill(f"was killed after {timeout_s:g} s")
+        kill, call_later = slot.worker.kill, self._clock.callLater
+        slot.start_timers = [call_later(timeout_s, kill, f"was killed after {timeout_s:g} s")]
+        if slot.loading is not None and not self._is_ready:  # somebody waits for it
+            slow_s = min(SLOW_AFTER_S, timeout_s / 2)
+            slot.start_timers.append(call_later(slow_s, self._launcher.is_slow, slot.loading, slot.did))
 
     def _stop_timer(self, slot: WorkerSlot) -> None:
-        if slot.start_timer is not None:
-            slot.start_timer.cancel()
-            slot.start_timer = None
+        cancel(*slot.start_timers)
+        slot.start_timers = []
 
     def _forget(self, slot: WorkerSlot) -> bool:
         """Remove a worker's slot; return whether it was still there."""

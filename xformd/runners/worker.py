@@ -1,10 +1,10 @@
-"""A worker process: runs one job after the other on its main thread, with the plugins of the server.
+"""A worker process: runs one job, or a batch, after the other on its main thread, with the plugins of the server.
 
 It is forked from the fork server, which has loaded them. It sends a ``WorkerHello`` to the server over one socket, and
-from then on runs requests of the session dialect, one at a time. Before every step but the first it names the step, so
+from then on runs requests, and answers in the session dialect. Before every step but the first it names the step, so
 that the server knows which transform to blame; when a transform raises something unexpected, it sends the traceback.
 When the server closes its half of the socket, this process runs its exit handlers and ends. Invariant: a job finds the
-process as the first one did.
+process as the first one did; but from its first job on asyncio, ``asyncio_worker`` has it for that transform alone.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import contextvars
 import gc
 import itertools
 import json
+import math
 import os
 import resource
 import select
@@ -21,12 +22,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from xformd.errors import TransformDied, Unavailable, XformError
-from xformd.plugins import hookspecs, listing, loader
+from xformd.plugins import hookspecs, job, listing, loader
+from xformd.plugins.definition import Transform
 from xformd.plugins.process_state import (
     ProcessState,
     child_pids,
@@ -45,12 +48,12 @@ RECEIVE_BYTES = 256 * 1024
 
 FOLDER_MODE = 0o700
 
-MEASURE_EVERY_S = 0.02
-"""How often this process's memory is measured, at most: it takes longer than the rest of a small job's isolation."""
-
+MEASURE_EVERY_S = 0.02  # memory is measured no more often: that takes longer than a small job's other isolation
 MAX_CAUSES = 100  # of an exception; a plugin may make a circle of them
 
 NO_LIMIT = resource.RLIM_INFINITY
+
+Result = TypeVar("Result")
 
 
 def main(
@@ -75,27 +78,60 @@ def main(
 def _serve(
     channel: "_Channel", registry: Registry, listing_json: str, setup: messages.WorkerSetup, folder: Path
 ) -> NoReturn:
-    if setup.late:
-        registry = _load_late(channel, registry, setup)
+    if (loaded := _load_rest(channel, registry, setup)) is not registry:
+        registry = loaded
         listing_json = json.dumps(listing.to_json(registry))
         gc.freeze()  # what is loaded stays: the collector need not traverse it again and again
     channel.send(messages.encode_hello(os.getpid(), listing_json))
+    job.in_worker = setup.max_result_bytes, setup.memory_bytes
     runner = _JobRunner(registry, setup, channel, folder)
     while True:
         runner.run(channel.receive())
 
 
-def _load_late(channel: "_Channel", registry: Registry, setup: messages.WorkerSetup) -> Registry:
+def _load_rest(channel: "_Channel", registry: Registry, setup: messages.WorkerSetup) -> Registry:
+    """Import and warm up what the fork server has left to its workers."""
+
+    def tell(**news: object) -> None:
+        channel.send(messages.encode_news(**news))
+
+    with hookspecs.timeouts_told_to(lambda seconds: tell(timeout_s=seconds)):
+        if setup.late:
+            known = {plugin.key: plugin for plugin in registry.plugins if plugin.key not in setup.late}
+            registry = loader.load(setup.selection, known=known, around=announced("loading", setup, tell))
+        registry = warm_up(registry, setup, announced("warming_up", setup, tell), in_worker=True)
+    limit_memory(NO_LIMIT)
+    return registry
+
+
+def announced(
+    what: str,
+    setup: messages.WorkerSetup,
+    tell: Callable[..., None],
+    note: Callable[[Plugin, str], object] = lambda *_: None,  # that it leaves threads is why a worker loads it
+) -> loader.AroundPlugin:
+    """Return what makes the context for ``loading`` or ``warming_up`` a plugin: announced, limited, isolated."""
+
     @contextlib.contextmanager
-    def importing(plugin: Plugin) -> Iterator[None]:
-        channel.send(messages.encode_news(loading=plugin.key))
-        with isolated_import(len):  # no report: that it leaves threads is why it is loaded here
+    def around(plugin: Plugin) -> Iterator[None]:
+        tell(**{what: plugin.key})
+        limit_memory(data_bytes() + setup.memory_bytes)
+        with isolated_import(lambda left: note(plugin, left)):
             yield
 
-    limit_memory(data_bytes() + setup.memory_bytes)
-    known = {plugin.key: plugin for plugin in registry.plugins if plugin.key not in setup.late}
-    with hookspecs.timeouts_told_to(lambda seconds: channel.send(messages.encode_news(timeout_s=seconds))):
-        return loader.load(setup.selection, known=known, around=importing)
+    return around
+
+
+def warm_up(
+    registry: Registry, setup: messages.WorkerSetup, around: loader.AroundPlugin, *, in_worker: bool
+) -> Registry:
+    """Warm up the transforms whose warm-ups belong into each worker, or all the others."""
+
+    def is_due(plugin: Plugin, transform: Transform) -> bool:
+        is_workers = transform.warm_up_in == "worker" or plugin.key in setup.late | setup.late_warm_up
+        return is_workers == in_worker and loader.is_warmed_up(plugin, transform, setup.warm_ups)
+
+    return loader.warm_up(registry, setup.selection, is_due, around)
 
 
 class _Gone(Exception):
@@ -110,22 +146,36 @@ class _Channel:
         self._arrival = select.poll()
         self._arrival.register(connection, select.POLLIN)
         self._decoder = netstring.Decoder(max_poem_bytes + session.MAX_HEAD_BYTES)
+        self._received: deque[bytes] = deque()
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._connection.fileno()
 
     def receive(self) -> bytes:
         """Wait for the next netstring."""
-        while True:
+        while not self._received:
             # A blocking recv() is woken for nothing when the server reads the previous answer: on Linux, room to
             # write wakes every sleeper on a Unix socket. A poll() for input sleeps on.
             self._arrival.poll()
-            try:
-                data = self._connection.recv(RECEIVE_BYTES)
-            except OSError as error:
-                raise _Gone from error
-            if not data:
-                raise _Gone
-            if strings := self._decoder.decode(data):
-                (string,) = strings  # the server sends one message at a time
-                return string
+            self._read()
+        return self._received.popleft()
+
+    def receive_all(self) -> Iterator[bytes]:
+        """Yield what has come, without waiting."""
+        if self._arrival.poll(0):
+            self._read()
+        while self._received:
+            yield self._received.popleft()
+
+    def _read(self) -> None:
+        try:
+            data = self._connection.recv(RECEIVE_BYTES)
+        except OSError as error:
+            raise _Gone from error
+        if not data:
+            raise _Gone
+        self._received += self._decoder.decode(data)
 
     def send(self, data: bytes) -> None:
         """Send all of the data."""
@@ -139,42 +189,96 @@ class _JobRunner:
     """Runs jobs and sends their answers."""
 
     def __init__(self, registry: Registry, setup: messages.WorkerSetup, channel: _Channel, folder: Path) -> None:
-        self._setup = setup
-        self._channel = channel
-        self._plans = SpecCache[Spec, list[Call]](lambda spec: [calls.prepare(step, registry) for step in spec.steps])
+        self.setup = setup
+        self.channel = channel
+        self.plans = SpecCache[Spec, list[Call]](lambda spec: [calls.prepare(step, registry) for step in spec.steps])
         self._pid = os.getpid()
         self._folders = (f"{folder}/{number}" for number in itertools.count(1))
         self._folder = ""
-        self._prepare_folder()
+        self.prepare_folder()
         self._held_bytes, self._measured_at = data_bytes(), time.monotonic()
         self._children = child_pids()
         self._state = ProcessState(for_jobs=True)
         draw_other_numbers()  # than the other workers of this fork server
         self._max_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-        self._worn = ""
+        self.worn = ""
+        self._id, self._ends_at = 0, 0.0  # of the request that runs
+        self._traced_ids: Sequence[int] = ()  # of those that run
 
     def run(self, string: bytes) -> None:
-        """Run one request and answer it."""
-        request = session.decode_request(string)
-        assert isinstance(request, session.Request)  # the server sends nothing else
+        """Run one request, or the batch that it announces, and answer."""
+        if (note := messages.decode_note(string)) is not None:
+            self._run_batch([decode(self.channel.receive()) for _ in range(note[1])])
+            return
+        request = self._begin(decode(string))
         try:
-            result = self._run_all(self._plans[request.spec], request.poem)
+            steps = self.plans[request.spec]
+            if steps[0].entry.transform.runs_on_asyncio:
+                from xformd.runners import asyncio_worker  # few workers need it
+
+                asyncio_worker.serve(self, request)
+            answer = session.encode_reply(session.Reply(request.id, self._run_all(steps, request.poem)))
         except XformError as error:
-            self._clean_up()
-            self._channel.send(session.encode_refusal(session.Refusal(request.id, error)))
+            self.clean_up()
+            self.channel.send(session.encode_refusal(session.Refusal(request.id, error)))
             if isinstance(error, TransformDied):
                 os._exit(0)
         else:
-            self._clean_up()
-            self._channel.send(session.encode_reply(session.Reply(request.id, result)))
-        self._prepare_folder()  # while the server is busy with the answer
+            self.clean_up()
+            self.channel.send(answer)
+        self.prepare_folder()  # while the server is busy with the answer
 
-    def _prepare_folder(self) -> None:
+    def _begin(self, request: session.Request) -> session.Request:
+        self._id, self._ends_at = request.id, time.monotonic() + timeout_s(request)
+        self._traced_ids = traced_ids(request)
+        return request
+
+    def _run_batch(self, requests: list[session.Request]) -> None:
+        """Answer each request of a batch on its own; if the call fails for all, have them run one by one."""
+        answers = {request.id: messages.encode_note("return", request.id) for request in requests}
+        try:
+            (call,) = self.plans[requests[0].spec]
+            self._begin(max(requests, key=timeout_s))
+            self._traced_ids = traced_ids(*requests)
+            self._guard(call, self._call_batch, call, requests, answers)
+        except XformError as error:
+            if isinstance(error, TransformDied):
+                self.worn = "has run out of memory"
+        self.clean_up()
+        for answer in answers.values():
+            self.channel.send(answer)
+        self.prepare_folder()
+
+    def _call_batch(self, call: Call, requests: list[session.Request], answers: dict[int, bytes]) -> None:
+        limit_bytes, poems = self.setup.max_result_bytes, {}
+        for request in requests:
+            try:
+                calls.check_fits([call], len(request.poem), limit_bytes)
+                poems[request.id] = calls.argument(call, request.poem, self._folder)
+            except XformError as error:
+                answers[request.id] = session.encode_refusal(session.Refusal(request.id, error))
+        results = calls.invoke_batch(call, [*poems.values()]) if poems else ()
+        for request_id, result in zip(poems, results, strict=True):
+            try:
+                content = calls.content(call, result, self._folder, limit_bytes)
+                answers[request_id] = session.encode_reply(session.Reply(request_id, content))
+            except XformError as error:
+                answers[request_id] = session.encode_refusal(session.Refusal(request_id, error))
+
+    def prepare_folder(self) -> None:
+        """Make the folder of the next job, unless there is one."""
         if not self._folder:
             self._folder = next(self._folders)
             with contextlib.suppress(OSError):  # the next job says so
                 os.mkdir(self._folder, FOLDER_MODE)  # noqa: PTH102 - a Path costs as much as the system call
                 os.utime(self._folder, (0, 0))  # so that whatever is done in it shows
+
+    def make_folder(self) -> str:
+        """Make a folder for one of several jobs that run at a time; return it."""
+        folder = next(self._folders)
+        with contextlib.suppress(OSError):  # the job says so
+            os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102
+        return folder
 
     def _leave_folder(self) -> None:
         """Rename an untouched folder for the next job: making a new one takes several times as long on a disk."""
@@ -190,7 +294,8 @@ class _JobRunner:
         self._folder = ""
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _enter_folder(self) -> None:
+    def enter_folder(self) -> None:
+        """Change to the folder of the next job; raise ``Unavailable`` if it cannot have one."""
         try:
             if not os.path.isdir(self._folder):  # noqa: PTH112 - something tidies up where temporary files are
                 os.makedirs(self._folder, 0o700)  # noqa: PTH103
@@ -200,55 +305,61 @@ class _JobRunner:
             raise Unavailable("the job cannot have a folder; the server's log says why") from None
 
     def _run_all(self, steps: list[Call], poem: bytes) -> bytes:
-        calls.check_fits(steps, len(poem), self._setup.max_result_bytes)
+        calls.check_fits(steps, len(poem), self.setup.max_result_bytes)
         for index, call in enumerate(steps):
             if index:
-                self._channel.send(messages.encode_step(index))
-            poem = self._run_one(call, poem)
+                self.channel.send(messages.encode_note("step", self._id, index))
+            poem = self._guard(call, self._call, call, poem)
         return poem
 
-    def _run_one(self, call: Call, poem: bytes) -> bytes:
-        own_limit, most = call.entry.transform.memory_bytes, self._setup.memory_bytes
+    def report_run(self, start_ns: int, request_ids: Iterable[int]) -> None:
+        """Tell the server when a step of traced requests ran: from then until now."""
+        for request_id in request_ids:
+            self.channel.send(messages.encode_run(request_id, start_ns, time.monotonic_ns()))
+
+    def _guard(self, call: Call, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function that runs a step, within the limits of its transform, and undo what it leaves behind."""
+        own_limit, most = call.entry.transform.memory_bytes, self.setup.memory_bytes
         is_own = own_limit is not None and own_limit < most
         allowed_bytes = own_limit if is_own and own_limit is not None else most
         # Beyond what the process has now: what earlier jobs have left, such as the heaps of threads, is not this one's.
         if (now_s := time.monotonic()) - self._measured_at > MEASURE_EVERY_S:
             self._measured_at, self._held_bytes = now_s, data_bytes()
         limit_memory(self._held_bytes + allowed_bytes)
-        self._enter_folder()
+        self.enter_folder()
+        left_s = min(self._ends_at - now_s, call.entry.transform.timeout_s or math.inf)
+        start_ns = time.monotonic_ns()
         try:
             # Context variables that a transform sets, such as the precision of decimals, end with it.
-            return contextvars.copy_context().run(self._call, call, poem)
+            return contextvars.copy_context().run(_call_in_time, left_s, function, *arguments)
         except BaseException as error:  # SystemExit too: only the transform can have raised it
             limit_memory(NO_LIMIT)  # what follows needs memory
-            self._end_if_forked()
-            if _is_out_of_memory(error):
+            self.end_if_forked()
+            if is_out_of_memory(error):
                 limit = "its own limit" if is_own else "worker_memory_bytes"
                 message = f"{call.name} ran out of memory; {limit} is {allowed_bytes} bytes"
                 raise TransformDied(message) from None
-            raise self._explain(call, error) from None
+            raise self.explain(self._id, call, error) from None
         finally:
-            self._end_if_forked()
+            self.end_if_forked()
             limit_memory(NO_LIMIT)
+            self.report_run(start_ns, self._traced_ids)
             if lost := self._state.restore():
-                self._worn = f"is not as it was before it ran {call.name}: {', '.join(lost)}"
+                self.worn = f"is not as it was before it ran {call.name}: {', '.join(lost)}"
 
-    def _explain(self, call: Call, error: BaseException) -> XformError:
+    def explain(self, request_id: int, call: Call, error: BaseException) -> XformError:
+        """Return the error for what a transform has raised, and report it to the server's log if it is unexpected."""
         if not calls.is_expected(error):
-            make = SafeTraceback.unredacted if self._setup.shows_errors else SafeTraceback.redacted
-            self._channel.send(messages.encode_traceback(make(error)))
+            make = SafeTraceback.unredacted if self.setup.shows_errors else SafeTraceback.redacted
+            raised = calls.without_secrets(call, make(error))
+            self.channel.send(messages.encode_traceback(request_id, raised))
         return calls.explain(call, error)
 
     def _call(self, call: Call, poem: bytes) -> bytes:
-        transform, limit_bytes = call.entry.transform, self._setup.max_result_bytes
-        result = transform.function(transform.decode(poem), **call.options)
-        if isinstance(result, str) and len(result) > limit_bytes:  # to encode it would take as much memory again
-            raise calls.too_large(call, len(result), limit_bytes, "has" if result.isascii() else "has at least")
-        if len(encoded := transform.encode(result)) > limit_bytes:
-            raise calls.too_large(call, len(encoded), limit_bytes)
-        return encoded
+        result = calls.invoke(call, calls.argument(call, poem, self._folder))
+        return calls.content(call, result, self._folder, self.setup.max_result_bytes)
 
-    def _clean_up(self) -> None:
+    def clean_up(self) -> None:
         """Remove the job's folder and the processes that it has started; ask to be replaced if something is left."""
         while left := child_pids() - self._children:
             for pid in left:
@@ -259,9 +370,9 @@ class _JobRunner:
         except OSError:
             descriptor = 2 * self._max_descriptor
         if descriptor > self._max_descriptor:
-            self._worn = f"has {descriptor} descriptors open"
-        if self._worn:
-            self._channel.send(messages.encode_news(warning=self._worn))
+            self.worn = f"has {descriptor} descriptors open"
+        if self.worn:
+            self.channel.send(messages.encode_news(warning=self.worn))
 
     def _kill(self, pid: int) -> None:
         try:
@@ -272,13 +383,35 @@ class _JobRunner:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
 
-    def _end_if_forked(self) -> None:
+    def end_if_forked(self) -> None:
         """End this process if a transform has forked it and returned in the child too: only the parent may answer."""
         if os.getpid() != self._pid:
             os._exit(0)
 
 
-def _is_out_of_memory(error: BaseException | None) -> bool:
+def decode(string: bytes) -> session.Request:
+    """Decode a request."""
+    request = session.decode_request(string)
+    assert isinstance(request, session.Request)  # the server sends nothing else
+    return request
+
+
+def traced_ids(*requests: session.Request) -> Sequence[int]:
+    """Return the ids of the requests that are traced."""
+    return [request.id for request in requests if request.traceparent is not None]
+
+
+def timeout_s(request: session.Request) -> float:
+    """Return how many seconds are left to a request."""
+    return math.inf if request.timeout_ms is None else request.timeout_ms / 1000
+
+
+def _call_in_time(seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
+    with job.ends_in(seconds):
+        return function(*arguments)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception is about memory, or was raised because of one that is, unless a transform rejects a poem."""
     for _ in range(MAX_CAUSES):
         if error is None or calls.is_expected(error):

@@ -1,6 +1,6 @@
 """The server's end of one worker: its channel, its lifeline, and what it prints.
 
-Invariant: one job at a time, which hears of its own steps and answer only; a worker that sends anything else is ended.
+Invariant: a job hears of its own steps and answer only; a worker that sends anything else is ended.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import attrs
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.fdesc import readFromFD
 from twisted.internet.interfaces import IDelayedCall
@@ -20,6 +21,7 @@ from twisted.python.failure import Failure
 
 from xformd.config.resources import count_oom_kills, resident_bytes
 from xformd.errors import BadFrame, one_line, printable
+from xformd.net.deadline import cancel
 from xformd.net.transport import CHANNEL_BUFFER_BYTES, Channel
 from xformd.runners import messages
 from xformd.telemetry.tracebacks import SafeTraceback
@@ -30,12 +32,9 @@ if TYPE_CHECKING:
 
 STDERR = 2
 
-END_GRACE_S = 2.0
-"""How long a worker that is ended in order may take to run its exit handlers."""
+END_GRACE_S = 2.0  # how long a worker that is ended in order may take to run its exit handlers
 
-MAX_LINE_BYTES = 1_000
-MAX_LINES = 100
-"""Of a worker's output, logged for each job; the rest is dropped."""
+MAX_LINE_BYTES, MAX_LINES = 1_000, 100  # of a worker's output, logged for each job; the rest is dropped
 
 
 class Job(Protocol):
@@ -44,69 +43,66 @@ class Job(Protocol):
     def began(self, step: int) -> None:
         """Note that a step begins, counted from 0; the first is not reported."""
 
+    def ran(self, start_ns: int, end_ns: int) -> None:
+        """Note when the step that has ended ran: a worker tells of requests that are traced."""
+
     def raised(self, raised: SafeTraceback) -> None:
         """Note that a transform has raised something unexpected; the answer follows."""
 
     def answered(self, answer: session.Reply | session.Refusal) -> None:
-        """Take the answer: the worker is free."""
+        """Take the answer: nothing else follows."""
 
-    def died(self, reason: str) -> None:
-        """Note that the worker has ended without an answer. Called by the supervisor, which replaces it."""
+    def returned(self) -> None:
+        """Note that the batch that it was in has failed; nothing else follows."""
 
 
+@attrs.define(eq=False, slots=False)
 class WorkerHandle:
     """One worker: has it forked, sends it jobs, passes on what it answers, and ends it.
 
-    Args:
-        fork: asks the fork server for a worker that has these descriptors; raises ``OSError`` if it cannot be asked.
-        max_result_bytes: the longest answer.
-        events: the supervisor hears of it.
-        reactor: reads its channel, its lifeline and its output.
-        logs_output: whether what it prints is logged; otherwise it goes to this process's standard error.
-
-    Raises:
-        OSError: the system has no more descriptors to give, or the fork server is gone.
+    Making it raises ``OSError`` if the system has no more descriptors to give, or the fork server is gone.
     """
 
     log = Logger()
 
-    def __init__(
-        self,
-        fork: Callable[..., None],
-        max_result_bytes: int,
-        events: "Supervisor",
-        reactor: Any,
-        *,
-        logs_output: bool = True,
-    ) -> None:
-        self._events = events
-        self._reactor = reactor
+    _fork: Callable[..., None]  # asks the fork server for a worker that has these descriptors
+    _max_result_bytes: int
+    _events: "Supervisor"  # hears of it
+    _reactor: Any
+    _logs_output: bool = attrs.field(default=True, kw_only=True)  # or else it goes to this process's standard error
+
+    def __attrs_post_init__(self) -> None:
         self._why_killed = ""
         self._status = b""
-        self._job: Job | None = None
-        self._request_id = 0
+        self._jobs: dict[int, Job] = {}
         self._oom_kills = count_oom_kills()
         self._grace: IDelayedCall | None = None
         self.pid: int | None = None  # the worker's own, not its reaper's; known from its hello
         self.worn = ""  # why it asks to be replaced
-        self._decoder = netstring.Decoder(max(messages.MAX_HELLO_BYTES, max_result_bytes + session.MAX_HEAD_BYTES))
+        self.last_step = 0, 0.0  # of a job on asyncio, once it has ended: the job's id if it ran then, and its seconds
+        longest_answer = self._max_result_bytes + session.MAX_HEAD_BYTES
+        self._decoder = netstring.Decoder(max(messages.MAX_HELLO_BYTES, longest_answer))
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
             (channel, their_channel), (lifeline, their_lifeline) = (socket_pair(theirs, undo) for _ in range(2))
             their_channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
-            self._output = OutputLog(self._name, reactor, is_passed_on=not logs_output)
+            self._output = OutputLog(self._name, self._reactor, is_passed_on=not self._logs_output)
             their_output = self._output.open(theirs, undo)
-            self._channel = Channel(channel, self._receive, self._channel_lost, reactor)
+            self._channel = Channel(channel, self._receive, self._channel_lost, self._reactor)
             undo.callback(self._channel.close)
-            self._lifeline = Channel(lifeline, self._receive_status, self._ended, reactor)
+            self._lifeline = Channel(lifeline, self._receive_status, self._ended, self._reactor)
             undo.callback(self._lifeline.close)
-            fork(their_channel.fileno(), their_lifeline.fileno(), their_output)
+            self._fork(their_channel.fileno(), their_lifeline.fileno(), their_output)
             undo.pop_all()
 
-    def send(self, request: session.Request, job: Job) -> None:
-        """Send a request; ``job`` hears what becomes of it."""
+    def send(self, requests: Sequence[session.Request], jobs: Sequence[Job]) -> None:
+        """Send a request, or several as a batch; each of the ``jobs`` hears what becomes of its own."""
         self._output.allow_more()
-        self._job, self._request_id = job, request.id
-        self._channel.send(session.encode_request(request))
+        self._jobs.update(zip((request.id for request in requests), jobs, strict=True))
+        self._channel.send(messages.encode_requests(requests))
+
+    def cancel(self, request_id: int) -> None:
+        """Cancel a request on asyncio; it is answered all the same."""
+        self._channel.send(messages.encode_note("cancel", request_id))
 
     def kill(self, why: str) -> None:
         """End it and every process that it started; ``worker_ended`` follows, and nothing else of it is passed on."""
@@ -149,9 +145,11 @@ class WorkerHandle:
         self._channel.read_rest()
         self._channel.close()
         self._output.read_rest()
-        if self._grace is not None and self._grace.active():
-            self._grace.cancel()
-        self._events.worker_ended(self, self._why_killed or _describe_end(self._status, self._oom_kills))
+        cancel(self._grace)
+        status, *last_step = self._status.split() if self._status[:1].isdigit() else [self._status]
+        if last_step:
+            self.last_step = int(last_step[0]), int(last_step[1]) / 1000
+        self._events.worker_ended(self, self._why_killed or _describe_end(status, self._oom_kills))
 
     # Called by the channel.
 
@@ -173,21 +171,33 @@ class WorkerHandle:
             self.pid = hello.pid
             self._events.worker_said_hello(self, hello)
             return
-        if (job := self._job) is None:
+        if not self._jobs:
             raise ValueError("no request is running")
-        if (step := messages.decode_step(string)) is not None:
-            job.began(step)
+        if (note := messages.decode_note(string)) is not None:
+            self._heed(*note)
         elif (raised := messages.decode_traceback(string)) is not None:
-            job.raised(raised)
+            self._job(raised[0]).raised(raised[1])
+        elif (run := messages.decode_run(string)) is not None:
+            self._job(run[0]).ran(run[1], run[2])
         elif (news := messages.decode_news(string)) is not None:
             self.worn = one_line(str(news.get("warning", "")))
         else:
             answer = session.decode_reply(string)
             del string  # it may be long, and the answer holds its poem
-            if answer.id != self._request_id:
-                raise ValueError(f"request {self._request_id} is running, not {answer.id}")
-            self._job = None
-            job.answered(answer)
+            self._job(answer.id, is_over=True).answered(answer)
+
+    def _heed(self, note: str, request_id: int, index: int) -> None:
+        if note == "step":
+            self._job(request_id).began(index)
+        elif note == "return":
+            self._job(request_id, is_over=True).returned()
+        else:
+            raise ValueError(f"{note!r} is for workers")
+
+    def _job(self, request_id: int, *, is_over: bool = False) -> Job:
+        if (job := self._jobs.pop(request_id, None) if is_over else self._jobs.get(request_id)) is None:
+            raise ValueError(f"request {request_id} is not running")
+        return job
 
     def _channel_lost(self) -> None:
         # Usually the process is ending too, and its status says why.

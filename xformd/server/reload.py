@@ -8,10 +8,11 @@ import importlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager
+from operator import attrgetter
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -23,6 +24,7 @@ from xformd.plugins import listing, loader
 from xformd.plugins.definition import Transform
 from xformd.plugins.process_state import isolated_import
 from xformd.plugins.registry import BUILT_IN, Plugin, Registry
+from xformd.plugins.selection import Selection
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.runners.launcher import SLOW_AFTER_S, Launcher
@@ -30,13 +32,14 @@ from xformd.runners.messages import LeftOut, WorkerHello, WorkerSetup
 from xformd.runners.policy import Placement
 from xformd.runners.pool import WorkerPool
 from xformd.runners.supervisor import NotReady, SelfTest
+from xformd.server.examples import failing_examples
 from xformd.service import TransformService
+from xformd.telemetry.reloads import ReloadOutcome
 from xformd.telemetry.status import ServerStatus, WorkerHistory
 from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import session
 
-END_TIMEOUT_S = 10.0
-"""Killed processes end much sooner, unless the system cannot end them."""
+END_TIMEOUT_S = 10.0  # killed processes end much sooner, unless the system cannot end them
 
 
 class _Superseded(ConfigError):
@@ -46,15 +49,8 @@ class _Superseded(ConfigError):
 class Reloader:
     """The service of a server, and the plugins and workers behind it.
 
-    Args:
-        settings: of the server.
-        reactor: runs what runs here, and starts the processes.
-        report_slow: called with a plugin that takes long to be loaded; by default it is logged.
-        is_local: whether the caller is the person who runs the transforms: waits until every plugin is loaded, tells
-            in full what a transform raises, and needs no spare worker.
-
-    Raises:
-        ConfigError: a setting names something that does not exist.
+    ``on_change`` is called with the settings that a reload is about to change to, and raises ``ConfigError`` to refuse.
+    So does making one, if a setting names something that does not exist.
     """
 
     log = Logger()
@@ -64,13 +60,18 @@ class Reloader:
         settings: Settings,
         reactor: Any,
         *,
-        report_slow: Callable[[Plugin], object] | None = None,
-        is_local: bool = False,
+        report_slow: Callable[[Plugin], object] | None = None,  # of a plugin that takes long; by default it is logged
+        is_local: bool = False,  # wait for every plugin, tell in full what a transform raises, and have no spare worker
+        read_again: Callable[[], Settings] | None = None,  # for a reload, which takes what may change of them
+        warm_ups: frozenset[str] | None = None,  # names of transforms or of their distributions; None for all
     ) -> None:
         self._settings = settings
+        self._read_again = read_again
+        self.on_change: Callable[[Settings], object] = lambda _: None
         self._reactor = reactor
         self._report_slow = report_slow or self._log_slow
         self._is_local = is_local
+        self._warm_ups = warm_ups
         self._placement = Placement(settings.inline, settings.isolate, isolates_all=is_local)
         make_traceback = SafeTraceback.unredacted if is_local else SafeTraceback.redacted
         self._inline = InlineRunner(settings.limits.max_result_bytes, reactor, make_traceback=make_traceback)
@@ -83,6 +84,7 @@ class Reloader:
         self._starting: set[WorkerPool] = set()
         self._retiring: set[WorkerPool] = set()
         self._is_reloading = self._is_requested = self.is_stopping = False
+        self._waiting: list[Deferred[ReloadOutcome]] = []
         self._is_complete = is_local or settings.selection.strict
         """Whether a slow plugin is waited for: until the first generation is complete, the others are started."""
         self._left_out: LeftOut | None = None
@@ -115,9 +117,13 @@ class Reloader:
         states = {plugin.key: plugin.state for plugin in before.plugins}
         for plugin in after.plugins:
             if plugin.state == "failed" and (self._is_reloading or states.get(plugin.key) != "failed"):
-                self.log.error("plugin {plugin} failed: {reason}", plugin=plugin.label, reason=plugin.reason)
+                for reason in plugin.reasons:
+                    self.log.error("plugin {plugin} failed: {reason}", plugin=plugin.label, reason=reason)
             elif self._started.called and plugin.state == "active" and states.get(plugin.key) == "loading":
                 self.log.info("plugin {plugin} is loaded", plugin=plugin.label)
+            if plugin.warm_up_time_s > SLOW_AFTER_S and (self._is_reloading or states.get(plugin.key) != "active"):
+                message = "plugin {plugin} took {seconds:.1f} s to warm up"
+                self.log.info(message, plugin=plugin.label, seconds=plugin.warm_up_time_s)
 
     def _start_failed(self, failure: Failure) -> None:
         if self.is_stopping or failure.check(_Superseded):
@@ -136,13 +142,19 @@ class Reloader:
     def _found_slow(self, plugin: Plugin, others: LeftOut) -> None:
         """Report a plugin that takes long to be loaded; if nothing else works yet, start what does without it."""
         self._report_slow(plugin)
-        if self._left_out is None and not self._is_complete and not self.is_stopping:
-            left_out: LeftOut = {**others, plugin.key: ("loading", "it takes long to be loaded")}
+        if self._is_complete or self.is_stopping:
+            return
+        if self._left_out is None:
+            left_out: LeftOut = {**others, plugin.key: ("loading", plugin.reason)}
             Deferred.fromCoroutine(self._start_without(left_out)).addErrback(self._start_failed)
+        elif plugin.key in self._left_out:  # it has been imported meanwhile, and is warming up
+            before = self.service.registry
+            plugins = [plugin if each.key == plugin.key else each for each in before.plugins]
+            self.service.swap(self._generation(attrs.evolve(before, plugins=tuple(plugins))))
 
     def _log_slow(self, plugin: Plugin) -> None:
-        message = "plugin {plugin} is still being loaded after {seconds:g} s"
-        self.log.warn(message, plugin=plugin.label, seconds=SLOW_AFTER_S)
+        message = "plugin {plugin} is still {progress} after {seconds:g} s"
+        self.log.warn(message, plugin=plugin.label, progress=plugin.progress, seconds=SLOW_AFTER_S)
 
     async def _start_without(self, left_out: LeftOut) -> None:
         pool = self._make_pool(left_out)
@@ -173,7 +185,8 @@ class Reloader:
             quarantined_in_part=self.service.quarantined_in_part,
             in_flight=self.service.in_flight,
             memory_bytes=(("server", 1, resident_bytes()), *self._memory()),
-            loading=tuple(plugin.label for plugin in self.service.registry.with_state("loading")),
+            fingerprint=self.service.fingerprint,
+            loading=self.service.missing(),
         )
 
     def _memory(self) -> Iterator[tuple[str, int, int]]:
@@ -201,51 +214,99 @@ class Reloader:
     def _give_up_waiting(self, result: object, seconds: float) -> None:  # noqa: ARG002 - Twisted's signature
         self.log.error("some worker processes have not ended {seconds:g} s after they were killed", seconds=seconds)
 
-    def reload(self) -> Deferred[None]:
-        """Load the plugins anew, start new workers, and switch to them unless that would break a transform.
+    def reload(self) -> Deferred[ReloadOutcome]:
+        """Read the settings and load the plugins anew, start new workers, and switch to them if that breaks nothing.
 
-        Fires when that is done or has failed; during the start when that is done, and a reload follows. A reload that
-        is requested meanwhile follows too.
+        Fires with the outcome. A reload that is requested meanwhile follows, as does one during the start, and then
+        the outcome is that of the last.
         """
         self._is_requested = True
-        if not self._started.called:
-            return self._started
-        return Deferred.fromCoroutine(self._reload_while_requested())
+        waiting: Deferred[ReloadOutcome] = Deferred()
+        self._waiting.append(waiting)
+        if self._started.called and not self._is_reloading:
+            Deferred.fromCoroutine(self._reload_while_requested())
+        return waiting
 
     async def _reload_while_requested(self) -> None:
-        if self._is_reloading:
-            return
         self._is_reloading = True
+        outcome = ReloadOutcome(errors=("the server is stopping",))
         while self._is_requested and not self.is_stopping:
             self._is_requested = False
             try:
-                await self._reload()
+                outcome = ReloadOutcome(await self._reload()).logged(self.log)
             except ConfigError as error:
-                for line in (*error.details, error.message):
-                    self.log.error("not reloaded: {line}", line=line)
+                outcome = ReloadOutcome.of_mistakes(error).logged(self.log)
             except Exception:
                 self.log.failure("not reloaded")
+                outcome = ReloadOutcome(errors=("a fault of xformd: see the log",))
         self._is_reloading = False
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(outcome)
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> tuple[str, ...]:
+        """Reload, and return what has changed; raise ``ConfigError`` if nothing has."""
         self._supersede()
         self._is_complete = True
-        before = self.service.registry
+        before, selection, settings = self.service.registry, self._selection, self._settings
         importlib.invalidate_caches()
-        pool = self._make_pool({})
+        new = settings if self._read_again is None else self._read_again()
+        pool = None
         try:
+            self._settings = settings.with_changes(new)
+            self._selection = self._select_again()
+            pool = self._make_pool({})
             ready = await self._first_worker(pool)
             if isinstance(ready, NotReady):
                 raise ConfigError(f"no new worker became ready: {ready.reason}")
             registry = self._checked_registry(ready)
             if broken := [*what_breaks(before, registry)]:
                 raise ConfigError("transforms that work now would stop working", details=broken)
+            if failing := await self._failing_examples(registry, pool):
+                advice = 'mend the plugin, or set reload_check = "off"'
+                raise ConfigError(f"examples fail that did not fail before: {advice}", details=failing)
+            self.on_change(self._settings)
         except BaseException:
-            self._retire(pool)
+            self._selection, self._settings = selection, settings
+            if pool is not None:
+                self._retire(pool)
             raise
+        self.service.set_limits(self._settings.limits)
         self._swap(registry, pool)
-        for line in what_changes(before, registry):
-            self.log.info("{line}", line=line)
+        return *what_changes(before, registry), *self._settings.changes(settings, new)
+
+    async def _failing_examples(self, registry: Registry, pool: WorkerPool) -> list[str]:
+        """Run the plugins' examples in new workers; return a line for each that fails and did not before.
+
+        All plugins are tried, not only those with another version: what they stand on may have changed.
+        """
+        if self._settings.reload_check == "off" or not self._has_workers:
+            return []
+        generation = Generation(registry, self._inline, pool, self._placement, pool.quarantine)
+        limits = self._settings.limits
+        new = TransformService(generation, limits, self._reactor)
+
+        async def check(transform: Transform) -> list[str]:
+            describe = attrgetter("message")
+            return [line async for line in failing_examples(new, transform, describe, self.service)]
+
+        at_once = DeferredSemaphore(max(1, min(self._settings.worker_count, limits.max_queue)))  # more would be busy
+        checks = [
+            at_once.run(lambda each: Deferred.fromCoroutine(check(each)), entry.transform)
+            for _, entry in sorted(registry.entries.items())
+            if entry.plugin.distribution != BUILT_IN and self._is_isolated(entry.transform)
+        ]
+        lines = [line for failing in await gatherResults(checks) for line in failing]
+        if self.is_stopping:
+            raise _Superseded("the server is stopping")
+        return lines
+
+    def _select_again(self) -> Selection:
+        """Return the selection with its tables as they are now; raise ``ConfigError`` if one is wrong."""
+        new = self._settings.selection
+        selection = attrs.evolve(self._selection, settings=new.settings, commands=new.commands, required=new.required)
+        loader.find(attrs.evolve(selection, distributions=None, blocked=frozenset(), ignore_unknown=False))
+        return selection
 
     def _checked_registry(self, hello: WorkerHello) -> Registry:
         registry = self._registry_of(hello)
@@ -256,10 +317,16 @@ class Reloader:
     def _registry_of(self, hello: WorkerHello) -> Registry:
         """Make a registry from a worker's hello. Only plugins that the worker has survived are imported here."""
         wanted = listing.plugins_run_here(hello.listing, self._is_isolated)
-        own = loader.load(self._selection, only=lambda plugin: plugin.key in wanted, around=self._importing_here)
+        own = loader.load(self._selection, only=lambda plugin: plugin.key in wanted, around=self._loading_here)
+        own = loader.warm_up(own, self._selection, self._warms_up_here, self._loading_here)
         return listing.from_json(hello.listing, keep_imported(self.service.registry, own), self._is_isolated)
 
-    def _importing_here(self, plugin: Plugin) -> AbstractContextManager[None]:
+    def _warms_up_here(self, plugin: Plugin, transform: Transform) -> bool:
+        is_wanted = loader.is_warmed_up(plugin, transform, self._warm_ups)
+        warm = (entry.transform.warm_up for entry in self.service.registry.entries.values())  # before a reload
+        return is_wanted and not self._is_isolated(transform) and transform.warm_up not in warm
+
+    def _loading_here(self, plugin: Plugin) -> AbstractContextManager[None]:
         def warn(what: str) -> None:
             self.log.warn("plugin {plugin}, which runs in the server, {what}", plugin=plugin.label, what=what)
 
@@ -330,13 +397,16 @@ class Reloader:
             memory_bytes=limits.worker_memory_bytes,
             left_out=left_out,
             shows_errors=self._is_local,
+            warm_ups=self._warm_ups,
         )
         plugins = {plugin.key: plugin for plugin in loader.find(self._selection)}
         return Launcher(setup, limits.plugin_load_timeout_s, plugins, self._found_slow, self._reactor)
 
 
 @asynccontextmanager
-async def local_service(settings: Settings, report_slow: Callable[[Plugin], object]) -> AsyncIterator[TransformService]:
+async def local_service(
+    settings: Settings, report_slow: Callable[[Plugin], object], *, warm_ups: frozenset[str] | None = None
+) -> AsyncIterator[TransformService]:
     """Run transforms for the person who runs a command, in one worker until the block ends; see ``Reloader``.
 
     The service's errors tell in full what a transform raised.
@@ -345,7 +415,7 @@ async def local_service(settings: Settings, report_slow: Callable[[Plugin], obje
 
     nowhere: frozenset[str] = frozenset()  # where transforms run is a server's business
     settings = attrs.evolve(settings, workers=1, inline=nowhere, isolate=nowhere)
-    reloader = Reloader(settings, reactor, report_slow=report_slow, is_local=True)
+    reloader = Reloader(settings, reactor, report_slow=report_slow, is_local=True, warm_ups=warm_ups)
     try:
         await reloader.start()
         yield reloader.service
@@ -362,7 +432,7 @@ def choose_self_test(registry: Registry, placement: Placement) -> SelfTest | Non
         transform = entry.transform
         if entry.plugin.distribution == BUILT_IN and placement.is_isolated(transform) and transform.examples:
             example = transform.examples[0]
-            poem, result = map(transform.encode, (example.poem, example.result))
+            poem, result = example.encoded
             return SelfTest(session.Request(1, spec.build(name, example.options), poem), result)
     return None
 
@@ -387,7 +457,7 @@ def what_breaks(before: Registry, after: Registry) -> Iterator[str]:
         if name in ambiguous:
             yield f"transform {name}: {ambiguous[name]}"
         elif (plugin := failed.get(entry.plugin.distribution)) is not None:
-            yield f"transform {name}: plugin {plugin.label} failed: {plugin.reason}"
+            yield f"transform {name}: plugin {plugin.label} failed: {'; '.join(plugin.reasons)}"
         elif entry.plugin.distribution in there:
             yield f"transform {name} is gone from {entry.plugin.distribution}; if that is meant, restart the server"
 

@@ -35,6 +35,7 @@ MAX_WAITING = 10_000  # requests that wait to be written, of about 1 KiB of memo
 MAX_NAMES_CHARACTERS = 200  # of a request, which may name 32 transforms
 WAIT_S = 0.1  # how often a writer that waits for a reader looks whether it has to stop, or to open another file
 REPORT_S = 1.0  # how often dropped lines are reported at most
+LOOK_S = 1.0  # how often a writer looks whether its file has been moved, or removed
 STOP_S = 1.0  # how long a stopping server waits for the lines that are left to be written
 
 
@@ -44,12 +45,16 @@ Report = Callable[..., object]
 
 @attrs.define(kw_only=True)
 class AccessEntry(RequestTiming):
-    """A request that gets a line, and what is known of it; ``docs/operating.md`` describes the fields of the line."""
+    """A request that gets a line, a span, or both, and what is known of it.
 
-    log: "AccessLog"
+    ``docs/monitoring.md`` describes the fields of the line and the attributes of the span.
+    """
+
+    log: "AccessLog | None"
     front: Front
     peer: str
     session_id: int | None = None
+    identity: str | None = None
     method: str | None = None
     endpoint: str | None = None
     status: int | None = None
@@ -64,10 +69,12 @@ class AccessEntry(RequestTiming):
 
     def part(self) -> "AccessEntry":
         """Return the entry of a line of this batch, with the same id."""
-        return AccessEntry(self.request_id, log=self.log, front=self.front, peer=self.peer)
+        trace = None if self.trace is None else self.trace.part("line")
+        ids: Any = {"identity": self.identity, "traceparent": self.traceparent, "trace": trace}
+        return AccessEntry(self.request_id, log=self.log, front=self.front, peer=self.peer, **ids)
 
     def finish(self, code: str) -> None:
-        """Log it. Only the first outcome counts, the service's: what becomes of the connection comes later."""
+        """Log it, and end its span. Only the first outcome counts: what becomes of the connection comes later."""
         if self.code:
             return
         self.code, self.ended_at, self.total_s = code, time.time(), time.perf_counter() - self._started_s
@@ -75,7 +82,15 @@ class AccessEntry(RequestTiming):
             self.status = 200 if code == OK else ERRORS[code].http_status or InternalError.http_status
         # Not the spec itself: its options would stay in memory until the line is written.
         self.names, self.spec = None if self.spec is None else _names(self.spec), None
-        self.log.add(self)
+        if self.trace is not None:
+            self.trace.finish(self)
+        if self.log is not None:
+            self.log.add(self)
+
+    @property
+    def name(self) -> str | None:
+        """Its id: its own, or that in its session."""
+        return self.request_id if self.session_id is None else str(self.session_id)
 
     def fields(self) -> Mapping[str, Any]:
         """Return what the line has, in its order."""
@@ -84,6 +99,7 @@ class AccessEntry(RequestTiming):
             "time": utc_time(self.ended_at),
             "namespace": "access",
             "peer": self.peer,
+            "identity": self.identity,
             "front": self.front,
             "method": self.method,
             "endpoint": self.endpoint,
@@ -95,7 +111,8 @@ class AccessEntry(RequestTiming):
             "queue_s": round(self.queue_s, 6) if has_run else None,
             "run_s": round(self.run_s, 6) if has_run else None,
             "total_s": round(self.total_s, 6),
-            "request_id": self.request_id if self.session_id is None else str(self.session_id),
+            "request_id": self.name,
+            **self.trace_ids,
         }
         return {name: value for name, value in found.items() if value is not None}
 
@@ -115,11 +132,8 @@ def as_text(fields: Mapping[str, Any]) -> str:
 class LineWriter(Generic[Entry]):
     """Writes entries to a file, a FIFO or standard error.
 
-    Args:
-        name: what they are lines of.
-        file: where to; ``STDERR`` for standard error.
-        render: makes a line, in the thread.
-        report: logs a ``message``, and the ``count`` of dropped lines, in the thread; called again if it returns False.
+    In its thread, ``render`` makes a line of an entry, and ``report`` logs a ``message``, and the ``count`` of dropped
+    lines; it is called again if it returns False.
     """
 
     def __init__(self, name: str, file: Path, render: Callable[[Entry], bytes], report: Report) -> None:
@@ -130,6 +144,7 @@ class LineWriter(Generic[Entry]):
         self._why = ""
         self._reported_s = -inf
         self._must_reopen = False
+        self._next_look_s = 0.0
         self._is_torn = False  # the file ends in the middle of a line
         self._stops_s = inf  # when the writer gives up, once the server stops
         self._thread = threading.Thread()
@@ -169,10 +184,24 @@ class LineWriter(Generic[Entry]):
         self._overflowed += count
         self._why = why
 
+    @property
+    def is_stderr(self) -> bool:
+        """Whether it writes to standard error."""
+        return self._file == STDERR
+
     def reopen(self) -> None:
-        """Open the file anew, as after ``logrotate`` has renamed it."""
+        """Open the file anew, at once: one that ``logrotate`` has renamed is soon noticed without."""
         self._must_reopen = True
         self._waiting.put(None)
+
+    def move(self, file: Path) -> None:
+        """Write to another file from now on; raise ``OSError`` if it cannot be opened."""
+        if (file := file.absolute()) == self._file:
+            return
+        if (descriptor := _open(file)) != 2:  # to see that it can be: the writer opens it itself
+            os.close(descriptor)
+        self._file = file
+        self.reopen()
 
     def stop(self) -> None:
         """Write what is left, for up to ``STOP_S``."""
@@ -186,7 +215,7 @@ class LineWriter(Generic[Entry]):
     def _run(self) -> None:
         while self._stops_s == inf or not self._waiting.empty():
             lines = self._take_lines()
-            if self._must_reopen:
+            if self._must_reopen or self._has_moved():
                 self._reopen()
             if not self._write(b"".join(lines), len(lines)):
                 self._unwritten += len(lines) + self._waiting.qsize()
@@ -229,11 +258,22 @@ class LineWriter(Generic[Entry]):
             self._report_dropped()
         return True
 
+    def _has_moved(self) -> bool:
+        """Look whether another file, or none, has the name of the one that is open."""
+        if self._descriptor == 2 or (now_s := time.monotonic()) < self._next_look_s:
+            return False
+        self._next_look_s = now_s + LOOK_S
+        try:
+            return not os.path.samestat(self._file.stat(), os.fstat(self._descriptor))
+        except OSError:
+            return True
+
     def _reopen(self) -> None:
         self._must_reopen = False
         try:
             before, self._descriptor = self._descriptor, _open(self._file)
         except OSError as error:
+            self._next_look_s = time.monotonic() + 60 * LOOK_S
             self._report(message=f"the {self._name} is not opened anew: {self._file}: {error.strerror}")
         else:
             if before != 2:
@@ -251,11 +291,18 @@ class AccessLog(LineWriter[AccessEntry]):
     """Writes a line for each entry, as ``text`` or ``json``; raises ``ConfigError`` if its file cannot be opened."""
 
     def __init__(self, file: Path, log_format: str, report: Report) -> None:
-        render = json.dumps if log_format == "json" else as_text
+        self.set_format(log_format)
         try:
-            super().__init__("access log", file, lambda entry: f"{render(entry.fields())}\n".encode(), report)
+            super().__init__("access log", file, self._line, report)
         except OSError as error:
             raise ConfigError(f"cannot open {file.absolute()}: {error.strerror}", setting="access_log") from error
+
+    def set_format(self, log_format: str) -> None:
+        """Write the lines that come as ``text``, or as ``json``."""
+        self._as_line = json.dumps if log_format == "json" else as_text
+
+    def _line(self, entry: AccessEntry) -> bytes:
+        return f"{self._as_line(entry.fields())}\n".encode()
 
 
 def _open(file: Path) -> int:

@@ -1,4 +1,4 @@
-"""Write the log of a server to standard error, as text or as one JSON object on each line.
+"""Write the log of a server to standard error or a file, as text or as one JSON object on each line.
 
 Invariant: xformd puts no poem into it. Of an exception it shows only the type and the place (``tracebacks``), even
 where Twisted or asyncio logs it, and of no field a character that a terminal interprets. What a plugin itself prints in
@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TextIO
 
 from twisted.logger import (
@@ -24,11 +25,12 @@ from twisted.logger import (
     formatEvent,
     formatTime,
     globalLogBeginner,
+    globalLogPublisher,
 )
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.errors import printable, printable_json
+from xformd.errors import ConfigError, printable, printable_json
 from xformd.telemetry.access_log import STDERR, LineWriter
 from xformd.telemetry.timing import utc_time
 from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
@@ -36,22 +38,19 @@ from xformd.telemetry.tracebacks import SafeTraceback, report_uncaught
 RESERVED = ("time", "level", "namespace", "message", "traceback")
 """Keys of a line of JSON that no field of an event replaces."""
 
-MAX_LINE_CHARACTERS = 1_000
-"""The longest line that a plugin may print; a longer one is cut."""
+MAX_LINE_CHARACTERS = 1_000  # the longest line that a plugin may print; a longer one is cut
 
 LINES_A_SECOND, MAX_BURST_LINES = 10, 30
 """The rate and the burst of lines that each namespace may log, those of tracebacks included."""
 
-MAX_DEBT_LINES = 100
-"""The most that one text can overdraw its namespace's budget, however long it is."""
-
-MAX_BUDGETS = 1_000
-"""How many namespaces are tracked; a plugin may create any number."""
+MAX_DEBT_LINES = 100  # the most that one text can overdraw its namespace's budget, however long it is
+MAX_BUDGETS = 1_000  # how many namespaces are tracked; a plugin may create any number
 
 _OPERATORS = ("xformd.server.", "xformd.net.run", "xformd.net.listener", "xformd.telemetry.logs")
 """Their lines are never left out: no client can cause them."""
 
 _STREAMS = "stdout", "stderr"
+_filter = LogLevelFilterPredicate()  # of what every observer here writes
 _LEVELS = {logging.WARNING: LogLevel.warn, logging.ERROR: LogLevel.error, logging.CRITICAL: LogLevel.critical}
 
 log = Logger()
@@ -66,11 +65,12 @@ def _report(**fields: object) -> bool:
 
 _writer: LineWriter[bytes] = LineWriter("log", STDERR, bytes, _report)
 stop = atexit.register(_writer.stop)
+reopen = _writer.reopen
 
 
 def _write(text: str) -> None:
-    """Write to standard error, without waiting for whoever reads it."""
-    if sys.__stderr__ is None:
+    """Write a part of the log, without waiting for whoever reads it."""
+    if sys.__stderr__ is None and _writer.is_stderr:
         return  # it was closed, and its descriptor may be a client's by now
     data = text.encode(errors="backslashreplace")
     for start in range(0, len(data), MAX_LINE_CHARACTERS):  # a long text takes several of the places
@@ -112,17 +112,61 @@ def start(*observers: ILogObserver) -> None:
     globalLogBeginner.beginLoggingTo(observers, redirectStandardIO=False, discardBuffer=True)
 
 
-def start_server_log(log_format: str) -> None:
-    """Start the log of a server, as ``text`` or ``json``; with JSON, lines that plugins print are objects too."""
-    start(observer(log_format))
+def set_level(name: str) -> None:
+    """Write lines of this level and above: ``debug``, ``info``, ``warn`` or ``error``.
+
+    Of other libraries warnings count, unless it is ``debug``; what plugins print in the server is always written.
+    """
+    level = LogLevel.levelWithName(name)
+    _filter.setLogLevelForNamespace("", level if level == LogLevel.debug else max(level, LogLevel.warn))
+    _filter.setLogLevelForNamespace("xformd", level)
+    for stream in _STREAMS:
+        _filter.setLogLevelForNamespace(stream, LogLevel.info)
+
+
+set_level("info")
+
+
+def start_server_log(log_format: str, file: Path = STDERR, level: str = "info") -> None:
+    """Start the log of a server, as ``text`` or ``json``; with JSON, lines that plugins print are objects too.
+
+    Raises:
+        ConfigError: the file cannot be opened.
+    """
+    set_level(level)
+    _write_to(file)
+    _set_format(log_format)
+    start(_observer)
+    logging.getLogger().addHandler(LoggingHandler(logging.WARNING))
+    report_uncaught(_log_uncaught)
+
+
+def change_server_log(log_format: str, file: Path, level: str) -> None:
+    """Go on in this format, file and level; raise as ``start_server_log`` does. Twistd's log is in the file too."""
+    _write_to(file)
+    set_level(level)
+    if isinstance(sys.stdout, QueuedStream):
+        if isinstance(sys.stdout, LoggedStream) != (log_format == "json"):
+            _set_format(log_format)
+    elif file != STDERR:
+        globalLogPublisher.addObserver(observer(log_format))
+
+
+def _write_to(file: Path) -> None:
+    try:
+        _writer.move(file)
+    except OSError as error:
+        raise ConfigError(f"cannot open {file.absolute()}: {error.strerror}", setting="log_file") from error
+
+
+def _set_format(log_format: str) -> None:
+    _lines.render = _RENDER[log_format]
     if log_format == "json":
         sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info)
         sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error)
     else:
         sys.stdout, sys.stderr = streams = QueuedStream(sys.stdout), QueuedStream(sys.stderr)
         streams[1].budgets = streams[0].budgets
-    logging.getLogger().addHandler(LoggingHandler(logging.WARNING))
-    report_uncaught(_log_uncaught)
 
 
 def _log_uncaught(where: str, raised: SafeTraceback) -> None:
@@ -131,10 +175,8 @@ def _log_uncaught(where: str, raised: SafeTraceback) -> None:
 
 def observer(log_format: str = "text") -> ILogObserver:
     """Return an observer that writes warnings, errors, and xformd's own information to standard error."""
-    levels = LogLevelFilterPredicate(defaultLogLevel=LogLevel.warn)
-    for namespace in ("xformd", *_STREAMS):
-        levels.setLogLevelForNamespace(namespace, LogLevel.info)
-    return FilteringLogObserver(LineObserver(_write, as_json if log_format == "json" else as_text), [levels])
+    _lines.render = _RENDER[log_format]
+    return _observer
 
 
 def json_observer() -> ILogObserver:
@@ -148,15 +190,15 @@ class LineObserver:
 
     def __init__(self, write: Callable[[str], object], render: Callable[[LogEvent], str]) -> None:
         self._write = write
-        self._render = render
+        self.render = render
         self._budgets = _Budgets()
 
     def __call__(self, event: LogEvent) -> None:
         """Write an event."""
         try:
-            text = self._render(event)
+            text = self.render(event)
         except Exception as error:  # an event's fields may be objects that raise when they are formatted
-            text = self._render(
+            text = self.render(
                 {"log_format": f"cannot render an event: {type(error).__name__}", "log_level": LogLevel.error}
             )
         namespace = str(event.get("log_namespace"))
@@ -208,6 +250,11 @@ def _message_and_traceback(event: LogEvent) -> tuple[str, str]:
     traceback = event.get("traceback")
     traceback = traceback if isinstance(traceback, str) else ""
     return _beginning(formatEvent(event).removesuffix(traceback)).rstrip("\n"), traceback
+
+
+_RENDER = {"text": as_text, "json": as_json}
+_lines = LineObserver(_write, as_text)
+_observer = FilteringLogObserver(_lines, [_filter])
 
 
 class LoggingHandler(logging.Handler):

@@ -20,32 +20,24 @@ from xformd.errors import AmbiguousTransform, NoSuchTransform
 Front = Literal["netstring", "classic", "session", "http"]
 """How a request came. ``netstring`` is a connection that ended before its first netstring named its dialect."""
 
-OK = "ok"
-"""The code of success; all other codes are in the table of errors."""
-
-SEVERAL = "(several)"
-"""The transform of a request with several steps."""
-
-UNKNOWN = "(unknown)"
-"""The transform of a request for an unregistered one."""
+OK = "ok"  # the code of success; all other codes are in the table of errors
+SEVERAL = "(several)"  # the transform of a request with several steps
+UNKNOWN = "(unknown)"  # the transform of a request for an unregistered one
 
 NONE = "(none)"
 """The transform of a request that never reached the service: it was malformed, say, or the server is stopping."""
 
-OTHERS = "(others)"
-"""The transform of requests for any after ``MAX_TRANSFORMS``, which takes many reloads."""
+OTHERS = "(others)"  # the transform of requests for any after ``MAX_TRANSFORMS``, which takes many reloads
 
 MAX_TRANSFORMS = 1_000
 """How many transforms have their own label. One that a reload removes keeps its label and figures."""
 
-FOLD_AT = 1_024
-"""Requests to collect before they are added to the histograms together, at a fraction of the cost."""
+FOLD_AT = 1_024  # requests to collect before they are added to the histograms together, at a fraction of the cost
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Bounds of times, in seconds: from what a simple transform takes to the default limit."""
 
-BYTES = tuple(16 * 4**power for power in range(11))
-"""Bounds of sizes, in bytes: 16, 64, ... 16 MiB."""
+BYTES = tuple(16 * 4**power for power in range(11))  # bounds of sizes, in bytes: 16, 64, ... 16 MiB
 
 _UNKNOWN_CODES = (NoSuchTransform.code, AmbiguousTransform.code)
 

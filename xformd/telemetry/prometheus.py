@@ -1,11 +1,12 @@
-"""Export a server's metrics to Prometheus; ``docs/metrics.md`` describes each of them.
+"""Export a server's metrics to Prometheus; ``docs/monitoring.md`` shows what each says of itself.
 
 Invariant: only xformd's own metrics appear here, never what a plugin registers: the registry is not the global one. All
 figures are collected at the time of the request, unless that takes long.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import inf
 
 import attrs
@@ -17,7 +18,10 @@ from prometheus_client.registry import Collector
 from xformd import __version__
 from xformd.errors import printable
 from xformd.telemetry.metrics import ConnectionStats, Histogram, Metrics
-from xformd.telemetry.status import ServerStatus, WorkerHistory
+from xformd.telemetry.reloads import ReloadHistory
+from xformd.telemetry.status import ServerStatus
+
+Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 
 LONG_S = 0.02
 """A page that takes longer is kept for a while: of 300 transforms it takes 90 ms, and anybody may ask for it."""
@@ -32,6 +36,8 @@ class Sources:
     plugins: Callable[[], Iterable[tuple[str, str, str, str]]]
     connection_stats: Callable[[], Mapping[str, ConnectionStats]]
     access_log_dropped: Callable[[], int] = lambda: 0
+    reloads: Callable[[], ReloadHistory] = ReloadHistory
+    jobs: Callable[[], Mapping[str, int]] = dict  # how many there are, by state
 
 
 class PrometheusExporter(Collector):
@@ -63,27 +69,26 @@ class PrometheusExporter(Collector):
         sources = self._sources
         sources.metrics.fold()
         yield from _requests(sources.metrics)
-        status = sources.status()
-        yield from _status(status, names_shares=self._names_shares)
-        yield _worker_cpu(status.history, names_shares=self._names_shares)
+        yield from _status(sources.status(), names_shares=self._names_shares)
         yield from _connections(sources.connection_stats())
         text = "Lines of the access log that were not written."
         yield CounterMetricFamily("xformd_access_log_dropped", text, value=sources.access_log_dropped())
+        by_state = [([state], count) for state, count in sources.jobs().items()]
+        yield _gauges("xformd_jobs", "Jobs over HTTP that are kept, by their state.", "state", by_state)
+        yield from _reloads(sources.reloads())
         yield from _facts(sources.plugins())
 
 
 def _requests(metrics: Metrics) -> Iterator[Metric]:
-    requests = CounterMetricFamily("xformd_requests", "Requests that are done.", labels=["transform", "front", "code"])
-    for labels, count in sorted(metrics.requests.items()):
-        requests.add_metric(labels, count)
-    yield requests
-    run_s = HistogramMetricFamily("xformd_run_seconds", "How long transforms ran.", labels=["transform"])
+    text = "Requests that are done, by their outcome."
+    yield _counters("xformd_requests", text, "transform front code", sorted(metrics.requests.items()))
+    run_s = HistogramMetricFamily("xformd_run_seconds", "How long transforms ran, wherever.", labels=["transform"])
     for transform, histogram in metrics.run_seconds:
         run_s.add_metric([transform], _buckets(histogram), histogram.sum)
     yield run_s
     for name, text, histogram in (
-        ("xformd_queue_seconds", "How long requests waited for a worker.", metrics.queue_seconds),
-        ("xformd_poem_bytes", "How long the poems were.", metrics.poem_bytes),
+        ("xformd_queue_seconds", "How long requests waited for a worker, if at all.", metrics.queue_seconds),
+        ("xformd_poem_bytes", "How long the poems were that reached the service.", metrics.poem_bytes),
         ("xformd_result_bytes", "How long the results were.", metrics.result_bytes),
     ):
         yield HistogramMetricFamily(name, text, buckets=_buckets(histogram), sum_value=histogram.sum)
@@ -92,76 +97,70 @@ def _requests(metrics: Metrics) -> Iterator[Metric]:
 def _status(status: ServerStatus, *, names_shares: bool) -> Iterator[Metric]:
     yield _gauge("xformd_in_flight", "Requests that wait for their outcome.", status.in_flight)
     yield _gauge("xformd_queue_length", "Jobs that wait for a worker.", status.queue_length)
-    yield _gauge("xformd_queue_limit", "How many jobs may wait.", status.max_queue)
-    workers = GaugeMetricFamily("xformd_workers", "Worker processes, by what they do.", labels=["state"])
-    for state, count in status.workers.items():
-        workers.add_metric([state], count)
-    yield workers
+    yield _gauge("xformd_queue_limit", "How many jobs may wait: max_queue.", status.max_queue)
+    by_state = [([state], count) for state, count in status.workers.items()]
+    yield _gauges("xformd_workers", "Worker processes, by what they do.", "state", by_state)
     yield _gauge("xformd_workers_needed", "1 if there are transforms that run in workers.", status.needs_workers)
     yield _gauge("xformd_workers_proven", "Workers that have passed their self-test.", status.proven_workers)
-    memory = GaugeMetricFamily(
-        "xformd_process_memory_bytes", "Resident memory, shared memory included.", labels=["process", "number"]
-    )
-    for process, number, used_bytes in status.memory_bytes:
-        memory.add_metric([process, str(number)], used_bytes)
-    yield memory
+    text = "Resident memory; what workers share with their fork server is in the figure of each."
+    memory = [([process, str(number)], used_bytes) for process, number, used_bytes in status.memory_bytes]
+    yield _gauges("xformd_process_memory_bytes", text, "process number", memory)
+    text = "1: what tells the transforms of this server from those of another."
+    yield _gauges("xformd_transforms_info", text, "fingerprint", [([status.fingerprint], 1)])
     history = status.history
     for name, text, count in (
-        ("xformd_worker_starts", "Worker processes that were started.", history.starts),
-        ("xformd_worker_failed_starts", "Starts of workers that failed.", history.failed_starts),
-        ("xformd_worker_deaths", "Workers that ended unexpectedly.", history.deaths),
+        ("xformd_worker_starts", "Worker processes that were started, also to replace others.", history.starts),
+        ("xformd_worker_failed_starts", "Starts that failed, which delays the next.", history.failed_starts),
+        ("xformd_worker_deaths", "Workers that crashed, ran out of memory or were killed.", history.deaths),
     ):
         yield CounterMetricFamily(name, text, value=count)
-    quarantined = GaugeMetricFamily(
-        "xformd_quarantined", "1 for each transform in quarantine.", labels=["transform", "scope"]
-    )
-    for name in sorted(status.quarantined):
-        quarantined.add_metric([name, "all"], 1)
-    for name in sorted(status.quarantined_in_part) if names_shares else ():
-        quarantined.add_metric([name, "part"], 1)
-    yield quarantined
-
-
-def _worker_cpu(history: WorkerHistory, *, names_shares: bool) -> Metric:
-    used = CounterMetricFamily("xformd_worker_cpu_seconds", "CPU time of jobs.", labels=["share"])
-    for share, seconds in sorted(history.cpu_s.items()) if names_shares else ():
-        used.add_metric([share], seconds)
-    if not names_shares:
-        used.add_metric(["(all)"], sum(history.cpu_s.values()))
-    return used
+    quarantined = [([name, "all"], 1) for name in sorted(status.quarantined)]
+    if names_shares:
+        quarantined += [([name, "part"], 1) for name in sorted(status.quarantined_in_part)]
+    yield _gauges("xformd_quarantined", "1 for each transform in quarantine.", "transform scope", quarantined)
+    cpu_s = history.cpu_s if names_shares else {"(all)": sum(history.cpu_s.values())}
+    by_share = [([share], used_s) for share, used_s in sorted(cpu_s.items())]
+    text = "CPU time of jobs, without the processes that they start."
+    yield _counters("xformd_worker_cpu_seconds", text, "share", by_share)
 
 
 def _connections(connection_stats: Mapping[str, ConnectionStats]) -> Iterator[Metric]:
-    are_open = GaugeMetricFamily("xformd_connections", "Open connections.", labels=["front"])
-    refused = CounterMetricFamily(
-        "xformd_connections_refused", "Connections that were refused.", labels=["front", "limit"]
-    )
-    cut_off = CounterMetricFamily(
-        "xformd_connections_cut_off", "Connections that were closed because they took too long.", labels=["front"]
-    )
-    for front, stats in connection_stats.items():
-        are_open.add_metric([front], stats.open)
-        for limit, count in sorted(stats.refused.items()):
-            refused.add_metric([front, limit], count)
-        cut_off.add_metric([front], stats.cut_off)
-    yield from (are_open, refused, cut_off)
+    found = connection_stats.items()
+    yield _gauges("xformd_connections", "Open connections.", "front", [([front], stats.open) for front, stats in found])
+    refused = [([front, limit], count) for front, stats in found for limit, count in sorted(stats.refused.items())]
+    yield _counters("xformd_connections_refused", "Connections closed for a limit.", "front limit", refused)
+    cut_off = [([front], stats.cut_off) for front, stats in found]
+    text = "Connections that were aborted because the client was too slow to send or to read."
+    yield _counters("xformd_connections_cut_off", text, "front", cut_off)
+
+
+def _reloads(history: ReloadHistory) -> Iterator[Metric]:
+    ended = [(["ok"], history.succeeded), (["failed"], history.failed)]
+    yield _counters("xformd_reloads", "Reloads that have ended.", "outcome", ended)
+    text = "When the settings and plugins that are in use were read, in seconds since 1970."
+    yield _gauge("xformd_last_reload_success_timestamp_seconds", text, history.last_success_at)
 
 
 def _facts(found: Iterable[tuple[str, str, str, str]]) -> Iterator[Metric]:
-    plugins = GaugeMetricFamily(
-        "xformd_plugin_info", "1 for each plugin.", labels=["plugin", "distribution", "version", "state"]
-    )
     # Without duplicates: Prometheus rejects the whole page for one. Printable: a file's name may not be UTF-8.
-    for labels in sorted({tuple(map(printable, each)) for each in found}):
-        plugins.add_metric(labels, 1)
-    yield plugins
-    build = GaugeMetricFamily("xformd_build_info", "1: the version that runs.", labels=["version"])
-    build.add_metric([__version__], 1)
-    yield build
+    plugins = [(each, 1) for each in sorted({tuple(map(printable, each)) for each in found})]
+    yield _gauges("xformd_plugin_info", "1 for each plugin.", "plugin distribution version state", plugins)
+    yield _gauges("xformd_build_info", "1: the version that runs.", "version", [([__version__], 1)])
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def _labelled(kind: Family, name: str, text: str, labels: str, rows: Iterable[tuple[Sequence[str], float]]) -> Metric:
+    family = kind(name, text, labels=labels.split())
+    for values, value in rows:
+        family.add_metric(values, value)
+    return family
+
+
+_gauges = partial(_labelled, GaugeMetricFamily)
+_counters = partial(_labelled, CounterMetricFamily)
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:

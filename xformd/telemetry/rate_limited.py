@@ -10,8 +10,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-MAX_KINDS = 10
-"""All further kinds in a period share one line: a client may go through all transforms."""
+MAX_KINDS = 10  # all further kinds in a period share one line: a client may go through all transforms
 
 
 class RateLimitedLog:

@@ -7,8 +7,7 @@ from typing import Any
 import attrs
 
 MAX_SHARES = 1_000
-OTHER_SHARES = "(others)"
-"""All shares after the first ``MAX_SHARES``, together."""
+OTHER_SHARES = "(others)"  # all shares after the first ``MAX_SHARES``, together
 
 READY, DEGRADED, NOT_READY = "ready", "degraded", "not ready"
 
@@ -42,16 +41,15 @@ class ServerStatus:
     quarantined: frozenset[str]  # transforms
     quarantined_in_part: frozenset[str] = frozenset()  # for some shares, or for long poems, only
     in_flight: int  # accepted requests that are not done yet
-    loading: tuple[str, ...] = ()  # plugins
+    fingerprint: str = ""  # of its transforms: what tells them from those of another server
+    loading: str = ""  # which plugins are still being loaded, in words
     memory_bytes: tuple[tuple[str, int, int], ...] = ()  # ``server``, ``fork-server`` or ``worker``, its number, bytes
 
 
 def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
-    """Decide whether a server can take requests.
+    """Decide whether a server can take requests; the ``reasons`` explain it to a person.
 
-    Returns:
-        ``status`` is ``ready``, ``degraded`` (takes requests, but some transforms are missing) or ``not ready``;
-        ``reasons`` explains it to a person.
+    The ``status`` is ``ready``, ``degraded`` (takes requests, but some transforms are missing) or ``not ready``.
     """
     reasons = []
     if is_stopping:
@@ -61,11 +59,12 @@ def readiness(status: ServerStatus, *, is_stopping: bool) -> dict[str, Any]:
     if not status.takes_newcomers:
         reasons.append(f"the queue is full: {status.queue_length} jobs are waiting")
     verdict = NOT_READY if reasons else DEGRADED if status.quarantined or status.loading else READY
-    reasons += [f"plugin {plugin} is still being loaded" for plugin in status.loading]
+    reasons += [status.loading] if status.loading else []
     reasons += [f"transform {name} is in quarantine" for name in sorted(status.quarantined)]
     return {
         "status": verdict,
         "reasons": reasons,
+        "fingerprint": status.fingerprint,
         "quarantined": sorted(status.quarantined),
         "workers": dict(status.workers),
         "queue_length": status.queue_length,

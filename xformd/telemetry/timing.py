@@ -6,14 +6,20 @@ Invariant: without a ``RequestTiming`` no clock is read, so only requests that a
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
+
+if TYPE_CHECKING:
+    from xformd.telemetry.tracing import RequestTrace
 
 
 @attrs.define
 class RequestTiming:
-    """The seconds that a request waited for workers and ran, in all steps of its pipeline; and its name in the log."""
+    """The seconds that a request waited for workers and ran, in all steps of its pipeline; and its names in the log.
+
+    ``traceparent`` is its caller's, and ``trace`` what is recorded of it, if it is sampled.
+    """
 
     request_id: str | None = None
     queue_s: float = 0.0
@@ -21,16 +27,22 @@ class RequestTiming:
     _clock: Callable[[], float] = time.perf_counter
     _phase: Literal["waits", "runs"] | None = None
     _since_s: float = 0.0
+    traceparent: str | None = None
+    trace: "RequestTrace | None" = None
 
     def waits(self) -> None:
         """Start to count time as waiting for a worker."""
         self.ends()
         self._phase, self._since_s = "waits", self._clock()
+        if self.trace is not None:
+            self.trace.waits()
 
-    def runs(self) -> None:
-        """Start to count time as running."""
+    def runs(self, name: str = "") -> None:
+        """Start to count time as running a transform."""
         self.ends()
         self._phase, self._since_s = "runs", self._clock()
+        if self.trace is not None:
+            self.trace.runs(name)
 
     def ends(self) -> None:
         """Stop the clock; a second call changes nothing."""
@@ -42,6 +54,20 @@ class RequestTiming:
         else:
             self.run_s += passed_s
         self._phase = None
+        if self.trace is not None:
+            self.trace.ends()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a transform has begun to run."""
+        return self._phase == "runs" or self.run_s > 0
+
+    @property
+    def trace_ids(self) -> dict[str, str]:
+        """Its ids in logs: those of its span, or that of its caller's trace, where there are any."""
+        if self.trace is not None:
+            return {"trace_id": self.trace.trace_id, "span_id": self.trace.span_id}
+        return {} if self.traceparent is None else {"trace_id": self.traceparent[3:35]}
 
 
 def utc_time(seconds: float) -> str:
@@ -51,7 +77,9 @@ def utc_time(seconds: float) -> str:
 
 def log_fields(timing: RequestTiming | None) -> Mapping[str, Any]:
     """Return the fields that name a request in a log event; ``log_of_request`` is for its message."""
-    request_id = timing.request_id if timing is not None else None
-    if request_id is None:
+    if timing is None:
         return {"log_of_request": ""}
-    return {"request_id": request_id, "log_of_request": f" (request {request_id})"}
+    ids, request_id = timing.trace_ids, timing.request_id
+    if request_id is None:
+        return {"log_of_request": "", **ids}
+    return {"request_id": request_id, "log_of_request": f" (request {request_id})", **ids}

@@ -17,14 +17,9 @@ import attrs
 
 from xformd.errors import one_line, printable, safe_str
 
-MAX_FRAMES = 20
-"""The innermost frames of each exception: an endless recursion must not fill the log."""
-
-MAX_CHAIN = 5
-"""An exception and its causes."""
-
-MAX_ERRNO = 4_096
-"""No system has a higher one; an exception that a plugin makes may."""
+MAX_FRAMES = 20  # the innermost frames of each exception: an endless recursion must not fill the log
+MAX_CHAIN = 5  # an exception and its causes
+MAX_ERRNO = 4_096  # no system has a higher one; an exception that a plugin makes may
 
 MAX_TRACEBACK_CHARACTERS = 16_384
 

@@ -4,15 +4,14 @@ Invariant: it is what the poetry tutorial's programs speak, byte for byte. Nothi
 wire.
 """
 
-import attrs
+from typing import NamedTuple
 
 from xformd import spec
 from xformd.errors import BadRequest
 from xformd.wire import netstring
 
 
-@attrs.frozen
-class Request:
+class Request(NamedTuple):
     """A client's request: ``<spec>.<poem>``."""
 
     spec: spec.Spec
@@ -25,13 +24,9 @@ def encode_request(request: Request) -> bytes:
 
 
 def decode_request(string: bytes) -> Request:
-    """Decode what a client has sent.
+    """Decode what a client has sent: the inside of its netstring, in which the first ``.`` ends the spec.
 
-    Args:
-        string: the inside of its netstring, ``<spec>.<poem>``; the first ``.`` ends the spec.
-
-    Raises:
-        BadRequest: there is no ``.`` where there must be one, or the spec does not parse.
+    Raises ``BadRequest`` if there is no ``.`` where there must be one, or the spec does not parse.
     """
     dot = string.find(b".", 0, spec.MAX_SPEC_BYTES + 1)
     if dot < 0:

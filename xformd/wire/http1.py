@@ -16,11 +16,8 @@ from xformd.errors import BadRequest, TooLarge
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers together; the framing of a chunked body and its trailers have the same limit."""
 
-MAX_FIELDS = 1_000
-"""Header fields of one request: each costs far more to handle than to send."""
-
-FREE_FRAMING_BYTES = 8
-"""Chunk framing for each byte of a body that does not count against ``MAX_HEAD_BYTES``."""
+MAX_FIELDS = 1_000  # header fields of one request: each costs far more to handle than to send
+FREE_FRAMING_BYTES = 8  # chunk framing for each byte of a body that does not count against ``MAX_HEAD_BYTES``
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "QUERY")
 """The registered ones that clients try, but for CONNECT: what follows one of those is not HTTP."""
@@ -56,11 +53,9 @@ _EMPTY: Mapping[bytes, bytes] = {}
 
 
 class HttpError(BadRequest):
-    """A request was refused. Nothing that follows it on the connection may be read.
+    """A request was refused, with the HTTP status that fits. Nothing that follows it on the connection may be read.
 
-    Attributes:
-        status: the HTTP status that fits.
-        headers: of the request, if its head could be read.
+    ``headers`` are those of the request, if its head could be read.
     """
 
     def __init__(self, status: int, message: str, headers: Mapping[bytes, bytes] = _EMPTY) -> None:
@@ -75,28 +70,16 @@ class HttpError(BadRequest):
 
 
 class RequestHead(NamedTuple):
-    """A request without its body.
+    """A request without its body. Its headers are stripped; those of one name joined with ``, `` (RFC 9110, 5.3)."""
 
-    Attributes:
-        method: one of ``METHODS``.
-        target: path and query, as they were sent; ``*`` stands for the server as a whole.
-        host: the authority that the request is for, as it was sent: of an absolute target, else of ``Host``.
-        headers: by name in lower case, without the white space around them. Fields with the same name are joined with
-            ``, `` (RFC 9110, 5.3).
-        body_bytes: the length of the body; 0 where there is none, None where it comes in chunks.
-        is_1_0: whether the client speaks HTTP/1.0.
-        keeps_alive: whether the client may send another request after this one.
-        expects_continue: whether the client waits for ``100 Continue`` before it sends the body.
-    """
-
-    method: str
-    target: bytes
-    host: bytes
-    headers: Mapping[bytes, bytes]
-    body_bytes: int | None
-    is_1_0: bool
-    keeps_alive: bool
-    expects_continue: bool
+    method: str  # one of ``METHODS``
+    target: bytes  # path and query, as they were sent; ``*`` stands for the server as a whole
+    host: bytes  # the authority that the request is for, as it was sent: of an absolute target, else of ``Host``
+    headers: Mapping[bytes, bytes]  # by name in lower case
+    body_bytes: int | None  # the length of the body; 0 where there is none, None where it comes in chunks
+    is_1_0: bool  # the client speaks HTTP/1.0
+    keeps_alive: bool  # the client may send another request after this one
+    expects_continue: bool  # the client waits for ``100 Continue`` before it sends the body
 
 
 class End(enum.Enum):
@@ -120,9 +103,7 @@ _HEAD, _BODY, _CHUNK_SIZE, _CHUNK, _CHUNK_END, _TRAILERS = _State
 class RequestParser:
     """Parses the requests of one connection, one after the other. After an error it must not be used again.
 
-    Args:
-        max_body_bytes: the longest body that may come in chunks. One that announces its length is the caller's to
-            refuse.
+    ``max_body_bytes`` is for bodies in chunks: one that announces its length is the caller's to refuse.
     """
 
     __slots__ = ("_checked", "_data", "_framing", "_left", "_max_body_bytes", "_position", "_room", "_state")
@@ -160,14 +141,9 @@ class RequestParser:
         self._data, self._position = data, 0
 
     def next_event(self) -> RequestHead | bytes | End | None:
-        """Parse what comes next.
+        """Parse what comes next; raise ``HttpError`` if the request is refused.
 
-        Returns:
-            For each request its head; then its body, in pieces, if it has one; then ``END``. None where more has to
-            arrive first.
-
-        Raises:
-            HttpError: the request is refused.
+        Each request gives its head; then its body, in pieces, if it has one; then ``END``. None where more has to come.
         """
         if self._state is _HEAD:
             return self._next_head()
@@ -181,10 +157,9 @@ class RequestParser:
         return self._take()
 
     def take_whole_body(self) -> bytes | None:
-        """Return the body of the request whose head came last, if all of it is here: nearly always it is.
+        """Return the body of the request whose head came last, and end it, if all is here: nearly always it is.
 
-        Returns:
-            The body, which may be empty, and with which the request ends; None where it comes in events.
+        Return None where it comes in events.
         """
         end = self._position + self._left
         if self._state is not _BODY or end > len(self._data):

@@ -14,15 +14,17 @@ from xformd.errors import BadFrame, TooLarge
 Violation = Literal["bad_length", "bad_terminator", "too_long"]
 
 _COLON, _COMMA, _ZERO, _NINE = b":,09"
+_TLS = {
+    21: "it speaks TLS: use --tls, or tls: in its address",
+    22: "the peer speaks TLS, and this port plain netstrings: leave out --tls, or set tls_certificate",
+}
+"""What the first byte of a stream means that is an alert of TLS, or a handshake."""
 
 
 class NetstringError(BadFrame):
-    """The stream broke the netstring format.
+    """The stream broke the netstring format, at an ``offset`` from its start.
 
-    Attributes:
-        violation: which rule was broken.
-        offset: of the offending byte, from the start of the stream.
-        strings: those that the same call had decoded before it.
+    ``strings`` are those that the same call had decoded before.
     """
 
     def __init__(self, violation: Violation, offset: int, strings: list[bytes], message: str) -> None:
@@ -48,11 +50,7 @@ def _header_pattern(max_digits: int) -> re.Pattern[bytes]:
 
 
 class Decoder:
-    """Decodes a stream piece by piece. Once it has raised an error, it raises the same one again.
-
-    Args:
-        max_length: the longest string to accept, in bytes.
-    """
+    """Decodes a stream piece by piece. Once it has raised an error, it raises the same one again."""
 
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
@@ -82,9 +80,7 @@ class Decoder:
     def feed(self, data: bytes, position: int = 0) -> None:
         """Keep bytes for the next call of ``decode``.
 
-        Args:
-            data: the next bytes of the stream.
-            position: how many of them the caller has decoded, up to where a netstring begins; 0 if any are unread.
+        The caller has decoded them up to a ``position`` where a netstring begins; it must be 0 if any are unread.
         """
         if self._position < len(self._data):
             data = self._data[self._position :] + data
@@ -105,14 +101,10 @@ class Decoder:
         return self._length if self._body is not None and self._length is not None else self._last_length
 
     def decode(self, data: bytes = b"", max_strings: int | None = None) -> list[bytes]:
-        """Decode bytes, and return the strings that are complete.
+        """Decode bytes, split anywhere, and return the strings that are complete.
 
-        Args:
-            data: the next bytes of the stream, split anywhere.
-            max_strings: stop after this many; what follows is kept for the next call.
-
-        Raises:
-            NetstringError: at the first byte that breaks the format; its ``strings`` were fine.
+        What follows ``max_strings`` is kept for the next call. ``NetstringError`` comes at the first byte that breaks
+        the format; its ``strings`` were fine.
         """
         if self._error is not None:
             raise self._error
@@ -160,7 +152,9 @@ class Decoder:
         if byte == _COLON and length is not None:
             self._body = io.BytesIO()
         elif not _ZERO <= byte <= _NINE:
-            self._fail("bad_length", position, strings, "a netstring starts with its length and a colon")
+            is_first = self._dropped + position == 0
+            message = _TLS.get(byte) if is_first else None
+            self._fail("bad_length", position, strings, message or "a netstring starts with its length and a colon")
         elif length == 0:
             self._fail("bad_length", position, strings, "a netstring's length has no leading zeros")
         else:

@@ -9,27 +9,23 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
-
-import attrs
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote, unquote
 
 from xformd.errors import ERRORS, REDACTED, BadFrame, BadRequest, InternalError, XformError, one_line
-from xformd.limits import MIB
-from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, Spec, is_valid_name, parse
+from xformd.spec import MAX_SPEC_BYTES, SHORT_CHARACTERS, TRACEPARENT, Spec, is_valid_name, parse
 from xformd.wire import netstring
 
 OPENING = b"xformd/2"
 """A client's first string. It holds no ``.``, so that a server that knows only the classic dialect refuses it."""
 
-CONNECTION_ID = 0
-"""The id of the server's messages about the connection itself."""
-
-MAX_ID = 2**53 - 1
-"""The largest integer that every JSON and JavaScript implementation holds exactly."""
+CONNECTION_ID = 0  # the id of the server's messages about the connection itself
+MAX_ID = 2**53 - 1  # the largest integer that every JSON and JavaScript implementation holds exactly
 
 MAX_HEAD_BYTES = MAX_SPEC_BYTES + 1_024
 """The longest head, which ends at the first ``.``: an id, a spec and a few attributes."""
 
+MIB = 1024 * 1024
 MAX_WAIT_MS = 24 * 60 * 60 * 1_000  # nothing waits for longer because a peer says so
 MAX_LISTING_BYTES, MAX_VALUES, MAX_ROWS, MAX_DEPTH = 4 * MIB, 250_000, 10_000, 16
 """Room for 5,000 transforms with options and examples. The worst within it takes a client 70 MB and 0.5 s."""
@@ -43,11 +39,15 @@ _LISTING = {
     "conflicts": [{"name": str, "message": str}],
 }
 
+_TRACE_IDS = rb"((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})"
+_match_traceparent = re.compile(rb"00-%b" % _TRACE_IDS).fullmatch
+_match_later_traceparent = re.compile(rb"(?!00|ff)[0-9a-f]{2}-%b(?:-.*)?" % _TRACE_IDS).fullmatch
+
 _ZERO = ord("0")
 _CLIENT = re.compile(r"[0-9A-Za-z.:/_-]{1,100}")  # an address, or a name that the proxy has for it
 
-Control = Literal["list", "ping", "cancel"]
-_CONTROLS: Mapping[str, Control] = {"!list": "list", "!ping": "ping", "!cancel": "cancel"}
+Control = Literal["list", "ping", "cancel", "auth"]
+_CONTROLS: Mapping[str, Control] = {"!list": "list", "!ping": "ping", "!cancel": "cancel", "!auth": "auth"}
 
 
 match_plain_request = re.compile(rb"([1-9][0-9]{0,7}+):([1-9][0-9]{0,14}+) ([^.]*+)\.").match
@@ -58,8 +58,7 @@ to 15 digits are below ``MAX_ID``. The quantifiers are possessive: text without 
 """
 
 
-@attrs.frozen
-class Hello:
+class Hello(NamedTuple):
     """How a server introduces itself when a session begins."""
 
     server: str
@@ -67,43 +66,49 @@ class Hello:
     max_in_flight: int
 
 
-@attrs.frozen
-class Request:
-    """A poem to transform; ``timeout_ms`` counts from its arrival, ``client`` is for whom a proxy asks."""
+class Request(NamedTuple):
+    """A poem to transform.
+
+    ``timeout_ms`` counts from its arrival, ``client`` is for whom a proxy asks, ``traceparent`` is the caller's trace,
+    and ``wants_version`` has the reply say which versions of the transforms made it.
+    """
 
     id: int
     spec: Spec
     poem: bytes
     timeout_ms: int | None = None
     client: str | None = None
+    traceparent: str | None = None
+    wants_version: bool = False
 
 
-@attrs.frozen
-class ControlRequest:
-    """``!list``, ``!ping``, or ``!cancel``, whose id is that of the request to cancel."""
+class ControlRequest(NamedTuple):
+    """``!list``, ``!ping``, ``!cancel``, whose id is that of the request to cancel, or ``!auth``, which has a token."""
 
     id: int
     control: Control
+    token: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"ControlRequest({self.id}, {self.control!r})"  # without the token
 
 
-@attrs.frozen
-class Malformed:
+class Malformed(NamedTuple):
     """A request of which only the id could be read: it is answered, and the session goes on."""
 
     id: int
     error: BadRequest
 
 
-@attrs.frozen
-class Reply:
-    """The result of a request."""
+class Reply(NamedTuple):
+    """The result of a request; ``version`` is what HTTP's ``X-Transform`` says, if it was asked for and is known."""
 
     id: int
     poem: bytes
+    version: str | None = None
 
 
-@attrs.frozen
-class Refusal:
+class Refusal(NamedTuple):
     """The error of a request; with the id 0 it is about the connection, which then closes."""
 
     id: int
@@ -122,7 +127,9 @@ def encode_request(request: Request) -> bytes:
     """Encode a request, with a single copy of its poem, which may be long."""
     deadline = b"" if request.timeout_ms is None else b" timeout=%d" % request.timeout_ms
     client = b"" if request.client is None else b" client=%b" % request.client.replace(".", "%2E").encode("ascii")
-    head = b"%d %b%b%b." % (request.id, _encode_spec(request.spec), deadline, client)
+    trace = b"" if request.traceparent is None else TRACEPARENT + request.traceparent.encode("ascii")
+    want = b" want=version" if request.wants_version else b""
+    head = b"%d %b%b%b%b%b." % (request.id, _encode_spec(request.spec), deadline, client, want, trace)
     return b"%d:%b%b," % (len(head) + len(request.poem), head, request.poem)
 
 
@@ -133,17 +140,13 @@ def _encode_spec(spec: Spec) -> bytes:
 
 def encode_control(request: ControlRequest) -> bytes:
     """Encode a control message."""
-    return netstring.encode(b"%d !%b." % (request.id, request.control.encode("ascii")))
+    return netstring.encode(b"%d !%b.%b" % (request.id, request.control.encode("ascii"), request.token))
 
 
 def decode_request(string: bytes) -> Request | ControlRequest | Malformed:
-    """Decode a client's message after its opening.
+    """Decode a client's message after its opening: the inside of one netstring.
 
-    Args:
-        string: the inside of one netstring.
-
-    Raises:
-        BadFrame: it does not even start with an id. This is no session, and the connection must end.
+    Raises ``BadFrame`` if it does not even start with an id: this is no session, and the connection must end.
     """
     head, poem = _split(string)
     number, _, words = head.partition(b" ")
@@ -153,15 +156,17 @@ def decode_request(string: bytes) -> Request | ControlRequest | Malformed:
     try:
         if poem is None:
             raise BadRequest("a request is <id> <transform>.<poem>; this one has no '.' after a transform")
+        words, traceparent = _take_traceparent(words)
         meaning = _short_meaning(words) if len(words) <= SHORT_CHARACTERS else _meaning(words)
     except BadRequest as error:
         return Malformed(request_id, error)
     if isinstance(meaning, str):
-        return ControlRequest(request_id, meaning)
-    return Request(request_id, meaning[0], poem, *meaning[1:])
+        return ControlRequest(request_id, meaning, poem if meaning == "auth" else b"")
+    spec, timeout_ms, client, wants_version = meaning
+    return Request(request_id, spec, poem, timeout_ms, client, traceparent, wants_version)
 
 
-def _meaning(words: bytes) -> tuple[Spec, int | None, str | None] | Control:
+def _meaning(words: bytes) -> tuple[Spec, int | None, str | None, bool] | Control:
     """Decode what stands between a request's id and its ``.``."""
     # Latin-1, so that whatever was sent can be quoted.
     spec, *attributes = words.decode("latin-1").split(" ")
@@ -173,11 +178,29 @@ def _meaning(words: bytes) -> tuple[Spec, int | None, str | None] | Control:
             raise BadRequest(f"there is no control message {spec[:80]!r}; there are {', '.join(_CONTROLS)}")
         return _CONTROLS[spec]
     client = values.get("client", "").replace("%2E", ".")
-    return parse(spec), _milliseconds(values, "timeout"), client if _CLIENT.fullmatch(client) else None
+    named = client if _CLIENT.fullmatch(client) else None
+    return parse(spec), _milliseconds(values, "timeout"), named, values.get("want") == "version"
 
 
-# Clients repeat the same few words.
+# Clients repeat the same few words, apart from their traces.
 _short_meaning = functools.lru_cache(maxsize=1_024)(_meaning)
+
+
+def _take_traceparent(words: bytes) -> tuple[bytes, str | None]:
+    """Return the words without their ``traceparent``, and its value; one given twice is left to be rejected."""
+    if words.count(TRACEPARENT) != 1:
+        return words, None
+    before, _, after = words.partition(TRACEPARENT)
+    value, space, rest = after.partition(b" ")
+    return before + space + rest, read_traceparent(value)
+
+
+def read_traceparent(value: bytes | None) -> str | None:
+    """Return a ``traceparent`` in its version 00; None for one that is malformed, which W3C has everybody ignore."""
+    if not value or _match_traceparent(value):
+        return value.decode() if value else None
+    match = _match_later_traceparent(value)
+    return f"00-{match[1].decode()}" if match else None
 
 
 # From the server to the client.
@@ -185,7 +208,7 @@ _short_meaning = functools.lru_cache(maxsize=1_024)(_meaning)
 
 def encode_hello(hello: Hello) -> bytes:
     """Encode a server's first message."""
-    return netstring.encode(OPENING + b" " + json.dumps(attrs.asdict(hello)).encode("ascii"))
+    return netstring.encode(OPENING + b" " + json.dumps(hello._asdict()).encode("ascii"))
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -195,8 +218,14 @@ def encode_reply(reply: Reply) -> bytes:
 
 def frame_reply(reply: Reply) -> tuple[bytes, bytes, bytes]:
     """Encode a result in three parts, of which the second is the poem itself."""
-    head = b"%d ok." % reply.id
+    head = b"%d ok." % reply.id if reply.version is None else b"%d ok%b." % (reply.id, _version(reply.version))
     return b"%d:%b" % (len(head) + len(reply.poem), head), reply.poem, b","
+
+
+@functools.lru_cache(maxsize=256)
+def _version(text: str) -> bytes:
+    quoted = quote(text, safe="/+").replace(".", "%2E")
+    return b" version=" + quoted.encode() if len(quoted) <= MAX_HEAD_BYTES - 64 else b""  # a head has to stay short
 
 
 def encode_refusal(refusal: Refusal) -> bytes:
@@ -263,16 +292,9 @@ def _check(value: Any, shape: Any, what: str) -> None:
 
 
 def decode_reply(string: bytes) -> Reply | Refusal:
-    """Decode a server's message after its hello.
+    """Decode a server's message after its hello: the inside of one netstring; raise ``BadFrame`` if it is none.
 
-    Args:
-        string: the inside of one netstring.
-
-    Returns:
-        The result, or the error. A code that this version does not know makes an ``InternalError``.
-
-    Raises:
-        BadFrame: it is not a message of a session.
+    An error code that this version does not know makes an ``InternalError``.
     """
     head, body = _split(string)
     number, space, words = head.partition(b" ")
@@ -288,7 +310,7 @@ def decode_reply(string: bytes) -> Reply | Refusal:
     except BadRequest as error:
         raise BadFrame(error.message) from error
     if code == "ok" and reply_id != CONNECTION_ID:
-        return Reply(reply_id, body)
+        return Reply(reply_id, body, unquote(values["version"]) if "version" in values else None)
     message = body.decode(errors="replace")
     if code not in ERRORS or ERRORS[code].http_status is None:
         code, message = InternalError.code, f"{one_line(code)}: {message}"

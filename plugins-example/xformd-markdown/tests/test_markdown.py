@@ -23,7 +23,7 @@ def test_xformd_finds_the_transform_through_the_entry_point() -> None:
 
 
 def test_the_result_is_declared_as_html() -> None:
-    assert markdown.media_type == "text/html"
+    assert markdown.produces == "text/html"
 
 
 @with_every_preset

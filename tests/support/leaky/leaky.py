@@ -93,18 +93,18 @@ def takes_long(poem: str) -> str:
     return poem
 
 
-@xformd.transform
+@xformd.transform(inline=True)
 async def waits(poem: str) -> str:
     raise ValueError(poem)
 
 
-@xformd.transform
+@xformd.transform(inline=True)
 async def leaves_a_deferred(poem: str) -> str:
     fail(ValueError(poem))
     return "left"
 
 
-@xformd.transform
+@xformd.transform(inline=True)
 async def leaves_a_call(poem: str) -> str:
     from twisted.internet import reactor
 

@@ -1,7 +1,10 @@
 """Transforms for the tests of the page: of every kind, and with markup wherever their author may write something."""
 
 import time
-from typing import Literal
+from datetime import date
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Interval
 
 import xformd
 
@@ -36,6 +39,23 @@ def fields(
     return f"{who!r} {number} {share} {loud} {tone} {constructor}"
 
 
+@xformd.transform(examples=[("an example", "1 None None None ['x,y', 'z']", {"tags": ["x,y", "z"]})])
+def typed(
+    poem: str,
+    *,
+    width: Annotated[int, Interval(ge=1, le=10)] = 1,
+    since: Annotated[date, Ge(date(2026, 1, 1))] | None = None,
+    tone: Literal["low", "high"] | None = None,
+    loud: bool | None = None,
+    tags: list[str] = ["a", "b"],  # noqa: B006 - each call gets its own
+) -> str:
+    """Tell its options.
+
+    :param width: how wide.
+    """
+    return f"{width} {since} {tone} {loud} {tags}"
+
+
 @xformd.transform(examples=[(b"\xff\x00", b"\x00\xff")])
 def flip(poem: bytes) -> bytes:
     """Turn every bit of it."""
@@ -50,4 +70,4 @@ def refuse(poem: str, *, timeout: int = 1) -> str:
 
 @xformd.hookimpl
 def xformd_transforms() -> list[xformd.Transform]:
-    return [odd, hold, fields, flip, refuse]
+    return [odd, hold, fields, typed, flip, refuse]

@@ -13,7 +13,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-@xformd.transform(media_type="image/png")
+@xformd.transform(produces="image/png")
 def pattern(poem: bytes, *, shade: int = 120) -> bytes:
     """Draw a pattern that depends on the poem.
 
@@ -32,25 +32,25 @@ def pattern(poem: bytes, *, shade: int = 120) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-@xformd.transform(media_type="image/png")
+@xformd.transform(produces="image/png")
 def no_picture(poem: bytes) -> bytes:
     """Say that it is a picture, where it is none."""
     return poem
 
 
-@xformd.transform(media_type="image/svg+xml")
+@xformd.transform(produces="image/svg+xml")
 def badge(poem: str) -> str:
     """Write the poem onto a badge, with whatever markup it has."""
     return f'<svg xmlns="http://www.w3.org/2000/svg" width="200" height="60"><text y="40">x</text>{poem}</svg>'
 
 
-@xformd.transform(media_type="text/html")
+@xformd.transform(produces="text/html")
 def page(poem: str) -> str:
     """Set the poem as a page, with whatever markup it has."""
     return f"<!doctype html><html lang=en><title>Poem</title><h1>A poem</h1><p>{poem}</p></html>"
 
 
-@xformd.transform(media_type="application/pdf")
+@xformd.transform(produces="application/pdf")
 def pdf(poem: bytes) -> bytes:
     """Begin like a PDF file."""
     return PDF_BEGINNING + poem
@@ -62,7 +62,7 @@ def pass_on(poem: bytes) -> bytes:
     return poem
 
 
-@xformd.transform(media_type="text/csv")
+@xformd.transform(produces="text/csv")
 def table(poem: str) -> str:
     """Put a comma after each word."""
     return ",".join(poem.split())

@@ -50,13 +50,13 @@ def repeat(poem: str, *, times: int) -> str:
     return poem * times
 
 
-@xformd.transform(timeout=0.2)
+@xformd.transform(timeout=0.2, inline=True)
 async def never(poem: str) -> str:
     await deferLater(reactor, 3600)
     return poem
 
 
-@xformd.transform
+@xformd.transform(inline=True)
 async def gate(poem: str) -> str:
     """Create $GATE/started, and answer once $GATE/open is there."""
     folder = Path(os.environ["GATE"])

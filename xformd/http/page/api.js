@@ -16,7 +16,7 @@ const serverUrl = (path) => new URL(path, location.origin + location.pathname.re
 async function ask(path, options = {}) {
   let response;
   try {
-    response = await fetch(serverUrl(path), options);
+    response = await fetch(serverUrl(path), { ...options, headers: { ...options.headers, ...tokenHeaders() } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     if (options.body instanceof File) await checkReadable(options.body);

@@ -29,7 +29,7 @@ const transformPath = (steps) => `transform/${printSpec(steps)}`;
 // The first of the server's addresses; empty if it has not told any. One that listens everywhere is where the page is.
 function netstringAddress() {
   const [address] = setting("xformd-netstring-address").split(" ");
-  return address.replace(/^(0\.0\.0\.0|\[::\])(?=:\d+$)/, () => location.hostname);
+  return address.replace(/^(tls:)?(0\.0\.0\.0|\[::\])(?=:\d+$)/, (_, tls = "") => tls + location.hostname);
 }
 
 // The file for a result that a terminal cannot show; empty if it is text, as far as is known.
@@ -42,7 +42,8 @@ function curlCall(steps, poem, find) {
   const text = inlinePoem(poem);
   const body = text === null ? `--data-binary ${shellQuote(`@${fileName(poem)}`)}` : `--data-raw ${shellQuote(text)}`;
   const output = outputName(steps, find);
-  return `curl ${shellQuote(serverUrl(transformPath(steps)))} \\\n  ${body}${output && ` \\\n  --output ${output}`}`;
+  const token = givenToken ? ' \\\n  -H "Authorization: Bearer $XFORMD_TOKEN"' : "";
+  return `curl ${shellQuote(serverUrl(transformPath(steps)))}${token} \\\n  ${body}${output && ` \\\n  --output ${output}`}`;
 }
 
 function sendCall(steps, poem, find) {
@@ -58,13 +59,17 @@ function sendCall(steps, poem, find) {
 function pythonCall(steps, poem, find) {
   const text = inlinePoem(poem);
   const output = outputName(steps, find);
-  // A result is of the poem's type, and one of these two is not text.
-  const isBytes = poem.hex || find(steps.at(-1).name)?.kind === "bytes" || find(steps[0].name)?.kind === "bytes";
+  // A result is of the poem's type here, and one of these two is not text.
+  const last = find(steps.at(-1).name);
+  const isBytes = poem.hex || (last?.result_kind ?? last?.kind) === "bytes" || find(steps[0].name)?.kind === "bytes";
   const read = `    poem = Path(${pythonQuote(fileName(poem))}).read_bytes()${isBytes ? "" : ".decode()"}`;
   const argument = text === null ? "poem" : `${pythonQuote(text)}${isBytes ? ".encode()" : ""}`;
+  const token = givenToken ? ', token=os.environ["XFORMD_TOKEN"]' : "";
   const result = `await proxy.xform(${pythonArguments(steps, argument, find)})`;
   return [
-    ...(text === null || output ? ["from pathlib import Path", ""] : []),
+    ...(givenToken ? ["import os"] : []),
+    ...(text === null || output ? ["from pathlib import Path"] : []),
+    ...(givenToken || text === null || output ? [""] : []),
     "from twisted.internet.task import react",
     "",
     "from xformd import TransformProxy",
@@ -72,7 +77,7 @@ function pythonCall(steps, poem, find) {
     "",
     "async def main(reactor):",
     ...(text === null ? [read] : []),
-    `    async with TransformProxy(${pythonQuote(netstringAddress() || DEFAULT_SERVER)}) as proxy:`,
+    `    async with TransformProxy(${pythonQuote(netstringAddress() || DEFAULT_SERVER)}${token}) as proxy:`,
     `        ${output ? `Path("${output}").write_bytes(${result})` : `print(${result})`}`,
     "",
     "",

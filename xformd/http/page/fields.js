@@ -2,22 +2,39 @@
 // the default, so that its spec stays short.
 
 const TRUE = new Set(["true", "yes", "on", "1"]);
-const EXPECTED = { int: "a whole number", float: "a number" };
+const SELF_EVIDENT = new Set(["", "a whole number", "a number", "true or false", "a string"]);
 
-const shownDefault = (option) => (option.required ? "" : String(option.default));
+// The text of a value in a spec: that of a list has commas, or is a JSON array where an item could be read otherwise.
+function optionText(value) {
+  if (!Array.isArray(value)) return String(value ?? "");
+  const items = value.map(String);
+  const text = items.join(",");
+  const isAmbiguous = text.startsWith("[") || (!text && items.length) || items.some((item) => item.includes(","));
+  return isAmbiguous ? JSON.stringify(items) : text;
+}
+
+const shownDefault = (option) => optionText(option.default);
+
+const isOptional = (option) => !option.required && option.default === undefined;
+
+function helpOf({ description = "", type, list, takes = "" }) {
+  const isEvident = SELF_EVIDENT.has(takes) || (type === "choice" && !list);
+  return [isEvident ? "" : takes, description].filter(Boolean).join(": ");
+}
 
 // change(problem, now) is called when the step's options have changed; now is true after a click.
 function optionField(step, option, change) {
   const id = `step-${step.id}-${option.name}`;
-  const control = (CONTROLS[option.type] ?? textControl)(step, option, change);
-  const help = option.description ? [element("p", { id: `${id}-help`, class: "help fine" }, option.description)] : [];
+  const control = ((!option.list && CONTROLS[option.type]) || textControl)(step, option, change);
+  const help = helpOf(option) ? [element("p", { id: `${id}-help`, class: "help fine" }, helpOf(option))] : [];
   const describedBy = `${help.length ? `${id}-help ` : ""}${id}-error`;
   setUp(control, { id, "aria-describedby": describedBy, "aria-required": option.required ? "true" : null }, []);
   const label = element("label", { for: id }, option.name);
   if (option.required) label.append(element("span", { class: "required" }, " required"));
   const error = element("p", { id: `${id}-error`, class: "error", hidden: true });
-  const parts = option.type === "bool" ? [control, label] : [label, control];
-  return element("div", { class: `field field-${option.type}`, "data-option": option.name }, ...parts, ...help, error);
+  const isCheckbox = control.type === "checkbox";
+  const attributes = { class: isCheckbox ? "field field-bool" : "field", "data-option": option.name };
+  return element("div", attributes, ...(isCheckbox ? [control, label] : [label, control]), ...help, error);
 }
 
 function setOption(step, option, text) {
@@ -27,16 +44,18 @@ function setOption(step, option, text) {
 
 const currentValue = (step, option) => step.options[option.name] ?? shownDefault(option);
 
-function numberControl(step, option, change) {
-  const attributes = { type: "number", step: option.type === "int" ? "1" : "any", placeholder: shownDefault(option) };
+function rangeControl(step, option, change) {
+  const [min, max] = ["minimum", "maximum"].map((end) => option[end] ?? option[`exclusive_${end}`]);
+  const size = { int: option.multiple_of ?? 1, float: "any" }[option.type];
+  const attributes = { type: size ? "number" : "date", min, max, step: size, placeholder: shownDefault(option) };
   const control = element("input", { ...attributes, autocomplete: "off" });
   control.value = currentValue(step, option);
-  // A link may hold a value that a number field would not show.
+  // A link may hold a value that such a field would not show.
   if (control.value !== currentValue(step, option)) return textControl(step, option, change);
   control.addEventListener("input", () => {
     if (control.value === "") delete step.options[option.name];
     else setOption(step, option, control.value);
-    const detail = `${step.name}: option '${option.name}' takes ${EXPECTED[option.type]}`;
+    const detail = `${step.name}: option '${option.name}' takes ${option.takes}`;
     change(control.validity.badInput ? new Problem({ code: "bad-options", detail }) : null);
   });
   return control;
@@ -53,6 +72,7 @@ function textControl(step, option, change) {
 }
 
 function checkControl(step, option, change) {
+  if (isOptional(option)) return choiceControl(step, { ...option, choices: [true, false] }, change);
   const control = element("input", { type: "checkbox" });
   control.checked = TRUE.has(currentValue(step, option).toLowerCase());
   control.addEventListener("change", () => {
@@ -66,7 +86,9 @@ function choiceControl(step, option, change) {
   const values = (option.choices ?? []).map(String);
   const current = currentValue(step, option);
   if (!values.includes(current)) values.unshift(current); // from a link; the server rejects it with a reason
-  const control = element("select", {}, ...values.map((value) => element("option", { value }, value || "choose…")));
+  if (isOptional(option) && !values.includes("")) values.unshift("");
+  const none = option.required ? "choose…" : "none";
+  const control = element("select", {}, ...values.map((value) => element("option", { value }, value || none)));
   control.value = current;
   control.addEventListener("change", () => {
     if (control.value) setOption(step, option, control.value);
@@ -76,4 +98,4 @@ function choiceControl(step, option, change) {
   return control;
 }
 
-const CONTROLS = { int: numberControl, float: numberControl, bool: checkControl, choice: choiceControl };
+const CONTROLS = { int: rangeControl, float: rangeControl, date: rangeControl, bool: checkControl, choice: choiceControl };

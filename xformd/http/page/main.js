@@ -95,7 +95,8 @@ function useExample({ poem, options }) {
   const isBytes = find(first.name).kind === "bytes";
   changeSteps(() => {
     state.poem = isBytes ? poemFrom(fromLatin1(poem)) : { text: poem, hex: false };
-    first.options = makeOptions(Object.fromEntries(Object.entries(options).map(([name, value]) => [name, String(value)])));
+    const texts = Object.entries(options).map(([name, value]) => [name, optionText(value)]);
+    first.options = makeOptions(Object.fromEntries(texts));
   });
   redrawPoem();
 }
@@ -126,6 +127,7 @@ async function loadListing() {
     listing = await fetchListing();
   } catch (problem) {
     byId("found").textContent = `Cannot list the transforms: ${problem.message}`;
+    if (problem.code === "unauthorized") askForToken(givenToken ? problem.message : "");
     return;
   }
   drawWarnings(listing);
@@ -248,12 +250,21 @@ function listenToButtons() {
   });
 }
 
+async function useOtherToken() {
+  await loadListing();
+  if (!find(state.steps[0]?.name)) state.steps = listing.transforms.slice(0, 1).map(({ name }) => makeStep(name));
+  drawPipeline();
+  runNow(outcome);
+  startCharts(loadListing);
+}
+
 async function main() {
   startTheme();
   drawLinks();
   listenToPoem();
   listenToCatalog();
   listenToButtons();
+  listenToToken(useOtherToken);
   makeCallTabs(find);
   addEventListener("popstate", restore);
   const isFresh = !location.hash;

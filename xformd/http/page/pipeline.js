@@ -1,5 +1,6 @@
 // The steps, each a card with its options, and the errors at the step or option where they belong.
 
+const PLAIN_TYPES = "text/plain → text/plain";
 const STEP_CODES = new Set(["bad-options", "no-such-transform", "ambiguous-transform", "unavailable"]);
 
 // actions: {find, move, remove, replace, edited}
@@ -35,7 +36,8 @@ function fieldsOf(step, transform) {
 
 function marks(transform) {
   const found = [];
-  if (transform?.kind === "bytes") found.push(element("span", { class: "mark" }, "bytes"));
+  const types = transform?.accepts ? `${transform.accepts.join(", ")} → ${transform.produces}` : PLAIN_TYPES;
+  if (types !== PLAIN_TYPES) found.push(element("span", { class: "mark" }, types));
   if (transform?.state === "quarantined") found.push(element("span", { class: "mark warn" }, "quarantined"));
   return found;
 }

@@ -38,7 +38,7 @@ def block_reactor(poem: str, *, seconds: float = 0.1) -> str:
     return poem
 
 
-@xformd.transform
+@xformd.transform(inline=True)
 async def never(poem: str) -> str:
     """Wait for what never comes."""
     from twisted.internet.defer import Deferred

@@ -1,0 +1,3 @@
+module xformd.example/xformd
+
+go 1.19

@@ -1,0 +1,294 @@
+"""What is peculiar to the clients without Twisted: imports, types, forks, threads, Ctrl-C, one line."""
+
+import asyncio
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import xformd
+from support.clients import CLIENTS, HELLO, Conversation, FakeServer, answers, number, until, upper
+from xformd import aio, blocking
+
+ROOT = Path(__file__).parents[2]
+
+USER_CODE = """
+import asyncio
+from typing import assert_type
+
+from twisted.internet.defer import Deferred
+
+from xformd import TransformProxy, call
+from xformd.aio import TransformClient as AsyncioClient
+from xformd.blocking import TransformClient
+
+
+async def ask(client: AsyncioClient) -> None:
+    assert_type(await client.xform("upper", "x"), str)
+    assert_type(await client.xform("upper", b"x", timeout=1.5), bytes)
+    assert_type(await client.xform("gzip", "x", result=bytes), bytes)
+    assert_type(await client.xform("gunzip", b"x", result=str, level=3), str)
+
+
+with TransformClient("127.0.0.1:1") as client:
+    assert_type(client.xform("upper", "x", width=40), str)
+    assert_type(client.xform("upper", b"x"), bytes)
+    assert_type(client.xform("gzip", "x", result=bytes), bytes)
+    assert_type([*client.map("upper", ["x"])], list[str])
+    assert_type([*client.map("gzip", ["x"], result=bytes)], list[bytes])
+assert_type(call("upper", "x"), str)
+proxy = TransformProxy("127.0.0.1:1")
+assert_type(proxy.xform("upper", "x"), Deferred[str])
+assert_type(proxy.xform("upper", b"x", timeout=1, hedge=True), Deferred[bytes])
+assert_type(proxy.xform("gzip", "x", result=bytes), Deferred[bytes])
+assert_type(call("gzip", "x", result=bytes), bytes)
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    started = FakeServer(answers(upper))
+    yield started
+    started.stop()
+
+
+@pytest.mark.parametrize("module", ["aio", "blocking"])
+def test_neither_needs_twisted(module: str, server: FakeServer) -> None:
+    ask = {
+        "aio": "import asyncio; asyncio.run(xformd.aio.TransformClient(sys.argv[1]).xform('upper', 'x'))",
+        "blocking": "xformd.blocking.TransformClient(sys.argv[1]).xform('upper', 'x')",
+    }[module]
+    code = f"import sys; sys.modules['twisted'] = None; import xformd.{module}; {ask}"
+    subprocess.run([sys.executable, "-W", "error", "-c", code, server.address], check=True, timeout=30)
+
+
+def test_importing_the_asyncio_client_loads_nothing_that_takes_long() -> None:
+    heavy = "{'twisted', 'asyncio', 'ssl', 'attr', 'inspect', 'dataclasses', 'logging'}"
+    code = f"import sys, xformd.aio; sys.exit(', '.join({heavy} & set(sys.modules)) or None)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.timing
+def test_importing_the_asyncio_client_takes_60_ms(tmp_path: Path) -> None:
+    compiled = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+
+    def cpu_s(code: str) -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | compiled)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    alone = min(cpu_s("pass") for _ in range(7))
+    assert min(cpu_s("import xformd.aio") for _ in range(7)) - alone <= 0.060
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
+def test_the_type_of_a_result_is_known(checker: str, tmp_path: Path) -> None:
+    pytest.importorskip(checker, reason="pip install --group dev")
+    program = tmp_path / "program.py"
+    program.write_text(USER_CODE)
+    options = {
+        "mypy": ["--strict", "--config-file=", "--cache-dir", str(tmp_path)],
+        "basedpyright": ["--level", "error", "--pythonpath", sys.executable],
+    }[checker]
+    command = [sys.executable, "-m", checker, *options, str(program)]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timing
+def test_a_request_costs_no_more_than_with_twisted() -> None:
+    command = [sys.executable, "-m", "benchmarks.clients", "--rounds", "1", "--requests", "2000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    ratios = re.findall(r"([\d.]+) of TransformProxy  at most ([\d.]+)", done.stdout)
+    assert len(ratios) == 2
+    assert all(float(ratio) <= float(most) for ratio, most in ratios), done.stdout
+
+
+def test_one_line_asks_the_server_of_the_environment(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XFORMD_SERVER", server.address)
+    assert xformd.call("upper", "x") == "X"
+    assert xformd.call("upper", "x", result=bytes, width=3) == b"X"
+    monkeypatch.setenv("XFORMD_TOKEN", "secret")
+    server.talk = answers(lambda string: b"1 ok.{}" if b"!auth" in string else upper(string))
+    assert xformd.call("upper", "y") == "Y"
+    assert server.received[-2] == b"1 !auth.secret"
+    assert server.received[-1].startswith(b"2 upper timeout=")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_client_of_asyncio_may_be_used_in_one_loop_after_another(server: FakeServer) -> None:
+    client = aio.TransformClient(server.address)
+    assert [asyncio.run(client.xform("upper", each)) for each in "ab"] == ["A", "B"]
+    del client
+    gc.collect()  # what it had in loops that are over
+
+
+@pytest.mark.parametrize("kind", ["twisted", "asyncio"])
+def test_a_cancelled_request_is_cancelled_at_the_server(kind: str) -> None:
+    server = FakeServer(answers(lambda string: upper(string) if string.endswith(b"quick") else None))
+    clients = CLIENTS[kind]()
+    client = clients.make(server.address)
+    begun = client.start("upper", "slow")
+    until(lambda: b"1 upper.slow" in server.received)
+    begun.cancel()
+    until(lambda: b"1 !cancel." in server.received)
+    assert client.xform("upper", "quick") == "QUICK"
+    assert server.connections == 1
+    clients.stop()
+    server.stop()
+
+
+def test_ctrl_c_cancels_the_request_at_the_server_and_the_client_goes_on() -> None:
+    server = FakeServer(answers(lambda string: upper(string) if string.endswith(b"quick") else None))
+
+    def interrupt() -> None:
+        until(lambda: b"1 upper.slow" in server.received)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with blocking.TransformClient(server.address) as client:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            client.xform("upper", "slow")
+        until(lambda: b"1 !cancel." in server.received)
+        assert client.xform("upper", "quick") == "QUICK"
+    assert server.connections == 1
+    server.stop()
+
+
+def test_a_forked_process_has_connections_of_its_own(server: FakeServer) -> None:
+    with blocking.TransformClient(server.address) as client:
+        assert client.xform("upper", "parent") == "PARENT"
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                status = int([client.xform("upper", "child") for _ in range(3)] != ["CHILD"] * 3)
+            finally:
+                os._exit(status)
+        assert [client.xform("upper", "parent") for _ in range(3)] == ["PARENT"] * 3
+        assert os.waitpid(child, 0)[1] == 0
+        assert client.xform("upper", "after") == "AFTER"
+    assert server.connections == 2
+
+
+def test_many_threads_share_a_connection(server: FakeServer) -> None:
+    wrong: list[str] = []
+    with blocking.TransformClient(server.address) as client:
+
+        def work(name: str) -> None:
+            for each in range(50):
+                poem = f"{name} {each}"
+                if client.xform("upper", poem, timeout=20) != poem.upper():
+                    wrong.append(poem)
+
+        threads = [threading.Thread(target=work, args=(f"thread {each}",)) for each in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert (wrong, server.connections, len(server.received)) == ([], 1, 401)
+
+
+def test_the_thread_that_reads_may_leave_before_the_others() -> None:
+    held: list[bytes] = []
+
+    def talk(conversation: Conversation) -> None:
+        for string in conversation:
+            if string == b"xformd/2":
+                conversation.say(HELLO)
+            elif b"!cancel" in string:
+                conversation.say(number(string) + b" cancelled.", *map(upper, held[1:]))
+            else:
+                held.append(string)
+
+    server = FakeServer(talk)
+    with blocking.TransformClient(server.address) as client:
+        results: list[str] = []
+
+        def leave() -> None:
+            with pytest.raises(xformd.TransformTimeout):
+                client.xform("a", "x", timeout=1)
+
+        first = threading.Thread(target=leave)
+        first.start()
+        until(lambda: held)
+        others = [threading.Thread(target=lambda: results.append(client.xform("upper", "y"))) for _ in range(3)]
+        for thread in others:
+            thread.start()
+        for thread in (first, *others):
+            thread.join(20)
+    assert results == ["Y"] * 3
+    server.stop()
+
+
+def test_long_poems_from_many_threads_arrive_while_others_are_answered() -> None:
+    hello = HELLO.replace(b"1000000", b"9000000")
+    server = FakeServer(answers(upper, hello))
+    poem = "long poem " * 300_000
+    with blocking.TransformClient(server.address) as client:
+        results: list[bool] = []
+
+        def work() -> None:
+            results.append(client.xform("upper", poem, timeout=60) == poem.upper())
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert results == [True] * 4
+    server.stop()
+
+
+def test_map_keeps_the_order_and_stops_at_the_first_error(server: FakeServer) -> None:
+    server.talk = answers(lambda s: number(s) + b" gibberish.no" if s.endswith(b"13") else upper(s))
+    with blocking.TransformClient(server.address) as client:
+        assert [*client.map("upper", map(str, range(100, 112)))] == [str(each) for each in range(100, 112)]
+        results = client.map("upper", (f"p{each}" for each in range(1000)), in_flight=8)
+        for each in range(13):
+            assert next(results) == f"P{each}"
+        with pytest.raises(xformd.GibberishError) as caught:
+            next(results)
+        assert caught.value.poem == "p13"
+        assert client.xform("upper", "on") == "ON"
+    assert server.connections == 1
+
+
+def test_map_sends_again_what_a_stopping_server_has_not_begun(server: FakeServer) -> None:
+    def two_and_goodbye(conversation: Conversation) -> None:
+        answered = 0
+        for string in conversation:
+            if string == b"xformd/2":
+                conversation.say(HELLO)
+                continue
+            answered += 1
+            conversation.say(upper(string) if answered <= 2 else number(string) + b" shutting-down retry-after=1.bye")
+
+    server.talk = two_and_goodbye
+    with blocking.TransformClient(server.address) as client:
+        assert [*client.map("upper", map(str, range(10, 30)))] == [str(each) for each in range(10, 30)]
+    assert server.connections > 5
+
+
+def test_map_raises_what_goes_wrong_with_its_poem() -> None:
+    server = FakeServer(answers(lambda string: None))
+    with blocking.TransformClient(server.address, address="there") as client:
+        with pytest.raises(xformd.TransformTimeout, match=r"no answer from there within 0\.1 s") as caught:
+            next(client.map("upper", ["slow", "too"], timeout=0.1))
+        assert caught.value.poem == "slow"
+        until(lambda: {b"1 !cancel.", b"2 !cancel."} <= set(server.received))
+    server.stop()
+    with blocking.TransformClient(server.address) as client, pytest.raises(xformd.ConnectionFailed) as failed:
+        next(client.map("upper", ["nobody"]))
+    assert failed.value.poem == "nobody"

@@ -1,0 +1,519 @@
+"""``TransformClient``: transform servers, as a plain program sees them; and ``call``, for a single line.
+
+There is no thread that reads: of the threads that wait for an answer on a connection, one reads for all. Invariants: an
+``xform`` that ends without its answer, by its timeout or by Ctrl-C, is cancelled at the server too; a connection is
+never shared with a forked process.
+"""
+
+import contextlib
+import math
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self, overload
+
+from xformd import spec as specs
+from xformd.client.servers import (
+    PATIENCE_S,
+    Attempts,
+    Client,
+    Core,
+    HandshakeFailed,
+    NoConnection,
+    Send,
+    Text,
+    from_environment,
+    in_type,
+    to_bytes,
+    watch,
+    why_lost,
+)
+from xformd.errors import XformError
+from xformd.net.plain import PEER_TIMEOUT_S
+from xformd.net.tls import ClientTls
+from xformd.spec import OptionValue
+from xformd.wire.client import NotSent
+
+__all__ = ["ClientTls", "TransformClient", "call"]
+
+READ_BYTES = 256 * 1024
+SENT_AT_ONCE = 16
+AWAY_S = 0.05  # how long a thread with something to send looks away from whether anybody reads
+
+_called: "dict[frozenset[tuple[str, str]], TransformClient]" = {}  # what ``call`` used last, by its variables
+_clients: "weakref.WeakSet[TransformClient]" = weakref.WeakSet()
+
+
+class TransformClient(Client):
+    """One or several transform servers, for any number of threads. Use it in a ``with``, or ``close()`` it."""
+
+    def __init__(self, *servers: Any, **options: Any) -> None:
+        super().__init__(*servers, **options)
+        self._begin_anew()
+        _clients.add(self)
+
+    @overload
+    def xform(
+        self, transform: str, poem: str | bytes, /, *, result: type[Text], **options: OptionValue | None
+    ) -> Text: ...
+
+    @overload
+    def xform(self, transform: str, poem: Text, /, **options: OptionValue | None) -> Text: ...
+
+    def xform(
+        self,
+        transform: str,
+        poem: str | bytes,
+        /,
+        *,
+        result: Any = None,
+        timeout: Any = None,
+        traceparent: Any = None,
+        **options: OptionValue | None,
+    ) -> Any:
+        """Send a poem, and return the result; arguments and errors are those of ``xformd.aio.TransformClient``."""
+        return _run(self._xform(transform, poem, timeout, traceparent, result, options))
+
+    @overload
+    def map(
+        self, transform: str, poems: Iterable[Any], /, *, result: type[Text], **options: OptionValue | None
+    ) -> Iterator[Text]: ...
+
+    @overload
+    def map(self, transform: str, poems: Iterable[Text], /, **options: OptionValue | None) -> Iterator[Text]: ...
+
+    def map(
+        self,
+        transform: str,
+        poems: Iterable[Any],
+        /,
+        *,
+        in_flight: Any = 64,
+        result: Any = None,
+        timeout: Any = None,
+        **options: OptionValue | None,
+    ) -> Iterator[Any]:
+        """Send poems, several at a time, and return an iterator of the results in the same order.
+
+        It raises the first error when its turn comes, and then cancels what is in flight. Arguments are as for
+        ``xform``; ``in_flight`` is how many poems are on their way at a time.
+        """
+        left = iter(poems)
+        begun: deque[Any] = deque()
+        try:
+            while True:
+                while len(begun) < in_flight and (poem := next(left, None)) is not None:
+                    begun.append(_run(self._begin(transform, poem, timeout, result, options)))
+                if not begun:
+                    return
+                yield begun.popleft().result()
+        finally:
+            for each in begun:
+                each.cancel()
+
+    def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
+        listed: dict[str, Any] = _run(self._list(timeout))
+        return listed
+
+    def ping(self, *, timeout: float | None = None) -> str:
+        """Check that a server answers: return its name and version, and what it still misses."""
+        name: str = _run(self._ping(timeout))
+        return name
+
+    def close(self) -> None:
+        """Accept no new requests, and close every connection; what other threads have in flight is answered first."""
+        self._is_closed = True
+        self._closing.set()
+        with self._lock:
+            for server in self._servers:
+                for link in server.links:
+                    link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _begin_anew(self) -> None:
+        """Forget all connections, without a word to the servers: after a fork they are the other process's."""
+        self._lock = threading.RLock()
+        self._closing = threading.Event()
+        for server in self._servers:
+            for link in server.links:
+                link.forget()
+            server.links, server.attempt, server.openers, server.classic_requests = [], None, 0, 0
+
+    async def _begin(
+        self, transform: str, poem: Any, timeout: float | None, result: Any, options: dict[str, Any]
+    ) -> "_Begun":
+        """Send a poem on a session that is open or can be opened now; leave all else to ``xform``."""
+        ends_at = self._end(timeout)
+        begun = _Begun(
+            poem,
+            result,
+            lambda: self.xform(transform, poem, timeout=timeout, result=result, **options),
+            lambda: self._expired(timeout),
+        )
+        with contextlib.suppress(NoConnection, NotSent, XformError):  # ``xform`` says it, when its turn comes
+            spec, data = specs.build(transform, options), to_bytes(poem)
+            link: Any = await self._open(self._choose(spec, ()), PATIENCE_S, ends_at)
+            if link is not None:
+                waiter = _Waiter()
+                pending = link.begin(lambda core, _, now: core.request(waiter, now, spec, data, ends_at), waiter)
+                begun.sent = link, waiter, pending, ends_at
+        return begun
+
+    # What ``Client`` needs.
+
+    _now = staticmethod(time.monotonic)
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> "_Attempt":
+        attempt = _Attempt(work)
+        threading.Thread(target=attempt.run, daemon=True).start()
+        return attempt
+
+    async def _wait_for(self, attempt: Any, patience_s: float | None, ends_at: float | None) -> Any:
+        waits_s = [each for each in (patience_s, _left(ends_at)) if each is not None]
+        if not attempt.done.wait(min(waits_s, default=None)):
+            raise NoConnection
+        return attempt.result()
+
+    async def _sleep(self, seconds: float) -> None:
+        self._closing.wait(seconds)
+
+    async def _look_up(self, host: str, port: int) -> list[Any]:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+    async def _connect_socket(self, connection: socket.socket, address: Any) -> None:
+        connection.settimeout(PEER_TIMEOUT_S)
+        connection.connect(address)
+        connection.setblocking(False)
+
+    def _opener(self) -> "_Waiter":
+        return _Waiter()
+
+    async def _talk(
+        self, connection: socket.socket, core: Core, opener: Any, host: str, name: str | None, within_s: float | None
+    ) -> Any:
+        if name is not None:
+            connection.settimeout(PEER_TIMEOUT_S)
+            try:
+                connection = self._tls.context().wrap_socket(connection, server_hostname=name)
+            except OSError as error:
+                raise HandshakeFailed from error
+            connection.setblocking(False)
+        link = _Link(connection, core, host, self._tls)
+        link.step(core.open)
+        value = link.wait(opener, None, None if within_s is None else time.monotonic() + within_s)
+        return value if isinstance(value, bytes) else link
+
+    async def _in_thread(self, work: Callable[[], str]) -> str:
+        return work()
+
+
+@overload
+def call(transform: str, poem: str | bytes, /, *, result: type[Text], **options: OptionValue | None) -> Text: ...
+
+
+@overload
+def call(transform: str, poem: Text, /, **options: OptionValue | None) -> Text: ...
+
+
+def call(transform: str, poem: Any, /, *, timeout: Any = 60.0, **options: Any) -> Any:
+    """Send one poem to the server that ``xformd send`` would use, and return the result.
+
+    That is the one in ``XFORMD_SERVER``, or on this machine; ``XFORMD_TOKEN`` and the variables of TLS count too.
+    """
+    variables = frozenset((name, value) for name, value in os.environ.items() if name.startswith("XFORMD_"))
+    return _client_of(variables).xform(transform, poem, timeout=timeout, **options)
+
+
+def _client_of(variables: frozenset[tuple[str, str]]) -> TransformClient:
+    if (client := _called.get(variables)) is None:
+        client = TransformClient(**from_environment(dict(variables)))
+        for others in [*_called]:
+            _called.pop(others).close()
+        _called[variables] = client
+    return client
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that never waits."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("it waits")
+
+
+def _left(ends_at: float | None) -> float | None:
+    return None if ends_at is None else max(0.0, ends_at - time.monotonic())
+
+
+class _Attempt:
+    """A coroutine in a thread of its own."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        """Run it."""
+        try:
+            self._value = _run(self._work)
+        except BaseException as error:  # for those who wait
+            self._error = error
+        self.done.set()
+
+    def result(self) -> Any:
+        """Return what it returned, or raise what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class _Begun:
+    """A poem of ``map`` on its way."""
+
+    sent: Any = None
+
+    def __init__(self, poem: Any, kind: Any, send_again: Callable[[], Any], expired: Callable[[], XformError]) -> None:
+        self._poem, self._result, self._send_again, self._expired = poem, kind, send_again, expired
+
+    def result(self) -> Any:
+        """Return the result, or raise the error."""
+        if self.sent is None:
+            return self._send_again()
+        link, *waited = self.sent
+        try:
+            try:
+                return in_type(link.wait(*waited), self._poem, self._result)
+            except TimeoutError:
+                raise self._expired() from None
+        except NotSent:
+            return self._send_again()
+        except XformError as error:
+            error.poem = self._poem
+            Attempts(may_run_twice=False).go_on_after(error, 0, 1)
+            raise
+
+    def cancel(self) -> None:
+        """Cancel it at the server."""
+        if self.sent is not None:
+            link, _, pending, _ = self.sent
+            link.step(link.core.cancel, pending, time.monotonic())
+
+
+class _Waiter:
+    """What a thread waits for: ``value`` is not None once it is there."""
+
+    __slots__ = ("sleeper", "value")
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.sleeper: Any = None  # a lock that the thread waits for while another one reads
+
+
+class _Link:
+    """The connection of a core. Of the threads that wait, one reads; the others sleep until it wakes them."""
+
+    renews_at = math.inf
+
+    def __init__(self, connection: socket.socket, core: Core, host: str, tls: ClientTls) -> None:
+        watch(core, connection)
+        self._tls = tls
+        self.core: Any = core
+        self.host = host
+        self._socket = connection
+        self._pending = getattr(connection, "pending", None)  # what TLS has read already
+        self._lock = threading.Lock()  # of all that follows, and of the core
+        self._unsent = memoryview(b"")
+        self._is_amid = False  # in a step: a signal's exception may have ended one half-way
+        self._has_reader = False
+        self._sleepers: dict[_Waiter, None] = {}
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._events = select.POLLIN
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it accepts new requests."""
+        core = self.core
+        if not self._has_reader and (not core.load or core.check_at <= time.monotonic()):
+            with self._lock:
+                if not self._has_reader:
+                    self._step(self._read)  # while nobody has read, the server may have closed
+        is_open: bool = core.is_open(time.monotonic())
+        return is_open
+
+    async def ask(self, send: Send, ends_at: float | None) -> bytes:
+        """Send a message, and return its answer."""
+        waiter = _Waiter()
+        pending = self.step(send, self.core, waiter, time.monotonic())
+        value: bytes = self.wait(waiter, pending, ends_at)
+        return value
+
+    def begin(self, send: Send, waiter: "_Waiter") -> Any:
+        """Send a message soon: with the next ones, or when its answer is waited for."""
+        with self._lock:
+            return self._step(send, self.core, waiter, time.monotonic(), follows=self.core.unsent >= SENT_AT_ONCE)
+
+    def step(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something to the core, and what it wants done then."""
+        with self._lock:
+            return self._step(act, *arguments)
+
+    def close(self) -> None:
+        """Close once what is in flight is answered."""
+        self.step(self.core.close)
+
+    def forget(self) -> None:
+        """Close the socket in this process alone."""
+        self._socket.close()
+
+    def wait(self, waiter: _Waiter, pending: Any, ends_at: float | None) -> Any:
+        """Return what comes of a message, or raise it; raise ``TimeoutError`` and cancel it if that takes too long."""
+        try:
+            if self.core.unsent:
+                self.step(_nothing)
+            while waiter.value is None:
+                self._wait(waiter, ends_at)
+        except BaseException:
+            with self._lock:
+                if pending is None:
+                    self._step(self.core.abort)
+                else:
+                    self._step(self.core.cancel, pending, time.monotonic())
+            raise
+        finally:
+            if self._sleepers:
+                with self._lock:
+                    self._sleepers.pop(waiter, None)
+                    self._wake_reader()
+        if isinstance(waiter.value, Exception):
+            raise waiter.value
+        return waiter.value
+
+    def _wait(self, waiter: _Waiter, ends_at: float | None) -> None:
+        with self._lock:
+            if waiter.value is not None:
+                return
+            reads = not self._has_reader
+            if reads:
+                self._has_reader = True
+            else:
+                waiter.sleeper = threading.Lock()
+                waiter.sleeper.acquire()
+                self._sleepers[waiter] = None
+        if reads:
+            self._read_until(waiter, ends_at)
+        elif self._unsent:
+            output = select.poll()
+            output.register(self._socket, select.POLLOUT)
+            output.poll(1000 * AWAY_S)
+            self.step(_nothing)
+        elif not waiter.sleeper.acquire(timeout=-1 if ends_at is None else _left(ends_at)):
+            raise TimeoutError
+
+    def _read_until(self, waiter: _Waiter, ends_at: float | None) -> None:
+        core = self.core
+        try:
+            while True:
+                until, now = core.check_at if ends_at is None else min(core.check_at, ends_at), time.monotonic()
+                events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
+                if events != self._events:
+                    self._events = events
+                    self._poll.modify(self._socket, events)
+                ready = self._poll.poll(None if until == math.inf else max(0, math.ceil(1000 * (until - now))))
+                with self._lock:
+                    now = time.monotonic()
+                    if ready:
+                        self._step(self._read)
+                    elif core.check_at <= now:
+                        self._step(core.check, now)
+                    if waiter.value is not None:
+                        self._has_reader = False
+                        return
+                if ends_at is not None and now >= ends_at:
+                    raise TimeoutError
+        except BaseException:
+            self._has_reader = False
+            raise
+
+    # With the lock held.
+
+    def _step(self, act: Callable[..., Any], *arguments: Any, follows: bool = True) -> Any:
+        if self._is_amid:
+            self.core.lose("", is_clean=False)
+        self._is_amid = True
+        done = act(*arguments)
+        if follows:
+            self._follow()
+        self._is_amid = False
+        return done
+
+    def _follow(self) -> None:
+        core = self.core
+        if data := core.data_to_send():
+            self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
+        if self._unsent:
+            try:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+            except OSError as error:
+                if not _must_wait(error):  # broken: reading finds out how, after what the server had said before
+                    self._unsent = memoryview(b"")
+        for waiter, value in core.outcomes():
+            waiter.value = value
+            if self._sleepers.pop(waiter, waiter) is None:
+                waiter.sleeper.release()
+        if core.is_aborted or (core.is_finished and not self._unsent):
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
+            self._socket.close()
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(READ_BYTES)
+            while self._pending is not None and self._pending():
+                data += self._socket.recv(READ_BYTES)
+        except OSError as error:
+            if not _must_wait(error):
+                self.core.lose(why_lost(error, self._tls), is_clean=False)
+            return
+        if data:
+            self.core.receive(data, time.monotonic())
+        else:
+            self.core.lose("", is_clean=True)
+
+    def _wake_reader(self) -> None:
+        if not self._has_reader and self._sleepers:
+            waiter = next(iter(self._sleepers))
+            del self._sleepers[waiter]
+            waiter.sleeper.release()
+
+
+def _nothing() -> None: ...
+
+
+def _must_wait(error: OSError) -> bool:
+    return isinstance(error, BlockingIOError) or type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
+
+
+def _begin_anew() -> None:
+    for client in _clients:
+        client._begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew)

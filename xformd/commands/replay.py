@@ -1,0 +1,232 @@
+"""``xformd replay``: saved poems through two servers, or a server and this environment, and what differs."""
+
+import contextlib
+import difflib
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, TextIO
+
+import attrs
+import click
+
+from xformd.commands.options import (
+    Selected,
+    client_options,
+    isolated_plugin_output,
+    plugin_options,
+    print_error,
+    print_line,
+    report_slow,
+    timeout_option,
+)
+from xformd.commands.transforms import produced
+from xformd.errors import XformError
+from xformd.net.defaults import with_host
+
+if TYPE_CHECKING:
+    from xformd.config import Settings
+    from xformd.spec import Spec
+
+HERE = "here"
+DIFFERS, FAILED = 1, 66  # exit statuses; 66 if there is nothing to send
+
+Answer = tuple[bytes | XformError, float]
+
+
+@attrs.frozen
+class _Side:
+    """What answers: a server or this environment, with the media type of its results, if that is known."""
+
+    name: str
+    ask: Callable[[bytes], Awaitable[bytes]]
+    produces: str
+
+    async def time(self, poem: bytes) -> Answer:
+        """Return the result, or the error, and how many seconds it took."""
+        start_s = time.monotonic()
+        try:
+            result: bytes | XformError = await self.ask(poem)
+        except XformError as error:
+            result = error
+        return result, time.monotonic() - start_s
+
+    def describe(self, result: bytes | XformError) -> str:
+        """Return a line for what is not a text."""
+        if isinstance(result, XformError):
+            return f"{result.code}: {result.message}"
+        return f"{len(result)} bytes" + (f" of {self.produces}" if self.produces else "")
+
+
+def _side_name(value: str) -> str:
+    return value if value == HERE else with_host(value)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, path_type=Path))
+@click.argument("spec")
+@click.option("--old", metavar="SERVER", required=True, type=_side_name, help="The server to compare with.")
+@click.option(
+    "--new",
+    metavar="SERVER",
+    default=HERE,
+    show_default=True,
+    type=_side_name,
+    help="The other server; here for the plugins of this environment, without a server.",
+)
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="How many at once.")
+@timeout_option("How long to wait for each answer.")
+@client_options
+@plugin_options
+def replay(
+    folder: Path,
+    spec: str,
+    old: str,
+    new: str,
+    jobs: int,
+    timeout: float,
+    client: Mapping[str, Any],
+    selected: Selected,
+) -> None:
+    """Send saved poems to an old and a new version of a transform, and print what differs.
+
+    FOLDER has the poems, such as `xformd serve --record` keeps; SPEC is the transform. The exit status is 0 if all
+    results are the same, and 1 if not.
+
+    \b
+    Examples:
+      xformd replay poems wrap:width=40 --old transforms.internal
+      xformd replay records/format-python format-python --old 127.0.0.1:11000 --new 127.0.0.1:11001
+      xformd replay poems thumbnail --old 11000 --plugins-dir .
+    """
+    from xformd import spec as specs
+    from xformd.client import batch
+    from xformd.net import run
+    from xformd.telemetry import logs
+
+    logs.start()
+    built = specs.build(spec, {})
+    comparison = _Comparison(old, new)
+    with contextlib.ExitStack() as stack:
+        stdout = stack.enter_context(isolated_plugin_output())
+        settings = stack.enter_context(selected())
+        sources = batch.find_files([folder])
+
+        async def replay_all() -> None:
+            async with contextlib.AsyncExitStack() as sides:
+                before, after = [
+                    await sides.enter_async_context(_side(each, built, timeout, client, settings))
+                    for each in (old, new)
+                ]
+                await batch.Batch(
+                    fetch=batch.read_file,
+                    transform=lambda poem: comparison.compare(poem, before, after),
+                    write=lambda source, report: _print(source, report, stdout),
+                    report=lambda item: comparison.note_unread(item.source, item.error),
+                    watch=lambda _: None,
+                    jobs=jobs,
+                ).run(sources)
+
+        run.run_until_done(replay_all())
+        if not sources:
+            print_error(f"{folder} has no files")
+            sys.exit(FAILED)
+        print_line(comparison.summary(), stdout)
+    sys.exit(comparison.exit_status)
+
+
+@contextlib.asynccontextmanager
+async def _side(
+    server: str, spec: "Spec", timeout_s: float, client: Mapping[str, Any], settings: "Settings"
+) -> AsyncIterator[_Side]:
+    from twisted.internet.defer import Deferred
+
+    from xformd.client import TransformProxy
+    from xformd.plugins import listing
+    from xformd.server.reload import local_service
+
+    if server != HERE:
+        async with TransformProxy(server, **client) as proxy:
+            listed = await proxy.list_transforms(timeout=timeout_s)
+
+            async def ask_server(poem: bytes) -> bytes:
+                return await proxy.xform(str(spec), poem, timeout=timeout_s)
+
+            yield _Side(server, ask_server, produced(listed, spec))
+        return
+    names = frozenset(step.name for step in spec.steps)
+    async with local_service(settings, report_slow, warm_ups=names) as service:
+
+        async def ask_here(poem: bytes) -> bytes:
+            result = service.xform(spec, poem, timeout_s=timeout_s)
+            return await result if isinstance(result, Deferred) else result
+
+        yield _Side(server, ask_here, produced(listing.to_json(service.registry), spec))
+
+
+@attrs.define
+class _Comparison:
+    """What was found so far; the times are those of the answers, in seconds."""
+
+    old: str
+    new: str
+    differing: int = 0
+    unread: int = 0
+    old_s: list[float] = attrs.field(factory=list)
+    new_s: list[float] = attrs.field(factory=list)
+
+    async def compare(self, poem: bytes, old: _Side, new: _Side) -> bytes:
+        """Return a report on what differs; empty if nothing does."""
+        before, old_s = await old.time(poem)
+        after, new_s = await new.time(poem)
+        self.old_s.append(old_s)
+        self.new_s.append(new_s)
+        difference = "\n".join(_differences(before, after, old, new))
+        if not difference:
+            return b""
+        self.differing += 1
+        return f"differs ({1000 * old_s:.1f} ms before, {1000 * new_s:.1f} ms after)\n{difference}".encode()
+
+    def note_unread(self, source: Path, error: Exception | None) -> None:
+        """Report a file that cannot be read."""
+        self.unread += 1
+        print_error(f"{source}: {getattr(error, 'strerror', None) or error}")
+
+    def summary(self) -> str:
+        """Return the result in a line."""
+        if not self.old_s:
+            return "no poem was sent"
+        medians = (
+            f"{1000 * median(self.old_s):.1f} ms with {self.old}, {1000 * median(self.new_s):.1f} ms with {self.new}"
+        )
+        same = len(self.old_s) - self.differing
+        return f"{same} of {len(self.old_s)} results are the same; median time {medians}"
+
+    @property
+    def exit_status(self) -> int:
+        return DIFFERS if self.differing else FAILED if self.unread else 0
+
+
+def _differences(before: bytes | XformError, after: bytes | XformError, old: _Side, new: _Side) -> list[str]:
+    described = [f"- {old.describe(before)}", f"+ {new.describe(after)}"]
+    if isinstance(before, bytes) and isinstance(after, bytes):
+        if before == after:
+            return []
+        try:
+            was, now = before.decode().splitlines(), after.decode().splitlines()
+        except UnicodeDecodeError:
+            return described
+        return [*difflib.unified_diff(was, now, old.name, new.name, lineterm="")] or ["the ends of lines differ"]
+    if isinstance(before, XformError) and isinstance(after, XformError) and before.code == after.code:
+        return []
+    return described
+
+
+def _print(source: Path, report: bytes, stdout: TextIO) -> None:
+    if report:
+        first, *lines = report.decode().split("\n")
+        print_line(f"{source}: {first}", stdout)
+        for line in lines:
+            print_line(f"  {line}", stdout)

@@ -1,0 +1,1 @@
+"""For authors of plugins: ``xformd new`` makes one, and the pytest plugin tests it."""

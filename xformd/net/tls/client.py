@@ -1,0 +1,217 @@
+"""TLS on a client's connections: the server's name is verified, and what goes wrong is said in plain words.
+
+Invariant: a connection is passed on only after its handshake, so that whoever asked for it learns why there is none.
+"""
+
+from typing import Any
+
+import attrs
+import idna
+from OpenSSL import SSL
+from OpenSSL.crypto import X509
+from service_identity import CertificateError, VerificationError
+from service_identity import cryptography as identity
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionClosed
+from twisted.internet.interfaces import (
+    IHandshakeListener,
+    IOpenSSLClientConnectionCreator,
+    IProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.ssl import CertificateOptions, platformTrust
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from xformd.net.deadline import cancel
+from xformd.net.tls import TlsFailed
+from xformd.net.tls.certificates import (
+    Authorities,
+    Reloading,
+    read_certificates,
+    read_pair,
+    reason_of,
+)
+from xformd.net.tls.words import ENDED, UNKNOWN_SERVER, explain_alert, explain_distrust, explain_name
+
+
+@attrs.frozen
+class ClientFiles:
+    """Whom a client trusts, by default as the system does, and its own certificate."""
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+    @property
+    def paths(self) -> tuple[str | None, ...]:
+        """The files."""
+        return self.certificate, self.key, self.ca
+
+    def load(self) -> CertificateOptions:
+        """Read the files; raise ``ConfigError``, which names the file, if one is bad."""
+        trust: Any = platformTrust() if self.ca is None else Authorities(read_certificates(self.ca))
+        if self.certificate is None or self.key is None:
+            return CertificateOptions(trustRoot=trust)
+        key, (certificate, *chain) = read_pair(self.key, self.certificate)
+        return CertificateOptions(key, certificate, extraCertChain=chain, trustRoot=trust)
+
+
+class Credentials(Reloading[CertificateOptions]):
+    """What a client trusts and shows, for any number of servers."""
+
+
+@implementer(IStreamClientEndpoint)
+@attrs.frozen
+class TlsEndpoint:
+    """Connects over TLS. Its Deferred fires once the server's certificate is verified, or fails with ``TlsFailed``.
+
+    The server has ``timeout_s`` for the handshake, after as much for the connection.
+    """
+
+    _tcp: IStreamClientEndpoint
+    _host: str
+    _credentials: Credentials
+    _clock: IReactorTime
+    _timeout_s: float
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803 - Twisted's name
+        """See ``IStreamClientEndpoint``."""
+        open_now: list[_Handshake] = []
+
+        def cancel(_: object) -> None:
+            connecting.cancel()
+            for each in open_now:
+                each.abort()
+
+        def fail(failure: Failure) -> None:
+            if not done.called:
+                done.errback(failure)
+
+        done: Deferred[IProtocol] = Deferred(cancel)
+
+        def build(_: object) -> Protocol:
+            open_now.append(_Handshake(protocolFactory, done, self._clock, self._timeout_s))
+            return open_now[-1]
+
+        handshakes = Factory()
+        handshakes.noisy = False
+        handshakes.buildProtocol = build  # type: ignore[assignment,method-assign]
+        wrapper = _TlsClientFactory(self._credentials, self._host, handshakes, self._clock)
+        connecting: Deferred[Any] = self._tcp.connect(wrapper)
+        connecting.addErrback(fail)
+        return done
+
+
+@implementer(IHandshakeListener)
+class _Handshake(Protocol):
+    """Stands for the protocol of a connection until its handshake is done."""
+
+    transport: Any
+
+    def __init__(
+        self, factory: IProtocolFactory, done: Deferred[IProtocol], clock: IReactorTime, timeout_s: float
+    ) -> None:
+        self._factory, self._done, self._clock, self._timeout_s = factory, done, clock, timeout_s
+
+    def connectionMade(self) -> None:
+        """Wait for the handshake."""
+        self._timer = self._clock.callLater(self._timeout_s, self._give_up)
+
+    def handshakeCompleted(self) -> None:  # noqa: N802 - Twisted's name
+        """Put the protocol in its place."""
+        self._timer.cancel()
+        tls, protocol = self.transport, self._factory.buildProtocol(self.transport.getPeer())
+        if protocol is None:
+            tls.abortConnection()
+            return
+        tls.wrappedProtocol = protocol
+        protocol.makeConnection(tls)
+        self._done.callback(protocol)
+
+    def abort(self) -> None:
+        """Close, unless the protocol is in its place."""
+        if self.transport is not None and self.transport.wrappedProtocol is self:
+            self.transport.abortConnection()
+
+    def _give_up(self) -> None:
+        self.transport.distrust = (
+            f"it has not answered the TLS handshake within {self._timeout_s:g} s: does it speak TLS?"
+        )
+        self.abort()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Fail with the reason if there was no connection yet."""
+        cancel(self._timer)
+        if not self._done.called:
+            self._done.errback(reason)
+
+
+class _TlsClientProtocol(BufferingTLSTransport):
+    """A connection to a server over TLS, whose end is explained."""
+
+    factory: "_TlsClientFactory"
+    _reason: Any
+    distrust = ""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Pass on why it is lost: in plain words if TLS is the reason."""
+        error = (self._reason or reason).value
+        if self.distrust:
+            self._reason = Failure(TlsFailed(self.distrust))
+        elif isinstance(error, SSL.Error):
+            self._reason = Failure(TlsFailed(self.factory.explain(error)))
+        elif not self._handshakeDone and isinstance(error, ConnectionClosed):
+            self._reason = Failure(TlsFailed(ENDED))
+        super().connectionLost(reason)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _TlsClientFactory(TLSMemoryBIOFactory):
+    """Puts TLS around the connections of another factory to the server with this name or address."""
+
+    protocol = _TlsClientProtocol
+
+    def __init__(self, credentials: Credentials, host: str, factory: Any, clock: IReactorTime) -> None:
+        super().__init__(self, True, factory, clock)
+        self._options = credentials.latest()
+        self._host = host if host.isascii() else idna.encode(host).decode()
+        self._is_address = isIPAddress(host) or isIPv6Address(host)
+
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803 - Twisted's names
+        """See ``IOpenSSLClientConnectionCreator``."""
+        connection = SSL.Connection(self._options.getContext())
+        connection.set_app_data(tlsProtocol)
+        if not self._is_address:  # RFC 6066, 3
+            connection.set_tlsext_host_name(self._host.encode())
+        connection.set_verify(SSL.VERIFY_PEER, _verify_server)
+        return connection
+
+    def distrust(self, certificate: X509) -> str:
+        """Return why a certificate does not name the server; nothing if it does."""
+        found = certificate.to_cryptography()
+        check = identity.verify_certificate_ip_address if self._is_address else identity.verify_certificate_hostname
+        try:
+            check(found, self._host)
+        except (VerificationError, CertificateError, ValueError):
+            return explain_name(found, self._host)
+        return ""
+
+    def explain(self, error: SSL.Error) -> str:
+        """Return in plain words what OpenSSL says of a server's answer."""
+        own: Any = self._options.certificate
+        return explain_alert(reason_of(error), own)
+
+
+def _verify_server(connection: SSL.Connection, certificate: X509, number: int, depth: int, is_valid: int) -> bool:
+    protocol = connection.get_app_data()
+    if not is_valid:
+        protocol.distrust = explain_distrust(certificate.to_cryptography(), number, depth, "server", UNKNOWN_SERVER)
+    elif depth == 0:
+        protocol.distrust = protocol.factory.distrust(certificate)
+    return not protocol.distrust

@@ -15,10 +15,11 @@ from benchmarks.page import PageWork
 from benchmarks.plan import Plan, Work
 from benchmarks.pools import HOSTS, Isolation, Pools
 from benchmarks.proxies import Hits
+from benchmarks.real_work import REAL_WORKS
 from benchmarks.samples import Result
 from benchmarks.siege import Siege
 from benchmarks.worker_costs import WorkerCosts
-from benchmarks.works import HTTP_PEERS, BesideHttp, Cached, Classic, Crowded, Idle, Steady
+from benchmarks.works import HTTP_PEERS, Beside, Cached, Classic, Crowded, Idle, Steady
 
 HERE = Path(__file__).resolve().parent
 MIB = 1024 * 1024
@@ -45,10 +46,17 @@ WORKS: tuple[Work, ...] = (
     ),
     PageWork("page", "the page in a browser, with a poem of 1 KB", 1_000),
     Steady("m", "over HTTP: 600-byte poems, 32 connections with 1 request in flight", 600, 32, 1, HTTP_PEERS),
-    BesideHttp("n", "netstrings with an HTTP port that nobody uses, and metrics: (a), (b) and (c) again", NETSTRINGS),
+    Beside(
+        "n",
+        "netstrings with an HTTP port that nobody uses, and metrics: (a), (b) and (c) again",
+        NETSTRINGS,
+        (servers.OURS, servers.WITH_HTTP),
+    ),
+    Beside("r", "with an access file: (a) and (b) again", NETSTRINGS[:2], (servers.OURS, servers.WITH_ACCESS)),
     Siege("o", "over HTTP: 600-byte poems, while 640 slow connections are after 64 slots", 600),
     Cached("p", "over HTTP: GETs of 600-byte poems answered 304, 32 connections with 1 request in flight", 600, 32),
     WorkerCosts("q", "workers: what a start costs, and how often a model that is loaded at import is in memory"),
+    *REAL_WORKS,
     Decoding("decoding", "a 64 KiB read of the shortest netstrings"),
 )
 
@@ -124,7 +132,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run of less than a minute: 1 round, 0.15 s each")
     parser.add_argument("--work", type=_names, default=[], metavar="A,B", help=", ".join(work.key for work in WORKS))
-    known = [name for name in (*servers.catalog(HERE), *HOSTS) if not name.startswith(servers.OURS)]
+    in_real_works = [name for work in REAL_WORKS for name in work.names]
+    known = [name for name in (*servers.catalog(HERE), *HOSTS, *in_real_works) if not name.startswith(servers.OURS)]
     parser.add_argument("--peers", type=_names, default=[], metavar="X,Y", help=", ".join(known))
     parser.add_argument(
         "--beside", type=Path, metavar="DIR", help="measure the xformd of this other checkout in the same rounds"

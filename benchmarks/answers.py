@@ -126,8 +126,10 @@ class HttpResponses:
         if end < 0:
             return None
         length = _CONTENT_LENGTH.search(self._received, 0, end + 2)
-        if length is None or int(length[1]) != len(self._bodies[0]):
-            raise WrongAnswer(f"expected a response with the poem's length, not {self._received[:200]!r}")
+        if length is None or int(length[1]) != len(self._bodies[self._index]):
+            raise WrongAnswer(
+                f"expected a response of {len(self._bodies[self._index])} bytes, not {self._received[:200]!r}"
+            )
         return end + len(b"\r\n\r\n") + int(length[1])
 
 

@@ -22,6 +22,12 @@ _PACKAGES = (
     "granian",
     "grpcio",
     "pebble",
+    "black",
+    "pillow",
+    "magika",
+    "onnxruntime",
+    "litserve",
+    "httpx",
 )
 
 

@@ -1,6 +1,6 @@
 """The pictures that the README shows, drawn from ``results.json``: the same figures give the same bytes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,42 @@ def _pools(works: Works) -> Any:
             panels.setdefault(row["load"], {})[key.partition(",")[0]] = row["cpu_us"]["median"]
     titles = {size: f"{size}, 8 calls in flight" for size in panels}
     return _panels(panels, titles, "CPU time per call, of all processes, µs, logarithmic (less is better)")
+
+
+def draw_rules(rules: Mapping[str, Sequence[tuple[int, float, float]]], path: Path) -> Path:
+    """Draw how rules of balancing compare.
+
+    Args:
+        rules: the points of each: how many servers, the 99th percentile in seconds, and the per cent that are lost.
+        path: where the picture goes.
+
+    Returns:
+        That path.
+    """
+    labels = ("99th percentile of the waits, s", "requests lost, %")
+    with mpl.rc_context(_STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.0))
+        for column, (axis, label) in enumerate(zip(axes, labels, strict=True), 1):
+            for name, points in rules.items():
+                ours = name == "xformd"
+                line = [(point[0], point[column]) for point in points]
+                style: Any = {"color": OURS if ours else THEIRS, "lw": 2.5 if ours else 1.5}
+                axis.plot(*zip(*line, strict=True), marker="o", ms=3, label=name, ls=_DASHES.get(name, "-"), **style)
+            axis.set_xscale("log")
+            axis.set_xticks([point[0] for point in points])
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.set_ylim(0)
+            axis.set_xlabel("servers, for 10 clients")
+            axis.set_title(label, loc="left", fontsize=9)
+        axes[1].legend(frameon=False, fontsize=8)
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+        plt.close(figure)
+    return path
+
+
+_DASHES = {"random": ":", "round robin": "--", "power of two": "-."}
 
 
 def _by_crowd(row: Mapping[str, Any]) -> list[tuple[int, float]]:

@@ -20,7 +20,7 @@ from benchmarks.kernel import pinned
 from benchmarks.load import Address, generator, open_connection
 from benchmarks.plan import Plan, interleave, measuring
 from benchmarks.samples import STEADY_COLUMNS, Figures, Result, Row
-from benchmarks.servers import FOR_EVER, ROOT, Running, Server, of_other_checkout
+from benchmarks.servers import FOR_EVER, Running, Server, install, of_other_checkout, with_plugins_of
 from benchmarks.works import measure_load
 
 PROXY = "xformd proxy"
@@ -43,7 +43,7 @@ class Hits:
     def run(self, plan: Plan) -> Result:
         """Measure it."""
         with tempfile.TemporaryDirectory() as folder:
-            install(Path(folder))
+            install(Path(folder), "slow")  # a proxy keeps nothing of a plugin that has no version
             upstreams = [_upstream(ONE_WORKER, 1, folder), _upstream(TWO_WORKERS, 2, folder)]
             with _proxied(upstreams, plan) as (rows, started):
                 interleave(rows, measuring(self._measure, started, plan), plan.rounds)
@@ -81,21 +81,13 @@ def _proxied(upstreams: list[Server], plan: Plan) -> Iterator[tuple[dict[str, Ro
 
 def _upstream(name: str, workers: int, folder: str) -> Server:
     command = ("serve", "--port", "0", "--plugins", "slow", "--workers", str(workers), *FOR_EVER)
-    environ = {"PYTHONPATH": f"{folder}:{ROOT}"}
+    environ = with_plugins_of(folder)
     return Server(name, (sys.executable, "-m", "xformd", *command), _handler, environ=environ, without_http=True)
 
 
 def _proxy(name: str, upstream: Address) -> Server:
     command = ("proxy", "{}:{}".format(*upstream), "--port", "0")
     return Server(name, (sys.executable, "-m", "xformd", *command), _handler)
-
-
-def install(folder: Path) -> None:
-    """Leave what pip does of an installed plugin: a proxy keeps nothing of one that has no version."""
-    metadata = folder / "slow-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[xformd]\nslow = benchmarks.peers.slow\n")
 
 
 def _misses(address: Address) -> int:

@@ -28,6 +28,7 @@ OURS = "xformd"
 OTHER_CHECKOUT = ", other checkout"
 _HTTP = ("--http", "tcp:0:interface=127.0.0.1")
 WITH_HTTP = "xformd --http"
+WITH_ACCESS = "xformd --access"
 OVER_HTTP = "xformd-http"
 BESIEGED = "xformd-http, few slots"
 SLOTS = 64
@@ -87,7 +88,8 @@ class Running:
         return self.process.pid
 
 
-def _peer(module: str, *arguments: str) -> tuple[str, ...]:
+def peer(module: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command that starts a peer."""
     return (sys.executable, "-m", f"benchmarks.peers.{module}", *arguments)
 
 
@@ -96,7 +98,7 @@ def _on_uvicorn(name: str, module: str, *needs: str) -> Server:
 
 
 def _http(name: str, module: str, *needs: str, dialect: traffic.Dialect = traffic.http) -> Server:
-    return Server(name, _peer(module), dialect, needs=needs, pipelines=False)
+    return Server(name, peer(module), dialect, needs=needs, pipelines=False)
 
 
 def _ours(name: str, dialect: traffic.Dialect, *arguments: str) -> Server:
@@ -104,7 +106,8 @@ def _ours(name: str, dialect: traffic.Dialect, *arguments: str) -> Server:
     return Server(name, (*_SERVE, *arguments), dialect, without_http=True)
 
 
-def _ours_over_http(name: str, *arguments: str) -> Server:
+def ours_over_http(name: str, *arguments: str) -> Server:
+    """Return a server of ours that is asked over HTTP."""
     return Server(name, (*_SERVE, *_HTTP, *arguments), traffic.xformd_http, pipelines=False, line=2)
 
 
@@ -118,22 +121,36 @@ def catalog(binaries: Path) -> dict[str, Server]:
         _ours(OURS, traffic.session),
         _ours("xformd-classic", traffic.classic),
         Server(WITH_HTTP, (*_SERVE, *_HTTP), traffic.session),
-        _ours_over_http(OVER_HTTP),
-        _ours_over_http(BESIEGED, "--max-connections", str(SLOTS)),
+        _ours(WITH_ACCESS, traffic.session, "--access", str(Path(__file__).parent / "access.toml")),
+        ours_over_http(OVER_HTTP),
+        ours_over_http(BESIEGED, "--max-connections", str(SLOTS)),
         _ours("xformd --isolate", traffic.session, *_WORKERS, "--isolate", traffic.TRANSFORM),
         _ours("xformd --inline", traffic.session, *_WORKERS, "--inline", traffic.TRANSFORM),
-        Server("tutorial", _peer("tutorial", "--kept-open"), traffic.classic),
-        Server("tutorial-classic", _peer("tutorial"), traffic.classic),
+        Server("tutorial", peer("tutorial", "--kept-open"), traffic.classic),
+        Server("tutorial-classic", peer("tutorial"), traffic.classic),
         _on_uvicorn("fastapi", "fastapi_app", "fastapi"),
         _on_uvicorn("starlette", "starlette_app", "starlette"),
         _on_uvicorn("asgi", "asgi_app"),
         _http("granian", "on_granian", "granian", "uvloop"),
         _http("twisted-httptools", "twisted_httptools", "httptools", dialect=traffic.xformd_http),
-        Server("grpc", _peer("grpc_server"), None, needs=("grpc",)),
-        Server("uvloop", _peer("uvloop_session"), traffic.session, needs=("uvloop",)),
+        Server("grpc", peer("grpc_server"), None, needs=("grpc",)),
+        Server("uvloop", peer("uvloop_session"), traffic.session, needs=("uvloop",)),
         Server("echo-c", (str(binaries / ECHO_BINARY),), traffic.echo),
     )
     return {server.name: server for server in servers}
+
+
+def install(folder: Path, plugin: str) -> None:
+    """Leave what pip does of an installed plugin, one of the peers' modules: loose files have no version."""
+    metadata = folder / f"{plugin}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plugin}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[xformd]\n{plugin} = benchmarks.peers.{plugin}\n")
+
+
+def with_plugins_of(folder: str) -> dict[str, str]:
+    """Return the variables of a server that finds what is installed in a folder."""
+    return {"PYTHONPATH": f"{folder}:{ROOT}"}
 
 
 def of_other_checkout(server: Server, folder: Path) -> Server:

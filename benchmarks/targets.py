@@ -14,8 +14,9 @@ from benchmarks.in_process import DECODER, RECEIVER, TRANSFORM_ALONE
 from benchmarks.page import BROWSER
 from benchmarks.pools import WORKERS
 from benchmarks.proxies import ONE_WORKER, PROXY, TWO_WORKERS
+from benchmarks.real_work import REAL_WORKS
 from benchmarks.samples import Result, Row, row_key
-from benchmarks.servers import BESIEGED, OTHER_CHECKOUT, OURS, OVER_HTTP, WITH_HTTP
+from benchmarks.servers import BESIEGED, OTHER_CHECKOUT, OURS, OVER_HTTP, WITH_ACCESS, WITH_HTTP
 from benchmarks.worker_costs import MODEL, STARTS
 
 Rows = Mapping[str, Row]
@@ -82,9 +83,9 @@ def lowest(key: str, name: str) -> Values:
     return lambda rows: sorted(_values(rows, name, key))[:1]
 
 
-def with_http(work: str) -> Values:
-    """Return what divides the CPU time of netstrings on a server with HTTP and metrics by that on one without."""
-    return ratio("cpu_us", row_key(WITH_HTTP, work), row_key(OURS, work))
+def beside(server: str, work: str) -> Values:
+    """Return what divides the CPU time of netstrings on a server with something besides by that on one without."""
+    return ratio("cpu_us", row_key(server, work), row_key(OURS, work))
 
 
 def spread(name: str) -> Values:
@@ -97,6 +98,24 @@ def spread(name: str) -> Values:
         return [max(medians) / min(medians)]
 
     return of_medians
+
+
+def lead(key: str, ours: str, theirs: str) -> Values:
+    """Return what subtracts one row's figure from another's: it may be 0."""
+    return lambda rows: [
+        mine - its for mine, its in zip(_values(rows, ours, key), _values(rows, theirs, key), strict=False)
+    ]
+
+
+def ahead_of(work: str, ours: str, peer: str) -> tuple[Target, ...]:
+    """Return what it means that ours does real work better than a peer."""
+    beside_hangs = f"{ours} - {peer}: good requests/s, 1 in 100 hangs"
+    return (
+        Target(work, f"{ours} / {peer}: requests/s", ratio("per_s", ours, peer), 1, at_least=True),
+        Target(work, f"{ours} / {peer}: CPU time", ratio("cpu_us", ours, peer), 1),
+        Target(work, f"{ours} / {peer}: p99", ratio("p99_us", ours, peer), 1),
+        Target(work, beside_hangs, lead("hung_per_s", ours, peer), 0, at_least=True),
+    )
 
 
 TARGETS = (
@@ -134,13 +153,15 @@ TARGETS = (
     Target("page", "KB of the page", only("page_kb", BROWSER), 100),
     Target("m", "xformd over HTTP / FastAPI", ratio("cpu_us", OVER_HTTP, "fastapi"), 0.35),
     Target("m", "xformd over HTTP / Twisted with httptools", ratio("cpu_us", OVER_HTTP, "twisted-httptools"), 1.6),
-    *(Target("n", f"({work}) with HTTP and metrics / without", with_http(work), 1.05) for work in ("a", "b", "c")),
+    *(Target("n", f"({work}) with HTTP and metrics / without", beside(WITH_HTTP, work), 1.05) for work in "abc"),
+    *(Target("r", f"({work}) with an access file / without", beside(WITH_ACCESS, work), 1.05) for work in "ab"),
     Target("o", "share of good requests/s that slow ones leave", only("kept", BESIEGED), 0.95, at_least=True),
     Target("o", "the same, lowest round", lowest("kept", BESIEGED), 0.9, at_least=True),
     Target("o", "of 1,000 of them, to be sent again", only("lost", BESIEGED), 5),
     Target("q", "CPU ms of a worker's start", only("start_cpu_ms", STARTS), 20),
     Target("q", "copies of a model of 300 MB for 4 workers", only("copies", MODEL), 1.3),
     Target("p", "xformd's 304 / FastAPI's", ratio("cpu_us", OVER_HTTP, "fastapi"), 0.35),
+    *(each for work in REAL_WORKS for peer in work.names[1:] for each in ahead_of(work.key, work.names[0], peer)),
     Target("decoding", f"{DECODER} / {RECEIVER}", ratio("cpu_ms", DECODER, RECEIVER), 1 / 3),
 )
 

@@ -26,7 +26,6 @@ HTTP_PEERS = (servers.OVER_HTTP, "fastapi", "starlette", "asgi", "granian", "twi
 CACHING_PEERS = (servers.OVER_HTTP, "fastapi")
 CROWD_PEERS = ("xformd", "tutorial", "uvloop", "fastapi")
 IDLE_PEERS = (*CROWD_PEERS, servers.OVER_HTTP)
-_WITH_AND_WITHOUT_HTTP = (servers.OURS, servers.WITH_HTTP)
 _PING_PONG = (32, 1)
 _SETTLE_S = 0.5
 _ROUNDS_IN_ONE = 3  # in (n), whose limit is 5 % above 1: one round differs from the next by as much
@@ -94,16 +93,17 @@ class Steady:
 
 
 @attrs.frozen
-class BesideHttp:
-    """Netstrings on a server that also has an HTTP port, and that counts requests; and on one without."""
+class Beside:
+    """Netstrings on a server that has something besides, such as an HTTP port or an access file; and on one without."""
 
     key: str
     title: str
     works: tuple[Steady, ...]
+    names: tuple[str, ...]
 
     def run(self, plan: Plan) -> Result:
         """Measure it, one work after the other, so that what is compared is measured within seconds."""
-        wanted = plan.rows(_WITH_AND_WITHOUT_HTTP)
+        wanted = plan.rows(self.names)
         rows: dict[str, Row] = {}
         with plan.running(wanted) as started:
             for work in self.works:

@@ -1,108 +1,59 @@
 #!/usr/bin/env bash
-# The whole family: a transform server with two plugins, a poem through each way to call it, poem servers, a proxy, and
-# the client that gets poems from all of them at once; a caching proxy for transforms; and the end of the servers.
-set -euo pipefail
-cd "$(dirname "$0")"
+# What xformd is for, in under a minute: pictures and pages become something else; any command is a transform; one that
+# hangs and one that crashes, beside requests that do not notice; a plugin that is upgraded under load.
+source "$(dirname "$0")/common.sh"
 
-folder=$(mktemp -d)
-servers=()
-end() {
-    kill "${servers[@]}" 2>/dev/null || true
-    wait "${servers[@]}" 2>/dev/null || true
-    rm -rf "$folder"
-}
-trap end EXIT
-
-say() { printf '\n\033[1m$ %s\033[0m\n' "$*"; }
-
-# start NAME LAST-LINE COMMAND...: run a server, wait for the last line of its greeting, set $address, and $http where it
-# answers HTTP too.
-start() {
-    local greeting="$folder/$1" last=$2
-    shift 2
-    say "$* &"
-    "$@" >"$greeting" &
-    servers+=($!)
-    for _ in $(seq 300); do
-        grep -q "$last" "$greeting" && break
-        kill -0 "${servers[-1]}" || { echo "the server did not start"; exit 1; }
-        sleep 0.1
-    done
-    cat "$greeting"
-    address=$(sed -n '1s/.* listening on //p' "$greeting")
-    http=$(sed -n 's/.* listening on http/http/p' "$greeting")
-}
-
-anywhere=tcp:0:interface=127.0.0.1
-start transforms 'transforms from' xformd serve --plugins --port 0 --http "$anywhere"
+cp -r plugins "$folder/plugins"
+start transforms 'transforms from' xformd serve --config demo.toml --plugins --plugins-dir "$folder/plugins" \
+    --workers 2 --port 0 --http "$anywhere"
 server=${servers[0]}
-front=$http
+page=$http
 export XFORMD_SERVER=$address
 
-say 'xformd send cummingsify owl.txt'
-xformd send cummingsify owl.txt
+say "xformd send thumbnail:width=120 --output-dir \$out page.png"
+xformd send thumbnail:width=120 --output-dir "$folder" ../docs/pictures/page-light.png
+(cd "$folder" && ls -l page-light.*)
 
-say 'xformd send shout -o marks=3 owl.txt        # from the plugin xformd-shout'
-xformd send shout -o marks=3 owl.txt
+say "xformd send markdown+html-to-pdf --output-dir \$out owl.md"
+xformd send markdown+html-to-pdf --output-dir "$folder" owl.md
+(cd "$folder" && ls -l owl.*)
 
-say 'xformd send trim+wrap:width=24+number-lines owl.txt'
-xformd send trim+wrap:width=24+number-lines owl.txt
+say "cat demo.toml; xformd send narrow:width=24 owl.txt"
+cat demo.toml
+xformd send narrow:width=24 owl.txt
 
-say 'echo "# The *Owl*" | xformd send markdown    # from the plugin xformd-markdown'
-echo '# The *Owl*' | xformd send markdown
+# load SECONDS: greetings by four clients for as long as standard input is open.
+load() { python load.py greet Owl >"$folder/load"; }
 
-say "exec 3<>/dev/tcp/${address/:/\/}; printf '27:cummingsify.HERE IS MY POEM,' >&3; cat <&3    # what nc would do"
-exec 3<>"/dev/tcp/${address/:/\/}"
-printf '27:cummingsify.HERE IS MY POEM,' >&3
-cat <&3
-echo
-exec 3>&-
+say "xformd send hang owl.txt; xformd send crash owl.txt    # beside four clients of another transform"
+exec 4> >(load)
+loader=$!
+xformd send hang owl.txt || true
+xformd send crash owl.txt || true
+exec 4>&-
+wait "$loader" || true
+cat "$folder/load"
+grep -q '     0 failed' "$folder/load" || { echo "some of the other requests failed"; exit 1; }
+echo 'what hung and what crashed harmed nobody else'
 
-if command -v curl >/dev/null; then
-    say "curl $front/transform/wrap?width=24 --data-binary @owl.txt"
-    curl -sS "$front/transform/wrap?width=24" --data-binary @owl.txt
-
-    say "curl $front/readyz"
-    curl -sS "$front/readyz"
-    echo
-fi
-
-start poem 'the poem of' xformd poem serve owl.txt --listen "$anywhere"
-fast=$address
-start slow 'the poem of' xformd poem serve owl.txt --slow 70 --listen "$anywhere" # 2 s for each client
-slow=$address
-start proxy 'the poem of' xformd poem proxy "$slow" --ttl 60 --listen "$anywhere"
-proxy=$address
-
-# elapsed COMMAND...: run a command, set $took_ms.
-elapsed() {
-    local before=${EPOCHREALTIME/[.,]/}
-    "$@"
-    took_ms=$(((${EPOCHREALTIME/[.,]/} - before) / 1000))
-}
-
-say "xformd poem get --transform cummingsify $fast $slow $slow $proxy    # three of them take 2 s each"
-elapsed xformd poem get --transform cummingsify "$fast" "$slow" "$slow" "$proxy"
-echo "four poems in $took_ms ms"
-((took_ms < 5000)) || { echo "they did not come at once"; exit 1; }
-echo 'one after the other would have taken 6 s: they came at once'
-
-say "xformd poem get $proxy    # from its cache"
-elapsed xformd poem get "$proxy"
-echo "one poem in $took_ms ms, and not in 2 s"
-
-start cache 'the transforms of' xformd proxy "$XFORMD_SERVER" --port 0
-cache=$address
-
-say "xformd send cummingsify owl.txt --server $cache    # and once more, which no upstream sees"
-for _ in 1 2; do
-    xformd send cummingsify owl.txt --server "$cache"
+say "sed -i s/Hello/Welcome/ plugins/trouble.py; kill -HUP %1    # an upgrade under the same load"
+exec 4> >(load)
+loader=$!
+sleep 0.5
+sed -i s/Hello/Welcome/ "$folder/plugins/trouble.py"
+kill -HUP "$server"
+for _ in $(seq 100); do
+    [ "$(echo -n Owl | xformd send greet)" = 'Welcome, Owl' ] && break
+    sleep 0.1
 done
+exec 4>&-
+wait "$loader" || true
+cat "$folder/load"
+grep -q Hello "$folder/load" && grep -q Welcome "$folder/load" && grep -q '     0 failed' "$folder/load" ||
+    { echo "the upgrade was noticed"; exit 1; }
+echo 'the upgrade cost no request'
 
-say "xformd list-transforms --server $cache | tail -n 1"
-xformd list-transforms --server "$cache" | tail -n 1
-
-say "kill %1; wait %1"
+say "kill %1; wait %1    # with 'xformd serve --plugins' of your own, the page would be at $page"
 kill "$server"
 wait "$server"
 echo "the server has stopped with status $?"

@@ -29,7 +29,7 @@ import xformd
 
 @xformd.transform
 def nap(poem: str) -> str:
-    time.sleep(30)
+    time.sleep(1000)
     return poem
 
 

@@ -110,7 +110,7 @@ def test_the_first_request_is_as_fast_as_the_hundredth_and_four_workers_hold_one
             f"{median_s * 1000:.1f} ms; {len(workers)} workers and {len(processes)} processes hold {copies:.2f} copies"
         )
     assert len(workers) == 4
-    assert seconds[0] < max(seconds[1:]) + 0.1  # of 2 s and more; a busy machine is that much slower at times
+    assert seconds[0] < max(seconds[1:]) + 0.5  # of 2 s and more; a busy machine is that much slower at times
     assert copies < 1.3
 
 

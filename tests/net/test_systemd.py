@@ -42,7 +42,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
     name = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiving:
         receiving.bind(name if request.param == "path" else f"\0{name}")
-        receiving.settimeout(20)
+        receiving.settimeout(90)
         yield receiving, name if request.param == "path" else f"@{name}"
 
 

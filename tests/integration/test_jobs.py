@@ -30,14 +30,16 @@ def mark(poem):
         file.write(f"{os.getpid()}\\n")
 
 @xformd.transform(deterministic=True)
-def nap(poem: str, *, s: float = 0.0) -> str:
+def nap(poem: str, *, s: float = 0.0, gate: bool = False) -> str:
     mark(poem)
     time.sleep(s)
+    while gate and not os.path.exists(os.path.join(FOLDER, "open")):
+        time.sleep(0.01)
     return poem.upper()
 
 @xformd.transform
-def once(poem: str, *, s: float = 0.0) -> str:
-    return nap(poem, s=s)
+def once(poem: str, *, s: float = 0.0, gate: bool = False) -> str:
+    return nap(poem, s=s, gate=gate)
 
 @xformd.hookimpl
 def xformd_transforms():
@@ -93,13 +95,17 @@ def outcome(server: Server, address: str) -> Answer:
 
 
 def test_each_job_of_a_server_that_is_killed_is_done_lost_or_run_again(bed: Bed) -> None:
-    poems = [f"{spec}{number}" for number in range(25) for spec in ("nap", "once")]
+    """The first ones are done then, two run, the others wait."""
+    specs = ["nap", "once"] * 4 + ["nap:gate=true", "once:gate=true"] * 21
+    poems = [f"{spec.partition(':')[0]}{number}" for number, spec in enumerate(specs)]
+    done = {*poems[:8]}
     with bed.serve(workers=2) as server:
-        jobs = {poem: start(server, f"{poem.rstrip('0123456789')}:s=0.05", poem) for poem in poems}
-        wait_until(lambda: sum(ask(server, address).status == 200 for address in [*jobs.values()][:8]) >= 4)
-        done = {poem for poem, address in jobs.items() if ask(server, address).status == 200}
+        jobs = {poem: start(server, spec, poem) for poem, spec in zip(poems, specs, strict=True)}
+        assert {outcome(server, jobs[poem]).status for poem in done} == {200}
+        wait_until(lambda: all(map(bed.began, poems[8:10])))
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
+    (bed.marks / "open").touch()
     with bed.serve(workers=2) as server:
         answers = {poem: outcome(server, address) for poem, address in jobs.items()}
     found = Counter()  # type: Counter[str]

@@ -231,7 +231,7 @@ def test_what_costs_its_worker_costs_companions_nothing_that_may_run_again(
 def test_what_blocks_its_loop_again_and_again_is_in_quarantine(tmp_path: Path) -> None:
     with running(tmp_path) as server, Session(server) as session:
         wait_until(lambda: session.ask("pure", b"block", timeout_ms=100).code == "unavailable")
-        assert "transform pure is in quarantine for 127.0.0.1: it has killed 5 workers" in server.log
+        wait_until(lambda: "transform pure is in quarantine for 127.0.0.1: it has killed 5 workers" in server.log)
         assert session.ask("pure", b"sleep 0").code == "unavailable"
         assert session.ask("impure", b"sleep 0").code == "ok"
 

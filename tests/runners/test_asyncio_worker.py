@@ -103,7 +103,7 @@ async def twisted(rest):
 
 
 async def block(rest):
-    os.write(1, b"blocks\n")
+    os.write(1, b"blocks")
     time.sleep(float(rest))
     return "blocked"
 
@@ -375,7 +375,7 @@ def test_a_job_that_holds_the_loop_is_known_and_so_is_for_how_long(worker: LiveW
     worker.ask("act", b"sleep 1000")
     act(worker, "sleep 0")
     blocks = worker.ask("act", f"{how} 1000".encode())
-    worker.wait_for_output(b"blocks\n")
+    worker.wait_for_output(b"blocks")
     time.sleep(0.2)  # while it holds it
     worker.kill()
     assert worker.end() == -signal.SIGKILL

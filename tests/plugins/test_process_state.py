@@ -34,7 +34,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Left]:
         file = tmp_path_factory.mktemp("left") / isolation
         command = [sys.executable, process_wide.__file__, isolation, str(file)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60, env=environment)
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=300, env=environment)
         results[isolation] = json.loads(file.read_text())
     return results
 

@@ -61,13 +61,11 @@ class _Arrival:
 class TransformProtocol(DrainableProtocol):
     """One connection. Its first netstring decides on the dialect, unless the factory has done so."""
 
-    factory: "TransformFactory"
-
     log = Logger()
 
     def __init__(self, factory: "TransformFactory", peer: str | None = None) -> None:
-        self.factory = factory
-        self.peer = peer
+        super().__init__(factory, peer)
+        self.factory: TransformFactory = factory
         self.service: Service = factory.service
         self._front = factory.front
         self.limits = factory.limits
@@ -98,7 +96,7 @@ class TransformProtocol(DrainableProtocol):
 
     def connectionMade(self) -> None:
         """Wait for a first byte, for as long as a connection may be idle."""
-        self.factory.connections.add(self, self.peer)
+        super().connectionMade()
         self._is_eager = hasattr(self.transport, "hint_read_size")
         # Of the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         self._can_send_now = hasattr(type(self.transport), "send_now")
@@ -137,7 +135,7 @@ class TransformProtocol(DrainableProtocol):
         if self.factory.is_stopping:
             self.transport.loseConnection()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Cancel what nobody waits for any more."""
         self._is_closing = True
         self._deadline.close()
@@ -152,7 +150,7 @@ class TransformProtocol(DrainableProtocol):
         handler, self._handler = self._handler, None
         if handler is not None:
             handler.lost()
-        self.factory.connection_ended(self)
+        super().connectionLost(reason)
 
     # What its handler calls.
 
@@ -445,6 +443,7 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         cut_off: how many connections were aborted because they took too long.
     """
 
+    protocol = TransformProtocol
     flush_timeout_s = FLUSH_TIMEOUT_S
 
     def __init__(
@@ -483,10 +482,6 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         """See ``DrainingFactory``."""
         super().set_limits(limits)
         self.arrivals.max_jobs, self.arrivals.max_bytes = limits.max_connections, _arriving_bytes(limits)
-
-    def make_protocol(self, peer: str | None) -> TransformProtocol:
-        """Make the protocol of a connection that has been accepted."""
-        return TransformProtocol(self, peer)
 
     @property
     def connection_stats(self) -> ConnectionStats:

@@ -12,10 +12,10 @@ from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.python.failure import Failure
 
 from xformd.dialects.handler import ConnectionHandler, TurnTaker
-from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
+from xformd.errors import BadRequest, Busy, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import UNTRACED, Application, GuardedApplication
-from xformd.http.forwarded import ForwardedRequests, Source, TrustedProxies
+from xformd.http.forwarded import Source, TrustedProxies
 from xformd.http.messages import (
     CONTINUE,
     LAST_CHUNK,
@@ -29,7 +29,7 @@ from xformd.http.messages import (
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
-from xformd.protocol import TransformFactory, TransformProtocol
+from xformd.protocol import BUSY_RETRY_MS, TransformFactory, TransformProtocol
 from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.telemetry.metrics import OK, Metrics
@@ -50,12 +50,13 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         connection: TransformProtocol,
         application: Application | GuardedApplication,
         idle_connections: IdleConnections,
-        forwarded: ForwardedRequests,
+        proxies: TrustedProxies,
+        forwarded: "Connections[HttpHandler]",
     ) -> None:
         super().__init__(connection.service, "")  # whose time it takes a PROXY header may have to say first
         self._connection = connection
         self.call_soon = connection.call_soon
-        self._forwarded = forwarded
+        self._proxies, self._forwarded = proxies, forwarded
         self._source: Source | None = None  # who sends all of its requests; None behind a trusted proxy
         self._application = application
         self._idle_connections = idle_connections
@@ -253,20 +254,24 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         """Return who sent a request: the peer, for all that come on this connection, unless that is a trusted proxy."""
         peer = self._connection.peer
         if self._connection.is_trusted:
-            return self._forwarded.proxies.read(peer, headers)
+            return self._proxies.read(peer, headers)
         self._source = Source(peer, share=self._connection.share)
         return self._source
 
     def _respond_within_limit(self, request: Request) -> Response | TakeBody:
         """Respond to a request of a proxy, unless its client has too many in flight."""
-        self._forwarded.begin(self, request.client)
+        refusal = None if request.client is None else self._forwarded.limit_reached(request.client)
+        if refusal is not None and refusal.kind == "peer":
+            message = f"too many of your requests are in flight: {refusal.reason}"
+            raise Busy(message, retry_after_ms=BUSY_RETRY_MS)
+        self._forwarded.add(self, request.client)
         return self._application.respond(request)
 
     def _finish_request(self) -> None:
         """Forget the request: it has its answer, or its connection is gone."""
         self._request = None
         if self._source is None:
-            self._forwarded.end(self)
+            self._forwarded.discard(self)
 
     def _keep(self, piece: bytes) -> None:
         """Keep a piece of the body, unless the request has its response already."""
@@ -484,16 +489,17 @@ class HttpFactory(TransformFactory):
             trusts=proxies.trusts,
         )
         self._application = application
-        self._forwarded = ForwardedRequests(proxies, limits.max_connections_per_peer)
+        self._proxies = proxies
+        self._forwarded: Connections[HttpHandler] = Connections(limits)  # whose requests come through proxies
         self.connections = Connections(limits, is_uncounted=proxies.trusts)
 
     def set_limits(self, limits: Limits) -> None:
         """See ``DrainingFactory``."""
         super().set_limits(limits)
-        self._forwarded.max_per_client = limits.max_connections_per_peer
+        self._forwarded.set_limits(limits)
 
     def _make_handler(self, connection: TransformProtocol) -> HttpHandler:
-        return HttpHandler(connection, self._application, self._idle_connections, self._forwarded)
+        return HttpHandler(connection, self._application, self._idle_connections, self._proxies, self._forwarded)
 
     def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
         """Close a connection, an idle one if there is one, to make room for a new one; return whether there was any."""

@@ -26,8 +26,8 @@ from xformd.limits import Limits
 from xformd.net import endpoints
 from xformd.net.factory import DrainingFactory
 from xformd.net.lifecycle import Lifecycle
-from xformd.net.plain import detect_loss
-from xformd.net.tls import ServerTls, is_loopback
+from xformd.net.plain import detect_loss, is_loopback
+from xformd.net.tls import ServerTls
 from xformd.net.transport import make_eager
 from xformd.telemetry.reloads import ReloadHistory, ReloadOutcome
 

@@ -159,8 +159,7 @@ class PoemProtocol(DrainableProtocol):
     log = Logger()
 
     def __init__(self, factory: "PoemFactory", peer: str | None) -> None:
-        self._factory = factory
-        self.peer = peer
+        super().__init__(factory, peer)
         self._waiting: Deferred[Any] | None = None
         self._poem: bytes | None = None
         self._limiter: RateLimiter | None = None
@@ -171,10 +170,10 @@ class PoemProtocol(DrainableProtocol):
 
     def connectionMade(self) -> None:
         """Get the poem, and send it when it is there."""
-        self._factory.connections.add(self, self.peer)
+        super().connectionMade()
         self._set_linger(_RESET_ON_CLOSE)
         # mypy cannot choose among the overloads for a call that may return either.
-        get_poem: Callable[[], Any] = self._factory.source.get_poem
+        get_poem: Callable[[], Any] = self.factory.source.get_poem
         self._waiting = maybeDeferred(get_poem).addCallback(self._send)
         self._waiting.addErrback(self._fail)
 
@@ -215,31 +214,28 @@ class PoemProtocol(DrainableProtocol):
         if self._client_is_done:
             self.transport.loseConnection()
         else:
-            self._deadline.set(self._factory.limits.linger_timeout_s)
+            self._deadline.set(self.factory.limits.linger_timeout_s)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Cancel every timer, and the wait for a poem."""
         cancel(self._timer)
         self._deadline.close()
         if self._waiting is not None:
             self._waiting.cancel()
-        self._factory.connection_ended(self)
-
-    def stop(self) -> None:
-        """Do nothing: the client may read to the end."""
+        super().connectionLost(reason)
 
     def _send(self, poem: bytes) -> None:
         if not isinstance(poem, bytes):  # a source is often the caller's own code
             raise TypeError(f"a poem is bytes, not {type(poem).__name__}")
         self._poem = poem
-        clock, bytes_per_s = self._factory.clock, self._factory.bytes_per_s
+        clock, bytes_per_s = self.factory.clock, self.factory.bytes_per_s
         self._limiter = RateLimiter(bytes_per_s, clock.seconds()) if bytes_per_s is not None else None
         self.transport.registerProducer(self, True)
         self._produce()
 
     def _fail(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._factory.log_no_poem(failure)
+            self.factory.log_no_poem(failure)
         self.transport.abortConnection()
 
     def _produce(self) -> None:
@@ -251,7 +247,7 @@ class PoemProtocol(DrainableProtocol):
             elif self._limiter is None:
                 self._write(self._poem, CHUNK_BYTES)
             else:
-                clock = self._factory.clock
+                clock = self.factory.clock
                 size_bytes, wait_s = self._limiter.next(self._poem, self._sent_bytes, clock.seconds())
                 self._timer = clock.callLater(wait_s, self._go_on, self._poem, size_bytes)
 
@@ -276,8 +272,8 @@ class PoemProtocol(DrainableProtocol):
             self.transport.loseConnection()
 
     def _await_reader(self) -> None:
-        self._progress = ReadProgress(self.transport, self._factory.limits)
-        self._deadline.set(self._factory.stall_timeout_s)
+        self._progress = ReadProgress(self.transport, self.factory.limits)
+        self._deadline.set(self.factory.stall_timeout_s)
 
     def _expire(self) -> None:
         if self._is_flushed:
@@ -286,7 +282,7 @@ class PoemProtocol(DrainableProtocol):
             self._await_reader()
         else:
             peer = self.peer or "a local client"
-            self._factory.refusals.add("cut off", self.log.info, "cut off {peer}: it takes nothing", peer=peer)
+            self.factory.refusals.add("cut off", self.log.info, "cut off {peer}: it takes nothing", peer=peer)
             self.transport.abortConnection()
 
     def _set_linger(self, option: bytes) -> None:
@@ -318,6 +314,7 @@ class PoemFactory(DrainingFactory[PoemProtocol]):
     """
 
     log = Logger()
+    protocol = PoemProtocol
 
     def __init__(
         self,
@@ -337,10 +334,6 @@ class PoemFactory(DrainingFactory[PoemProtocol]):
         self.source = source
         self.bytes_per_s = bytes_per_s
         self.stall_timeout_s = stall_timeout_s
-
-    def make_protocol(self, peer: str | None) -> PoemProtocol:
-        """See ``DrainingFactory``."""
-        return PoemProtocol(self, peer)
 
     def refuse(self) -> Protocol:
         """See ``DrainingFactory``."""

@@ -230,23 +230,21 @@ class TransformProtocol(DrainableProtocol):
         else:
             self._deadline.set(seconds)
 
-    def hint_read_size(self, count: int) -> None:
-        """Read more at a time while single strings are as long as this one, where the transport can."""
+    def note_arrival(self, count: int, share: str | None = None, *, is_here: bool = False) -> None:
+        """Note how long the request is that arrives, or ``is_here``; ``share`` is the peer's if not given.
+
+        Where others need the room of a long one, the handler's ``reject`` is called. While single strings are as long
+        as this one, more is read at a time, where the transport can.
+        """
         if self._is_eager:
             self.transport.hint_read_size(count)
-
-    def note_arrival(self, count: int, share: str | None = None) -> None:
-        """Note how long the request is that arrives, 0 once it is here; ``share`` is its own if not given.
-
-        Where others need the room of a long one, the handler's ``reject`` is called.
-        """
         arrivals = self.factory.arrivals
         if self._arrival is not None:
-            if self._arrival.size_bytes == count:
+            if self._arrival.size_bytes == count and not is_here:
                 return
             arrivals.remove(self._arrival)
             self._arrival = None
-        if count > PART_BYTES:
+        if count > PART_BYTES and not is_here:
             self._arrival = _Arrival(self, Caller(share or self.share), count)
             for each in arrivals.put(self._arrival):
                 self.factory.clock.callLater(0, each.connection._reject, each)
@@ -347,8 +345,7 @@ class TransformProtocol(DrainableProtocol):
                 refusal.log_message = "this looks like HTTP, which has a port of its own (--http)"
             self._refuse(refusal)
             return
-        self.hint_read_size(self._decoder.string_bytes)
-        self.note_arrival(self._decoder.string_bytes if self._decoder.is_inside else 0)
+        self.note_arrival(self._decoder.string_bytes, is_here=not self._decoder.is_inside)
         if strings == [session.OPENING]:
             self._speak("session")
             self._handler = SessionHandler(self, self._decoder)

@@ -371,7 +371,7 @@ def test_a_file_that_has_not_changed_is_not_read_again(path: Path, monkeypatch: 
 def test_a_file_that_was_young_is_read_again_though_no_change_can_be_seen(
     path: Path, monkeypatch: pytest.MonkeyPatch, racy_ns: int, expected: bytes
 ) -> None:
-    monkeypatch.setattr(server, "_fingerprint", lambda status: (1,))
+    monkeypatch.setattr(server, "file_fingerprint", lambda file: (1,))
     monkeypatch.setattr(server, "RACY_NS", racy_ns)
     file = PoemService(path)
     path.write_bytes(b"The Cat")

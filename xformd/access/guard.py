@@ -36,7 +36,7 @@ from xformd.plugins.registry import SEE_LIST, Registry, forbidden_transform, no_
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome
 from xformd.service import ForwardingService, Service
-from xformd.spec import SHORT_CHARACTERS, TRACEPARENT, Spec, SpecCache
+from xformd.spec import Spec, SpecCache
 from xformd.telemetry.metrics import Front
 from xformd.telemetry.reloads import ReloadOutcome
 from xformd.wire import session
@@ -132,7 +132,7 @@ class GuardedService(ForwardingService):
         """The transforms that its identity may know of."""
         self._check_authorized()
         if self._registry is None:  # the service says when it has another
-            identity, registry = self.grant.identity, super().registry
+            identity, registry = self.grant.identity, self._service.registry
             visible = registry.visible(identity.may_use, knows_all=self._knows_all)
             self._registry = registry if identity.may_use_all else visible
         return self._registry
@@ -140,7 +140,7 @@ class GuardedService(ForwardingService):
     def listing(self) -> bytes:
         """See ``Service.listing``: those of the transforms that its identity may use."""
         self._check_authorized()
-        listing = super().listing()
+        listing = self._service.listing()
         return listing if self.grant.identity.may_use_all else self._listing(listing)
 
     def _visible_listing(self, listing: bytes) -> bytes:
@@ -153,7 +153,7 @@ class GuardedService(ForwardingService):
 
     def missing(self) -> str:
         """See ``Service.missing``: names no plugin unless its identity may know of all."""
-        missing = super().missing()
+        missing = self._service.missing()
         return missing if not missing or self._knows_all else "still loading plugins"
 
     def xform(self, spec: Spec, poem: bytes, **more: Any) -> bytes | Deferred[bytes]:
@@ -172,10 +172,7 @@ class GuardedService(ForwardingService):
         return self._calls[words]
 
     def _make_call(self, words: bytes) -> PreparedCall | None:
-        if self.grant.is_limited or len(words) > SHORT_CHARACTERS or TRACEPARENT in words:
-            return None
-        request = session.decode_request(b"1 %b." % words)
-        if not isinstance(request, session.Request):
+        if self.grant.is_limited or (request := session.decode_words(words)) is None:
             return None
         try:
             self._check(request.spec)  # first: how long the service looks for a transform tells whether it is there

@@ -238,8 +238,7 @@ class SessionHandler(TurnTaker, ConnectionHandler):
         return self._connection.unread_bytes <= self._max_unread_bytes
 
     def _await_input(self) -> None:
-        self._connection.hint_read_size(self._decoder.string_bytes)
-        self._connection.note_arrival(self._decoder.string_bytes if self._decoder.is_inside else 0)
+        self._connection.note_arrival(self._decoder.string_bytes, is_here=not self._decoder.is_inside)
         if self._decoder.has_unread or not self._has_room():
             self._connection.pause_reading()
             self._connection.set_deadline(None)

@@ -6,6 +6,7 @@ has ``request_timeout_s`` from its first byte, or from its turn, until it has fu
 
 import io
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ISSLTransport
@@ -16,16 +17,7 @@ from xformd.errors import BadRequest, Busy, Cancelled, ShuttingDown, TooLarge, X
 from xformd.http import problems
 from xformd.http.application import UNTRACED, Application, GuardedApplication
 from xformd.http.forwarded import Source, TrustedProxies
-from xformd.http.messages import (
-    CONTINUE,
-    LAST_CHUNK,
-    BodyStream,
-    Request,
-    Response,
-    TakeBody,
-    encode_chunk,
-    encode_head,
-)
+from xformd.http.messages import CONTINUE, LAST_CHUNK, Request, Response, TakeBody, encode_chunk, encode_head
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
@@ -35,6 +27,9 @@ from xformd.service import Service
 from xformd.telemetry.metrics import OK, Metrics
 from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 from xformd.wire.session import read_traceparent
+
+if TYPE_CHECKING:  # a response has it
+    from xformd.http.batch import BatchLines
 
 PROBE_S = 0.5  # how long after a half-close to probe whether the client still reads
 PROBE_AGAIN_S = 5.0  # how long to wait until the next probe
@@ -66,7 +61,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         self._request: Request | None = None  # which arrives, or is being answered
         self._take_body: TakeBody | None = None  # responds to it once it is here; None if it has its response already
         self._body = io.BytesIO()  # one that grows: in a list, pieces of a byte would cost forty each
-        self._running: Deferred[Response] | BodyStream | None = None  # makes the response, or its body
+        self._running: Deferred[Response] | BatchLines | None = None  # makes the response, or its body
         self._has_long_body = False  # more is read at a time
         self._closes_after_stream = False
         self._deadline_is_for = "idle"  # or "request" or "probe"; empty where there is none
@@ -228,7 +223,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._send(CONTINUE)
         if body_bytes is None or body_bytes > PART_BYTES:
             self._has_long_body = True
-            self._connection.hint_read_size(body_bytes or PART_BYTES)
             self._connection.note_arrival(body_bytes or PART_BYTES, request.caller.share)
 
     def _begin_entry(self, request: Request) -> None:
@@ -286,7 +280,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         self._deadline_is_for = ""
         if self._has_long_body:
             self._has_long_body = False
-            self._connection.hint_read_size(0)
             self._connection.note_arrival(0)
         self._idle_connections.pop(self._connection, None)
         take_body, self._take_body = self._take_body, None
@@ -483,13 +476,11 @@ class HttpFactory(TransformFactory):
             clock,
             front="http",
             metrics=metrics,
-            make_handler=self._make_handler,
+            make_handler=lambda each: HttpHandler(each, application, self._idle_connections, proxies, self._forwarded),
             access_log=application.access_log,
             tracer=application.tracer,
             trusts=proxies.trusts,
         )
-        self._application = application
-        self._proxies = proxies
         self._forwarded: Connections[HttpHandler] = Connections(limits)  # whose requests come through proxies
         self.connections = Connections(limits, is_uncounted=proxies.trusts)
 
@@ -497,9 +488,6 @@ class HttpFactory(TransformFactory):
         """See ``DrainingFactory``."""
         super().set_limits(limits)
         self._forwarded.set_limits(limits)
-
-    def _make_handler(self, connection: TransformProtocol) -> HttpHandler:
-        return HttpHandler(connection, self._application, self._idle_connections, self._proxies, self._forwarded)
 
     def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
         """Close a connection, an idle one if there is one, to make room for a new one; return whether there was any."""

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.defer import Deferred
 
@@ -25,7 +25,7 @@ from xformd.wire.http1 import RequestHead
 from xformd.wire.session import read_traceparent
 
 if TYPE_CHECKING:
-    from xformd.http.connection import HttpHandler
+    from xformd.http.batch import BatchLines
 
 Credentials = tuple[frozenset[str], int]
 
@@ -87,25 +87,12 @@ class Request:
             self.entry.spec = spec
 
 
-class BodyStream(Protocol):
-    """The body of a response that is sent piece by piece."""
-
-    def start(self, writer: "HttpHandler") -> None:
-        """Begin to send with its methods for streams."""
-
-    def resume(self) -> None:
-        """Go on: the client has read everything."""
-
-    def cancel(self) -> None:
-        """Stop: the client is gone."""
-
-
 class Response(NamedTuple):
     """A response; ``headers`` are its own as ``header_lines``, ``code`` is for metrics and logs."""
 
     status: int
     headers: bytes = b""
-    body: bytes | BodyStream = b""
+    body: "bytes | BatchLines" = b""
     code: str = OK
 
 

@@ -28,7 +28,7 @@ _HOST_AND_PORT = re.compile(r"(?!unix:)(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:
 _NUMERIC_HOST = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?\Z", re.IGNORECASE)
 
 
-def file_fingerprint(file: str | Path) -> tuple[int, ...]:
+def file_fingerprint(file: str | Path | int) -> tuple[int, ...]:
     """Return what differs once a file has changed; nothing if it is not there."""
     try:
         status = os.stat(file)  # noqa: PTH116

@@ -29,6 +29,7 @@ from xformd.limits import Limits
 from xformd.net.deadline import Deadline, cancel
 from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.listener import ListeningService
+from xformd.net.plain import file_fingerprint
 from xformd.net.run import within_descriptors
 from xformd.net.tls import ServerTls
 from xformd.net.write_buffer import ReadProgress
@@ -50,11 +51,6 @@ class PoemSource(Interface):
 
     def get_poem(self) -> "bytes | Deferred[bytes]":
         """Return the poem, or a Deferred of it."""
-
-
-def _fingerprint(status: os.stat_result) -> tuple[int, ...]:
-    """Return what differs once a file has changed."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _is_racy(status: os.stat_result, now_ns: int) -> bool:
@@ -93,7 +89,7 @@ class PoemService(Service):
         if (path := self._path) is None:
             return self._poem
         try:
-            if self._seen != _fingerprint(path.stat()):
+            if self._seen != file_fingerprint(path):
                 self._poem = self._read(path)
         except OSError as error:
             reason = _reason(error)
@@ -109,16 +105,17 @@ class PoemService(Service):
     def _read(self, path: Path) -> bytes:
         # Do not wait for a writer if it is a pipe; on a regular file the flag does nothing.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            before = os.fstat(file.fileno())
+            before, seen = os.fstat(file.fileno()), file_fingerprint(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise OSError("it is not a regular file")
             poem = file.read()
             after = os.fstat(file.fileno())
-        if _fingerprint(after) != _fingerprint(before) or len(poem) != before.st_size:
+            has_changed = file_fingerprint(file.fileno()) != seen
+        if has_changed or len(poem) != before.st_size:
             raise OSError("it changed while it was read")
         if self._poem and not poem:
             raise OSError("it is empty")  # as a file is for a moment while it is rewritten in place
-        self._seen = None if _is_racy(after, time.time_ns()) else _fingerprint(after)
+        self._seen = None if _is_racy(after, time.time_ns()) else seen
         return poem
 
 

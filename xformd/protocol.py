@@ -420,6 +420,7 @@ class TransformProtocol(DrainableProtocol):
         return f"{host}:{peer.port}" if host is not None else "a local client"
 
 
+@attrs.define(eq=False, slots=False)
 class TransformFactory(DrainingFactory[TransformProtocol]):
     """Makes the connections of one server.
 
@@ -440,36 +441,26 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         cut_off: how many connections were aborted because they took too long.
     """
 
+    service: Service
+    limits: Limits = Limits()
+    _reactor: Any = None
+    front: Front = attrs.field(default="netstring", kw_only=True)
+    metrics: Metrics | None = attrs.field(default=None, kw_only=True)
+    counting: Mapping[Front, Service] = attrs.field(default=MappingProxyType({}), kw_only=True)
+    make_handler: Callable[[TransformProtocol], ConnectionHandler] | None = attrs.field(default=None, kw_only=True)
+    access_log: AccessLog | None = attrs.field(default=None, kw_only=True)
+    tracer: Tracer = attrs.field(default=NO_TRACES, kw_only=True)
+    trusts: Callable[[str | None], bool] = attrs.field(default=lambda _: False, kw_only=True)
+    access: Access | None = attrs.field(default=None, kw_only=True)
+
     protocol = TransformProtocol
     flush_timeout_s = FLUSH_TIMEOUT_S
 
-    def __init__(
-        self,
-        service: Service,
-        limits: Limits = Limits(),
-        reactor: Any = None,
-        *,
-        front: Front = "netstring",
-        metrics: Metrics | None = None,
-        counting: Mapping[Front, Service] = MappingProxyType({}),
-        make_handler: Callable[["TransformProtocol"], ConnectionHandler] | None = None,
-        access_log: AccessLog | None = None,
-        tracer: Tracer = NO_TRACES,
-        trusts: Callable[[str | None], bool] = lambda _: False,
-        access: Access | None = None,
-    ) -> None:
-        if not hasattr(service, "xform"):
-            raise TypeError(f"{type(service).__name__} is no service: TransformService.from_functions() makes one")
-        super().__init__(limits, reactor)
-        self.service = service
-        self.front: Front = front
-        self.metrics = metrics
-        self.counting = counting
-        self.make_handler = make_handler
-        self.access_log = access_log
-        self.tracer = tracer
-        self.trusts = trusts
-        self.access = access
+    def __attrs_post_init__(self) -> None:
+        if not hasattr(self.service, "xform"):
+            raise TypeError(f"{type(self.service).__name__} is no service: TransformService.from_functions() makes one")
+        super().__init__(self.limits, self._reactor)
+        limits = self.limits
         self.arrivals: FairQueue[_Arrival] = FairQueue(limits.max_connections, _arriving_bytes(limits))
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(self.clock)

@@ -118,10 +118,9 @@ class ForwardingService:
     has_room: Callable[[Reader], None]
     stop: Callable[[], None]
 
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: RegistryService) -> None:
         self._service = service
-        self.stopwatch: Callable[[], float] = service.stopwatch
-        self.turns: Turns = service.turns
+        self.stopwatch, self.turns = service.stopwatch, service.turns
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._service, name)
@@ -131,24 +130,20 @@ class ForwardingService:
     @property
     def max_result_bytes(self) -> int:
         """See ``Service.max_result_bytes``: a reload may change it."""
-        limit: int = self._service.max_result_bytes
-        return limit
+        return self._service.max_result_bytes
 
     @property
     def registry(self) -> Registry:
         """The transforms that there are now."""
-        registry: Registry = self._service.registry
-        return registry
+        return self._service.registry
 
     def xform(self, spec: Spec, poem: bytes, **more: Any) -> bytes | Deferred[bytes]:
         """See ``Service.xform``."""
-        result: bytes | Deferred[bytes] = self._service.xform(spec, poem, **more)
-        return result
+        return self._service.xform(spec, poem, **more)
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
-        call: PreparedCall | None = self._service.prepare_call(words)
-        return call
+        return self._service.prepare_call(words)
 
 
 @attrs.frozen

@@ -174,8 +174,7 @@ class BatchEndpoint:
     def __call__(self, request: Request) -> Response | TakeBody:
         """Respond to a request; every line gets a result or an error."""
         timeout_s = requests.timeout_s(request.headers)
-        if (detail := requests.unsupported_body(request.headers)) is not None:
-            return problems.http_response(415, detail, request.id)
+        requests.check_body(request.headers)
 
         def take_body(body: bytes) -> Response:
             headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))

@@ -313,7 +313,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         error = failure.value
         if not isinstance(error, XformError):
             error = internal_error(failure, self._request.timing)
-        return problems.response(problems.problem(error, self._request.id))
+        return problems.response(error, self._request.id)
 
     # How they are answered.
 
@@ -385,7 +385,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._close()
             return
         self._connection.count_refusal(error.code)
-        self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
+        self._respond(problems.response(error, self._request.id, status), closes=True)
 
     def _close(self) -> None:
         """Send what is left, and close."""

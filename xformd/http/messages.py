@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.defer import Deferred
 
+from xformd.errors import BadRequest
 from xformd.http.forwarded import Source
 from xformd.net.connections import share_of
 from xformd.runners import Caller
@@ -94,6 +95,18 @@ class Response(NamedTuple):
     headers: bytes = b""
     body: "bytes | BatchLines" = b""
     code: str = OK
+
+
+class HttpProblem(BadRequest):
+    """An error that only HTTP has, such as no such path.
+
+    ``more`` are lines of headers of the response, and ``members`` of the problem, beside those that each has.
+    """
+
+    def __init__(self, status: int, message: str, more: bytes = b"", **members: str) -> None:
+        super().__init__(message)
+        title = http.HTTPStatus(status).phrase.lower()
+        self.more, self.members = more, {"status": status, "title": title, **members}
 
 
 TakeBody = Callable[[bytes], Response | Deferred[Response]]

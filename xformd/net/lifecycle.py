@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -28,6 +29,7 @@ STOP_EXTRA_S = 15.0
 """For what comes after the grace period of a stopping server: the last answers, and the end of its workers."""
 
 
+@attrs.define(eq=False, slots=False)
 class Lifecycle:
     """Runs a server that SIGHUP reloads.
 
@@ -37,16 +39,13 @@ class Lifecycle:
 
     log = Logger()
 
-    def __init__(
-        self,
-        server: "ListeningService",
-        reactor: Any,
-        greet: Callable[[tuple[str, ...]], Iterable[str]],
-        announce: Callable[[str], object],
-        failed: Callable[[Failure], None],
-    ) -> None:
-        self._server, self._reactor = server, reactor
-        self._greet, self._announce, self._failed = greet, announce, failed
+    _server: "ListeningService"
+    _reactor: Any
+    _greet: Callable[[tuple[str, ...]], Iterable[str]]
+    _announce: Callable[[str], object]
+    _failed: Callable[[Failure], None]
+
+    def __attrs_post_init__(self) -> None:
         self._notifier = Notifier(os.environ)
         self._addresses: tuple[str, ...] = ()
         self._is_stopping = self._must_not_drain = False

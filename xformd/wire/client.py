@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import attrs
+
 from xformd.errors import BadFrame, BadRequest, Busy, ConnectionLost, RequestRefused, ShuttingDown, TooLarge, XformError
 from xformd.spec import Spec
 from xformd.wire import classic, netstring, session
@@ -58,19 +60,14 @@ class Outcome(NamedTuple):
     value: bytes | session.Hello | Exception
 
 
+@attrs.define(eq=False)
 class Pending:
     """A request without an answer yet; ``ends_at`` is the time at which its caller stops waiting."""
 
-    __slots__ = ("ends_at", "message", "on_version", "waiter")
-
-    def __init__(
-        self,
-        message: Message,
-        waiter: Any,
-        ends_at: float | None,
-        on_version: Callable[[str | None], None] | None = None,  # is told which versions made the result
-    ) -> None:
-        self.message, self.waiter, self.ends_at, self.on_version = message, waiter, ends_at, on_version
+    message: Message
+    waiter: Any
+    ends_at: float | None
+    on_version: Callable[[str | None], None] | None = None  # is told which versions made the result
 
 
 class ClientSession:
@@ -316,7 +313,12 @@ class ClientSession:
     def _take_result(self, pending: Pending, reply: session.Reply) -> None:
         if pending.on_version is not None:
             pending.on_version(reply.version)
-        self._settle(pending, self._within_limit(reply.poem, pending.message))
+        value: bytes | TooLarge = reply.poem
+        # The decoder's limit covers head and poem together, so a poem may be longer by what its head is shorter.
+        if len(reply.poem) > self._max_result_bytes and not isinstance(pending.message, session.ControlRequest):
+            limit = f"the limit is {self._max_result_bytes} bytes"
+            value = TooLarge(f"the result has {len(reply.poem)} bytes; {limit}")
+        self._settle(pending, value)
 
     def _settle(self, pending: Pending, value: bytes | Exception) -> None:
         if pending.waiter is not self:
@@ -332,12 +334,6 @@ class ClientSession:
         if self._token is None and self.hello is not None and self._is_opening:
             self._is_opening = False
             self._outcomes.append(Outcome(self._opener, self.hello))
-
-    def _within_limit(self, poem: bytes, message: Message) -> bytes | TooLarge:
-        # The decoder's limit covers head and poem together, so a poem may be longer by what its head is shorter.
-        if len(poem) <= self._max_result_bytes or isinstance(message, session.ControlRequest):
-            return poem
-        return TooLarge(f"the result has {len(poem)} bytes; the limit is {self._max_result_bytes} bytes")
 
     # A server that is silent.
 

@@ -56,6 +56,7 @@ class Grant:
         self.is_revoked = False
         self.in_flight: set[Deferred[bytes]] = set()
         self.on_change: list[Callable[[], None]] = []
+        self.services: dict[Front, Service] = {}  # what each front calls for it
         self._clock = clock
         self._allowance = math.inf
         self._counted_at_s = 0.0
@@ -258,9 +259,8 @@ class Access:
             raise ConfigError(error.reason, details=error.details, setting="access") from error
         self._grants: dict[str, Grant] = {}
         self._revoked: WeakValueDictionary[str, Grant] = WeakValueDictionary()  # that open connections have
-        self._services: dict[tuple[Front, Grant], Service] = {}
         self._check: Any = None
-        self.on_revoke: list[Callable[[Grant], object]] = [self._forget]
+        self.on_revoke: list[Callable[[Grant], object]] = []
 
     def start(self) -> None:
         """Look for changes of the file from now on."""
@@ -296,14 +296,11 @@ class Access:
             elif self._grants.get(name) is grant:
                 self._revoked[name] = self._grants.pop(name)
                 grant.change(None)
+                grant.services.clear()
                 for forget in self.on_revoke:
                     forget(grant)
         line = f"read the access rules again: {len(rules.identities)} identities; {changes}"
         return ReloadOutcome((line,)).logged(self.log)
-
-    def _forget(self, grant: Grant) -> None:
-        for key in [key for key in self._services if key[1] is grant]:
-            del self._services[key]
 
     def by_token(self, token: bytes) -> Grant:
         """Return the grant of whoever has this token; raise ``Unauthorized`` if nobody has."""
@@ -325,10 +322,9 @@ class Access:
     def service(self, front: Front, grant: Grant) -> Service:
         """Return what a front calls for an identity."""
         assert self.make_service is not None
-        key = front, grant
-        if key not in self._services:
-            self._services[key] = self.make_service(front, grant)
-        return self._services[key]
+        if front not in grant.services:
+            grant.services[front] = self.make_service(front, grant)
+        return grant.services[front]
 
     def _grant(self, identity: Identity) -> Grant:
         if identity.name not in self._grants:

@@ -121,7 +121,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         if running is not None:
             running.cancel()
         self._give_up_request()
-        self._finish_request()
 
     # Called by a stream.
 
@@ -391,7 +390,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         """Send what is left, and close."""
         self._is_closed = True
         self._give_up_request()
-        self._finish_request()
         # Until its client closes too it counts as a connection, and one that has all it gets is the first to go.
         self._idle_connections[self._connection] = None
         output, self._output, self._body = self._output, [], io.BytesIO()
@@ -408,6 +406,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._connection.count_refusal(Cancelled.code)
         if self._request is not None and self._request.entry is not None:
             self._request.entry.finish(Cancelled.code)
+        self._finish_request()
 
     # What is waited for.
 

@@ -18,7 +18,6 @@ from xformd.errors import BadRequest
 from xformd.http.forwarded import Source
 from xformd.net.connections import share_of
 from xformd.runners import Caller
-from xformd.spec import Spec
 from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import OK
 from xformd.telemetry.timing import RequestTiming
@@ -50,6 +49,7 @@ class Request:
     def __init__(self, head: RequestHead, source: Source, credentials: Credentials = (frozenset(), -1)) -> None:
         self.head = head
         self.source = source
+        self.client = source.client  # its address, also behind trusted proxies; None if it has no IP address
         self.credentials = credentials
         self.id = request_id(head.headers)
         self.method = head.method
@@ -58,11 +58,6 @@ class Request:
         self.is_answered = False  # the response has begun
         self.entry: AccessEntry | None = None  # in the access log, or of its trace
         self._timing: RequestTiming | None = None
-
-    @property
-    def client(self) -> str | None:
-        """The address of the client, also behind trusted proxies; None if it has no IP address."""
-        return self.source.client
 
     @property
     def caller(self) -> Caller:
@@ -81,11 +76,6 @@ class Request:
             traceparent = read_traceparent(self.headers.get(b"traceparent"))
             self._timing = self.entry or RequestTiming(self.id.decode(), traceparent=traceparent)
         return self._timing
-
-    def note_spec(self, spec: Spec) -> None:
-        """Note for the access log which transforms are requested, in case the request never reaches the service."""
-        if self.entry is not None:
-            self.entry.spec = spec
 
 
 class Response(NamedTuple):

@@ -169,7 +169,8 @@ class TransformEndpoint:
         """Read the spec, and look up its transforms; raise an ``XformError`` if it names what is not there."""
         remembered = None if options else self._remembered.get(request.path)
         spec = requests.read_spec(request.path[len(PREFIX) :], options) if remembered is None else remembered[0].spec
-        request.note_spec(spec)
+        if request.entry is not None:
+            request.entry.spec = spec  # in case it never reaches the service
         if remembered is not None:
             return remembered[0]
         wanted = TransformRequest.from_spec(spec, self._service.registry)

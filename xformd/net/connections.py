@@ -91,13 +91,11 @@ class Connections(Generic[Connection]):
         """Return the limit that forbids one more connection from this peer, or None."""
         share = self._share(peer)
         if self._max_per_peer is not None and len(self._of_share(share)) >= self._max_per_peer:
-            return ConnectionLimitReached(
-                "peer", f"{self._max_per_peer} are open from {share}, which is max_connections_per_peer"
-            )
+            reason = f"{self._max_per_peer} are open from {share}, which is max_connections_per_peer"
+            return ConnectionLimitReached("peer", reason)
         if len(self._shares) >= self._max_total:
-            return ConnectionLimitReached(
-                "total", f"{len(self._shares)} are open; max_connections, or ulimit -n, allows no more"
-            )
+            reason = f"{len(self._shares)} are open; max_connections, or ulimit -n, allows no more"
+            return ConnectionLimitReached("total", reason)
         return None
 
     def _share(self, peer: str | None) -> str | None:

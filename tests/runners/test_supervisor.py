@@ -596,13 +596,13 @@ def test_workers_whose_plugins_differ_are_killed_a_few_times(clock: Clock, super
         worker = supervised.workers[-1]
         worker.listing = listing_of(owl="1")
         worker.say_hello()
-        assert worker.killed == ["has other plugins than those before (cat from x-cat 1 is missing)"]
+        assert worker.killed == ["has other plugins than those before (it lacks cat (x-cat 1))"]
         worker.end()
         clock.advance(10)
     last = supervised.workers[-1]
     last.listing = listing_of(owl="1")
     last.be_ready()
-    assert log.lines[-1] == "a worker has other plugins (cat from x-cat 1 is missing); send SIGHUP to reload them all"
+    assert log.lines[-1] == "a worker has other plugins (it lacks cat (x-cat 1)); send SIGHUP to reload them all"
     assert {supervised.take_worker() for _ in range(2)} == {first, last}
     assert supervised.launcher.started_again == []  # the first would end with what it was forked from
 
@@ -619,5 +619,5 @@ def test_if_no_worker_is_left_the_plugins_are_loaded_again_when_they_differ(cloc
     worker = supervised.workers[-1]
     worker.listing = listing_of(owl="1")
     worker.say_hello()
-    assert worker.killed == ["has other plugins than those before (cat from x-cat 1 is missing)"]
+    assert worker.killed == ["has other plugins than those before (it lacks cat (x-cat 1))"]
     assert supervised.launcher.started_again == ["workers have other plugins than those before"]

@@ -123,7 +123,7 @@ class FakeWorker:
         self.worn = ""
         self.has_ended = False
         self.is_disconnected = False
-        self.listing: Mapping[str, Any] = {}
+        self.listing: Mapping[str, Any] = listing_of()
         self.cancelled: list[int] = []
         self.last_step = 0, 0.0
         self._jobs: dict[int, Job] = {}

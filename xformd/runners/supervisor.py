@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from xformd.limits import Limits
 from xformd.net.deadline import cancel
 from xformd.net.plain import backoff_s
+from xformd.plugins import listing
 from xformd.plugins.registry import PluginKey, label
 from xformd.runners import policy
 from xformd.runners.launcher import SLOW_AFTER_S, Launcher
@@ -289,7 +290,9 @@ class Supervisor:
         if (slot := self._slots.get(worker)) is None:
             return
         slot.loading = None
-        if difference := policy.plugin_difference(self._listing, hello.listing):
+        before = self._listing or hello.listing
+        if differences := listing.differences({"those before": before, "it": hello.listing}):
+            difference = differences[0]
             if self._failed_starts < MAX_DIFFERING_WORKERS:
                 worker.kill(f"has other plugins than those before ({difference})")
                 if all(other.state == "starting" for other in self._slots.values()):  # all are forked from the same

@@ -7,7 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from xformd.commands.options import PoemOptions, plugin_flags, poem_options
+from xformd.commands.options import plugin_flags
+from xformd.commands.poem_options import PoemOptions, poem_options
 from xformd.spec import build
 
 

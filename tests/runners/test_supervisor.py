@@ -99,7 +99,7 @@ def test_the_first_ready_worker_tells_its_plugins(supervised: Supervised) -> Non
     assert not has_fired(ready)
     supervised.workers[1].be_ready()
     supervised.workers[0].be_ready()
-    assert result_of(ready) == WorkerHello(101, {})
+    assert result_of(ready) == WorkerHello(101, listing_of())
 
 
 def test_a_callback_of_ready_may_stop_at_once(clock: Clock, supervised: Supervised) -> None:
@@ -363,7 +363,7 @@ def test_three_failed_starts_are_reported_and_then_the_first_worker_that_is_read
     assert result_of(failed) == NotReady("a worker ended with exit status 1 before it was ready")
     ready = supervised.supervisor.ready
     supervised.workers[-1].be_ready()
-    assert result_of(ready) == WorkerHello(supervised.workers[-1].pid or 0, {})
+    assert result_of(ready) == WorkerHello(supervised.workers[-1].pid or 0, supervised.workers[-1].listing)
     assert supervised.supervisor.idle == 1
 
 

@@ -11,12 +11,12 @@ import click
 from xformd.commands import options
 from xformd.commands.options import (
     Selected,
-    client_options,
     describe_locally,
     isolated_plugin_output,
     plugin_options,
     report_slow,
 )
+from xformd.commands.poem_options import client_options
 from xformd.errors import ConfigError, printable, printable_json
 
 if TYPE_CHECKING:

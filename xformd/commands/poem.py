@@ -9,17 +9,16 @@ import click
 
 from xformd.commands.options import (
     SIZE,
-    address_option,
     configuration_options,
     isolated_plugin_output,
     limit_options,
     log_options,
-    output_dir_option,
     print_error,
     quantity_option,
     run_server,
     timeout_option,
 )
+from xformd.commands.poem_options import address_option, output_dir_option
 from xformd.net.defaults import DEFAULT_POEM_PORT, with_host
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ import click
 
 from xformd.commands.options import (
     Selected,
-    client_options,
     isolated_plugin_output,
     plugin_options,
     print_error,
@@ -22,6 +21,7 @@ from xformd.commands.options import (
     report_slow,
     timeout_option,
 )
+from xformd.commands.poem_options import client_options
 from xformd.commands.transforms import produced
 from xformd.errors import XformError
 from xformd.net.defaults import with_host

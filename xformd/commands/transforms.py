@@ -16,18 +16,16 @@ import click
 
 from xformd.commands.options import (
     DURATION,
-    PoemOptions,
     Selected,
     describe_locally,
     isolated_plugin_output,
     limit_options,
     plugin_options,
-    poem_options,
     print_error,
     print_line,
     report_slow,
-    server_options,
 )
+from xformd.commands.poem_options import PoemOptions, poem_options, server_options
 from xformd.errors import BadOptions, ConfigError, GibberishError, RequestRefused, TransformTimeout, XformError
 
 if TYPE_CHECKING:

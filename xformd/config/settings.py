@@ -30,14 +30,16 @@ def _node_from(value: object) -> str | None:
     raise ValueError(f"invalid node {show_value(value)}: use up to 63 letters, digits, and . _ - after the first")
 
 
-_NODE = SettingType(read=_node_from, words={"auto": None})
+_NODE = SettingType(read=_node_from, words={"auto": None}, metavar="NAME")
 _WRITE_TCP = ": write it as tcp:11000:interface=127.0.0.1"
 _ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+", empty="none", hint=_WRITE_TCP)
 _LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1, hint=_WRITE_TCP)
 _ORIGINS = types.strings("origin", frozenset, accepts=types.is_origin, hint=": write it as https://example.org, or *")
 _HOSTS = types.strings("host name", frozenset, accepts=types.is_host_name, hint=": write it as poems.example.org, or *")
 _AS_PROXIES = ": write it as 192.0.2.1, 10.0.0.0/8, 2001:db8::/32, or unix"
-_PROXIES = types.strings("proxy", frozenset, accepts=types.is_network, hint=_AS_PROXIES)
+_PROXIES = attrs.evolve(
+    types.strings("proxy", frozenset, accepts=types.is_network, hint=_AS_PROXIES), metavar="CIDR,...", is_repeated=False
+)
 _REQUIRED = types.strings(
     "requirement",
     frozenset,
@@ -102,7 +104,7 @@ class Settings:
     )
     access: Path | None = _setting(types.FILE, None, "file that says who may use which transforms; none for all")
     jobs_dir: Path | None = _setting(
-        types.FILE, None, "folder where jobs over HTTP and their results are kept; none for no jobs"
+        types.FOLDER, None, "folder where jobs over HTTP and their results are kept; none for no jobs"
     )
     node: str | None = _setting(
         _NODE, None, "name of this server in the addresses of its jobs; auto for the host's", host_node
@@ -114,7 +116,7 @@ class Settings:
         "what a reload tries in the new workers first: examples, and it is refused if one fails that did not, or off",
     )
     record: Path | None = _setting(
-        types.FILE, None, "folder to keep a sample of the poems in, for xformd replay; none for none"
+        types.FOLDER, None, "folder to keep a sample of the poems in, for xformd replay; none for none"
     )
     record_sample: float = _setting(types.SHARE, 0.01, "which share of the poems to keep, above 0 and up to 1")
     record_only: frozenset[str] = _setting(

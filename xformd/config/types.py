@@ -34,6 +34,8 @@ class SettingType:
         unit: the unit of a number; empty if it has none.
         words: the words that stand for some values.
         none: the word for None in a file, where JSON has null.
+        metavar: what the help of its flag calls a value.
+        is_repeated: whether its flag may be repeated.
     """
 
     read: Callable[[Any], Any]
@@ -41,6 +43,8 @@ class SettingType:
     unit: str = ""
     words: Mapping[str, Any] = attrs.field(factory=dict)
     none: str | None = None
+    metavar: str = "N"
+    is_repeated: bool = False
 
     def to_json(self, value: Any) -> Any:
         """Convert a value to one that JSON has, in its unit."""
@@ -96,7 +100,8 @@ def _share_from(value: object) -> float:
 
 def choice(*words: str) -> SettingType:
     """Return the type of one of several words."""
-    return SettingType(read=_expect(" or ".join(map(repr, words)), lambda value: value in words))
+    read = _expect(" or ".join(map(repr, words)), lambda value: value in words)
+    return SettingType(read=read, metavar=f"[{'|'.join(words)}]")
 
 
 is_origin = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s,*?#@]+").fullmatch
@@ -152,16 +157,17 @@ def strings(
             raise ValueError(f"expected at least {minimum} {noun}")
         return collect(value)
 
-    return SettingType(read=read)
+    return SettingType(read=read, metavar=noun.upper().split()[-1], is_repeated=True)
 
 
-def file_or(**words: Path | None) -> SettingType:
+def file_or(metavar: str, **words: Path | None) -> SettingType:
     """Return the type of a file, or of one of these words, each of which stands for something else."""
     expected = f"{', '.join(map(repr, words))} or a file"
     read = _expect(expected, lambda value: isinstance(value, str) and value != "" and "\0" not in value)
     return SettingType(
         read=lambda value: words[value] if read(value) in words else _path(value),
         words=words,
+        metavar=metavar,
     )
 
 
@@ -224,18 +230,21 @@ def _mismatch(expected: str, value: object) -> ValueError:
 
 _PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
 
-SIZE = SettingType(read=parse_size, unit="bytes")
-DURATION = SettingType(read=parse_timeout, unit="seconds")
+SIZE = SettingType(read=parse_size, unit="bytes", metavar="SIZE")
+DURATION = SettingType(read=parse_timeout, unit="seconds", metavar="DURATION")
 DELAY = attrs.evolve(DURATION, read=parse_duration)  # a duration that may be 0
 BOOLEAN = SettingType(
     read=_expect("true or false", lambda value: isinstance(value, bool)),
     from_text=lambda text: TRUTH_WORDS.get(text.lower(), text),
 )
-SHARE = SettingType(read=_share_from)
-FOLDERS = SettingType(read=lambda value: tuple(map(_path, _PATHS.read(value))))
-OUTPUT_FILE = file_or(none=None, stderr=STDERR)
-LOG_FILE = file_or(stderr=STDERR)
-FILE = file_or(none=None)
-PLUGINS = SettingType(read=_plugins_from, words={"all": None, "none": frozenset()})
+SHARE = SettingType(read=_share_from, metavar="SHARE")
+FOLDERS = attrs.evolve(_PATHS, read=lambda value: tuple(map(_path, _PATHS.read(value))), metavar="DIR")
+OUTPUT_FILE = file_or("[none|stderr|FILE]", none=None, stderr=STDERR)
+LOG_FILE = file_or("[stderr|FILE]", stderr=STDERR)
+FILE = file_or("FILE", none=None)
+FOLDER = file_or("DIR", none=None)
+PLUGINS = SettingType(read=_plugins_from, metavar="SELECTION", words={"all": None, "none": frozenset()})
 SHOWN = SettingType(read=lambda value: value)  # of a plugin's settings
-PREFERENCES = SettingType(read=_preferences_from, from_text=_preferences_from_text)
+PREFERENCES = SettingType(
+    read=_preferences_from, from_text=_preferences_from_text, metavar="NAME=DISTRIBUTION", is_repeated=True
+)

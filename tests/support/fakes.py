@@ -80,7 +80,7 @@ def listing_of(**versions: str) -> dict[str, Any]:
     return {"transforms": listed}
 
 
-class RecordingJob:
+class RecordingJob(Job):
     """A job that records what it hears."""
 
     def __init__(self) -> None:

@@ -89,7 +89,7 @@ class WorkerSlot:
 
 
 @attrs.frozen(eq=False)
-class _SelfTestRun:
+class _SelfTestRun(Job):
     """A worker's self-test under way."""
 
     log = Logger()
@@ -97,12 +97,6 @@ class _SelfTestRun:
     test: SelfTest
     worker: WorkerHandle
     on_passed: Callable[[], None]
-
-    def began(self, step: int) -> None:
-        """Ignore it: what counts is the answer."""
-
-    def ran(self, start_ns: int, end_ns: int) -> None:
-        """Ignore it."""
 
     def raised(self, raised: SafeTraceback) -> None:
         """Log it here, because no request is waiting that would."""
@@ -281,7 +275,7 @@ class Supervisor:
             case {"loading": [distribution, name]} | {"warming_up": [distribution, name]}:
                 slot.loading, slot.did = (distribution, name), "warmed up" if "warming_up" in news else "imported"
                 self._start_timer(slot, timeouts_s.get(slot.loading, default_s))
-            case {"timeout_s": seconds} if slot.loading is not None:
+            case {"timeout_s": int() | float() as seconds} if slot.loading is not None:
                 timeouts_s[slot.loading] = seconds
                 self._start_timer(slot, seconds)
 

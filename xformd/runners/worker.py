@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import attrs
+
 from xformd.errors import TransformDied, Unavailable, XformError
 from xformd.plugins import hookspecs, job, listing, loader
 from xformd.plugins.definition import Transform
@@ -315,7 +317,7 @@ class _JobRunner:
     def report_run(self, start_ns: int, request_ids: Iterable[int]) -> None:
         """Tell the server when a step of traced requests ran: from then until now."""
         for request_id in request_ids:
-            self.channel.send(messages.encode_run(request_id, start_ns, time.monotonic_ns()))
+            self.channel.send(messages.encode_news(ran=(request_id, start_ns, time.monotonic_ns())))
 
     def _guard(self, call: Call, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function that runs a step, within the limits of its transform, and undo what it leaves behind."""
@@ -352,7 +354,7 @@ class _JobRunner:
         if not calls.is_expected(error):
             make = SafeTraceback.unredacted if self.setup.shows_errors else SafeTraceback.redacted
             raised = calls.without_secrets(call, make(error))
-            self.channel.send(messages.encode_traceback(request_id, raised))
+            self.channel.send(messages.encode_news(raised=request_id, **attrs.asdict(raised)))
         return calls.explain(call, error)
 
     def _call(self, call: Call, poem: bytes) -> bytes:

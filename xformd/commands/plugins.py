@@ -188,7 +188,8 @@ async def check_plugins(settings: "Settings", distribution: str | None) -> Async
                 reasons = (f"plugin {plugin.label}: {reason}" for reason in plugin.reasons)
                 yield Verdict(plugin.label, 0, tuple(reasons))
             for transform in plugin.transforms:
-                if _is_used(service, transform, plugin):
+                entry = registry.entries.get(transform.name)
+                if entry is not None and entry.plugin.key == plugin.key:
                     yield await _verdict(service, transform)
     for conflict in registry.conflicts:
         for plugin in conflict.plugins:
@@ -207,11 +208,6 @@ async def _check_loser(settings: "Settings", name: str, plugin: "Plugin") -> Ver
             return await _verdict(service, service.registry.resolve(name).transform)
     except ConfigError as error:
         return Verdict(name, 0, (error.message,))
-
-
-def _is_used(service: "TransformService", transform: "Transform", plugin: "Plugin") -> bool:
-    entry = service.registry.entries.get(transform.name)
-    return entry is not None and entry.plugin.key == plugin.key
 
 
 async def _verdict(service: "TransformService", transform: "Transform") -> Verdict:

@@ -139,7 +139,9 @@ def configure(
     _add_variables(tables["plugin"], environment or {}, str((file or Path("file")).parent.absolute()))
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
-    _reject_both(values["inline"], values["isolate"])
+    inline, isolate = values["inline"], values["isolate"]
+    for name in sorted(inline.value & isolate.value):
+        raise ConfigError(f"{name!r} is in both inline ({inline.place}) and isolate ({isolate.place}); remove one")
     folders, insecure = values["plugins_dir"], values["insecure_plugins_dir"]
     values["plugins_dir"] = attrs.evolve(folders, subjects=dict.fromkeys(map(str, insecure.value), insecure.subject))
     for folder in folders.value:
@@ -305,11 +307,6 @@ def _read(setting: Setting, raw: Any, place: str, subject: str, *, is_text: bool
         return Value(setting, setting.type.read(setting.type.from_text(raw) if is_text else raw), place, subject)
     except ValueError as error:
         raise ConfigError(f"{subject}: {error}") from error
-
-
-def _reject_both(inline: Value, isolate: Value) -> None:
-    for name in sorted(inline.value & isolate.value):
-        raise ConfigError(f"{name!r} is in both inline ({inline.place}) and isolate ({isolate.place}); remove one")
 
 
 def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -75,7 +75,7 @@ class WorkerHandle:
 
     def __attrs_post_init__(self) -> None:
         self._why_killed = ""
-        self._status = b""
+        self._status = bytearray()
         self._jobs: dict[int, Job] = {}
         self._oom_kills = count_oom_kills()
         self._grace: IDelayedCall | None = None
@@ -91,7 +91,7 @@ class WorkerHandle:
             their_output = self._output.open(theirs, undo)
             self._channel = Channel(channel, self._receive, self._channel_lost, self._reactor)
             undo.callback(self._channel.close)
-            self._lifeline = Channel(lifeline, self._receive_status, self._ended, self._reactor)
+            self._lifeline = Channel(lifeline, self._status.extend, self._ended, self._reactor)
             undo.callback(self._lifeline.close)
             self._fork(their_channel.fileno(), their_lifeline.fileno(), their_output)
             undo.pop_all()
@@ -135,9 +135,6 @@ class WorkerHandle:
         return f"worker {self.pid or '(starting)'}"
 
     # Called by the lifeline.
-
-    def _receive_status(self, data: bytes) -> None:
-        self._status += data
 
     def _ended(self) -> None:
         """Report its end: its reaper has ended too."""
@@ -293,7 +290,7 @@ class OutputLog(FileDescriptor):
                 self.log.info("{process} prints too much; the rest is left out", process=self._name())
 
 
-def _describe_end(status: bytes, oom_kills: int) -> str:
+def _describe_end(status: bytearray, oom_kills: int) -> str:
     """Describe an end by what the lifeline has brought: a wait status, words, or nothing."""
     if status and not status.isdigit():
         return f"could not be started: {one_line(status.decode(errors='replace'))}"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from xformd.client import batch as batches
+    from xformd.config import Settings
     from xformd.spec import Spec
 
 Transform = Callable[[bytes], "bytes | Deferred[bytes]"]
@@ -264,22 +265,26 @@ def run(spec: str, poems: PoemOptions, options: Mapping[str, object], selected: 
       xformd run upper --recursive poems --output-dir out --encoding latin-1
     """
     from xformd import spec as specs
-    from xformd.plugins import listing
-    from xformd.server.reload import local_service
     from xformd.telemetry import logs
 
     logs.start(*([logs.observer()] if traceback else []))
     parsed = specs.build(spec, options)
     with isolated_plugin_output() as stdout, selected() as settings:
+        _run_batch(transform_here(settings, parsed, options), poems, stdout, describe=describe_locally)
 
-        @contextlib.asynccontextmanager
-        async def here() -> AsyncIterator[tuple[Transform, str]]:
-            names = frozenset(step.name for step in parsed.steps)
-            async with local_service(settings, report_slow, warm_ups=names) as service:
-                listed = listing.to_json(service.registry)
-                yield functools.partial(service.xform, parsed), produced(listed, parsed, options)
 
-        _run_batch(here(), poems, stdout, describe=describe_locally)
+@contextlib.asynccontextmanager
+async def transform_here(
+    settings: "Settings", spec: "Spec", options: Mapping[str, object] = MappingProxyType({}), **more: Any
+) -> AsyncIterator[tuple[Transform, str]]:
+    """Yield what runs a spec in this environment, and the media type of its results."""
+    from xformd.plugins import listing
+    from xformd.server.reload import local_service
+
+    names = frozenset(step.name for step in spec.steps)
+    async with local_service(settings, report_slow, warm_ups=names) as service:
+        listed = listing.to_json(service.registry)
+        yield functools.partial(service.xform, spec, **more), produced(listed, spec, options)
 
 
 def produced(listed: Mapping[str, Any], spec: "Spec", options: Mapping[str, object] = MappingProxyType({})) -> str:

@@ -325,8 +325,9 @@ def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any
     try:
         tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # for 5,000 digits or brackets, tomllib raises other errors
-        reason = _TOML_POSITION.sub("", str(error))
-        raise ConfigError(f"{file}, line {_line_of(error, lines)}: not valid TOML: {reason}") from error
+        reason, position = _TOML_POSITION.sub("", str(error)), _TOML_POSITION.search(str(error))
+        where = f"{file}, line {position['line'] or len(lines)}" if position else file
+        raise ConfigError(f"{where}: not valid TOML: {reason}") from error
     header, start = "", 0
     for end in range(1, len(lines) + 1):
         statement = "\n".join(lines[start:end])
@@ -339,19 +340,6 @@ def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any
         if statement.strip() and not statement.lstrip().startswith("#"):
             yield start + 1, content
         start = end
-
-
-def _line_of(error: Exception, lines: list[str]) -> int:
-    if match := _TOML_POSITION.search(str(error)):
-        return int(match["line"] or len(lines))
-    for end in range(1, len(lines)):
-        try:
-            tomllib.loads("\n".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue  # it ends inside a statement
-        except (ValueError, RecursionError):
-            return end
-    return len(lines)
 
 
 def _parse_toml(text: str) -> dict[str, Any] | None:

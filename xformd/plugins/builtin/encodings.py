@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 from annotated_types import Interval
 
 import xformd
-from xformd.plugins.builtin import built_in
+from xformd.plugins.builtin import built_in, provide_all
 from xformd.plugins.media_type import python_charset
 
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024  # 1 MB of gzip can hold 1 GB. The limit of a server's results is usually lower
@@ -218,8 +218,4 @@ def gunzip(poem: bytes) -> bytes:
     return result
 
 
-@xformd.hookimpl
-def xformd_transforms() -> list[xformd.Transform]:
-    """Return the transforms of this module."""
-    texts = [base64_encode, base64_decode, hex_encode, hex_decode, url_encode, url_decode, decode, encode]
-    return [*texts, digest, gzip, gunzip]
+xformd_transforms = provide_all(globals())

@@ -14,31 +14,19 @@ from xformd.plugins.registry import NOT_SELECTED, Plugin
 from xformd.plugins.settings import Table, did_you_mean
 
 
-def _names(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(names)
-
-
-def _folders(folders: Iterable[str | Path]) -> tuple[Path, ...]:
-    return tuple(map(Path, folders))
-
-
 @attrs.frozen(kw_only=True)
 class Selection:
     """Which plugins to load. The built-in ones are always loaded, unless they are blocked."""
 
-    distributions: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(_names))
-    """Installed packages to load; None for all of them."""
-    blocked: frozenset[str] = attrs.field(default=(), converter=_names)
-    """Distributions, entry points or loose files that are never imported."""
-    directories: tuple[Path, ...] = attrs.field(default=(), converter=_folders)
-    """Folders with loose ``*.py`` plugins."""
+    distributions: frozenset[str] | None = None  # installed packages to load; None for all of them
+    blocked: frozenset[str] = frozenset()  # distributions, entry points or loose files that are never imported
+    directories: tuple[Path, ...] = ()  # folders with loose ``*.py`` plugins
     preferred: Mapping[str, str] = attrs.field(factory=dict)  # transform name to the distribution that shall provide it
     strict: bool = False  # whether a failed plugin or an unresolved conflict is an error
     ignore_unknown: bool = False  # whether to skip the check for names that match no plugin
     settings: Mapping[str, Table] = attrs.field(factory=dict)  # normalized distribution to the table with its settings
     commands: Mapping[str, Table] = attrs.field(factory=dict)  # transform name to the table of its command
-    required: frozenset[str] = attrs.field(default=(), converter=_names)
-    """What must be there, and in which versions: ``xformd-images==1.2.*``."""
+    required: frozenset[str] = frozenset()  # what must be there, and in which versions: ``xformd-images==1.2.*``
 
 
 EVERYTHING = Selection()

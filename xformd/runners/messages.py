@@ -5,7 +5,8 @@ Pure. Each message has an encoder, which returns a netstring, and a decoder, whi
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -19,6 +20,7 @@ MAX_SETUP_BYTES = 16 * 1024 * 1024  # a configuration has at most a million byte
 MAX_HELLO_BYTES = 64 * 1024 * 1024  # a plugin may bring many long examples
 
 _NEWS = b"news "
+_SET = "\0"  # the key of an object that stands for a set: JSON has none
 
 Note = Literal["batch", "cancel", "step", "return"]
 """``batch`` and how many requests, which follow, are one; ``cancel`` and the id of a request on asyncio, which is
@@ -32,14 +34,6 @@ LeftOut = Mapping[PluginKey, tuple[PluginState, str]]
 """Plugins that a generation does without, with the state and the reason that are listed."""
 
 
-def _to_names(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(names)
-
-
-def _to_keys(pairs: Iterable[Iterable[str]]) -> frozenset[PluginKey]:
-    return frozenset((distribution, name) for distribution, name in pairs)
-
-
 @attrs.frozen(kw_only=True)
 class WorkerSetup:
     """What a fork server is told first, for itself and its workers."""
@@ -49,12 +43,9 @@ class WorkerSetup:
     max_result_bytes: int  # of a step
     memory_bytes: int  # how much loading the plugins may take, and each job besides
     left_out: LeftOut = attrs.field(factory=dict)
-    late: frozenset[PluginKey] = attrs.field(default=(), converter=_to_keys)
-    """Plugins that each worker imports: their threads would not survive a fork."""
-    late_warm_up: frozenset[PluginKey] = attrs.field(default=(), converter=_to_keys)
-    """Those that each worker warms up, for the same reason."""
-    warm_ups: frozenset[str] | None = attrs.field(default=None, converter=attrs.converters.optional(_to_names))
-    """See ``loader.is_warmed_up``."""
+    late: frozenset[PluginKey] = frozenset()  # each worker imports them: their threads would not survive a fork
+    late_warm_up: frozenset[PluginKey] = frozenset()  # each worker warms them up, for the same reason
+    warm_ups: frozenset[str] | None = None  # see ``loader.is_warmed_up``
     shows_errors: bool = False  # what transforms raise is reported in full, for the person who runs them
 
 
@@ -75,18 +66,25 @@ def encode_setup(setup: WorkerSetup) -> bytes:
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, frozenset):
-        return sorted(value)
+        return {_SET: sorted(value)}
     return [*map(str, value)] if isinstance(value, tuple) else value  # folders
+
+
+def _from_json(found: dict[str, Any]) -> Any:
+    is_set = found.keys() == {_SET}
+    return frozenset(tuple(item) if isinstance(item, list) else item for item in found[_SET]) if is_set else found
 
 
 def decode_setup(string: bytes) -> WorkerSetup:
     """Decode a setup."""
-    content = json.loads(string)
-    selected = content.pop("selection")
+    content = json.loads(string, object_hook=_from_json)
+    selected = content["selection"]
     for kind in ("settings", "commands"):
         selected[kind] = {name: Table(**table) for name, table in selected[kind].items()}
-    left_out = {(distribution, name): (state, reason) for distribution, name, state, reason in content.pop("left_out")}
-    return WorkerSetup(selection=Selection(**selected), left_out=left_out, **content)
+    selected["directories"] = tuple(map(Path, selected["directories"]))
+    content["selection"] = Selection(**selected)
+    content["left_out"] = {tuple(pair[:2]): tuple(pair[2:]) for pair in content["left_out"]}
+    return WorkerSetup(**content)
 
 
 def encode_news(**news: Any) -> bytes:

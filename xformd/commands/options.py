@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from xformd.plugins.registry import Plugin
 
 Command = Callable[..., Any]
-Selected = Callable[[], "contextlib.AbstractContextManager[Settings]"]
-"""Reads which plugins to load; an error in the block names the file, variable or flag that chose them."""
 
 PLUGIN_SETTINGS = ("plugins", "plugins_dir", "insecure_plugins_dir", "block", "prefer", "strict", "require")
 LIMIT_SETTINGS = tuple(field.name for field in attrs.fields(Limits))
@@ -158,17 +156,16 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 # Settings: flags that are settings of a server too.
 
 
-def config_option(command: Command) -> Command:
+def config_option(text: str, **more: Any) -> Callable[[Command], Command]:
     """Add ``--config``."""
-    return click.option(
-        "--config",
-        "file",
-        type=click.Path(path_type=Path),
-        envvar="XFORMD_CONFIG",
-        show_envvar=True,
-        metavar="FILE",
-        help="Read settings from this TOML file; environment variables and flags override it.",
-    )(command)
+    return click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help=text, **more)
+
+
+_add_config = config_option(
+    "Read settings from this TOML file; environment variables and flags override it.",
+    envvar="XFORMD_CONFIG",
+    show_envvar=True,
+)
 
 
 def setting_options(*names: str) -> Callable[[Command], Command]:
@@ -270,24 +267,24 @@ def configuration_options(default_port: int, *, reads_file: bool = True) -> Call
             with configured(file, flags, os.environ if reads_file else {}) as configuration:
                 return command(configuration=configuration, **given)
 
-        return config_option(with_configuration) if reads_file else with_configuration
+        return _add_config(with_configuration) if reads_file else with_configuration
 
     return decorate
 
 
 def plugin_options(command: Command) -> Command:
-    """Add the options that select plugins, and pass the command ``selected``, which reads them when it is called.
+    """Add the options that select plugins, and pass the command the ``settings`` with them.
 
-    Every parameter of the command with the name of a setting is read with them.
+    Every parameter of the command with the name of a setting is one of them.
     """
 
-    @config_option
-    @plugin_flags
-    @limit_options(("plugin_load_timeout_s",))
+    @_add_config
+    @setting_options(*PLUGIN_SETTINGS, "plugin_load_timeout_s")
     @functools.wraps(command)
     def with_selection(file: Path | None, **options: Any) -> Any:
         given = {name: options.pop(name) for name in set(options) & set(TABLE)}
-        return command(selected=functools.partial(read_settings, file, given, given), **options)
+        with read_settings(file, given, given) as settings:
+            return command(settings=settings, **options)
 
     return with_selection
 

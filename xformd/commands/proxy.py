@@ -1,7 +1,6 @@
 """The caching proxies: ``xformd proxy`` for transforms, ``xformd poem proxy`` for a poem."""
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +11,7 @@ from xformd.commands.options import (
     SIZE,
     TIMEOUT,
     LimitsCommand,
+    config_option,
     configuration_options,
     limit_options,
     log_options,
@@ -36,13 +36,7 @@ if TYPE_CHECKING:
 @click.command(cls=LimitsCommand)
 @click.argument("upstreams", type=with_host, nargs=-1, required=True, metavar="UPSTREAM...")
 @configuration_options(DEFAULT_PROXY_PORT, reads_file=False)
-@click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="TOML file with the limits of connections, TLS and access.",
-)
+@config_option("TOML file with the limits of connections, TLS and access.")
 @quantity_option("--cache-bytes", SIZE, "64MiB", "Size of the cache; each result counts for 1 KiB more than its bytes.")
 @click.option("--ttl", type=TIMEOUT, help="Keep a result this long. [until its plugin changes]")
 @quantity_option("--refresh", TIMEOUT, "10", "How often to ask the upstreams whether a plugin has been upgraded.")

@@ -13,7 +13,6 @@ import attrs
 import click
 
 from xformd.commands.options import (
-    Selected,
     isolated_plugin_output,
     plugin_options,
     print_error,
@@ -90,7 +89,7 @@ def replay(
     jobs: int,
     timeout: float,
     client: Mapping[str, Any],
-    selected: Selected,
+    settings: "Settings",
 ) -> None:
     """Send saved poems to an old and a new version of a transform, and print what differs.
 
@@ -111,9 +110,7 @@ def replay(
     logs.start()
     built = specs.build(spec, {})
     comparison = _Comparison(old, new)
-    with contextlib.ExitStack() as stack:
-        stdout = stack.enter_context(isolated_plugin_output())
-        settings = stack.enter_context(selected())
+    with isolated_plugin_output() as stdout:
         sources = batch.find_files([folder])
 
         async def replay_all() -> None:

@@ -16,7 +16,6 @@ import click
 
 from xformd.commands.options import (
     DURATION,
-    Selected,
     describe_locally,
     isolated_plugin_output,
     limit_options,
@@ -254,7 +253,7 @@ def send(
 @plugin_options
 @limit_options(("max_result_bytes", "transform_timeout_s", "worker_memory_bytes"))
 @click.option("--traceback", is_flag=True, help="Show the traceback of a transform that raises.")
-def run(spec: str, poems: PoemOptions, options: Mapping[str, object], selected: Selected, traceback: bool) -> None:
+def run(spec: str, poems: PoemOptions, options: Mapping[str, object], settings: "Settings", traceback: bool) -> None:
     """Transform poems without a server.
 
     \b
@@ -269,7 +268,7 @@ def run(spec: str, poems: PoemOptions, options: Mapping[str, object], selected: 
 
     logs.start(*([logs.observer()] if traceback else []))
     parsed = specs.build(spec, options)
-    with isolated_plugin_output() as stdout, selected() as settings:
+    with isolated_plugin_output() as stdout:
         _run_batch(transform_here(settings, parsed, options), poems, stdout, describe=describe_locally)
 
 

@@ -121,7 +121,7 @@ def test_who_runs_it_at_home_is_told_in_full_what_a_transform_raised(own: LiveFo
     worker = own.worker()
     worker.ask("broken", b"poem")
     raised = messages.decode_news(worker.receive()) or {}
-    assert re.fullmatch(r"no \\x00 poem \(.*/hostile\.py, line \d+\)", raised["detail"])
+    assert re.fullmatch(r"no \\x00 poem \(.*/hostile\.py, line \d+: raise ValueError\(.*\)\)", raised["detail"])
 
 
 def test_an_expected_refusal_has_no_traceback(shared: LiveWorker) -> None:

@@ -19,7 +19,7 @@ import click
 from xformd import __version__
 from xformd.config import TABLE
 from xformd.config.types import BOOLEAN, FOLDERS
-from xformd.errors import ConfigError, InternalError, NoSuchTransform, TransformFailed, XformError, one_line, printable
+from xformd.errors import ConfigError, InternalError, NoSuchTransform, XformError, one_line, printable
 from xformd.limits import Limits, parse_duration, parse_size, parse_timeout
 from xformd.net.defaults import DEFAULT_HOST, tcp_server
 from xformd.plugins.settings import VARIABLE
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 PLUGIN_SETTINGS = ("plugins", "plugins_dir", "insecure_plugins_dir", "block", "prefer", "strict", "require")
+TLS_SETTINGS = ("tls_certificate", "tls_key", "tls_client_ca", "tls")
 LIMIT_SETTINGS = tuple(field.name for field in attrs.fields(Limits))
 
 
@@ -101,11 +102,7 @@ def describe_locally(error: XformError) -> str:
     """Describe an error in full: unlike a server's client, the person who runs the transform may see what it raised."""
     # A server's clients are not told why a plugin has failed, and its log is.
     line = f"{error.code}: {error.log_message if isinstance(error, NoSuchTransform) else error.message}"
-    if isinstance(error, InternalError):
-        return f"{line}; --traceback shows what went wrong"
-    if isinstance(error, TransformFailed) and error.detail and not error.detail.startswith(error.message):
-        return one_line(f"{line}: {error.detail}")
-    return line
+    return f"{line}; --traceback shows what went wrong" if isinstance(error, InternalError) else line
 
 
 def report_slow(plugin: "Plugin") -> None:
@@ -198,20 +195,7 @@ def _add_flag(setting: "Setting", command: Command) -> Command:
     return click.option(name, flag, *(["--drain-delay"] if name == "drain_delay_s" else []), **more)(command)
 
 
-def limit_options(names: Sequence[str] = LIMIT_SETTINGS) -> Callable[[Command], Command]:
-    """Add a flag for each of these limits."""
-    return setting_options(*names)
-
-
-def setting_option(name: str, *_: str, **__: Any) -> Callable[[Command], Command]:
-    """Return the flag of a setting."""
-    return setting_options(name)
-
-
-plugin_flags = setting_options(*PLUGIN_SETTINGS)
-traces_option = setting_options("traces")
 log_options = setting_options("log_format", "log_level", "log_file")
-reuse_port_option = setting_options("reuse_port")
 
 
 class LimitsCommand(click.Command):
@@ -253,7 +237,7 @@ def configuration_options(default_port: int, *, reads_file: bool = True) -> Call
             help="Where to listen: a Twisted server endpoint, such as unix:/run/xformd.sock, or a port on 127.0.0.1. "
             "May be repeated.",
         )
-        @setting_options("tls_certificate", "tls_key", "tls_client_ca", "tls")
+        @setting_options(*TLS_SETTINGS)
         @functools.wraps(command)
         def with_configuration(host: str | None, port: int | None, file: Path | None = None, **given: Any) -> Any:
             flags = _given_flags({name: given.pop(name) for name in set(given) & set(TABLE)})

@@ -11,11 +11,11 @@ from xformd.commands.options import (
     SIZE,
     configuration_options,
     isolated_plugin_output,
-    limit_options,
     log_options,
     print_error,
     quantity_option,
     run_server,
+    setting_options,
     timeout_option,
 )
 from xformd.commands.poem_options import address_option, output_dir_option
@@ -38,7 +38,7 @@ def poem() -> None:
 @configuration_options(DEFAULT_POEM_PORT, reads_file=False)
 @click.option("--slow", type=SIZE, metavar="BYTES_PER_SECOND", help="Send it to each client at this speed.")
 @log_options
-@limit_options(("drain_delay_s",))
+@setting_options("drain_delay_s")
 def serve(poem_file: Path, configuration: "Configuration", slow: int | None) -> None:
     """Serve the poem in a file to every client that connects, until SIGTERM or Ctrl-C.
 

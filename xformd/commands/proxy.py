@@ -13,7 +13,6 @@ from xformd.commands.options import (
     LimitsCommand,
     config_option,
     configuration_options,
-    limit_options,
     log_options,
     quantity_option,
     run_server,
@@ -114,7 +113,7 @@ def proxy(
 @quantity_option("--connect-timeout", TIMEOUT, "10", "How long to wait for the connection to the upstream.")
 @timeout_option("How long to wait for the whole poem.")
 @log_options
-@limit_options(("drain_delay_s",))
+@setting_options("drain_delay_s")
 def poem_proxy(
     upstream: str,
     configuration: "Configuration",

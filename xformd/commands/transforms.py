@@ -18,11 +18,11 @@ from xformd.commands.options import (
     DURATION,
     describe_locally,
     isolated_plugin_output,
-    limit_options,
     plugin_options,
     print_error,
     print_line,
     report_slow,
+    setting_options,
 )
 from xformd.commands.poem_options import PoemOptions, poem_options, server_options
 from xformd.errors import BadOptions, ConfigError, GibberishError, RequestRefused, TransformTimeout, XformError
@@ -251,7 +251,7 @@ def send(
 @click.command()
 @poem_options
 @plugin_options
-@limit_options(("max_result_bytes", "transform_timeout_s", "worker_memory_bytes"))
+@setting_options("max_result_bytes", "transform_timeout_s", "worker_memory_bytes")
 @click.option("--traceback", is_flag=True, help="Show the traceback of a transform that raises.")
 def run(spec: str, poems: PoemOptions, options: Mapping[str, object], settings: "Settings", traceback: bool) -> None:
     """Transform poems without a server.

@@ -90,9 +90,9 @@ def _json(body: bytes, cache_control: bytes = b"no-cache", status: int = 200) ->
     return Response(status, headers, body)
 
 
-def show_page(netstring_address: str, *, takes_tokens: bool) -> Response:
+def show_page(netstring_address: str, **switches: bool) -> Response:
     """Respond with the page, which shows where netstrings are spoken; nothing but its own style and script runs."""
-    document, policy = build_page(netstring_address, takes_tokens)
+    document, policy = build_page(netstring_address, **switches)
     headers = header_lines(
         (b"content-type", b"text/html; charset=utf-8"),
         (b"content-security-policy", policy.encode()),

@@ -177,7 +177,7 @@ def test_a_mistake_in_a_table_names_the_line_of_its_key(file: Path) -> None:
     file.write_text("[prefer]\na = 'one'\nb = 2\n")
     assert rejection(file) == f"{file}, line 3: prefer: expected a distribution for b, got 2"
     file.write_text("[[limits]]\nmax_queue = 1\n")
-    assert rejection(file).startswith(f"{file}, line 1: max_queue is inside the table 'limits'")
+    assert rejection(file).startswith(f"{file}, line 1: unknown setting 'limits'")
 
 
 def test_what_is_too_long_is_no_file_of_settings() -> None:

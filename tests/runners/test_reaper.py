@@ -275,7 +275,7 @@ import subprocess
 from xformd.runners import reaper
 worker = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!"], start_new_session=True)
 worker.wait()
-reaper.children = list
+reaper.child_pids = set
 reaper._sweep(worker.pid)
 """
 

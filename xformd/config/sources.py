@@ -254,8 +254,8 @@ def _read_from_file(file: Path, name: str, raw: object, places: Places) -> Value
     setting, place = TABLE.get(name), places[name,]
     if name == "plugins" and isinstance(raw, dict):  # what is in it may be secret
         raise ConfigError(f'{place}: plugins says which are loaded; the settings of one are in [plugin."NAME"]')
-    if setting is None and isinstance(raw, dict | list) and (inside := _names_in(raw)) & set(TABLE):
-        raise ConfigError(f"{place}: {min(inside & set(TABLE))} is inside the table {name!r}; move it to the top level")
+    if setting is None and isinstance(raw, dict) and (inside := raw.keys() & TABLE.keys()):
+        raise ConfigError(f"{place}: {min(inside)} is inside the table {name!r}; move it to the top level")
     if setting is None:
         raise ConfigError(f"{place}: unknown setting {name!r}" + did_you_mean(name, (*TABLE, *TABLES), LISTED))
     subjects = {}
@@ -265,12 +265,6 @@ def _read_from_file(file: Path, name: str, raw: object, places: Places) -> Value
             _read(setting, {key: item}, place, subjects[key])
     value = _read(setting, raw, place, f"{place}: {name}")
     return attrs.evolve(value, value=_relative_to(file.parent, value.value), subjects=subjects)
-
-
-def _names_in(raw: object) -> set[str]:
-    if isinstance(raw, list):
-        return set().union(*map(_names_in, raw))
-    return set(raw) if isinstance(raw, dict) else set()
 
 
 def _relative_to(folder: Path, value: Any) -> Any:

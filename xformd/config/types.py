@@ -228,8 +228,6 @@ def _mismatch(expected: str, value: object) -> ValueError:
     return ValueError(f"expected {expected}, got {show_value(value)}")
 
 
-_PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
-
 SIZE = SettingType(read=parse_size, unit="bytes", metavar="SIZE")
 DURATION = SettingType(read=parse_timeout, unit="seconds", metavar="DURATION")
 DELAY = attrs.evolve(DURATION, read=parse_duration)  # a duration that may be 0
@@ -238,7 +236,8 @@ BOOLEAN = SettingType(
     from_text=lambda text: TRUTH_WORDS.get(text.lower(), text),
 )
 SHARE = SettingType(read=_share_from, metavar="SHARE")
-FOLDERS = attrs.evolve(_PATHS, read=lambda value: tuple(map(_path, _PATHS.read(value))), metavar="DIR")
+_FOLDERS = strings("folder", lambda texts: tuple(map(_path, texts)), separators=re.escape(os.pathsep))
+FOLDERS = attrs.evolve(_FOLDERS, metavar="DIR")
 OUTPUT_FILE = file_or("[none|stderr|FILE]", none=None, stderr=STDERR)
 LOG_FILE = file_or("[stderr|FILE]", stderr=STDERR)
 FILE = file_or("FILE", none=None)

@@ -17,7 +17,7 @@ import attrs
 import click
 
 from xformd import __version__
-from xformd.config import TABLE
+from xformd.config import TABLE, Settings
 from xformd.config.types import BOOLEAN, FOLDERS
 from xformd.errors import ConfigError, InternalError, NoSuchTransform, XformError, one_line, printable
 from xformd.limits import Limits, parse_duration, parse_size, parse_timeout
@@ -25,7 +25,7 @@ from xformd.net.defaults import DEFAULT_HOST, tcp_server
 from xformd.plugins.settings import VARIABLE
 
 if TYPE_CHECKING:
-    from xformd.config import Configuration, Settings
+    from xformd.config import Configuration
     from xformd.config.settings import Setting
     from xformd.net.listener import ListeningService
     from xformd.plugins.registry import Plugin
@@ -267,6 +267,8 @@ def plugin_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_selection(file: Path | None, **options: Any) -> Any:
         given = {name: options.pop(name) for name in set(options) & set(TABLE)}
+        if options.get("server") is not None:  # which has settings of its own
+            return command(settings=Settings(), **options)
         with read_settings(file, given, given) as settings:
             return command(settings=settings, **options)
 
@@ -274,7 +276,7 @@ def plugin_options(command: Command) -> Command:
 
 
 @contextlib.contextmanager
-def read_settings(file: Path | None, given: Mapping[str, Any], names: Iterable[str]) -> "Iterator[Settings]":
+def read_settings(file: Path | None, given: Mapping[str, Any], names: Iterable[str]) -> Iterator[Settings]:
     """Read settings for a command that is no server.
 
     Of the environment only the variables of these names count, and those of plugins: it must not fail because of
@@ -320,7 +322,7 @@ def timeout_option(text: str) -> Callable[[Command], Command]:
 
 
 def run_server(
-    make: "Callable[[Any], ListeningService]", describe: Callable[[Any], Iterable[str]], settings: "Settings"
+    make: "Callable[[Any], ListeningService]", describe: Callable[[Any], Iterable[str]], settings: Settings
 ) -> None:
     """Run a server until it is stopped. Its greeting has its addresses, and the lines that ``describe`` has for it."""
     from xformd.net import run

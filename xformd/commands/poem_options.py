@@ -110,6 +110,24 @@ def poem_options(command: Command) -> Command:
     """Add the arguments SPEC and FILE..., ``--option``, and what is passed as ``poems``, a ``PoemOptions``."""
     names = [field.name for field in attrs.fields(PoemOptions)]
 
+    @click.argument("spec", type=_SpecType())
+    @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path())
+    @click.option(
+        "-o",
+        "--option",
+        "options",
+        multiple=True,
+        callback=_options,
+        metavar="KEY=VALUE",
+        help="An option of the transform; may be repeated for the items of a list.",
+    )
+    @output_dir_option("Write each result to a file in this folder, named like its poem.")
+    @click.option("--in-place", is_flag=True, help="Write each result over its poem.")
+    @click.option("--recursive", is_flag=True, help="Take the files of folders too; mirror them in --output-dir.")
+    @click.option(
+        "--encoding", callback=_charset, metavar="CHARSET", help="Read and write text in this charset, not UTF-8."
+    )
+    @click.option("--strip-bom", is_flag=True, help="Remove the byte order mark at the start of each poem.")
     @functools.wraps(command)
     def with_poems(**given: Any) -> Any:
         poems = PoemOptions(**{name: given.pop(name) for name in names})
@@ -117,29 +135,7 @@ def poem_options(command: Command) -> Command:
             raise click.UsageError("--in-place rewrites files: name some, and no --output-dir")
         return command(poems=poems, **given)
 
-    decorated: Command = with_poems
-    for add in (
-        click.option("--strip-bom", is_flag=True, help="Remove the byte order mark at the start of each poem."),
-        click.option(
-            "--encoding", callback=_charset, metavar="CHARSET", help="Read and write text in this charset, not UTF-8."
-        ),
-        click.option("--recursive", is_flag=True, help="Take the files of folders too; mirror them in --output-dir."),
-        click.option("--in-place", is_flag=True, help="Write each result over its poem."),
-        output_dir_option("Write each result to a file in this folder, named like its poem."),
-        click.option(
-            "-o",
-            "--option",
-            "options",
-            multiple=True,
-            callback=_options,
-            metavar="KEY=VALUE",
-            help="An option of the transform; may be repeated for the items of a list.",
-        ),
-        click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path()),
-        click.argument("spec", type=_SpecType()),
-    ):
-        decorated = add(decorated)
-    return decorated
+    return with_poems
 
 
 def address_option(*names: str, help: str) -> Callable[[Command], Command]:  # noqa: A002 - click's word
@@ -169,11 +165,27 @@ def _client_options(prefix: str = "") -> Callable[[Command], Command]:
     Without a prefix to their names, those of TLS can stand in the environment too.
     """
 
-    def option(flags: str, name: str, variable: str, text: str, **more: Any) -> Callable[[Command], Command]:
-        more |= {} if prefix else {"envvar": variable, "show_envvar": True}
-        return click.option(flags, name, help=text, **more)
+    def option(
+        flags: str, name: str, variable: str, text: str, metavar: str | None = "FILE"
+    ) -> Callable[[Command], Command]:
+        environment: dict[str, Any] = {} if prefix else {"envvar": variable, "show_envvar": True}
+        return click.option(flags, name, default=None, metavar=metavar, help=text, **environment)
+
+    use = "Use TLS, and verify the servers' names. The default with one of these files."
+    ca = "Certificates of those who may issue the servers'. [those that the system trusts]"
+    own, key = f"--{prefix}tls-client-certificate", f"--{prefix}tls-client-key"
 
     def decorate(command: Command) -> Command:
+        @click.option(
+            "--token-file",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="File with the token that the server knows. [the variable XFORMD_TOKEN]",
+        )
+        @option(f"--{prefix}tls/--no-{prefix}tls", "has_tls", "XFORMD_CLIENT_TLS", use, None)
+        @option(f"--{prefix}tls-ca", "ca", "XFORMD_TLS_CA", ca)
+        @option(own, "own", "XFORMD_TLS_CLIENT_CERTIFICATE", "Certificate to show to servers, with its chain and key.")
+        @option(key, "key", "XFORMD_TLS_CLIENT_KEY", "The key of that certificate, if it is in another file.")
         @functools.wraps(command)
         def with_client(token_file: Path | None, has_tls: bool | None, **given: Any) -> Any:
             from xformd.net.tls import ClientTls
@@ -183,26 +195,7 @@ def _client_options(prefix: str = "") -> Callable[[Command], Command]:
             client = {"token": _read_token(token_file), "tls": has_tls and ClientTls(*files)}
             return command(client=client, **given)
 
-        decorated: Command = with_client
-        for name, flag, text in (
-            ("key", "tls-client-key", "The key of that certificate, if it is in another file."),
-            ("own", "tls-client-certificate", "Certificate to show to servers, with its chain and key."),
-            ("ca", "tls-ca", "Certificates of those who may issue the servers'. [those that the system trusts]"),
-        ):
-            variable = "XFORMD_" + flag.upper().replace("-", "_")
-            decorated = option(f"--{prefix}{flag}", name, variable, text, metavar="FILE")(decorated)
-        text = "Use TLS, and verify the servers' names. The default with one of these files."
-        for add in (
-            option(f"--{prefix}tls/--no-{prefix}tls", "has_tls", "XFORMD_CLIENT_TLS", text, default=None),
-            click.option(
-                "--token-file",
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help="File with the token that the server knows. [the variable XFORMD_TOKEN]",
-            ),
-        ):
-            decorated = add(decorated)
-        return decorated
+        return with_client
 
     return decorate
 

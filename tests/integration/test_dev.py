@@ -98,7 +98,7 @@ def test_what_is_saved_is_served(server: Server, folder: Path) -> None:
 
     edit(module, lambda text: text.replace("poem.splitlines", "poem.splitline"))
     line = whole[: whole.index("poem.splitlines")].count("\n") + 1
-    place = f"({module}, line {line}: return"
+    place = f"({module.resolve()}, line {line}: return"
     assert "'str' object has no attribute 'splitline' " + place in until(server, "AttributeError")
     logs(server, place)
 

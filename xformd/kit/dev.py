@@ -45,6 +45,7 @@ class PluginFolder:
     """
 
     def __init__(self, folder: Path, metadata: Path) -> None:
+        folder = folder.resolve()  # a job has another current folder
         self.folder, self._metadata = folder, metadata
         self._name = self.read()
         if self._name is None and not [*loose([folder])]:
@@ -69,7 +70,7 @@ class PluginFolder:
         try:
             project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
             points: Mapping[str, str] = project.get("entry-points", {}).get(GROUP, {})
-            name, version = project.get("name"), project.get("version", "0")
+            name, version = str(project.get("name", "")), project.get("version", "0")
             lines = [f"[{GROUP}]", *(f"{point} = {target}" for point, target in points.items())]
         except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(f"cannot read {file}: {error}") from None
@@ -84,7 +85,7 @@ class PluginFolder:
                 (other / "entry_points.txt").unlink(missing_ok=True)
                 (other / "METADATA").unlink(missing_ok=True)
                 other.rmdir()
-        return str(name)
+        return name
 
     def select(self, settings: Settings) -> Settings:
         """Return settings with this plugin, beside those that come with xformd."""

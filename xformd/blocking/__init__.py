@@ -19,22 +19,10 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from xformd import spec as specs
-from xformd.client.servers import (
-    PATIENCE_S,
-    Attempts,
-    Client,
-    Core,
-    HandshakeFailed,
-    NoConnection,
-    Send,
-    Text,
-    from_environment,
-    in_type,
-    to_bytes,
-    watch,
-    why_lost,
-)
-from xformd.errors import XformError
+from xformd.client.requests import PATIENCE_S, Attempts, Request, Text, in_type, to_bytes
+from xformd.client.servers import Address, Core, NotInTime, Server, watch
+from xformd.client.sockets import HandshakeFailed, SocketClient, from_environment, why_lost
+from xformd.errors import Cancelled, XformError
 from xformd.net.plain import PEER_TIMEOUT_S
 from xformd.net.tls import ClientTls
 from xformd.spec import OptionValue
@@ -50,7 +38,7 @@ _called: "dict[frozenset[tuple[str, str]], TransformClient]" = {}  # what ``call
 _clients: "weakref.WeakSet[TransformClient]" = weakref.WeakSet()
 
 
-class TransformClient(Client):
+class TransformClient(SocketClient):
     """One or several transform servers, for any number of threads. Use it in a ``with``, or ``close()`` it."""
 
     def __init__(self, *servers: Any, **options: Any) -> None:
@@ -75,10 +63,12 @@ class TransformClient(Client):
         result: Any = None,
         timeout: Any = None,
         traceparent: Any = None,
+        hedge: Any = None,
         **options: OptionValue | None,
     ) -> Any:
         """Send a poem, and return the result; arguments and errors are those of ``xformd.aio.TransformClient``."""
-        return _run(self._xform(transform, poem, timeout, traceparent, result, options))
+        work = self._xform(transform, poem, timeout, traceparent, result, hedge, options)
+        return _run(self._within(timeout, work, poem))
 
     @overload
     def map(
@@ -119,22 +109,17 @@ class TransformClient(Client):
 
     def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
-        listed: dict[str, Any] = _run(self._list(timeout))
+        listed: dict[str, Any] = _run(self._within(timeout, self._list(timeout)))
         return listed
 
     def ping(self, *, timeout: float | None = None) -> str:
         """Check that a server answers: return its name and version, and what it still misses."""
-        name: str = _run(self._ping(timeout))
+        name: str = _run(self._within(timeout, self._ping(timeout)))
         return name
 
     def close(self) -> None:
         """Accept no new requests, and close every connection; what other threads have in flight is answered first."""
-        self._is_closed = True
-        self._closing.set()
-        with self._lock:
-            for server in self._servers:
-                for link in server.links:
-                    link.close()
+        _run(self._close())
 
     def __enter__(self) -> Self:
         return self
@@ -147,49 +132,68 @@ class TransformClient(Client):
     def _begin_anew(self) -> None:
         """Forget all connections, without a word to the servers: after a fork they are the other process's."""
         self._lock = threading.RLock()
-        self._closing = threading.Event()
-        for server in self._servers:
-            for link in server.links:
-                link.forget()
-            server.links, server.attempt, server.openers, server.classic_requests = [], None, 0, 0
+        self._turns.clear()
+        for link in [link for server in self._servers for each in server.addresses for link in each.links]:
+            link.forget()
+        self._forget_connections()
 
     async def _begin(
         self, transform: str, poem: Any, timeout: float | None, result: Any, options: dict[str, Any]
     ) -> "_Begun":
         """Send a poem on a session that is open or can be opened now; leave all else to ``xform``."""
         ends_at = self._end(timeout)
+
+        def go_on_after(error: XformError) -> None:
+            others = len(self._balancer.nodes) - 1
+            Attempts(self._balancer.may_run_twice(spec)).go_on_after(error, others, 1)
+
         begun = _Begun(
             poem,
             result,
             lambda: self.xform(transform, poem, timeout=timeout, result=result, **options),
-            lambda: self._expired(timeout),
+            lambda: self._expired(timeout, poem),
+            go_on_after,
         )
-        with contextlib.suppress(NoConnection, NotSent, XformError):  # ``xform`` says it, when its turn comes
-            spec, data = specs.build(transform, options), to_bytes(poem)
-            link: Any = await self._open(self._choose(spec, ()), PATIENCE_S, ends_at)
-            if link is not None:
+        # ``xform`` says it, when its turn comes.
+        with contextlib.suppress(NotInTime, TimeoutError, NotSent, XformError):
+            spec = specs.build(transform, options)
+            request = Request(spec, to_bytes(poem), ends_at)
+            node, _ = self._choose(spec, ())
+            if isinstance(node, Server):
+                node = await self._open(node, PATIENCE_S, ends_at)
+            if isinstance(node, Address):
                 waiter = _Waiter()
-                pending = link.begin(lambda core, _, now: core.request(waiter, now, spec, data, ends_at), waiter)
-                begun.sent = link, waiter, pending, ends_at
+                begun.sent = node.link, waiter, node.link.begin(request, waiter), ends_at
         return begun
 
     # What ``Client`` needs.
 
     _now = staticmethod(time.monotonic)
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> "_Attempt":
-        attempt = _Attempt(work)
-        threading.Thread(target=attempt.run, daemon=True).start()
-        return attempt
+    def _start(self, work: Coroutine[Any, Any, Any]) -> "_Task":
+        return _Task(work)
 
-    async def _wait_for(self, attempt: Any, patience_s: float | None, ends_at: float | None) -> Any:
-        waits_s = [each for each in (patience_s, _left(ends_at)) if each is not None]
-        if not attempt.done.wait(min(waits_s, default=None)):
-            raise NoConnection
-        return attempt.result()
+    def _waiter(self) -> "_Signal":
+        return _Signal()
 
-    async def _sleep(self, seconds: float) -> None:
-        self._closing.wait(seconds)
+    def _settle(self, waiter: "_Signal", value: Any) -> None:
+        if not waiter.is_set():
+            waiter.value = value
+            waiter.set()
+
+    async def _wait(self, waiter: "_Signal", seconds: float | None, ends_at: float | None) -> Any:
+        waits_s = [each for each in (seconds, _left(ends_at)) if each is not None]
+        if not waiter.wait(min(waits_s, default=None)):
+            raise TimeoutError if _left(ends_at) == 0 else NotInTime
+        if isinstance(waiter.value, Exception):
+            raise waiter.value
+        return waiter.value
+
+    async def _within(self, timeout: float | None, work: Coroutine[Any, Any, Any], poem: Any = None) -> Any:
+        try:
+            return await work
+        except TimeoutError:
+            raise self._expired(timeout, poem) from None
 
     async def _look_up(self, host: str, port: int) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -199,11 +203,14 @@ class TransformClient(Client):
         connection.connect(address)
         connection.setblocking(False)
 
-    def _opener(self) -> "_Waiter":
-        return _Waiter()
-
     async def _talk(
-        self, connection: socket.socket, core: Core, opener: Any, host: str, name: str | None, within_s: float | None
+        self,
+        connection: socket.socket,
+        core: Core,
+        host: str,
+        name: str | None,
+        within_s: float | None,
+        ends_at: float | None,
     ) -> Any:
         if name is not None:
             connection.settimeout(PEER_TIMEOUT_S)
@@ -214,7 +221,10 @@ class TransformClient(Client):
             connection.setblocking(False)
         link = _Link(connection, core, host, self._tls)
         link.step(core.open)
-        value = link.wait(opener, None, None if within_s is None else time.monotonic() + within_s)
+        try:
+            value = link.wait(link.opened, None, ends_at if within_s is None else time.monotonic() + within_s)
+        except TimeoutError:
+            raise (TimeoutError if within_s is None else NotInTime) from None
         return value if isinstance(value, bytes) else link
 
     async def _in_thread(self, work: Callable[[], str]) -> str:
@@ -260,28 +270,40 @@ def _left(ends_at: float | None) -> float | None:
     return None if ends_at is None else max(0.0, ends_at - time.monotonic())
 
 
-class _Attempt:
+class _Here(threading.local):
+    task: "_Task | None" = None  # that this thread runs
+
+
+_here = _Here()
+
+
+class _Task:
     """A coroutine in a thread of its own."""
+
+    asked: Any = None  # what it waits for: the link, the waiter and what was sent
+    is_cancelled = False
 
     def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
         self._work = work
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.done = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
 
-    def run(self) -> None:
-        """Run it."""
-        try:
-            self._value = _run(self._work)
-        except BaseException as error:  # for those who wait
-            self._error = error
-        self.done.set()
+    def _run(self) -> None:
+        _here.task = self
+        with contextlib.suppress(Exception):  # those who wait are told
+            _run(self._work)
 
-    def result(self) -> Any:
-        """Return what it returned, or raise what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._value
+    def cancel(self) -> None:
+        """Cancel what it has asked a server, or would ask."""
+        self.is_cancelled = True
+        if self.asked is not None:
+            link, *asked = self.asked
+            link.give_up(*asked)
+
+
+class _Signal(threading.Event):
+    """What a thread waits for that is not the answer on a link."""
+
+    value: Any = None
 
 
 class _Begun:
@@ -289,8 +311,16 @@ class _Begun:
 
     sent: Any = None
 
-    def __init__(self, poem: Any, kind: Any, send_again: Callable[[], Any], expired: Callable[[], XformError]) -> None:
-        self._poem, self._result, self._send_again, self._expired = poem, kind, send_again, expired
+    def __init__(
+        self,
+        poem: Any,
+        kind: Any,
+        send_again: Callable[[], Any],
+        expired: Callable[[], XformError],
+        go_on_after: Callable[[XformError], None],
+    ) -> None:
+        self._poem, self._result, self._send_again = poem, kind, send_again
+        self._expired, self._go_on_after = expired, go_on_after
 
     def result(self) -> Any:
         """Return the result, or raise the error."""
@@ -303,11 +333,11 @@ class _Begun:
             except TimeoutError:
                 raise self._expired() from None
         except NotSent:
-            return self._send_again()
+            pass
         except XformError as error:
             error.poem = self._poem
-            Attempts(may_run_twice=False).go_on_after(error, 0, 1)
-            raise
+            self._go_on_after(error)
+        return self._send_again()
 
     def cancel(self) -> None:
         """Cancel it at the server."""
@@ -330,9 +360,12 @@ class _Link:
     """The connection of a core. Of the threads that wait, one reads; the others sleep until it wakes them."""
 
     renews_at = math.inf
+    closed = _Signal()  # closing waits for nobody
+    closed.set()
 
     def __init__(self, connection: socket.socket, core: Core, host: str, tls: ClientTls) -> None:
         watch(core, connection)
+        self.opened = core.opener = _Waiter()
         self._tls = tls
         self.core: Any = core
         self.host = host
@@ -358,17 +391,28 @@ class _Link:
         is_open: bool = core.is_open(time.monotonic())
         return is_open
 
-    async def ask(self, send: Send, ends_at: float | None) -> bytes:
-        """Send a message, and return its answer."""
-        waiter = _Waiter()
-        pending = self.step(send, self.core, waiter, time.monotonic())
-        value: bytes = self.wait(waiter, pending, ends_at)
+    async def ask(self, request: Any) -> bytes:
+        """Send a request, and return its answer."""
+        waiter, task = _Waiter(), _here.task
+        pending = self.step(request.send, self.core, waiter, time.monotonic())
+        if task is not None:
+            task.asked = self, waiter, pending
+            if task.is_cancelled:
+                task.cancel()
+        value: bytes = self.wait(waiter, pending, request.ends_at)
         return value
 
-    def begin(self, send: Send, waiter: "_Waiter") -> Any:
-        """Send a message soon: with the next ones, or when its answer is waited for."""
+    def give_up(self, waiter: _Waiter, pending: Any) -> None:
+        """Cancel what another thread has asked."""
         with self._lock:
-            return self._step(send, self.core, waiter, time.monotonic(), follows=self.core.unsent >= SENT_AT_ONCE)
+            self._step(self.core.cancel, pending, time.monotonic())
+            self._wake(waiter, waiter.value or Cancelled("given up"))
+
+    def begin(self, request: Any, waiter: "_Waiter") -> Any:
+        """Send a request soon: with the next ones, or when its answer is waited for."""
+        core = self.core
+        with self._lock:
+            return self._step(request.send, core, waiter, time.monotonic(), follows=core.unsent >= SENT_AT_ONCE)
 
     def step(self, act: Callable[..., Any], *arguments: Any) -> Any:
         """Do something to the core, and what it wants done then."""
@@ -475,9 +519,7 @@ class _Link:
                 if not _must_wait(error):  # broken: reading finds out how, after what the server had said before
                     self._unsent = memoryview(b"")
         for waiter, value in core.outcomes():
-            waiter.value = value
-            if self._sleepers.pop(waiter, waiter) is None:
-                waiter.sleeper.release()
+            self._wake(waiter, value)
         if core.is_aborted or (core.is_finished and not self._unsent):
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
@@ -496,6 +538,11 @@ class _Link:
             self.core.receive(data, time.monotonic())
         else:
             self.core.lose("", is_clean=True)
+
+    def _wake(self, waiter: _Waiter, value: Any) -> None:
+        waiter.value = value
+        if self._sleepers.pop(waiter, waiter) is None:
+            waiter.sleeper.release()
 
     def _wake_reader(self) -> None:
         if not self._has_reader and self._sleepers:

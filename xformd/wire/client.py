@@ -82,7 +82,9 @@ class ClientSession:
         token: shown to the server before anything else.
         opener: the waiter for the session's opening: for ``hello``, ``SpeaksClassic`` or an ``XformError``.
         seems_gone: whether the system has sent the same again and again without an answer.
-        bytes_in_system: how much of the output the server's machine has not acknowledged. Both may be set later.
+        bytes_in_system: how much of the output the server's machine has not acknowledged.
+
+    The last three may be set later, as attributes.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class ClientSession:
         self._max_result_bytes = max_result_bytes
         self._decoder = netstring.Decoder(max_result_bytes + session.MAX_HEAD_BYTES)
         self._token = token  # until the server knows it
-        self._opener = opener
+        self.opener = opener
         self._is_opening = True
         self.seems_gone, self.bytes_in_system = seems_gone, bytes_in_system
         self._last_id = self._answers = 0
@@ -331,7 +333,7 @@ class ClientSession:
     def _open_if_known(self) -> None:
         if self._token is None and self.hello is not None and self._is_opening:
             self._is_opening = False
-            self._outcomes.append(Outcome(self._opener, self.hello))
+            self._outcomes.append(Outcome(self.opener, self.hello))
 
     def _within_limit(self, poem: bytes, message: Message) -> bytes | TooLarge:
         # The decoder's limit covers head and poem together, so a poem may be longer by what its head is shorter.
@@ -367,7 +369,7 @@ class ClientSession:
     def _fail_opening(self, error: Exception) -> None:
         if self._is_opening:
             self._is_opening = False
-            self._outcomes.append(Outcome(self._opener, error))
+            self._outcomes.append(Outcome(self.opener, error))
 
     def _fail_all(self, error: XformError) -> None:
         self._goodbye = self._goodbye or error
@@ -392,7 +394,7 @@ class ClassicExchange:
 
     def __init__(self, address: str, spec: Spec, poem: bytes, max_result_bytes: int, *, opener: Any = None) -> None:
         self.is_aborted = False  # also after an answer: a server that answered early may never read all of the request
-        self._address, self._spec, self._opener = address, spec, opener
+        self._address, self._spec, self.opener = address, spec, opener
         self._output = classic.encode_request(classic.Request(spec, poem))
         self._decoder = netstring.Decoder(max_result_bytes)
         self._has_received = False
@@ -445,7 +447,7 @@ class ClassicExchange:
     def _settle(self, value: bytes | Exception) -> None:
         if not self.is_aborted:
             self.is_aborted = True
-            self._outcomes.append(Outcome(self._opener, value))
+            self._outcomes.append(Outcome(self.opener, value))
 
 
 def _encode(pending: Pending, now: float) -> bytes:

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectionRefusedError  # noqa: A004
-from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from zope.interface import directlyProvides
+from zope.interface import directlyProvides, implementer
 
 import xformd
 from support.deferreds import error_of, has_fired, outcome_of, result_of
@@ -20,10 +20,9 @@ from support.network import HELLO, Answer, Dying, Host, NamedReactor, Network, T
 from xformd import TransformProxy
 from xformd.client.requests import PATIENCE_S
 from xformd.client.servers import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S
-from xformd.client.session import Session
 from xformd.net.plain import PEER_TIMEOUT_S
 from xformd.spec import parse
-from xformd.wire.client import DOUBT_S, GIVE_UP_S, SILENCE_S, ClientSession
+from xformd.wire.client import DOUBT_S, GIVE_UP_S, SILENCE_S
 from xformd.wire.netstring import encode
 
 VERSION = f"xformd {xformd.__version__}"
@@ -84,7 +83,14 @@ def test_a_request_does_not_wait_for_the_acknowledgement_of_the_last() -> None:
     transport = StringTransport()
     transport.setTcpNoDelay = calls.append  # type: ignore[attr-defined]
     directlyProvides(transport, ITCPTransport)
-    Session(ClientSession("127.0.0.1:1", 1_000), Clock()).makeConnection(transport)
+
+    @implementer(IStreamClientEndpoint)
+    class Endpoint:
+        def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
+            factory.buildProtocol(None).makeConnection(transport)  # type: ignore[arg-type,union-attr]
+            return Deferred()
+
+    TransformProxy(Endpoint(), reactor=Clock()).xform("upper", "x")
     assert calls == [True]
 
 

@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 from xformd import spec as specs
 from xformd.client.requests import PATIENCE_S, Attempts, Request, Text, in_type, to_bytes
@@ -26,7 +26,7 @@ from xformd.errors import Cancelled, XformError
 from xformd.net.plain import PEER_TIMEOUT_S
 from xformd.net.tls import ClientTls
 from xformd.spec import OptionValue
-from xformd.wire.client import NotSent
+from xformd.wire.client import NotSent, Pending
 
 __all__ = ["ClientTls", "TransformClient", "call"]
 
@@ -95,17 +95,23 @@ class TransformClient(SocketClient):
         ``xform``; ``in_flight`` is how many poems are on their way at a time.
         """
         left = iter(poems)
-        begun: deque[Any] = deque()
+        begun: deque[tuple[Any, _Sent | None]] = deque()
         try:
             while True:
                 while len(begun) < in_flight and (poem := next(left, None)) is not None:
-                    begun.append(_run(self._begin(transform, poem, timeout, result, options)))
+                    begun.append((poem, _run(self._begin(transform, poem, timeout, options))))
                 if not begun:
                     return
-                yield begun.popleft().result()
+                poem, sent = begun.popleft()
+                answer = None if sent is None else self._answer_to(sent, poem, timeout)
+                if answer is None:
+                    yield self.xform(transform, poem, timeout=timeout, result=result, **options)
+                else:
+                    yield in_type(answer, poem, result)
         finally:
-            for each in begun:
-                each.cancel()
+            for _, sent in begun:
+                if sent is not None:
+                    sent.link.give_up(sent.waiter, sent.pending)
 
     def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
@@ -137,34 +143,34 @@ class TransformClient(SocketClient):
             link.forget()
         self._forget_connections()
 
-    async def _begin(
-        self, transform: str, poem: Any, timeout: float | None, result: Any, options: dict[str, Any]
-    ) -> "_Begun":
+    async def _begin(self, transform: str, poem: Any, timeout: float | None, options: dict[str, Any]) -> "_Sent | None":
         """Send a poem on a session that is open or can be opened now; leave all else to ``xform``."""
         ends_at = self._end(timeout)
-
-        def go_on_after(error: XformError) -> None:
-            others = len(self._balancer.nodes) - 1
-            Attempts(self._balancer.may_run_twice(spec)).go_on_after(error, others, 1)
-
-        begun = _Begun(
-            poem,
-            result,
-            lambda: self.xform(transform, poem, timeout=timeout, result=result, **options),
-            lambda: self._expired(timeout, poem),
-            go_on_after,
-        )
-        # ``xform`` says it, when its turn comes.
-        with contextlib.suppress(NotInTime, TimeoutError, NotSent, XformError):
-            spec = specs.build(transform, options)
-            request = Request(spec, to_bytes(poem), ends_at)
-            node, _ = self._choose(spec, ())
+        with contextlib.suppress(NotInTime, NotSent, XformError):  # ``xform`` says it, when its turn comes
+            request = Request(specs.build(transform, options), to_bytes(poem), ends_at)
+            node, _ = self._choose(request.spec, ())
             if isinstance(node, Server):
-                node = await self._open(node, PATIENCE_S, ends_at)
+                node = await self._within(timeout, self._open(node, PATIENCE_S))
             if isinstance(node, Address):
                 waiter = _Waiter()
-                begun.sent = node.link, waiter, node.link.begin(request, waiter), ends_at
-        return begun
+                return _Sent(request, node.link, waiter, node.link.begin(request, waiter))
+        return None
+
+    def _answer_to(self, sent: "_Sent", poem: Any, timeout: float | None) -> bytes | None:
+        """Return the answer; None if the poem may be sent again."""
+        try:
+            ends_at = math.inf if sent.request.ends_at is None else sent.request.ends_at
+            answer: bytes = sent.link.wait(sent.waiter, sent.pending, ends_at)
+            return answer
+        except TimeoutError:
+            raise self._expired(timeout, poem) from None
+        except NotSent:
+            return None
+        except XformError as error:
+            error.poem = poem
+            others = len(self._balancer.nodes) - 1
+            Attempts(self._balancer.may_run_twice(sent.request.spec)).go_on_after(error, others, 1)
+            return None
 
     # What ``Client`` needs.
 
@@ -181,19 +187,23 @@ class TransformClient(SocketClient):
             waiter.value = value
             waiter.set()
 
-    async def _wait(self, waiter: "_Signal", seconds: float | None, ends_at: float | None) -> Any:
-        waits_s = [each for each in (seconds, _left(ends_at)) if each is not None]
-        if not waiter.wait(min(waits_s, default=None)):
-            raise TimeoutError if _left(ends_at) == 0 else NotInTime
+    async def _wait(self, waiter: "_Signal", seconds: float | None) -> Any:
+        now = time.monotonic()
+        until = min(_here.ends_at, math.inf if seconds is None else now + seconds)
+        if not waiter.wait(None if until == math.inf else max(0.0, until - now)):
+            raise TimeoutError if until == _here.ends_at else NotInTime
         if isinstance(waiter.value, Exception):
             raise waiter.value
         return waiter.value
 
     async def _within(self, timeout: float | None, work: Coroutine[Any, Any, Any], poem: Any = None) -> Any:
+        before, _here.ends_at = _here.ends_at, math.inf if timeout is None else time.monotonic() + timeout
         try:
             return await work
         except TimeoutError:
             raise self._expired(timeout, poem) from None
+        finally:
+            _here.ends_at = before
 
     async def _look_up(self, host: str, port: int) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -204,13 +214,7 @@ class TransformClient(SocketClient):
         connection.setblocking(False)
 
     async def _talk(
-        self,
-        connection: socket.socket,
-        core: Core,
-        host: str,
-        name: str | None,
-        within_s: float | None,
-        ends_at: float | None,
+        self, connection: socket.socket, core: Core, host: str, name: str | None, within_s: float | None
     ) -> Any:
         if name is not None:
             connection.settimeout(PEER_TIMEOUT_S)
@@ -222,7 +226,7 @@ class TransformClient(SocketClient):
         link = _Link(connection, core, host, self._tls)
         link.step(core.open)
         try:
-            value = link.wait(link.opened, None, ends_at if within_s is None else time.monotonic() + within_s)
+            value = link.wait(link.opened, None, _here.ends_at if within_s is None else time.monotonic() + within_s)
         except TimeoutError:
             raise (TimeoutError if within_s is None else NotInTime) from None
         return value if isinstance(value, bytes) else link
@@ -266,12 +270,11 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits")
 
 
-def _left(ends_at: float | None) -> float | None:
-    return None if ends_at is None else max(0.0, ends_at - time.monotonic())
-
-
 class _Here(threading.local):
-    task: "_Task | None" = None  # that this thread runs
+    """What this thread runs."""
+
+    task: "_Task | None" = None
+    ends_at = math.inf  # what it waits for, at the latest
 
 
 _here = _Here()
@@ -306,44 +309,13 @@ class _Signal(threading.Event):
     value: Any = None
 
 
-class _Begun:
+class _Sent(NamedTuple):
     """A poem of ``map`` on its way."""
 
-    sent: Any = None
-
-    def __init__(
-        self,
-        poem: Any,
-        kind: Any,
-        send_again: Callable[[], Any],
-        expired: Callable[[], XformError],
-        go_on_after: Callable[[XformError], None],
-    ) -> None:
-        self._poem, self._result, self._send_again = poem, kind, send_again
-        self._expired, self._go_on_after = expired, go_on_after
-
-    def result(self) -> Any:
-        """Return the result, or raise the error."""
-        if self.sent is None:
-            return self._send_again()
-        link, *waited = self.sent
-        try:
-            try:
-                return in_type(link.wait(*waited), self._poem, self._result)
-            except TimeoutError:
-                raise self._expired() from None
-        except NotSent:
-            pass
-        except XformError as error:
-            error.poem = self._poem
-            self._go_on_after(error)
-        return self._send_again()
-
-    def cancel(self) -> None:
-        """Cancel it at the server."""
-        if self.sent is not None:
-            link, _, pending, _ = self.sent
-            link.step(link.core.cancel, pending, time.monotonic())
+    request: Request
+    link: "_Link"
+    waiter: "_Waiter"
+    pending: Pending
 
 
 class _Waiter:
@@ -399,7 +371,7 @@ class _Link:
             task.asked = self, waiter, pending
             if task.is_cancelled:
                 task.cancel()
-        value: bytes = self.wait(waiter, pending, request.ends_at)
+        value: bytes = self.wait(waiter, pending, _here.ends_at)
         return value
 
     def give_up(self, waiter: _Waiter, pending: Any) -> None:
@@ -427,7 +399,7 @@ class _Link:
         """Close the socket in this process alone."""
         self._socket.close()
 
-    def wait(self, waiter: _Waiter, pending: Any, ends_at: float | None) -> Any:
+    def wait(self, waiter: _Waiter, pending: Any, ends_at: float) -> Any:
         """Return what comes of a message, or raise it; raise ``TimeoutError`` and cancel it if that takes too long."""
         try:
             if self.core.unsent:
@@ -450,7 +422,7 @@ class _Link:
             raise waiter.value
         return waiter.value
 
-    def _wait(self, waiter: _Waiter, ends_at: float | None) -> None:
+    def _wait(self, waiter: _Waiter, ends_at: float) -> None:
         with self._lock:
             if waiter.value is not None:
                 return
@@ -468,14 +440,14 @@ class _Link:
             output.register(self._socket, select.POLLOUT)
             output.poll(1000 * AWAY_S)
             self.step(_nothing)
-        elif not waiter.sleeper.acquire(timeout=-1 if ends_at is None else _left(ends_at)):
+        elif not waiter.sleeper.acquire(timeout=-1 if ends_at == math.inf else max(0.0, ends_at - time.monotonic())):
             raise TimeoutError
 
-    def _read_until(self, waiter: _Waiter, ends_at: float | None) -> None:
+    def _read_until(self, waiter: _Waiter, ends_at: float) -> None:
         core = self.core
         try:
             while True:
-                until, now = core.check_at if ends_at is None else min(core.check_at, ends_at), time.monotonic()
+                until, now = min(core.check_at, ends_at), time.monotonic()
                 events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
                 if events != self._events:
                     self._events = events
@@ -490,7 +462,7 @@ class _Link:
                     if waiter.value is not None:
                         self._has_reader = False
                         return
-                if ends_at is not None and now >= ends_at:
+                if now >= ends_at:
                     raise TimeoutError
         except BaseException:
             self._has_reader = False

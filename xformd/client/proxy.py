@@ -8,13 +8,16 @@ from types import TracebackType
 from typing import Any, Self, cast, overload
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IDelayedCall, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from xformd.client.balancer import offers_of, workers_of
-from xformd.client.errors import RequestCancelled, connection_failed
+from xformd.client.errors import RequestCancelled, connection_failed, why_lost
+from xformd.client.link import Link
 from xformd.client.requests import Client, Request, Text, check_port
-from xformd.client.servers import LONGEST_DELAY_S, MAX_SESSION_AGE_S, Core, NotInTime, Server
-from xformd.client.session import Session
+from xformd.client.servers import LONGEST_DELAY_S, MAX_SESSION_AGE_S, Core, NotInTime, Server, watch
 from xformd.errors import XformError
 from xformd.limits import Limits
 from xformd.net import endpoints as addresses
@@ -181,16 +184,20 @@ class TransformProxy(Client):
 
     # What ``Client`` needs.
 
+    _waiter = Deferred
+
+    def _call_at(self, when: float, act: Callable[[], None]) -> IDelayedCall:
+        delayed: IDelayedCall = self._reactor.callLater(max(0.0, when - self._now()), act)
+        return delayed
+
     def _start(self, work: Coroutine[Deferred[Any], Any, Any]) -> Deferred[Any]:
         return Deferred.fromCoroutine(work).addErrback(lambda _: None)  # those who wait are told
 
-    _waiter = Deferred
-
     def _settle(self, waiter: Deferred[Any], value: Any) -> None:
         if not waiter.called:
-            waiter.callback(value)
+            waiter.callback(value)  # also an exception: a waiter never fails
 
-    def _wait(self, waiter: Deferred[Any], seconds: float | None, ends_at: float | None = None) -> Deferred[Any]:  # noqa: ARG002
+    def _wait(self, waiter: Deferred[Any], seconds: float | None) -> Deferred[Any]:
         waiting: Deferred[Any] = Deferred()  # which may be cancelled without the waiter
 
         def pass_on(outcome: Any) -> Any:
@@ -215,15 +222,8 @@ class TransformProxy(Client):
             answer.addTimeout(timeout, self._reactor, onTimeoutCancel=expire)
         return answer.addErrback(_explain, poem)
 
-    async def _dial(
-        self,
-        server: Server,
-        core: Core,
-        in_use: Collection[str],
-        within_s: float | None,
-        ends_at: float | None,  # noqa: ARG002
-    ) -> Any:
-        session, endpoint = Session(core, self._reactor), server.place
+    async def _dial(self, server: Server, core: Core, in_use: Collection[str], within_s: float | None) -> Any:
+        session, endpoint = _Session(self, core), server.place
         endpoint.in_use = in_use
         # A classic exchange cannot ask whether the server is there.
         connecting = addresses.connect(endpoint, session, also_unread=isinstance(core, ClassicExchange))
@@ -243,6 +243,29 @@ class TransformProxy(Client):
             session.abort()
             raise
         return value if isinstance(value, bytes) else session
+
+
+class _Session(Link, Protocol):
+    follow_soon = Link.follow  # a transport writes later
+    dataReceived = Link.receive
+
+    def connectionMade(self) -> None:
+        transport = self.transport
+        if ITCPTransport.providedBy(transport):
+            # Otherwise a request would wait until the server had acknowledged the one before.
+            transport.setTcpNoDelay(True)
+        self.host = str(getattr(transport.getPeer(), "host", ""))
+        watch(self.core, transport)
+        self.begin(transport)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lose(why_lost(reason), is_clean=bool(reason.check(ConnectionDone)))
+
+    def break_off(self) -> None:
+        self.transport.abortConnection()
+
+    def hang_up(self) -> None:
+        self.transport.loseConnection()
 
 
 def _not_in_time(*_: object) -> None:

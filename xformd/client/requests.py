@@ -60,8 +60,8 @@ class Question:
     client = None
     server = ""
 
-    def __init__(self, control: Control, ends_at: float | None) -> None:
-        self._control, self.ends_at = control, ends_at
+    def __init__(self, control: Control) -> None:
+        self._control = control
 
     def send(self, core: ClientSession, waiter: Any, now: float) -> Pending:
         """Send it on a session."""
@@ -130,14 +130,18 @@ class Client(Servers):
             raise
 
     async def _list(self, timeout: float | None) -> dict[str, Any]:
-        question = Question("list", self._end(timeout))
-        return decode_listing(await self._try_servers(Attempts(may_run_twice=True), question))
+        return decode_listing((await self._control("list", timeout))[1])
 
     async def _ping(self, timeout: float | None) -> str:
-        question = Question("ping", self._end(timeout))
-        answer = await self._try_servers(Attempts(may_run_twice=True), question)
+        server, answer = await self._control("ping", timeout)
         missing = one_line(answer.decode(errors="replace"))
-        return f"{question.server}, {missing}" if missing else question.server
+        return f"{server}, {missing}" if missing else server
+
+    async def _control(self, control: Control, timeout: float | None) -> tuple[str, bytes]:
+        self._end(timeout)
+        question = Question(control)
+        answer = await self._try_servers(Attempts(may_run_twice=True), question)
+        return question.server, answer
 
     async def _close(self) -> None:
         self._is_closed = True
@@ -188,12 +192,12 @@ class Client(Servers):
         try:
             start()
             with contextlib.suppress(NotInTime):
-                return await self._wait(answer, after_s, request.ends_at)  # type: ignore[no-any-return]
+                return await self._wait(answer, after_s)  # type: ignore[no-any-return]
             with self._lock:
                 is_second = any(node not in tried for node in self._nodes()) and self._balancer.may_hedge()
             if is_second:
                 start()
-            return await self._wait(answer, None, request.ends_at)  # type: ignore[no-any-return]
+            return await self._wait(answer, None)  # type: ignore[no-any-return]
         finally:
             for number in [*running]:
                 calls[number].cancel()
@@ -209,7 +213,7 @@ class Client(Servers):
             sent_at = self._now()
             try:
                 if isinstance(node, Server):
-                    node = await self._open(node, PATIENCE_S if others else None, request.ends_at)
+                    node = await self._open(node, PATIENCE_S if others else None)
                     attempts.tried.append(node)
                 asking = self._ask_classic(node, request) if node is node.server else node.link.ask(request)
                 answer: bytes = await asking
@@ -229,7 +233,7 @@ class Client(Servers):
             server.classic_requests += 1
         try:
             exchange = ClassicExchange(server.address, request.spec, request.poem, self._max_result_bytes)
-            answer: bytes = await self._dial(server, exchange, (), None, request.ends_at)
+            answer: bytes = await self._dial(server, exchange, (), None)
             return answer
         except ConnectionFailed as error:
             server.classic_until = 0.0  # the server that comes back may be a newer one
@@ -324,8 +328,7 @@ class Client(Servers):
     async def _learn(self, address: Address) -> None:
         link = address.link
         try:
-            question = Question("list", self._now() + LIST_TIMEOUT_S)
-            listing = decode_listing(await self._within(LIST_TIMEOUT_S, link.ask(question)))
+            listing = decode_listing(await self._within(LIST_TIMEOUT_S, link.ask(Question("list"))))
             address.offers, address.workers = offers_of(listing), workers_of(listing)
         except Exception:
             if link.is_open:
@@ -342,7 +345,7 @@ class Client(Servers):
                 turns = self._turns.setdefault(request.client, {})
                 turns[turn := self._waiter()] = None
             try:
-                await self._wait(turn, LOOK_AGAIN_S, request.ends_at)
+                await self._wait(turn, LOOK_AGAIN_S)
             except NotInTime:
                 pass
             finally:

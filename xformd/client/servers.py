@@ -98,19 +98,19 @@ class Servers:
     """Sessions to some servers, on any runtime."""
 
     # What the runtimes do differently. ``_start`` runs a coroutine beside what runs, and returns what has ``cancel``.
-    # ``_wait`` waits for a waiter, which ``_settle`` gives a value or an exception: for so many seconds, and with plain
-    # sockets until a time, which ends a request; it raises ``NotInTime``. ``_within`` runs a coroutine for so many
-    # seconds at most, and raises ``TransformTimeout``, which carries the poem if there is one. ``_dial`` runs a core on
-    # a new connection, preferably not to an address in use, until its opener has an outcome. It returns the link, or
+    # ``_wait`` waits for a waiter until ``_settle`` has given it a value, and raises that if it is an exception; or
+    # ``NotInTime``, after so many seconds. ``_within`` runs a coroutine for so many seconds at most, and raises
+    # ``TransformTimeout``, which carries the poem if there is one. ``_dial`` runs a core on a new connection,
+    # preferably not to an address in use, until its opener has a value, for so many seconds. It returns the link, or
     # the result of a classic server. A link has its ``core``, ``host``, ``renews_at``, ``closed`` (a waiter) and
     # ``is_open``; ``ask`` and ``close``.
     _now: Callable[[], float]
     _start: Callable[[Coroutine[Any, Any, Any]], Any]
     _waiter: Callable[[], Any]
     _settle: Callable[[Any, Any], None]
-    _wait: Callable[[Any, float | None, float | None], Awaitable[Any]]
+    _wait: Callable[[Any, float | None], Awaitable[Any]]
     _within: Callable[..., Awaitable[Any]]
-    _dial: Callable[[Server, Core, Collection[str], float | None, float | None], Awaitable[Any]]
+    _dial: Callable[[Server, Core, Collection[str], float | None], Awaitable[Any]]
 
     _lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()  # of all that threads share
     _is_closed = _is_cut_off = False  # for new requests, and for all
@@ -150,7 +150,7 @@ class Servers:
             self._reach(server)  # no request needs to wait for it
         return usable
 
-    async def _open(self, server: Server, patience_s: float | None, ends_at: float | None) -> Any:
+    async def _open(self, server: Server, patience_s: float | None) -> Any:
         """Return an address with a session; the server itself, if it speaks only the classic dialect.
 
         Raises ``NotInTime`` if there is no connection within ``patience_s``, or ``NotSent``.
@@ -162,7 +162,7 @@ class Servers:
             server.openers.append(opened)
             self._reach(server)
         try:
-            return await self._wait(opened, patience_s, ends_at)
+            return await self._wait(opened, patience_s)
         finally:
             with self._lock:
                 if opened in server.openers:
@@ -184,13 +184,13 @@ class Servers:
             server.classic_until = self._now() + CLASSIC_FOR_S
             server.failures = 0
             outcome = server
-        except NotInTime as error:
+        except NotInTime:
             self._note_failure(server)
             silent = f"{server.address} accepted the connection and did not answer within {OPENING_TIMEOUT_S:g} s"
-            outcome = _not_sent(ConnectionFailed(silent), error)
+            outcome = NotSent(ConnectionFailed(silent))
         except XformError as error:
             self._note_failure(server)
-            outcome = _not_sent(error, error)
+            outcome = NotSent(error)
         except Exception as error:  # a defect: those who wait are told
             outcome = error
         finally:
@@ -208,7 +208,7 @@ class Servers:
             now = self._now()
             links = [address.link for address in server.addresses]
             in_use = {link.host for link in links if link.is_open and link.renews_at > now}
-        link = await self._dial(server, core, in_use, OPENING_TIMEOUT_S, None)
+        link = await self._dial(server, core, in_use, OPENING_TIMEOUT_S)
         with self._lock:
             if self._is_cut_off:
                 link.close()
@@ -248,7 +248,7 @@ class Servers:
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(NotInTime):
-            await self._wait(self._waiter(), seconds, None)
+            await self._wait(self._waiter(), seconds)
 
     def _forget_connections(self) -> None:
         """Forget them without a word to the servers: they belong to another loop, or to another process."""
@@ -261,7 +261,7 @@ class Servers:
         for server in self._servers:
             if server.openers:  # who go first
                 with contextlib.suppress(NotSent):
-                    await self._open(server, None, None)
+                    await self._open(server, None)
         with self._lock:
             self._is_cut_off = True
             for server in self._servers:
@@ -271,7 +271,7 @@ class Servers:
             for link in links:
                 link.close()
         for link in links:
-            await self._wait(link.closed, None, None)
+            await self._wait(link.closed, None)
 
     def _closed(self) -> ConnectionFailed:
         return ConnectionFailed(f"this {type(self).__name__} is closed: make a new one")
@@ -279,12 +279,6 @@ class Servers:
     def _expired(self, timeout: float | None, poem: str | bytes | None) -> TransformTimeout:
         names = " or ".join(dict.fromkeys(server.address for server in self._servers))
         return TransformTimeout(f"no answer from {names} within {timeout or 0:g} s", poem=poem)
-
-
-def _not_sent(error: XformError, cause: Exception) -> NotSent:
-    failed = NotSent(error)
-    failed.__cause__ = cause
-    return failed
 
 
 def watch(core: Core, connection: Any) -> None:

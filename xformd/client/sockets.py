@@ -45,7 +45,7 @@ class SocketClient(Client):
     # as ``_dial`` does; it may raise ``HandshakeFailed``.
     _look_up: Callable[[str, int], Awaitable[list[Any]]]
     _connect_socket: Callable[[socket.socket, Any], Awaitable[None]]
-    _talk: Callable[[socket.socket, Core, str, str | None, float | None, float | None], Awaitable[Any]]
+    _talk: Callable[[socket.socket, Core, str, str | None, float | None], Awaitable[Any]]
     _in_thread: Callable[[Callable[[], str]], Awaitable[str]]
 
     def __init__(
@@ -72,9 +72,7 @@ class SocketClient(Client):
         if any(self._name(server) for server in made):
             self._tls.context()  # a bad file is found now
 
-    async def _dial(
-        self, server: Server, core: Core, in_use: Collection[str], within_s: float | None, ends_at: float | None
-    ) -> Any:
+    async def _dial(self, server: Server, core: Core, in_use: Collection[str], within_s: float | None) -> Any:
         found = await self._find(server)
         server.hosts = frozenset(host for _, _, host in found)
         last = OSError(NO_ANSWER)
@@ -91,7 +89,7 @@ class SocketClient(Client):
                     last = error
                     continue
                 try:
-                    done = await self._talk(connection, core, host, self._name(server), within_s, ends_at)
+                    done = await self._talk(connection, core, host, self._name(server), within_s)
                 except HandshakeFailed as failed:
                     explain = functools.partial(self._explain, failed, server, family, address)
                     reason = await self._in_thread(explain)

@@ -378,7 +378,8 @@ class _Link:
         """Cancel what another thread has asked."""
         with self._lock:
             self._step(self.core.cancel, pending, time.monotonic())
-            self._wake(waiter, waiter.value or Cancelled("given up"))
+            if waiter.value is None:
+                self._wake(waiter, Cancelled("given up"))
 
     def begin(self, request: Any, waiter: "_Waiter") -> Any:
         """Send a request soon: with the next ones, or when its answer is waited for."""

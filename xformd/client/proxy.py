@@ -5,22 +5,23 @@ Invariant: a Deferred fails only with an ``XformError`` that carries the poem, o
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, cast, overload
+from typing import Any, Self, overload
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, ITCPTransport
+from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from xformd.client.balancer import offers_of, workers_of
 from xformd.client.errors import RequestCancelled, connection_failed, why_lost
 from xformd.client.link import Link
-from xformd.client.requests import Client, Request, Text, check_port
+from xformd.client.requests import Client, Request, Text, addresses_of
 from xformd.client.servers import LONGEST_DELAY_S, MAX_SESSION_AGE_S, Core, NotInTime, Server, watch
 from xformd.errors import XformError
 from xformd.limits import Limits
-from xformd.net import endpoints as addresses
+from xformd.net import endpoints
+from xformd.net.endpoints import connect, named_client
 from xformd.net.tls import ClientTls
 from xformd.spec import OptionValue, Spec
 from xformd.wire.client import ClassicExchange
@@ -54,7 +55,7 @@ class TransformProxy(Client):
 
     def __init__(
         self,
-        servers: addresses.Server | Sequence[addresses.Server],
+        servers: endpoints.Server | Sequence[endpoints.Server],
         port: int | None = None,
         *,
         tls: ClientTls | bool = False,
@@ -70,15 +71,10 @@ class TransformProxy(Client):
             from twisted.internet import reactor
         self._reactor = reactor
         self._now = reactor.seconds
+        self._call_at = lambda when, act: reactor.callLater(max(0.0, when - reactor.seconds()), act)
         secured = (ClientTls() if tls is True else tls) or None
-        named: list[tuple[addresses.ClientEndpoint, str]]
-        check_port(servers, port)
-        if isinstance(servers, str) and port is not None:
-            named = [(addresses.tcp_client(reactor, servers, port, tls=secured), address or f"{servers}:{port}")]
-        else:
-            several = list(servers) if isinstance(servers, list | tuple) else [cast(addresses.Server, servers)]
-            shared: Any = {"unnamed": "the server", "tls": secured}
-            named = [addresses.named_client(reactor, each, address, **shared) for each in several]
+        several = addresses_of(servers, port)
+        named = [named_client(reactor, each, address, unnamed="the server", tls=secured) for each in several]
         made = [Server(name, endpoint) for endpoint, name in named]
         super().__init__(made, max_result_bytes, longest_delay_s, max_session_age_s, token, hedge=hedge)
 
@@ -186,10 +182,6 @@ class TransformProxy(Client):
 
     _waiter = Deferred
 
-    def _call_at(self, when: float, act: Callable[[], None]) -> IDelayedCall:
-        delayed: IDelayedCall = self._reactor.callLater(max(0.0, when - self._now()), act)
-        return delayed
-
     def _start(self, work: Coroutine[Deferred[Any], Any, Any]) -> Deferred[Any]:
         return Deferred.fromCoroutine(work).addErrback(lambda _: None)  # those who wait are told
 
@@ -226,7 +218,7 @@ class TransformProxy(Client):
         session, endpoint = _Session(self, core), server.place
         endpoint.in_use = in_use
         # A classic exchange cannot ask whether the server is there.
-        connecting = addresses.connect(endpoint, session, also_unread=isinstance(core, ClassicExchange))
+        connecting = connect(endpoint, session, also_unread=isinstance(core, ClassicExchange))
         try:
             await self._wait(connecting, None)
         except CancelledError:

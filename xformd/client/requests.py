@@ -371,10 +371,13 @@ class Client(Servers):
         self._settle(turn, None)
 
 
-def check_port(servers: object, port: object) -> None:
-    """Reject what is a second address, not a port; raise ``ConfigError``."""
+def addresses_of(servers: object, port: object) -> list[Any]:
+    """Return the addresses of one server, which may have a port, or of several; raise ``ConfigError``."""
     if isinstance(port, str) and not port.isdecimal():
         raise ConfigError(f"port {port!r} is no number; several servers are a list: [{servers!r}, {port!r}]")
+    if port is not None:
+        return [f"[{servers}]:{port}" if ":" in str(servers) else f"{servers}:{port}"]
+    return [*servers] if isinstance(servers, list | tuple) else [servers]
 
 
 def current_traceparent() -> str:

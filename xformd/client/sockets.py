@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from xformd.client.requests import Client, check_port
+from xformd.client.requests import Client, addresses_of
 from xformd.client.servers import LONGEST_DELAY_S, MAX_SESSION_AGE_S, Core, Server
 from xformd.errors import ConfigError, ConnectionFailed
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, with_host
@@ -61,11 +61,7 @@ class SocketClient(Client):
         token: str | None = None,
         hedge: bool = False,
     ) -> None:
-        several: list[Any] = list(servers) if isinstance(servers, list | tuple) else [servers]
-        check_port(servers, port)
-        if port is not None:
-            several = [f"[{servers}]:{port}" if ":" in str(servers) else f"{servers}:{port}"]
-        made = [Server(address or with_host(each), _place(each)) for each in several]
+        made = [Server(address or with_host(each), _place(each)) for each in addresses_of(servers, port)]
         super().__init__(made, max_result_bytes, longest_delay_s, max_session_age_s, token, hedge=hedge)
         self._tls = tls if isinstance(tls, ClientTls) else ClientTls()
         self._has_tls = bool(tls)

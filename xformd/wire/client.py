@@ -1,6 +1,6 @@
 """The client's side of a session, without I/O: bytes and requests go in, bytes to send and outcomes come out.
 
-A shell (Twisted's ``client/session.py``, ``xformd.aio``, ``xformd.blocking``) owns the connection. After each call it
+A shell (``client/link.py``, ``xformd.blocking``) owns the connection. After each call it
 writes ``data_to_send()``, hands ``outcomes()`` to those who wait, and closes if ``is_aborted`` or ``is_finished``; at
 ``check_at`` it calls ``check``. Invariants: no more than the server's ``max_in_flight`` requests are in flight, the
 others wait here and can still go to another server; a request that has been written fails with its connection, for the

@@ -133,24 +133,16 @@ class TransformClient(SocketClient):
         async with asyncio.timeout(PEER_TIMEOUT_S):
             await self._loop.sock_connect(connection, address)
 
-    async def _talk(
-        self, connection: socket.socket, core: Core, host: str, name: str | None, within_s: float | None
-    ) -> Any:
+    async def _run_on(self, connection: socket.socket, core: Core, host: str, name: str | None) -> "_Link":
         link: Any = _Link(self, core, connection, host)
         secure: dict[str, Any] = {}
         if name is not None:
             secure = {"ssl": self._tls.context(), "server_hostname": name, "ssl_handshake_timeout": PEER_TIMEOUT_S}
         try:
-            try:
-                await self._loop.create_connection(lambda: link, sock=connection, **secure)
-            except OSError as error:
-                raise HandshakeFailed from error
-            value = await self._wait(link.opened, within_s)
-        except BaseException:
-            link.abort()
-            connection.close()
-            raise
-        return value if isinstance(value, bytes) else link
+            await self._loop.create_connection(lambda: link, sock=connection, **secure)
+        except OSError as error:
+            raise HandshakeFailed from error
+        return link  # type: ignore[no-any-return]
 
     async def _in_thread(self, work: Callable[[], str]) -> Any:
         return await self._loop.run_in_executor(None, work)

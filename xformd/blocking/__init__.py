@@ -213,9 +213,7 @@ class TransformClient(SocketClient):
         connection.connect(address)
         connection.setblocking(False)
 
-    async def _talk(
-        self, connection: socket.socket, core: Core, host: str, name: str | None, within_s: float | None
-    ) -> Any:
+    async def _run_on(self, connection: socket.socket, core: Core, host: str, name: str | None) -> "_Link":
         if name is not None:
             connection.settimeout(PEER_TIMEOUT_S)
             try:
@@ -225,11 +223,7 @@ class TransformClient(SocketClient):
             connection.setblocking(False)
         link = _Link(connection, core, host, self._tls)
         link.step(core.open)
-        try:
-            value = link.wait(link.opened, None, _here.ends_at if within_s is None else time.monotonic() + within_s)
-        except TimeoutError:
-            raise (TimeoutError if within_s is None else NotInTime) from None
-        return value if isinstance(value, bytes) else link
+        return link
 
     async def _in_thread(self, work: Callable[[], str]) -> str:
         return work()
@@ -337,7 +331,7 @@ class _Link:
 
     def __init__(self, connection: socket.socket, core: Core, host: str, tls: ClientTls) -> None:
         watch(core, connection)
-        self.opened = core.opener = _Waiter()
+        core.opener = self._opened = _Waiter()
         self._tls = tls
         self.core: Any = core
         self.host = host
@@ -362,6 +356,13 @@ class _Link:
                     self._step(self._read)  # while nobody has read, the server may have closed
         is_open: bool = core.is_open(time.monotonic())
         return is_open
+
+    async def opening(self, seconds: float | None) -> Any:
+        """Return what comes of the opening, or raise it."""
+        try:
+            return self.wait(self._opened, None, _here.ends_at if seconds is None else time.monotonic() + seconds)
+        except TimeoutError:
+            raise (TimeoutError if seconds is None else NotInTime) from None
 
     async def ask(self, request: Any) -> bytes:
         """Send a request, and return its answer."""

@@ -23,7 +23,7 @@ class Link:
     def __init__(self, client: Any, core: Core) -> None:
         self.core: Any = core
         self._now, self._call_at = client._now, client._call_at
-        self._waiter, self._settle = client._waiter, client._settle
+        self._waiter, self._settle, self._wait = client._waiter, client._settle, client._wait
         self.opened, self.closed = client._waiter(), client._waiter()
         core.opener = self.opened
 
@@ -32,6 +32,14 @@ class Link:
         """Whether it accepts new requests."""
         is_open: bool = self.core.is_open(self._now())
         return is_open
+
+    async def opening(self, seconds: float | None) -> Any:
+        """Return what comes of the opening: the server's hello, or the result of a classic exchange; or raise it."""
+        try:
+            return await self._wait(self.opened, seconds)
+        except BaseException:
+            self.abort()
+            raise
 
     async def ask(self, request: Any) -> bytes:
         """Send a request, and return its answer; cancelling this cancels it at the server too.

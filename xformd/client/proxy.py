@@ -214,7 +214,7 @@ class TransformProxy(Client):
             answer.addTimeout(timeout, self._reactor, onTimeoutCancel=expire)
         return answer.addErrback(_explain, poem)
 
-    async def _dial(self, server: Server, core: Core, in_use: Collection[str], within_s: float | None) -> Any:
+    async def _dial(self, server: Server, core: Core, in_use: Collection[str]) -> "_Session":
         session, endpoint = _Session(self, core), server.place
         endpoint.in_use = in_use
         # A classic exchange cannot ask whether the server is there.
@@ -229,12 +229,7 @@ class TransformProxy(Client):
             raise error from error.__cause__
         finally:
             server.hosts = frozenset(getattr(each, "host", "") for each in endpoint.addresses)
-        try:
-            value = await self._wait(session.opened, within_s)
-        except BaseException:
-            session.abort()
-            raise
-        return value if isinstance(value, bytes) else session
+        return session
 
 
 class _Session(Link, Protocol):

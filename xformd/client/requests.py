@@ -233,7 +233,8 @@ class Client(Servers):
             server.classic_requests += 1
         try:
             exchange = ClassicExchange(server.address, request.spec, request.poem, self._max_result_bytes)
-            answer: bytes = await self._dial(server, exchange, (), None)
+            link = await self._dial(server, exchange, ())
+            answer: bytes = await link.opening(None)
             return answer
         except ConnectionFailed as error:
             server.classic_until = 0.0  # the server that comes back may be a newer one

@@ -101,16 +101,16 @@ class Servers:
     # ``_wait`` waits for a waiter until ``_settle`` has given it a value, and raises that if it is an exception; or
     # ``NotInTime``, after so many seconds. ``_within`` runs a coroutine for so many seconds at most, and raises
     # ``TransformTimeout``, which carries the poem if there is one. ``_dial`` runs a core on a new connection,
-    # preferably not to an address in use, until its opener has a value, for so many seconds. It returns the link, or
-    # the result of a classic server. A link has its ``core``, ``host``, ``renews_at``, ``closed`` (a waiter) and
-    # ``is_open``; ``ask`` and ``close``.
+    # preferably not to an address in use, and returns the link, which has its ``core``, ``host``, ``renews_at``,
+    # ``closed`` (a waiter) and ``is_open``; ``opening``, which waits for what the core's opener gets; ``ask`` and
+    # ``close``.
     _now: Callable[[], float]
     _start: Callable[[Coroutine[Any, Any, Any]], Any]
     _waiter: Callable[[], Any]
     _settle: Callable[[Any, Any], None]
     _wait: Callable[[Any, float | None], Awaitable[Any]]
     _within: Callable[..., Awaitable[Any]]
-    _dial: Callable[[Server, Core, Collection[str], float | None], Awaitable[Any]]
+    _dial: Callable[[Server, Core, Collection[str]], Awaitable[Any]]
 
     _lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()  # of all that threads share
     _is_closed = _is_cut_off = False  # for new requests, and for all
@@ -208,7 +208,8 @@ class Servers:
             now = self._now()
             links = [address.link for address in server.addresses]
             in_use = {link.host for link in links if link.is_open and link.renews_at > now}
-        link = await self._dial(server, core, in_use, OPENING_TIMEOUT_S)
+        link = await self._dial(server, core, in_use)
+        await link.opening(OPENING_TIMEOUT_S)
         with self._lock:
             if self._is_cut_off:
                 link.close()

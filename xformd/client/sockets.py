@@ -41,11 +41,11 @@ class SocketClient(Client):
     """
 
     # What asyncio and plain sockets do differently, beside what ``Servers`` lists. ``_look_up`` is
-    # ``socket.getaddrinfo``. ``_talk`` runs a core on a connection, over TLS to a server of that name if there is one,
-    # as ``_dial`` does; it may raise ``HandshakeFailed``.
+    # ``socket.getaddrinfo``. ``_run_on`` runs a core on a connection, over TLS to a server of that name if there is
+    # one, and returns the link; it may raise ``HandshakeFailed``.
     _look_up: Callable[[str, int], Awaitable[list[Any]]]
     _connect_socket: Callable[[socket.socket, Any], Awaitable[None]]
-    _talk: Callable[[socket.socket, Core, str, str | None, float | None], Awaitable[Any]]
+    _run_on: Callable[[socket.socket, Core, str, str | None], Awaitable[Any]]
     _in_thread: Callable[[Callable[[], str]], Awaitable[str]]
 
     def __init__(
@@ -68,7 +68,7 @@ class SocketClient(Client):
         if any(self._name(server) for server in made):
             self._tls.context()  # a bad file is found now
 
-    async def _dial(self, server: Server, core: Core, in_use: Collection[str], within_s: float | None) -> Any:
+    async def _dial(self, server: Server, core: Core, in_use: Collection[str]) -> Any:
         found = await self._find(server)
         server.hosts = frozenset(host for _, _, host in found)
         last = OSError(NO_ANSWER)
@@ -85,13 +85,13 @@ class SocketClient(Client):
                     last = error
                     continue
                 try:
-                    done = await self._talk(connection, core, host, self._name(server), within_s)
+                    link = await self._run_on(connection, core, host, self._name(server))
                 except HandshakeFailed as failed:
                     explain = functools.partial(self._explain, failed, server, family, address)
                     reason = await self._in_thread(explain)
                     raise ConnectionFailed(f"cannot connect to {server.address}: {reason}") from failed.__cause__
                 undo.pop_all()
-                return done
+                return link
         raise _connection_failed(server, os.strerror(last.errno) if last.errno else NO_ANSWER, last) from last
 
     async def _find(self, server: Server) -> list[tuple[int, Any, str]]:

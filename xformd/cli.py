@@ -14,8 +14,8 @@ import click
 
 from xformd import __version__
 from xformd.commands.access import token
+from xformd.commands.kit import dev, new
 from xformd.commands.mcp import mcp
-from xformd.commands.new import new
 from xformd.commands.options import open_standard_streams, print_error, print_line
 from xformd.commands.plugins import check, list_plugins, list_transforms
 from xformd.commands.poem import poem
@@ -132,6 +132,7 @@ for _command in (
     replay,
     mcp,
     new,
+    dev,
     token,
 ):
     main.add_command(_command)

@@ -137,15 +137,7 @@ class TooLarge(XformError, code="too-large", http_status=413, exit_status=65):
 
 
 class TransformFailed(XformError, code="transform-failed", http_status=500, exit_status=70):
-    """The transform raised an exception, or returned something that is no poem.
-
-    Attributes:
-        detail: what it raised and where; never sent, as it may quote the poem.
-    """
-
-    def __init__(self, message: str, *, detail: str = "", **fields: Any) -> None:
-        super().__init__(message, **fields)
-        self.detail = one_line(detail)
+    """The transform raised an exception, or returned something that is no poem."""
 
 
 class TransformDied(XformError, code="transform-died", http_status=502, exit_status=70):

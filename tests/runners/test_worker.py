@@ -124,7 +124,7 @@ def test_who_runs_it_at_home_is_told_in_full_what_a_transform_raised(own: LiveFo
     worker.ask("broken", b"poem")
     _, raised = messages.decode_traceback(worker.receive()) or (0, None)
     assert raised is not None
-    assert re.fullmatch(r"no \\x00 poem \(.*/hostile\.py, line \d+\)", raised.detail)
+    assert re.fullmatch(r"no \\x00 poem \(.*/hostile\.py, line \d+: raise ValueError\(.*\)\)", raised.detail)
 
 
 def test_an_expected_refusal_has_no_traceback(shared: LiveWorker) -> None:

@@ -19,7 +19,7 @@ from click.shell_completion import BashComplete, CompletionItem, add_completion_
 
 from xformd import __version__
 from xformd.config import TABLE
-from xformd.errors import ConfigError, InternalError, NoSuchTransform, TransformFailed, XformError, one_line, printable
+from xformd.errors import ConfigError, InternalError, NoSuchTransform, XformError, one_line, printable
 from xformd.limits import Limits, parse_duration, parse_size, parse_timeout
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_PORT, tcp_server, with_host
 from xformd.plugins.settings import VARIABLE
@@ -102,11 +102,7 @@ def describe_locally(error: XformError) -> str:
     """Describe an error in full: unlike a server's client, the person who runs the transform may see what it raised."""
     # A server's clients are not told why a plugin has failed, and its log is.
     line = f"{error.code}: {error.log_message if isinstance(error, NoSuchTransform) else error.message}"
-    if isinstance(error, InternalError):
-        return f"{line}; --traceback shows what went wrong"
-    if isinstance(error, TransformFailed) and error.detail and not error.detail.startswith(error.message):
-        return one_line(f"{line}: {error.detail}")
-    return line
+    return f"{line}; --traceback shows what went wrong" if isinstance(error, InternalError) else line
 
 
 def report_slow(plugin: "Plugin") -> None:

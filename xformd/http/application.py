@@ -48,6 +48,7 @@ class HttpDependencies:
     netstring_address: Callable[[], str] = str
     takes_tokens: bool = False
     jobs: JobManager | None = None
+    dev_paths: Mapping[bytes, Methods] = attrs.field(factory=dict)  # of a page that follows changes
     grant: Grant | None = None  # what whoever asks may do; None for everything
 
 
@@ -164,7 +165,8 @@ def make_application(dependencies: HttpDependencies) -> Application:
     of_jobs = None if dependencies.jobs is None else jobs.JobsEndpoint(dependencies.jobs, counting, grant)
 
     def page(_: Request) -> Response:
-        return show_page(dependencies.netstring_address(), takes_tokens=dependencies.takes_tokens)
+        more = {"takes_tokens": dependencies.takes_tokens, "follows_changes": bool(dependencies.dev_paths)}
+        return show_page(dependencies.netstring_address(), **more)
 
     paths: dict[bytes, Methods] = {
         b"/": {"GET": page, "OPTIONS": _allow_get},
@@ -175,6 +177,7 @@ def make_application(dependencies: HttpDependencies) -> Application:
         # Which methods it allows depends on the transform, so it decides itself.
         PREFIX: dict.fromkeys(METHODS, TransformEndpoint(counting, of_jobs, grant)),
         b"/transforms/": {"GET": listing.describe_one},
+        **dependencies.dev_paths,
         **({} if of_jobs is None else {jobs.PREFIX: {"GET": of_jobs.get, "DELETE": of_jobs.delete}}),
     }
     return Application(dependencies.sites, paths, access_log=access_log, tracer=dependencies.tracer)

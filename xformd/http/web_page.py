@@ -27,17 +27,21 @@ _POLICY = (
 
 
 @functools.cache
-def build_page(netstring_address: str, takes_tokens: bool = False) -> tuple[bytes, str]:
+def build_page(
+    netstring_address: str, *, takes_tokens: bool = False, follows_changes: bool = False
+) -> tuple[bytes, str]:
     """Build the page of a server, once for each address; return it with the value of its ``Content-Security-Policy``.
 
     The address is where the server speaks netstrings, as ``xformd send --server`` takes it; the first of several that
-    are separated by spaces is used. It is empty if it is not known. A page that ``takes_tokens`` asks for one.
+    are separated by spaces is used. It is empty if it is not known. A page that ``takes_tokens`` asks for one;
+    one that ``follows_changes`` asks ``/dev`` for them.
     """
     document, policy = _assemble()
     for name, content in (
         ("xformd-netstring-address", netstring_address),
         ("xformd-documentation", _documentation()),
         ("xformd-takes-tokens", "yes" if takes_tokens else ""),
+        ("xformd-follows-changes", "yes" if follows_changes else ""),
     ):
         empty = _META.format(name)
         document = document.replace(empty, empty.replace('""', f'"{html.escape(content)}"'))

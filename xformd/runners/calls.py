@@ -152,7 +152,7 @@ def without_secrets(call: Call, raised: SafeTraceback) -> SafeTraceback:
 
 
 def explain(call: Call, error: BaseException, detail: str = "") -> XformError:
-    """Return the error that the caller gets for what a transform raised; ``detail`` is for who runs it at a terminal.
+    """Return the error that the caller gets for what a transform raised; see ``with_detail``.
 
     The exception's traceback is dropped: a plugin may raise the same object each time, whose tracebacks would keep
     every poem alive.
@@ -162,7 +162,14 @@ def explain(call: Call, error: BaseException, detail: str = "") -> XformError:
         if isinstance(error, refusal):
             words = hide(safe_str(error), call.entry.plugin.secrets)
             return name_in_log(call, refusal(words, retry_after_ms=error.retry_after_ms))
-    return name_in_log(call, TransformFailed(f"{call.name} raised {type(error).__name__}", detail=detail))
+    return name_in_log(call, with_detail(TransformFailed(f"{call.name} raised {type(error).__name__}"), detail))
+
+
+def with_detail(error: XformError, detail: str) -> XformError:
+    """Return an error that says what a transform has raised and where, if its caller is who runs it here."""
+    if not isinstance(error, TransformFailed) or not detail:
+        return error
+    return TransformFailed(detail if detail.startswith(error.message) else f"{error.message}: {detail}")
 
 
 def name_in_log(call: Call, error: XformError) -> XformError:

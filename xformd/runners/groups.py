@@ -13,10 +13,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from xformd.errors import TransformDied, TransformFailed
+from xformd.errors import TransformDied
 from xformd.net.deadline import cancel
 from xformd.runners import Caller
-from xformd.runners.calls import Call, name_in_log, took_too_long
+from xformd.runners.calls import Call, name_in_log, took_too_long, with_detail
 from xformd.runners.shares import ONE_BY_ONE, Lane
 from xformd.runners.supervisor import WorkerSlot
 from xformd.spec import Spec
@@ -188,10 +188,7 @@ class JobGroup:
         self.pool.note_survival(job)
         if isinstance(answer, session.Reply):
             return answer.poem
-        name_in_log(job.call, answer.error)
-        if isinstance(answer.error, TransformFailed):
-            answer.error.detail = job.detail
-        return Failure(answer.error)
+        return Failure(name_in_log(job.call, with_detail(answer.error, job.detail)))
 
     def returned(self, job: PoolJob) -> None:
         """Run a member of a batch alone: the call has raised something, which may be another's fault."""

@@ -49,15 +49,15 @@ class Launcher(ProcessProtocol):
 
     log = Logger()
 
-    _setup: messages.WorkerSetup  # for the fork server and its workers
+    setup: messages.WorkerSetup  # for the fork server and its workers
     _load_timeout_s: float  # how long a plugin may take to be loaded
-    _plugins: Mapping[PluginKey, Plugin]  # those that were found, for their names in messages
+    plugins: Mapping[PluginKey, Plugin]  # those that were found, for their names in messages
     _on_slow: Callable[[Plugin, messages.LeftOut], object]
     _reactor: Any
     events: "Supervisor" = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._is_local = self._setup.shows_errors
+        self._is_local = self.setup.shows_errors
         self._process: IProcessTransport | None = None
         self._control: Channel | None = None
         self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
@@ -66,12 +66,35 @@ class Launcher(ProcessProtocol):
         self._slow: set[tuple[PluginKey, str]] = set()  # what has been reported
         self.timeouts_s: dict[PluginKey, float] = {}  # how long plugins have asked for, by ``set_load_timeout``
         self._why_killed = ""
-        self._is_loaded = False
+        self._is_told = self._is_loaded = False  # what to load; that it has
         self._timers: list[IDelayedCall] = []
         self._is_stopping = False
         self._warnings: set[str] = set()
         self._stopped: list[Deferred[None]] = []
         self._pid: int | None = None  # the fork server's own, not its reaper's
+
+    def prepare(self) -> None:
+        """Start the fork server: it imports xformd, and waits until there is something to ``launch``."""
+        self._why_killed, self._is_told = "", False
+        self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
+            control, their_control = socket_pair(theirs, undo)
+            self._output = OutputLog(self._name, self._reactor, is_passed_on=self._is_local)
+            output = self._output.open(theirs, undo)
+            self._process = self._reactor.spawnProcess(
+                self,
+                sys.executable,
+                [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
+                # Plugins' settings are in the setup: what a job starts need not see them.
+                env={name: value for name, value in os.environ.items() if not VARIABLE.match(name)},
+                childFDs={reaper.LIFELINE: "w", 1: output, 2: output, reaper.CONTROL: their_control.fileno()},
+            )
+            if self._why_killed:
+                self._process = None
+                raise ChildProcessError(f"the fork server {self._why_killed}")
+            self._control = Channel(control, self._receive, lambda: None, self._reactor)  # the process's end says why
+            undo.callback(self._control.close)
+            undo.pop_all()
 
     def launch(self) -> WorkerHandle | None:
         """Start a worker; None while the plugins are being loaded: ``events.can_launch`` is called then.
@@ -79,12 +102,15 @@ class Launcher(ProcessProtocol):
         Raises ``OSError`` if the system has no more processes or descriptors to give.
         """
         if self._process is None and not self._is_stopping:
-            self._spawn()
+            self.prepare()
+        if self._control is not None and not self._is_told:
+            self._is_told = True
+            self._control.send(messages.encode_setup(self.setup))
         if not self._is_loaded or self._control is None:
             return None
         return WorkerHandle(
             self._control.send_descriptors,
-            self._setup.max_result_bytes,
+            self.setup.max_result_bytes,
             self.events,
             self._reactor,
             logs_output=not self._is_local,
@@ -97,9 +123,9 @@ class Launcher(ProcessProtocol):
     def leave_out(self, key: PluginKey, reason: str) -> None:
         """Start again without a plugin, which has failed; the workers end."""
         self.log.error("plugin {plugin} {reason}: it is left out", plugin=self._plugin(key).label, reason=reason)
-        left_out = {**self._setup.left_out, key: ("failed", reason)}
-        late, late_warm_up = self._setup.late - {key}, self._setup.late_warm_up - {key}
-        self._setup = attrs.evolve(self._setup, left_out=left_out, late=late, late_warm_up=late_warm_up)
+        left_out = {**self.setup.left_out, key: ("failed", reason)}
+        late, late_warm_up = self.setup.late - {key}, self.setup.late_warm_up - {key}
+        self.setup = attrs.evolve(self.setup, left_out=left_out, late=late, late_warm_up=late_warm_up)
         self.end("a plugin is left out")
 
     def end(self, why: str) -> None:
@@ -127,29 +153,6 @@ class Launcher(ProcessProtocol):
     def _has_stopped(self) -> None:
         while self._stopped:
             self._stopped.pop().callback(None)
-
-    def _spawn(self) -> None:
-        self._why_killed = ""
-        self._decoder = netstring.Decoder(messages.MAX_SETUP_BYTES)
-        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
-            control, their_control = socket_pair(theirs, undo)
-            self._output = OutputLog(self._name, self._reactor, is_passed_on=self._is_local)
-            output = self._output.open(theirs, undo)
-            self._process = self._reactor.spawnProcess(
-                self,
-                sys.executable,
-                [sys.executable, "-P", "-c", _COMMAND.format(path=sys.path)],
-                # Plugins' settings are in the setup: what a job starts need not see them.
-                env={name: value for name, value in os.environ.items() if not VARIABLE.match(name)},
-                childFDs={reaper.LIFELINE: "w", 1: output, 2: output, reaper.CONTROL: their_control.fileno()},
-            )
-            if self._why_killed:
-                self._process = None
-                raise ChildProcessError(f"the fork server {self._why_killed}")
-            self._control = Channel(control, self._receive, lambda: None, self._reactor)  # the process's end says why
-            undo.callback(self._control.close)
-            undo.pop_all()
-        self._control.send(messages.encode_setup(self._setup))
 
     # What it says.
 
@@ -186,7 +189,7 @@ class Launcher(ProcessProtocol):
         self._why_killed = "is started again"  # it ends by itself, in order
         self._timers.append(self._reactor.callLater(END_GRACE_S, self.end, "its exit handlers take too long"))
         field = "late" if self._did == "imported" else "late_warm_up"
-        self._setup = attrs.evolve(self._setup, **{field: getattr(self._setup, field) | keys})
+        self.setup = attrs.evolve(self.setup, **{field: getattr(self.setup, field) | keys})
         for key in sorted(keys):
             message = "plugin {plugin} leaves threads running when it is {did}: that is done in each worker"
             self.log.info(message, plugin=self._plugin(key).label, did=self._did)
@@ -208,11 +211,11 @@ class Launcher(ProcessProtocol):
         if (key, did) not in self._slow:
             self._slow.add((key, did))
             reason = LOADING if did == "imported" else WARMING_UP
-            self._on_slow(attrs.evolve(self._plugin(key), reason=reason), self._setup.left_out)
+            self._on_slow(attrs.evolve(self._plugin(key), reason=reason), self.setup.left_out)
 
     def _plugin(self, key: PluginKey) -> Plugin:
         distribution, name = key  # it may have been installed since the others were found
-        return self._plugins.get(key) or Plugin(name=name, distribution=distribution, source="")
+        return self.plugins.get(key) or Plugin(name=name, distribution=distribution, source="")
 
     def _name(self) -> str:
         return "fork server" if self._loading is None else f"plugin {self._plugin(self._loading).label}"
@@ -235,6 +238,8 @@ class Launcher(ProcessProtocol):
         self._process = self._control = None
         if self._is_stopping:
             self._has_stopped()
+        elif not self._is_told:
+            pass  # the next launch tries again
         elif self._loading is not None:
             key, self._loading = self._loading, None
             self.leave_out(key, self._why_killed or f"{ended} when it was {self._did}")

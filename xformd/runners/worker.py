@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from xformd.errors import TransformDied, Unavailable, XformError
+from xformd.errors import DefinitionError, TransformDied, Unavailable, XformError
 from xformd.plugins import hookspecs, job, listing, loader
 from xformd.plugins.definition import Transform
 from xformd.plugins.process_state import (
@@ -41,7 +41,7 @@ from xformd.plugins.registry import Plugin, Registry
 from xformd.runners import calls, messages, reaper
 from xformd.runners.calls import Call
 from xformd.spec import Spec, SpecCache
-from xformd.telemetry.tracebacks import SafeTraceback
+from xformd.telemetry.tracebacks import SafeTraceback, place_of
 from xformd.wire import netstring, session
 
 RECEIVE_BYTES = 256 * 1024
@@ -116,10 +116,21 @@ def announced(
     def around(plugin: Plugin) -> Iterator[None]:
         tell(**{what: plugin.key})
         limit_memory(data_bytes() + setup.memory_bytes)
-        with isolated_import(lambda left: note(plugin, left)):
+        with isolated_import(lambda left: note(plugin, left)), _placed(is_wanted=setup.shows_errors):
             yield
 
     return around
+
+
+@contextlib.contextmanager
+def _placed(*, is_wanted: bool) -> Iterator[None]:
+    """Add to the words of a definition that fails where that was."""
+    try:
+        yield
+    except DefinitionError as error:
+        if not is_wanted:
+            raise
+        raise DefinitionError(f"{error.message}{place_of(error.__cause__ or error)}") from error
 
 
 def warm_up(

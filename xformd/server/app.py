@@ -3,7 +3,7 @@
 Invariant: the server listens only once its plugins are loaded, slow ones apart, and its workers end last.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from xformd.errors import ConfigError
 from xformd.http.application import (
     GuardedApplication,
     HttpDependencies,
+    Methods,
     make_application,
     make_monitoring_application,
 )
@@ -36,7 +37,7 @@ from xformd.plugins.registry import Registry
 from xformd.protocol import TransformFactory
 from xformd.server.recording import RecordingService
 from xformd.server.reload import Reloader
-from xformd.service import RegistryService
+from xformd.service import RegistryService, TransformService
 from xformd.telemetry.access_log import AccessLog
 from xformd.telemetry.logs import change_server_log
 from xformd.telemetry.metrics import Front, Metrics
@@ -77,9 +78,14 @@ class Server(ListeningService):
         self.netstring_addresses: tuple[str, ...] = ()
 
     @property
+    def service(self) -> TransformService:
+        """What answers its requests."""
+        return self._reloader.service
+
+    @property
     def registry(self) -> Registry:
         """The transforms that it has now."""
-        return self._reloader.service.registry
+        return self.service.registry
 
     async def _reload(self) -> ReloadOutcome:
         """Read certificates, settings and plugins again, and open the access log anew."""
@@ -140,22 +146,30 @@ class Server(ListeningService):
                 await deferLater(self._reactor, 0)  # for its last report
 
 
-def make_server(settings: Settings, reactor: Any, read_again: Callable[[], Settings] | None = None) -> Server:
+def make_server(
+    settings: Settings,
+    reactor: Any,
+    read_again: Callable[[], Settings] | None = None,
+    *,
+    dev_paths: Mapping[bytes, Methods] | None = None,
+) -> Server:
     """Put a server together, not started; raise ``ConfigError`` if a setting names something that does not exist.
 
-    A reload has ``read_again`` read the settings.
+    A reload has ``read_again`` read the settings. One with ``dev_paths``, endpoints for its page besides, is that of
+    ``xformd dev``: it tells in full what transforms raise, and a reload switches to whatever there is.
     """
     if settings.jobs_dir is not None and not settings.http:
         raise ConfigError("jobs are asked for over HTTP, and http is none", setting="jobs_dir")
     fronts = 1 + bool(settings.http) + bool(settings.metrics)  # each has its own factory
     limits = within_descriptors(settings.limits, workers=settings.worker_count, fronts=fronts)
     tls = server_tls(settings, reactor)
-    reloader = Reloader(settings, reactor, read_again=read_again)
+    is_dev = dev_paths is not None
+    reloader = Reloader(settings, reactor, read_again=read_again, is_local=is_dev, starts_ahead=is_dev)
     settings = attrs.evolve(settings, limits=limits)
     access = None if settings.access is None else Access(settings.access, reactor)
     service = reloader.service if settings.record is None else RecordingService(reloader.service, settings, reactor)
     if settings.http or settings.metrics or settings.access_log is not None or settings.traces != "none":
-        return _make_counting(settings, reloader, service, reactor, access, tls)
+        return _make_counting(settings, reloader, service, reactor, access, tls, dev_paths or {})
     if access is not None:
         access.make_service = lambda _, grant: GuardedService(service, grant)
     trusts = TrustedProxies(settings.trusted_proxies).trusts
@@ -186,7 +200,13 @@ def _agent(
 
 
 def _make_counting(
-    settings: Settings, reloader: Reloader, service: Any, reactor: Any, access: Access | None, tls: ServerTls | None
+    settings: Settings,
+    reloader: Reloader,
+    service: Any,
+    reactor: Any,
+    access: Access | None,
+    tls: ServerTls | None,
+    dev_paths: Mapping[bytes, Methods],
 ) -> Server:
     """Make a server that counts its requests, for metrics, access log or traces, and answers over HTTP if it should."""
     metrics, limits = Metrics(), settings.limits
@@ -232,6 +252,7 @@ def _make_counting(
         tracer=tracer,
         takes_tokens=access is not None,
         jobs=jobs,
+        dev_paths=dev_paths,
     )
     for front, make in (("http", make_application), ("metrics", make_monitoring_application)):
         application = make(dependencies) if access is None else GuardedApplication(access, dependencies, make)

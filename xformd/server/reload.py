@@ -64,6 +64,7 @@ class Reloader:
         is_local: bool = False,  # wait for every plugin, tell in full what a transform raises, and have no spare worker
         read_again: Callable[[], Settings] | None = None,  # for a reload, which takes what may change of them
         warm_ups: frozenset[str] | None = None,  # names of transforms or of their distributions; None for all
+        starts_ahead: bool = False,  # start the next fork server before a reload, and switch whatever that breaks
     ) -> None:
         self._settings = settings
         self._read_again = read_again
@@ -72,6 +73,8 @@ class Reloader:
         self._report_slow = report_slow or self._log_slow
         self._is_local = is_local
         self._warm_ups = warm_ups
+        self._starts_ahead = starts_ahead
+        self._next_launcher: Launcher | None = None
         self._placement = Placement(settings.inline, settings.isolate, isolates_all=is_local)
         make_traceback = SafeTraceback.unredacted if is_local else SafeTraceback.redacted
         self._inline = InlineRunner(settings.limits.max_result_bytes, reactor, make_traceback=make_traceback)
@@ -208,7 +211,8 @@ class Reloader:
         """End every worker, of this generation and of earlier ones; fires when no process is left."""
         self.is_stopping = True
         self._supersede()
-        stopped = DeferredList([pool.stop() for pool in self._pools])
+        ahead = [] if self._next_launcher is None else [self._next_launcher.stop()]
+        stopped = DeferredList([*ahead, *(pool.stop() for pool in self._pools)])
         return stopped.addTimeout(END_TIMEOUT_S, self._reactor, self._give_up_waiting)
 
     def _give_up_waiting(self, result: object, seconds: float) -> None:  # noqa: ARG002 - Twisted's signature
@@ -260,7 +264,7 @@ class Reloader:
             if isinstance(ready, NotReady):
                 raise ConfigError(f"no new worker became ready: {ready.reason}")
             registry = self._checked_registry(ready)
-            if broken := [*what_breaks(before, registry)]:
+            if not self._starts_ahead and (broken := [*what_breaks(before, registry)]):
                 raise ConfigError("transforms that work now would stop working", details=broken)
             if failing := await self._failing_examples(registry, pool):
                 advice = 'mend the plugin, or set reload_check = "off"'
@@ -366,6 +370,9 @@ class Reloader:
             finished.addCallback(lambda _: self._retire(old))
         if not self._has_workers:
             self._retire(pool)
+        if self._starts_ahead:
+            self._next_launcher = self._make_launcher({})
+            self._next_launcher.prepare()
 
     def _retire(self, pool: WorkerPool) -> None:
         self._starting.discard(pool)
@@ -400,6 +407,10 @@ class Reloader:
             warm_ups=self._warm_ups,
         )
         plugins = {plugin.key: plugin for plugin in loader.find(self._selection)}
+        if self._next_launcher is not None:
+            launcher, self._next_launcher = self._next_launcher, None
+            launcher.setup, launcher.plugins = setup, plugins
+            return launcher
         return Launcher(setup, limits.plugin_load_timeout_s, plugins, self._found_slow, self._reactor)
 
 

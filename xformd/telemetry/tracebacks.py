@@ -6,11 +6,13 @@ words in an ``OSError`` hold nothing of a client's, and stay.
 """
 
 import os
+import re
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 
 import attrs
@@ -22,6 +24,9 @@ MAX_CHAIN = 5  # an exception and its causes
 MAX_ERRNO = 4_096  # no system has a higher one; an exception that a plugin makes may
 
 MAX_TRACEBACK_CHARACTERS = 16_384
+
+_match_ours = re.compile(rf"<|{re.escape(str(Path(__file__).parents[1]))}/|.*/(?:importlib|pluggy)/").match
+"""Files whose code calls a plugin's."""
 
 _CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
@@ -59,9 +64,8 @@ class SafeTraceback:
     def unredacted(cls, error: BaseException, trace: TracebackType | None = None) -> "SafeTraceback":
         """Describe an exception in full: for the plugin's author, at a terminal."""
         trace = trace or error.__traceback__
-        place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in traceback.extract_tb(trace)[-1:])
         lines = traceback.format_exception(type(error), error, trace)
-        return cls(_name(error), "".join(lines), safe_str(error) + place)
+        return cls(_name(error), "".join(lines), safe_str(error) + place_of(error, trace))
 
 
 MakeTraceback = Callable[[BaseException, TracebackType | None], SafeTraceback]
@@ -82,6 +86,21 @@ def report_uncaught(report: Callable[[str, SafeTraceback], object]) -> None:
 
     threading.excepthook = in_thread
     sys.unraisablehook = unraisable
+
+
+def place_of(error: BaseException, trace: TracebackType | None = None) -> str:
+    """Return where a plugin has raised an exception, in brackets with the line's text; nothing if that is not known.
+
+    That is the innermost line of its own code, of the folder of the first file that is not ours, not of what it calls.
+    """
+    if isinstance(error, SyntaxError) and error.text:  # its words have the rest
+        return f": {error.text.strip()}"
+    frames = [each for each in traceback.extract_tb(trace or error.__traceback__) if not _match_ours(each.filename)]
+    if not frames:
+        return ""
+    folder = str(Path(frames[0].filename).parent)
+    frame = [each for each in frames if each.filename.startswith(folder)][-1]
+    return f" ({frame.filename}, line {frame.lineno}: {frame.line})"
 
 
 def _name(error: BaseException) -> str:

@@ -5,7 +5,6 @@ import io
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -18,6 +17,7 @@ from xformd_documents import DOCX, MAX_NESTING, Settings, html_to_pdf, markdown_
 from xformd_documents import xformd_transforms as hook
 
 import xformd
+from xformd.kit.pytest_plugin import XformdServer
 
 POEM = """\
 # The Owl & the *Pussy-cat*
@@ -109,17 +109,6 @@ def secrets(tmp_path: Path) -> Path:
     (tmp_path / "secret.txt").write_text("SESAME")
     (tmp_path / "secret.css").write_text("p::before { content: 'SESAME' }")
     return tmp_path
-
-
-def test_xformd_finds_the_transforms_through_the_entry_point() -> None:
-    (entry_point,) = entry_points(group="xformd", name="documents")
-    names = [each.name for each in entry_point.load().xformd_transforms(Settings())]
-    assert names == ["html-to-pdf", "markdown-to-pdf", "markdown-to-docx", "pdf-to-text"]
-
-
-@pytest.mark.parametrize("example", pdf_to_text.examples)
-def test_example_holds(example: xformd.Example) -> None:
-    assert pdf_to_text(example.poem, **example.options) == example.result
 
 
 def test_markdown_becomes_a_pdf_with_all_its_text() -> None:
@@ -338,12 +327,14 @@ def test_markdown_that_is_nested_too_deeply_is_refused(make: xformd.Transform) -
 
 @pytest.mark.parametrize("part", ["- owl\n", "1. owl\n2) cat\n", "owl\n\n", "[owl](sea{n}) ", "**owl** ", "# owl\n"])
 def test_a_docx_takes_linear_time(part: str) -> None:
-    took = []
-    for count in (100, 400):
+
+    def cpu_s(count: int) -> float:
         before = time.process_time()
         markdown_to_docx("".join(part.replace("{n}", str(number)) for number in range(count)))
-        took.append(time.process_time() - before)
-    assert took[1] < 8 * took[0]
+        return time.process_time() - before
+
+    few_s, many_s = (min(cpu_s(count) for _ in range(3)) for count in (100, 400))
+    assert many_s < 8 * few_s
 
 
 def post(server: str, spec: str, poem: bytes) -> tuple[int, str, bytes]:
@@ -356,11 +347,11 @@ def post(server: str, spec: str, poem: bytes) -> tuple[int, str, bytes]:
             return error.code, error.headers["Content-Type"], error.read()
 
 
-def test_a_server_turns_documents_into_others(server: str) -> None:
-    status, media_type, pdf = post(server, "markdown-to-pdf?page=a5", POEM.encode())
+def test_a_server_turns_documents_into_others(xformd_server: XformdServer) -> None:
+    status, media_type, pdf = post(xformd_server.http, "markdown-to-pdf?page=a5", POEM.encode())
     assert (status, media_type, size_of(pdf)) == (200, "application/pdf", (148, 210))
-    assert post(server, "markdown-to-docx", POEM.encode())[:2] == (200, DOCX)
-    status, _, text = post(server, "html-to-pdf+pdf-to-text+upper", b"<p>The Owl</p>")
+    assert post(xformd_server.http, "markdown-to-docx", POEM.encode())[:2] == (200, DOCX)
+    status, _, text = post(xformd_server.http, "html-to-pdf+pdf-to-text+upper", b"<p>The Owl</p>")
     assert (status, text) == (200, b"THE OWL\n")
-    status, _, problem = post(server, "markdown-to-pdf+upper", b"")
+    status, _, problem = post(xformd_server.http, "markdown-to-pdf+upper", b"")
     assert (status, b"markdown-to-pdf produces application/pdf" in problem) == (400, True)

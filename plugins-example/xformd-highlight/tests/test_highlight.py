@@ -3,7 +3,6 @@
 import html
 import re
 import time
-from importlib.metadata import entry_points
 
 import pytest
 from pygments.styles import get_all_styles
@@ -16,16 +15,6 @@ PYTHON = 'def owl(sea: str = "pea-green") -> None:\n    """Go to sea."""\n    pr
 
 def text_of(result: str) -> str:
     return html.unescape(re.sub("<[^>]*>", "", result))
-
-
-def test_xformd_finds_the_transform_through_the_entry_point() -> None:
-    (entry_point,) = entry_points(group="xformd", name="highlight")
-    assert list(entry_point.load().xformd_transforms()) == [highlight]
-
-
-@pytest.mark.parametrize("example", highlight.examples)
-def test_example_holds(example: xformd.Example) -> None:
-    assert highlight(example.poem, **example.options) == example.result
 
 
 @pytest.mark.parametrize("language", ["python", "Python", "py", "c++", "html", "sql", "text", "guess"])

@@ -5,7 +5,6 @@ import random
 import struct
 import tracemalloc
 import zlib
-from importlib.metadata import entry_points
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -14,6 +13,7 @@ from PIL import Image, ImageCms
 from xformd_images import FORMATS, strip_metadata, thumbnail, to_jpeg, to_png, to_webp
 
 import xformd
+from xformd.kit.pytest_plugin import XformdServer
 
 TRANSFORMS = [thumbnail, to_jpeg, to_png, to_webp, strip_metadata]
 MAKERS = [thumbnail, to_jpeg, to_png, to_webp]
@@ -67,11 +67,6 @@ def tiny_webp(side: int) -> bytes:
     parts = ((b"VP8X", canvas), (b"ANIM", bytes(6)), (b"ANMF", frame))
     content = b"WEBP" + b"".join(kind + struct.pack("<I", len(part)) + part for kind, part in parts)
     return b"RIFF" + struct.pack("<I", len(content)) + content
-
-
-def test_xformd_finds_the_transforms_through_the_entry_point() -> None:
-    (entry_point,) = entry_points(group="xformd", name="images")
-    assert list(entry_point.load().xformd_transforms()) == TRANSFORMS
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -293,16 +288,16 @@ def post(server: str, spec: str, poem: bytes) -> tuple[int, str, bytes]:
             return error.code, error.headers["Content-Type"], error.read()
 
 
-def test_a_server_answers_with_the_media_type_of_the_result(server: str) -> None:
-    status, media_type, result = post(server, "thumbnail?width=20", photograph())
+def test_a_server_answers_with_the_media_type_of_the_result(xformd_server: XformdServer) -> None:
+    status, media_type, result = post(xformd_server.http, "thumbnail?width=20", photograph())
     assert (status, media_type, opened(result).size) == (200, "image/webp", (20, 15))
-    assert post(server, "thumbnail+to-jpeg", photograph())[:2] == (200, "image/jpeg")
+    assert post(xformd_server.http, "thumbnail+to-jpeg", photograph())[:2] == (200, "image/jpeg")
 
 
-def test_a_server_refuses_what_cannot_be_a_thumbnail(server: str) -> None:
-    status, _, problem = post(server, "thumbnail", tiny_png(60_000, 60_000))
+def test_a_server_refuses_what_cannot_be_a_thumbnail(xformd_server: XformdServer) -> None:
+    status, _, problem = post(xformd_server.http, "thumbnail", tiny_png(60_000, 60_000))
     assert (status, b"more than 64 megapixels" in problem) == (422, True)
-    status, _, problem = post(server, "thumbnail?width=5000", photograph())
+    status, _, problem = post(xformd_server.http, "thumbnail?width=5000", photograph())
     assert (status, b"'width'" in problem) == (400, True)
-    status, _, problem = post(server, "thumbnail+upper", photograph())
+    status, _, problem = post(xformd_server.http, "thumbnail+upper", photograph())
     assert (status, b"thumbnail+upper: thumbnail produces image/webp" in problem) == (400, True)

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 from xformd_magika import BATCH, content_type
+
+from xformd.kit.pytest_plugin import XformdServer
 
 
 def archive() -> bytes:
@@ -38,17 +39,6 @@ POEMS = {
 
 def labels(results: list[str]) -> list[str]:
     return [json.loads(result)["label"] for result in results]
-
-
-def test_xformd_finds_the_transform_through_the_entry_point() -> None:
-    (entry_point,) = entry_points(group="xformd", name="magika")
-    assert list(entry_point.load().xformd_transforms()) == [content_type]
-
-
-def test_the_examples_hold() -> None:
-    """All in one batch."""
-    results = content_type([example.poem for example in content_type.examples])
-    assert results == [example.result for example in content_type.examples]
 
 
 def test_content_is_recognised() -> None:
@@ -78,9 +68,11 @@ def test_loading_leaves_no_thread() -> None:
     assert loaded.stdout == "1\n"
 
 
-def test_a_server_puts_requests_together(server: str) -> None:
+def test_a_server_puts_requests_together(xformd_server: XformdServer) -> None:
+    url = f"{xformd_server.http}/transform/content-type"
+
     def ask(poem: bytes) -> bytes:
-        request = Request(f"{server}/transform/content-type", poem, {"Content-Type": "application/octet-stream"})
+        request = Request(url, poem, {"Content-Type": "application/octet-stream"})
         with urlopen(request, timeout=60) as answer:
             assert answer.headers["Content-Type"] == "application/json"
             return answer.read()

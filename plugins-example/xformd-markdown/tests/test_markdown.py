@@ -1,6 +1,5 @@
 """What the transform adds to markdown-it-py: working options, and a result that is safe and complete."""
 
-from importlib.metadata import entry_points
 from typing import get_args
 
 import pytest
@@ -10,16 +9,6 @@ import xformd
 
 # Some presets of markdown-it pass raw HTML by default, so safety is tested with each.
 with_every_preset = pytest.mark.parametrize("preset", get_args(Preset))
-
-
-@pytest.mark.parametrize("example", markdown.examples)
-def test_example_holds(example: xformd.Example) -> None:
-    assert markdown(example.poem, **example.options) == example.result
-
-
-def test_xformd_finds_the_transform_through_the_entry_point() -> None:
-    (entry_point,) = entry_points(group="xformd", name="markdown")
-    assert list(entry_point.load().xformd_transforms()) == [markdown]
 
 
 def test_the_result_is_declared_as_html() -> None:

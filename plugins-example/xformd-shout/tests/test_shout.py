@@ -1,16 +1,11 @@
 """A Transform is callable: its tests call it like the function that it was made from."""
 
-from importlib.metadata import entry_points
+from collections.abc import Callable
 
 import pytest
 from xformd_shout import shout
 
 import xformd
-
-
-@pytest.mark.parametrize("example", shout.examples)
-def test_example_holds(example: xformd.Example) -> None:
-    assert shout(example.poem, **example.options) == example.result
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -33,6 +28,7 @@ def test_other_numbers_of_marks_are_rejected(marks: int) -> None:
         shout("The Owl", marks=marks)
 
 
-def test_xformd_finds_the_transform_through_the_entry_point() -> None:
-    (entry_point,) = entry_points(group="xformd", name="shout")
-    assert list(entry_point.load().xformd_transforms()) == [shout]
+def test_a_server_rejects_them_too(xform: Callable[..., str]) -> None:
+    assert xform("shout", "The Owl", marks=2) == "THE OWL!!"
+    with pytest.raises(xformd.BadOptions, match="0 to 100, not 101"):
+        xform("shout", "The Owl", marks=101)

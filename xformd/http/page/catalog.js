@@ -56,9 +56,12 @@ function drawRow(transform, current, choose, add) {
   return element("li", {}, main, plus);
 }
 
-function drawWarnings(listing) {
-  const failed = listing.plugins.filter(({ state, reason }) => state !== "active" && !reason.startsWith(NOT_SELECTED));
+function drawWarnings(listing, problems) {
+  const failed = listing.plugins.filter(
+    ({ state, reason }) => state !== "active" && !reason.startsWith(NOT_SELECTED) && (reason || !problems.length),
+  );
   const lines = [
+    ...problems.map((problem) => ["", problem]),
     ...failed.map(({ name, distribution, state, reason }) => [`${distribution}: ${name} ${state}`, reason || "(see the server's log)"]),
     ...listing.conflicts.map(({ name, message }) => [`${name} is ambiguous`, message]),
   ];

@@ -4,6 +4,7 @@ const DEFAULT_TRANSFORM = "cummingsify";
 const NO_POEM = { text: "", hex: false };
 
 let listing = { transforms: [], plugins: [], conflicts: [] };
+let problems = []; // of what has changed
 let isAdding = false;
 
 const find = (name) => listing.transforms.find((transform) => transform.name === name);
@@ -130,7 +131,7 @@ async function loadListing() {
     if (problem.code === "unauthorized") askForToken(givenToken ? problem.message : "");
     return;
   }
-  drawWarnings(listing);
+  drawWarnings(listing, problems);
   redrawCatalog();
 }
 
@@ -276,6 +277,12 @@ async function main() {
   drawPipeline();
   if (isFresh && !find(DEFAULT_TRANSFORM)) runNow(outcome);
   startCharts(loadListing);
+  followChanges(async (found) => {
+    problems = found;
+    await loadListing();
+    drawPipeline();
+    runNow(outcome);
+  });
 }
 
 main();

@@ -1,0 +1,150 @@
+"""``xformd dev``: what is saved is served, and what is wrong is said with its place."""
+
+import contextlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.http_client import HTTP
+from support.processes import DEADLINE_S, START_S, Server, serving, wait_until, xformd
+from xformd.kit.new import make_plugin
+
+pytest.importorskip("watchfiles")
+pytestmark = pytest.mark.slow
+
+LOOSE = """
+import xformd
+
+
+@xformd.transform(examples=[("owl", "owl!")])
+def shout(poem: str) -> str:
+    return poem + "!"
+
+
+@xformd.hookimpl
+def xformd_transforms():
+    return [shout]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of a project, which is not installed."""
+    return make_plugin("shout", "text", tmp_path)[0]
+
+
+@pytest.fixture
+def server(folder: Path, tmp_path: Path) -> Iterator[Server]:
+    """The server that follows it."""
+    with developing(tmp_path, folder) as running:
+        yield running
+
+
+def developing(tmp_path: Path, folder: Path) -> contextlib.AbstractContextManager[Server]:
+    return serving(tmp_path, "--no-browser", *HTTP, str(folder), verb=("dev",), ready="following")
+
+
+def ask(server: Server, path: str, poem: str | None = None) -> str:
+    """Return the body of an answer, whatever its status."""
+    request = urllib.request.Request(server.http + path, data=None if poem is None else poem.encode())
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
+            return str(response.read().decode())
+    except urllib.error.HTTPError as error:
+        return str(json.loads(error.read())["detail"]) + f" ({error.status})"
+
+
+def shout(server: Server) -> str:
+    return ask(server, "/transform/shout", "owl")
+
+
+def until(server: Server, part: str) -> str:
+    """Ask until an answer has this part; return that."""
+    answers: list[str] = []
+
+    def has_part() -> bool:
+        answers.append(shout(server))
+        return part in answers[-1]
+
+    wait_until(has_part, START_S)
+    return answers[-1]
+
+
+def logs(server: Server, part: str) -> None:
+    wait_until(lambda: part in server.log, START_S)
+
+
+def edit(file: Path, change: Callable[[str], str]) -> None:
+    file.write_text(change(file.read_text()))
+
+
+def test_what_is_saved_is_served(server: Server, folder: Path) -> None:
+    module = folder / "xformd_shout.py"
+    whole = module.read_text()
+    assert server.greeting[-1] == f"following {folder}: shout"
+    logs(server, "3 examples pass")
+    assert shout(server) == "> owl"
+
+    edit(module, lambda text: text.replace("(prefix + line", "('1' + prefix + line"))
+    until(server, "1> owl")
+    logs(server, "saved: xformd_shout.py")
+    logs(server, "an example fails: shout('The Owl', prefix='| ') gave '1| The Owl', not '| The Owl'")
+    edit(module, lambda text: text.replace("'1'", "'2'"))  # of the same length, and within the same second
+    until(server, "2> owl")
+
+    edit(module, lambda text: text.replace("poem.splitlines", "poem.splitline"))
+    line = whole[: whole.index("poem.splitlines")].count("\n") + 1
+    place = f"({module.resolve()}, line {line}: return"
+    assert "'str' object has no attribute 'splitline' " + place in until(server, "AttributeError")
+    logs(server, place)
+
+    edit(module, lambda _: whole + "whole = {}['owl']\n")
+    until(server, "(404)")
+    number = whole.count("\n") + 1
+    logs(server, f"import of xformd_shout failed: KeyError: 'owl' ({module}, line {number}: whole = {{}}['owl'])")
+    edit(module, lambda _: whole + "def (\n")
+    logs(server, f"SyntaxError: invalid syntax (xformd_shout.py, line {number}): def (")
+
+    edit(module, lambda _: whole)
+    until(server, "> owl")
+    edit(module, lambda text: text.replace("def shout(", "def call(").replace("[shout]", "[call]"))
+    until(server, "(404)")
+    assert ask(server, "/transform/call", "owl") == "> owl"
+    assert server.stop() == 0
+
+
+def test_the_project_file_is_followed_too(server: Server, folder: Path) -> None:
+    project = folder / "pyproject.toml"
+    whole = project.read_text()
+    edit(project, lambda text: text.replace('version = "0.1.0"', 'version = "0.2.0"'))
+    wait_until(lambda: '"0.2.0"' in ask(server, "/transforms/shout"), START_S)
+    edit(project, lambda text: text + "[")
+    logs(server, f"not reloaded: cannot read {project}: ")
+    assert "cannot read" in ask(server, "/dev")
+    assert shout(server) == "> owl"
+    edit(project, lambda _: whole)
+    wait_until(lambda: '"0.1.0"' in ask(server, "/transforms/shout"), START_S)
+
+
+def test_a_folder_of_loose_files_is_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    file = folder / "verses.py"
+    file.write_text("x = 1\n")
+    with developing(tmp_path, folder) as server:
+        assert server.greeting[-2].startswith("failed: plugin verses.py (verses): it implements no hook")
+        file.write_text(LOOSE)
+        until(server, "owl!")
+
+
+def test_a_folder_without_a_plugin_is_refused(tmp_path: Path) -> None:
+    done = xformd("dev", str(tmp_path))
+    assert done.returncode == 78
+    assert done.stderr.decode() == (
+        f"xformd: bad-config: no plugin in {tmp_path}: it has no Python file, and no pyproject.toml with "
+        "[project.entry-points.xformd]; 'xformd new NAME' makes one\n"
+    )

@@ -1,0 +1,229 @@
+"""The server of ``xformd dev``: has the plugin of one folder, and loads it again whenever a file is saved.
+
+Invariant: what it serves is what the folder holds. What cannot be loaded is gone until it can, and the page and the log
+say why, with the file, the line and the line's text.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from xformd.config import Settings
+from xformd.errors import ConfigError
+from xformd.http.application import Methods
+from xformd.http.messages import Request, Response, TakeBody, header_lines
+from xformd.plugins.definition import Transform
+from xformd.plugins.discovery import GROUP, loose
+from xformd.plugins.registry import BUILT_IN
+from xformd.plugins.selection import Selection
+from xformd.server.app import Server, make_server
+from xformd.server.examples import failing_examples
+
+STEP_MS, DEBOUNCE_MS = 10, 100  # a change is told once nothing more changes for a step, or after this at the latest
+
+MAX_CONNECTIONS = 100  # one person needs no more, and no ``ulimit`` is too low for it
+
+
+class PluginFolder:
+    """The folder of a plugin: of a project, which need not be installed, or of loose files.
+
+    Args:
+        folder: where the plugin is.
+        metadata: an empty folder, for the metadata that an installation would make of a project.
+    """
+
+    def __init__(self, folder: Path, metadata: Path) -> None:
+        folder = folder.resolve()  # a job has another current folder
+        self.folder, self._metadata = folder, metadata
+        self._name = self.read()
+        if self._name is None and not [*loose([folder])]:
+            raise ConfigError(
+                f"no plugin in {folder}: it has no Python file, and no pyproject.toml with "
+                f"[project.entry-points.{GROUP}]; 'xformd new NAME' makes one"
+            )
+        if self._name is not None:
+            before = [path for path in sys.path if path.endswith("-packages")][:1]  # an installed one is hidden
+            at = sys.path.index(before[0]) if before else len(sys.path)
+            sys.path[at:at] = [str(metadata), *(str(each) for each in (folder / "src", folder) if each.is_dir())]
+
+    def read(self) -> str | None:
+        """Read ``pyproject.toml``, as an installation would; return the distribution's name, None without a plugin.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        file = self.folder / "pyproject.toml"
+        if not file.is_file():
+            return None
+        try:
+            project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
+            points: Mapping[str, str] = project.get("entry-points", {}).get(GROUP, {})
+            name, version = str(project.get("name", "")), project.get("version", "0")
+            lines = [f"[{GROUP}]", *(f"{point} = {target}" for point, target in points.items())]
+        except (OSError, ValueError, AttributeError) as error:
+            raise ConfigError(f"cannot read {file}: {error}") from None
+        if not name or not points:
+            return None
+        info = self._metadata / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for other in self._metadata.iterdir():
+            if other != info:  # of an earlier version
+                (other / "entry_points.txt").unlink(missing_ok=True)
+                (other / "METADATA").unlink(missing_ok=True)
+                other.rmdir()
+        return name
+
+    def select(self, settings: Settings) -> Settings:
+        """Return settings with this plugin, beside those that come with xformd."""
+        chosen = settings.selection
+        folders = (self.folder,) if self._name is None else ()
+        selection = Selection(
+            distributions=frozenset() if self._name is None else frozenset({self._name}),
+            directories=folders,
+            settings=chosen.settings,
+            commands=chosen.commands,
+        )
+        limits = attrs.evolve(settings.limits, max_connections=MAX_CONNECTIONS)
+        return attrs.evolve(settings, selection=selection, limits=limits, reload_check="off")
+
+
+class DevServer:
+    """Makes the server, and has it follow the folder.
+
+    Args:
+        plugin: what it serves.
+        read_settings: returns the settings, each time it is called.
+        reactor: the reactor.
+    """
+
+    log = Logger()
+
+    def __init__(self, plugin: PluginFolder, read_settings: Callable[[], Settings], reactor: Any) -> None:
+        self._plugin, self._reactor = plugin, reactor
+        self._version, self._problems = _new_version(), list[str]()
+        self._waiting: list[Deferred[Response]] = []
+        self._has_changed, self._is_reloading = False, True
+        self._addresses: tuple[str, ...] = ()
+        self._stopping = threading.Event()
+        paths: Mapping[bytes, Methods] = {b"/dev": {"GET": self._respond}}
+
+        def read_again() -> Settings:
+            plugin.read()
+            return plugin.select(read_settings())
+
+        self.server: Server = make_server(plugin.select(read_settings()), reactor, read_again, dev_paths=paths)
+        self.server.listening.addCallback(self._started)
+        threading.Thread(target=self._watch, daemon=True).start()  # now, so that it misses nothing
+        reactor.addSystemEventTrigger("before", "shutdown", self._stop)
+
+    @property
+    def transforms(self) -> list[Transform]:
+        """The transforms of the plugin."""
+        entries = sorted(self.server.registry.entries.items())
+        return [entry.transform for _, entry in entries if entry.plugin.distribution != BUILT_IN]
+
+    @property
+    def link(self) -> str:
+        """The address of the page with the first transform, and the poem of its first example; empty without a page."""
+        page = next((address for address in self._addresses if address.startswith("http")), "")
+        if not page or not (transforms := self.transforms):
+            return page
+        transform = transforms[0]
+        example = next((each for each in transform.examples if isinstance(each.poem, str) and not each.options), None)
+        return f"{page}/#{transform.name}" + ("" if example is None else f"&poem={quote(str(example.poem), safe='')}")
+
+    def _started(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        self._addresses = addresses
+        Deferred.fromCoroutine(self._try_examples(())).addCallback(lambda _: self._reload_if_changed())
+        return addresses
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._tell(self._problems)
+
+    # Following the folder.
+
+    def _watch(self) -> None:
+        """Watch the folder, in a thread, until the server stops."""
+        from watchfiles import watch
+
+        more: Any = {"step": STEP_MS, "debounce": DEBOUNCE_MS, "rust_timeout": 1_000, "raise_interrupt": False}
+        with contextlib.suppress(FileNotFoundError):  # it has been removed, which the next reload will say
+            for changes in watch(self._plugin.folder, stop_event=self._stopping, **more):
+                self._reactor.callFromThread(self._changed, sorted({path for _, path in changes}))
+
+    def _changed(self, paths: list[str]) -> None:
+        self.log.info("saved: {paths}", paths=", ".join(os.path.relpath(path, self._plugin.folder) for path in paths))
+        self._has_changed = True
+        if not self._is_reloading:
+            self._reload_if_changed()
+
+    def _reload_if_changed(self) -> None:
+        self._is_reloading = self._has_changed and not self._stopping.is_set()
+        self._has_changed = False
+        if self._is_reloading:
+            Deferred.fromCoroutine(self._reload()).addCallback(lambda _: self._reload_if_changed())
+
+    async def _reload(self) -> None:
+        outcome = await self.server.reload()
+        await self._try_examples(outcome.errors)
+
+    async def _try_examples(self, errors: tuple[str, ...]) -> None:
+        failed = self.server.registry.with_state("failed")
+        problems = [*errors, *(f"plugin {each.label} failed: {reason}" for each in failed for reason in each.reasons)]
+        self._tell(problems)  # the page can go on meanwhile
+        failing, tried = list[str](), 0
+        for transform in self.transforms:
+            tried += len(transform.examples)
+            failing += [
+                line async for line in failing_examples(self.server.service, transform, lambda error: error.message)
+            ]
+        for line in failing:
+            self.log.error("an example fails: {line}", line=line)
+        if tried and not failing:
+            self.log.info("{tried} examples pass", tried=tried)
+        if failing:
+            self._tell([*problems, *(f"an example fails: {line}" for line in failing)])
+
+    # Telling the page.
+
+    def _tell(self, problems: list[str]) -> None:
+        self._version, self._problems = _new_version(), problems
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(self._news())
+
+    def _respond(self, request: Request) -> Response | TakeBody:
+        """Respond with the last change, once that is another than the one that is asked for."""
+        if request.query != self._version or self._stopping.is_set():
+            return self._news()
+
+        def wait(_: bytes) -> Deferred[Response]:
+            answer: Deferred[Response] = Deferred(self._waiting.remove)
+            self._waiting.append(answer)
+            return answer
+
+        return wait
+
+    def _news(self) -> Response:
+        headers = header_lines((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
+        body = {"version": self._version.decode(), "problems": self._problems}
+        return Response(200, headers, json.dumps(body).encode())
+
+
+def _new_version() -> bytes:
+    return b"%d" % time.time_ns()

@@ -13,7 +13,7 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ class ClientEndpoint:
     """A server's endpoint, and the reactor as that endpoint sees it: a name is looked up anew for each connection."""
 
     addresses: Sequence[Any] = ()  # what the name stood for last
-    connections: Sequence[Any] = ()  # that are open: any other address comes before theirs
+    in_use: Collection[str] = ()  # any other address comes before these
     only: str = ""  # the one address to connect to, of those that the name stands for
 
     def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint | None = None) -> None:
@@ -97,8 +97,7 @@ class ClientEndpoint:
 
         def complete() -> None:
             self.addresses = found or self.addresses
-            in_use = [getattr(each.transport.getPeer(), "host", None) for each in self.connections]
-            for address in sorted(self.addresses, key=lambda each: (each.host in in_use, random.random())):
+            for address in sorted(self.addresses, key=lambda each: (each.host in self.in_use, random.random())):
                 if self.only in ("", address.host):
                     resolutionReceiver.addressResolved(address)
             resolutionReceiver.resolutionComplete()

@@ -1,6 +1,6 @@
 """The client's side of a session, without I/O: bytes and requests go in, bytes to send and outcomes come out.
 
-A shell (Twisted's ``client/session.py``, ``xformd.aio``, ``xformd.blocking``) owns the connection. After each call it
+A shell (``client/link.py``, ``xformd.blocking``) owns the connection. After each call it
 writes ``data_to_send()``, hands ``outcomes()`` to those who wait, and closes if ``is_aborted`` or ``is_finished``; at
 ``check_at`` it calls ``check``. Invariants: no more than the server's ``max_in_flight`` requests are in flight, the
 others wait here and can still go to another server; a request that has been written fails with its connection, for the
@@ -79,7 +79,7 @@ class _Exchange:
     def __init__(self, address: str, max_string_bytes: int, opener: Any) -> None:
         self.is_aborted = False
         self.check_at = math.inf
-        self._address, self._opener = address, opener
+        self._address, self.opener = address, opener
         self._decoder = netstring.Decoder(max_string_bytes)
         self._has_received = False
         self._output: list[bytes] = []
@@ -121,7 +121,9 @@ class ClientSession(_Exchange):
         token: shown to the server before anything else.
         opener: the waiter for the session's opening: for ``hello``, ``SpeaksClassic`` or an ``XformError``.
         seems_gone: whether the system has sent the same again and again without an answer.
-        bytes_in_system: how much of the output the server's machine has not acknowledged. Both may be set later.
+        bytes_in_system: how much of the output the server's machine has not acknowledged.
+
+    The last three may be set later, as attributes.
     """
 
     def __init__(
@@ -345,7 +347,7 @@ class ClientSession(_Exchange):
     def _open_if_known(self) -> None:
         if self._token is None and self.hello is not None and self._is_opening:
             self._is_opening = False
-            self._outcomes.append(Outcome(self._opener, self.hello))
+            self._outcomes.append(Outcome(self.opener, self.hello))
 
     # A server that is silent.
 
@@ -375,7 +377,7 @@ class ClientSession(_Exchange):
     def _fail_opening(self, error: Exception) -> None:
         if self._is_opening:
             self._is_opening = False
-            self._outcomes.append(Outcome(self._opener, error))
+            self._outcomes.append(Outcome(self.opener, error))
 
     def _fail_all(self, error: XformError) -> None:
         self._goodbye = self._goodbye or error
@@ -434,7 +436,7 @@ class ClassicExchange(_Exchange):
     def _settle(self, value: bytes | Exception) -> None:
         if not self.is_aborted:
             self.is_aborted = True
-            self._outcomes.append(Outcome(self._opener, value))
+            self._outcomes.append(Outcome(self.opener, value))
 
 
 def _encode(pending: Pending, now: float) -> bytes:

@@ -59,7 +59,7 @@ EXPECTED = Settings(
     selection=Selection(
         distributions=frozenset({"one", "two"}),
         blocked=frozenset({"three", "four"}),
-        directories=(Path("loose"), Path("/opt/loose")),
+        directories=(Path("loose").absolute(), Path("/opt/loose")),
         preferred={"upper": "two", "shout": "one"},
         strict=True,
         required=frozenset({"one==1.*", "two>=2,<3"}),

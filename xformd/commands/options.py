@@ -34,6 +34,7 @@ Command = Callable[..., Any]
 
 PLUGIN_SETTINGS = ("plugins", "plugins_dir", "insecure_plugins_dir", "block", "prefer", "strict", "require")
 TLS_SETTINGS = ("tls_certificate", "tls_key", "tls_client_ca", "tls")
+LOCATE = "xformd.locate"  # of a command's context: finds the place of a setting with an error
 LIMIT_SETTINGS = tuple(field.name for field in attrs.fields(Limits))
 
 
@@ -249,6 +250,7 @@ def configuration_options(default_port: int, *, reads_file: bool = True) -> Call
             elif not reads_file:
                 flags.setdefault("listen", ("--listen", (endpoint,)))
             with configured(file, flags, os.environ if reads_file else {}) as configuration:
+                click.get_current_context().meta[LOCATE] = configuration.locate
                 return command(configuration=configuration, **given)
 
         return _add_config(with_configuration) if reads_file else with_configuration

@@ -211,6 +211,7 @@ def test_a_mistake_in_a_flag_names_it() -> None:
         "--trusted-proxies: invalid proxy '10.0.0.1/8': write it as 192.0.2.1, 10.0.0.0/8, 2001:db8::/32, or unix"
     )
     assert rejection(http=("none", "tcp:1")) == "--http: 'none' stands alone: leave it out, or the others"
+    assert rejection(prefer=("echo=a", "echo=b")) == "--prefer: echo is given twice"
     assert rejection(cors=("x",)) == "--cors: invalid origin 'x': write it as https://example.org, or *"
 
 

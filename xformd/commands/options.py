@@ -9,7 +9,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -133,24 +133,6 @@ DURATION = _Quantity("duration", parse_duration)
 TIMEOUT = _Quantity("duration", parse_timeout)
 
 
-def values_of(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, list[str]]:
-    """Read ``KEY=VALUE``, given any number of times: the values of each key."""
-    pairs: dict[str, list[str]] = {}
-    for value in values:
-        key, equals, rest = value.partition("=")
-        if not key or not equals:
-            raise click.BadParameter(f"{value!r} is not {param.metavar}", ctx, param)
-        pairs.setdefault(key, []).append(rest)
-    return pairs
-
-
-def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    pairs = values_of(ctx, param, values)
-    if repeated := [key for key, given in pairs.items() if len(given) > 1]:
-        raise click.BadParameter(f"{repeated[0]} is given twice", ctx, param)
-    return {key: value for key, (value,) in pairs.items()}
-
-
 # Settings: flags that are settings of a server too.
 
 
@@ -188,8 +170,6 @@ def _add_flag(setting: "Setting", command: Command) -> Command:
     more: dict[str, Any] = {"multiple": type_.is_repeated, "metavar": type_.metavar, "help": text}
     if name == "plugins":
         more |= {"is_flag": False, "flag_value": "all"}
-    elif name == "prefer":
-        more["callback"] = _pairs
     elif type_ is FOLDERS:
         more["type"] = click.Path()
     # click makes another name of a flag that ends with _s.

@@ -180,13 +180,20 @@ def _plugins_from(value: object) -> frozenset[str] | None:
 
 
 def _preferences_from_text(text: str) -> Mapping[str, str]:
-    pairs = [part.partition("=") for part in re.split(r"[\s,]+", text) if part]
-    if not all(name and distribution for name, _, distribution in pairs):
-        raise _mismatch("NAME=DISTRIBUTION", text)
-    return {name: distribution for name, _, distribution in pairs}
+    found: dict[str, str] = {}
+    for part in filter(None, re.split(r"[\s,]+", text)):
+        name, _, distribution = part.partition("=")
+        if not (name and distribution):
+            raise _mismatch("NAME=DISTRIBUTION", part)
+        if name in found:
+            raise ValueError(f"{name} is given twice")
+        found[name] = distribution
+    return found
 
 
 def _preferences_from(value: object) -> Mapping[str, str]:
+    if isinstance(value, tuple):  # of a repeated flag
+        value = _preferences_from_text(" ".join(value))
     if not isinstance(value, Mapping):
         raise _mismatch("a table such as { shout = 'xformd-shout' }", value)
     for name, distribution in value.items():

@@ -17,7 +17,6 @@ import attrs
 
 from xformd.limits import MAX_NUMBER, parse_duration, parse_size, parse_timeout, show_value
 from xformd.plugins.options import TRUTH_WORDS
-from xformd.plugins.selection import parse_distributions
 from xformd.telemetry.access_log import STDERR
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
@@ -154,7 +153,7 @@ def strings(
         if invalid := [text for text in value if not (isinstance(text, str) and accepts(text))]:
             raise ValueError(f"invalid {noun} {show_value(invalid[0])}{hint}")
         if len(value) < minimum:
-            raise ValueError(f"expected at least {minimum} {noun}")
+            raise ValueError(f"expected at least {minimum} {noun}" + (f", or {empty!r}" if empty else ""))
         return collect(value)
 
     return SettingType(read=read, metavar=noun.upper().split()[-1], is_repeated=True)
@@ -169,14 +168,6 @@ def file_or(metavar: str, **words: Path | None) -> SettingType:
         words=words,
         metavar=metavar,
     )
-
-
-def _plugins_from(value: object) -> frozenset[str] | None:
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        value = ",".join(value) or "none"
-    if isinstance(value, str):
-        return parse_distributions(value)
-    raise _mismatch("'all', 'none' or a list of distributions", value)
 
 
 def _preferences_from_text(text: str) -> Mapping[str, str]:
@@ -249,7 +240,19 @@ OUTPUT_FILE = file_or("[none|stderr|FILE]", none=None, stderr=STDERR)
 LOG_FILE = file_or("[stderr|FILE]", stderr=STDERR)
 FILE = file_or("FILE", none=None)
 FOLDER = file_or("DIR", none=None)
-PLUGINS = SettingType(read=_plugins_from, metavar="SELECTION", words={"all": None, "none": frozenset()})
+_DISTRIBUTIONS = strings(
+    "distribution",
+    frozenset,
+    accepts=lambda name: name != "all",
+    minimum=1,
+    empty="none",
+    hint=": it stands alone, or not at all",
+)
+PLUGINS = SettingType(
+    read=lambda value: None if value in ("all", ["all"]) else _DISTRIBUTIONS.read(value),
+    words={"all": None, "none": frozenset()},
+    metavar="SELECTION",
+)
 SHOWN = SettingType(read=lambda value: value)  # of a plugin's settings
 PREFERENCES = SettingType(
     read=_preferences_from, from_text=_preferences_from_text, metavar="NAME=DISTRIBUTION", is_repeated=True

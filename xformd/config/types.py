@@ -25,25 +25,15 @@ _DIGITS = re.compile(r"[0-9]{1,20}\Z")
 
 @attrs.frozen(kw_only=True)
 class SettingType:
-    """How the value of a setting is read and written.
+    """How the value of a setting is read and written."""
 
-    Args:
-        read: reads a value of a file, or the list of a repeated flag.
-        from_text: makes of a variable or a flag what a file would have.
-        unit: the unit of a number; empty if it has none.
-        words: the words that stand for some values.
-        none: the word for None in a file, where JSON has null.
-        metavar: what the help of its flag calls a value.
-        is_repeated: whether its flag may be repeated.
-    """
-
-    read: Callable[[Any], Any]
-    from_text: Callable[[str], Any] = lambda text: text
-    unit: str = ""
-    words: Mapping[str, Any] = attrs.field(factory=dict)
-    none: str | None = None
-    metavar: str = "N"
-    is_repeated: bool = False
+    read: Callable[[Any], Any]  # a value of a file, or the tuple of a repeated flag
+    from_text: Callable[[str], Any] = lambda text: text  # makes of a variable or a flag what a file would have
+    unit: str = ""  # of a number; empty if it has none
+    words: Mapping[str, Any] = attrs.field(factory=dict)  # that stand for some values
+    none: str | None = None  # the word for None in a file, where JSON has null
+    metavar: str = "N"  # what the help of its flag calls a value
+    is_repeated: bool = False  # whether its flag may be repeated
 
     def to_json(self, value: Any) -> Any:
         """Convert a value to one that JSON has, in its unit."""

@@ -25,7 +25,7 @@ VERSIONS := 3.11 3.12 3.13
 PYENV_ROOT ?= $(HOME)/.pyenv
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint unit test-slow coverage test-all-pythons plugins demo demo-poems demo-cluster bench fuzz soak screenshots docs docs-links lock clean python
+.PHONY: help test lint unit test-slow slow timing coverage test-all-pythons plugins demo demo-poems demo-cluster bench fuzz soak screenshots docs docs-links lock clean python
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,10 +42,16 @@ lint: $(VENV)/installed ## Run ruff, mypy and the import contract
 unit: $(VENV)/installed ## Run the everyday tests
 	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'not slow and not timing' --max-processes=1300
 
-test-slow: $(VENV)/installed ## Run the slow tests, the timed tests alone, and the example plugins' tests
-	$(PYTEST) --numprocesses=$(SLOW_PROCESSES) --dist=loadgroup -m 'slow and not timing'
-	$(COMPILED) $(BIN)/python -m pytest -m timing
+test-slow: ## Run the slow tests, the timed tests alone, and the example plugins' tests
+	@$(MAKE) --no-print-directory slow
+	@$(MAKE) --no-print-directory timing
 	@$(MAKE) --no-print-directory plugins
+
+slow: $(VENV)/installed
+	$(PYTEST) --numprocesses=$(SLOW_PROCESSES) --dist=loadgroup -m 'slow and not timing'
+
+timing: $(VENV)/installed
+	$(COMPILED) $(BIN)/python -m pytest -m timing
 
 coverage: $(VENV)/installed ## Run both suites, and fail if they cover too little
 	$(BIN)/coverage erase

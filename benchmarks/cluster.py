@@ -23,7 +23,7 @@ import attrs
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURATION = ROOT / "docs" / "deploy" / "haproxy.cfg"
 NODES = ("one", "two", "three")
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 START_S = 90.0  # of a server whose files are not compiled yet, on a busy machine
 ANYWHERE = "tcp:0:interface=127.0.0.1"
 XFORMD = (sys.executable, "-m", "xformd")

@@ -27,7 +27,7 @@ start() {
     say "$* &"
     "$@" >"$greeting" 2>"$greeting.log" 4>&- 5>&- & # which are the ends of loads
     servers+=($!)
-    for _ in $(seq 300); do
+    for _ in $(seq 900); do
         grep -qs "$last" "$greeting" && break
         kill -0 "${servers[-1]}" || { cat "$greeting.log"; echo "the server did not start"; exit 1; }
         sleep 0.1

@@ -23,7 +23,7 @@ serve() {
 
 # await NODE STATE: wait until HAProxy thinks so of a server.
 await() {
-    for _ in $(seq 200); do
+    for _ in $(seq 900); do
         [[ $(states) == *"$1 is $2"* ]] && { echo "HAProxy: $1 is $2"; return; }
         sleep 0.05
     done
@@ -60,7 +60,7 @@ sed "${changes[@]}" ../docs/deploy/haproxy.cfg >"$folder/haproxy.cfg"
 say "haproxy -db -f haproxy.cfg &    # docs/deploy/haproxy.cfg with these ports"
 haproxy -db -f "$folder/haproxy.cfg" >"$folder/haproxy.log" 2>&1 &
 servers+=($!)
-for _ in $(seq 100); do [ -S "$folder/admin.sock" ] && break; sleep 0.05; done
+for _ in $(seq 900); do [ -S "$folder/admin.sock" ] && break; sleep 0.05; done
 for node in "${nodes[@]}"; do await "$node" UP; done
 sleep 0.3 | python http_load.py "127.0.0.1:$http" /transform/greet Owl >/dev/null # HAProxy learns that it may run twice
 

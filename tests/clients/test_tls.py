@@ -51,7 +51,7 @@ class World:
         for clients in self.clients.values():
             try:
                 client = clients.make(address, tls=ClientTls(self.ca) if tls is None else tls, address="there")
-                said.append(client.xform("upper", "x", timeout=30))
+                said.append(client.xform("upper", "x", timeout=90))
             except XformError as error:
                 said.append((error.code, error.message, error.poem))
         return said

@@ -1,5 +1,7 @@
 """What frames a request and its answer: versions, connection headers, lengths, white space, in every combination."""
 
+import itertools
+
 import pytest
 
 from support.http_front import Front, ask, connected, request
@@ -34,18 +36,17 @@ BODIES = {
 @pytest.mark.parametrize(
     ("version", "framing"), [*(("1.1", framing) for framing in BODIES), ("1.0", "none"), ("1.0", "length")]
 )
-@pytest.mark.parametrize("upgrade", ["", "h2c", "websocket", "TLS/1.0, h2c", "h2"])
-@pytest.mark.parametrize("connection", CONNECTIONS)
-def test_an_upgrade_that_is_offered_changes_nothing(version: str, connection: str, upgrade: str, framing: str) -> None:
+def test_an_upgrade_that_is_offered_changes_nothing(version: str, framing: str) -> None:
     fields, body = BODIES[framing]
-    offers = f"Upgrade: {upgrade}\r\n" if upgrade else ""
-    offers += f"Connection: {connection}\r\n" if connection else ""
-    sent = f"POST /transform/upper HTTP/{version}\r\nHost: a\r\n{offers}".encode() + fields + b"\r\n" + body
-    client = Front().client(sent + OWL)
-    stays_open = CONNECTIONS[connection] if version == "1.1" else connection.startswith("keep-alive")
-    result = b"OWL" if len(body) > 2 else b""
-    assert [answer.body for answer in client.received()] == [result, *[b"OWL"] * stays_open]
-    assert client.is_closed is not stays_open
+    for connection, upgrade in itertools.product(CONNECTIONS, ("", "h2c", "websocket", "TLS/1.0, h2c", "h2")):
+        offers = f"Upgrade: {upgrade}\r\n" if upgrade else ""
+        offers += f"Connection: {connection}\r\n" if connection else ""
+        sent = f"POST /transform/upper HTTP/{version}\r\nHost: a\r\n{offers}".encode() + fields + b"\r\n" + body
+        client = Front().client(sent + OWL)
+        stays_open = CONNECTIONS[connection] if version == "1.1" else connection.startswith("keep-alive")
+        result = b"OWL" if len(body) > 2 else b""
+        assert [answer.body for answer in client.received()] == [result, *[b"OWL"] * stays_open], offers
+        assert client.is_closed is not stays_open, offers
 
 
 @pytest.mark.parametrize(
@@ -66,8 +67,6 @@ def test_a_trailer_changes_nothing_whatever_field_it_holds(trailer: str) -> None
 # White space.
 
 
-@pytest.mark.parametrize("before", ["", " ", "\t", " \t "])
-@pytest.mark.parametrize("after", ["", " ", "\t", "\t  "])
 @pytest.mark.parametrize(
     ("name", "value", "status"),
     [
@@ -84,19 +83,19 @@ def test_a_trailer_changes_nothing_whatever_field_it_holds(trailer: str) -> None
         ("Sec-Fetch-Site", "cross-site", 403),
     ],
 )
-def test_white_space_around_a_value_is_no_part_of_it(
-    before: str, after: str, name: str, value: str, status: int
-) -> None:
+def test_white_space_around_a_value_is_no_part_of_it(name: str, value: str, status: int) -> None:
     body = b"3\r\nowl\r\n0\r\nX: y\r\n\r\n"
     headers = {"host": "a", "transfer-encoding": "chunked"}
     if name == "Content-Length":
         headers, value = {"host": "a"}, str(len(body))
-    lines = [f"{each}:{own}\r\n" for each, own in {**headers, name.lower(): before + value + after}.items()]
-    client = Front().client(LINE + "".join(lines).encode() + b"\r\n" + body)
-    first, *_ = client.received()
-    assert first.status == status
-    assert name != "X-Request-Id" or first.headers["x-request-id"] == "7e57"
-    assert client.is_closed is (name == "Connection")
+    for before, after in itertools.product(("", " ", "\t", " \t "), ("", " ", "\t", "\t  ")):
+        padded = before + value + after
+        lines = [f"{each}:{own}\r\n" for each, own in {**headers, name.lower(): padded}.items()]
+        client = Front().client(LINE + "".join(lines).encode() + b"\r\n" + body)
+        first, *_ = client.received()
+        assert first.status == status, padded
+        assert name != "X-Request-Id" or first.headers["x-request-id"] == "7e57", padded
+        assert client.is_closed is (name == "Connection"), padded
 
 
 @pytest.mark.parametrize("extension", ["; a=b", ";\ta", ";a =b", ";a= b", '; a = "b c"', "; a ; b", ";a=b ", ";"])

@@ -76,31 +76,34 @@ def test_what_is_answered_is_the_same_byte_by_byte() -> None:
     assert output(*(STREAM[place : place + 1] for place in range(len(STREAM)))) == WHOLE
 
 
-@pytest.mark.parametrize("ends_at", [*range(0, len(STREAM), 5), *ENDS])
-def test_a_half_closed_client_gets_the_answer_of_each_complete_request(ends_at: int, log: Log) -> None:
-    front, client = connected(STREAM[:ends_at])
-    client.protocol.readConnectionLost()
-    finish_all(front, client)
-    complete = sum(end <= ends_at for end in ENDS)
-    found = statuses(client)
-    assert found == STATUSES[: len(found)]
-    assert complete <= len(found) <= complete + 1, "a request may be answered before its end"
-    assert client.is_closed
-    assert not log.tracebacks
+PLACES = [*range(0, len(STREAM), 5), *ENDS]
 
 
-@pytest.mark.parametrize("leaves_at", [*range(0, len(STREAM), 5), *ENDS])
-@pytest.mark.parametrize("is_split", [False, True])
-def test_a_client_that_leaves_at_any_byte_leaves_nothing(leaves_at: int, is_split: bool, log: Log) -> None:
-    front = Front()
-    client = front.open()
-    client.send(STREAM[:leaves_at], step=7 if is_split else 65_536)
-    client.leave()
-    assert not front.factory.connections
-    assert not front.clock.getDelayedCalls()
-    assert not front.service.in_flight
-    assert front.cancelled == len(front.results)
-    assert not log.tracebacks
+def test_a_half_closed_client_gets_the_answer_of_each_complete_request(log: Log) -> None:
+    for ends_at in PLACES:
+        front, client = connected(STREAM[:ends_at])
+        client.protocol.readConnectionLost()
+        finish_all(front, client)
+        complete = sum(end <= ends_at for end in ENDS)
+        found = statuses(client)
+        assert found == STATUSES[: len(found)], ends_at
+        assert complete <= len(found) <= complete + 1, f"{ends_at}: a request may be answered before its end"
+        assert client.is_closed, ends_at
+        assert not log.tracebacks, ends_at
+
+
+@pytest.mark.parametrize("step", [7, 65_536])
+def test_a_client_that_leaves_at_any_byte_leaves_nothing(step: int, log: Log) -> None:
+    for leaves_at in PLACES:
+        front = Front()
+        client = front.open()
+        client.send(STREAM[:leaves_at], step=step)
+        client.leave()
+        assert not front.factory.connections, leaves_at
+        assert not front.clock.getDelayedCalls(), leaves_at
+        assert not front.service.in_flight, leaves_at
+        assert front.cancelled == len(front.results), leaves_at
+        assert not log.tracebacks, leaves_at
 
 
 def test_a_very_slow_reader_gets_every_answer_whole() -> None:

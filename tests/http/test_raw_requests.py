@@ -53,15 +53,11 @@ def test_each_request_gets_its_answer(case: Case, log: Log) -> None:
 
 
 @pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-def test_bytes_sent_singly_get_the_same(case: Case) -> None:
-    client = Front().open()
+def test_bytes_sent_singly_and_every_split_get_the_same(case: Case) -> None:
+    front = Front()
+    client = front.open()
     client.send(case.send, step=1)
     check(client, case)
-
-
-@pytest.mark.parametrize("case", SHORT, ids=lambda case: case.name)
-def test_every_split_gets_the_same(case: Case) -> None:
-    front = Front()
     for end in range(1, len(case.send)):
         client = front.client(case.send[:end])
         client.send(case.send[end:])

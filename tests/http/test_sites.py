@@ -107,7 +107,7 @@ def test_a_front_without_names_and_addresses_is_only_localhost() -> None:
 def test_no_host_that_is_sent_is_kept_for_long() -> None:
     sites = Sites()
     with Traced() as memory:
-        for number in range(2_000):
+        for number in range(400):
             assert status(sites, f"{number}." + "x" * 60_000) == 421
     assert memory.held_bytes < 2_000_000
 
@@ -117,15 +117,16 @@ def test_no_host_that_is_sent_is_kept_for_long() -> None:
 SITES_OF_FETCH = ["cross-site", "Cross-Site", "", "evil", "same-origin, cross-site", "none, none"]
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS", "PUT", "QUERY"])
-@pytest.mark.parametrize("target", ["/", GET, "/transforms", "/batch", "/metrics", "*"])
 @pytest.mark.parametrize("site", SITES_OF_FETCH)
-def test_a_request_of_another_site_is_refused(method: str, target: str, site: str) -> None:
-    for mode, destination in itertools.product(
-        ("cors", "no-cors", "navigate", "websocket"), ("empty", "image", "iframe")
+def test_a_request_of_another_site_is_refused(site: str) -> None:
+    for method, target, mode, destination in itertools.product(
+        ("GET", "HEAD", "POST", "OPTIONS", "PUT", "QUERY"),
+        ("/", GET, "/transforms", "/batch", "/metrics", "*"),
+        ("cors", "no-cors", "navigate", "websocket"),
+        ("empty", "image", "iframe"),
     ):
         fetch = {"sec_fetch_site": site, "sec_fetch_mode": mode, "sec_fetch_dest": destination}
-        assert status(Sites(), "localhost", method=method, target=target, **fetch) == 403
+        assert status(Sites(), "localhost", method=method, target=target, **fetch) == 403, (method, target, fetch)
 
 
 @pytest.mark.parametrize("site", ["same-origin", "same-site", "none"])

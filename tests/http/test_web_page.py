@@ -92,7 +92,7 @@ def test_the_page_has_the_address_and_its_policy_is_the_same_for_all() -> None:
     document, policy = build_page('unix:/run/"><script>alert(1)</script>')
     assert meta(document)["netstring-address"] == "unix:/run/&quot;&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
     assert policy == build_page(ADDRESS)[1]
-    assert meta(build_page("")[0]) == {"netstring-address": "", "documentation": "", "takes-tokens": ""}
+    assert set(meta(build_page("")[0]).values()) == {""}
     assert meta(build_page("", takes_tokens=True)[0])["takes-tokens"] == "yes"
 
 

@@ -17,6 +17,7 @@ from support.certificates import Authority
 from support.http_client import HTTP, Http, connect
 from support.processes import Server, netstring, read_to_end, serving, wait_until, xformd
 from support.session_client import Session
+from support.timing import assert_within
 from xformd.access.rules import new_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("access")]
@@ -40,9 +41,9 @@ def xformd_transforms():
 BED = """
 import time, xformd
 
-@xformd.transform(timeout=60)
+@xformd.transform(timeout=1000)
 def sleeps(poem: str) -> str:
-    time.sleep(50)
+    time.sleep(1000)
     return poem
 
 @xformd.hookimpl
@@ -304,28 +305,38 @@ def test_no_token_is_ever_logged_or_in_a_process_list(server: Server, folder: Pa
 @pytest.mark.timing
 def test_a_revoked_token_ends_what_it_has_in_flight_within_a_second(folder: Path, server: Server) -> None:
     file = folder / "access.toml"
-    with Session(server) as session, Session(server) as other, connect(server) as connection:
-        assert authenticate(session, CI[0])[0] == authenticate(other, OPS[0])[0] == "ok"
-        (running,) = session.send(("sleeps", b"a"))
-        web = Http(connection)
-        web.send(f"POST /transform/sleeps HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {CI[0]}\r\n".encode())
-        web.send(b"content-length: 1\r\n\r\na")
-        wait_until(lambda: b'"in_flight": 2' in request(server, "GET", "/readyz"))
-        try:
-            file.write_text(ACCESS.replace(CI[1], "0" * 64))
-            began = time.monotonic()
-            answer = session.receive()
-            assert time.monotonic() - began < 1.0
-            assert (answer.id, answer.code) == (running, "unauthorized")
-            (told,) = web.receive()
-            assert told.status == 401
-            assert session.ask("upper", b"a").code == "unauthorized"
-            assert other.ask(HIDDEN, b"a").poem == b"MINERAL a"  # its worker was killed, not the service
-        finally:
-            file.write_text(ACCESS)
-        wait_until(lambda: server.log.count("read the access rules again") >= 2)
-        assert authenticate(session, CI[0])[0] == "ok"
-        assert session.ask("upper", b"a").poem == b"A"
+
+    def measure() -> float:
+        with Session(server) as session, Session(server) as other, connect(server) as connection:
+            return revoke(file, server, session, other, Http(connection))
+
+    assert_within(1.0, measure)
+
+
+def revoke(file: Path, server: Server, session: Session, other: Session, web: Http) -> float:
+    """Revoke a token that has requests in flight, and grant it again; return how long they took to end, in seconds."""
+    assert authenticate(session, CI[0])[0] == authenticate(other, OPS[0])[0] == "ok"
+    readings = server.log.count("read the access rules again")
+    (running,) = session.send(("sleeps", b"a"))
+    web.send(f"POST /transform/sleeps HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {CI[0]}\r\n".encode())
+    web.send(b"content-length: 1\r\n\r\na")
+    wait_until(lambda: b'"in_flight": 2' in request(server, "GET", "/readyz"))
+    try:
+        file.write_text(ACCESS.replace(CI[1], "0" * 64))
+        began = time.monotonic()
+        answer = session.receive()
+        took_s = time.monotonic() - began
+        assert (answer.id, answer.code) == (running, "unauthorized")
+        (told,) = web.receive()
+        assert told.status == 401
+        assert session.ask("upper", b"a").code == "unauthorized"
+        assert other.ask(HIDDEN, b"a").poem == b"MINERAL a"  # its worker was killed, not the service
+    finally:
+        file.write_text(ACCESS)
+    wait_until(lambda: server.log.count("read the access rules again") >= readings + 2)
+    assert authenticate(session, CI[0])[0] == "ok"
+    assert session.ask("upper", b"a").poem == b"A"
+    return took_s
 
 
 def test_a_proxy_has_a_file_of_its_own_and_shows_a_token_to_its_upstream(folder: Path, server: Server) -> None:

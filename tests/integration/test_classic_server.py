@@ -141,5 +141,5 @@ def test_a_request_in_flight_is_answered_before_a_signalled_server_ends(tmp_path
                 server.connect()
             (tmp_path / "open").touch()
             assert read_to_end(waiting) == b"4:POEM,"
-        assert server.process.wait(timeout=20) == 0
+        assert server.process.wait(timeout=90) == 0
         assert "Traceback" not in server.log

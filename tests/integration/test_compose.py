@@ -41,7 +41,7 @@ reactor.run()
 """
 ASK = """
 import sys, urllib.request
-print(urllib.request.urlopen(sys.argv[1], sys.stdin.buffer.read() or None, timeout=10).read().decode(), end="")
+print(urllib.request.urlopen(sys.argv[1], sys.stdin.buffer.read() or None, timeout=60).read().decode(), end="")
 """
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from support import packages
 from support.poems import peer, sends
-from support.processes import START_S, serving
+from support.processes import DEADLINE_S, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
 
@@ -51,7 +51,7 @@ class Reader:
             **extra,
         }
         done = subprocess.run(
-            command, cwd=folder, env=variables, stdout=PIPE, stderr=STDOUT, timeout=START_S, check=False
+            command, cwd=folder, env=variables, stdout=PIPE, stderr=STDOUT, timeout=DEADLINE_S, check=False
         )
         return SLOW.sub("", done.stdout.decode())
 

@@ -19,7 +19,7 @@ from xformd.kit.strategies import options, poems
 from xformd_a_text import a_text
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_poem_is_answered(xform, data):
     poem, chosen = data.draw(poems(a_text)), data.draw(options(a_text))
@@ -99,7 +99,7 @@ def test_an_example_that_does_not_hold_is_told_in_a_line(environment: packages.E
     status, output = run_pytest(environment, other)
     assert status == 1
     assert "other('The Owl', prefix='| ') gave '| The Owl', not '* The Owl'" in output
-    assert "1 failed, 6 passed" in output
+    assert "1 failed, 6 passed" in output, output
 
 
 def test_a_failing_test_shows_itself_and_how_to_see_more(environment: packages.Environment, tmp_path: Path) -> None:

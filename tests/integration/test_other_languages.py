@@ -31,7 +31,7 @@ import pathlib, time, xformd
 @xformd.transform
 def sleeps(poem: str) -> str:
     pathlib.Path(poem).touch()
-    time.sleep(50)
+    time.sleep(1000)
     return poem
 
 @xformd.hookimpl

@@ -68,7 +68,8 @@ def test_a_plugin_that_fails_in_workers_alone_is_in_the_list(tmp_path: Path) -> 
         refused = session.ask("nap")
         assert refused.code == "no-such-transform"
         assert refused.poem.decode().endswith("plugin locks.py (locks) failed")
-        assert "plugin locks.py (locks) failed: import of locks.py failed: FileExistsError" in server.log
+        why = "plugin locks.py (locks) failed: import of locks.py failed: FileExistsError"
+        wait_until(lambda: why in server.log)
         assert session.ask("sort-lines", b"b\na").poem == b"a\nb"
 
 

@@ -18,6 +18,7 @@ from support import poems
 from support.certificates import write_certificate
 from support.poems import peer, poem_server
 from support.processes import DEADLINE_S, XFORMD, Server, environment, wait_until, xformd
+from support.timing import assert_within
 
 OWL, CAT = b"THE OWL\n", b"THE CAT\n"
 
@@ -45,13 +46,18 @@ def getting(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.mark.timing
 def test_ten_slow_poems_of_2_s_each_come_together_in_less_than_2_5_s() -> None:
-    with contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(peer(poems.sends_in(b"poem %d\n" % number, 2.0))) for number in range(10)]
-        got = get("--ordered", *[server.address for server in slow])
-        ended = time.monotonic()
-        assert got.stdout == b"".join(b"poem %d\n" % number for number in range(10))
-        assert (got.returncode, got.stderr) == (0, b"")
-        assert 2.0 <= ended - min(server.connected_at[0] for server in slow) < 2.5
+    def measure() -> float:
+        with contextlib.ExitStack() as stack:
+            slow = [stack.enter_context(peer(poems.sends_in(b"poem %d\n" % number, 2.0))) for number in range(10)]
+            got = get("--ordered", *[server.address for server in slow])
+            ended = time.monotonic()
+            assert got.stdout == b"".join(b"poem %d\n" % number for number in range(10))
+            assert (got.returncode, got.stderr) == (0, b"")
+            late_s = ended - min(server.connected_at[0] for server in slow) - 2.0
+            assert late_s >= 0
+            return late_s
+
+    assert_within(0.5, measure)
 
 
 def test_each_poem_is_printed_as_soon_as_it_is_whole() -> None:

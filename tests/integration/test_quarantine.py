@@ -60,7 +60,7 @@ def test_neither_failures_nor_cancelled_calls_lead_to_quarantine(hostile: Hostil
     for number in range(2 * DEATHS):
         assert session.ask("raises").code == "transform-failed"
         marker = f"cancelled-{number}"
-        (sent,) = session.send((f"sleep:seconds=30,marker={marker}", b""))
+        (sent,) = session.send((f"sleep:seconds=300,marker={marker}", b""))
         hostile.wait_for(marker)
         session.cancel(sent)
         assert codes(session.collect([sent])) == ["cancelled"]

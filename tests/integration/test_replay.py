@@ -61,7 +61,7 @@ def test_a_server_keeps_poems_up_to_a_limit_and_answers_as_ever(old: tuple[Serve
     wait_until(lambda: len([*(record / "shout").iterdir()]) == 2)
     assert {file.read_bytes() for file in (record / "shout").iterdir()} == {b"owl", b"no"}
     assert [path.name for path in record.iterdir()] == ["shout"]
-    assert "records 100.00% of the poems for shout" in server.log
+    wait_until(lambda: "records 100.00% of the poems for shout" in server.log)
     assert xformd("send", "shout", "--server", server.address, stdin=b"x" * 4000).stdout == b"X" * 4000 + b"!"
     wait_until(lambda: "records no more" in server.log)
     status, lines, _ = replay(record / "shout", "shout", "--old", server.address, "--new", server.address)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import VERSES, Server, netstring, read_to_end, resident_bytes, serving, wait_until
+from support.processes import DEADLINE_S, VERSES, Server, netstring, read_to_end, resident_bytes, serving, wait_until
 from support.session_client import Session
+from support.timing import assert_within
 
 MIB = 1024 * 1024
 OPENING = b"8:xformd/2,"
@@ -68,7 +69,7 @@ def test_a_drip_in_each_state_of_the_parser_is_cut_at_its_deadline(tmp_path: Pat
     limits = ("--request-timeout-s", "1500ms", "--idle-timeout-s", "1min", "--max-request-bytes", "99999")
     with serving(tmp_path, "--plugins=none", *limits) as server, ThreadPoolExecutor(len(DRIPPING)) as threads:
         took_s = list(threads.map(lambda start: drip(server, start), DRIPPING))
-    assert all(1.4 <= each < 15 for each in took_s), took_s
+    assert all(1.4 <= each < DEADLINE_S for each in took_s), took_s
 
 
 def drip(server: Server, start: bytes) -> float:
@@ -77,7 +78,7 @@ def drip(server: Server, start: bytes) -> float:
     with server.connect() as connection, suppress(ConnectionError):
         connection.settimeout(0.4)
         connection.sendall(start)
-        for byte in b"999:" * start.endswith(b"1") + b"x" * 100:
+        for byte in b"999:" * start.endswith(b"1") + b"x" * 1_000:
             with suppress(TimeoutError):
                 read_to_end(connection)  # what comes before the end is a hello
                 break
@@ -92,14 +93,18 @@ def test_one_sessions_flood_does_not_stall_another(tmp_path: Path, message: byte
     plugins = ("--plugins=none", "--plugins-dir", str(VERSES), "--inline=raises")
     with serving(tmp_path, *plugins) as server, Session(server) as other:
         assert other.ask("upper").code == "ok"
-        with server.connect() as flooding:
-            threading.Thread(target=flooding.sendall, args=(flood,), daemon=True).start()
-            last = netstring(b"10000 ok.")
-            drain = threading.Thread(target=read_until, args=(flooding, lambda received: received.endswith(last)))
-            drain.start()
-            elapsed_s = []
-            while drain.is_alive():
-                elapsed_s.append(other.ask("upper").elapsed_s)
-            drain.join()
-        assert max(elapsed_s) < 0.25
+
+        def measure() -> float:
+            with server.connect() as flooding:
+                threading.Thread(target=flooding.sendall, args=(flood,), daemon=True).start()
+                last = netstring(b"10000 ok.")
+                drain = threading.Thread(target=read_until, args=(flooding, lambda received: received.endswith(last)))
+                drain.start()
+                elapsed_s = []
+                while drain.is_alive():
+                    elapsed_s.append(other.ask("upper").elapsed_s)
+                drain.join()
+            return max(elapsed_s)
+
+        assert_within(0.25, measure)
         assert len(server.log) < 100_000

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from support.hostile import best_of, codes
-from support.processes import Server, serving, wait_until
+from support.hostile import codes
+from support.processes import DEADLINE_S, Server, serving, wait_until
 from support.session_client import Answer, Load, Session, read_all
+from support.timing import assert_within
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +50,15 @@ def touchy(poems: list[str]) -> list[str]:
         if poem == "slow":
             time.sleep(0.5)
     return [poem for poem in poems if poem != "lose"]
+
+
+@xformd.transform(batch=32, batch_wait_s=0.05)
+def gate(poems: list[str]) -> list[str]:
+    folder = poems[0]
+    open(folder + "/started", "w").close()
+    while not os.path.exists(folder + "/open"):
+        time.sleep(0.005)
+    return poems
 
 
 async def act(poem: str) -> str:
@@ -131,17 +141,22 @@ def test_of_a_batch_only_the_poisoned_member_fails(session: Session, poison: str
 
 
 @pytest.mark.parametrize("how", ["cancels", "leaves"])
-def test_a_client_that_gives_up_harms_no_other_of_its_batch(server: Server, session: Session, how: str) -> None:
+def test_a_client_that_gives_up_harms_no_other_of_its_batch(
+    server: Server, session: Session, how: str, tmp_path: Path
+) -> None:
     with Session(server) as other:
-        ids = other.send(*[("touchy", b"slow")] * 3)
-        good = session.send(*[("touchy", b"good")] * 3)
-        time.sleep(0.2)  # until the batch has begun
+        requests = [("gate", bytes(tmp_path))] * 3
+        ids, good = other.send(*requests), session.send(*requests)
+        wait_until((tmp_path / "started").exists)
         if how == "leaves":
             other.abort()
         else:
             for number in ids[:2]:
                 other.cancel(number)
-            assert codes(other.collect(ids)) == ["cancelled", "cancelled", "ok"]
+            assert codes(other.collect(ids[:2])) == ["cancelled"] * 2
+        (tmp_path / "open").touch()
+        if how == "cancels":
+            assert codes(other.collect(ids[2:])) == ["ok"]
         assert codes(session.collect(good)) == ["ok"] * 3
 
 
@@ -158,7 +173,7 @@ def test_batches_have_eight_times_the_throughput_of_one_at_a_time(server: Server
         return single / batched
 
     rate("model", 100)
-    assert best_of(3, 1 / 8, measure) <= 1 / 8
+    assert_within(1 / 8, measure)
 
 
 @pytest.mark.timing
@@ -171,7 +186,7 @@ def test_alone_a_request_of_a_batch_takes_no_longer_than_it_may_wait_for_others(
         print(f"without batches {alone:.2f} ms, alone in a batch {batched:.2f} ms")
         return batched - alone
 
-    assert best_of(3, 6.5, measure) <= 6.5  # 5 ms, and what timers are late
+    assert_within(6.5, measure)  # 5 ms, and what timers are late
 
 
 # Asyncio.
@@ -184,9 +199,9 @@ def test_a_thousand_requests_that_wait_for_a_second_end_within_two(server: Serve
         assert Counter(codes(ask_all(server, "pure", 1_000, poem=b"sleep 1"))) == {"ok": 1_000}
         took_s = time.monotonic() - began
         print(f"1,000 requests that wait 1 s each: {took_s:.2f} s")
-        return took_s
+        return took_s - 1
 
-    assert best_of(3, 2.0, measure) <= 2.0
+    assert_within(1.0, measure)
 
 
 def test_a_deadline_and_a_cancellation_end_the_task_and_cost_no_companion_anything(session: Session) -> None:
@@ -216,7 +231,7 @@ def test_what_costs_its_worker_costs_companions_nothing_that_may_run_again(
 def test_what_blocks_its_loop_again_and_again_is_in_quarantine(tmp_path: Path) -> None:
     with running(tmp_path) as server, Session(server) as session:
         wait_until(lambda: session.ask("pure", b"block", timeout_ms=100).code == "unavailable")
-        assert "transform pure is in quarantine for 127.0.0.1: it has killed 5 workers" in server.log
+        wait_until(lambda: "transform pure is in quarantine for 127.0.0.1: it has killed 5 workers" in server.log)
         assert session.ask("pure", b"sleep 0").code == "unavailable"
         assert session.ask("impure", b"sleep 0").code == "ok"
 
@@ -254,11 +269,9 @@ def test_a_server_that_may_wait_no_longer_says_so(tmp_path: Path) -> None:
     with running(tmp_path, XFORMD_SHUTDOWN_GRACE_S="0.5") as server, Session(server) as session:
         ids = session.send(*[("impure", b"sleep 1000")] * 3, *[("impure", b"deaf")] * 3)
         session.ask("one", b"good")
-        began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert codes(session.collect(ids)) == ["shutting-down"] * 6
-        server.process.wait(20)
-        assert time.monotonic() - began < 10
+        server.process.wait(DEADLINE_S)
 
 
 def test_without_workers_asyncio_is_unavailable_and_batches_are_of_one(tmp_path: Path) -> None:

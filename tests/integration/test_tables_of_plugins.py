@@ -116,7 +116,7 @@ def test_no_secret_is_anywhere_but_in_the_plugin(tmp_path: Path) -> None:
         seen = [server.log, *server.greeting]
         seen.append(server.ask(netstring(b"xformd/2") + netstring(b"1 !list."), half_close=True).decode())
         for path in ("/openapi.json", "/transforms", "/"):
-            with urllib.request.urlopen(server.http + path, timeout=20) as answer:
+            with urllib.request.urlopen(server.http + path, timeout=90) as answer:
                 seen.append(answer.read().decode())
         token = server.process.pid
         others = [pid for pid in process_table.pids() if pid != token and _descends_from(pid, token)]
@@ -195,8 +195,8 @@ def test_a_setting_that_would_break_the_plugin_changes_nothing(tmp_path: Path) -
         (tmp_path / "key").unlink()
         server.process.send_signal(signal.SIGHUP)
         wait_until(lambda: "not reloaded: transforms that work now" in server.log)
-        assert "cannot read" in server.log
-        assert "unknown setting 'nonsense'" in server.log
+        wait_until(lambda: "cannot read" in server.log)
+        wait_until(lambda: "unknown setting 'nonsense'" in server.log)
         assert text(server, "greet").startswith("hello owl (19, 26)")
 
 
@@ -220,11 +220,11 @@ def _is_sleep(pid: int) -> bool:
 
 def test_commands_are_in_the_listing_and_in_openapi(tmp_path: Path) -> None:
     with serving_tables(tmp_path, XFORMD_HTTP="tcp:0:interface=127.0.0.1") as server:
-        with urllib.request.urlopen(server.http + "/openapi.json", timeout=20) as answer:
+        with urllib.request.urlopen(server.http + "/openapi.json", timeout=90) as answer:
             described = json.load(answer)
         assert any(path.endswith("/shout") for path in described["paths"])
         request = urllib.request.Request(server.http + "/transform/shout", data=b"owl", method="POST")
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=90) as answer:
             assert answer.read() == b"OWL"
             assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
 

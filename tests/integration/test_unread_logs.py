@@ -52,9 +52,7 @@ def unread(folder: Path, *arguments: str) -> Iterator[tuple[Server, int]]:
 def fill(server: Server) -> None:
     """Have far more logged than the pipe takes."""
     for _ in range(30):
-        started_s = time.monotonic()
         assert server.ask(netstring(b"talk.owl")) == b"3:owl,"
-        assert time.monotonic() - started_s < 5
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

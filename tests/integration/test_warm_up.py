@@ -102,7 +102,7 @@ def test_the_first_request_is_as_fast_as_the_hundredth_and_four_workers_hold_one
         workers = {answer.poem.split()[0] for answer in answers}
         processes = [*descendants(server.process.pid)]
         copies = sum(map(proportional_bytes, processes)) / (300 * MIB)
-        assert re.search(r"plugin model\.py \(model\) took [\d.]+ s to warm up", server.log)
+        wait_until(lambda: bool(re.search(r"plugin model\.py \(model\) took [\d.]+ s to warm up", server.log)))
     median_s = statistics.median(seconds)
     with capsys.disabled():
         print(
@@ -110,7 +110,7 @@ def test_the_first_request_is_as_fast_as_the_hundredth_and_four_workers_hold_one
             f"{median_s * 1000:.1f} ms; {len(workers)} workers and {len(processes)} processes hold {copies:.2f} copies"
         )
     assert len(workers) == 4
-    assert seconds[0] < max(seconds[1:]) + 0.1  # of 2 s and more; a busy machine is that much slower at times
+    assert seconds[0] < max(seconds[1:]) + 0.5  # of 2 s and more; a busy machine is that much slower at times
     assert copies < 1.3
 
 
@@ -130,7 +130,7 @@ def test_a_worker_gets_no_job_before_it_is_warm_and_a_replacement_neither(tmp_pa
             os.kill(int(pid), signal.SIGKILL)  # the spare takes over, and a replacement warms up
             wait_until(lambda: not Path(f"/proc/{int(pid)}").exists())  # noqa: B023
         assert set(seen.values()) == {b"490"}
-        assert server.log.count("is still warming up") == 1
+        wait_until(lambda: server.log.count("is still warming up") == 1)
 
 
 def test_what_a_worker_loads_to_warm_up_is_neither_growth_nor_its_jobs_memory(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_warm_up_that_leaves_threads_runs_in_each_worker_with_a_line_in_the_lo
     with serving_warm(tmp_path, f"{THREAD}; MODEL.append(b'1' * 4096)") as (server, session):
         assert session.ask("infer").poem.split()[1] == b"49"
         message = "plugin model.py (model) leaves threads running when it is warmed up: that is done in each worker"
-        assert server.log.count(message) == 1
+        wait_until(lambda: server.log.count(message) == 1)
 
 
 @pytest.mark.parametrize("where", ["fork-server", "worker"])

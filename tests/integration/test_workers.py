@@ -7,9 +7,10 @@ from contextlib import ExitStack
 import pytest
 
 from support import process_table
-from support.hostile import WORKERS, Hostile, Hosting, best_of, codes, new_marker
+from support.hostile import WORKERS, Hostile, Hosting, codes, new_marker
 from support.processes import wait_until
 from support.session_client import Answer, Load, Session, read_all, retry_after_s, step
+from support.timing import assert_within
 
 QUEUE = 10
 SENT = 100
@@ -33,7 +34,7 @@ def test_past_the_queue_requests_are_busy_at_once(hosting: Hosting) -> None:
     with hosting(XFORMD_MAX_QUEUE=str(QUEUE)) as hostile, ExitStack() as stack:
         hostile.worker_pids()
         sessions = [stack.enter_context(Session(hostile.server)) for _ in range(4)]
-        assert best_of(3, 0.05, lambda: overrun(sessions)) <= 0.05
+        assert_within(0.05, lambda: overrun(sessions))
         assert sessions[0].ask("pid").code == "ok"
 
 
@@ -57,7 +58,7 @@ def test_killing_all_workers_under_load_loses_what_ran_alone(hosting: Hosting) -
         with hosting() as hostile:
             return kill_all_workers(hostile)
 
-    assert best_of(3, 0.5, measure) <= 0.5
+    assert_within(0.5, measure)
 
 
 def kill_all_workers(hostile: Hostile) -> float:
@@ -125,7 +126,7 @@ def test_the_operator_decides_what_runs_in_the_server(hosting: Hosting) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["never", "sleep:seconds=30"])
+@pytest.mark.parametrize("spec", ["never", "sleep:seconds=300"])
 def test_pings_and_inline_transforms_run_while_every_worker_is_held(session: Session, spec: str) -> None:
     ids = session.send(*[(spec, b"")] * 20)
     assert session.ask("!ping").code == "ok"

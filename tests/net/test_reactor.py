@@ -14,7 +14,7 @@ pytest.importorskip("twisted.internet.epollreactor", reason="this system has no 
 
 from xformd.net.reactor import MonotonicEPollReactor, install
 
-DEADLINE_S = 10
+DEADLINE_S = 90
 
 
 class Reader(FileDescriptor):
@@ -91,4 +91,4 @@ assert called == ["soon"], called
 @pytest.mark.parametrize("step_s", [-3_600, 3_600])
 def test_setting_the_clock_moves_no_deadline(step_s: int, is_ours: bool) -> None:
     code = SET_CLOCK.format(step_s=step_s, is_ours=is_ours)
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=90)

@@ -2,7 +2,6 @@
 
 import resource
 import sys
-import time
 from subprocess import DEVNULL
 from subprocess import run as run_process
 from unittest.mock import Mock
@@ -97,7 +96,7 @@ def test_open_descriptors_are_counted_or_guessed(monkeypatch: pytest.MonkeyPatch
     assert run.open_descriptors() == run.GUESSED_OPEN_DESCRIPTORS
 
 
-MUTE = "import socket, sys, threading; socket.getaddrinfo = lambda *_, **__: threading.Event().wait(30); "
+MUTE = "import socket, sys, threading; socket.getaddrinfo = lambda *_, **__: threading.Event().wait(1000); "
 
 
 @pytest.mark.parametrize(
@@ -110,8 +109,6 @@ MUTE = "import socket, sys, threading; socket.getaddrinfo = lambda *_, **__: thr
     ],
 )
 def test_a_command_ends_although_a_name_server_is_mute(command: list[str]) -> None:
-    started = time.monotonic()
     words = [sys.executable, "-c", MUTE + "from xformd.cli import main; sys.exit(main())", *command]
     done = run_process(words, stdin=DEVNULL, capture_output=True, timeout=DEADLINE_S, env=environment(), check=False)
-    assert time.monotonic() - started < 10  # a busy machine's time to start; the name server would take 30 s
     assert (done.returncode, b"within 0.1 s" in done.stderr) == (75, True)

@@ -34,7 +34,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Left]:
         file = tmp_path_factory.mktemp("left") / isolation
         command = [sys.executable, process_wide.__file__, isolation, str(file)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=60, env=environment)
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=300, env=environment)
         results[isolation] = json.loads(file.read_text())
     return results
 
@@ -107,4 +107,4 @@ def test_an_import_is_isolated_where_standard_descriptors_are_closed() -> None:
         "assert os.open('/', 0) == 1\n"
         "os._exit(4)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=20, check=False).returncode == 4
+    assert subprocess.run([sys.executable, "-c", code], timeout=90, check=False).returncode == 4

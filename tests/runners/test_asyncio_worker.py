@@ -103,6 +103,7 @@ async def twisted(rest):
 
 
 async def block(rest):
+    os.write(1, b"blocks")
     time.sleep(float(rest))
     return "blocked"
 
@@ -271,13 +272,11 @@ def test_the_time_that_is_left_is_that_of_who_waits_longest_within_the_transform
 
 
 def test_jobs_run_at_the_same_time_and_each_is_answered_when_it_ends(shared: LiveWorker) -> None:
-    began = time.monotonic()
     ids = [shared.ask("act", poem) for poem in [b"sleep 0.3", b"sleep 0.1", *[b"sleep 0.2"] * 50]]
     answers = shared.answers(len(ids))
     assert set(answers.values()) == {b"slept"}
     order = [*answers]
     assert (order[0], order[-1]) == (ids[1], ids[0])
-    assert time.monotonic() - began < 5
 
 
 def test_each_has_its_own_context(shared: LiveWorker) -> None:
@@ -376,7 +375,8 @@ def test_a_job_that_holds_the_loop_is_known_and_so_is_for_how_long(worker: LiveW
     worker.ask("act", b"sleep 1000")
     act(worker, "sleep 0")
     blocks = worker.ask("act", f"{how} 1000".encode())
-    time.sleep(0.3)  # while it holds it
+    worker.wait_for_output(b"blocks")
+    time.sleep(0.2)  # while it holds it
     worker.kill()
     assert worker.end() == -signal.SIGKILL
     assert worker.last_step[0] == blocks

@@ -468,7 +468,7 @@ def test_it_imports_what_the_server_can_and_nothing_from_its_folder(
     launching = Launching()
     launching.events.launch()
     launching.close()
-    ran = subprocess.run(launching.process.args, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+    ran = subprocess.run(launching.process.args, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=90)
     path = ast.literal_eval(ran.stdout.decode())
     assert path[: len(sys.path)] == sys.path
     assert not {"", ".", str(here)} & {*path}
@@ -481,7 +481,7 @@ def test_it_imports_what_was_installed_later(monkeypatch: pytest.MonkeyPatch) ->
     launching.close()
     *command, code = launching.process.args
     code = code.replace("from xformd.runners.reaper import main; main()", "print(sys.path)")
-    ran = subprocess.run([*command, code], capture_output=True, timeout=20, check=True)
+    ran = subprocess.run([*command, code], capture_output=True, timeout=90, check=True)
     assert "site-packages" in ran.stdout.decode()
 
 

@@ -58,7 +58,7 @@ class Started:
         channel, lifeline, self.output = map(os.dup, descriptors)
         self.channel, self.lifeline = socket.socket(fileno=channel), socket.socket(fileno=lifeline)
         for end in (self.channel, self.lifeline):
-            end.settimeout(20)
+            end.settimeout(90)
 
     def send(self, data: bytes) -> None:
         """Send something to the handle, as the worker."""

@@ -126,17 +126,5 @@ def seconds_until(condition: Callable[[], bool]) -> float:
     return time.monotonic() - start
 
 
-def best_of(tries: int, limit: float, measure: Callable[[], float]) -> float:
-    """Measure until a figure is within its limit, a few times at most: a busy machine is not late every time.
-
-    ``measure`` asserts what must hold every time. Returns the lowest figure.
-    """
-    figures: list[float] = []
-    while len(figures) < tries and not (figures and figures[-1] <= limit):
-        figures.append(measure())
-    print(f"measured {', '.join(f'{figure:.3f}' for figure in figures)}; the limit is {limit:g}")
-    return min(figures)
-
-
 def codes(answers: list[Answer]) -> list[str]:
     return [answer.code for answer in answers]

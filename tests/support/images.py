@@ -21,7 +21,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from support import packages
-from support.processes import DEADLINE_S, START_S, Server, stop
+from support.processes import DEADLINE_S, Server, stop
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "docs" / "deploy" / "Dockerfile").read_text()
@@ -97,7 +97,7 @@ class Image:
         build = [*_PODMAN, "build", "--quiet", "--format=docker", "--isolation=chroot", "--pull=never", *mounts]
         for tag, source in (("xformd", DOCKERFILE), ("xformd-with-plugins", own_lines())):
             arguments = [f"--build-arg=BASE={BASE}", f"--tag={tag}", "--file=-", str(ROOT)]
-            subprocess.run([*build, *arguments], input=source.encode(), check=True, timeout=START_S * 4)
+            subprocess.run([*build, *arguments], input=source.encode(), check=True, timeout=3 * DEADLINE_S)
         confined = ["--read-only", "--read-only-tmpfs=false", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
         given = [f"--env={name}={value}" for name, value in extra.items()]
         # What podman would raise, or ask systemd for, not every machine has.

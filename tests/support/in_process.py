@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 
 import xformd
 
-TIME_LIMIT_S = 60.0
+TIME_LIMIT_S = 90.0
 """Far more than any command here takes: only one that hangs gets there."""
 
 REACTOR = "twisted.internet.reactor"

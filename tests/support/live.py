@@ -10,14 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from support.processes import DEADLINE_S
 from xformd.plugins.selection import Selection
 from xformd.runners import messages
 from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.spec import parse
 from xformd.wire import netstring, session
-
-DEADLINE_S = 20.0
-"""Long enough for a busy machine; nothing ever waits this long unless it is broken."""
 
 _COMMAND = "from xformd.runners.reaper import main; main()"
 
@@ -153,6 +151,15 @@ class LiveWorker:
         status, *last_step = b"".join(iter(lambda: self.lifeline.recv(100), b"")).split() or [b""]
         self.last_step = [*map(int, last_step)]
         return os.waitstatus_to_exitcode(int(status)) if status else None
+
+    def wait_for_output(self, text: bytes) -> None:
+        """Wait until it has printed this."""
+        seen = b""
+        while text not in seen:
+            assert select.select([self._output], [], [], DEADLINE_S)[0], f"it has printed {seen!r}"
+            data = os.read(self._output, 65_536)
+            assert data, f"it ended, and has printed {seen!r}"
+            seen += data
 
     def printed(self) -> bytes:
         """Wait until nobody can print any more; return what it has printed."""

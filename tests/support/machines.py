@@ -14,7 +14,7 @@ CLIENT = f"xformd-{os.getpid()}-client"
 
 def ip(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Change links, addresses and routes."""
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=20)
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=90)
 
 
 class Machine:

@@ -15,7 +15,7 @@ import xformd
 from support import in_process
 from xformd import cli
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 """Far more than any process here takes: only one that hangs gets there."""
 
 VERSION = "1.2.3"

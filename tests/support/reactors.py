@@ -17,7 +17,7 @@ class FakeProcess:
         self.protocol = protocol
         self.args = args
         self.channel = socket.socket(fileno=os.dup(childFDs[3]))  # the process's end
-        self.channel.settimeout(20)
+        self.channel.settimeout(90)
         self.output = os.fdopen(os.dup(childFDs[1]), "wb", buffering=0)
         self.stdin_closed = 0
 

@@ -160,15 +160,13 @@ def test_empty_lines_before_a_request_are_no_part_of_it() -> None:
     assert (outcome.status, outcome.is_inside) == (None, False)
 
 
-@pytest.mark.parametrize(
-    "byte", [bytes([number]) for number in range(256) if number not in b"\t" and not 32 <= number < 127]
-)
 @pytest.mark.parametrize("place", [b"X: y%bz\r\n", b"X%by: z\r\n"])
-def test_a_control_character_is_refused_and_other_bytes_only_belong_in_values(byte: bytes, place: bytes) -> None:
-    is_fine = byte >= b"\x80" and place.startswith(b"X:")
-    for rest in (b"\r\n", b"", b"Y: "):
-        status = None if is_fine or (rest != b"\r\n" and byte >= b"\x80") else 400
-        assert assert_same_at_every_split(HEAD + place % byte + rest).status == status
+def test_a_control_character_is_refused_and_other_bytes_only_belong_in_values(place: bytes) -> None:
+    for byte in [bytes([number]) for number in range(256) if number not in b"\t" and not 32 <= number < 127]:
+        is_fine = byte >= b"\x80" and place.startswith(b"X:")
+        for rest in (b"\r\n", b"", b"Y: "):
+            status = None if is_fine or (rest != b"\r\n" and byte >= b"\x80") else 400
+            assert assert_same_at_every_split(HEAD + place % byte + rest).status == status, (byte, rest)
 
 
 @pytest.mark.parametrize(

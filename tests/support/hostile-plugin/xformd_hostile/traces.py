@@ -14,7 +14,7 @@ from typing import Any
 
 import xformd
 
-LIFE_S = 60.0
+LIFE_S = 300.0
 """Whatever hangs or lingers ends by itself after this time."""
 
 PR_SET_NAME = 15

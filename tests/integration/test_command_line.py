@@ -195,7 +195,7 @@ def test_a_server_that_speaks_something_else_is_one_line(answer: bytes, status: 
         (("send", "upper", "--timeout", "-1"), 2, "invalid duration '-1': try 0.5, 30 or 5min"),
         (("send", "upper", "-o", "timeout=3"), 64, "upper has no option 'timeout'"),
         (("serve", "--listen", "stdio:"), 78, "standard input is a single connection"),
-        (("serve", "--plugins="), 78, "--plugins: no distribution is named; write 'none' to select none"),
+        (("serve", "--plugins="), 78, "--plugins: expected at least 1 distribution, or 'none'"),
         (("run", "upper", "no\nsuch\x1b[31m"), 66, "no such\ufffd[31m: No such file or directory"),
         (("send", "upper", "--server", "unix:/" + "a" * 120), 78, "a Unix socket's path has at most 107 bytes"),
         (("check", "xformd", "--block", "xformd"), 78, "nothing to check"),

@@ -254,8 +254,10 @@ def server_endpoint(
     if description.startswith(("ssl:", "tls:", "haproxy:ssl:")) and (missing := what_is_missing()):
         raise ConfigError(f"{description!r}: {missing}", setting=setting)
     try:
-        parsed = _parse_server_endpoint(reactor, description, backlog, tls, reuse_port)
-        return attrs.evolve(parsed, alpn=alpn)
+        has_header = description.lower().startswith("haproxy:")
+        inner = description[len("haproxy:") :] if has_header else description
+        parsed = _parse_server_endpoint(reactor, inner, backlog, tls, reuse_port)
+        return attrs.evolve(parsed, alpn=alpn, has_proxy_header=has_header)
     except ConfigError as error:
         raise ConfigError(f"{description!r}: {error.reason}", setting=setting) from error
     except Exception as error:  # as above
@@ -271,10 +273,7 @@ def _parse_server_endpoint(
 ) -> ServerEndpoint:
     if re.fullmatch(r"\d+", description):
         description = tcp_server(port=int(description))
-    kind, _, rest = description.partition(":")
-    if kind.lower() == "haproxy":
-        inner = _parse_server_endpoint(reactor, rest, backlog, tls, reuse_port)
-        return attrs.evolve(inner, has_proxy_header=True)
+    kind = description.partition(":")[0]
     if kind == "stdio":
         raise ConfigError("standard input is a single connection; a server cannot listen on it")
     words, options = endpoints._parse(description)

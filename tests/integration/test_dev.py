@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.http_client import HTTP
-from support.processes import DEADLINE_S, START_S, Server, serving, wait_until, xformd
+from support.processes import DEADLINE_S, Server, serving, wait_until, xformd
 from xformd.kit.new import make_plugin
 
 pytest.importorskip("watchfiles")
@@ -70,12 +70,12 @@ def until(server: Server, part: str) -> str:
         answers.append(shout(server))
         return part in answers[-1]
 
-    wait_until(has_part, START_S)
+    wait_until(has_part)
     return answers[-1]
 
 
 def logs(server: Server, part: str) -> None:
-    wait_until(lambda: part in server.log, START_S)
+    wait_until(lambda: part in server.log)
 
 
 def edit(file: Path, change: Callable[[str], str]) -> None:
@@ -121,13 +121,13 @@ def test_the_project_file_is_followed_too(server: Server, folder: Path) -> None:
     project = folder / "pyproject.toml"
     whole = project.read_text()
     edit(project, lambda text: text.replace('version = "0.1.0"', 'version = "0.2.0"'))
-    wait_until(lambda: '"0.2.0"' in ask(server, "/transforms/shout"), START_S)
+    wait_until(lambda: '"0.2.0"' in ask(server, "/transforms/shout"))
     edit(project, lambda text: text + "[")
     logs(server, f"not reloaded: cannot read {project}: ")
     assert "cannot read" in ask(server, "/dev")
     assert shout(server) == "> owl"
     edit(project, lambda _: whole)
-    wait_until(lambda: '"0.1.0"' in ask(server, "/transforms/shout"), START_S)
+    wait_until(lambda: '"0.1.0"' in ask(server, "/transforms/shout"))
 
 
 def test_a_folder_of_loose_files_is_followed(tmp_path: Path) -> None:

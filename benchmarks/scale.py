@@ -262,7 +262,7 @@ class Client:
             node.unreachable_until = now + REDIAL_S
             self._world.later(TRIP_S, lambda: self._send(request))
             return
-        if node.server.trouble == "vanished":  # the session notices, as client/session.py does
+        if node.server.trouble == "vanished":  # the session notices, as wire/client.py does
             self._world.later(SILENT_AFTER_S, lambda: self._leave(node))
         node.in_flight += 1
         node.server.take(Attempt(request, node, now))

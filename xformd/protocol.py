@@ -61,13 +61,11 @@ class _Arrival:
 class TransformProtocol(DrainableProtocol):
     """One connection. Its first netstring decides on the dialect, unless the factory has done so."""
 
-    factory: "TransformFactory"
-
     log = Logger()
 
     def __init__(self, factory: "TransformFactory", peer: str | None = None) -> None:
-        self.factory = factory
-        self.peer = peer
+        super().__init__(factory, peer)
+        self.factory: TransformFactory = factory
         self.service: Service = factory.service
         self._front = factory.front
         self.limits = factory.limits
@@ -98,7 +96,7 @@ class TransformProtocol(DrainableProtocol):
 
     def connectionMade(self) -> None:
         """Wait for a first byte, for as long as a connection may be idle."""
-        self.factory.connections.add(self, self.peer)
+        super().connectionMade()
         self._is_eager = hasattr(self.transport, "hint_read_size")
         # Of the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         self._can_send_now = hasattr(type(self.transport), "send_now")
@@ -137,7 +135,7 @@ class TransformProtocol(DrainableProtocol):
         if self.factory.is_stopping:
             self.transport.loseConnection()
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Cancel what nobody waits for any more."""
         self._is_closing = True
         self._deadline.close()
@@ -152,7 +150,7 @@ class TransformProtocol(DrainableProtocol):
         handler, self._handler = self._handler, None
         if handler is not None:
             handler.lost()
-        self.factory.connection_ended(self)
+        super().connectionLost(reason)
 
     # What its handler calls.
 
@@ -232,23 +230,21 @@ class TransformProtocol(DrainableProtocol):
         else:
             self._deadline.set(seconds)
 
-    def hint_read_size(self, count: int) -> None:
-        """Read more at a time while single strings are as long as this one, where the transport can."""
+    def note_arrival(self, count: int, share: str | None = None, *, is_here: bool = False) -> None:
+        """Note how long the request is that arrives, or ``is_here``; ``share`` is the peer's if not given.
+
+        Where others need the room of a long one, the handler's ``reject`` is called. While single strings are as long
+        as this one, more is read at a time, where the transport can.
+        """
         if self._is_eager:
             self.transport.hint_read_size(count)
-
-    def note_arrival(self, count: int, share: str | None = None) -> None:
-        """Note how long the request is that arrives, 0 once it is here; ``share`` is its own if not given.
-
-        Where others need the room of a long one, the handler's ``reject`` is called.
-        """
         arrivals = self.factory.arrivals
         if self._arrival is not None:
-            if self._arrival.size_bytes == count:
+            if self._arrival.size_bytes == count and not is_here:
                 return
             arrivals.remove(self._arrival)
             self._arrival = None
-        if count > PART_BYTES:
+        if count > PART_BYTES and not is_here:
             self._arrival = _Arrival(self, Caller(share or self.share), count)
             for each in arrivals.put(self._arrival):
                 self.factory.clock.callLater(0, each.connection._reject, each)
@@ -349,8 +345,7 @@ class TransformProtocol(DrainableProtocol):
                 refusal.log_message = "this looks like HTTP, which has a port of its own (--http)"
             self._refuse(refusal)
             return
-        self.hint_read_size(self._decoder.string_bytes)
-        self.note_arrival(self._decoder.string_bytes if self._decoder.is_inside else 0)
+        self.note_arrival(self._decoder.string_bytes, is_here=not self._decoder.is_inside)
         if strings == [session.OPENING]:
             self._speak("session")
             self._handler = SessionHandler(self, self._decoder)
@@ -425,6 +420,7 @@ class TransformProtocol(DrainableProtocol):
         return f"{host}:{peer.port}" if host is not None else "a local client"
 
 
+@attrs.define(eq=False, slots=False)
 class TransformFactory(DrainingFactory[TransformProtocol]):
     """Makes the connections of one server.
 
@@ -445,35 +441,26 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         cut_off: how many connections were aborted because they took too long.
     """
 
+    service: Service
+    limits: Limits = Limits()
+    _reactor: Any = None
+    front: Front = attrs.field(default="netstring", kw_only=True)
+    metrics: Metrics | None = attrs.field(default=None, kw_only=True)
+    counting: Mapping[Front, Service] = attrs.field(default=MappingProxyType({}), kw_only=True)
+    make_handler: Callable[[TransformProtocol], ConnectionHandler] | None = attrs.field(default=None, kw_only=True)
+    access_log: AccessLog | None = attrs.field(default=None, kw_only=True)
+    tracer: Tracer = attrs.field(default=NO_TRACES, kw_only=True)
+    trusts: Callable[[str | None], bool] = attrs.field(default=lambda _: False, kw_only=True)
+    access: Access | None = attrs.field(default=None, kw_only=True)
+
+    protocol = TransformProtocol
     flush_timeout_s = FLUSH_TIMEOUT_S
 
-    def __init__(
-        self,
-        service: Service,
-        limits: Limits = Limits(),
-        reactor: Any = None,
-        *,
-        front: Front = "netstring",
-        metrics: Metrics | None = None,
-        counting: Mapping[Front, Service] = MappingProxyType({}),
-        make_handler: Callable[["TransformProtocol"], ConnectionHandler] | None = None,
-        access_log: AccessLog | None = None,
-        tracer: Tracer = NO_TRACES,
-        trusts: Callable[[str | None], bool] = lambda _: False,
-        access: Access | None = None,
-    ) -> None:
-        if not hasattr(service, "xform"):
-            raise TypeError(f"{type(service).__name__} is no service: TransformService.from_functions() makes one")
-        super().__init__(limits, reactor)
-        self.service = service
-        self.front: Front = front
-        self.metrics = metrics
-        self.counting = counting
-        self.make_handler = make_handler
-        self.access_log = access_log
-        self.tracer = tracer
-        self.trusts = trusts
-        self.access = access
+    def __attrs_post_init__(self) -> None:
+        if not hasattr(self.service, "xform"):
+            raise TypeError(f"{type(self.service).__name__} is no service: TransformService.from_functions() makes one")
+        super().__init__(self.limits, self._reactor)
+        limits = self.limits
         self.arrivals: FairQueue[_Arrival] = FairQueue(limits.max_connections, _arriving_bytes(limits))
         self.cut_off = 0
         self.disconnects = DisconnectWatcher(self.clock)
@@ -483,10 +470,6 @@ class TransformFactory(DrainingFactory[TransformProtocol]):
         """See ``DrainingFactory``."""
         super().set_limits(limits)
         self.arrivals.max_jobs, self.arrivals.max_bytes = limits.max_connections, _arriving_bytes(limits)
-
-    def make_protocol(self, peer: str | None) -> TransformProtocol:
-        """Make the protocol of a connection that has been accepted."""
-        return TransformProtocol(self, peer)
 
     @property
     def connection_stats(self) -> ConnectionStats:

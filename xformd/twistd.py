@@ -66,8 +66,11 @@ class _CommandOptions(usage.Options):
         """Make the server."""
         made: list[FailFastService] = []
 
+        def locate(error: ConfigError) -> ConfigError:
+            return error if error.setting is None else error.located_at(f"--{error.setting}")
+
         def keep(make: Callable[[Any], ListeningService]) -> None:
-            made.append(FailFastService(make(reactor), reactor, _locate))
+            made.append(FailFastService(make(reactor), reactor, locate))
 
         with self._context as context:
             context.obj = keep
@@ -75,10 +78,6 @@ class _CommandOptions(usage.Options):
             context.params |= {name: file.absolute() for name, file in files.items()}  # twistd may change its folder
             context.command.invoke(context)
         return made[0]
-
-
-def _locate(error: ConfigError) -> ConfigError:
-    return error if error.setting is None else error.located_at(f"--{error.setting}")
 
 
 class ProxyOptions(_CommandOptions):

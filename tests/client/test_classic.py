@@ -5,11 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 
 import xformd
 from support.deferreds import error_of, has_fired, result_of
 from support.network import Host, Network
-from xformd.client import classic
+from xformd import TransformProxy
 from xformd.spec import parse
 
 
@@ -18,8 +19,14 @@ def host() -> Host:
     return Network().silent()
 
 
-def ask(host: Host) -> Deferred[bytes]:
-    answer = classic.send_request(host, "there:11000", parse("wrap:width=4"), b"poem", max_result_bytes=100)
+def ask(host: Host, *, is_slow: bool = False) -> Deferred[bytes]:
+    """Send a poem to a server that closes where a session is opened; then it is silent, or slow to connect to."""
+    proxy = TransformProxy(host, reactor=Clock(), address="there:11000", max_result_bytes=100)
+    answer = proxy.forward(parse("wrap:width=4"), b"poem", None)
+    host.network.pump()
+    host.is_slow = is_slow
+    host.lose_connections(error.ConnectionDone())
+    host.wires.clear()
     host.network.pump()
     return answer
 
@@ -71,8 +78,7 @@ def test_an_answer_that_cannot_be_read(host: Host, received: bytes, kind: type) 
 
 @pytest.mark.parametrize("is_connected", [False, True])
 def test_cancelling_stops_connecting_or_closes_the_connection(host: Host, is_connected: bool) -> None:
-    host.is_slow = not is_connected
-    answer = ask(host)
+    answer = ask(host, is_slow=not is_connected)
     answer.cancel()
     assert isinstance(error_of(answer, xformd.Cancelled), CancelledError)
     host.network.pump()

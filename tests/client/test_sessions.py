@@ -7,19 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectionRefusedError  # noqa: A004
-from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from zope.interface import directlyProvides
+from zope.interface import directlyProvides, implementer
 
 import xformd
 from support.deferreds import error_of, has_fired, outcome_of, result_of
 from support.memory import MemoryServer
 from support.network import HELLO, Answer, Dying, Host, NamedReactor, Network, Tutorial, hello_then
 from xformd import TransformProxy
-from xformd.client.session import Session
-from xformd.client.upstream import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S, PATIENCE_S
+from xformd.client.requests import PATIENCE_S
+from xformd.client.servers import CLASSIC_FOR_S, LONGEST_DELAY_S, OPENING_TIMEOUT_S
 from xformd.net.plain import PEER_TIMEOUT_S
 from xformd.spec import parse
 from xformd.wire.client import DOUBT_S, GIVE_UP_S, SILENCE_S
@@ -83,7 +83,14 @@ def test_a_request_does_not_wait_for_the_acknowledgement_of_the_last() -> None:
     transport = StringTransport()
     transport.setTcpNoDelay = calls.append  # type: ignore[attr-defined]
     directlyProvides(transport, ITCPTransport)
-    Session("127.0.0.1:1", Clock(), 1_000).makeConnection(transport)
+
+    @implementer(IStreamClientEndpoint)
+    class Endpoint:
+        def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
+            factory.buildProtocol(None).makeConnection(transport)  # type: ignore[arg-type,union-attr]
+            return Deferred()
+
+    TransformProxy(Endpoint(), reactor=Clock()).xform("upper", "x")
     assert calls == [True]
 
 
@@ -157,7 +164,7 @@ def test_classic_servers_share_the_work(world: World) -> None:
     for answer in waiting:
         answer.cancel()
         world.fail(answer, xformd.Cancelled)
-    assert [upstream.load for upstream in proxy._upstreams] == [0, 0]
+    assert [server.load for server in proxy._servers] == [0, 0]
 
 
 def test_a_classic_server_that_is_gone_is_left_out(world: World) -> None:
@@ -232,7 +239,7 @@ def test_a_lost_connection_is_forgotten(world: World) -> None:
         assert world.settle(proxy.xform("upper", "x")) == "X"
         world.host.lose_connections()
     assert len(world.host.wires) == 3
-    assert [session for upstream in proxy._upstreams for session in upstream._sessions] == []
+    assert [len(address.links) for address in proxy._servers[0].addresses] == [1]
 
 
 def test_what_was_in_flight_is_never_sent_again_and_what_was_not_written_is(world: World) -> None:
@@ -426,7 +433,7 @@ def test_a_server_that_vanishes_costs_no_more_than_it_must(world: World, timeout
     world.host.vanish()
     started = world.clock.seconds()
     new = world.host = world.network.host(world.server.factory)
-    proxy._upstreams[0]._endpoint.endpoint = new  # as if a name pointed elsewhere
+    proxy._servers[0].place.endpoint = new  # as if a name pointed elsewhere
     while True:
         answer = proxy.xform("upper", "x", timeout=timeout_s).addErrback(lambda failure: failure.value)
         asked = world.clock.seconds()
@@ -474,13 +481,13 @@ def test_a_server_at_its_limit_does_not_read_and_is_not_given_up(world: World) -
 def test_a_server_that_takes_an_upload_is_not_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
-    monkeypatch.setattr("xformd.client.session.bytes_in_system", lambda _: 100_000)
+    monkeypatch.setattr("xformd.client.servers.bytes_in_system", lambda _: 100_000)
     host, _ = world.scripted(SILENT)
     (answer,) = world.send(world.proxy(host), "a long poem")
     for _ in range(60):
         world.turn(0.5)
     assert not has_fired(answer)
-    monkeypatch.setattr(f"xformd.client.session.{sign}", lambda _: 20)
+    monkeypatch.setattr(f"xformd.client.servers.{sign}", lambda _: 20)
     world.fail(answer, xformd.ConnectionLost, GIVE_UP_S)
 
 
@@ -606,7 +613,7 @@ def test_sessions_reach_servers_that_came_later_and_not_all_at_once(world: World
     for client in clients:
         client.ask()
         client.reactor.names["poems"] = ["10.0.0.1", "10.0.0.2"]
-        ages.append(client.proxy._upstreams[0]._sessions[0].renews_at)
+        ages.append(client.proxy._servers[0].addresses[0].link.renews_at)
     assert 50 <= min(ages) < 60 < 90 < max(ages) <= 100
     world.turn(100)
     for client in clients:

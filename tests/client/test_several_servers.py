@@ -4,7 +4,6 @@ import gc
 import re
 from typing import Any
 
-import attrs
 import pytest
 from twisted.internet.defer import Deferred
 
@@ -14,8 +13,8 @@ from support.memory import MemoryServer, grow, upper
 from support.network import Host, NamedReactor, Network
 from support.registries import registry_of
 from xformd import TransformProxy, transform
-from xformd.client.proxy import LOOK_AGAIN_S
-from xformd.client.upstream import LONGEST_DELAY_S
+from xformd.client.requests import LOOK_AGAIN_S
+from xformd.client.servers import LONGEST_DELAY_S
 from xformd.runners.generation import Generation
 from xformd.runners.inline import InlineRunner
 from xformd.spec import parse
@@ -247,7 +246,7 @@ def busy(count: int = 2) -> World:
     world = hedging(count)
     for node in world.proxy._balancer.nodes:
         assert node.offers
-        node.workers, node.offers = 1, {**node.offers, "sure": attrs.evolve(node.offers["sure"], at_once=1)}
+        node.workers, node.offers = 1, {**node.offers, "sure": node.offers["sure"]._replace(at_once=1)}
     return world
 
 

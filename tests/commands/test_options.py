@@ -7,7 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from xformd.commands.options import PoemOptions, plugin_flags, poem_options
+from xformd.commands.options import PLUGIN_SETTINGS, setting_options
+from xformd.commands.poem_options import PoemOptions, poem_options
 from xformd.spec import build
 
 
@@ -33,7 +34,7 @@ def test_an_option_that_is_repeated_has_the_items_of_a_list(given: list[str], sp
 
 def test_a_preference_is_not_repeated() -> None:
     @click.command()
-    @plugin_flags
+    @setting_options(*PLUGIN_SETTINGS)
     def start(**_: Any) -> None:
         raise AssertionError
 

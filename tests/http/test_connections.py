@@ -5,7 +5,7 @@ import gc
 import itertools
 import socket
 import weakref
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.address import IPv4Address
@@ -454,7 +454,7 @@ def test_a_late_response_may_end_as_soon_as_it_starts() -> None:
     waiting = iter(late)
     front.application.respond = lambda _: lambda body: next(waiting)
     client = front.client(OWL + OWL)
-    late[0].callback(Response(200, b"", AtOnce()))
+    late[0].callback(Response(200, b"", cast(Any, AtOnce())))
     assert statuses(client) == [200]
     late[1].callback(Response(200, b"", b"cat"))
     assert statuses(client) == [200]

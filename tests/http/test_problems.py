@@ -36,9 +36,9 @@ def test_the_status_is_the_table_s_or_500_or_that_of_http() -> None:
 
 @pytest.mark.parametrize(("wait_ms", "wait_s"), [(1, b"1"), (1_000, b"1"), (1_001, b"2")])
 def test_retry_after_is_rounded_up(wait_ms: int, wait_s: bytes) -> None:
-    problem = problems.problem(Busy("the queue is full", retry_after_ms=wait_ms))
-    assert problem["retry_after_ms"] == wait_ms
-    assert b"retry-after: %b\r\n" % wait_s in problems.response(problem).headers
+    error = Busy("the queue is full", retry_after_ms=wait_ms)
+    assert problems.problem(error)["retry_after_ms"] == wait_ms
+    assert b"retry-after: %b\r\n" % wait_s in problems.response(error, b"7e57").headers
 
 
 def test_the_nearest_name_is_there_also_where_a_plugin_has_failed() -> None:

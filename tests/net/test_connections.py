@@ -141,6 +141,9 @@ class Watched:
         self.watcher = watcher
         self.watch()
 
+    def has_input(self) -> bool:
+        return True
+
     def watch(self) -> None:
         self.watcher.watch(self, self.socket.fileno())
 

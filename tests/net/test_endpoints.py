@@ -321,10 +321,12 @@ def test_a_wrapped_protocol_need_not_take_a_half_close() -> None:
     """Such as one that only resets the connection of a client that is refused."""
 
     class Refusing(DrainingFactory[Any]):
-        def make_protocol(self, peer: str | None) -> Protocol:
+        def refuse(self) -> Protocol:
             return Protocol()
 
-    protocol = on_port("haproxy:tcp:0", Refusing(Limits(), MemoryReactorClock())).buildProtocol(PROXY)
+    factory = Refusing(Limits(), MemoryReactorClock())
+    factory.drain()
+    protocol = on_port("haproxy:tcp:0", factory).buildProtocol(PROXY)
     transport = StringTransport()
     protocol.makeConnection(transport)
     protocol.writeConnectionLost()

@@ -50,7 +50,7 @@ def factory(reactor: Reactor) -> DrainingFactory[Any]:
 
 def test_it_drains_before_the_reactor_stops(reactor: Reactor, factory: DrainingFactory[Any]) -> None:
     factory.doStart()
-    connection = Stoppable()
+    connection = Stoppable(factory)
     factory.connections.add(connection, None)
     (stopping,) = [act() for act in reactor.on_shutdown]
     assert (connection.is_stopping, factory.is_stopping, has_fired(stopping)) == (True, True, False)
@@ -60,7 +60,7 @@ def test_it_drains_before_the_reactor_stops(reactor: Reactor, factory: DrainingF
 
 
 def test_whoever_drains_it_again_waits_for_the_same_end(factory: DrainingFactory[Any]) -> None:
-    connection = Stoppable()
+    connection = Stoppable(factory)
     factory.connections.add(connection, None)
     first, second = factory.drain(), factory.drain()
     assert not has_fired(first)
@@ -75,7 +75,7 @@ def test_the_reactor_forgets_it_with_its_last_port_and_connection(
         factory.doStart()
         factory.doStart()
         factory.doStop()
-        factory.connections.add(Stoppable(), None)
+        factory.connections.add(Stoppable(factory), None)
         assert len(reactor.on_shutdown) == 1
         factory.doStop()
         assert len(reactor.on_shutdown) == 1

@@ -40,11 +40,10 @@ class Site:
         self.reactor = MemoryReactorClock()
         self.factory: DrainingFactory[Any] = DrainingFactory(Limits(drain_delay_s=drain_delay_s), self.reactor)
         self.server = Slow(("tcp:1",), self.factory, self.reactor)
-        self.lifecycle = Lifecycle(self.server, self.reactor, lambda: "serves")
+        self.lifecycle = Lifecycle(self.server, self.reactor, lambda _: ["serves"], Mock(), Mock())
 
     def start(self) -> "Site":
         self.lifecycle.start()
-        self.lifecycle.ready()
         return self
 
     def stop(self) -> Deferred[None]:

@@ -9,15 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.logs import Log
-from xformd.net.systemd import Notifier, encode_notice, watchdog_interval_s
-
-
-def test_a_message_has_a_line_for_each_field() -> None:
-    assert encode_notice(READY=1, STATUS="listening on owl:1") == b"READY=1\nSTATUS=listening on owl:1"
-
-
-def test_no_status_can_forge_a_field() -> None:
-    assert encode_notice(STATUS="owl\nMAINPID=1\x1b") == "STATUS=owl MAINPID=1\N{REPLACEMENT CHARACTER}".encode()
+from xformd.net.systemd import Notifier
 
 
 @pytest.mark.parametrize(
@@ -33,7 +25,8 @@ def test_no_status_can_forge_a_field() -> None:
     ],
 )
 def test_a_server_says_that_it_lives_twice_as_often_as_it_must(usec: str, pid: str, interval_s: float) -> None:
-    assert watchdog_interval_s(usec, str(os.getpid()) if pid == "own" else pid) == interval_s
+    watched = {"WATCHDOG_USEC": usec, "WATCHDOG_PID": str(os.getpid()) if pid == "own" else pid}
+    assert Notifier({"NOTIFY_SOCKET": "/run/owl", **watched}).watchdog_s == interval_s
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -52,6 +45,12 @@ def test_a_manager_is_told_and_its_variables_are_no_child_process_s(manager: tup
     notifier = Notifier(environment)
     notifier.tell(READY=1)
     assert (receiving.recv(1_000), notifier.watchdog_s, environment) == (b"READY=1", 5, {"OWL": "1"})
+
+
+def test_a_message_has_a_line_for_each_field_and_none_can_forge_another(manager: tuple[socket.socket, str]) -> None:
+    receiving, address = manager
+    Notifier({"NOTIFY_SOCKET": address}).tell(READY=1, STATUS="owl\nMAINPID=1\x1b")
+    assert receiving.recv(1_000).decode() == "READY=1\nSTATUS=owl MAINPID=1\N{REPLACEMENT CHARACTER}"
 
 
 def test_without_a_manager_nobody_is_told() -> None:

@@ -146,7 +146,7 @@ class Slow(Wire):
 def test_the_peer_must_take_so_much_in_each_period(bytes_per_s: int, is_cut_off: bool) -> None:
     clock, given_up, slow = Clock(), list[float](), Slow()
     limits = Limits(write_timeout_s=10, min_read_rate_bytes_per_s=100)
-    buffer = WriteBuffer(slow, clock, limits, lambda: given_up.append(clock.seconds()), lambda: None)  # type: ignore[arg-type]
+    buffer = WriteBuffer(slow, clock, limits, lambda: given_up.append(clock.seconds()), lambda: None)
     buffer.write(bytes(10 * PART_BYTES))
     for _ in range(100):
         slow.take(bytes_per_s)
@@ -158,7 +158,7 @@ def test_the_peer_must_take_so_much_in_each_period(bytes_per_s: int, is_cut_off:
 def test_a_part_that_the_peer_took_long_ago_gains_no_time() -> None:
     clock, given_up, slow = Clock(), list[float](), Slow()
     limits = Limits(write_timeout_s=10, min_read_rate_bytes_per_s=100)
-    buffer = WriteBuffer(slow, clock, limits, lambda: given_up.append(clock.seconds()), lambda: None)  # type: ignore[arg-type]
+    buffer = WriteBuffer(slow, clock, limits, lambda: given_up.append(clock.seconds()), lambda: None)
     buffer.write(bytes(10 * PART_BYTES))
     clock.advance(9)
     for _ in range(3):

@@ -24,8 +24,7 @@ from support.traces import SAMPLED, TRACE_ID, Recorder
 from xformd import transform
 from xformd.access.guard import Grant, GuardedService
 from xformd.access.rules import NOBODY, Identity
-from xformd.client.servers import MAX_REPEATS
-from xformd.client.upstream import PATIENCE_S
+from xformd.client.requests import MAX_REPEATS, PATIENCE_S
 from xformd.counting import FinishingService
 from xformd.limits import Limits
 from xformd.net import endpoints

@@ -13,7 +13,6 @@ from xformd.plugins.settings import Table
 from xformd.runners import messages
 from xformd.runners.messages import WorkerHello, WorkerSetup
 from xformd.spec import parse
-from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring
 from xformd.wire.session import Request, decode_request
 
@@ -75,22 +74,6 @@ def test_a_note_survives_a_round_trip(note: Any) -> None:
     assert messages.decode_note(inside(messages.encode_note(*(each for each in note if each)))) == note
 
 
-def test_when_a_step_ran_survives_a_round_trip() -> None:
-    assert messages.decode_run(inside(messages.encode_run(2**53 - 1, 1, 2**63 - 1))) == (2**53 - 1, 1, 2**63 - 1)
-
-
-@pytest.mark.parametrize("string", [b"ran 1 2", b"ran 1 2 -3", b"ran 1 2 3 4", b"1 ok.ran 1 2 3", b"step 1"])
-def test_other_messages_say_of_no_run(string: bytes) -> None:
-    assert messages.decode_run(string) is None
-
-
-@pytest.mark.parametrize(
-    "raised", [SafeTraceback("ValueError", "Traceback:\n  there"), SafeTraceback("E", "", "no \ud800 (/x.py, line 1)")]
-)
-def test_a_traceback_survives_a_round_trip(raised: SafeTraceback) -> None:
-    assert messages.decode_traceback(inside(messages.encode_traceback(7, raised))) == (7, raised)
-
-
 def test_several_requests_are_announced_as_a_batch() -> None:
     requests = [Request(number, parse("upper"), b"a.poem", 100) for number in (7, 8)]
     note, *strings = netstring.Decoder(10**9).decode(messages.encode_requests(requests))
@@ -113,6 +96,8 @@ NEWS: list[dict[str, Any]] = [
     {"late": [["x-owl", "owl"], ["x-cat", "cat"]]},
     {"loaded": True, "pid": 7},
     {"warning": "plugin x-owl left a process running"},
+    {"raised": 7, "error": "E", "traceback": "", "detail": "no \ud800 (/x.py, line 1)"},
+    {"ran": [2**53 - 1, 1, 2**63 - 1]},
 ]
 
 
@@ -126,31 +111,9 @@ def test_other_messages_are_no_news(string: bytes) -> None:
     assert messages.decode_news(string) is None
 
 
-MALFORMED_NEWS = [
-    b"",
-    b"{}",
-    b"[]",
-    b'{"loading": "owl"}',
-    b'{"loading": ["x-owl"]}',
-    b'{"warming_up": ["x-owl", 1]}',
-    b'{"timeout_s": "1"}',
-    b'{"late": {}}',
-    b'{"late": ["owl"]}',
-    b'{"late": [["x-owl", 1]]}',
-    b'{"loaded": false, "pid": 1}',
-    b'{"loaded": true}',
-    b'{"warning": 1}',
-    b'{"timeout_s": 0}',
-    b'{"timeout_s": NaN}',
-    b'{"timeout_s": -1}',
-    b"\xff",
-    b"[" * 100_000,
-]
-
-
-@pytest.mark.parametrize("string", MALFORMED_NEWS, ids=lambda string: string[:20].decode("latin-1"))
+@pytest.mark.parametrize("string", [b"", b"[]", b"1", b"\xff", b"[" * 100_000])
 def test_malformed_news_are_rejected(string: bytes) -> None:
-    with pytest.raises(ValueError, match="a process that loads plugins says what it is loading"):
+    with pytest.raises(ValueError, match="news are an object of JSON"):
         messages.decode_news(b"news " + string)
 
 
@@ -168,16 +131,3 @@ def test_a_malformed_hello_is_rejected(string: bytes) -> None:
 )
 def test_other_messages_are_no_note(string: bytes) -> None:
     assert messages.decode_note(string) is None
-
-
-@pytest.mark.parametrize("string", [b"", b"traceback", b"1 ok.traceback {}", b"step 1"])
-def test_other_messages_are_no_traceback(string: bytes) -> None:
-    assert messages.decode_traceback(string) is None
-
-
-@pytest.mark.parametrize(
-    "string", [b"", b"{}", b"[]", b'{"error": 1, "traceback": ""}', b'{"error": ""}', b"\xff", b"[" * 100_000]
-)
-def test_a_malformed_traceback_is_rejected(string: bytes) -> None:
-    with pytest.raises(ValueError, match="a traceback message has an id, an error and a traceback"):
-        messages.decode_traceback(b"traceback " + string)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from support.fakes import listing_of
 from support.registries import PLACED
 from xformd.errors import ConfigError
 from xformd.limits import Limits
@@ -17,7 +16,6 @@ from xformd.runners.policy import (
     Placement,
     Quarantine,
     Scope,
-    plugin_difference,
     retry_after_ms,
     why_worn,
 )
@@ -228,28 +226,3 @@ def test_a_worker_is_worn_by_jobs_or_by_growth(jobs: int, growth_bytes: int, why
 )
 def test_retry_after_is_when_half_are_done(waiting: int, workers: int, mean_job_s: float, expected_ms: int) -> None:
     assert retry_after_ms(waiting, workers, mean_job_s) == expected_ms
-
-
-@pytest.mark.parametrize(
-    ("first", "other", "difference"),
-    [
-        ({}, listing_of(owl="1"), ""),
-        (listing_of(owl="1"), listing_of(owl="1"), ""),
-        (listing_of(owl="1"), listing_of(owl="2"), "owl is from x-owl 2, not from x-owl 1"),
-        (listing_of(owl="1", cat="1"), listing_of(owl="1"), "cat from x-cat 1 is missing"),
-        (listing_of(owl="1"), listing_of(owl="1", cat="1"), "cat is new"),
-        (
-            listing_of(owl="1", cat="1"),
-            {
-                **listing_of(owl="1"),
-                "plugins": [
-                    {"distribution": "x-owl", "version": "1", "state": "active", "reason": ""},
-                    {"distribution": "x-cat", "version": "1", "state": "failed", "reason": "warm-up of cat failed: no"},
-                ],
-            },
-            "cat from x-cat 1 is missing: warm-up of cat failed: no",
-        ),
-    ],
-)
-def test_the_first_difference_in_plugins_is_named(first: Any, other: Any, difference: str) -> None:
-    assert plugin_difference(first, other) == difference

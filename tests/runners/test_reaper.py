@@ -16,6 +16,7 @@ import pytest
 
 from support.live import LiveForkServer, LiveWorker, children, descriptors, is_running, live
 from support.processes import wait_until
+from xformd.plugins import process_state
 from xformd.runners import reaper as module
 
 
@@ -275,7 +276,7 @@ import subprocess
 from xformd.runners import reaper
 worker = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!"], start_new_session=True)
 worker.wait()
-reaper.children = list
+reaper.child_pids = set
 reaper._sweep(worker.pid)
 """
 
@@ -289,7 +290,7 @@ def test_without_proc_the_workers_group_ends() -> None:
 
 def test_without_proc_it_knows_no_children(monkeypatch: pytest.MonkeyPatch) -> None:
     with subprocess.Popen(["sleep", "1000"]) as child:
-        assert child.pid in module.children()
-        monkeypatch.setattr(module, "Path", lambda _: Path("/no/such/file"))
-        assert module.children() == []
+        assert child.pid in process_state.child_pids()
+        monkeypatch.setattr(process_state, "Path", lambda _: Path("/no/such/file"))
+        assert process_state.child_pids() == set()
         child.kill()

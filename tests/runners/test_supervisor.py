@@ -99,7 +99,7 @@ def test_the_first_ready_worker_tells_its_plugins(supervised: Supervised) -> Non
     assert not has_fired(ready)
     supervised.workers[1].be_ready()
     supervised.workers[0].be_ready()
-    assert result_of(ready) == WorkerHello(101, {})
+    assert result_of(ready) == WorkerHello(101, listing_of())
 
 
 def test_a_callback_of_ready_may_stop_at_once(clock: Clock, supervised: Supervised) -> None:
@@ -363,7 +363,7 @@ def test_three_failed_starts_are_reported_and_then_the_first_worker_that_is_read
     assert result_of(failed) == NotReady("a worker ended with exit status 1 before it was ready")
     ready = supervised.supervisor.ready
     supervised.workers[-1].be_ready()
-    assert result_of(ready) == WorkerHello(supervised.workers[-1].pid or 0, {})
+    assert result_of(ready) == WorkerHello(supervised.workers[-1].pid or 0, supervised.workers[-1].listing)
     assert supervised.supervisor.idle == 1
 
 
@@ -596,13 +596,13 @@ def test_workers_whose_plugins_differ_are_killed_a_few_times(clock: Clock, super
         worker = supervised.workers[-1]
         worker.listing = listing_of(owl="1")
         worker.say_hello()
-        assert worker.killed == ["has other plugins than those before (cat from x-cat 1 is missing)"]
+        assert worker.killed == ["has other plugins than those before (it lacks cat (x-cat 1))"]
         worker.end()
         clock.advance(10)
     last = supervised.workers[-1]
     last.listing = listing_of(owl="1")
     last.be_ready()
-    assert log.lines[-1] == "a worker has other plugins (cat from x-cat 1 is missing); send SIGHUP to reload them all"
+    assert log.lines[-1] == "a worker has other plugins (it lacks cat (x-cat 1)); send SIGHUP to reload them all"
     assert {supervised.take_worker() for _ in range(2)} == {first, last}
     assert supervised.launcher.started_again == []  # the first would end with what it was forked from
 
@@ -619,5 +619,5 @@ def test_if_no_worker_is_left_the_plugins_are_loaded_again_when_they_differ(cloc
     worker = supervised.workers[-1]
     worker.listing = listing_of(owl="1")
     worker.say_hello()
-    assert worker.killed == ["has other plugins than those before (cat from x-cat 1 is missing)"]
+    assert worker.killed == ["has other plugins than those before (it lacks cat (x-cat 1))"]
     assert supervised.launcher.started_again == ["workers have other plugins than those before"]

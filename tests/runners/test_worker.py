@@ -107,12 +107,10 @@ def test_what_cannot_fit_is_refused_before_its_first_step(shared: LiveWorker) ->
 def test_a_traceback_comes_before_the_refusal_and_without_its_message(worker: LiveWorker) -> None:
     for spec, error in (("broken", "ValueError"), ("leave", "SystemExit")):
         asked = worker.ask(spec, b"poem")
-        request_id, raised = messages.decode_traceback(worker.receive()) or (0, None)
-        assert request_id == asked
-        assert raised is not None
-        assert (raised.error, raised.detail) == (error, "")
-        assert f", in {spec}\n{error}" in raised.traceback
-        assert "no poem" not in raised.traceback
+        raised = messages.decode_news(worker.receive()) or {}
+        assert (raised["raised"], raised["error"], raised["detail"]) == (asked, error, "")
+        assert f", in {spec}\n{error}" in raised["traceback"]
+        assert "no poem" not in raised["traceback"]
         assert isinstance(worker.answer(), TransformFailed)
     worker.channel.close()
     assert worker.printed() == b""
@@ -122,14 +120,13 @@ def test_who_runs_it_at_home_is_told_in_full_what_a_transform_raised(own: LiveFo
     own.begin(hostile, shows_errors=True)
     worker = own.worker()
     worker.ask("broken", b"poem")
-    _, raised = messages.decode_traceback(worker.receive()) or (0, None)
-    assert raised is not None
-    assert re.fullmatch(r"no \\x00 poem \(.*/hostile\.py, line \d+: raise ValueError\(.*\)\)", raised.detail)
+    raised = messages.decode_news(worker.receive()) or {}
+    assert re.fullmatch(r"no \\x00 poem \(.*/hostile\.py, line \d+: raise ValueError\(.*\)\)", raised["detail"])
 
 
 def test_an_expected_refusal_has_no_traceback(shared: LiveWorker) -> None:
     shared.ask("refuse")
-    assert messages.decode_traceback(shared.receive()) is None
+    assert messages.decode_news(shared.receive()) is None
 
 
 def test_its_output_goes_to_the_log_and_never_to_the_channel(worker: LiveWorker) -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 import pytest
 from twisted.python.failure import Failure
 
@@ -153,7 +154,11 @@ def test_a_job_hears_of_its_steps_and_its_answer(ready: Started) -> None:
     raised = SafeTraceback("ValueError", "there")
     ready.run("upper+upper")
     assert ready.channel.recv(100_000).endswith(b"1 upper+upper.x,")
-    ready.send(messages.encode_note("step", 1, 1) + messages.encode_traceback(1, raised) + encode_reply(Reply(1, b"X")))
+    ready.send(
+        messages.encode_note("step", 1, 1)
+        + messages.encode_news(raised=1, **attrs.asdict(raised))
+        + encode_reply(Reply(1, b"X"))
+    )
     assert ready.heard == [("began", 1), ("raised", raised), ("answered", Reply(1, b"X"))]
 
 
@@ -178,7 +183,7 @@ def test_rubbish_ends_a_busy_worker_and_what_follows_is_ignored(ready: Started, 
     [
         encode_reply(Reply(1, b"X")),
         messages.encode_note("step", 1, 1),
-        messages.encode_traceback(1, SafeTraceback("E", "")),
+        messages.encode_news(raised=1, error="E", traceback="", detail=""),
     ],
 )
 @pytest.mark.parametrize("jobs", [0, 1])

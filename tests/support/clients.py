@@ -91,9 +91,8 @@ class TwistedClients:
         def close() -> None:
             for proxy in self._made:
                 proxy.close().addErrback(lambda _: None)
-                for upstream in proxy._upstreams:
-                    for session in upstream._sessions:
-                        session.abort()
+                for address in proxy._balancer.nodes:
+                    address.link.abort()  # type: ignore[attr-defined]
             self.reactor.callLater(0, self.reactor.stop)
 
         self.reactor.callFromThread(close)

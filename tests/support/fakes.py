@@ -80,7 +80,7 @@ def listing_of(**versions: str) -> dict[str, Any]:
     return {"transforms": listed}
 
 
-class RecordingJob:
+class RecordingJob(Job):
     """A job that records what it hears."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class FakeWorker:
         self.worn = ""
         self.has_ended = False
         self.is_disconnected = False
-        self.listing: Mapping[str, Any] = {}
+        self.listing: Mapping[str, Any] = listing_of()
         self.cancelled: list[int] = []
         self.last_step = 0, 0.0
         self._jobs: dict[int, Job] = {}

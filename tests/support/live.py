@@ -107,10 +107,10 @@ class LiveWorker:
         found: dict[int, bytes | Exception | None] = {}
         while len(found) < count:
             string = self.receive()
-            if (news := messages.decode_news(string)) is not None:
+            if (news := messages.decode_news(string)) is not None and "raised" in news:
+                self.raised.append(news["error"])
+            elif news is not None:
                 self.news.append(news)
-            elif (raised := messages.decode_traceback(string)) is not None:
-                self.raised.append(raised[1].error)
             elif (note := messages.decode_note(string)) is not None:
                 assert note[0] == "return"
                 found[note[1]] = None
@@ -121,7 +121,7 @@ class LiveWorker:
 
     def answer(self) -> bytes | Exception:
         """Return the next answer's poem or error, without a traceback before it."""
-        while messages.decode_traceback(string := self.receive()) is not None:
+        while "raised" in (messages.decode_news(string := self.receive()) or ()):
             pass
         reply = session.decode_reply(string)
         assert reply.id == self._requests

@@ -36,7 +36,7 @@ from xformd.plugins.registry import SEE_LIST, Registry, forbidden_transform, no_
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome
 from xformd.service import ForwardingService, Service
-from xformd.spec import SHORT_CHARACTERS, TRACEPARENT, Spec, SpecCache
+from xformd.spec import Spec, SpecCache
 from xformd.telemetry.metrics import Front
 from xformd.telemetry.reloads import ReloadOutcome
 from xformd.wire import session
@@ -56,6 +56,7 @@ class Grant:
         self.is_revoked = False
         self.in_flight: set[Deferred[bytes]] = set()
         self.on_change: list[Callable[[], None]] = []
+        self.services: dict[Front, Service] = {}  # what each front calls for it
         self._clock = clock
         self._allowance = math.inf
         self._counted_at_s = 0.0
@@ -132,7 +133,7 @@ class GuardedService(ForwardingService):
         """The transforms that its identity may know of."""
         self._check_authorized()
         if self._registry is None:  # the service says when it has another
-            identity, registry = self.grant.identity, super().registry
+            identity, registry = self.grant.identity, self._service.registry
             visible = registry.visible(identity.may_use, knows_all=self._knows_all)
             self._registry = registry if identity.may_use_all else visible
         return self._registry
@@ -140,7 +141,7 @@ class GuardedService(ForwardingService):
     def listing(self) -> bytes:
         """See ``Service.listing``: those of the transforms that its identity may use."""
         self._check_authorized()
-        listing = super().listing()
+        listing = self._service.listing()
         return listing if self.grant.identity.may_use_all else self._listing(listing)
 
     def _visible_listing(self, listing: bytes) -> bytes:
@@ -153,7 +154,7 @@ class GuardedService(ForwardingService):
 
     def missing(self) -> str:
         """See ``Service.missing``: names no plugin unless its identity may know of all."""
-        missing = super().missing()
+        missing = self._service.missing()
         return missing if not missing or self._knows_all else "still loading plugins"
 
     def xform(self, spec: Spec, poem: bytes, **more: Any) -> bytes | Deferred[bytes]:
@@ -172,10 +173,7 @@ class GuardedService(ForwardingService):
         return self._calls[words]
 
     def _make_call(self, words: bytes) -> PreparedCall | None:
-        if self.grant.is_limited or len(words) > SHORT_CHARACTERS or TRACEPARENT in words:
-            return None
-        request = session.decode_request(b"1 %b." % words)
-        if not isinstance(request, session.Request):
+        if self.grant.is_limited or (request := session.decode_words(words)) is None:
             return None
         try:
             self._check(request.spec)  # first: how long the service looks for a transform tells whether it is there
@@ -261,9 +259,8 @@ class Access:
             raise ConfigError(error.reason, details=error.details, setting="access") from error
         self._grants: dict[str, Grant] = {}
         self._revoked: WeakValueDictionary[str, Grant] = WeakValueDictionary()  # that open connections have
-        self._services: dict[tuple[Front, Grant], Service] = {}
         self._check: Any = None
-        self.on_revoke: list[Callable[[Grant], object]] = [self._forget]
+        self.on_revoke: list[Callable[[Grant], object]] = []
 
     def start(self) -> None:
         """Look for changes of the file from now on."""
@@ -299,14 +296,11 @@ class Access:
             elif self._grants.get(name) is grant:
                 self._revoked[name] = self._grants.pop(name)
                 grant.change(None)
+                grant.services.clear()
                 for forget in self.on_revoke:
                     forget(grant)
         line = f"read the access rules again: {len(rules.identities)} identities; {changes}"
         return ReloadOutcome((line,)).logged(self.log)
-
-    def _forget(self, grant: Grant) -> None:
-        for key in [key for key in self._services if key[1] is grant]:
-            del self._services[key]
 
     def by_token(self, token: bytes) -> Grant:
         """Return the grant of whoever has this token; raise ``Unauthorized`` if nobody has."""
@@ -328,10 +322,9 @@ class Access:
     def service(self, front: Front, grant: Grant) -> Service:
         """Return what a front calls for an identity."""
         assert self.make_service is not None
-        key = front, grant
-        if key not in self._services:
-            self._services[key] = self.make_service(front, grant)
-        return self._services[key]
+        if front not in grant.services:
+            grant.services[front] = self.make_service(front, grant)
+        return grant.services[front]
 
     def _grant(self, identity: Identity) -> Grant:
         if identity.name not in self._grants:

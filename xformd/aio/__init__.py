@@ -8,21 +8,20 @@ import math
 import socket
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import Any, Self, overload
 
-from xformd.client.servers import Client, Core, HandshakeFailed, NoConnection, Send, Text, watch, why_lost
-from xformd.errors import TransformTimeout
+from xformd.client.link import Link
+from xformd.client.requests import Text
+from xformd.client.servers import Core, NotInTime, watch
+from xformd.client.sockets import HandshakeFailed, SocketClient, why_lost
 from xformd.net.plain import PEER_TIMEOUT_S
 from xformd.net.tls import ClientTls
 from xformd.spec import OptionValue
 
-if TYPE_CHECKING:  # loading it takes longer than all the rest, and whoever has a loop has it
-    import asyncio
-
 __all__ = ["ClientTls", "TransformClient"]
 
 
-class TransformClient(Client):
+class TransformClient(SocketClient):
     """One or several transform servers. Use it as an async context manager, or ``await close()``."""
 
     _loop: Any = None
@@ -44,6 +43,7 @@ class TransformClient(Client):
         result: Any = None,
         timeout: Any = None,
         traceparent: Any = None,
+        hedge: Any = None,
         **options: OptionValue | None,
     ) -> Any:
         """Send a poem, and return the result. Cancelling the task cancels the request at the server.
@@ -54,6 +54,7 @@ class TransformClient(Client):
             result: ``str`` or ``bytes``; by default, the poem's type.
             timeout: give up after this many seconds; the server gives up too.
             traceparent: the trace that the request belongs to; by default, that of OpenTelemetry's current span.
+            hedge: whether a second server may be asked too; by default, as ``TransformClient`` was told.
             options: the transform's options; with a spec of several steps, write them into the spec.
 
         Raises:
@@ -61,12 +62,8 @@ class TransformClient(Client):
                 ``BadFrame``, ``TooLarge``, ``TransformTimeout``, ``BadRequest`` or ``GibberishError``.
             ValueError: the timeout is not a number of seconds above 0.
         """
-        work = self._xform(transform, poem, timeout, traceparent, result, options)
-        try:
-            return await self._within(timeout, work)
-        except TransformTimeout as error:
-            error.poem = poem
-            raise
+        work = self._xform(transform, poem, timeout, traceparent, result, hedge, options)
+        return await self._within(timeout, work, poem)
 
     async def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
@@ -80,16 +77,7 @@ class TransformClient(Client):
 
     async def close(self) -> None:
         """Accept no new requests, and wait until those in flight are done and every connection is closed."""
-        import asyncio
-
-        self._is_closed = True
-        for server in self._servers:
-            if server.attempt is not None and not server.openers:
-                server.attempt.cancel()
-            for link in (links := server.links if self._loop is asyncio.get_running_loop() else []):
-                link.close()
-            if links:
-                await asyncio.wait([link.closed for link in links])
+        await self._within(None, self._close())
 
     async def __aenter__(self) -> Self:
         return self
@@ -99,43 +87,42 @@ class TransformClient(Client):
     ) -> None:
         await self.close()
 
-    async def _within(self, timeout: float | None, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _within(self, timeout: float | None, work: Coroutine[Any, Any, Any], poem: Any = None) -> Any:
         import asyncio
 
         if (loop := asyncio.get_running_loop()) is not self._loop:
-            self._loop = loop
-            for server in self._servers:  # what it had belongs to another loop, which is over
-                server.links, server.attempt, server.openers = [], None, 0
+            self._loop, self._now, self._call_at = loop, loop.time, loop.call_at
+            self._waiter = loop.create_future
+            self._turns.clear()
+            self._forget_connections()  # which belong to another loop, which is over
         if timeout is None or not 0 < timeout < math.inf:
             return await work
         try:
             async with asyncio.timeout(timeout):
                 return await work
         except TimeoutError:
-            raise self._expired(timeout) from None
+            raise self._expired(timeout, poem) from None
 
     # What ``Client`` needs.
-
-    def _now(self) -> Any:
-        return self._loop.time()
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> Any:
         task = self._loop.create_task(work)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # those who wait are told
         return task
 
-    async def _wait_for(self, attempt: Any, patience_s: float | None, ends_at: float | None) -> Any:  # noqa: ARG002
+    def _settle(self, waiter: Any, value: Any) -> None:
+        if not waiter.done():
+            waiter.set_result(value)  # also an exception: a waiter never fails
+
+    async def _wait(self, waiter: Any, seconds: float | None) -> Any:
         import asyncio
 
-        done, _ = await asyncio.wait({attempt}, timeout=patience_s)
+        done, _ = await asyncio.wait({waiter}, timeout=seconds)
         if not done:
-            raise NoConnection
-        return attempt.result()
-
-    async def _sleep(self, seconds: float) -> None:
-        import asyncio
-
-        await asyncio.sleep(seconds)
+            raise NotInTime
+        if isinstance(value := waiter.result(), Exception):
+            raise value
+        return value
 
     async def _look_up(self, host: str, port: int) -> Any:
         return await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -146,94 +133,32 @@ class TransformClient(Client):
         async with asyncio.timeout(PEER_TIMEOUT_S):
             await self._loop.sock_connect(connection, address)
 
-    def _opener(self) -> Any:
-        return self._loop.create_future()
-
-    async def _talk(
-        self, connection: socket.socket, core: Core, opener: Any, host: str, name: str | None, within_s: float | None
-    ) -> Any:
-        import asyncio
-
-        link: Any = _Link(self._loop, connection, core, host, self._tls)
+    async def _run_on(self, connection: socket.socket, core: Core, host: str, name: str | None) -> "_Link":
+        link: Any = _Link(self, core, connection, host)
         secure: dict[str, Any] = {}
         if name is not None:
             secure = {"ssl": self._tls.context(), "server_hostname": name, "ssl_handshake_timeout": PEER_TIMEOUT_S}
         try:
-            try:
-                await self._loop.create_connection(lambda: link, sock=connection, **secure)
-            except OSError as error:
-                raise HandshakeFailed from error
-            async with asyncio.timeout(within_s):
-                value = await opener
-        except BaseException:
-            link.abort()
-            connection.close()
-            raise
-        return value if isinstance(value, bytes) else link
+            await self._loop.create_connection(lambda: link, sock=connection, **secure)
+        except OSError as error:
+            raise HandshakeFailed from error
+        return link  # type: ignore[no-any-return]
 
     async def _in_thread(self, work: Callable[[], str]) -> Any:
         return await self._loop.run_in_executor(None, work)
 
 
-class _Link:
-    """The connection of a core: a protocol of asyncio."""
-
-    renews_at = math.inf
-
-    def __init__(
-        self, loop: "asyncio.AbstractEventLoop", connection: socket.socket, core: Core, host: str, tls: ClientTls
-    ) -> None:
+class _Link(Link):
+    def __init__(self, client: TransformClient, core: Core, connection: socket.socket, host: str) -> None:
+        super().__init__(client, core)
         watch(core, connection)
-        self.core: Any = core
-        self._tls = tls
         self.host = host
-        self.closed = loop.create_future()
-        self._loop = loop
-        self._transport: Any = None
-        self._is_scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it accepts new requests."""
-        is_open: bool = self.core.is_open(self._loop.time())
-        return is_open
-
-    async def ask(self, send: Send, ends_at: float | None) -> bytes:  # noqa: ARG002
-        """Send a message, and return its answer."""
-        waiter: asyncio.Future[bytes] = self._loop.create_future()
-        pending = send(self.core, waiter, self._loop.time())
-        # What is sent in one turn of the loop leaves in one piece.
-        self._follow_soon()
-        try:
-            return await waiter
-        finally:
-            if waiter.cancelled():
-                self.core.cancel(pending, self._loop.time())
-                self._follow_soon()
-
-    def close(self) -> None:
-        """Close once what is in flight is answered."""
-        self.core.close()
-        self._follow()
-
-    def abort(self) -> None:
-        """Close now."""
-        self.core.abort()
-        self._follow()
+        self._tls, self._call_soon = client._tls, client._loop.call_soon
 
     # Called by asyncio.
 
-    def connection_made(self, transport: Any) -> None:
-        """Begin."""
-        self._transport = transport
-        self.core.open()
-        self._follow()
-
-    def data_received(self, data: bytes) -> None:
-        """Deliver each answer to its request."""
-        self.core.receive(data, self._loop.time())
-        self._follow()
+    connection_made = Link.begin
+    data_received = Link.receive
 
     def eof_received(self) -> None:
         """Take the end of the server's side for that of the connection."""
@@ -245,38 +170,10 @@ class _Link:
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail what is in flight."""
-        self.core.lose(why_lost(error, self._tls), is_clean=error is None)
-        self._follow()
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.lose(why_lost(error, self._tls), is_clean=error is None)
 
-    def _check(self) -> None:
-        self._timer = None
-        if self.core.check_at <= self._loop.time():
-            self.core.check(self._loop.time())
-        self._follow()
+    def break_off(self) -> None:
+        self.transport.abort()
 
-    def _follow_soon(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_soon(self._follow)
-
-    def _follow(self) -> None:
-        """Do what the core wants done after each call."""
-        self._is_scheduled = False
-        core = self.core
-        if self._transport is not None and (data := core.data_to_send()):
-            self._transport.write(data)
-        for waiter, value in core.outcomes():
-            if not waiter.done():
-                (waiter.set_exception if isinstance(value, Exception) else waiter.set_result)(value)
-        if self._timer is None and core.check_at < math.inf:
-            self._timer = self._loop.call_at(core.check_at, self._check)
-        if self._transport is None:
-            return
-        if core.is_aborted:
-            self._transport.abort()
-        elif core.is_finished:
-            self._transport.close()
+    def hang_up(self) -> None:
+        self.transport.close()

@@ -16,29 +16,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 from xformd import spec as specs
-from xformd.client.servers import (
-    PATIENCE_S,
-    Attempts,
-    Client,
-    Core,
-    HandshakeFailed,
-    NoConnection,
-    Send,
-    Text,
-    from_environment,
-    in_type,
-    to_bytes,
-    watch,
-    why_lost,
-)
-from xformd.errors import XformError
+from xformd.client.requests import PATIENCE_S, Attempts, Request, Text, in_type, to_bytes
+from xformd.client.servers import Address, Core, NotInTime, Server, watch
+from xformd.client.sockets import HandshakeFailed, SocketClient, from_environment, why_lost
+from xformd.errors import Cancelled, XformError
 from xformd.net.plain import PEER_TIMEOUT_S
 from xformd.net.tls import ClientTls
 from xformd.spec import OptionValue
-from xformd.wire.client import NotSent
+from xformd.wire.client import NotSent, Pending
 
 __all__ = ["ClientTls", "TransformClient", "call"]
 
@@ -50,7 +38,7 @@ _called: "dict[frozenset[tuple[str, str]], TransformClient]" = {}  # what ``call
 _clients: "weakref.WeakSet[TransformClient]" = weakref.WeakSet()
 
 
-class TransformClient(Client):
+class TransformClient(SocketClient):
     """One or several transform servers, for any number of threads. Use it in a ``with``, or ``close()`` it."""
 
     def __init__(self, *servers: Any, **options: Any) -> None:
@@ -75,10 +63,12 @@ class TransformClient(Client):
         result: Any = None,
         timeout: Any = None,
         traceparent: Any = None,
+        hedge: Any = None,
         **options: OptionValue | None,
     ) -> Any:
         """Send a poem, and return the result; arguments and errors are those of ``xformd.aio.TransformClient``."""
-        return _run(self._xform(transform, poem, timeout, traceparent, result, options))
+        work = self._xform(transform, poem, timeout, traceparent, result, hedge, options)
+        return _run(self._within(timeout, work, poem))
 
     @overload
     def map(
@@ -105,36 +95,37 @@ class TransformClient(Client):
         ``xform``; ``in_flight`` is how many poems are on their way at a time.
         """
         left = iter(poems)
-        begun: deque[Any] = deque()
+        begun: deque[tuple[Any, _Sent | None]] = deque()
         try:
             while True:
                 while len(begun) < in_flight and (poem := next(left, None)) is not None:
-                    begun.append(_run(self._begin(transform, poem, timeout, result, options)))
+                    begun.append((poem, _run(self._begin(transform, poem, timeout, options))))
                 if not begun:
                     return
-                yield begun.popleft().result()
+                poem, sent = begun.popleft()
+                answer = None if sent is None else self._answer_to(sent, poem, timeout)
+                if answer is None:
+                    yield self.xform(transform, poem, timeout=timeout, result=result, **options)
+                else:
+                    yield in_type(answer, poem, result)
         finally:
-            for each in begun:
-                each.cancel()
+            for _, sent in begun:
+                if sent is not None:
+                    sent.link.give_up(sent.waiter, sent.pending)
 
     def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
-        listed: dict[str, Any] = _run(self._list(timeout))
+        listed: dict[str, Any] = _run(self._within(timeout, self._list(timeout)))
         return listed
 
     def ping(self, *, timeout: float | None = None) -> str:
         """Check that a server answers: return its name and version, and what it still misses."""
-        name: str = _run(self._ping(timeout))
+        name: str = _run(self._within(timeout, self._ping(timeout)))
         return name
 
     def close(self) -> None:
         """Accept no new requests, and close every connection; what other threads have in flight is answered first."""
-        self._is_closed = True
-        self._closing.set()
-        with self._lock:
-            for server in self._servers:
-                for link in server.links:
-                    link.close()
+        _run(self._close())
 
     def __enter__(self) -> Self:
         return self
@@ -147,49 +138,72 @@ class TransformClient(Client):
     def _begin_anew(self) -> None:
         """Forget all connections, without a word to the servers: after a fork they are the other process's."""
         self._lock = threading.RLock()
-        self._closing = threading.Event()
-        for server in self._servers:
-            for link in server.links:
-                link.forget()
-            server.links, server.attempt, server.openers, server.classic_requests = [], None, 0, 0
+        self._turns.clear()
+        for link in [link for server in self._servers for each in server.addresses for link in each.links]:
+            link.forget()
+        self._forget_connections()
 
-    async def _begin(
-        self, transform: str, poem: Any, timeout: float | None, result: Any, options: dict[str, Any]
-    ) -> "_Begun":
+    async def _begin(self, transform: str, poem: Any, timeout: float | None, options: dict[str, Any]) -> "_Sent | None":
         """Send a poem on a session that is open or can be opened now; leave all else to ``xform``."""
         ends_at = self._end(timeout)
-        begun = _Begun(
-            poem,
-            result,
-            lambda: self.xform(transform, poem, timeout=timeout, result=result, **options),
-            lambda: self._expired(timeout),
-        )
-        with contextlib.suppress(NoConnection, NotSent, XformError):  # ``xform`` says it, when its turn comes
-            spec, data = specs.build(transform, options), to_bytes(poem)
-            link: Any = await self._open(self._choose(spec, ()), PATIENCE_S, ends_at)
-            if link is not None:
+        with contextlib.suppress(NotInTime, NotSent, XformError):  # ``xform`` says it, when its turn comes
+            request = Request(specs.build(transform, options), to_bytes(poem), ends_at)
+            node, _ = self._choose(request.spec, ())
+            if isinstance(node, Server):
+                node = await self._within(timeout, self._open(node, PATIENCE_S))
+            if isinstance(node, Address):
                 waiter = _Waiter()
-                pending = link.begin(lambda core, _, now: core.request(waiter, now, spec, data, ends_at), waiter)
-                begun.sent = link, waiter, pending, ends_at
-        return begun
+                return _Sent(request, node.link, waiter, node.link.begin(request, waiter))
+        return None
+
+    def _answer_to(self, sent: "_Sent", poem: Any, timeout: float | None) -> bytes | None:
+        """Return the answer; None if the poem may be sent again."""
+        try:
+            ends_at = math.inf if sent.request.ends_at is None else sent.request.ends_at
+            answer: bytes = sent.link.wait(sent.waiter, sent.pending, ends_at)
+            return answer
+        except TimeoutError:
+            raise self._expired(timeout, poem) from None
+        except NotSent:
+            return None
+        except XformError as error:
+            error.poem = poem
+            others = len(self._balancer.nodes) - 1
+            Attempts(self._balancer.may_run_twice(sent.request.spec)).go_on_after(error, others, 1)
+            return None
 
     # What ``Client`` needs.
 
     _now = staticmethod(time.monotonic)
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> "_Attempt":
-        attempt = _Attempt(work)
-        threading.Thread(target=attempt.run, daemon=True).start()
-        return attempt
+    def _start(self, work: Coroutine[Any, Any, Any]) -> "_Task":
+        return _Task(work)
 
-    async def _wait_for(self, attempt: Any, patience_s: float | None, ends_at: float | None) -> Any:
-        waits_s = [each for each in (patience_s, _left(ends_at)) if each is not None]
-        if not attempt.done.wait(min(waits_s, default=None)):
-            raise NoConnection
-        return attempt.result()
+    def _waiter(self) -> "_Signal":
+        return _Signal()
 
-    async def _sleep(self, seconds: float) -> None:
-        self._closing.wait(seconds)
+    def _settle(self, waiter: "_Signal", value: Any) -> None:
+        if not waiter.is_set():
+            waiter.value = value
+            waiter.set()
+
+    async def _wait(self, waiter: "_Signal", seconds: float | None) -> Any:
+        now = time.monotonic()
+        until = min(_here.ends_at, math.inf if seconds is None else now + seconds)
+        if not waiter.wait(None if until == math.inf else max(0.0, until - now)):
+            raise TimeoutError if until == _here.ends_at else NotInTime
+        if isinstance(waiter.value, Exception):
+            raise waiter.value
+        return waiter.value
+
+    async def _within(self, timeout: float | None, work: Coroutine[Any, Any, Any], poem: Any = None) -> Any:
+        before, _here.ends_at = _here.ends_at, math.inf if timeout is None else time.monotonic() + timeout
+        try:
+            return await work
+        except TimeoutError:
+            raise self._expired(timeout, poem) from None
+        finally:
+            _here.ends_at = before
 
     async def _look_up(self, host: str, port: int) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -199,12 +213,7 @@ class TransformClient(Client):
         connection.connect(address)
         connection.setblocking(False)
 
-    def _opener(self) -> "_Waiter":
-        return _Waiter()
-
-    async def _talk(
-        self, connection: socket.socket, core: Core, opener: Any, host: str, name: str | None, within_s: float | None
-    ) -> Any:
+    async def _run_on(self, connection: socket.socket, core: Core, host: str, name: str | None) -> "_Link":
         if name is not None:
             connection.settimeout(PEER_TIMEOUT_S)
             try:
@@ -214,8 +223,7 @@ class TransformClient(Client):
             connection.setblocking(False)
         link = _Link(connection, core, host, self._tls)
         link.step(core.open)
-        value = link.wait(opener, None, None if within_s is None else time.monotonic() + within_s)
-        return value if isinstance(value, bytes) else link
+        return link
 
     async def _in_thread(self, work: Callable[[], str]) -> str:
         return work()
@@ -256,64 +264,52 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits")
 
 
-def _left(ends_at: float | None) -> float | None:
-    return None if ends_at is None else max(0.0, ends_at - time.monotonic())
+class _Here(threading.local):
+    """What this thread runs."""
+
+    task: "_Task | None" = None
+    ends_at = math.inf  # what it waits for, at the latest
 
 
-class _Attempt:
+_here = _Here()
+
+
+class _Task:
     """A coroutine in a thread of its own."""
+
+    asked: Any = None  # what it waits for: the link, the waiter and what was sent
+    is_cancelled = False
 
     def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
         self._work = work
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self.done = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
 
-    def run(self) -> None:
-        """Run it."""
-        try:
-            self._value = _run(self._work)
-        except BaseException as error:  # for those who wait
-            self._error = error
-        self.done.set()
-
-    def result(self) -> Any:
-        """Return what it returned, or raise what it raised."""
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
-class _Begun:
-    """A poem of ``map`` on its way."""
-
-    sent: Any = None
-
-    def __init__(self, poem: Any, kind: Any, send_again: Callable[[], Any], expired: Callable[[], XformError]) -> None:
-        self._poem, self._result, self._send_again, self._expired = poem, kind, send_again, expired
-
-    def result(self) -> Any:
-        """Return the result, or raise the error."""
-        if self.sent is None:
-            return self._send_again()
-        link, *waited = self.sent
-        try:
-            try:
-                return in_type(link.wait(*waited), self._poem, self._result)
-            except TimeoutError:
-                raise self._expired() from None
-        except NotSent:
-            return self._send_again()
-        except XformError as error:
-            error.poem = self._poem
-            Attempts(may_run_twice=False).go_on_after(error, 0, 1)
-            raise
+    def _run(self) -> None:
+        _here.task = self
+        with contextlib.suppress(Exception):  # those who wait are told
+            _run(self._work)
 
     def cancel(self) -> None:
-        """Cancel it at the server."""
-        if self.sent is not None:
-            link, _, pending, _ = self.sent
-            link.step(link.core.cancel, pending, time.monotonic())
+        """Cancel what it has asked a server, or would ask."""
+        self.is_cancelled = True
+        if self.asked is not None:
+            link, *asked = self.asked
+            link.give_up(*asked)
+
+
+class _Signal(threading.Event):
+    """What a thread waits for that is not the answer on a link."""
+
+    value: Any = None
+
+
+class _Sent(NamedTuple):
+    """A poem of ``map`` on its way."""
+
+    request: Request
+    link: "_Link"
+    waiter: "_Waiter"
+    pending: Pending
 
 
 class _Waiter:
@@ -330,9 +326,12 @@ class _Link:
     """The connection of a core. Of the threads that wait, one reads; the others sleep until it wakes them."""
 
     renews_at = math.inf
+    closed = _Signal()  # closing waits for nobody
+    closed.set()
 
     def __init__(self, connection: socket.socket, core: Core, host: str, tls: ClientTls) -> None:
         watch(core, connection)
+        core.opener = self._opened = _Waiter()
         self._tls = tls
         self.core: Any = core
         self.host = host
@@ -358,17 +357,36 @@ class _Link:
         is_open: bool = core.is_open(time.monotonic())
         return is_open
 
-    async def ask(self, send: Send, ends_at: float | None) -> bytes:
-        """Send a message, and return its answer."""
-        waiter = _Waiter()
-        pending = self.step(send, self.core, waiter, time.monotonic())
-        value: bytes = self.wait(waiter, pending, ends_at)
+    async def opening(self, seconds: float | None) -> Any:
+        """Return what comes of the opening, or raise it."""
+        try:
+            return self.wait(self._opened, None, _here.ends_at if seconds is None else time.monotonic() + seconds)
+        except TimeoutError:
+            raise (TimeoutError if seconds is None else NotInTime) from None
+
+    async def ask(self, request: Any) -> bytes:
+        """Send a request, and return its answer."""
+        waiter, task = _Waiter(), _here.task
+        pending = self.step(request.send, self.core, waiter, time.monotonic())
+        if task is not None:
+            task.asked = self, waiter, pending
+            if task.is_cancelled:
+                task.cancel()
+        value: bytes = self.wait(waiter, pending, _here.ends_at)
         return value
 
-    def begin(self, send: Send, waiter: "_Waiter") -> Any:
-        """Send a message soon: with the next ones, or when its answer is waited for."""
+    def give_up(self, waiter: _Waiter, pending: Any) -> None:
+        """Cancel what another thread has asked."""
         with self._lock:
-            return self._step(send, self.core, waiter, time.monotonic(), follows=self.core.unsent >= SENT_AT_ONCE)
+            self._step(self.core.cancel, pending, time.monotonic())
+            if waiter.value is None:
+                self._wake(waiter, Cancelled("given up"))
+
+    def begin(self, request: Any, waiter: "_Waiter") -> Any:
+        """Send a request soon: with the next ones, or when its answer is waited for."""
+        core = self.core
+        with self._lock:
+            return self._step(request.send, core, waiter, time.monotonic(), follows=core.unsent >= SENT_AT_ONCE)
 
     def step(self, act: Callable[..., Any], *arguments: Any) -> Any:
         """Do something to the core, and what it wants done then."""
@@ -383,7 +401,7 @@ class _Link:
         """Close the socket in this process alone."""
         self._socket.close()
 
-    def wait(self, waiter: _Waiter, pending: Any, ends_at: float | None) -> Any:
+    def wait(self, waiter: _Waiter, pending: Any, ends_at: float) -> Any:
         """Return what comes of a message, or raise it; raise ``TimeoutError`` and cancel it if that takes too long."""
         try:
             if self.core.unsent:
@@ -406,7 +424,7 @@ class _Link:
             raise waiter.value
         return waiter.value
 
-    def _wait(self, waiter: _Waiter, ends_at: float | None) -> None:
+    def _wait(self, waiter: _Waiter, ends_at: float) -> None:
         with self._lock:
             if waiter.value is not None:
                 return
@@ -424,14 +442,14 @@ class _Link:
             output.register(self._socket, select.POLLOUT)
             output.poll(1000 * AWAY_S)
             self.step(_nothing)
-        elif not waiter.sleeper.acquire(timeout=-1 if ends_at is None else _left(ends_at)):
+        elif not waiter.sleeper.acquire(timeout=-1 if ends_at == math.inf else max(0.0, ends_at - time.monotonic())):
             raise TimeoutError
 
-    def _read_until(self, waiter: _Waiter, ends_at: float | None) -> None:
+    def _read_until(self, waiter: _Waiter, ends_at: float) -> None:
         core = self.core
         try:
             while True:
-                until, now = core.check_at if ends_at is None else min(core.check_at, ends_at), time.monotonic()
+                until, now = min(core.check_at, ends_at), time.monotonic()
                 events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
                 if events != self._events:
                     self._events = events
@@ -446,7 +464,7 @@ class _Link:
                     if waiter.value is not None:
                         self._has_reader = False
                         return
-                if ends_at is not None and now >= ends_at:
+                if now >= ends_at:
                     raise TimeoutError
         except BaseException:
             self._has_reader = False
@@ -475,9 +493,7 @@ class _Link:
                 if not _must_wait(error):  # broken: reading finds out how, after what the server had said before
                     self._unsent = memoryview(b"")
         for waiter, value in core.outcomes():
-            waiter.value = value
-            if self._sleepers.pop(waiter, waiter) is None:
-                waiter.sleeper.release()
+            self._wake(waiter, value)
         if core.is_aborted or (core.is_finished and not self._unsent):
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
@@ -496,6 +512,11 @@ class _Link:
             self.core.receive(data, time.monotonic())
         else:
             self.core.lose("", is_clean=True)
+
+    def _wake(self, waiter: _Waiter, value: Any) -> None:
+        waiter.value = value
+        if self._sleepers.pop(waiter, waiter) is None:
+            waiter.sleeper.release()
 
     def _wake_reader(self) -> None:
         if not self._has_reader and self._sleepers:

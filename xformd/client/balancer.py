@@ -9,9 +9,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
-
-import attrs
+from typing import Any, NamedTuple, TypeVar
 
 from xformd.errors import (
     BadFrame,
@@ -54,8 +52,7 @@ Kind = tuple[str, int]
 """Requests that take about as long: the names of the transforms, and the size of the poem within a factor of 8."""
 
 
-@attrs.frozen
-class Offer:
+class Offer(NamedTuple):
     """What a server says of one of its transforms."""
 
     is_deterministic: bool
@@ -91,23 +88,22 @@ def workers_of(listing: Mapping[str, Any]) -> int:
     return workers if isinstance(workers, int) and workers > 0 else 0
 
 
-@attrs.define(eq=False, slots=False)
 class Node:
     """What a client knows of a server at one address. A subclass says how many requests it has, in ``load``."""
 
-    turn: float = attrs.field(factory=random.random, init=False)  # when it was chosen last; at first, any order
-    offers: Offers | None = attrs.field(default=None, init=False)  # None until it has listed them
-    workers: int = attrs.field(default=0, init=False)  # 0 if it has not said so
-    answers: float = attrs.field(default=0.0, init=False)  # lately
-    faults: float = attrs.field(default=0.0, init=False)
-    noted_at: float = attrs.field(default=0.0, init=False)
-    slowness: float = attrs.field(default=0.0, init=False)  # the binary logarithm of its time by the typical one
-    busy_until: float = attrs.field(default=0.0, init=False)
-    silent_since: float = attrs.field(default=math.inf, init=False)
-    left_out: int = attrs.field(default=0, init=False)  # how often
-    is_out: bool = attrs.field(default=False, init=False)
-    out_until: float = attrs.field(default=0.0, init=False)
-    is_probed: bool = attrs.field(default=False, init=False)
+    offers: Offers | None = None  # None until it has listed them
+    workers = 0  # 0 if it has not said so
+    answers = faults = 0.0  # lately
+    noted_at = 0.0
+    slowness = 0.0  # the binary logarithm of its time by the typical one
+    busy_until = 0.0
+    silent_since = math.inf
+    left_out = 0  # how often
+    is_out = is_probed = False
+    out_until = 0.0
+
+    def __init__(self) -> None:
+        self.turn = random.random()  # when it was chosen last; at first, any order
 
     @property
     def load(self) -> int:

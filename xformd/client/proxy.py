@@ -1,43 +1,33 @@
-"""TransformProxy: transform servers, as a program sees them. Converts poems and results, and tries servers in turn.
+"""TransformProxy: transform servers, as a Twisted program sees them.
 
-Invariant: a request is sent again only if the server is known not to have run it, or if it may run twice because its
-transforms are deterministic.
+Invariant: a Deferred fails only with an ``XformError`` that carries the poem, or for a mistake of its caller.
 """
 
-import contextlib
-import math
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Self, overload
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail  # noqa: A004
-from twisted.internet.task import deferLater
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from xformd import spec
-from xformd.client.balancer import Balancer, Kind, kind_of
-from xformd.client.errors import ConnectionFailed, NotSent, RequestCancelled
-from xformd.client.servers import Attempts, Text, check_port, current_traceparent, in_type, to_bytes
-from xformd.client.upstream import LONGEST_DELAY_S, MAX_SESSION_AGE_S, PATIENCE_S, Address, Upstream
-from xformd.errors import (
-    NoSuchTransform,
-    TransformTimeout,
-    XformError,
-    one_line,
-)
+from xformd.client.balancer import offers_of, workers_of
+from xformd.client.errors import RequestCancelled, connection_failed, why_lost
+from xformd.client.link import Link
+from xformd.client.requests import Client, Request, Text, addresses_of
+from xformd.client.servers import LONGEST_DELAY_S, MAX_SESSION_AGE_S, Core, NotInTime, Server, watch
+from xformd.errors import XformError
 from xformd.limits import Limits
-from xformd.net import endpoints as addresses
+from xformd.net import endpoints
+from xformd.net.endpoints import connect, named_client
 from xformd.net.tls import ClientTls
 from xformd.spec import OptionValue, Spec
-from xformd.wire.session import decode_listing, read_traceparent
-
-Answer = TypeVar("Answer")
-
-LOOK_AGAIN_S = 0.25  # whether a server has room: one that has confirmed that a request is cancelled does not say so
-_NO_TRANSFORM = Spec(())  # the spec of a control message
+from xformd.wire.client import ClassicExchange
 
 
-class TransformProxy:
+class TransformProxy(Client):
     """One or several transform servers. Use it as an async context manager, or ``close()`` it.
 
     It opens a session to each server, for a host name to each of its addresses, and sends all requests on these; a
@@ -65,7 +55,7 @@ class TransformProxy:
 
     def __init__(
         self,
-        servers: addresses.Server | Sequence[addresses.Server],
+        servers: endpoints.Server | Sequence[endpoints.Server],
         port: int | None = None,
         *,
         tls: ClientTls | bool = False,
@@ -80,21 +70,13 @@ class TransformProxy:
         if reactor is None:
             from twisted.internet import reactor
         self._reactor = reactor
+        self._now = reactor.seconds
+        self._call_at = lambda when, act: reactor.callLater(max(0.0, when - reactor.seconds()), act)
         secured = (ClientTls() if tls is True else tls) or None
-        named: list[tuple[addresses.ClientEndpoint, str]]
-        check_port(servers, port)
-        if isinstance(servers, str) and port is not None:
-            named = [(addresses.tcp_client(reactor, servers, port, tls=secured), address or f"{servers}:{port}")]
-        else:
-            several = list(servers) if isinstance(servers, list | tuple) else [cast(addresses.Server, servers)]
-            shared: Any = {"unnamed": "the server", "tls": secured}
-            named = [addresses.named_client(reactor, each, address, **shared) for each in several]
-        more = max_result_bytes, longest_delay_s, max_session_age_s, token
-        self._balancer = Balancer(reactor.seconds)
-        self._upstreams = [Upstream(endpoint, name, reactor, self._balancer, *more) for endpoint, name in named]
-        self._hedge = hedge
-        self._waiting: dict[str | None, dict[Deferred[None], None]] = {}  # until a server has room, by client
-        self._is_closed = self._is_cut_off = False
+        several = addresses_of(servers, port)
+        named = [named_client(reactor, each, address, unnamed="the server", tls=secured) for each in several]
+        made = [Server(name, endpoint) for endpoint, name in named]
+        super().__init__(made, max_result_bytes, longest_delay_s, max_session_age_s, token, hedge=hedge)
 
     @overload
     def xform(
@@ -135,11 +117,8 @@ class TransformProxy:
             ``TransformTimeout``, ``Cancelled``, ``BadRequest`` or ``GibberishError``; each carries the poem. It fails
             with ``ValueError`` if the timeout is not a number of seconds above 0.
         """
-        ends_at = None if timeout is None else self._reactor.seconds() + timeout
-        trace = read_traceparent((traceparent or current_traceparent()).encode())
-        hedge = self._hedge if hedge is None else hedge
-        answer = self._within(timeout, self._xform(transform, poem, ends_at, trace, options, hedge=hedge))
-        return answer.addCallback(in_type, poem, result).addErrback(_with_poem, poem)
+        work = self._xform(transform, poem, timeout, traceparent, result, hedge, options)
+        return self._within(timeout, work, poem)
 
     def forward(
         self,
@@ -164,30 +143,34 @@ class TransformProxy:
             on_version: is told before the result which versions made it (``wrap/0.1.0``); None if the server does not.
             may_run_twice: whether the transforms are deterministic; by default, as the servers have said.
         """
-        ends_at = None if timeout is None else self._reactor.seconds() + timeout
-        request = spec, poem, ends_at, client, traceparent, on_version
-        answer = self._within(timeout, self._send(request, may_run_twice, hedge=self._hedge))
-        return answer.addErrback(_with_poem, poem)
+
+        async def send() -> bytes:
+            request = Request(spec, poem, self._end(timeout), client, traceparent, on_version)
+            return await self._send(request, may_run_twice, None)
+
+        return self._within(timeout, send(), poem)
 
     def list_transforms(self, *, timeout: float | None = None) -> Deferred[dict[str, Any]]:
         """Fire with what ``xformd list-transforms --json`` prints for a server; fail as ``xform`` does."""
-        return self._within(timeout, self._list())
+        return self._within(timeout, self._list(timeout))
 
     def tell(self, listings: Iterable[Mapping[str, Any] | None]) -> None:
         """Take what each server lists, None for one of which that is not known, from who keeps asking them all."""
-        for upstream, listing in zip(self._upstreams, listings, strict=True):
-            upstream.tell(listing)
+        for server, listing in zip(self._servers, listings, strict=True):
+            # Not what one of several addresses lists.
+            is_known = listing is not None and len(server.hosts) < 2
+            server.told = server.offers = offers_of(listing or {}) if is_known else None
+            server.workers = workers_of(listing or {})
 
     def ping(self, *, timeout: float | None = None) -> Deferred[str]:
         """Check that a server answers: fire with its name and version, and with what it still misses."""
-        return self._within(timeout, self._ping())
+        return self._within(timeout, self._ping(timeout))
 
     def close(self) -> Deferred[None]:
         """Accept no new requests; fires when those in flight are done and every connection is closed."""
-        self._is_closed = True
         return Deferred.fromCoroutine(self._close())
 
-    async def __aenter__(self) -> "TransformProxy":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -195,235 +178,92 @@ class TransformProxy:
     ) -> None:
         await self.close()
 
-    async def _xform(
-        self,
-        transform: str,
-        poem: str | bytes,
-        ends_at: float | None,
-        traceparent: str | None,
-        options: dict[str, OptionValue | None],
-        *,
-        hedge: bool,
-    ) -> bytes:
-        request = spec.build(transform, options), to_bytes(poem), ends_at, None, traceparent
-        return await self._send(request, hedge=hedge)
+    # What ``Client`` needs.
 
-    async def _send(self, request: tuple[Any, ...], may_run_twice: bool | None = None, *, hedge: bool) -> bytes:
-        if len(self._balancer.nodes) <= 1:
-            answer: bytes = await self._try_servers(_Attempts(may_run_twice), request[0], "send_request", *request)
-            return answer
-        spec, poem = request[:2]
-        kind = kind_of(spec, len(poem))
-        tried: list[Any] = []
+    _waiter = Deferred
 
-        def send() -> Coroutine[Deferred[Any], Any, bytes]:
-            return self._try_servers(_Attempts(may_run_twice, kind, tried), spec, "send_request", *request)
+    def _start(self, work: Coroutine[Deferred[Any], Any, Any]) -> Deferred[Any]:
+        return Deferred.fromCoroutine(work).addErrback(lambda _: None)  # those who wait are told
 
-        def may_hedge() -> bool:
-            return any(node not in tried for node in self._nodes()) and self._balancer.may_hedge()
+    def _settle(self, waiter: Deferred[Any], value: Any) -> None:
+        if not waiter.called:
+            waiter.callback(value)  # also an exception: a waiter never fails
 
-        if hedge and may_run_twice is None:
-            may_run_twice = self._balancer.may_run_twice(spec)
-        after_s = self._balancer.hedge_after_s(kind) if hedge and may_run_twice else None
-        return await (send() if after_s is None else _Hedge(send, may_hedge, after_s, self._reactor).answer)
+    def _wait(self, waiter: Deferred[Any], seconds: float | None) -> Deferred[Any]:
+        waiting: Deferred[Any] = Deferred()  # which may be cancelled without the waiter
 
-    async def _try_servers(
-        self,
-        attempts: "_Attempts",
-        spec: Spec,
-        ask: Literal["send_request", "send_control"],
-        *arguments: Any,
-    ) -> Any:
-        if self._is_closed:
-            raise _closed()
-        while True:
-            if attempts.kind is not None:
-                await self._wait_for_room(spec, attempts.kind, arguments[3])
-            node, others = self._choose(spec, attempts.tried)
-            attempts.tried += node, node.upstream
-            sent_at = self._reactor.seconds()
-            try:
-                if isinstance(node, Upstream):
-                    node = await node.open(PATIENCE_S if others else None)
-                    attempts.tried.append(node)
-                answer = await getattr(node, ask)(*arguments)
-            except Exception as error:
-                self._note(node, attempts.kind, sent_at, error)
-                self._go_on_after(error, attempts, spec, node, others)
-            else:
-                if attempts.kind is not None:
-                    self._note(node, attempts.kind, sent_at, None)
-                return answer
+        def pass_on(outcome: Any) -> Any:
+            if not waiting.called:
+                waiting.callback(Failure(outcome) if isinstance(outcome, Exception) else outcome)
+            return None if isinstance(outcome, Failure) else outcome
 
-    def _go_on_after(self, error: Exception, attempts: "_Attempts", spec: Spec, node: Any, others: int) -> None:
-        """Return if the request may be sent again; otherwise raise what its caller gets."""
-        if isinstance(error, TimeoutError):
-            node.upstream.is_slow = True
-        elif isinstance(error, NoSuchTransform):
-            others = self._others_may_have(spec, attempts.tried) if others else 0
-        if attempts.may_run_twice is None:
-            attempts.may_run_twice = self._balancer.may_run_twice(spec)
-        attempts.go_on_after(error, others, max(len(self._upstreams), len(self._balancer.nodes)))
+        waiter.addBoth(pass_on)
+        if seconds is not None and not waiting.called:
+            waiting.addTimeout(seconds, self._reactor, onTimeoutCancel=_not_in_time)
+        return waiting
 
-    def _choose(self, spec: Spec, tried: Sequence[Any]) -> tuple[Any, int]:
-        """Return the server for a request, and how many others are left to be tried: addresses, or whole servers."""
-        if self._is_cut_off:
-            raise _closed()
-        if len(self._upstreams) == 1 and len(nodes := (only := self._upstreams[0]).nodes()) <= 1:
-            return (nodes[0] if nodes else only), 0
-        return self._choose_among(spec, tried)
-
-    def _choose_among(self, spec: Spec, tried: Sequence[Any]) -> tuple[Any, int]:
-        ready: list[Any] = []
-        closed: list[Upstream] = []
-        for upstream in self._upstreams:
-            ready += (found := upstream.nodes())
-            if not found:
-                closed.append(upstream)
-        doors = [upstream for upstream in closed if upstream.rests_until <= self._reactor.seconds()]
-        untried = [node for node in ([*ready, *doors] if ready else closed) if node not in tried]
-        others = max(0, len(untried) - 1)
-        if len(ready) > 1:
-            for node in ready:
-                node.ask_what_it_offers(self._reactor)
-        if ready and (not untried or any(node in ready for node in untried)):
-            for upstream in doors:
-                upstream.reach()  # without making a request wait: it may accept and never answer
-            return self._balancer.choose(ready, spec, tried), others
-        return self._choose_closed(untried or closed, doors, spec), others
-
-    def _choose_closed(self, closed: Sequence[Upstream], doors: Sequence[Upstream], spec: Spec) -> Upstream:
-        """Return the server to open a session to, of those that no request has one to."""
-        pool = [upstream for upstream in closed if upstream in doors]
-        if not pool:
-            return min(closed, key=lambda upstream: upstream.rests_until)
-        hopeful = [upstream for upstream in pool if not upstream.is_failing]
-        for upstream in pool if hopeful else ():
-            if upstream.is_failing:
-                upstream.reach()
-        return self._balancer.choose(hopeful or pool, spec)
-
-    def _others_may_have(self, spec: Spec, tried: Sequence[Any]) -> bool:
-        """Whether the server that does not have a transform is not the only one; all are asked anew what they have."""
-        nodes: list[Any] = [node for upstream in self._upstreams for node in upstream.nodes() or [upstream]]
-        for node in nodes:
-            node.ask_what_it_offers(self._reactor, anew=True)
-        return any(node not in tried and not node.lacks(spec) for node in nodes)
-
-    async def _wait_for_room(self, spec: Spec, kind: Kind, client: str | None) -> None:
-        """Wait until a server could begin with the request. The clients take turns."""
-        while not self._balancer.has_room(self._nodes(), spec, kind):
-            turn: Deferred[None] = Deferred(lambda turn: self._leave(client, turn))
-            self._waiting.setdefault(client, {})[turn] = None
-            with contextlib.suppress(TimeoutError):
-                await turn.addTimeout(LOOK_AGAIN_S, self._reactor)
-
-    def _leave(self, client: str | None, turn: Deferred[None]) -> None:
-        turns = self._waiting[client]
-        del turns[turn]
-        if not turns:
-            del self._waiting[client]
-
-    def _let_one_in(self) -> None:
-        if self._waiting:
-            client = next(iter(self._waiting))
-            turns = self._waiting.pop(client)
-            turn = next(iter(turns))
-            del turns[turn]
-            if turns:
-                self._waiting[client] = turns  # behind the others
-            turn.callback(None)
-
-    def _nodes(self) -> "Iterator[Address | Upstream]":
-        """Yield where requests can be sent."""
-        for upstream in self._upstreams:
-            yield from upstream.nodes()
-
-    def _note(self, node: Any, kind: Kind | None, sent_at: float, error: Exception | None) -> None:
-        if kind is not None and isinstance(node, Address):
-            error = error.error if isinstance(error, NotSent) else error
-            self._balancer.note(node, kind, self._reactor.seconds() - sent_at, error)
-        self._let_one_in()
-
-    def _within(self, timeout: float | None, work: Coroutine[Deferred[Any], Any, Answer]) -> Deferred[Answer]:
-        if timeout is not None and not 0 < timeout < math.inf:
-            work.close()
-            return fail(ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}"))
+    def _within(
+        self, timeout: float | None, work: Coroutine[Deferred[Any], Any, Any], poem: str | bytes | None = None
+    ) -> Deferred[Any]:
         answer = Deferred.fromCoroutine(work)
         if timeout is not None and not answer.called:
-            answer.addTimeout(timeout, self._reactor, onTimeoutCancel=self._expired)
-        return answer
 
-    async def _list(self) -> dict[str, Any]:
-        _, answer = await self._try_servers(_Attempts(True), _NO_TRANSFORM, "send_control", "list")
-        return decode_listing(answer)
+            def expire(*_: object) -> None:
+                raise self._expired(timeout, poem)
 
-    async def _ping(self) -> str:
-        server, answer = await self._try_servers(_Attempts(True), _NO_TRANSFORM, "send_control", "ping")
-        missing = one_line(answer.decode(errors="replace"))
-        return f"{server}, {missing}" if missing else server
+            answer.addTimeout(timeout, self._reactor, onTimeoutCancel=expire)
+        return answer.addErrback(_explain, poem)
 
-    async def _close(self) -> None:
-        while self._waiting:
-            await deferLater(self._reactor, LOOK_AGAIN_S / 10)
-        self._is_cut_off = True
-        for upstream in self._upstreams:
-            await upstream.close()
-
-    def _expired(self, result: object, timeout: float) -> object:
-        if isinstance(result, Failure) and result.check(CancelledError):
-            names = " or ".join(dict.fromkeys(upstream.address for upstream in self._upstreams))
-            raise TransformTimeout(f"no answer from {names} within {timeout:g} s")
-        return result
-
-
-def _closed() -> ConnectionFailed:
-    return ConnectionFailed("this TransformProxy is closed: make a new one")
+    async def _dial(self, server: Server, core: Core, in_use: Collection[str]) -> "_Session":
+        session, endpoint = _Session(self, core), server.place
+        endpoint.in_use = in_use
+        # A classic exchange cannot ask whether the server is there.
+        connecting = connect(endpoint, session, also_unread=isinstance(core, ClassicExchange))
+        try:
+            await self._wait(connecting, None)
+        except CancelledError:
+            connecting.cancel()
+            raise
+        except Exception:
+            error = connection_failed(server.address, Failure())
+            raise error from error.__cause__
+        finally:
+            server.hosts = frozenset(getattr(each, "host", "") for each in endpoint.addresses)
+        return session
 
 
-class _Hedge:
-    """A request that is sent once more if there is no answer after some time. The first answer counts."""
+class _Session(Link, Protocol):
+    follow_soon = Link.follow  # a transport writes later
+    dataReceived = Link.receive
 
-    def __init__(
-        self, send: Callable[[], Coroutine[Any, Any, bytes]], may_hedge: Callable[[], bool], after_s: float, clock: Any
-    ) -> None:
-        self.answer: Deferred[bytes] = Deferred(self._stop)
-        self._send = send
-        self._calls: list[Deferred[Any]] = []
-        self._may_hedge = may_hedge
-        self._timer = clock.callLater(after_s, self._start_again)
-        self._start()
+    def connectionMade(self) -> None:
+        transport = self.transport
+        if ITCPTransport.providedBy(transport):
+            # Otherwise a request would wait until the server had acknowledged the one before.
+            transport.setTcpNoDelay(True)
+        self.host = str(getattr(transport.getPeer(), "host", ""))
+        watch(self.core, transport)
+        self.begin(transport)
 
-    def _start(self) -> None:
-        call: Deferred[Any] = Deferred.fromCoroutine(self._send())
-        self._calls.append(call)
-        call.addBoth(self._end, call)
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lose(why_lost(reason), is_clean=bool(reason.check(ConnectionDone)))
 
-    def _start_again(self) -> None:
-        if self._may_hedge():
-            self._start()
+    def break_off(self) -> None:
+        self.transport.abortConnection()
 
-    def _end(self, outcome: bytes | Failure, call: Deferred[Any]) -> None:
-        self._calls.remove(call)
-        if not self.answer.called and not (self._calls and isinstance(outcome, Failure)):
-            self.answer.callback(outcome)
-            self._stop()
-
-    def _stop(self, _: object = None) -> None:
-        if self._timer.active():
-            self._timer.cancel()
-        for call in [*self._calls]:
-            call.cancel()
+    def hang_up(self) -> None:
+        self.transport.loseConnection()
 
 
-class _Attempts(Attempts):
-    slow = TimeoutError
+def _not_in_time(*_: object) -> None:
+    raise NotInTime
 
 
-def _with_poem(failure: Failure, poem: str | bytes) -> Failure:
+def _explain(failure: Failure, poem: str | bytes | None) -> Failure:
+    """Let a Deferred that is cancelled fail with one of our errors, too; and each error carry the poem."""
     error = failure.value
-    if isinstance(error, CancelledError) and not isinstance(error, XformError):
-        failure = Failure(RequestCancelled("the request was cancelled"))
-    if isinstance(failure.value, XformError):
-        failure.value.poem = poem
+    if isinstance(error, CancelledError):
+        return Failure(RequestCancelled("the request was cancelled", poem=poem))
+    if isinstance(error, XformError):
+        error.poem = poem
     return failure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from xformd.commands.options import configuration_options, log_options, print_line, run_server, setting_option
+from xformd.commands.options import configuration_options, log_options, print_line, run_server, setting_options
 from xformd.errors import ConfigError
 from xformd.kit.new import KINDS, NO_AUTHOR, make_plugin
 from xformd.net.defaults import DEFAULT_PORT
@@ -69,8 +69,7 @@ def new(name: str, kind: str, folder: Path) -> None:
 @click.argument("folder", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--browser/--no-browser", default=True, help="Open the page in the browser. [where there is a screen]")
 @configuration_options(DEFAULT_PORT)
-@setting_option("http", "ENDPOINT", multiple=True)
-@setting_option("workers", "N")
+@setting_options("http", "workers")
 @log_options
 def dev(configuration: "Configuration", folder: Path, browser: bool) -> None:
     """Serve the plugin in FOLDER while you write it: loads it again, and runs its examples, whenever a file is saved.

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from xformd.commands.options import TIMEOUT, print_line, quantity_option, server_options
+from xformd.commands.options import TIMEOUT, print_line, quantity_option
+from xformd.commands.poem_options import server_options
 from xformd.errors import ConfigError
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
@@ -10,14 +10,13 @@ import click
 
 from xformd.commands import options
 from xformd.commands.options import (
-    Selected,
-    client_options,
     describe_locally,
     isolated_plugin_output,
     plugin_options,
     report_slow,
 )
-from xformd.errors import ConfigError, printable, printable_json
+from xformd.commands.poem_options import client_options
+from xformd.errors import ConfigError, printable_json
 
 if TYPE_CHECKING:
     from xformd.config import Settings
@@ -33,7 +32,7 @@ LIST_TIMEOUT_S = 30.0
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/deploy.md describes it.")
 @click.option("--requirements", is_flag=True, help="Print what to pin: the selected distributions with their versions.")
 @plugin_options
-def list_plugins(as_json: bool, requirements: bool, selected: Selected) -> None:
+def list_plugins(as_json: bool, requirements: bool, settings: "Settings") -> None:
     """List the installed plugins, and which of them a server would load, without importing any.
 
     What the setting require misses is printed last, and the exit status is that of a server that does not start.
@@ -45,35 +44,32 @@ def list_plugins(as_json: bool, requirements: bool, selected: Selected) -> None:
       xformd plugins --json --config /etc/xformd.toml
     """
     from xformd.plugins import loader
+    from xformd.plugins.listing import align
     from xformd.plugins.selection import check_required
 
-    with selected() as settings:
-        found = loader.find(attrs.evolve(settings.selection, required=frozenset(), commands={}))
-        if requirements:
-            loaded = [each for each in found if each.state != "blocked" and each.version]  # a loose file has none
-            pinned = [*dict.fromkeys(f"{each.distribution}=={each.version}" for each in loaded)]
-            click.echo(printable_json(pinned) if as_json else "\n".join(pinned))
-        else:
-            click.echo(printable_json([*map(_to_json, found)], indent=2) if as_json else _to_table(found))
-        check_required(settings.selection, found)
+    found = loader.find(attrs.evolve(settings.selection, required=frozenset(), commands={}))
+    if requirements:
+        loaded = [each for each in found if each.state != "blocked" and each.version]  # a loose file has none
+        pinned = [*dict.fromkeys(f"{each.distribution}=={each.version}" for each in loaded)]
+        click.echo(printable_json(pinned) if as_json else "\n".join(pinned))
+    else:
+        listed = [*map(_to_json, found)]
+        rows = [(*(each[column] for column in _COLUMNS), each["reason"] or each["state"]) for each in listed]
+        titles = tuple(map(str.upper, ("plugin", *_COLUMNS[1:], "state")))
+        click.echo(printable_json(listed, indent=2) if as_json else "\n".join(align([titles, *rows])))
+    check_required(settings.selection, found)
+
+
+_COLUMNS = ("name", "distribution", "version", "source")
 
 
 def _to_json(plugin: "Plugin") -> dict[str, str]:
     is_blocked = plugin.state == "blocked"
     return {
-        **{field: getattr(plugin, field) for field in ("name", "distribution", "version", "source")},
+        **{column: getattr(plugin, column) for column in _COLUMNS},
         "state": "blocked" if is_blocked else "selected",
         "reason": plugin.reason if is_blocked else "",
     }
-
-
-def _to_table(plugins: "Sequence[Plugin]") -> str:
-    listed = [_to_json(plugin) for plugin in plugins]
-    columns = ("name", "distribution", "version", "source")
-    rows = [(*(each[column] for column in columns), each["reason"] or each["state"]) for each in listed]
-    rows.insert(0, ("PLUGIN", "DISTRIBUTION", "VERSION", "SOURCE", "STATE"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows)
 
 
 @click.command("list-transforms")
@@ -81,7 +77,7 @@ def _to_table(plugins: "Sequence[Plugin]") -> str:
 @click.option("--server", metavar="ADDRESS", help="Ask this running server, and load no plugin here.")
 @client_options
 @plugin_options
-def list_transforms(as_json: bool, server: str | None, client: dict[str, Any], selected: Selected) -> None:
+def list_transforms(as_json: bool, server: str | None, client: dict[str, Any], settings: "Settings") -> None:
     """List the transforms of the installed plugins, and the plugins that are not active.
 
     Given the same file, variables and flags as serve, it lists what that server would offer.
@@ -103,11 +99,7 @@ def list_transforms(as_json: bool, server: str | None, client: dict[str, Any], s
 
     logs.start()
     with isolated_plugin_output() as stdout:
-        if server is None:
-            with selected() as settings:
-                listed = list_here(settings)
-        else:
-            listed = run.run_until_done(ask(server))
+        listed = list_here(settings) if server is None else run.run_until_done(ask(server))
         click.echo(printable_json(listed, indent=2) if as_json else listing.to_table(listed), file=stdout)
 
 
@@ -129,7 +121,7 @@ def list_here(settings: "Settings") -> dict[str, Any]:
 @click.command()
 @click.argument("distribution", required=False)
 @plugin_options
-def check(distribution: str | None, selected: Selected) -> None:
+def check(distribution: str | None, settings: "Settings") -> None:
     """Run every example of every transform, or of one distribution's.
 
     \b
@@ -152,8 +144,7 @@ def check(distribution: str | None, selected: Selected) -> None:
                     _report(verdict, stdout)
                     passed.append(not verdict.failures)
 
-        with selected() as settings:
-            run.run_until_done(check_all())
+        run.run_until_done(check_all())
         if not passed:
             raise ConfigError("nothing to check: the selected plugins are blocked or have no transforms")
         if not all(passed):
@@ -188,7 +179,8 @@ async def check_plugins(settings: "Settings", distribution: str | None) -> Async
                 reasons = (f"plugin {plugin.label}: {reason}" for reason in plugin.reasons)
                 yield Verdict(plugin.label, 0, tuple(reasons))
             for transform in plugin.transforms:
-                if _is_used(service, transform, plugin):
+                entry = registry.entries.get(transform.name)
+                if entry is not None and entry.plugin.key == plugin.key:
                     yield await _verdict(service, transform)
     for conflict in registry.conflicts:
         for plugin in conflict.plugins:
@@ -207,11 +199,6 @@ async def _check_loser(settings: "Settings", name: str, plugin: "Plugin") -> Ver
             return await _verdict(service, service.registry.resolve(name).transform)
     except ConfigError as error:
         return Verdict(name, 0, (error.message,))
-
-
-def _is_used(service: "TransformService", transform: "Transform", plugin: "Plugin") -> bool:
-    entry = service.registry.entries.get(transform.name)
-    return entry is not None and entry.plugin.key == plugin.key
 
 
 async def _verdict(service: "TransformService", transform: "Transform") -> Verdict:

@@ -9,17 +9,16 @@ import click
 
 from xformd.commands.options import (
     SIZE,
-    address_option,
     configuration_options,
     isolated_plugin_output,
-    limit_options,
     log_options,
-    output_dir_option,
     print_error,
     quantity_option,
     run_server,
+    setting_options,
     timeout_option,
 )
+from xformd.commands.poem_options import address_option, output_dir_option
 from xformd.net.defaults import DEFAULT_POEM_PORT, with_host
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def poem() -> None:
 @configuration_options(DEFAULT_POEM_PORT, reads_file=False)
 @click.option("--slow", type=SIZE, metavar="BYTES_PER_SECOND", help="Send it to each client at this speed.")
 @log_options
-@limit_options(("drain_delay_s",))
+@setting_options("drain_delay_s")
 def serve(poem_file: Path, configuration: "Configuration", slow: int | None) -> None:
     """Serve the poem in a file to every client that connects, until SIGTERM or Ctrl-C.
 

@@ -1,7 +1,6 @@
 """The caching proxies: ``xformd proxy`` for transforms, ``xformd poem proxy`` for a poem."""
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,18 +11,16 @@ from xformd.commands.options import (
     SIZE,
     TIMEOUT,
     LimitsCommand,
+    config_option,
     configuration_options,
-    limit_options,
     log_options,
     quantity_option,
-    reuse_port_option,
     run_server,
-    setting_option,
+    setting_options,
     timeout_option,
-    traces_option,
-    upstream_options,
 )
 from xformd.commands.poem import max_bytes_option, poem
+from xformd.commands.poem_options import upstream_options
 from xformd.errors import ConfigError
 from xformd.limits import WORKER_LIMITS
 from xformd.net.defaults import DEFAULT_POEM_PROXY_PORT, DEFAULT_PROXY_PORT, with_host
@@ -38,24 +35,15 @@ if TYPE_CHECKING:
 @click.command(cls=LimitsCommand)
 @click.argument("upstreams", type=with_host, nargs=-1, required=True, metavar="UPSTREAM...")
 @configuration_options(DEFAULT_PROXY_PORT, reads_file=False)
-@click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="TOML file with the limits of connections, TLS and access.",
-)
+@config_option("TOML file with the limits of connections, TLS and access.")
 @quantity_option("--cache-bytes", SIZE, "64MiB", "Size of the cache; each result counts for 1 KiB more than its bytes.")
 @click.option("--ttl", type=TIMEOUT, help="Keep a result this long. [until its plugin changes]")
 @quantity_option("--refresh", TIMEOUT, "10", "How often to ask the upstreams whether a plugin has been upgraded.")
-@setting_option("access", "FILE")
+@setting_options("access")
 @upstream_options
 @quantity_option("--max-session-age", TIMEOUT, "5min", "Replace a connection to an upstream before it is older.")
 @log_options
-@traces_option
-@reuse_port_option
-@setting_option("agent", "ENDPOINT", multiple=True)
-@limit_options([name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS])
+@setting_options("traces", "reuse_port", "agent", *(name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS))
 def proxy(
     upstreams: tuple[str, ...],
     configuration: "Configuration",
@@ -125,7 +113,7 @@ def proxy(
 @quantity_option("--connect-timeout", TIMEOUT, "10", "How long to wait for the connection to the upstream.")
 @timeout_option("How long to wait for the whole poem.")
 @log_options
-@limit_options(("drain_delay_s",))
+@setting_options("drain_delay_s")
 def poem_proxy(
     upstream: str,
     configuration: "Configuration",

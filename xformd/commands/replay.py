@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, TextIO
@@ -13,16 +13,14 @@ import attrs
 import click
 
 from xformd.commands.options import (
-    Selected,
-    client_options,
     isolated_plugin_output,
     plugin_options,
     print_error,
     print_line,
-    report_slow,
     timeout_option,
 )
-from xformd.commands.transforms import produced
+from xformd.commands.poem_options import client_options
+from xformd.commands.transforms import Transform, produced, transform_here
 from xformd.errors import XformError
 from xformd.net.defaults import with_host
 
@@ -41,14 +39,17 @@ class _Side:
     """What answers: a server or this environment, with the media type of its results, if that is known."""
 
     name: str
-    ask: Callable[[bytes], Awaitable[bytes]]
+    ask: Transform
     produces: str
 
     async def time(self, poem: bytes) -> Answer:
         """Return the result, or the error, and how many seconds it took."""
+        from twisted.internet.defer import Deferred
+
         start_s = time.monotonic()
         try:
-            result: bytes | XformError = await self.ask(poem)
+            asked = self.ask(poem)
+            result: bytes | XformError = await asked if isinstance(asked, Deferred) else asked
         except XformError as error:
             result = error
         return result, time.monotonic() - start_s
@@ -88,7 +89,7 @@ def replay(
     jobs: int,
     timeout: float,
     client: Mapping[str, Any],
-    selected: Selected,
+    settings: "Settings",
 ) -> None:
     """Send saved poems to an old and a new version of a transform, and print what differs.
 
@@ -109,9 +110,7 @@ def replay(
     logs.start()
     built = specs.build(spec, {})
     comparison = _Comparison(old, new)
-    with contextlib.ExitStack() as stack:
-        stdout = stack.enter_context(isolated_plugin_output())
-        settings = stack.enter_context(selected())
+    with isolated_plugin_output() as stdout:
         sources = batch.find_files([folder])
 
         async def replay_all() -> None:
@@ -141,29 +140,15 @@ def replay(
 async def _side(
     server: str, spec: "Spec", timeout_s: float, client: Mapping[str, Any], settings: "Settings"
 ) -> AsyncIterator[_Side]:
-    from twisted.internet.defer import Deferred
-
     from xformd.client import TransformProxy
-    from xformd.plugins import listing
-    from xformd.server.reload import local_service
 
-    if server != HERE:
-        async with TransformProxy(server, **client) as proxy:
-            listed = await proxy.list_transforms(timeout=timeout_s)
-
-            async def ask_server(poem: bytes) -> bytes:
-                return await proxy.xform(str(spec), poem, timeout=timeout_s)
-
-            yield _Side(server, ask_server, produced(listed, spec))
+    if server == HERE:
+        async with transform_here(settings, spec, timeout_s=timeout_s) as (transform, produces):
+            yield _Side(server, transform, produces)
         return
-    names = frozenset(step.name for step in spec.steps)
-    async with local_service(settings, report_slow, warm_ups=names) as service:
-
-        async def ask_here(poem: bytes) -> bytes:
-            result = service.xform(spec, poem, timeout_s=timeout_s)
-            return await result if isinstance(result, Deferred) else result
-
-        yield _Side(server, ask_here, produced(listing.to_json(service.registry), spec))
+    async with TransformProxy(server, **client) as proxy:
+        listed = await proxy.list_transforms(timeout=timeout_s)
+        yield _Side(server, lambda poem: proxy.xform(str(spec), poem, timeout=timeout_s), produced(listed, spec))
 
 
 @attrs.define

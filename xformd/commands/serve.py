@@ -8,21 +8,18 @@ import click
 
 from xformd.commands.options import (
     TIMEOUT,
+    TLS_SETTINGS,
     Command,
     LimitsCommand,
     configuration_options,
     isolated_plugin_output,
-    limit_options,
-    log_options,
-    plugin_flags,
     print_line,
     quantity_option,
-    reuse_port_option,
     run_server,
-    setting_option,
-    traces_option,
+    setting_options,
 )
 from xformd.commands.plugins import list_here
+from xformd.config import TABLE
 from xformd.errors import ConfigError, printable_json
 from xformd.net.defaults import DEFAULT_PORT
 
@@ -33,34 +30,8 @@ if TYPE_CHECKING:
 
 def _setting_options(command: Command) -> Command:
     """Add a flag for each setting, and pass the command the ``configuration``."""
-    for add in (
-        limit_options(),
-        traces_option,
-        log_options,
-        setting_option("access_log", "[none|stderr|FILE]"),
-        setting_option("record_max_bytes", "SIZE"),
-        setting_option("record_only", "NAME", multiple=True),
-        setting_option("record_sample", "SHARE"),
-        setting_option("record", "FOLDER"),
-        setting_option("reload_check", "[examples|off]"),
-        setting_option("isolate", "NAME", multiple=True),
-        setting_option("inline", "NAME", multiple=True),
-        setting_option("workers", "N"),
-        plugin_flags,
-        setting_option("node", "NAME"),
-        setting_option("jobs_dir", "DIR"),
-        setting_option("access", "FILE"),
-        setting_option("trusted_proxies", "CIDR,..."),
-        setting_option("host_names", "NAME", multiple=True),
-        setting_option("cors", "ORIGIN", multiple=True),
-        reuse_port_option,
-        setting_option("agent", "ENDPOINT", multiple=True),
-        setting_option("metrics", "ENDPOINT", multiple=True),
-        setting_option("http", "ENDPOINT", multiple=True),
-        configuration_options(DEFAULT_PORT),
-    ):
-        command = add(command)
-    return command
+    names = [name for name in TABLE if name not in ("listen", *TLS_SETTINGS)]
+    return configuration_options(DEFAULT_PORT)(setting_options(*names)(command))
 
 
 @click.command(cls=LimitsCommand)

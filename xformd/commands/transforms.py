@@ -16,24 +16,22 @@ import click
 
 from xformd.commands.options import (
     DURATION,
-    PoemOptions,
-    Selected,
     describe_locally,
     isolated_plugin_output,
-    limit_options,
     plugin_options,
-    poem_options,
     print_error,
     print_line,
     report_slow,
-    server_options,
+    setting_options,
 )
+from xformd.commands.poem_options import PoemOptions, poem_options, server_options
 from xformd.errors import BadOptions, ConfigError, GibberishError, RequestRefused, TransformTimeout, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from xformd.client import batch as batches
+    from xformd.config import Settings
     from xformd.spec import Spec
 
 Transform = Callable[[bytes], "bytes | Deferred[bytes]"]
@@ -253,9 +251,9 @@ def send(
 @click.command()
 @poem_options
 @plugin_options
-@limit_options(("max_result_bytes", "transform_timeout_s", "worker_memory_bytes"))
+@setting_options("max_result_bytes", "transform_timeout_s", "worker_memory_bytes")
 @click.option("--traceback", is_flag=True, help="Show the traceback of a transform that raises.")
-def run(spec: str, poems: PoemOptions, options: Mapping[str, object], selected: Selected, traceback: bool) -> None:
+def run(spec: str, poems: PoemOptions, options: Mapping[str, object], settings: "Settings", traceback: bool) -> None:
     """Transform poems without a server.
 
     \b
@@ -266,22 +264,26 @@ def run(spec: str, poems: PoemOptions, options: Mapping[str, object], selected: 
       xformd run upper --recursive poems --output-dir out --encoding latin-1
     """
     from xformd import spec as specs
-    from xformd.plugins import listing
-    from xformd.server.reload import local_service
     from xformd.telemetry import logs
 
     logs.start(*([logs.observer()] if traceback else []))
     parsed = specs.build(spec, options)
-    with isolated_plugin_output() as stdout, selected() as settings:
+    with isolated_plugin_output() as stdout:
+        _run_batch(transform_here(settings, parsed, options), poems, stdout, describe=describe_locally)
 
-        @contextlib.asynccontextmanager
-        async def here() -> AsyncIterator[tuple[Transform, str]]:
-            names = frozenset(step.name for step in parsed.steps)
-            async with local_service(settings, report_slow, warm_ups=names) as service:
-                listed = listing.to_json(service.registry)
-                yield functools.partial(service.xform, parsed), produced(listed, parsed, options)
 
-        _run_batch(here(), poems, stdout, describe=describe_locally)
+@contextlib.asynccontextmanager
+async def transform_here(
+    settings: "Settings", spec: "Spec", options: Mapping[str, object] = MappingProxyType({}), **more: Any
+) -> AsyncIterator[tuple[Transform, str]]:
+    """Yield what runs a spec in this environment, and the media type of its results."""
+    from xformd.plugins import listing
+    from xformd.server.reload import local_service
+
+    names = frozenset(step.name for step in spec.steps)
+    async with local_service(settings, report_slow, warm_ups=names) as service:
+        listed = listing.to_json(service.registry)
+        yield functools.partial(service.xform, spec, **more), produced(listed, spec, options)
 
 
 def produced(listed: Mapping[str, Any], spec: "Spec", options: Mapping[str, object] = MappingProxyType({})) -> str:

@@ -18,49 +18,141 @@ from xformd.plugins.settings import Table
 from xformd.spec import NAME_RULE, is_valid_name
 from xformd.telemetry.access_log import STDERR
 
-LOG_FORMATS = ("text", "json")
-LOG_LEVELS = ("debug", "info", "warn", "error")
-TLS_PORTS = ("external", "all")
+
+def host_node() -> str:
+    """Return the host's name as that of a node."""
+    return re.sub(r"[^a-z0-9._-]+", "-", socket.gethostname().lower()).strip("-._")[:63] or "node"
+
+
+def _node_from(value: object) -> str | None:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
+        return None if value == "auto" else value
+    raise ValueError(f"invalid node {show_value(value)}: use up to 63 letters, digits, and . _ - after the first")
+
+
+_NODE = SettingType(read=_node_from, words={"auto": None}, metavar="NAME")
+_WRITE_TCP = ": write it as tcp:11000:interface=127.0.0.1"
+_ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+", empty="none", hint=_WRITE_TCP)
+_LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1, hint=_WRITE_TCP)
+_ORIGINS = types.strings("origin", frozenset, accepts=types.is_origin, hint=": write it as https://example.org, or *")
+_HOSTS = types.strings("host name", frozenset, accepts=types.is_host_name, hint=": write it as poems.example.org, or *")
+_AS_PROXIES = ": write it as 192.0.2.1, 10.0.0.0/8, 2001:db8::/32, or unix"
+_PROXIES = attrs.evolve(
+    types.strings("proxy", frozenset, accepts=types.is_network, hint=_AS_PROXIES), metavar="CIDR,...", is_repeated=False
+)
+_REQUIRED = types.strings(
+    "requirement",
+    frozenset,
+    separators=r"\s+",
+    accepts=types.is_requirement,
+    hint=": write it as xformd-images==1.2.*, without spaces",
+)
+_BLOCKED = types.strings("plugin", frozenset, hint=": use a plugin's name")
+_TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name, hint=f": use {NAME_RULE}")
+
+
+def _setting(type_: SettingType, default: Any, reason: str, found: Callable[[], object] | None = None) -> Any:
+    return attrs.field(default=default, metadata={"type": type_, "reason": reason, "found": found})
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """The settings of a server: the rows of ``TABLE``, where each is described.
+    """The settings of a server, each with its type, default and reason; ``selection`` and ``limits`` group some.
 
-    ``selection`` and ``limits`` group the rows that belong together. ``workers`` is None for as many as there is room
-    for; with 0 every transform runs in the reactor.
+    ``workers`` is None for as many as there is room for; with 0 every transform runs in the reactor.
     """
 
-    listen: tuple[str, ...] = (tcp_server(),)
-    http: tuple[str, ...] = (tcp_server(port=DEFAULT_HTTP_PORT),)
-    metrics: tuple[str, ...] = ()
-    agent: tuple[str, ...] = ()
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    tls: str = "external"
-    cors: frozenset[str] = frozenset()
-    host_names: frozenset[str] = frozenset()
-    trusted_proxies: frozenset[str] = frozenset()
-    access: Path | None = None
-    jobs_dir: Path | None = None
-    node: str | None = None
+    listen: tuple[str, ...] = _setting(_LISTEN, (tcp_server(),), "where to listen: Twisted server endpoints")
+    http: tuple[str, ...] = _setting(
+        _ENDPOINTS,
+        (tcp_server(port=DEFAULT_HTTP_PORT),),
+        "where to answer HTTP, with a page to try the transforms on: Twisted server endpoints, or none",
+    )
+    metrics: tuple[str, ...] = _setting(
+        _ENDPOINTS, (), "where to answer only /metrics, /livez and /readyz over HTTP: Twisted server endpoints, or none"
+    )
+    agent: tuple[str, ...] = _setting(
+        _ENDPOINTS, (), "where to answer HAProxy's agent checks in plain text: Twisted server endpoints, or none"
+    )
+    reuse_port: bool = _setting(
+        types.BOOLEAN, False, "whether several servers of one user may listen on the same TCP ports"
+    )
+    tls_certificate: Path | None = _setting(
+        types.FILE, None, "the server's certificate and its chain (PEM), for TLS on its TCP ports"
+    )
+    tls_key: Path | None = _setting(types.FILE, None, "the certificate's key; none if it is in the same file")
+    tls_client_ca: Path | None = _setting(
+        types.FILE, None, "certificates of those who may issue certificates for clients, which are then asked for one"
+    )
+    tls: str = _setting(
+        types.choice("external", "all"),
+        "external",
+        "which TCP ports have TLS: external for those not on loopback, or all",
+    )
+    cors: frozenset[str] = _setting(
+        _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * for all"
+    )
+    host_names: frozenset[str] = _setting(
+        _HOSTS,
+        frozenset(),
+        "names that HTTP clients call this server by, besides localhost and its addresses; * is any",
+    )
+    trusted_proxies: frozenset[str] = _setting(
+        _PROXIES,
+        frozenset(),
+        "proxies whose Forwarded and X-Forwarded headers are believed: addresses, networks, unix for Unix sockets",
+    )
+    access: Path | None = _setting(types.FILE, None, "file that says who may use which transforms; none for all")
+    jobs_dir: Path | None = _setting(
+        types.FOLDER, None, "folder where jobs over HTTP and their results are kept; none for no jobs"
+    )
+    node: str | None = _setting(
+        _NODE, None, "name of this server in the addresses of its jobs; auto for the host's", host_node
+    )
     selection: Selection = EVERYTHING
+    reload_check: str = _setting(
+        types.choice("examples", "off"),
+        "examples",
+        "what a reload tries in the new workers first: examples, and it is refused if one fails that did not, or off",
+    )
+    record: Path | None = _setting(
+        types.FOLDER, None, "folder to keep a sample of the poems in, for xformd replay; none for none"
+    )
+    record_sample: float = _setting(types.SHARE, 0.01, "which share of the poems to keep, above 0 and up to 1")
+    record_only: frozenset[str] = _setting(
+        _TRANSFORMS, frozenset(), "transforms whose poems to keep; all if none is named"
+    )
+    record_max_bytes: int = _setting(types.SIZE, 100 * MIB, "the most that the kept poems may take")
+    workers: int | None = _setting(
+        types.integer(0, "auto"),
+        None,
+        "worker processes: auto for one per CPU, if there is worker_memory_bytes for each, 0 for none",
+        find_resources,
+    )
+    inline: frozenset[str] = _setting(
+        _TRANSFORMS, frozenset(), "transforms that run in the server, overriding their author"
+    )
+    isolate: frozenset[str] = _setting(
+        _TRANSFORMS, frozenset(), "transforms that run in a worker, overriding their author"
+    )
+    log_file: Path = _setting(types.LOG_FILE, STDERR, "where to write the log: stderr or a file")
+    log_format: str = _setting(
+        types.choice("text", "json"), "text", "format of the log: text, or one JSON object per line"
+    )
+    log_level: str = _setting(
+        types.choice("debug", "info", "warn", "error"),
+        "info",
+        "the least important lines that the log has: debug, info, warn or error",
+    )
+    access_log: Path | None = _setting(
+        types.OUTPUT_FILE, None, "where to write a line for each request: none, stderr or a file"
+    )
+    traces: str = _setting(
+        types.choice("none", "otlp"),
+        "none",
+        "where to send OpenTelemetry spans: none, or otlp, to what OTEL_* variables name (needs xformd[otel])",
+    )
     limits: Limits = attrs.field(factory=Limits)
-    workers: int | None = None
-    inline: frozenset[str] = frozenset()
-    isolate: frozenset[str] = frozenset()
-    log_format: str = "text"
-    log_level: str = "info"
-    log_file: Path = STDERR
-    access_log: Path | None = None
-    reuse_port: bool = False
-    reload_check: str = "examples"
-    record: Path | None = None
-    record_sample: float = 0.01
-    record_only: frozenset[str] = frozenset()
-    record_max_bytes: int = 100 * MIB
-    traces: str = "none"
 
     @property
     def worker_count(self) -> int:
@@ -71,30 +163,18 @@ class Settings:
 
     def by_name(self) -> dict[str, Any]:
         """Return the value of each row, to compare settings: paths are absolute, and the two kinds of folders one."""
-        chosen = self.selection
-        return {
-            "plugins": chosen.distributions,
-            "block": chosen.blocked,
-            "plugins_dir": tuple(each.absolute() for each in chosen.directories),
-            "prefer": chosen.preferred,
-            "strict": chosen.strict,
-            "require": chosen.required,
-            **attrs.asdict(self.limits),
-            **{name: value.absolute() if isinstance(value, Path) else value for name, value in _plain_rows(self)},
-        }
+        chosen = {name: getattr(self.selection, field) for name, field in _OF_SELECTION.items()}
+        values = {**attrs.asdict(self, recurse=False), **attrs.asdict(self.limits), **chosen}
+        values["plugins_dir"] = tuple(each.absolute() for each in values["plugins_dir"])
+        return {name: each.absolute() if isinstance(each, Path) else each for name, each in values.items()}
 
     def with_changes(self, new: "Settings", kept_limits: Iterable[str] = ("listen_backlog",)) -> "Settings":
         """Return these settings with those of ``new`` that may change while a server runs."""
-        kept = {name: getattr(self.limits, name) for name in kept_limits}
-        selection = new.selection
+        chosen, kept = new.selection, {name: getattr(self.limits, name) for name in kept_limits}
+        tables: Any = {"settings": chosen.settings, "commands": chosen.commands, "required": chosen.required}
         return attrs.evolve(
             self,
-            selection=attrs.evolve(
-                self.selection,
-                settings=selection.settings,
-                commands=selection.commands,
-                required=selection.required,
-            ),
+            selection=attrs.evolve(self.selection, **tables),
             limits=attrs.evolve(new.limits, **kept),
             **{name: getattr(new, name) for name in _ALSO_CHANGE},
         )
@@ -110,27 +190,13 @@ class Settings:
     @classmethod
     def from_values(cls, values: Mapping[str, Any], tables: Mapping[str, Mapping[str, Table]]) -> "Settings":
         """Make settings from the value of each row of ``TABLE``, by its name, and from the other tables."""
+        chosen = {field: values[name] for name, field in _OF_SELECTION.items()}
+        chosen["directories"] += values["insecure_plugins_dir"]
         return cls(
-            selection=Selection(
-                distributions=values["plugins"],
-                blocked=values["block"],
-                directories=values["plugins_dir"] + values["insecure_plugins_dir"],
-                preferred=values["prefer"],
-                strict=values["strict"],
-                required=values["require"],
-                settings=tables["plugin"],
-                commands=tables["transform"],
-            ),
+            selection=Selection(**chosen, settings=tables["plugin"], commands=tables["transform"]),
             limits=Limits(**{field.name: values[field.name] for field in attrs.fields(Limits)}),
             **{field.name: values[field.name] for field in attrs.fields(cls) if field.name in values},
         )
-
-
-def _plain_rows(settings: Settings) -> Iterator[tuple[str, Any]]:
-    """Yield the rows that stand in ``Settings`` themselves."""
-    for field in attrs.fields(Settings):
-        if field.name not in ("selection", "limits"):
-            yield field.name, getattr(settings, field.name)
 
 
 @attrs.frozen
@@ -162,99 +228,17 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
-def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
-    if "_bytes" in field.name:  # or in bytes a second
-        return types.SIZE
-    if field.name.endswith("_s"):
-        return types.DURATION if field.default else types.DELAY
-    return types.integer(none="none" if field.default is None else None)
+_OF_SELECTION = {
+    "plugins": "distributions",
+    "block": "blocked",
+    "plugins_dir": "directories",
+    "prefer": "preferred",
+    "strict": "strict",
+    "require": "required",
+}
+"""The settings that are fields of a ``Selection``, and the names of the fields."""
 
-
-def host_node() -> str:
-    """Return the host's name as that of a node."""
-    return re.sub(r"[^a-z0-9._-]+", "-", socket.gethostname().lower()).strip("-._")[:63] or "node"
-
-
-def _node_from(value: object) -> str | None:
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value):
-        return None if value == "auto" else value
-    raise ValueError(f"invalid node {show_value(value)}: use up to 63 letters, digits, and . _ - after the first")
-
-
-_NODE = SettingType(from_toml=_node_from, to_json=lambda value: value or "auto")
-_WRITE_TCP = ": write it as tcp:11000:interface=127.0.0.1"
-_ENDPOINTS = types.strings("Twisted server endpoint", tuple, separators=r"\s+", empty="none", hint=_WRITE_TCP)
-_LISTEN = types.strings("Twisted server endpoint", tuple, separators=r"\s+", minimum=1, hint=_WRITE_TCP)
-_ORIGINS = types.strings("origin", frozenset, accepts=types.is_origin, hint=": write it as https://example.org, or *")
-_HOSTS = types.strings("host name", frozenset, accepts=types.is_host_name, hint=": write it as poems.example.org, or *")
-_AS_PROXIES = ": write it as 192.0.2.1, 10.0.0.0/8, 2001:db8::/32, or unix"
-_PROXIES = types.strings("proxy", frozenset, accepts=types.is_network, hint=_AS_PROXIES)
-_REQUIRED = types.strings(
-    "requirement",
-    frozenset,
-    separators=r"\s+",
-    accepts=types.is_requirement,
-    hint=": write it as xformd-images==1.2.*, without spaces",
-)
-_BLOCKED = types.strings("plugin", frozenset, hint=": use a plugin's name")
-_TRANSFORMS = types.strings("transform name", frozenset, accepts=is_valid_name, hint=f": use {NAME_RULE}")
-
-_SETTINGS = (
-    Setting("listen", _LISTEN, (tcp_server(),), "where to listen: Twisted server endpoints"),
-    Setting(
-        "http",
-        _ENDPOINTS,
-        (tcp_server(port=DEFAULT_HTTP_PORT),),
-        "where to answer HTTP, with a page to try the transforms on: Twisted server endpoints, or none",
-    ),
-    Setting(
-        "metrics",
-        _ENDPOINTS,
-        (),
-        "where to answer only /metrics, /livez and /readyz over HTTP: Twisted server endpoints, or none",
-    ),
-    Setting(
-        "agent",
-        _ENDPOINTS,
-        (),
-        "where to answer HAProxy's agent checks in plain text: Twisted server endpoints, or none",
-    ),
-    Setting("reuse_port", types.BOOLEAN, False, "whether several servers of one user may listen on the same TCP ports"),
-    Setting(
-        "tls_certificate",
-        types.FILE,
-        None,
-        "the server's certificate and its chain (PEM), for TLS on its TCP ports",
-    ),
-    Setting("tls_key", types.FILE, None, "the certificate's key; none if it is in the same file"),
-    Setting(
-        "tls_client_ca",
-        types.FILE,
-        None,
-        "certificates of those who may issue certificates for clients, which are then asked for one",
-    ),
-    Setting(
-        "tls",
-        types.choice(*TLS_PORTS),
-        "external",
-        "which TCP ports have TLS: external for those not on loopback, or all",
-    ),
-    Setting("cors", _ORIGINS, frozenset(), "origins of other sites whose pages may call over HTTP; * for all"),
-    Setting(
-        "host_names",
-        _HOSTS,
-        frozenset(),
-        "names that HTTP clients call this server by, besides localhost and its addresses; * is any",
-    ),
-    Setting(
-        "trusted_proxies",
-        _PROXIES,
-        frozenset(),
-        "proxies whose Forwarded and X-Forwarded headers are believed: addresses, networks, unix for Unix sockets",
-    ),
-    Setting("access", types.FILE, None, "file that says who may use which transforms; none for all"),
-    Setting("jobs_dir", types.FILE, None, "folder where jobs over HTTP and their results are kept; none for no jobs"),
-    Setting("node", _NODE, None, "name of this server in the addresses of its jobs; auto for the host's", host_node),
+_SELECTING = (
     Setting("plugins", types.PLUGINS, None, "installed plugins to load: all, none, or a list of distributions"),
     Setting(
         "block",
@@ -272,44 +256,30 @@ _SETTINGS = (
         frozenset(),
         "plugins without which to refuse to start, with their versions, such as xformd-images==1.2.*",
     ),
-    Setting(
-        "reload_check",
-        types.choice("examples", "off"),
-        "examples",
-        "what a reload tries in the new workers first: examples, and it is refused if one fails that did not, or off",
-    ),
-    Setting("record", types.FILE, None, "folder to keep a sample of the poems in, for xformd replay; none for none"),
-    Setting("record_sample", types.SHARE, 0.01, "which share of the poems to keep, above 0 and up to 1"),
-    Setting("record_only", _TRANSFORMS, frozenset(), "transforms whose poems to keep; all if none is named"),
-    Setting("record_max_bytes", types.SIZE, 100 * MIB, "the most that the kept poems may take"),
-    Setting(
-        "workers",
-        types.integer(0, "auto"),
-        None,
-        "worker processes: auto for one per CPU, if there is worker_memory_bytes for each, 0 for none",
-        find_resources,
-    ),
-    Setting("inline", _TRANSFORMS, frozenset(), "transforms that run in the server, overriding their author"),
-    Setting("isolate", _TRANSFORMS, frozenset(), "transforms that run in a worker, overriding their author"),
-    Setting("log_file", types.LOG_FILE, STDERR, "where to write the log: stderr or a file"),
-    Setting("log_format", types.choice(*LOG_FORMATS), "text", "format of the log: text, or one JSON object per line"),
-    Setting(
-        "log_level",
-        types.choice(*LOG_LEVELS),
-        "info",
-        "the least important lines that the log has: debug, info, warn or error",
-    ),
-    Setting("access_log", types.OUTPUT_FILE, None, "where to write a line for each request: none, stderr or a file"),
-    Setting(
-        "traces",
-        types.choice("none", "otlp"),
-        "none",
-        "where to send OpenTelemetry spans: none, or otlp, to what OTEL_* variables name (needs xformd[otel])",
-    ),
-    *(Setting(each.name, _limit_type(each), each.default, each.metadata["reason"]) for each in attrs.fields(Limits)),
 )
 
-TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _SETTINGS}
+
+def _rows(cls: Any) -> Iterator[Setting]:
+    for field in attrs.fields(cls):
+        if field.name == "selection":
+            yield from _SELECTING
+        elif field.name == "limits":
+            yield from _rows(Limits)
+        else:
+            facts = field.metadata
+            type_ = facts.get("type") or _limit_type(field)
+            yield Setting(field.name, type_, field.default, facts["reason"], facts.get("found"))
+
+
+def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
+    if "_bytes" in field.name:  # or in bytes a second
+        return types.SIZE
+    if field.name.endswith("_s"):
+        return types.DURATION if field.default else types.DELAY
+    return types.integer(none="none" if field.default is None else None)
+
+
+TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _rows(Settings)}
 """Every setting, by its name."""
 
 _ALSO_CHANGE = ("workers", "log_file", "log_format", "log_level", "reload_check")

@@ -17,8 +17,7 @@ from typing import Any
 import attrs
 
 from xformd.config.settings import TABLE, Setting, Settings
-from xformd.config.types import FILE as FILE_TYPE
-from xformd.config.types import FOLDERS, HIDDEN, LOG_FILE, OUTPUT_FILE, PREFERENCES, SHOWN, to_toml
+from xformd.config.types import PREFERENCES, SHOWN, to_toml
 from xformd.errors import ConfigError, one_line
 from xformd.plugins.discovery import normalize
 from xformd.plugins.settings import FILE, VARIABLE, Table, did_you_mean
@@ -40,6 +39,9 @@ TOML_HEADER = """\
 
 LISTED = "; 'xformd config' lists them"
 
+Places = dict[tuple[str, ...], str]
+"""Where the keys of a file are set: in ``xformd.toml, line 7``; one in a table has the table's name before it."""
+
 _PREFIX = "XFORMD_"
 _TOML_POSITION = re.compile(r" \(at (?:line (?P<line>\d+), column \d+|end of document)\)\Z")
 # Kubernetes sets these in every container of a namespace with a service called xformd, or xformd- and more.
@@ -55,24 +57,27 @@ class Value:
     place: str  # ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``
     subject: str  # the start of a message: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``
     subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for a key of a table, or a folder
+    is_hidden: bool = False
 
     def to_toml(self) -> str:
         """Return the setting as TOML, with its reason and its place in comments."""
         setting, type_ = self.setting, self.setting.type
-        unit = f"in {type_.unit}, " if type_.unit else ""
-        sign = "#" if self.place == "default" or type_ is HIDDEN else ""
-        has_default = self.place != "default" and type_ not in (SHOWN, HIDDEN)
-        default = f"; default {type_.to_toml(setting.default)}" if has_default else ""
-        origin = "default" if self.place == "default" else f"from {self.place}"
-        comment = one_line(f"# ({unit}{origin}{default})")
-        return f"# {setting.reason}\n{comment}\n{sign}{setting.name} = {type_.to_toml(self.value)}"
+        origin, default = f"from {self.place}", ""
+        if self.place == "default":
+            origin = "default"
+        elif type_ is not SHOWN:
+            default = f"; default {type_.to_toml(setting.default)}"
+        comment = one_line(f"# ({f'in {type_.unit}, ' if type_.unit else ''}{origin}{default})")
+        sign = "#" if self.place == "default" or self.is_hidden else ""
+        value = '"***"' if self.is_hidden else type_.to_toml(self.value)
+        return f"# {setting.reason}\n{comment}\n{sign}{setting.name} = {value}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the setting as values that JSON has; a size in bytes, a duration in seconds, null for no limit."""
         type_ = self.setting.type
         return {
             "name": self.setting.name,
-            "value": type_.to_json(self.value),
+            "value": None if self.is_hidden else type_.to_json(self.value),
             "default": type_.to_json(self.setting.default),
             "unit": type_.unit or None,
             "place": self.place,
@@ -109,9 +114,10 @@ class Configuration:
             for key, value in table.values.items():
                 names_file = key not in known and key.endswith(FILE) and key.removesuffix(FILE) in known
                 is_path = names_file or known.get(key) == "path"
-                type_ = SHOWN if is_path or known.get(key, "secret") != "secret" else HIDDEN
-                setting = Setting(f"plugin.{to_toml(name)}.{key}", type_, None, f"a setting of {name}")
-                yield Value(setting, str(table.path(value)) if is_path else value, table.places[key], key)
+                is_hidden = not is_path and known.get(key, "secret") == "secret"
+                setting = Setting(f"plugin.{to_toml(name)}.{key}", SHOWN, None, f"a setting of {name}")
+                value = str(table.path(value)) if is_path else value
+                yield Value(setting, value, table.places[key], key, is_hidden=is_hidden)
         for name, table in self.settings.selection.commands.items():
             for key, value in table.values.items():
                 setting = Setting(f"transform.{to_toml(name)}.{key}", SHOWN, None, "of a command")
@@ -133,7 +139,9 @@ def configure(
     _add_variables(tables["plugin"], environment or {}, str((file or Path("file")).parent.absolute()))
     values |= {value.setting.name: value for value in _from_environment(environment or {})}
     values |= {value.setting.name: value for value in _from_flags(flags or {})}
-    _reject_both(values["inline"], values["isolate"])
+    inline, isolate = values["inline"], values["isolate"]
+    for name in sorted(inline.value & isolate.value):
+        raise ConfigError(f"{name!r} is in both inline ({inline.place}) and isolate ({isolate.place}); remove one")
     folders, insecure = values["plugins_dir"], values["insecure_plugins_dir"]
     values["plugins_dir"] = attrs.evolve(folders, subjects=dict.fromkeys(map(str, insecure.value), insecure.subject))
     for folder in folders.value:
@@ -153,27 +161,21 @@ def configure(
 
 def read_tables(file: Path, kind: str) -> dict[str, Table]:
     """Read a TOML file that has tables ``[kind.NAME]`` and nothing else; raise ``ConfigError`` if it has."""
-    others, tables = _read_file(file, (kind,))
-    for line, name, _ in others:
-        raise ConfigError(f"{file}, line {line}: {name!r} is not known here: write [{kind}.NAME]")
+    others, tables, places = _read_file(file, (kind,))
+    for name in others:
+        raise ConfigError(f"{places[name,]}: {name!r} is not known here: write [{kind}.NAME]")
     return tables[kind]
 
 
 def _from_file(file: Path, tables: Mapping[str, dict[str, Table]]) -> dict[str, Value]:
-    values: dict[str, Value] = {}
-    others, found = _read_file(file, TABLES)
-    for line, name, raw in others:
-        value = _read_from_file(name, raw, f"{file}, line {line}")
-        values[name] = _merge_tables(values.get(name), value)
+    others, found, places = _read_file(file, TABLES)
     tables["plugin"].update({normalize(name): table for name, table in found["plugin"].items()})
     tables["transform"].update(found["transform"])
-    return {name: _relative_to(file, value) for name, value in values.items()}
+    return {name: _read_from_file(file, name, raw, places) for name, raw in others.items()}
 
 
-def _read_file(
-    file: Path, kinds: Iterable[str]
-) -> tuple[list[tuple[int, str, object]], Mapping[str, dict[str, Table]]]:
-    """Return the values of a file with their lines and names, and its tables of tables of these kinds."""
+def _read_file(file: Path, kinds: Iterable[str]) -> tuple[Mapping[str, object], Mapping[str, dict[str, Table]], Places]:
+    """Return the values of a file, its tables of tables of these kinds, and the place of each key."""
     try:
         with file.open("rb") as source:
             data = source.read(MAX_FILE_BYTES + 1)
@@ -182,33 +184,33 @@ def _read_file(
         raise ConfigError(f"cannot read settings from {file}: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{file} has more than {MAX_FILE_BYTES} bytes, too many for a file of settings")
-    others: list[tuple[int, str, object]] = []
-    places: dict[str, dict[str, dict[str, str]]] = {name: {} for name in kinds}
+    places: Places = {}
     for line, content in toml_statements(data, str(file)):
-        for name, raw in content.items():
-            if name in places:
-                _note_places(places[name], name, raw, f"{file}, line {line}")
-            else:
-                others.append((line, name, raw))
-    # JSON has no dates: they become text. Whole, as a statement in one of several tables does not say in which.
-    whole = json.loads(json.dumps(tomllib.loads(data.decode("utf-8-sig")), default=str))
+        _note_places(content, f"{file}, line {line}", places)
+    # JSON has no dates: they become text.
+    values = json.loads(json.dumps(tomllib.loads(data.decode("utf-8-sig")), default=str))
+    inside: dict[str, dict[str, dict[str, str]]] = {kind: {} for kind in kinds}
+    for (kind, *path), place in places.items():
+        if kind not in inside:
+            continue
+        if not isinstance(values[kind] if not path else values[kind][path[0]], dict):
+            raise ConfigError(f"{place}: {kind} has a table for each: write [{kind}.NAME]")
+        if path:
+            inside[kind].setdefault(path[0], {})[".".join(path[1:])] = place
     folder = str(file.parent.absolute())
-    return others, {
-        kind: {name: Table(whole[kind][name], inside, folder) for name, inside in found.items()}
-        for kind, found in places.items()
+    tables = {
+        kind: {name: Table(values[kind][name], places, folder) for name, places in found.items()}
+        for kind, found in inside.items()
     }
+    return {name: raw for name, raw in values.items() if name not in inside}, tables, places
 
 
-def _note_places(places: dict[str, dict[str, str]], kind: str, raw: object, place: str) -> None:
-    """Note where each key of these tables is set."""
-    if not isinstance(raw, dict) or not all(isinstance(table, dict) for table in raw.values()):
-        raise ConfigError(f"{place}: {kind} has a table for each: write [{kind}.NAME]")
-    for name, table in raw.items():
-        found = places.setdefault(name, {"": place})
-        for key, value in table.items():
-            found.setdefault(key, place)
-            for inner in value if isinstance(value, dict) else ():
-                found.setdefault(f"{key}.{inner}", place)
+def _note_places(content: Mapping[str, Any], place: str, places: Places, *above: str) -> None:
+    """Note where each key is set, also in a table."""
+    for key, value in content.items():
+        places.setdefault((*above, key), place)
+        if isinstance(value, dict):
+            _note_places(value, place, places, *above, key)
 
 
 def _add_variables(tables: dict[str, Table], environment: Mapping[str, str], folder: str) -> None:
@@ -248,39 +250,28 @@ def _places(path: Path, *, is_above: bool = False) -> Iterator[tuple[Path, bool]
             yield from _places(target, is_above=is_above or each != path)
 
 
-def _read_from_file(name: str, raw: object, place: str) -> Value:
-    setting = TABLE.get(name)
+def _read_from_file(file: Path, name: str, raw: object, places: Places) -> Value:
+    setting, place = TABLE.get(name), places[name,]
     if name == "plugins" and isinstance(raw, dict):  # what is in it may be secret
         raise ConfigError(f'{place}: plugins says which are loaded; the settings of one are in [plugin."NAME"]')
-    if setting is None and isinstance(raw, dict | list) and (inside := _names_in(raw)) & set(TABLE):
-        raise ConfigError(f"{place}: {min(inside & set(TABLE))} is inside the table {name!r}; move it to the top level")
+    if setting is None and isinstance(raw, dict) and (inside := raw.keys() & TABLE.keys()):
+        raise ConfigError(f"{place}: {min(inside)} is inside the table {name!r}; move it to the top level")
     if setting is None:
         raise ConfigError(f"{place}: unknown setting {name!r}" + did_you_mean(name, (*TABLE, *TABLES), LISTED))
-    return _read(setting, setting.type.from_toml, raw, place, f"{place}: {name}")
+    subjects = {}
+    if setting.type is PREFERENCES and isinstance(raw, dict):
+        subjects = {key: f"{places[name, key]}: {name}" for key in raw}
+        for key, item in raw.items():
+            _read(setting, {key: item}, place, subjects[key])
+    value = _read(setting, raw, place, f"{place}: {name}")
+    return attrs.evolve(value, value=_relative_to(file.parent, value.value), subjects=subjects)
 
 
-def _names_in(raw: object) -> set[str]:
-    if isinstance(raw, list):
-        return set().union(*map(_names_in, raw))
-    return set(raw) if isinstance(raw, dict) else set()
-
-
-def _merge_tables(before: Value | None, value: Value) -> Value:
-    # Each line of a table arrives on its own: prefer.a = "x" adds a key to the lines before.
-    if value.setting.type is not PREFERENCES:
-        return value
-    before = before or attrs.evolve(value, value={})
-    subjects = {**before.subjects, **dict.fromkeys(value.value, value.subject)}
-    return attrs.evolve(before, value={**before.value, **value.value}, subjects=subjects)
-
-
-def _relative_to(file: Path, value: Value) -> Value:
+def _relative_to(folder: Path, value: Any) -> Any:
     """Resolve the folders and files that a file names relative to the folder of that file."""
-    if value.setting.type in (FILE_TYPE, LOG_FILE, OUTPUT_FILE) and value.value is not None:
-        return attrs.evolve(value, value=file.parent / value.value)
-    if value.setting.type is not FOLDERS:
-        return value
-    return attrs.evolve(value, value=tuple(file.parent / folder for folder in value.value))
+    if isinstance(value, Path):
+        return folder / value
+    return tuple(_relative_to(folder, each) for each in value) if isinstance(value, tuple) else value
 
 
 def _from_environment(environment: Mapping[str, str]) -> Iterator[Value]:
@@ -293,7 +284,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[Value]:
         if variable not in settings:
             raise ConfigError(f"{variable}: unknown setting" + did_you_mean(variable, settings, LISTED, _PREFIX))
         setting = settings[variable]
-        yield _read(setting, setting.type.from_text, text, variable, variable)
+        yield _read(setting, text, variable, variable, is_text=True)
 
 
 def _is_service_link(variable: str, text: str) -> bool:
@@ -302,20 +293,14 @@ def _is_service_link(variable: str, text: str) -> bool:
 
 def _from_flags(flags: Mapping[str, tuple[str, object]]) -> Iterator[Value]:
     for name, (flag, raw) in flags.items():
-        type_ = TABLE[name].type
-        yield _read(TABLE[name], type_.from_text if isinstance(raw, str) else type_.from_toml, raw, flag, flag)
+        yield _read(TABLE[name], raw, flag, flag, is_text=isinstance(raw, str))
 
 
-def _read(setting: Setting, read: Callable[[Any], Any], raw: object, place: str, subject: str) -> Value:
+def _read(setting: Setting, raw: Any, place: str, subject: str, *, is_text: bool = False) -> Value:
     try:
-        return Value(setting, read(raw), place, subject)
+        return Value(setting, setting.type.read(setting.type.from_text(raw) if is_text else raw), place, subject)
     except ValueError as error:
         raise ConfigError(f"{subject}: {error}") from error
-
-
-def _reject_both(inline: Value, isolate: Value) -> None:
-    for name in sorted(inline.value & isolate.value):
-        raise ConfigError(f"{name!r} is in both inline ({inline.place}) and isolate ({isolate.place}); remove one")
 
 
 def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -334,8 +319,9 @@ def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any
     try:
         tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # for 5,000 digits or brackets, tomllib raises other errors
-        reason = _TOML_POSITION.sub("", str(error))
-        raise ConfigError(f"{file}, line {_line_of(error, lines)}: not valid TOML: {reason}") from error
+        reason, position = _TOML_POSITION.sub("", str(error)), _TOML_POSITION.search(str(error))
+        where = f"{file}, line {position['line'] or len(lines)}" if position else file
+        raise ConfigError(f"{where}: not valid TOML: {reason}") from error
     header, start = "", 0
     for end in range(1, len(lines) + 1):
         statement = "\n".join(lines[start:end])
@@ -348,19 +334,6 @@ def toml_statements(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any
         if statement.strip() and not statement.lstrip().startswith("#"):
             yield start + 1, content
         start = end
-
-
-def _line_of(error: Exception, lines: list[str]) -> int:
-    if match := _TOML_POSITION.search(str(error)):
-        return int(match["line"] or len(lines))
-    for end in range(1, len(lines)):
-        try:
-            tomllib.loads("\n".join(lines[:end]))
-        except tomllib.TOMLDecodeError:
-            continue  # it ends inside a statement
-        except (ValueError, RecursionError):
-            return end
-    return len(lines)
 
 
 def _parse_toml(text: str) -> dict[str, Any] | None:

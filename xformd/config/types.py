@@ -29,36 +29,65 @@ class SettingType:
     """How the value of a setting is read and written.
 
     Args:
-        from_toml: reads a value of a file, or the list of a repeated flag.
-        from_text: reads a variable or a flag; by default like ``from_toml``.
-        to_json: converts a value to one that JSON has, in its unit.
-        to_toml: writes a value so that ``from_toml`` reads the same; by default the TOML of ``to_json``.
+        read: reads a value of a file, or the list of a repeated flag.
+        from_text: makes of a variable or a flag what a file would have.
         unit: the unit of a number; empty if it has none.
+        words: the words that stand for some values.
+        none: the word for None in a file, where JSON has null.
+        metavar: what the help of its flag calls a value.
+        is_repeated: whether its flag may be repeated.
     """
 
-    from_toml: Callable[[Any], Any]
-    from_text: Callable[[str], Any] = attrs.Factory(lambda self: self.from_toml, takes_self=True)
-    to_json: Callable[[Any], object] = lambda value: value
-    to_toml: Callable[[Any], str] = attrs.Factory(
-        lambda self: lambda value: to_toml(self.to_json(value)), takes_self=True
-    )
+    read: Callable[[Any], Any]
+    from_text: Callable[[str], Any] = lambda text: text
     unit: str = ""
+    words: Mapping[str, Any] = attrs.field(factory=dict)
+    none: str | None = None
+    metavar: str = "N"
+    is_repeated: bool = False
+
+    def to_json(self, value: Any) -> Any:
+        """Convert a value to one that JSON has, in its unit."""
+        for word, meaning in self.words.items():
+            if value == meaning:
+                return word
+        match value:
+            case Path():
+                return str(value.absolute())  # so that the output means the same when it is saved in another folder
+            case frozenset():
+                return sorted(value)
+            case tuple():
+                return [*map(self.to_json, value)]
+        return value
+
+    def to_toml(self, value: Any) -> str:
+        """Write a value so that ``read`` reads the same."""
+        if self.unit == "bytes":
+            return to_toml(_in_largest_unit(value))
+        if self.unit == "seconds" and value == int(value):
+            return to_toml(int(value))
+        return to_toml(self.none if value is None and self.none else self.to_json(value))
+
+
+def _expect(expected: str, is_valid: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """Return what returns a valid value, and raises ``ValueError`` for any other."""
+
+    def read(value: Any) -> Any:
+        if is_valid(value):
+            return value
+        raise _mismatch(expected, value)
+
+    return read
 
 
 def integer(minimum: int = 1, none: str | None = None) -> SettingType:
     """Return the type of a whole number; ``none`` is the word for None, if None is allowed."""
-
-    def from_toml(value: object) -> int | None:
-        if none is not None and value == none:
-            return None
-        if type(value) is int and minimum <= value <= MAX_NUMBER:
-            return value
-        raise _mismatch((f"'{none}' or " if none else "") + f"a whole number of at least {minimum}", value)
-
+    expected = (f"'{none}' or " if none else "") + f"a whole number of at least {minimum}"
+    read = _expect(expected, lambda value: type(value) is int and minimum <= value <= MAX_NUMBER)
     return SettingType(
-        from_toml=from_toml,
-        from_text=lambda text: from_toml(int(text) if _DIGITS.match(text) else text),
-        to_toml=lambda value: to_toml(none if value is None else value),
+        read=lambda value: None if none is not None and value == none else read(value),
+        from_text=lambda text: int(text) if _DIGITS.match(text) else text,
+        none=none,
     )
 
 
@@ -71,13 +100,8 @@ def _share_from(value: object) -> float:
 
 def choice(*words: str) -> SettingType:
     """Return the type of one of several words."""
-
-    def from_toml(value: object) -> str:
-        if isinstance(value, str) and value in words:
-            return value
-        raise _mismatch(" or ".join(map(repr, words)), value)
-
-    return SettingType(from_toml=from_toml)
+    read = _expect(" or ".join(map(repr, words)), lambda value: value in words)
+    return SettingType(read=read, metavar=f"[{'|'.join(words)}]")
 
 
 is_origin = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s,*?#@]+").fullmatch
@@ -108,7 +132,7 @@ def is_requirement(text: str) -> bool:
 
 def strings(
     noun: str,  # what each string is, in messages
-    collect: Callable[[Iterable[str]], tuple[str, ...] | frozenset[str]],  # ``tuple`` if their order matters
+    collect: Callable[[Iterable[str]], Any],  # ``tuple`` if their order matters, else ``frozenset``
     *,
     separators: str = r"[\s,]+",  # what separates them in text, as a regular expression
     accepts: Callable[[str], object] = bool,  # returns something true for a valid string
@@ -118,7 +142,7 @@ def strings(
 ) -> SettingType:
     """Return the type of a list of strings."""
 
-    def from_toml(value: object) -> tuple[str, ...] | frozenset[str]:
+    def read(value: object) -> Any:
         if isinstance(value, str):
             value = [part for part in re.split(separators, value) if part]
         if not isinstance(value, list | tuple):
@@ -133,27 +157,18 @@ def strings(
             raise ValueError(f"expected at least {minimum} {noun}")
         return collect(value)
 
-    return SettingType(from_toml=from_toml, to_json=_in_order)
+    return SettingType(read=read, metavar=noun.upper().split()[-1], is_repeated=True)
 
 
-def file_or(**words: Path | None) -> SettingType:
+def file_or(metavar: str, **words: Path | None) -> SettingType:
     """Return the type of a file, or of one of these words, each of which stands for something else."""
-
-    def from_toml(value: object) -> Path | None:
-        if isinstance(value, str) and value and "\0" not in value:
-            return words[value] if value in words else _path(value)
-        raise _mismatch(f"{', '.join(map(repr, words))} or a file", value)
-
-    def to_json(file: Path | None) -> str:
-        return next((word for word, each in words.items() if each == file), "") or str(Path(file or "").absolute())
-
-    return SettingType(from_toml=from_toml, to_json=to_json)
-
-
-def _boolean_from(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise _mismatch("true or false", value)
+    expected = f"{', '.join(map(repr, words))} or a file"
+    read = _expect(expected, lambda value: isinstance(value, str) and value != "" and "\0" not in value)
+    return SettingType(
+        read=lambda value: words[value] if read(value) in words else _path(value),
+        words=words,
+        metavar=metavar,
+    )
 
 
 def _plugins_from(value: object) -> frozenset[str] | None:
@@ -171,13 +186,13 @@ def _preferences_from_text(text: str) -> Mapping[str, str]:
     return {name: distribution for name, _, distribution in pairs}
 
 
-def _preferences_from_toml(value: object) -> Mapping[str, str]:
+def _preferences_from(value: object) -> Mapping[str, str]:
     if not isinstance(value, Mapping):
         raise _mismatch("a table such as { shout = 'xformd-shout' }", value)
     for name, distribution in value.items():
         if not isinstance(distribution, str):
             raise _mismatch(f"a distribution for {name}", distribution)
-    return dict(value)
+    return dict(sorted(value.items()))
 
 
 def _path(text: str) -> Path:
@@ -187,11 +202,6 @@ def _path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{text}: {error}") from None
-
-
-def _in_order(value: Iterable[object]) -> list[str]:
-    items = list(map(str, value))
-    return sorted(items) if isinstance(value, frozenset) else items
 
 
 def to_toml(value: object) -> str:
@@ -208,42 +218,32 @@ def to_toml(value: object) -> str:
     return json.dumps(value)
 
 
-def _size_to_toml(size_bytes: int) -> str:
-    """Write a number of bytes in the largest unit that needs no fraction."""
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size_bytes % factor == 0:
-            return to_toml(f"{size_bytes // factor}{unit}")
-    return to_toml(size_bytes)
+def _in_largest_unit(size_bytes: int) -> str | int:
+    """Return a number of bytes in the largest unit that needs no fraction."""
+    units = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+    return next((f"{size_bytes // factor}{unit}" for unit, factor in units if size_bytes % factor == 0), size_bytes)
 
 
 def _mismatch(expected: str, value: object) -> ValueError:
     return ValueError(f"expected {expected}, got {show_value(value)}")
 
 
-_PATHS = strings("folder", tuple, separators=re.escape(os.pathsep))
-
-SIZE = SettingType(from_toml=parse_size, to_toml=_size_to_toml, unit="bytes")
-DURATION = SettingType(
-    from_toml=parse_timeout, to_toml=lambda value: to_toml(int(value) if value == int(value) else value), unit="seconds"
+SIZE = SettingType(read=parse_size, unit="bytes", metavar="SIZE")
+DURATION = SettingType(read=parse_timeout, unit="seconds", metavar="DURATION")
+DELAY = attrs.evolve(DURATION, read=parse_duration)  # a duration that may be 0
+BOOLEAN = SettingType(
+    read=_expect("true or false", lambda value: isinstance(value, bool)),
+    from_text=lambda text: TRUTH_WORDS.get(text.lower(), text),
 )
-DELAY = attrs.evolve(DURATION, from_toml=parse_duration, from_text=parse_duration)  # a duration that may be 0
-BOOLEAN = SettingType(from_toml=_boolean_from, from_text=lambda raw: _boolean_from(TRUTH_WORDS.get(raw.lower(), raw)))
-SHARE = SettingType(from_toml=_share_from)
-FOLDERS = SettingType(
-    from_toml=lambda value: tuple(map(_path, _PATHS.from_toml(value))),
-    # Absolute, so that the output means the same when it is saved in another folder.
-    to_json=lambda paths: [str(path.absolute()) for path in paths],
-)
-OUTPUT_FILE = file_or(none=None, stderr=STDERR)
-LOG_FILE = file_or(stderr=STDERR)
-FILE = file_or(none=None)
-PLUGINS = SettingType(
-    from_toml=_plugins_from, to_json=lambda value: "all" if value is None else sorted(value) or "none"
-)
-SHOWN = SettingType(from_toml=lambda value: value)
-HIDDEN = attrs.evolve(SHOWN, to_json=lambda _: None, to_toml=lambda _: '"***"')  # of a plugin's settings
+SHARE = SettingType(read=_share_from, metavar="SHARE")
+_FOLDERS = strings("folder", lambda texts: tuple(map(_path, texts)), separators=re.escape(os.pathsep))
+FOLDERS = attrs.evolve(_FOLDERS, metavar="DIR")
+OUTPUT_FILE = file_or("[none|stderr|FILE]", none=None, stderr=STDERR)
+LOG_FILE = file_or("[stderr|FILE]", stderr=STDERR)
+FILE = file_or("FILE", none=None)
+FOLDER = file_or("DIR", none=None)
+PLUGINS = SettingType(read=_plugins_from, metavar="SELECTION", words={"all": None, "none": frozenset()})
+SHOWN = SettingType(read=lambda value: value)  # of a plugin's settings
 PREFERENCES = SettingType(
-    from_toml=_preferences_from_toml,
-    from_text=_preferences_from_text,
-    to_json=lambda value: dict(sorted(value.items())),
+    read=_preferences_from, from_text=_preferences_from_text, metavar="NAME=DISTRIBUTION", is_repeated=True
 )

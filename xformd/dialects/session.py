@@ -168,22 +168,19 @@ class SessionHandler(TurnTaker, ConnectionHandler):
         unread_bytes = self._output_bytes + self._connection.unread_bytes
         return not self._is_closed and unread_bytes <= self._max_unread_bytes
 
-    @property
-    def _may_close(self) -> bool:
-        return self._peer_has_finished or (self._is_stopping and self._goodbye is None)
-
     # How messages are handled.
 
     def _await_more(self) -> None:
         """End the session if it is to be ended; else read on or not, and set the deadline of what is expected next."""
         decoder = self._decoder
         self._is_between_requests = False
+        may_close = self._peer_has_finished or (self._is_stopping and self._goodbye is None)
         if self._peer_has_finished and decoder.is_inside and not decoder.has_unread:
             self._violation = self._violation or BadFrame("the stream ended inside a netstring")
         if self._violation is not None:
             self._connection.count_refusal(self._violation.code, self._connection.begin_entry())
             self._end(self._violation)
-        elif self._may_close and not decoder.has_unread and not self._in_flight:
+        elif may_close and not decoder.has_unread and not self._in_flight:
             self._is_closed = True
             self._connection.close()
         else:
@@ -238,8 +235,7 @@ class SessionHandler(TurnTaker, ConnectionHandler):
         return self._connection.unread_bytes <= self._max_unread_bytes
 
     def _await_input(self) -> None:
-        self._connection.hint_read_size(self._decoder.string_bytes)
-        self._connection.note_arrival(self._decoder.string_bytes if self._decoder.is_inside else 0)
+        self._connection.note_arrival(self._decoder.string_bytes, is_here=not self._decoder.is_inside)
         if self._decoder.has_unread or not self._has_room():
             self._connection.pause_reading()
             self._connection.set_deadline(None)

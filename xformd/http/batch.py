@@ -174,17 +174,16 @@ class BatchEndpoint:
     def __call__(self, request: Request) -> Response | TakeBody:
         """Respond to a request; every line gets a result or an error."""
         timeout_s = requests.timeout_s(request.headers)
-        if (detail := requests.unsupported_body(request.headers)) is not None:
-            return problems.http_response(415, detail, request.id)
+        requests.check_body(request.headers)
 
         def take_body(body: bytes) -> Response:
             headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
-            return Response(200, headers, _Lines(self, request, body, timeout_s))
+            return Response(200, headers, BatchLines(self, request, body, timeout_s))
 
         return take_body
 
 
-class _Lines(TurnTaker):
+class BatchLines(TurnTaker):
     """The lines of one batch, and the body of the response to it. It is the caller of all of them."""
 
     _connection: "HttpHandler"
@@ -208,17 +207,17 @@ class _Lines(TurnTaker):
         return self._connection.has_room_beside(self._output_bytes)
 
     def start(self, writer: "HttpHandler") -> None:
-        """See ``BodyStream.start``."""
+        """Begin to send, with the writer's methods for streams."""
         self._connection = writer
         self._work()
 
     def resume(self) -> None:
-        """See ``BodyStream.resume``."""
+        """Go on: the client has read everything."""
         self._service.has_room(self)
         self._work()
 
     def cancel(self) -> None:
-        """See ``BodyStream.cancel``."""
+        """Stop: the client is gone."""
         self._is_closed = True
         for each in [*self._running]:
             each.cancel()
@@ -234,7 +233,8 @@ class _Lines(TurnTaker):
 
     def _take_step(self) -> bool:
         """Send a piece of a line, or read one and start it, while its client reads."""
-        if not self.takes_results or not (self._finished or self._may_read):
+        may_read = not self._is_read and len(self._running) < self._max_running
+        if not self.takes_results or not (self._finished or may_read):
             return False
         if self._finished:
             self._send_piece()
@@ -243,10 +243,6 @@ class _Lines(TurnTaker):
         elif line is not None:  # of a long one, all is read
             self._start(next(self._indices), line)
         return True
-
-    @property
-    def _may_read(self) -> bool:
-        return not self._is_read and len(self._running) < self._max_running
 
     def _send_piece(self) -> None:
         piece = next(self._finished[0], None)

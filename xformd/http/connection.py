@@ -6,35 +6,30 @@ has ``request_timeout_s`` from its first byte, or from its turn, until it has fu
 
 import io
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.python.failure import Failure
 
 from xformd.dialects.handler import ConnectionHandler, TurnTaker
-from xformd.errors import BadRequest, Cancelled, ShuttingDown, TooLarge, XformError
+from xformd.errors import BadRequest, Busy, Cancelled, ShuttingDown, TooLarge, XformError
 from xformd.http import problems
 from xformd.http.application import UNTRACED, Application, GuardedApplication
-from xformd.http.forwarded import ForwardedRequests, Source, TrustedProxies
-from xformd.http.messages import (
-    CONTINUE,
-    LAST_CHUNK,
-    BodyStream,
-    Request,
-    Response,
-    TakeBody,
-    encode_chunk,
-    encode_head,
-)
+from xformd.http.forwarded import Source, TrustedProxies
+from xformd.http.messages import CONTINUE, LAST_CHUNK, Request, Response, TakeBody, encode_chunk, encode_head
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
-from xformd.protocol import TransformFactory, TransformProtocol
+from xformd.protocol import BUSY_RETRY_MS, TransformFactory, TransformProtocol
 from xformd.runners.generation import internal_error
 from xformd.service import Service
 from xformd.telemetry.metrics import OK, Metrics
 from xformd.wire.http1 import END, HttpError, RequestHead, RequestParser
 from xformd.wire.session import read_traceparent
+
+if TYPE_CHECKING:  # a response has it
+    from xformd.http.batch import BatchLines
 
 PROBE_S = 0.5  # how long after a half-close to probe whether the client still reads
 PROBE_AGAIN_S = 5.0  # how long to wait until the next probe
@@ -50,12 +45,13 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         connection: TransformProtocol,
         application: Application | GuardedApplication,
         idle_connections: IdleConnections,
-        forwarded: ForwardedRequests,
+        proxies: TrustedProxies,
+        forwarded: "Connections[HttpHandler]",
     ) -> None:
         super().__init__(connection.service, "")  # whose time it takes a PROXY header may have to say first
         self._connection = connection
         self.call_soon = connection.call_soon
-        self._forwarded = forwarded
+        self._proxies, self._forwarded = proxies, forwarded
         self._source: Source | None = None  # who sends all of its requests; None behind a trusted proxy
         self._application = application
         self._idle_connections = idle_connections
@@ -65,7 +61,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         self._request: Request | None = None  # which arrives, or is being answered
         self._take_body: TakeBody | None = None  # responds to it once it is here; None if it has its response already
         self._body = io.BytesIO()  # one that grows: in a list, pieces of a byte would cost forty each
-        self._running: Deferred[Response] | BodyStream | None = None  # makes the response, or its body
+        self._running: Deferred[Response] | BatchLines | None = None  # makes the response, or its body
         self._has_long_body = False  # more is read at a time
         self._closes_after_stream = False
         self._deadline_is_for = "idle"  # or "request" or "probe"; empty where there is none
@@ -125,7 +121,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         if running is not None:
             running.cancel()
         self._give_up_request()
-        self._finish_request()
 
     # Called by a stream.
 
@@ -227,7 +222,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._send(CONTINUE)
         if body_bytes is None or body_bytes > PART_BYTES:
             self._has_long_body = True
-            self._connection.hint_read_size(body_bytes or PART_BYTES)
             self._connection.note_arrival(body_bytes or PART_BYTES, request.caller.share)
 
     def _begin_entry(self, request: Request) -> None:
@@ -253,20 +247,24 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         """Return who sent a request: the peer, for all that come on this connection, unless that is a trusted proxy."""
         peer = self._connection.peer
         if self._connection.is_trusted:
-            return self._forwarded.proxies.read(peer, headers)
+            return self._proxies.read(peer, headers)
         self._source = Source(peer, share=self._connection.share)
         return self._source
 
     def _respond_within_limit(self, request: Request) -> Response | TakeBody:
         """Respond to a request of a proxy, unless its client has too many in flight."""
-        self._forwarded.begin(self, request.client)
+        refusal = None if request.client is None else self._forwarded.limit_reached(request.client)
+        if refusal is not None and refusal.kind == "peer":
+            message = f"too many of your requests are in flight: {refusal.reason}"
+            raise Busy(message, retry_after_ms=BUSY_RETRY_MS)
+        self._forwarded.add(self, request.client)
         return self._application.respond(request)
 
     def _finish_request(self) -> None:
         """Forget the request: it has its answer, or its connection is gone."""
         self._request = None
         if self._source is None:
-            self._forwarded.end(self)
+            self._forwarded.discard(self)
 
     def _keep(self, piece: bytes) -> None:
         """Keep a piece of the body, unless the request has its response already."""
@@ -281,7 +279,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         self._deadline_is_for = ""
         if self._has_long_body:
             self._has_long_body = False
-            self._connection.hint_read_size(0)
             self._connection.note_arrival(0)
         self._idle_connections.pop(self._connection, None)
         take_body, self._take_body = self._take_body, None
@@ -315,7 +312,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         error = failure.value
         if not isinstance(error, XformError):
             error = internal_error(failure, self._request.timing)
-        return problems.response(problems.problem(error, self._request.id))
+        return problems.response(error, self._request.id)
 
     # How they are answered.
 
@@ -387,13 +384,12 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._close()
             return
         self._connection.count_refusal(error.code)
-        self._respond(problems.response(problems.problem(error, self._request.id, status)), closes=True)
+        self._respond(problems.response(error, self._request.id, status), closes=True)
 
     def _close(self) -> None:
         """Send what is left, and close."""
         self._is_closed = True
         self._give_up_request()
-        self._finish_request()
         # Until its client closes too it counts as a connection, and one that has all it gets is the first to go.
         self._idle_connections[self._connection] = None
         output, self._output, self._body = self._output, [], io.BytesIO()
@@ -410,6 +406,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._connection.count_refusal(Cancelled.code)
         if self._request is not None and self._request.entry is not None:
             self._request.entry.finish(Cancelled.code)
+        self._finish_request()
 
     # What is waited for.
 
@@ -478,22 +475,18 @@ class HttpFactory(TransformFactory):
             clock,
             front="http",
             metrics=metrics,
-            make_handler=self._make_handler,
+            make_handler=lambda each: HttpHandler(each, application, self._idle_connections, proxies, self._forwarded),
             access_log=application.access_log,
             tracer=application.tracer,
             trusts=proxies.trusts,
         )
-        self._application = application
-        self._forwarded = ForwardedRequests(proxies, limits.max_connections_per_peer)
+        self._forwarded: Connections[HttpHandler] = Connections(limits)  # whose requests come through proxies
         self.connections = Connections(limits, is_uncounted=proxies.trusts)
 
     def set_limits(self, limits: Limits) -> None:
         """See ``DrainingFactory``."""
         super().set_limits(limits)
-        self._forwarded.max_per_client = limits.max_connections_per_peer
-
-    def _make_handler(self, connection: TransformProtocol) -> HttpHandler:
-        return HttpHandler(connection, self._application, self._idle_connections, self._forwarded)
+        self._forwarded.set_limits(limits)
 
     def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
         """Close a connection, an idle one if there is one, to make room for a new one; return whether there was any."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from urllib.parse import unquote
 
+import attrs
+
 from xformd.counting import CountingService
 from xformd.http import openapi
 from xformd.http.messages import Request, Response, header_lines
@@ -58,18 +60,16 @@ def _split(listing: bytes) -> Mapping[str, bytes]:
     return {each["name"]: json.dumps(each).encode() for each in json.loads(listing)["transforms"]}
 
 
+@attrs.frozen
 class HealthEndpoints:
     """``/livez`` and ``/readyz``: whether the event loop runs, and whether the server can take requests.
 
     They need no credentials. Where others do, they must not tell which plugins there are, so not ``names_plugins``.
     """
 
-    def __init__(
-        self, status: Callable[[], ServerStatus], is_stopping: Callable[[], bool], *, names_plugins: bool = True
-    ) -> None:
-        self._status = status
-        self._names_plugins = names_plugins
-        self._is_stopping = is_stopping
+    _status: Callable[[], ServerStatus]
+    _is_stopping: Callable[[], bool]
+    _names_plugins: bool = attrs.field(default=True, kw_only=True)
 
     def live(self, _: Request) -> Response:
         """Respond, which shows that the event loop runs."""
@@ -79,9 +79,7 @@ class HealthEndpoints:
         """Respond with 503 if the server should get no requests."""
         report = readiness(self._status(), is_stopping=self._is_stopping())
         if not self._names_plugins:
-            report = {
-                key: value for key, value in report.items() if key not in ("reasons", "quarantined", "fingerprint")
-            }
+            report = {key: report[key] for key in report.keys() - {"reasons", "quarantined", "fingerprint"}}
         return _json(json.dumps(report).encode(), b"no-store", 503 if report["status"] == NOT_READY else 200)
 
 

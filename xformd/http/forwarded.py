@@ -6,15 +6,13 @@ these headers makes a request fail.
 """
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 
 import attrs
 
-from xformd.errors import Busy
-from xformd.net.connections import share_of
+from xformd.net.plain import read_address
 
 UNIX = "unix"  # stands for every client of a Unix socket among the trusted networks
 MAX_HOPS = 16  # how many proxies a request may have passed; a client can add to the list, and reading it takes time
@@ -22,7 +20,6 @@ MAX_HOST_BYTES = 300  # a name has at most 253; a longer one is cut, as those th
 MAX_ELEMENT_BYTES = 1_024  # of ``Forwarded``; a longer one is malformed: with escapes, 64 KiB take 20 ms
 
 MAX_PREFIX_BYTES = 256
-BUSY_RETRY_MS = 1_000  # when a client that has too many requests in flight may try again
 
 _PAIR = re.compile(rb"""([!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:([^\s"\\]+)|"((?>[^"\\]|\\.)*+)")""")
 _NODE = re.compile(
@@ -55,7 +52,7 @@ class TrustedProxies:
             return peer == UNIX and self._trusts_unix
         if not self._networks:
             return False
-        address = _address(peer)
+        address = read_address(peer)
         return address is not None and any(address in network for network in self._networks)
 
     def read(self, peer: str | None, headers: Mapping[bytes, bytes]) -> Source:
@@ -88,51 +85,11 @@ class TrustedProxies:
                 return
 
 
-class ForwardedRequests:
-    """The requests in flight that came through trusted proxies, by their client.
-
-    ``max_per_client`` is how many each may have, as many as connections without a proxy; None for any.
-    """
-
-    def __init__(self, proxies: TrustedProxies, max_per_client: int | None) -> None:
-        self.proxies = proxies
-        self.max_per_client = max_per_client
-        self._clients: dict[object, str] = {}
-        self._counts: Counter[str] = Counter()
-
-    def begin(self, connection: object, client: str | None) -> None:
-        """Count the request of a connection for its client; raise ``Busy`` if that has too many in flight."""
-        if self.max_per_client is None or client is None:
-            return
-        client = share_of(client)
-        if self._counts[client] >= self.max_per_client:
-            message = f"{self.max_per_client} of your requests are in flight, which is max_connections_per_peer"
-            raise Busy(message, retry_after_ms=BUSY_RETRY_MS)
-        self._clients[connection] = client
-        self._counts[client] += 1
-
-    def end(self, connection: object) -> None:
-        """Stop counting the request of a connection, if it is counted."""
-        if (client := self._clients.pop(connection, None)) is not None:
-            self._counts[client] -= 1
-            if not self._counts[client]:
-                del self._counts[client]
-
-
 def parse_node(text: bytes) -> str | None:
     """Return the IP address of a node, which may have a port; None for ``unknown``, a made-up name or anything else."""
     match = _NODE.fullmatch(text.decode("latin-1"))
-    address = _address(match[1] or match[2] or match[3]) if match else None
+    address = read_address(match[1] or match[2] or match[3]) if match else None
     return None if address is None else str(address)
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return an address; one of IPv4 that is written as one of IPv6 is that of IPv4."""
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _from_the_right(value: bytes | None) -> Iterator[bytes]:

@@ -14,8 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from xformd.access.guard import Grant
 from xformd.counting import CountingService
 from xformd.errors import BadRequest, ShuttingDown, XformError
-from xformd.http import problems
-from xformd.http.messages import Request, Response, TakeBody, header_lines
+from xformd.http.messages import HttpProblem, Request, Response, TakeBody, header_lines
 from xformd.http.requests import TransformRequest
 from xformd.jobs.manager import JobManager
 from xformd.jobs.store import Job
@@ -73,8 +72,7 @@ class JobsEndpoint:
         if job is None:
             job = self._begin(request, wanted, poem, timeout_s, key=key, digest=digest)
         elif job.digest != digest:
-            error = self._service.refused(BadRequest("this Idempotency-Key came with another request before"))
-            return problems.http_response(422, error.message, request.id)
+            raise self._service.refused(HttpProblem(422, "this Idempotency-Key came with another request before"))
         await self._wait(job, wait_s if is_async else None)
         if is_async and (job.ended_at is None or not wait_s):
             applied = b"respond-async, wait=%d" % wait_s if wait_s else b"respond-async"
@@ -110,8 +108,6 @@ class JobsEndpoint:
     def get(self, request: Request) -> Response | TakeBody:
         """Respond with the result of a job, or its error; while there is none, with its state."""
         job = self._find(request)
-        if isinstance(job, Response):
-            return job
         _, wait_s = read_preferences(request.headers)
 
         async def respond() -> Response:
@@ -123,20 +119,18 @@ class JobsEndpoint:
 
     def delete(self, request: Request) -> Response | TakeBody:
         """Kill a job, or forget one that has ended."""
-        job = self._find(request)
-        if isinstance(job, Response):
-            return job
-        self._jobs.forget(job)
+        self._jobs.forget(self._find(request))
         return Response(204)
 
-    def _find(self, request: Request) -> Job | Response:
+    def _find(self, request: Request) -> Job:
         match = _match_path(request.path)
         if match is not None and (node := match[1].decode()) != self._jobs.node:
             detail = f"this is node {self._jobs.node}, and the job is at node {node}: ask that one"
-            members = problems.problem(BadRequest(detail), request.id, 421)
-            return problems.response({**members, "title": "misdirected request", "node": node})
+            raise HttpProblem(421, detail, node=node)
         job = None if match is None else self._jobs.by_id.get(match[2].decode())
-        return _not_found(request) if job is None or not self._may_see(job) else job
+        if job is None or not self._may_see(job):
+            raise _not_found()
+        return job
 
     def _may_see(self, job: Job) -> bool:
         if job.owner != self._owner or job.id not in self._jobs.by_id:
@@ -148,15 +142,15 @@ class JobsEndpoint:
 
     async def _show(self, job: Job, request: Request) -> Response:
         if not self._may_see(job):  # since it was found, it may have been deleted, or the right to it
-            return _not_found(request)
+            raise _not_found()
         if job.ended_at is None:
             return self._show_state(job, request)
         if job.error is not None:
-            return problems.response(problems.problem(job.error, request.id))
+            raise job.error
         try:
             result = await self._jobs.read(job)
         except LookupError:  # it was deleted meanwhile
-            return _not_found(request)
+            raise _not_found() from None
         return Response(200, job.headers + _NO_STORE, result)
 
     def _show_state(self, job: Job, request: Request, more: bytes = b"") -> Response:
@@ -168,6 +162,5 @@ class JobsEndpoint:
         return Response(202, lines + b"retry-after: %d\r\n" % RETRY_S + _NO_STORE + more, body)
 
 
-def _not_found(request: Request) -> Response:
-    detail = "no such job: it was deleted, or kept no longer (job_keep_s), or it never was here"
-    return problems.http_response(404, detail, request.id)
+def _not_found() -> HttpProblem:
+    return HttpProblem(404, "no such job: it was deleted, or kept no longer (job_keep_s), or it never was here")

@@ -10,14 +10,14 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.defer import Deferred
 
+from xformd.errors import BadRequest
 from xformd.http.forwarded import Source
 from xformd.net.connections import share_of
 from xformd.runners import Caller
-from xformd.spec import Spec
 from xformd.telemetry.access_log import AccessEntry
 from xformd.telemetry.metrics import OK
 from xformd.telemetry.timing import RequestTiming
@@ -25,7 +25,7 @@ from xformd.wire.http1 import RequestHead
 from xformd.wire.session import read_traceparent
 
 if TYPE_CHECKING:
-    from xformd.http.connection import HttpHandler
+    from xformd.http.batch import BatchLines
 
 Credentials = tuple[frozenset[str], int]
 
@@ -49,6 +49,7 @@ class Request:
     def __init__(self, head: RequestHead, source: Source, credentials: Credentials = (frozenset(), -1)) -> None:
         self.head = head
         self.source = source
+        self.client = source.client  # its address, also behind trusted proxies; None if it has no IP address
         self.credentials = credentials
         self.id = request_id(head.headers)
         self.method = head.method
@@ -57,11 +58,6 @@ class Request:
         self.is_answered = False  # the response has begun
         self.entry: AccessEntry | None = None  # in the access log, or of its trace
         self._timing: RequestTiming | None = None
-
-    @property
-    def client(self) -> str | None:
-        """The address of the client, also behind trusted proxies; None if it has no IP address."""
-        return self.source.client
 
     @property
     def caller(self) -> Caller:
@@ -81,32 +77,26 @@ class Request:
             self._timing = self.entry or RequestTiming(self.id.decode(), traceparent=traceparent)
         return self._timing
 
-    def note_spec(self, spec: Spec) -> None:
-        """Note for the access log which transforms are requested, in case the request never reaches the service."""
-        if self.entry is not None:
-            self.entry.spec = spec
-
-
-class BodyStream(Protocol):
-    """The body of a response that is sent piece by piece."""
-
-    def start(self, writer: "HttpHandler") -> None:
-        """Begin to send with its methods for streams."""
-
-    def resume(self) -> None:
-        """Go on: the client has read everything."""
-
-    def cancel(self) -> None:
-        """Stop: the client is gone."""
-
 
 class Response(NamedTuple):
     """A response; ``headers`` are its own as ``header_lines``, ``code`` is for metrics and logs."""
 
     status: int
     headers: bytes = b""
-    body: bytes | BodyStream = b""
+    body: "bytes | BatchLines" = b""
     code: str = OK
+
+
+class HttpProblem(BadRequest):
+    """An error that only HTTP has, such as no such path.
+
+    ``more`` are lines of headers of the response, and ``members`` of the problem, beside those that each has.
+    """
+
+    def __init__(self, status: int, message: str, more: bytes = b"", **members: str) -> None:
+        super().__init__(message)
+        title = http.HTTPStatus(status).phrase.lower()
+        self.more, self.members = more, {"status": status, "title": title, **members}
 
 
 TakeBody = Callable[[bytes], Response | Deferred[Response]]

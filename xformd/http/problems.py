@@ -1,12 +1,11 @@
 """Errors as HTTP clients read them: problem details (RFC 9457), with the codes of the table in ``errors``."""
 
-import http
 import json
 import re
 from typing import Any
 
-from xformd.errors import BadRequest, InternalError, NoSuchTransform, Unauthorized, XformError
-from xformd.http.messages import Response, header_lines
+from xformd.errors import InternalError, NoSuchTransform, Unauthorized, XformError
+from xformd.http.messages import HttpProblem, Response, header_lines
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -23,6 +22,8 @@ def problem(error: XformError, request_id: bytes | None = None, status: int | No
         "detail": error.message,
         "code": error.code,
     }
+    if isinstance(error, HttpProblem):
+        members |= error.members
     if request_id is not None:
         members["request_id"] = request_id.decode()
     if error.retry_after_ms is not None:
@@ -32,17 +33,19 @@ def problem(error: XformError, request_id: bytes | None = None, status: int | No
     return members
 
 
-def http_response(status: int, detail: str, request_id: bytes, more: bytes = b"") -> Response:
-    """Return the response for an error that only HTTP has, such as no such path; ``more`` are lines of headers."""
-    title = http.HTTPStatus(status).phrase.lower()
-    return response({**problem(BadRequest(detail), request_id, status), "title": title}, more)
-
-
-def response(problem: dict[str, Any], more: bytes = b"") -> Response:
-    """Return a problem as a response, with its own status; ``more`` are lines of headers."""
+def response(error: XformError, request_id: bytes, status: int | None = None) -> Response:
+    """Return the response for an error; a ``status`` may be more precise than the table's."""
+    members = problem(error, request_id, status)
     lines = header_lines((b"content-type", MEDIA_TYPE.encode()), (b"cache-control", b"no-store"))
-    if (wait_ms := problem.get("retry_after_ms")) is not None:
-        lines += b"retry-after: %d\r\n" % -(-wait_ms // _MS)  # in whole seconds, rounded up
-    if problem["code"] == Unauthorized.code:
+    if error.retry_after_ms is not None:
+        lines += b"retry-after: %d\r\n" % -(-error.retry_after_ms // _MS)  # in whole seconds, rounded up
+    if isinstance(error, Unauthorized):
         lines += b'www-authenticate: Bearer realm="xformd"\r\n'  # RFC 6750, 3
-    return Response(problem["status"], lines + more, json.dumps(problem).encode(), problem["code"])
+    if isinstance(error, HttpProblem):
+        lines += error.more
+    return Response(members["status"], lines, json.dumps(members).encode(), error.code)
+
+
+def http_response(status: int, detail: str, request_id: bytes, more: bytes = b"") -> Response:
+    """Return the response for an error that only HTTP has; ``more`` are lines of headers."""
+    return response(HttpProblem(status, detail, more), request_id)

@@ -8,13 +8,13 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import attrs
 
 from xformd import spec
 from xformd.errors import BadRequest, GibberishError, TooLarge
-from xformd.http.messages import header_lines
+from xformd.http.messages import HttpProblem, header_lines
 from xformd.net.write_buffer import PART_BYTES
 from xformd.plugins import media_type
 from xformd.plugins.registry import Entry, Registry, show_versions
@@ -69,15 +69,14 @@ _parse_short = functools.lru_cache(maxsize=1_024)(_parse)
 
 def read_query(query: bytes) -> Parameters:
     """Read the parameters of a query; raise ``BadRequest`` if it is malformed."""
-    if not query:
+    # In a poem most of what is encoded are spaces; and a form may end with an &.
+    fields = [field for field in query.decode("ascii").replace("%20", "+").split("&") if field]
+    if not fields:
         return {}
-    parts = [part.partition("=") for part in query.decode("ascii").split("&") if part]  # a form may end with an &
-    if len(parts) > _MAX_FIELDS:
-        raise BadRequest(f"a query has at most {_MAX_FIELDS} fields; this one has {len(parts)}")
+    if len(fields) > _MAX_FIELDS:
+        raise BadRequest(f"a query has at most {_MAX_FIELDS} fields; this one has {len(fields)}")
     try:
-        if not all(equals for _, equals, _ in parts):
-            raise ValueError
-        pairs = [(_unquote(name), _unquote(value)) for name, _, value in parts]
+        pairs = parse_qsl("&".join(fields), keep_blank_values=True, strict_parsing=True, errors="strict")
     except ValueError:
         raise BadRequest("the query is malformed: write ?option=value&option=value, percent-encoded") from None
     parameters: Parameters = dict(pairs)
@@ -85,12 +84,6 @@ def read_query(query: bytes) -> Parameters:
         values = [value for each, value in pairs if each == name]
         parameters[name] = values if len(values) > 1 else values[0]
     return parameters
-
-
-def _unquote(text: str) -> str:
-    """Decode a part of a query; spaces first, as in a poem most of what is encoded are spaces."""
-    text = text.replace("+", " ").replace("%20", " ")
-    return unquote(text, errors="strict") if "%" in text else text
 
 
 def take_poem(parameters: Parameters, max_bytes: int) -> bytes:
@@ -132,14 +125,15 @@ def timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
     return int(value) / 1_000
 
 
-def unsupported_body(headers: Mapping[bytes, bytes]) -> str | None:
-    """Return why a body cannot be read, for a person; None if it can."""
+def check_body(headers: Mapping[bytes, bytes]) -> None:
+    """Raise ``HttpProblem`` if a body cannot be read."""
     coding = headers.get(b"content-encoding", b"").lower()
     if coding not in (b"", b"identity"):
-        return f"Content-Encoding: {coding.decode('latin-1')[:40]} is not supported: send the body as it is"
+        detail = f"Content-Encoding: {coding.decode('latin-1')[:40]} is not supported: send the body as it is"
+        raise HttpProblem(415, detail, b"accept-encoding: identity\r\n")
     if headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
-        return "a form with parts is not supported: send the poem alone as the body (curl --data-binary @poem.txt)"
-    return None
+        advice = "send the poem alone as the body (curl --data-binary @poem.txt)"
+        raise HttpProblem(415, f"a form with parts is not supported: {advice}")
 
 
 def matches_etag(headers: Mapping[bytes, bytes], etag: bytes) -> bool:

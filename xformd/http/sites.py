@@ -69,7 +69,7 @@ class Sites:
         if not is_allowed and _is_cross_site(head, forwarded or (head.host,)) and not _opens_page(head):
             origin = headers.get(b"origin", b"ORIGIN").decode("latin-1")
             error = Forbidden(f"a page of another site asks for this: --cors {origin} lets that site's pages call")
-            return problems.response(problems.problem(error, request.id))
+            return problems.response(error, request.id)
         if is_allowed and request.method == "OPTIONS" and b"access-control-request-method" in headers:
             return self._preflight(head)
         return None

@@ -16,9 +16,9 @@ from xformd.access.guard import Grant
 from xformd.counting import CountingService
 from xformd.dialects.session import note_run_time
 from xformd.errors import XformError
-from xformd.http import problems, requests
+from xformd.http import requests
 from xformd.http.jobs import JobsEndpoint, is_job
-from xformd.http.messages import Request, Response, TakeBody, header_lines
+from xformd.http.messages import HttpProblem, Request, Response, TakeBody, header_lines
 from xformd.http.requests import MAX_AGE_S, TransformRequest, if_match, matches_etag, take_poem
 from xformd.runners.generation import PreparedCall
 from xformd.runners.inline import Outcome, end_timing
@@ -59,8 +59,7 @@ class TransformEndpoint:
         if request.method in ("GET", "HEAD"):
             return self._get(request)
         allowed = header_lines((b"allow", self._allowed_methods(request)))
-        detail = f"{request.method} is not supported: POST the poem"
-        return problems.http_response(405, detail, request.id, allowed)
+        raise HttpProblem(405, f"{request.method} is not supported: POST the poem", allowed)
 
     def _post(self, request: Request) -> Response | TakeBody:
         headers = request.headers
@@ -71,8 +70,7 @@ class TransformEndpoint:
         options = requests.read_query(request.query)
         self._look_up(request, options)
         timeout_s = requests.timeout_s(headers)
-        if (detail := requests.unsupported_body(headers)) is not None:
-            return problems.http_response(415, detail, request.id, b"accept-encoding: identity\r\n")
+        requests.check_body(headers)
         run = self._choose(headers)
 
         async def take_body(body: bytes) -> Response:
@@ -129,11 +127,11 @@ class TransformEndpoint:
         timeout_s = requests.timeout_s(request.headers)
         if not wanted.is_deterministic:
             detail = f"{wanted.spec} is not deterministic, so GET is not supported: POST the poem"
-            return problems.http_response(405, detail, request.id, b"allow: POST\r\n")
+            raise HttpProblem(405, detail, b"allow: POST\r\n")
         etag = self._etag(request)
         if not if_match(request.headers, etag):
             wanted.check_options()  # an error comes before a precondition (RFC 9110, 13.2.1)
-            return problems.http_response(412, "the result is not the one that If-Match names", request.id)
+            raise HttpProblem(412, "the result is not the one that If-Match names")
         if etag is not None and matches_etag(request.headers, etag):
             wanted.check_options()  # a cached result must not hide an invalid one
             return self._not_modified(etag)
@@ -171,7 +169,8 @@ class TransformEndpoint:
         """Read the spec, and look up its transforms; raise an ``XformError`` if it names what is not there."""
         remembered = None if options else self._remembered.get(request.path)
         spec = requests.read_spec(request.path[len(PREFIX) :], options) if remembered is None else remembered[0].spec
-        request.note_spec(spec)
+        if request.entry is not None:
+            request.entry.spec = spec  # in case it never reaches the service
         if remembered is not None:
             return remembered[0]
         wanted = TransformRequest.from_spec(spec, self._service.registry)

@@ -126,8 +126,7 @@ class JobStore:
         row = self._connection.execute("SELECT data FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None or row[0] is None:
             raise LookupError(job_id)
-        data: bytes = row[0]
-        return data
+        return bytes(row[0])
 
     def remove(self, job_ids: Iterable[str]) -> None:
         """Forget jobs."""

@@ -31,7 +31,7 @@ from xformd import __version__, errors
 from xformd import spec as specs
 from xformd.aio import TransformClient
 from xformd.limits import Limits
-from xformd.net.tls import is_loopback
+from xformd.net.plain import is_loopback
 from xformd.plugins.listing import fingerprint
 from xformd.plugins.media_type import essence, is_utf8, suffix
 

@@ -6,9 +6,6 @@ Invariant: a server that should get none says so before it fails anybody, and ne
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.protocol import connectionDone
-from twisted.python.failure import Failure
-
 from xformd.limits import Limits
 from xformd.net.factory import DrainableProtocol, DrainingFactory
 
@@ -30,31 +27,18 @@ DRAIN = b"drain\n"
 class _Report(DrainableProtocol):
     """One connection of HAProxy."""
 
-    def __init__(self, factory: "AgentFactory", peer: str | None) -> None:
-        self._factory = factory
-        self.peer = peer
-
     def connectionMade(self) -> None:
         """Send the report, and close."""
-        self._factory.connections.add(self, self.peer)
-        self.transport.write(self._factory.report())
+        super().connectionMade()
+        self.transport.write(self.factory.report())
         self.transport.loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
-        """Tell the factory."""
-        self._factory.connection_ended(self)
-
-    def stop(self) -> None:
-        """Do nothing: it is closing."""
 
 
 class AgentFactory(DrainingFactory[_Report]):
     """Answers each connection with what ``report`` returns then."""
 
+    protocol = _Report
+
     def __init__(self, report: Callable[[], bytes], limits: Limits, reactor: Any) -> None:
         super().__init__(limits, reactor)
         self.report = report
-
-    def make_protocol(self, peer: str | None) -> _Report:
-        """Make the protocol of a connection."""
-        return _Report(self, peer)

@@ -10,7 +10,7 @@ import itertools
 import select
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_network
 from typing import Generic, Literal, Protocol, TypeVar
 
 import attrs
@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from xformd.limits import Limits
+from xformd.net.plain import read_address
 from xformd.telemetry.rate_limited import RateLimitedLog
 
 DISCONNECT_POLL_S = 0.5
@@ -28,15 +29,11 @@ UNKNOWN = "unknown"  # the share of peers without an address, such as those that
 Connection = TypeVar("Connection")
 
 
-class Abortable(Protocol):
-    """A connection that can be closed at once."""
+class Watched(Protocol):
+    """A connection that may be closed at once, as its peer has gone, or in favour of another while it is idle."""
 
     def abort(self) -> None:
         """Close now."""
-
-
-class Evictable(Abortable, Protocol):
-    """A connection that may be closed in favour of another while it is idle."""
 
     def has_input(self) -> bool:
         """Whether bytes have arrived that the server has not read yet."""
@@ -53,15 +50,10 @@ class ConnectionLimitReached:
 @functools.lru_cache(maxsize=1_024)
 def share_of(peer: str | None) -> str:
     """Return whose part of a server a peer takes: its IP address, of IPv6 its /64, which is one customer's."""
-    try:
-        address = ip_address(peer or "")
-    except ValueError:
-        return UNKNOWN
+    address = read_address(peer or "")
     if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is None:
-            return f"{ip_network((int(address) >> 64 << 64, 64))}"
-        address = address.ipv4_mapped
-    return str(address)
+        return f"{ip_network((int(address) >> 64 << 64, 64))}"
+    return UNKNOWN if address is None else str(address)
 
 
 class RefusalLog(RateLimitedLog):
@@ -99,13 +91,11 @@ class Connections(Generic[Connection]):
         """Return the limit that forbids one more connection from this peer, or None."""
         share = self._share(peer)
         if self._max_per_peer is not None and len(self._of_share(share)) >= self._max_per_peer:
-            return ConnectionLimitReached(
-                "peer", f"{self._max_per_peer} are open from {share}, which is max_connections_per_peer"
-            )
+            reason = f"{self._max_per_peer} are open from {share}, which is max_connections_per_peer"
+            return ConnectionLimitReached("peer", reason)
         if len(self._shares) >= self._max_total:
-            return ConnectionLimitReached(
-                "total", f"{len(self._shares)} are open; max_connections, or ulimit -n, allows no more"
-            )
+            reason = f"{len(self._shares)} are open; max_connections, or ulimit -n, allows no more"
+            return ConnectionLimitReached("total", reason)
         return None
 
     def _share(self, peer: str | None) -> str | None:
@@ -139,7 +129,7 @@ class Connections(Generic[Connection]):
             del self._by_share[share]
 
 
-class IdleConnections(OrderedDict[Evictable, None]):
+class IdleConnections(OrderedDict[Watched, None]):
     """The connections without a whole request, longest idle first: evicted when a new one needs the room.
 
     Otherwise a client that opens connections and sends little would keep the others out. The longer a connection has
@@ -172,17 +162,17 @@ class DisconnectWatcher:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._watched: dict[Abortable, int] = {}
+        self._watched: dict[Watched, int] = {}
         self._is_running = False
 
-    def watch(self, connection: Abortable, descriptor: int) -> None:
+    def watch(self, connection: Watched, descriptor: int) -> None:
         """Abort a connection once its peer has gone; the descriptor is its socket's."""
         self._watched[connection] = descriptor
         if not self._is_running:
             self._is_running = True
             self._clock.callLater(DISCONNECT_POLL_S, self._poll)
 
-    def forget(self, connection: Abortable) -> None:
+    def forget(self, connection: Watched) -> None:
         """Stop watching a connection, if it is watched."""
         self._watched.pop(connection, None)
 

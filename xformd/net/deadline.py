@@ -54,7 +54,7 @@ class Deadline:
     def close(self) -> None:
         """Clear the deadline for good, and cancel its timer."""
         self._at = None
-        self._expire = _do_nothing  # breaks the cycle with the connection, which is then freed without the collector
+        self._expire = lambda: None  # breaks the cycle with the connection, which is then freed without the collector
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -79,10 +79,6 @@ class Deadline:
     def _start(self, now: float, seconds: float) -> None:
         self._timer = self._clock.callLater(seconds, self._fire)
         self._timer_at = now + seconds
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def cancel(*timers: IDelayedCall | None) -> None:

@@ -13,15 +13,14 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from twisted.internet import endpoints
-from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet import endpoints, tcp
 from twisted.internet.defer import Deferred, execute
-from twisted.internet.error import CannotListenError, TimeoutError  # noqa: A004
+from twisted.internet.error import TimeoutError  # noqa: A004
 from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
@@ -41,7 +40,15 @@ from xformd.limits import Limits
 from xformd.net import systemd
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT, tcp_server, with_host
 from xformd.net.factory import DrainingFactory
-from xformd.net.plain import MAX_UNIX_PATH_BYTES, NO_ANSWER, PEER_TIMEOUT_S, check_host, detect_loss, find_place
+from xformd.net.plain import (
+    MAX_UNIX_PATH_BYTES,
+    NO_ANSWER,
+    PEER_TIMEOUT_S,
+    check_host,
+    detect_loss,
+    find_place,
+    read_address,
+)
 from xformd.net.proxy_header import ProxyHeaderFactory
 from xformd.net.tls import ClientTls, ServerTls, what_is_missing
 
@@ -68,7 +75,7 @@ class ClientEndpoint:
     """A server's endpoint, and the reactor as that endpoint sees it: a name is looked up anew for each connection."""
 
     addresses: Sequence[Any] = ()  # what the name stood for last
-    connections: Sequence[Any] = ()  # that are open: any other address comes before theirs
+    in_use: Collection[str] = ()  # any other address comes before these
     only: str = ""  # the one address to connect to, of those that the name stands for
 
     def __init__(self, reactor: Any, endpoint: IStreamClientEndpoint | None = None) -> None:
@@ -90,8 +97,7 @@ class ClientEndpoint:
 
         def complete() -> None:
             self.addresses = found or self.addresses
-            in_use = [getattr(each.transport.getPeer(), "host", None) for each in self.connections]
-            for address in sorted(self.addresses, key=lambda each: (each.host in in_use, random.random())):
+            for address in sorted(self.addresses, key=lambda each: (each.host in self.in_use, random.random())):
                 if self.only in ("", address.host):
                     resolutionReceiver.addressResolved(address)
             resolutionReceiver.resolutionComplete()
@@ -107,8 +113,8 @@ def tcp_client(
     """Return the endpoint for a host and a port; raise ``ConfigError`` if a number is no address in full."""
     check_host(host)
     client = ClientEndpoint(reactor)
-    is_numeric = isIPAddress(host) or isIPv6Address(host)
-    kind: Any = endpoints.TCP4ClientEndpoint if is_numeric else endpoints.HostnameEndpoint  # which takes IPv6, too
+    # Twisted's for IPv4 takes addresses of IPv6 too.
+    kind: Any = endpoints.HostnameEndpoint if read_address(host) is None else endpoints.TCP4ClientEndpoint
     client.endpoint = _over_tls(client, kind(client, host, port, timeout_s), host, timeout_s, tls)
     return client
 
@@ -146,7 +152,7 @@ def client_endpoint(
         has_timeout = "timeout" in options or len(words) > 2 or kind not in ("tcp", "ssl", "tls", "unix")
         client.endpoint = endpoints.clientFromString(client, address + ("" if has_timeout else f":timeout={timeout_s}"))
         tcp = endpoints._parseClientTCP(*words, **options) if kind == "tcp" else None
-        if tcp is not None and not isIPAddress(tcp["host"]):
+        if tcp is not None and read_address(tcp["host"]) is None:
             client.endpoint = endpoints.HostnameEndpoint(client, **{"timeout": timeout_s, **tcp})  # for all addresses
     except Exception as error:  # each endpoint type, and its plugin, raises what it likes
         expected = "write HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock"
@@ -165,30 +171,21 @@ def named_client(
     return ClientEndpoint(reactor, server), name or unnamed
 
 
-@implementer(IStreamServerEndpoint)
-@attrs.frozen
-class _ReusedPort:
+class _SharedPort(tcp.Port):
     """A TCP port on which other servers of this user may listen too: the kernel spreads the connections."""
 
-    _tcp: Any  # Twisted's endpoint, which cannot say so
+    def createInternetSocket(self) -> socket.socket:  # noqa: N802 - Twisted's name
+        """Make the socket."""
+        opened: socket.socket = super().createInternetSocket()  # type: ignore[no-untyped-call]
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return opened
 
-    def listen(self, protocolFactory: Any) -> Deferred[IListeningPort]:  # noqa: N803 - Twisted's name
-        """See ``IStreamServerEndpoint``."""
-        return execute(self._listen, self._tcp._interface, self._tcp._port, protocolFactory)
 
-    def _listen(self, interface: str, number: int, factory: Any) -> IListeningPort:
-        family = socket.AF_INET6 if isinstance(self._tcp, endpoints.TCP6ServerEndpoint) else socket.AF_INET
-        with socket.socket(family) as opened:
-            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-                opened.setsockopt(socket.SOL_SOCKET, option, 1)
-            try:
-                opened.bind((interface, number))
-                opened.listen(self._tcp._backlog)
-            except OSError as error:
-                raise CannotListenError(interface, number, error) from error
-            opened.setblocking(False)
-            port: IListeningPort = self._tcp._reactor.adoptStreamPort(opened.fileno(), family, factory)
-            return port
+def _listen_on_shared(endpoint: Any, factory: Any) -> IListeningPort:
+    """Listen as Twisted's endpoint for TCP would, which cannot say that others may too."""
+    port = _SharedPort(endpoint._port, factory, endpoint._backlog, endpoint._interface, endpoint._reactor)
+    port.startListening()
+    return port
 
 
 @attrs.frozen
@@ -201,6 +198,7 @@ class ServerEndpoint:
     _alpn: tuple[bytes, ...] = ()
     has_proxy_header: bool = False
     _path: str = ""  # of a Unix socket; none if it is abstract, and gone with its server
+    _is_shared: bool = False
 
     def listen(self, factory: DrainingFactory[Any]) -> Deferred[IListeningPort]:
         """Listen; fires with the port."""
@@ -208,8 +206,10 @@ class ServerEndpoint:
         if self.has_proxy_header:  # which comes before the handshake
             wrapped = ProxyHeaderFactory(wrapped, factory.identify, self._reactor)
         with _claimed(self._path) if self._path else contextlib.nullcontext():
+            if self._is_shared:
+                return execute(_listen_on_shared, self._port, wrapped)
             listening: Deferred[IListeningPort] = self._port.listen(wrapped)
-        return listening
+            return listening
 
 
 @contextlib.contextmanager
@@ -282,23 +282,22 @@ def _parse_server_endpoint(
         from xformd.net.tls.server import Certificates, TlsOptions
 
         own = TlsOptions(*words[1:], **options)
-        tcp: Any = endpoints.TCP4ServerEndpoint(reactor, own.port, int(own.backlog or backlog), own.interface)
-        return ServerEndpoint(_ReusedPort(tcp) if reuse_port else tcp, reactor, Certificates(own, reactor))
+        port: Any = endpoints.TCP4ServerEndpoint(reactor, own.port, int(own.backlog or backlog), own.interface)
+        return ServerEndpoint(port, reactor, Certificates(own, reactor), is_shared=reuse_port)
     defaults = {"backlog": backlog, "mode": 660}  # Twisted's 666 is for everybody on the machine
     missing = [name for name in defaults if name not in options and len(words) <= _POSITIONS[name].get(kind, 0)]
     description += "".join(f":{name}={defaults[name]}" for name in missing)
     if kind == "systemd":
         adopted, host = systemd.endpoint(reactor, *words[1:], **options)
         return ServerEndpoint(adopted, reactor, tls.for_port(host) if tls and host is not None else None)
-    port: Any = endpoints.serverFromString(reactor, description)
+    port = endpoints.serverFromString(reactor, description)
     is_tcp = isinstance(port, endpoints.TCP4ServerEndpoint | endpoints.TCP6ServerEndpoint)
     certificates = tls.for_port(port._interface) if tls and is_tcp else None
-    if reuse_port and is_tcp:
-        return ServerEndpoint(_ReusedPort(port), reactor, certificates)
     path = port._address if kind == "unix" else "\0"
     if not 0 < len(os.fsencode(path)) <= MAX_UNIX_PATH_BYTES:
         raise ConfigError(f"a Unix socket's path has 1 to {MAX_UNIX_PATH_BYTES} bytes")
-    return ServerEndpoint(port, reactor, certificates, path=path.partition("\0")[0])
+    path = path.partition("\0")[0]
+    return ServerEndpoint(port, reactor, certificates, path=path, is_shared=reuse_port and is_tcp)
 
 
 def show(address: IAddress) -> str:

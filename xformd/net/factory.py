@@ -11,9 +11,10 @@ from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableDescriptor, IReactorCore, ISSLTransport
-from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
 
 from xformd.limits import Limits
 from xformd.net.connections import EVICTION_CANDIDATES, ConnectionLimitReached, Connections, RefusalLog
@@ -24,7 +25,18 @@ class DrainableProtocol(Protocol):
     """A connection that a ``DrainingFactory`` can close; ``peer`` is the client's IP address, if it is known."""
 
     transport: Any
-    peer: str | None
+
+    def __init__(self, factory: "DrainingFactory[Any]", peer: str | None = None) -> None:
+        self.factory: Any = factory
+        self.peer = peer
+
+    def connectionMade(self) -> None:
+        """Have the factory count it."""
+        self.factory.connections.add(self, self.peer)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
+        """Have the factory forget it."""
+        self.factory.connection_ended(self)
 
     @property
     def is_idle(self) -> bool:
@@ -42,8 +54,7 @@ class DrainableProtocol(Protocol):
         )
 
     def stop(self) -> None:
-        """Finish what has been accepted, then close."""
-        raise NotImplementedError
+        """Finish what has been accepted, then close. A connection that does so anyway has nothing to do."""
 
     def abort(self) -> None:
         """Close now, whatever is unsent."""
@@ -62,12 +73,12 @@ Connection = TypeVar("Connection", bound=DrainableProtocol)
 class DrainingFactory(ServerFactory, Generic[Connection]):
     """Accepts connections within the limits until it is drained.
 
-    A subclass makes the protocols. Each of them adds itself to ``connections`` when it is made, and calls
-    ``connection_ended`` when it is lost. ``reactor`` may be a clock in its place; it is the global one if None.
+    A subclass names the ``protocol``. ``reactor`` may be a clock in its place; it is the global one if None.
     """
 
     noisy = False
     log = Logger()
+    protocol: Any  # the class of its connections, made of the factory and the peer's IP address, None if it has none
     flush_timeout_s = 0.0  # that a connection has to send what is left, after the grace period
     drains_itself = True  # when the reactor stops, because nobody else sees to that
     will_stop = False  # whether it tells that it will stop soon, while it still accepts everything
@@ -86,10 +97,6 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         """Hold to these limits from now on; connections that are open keep what they began with."""
         self.limits = limits
         self.connections.set_limits(limits)
-
-    def make_protocol(self, peer: str | None) -> Connection:
-        """Make the protocol of a connection that has been accepted; ``peer`` is its IP address, if it has one."""
-        raise NotImplementedError
 
     def make_room(self, refusal: ConnectionLimitReached, peer: str | None) -> bool:
         """Close a connection of the share with the most, an idle one if possible; return whether there is room now."""
@@ -127,7 +134,8 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
         if (refusal := self.connections.limit_reached(peer)) and not self.make_room(refusal, peer):
             self.refusals.refused(refusal.kind, refusal.reason)
             return self.refuse()
-        return self.make_protocol(peer)
+        accepted: Connection = self.protocol(self, peer)
+        return accepted
 
     def identify(self, connection: Connection, peer: str | None) -> bool:
         """Count a connection under its real peer and return True, or abort it if that peer has too many."""

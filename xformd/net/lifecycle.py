@@ -7,12 +7,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from xformd.net.allocator import MemoryTrimmer
 from xformd.net.deadline import cancel
@@ -27,15 +29,26 @@ STOP_EXTRA_S = 15.0
 """For what comes after the grace period of a stopping server: the last answers, and the end of its workers."""
 
 
+@attrs.define(eq=False, slots=False)
 class Lifecycle:
-    """Runs a server that SIGHUP reloads; ``describe`` returns its status in a line, once it listens."""
+    """Runs a server that SIGHUP reloads.
+
+    Once it listens, ``announce`` is called with each line that ``greet`` makes of its addresses; ``failed`` is called
+    if it cannot.
+    """
 
     log = Logger()
 
-    def __init__(self, server: "ListeningService", reactor: Any, describe: Callable[[], str]) -> None:
-        self._server, self._reactor, self._describe = server, reactor, describe
+    _server: "ListeningService"
+    _reactor: Any
+    _greet: Callable[[tuple[str, ...]], Iterable[str]]
+    _announce: Callable[[str], object]
+    _failed: Callable[[Failure], None]
+
+    def __attrs_post_init__(self) -> None:
         self._notifier = Notifier(os.environ)
-        self._listens = self._is_stopping = self._must_not_drain = False
+        self._addresses: tuple[str, ...] = ()
+        self._is_stopping = self._must_not_drain = False
         self._drained: Deferred[None] | None = None
         self._file: ReloadFile | None = None
 
@@ -55,17 +68,22 @@ class Lifecycle:
             ticking = LoopingCall(self._notifier.tell, WATCHDOG=1)
             ticking.clock = self._reactor
             ticking.start(self._notifier.watchdog_s)
-        self._server.listening.addCallback(self._started)
+        self._server.listening.addCallbacks(self._started, self._failed)
         self._server.startService()
 
-    def _started(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
-        self._listens = bool(addresses)
-        return addresses
+    def _started(self, addresses: tuple[str, ...]) -> None:
+        self._addresses = addresses  # none if it was stopped before it listened
+        try:
+            for line in self._greet(addresses) if addresses else ():
+                self._announce(line)
+        except OSError as error:  # a closed standard output is no reason not to serve
+            self.log.warn("cannot print where it listens: {error}", error=error)
+        self._ready()
 
-    def ready(self) -> None:
+    def _ready(self) -> None:
         """Tell that the server is ready, unless it is stopping by now."""
-        if self._listens and not self._is_stopping:
-            self._notifier.tell(READY=1, STATUS=self._describe())
+        if self._addresses and not self._is_stopping:
+            self._notifier.tell(READY=1, STATUS="; ".join(self._greet(self._addresses)))
 
     def reload(self) -> Deferred[None]:
         """Open the log anew and reload the server; fires when that is done, or has failed."""
@@ -77,7 +95,7 @@ class Lifecycle:
         return reloading.addCallback(self._reloaded)
 
     def _reloaded(self, outcome: ReloadOutcome) -> None:
-        self.ready()
+        self._ready()
         if outcome.errors:
             self._notifier.tell(STATUS=f"not reloaded: {'; '.join(outcome.errors)}")
         self._show_reloads()
@@ -88,7 +106,7 @@ class Lifecycle:
 
     async def drain(self) -> None:
         """Announce that the server stops, and go on for ``drain_delay_s``, or until ``end_drain`` is called."""
-        delay_s = self.drain_delay_s if self._listens and not self._must_not_drain else 0.0
+        delay_s = self.drain_delay_s if self._addresses and not self._must_not_drain else 0.0
         self._is_stopping = True
         longest_s = delay_s + self._server.limits.shutdown_grace_s + STOP_EXTRA_S
         self._notifier.tell(STOPPING=1, EXTEND_TIMEOUT_USEC=int(1e6 * longest_s), STATUS=f"draining for {delay_s:g} s")

@@ -26,8 +26,8 @@ from xformd.limits import Limits
 from xformd.net import endpoints
 from xformd.net.factory import DrainingFactory
 from xformd.net.lifecycle import Lifecycle
-from xformd.net.plain import detect_loss
-from xformd.net.tls import ServerTls, is_loopback
+from xformd.net.plain import detect_loss, is_loopback
+from xformd.net.tls import ServerTls
 from xformd.net.transport import make_eager
 from xformd.telemetry.reloads import ReloadHistory, ReloadOutcome
 
@@ -202,13 +202,16 @@ class FailFastService(Service):
     def __init__(
         self, server: ListeningService, reactor: Any, locate: Callable[[ConfigError], ConfigError] = lambda error: error
     ) -> None:
-        self._locate = locate
-        self._reactor = reactor
+        self._locate, self._reactor = locate, reactor
         self._error: BaseException | None = None
         self._is_starting = False
-        self._status = ""
-        self._lifecycle = Lifecycle(server, reactor, lambda: self._status)
-        self._server = server
+        self._lifecycle = Lifecycle(
+            server,
+            reactor,
+            lambda addresses: [f"listening on {each}" for each in addresses],
+            lambda line: self.log.info("{line}", line=line),
+            self._failed,
+        )
 
     def startService(self) -> None:
         """Start the server.
@@ -219,7 +222,6 @@ class FailFastService(Service):
         Service.startService(self)
         self._is_starting = True
         self._lifecycle.start()
-        self._server.listening.addCallbacks(self._started, self._failed)
         self._is_starting = False
         if self._error is not None:
             raise self._error
@@ -230,12 +232,6 @@ class FailFastService(Service):
         if self._lifecycle.drain_delay_s:
             signal.signal(signal.SIGTERM, lambda *_: self._reactor.callFromThread(self._lifecycle.end_drain))
         return Deferred.fromCoroutine(self._lifecycle.stop())
-
-    def _started(self, addresses: tuple[str, ...]) -> None:
-        for shown in addresses:
-            self.log.info("listening on {address}", address=shown)
-        self._status = f"listening on {', '.join(addresses)}"
-        self._lifecycle.ready()
 
     def _failed(self, failure: Failure) -> None:
         error: Any = failure.value

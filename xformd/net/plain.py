@@ -28,7 +28,7 @@ _HOST_AND_PORT = re.compile(r"(?!unix:)(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]/]+)(:
 _NUMERIC_HOST = re.compile(r"(^|\.)(\d+|0x[0-9a-f]*)\.?\Z", re.IGNORECASE)
 
 
-def file_fingerprint(file: str | Path) -> tuple[int, ...]:
+def file_fingerprint(file: str | Path | int) -> tuple[int, ...]:
     """Return what differs once a file has changed; nothing if it is not there."""
     try:
         status = os.stat(file)  # noqa: PTH116
@@ -63,13 +63,25 @@ def find_place(address: str | int, default_port: int = DEFAULT_PORT) -> Place | 
     return Place(path=path) if kind == "unix" and path and "=" not in path and ":" not in path else None
 
 
+def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an IP address, None for any other text; one of IPv4 that is written as one of IPv6 is that of IPv4."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether other machines cannot reach a port on the interface with this address."""
+    address = read_address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
 def check_host(host: str) -> None:
     """Raise ``ConfigError`` if a number is no address in full."""
-    if _NUMERIC_HOST.search(host):
-        try:
-            ipaddress.IPv4Address(host)
-        except ValueError:
-            raise ConfigError(f"no host is called {host!r}: write a name, or an IP address in full") from None
+    if _NUMERIC_HOST.search(host) and read_address(host) is None:
+        raise ConfigError(f"no host is called {host!r}: write a name, or an IP address in full")
 
 
 def _socket_of(transport: Any) -> Any:

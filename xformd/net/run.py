@@ -101,28 +101,16 @@ def run_server(
     reactor = _installed_reactor()
     server = make(reactor)
     failures: list[Failure] = []
-    listens_on: list[tuple[str, ...]] = []
-    lifecycle = Lifecycle(server, reactor, lambda: "; ".join(greet(server, listens_on[0])))
-
-    def started(addresses: tuple[str, ...]) -> None:
-        if not addresses:
-            return  # stopped before it listened
-        listens_on[:] = [addresses]
-        try:
-            for line in greet(server, addresses):
-                announce(line)
-        except OSError as error:  # a closed standard output is no reason not to serve
-            log.warn("cannot print where it listens: {error}", error=error)
-        lifecycle.ready()
 
     def failed(failure: Failure) -> None:
         failures.append(failure)
         reactor.stop()
 
+    lifecycle = Lifecycle(server, reactor, functools.partial(greet, server), announce, failed)
+
     def start() -> None:
         _handle_signals(reactor, lifecycle)
         lifecycle.start()
-        server.listening.addCallbacks(started, failed)
 
     reactor.callWhenRunning(start)
     stop = lifecycle.stop

@@ -20,17 +20,6 @@ from xformd.errors import ConfigError, one_line
 SEND_TIMEOUT_S = 0.1  # how long a message may wait for room in the manager's queue
 
 
-def encode_notice(**fields: object) -> bytes:
-    """Return a message of ``sd_notify(3)``: a line for each field."""
-    return "\n".join(f"{name}={one_line(str(value))}" for name, value in fields.items()).encode()
-
-
-def watchdog_interval_s(usec: str, pid: str) -> float:
-    """Return how often to tell that the server is alive, half of what the manager allows; 0 if nobody waits for it."""
-    is_ours = pid in ("", str(os.getpid()))
-    return int(usec) / 2e6 if usec.isdecimal() and is_ours else 0.0
-
-
 class Notifier:
     """Tells a service manager how the server is; without one it does nothing.
 
@@ -44,16 +33,19 @@ class Notifier:
         usec, pid = (environment.pop(f"WATCHDOG_{name}", "") for name in ("USEC", "PID"))
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._has_failed = False
-        self.watchdog_s = watchdog_interval_s(usec, pid) if address else 0.0
+        # How often to tell that the server is alive, half of what the manager allows; 0 if nobody waits for it.
+        is_watched = address and usec.isdecimal() and pid in ("", str(os.getpid()))
+        self.watchdog_s = int(usec) / 2e6 if is_watched else 0.0
 
     def tell(self, **fields: object) -> None:
-        """Send these fields; that it fails is logged once."""
+        """Send these fields, a line for each (``sd_notify(3)``); that it fails is logged once."""
         if not self._address:
             return
+        message = "\n".join(f"{name}={one_line(str(value))}" for name, value in fields.items())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
                 sending.settimeout(SEND_TIMEOUT_S)
-                sending.sendto(encode_notice(**fields), self._address)
+                sending.sendto(message.encode(), self._address)
         except OSError as error:
             if not self._has_failed:
                 self.log.warn("the service manager cannot be told how the server is: {error}", error=str(error))

@@ -11,14 +11,14 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-import attrs
 from twisted.internet import tcp
-from twisted.internet.interfaces import IListeningPort, IReactorFDSet, IReadWriteDescriptor
+from twisted.internet.interfaces import IListeningPort, IReactorFDSet
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 LONG_READ_BYTES = 256 * 1024
 """How much to read at a time while a long string arrives. Not always: one such read of short requests would keep the
@@ -109,103 +109,54 @@ def peer_uid(transport: Any) -> int:
     return int(uid)
 
 
-@implementer(IReadWriteDescriptor)
-@attrs.define(eq=False, slots=False)
-class Channel:
+class Channel(EagerServer):
     """The server's end of a socket to a process of its own. Twisted's pipes to processes read only 8 KiB at a time."""
 
-    _socket: socket.socket
-    _receive: Callable[[bytes], None]
-    _lost: Callable[[], None]
-    _reactor: IReactorFDSet
+    _read_bytes = SEND_LIMIT = CHANNEL_READ_BYTES
+    logstr = "worker"
+    send = EagerServer.write
 
-    def __attrs_post_init__(self) -> None:
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
-        self._unsent = memoryview(b"")
-        self._is_open = True
-        self._reactor.addReader(self)
+    def __init__(
+        self,
+        connection: socket.socket,
+        receive: Callable[[bytes], None],
+        lost: Callable[[], None],
+        reactor: IReactorFDSet,
+    ) -> None:
+        protocol: Any = SimpleNamespace(dataReceived=receive, connectionLost=lambda _: lost())
+        tcp.Connection.__init__(self, connection, protocol, reactor)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
+        self.connected = True
+        self.startReading()  # type: ignore[no-untyped-call]
 
-    def send(self, data: bytes) -> None:
-        """Send what can be sent now, and the rest when the system takes more."""
-        if self._is_open:
-            self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
-            self.doWrite()
-            if self._unsent:
-                self._reactor.addWriter(self)
+    def writeSomeData(self, data: bytes) -> Any:  # noqa: N802 - Twisted's name
+        """Drop what nobody can receive: the next read finds out too, after what was sent before the end."""
+        sent = super().writeSomeData(data)
+        return len(data) if isinstance(sent, Exception) else sent
 
     def send_descriptors(self, *descriptors: int) -> None:
         """Send descriptors with one byte that says so, at once; nothing may wait to be sent.
 
         Raises ``OSError`` if the other end is gone, or has many to take already.
         """
-        if not self._is_open:
+        if not self.connected:
             raise BrokenPipeError(errno.EPIPE, "its channel is closed")
-        socket.send_fds(self._socket, [b"."], descriptors)
+        socket.send_fds(self.socket, [b"."], descriptors)
 
     def finish(self) -> None:
         """Tell the other end that no more will be sent; what it sends is still received."""
-        if self._is_open:
+        if self.connected:
             with contextlib.suppress(OSError):  # the other end is gone
-                self._socket.shutdown(socket.SHUT_WR)
+                self.socket.shutdown(socket.SHUT_WR)
 
     def read_rest(self) -> None:
         """Receive what has arrived and has not been read yet."""
-        while self._is_open and (data := self._recv()):
-            self._receive(data)
-
-    def _recv(self) -> bytes | None:
-        """Return what has arrived: None if nothing has, empty if nothing can any more."""
-        try:
-            return self._socket.recv(CHANNEL_READ_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
+        with contextlib.suppress(OSError):  # nothing more is there
+            while self.connected and (data := self.socket.recv(CHANNEL_READ_BYTES)):
+                self.protocol.dataReceived(data)
 
     def close(self) -> None:
         """Close, without calling ``lost``."""
-        if self._is_open:
-            self._is_open = False
-            self._reactor.removeReader(self)
-            self._reactor.removeWriter(self)
-            self._socket.close()
-
-    # Called by the reactor, which takes a returned exception for the end of the connection.
-
-    def fileno(self) -> int:
-        """Return the socket's descriptor; -1 once it is closed."""
-        return self._socket.fileno()
-
-    def logPrefix(self) -> str:
-        """Return the name for Twisted's log."""
-        return "worker"
-
-    def doRead(self) -> Any:
-        """Receive what has arrived."""
-        data = self._recv()
-        if data == b"":
-            return CONNECTION_LOST
-        if data is not None:
-            self._receive(data)
-        return None
-
-    def doWrite(self) -> Any:
-        """Send as much of the rest as the system takes."""
-        try:
-            sent = self._socket.send(self._unsent)
-        except BlockingIOError:
-            return None
-        except OSError:
-            self._unsent = memoryview(b"")
-            return CONNECTION_LOST  # ``send`` ignores it: the next read finds out too
-        self._unsent = self._unsent[sent:]
-        if not self._unsent:
-            self._reactor.removeWriter(self)
-        return None
-
-    def connectionLost(self, reason: Failure) -> None:  # noqa: ARG002 - Twisted's signature
-        """Close, and call ``lost``."""
-        if self._is_open:
-            self.close()
-            self._lost()
+        if self.connected:
+            self.protocol = Protocol()
+            self.connectionLost(_BOTH_SIDES_CLOSED)

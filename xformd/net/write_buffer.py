@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import attrs
-from twisted.internet.interfaces import IConsumer, IPushProducer, IReactorTime, ITransport
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
 from xformd.limits import Limits
@@ -22,16 +22,12 @@ PART_BYTES = 64 * 1024
 MERGED_BYTES = 4 * 1024  # pieces that wait are joined up to this: each costs 240 bytes, and an answer may have 13
 
 
-class IStreamTransport(ITransport, IConsumer):
-    """The transport of a stream connection in Twisted."""
-
-
 @implementer(IPushProducer)
 @attrs.define(eq=False, slots=False)
 class WriteBuffer:
     """The output of one connection; a ``send_now`` of the transport is tried first."""
 
-    _transport: IStreamTransport
+    _transport: Any  # of a stream connection in Twisted
     _clock: IReactorTime
     _limits: Limits
     _give_up: Callable[[], None]  # called when the peer has read less than it must for ``write_timeout_s``
@@ -43,7 +39,7 @@ class WriteBuffer:
         self._progress = ReadProgress(transport, self._limits)  # since the deadline was set
         # Looked up on the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         own = getattr(type(transport), "send_now", None)
-        self._send_now: Callable[[bytes | memoryview], int] = partial(own, transport) if own else _send_nothing
+        self._send_now: Callable[[bytes | memoryview], int] = partial(own, transport) if own else lambda _: 0
         self._waiting: deque[tuple[memoryview, int]] = deque()  # the rest of each piece, and the whole piece's length
         self._is_blocked = False  # the transport holds a part that the peer has not read
         self.unread_bytes = 0  # of whole pieces: what has left of one is in memory until all of it has
@@ -102,9 +98,7 @@ class WriteBuffer:
         else:
             self._give_up()
 
-    def stopProducing(self) -> None:
-        """Drop the rest: the connection is gone."""
-        self.close()
+    stopProducing = close
 
 
 class ReadProgress:
@@ -131,7 +125,3 @@ def _bytes_below(transport: Any) -> int:
     """Return how much output the transport and the system hold, as far as they say."""
     unsent = len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
     return unsent + getattr(transport, "_tempDataLen", 0) + bytes_in_system(transport)
-
-
-def _send_nothing(_: bytes | memoryview) -> int:
-    return 0

@@ -9,7 +9,7 @@ A server imports only the plugins whose transforms it runs itself: it makes its 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import attrs
@@ -281,17 +281,19 @@ def _conflict_from_json(described: Mapping[str, Any], plugins: list[Plugin]) -> 
 def to_table(listed: Mapping[str, Any], *, has_ranges: bool = True) -> str:
     """Return the listing of ``to_json`` as a table, then one line per problem, without a final newline."""
     rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *(_row(each, has_ranges) for each in listed["transforms"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    excess = sum(widths) + 6 - shutil.get_terminal_size((160, 24)).columns
+    excess = len(max(lines := align(rows), key=len)) - shutil.get_terminal_size((160, 24)).columns
     if has_ranges and excess > 0:
         return to_table(listed, has_ranges=False)
-    # Long summaries are cut, so that each row fits on one line of the terminal.
-    widths[2] -= max(0, min(excess, widths[2] - 20))
-    lines = [
-        f"{name:<{widths[0]}}  {options:<{widths[1]}}  {_shorten(summary, widths[2]):<{widths[2]}}  {source}"
-        for name, options, summary, source in rows
-    ]
-    return "\n".join(map(printable, [*lines, *_notes(listed)]))
+    if excess > 0:  # long summaries are cut, so that each row fits on one line of the terminal
+        most = max(20, max(len(row[2]) for row in rows) - excess)
+        lines = align([(name, options, _shorten(summary, most), source) for name, options, summary, source in rows])
+    return "\n".join([*lines, *map(printable, _notes(listed))])
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines whose columns are aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
 
 
 def _notes(listed: Mapping[str, Any]) -> Iterable[str]:

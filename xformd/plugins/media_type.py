@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from encodings import normalize_encoding
 from encodings.aliases import aliases
 from pathlib import PurePath
-from typing import TypeGuard
 
 ANY = "*/*"
 PLAIN_TEXT = "text/plain"
@@ -73,7 +72,7 @@ def python_charset(name: str) -> str | None:
 
 def is_media_range(value: object) -> bool:
     """Whether this is a media type, or a range of them: ``image/*`` or ``*/*``."""
-    return value == ANY or is_media_type(value.removesuffix("/*") + "/x" if _is_range(value) else value)
+    return value == ANY or is_media_type(re.sub(r"/\*\Z", "/x", value) if isinstance(value, str) else value)
 
 
 def default_media_type(kind: str) -> str:
@@ -136,7 +135,3 @@ def _standard() -> mimetypes.MimeTypes:
 
 def _is_text(plain: str) -> bool:
     return plain.startswith("text/") or plain in _TEXTS or plain.endswith(("+json", "+xml"))
-
-
-def _is_range(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and value.endswith("/*")

@@ -73,10 +73,6 @@ _Facet = tuple[str, Callable[[], Any], Callable[[Any], object]]
 """One thing that a process has: its name, how it is read, and how what was read is put back."""
 
 
-def _read_attributes() -> list[Any]:
-    return [getattr(module, name, _MISSING) for module, name in _ATTRIBUTES]
-
-
 def _write_attributes(saved: list[Any]) -> None:
     for (module, name), value in zip(_ATTRIBUTES, saved, strict=True):
         if value is not _MISSING:
@@ -287,7 +283,7 @@ class ProcessState:
 
     def __init__(self, *, for_jobs: bool = False) -> None:
         self._is_for_jobs = for_jobs
-        self._attributes = _read_attributes()
+        self._attributes = [getattr(module, name, _MISSING) for module, name in _ATTRIBUTES]
         self._handlers = dict(zip(_SIGNALS, _read_handlers(), strict=True))
         # Code below Python may have replaced any handler without Python's knowledge; most do it at their import.
         self._renewed = _COMMON_SIGNALS if for_jobs else set(_SIGNALS) - _FAULTS

@@ -45,13 +45,15 @@ def read(function: Callable[..., Any], *, is_batch: bool) -> Signature:
     parameters = list(signature.parameters.values())
     kind = _read_poem(parameters[0] if parameters else None, is_batch=is_batch)
     options = _with_help(tuple(map(read_option, parameters[1:])), inspect.getdoc(function) or "")
-    result = _read_result(signature.return_annotation, is_batch=is_batch)
-    is_coroutine = inspect.iscoroutinefunction(function)
+    result = _Result()
+    result.read(signature.return_annotation, is_batch=is_batch)
+    if len(result.kinds) > 1:
+        raise DefinitionError("the result must be of one kind: write str, bytes or Path, not several of them")
     return Signature(
         kind=kind,
-        result_kind=result.kind or kind,
+        result_kind=next(iter(result.kinds), kind),
         options=options,
-        asynchronous=is_coroutine or result.is_awaited,
+        asynchronous=inspect.iscoroutinefunction(function) or result.is_awaited,
         returns_deferred=result.is_deferred,
     )
 
@@ -159,38 +161,31 @@ def _with_bound(name: str, fields: dict[str, Any], limit: Any) -> dict[str, Any]
     return {**bounds, bound: getattr(limit, attribute)}
 
 
-@attrs.frozen
+@attrs.define
 class _Result:
-    kind: Kind | None = None  # None if the annotation does not say
+    """What an annotation says of the result, all parts of it together."""
+
+    kinds: set[Kind] = attrs.field(factory=set)
     is_awaited: bool = False
     is_deferred: bool = False
 
-
-def _read_result(annotation: object, *, is_batch: bool) -> _Result:
-    if annotation is inspect.Signature.empty or annotation is Any:
-        return _Result()
-    origin = get_origin(annotation)
-    if origin in (Union, UnionType):
-        return _merge([_read_result(member, is_batch=is_batch) for member in get_args(annotation)])
-    plain = origin or annotation
-    if isinstance(plain, type) and (issubclass(plain, Coroutine) or _is_deferred(plain)):
-        arguments = get_args(annotation)
-        inner = _read_result(arguments[-1], is_batch=is_batch) if arguments else _Result()
-        return _Result(inner.kind, is_awaited=True, is_deferred=_is_deferred(plain))
-    if (kind := _kind(annotation, is_batch=is_batch)) is None:
-        shown = getattr(annotation, "__name__", annotation) if origin is None else annotation
-        first, second, third = (_spell(each, is_batch=is_batch) for each, _ in _KINDS)
-        raise DefinitionError(f"the result must be {first}, {second} or {third}, not {shown}")
-    return _Result(kind)
-
-
-def _merge(results: list[_Result]) -> _Result:
-    kinds = {each.kind for each in results} - {None}
-    if len(kinds) > 1:
-        raise DefinitionError("the result must be of one kind: write str, bytes or Path, not several of them")
-    return _Result(
-        next(iter(kinds), None), any(each.is_awaited for each in results), any(each.is_deferred for each in results)
-    )
+    def read(self, annotation: object, *, is_batch: bool) -> None:
+        if annotation is inspect.Signature.empty or annotation is Any:
+            return
+        origin, inner = get_origin(annotation), get_args(annotation)
+        plain = origin or annotation
+        if isinstance(plain, type) and (issubclass(plain, Coroutine) or _is_deferred(plain)):
+            self.is_awaited, self.is_deferred = True, self.is_deferred or _is_deferred(plain)
+            inner = inner[-1:]
+        elif origin not in (Union, UnionType):
+            if (kind := _kind(annotation, is_batch=is_batch)) is None:
+                shown = getattr(annotation, "__name__", annotation) if origin is None else annotation
+                first, second, third = (_spell(each, is_batch=is_batch) for each, _ in _KINDS)
+                raise DefinitionError(f"the result must be {first}, {second} or {third}, not {shown}")
+            self.kinds.add(kind)
+            return
+        for each in inner:
+            self.read(each, is_batch=is_batch)
 
 
 def _is_deferred(kind: type) -> bool:

@@ -18,7 +18,7 @@ from typing import Protocol as Interface
 import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -29,9 +29,10 @@ from xformd.limits import Limits
 from xformd.net.deadline import Deadline, cancel
 from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.listener import ListeningService
+from xformd.net.plain import file_fingerprint
 from xformd.net.run import within_descriptors
 from xformd.net.tls import ServerTls
-from xformd.net.write_buffer import ReadProgress
+from xformd.net.write_buffer import ReadProgress, WriteBuffer
 
 STALL_TIMEOUT_S = 300.0  # a client that takes nothing is cut off; a slow one may seem to: the system buffers much
 CHUNK_BYTES = 65_536  # a poem is sent in pieces of this size; Twisted holds at most two of them for each client
@@ -50,11 +51,6 @@ class PoemSource(Interface):
 
     def get_poem(self) -> "bytes | Deferred[bytes]":
         """Return the poem, or a Deferred of it."""
-
-
-def _fingerprint(status: os.stat_result) -> tuple[int, ...]:
-    """Return what differs once a file has changed."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _is_racy(status: os.stat_result, now_ns: int) -> bool:
@@ -93,7 +89,7 @@ class PoemService(Service):
         if (path := self._path) is None:
             return self._poem
         try:
-            if self._seen != _fingerprint(path.stat()):
+            if self._seen != file_fingerprint(path):
                 self._poem = self._read(path)
         except OSError as error:
             reason = _reason(error)
@@ -109,16 +105,17 @@ class PoemService(Service):
     def _read(self, path: Path) -> bytes:
         # Do not wait for a writer if it is a pipe; on a regular file the flag does nothing.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            before = os.fstat(file.fileno())
+            before, seen = os.fstat(file.fileno()), file_fingerprint(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise OSError("it is not a regular file")
             poem = file.read()
             after = os.fstat(file.fileno())
-        if _fingerprint(after) != _fingerprint(before) or len(poem) != before.st_size:
+            has_changed = file_fingerprint(file.fileno()) != seen
+        if has_changed or len(poem) != before.st_size:
             raise OSError("it changed while it was read")
         if self._poem and not poem:
             raise OSError("it is empty")  # as a file is for a moment while it is rewritten in place
-        self._seen = None if _is_racy(after, time.time_ns()) else _fingerprint(after)
+        self._seen = None if _is_racy(after, time.time_ns()) else seen
         return poem
 
 
@@ -152,50 +149,34 @@ def _end_of_character(poem: bytes, cut: int) -> int:
     return cut + rest_bytes if rest_bytes < 4 else cut  # no text: it may be cut anywhere
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
+@implementer(IHalfCloseableProtocol)
 class PoemProtocol(DrainableProtocol):
     """One connection: sends the poem as soon as there is one, and ignores what comes in."""
 
     log = Logger()
 
     def __init__(self, factory: "PoemFactory", peer: str | None) -> None:
-        self._factory = factory
-        self.peer = peer
+        super().__init__(factory, peer)
         self._waiting: Deferred[Any] | None = None
-        self._poem: bytes | None = None
+        self._poem = b""
+        self._output: WriteBuffer | None = None  # once there is a poem
         self._limiter: RateLimiter | None = None
         self._sent_bytes = 0
         self._timer: IDelayedCall | None = None
         self._deadline = Deadline(factory.clock, self._expire)
-        self._is_paused = self._client_is_done = self._is_finished = self._is_flushed = False
+        self._client_is_done = self._is_finished = self._is_flushed = False
 
     def connectionMade(self) -> None:
         """Get the poem, and send it when it is there."""
-        self._factory.connections.add(self, self.peer)
+        super().connectionMade()
         self._set_linger(_RESET_ON_CLOSE)
         # mypy cannot choose among the overloads for a call that may return either.
-        get_poem: Callable[[], Any] = self._factory.source.get_poem
+        get_poem: Callable[[], Any] = self.factory.source.get_poem
         self._waiting = maybeDeferred(get_poem).addCallback(self._send)
         self._waiting.addErrback(self._fail)
 
     def dataReceived(self, data: bytes) -> None:
         """Ignore it: nothing that a client sends changes the poem."""
-
-    def resumeProducing(self) -> None:
-        """Send on, as the client takes more. Called by the transport."""
-        self._is_paused = False
-        self._deadline.clear()
-        self._produce()
-
-    def pauseProducing(self) -> None:
-        """Wait, as the client has enough to take. Called by the transport."""
-        self._is_paused = True
-        self._await_reader()
-
-    def stopProducing(self) -> None:
-        """Stop sending: the connection is lost. Called by the transport."""
-        self._is_finished = True
-        cancel(self._timer)
 
     def readConnectionLost(self) -> None:
         """Treat a client that has ended its side as gone if there is no poem yet, else let it read on.
@@ -203,7 +184,7 @@ class PoemProtocol(DrainableProtocol):
         A client that has closed altogether looks no different until it is sent something, and must not hold a download.
         """
         self._client_is_done = True
-        if self._poem is None:
+        if self._output is None:
             self.transport.abortConnection()
         elif self._is_flushed:
             self.transport.loseConnection()
@@ -215,58 +196,58 @@ class PoemProtocol(DrainableProtocol):
         if self._client_is_done:
             self.transport.loseConnection()
         else:
-            self._deadline.set(self._factory.limits.linger_timeout_s)
+            self._deadline.set(self.factory.limits.linger_timeout_s)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002 - Twisted's signature
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Cancel every timer, and the wait for a poem."""
         cancel(self._timer)
         self._deadline.close()
+        if self._output is not None:
+            self._output.close()
         if self._waiting is not None:
             self._waiting.cancel()
-        self._factory.connection_ended(self)
-
-    def stop(self) -> None:
-        """Do nothing: the client may read to the end."""
+        super().connectionLost(reason)
 
     def _send(self, poem: bytes) -> None:
         if not isinstance(poem, bytes):  # a source is often the caller's own code
             raise TypeError(f"a poem is bytes, not {type(poem).__name__}")
+        clock, bytes_per_s = self.factory.clock, self.factory.bytes_per_s
         self._poem = poem
-        clock, bytes_per_s = self._factory.clock, self._factory.bytes_per_s
         self._limiter = RateLimiter(bytes_per_s, clock.seconds()) if bytes_per_s is not None else None
-        self.transport.registerProducer(self, True)
-        self._produce()
+        self._output = WriteBuffer(self.transport, clock, self.factory.limits, self._cut_off, self._go_on)
+        self._go_on()
 
     def _fail(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._factory.log_no_poem(failure)
+            self.factory.log_no_poem(failure)
         self.transport.abortConnection()
 
-    def _produce(self) -> None:
-        assert self._poem is not None
-        while not (self._is_paused or self._is_finished or self._timer is not None):
-            remaining = len(self._poem) - self._sent_bytes
-            if not remaining:
-                self._finish()
-            elif self._limiter is None:
-                self._write(self._poem, CHUNK_BYTES)
-            else:
-                clock = self._factory.clock
-                size_bytes, wait_s = self._limiter.next(self._poem, self._sent_bytes, clock.seconds())
-                self._timer = clock.callLater(wait_s, self._go_on, self._poem, size_bytes)
+    def _go_on(self) -> None:
+        """Send what is left once it is due, then end: the client has taken everything before."""
+        left_bytes = len(self._poem) - self._sent_bytes
+        if self._timer is not None or self._is_finished:
+            return
+        if not left_bytes:
+            self._finish()
+        elif self._limiter is None:
+            self._write(left_bytes)
+        else:
+            clock = self.factory.clock
+            size_bytes, wait_s = self._limiter.next(self._poem, self._sent_bytes, clock.seconds())
+            self._timer = clock.callLater(wait_s, self._write, size_bytes)
 
-    def _go_on(self, poem: bytes, size_bytes: int) -> None:
+    def _write(self, size_bytes: int) -> None:
+        assert self._output is not None
         self._timer = None
-        self._write(poem, size_bytes)
-        self._produce()
-
-    def _write(self, poem: bytes, size_bytes: int) -> None:
-        piece = poem[self._sent_bytes : self._sent_bytes + size_bytes]
-        self._sent_bytes += len(piece)
-        self.transport.write(piece)
+        start, self._sent_bytes = self._sent_bytes, self._sent_bytes + size_bytes
+        self._output.write(self._poem[start : self._sent_bytes])
+        if not self._output.unread_bytes:
+            self._go_on()
 
     def _finish(self) -> None:
+        assert self._output is not None
         self._is_finished = True
+        self._output.close()
         self.transport.unregisterProducer()
         self._await_reader()
         if self.can_half_close():
@@ -276,8 +257,8 @@ class PoemProtocol(DrainableProtocol):
             self.transport.loseConnection()
 
     def _await_reader(self) -> None:
-        self._progress = ReadProgress(self.transport, self._factory.limits)
-        self._deadline.set(self._factory.stall_timeout_s)
+        self._progress = ReadProgress(self.transport, self.factory.limits)
+        self._deadline.set(self.factory.limits.write_timeout_s)
 
     def _expire(self) -> None:
         if self._is_flushed:
@@ -285,9 +266,12 @@ class PoemProtocol(DrainableProtocol):
         elif self._progress.is_enough:
             self._await_reader()
         else:
-            peer = self.peer or "a local client"
-            self._factory.refusals.add("cut off", self.log.info, "cut off {peer}: it takes nothing", peer=peer)
-            self.transport.abortConnection()
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        peer = self.peer or "a local client"
+        self.factory.refusals.add("cut off", self.log.info, "cut off {peer}: it takes nothing", peer=peer)
+        self.transport.abortConnection()
 
     def _set_linger(self, option: bytes) -> None:
         handle = getattr(self.transport, "getHandle", lambda: None)()
@@ -318,6 +302,7 @@ class PoemFactory(DrainingFactory[PoemProtocol]):
     """
 
     log = Logger()
+    protocol = PoemProtocol
 
     def __init__(
         self,
@@ -336,11 +321,6 @@ class PoemFactory(DrainingFactory[PoemProtocol]):
         super().__init__(Limits(max_connections=max_connections, **times), reactor)
         self.source = source
         self.bytes_per_s = bytes_per_s
-        self.stall_timeout_s = stall_timeout_s
-
-    def make_protocol(self, peer: str | None) -> PoemProtocol:
-        """See ``DrainingFactory``."""
-        return PoemProtocol(self, peer)
 
     def refuse(self) -> Protocol:
         """See ``DrainingFactory``."""

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from xformd.access.guard import Access, GuardedService
 from xformd.cache import ReadThrough
 from xformd.client import TransformProxy
-from xformd.client.upstream import MAX_SESSION_AGE_S
+from xformd.client.servers import MAX_SESSION_AGE_S
 from xformd.config import Settings
 from xformd.counting import FinishingService
 from xformd.errors import (

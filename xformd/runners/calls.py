@@ -25,10 +25,7 @@ from xformd.plugins.settings import hide
 from xformd.spec import OptionValue, Step
 from xformd.telemetry.tracebacks import SafeTraceback
 
-REFUSALS = (GibberishError, BadOptions, TooLarge, Unavailable, TransformFailed)
-"""What a transform may raise to reject a request; the message reaches the caller."""
-
-_LOG_WORDS = {
+_LOG_WORDS: Mapping[type[XformError], str] = {
     GibberishError: "rejects this poem",
     BadOptions: "rejects its options",
     TooLarge: "would return too much",
@@ -36,6 +33,9 @@ _LOG_WORDS = {
     TransformFailed: "failed",
 }
 """What the log says: the author's words may quote the poem."""
+
+REFUSALS: tuple[type[XformError], ...] = tuple(_LOG_WORDS)
+"""What a transform may raise to reject a request; the message reaches the caller."""
 
 
 class WrongNumberOfResults(TransformFailed):

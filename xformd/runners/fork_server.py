@@ -27,7 +27,7 @@ import attrs
 from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
 from xformd.plugins import hookspecs, listing, loader
-from xformd.plugins.process_state import LEFT_THREAD, forget_exit_handlers, run_exit_handlers
+from xformd.plugins.process_state import LEFT_THREAD, child_pids, forget_exit_handlers, run_exit_handlers
 from xformd.plugins.registry import Plugin, PluginKey, Registry
 from xformd.runners import messages, reaper, worker
 from xformd.telemetry.tracebacks import report_uncaught
@@ -129,7 +129,7 @@ class _ForkServer:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._wakeups, select.POLLIN)
-        own = set(reaper.children())  # of the plugins'
+        own = child_pids()  # of the plugins'
         reapers: set[int] = set()
         while True:
             for descriptor, _ in poll.poll():
@@ -189,7 +189,7 @@ def _end_orphans(reapers: set[int], own: set[int]) -> None:
         while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
             reapers.discard(pid)
             own.discard(pid)
-    for orphan in set(reaper.children()) - reapers - own:
+    for orphan in child_pids() - reapers - own:
         reaper.kill(orphan)
 
 

@@ -19,6 +19,7 @@ from xformd.runners import Caller
 from xformd.runners.calls import Call, name_in_log, took_too_long, with_detail
 from xformd.runners.shares import ONE_BY_ONE, Lane
 from xformd.runners.supervisor import WorkerSlot
+from xformd.runners.worker_handle import Job
 from xformd.spec import Spec
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import SafeTraceback
@@ -43,7 +44,7 @@ class JobResult(Deferred[bytes]):
 
 
 @attrs.define(eq=False)
-class PoolJob:
+class PoolJob(Job):
     """Consecutive steps for one worker, from the queue to their result."""
 
     pool: "WorkerPool"

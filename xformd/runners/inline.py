@@ -30,8 +30,7 @@ from xformd.runners.calls import (
     took_too_long,
     without_secrets,
 )
-from xformd.runners.failures import FailureLog
-from xformd.telemetry.rate_limited import RateLimitedLog
+from xformd.telemetry.rate_limited import FailureLog, RateLimitedLog
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracebacks import MakeTraceback, SafeTraceback
 

@@ -168,7 +168,7 @@ class Launcher(ProcessProtocol):
             case {"loading": [distribution, name]} | {"warming_up": [distribution, name]}:
                 self._loading, self._did = (distribution, name), "warmed up" if "warming_up" in news else "imported"
                 self._start_timers(self._loading)
-            case {"timeout_s": seconds} if self._loading is not None:
+            case {"timeout_s": int() | float() as seconds} if self._loading is not None:
                 self.timeouts_s[self._loading] = seconds
                 self._start_timers(self._loading)
             case {"warning": text} if text not in self._warnings:  # each fork server says it again

@@ -4,7 +4,6 @@ Pure. Each message has an encoder, which returns a netstring, and a decoder, whi
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,13 @@ import attrs
 from xformd.plugins.registry import PluginKey, PluginState
 from xformd.plugins.selection import Selection
 from xformd.plugins.settings import Table
-from xformd.telemetry.tracebacks import SafeTraceback
 from xformd.wire import netstring, session
 
 MAX_SETUP_BYTES = 16 * 1024 * 1024  # a configuration has at most a million bytes, and may name files besides
 MAX_HELLO_BYTES = 64 * 1024 * 1024  # a plugin may bring many long examples
 
 _NEWS = b"news "
-_TRACEBACK = b"traceback "
+_SET = "\0"  # the key of an object that stands for a set: JSON has none
 
 Note = Literal["batch", "cancel", "step", "return"]
 """``batch`` and how many requests, which follow, are one; ``cancel`` and the id of a request on asyncio, which is
@@ -30,8 +28,6 @@ answered all the same; ``step``, a request's id and the index from 0 of the step
 a request that has to run again, alone, because its batch has failed."""
 
 _match_note = re.compile(rb"(batch|cancel|step|return) ([0-9]{1,16})(?: ([0-9]{1,3}))?").fullmatch
-
-_match_run = re.compile(rb"ran ([0-9]{1,16}) ([0-9]{1,19}) ([0-9]{1,19})").fullmatch
 
 
 LeftOut = Mapping[PluginKey, tuple[PluginState, str]]
@@ -70,72 +66,51 @@ def encode_setup(setup: WorkerSetup) -> bytes:
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, frozenset):
-        return sorted(value)
+        return {_SET: sorted(value)}
     return [*map(str, value)] if isinstance(value, tuple) else value  # folders
+
+
+def _from_json(found: dict[str, Any]) -> Any:
+    is_set = found.keys() == {_SET}
+    return frozenset(tuple(item) if isinstance(item, list) else item for item in found[_SET]) if is_set else found
 
 
 def decode_setup(string: bytes) -> WorkerSetup:
     """Decode a setup."""
-    content = json.loads(string)
-    selected = content.pop("selection")
-    distributions, blocked, required, directories = map(
-        selected.pop, ("distributions", "blocked", "required", "directories")
-    )
-    selection = Selection(
-        distributions=None if distributions is None else frozenset(distributions),
-        blocked=frozenset(blocked),
-        required=frozenset(required),
-        directories=tuple(map(Path, directories)),
-        settings=_decode_tables(selected.pop("settings")),
-        commands=_decode_tables(selected.pop("commands")),
-        **selected,
-    )
-    left_out = {(distribution, name): (state, reason) for distribution, name, state, reason in content.pop("left_out")}
-    for field in ("late", "late_warm_up"):
-        content[field] = frozenset((distribution, name) for distribution, name in content[field])
-    content["warm_ups"] = None if content["warm_ups"] is None else frozenset(content["warm_ups"])
-    return WorkerSetup(selection=selection, left_out=left_out, **content)
-
-
-def _decode_tables(content: Mapping[str, Any]) -> dict[str, Table]:
-    return {name: Table(**table) for name, table in content.items()}
-
-
-def _decode_json(string: bytes, prefix: bytes, what: str) -> Any:
-    """Decode what follows a prefix; None if the string begins otherwise. ``ValueError`` says what it is not."""
-    if not string.startswith(prefix):
-        return None
-    try:
-        return json.loads(string[len(prefix) :])
-    except (ValueError, RecursionError):
-        raise ValueError(what) from None
+    content = json.loads(string, object_hook=_from_json)
+    selected = content["selection"]
+    for kind in ("settings", "commands"):
+        selected[kind] = {name: Table(**table) for name, table in selected[kind].items()}
+    selected["directories"] = tuple(map(Path, selected["directories"]))
+    content["selection"] = Selection(**selected)
+    content["left_out"] = {tuple(pair[:2]): tuple(pair[2:]) for pair in content["left_out"]}
+    return WorkerSetup(**content)
 
 
 def encode_news(**news: Any) -> bytes:
-    """Encode what a process says while it loads plugins; see ``decode_news``."""
+    """Encode what a process has to tell.
+
+    While it loads plugins, that is one of ``loading=(distribution, name)``, ``warming_up=(distribution, name)``,
+    ``timeout_s=seconds`` that the plugin asks for, ``late=[(distribution, name), ...]`` once all are imported, or
+    warmed up, and some have left threads running, ``loaded=True, pid=process id``, and ``warning=text``.
+    A worker tells why it is worn as a ``warning``, what a transform has raised as ``raised=request id`` with the
+    fields of a ``SafeTraceback``, before it refuses or returns the request, and as ``ran=(request id, start, end)``
+    when a step of a traced request ran, in ns of the system's monotonic clock.
+    """
     return netstring.encode(_NEWS + json.dumps(news).encode())
 
 
 def decode_news(string: bytes) -> Mapping[str, Any] | None:
-    """Decode what a process says while it loads plugins; None for another message, ``ValueError`` for a bad one.
-
-    It is one of ``{"loading": [distribution, name]}``, ``{"warming_up": [distribution, name]}``, ``{"timeout_s":
-    seconds}`` that the plugin asks for, ``{"late": [[distribution, name], ...]}`` once all are imported, or warmed up,
-    and some have left threads running, ``{"loaded": true, "pid": process id}``, and ``{"warning": text}``.
-    """
-    wrong = "a process that loads plugins says what it is loading"
-    match _decode_json(string, _NEWS, wrong):
-        case None if not string.startswith(_NEWS):
-            return None
-        case {"loading": [str(), str()]} | {"warming_up": [str(), str()]} as news:
-            return dict(news)
-        case {"loaded": True, "pid": int()} | {"warning": str()} as news:
-            return dict(news)
-        case {"timeout_s": int() | float() as seconds} if 0 < seconds < math.inf:
-            return {"timeout_s": seconds}
-        case {"late": list() as keys} if all(isinstance(key, list) and [*map(type, key)] == [str, str] for key in keys):
-            return {"late": keys}
-    raise ValueError(wrong)
+    """Decode what a process has to tell; None for another message, ``ValueError`` for a malformed one."""
+    if not string.startswith(_NEWS):
+        return None
+    try:
+        news = json.loads(string[len(_NEWS) :])
+    except (ValueError, RecursionError):
+        news = None
+    if not isinstance(news, dict):
+        raise ValueError("news are an object of JSON")
+    return news
 
 
 def encode_hello(pid: int, listing_json: str) -> bytes:
@@ -170,30 +145,3 @@ def decode_note(string: bytes) -> tuple[str, int, int] | None:
     if (match := _match_note(string)) is None:
         return None
     return match[1].decode(), int(match[2]), int(match[3] or 0)
-
-
-def encode_run(request_id: int, start_ns: int, end_ns: int) -> bytes:
-    """Encode when a step of a traced request ran, by the system's monotonic clock."""
-    return netstring.encode(b"ran %d %d %d" % (request_id, start_ns, end_ns))
-
-
-def decode_run(string: bytes) -> tuple[int, int, int] | None:
-    """Decode a request's id, and when a step of it ran; None for any other message."""
-    match = _match_run(string)
-    return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
-
-
-def encode_traceback(request_id: int, raised: SafeTraceback) -> bytes:
-    """Encode what a transform has raised; the refusal of the request follows, or its return."""
-    return netstring.encode(_TRACEBACK + json.dumps({"id": request_id, **attrs.asdict(raised)}).encode())
-
-
-def decode_traceback(string: bytes) -> tuple[int, SafeTraceback] | None:
-    """Decode a request's id and a traceback; None for any other message. Raise ``ValueError`` if it is malformed."""
-    wrong = "a traceback message has an id, an error and a traceback"
-    match _decode_json(string, _TRACEBACK, wrong):
-        case None if not string.startswith(_TRACEBACK):
-            return None
-        case {"id": int(request_id), "error": str(error), "traceback": str(traceback), "detail": str(detail)}:
-            return request_id, SafeTraceback(error, traceback, detail)
-    raise ValueError(wrong)

@@ -5,8 +5,6 @@ Pure: the time comes in as a value, and the pool and its supervisor act on what 
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
 
 import attrs
 
@@ -204,27 +202,3 @@ def max_workers_on_asyncio(cores: int) -> int:
 def retry_after_ms(waiting: int, workers: int, mean_job_s: float) -> int:
     """Return in how many milliseconds half of the queue is likely to be done: 100 to 30,000."""
     return int(1000 * min(30.0, max(0.1, waiting * mean_job_s / workers / 2)))
-
-
-def plugin_difference(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Return the first difference between two workers' listings; an empty string if there is none.
-
-    The first one's is empty before there was a worker.
-    """
-    versions, others = _versions(first), _versions(other)
-    for name, source in sorted(versions.items()):
-        if name not in others:
-            reasons = {_source(each): f": {each['reason']}" for each in other.get("plugins", ()) if each["reason"]}
-            return f"{name} from {source} is missing{reasons.get(source, '')}"
-        if others[name] != source:
-            return f"{name} is from {others[name]}, not from {source}"
-    added = others.keys() - versions.keys() if versions else ()
-    return f"{min(added)} is new" if added else ""
-
-
-def _versions(listing: Mapping[str, Any]) -> dict[str, str]:
-    return {each["name"]: _source(each) for each in listing.get("transforms", ())}
-
-
-def _source(described: Mapping[str, Any]) -> str:
-    return f"{described['distribution']} {described['version']}"

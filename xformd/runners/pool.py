@@ -18,12 +18,12 @@ from xformd.limits import MIB, Limits
 from xformd.net.deadline import cancel
 from xformd.runners import PROGRAM, Caller, Reader, policy
 from xformd.runners.calls import Call
-from xformd.runners.failures import FailureLog
 from xformd.runners.groups import AsyncioJobs, JobGroup, PoolJob, lane_of
 from xformd.runners.launcher import Launcher
 from xformd.runners.policy import MAX_DEATHS, Quarantine
 from xformd.runners.shares import JOB_BYTES, FairQueue, Lane
 from xformd.runners.supervisor import SelfTest, Supervisor
+from xformd.telemetry.rate_limited import FailureLog
 from xformd.telemetry.status import WorkerHistory
 from xformd.telemetry.timing import RequestTiming, log_fields
 

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from xformd.plugins.process_state import child_pids
+
 LIFELINE, CONTROL = 0, 3  # descriptors of the reaper of a fork server; 1 and 2 go to the server's log
 
 _FOR_THE_SERVER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -194,20 +196,12 @@ def _sweep(child: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
     while True:
-        for other in children():
+        for other in child_pids():
             kill(other)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-def children() -> list[int]:
-    """Return the children of this process; without Linux none, so that only a child's group is known."""
-    try:
-        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def kill(pid: int) -> None:

@@ -77,10 +77,6 @@ class _Share(Generic[Job]):
     killed_at: float = 0.0
     held_until: float = 0.0
 
-    @property
-    def is_idle(self) -> bool:
-        return not (self.ready or self.set_aside or self.running)
-
 
 class FairQueue(Generic[Job]):
     """One FIFO for each caller of each share; shares take turns by the time that they have used, callers one by one.
@@ -243,7 +239,7 @@ class FairQueue(Generic[Job]):
 
     def _forget(self) -> None:
         """Forget shares that a new one would hardly differ from: half of them stay, those that have used the most."""
-        idle = [name for name, share in self._shares.items() if share.is_idle]
+        idle = [name for name, each in self._shares.items() if not (each.ready or each.set_aside or each.running)]
         idle.sort(key=lambda name: (self._shares[name].kills, self._shares[name].used_s))
         for name in idle[: -FORGET_ABOVE // 2]:
             del self._shares[name]

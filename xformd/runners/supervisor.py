@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from xformd.limits import Limits
 from xformd.net.deadline import cancel
 from xformd.net.plain import backoff_s
+from xformd.plugins import listing
 from xformd.plugins.registry import PluginKey, label
 from xformd.runners import policy
 from xformd.runners.launcher import SLOW_AFTER_S, Launcher
@@ -88,7 +89,7 @@ class WorkerSlot:
 
 
 @attrs.frozen(eq=False)
-class _SelfTestRun:
+class _SelfTestRun(Job):
     """A worker's self-test under way."""
 
     log = Logger()
@@ -96,12 +97,6 @@ class _SelfTestRun:
     test: SelfTest
     worker: WorkerHandle
     on_passed: Callable[[], None]
-
-    def began(self, step: int) -> None:
-        """Ignore it: what counts is the answer."""
-
-    def ran(self, start_ns: int, end_ns: int) -> None:
-        """Ignore it."""
 
     def raised(self, raised: SafeTraceback) -> None:
         """Log it here, because no request is waiting that would."""
@@ -280,7 +275,7 @@ class Supervisor:
             case {"loading": [distribution, name]} | {"warming_up": [distribution, name]}:
                 slot.loading, slot.did = (distribution, name), "warmed up" if "warming_up" in news else "imported"
                 self._start_timer(slot, timeouts_s.get(slot.loading, default_s))
-            case {"timeout_s": seconds} if slot.loading is not None:
+            case {"timeout_s": int() | float() as seconds} if slot.loading is not None:
                 timeouts_s[slot.loading] = seconds
                 self._start_timer(slot, seconds)
 
@@ -289,7 +284,9 @@ class Supervisor:
         if (slot := self._slots.get(worker)) is None:
             return
         slot.loading = None
-        if difference := policy.plugin_difference(self._listing, hello.listing):
+        before = self._listing or hello.listing
+        if differences := listing.differences({"those before": before, "it": hello.listing}):
+            difference = differences[0]
             if self._failed_starts < MAX_DIFFERING_WORKERS:
                 worker.kill(f"has other plugins than those before ({difference})")
                 if all(other.state == "starting" for other in self._slots.values()):  # all are forked from the same

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import attrs
+
 from xformd.errors import DefinitionError, TransformDied, Unavailable, XformError
 from xformd.plugins import hookspecs, job, listing, loader
 from xformd.plugins.definition import Transform
@@ -326,7 +328,7 @@ class _JobRunner:
     def report_run(self, start_ns: int, request_ids: Iterable[int]) -> None:
         """Tell the server when a step of traced requests ran: from then until now."""
         for request_id in request_ids:
-            self.channel.send(messages.encode_run(request_id, start_ns, time.monotonic_ns()))
+            self.channel.send(messages.encode_news(ran=(request_id, start_ns, time.monotonic_ns())))
 
     def _guard(self, call: Call, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function that runs a step, within the limits of its transform, and undo what it leaves behind."""
@@ -341,8 +343,9 @@ class _JobRunner:
         left_s = min(self._ends_at - now_s, call.entry.transform.timeout_s or math.inf)
         start_ns = time.monotonic_ns()
         try:
-            # Context variables that a transform sets, such as the precision of decimals, end with it.
-            return contextvars.copy_context().run(_call_in_time, left_s, function, *arguments)
+            with job.ends_in(left_s):
+                # Context variables that a transform sets, such as the precision of decimals, end with it.
+                return contextvars.copy_context().run(function, *arguments)
         except BaseException as error:  # SystemExit too: only the transform can have raised it
             limit_memory(NO_LIMIT)  # what follows needs memory
             self.end_if_forked()
@@ -363,7 +366,7 @@ class _JobRunner:
         if not calls.is_expected(error):
             make = SafeTraceback.unredacted if self.setup.shows_errors else SafeTraceback.redacted
             raised = calls.without_secrets(call, make(error))
-            self.channel.send(messages.encode_traceback(request_id, raised))
+            self.channel.send(messages.encode_news(raised=request_id, **attrs.asdict(raised)))
         return calls.explain(call, error)
 
     def _call(self, call: Call, poem: bytes) -> bytes:
@@ -374,7 +377,13 @@ class _JobRunner:
         """Remove the job's folder and the processes that it has started; ask to be replaced if something is left."""
         while left := child_pids() - self._children:
             for pid in left:
-                self._kill(pid)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                except ChildProcessError:  # it has been reaped
+                    continue
+                except PermissionError:  # a setuid program
+                    self._children.add(pid)
         self._leave_folder()
         try:
             os.close(descriptor := os.dup(0))  # the lowest that is free
@@ -384,15 +393,6 @@ class _JobRunner:
             self.worn = f"has {descriptor} descriptors open"
         if self.worn:
             self.channel.send(messages.encode_news(warning=self.worn))
-
-    def _kill(self, pid: int) -> None:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except PermissionError:  # a setuid program
-            self._children.add(pid)
-            return
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
 
     def end_if_forked(self) -> None:
         """End this process if a transform has forked it and returned in the child too: only the parent may answer."""
@@ -415,11 +415,6 @@ def traced_ids(*requests: session.Request) -> Sequence[int]:
 def timeout_s(request: session.Request) -> float:
     """Return how many seconds are left to a request."""
     return math.inf if request.timeout_ms is None else request.timeout_ms / 1000
-
-
-def _call_in_time(seconds: float, function: Callable[..., Result], *arguments: Any) -> Result:
-    with job.ends_in(seconds):
-        return function(*arguments)
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -8,8 +8,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.abstract import FileDescriptor
@@ -37,8 +37,10 @@ END_GRACE_S = 2.0  # how long a worker that is ended in order may take to run it
 MAX_LINE_BYTES, MAX_LINES = 1_000, 100  # of a worker's output, logged for each job; the rest is dropped
 
 
-class Job(Protocol):
-    """What a worker runs for a request, and hears about directly."""
+class Job:
+    """What a worker runs for a request, and hears about directly: it ignores what it has no method for."""
+
+    __slots__ = ()
 
     def began(self, step: int) -> None:
         """Note that a step begins, counted from 0; the first is not reported."""
@@ -73,7 +75,7 @@ class WorkerHandle:
 
     def __attrs_post_init__(self) -> None:
         self._why_killed = ""
-        self._status = b""
+        self._status = bytearray()
         self._jobs: dict[int, Job] = {}
         self._oom_kills = count_oom_kills()
         self._grace: IDelayedCall | None = None
@@ -89,7 +91,7 @@ class WorkerHandle:
             their_output = self._output.open(theirs, undo)
             self._channel = Channel(channel, self._receive, self._channel_lost, self._reactor)
             undo.callback(self._channel.close)
-            self._lifeline = Channel(lifeline, self._receive_status, self._ended, self._reactor)
+            self._lifeline = Channel(lifeline, self._status.extend, self._ended, self._reactor)
             undo.callback(self._lifeline.close)
             self._fork(their_channel.fileno(), their_lifeline.fileno(), their_output)
             undo.pop_all()
@@ -134,9 +136,6 @@ class WorkerHandle:
 
     # Called by the lifeline.
 
-    def _receive_status(self, data: bytes) -> None:
-        self._status += data
-
     def _ended(self) -> None:
         """Report its end: its reaper has ended too."""
         # On a busy machine the end is noticed before the last messages are read. They say which step it had reached,
@@ -163,24 +162,19 @@ class WorkerHandle:
             self._events.worker_disconnected(self)
 
     def _handle(self, string: bytes) -> None:
-        if self.pid is None:
-            if (news := messages.decode_news(string)) is not None:
-                self._events.worker_loading(self, news)
-                return
+        news = messages.decode_news(string)
+        if self.pid is None and news is not None:
+            self._events.worker_loading(self, news)
+        elif self.pid is None:
             hello = messages.decode_hello(string)
             self.pid = hello.pid
             self._events.worker_said_hello(self, hello)
-            return
-        if not self._jobs:
+        elif not self._jobs:
             raise ValueError("no request is running")
-        if (note := messages.decode_note(string)) is not None:
+        elif (note := messages.decode_note(string)) is not None:
             self._heed(*note)
-        elif (raised := messages.decode_traceback(string)) is not None:
-            self._job(raised[0]).raised(raised[1])
-        elif (run := messages.decode_run(string)) is not None:
-            self._job(run[0]).ran(run[1], run[2])
-        elif (news := messages.decode_news(string)) is not None:
-            self.worn = one_line(str(news.get("warning", "")))
+        elif news is not None:
+            self._learn(news)
         else:
             answer = session.decode_reply(string)
             del string  # it may be long, and the answer holds its poem
@@ -193,6 +187,17 @@ class WorkerHandle:
             self._job(request_id, is_over=True).returned()
         else:
             raise ValueError(f"{note!r} is for workers")
+
+    def _learn(self, news: Mapping[str, Any]) -> None:
+        match news:
+            case {"raised": int(request_id), "error": str(error), "traceback": str(traceback), "detail": str(detail)}:
+                self._job(request_id).raised(SafeTraceback(error, traceback, detail))
+            case {"ran": [int(request_id), int(start_ns), int(end_ns)]}:
+                self._job(request_id).ran(start_ns, end_ns)
+            case {"warning": str(warning)}:
+                self.worn = one_line(warning)
+            case _:
+                raise ValueError("no worker has such news")
 
     def _job(self, request_id: int, *, is_over: bool = False) -> Job:
         if (job := self._jobs.pop(request_id, None) if is_over else self._jobs.get(request_id)) is None:
@@ -285,7 +290,7 @@ class OutputLog(FileDescriptor):
                 self.log.info("{process} prints too much; the rest is left out", process=self._name())
 
 
-def _describe_end(status: bytes, oom_kills: int) -> str:
+def _describe_end(status: bytearray, oom_kills: int) -> str:
     """Describe an end by what the lifeline has brought: a wait status, words, or nothing."""
     if status and not status.isdigit():
         return f"could not be started: {one_line(status.decode(errors='replace'))}"

@@ -13,7 +13,6 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from xformd.config import Settings
 from xformd.errors import ConfigError
@@ -57,13 +56,11 @@ class RecordingService(ForwardingService):
 
     def xform(self, spec: Spec, poem: bytes, **more: Any) -> bytes | Deferred[bytes]:
         """See ``Service.xform``."""
-        if not self._is_over and self._writes < MAX_WRITES and random.random() < self._sample and self._is_wanted(spec):
+        names = {step.name for step in spec.steps}
+        is_wanted = names <= self.registry.entries.keys() and (not self._only or bool(names & self._only))
+        if is_wanted and not self._is_over and self._writes < MAX_WRITES and random.random() < self._sample:
             self._record(spec, poem)
         return super().xform(spec, poem, **more)
-
-    def _is_wanted(self, spec: Spec) -> bool:
-        names = {step.name for step in spec.steps}
-        return names <= self.registry.entries.keys() and (not self._only or bool(names & self._only))
 
     def _record(self, spec: Spec, poem: bytes) -> None:
         size_bytes = FILE_BYTES + len(poem)
@@ -71,10 +68,19 @@ class RecordingService(ForwardingService):
             self._is_over = True
             self.log.warn("records no more: {folder} is full (record_max_bytes)", folder=str(self._folder))
             return
-        self._writes += 1
         self._bytes += size_bytes
-        writing = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._write, str(spec), poem)
-        writing.addErrback(self._failed).addCallback(self._written, size_bytes)
+        Deferred.fromCoroutine(self._keep(str(spec), poem, size_bytes))
+
+    async def _keep(self, spec: str, poem: bytes, size_bytes: int) -> None:
+        self._writes += 1
+        try:
+            if not await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._write, spec, poem):
+                self._bytes -= size_bytes
+        except OSError as error:
+            self._is_over = True
+            self.log.error("records no more: {reason}", reason=str(error))
+        finally:
+            self._writes -= 1
 
     def _write(self, spec: str, poem: bytes) -> bool:
         """Write a poem, unless it is there; return whether it was not."""
@@ -89,16 +95,6 @@ class RecordingService(ForwardingService):
             partial.write(poem)  # the same poem may come twice at a time
         Path(partial.name).replace(path)
         return True
-
-    def _failed(self, failure: Failure) -> bool:
-        self._is_over = True
-        failure.trap(OSError)
-        self.log.error("records no more: {reason}", reason=str(failure.value))
-        return True
-
-    def _written(self, is_new: bool, size_bytes: int) -> None:
-        self._writes -= 1
-        self._bytes -= 0 if is_new else size_bytes
 
 
 def _digest(data: bytes) -> str:

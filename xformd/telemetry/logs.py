@@ -138,7 +138,9 @@ def start_server_log(log_format: str, file: Path = STDERR, level: str = "info") 
     _set_format(log_format)
     start(_observer)
     logging.getLogger().addHandler(LoggingHandler(logging.WARNING))
-    report_uncaught(_log_uncaught)
+    report_uncaught(
+        lambda where, raised: log.critical("{where}\n{traceback}", where=where, **raised.log_fields()),
+    )
 
 
 def change_server_log(log_format: str, file: Path, level: str) -> None:
@@ -167,10 +169,6 @@ def _set_format(log_format: str) -> None:
     else:
         sys.stdout, sys.stderr = streams = QueuedStream(sys.stdout), QueuedStream(sys.stderr)
         streams[1].budgets = streams[0].budgets
-
-
-def _log_uncaught(where: str, raised: SafeTraceback) -> None:
-    log.critical("{where}\n{traceback}", where=where, **raised.log_fields())
 
 
 def observer(log_format: str = "text") -> ILogObserver:

@@ -85,12 +85,11 @@ def make_tracer(traces: str) -> Tracer:
     except ImportError as error:
         message = f"traces = otlp needs OpenTelemetry: pip install 'xformd[otel]' ({error})"
         raise ConfigError(message, setting="traces") from None
-    for variable in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if (given := os.environ.get(variable)) is not None:
-            if given != PROTOCOL:
-                message = f"{variable} is {given!r}: spans are sent as {PROTOCOL}, mostly to port 4318"
-                raise ConfigError(message, setting="traces")
-            break
+    variables = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    variable = next((each for each in variables if each in os.environ), "")
+    if (given := os.environ.get(variable, PROTOCOL)) != PROTOCOL:
+        message = f"{variable} is {given!r}: spans are sent as {PROTOCOL}, mostly to port 4318"
+        raise ConfigError(message, setting="traces")
     return OtelTracer()
 
 

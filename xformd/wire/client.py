@@ -1,6 +1,6 @@
 """The client's side of a session, without I/O: bytes and requests go in, bytes to send and outcomes come out.
 
-A shell (Twisted's ``client/session.py``, ``xformd.aio``, ``xformd.blocking``) owns the connection. After each call it
+A shell (``client/link.py``, ``xformd.blocking``) owns the connection. After each call it
 writes ``data_to_send()``, hands ``outcomes()`` to those who wait, and closes if ``is_aborted`` or ``is_finished``; at
 ``check_at`` it calls ``check``. Invariants: no more than the server's ``max_in_flight`` requests are in flight, the
 others wait here and can still go to another server; a request that has been written fails with its connection, for the
@@ -73,7 +73,46 @@ class Pending:
         self.message, self.waiter, self.ends_at, self.on_version = message, waiter, ends_at, on_version
 
 
-class ClientSession:
+class _Exchange:
+    """What shells treat alike: what is to be written, and what has come of it."""
+
+    def __init__(self, address: str, max_string_bytes: int, opener: Any) -> None:
+        self.is_aborted = False
+        self.check_at = math.inf
+        self._address, self.opener = address, opener
+        self._decoder = netstring.Decoder(max_string_bytes)
+        self._has_received = False
+        self._output: list[bytes] = []
+        self._outcomes: list[Outcome] = []
+
+    @property
+    def unsent(self) -> int:
+        """How many messages ``data_to_send`` would return."""
+        return len(self._output)
+
+    def data_to_send(self) -> bytes:
+        """Return what is to be written now."""
+        output = self._output
+        if not output:
+            return b""
+        data = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return data
+
+    def outcomes(self) -> list[Outcome]:
+        """Return what has come of requests, and of the opening, since the last call."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def abort(self) -> None:
+        """Ignore what still arrives."""
+        self.is_aborted = True
+
+    def _unreadable(self, violation: XformError) -> XformError:
+        return type(violation)(f"{self._address} sent an unreadable answer: {violation.message}")
+
+
+class ClientSession(_Exchange):
     """One session. Times are those of one monotonic clock, in seconds.
 
     Args:
@@ -82,7 +121,9 @@ class ClientSession:
         token: shown to the server before anything else.
         opener: the waiter for the session's opening: for ``hello``, ``SpeaksClassic`` or an ``XformError``.
         seems_gone: whether the system has sent the same again and again without an answer.
-        bytes_in_system: how much of the output the server's machine has not acknowledged. Both may be set later.
+        bytes_in_system: how much of the output the server's machine has not acknowledged.
+
+    The last three may be set later, as attributes.
     """
 
     def __init__(
@@ -95,14 +136,10 @@ class ClientSession:
         seems_gone: Callable[[], bool] = lambda: False,
         bytes_in_system: Callable[[], int] = lambda: 0,
     ) -> None:
+        super().__init__(address, max_result_bytes + session.MAX_HEAD_BYTES, opener)
         self.hello: session.Hello | None = None  # the server's name, version and limits
-        self.is_aborted = False
-        self.check_at = math.inf
-        self._address = address
         self._max_result_bytes = max_result_bytes
-        self._decoder = netstring.Decoder(max_result_bytes + session.MAX_HEAD_BYTES)
         self._token = token  # until the server knows it
-        self._opener = opener
         self._is_opening = True
         self.seems_gone, self.bytes_in_system = seems_gone, bytes_in_system
         self._last_id = self._answers = 0
@@ -110,10 +147,7 @@ class ClientSession:
         self._in_flight: dict[int, Pending] = {}
         self._cancelled: set[int] = set()  # cancelled, but the server has not said so yet
         self._goodbye: XformError | None = None
-        self._has_received = False
         self._asked_at: float | None = None  # it has sent nothing since then
-        self._output: list[bytes] = []
-        self._outcomes: list[Outcome] = []
 
     def is_open(self, now: float) -> bool:
         """Whether it accepts new requests."""
@@ -134,25 +168,6 @@ class ClientSession:
     def is_ending(self) -> bool:
         """Whether it will never accept a request again."""
         return self._goodbye is not None or self.is_aborted
-
-    @property
-    def unsent(self) -> int:
-        """How many messages ``data_to_send`` would return."""
-        return len(self._output)
-
-    def data_to_send(self) -> bytes:
-        """Return what is to be written now."""
-        output = self._output
-        if not output:
-            return b""
-        data = output[0] if len(output) == 1 else b"".join(output)
-        output.clear()
-        return data
-
-    def outcomes(self) -> list[Outcome]:
-        """Return what has come of requests, and of the opening, since the last call."""
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
 
     # What the program does.
 
@@ -199,10 +214,6 @@ class ClientSession:
     def close(self) -> None:
         """Accept no new requests, and be finished when those in flight are answered."""
         self._goodbye = self._goodbye or ShuttingDown("this client is closing")
-
-    def abort(self) -> None:
-        """Ignore what still arrives."""
-        self.is_aborted = True
 
     # What the connection does.
 
@@ -316,7 +327,12 @@ class ClientSession:
     def _take_result(self, pending: Pending, reply: session.Reply) -> None:
         if pending.on_version is not None:
             pending.on_version(reply.version)
-        self._settle(pending, self._within_limit(reply.poem, pending.message))
+        value: bytes | TooLarge = reply.poem
+        # The decoder's limit covers head and poem together, so a poem may be longer by what its head is shorter.
+        if len(reply.poem) > self._max_result_bytes and not isinstance(pending.message, session.ControlRequest):
+            limit = f"the limit is {self._max_result_bytes} bytes"
+            value = TooLarge(f"the result has {len(reply.poem)} bytes; {limit}")
+        self._settle(pending, value)
 
     def _settle(self, pending: Pending, value: bytes | Exception) -> None:
         if pending.waiter is not self:
@@ -331,13 +347,7 @@ class ClientSession:
     def _open_if_known(self) -> None:
         if self._token is None and self.hello is not None and self._is_opening:
             self._is_opening = False
-            self._outcomes.append(Outcome(self._opener, self.hello))
-
-    def _within_limit(self, poem: bytes, message: Message) -> bytes | TooLarge:
-        # The decoder's limit covers head and poem together, so a poem may be longer by what its head is shorter.
-        if len(poem) <= self._max_result_bytes or isinstance(message, session.ControlRequest):
-            return poem
-        return TooLarge(f"the result has {len(poem)} bytes; the limit is {self._max_result_bytes} bytes")
+            self._outcomes.append(Outcome(self.opener, self.hello))
 
     # A server that is silent.
 
@@ -358,7 +368,7 @@ class ClientSession:
     # The end.
 
     def _break_off(self, violation: XformError) -> None:
-        error = type(violation)(f"{self._address} sent an unreadable answer: {violation.message}")
+        error = self._unreadable(violation)
         self._goodbye = error
         self._fail_opening(error)
         self._fail_all(error)
@@ -367,7 +377,7 @@ class ClientSession:
     def _fail_opening(self, error: Exception) -> None:
         if self._is_opening:
             self._is_opening = False
-            self._outcomes.append(Outcome(self._opener, error))
+            self._outcomes.append(Outcome(self.opener, error))
 
     def _fail_all(self, error: XformError) -> None:
         self._goodbye = self._goodbye or error
@@ -382,40 +392,22 @@ class ClientSession:
         self._outcomes.extend(Outcome(each.waiter, NotSent(error, may_reconnect=True)) for each in waiting)
 
 
-class ClassicExchange:
+class ClassicExchange(_Exchange):
     """One request to a server that speaks only the classic dialect; its outcome is that of the ``opener``.
 
-    A shell treats it as it treats a ``ClientSession``.
+    A shell treats it as it treats a ``ClientSession``. It is aborted after an answer too: a server that answered early
+    may never read all of the request.
     """
 
-    check_at = math.inf
+    is_finished = False
 
     def __init__(self, address: str, spec: Spec, poem: bytes, max_result_bytes: int, *, opener: Any = None) -> None:
-        self.is_aborted = False  # also after an answer: a server that answered early may never read all of the request
-        self._address, self._spec, self._opener = address, spec, opener
-        self._output = classic.encode_request(classic.Request(spec, poem))
-        self._decoder = netstring.Decoder(max_result_bytes)
-        self._has_received = False
-        self._outcomes: list[Outcome] = []
-
-    is_finished, unsent = False, 0
-
-    def data_to_send(self) -> bytes:
-        """Return what is to be written now."""
-        output, self._output = self._output, b""
-        return output
-
-    def outcomes(self) -> list[Outcome]:
-        """Return the outcome, once."""
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
+        super().__init__(address, max_result_bytes, opener)
+        self._spec = spec
+        self._output.append(classic.encode_request(classic.Request(spec, poem)))
 
     def open(self) -> None:
         """Begin, once there is a connection."""
-
-    def abort(self) -> None:
-        """Abandon it, without an outcome."""
-        self.is_aborted = True
 
     def receive(self, data: bytes, _: float) -> None:
         """Take what has arrived."""
@@ -423,8 +415,7 @@ class ClassicExchange:
         try:
             strings = self._decoder.decode(data, max_strings=1)
         except netstring.NetstringError as violation:
-            error = violation.wire_error
-            self._settle(type(error)(f"{self._address} sent an unreadable answer: {error.message}"))
+            self._settle(self._unreadable(violation.wire_error))
         else:
             if strings:
                 self._settle(strings[0])
@@ -445,7 +436,7 @@ class ClassicExchange:
     def _settle(self, value: bytes | Exception) -> None:
         if not self.is_aborted:
             self.is_aborted = True
-            self._outcomes.append(Outcome(self._opener, value))
+            self._outcomes.append(Outcome(self.opener, value))
 
 
 def _encode(pending: Pending, now: float) -> bytes:

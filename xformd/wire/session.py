@@ -166,6 +166,14 @@ def decode_request(string: bytes) -> Request | ControlRequest | Malformed:
     return Request(request_id, spec, poem, timeout_ms, client, traceparent, wants_version)
 
 
+def decode_words(words: bytes) -> Request | None:
+    """Decode what stands between a request's id and its ``.``; None where that is not the same for many requests."""
+    if len(words) > SHORT_CHARACTERS or TRACEPARENT in words:
+        return None
+    request = decode_request(b"1 %b." % words)
+    return request if isinstance(request, Request) and not request.wants_version else None
+
+
 def _meaning(words: bytes) -> tuple[Spec, int | None, str | None, bool] | Control:
     """Decode what stands between a request's id and its ``.``."""
     # Latin-1, so that whatever was sent can be quoted.

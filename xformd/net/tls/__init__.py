@@ -4,12 +4,11 @@ Importing this needs no OpenSSL; its modules need what the extra ``tls`` install
 """
 
 import importlib.util
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xformd.errors import ConfigError
-from xformd.net.plain import file_fingerprint
+from xformd.net.plain import file_fingerprint, is_loopback
 
 if TYPE_CHECKING:
     import ssl
@@ -66,14 +65,6 @@ def server_tls(settings: Any, clock: Any) -> ServerTls | None:
         return ServerTls(Certificates(files, clock), is_for_all, client_ca is not None)
     except ConfigError as error:
         raise ConfigError(error.reason, setting="tls_certificate") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether other machines cannot reach a port on the interface with this address."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def what_is_missing() -> str:

@@ -69,8 +69,7 @@ class Reloading(Generic[Loaded]):
 
 def read_certificates(path: str) -> list[x509.Certificate]:
     """Read the certificates of a file, which may hold a key too; raise ``ConfigError`` if it has none, or a bad one."""
-    certificates: list[x509.Certificate] = _read(path, "certificate", x509.load_pem_x509_certificates)
-    return certificates
+    return _read(path, "certificate", x509.load_pem_x509_certificates)
 
 
 def read_pair(key_path: str, certificate_path: str) -> tuple[Any, list[Any]]:
@@ -82,7 +81,7 @@ def read_pair(key_path: str, certificate_path: str) -> tuple[Any, list[Any]]:
     return key, certificates
 
 
-def _read(path: str, what: str, parse: Callable[[bytes], Any]) -> Any:
+def _read(path: str, what: str, parse: Callable[[bytes], Loaded]) -> Loaded:
     try:
         return parse(Path(path).read_bytes())
     except OSError as error:

@@ -3,7 +3,7 @@
 Invariant: a connection is passed on only after its handshake, so that whoever asked for it learns why there is none.
 """
 
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import attrs
 import idna
@@ -11,7 +11,6 @@ from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from service_identity import CertificateError, VerificationError
 from service_identity import cryptography as identity
-from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import (
@@ -28,15 +27,9 @@ from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.net.deadline import cancel
+from xformd.net.plain import read_address
 from xformd.net.tls import TlsFailed
-from xformd.net.tls.certificates import (
-    Authorities,
-    Reloading,
-    read_certificates,
-    read_pair,
-    reason_of,
-)
+from xformd.net.tls.certificates import Authorities, Reloading, read_certificates, read_pair, reason_of
 from xformd.net.tls.words import ENDED, UNKNOWN_SERVER, explain_alert, explain_distrust, explain_name
 
 
@@ -62,8 +55,8 @@ class ClientFiles:
         return CertificateOptions(key, certificate, extraCertChain=chain, trustRoot=trust)
 
 
-class Credentials(Reloading[CertificateOptions]):
-    """What a client trusts and shows, for any number of servers."""
+Credentials = Reloading[CertificateOptions]
+"""What a client trusts and shows, for any number of servers."""
 
 
 @implementer(IStreamClientEndpoint)
@@ -82,74 +75,39 @@ class TlsEndpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:  # noqa: N803 - Twisted's name
         """See ``IStreamClientEndpoint``."""
-        open_now: list[_Handshake] = []
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
 
-        def cancel(_: object) -> None:
-            connecting.cancel()
-            for each in open_now:
-                each.abort()
-
-        def fail(failure: Failure) -> None:
-            if not done.called:
-                done.errback(failure)
-
-        done: Deferred[IProtocol] = Deferred(cancel)
-
-        def build(_: object) -> Protocol:
-            open_now.append(_Handshake(protocolFactory, done, self._clock, self._timeout_s))
-            return open_now[-1]
-
-        handshakes = Factory()
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        handshakes = Factory.forProtocol(_Handshake)
         handshakes.noisy = False
-        handshakes.buildProtocol = build  # type: ignore[assignment,method-assign]
         wrapper = _TlsClientFactory(self._credentials, self._host, handshakes, self._clock)
-        connecting: Deferred[Any] = self._tcp.connect(wrapper)
-        connecting.addErrback(fail)
-        return done
+        tls: Any = await self._tcp.connect(wrapper)
+        await tls.wrappedProtocol.done.addTimeout(self._timeout_s, self._clock, self._give_up)
+        tls.wrappedProtocol = protocol = cast(IProtocol, factory.buildProtocol(tls.getPeer()))
+        protocol.makeConnection(tls)
+        return protocol
+
+    def _give_up(self, *_: object) -> NoReturn:
+        raise TlsFailed(f"it has not answered the TLS handshake within {self._timeout_s:g} s: does it speak TLS?")
 
 
 @implementer(IHandshakeListener)
 class _Handshake(Protocol):
-    """Stands for the protocol of a connection until its handshake is done."""
+    """Stands for the protocol of a connection until its handshake is ``done``: cancelling that closes it."""
 
     transport: Any
 
-    def __init__(
-        self, factory: IProtocolFactory, done: Deferred[IProtocol], clock: IReactorTime, timeout_s: float
-    ) -> None:
-        self._factory, self._done, self._clock, self._timeout_s = factory, done, clock, timeout_s
-
-    def connectionMade(self) -> None:
-        """Wait for the handshake."""
-        self._timer = self._clock.callLater(self._timeout_s, self._give_up)
+    def __init__(self) -> None:
+        self.done: Deferred[None] = Deferred(lambda _: self.transport.abortConnection())
 
     def handshakeCompleted(self) -> None:  # noqa: N802 - Twisted's name
-        """Put the protocol in its place."""
-        self._timer.cancel()
-        tls, protocol = self.transport, self._factory.buildProtocol(self.transport.getPeer())
-        if protocol is None:
-            tls.abortConnection()
-            return
-        tls.wrappedProtocol = protocol
-        protocol.makeConnection(tls)
-        self._done.callback(protocol)
-
-    def abort(self) -> None:
-        """Close, unless the protocol is in its place."""
-        if self.transport is not None and self.transport.wrappedProtocol is self:
-            self.transport.abortConnection()
-
-    def _give_up(self) -> None:
-        self.transport.distrust = (
-            f"it has not answered the TLS handshake within {self._timeout_s:g} s: does it speak TLS?"
-        )
-        self.abort()
+        """Let the protocol take its place."""
+        self.done.callback(None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Fail with the reason if there was no connection yet."""
-        cancel(self._timer)
-        if not self._done.called:
-            self._done.errback(reason)
+        """Fail with the reason: there was no connection yet."""
+        if not self.done.called:
+            self.done.errback(reason)
 
 
 class _TlsClientProtocol(BufferingTLSTransport):
@@ -181,7 +139,7 @@ class _TlsClientFactory(TLSMemoryBIOFactory):
         super().__init__(self, True, factory, clock)
         self._options = credentials.latest()
         self._host = host if host.isascii() else idna.encode(host).decode()
-        self._is_address = isIPAddress(host) or isIPv6Address(host)
+        self._is_address = read_address(host) is not None
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:  # noqa: N802, N803 - Twisted's names
         """See ``IOpenSSLClientConnectionCreator``."""

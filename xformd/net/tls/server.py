@@ -23,13 +23,7 @@ from xformd.net import endpoints
 from xformd.net.connections import RefusalLog, share_of
 from xformd.net.factory import RefusingFactory
 from xformd.net.tls import NO_NAMES
-from xformd.net.tls.certificates import (
-    Authorities,
-    Reloading,
-    read_certificates,
-    read_pair,
-    reason_of,
-)
+from xformd.net.tls.certificates import Authorities, Reloading, read_certificates, read_pair, reason_of
 from xformd.net.tls.words import explain_distrust, names_in, out_of_date
 from xformd.net.turns import Turns
 
@@ -95,9 +89,9 @@ class TlsOptions:
             more["trustRoot"] = Authorities(read_certificates(self.clientCa))
         if self.sslmethod is not None:
             more["method"] = getattr(SSL, self.sslmethod)
-        loaded = _Options(key, certificate, extraCertChain=chain, acceptableProtocols=[b"http/1.1"], **more)
+        loaded = CertificateOptions(key, certificate, extraCertChain=chain, **more)
         try:
-            loaded.getContext()
+            loaded.getContext().set_alpn_select_callback(_choose_protocol)
         except SSL.Error as error:  # a key that is too short, say
             files = " or ".join(filter(None, (self.certKey, self.dhParameters)))
             raise ConfigError(f"OpenSSL does not accept {files}: {reason_of(error)}") from error
@@ -107,24 +101,14 @@ class TlsOptions:
         return loaded
 
 
-class _Context(SSL.Context):
-    """A context that goes on without ALPN where a client offers only what the port does not speak.
-
-    Twisted answers such an offer with an empty choice (``alpnSelect``, see its TODO), and OpenSSL ends the handshake.
-    """
-
-    def set_alpn_select_callback(self, callback: Any) -> None:  # noqa: ARG002 - what Twisted would choose
-        """Choose among the protocols that a client offers; ports that speak different ones share a context."""
-        super().set_alpn_select_callback(_choose_protocol)
-
-
 def _choose_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
+    """Choose among the protocols that a client offers; ports that speak different ones share a context.
+
+    Twisted's own answers an offer of others with an empty choice (``alpnSelect``, see its TODO), and OpenSSL then ends
+    the handshake.
+    """
     spoken = connection.get_app_data().factory.alpn
     return next((each for each in spoken if each in offered), SSL.NO_OVERLAPPING_PROTOCOLS)
-
-
-class _Options(CertificateOptions):
-    _contextFactory = _Context  # noqa: N815 - Twisted's name
 
 
 @implementer(IOpenSSLServerConnectionCreator)

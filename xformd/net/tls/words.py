@@ -7,14 +7,13 @@ import contextlib
 import socket
 import ssl
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
 
 from xformd.errors import one_line
-from xformd.net.plain import PEER_TIMEOUT_S
+from xformd.net.plain import PEER_TIMEOUT_S, read_address
 from xformd.net.tls import NO_NAMES
 
 # Of X509_STORE_CTX_get_error(3).
@@ -56,16 +55,7 @@ def names_in(certificate: x509.Certificate) -> frozenset[str]:
     found = {name.lower() for name in names.get_values_for_type(x509.DNSName) if ":" not in name}
     found |= {uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if ":" in uri}
     addresses = map(str, names.get_values_for_type(x509.IPAddress))
-    return frozenset({each for each in found if not is_address(each)}.union(addresses))
-
-
-def is_address(host: str) -> bool:
-    """Whether this is an IP address."""
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return frozenset({each for each in found if read_address(each) is None}.union(addresses))
 
 
 def out_of_date(certificate: x509.Certificate) -> str:

@@ -1,6 +1,6 @@
 """The built-in transforms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import xformd
@@ -11,3 +11,8 @@ def built_in(*examples: Any, at_least: float = 0, **settings: Any) -> Callable[[
     if at_least:
         settings["result_bytes"] = lambda poem_bytes, **_: int(at_least * poem_bytes)
     return xformd.transform(examples=examples, deterministic=True, **settings)
+
+
+def provide_all(module: Mapping[str, Any]) -> Callable[[], list[xformd.Transform]]:
+    """Return the hook of a module that provides every transform in it."""
+    return xformd.hookimpl(lambda: [each for each in module.values() if isinstance(each, xformd.Transform)])

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from annotated_types import Interval, Len
 
 import xformd
-from xformd.plugins.builtin import built_in
+from xformd.plugins.builtin import built_in, provide_all
 from xformd.plugins.builtin.poetry import BYTE_ORDER_MARK, check_growth
 
 MAX_DEPTH = 500  # Python allows 1,000 calls within each other, some of which are needed to get here
@@ -223,7 +223,4 @@ def _cell(value: Any) -> str:
     return value or "" if isinstance(value, str | None) else _write("json-to-csv", "", [value])
 
 
-@xformd.hookimpl
-def xformd_transforms() -> list[xformd.Transform]:
-    """Return the transforms of this module."""
-    return [json_format, json_lines, csv_to_json, json_to_csv]
+xformd_transforms = provide_all(globals())

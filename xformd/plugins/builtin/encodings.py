@@ -6,24 +6,25 @@ in the encoding is named, not guessed at.
 
 import base64
 import hashlib
+import io
 import re
 import zlib
+from gzip import GzipFile
 from typing import Annotated, Literal
+from urllib.parse import unquote_to_bytes
 
 from annotated_types import Interval
 
 import xformd
-from xformd.plugins.builtin import built_in
+from xformd.plugins.builtin import built_in, provide_all
 from xformd.plugins.media_type import python_charset
 
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024  # 1 MB of gzip can hold 1 GB. The limit of a server's results is usually lower
-PIECE_BYTES = 4_096  # what follows a gzip member is copied: longer pieces are slow where many are short
 
 _SPACE = b" \t\r\n\v\f"
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]*+(?:=\s*+){0,2}", re.ASCII)
 _HEX = re.compile(r"\s*+(?:0[xX])?([0-9A-Fa-f\s:-]*+)", re.ASCII)
 _PERCENT_ENCODED = re.compile(r"(?>[^%]++|%[0-9A-Fa-f]{2})*+")
-_ENCODED_BYTES = re.compile(b"(?:%..)+")
 _UNRESERVED = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"  # RFC 3986, section 2.3
 _SEPARATORS = {"space": " ", "colon": ":", "dash": "-"}
 _EMPTY_GZIP = bytes.fromhex("1f8b08000000000000ff03000000000000000000")
@@ -125,8 +126,7 @@ def url_decode(poem: str, *, form: bool = False) -> str:
     """
     _match(_PERCENT_ENCODED, poem, "must be followed by two hexadecimal digits")
     encoded = (poem.replace("+", " ") if form else poem).encode()
-    decoded = _ENCODED_BYTES.sub(lambda each: bytes.fromhex(each[0].decode().replace("%", "")), encoded)
-    return _decode(decoded, "utf-8", "strict")
+    return _decode(unquote_to_bytes(encoded), "utf-8", "strict")
 
 
 @built_in(
@@ -207,31 +207,15 @@ def gzip(poem: bytes, *, level: Annotated[int, Interval(ge=1, le=9)] = 6) -> byt
 @built_in((_EMPTY_GZIP, b""), (_OWL_GZIP + _EMPTY_GZIP, b"The Owl"), accepts=("application/gzip", "application/x-gzip"))
 def gunzip(poem: bytes) -> bytes:
     """Uncompress a gzip file of up to 64 MiB."""
-    rest, result = memoryview(poem), bytearray()
-    while True:
-        rest = rest[_unpack(rest, result, len(poem) - len(rest)) :]
-        if not rest or (rest[0] == 0 and not bytes(rest).strip(b"\0")):  # a file from a tape is padded with zeros
-            return bytes(result)
+    try:
+        result = GzipFile(fileobj=io.BytesIO(poem)).read(MAX_UNPACKED_BYTES + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise xformd.GibberishError(f"not gzip: {error}") from None
+    if not poem:
+        raise xformd.GibberishError("not gzip: it is empty")
+    if len(result) > MAX_UNPACKED_BYTES:
+        raise xformd.TooLarge(f"gunzip would return more than its limit of {MAX_UNPACKED_BYTES} bytes")
+    return result
 
 
-def _unpack(packed: memoryview, result: bytearray, offset: int) -> int:
-    """Append what a member holds to the result; return the member's length."""
-    member, at = zlib.decompressobj(wbits=31), 0
-    while not member.eof:
-        if not (piece := packed[at : at + PIECE_BYTES]):
-            raise xformd.GibberishError(f"the gzip member at offset {offset} is cut off")
-        try:
-            result += member.decompress(piece, MAX_UNPACKED_BYTES - len(result) + 1)
-        except zlib.error as error:
-            raise xformd.GibberishError(f"not gzip at offset {offset}: {str(error).rpartition(': ')[2]}") from None
-        if len(result) > MAX_UNPACKED_BYTES:
-            raise xformd.TooLarge(f"gunzip would return more than its limit of {MAX_UNPACKED_BYTES} bytes")
-        at += len(piece) - len(member.unused_data)
-    return at
-
-
-@xformd.hookimpl
-def xformd_transforms() -> list[xformd.Transform]:
-    """Return the transforms of this module."""
-    texts = [base64_encode, base64_decode, hex_encode, hex_decode, url_encode, url_decode, decode, encode]
-    return [*texts, digest, gzip, gunzip]
+xformd_transforms = provide_all(globals())

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Interval, MinLen
 
 import xformd
-from xformd.plugins.builtin import built_in
+from xformd.plugins.builtin import built_in, provide_all
 from xformd.plugins.builtin.poetry import check_growth, line_transform, split
 
 Lines = Annotated[int, Interval(ge=1, le=1_000_000_000)]
@@ -136,7 +136,4 @@ def count(poem: str, *, what: Literal["all", "lines", "words", "characters", "by
     return json.dumps(counts.get(what, counts))
 
 
-@xformd.hookimpl
-def xformd_transforms() -> list[xformd.Transform]:
-    """Return the transforms of this module."""
-    return [head, tail, grep, replace, split_lines, line_endings, count]
+xformd_transforms = provide_all(globals())

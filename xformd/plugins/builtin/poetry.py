@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from annotated_types import Interval, MaxLen
 
 import xformd
-from xformd.plugins.builtin import built_in
+from xformd.plugins.builtin import built_in, provide_all
 
 MAX_ADDED_CHARACTERS = 16 * 1024 * 1024  # checked before a result is built, as a short request could ask for a huge one
 
@@ -256,7 +256,4 @@ def trim(poem: str) -> str:
     return join(texts[kept], endings[kept])
 
 
-@xformd.hookimpl
-def xformd_transforms() -> list[xformd.Transform]:
-    """Return the transforms of this module."""
-    return [cummingsify, reverse_lines, sort_lines, unique_lines, number_lines, wrap, indent, dedent, trim]
+xformd_transforms = provide_all(globals())

@@ -8,7 +8,7 @@ import unicodedata
 from typing import Literal
 
 import xformd
-from xformd.plugins.builtin import built_in
+from xformd.plugins.builtin import built_in, provide_all
 from xformd.plugins.builtin.poetry import BYTE_ORDER_MARK, each_line, line_transform
 
 MAX_MARKS = 100  # on one character: sorting takes quadratic time; UAX #15 (Stream-Safe Text) has use for 30
@@ -132,8 +132,4 @@ def strip_tags(poem: str) -> str:
     return "".join(map(html_unescape.function, _MARKUP.sub("\0", poem).split("\0")))
 
 
-@xformd.hookimpl
-def xformd_transforms() -> list[xformd.Transform]:
-    """Return the transforms of this module."""
-    plain = [upper, titlecase, normalize, rot13, slugify, strip_bom]
-    return [*plain, html_escape, html_unescape, strip_tags]
+xformd_transforms = provide_all(globals())

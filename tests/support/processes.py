@@ -182,7 +182,7 @@ def wait_for_plugins(server: Server) -> None:
             connection.shutdown(socket.SHUT_WR)
             return b"still loading" not in read_to_end(connection)
 
-    if any("it takes long to be loaded" in line for line in server.greeting):
+    if "is still loading after" in server.log:  # which is written before the server starts without it
         wait_until(are_loaded)
 
 

@@ -117,7 +117,7 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize("command", ["run", "send"])
+@pytest.mark.parametrize("command", [pytest.param("run", marks=pytest.mark.slow), "send"])
 @pytest.mark.parametrize(("arguments", "status", "says"), FAILURES)
 def test_what_is_wrong_is_one_line_with_the_status_of_the_table(
     server: Server, command: str, arguments: tuple[str, ...], status: int, says: str
@@ -459,6 +459,7 @@ def test_ping_waits_no_longer_than_its_timeout(tmp_path: Path) -> None:
     assert (refused.returncode, refused.stderr.splitlines()[-1][:33]) == (2, b"Error: Invalid value for '--wait'")
 
 
+@pytest.mark.slow
 def test_ping_tries_again_soon_however_long_it_has_waited() -> None:
     """A client that sends poems waits up to 30 s."""
     tries: list[float] = []

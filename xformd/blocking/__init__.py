@@ -151,7 +151,9 @@ class TransformClient(SocketClient):
             node, _ = self._choose(request.spec, ())
             if isinstance(node, Server):
                 node = await self._within(timeout, self._open(node, PATIENCE_S))
-            if isinstance(node, Address):
+            if node.is_out:  # ``xform`` notes whether it may come back
+                node.is_probed = False
+            elif isinstance(node, Address):
                 waiter = _Waiter()
                 return _Sent(request, node.link, waiter, node.link.begin(request, waiter))
         return None

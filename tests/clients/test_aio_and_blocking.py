@@ -132,6 +132,24 @@ def test_one_line_asks_the_server_of_the_environment(server: FakeServer, monkeyp
     assert server.received[-1].startswith(b"2 upper timeout=")
 
 
+def test_one_line_may_be_the_first_in_several_threads(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XFORMD_SERVER", server.address)
+    answered: list[str] = []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for each in range(20):
+            monkeypatch.setenv("XFORMD_ROUND", str(each))  # so that a client is made
+            threads = [threading.Thread(target=lambda: answered.append(xformd.call("upper", "x"))) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(90)
+    finally:
+        sys.setswitchinterval(before)
+    assert answered == ["X"] * 160
+
+
 @pytest.mark.filterwarnings("ignore:unclosed", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_client_of_asyncio_may_be_used_in_one_loop_after_another(server: FakeServer) -> None:
     client = aio.TransformClient(server.address)

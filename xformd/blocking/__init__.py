@@ -250,10 +250,10 @@ def call(transform: str, poem: Any, /, *, timeout: Any = 60.0, **options: Any) -
 
 def _client_of(variables: frozenset[tuple[str, str]]) -> TransformClient:
     if (client := _called.get(variables)) is None:
-        client = TransformClient(**from_environment(dict(variables)))
-        for others in [*_called]:
-            _called.pop(others).close()
-        _called[variables] = client
+        client = _called.setdefault(variables, TransformClient(**from_environment(dict(variables))))
+        for others in {*_called} - {variables}:  # another thread may be here too
+            if (other := _called.pop(others, None)) is not None:
+                other.close()
     return client
 
 

@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -148,6 +149,26 @@ def test_one_line_may_be_the_first_in_several_threads(server: FakeServer, monkey
     finally:
         sys.setswitchinterval(before)
     assert answered == ["X"] * 160
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "blocking"])
+def test_an_address_that_this_machine_cannot_use_is_passed_over(
+    kind: str, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_family, port = 255, int(server.address.partition(":")[2])
+    found = [(no_family, 1, 6, "", ("::1", port, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    clients = CLIENTS[kind]()
+    assert [clients.make("owls.test", port=1).xform("upper", "x") for _ in range(10)] == ["X"] * 10
+    clients.stop()
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_a_name_that_cannot_be_one_is_no_server(kind: str) -> None:
+    clients = CLIENTS[kind]()
+    with pytest.raises(xformd.ConnectionFailed, match=r"cannot connect to a\.\.b:1: "):
+        clients.make("a..b:1").xform("upper", "x")
+    clients.stop()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed", "ignore::pytest.PytestUnraisableExceptionWarning")

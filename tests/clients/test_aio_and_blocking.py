@@ -4,13 +4,16 @@ import asyncio
 import gc
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -294,6 +297,52 @@ def test_long_poems_from_many_threads_arrive_while_others_are_answered() -> None
             thread.join(60)
     assert results == [True] * 4
     server.stop()
+
+
+def test_a_thread_that_still_sends_hears_that_the_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_greet(conversation: Conversation) -> None:
+        next(iter(conversation))
+        conversation.say(HELLO.replace(b"1000000", b"90000000"))
+        gone.wait(90)
+
+    class Poll:
+        """What a thread waits with: before it waits to send, another one has found that the connection is lost."""
+
+        def __init__(self) -> None:
+            self.real = select.poll()
+            self.poll, self.modify = self.real.poll, self.real.modify
+
+        def register(self, connection: socket.socket, events: int) -> None:
+            if events == select.POLLOUT:
+                server.crash()
+                until(lambda: connection.fileno() < 0)
+            self.real.register(connection, events)
+
+    names = {"poll": Poll, "POLLIN": select.POLLIN, "POLLOUT": select.POLLOUT}
+    monkeypatch.setattr(blocking, "select", SimpleNamespace(**names))
+    gone = threading.Event()
+    server = FakeServer(only_greet)
+    with blocking.TransformClient(server.address) as client, ThreadPoolExecutor() as threads:
+        begun = [threads.submit(client.xform, "upper", "x" * 20_000_000, timeout=90) for _ in range(2)]
+        for each in begun:
+            with pytest.raises(xformd.ConnectionLost):
+                each.result(90)
+    gone.set()
+    server.stop()
+
+
+def test_a_thread_that_is_interrupted_before_it_reads_leaves_that_to_others(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with blocking.TransformClient(server.address) as client:
+        assert client.xform("upper", "x") == "X"
+        with monkeypatch.context() as at_that_point, pytest.raises(KeyboardInterrupt):
+            at_that_point.setattr(blocking._Link, "_read_until", interrupt)
+            client.xform("upper", "y")
+        assert client.xform("upper", "z", timeout=5) == "Z"
 
 
 def test_map_keeps_the_order_and_stops_at_the_first_error(server: FakeServer) -> None:

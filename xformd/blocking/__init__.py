@@ -342,7 +342,7 @@ class _Link:
         self._lock = threading.Lock()  # of all that follows, and of the core
         self._unsent = memoryview(b"")
         self._is_amid = False  # in a step: a signal's exception may have ended one half-way
-        self._has_reader = False
+        self._reader: _Waiter | None = None  # of the thread that reads
         self._sleepers: dict[_Waiter, None] = {}
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -352,9 +352,9 @@ class _Link:
     def is_open(self) -> bool:
         """Whether it accepts new requests."""
         core = self.core
-        if not self._has_reader and (not core.load or core.check_at <= time.monotonic()):
+        if self._reader is None and (not core.load or core.check_at <= time.monotonic()):
             with self._lock:
-                if not self._has_reader:
+                if self._reader is None:
                     self._step(self._read)  # while nobody has read, the server may have closed
         is_open: bool = core.is_open(time.monotonic())
         return is_open
@@ -412,6 +412,8 @@ class _Link:
                 self._wait(waiter, ends_at)
         except BaseException:
             with self._lock:
+                if self._reader is waiter:
+                    self._reader = None
                 if pending is None:
                     self._step(self.core.abort)
                 else:
@@ -430,9 +432,9 @@ class _Link:
         with self._lock:
             if waiter.value is not None:
                 return
-            reads = not self._has_reader
+            reads = self._reader is None
             if reads:
-                self._has_reader = True
+                self._reader = waiter
             else:
                 waiter.sleeper = threading.Lock()
                 waiter.sleeper.acquire()
@@ -441,36 +443,33 @@ class _Link:
             self._read_until(waiter, ends_at)
         elif self._unsent:
             output = select.poll()
-            output.register(self._socket, select.POLLOUT)
-            output.poll(1000 * AWAY_S)
+            with contextlib.suppress(ValueError):  # who reads has closed it meanwhile
+                output.register(self._socket, select.POLLOUT)
+                output.poll(1000 * AWAY_S)
             self.step(_nothing)
         elif not waiter.sleeper.acquire(timeout=-1 if ends_at == math.inf else max(0.0, ends_at - time.monotonic())):
             raise TimeoutError
 
     def _read_until(self, waiter: _Waiter, ends_at: float) -> None:
         core = self.core
-        try:
-            while True:
-                until, now = min(core.check_at, ends_at), time.monotonic()
-                events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
-                if events != self._events:
-                    self._events = events
-                    self._poll.modify(self._socket, events)
-                ready = self._poll.poll(None if until == math.inf else max(0, math.ceil(1000 * (until - now))))
-                with self._lock:
-                    now = time.monotonic()
-                    if ready:
-                        self._step(self._read)
-                    elif core.check_at <= now:
-                        self._step(core.check, now)
-                    if waiter.value is not None:
-                        self._has_reader = False
-                        return
-                if now >= ends_at:
-                    raise TimeoutError
-        except BaseException:
-            self._has_reader = False
-            raise
+        while True:
+            until, now = min(core.check_at, ends_at), time.monotonic()
+            events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
+            if events != self._events:
+                self._events = events
+                self._poll.modify(self._socket, events)
+            ready = self._poll.poll(None if until == math.inf else max(0, math.ceil(1000 * (until - now))))
+            with self._lock:
+                now = time.monotonic()
+                if ready:
+                    self._step(self._read)
+                elif core.check_at <= now:
+                    self._step(core.check, now)
+                if waiter.value is not None:
+                    self._reader = None
+                    return
+            if now >= ends_at:
+                raise TimeoutError
 
     # With the lock held.
 
@@ -521,7 +520,7 @@ class _Link:
             waiter.sleeper.release()
 
     def _wake_reader(self) -> None:
-        if not self._has_reader and self._sleepers:
+        if self._reader is None and self._sleepers:
             waiter = next(iter(self._sleepers))
             del self._sleepers[waiter]
             waiter.sleeper.release()

@@ -345,6 +345,19 @@ def test_a_thread_that_is_interrupted_before_it_reads_leaves_that_to_others(
         assert client.xform("upper", "z", timeout=5) == "Z"
 
 
+def test_a_system_without_room_for_a_thread_may_have_it_later(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with blocking.TransformClient(server.address) as client:
+        with monkeypatch.context() as full, pytest.raises(RuntimeError):
+            full.setattr(threading.Thread, "start", refuse)
+            client.xform("upper", "x", timeout=5)
+        assert client.xform("upper", "x", timeout=5) == "X"
+
+
 def test_map_keeps_the_order_and_stops_at_the_first_error(server: FakeServer) -> None:
     server.talk = answers(lambda s: number(s) + b" gibberish.no" if s.endswith(b"13") else upper(s))
     with blocking.TransformClient(server.address) as client:

@@ -127,6 +127,9 @@ def test_the_project_file_is_followed_too(server: Server, folder: Path) -> None:
     logs(server, f"not reloaded: cannot read {project}: ")
     assert "cannot read" in ask(server, "/dev")
     assert shout(server) == "> owl"
+    edit(project, lambda _: whole.replace('name = "xformd-shout"', 'name = "xformd-call"'))
+    wait_until(lambda: "has another plugin than at the start, or none: start 'xformd dev' again" in ask(server, "/dev"))
+    assert shout(server) == "> owl"
     edit(project, lambda _: whole)
     wait_until(lambda: '"0.1.0"' in ask(server, "/transforms/shout"))
 

@@ -339,9 +339,10 @@ def test_a_thread_that_is_interrupted_before_it_reads_leaves_that_to_others(
 
     with blocking.TransformClient(server.address) as client:
         assert client.xform("upper", "x") == "X"
-        with monkeypatch.context() as at_that_point, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as at_that_point:
             at_that_point.setattr(blocking._Link, "_read_until", interrupt)
-            client.xform("upper", "y")
+            with pytest.raises(KeyboardInterrupt):
+                client.xform("upper", "y")
         assert client.xform("upper", "z", timeout=5) == "Z"
 
 
@@ -352,9 +353,10 @@ def test_a_system_without_room_for_a_thread_may_have_it_later(
         raise RuntimeError("can't start new thread")
 
     with blocking.TransformClient(server.address) as client:
-        with monkeypatch.context() as full, pytest.raises(RuntimeError):
+        with monkeypatch.context() as full:
             full.setattr(threading.Thread, "start", refuse)
-            client.xform("upper", "x", timeout=5)
+            with pytest.raises(RuntimeError):
+                client.xform("upper", "x", timeout=5)
         assert client.xform("upper", "x", timeout=5) == "X"
 
 

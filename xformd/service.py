@@ -111,26 +111,22 @@ class RegistryService(Service, Protocol):
 class ForwardingService:
     """Passes everything on to another service: the base of what stands in front of one."""
 
-    limits: Limits
-    versions: Callable[[Spec], str | None]
-    missing: Callable[[], str]
-    listing: Callable[[], bytes]
-    has_room: Callable[[Reader], None]
-    stop: Callable[[], None]
+    # No ``__getattr__``: with one, each of its attributes takes longer to find, 5 % of a small request.
 
     def __init__(self, service: RegistryService) -> None:
         self._service = service
         self.stopwatch, self.turns = service.stopwatch, service.turns
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._service, name)
-
-    # These two are looked up for each request: as properties they take a fifth of the time.
+        self.has_room, self.stop = service.has_room, service.stop
 
     @property
     def max_result_bytes(self) -> int:
         """See ``Service.max_result_bytes``: a reload may change it."""
         return self._service.max_result_bytes
+
+    @property
+    def limits(self) -> Limits:
+        """Those that hold now."""
+        return self._service.limits
 
     @property
     def registry(self) -> Registry:
@@ -144,6 +140,18 @@ class ForwardingService:
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
         return self._service.prepare_call(words)
+
+    def versions(self, spec: Spec) -> str | None:
+        """See ``Service.versions``."""
+        return self._service.versions(spec)
+
+    def listing(self) -> bytes:
+        """See ``Service.listing``."""
+        return self._service.listing()
+
+    def missing(self) -> str:
+        """See ``Service.missing``."""
+        return self._service.missing()
 
 
 @attrs.frozen

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import xformd
 from support.clients import CLIENTS, HELLO, Conversation, FakeServer, answers, number, until, upper
+from support.processes import DEADLINE_S
 from support.timing import assert_within
 from xformd import aio, blocking
 
@@ -195,6 +197,39 @@ def test_a_cancelled_request_is_cancelled_at_the_server(kind: str) -> None:
     assert server.connections == 1
     clients.stop()
     server.stop()
+
+
+@pytest.mark.parametrize("kind", ["twisted", "asyncio"])
+def test_closing_waits_for_a_request_that_waits_for_its_connection(kind: str) -> None:
+    may_open = threading.Event()
+
+    def late(conversation: Conversation) -> None:
+        for string in conversation:
+            if string == b"xformd/2":
+                may_open.wait(DEADLINE_S)
+            conversation.say(HELLO if string == b"xformd/2" else upper(string))
+
+    server = FakeServer(late)
+    clients = CLIENTS[kind]()
+    client = clients.make(server.address)
+    begun = client.start("upper", "poem")
+    until(lambda: server.received)
+    closing = threading.Thread(target=client.close)
+    closing.start()
+    until(lambda: _is_closed(client))
+    may_open.set()
+    assert begun.result(DEADLINE_S) == "POEM"
+    closing.join(DEADLINE_S)
+    assert not closing.is_alive()
+    clients.stop()
+    server.stop()
+
+
+def _is_closed(client: Any) -> bool:
+    """Whether it takes nothing more."""
+    with pytest.raises(xformd.XformError) as refused:
+        client.ping(timeout=0.1)
+    return "is closed" in refused.value.message
 
 
 def test_ctrl_c_cancels_the_request_at_the_server_and_the_client_goes_on() -> None:

@@ -128,7 +128,7 @@ def test_the_project_file_is_followed_too(server: Server, folder: Path) -> None:
     assert "cannot read" in ask(server, "/dev")
     assert shout(server) == "> owl"
     edit(project, lambda _: whole.replace('name = "xformd-shout"', 'name = "xformd-call"'))
-    wait_until(lambda: "has another plugin than at the start, or none: start 'xformd dev' again" in ask(server, "/dev"))
+    wait_until(lambda: "has another plugin now, or none: start 'xformd dev' again" in ask(server, "/dev"))
     assert shout(server) == "> owl"
     edit(project, lambda _: whole)
     wait_until(lambda: '"0.1.0"' in ask(server, "/transforms/shout"))

@@ -27,7 +27,7 @@ from support.memory import MemoryServer
 from support.processes import netstring
 from xformd.errors import ConfigError
 from xformd.limits import Limits
-from xformd.net.endpoints import client_endpoint, server_endpoint, tcp_client
+from xformd.net.endpoints import client_endpoint, server_endpoint
 from xformd.net.factory import DrainingFactory
 from xformd.net.proxy_header import MAX_V2_BYTES
 from xformd.poems.server import PoemFactory, PoemService
@@ -279,7 +279,7 @@ def test_a_number_is_never_taken_for_a_host(address: str, says: str) -> None:
 
 def test_a_host_beside_its_port_is_no_number_either() -> None:
     with pytest.raises(ConfigError, match="no host is called '10000': write a name, or an IP address in full"):
-        tcp_client(MemoryReactorClock(), "10000", 80)
+        client_endpoint(MemoryReactorClock(), "10000:80")
 
 
 @pytest.mark.parametrize(("description", "port"), [("0", 0), ("11000", 11_000), ("haproxy:11000", 11_000)])

@@ -77,7 +77,8 @@ class Script:
         self.outcomes: list[list[Any]] = []
 
     def connect(self, options: dict[str, Any]) -> None:
-        self.core = ClientSession("there", 1_000, opener="opening", **options)
+        self.core = ClientSession("there", 1_000, **options)
+        self.core.opener = "opening"
         self.core.open()
 
     def request(self, what: list[str]) -> None:
@@ -149,9 +150,10 @@ def test_a_session_goes_as_it_must(vector: dict[str, Any], split: Callable[[byte
 @given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([encode(HELLO), b"6:1 ok.A,", b"6:2 ok.B,"]))))
 def test_whatever_a_server_sends_each_waiter_has_one_outcome(pieces: list[bytes]) -> None:
     for core in (
-        ClientSession("there", 1_000, opener=0),
-        ClassicExchange("there", parse_readable("upper"), b"x", 1_000, opener=0),
+        ClientSession("there", 1_000),
+        ClassicExchange("there", parse_readable("upper"), b"x", 1_000),
     ):
+        core.opener = 0
         core.open()
         count = 1
         if isinstance(core, ClientSession):
@@ -169,7 +171,7 @@ def test_whatever_a_server_sends_each_waiter_has_one_outcome(pieces: list[bytes]
 
 
 def test_a_session_that_closes_still_sends_what_waits_for_its_turn() -> None:
-    core = ClientSession("there", 1_000, opener="opening")
+    core = ClientSession("there", 1_000)
     core.open()
     core.receive(encode(HELLO), 0.0)
     for waiter in "abc":

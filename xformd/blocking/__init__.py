@@ -115,13 +115,11 @@ class TransformClient(SocketClient):
 
     def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
-        listed: dict[str, Any] = _run(self._within(timeout, self._list(timeout)))
-        return listed
+        return dict(_run(self._within(timeout, self._list(timeout))))
 
     def ping(self, *, timeout: float | None = None) -> str:
         """Check that a server answers: return its name and version, and what it still misses."""
-        name: str = _run(self._within(timeout, self._ping(timeout)))
-        return name
+        return str(_run(self._within(timeout, self._ping(timeout))))
 
     def close(self) -> None:
         """Accept no new requests, and close every connection; what other threads have in flight is answered first."""
@@ -162,8 +160,7 @@ class TransformClient(SocketClient):
         """Return the answer; None if the poem may be sent again."""
         try:
             ends_at = math.inf if sent.request.ends_at is None else sent.request.ends_at
-            answer: bytes = sent.link.wait(sent.waiter, sent.pending, ends_at)
-            return answer
+            return bytes(sent.link.wait(sent.waiter, sent.pending, ends_at))
         except TimeoutError:
             raise self._expired(timeout, poem) from None
         except NotSent:
@@ -356,8 +353,7 @@ class _Link:
             with self._lock:
                 if self._reader is None:
                     self._step(self._read)  # while nobody has read, the server may have closed
-        is_open: bool = core.is_open(time.monotonic())
-        return is_open
+        return bool(core.is_open(time.monotonic()))
 
     async def opening(self, seconds: float | None) -> Any:
         """Return what comes of the opening, or raise it."""
@@ -374,8 +370,7 @@ class _Link:
             task.asked = self, waiter, pending
             if task.is_cancelled:
                 task.cancel()
-        value: bytes = self.wait(waiter, pending, _here.ends_at)
-        return value
+        return bytes(self.wait(waiter, pending, _here.ends_at))
 
     def give_up(self, waiter: _Waiter, pending: Any) -> None:
         """Cancel what another thread has asked."""

@@ -340,20 +340,18 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         request.is_answered = True
         if (self._is_stopping or self._peer_has_finished) and not self._parser.has_unread:
             closes = True  # no request can follow
-        closes = closes or not request.head.keeps_alive
-        general = self._application.general_headers(request.head)
+        closes = closes or not request.head.keeps_alive or (request.head.is_1_0 and type(body) is not bytes)
+        if request.entry is not None:
+            request.entry.status = response.status
+        head = encode_head(response, request, self._application.general_headers(request.head), closes=closes)
         if not isinstance(body, bytes):
-            closes = self._closes_after_stream = closes or request.head.is_1_0
-            if request.entry is not None:
-                request.entry.status = response.status
-            self._send(encode_head(response, request, general, closes=closes))
+            self._closes_after_stream = closes
+            self._send(head)
             self._running = body
             body.start(self)
             return
         if request.entry is not None:
-            request.entry.status = response.status
             request.entry.finish(response.code)
-        head = encode_head(response, request, general, closes=closes)
         if request.method == "HEAD":
             self._send(head)
         elif len(body) <= PART_BYTES:

@@ -70,7 +70,12 @@ class JobsEndpoint:
         digest = await self._jobs.digest(wanted.spec, poem) if key else b""
         job = self._jobs.by_key.get((self._owner, key)) if key else None
         if job is None:
-            job = self._begin(request, wanted, poem, timeout_s, key=key, digest=digest)
+            fields: Any = {"owner": self._owner, "share": request.caller.share, "spec": str(wanted.spec)}
+            fields |= {"is_repeatable": wanted.is_deterministic, "key": key, "digest": digest}
+            try:
+                job = self._jobs.start(self._service, poem, request.timing, timeout_s, **fields)
+            except XformError as error:
+                raise self._service.refused(error) from None
         elif job.digest != digest:
             raise self._service.refused(HttpProblem(422, "this Idempotency-Key came with another request before"))
         await self._wait(job, wait_s if is_async else None)
@@ -83,16 +88,6 @@ class JobsEndpoint:
         if not key:
             self._jobs.forget(job)
         return response
-
-    def _begin(
-        self, request: Request, wanted: TransformRequest, poem: bytes, timeout_s: float | None, **fields: Any
-    ) -> Job:
-        fields |= {"owner": self._owner, "share": request.caller.share, "spec": str(wanted.spec)}
-        fields["is_repeatable"] = wanted.is_deterministic
-        try:
-            return self._jobs.start(self._service, poem, request.timing, timeout_s, **fields)
-        except XformError as error:
-            raise self._service.refused(error) from None
 
     async def _wait(self, job: Job, wait_s: float | None) -> None:
         """Wait until a job is accepted, and for so long until it has ended; None waits as long as it takes."""

@@ -123,9 +123,7 @@ class DevServer:
 
         def read_again() -> Settings:
             if plugin.read() != plugin.name:
-                raise ConfigError(
-                    f"{plugin.folder} has another plugin than at the start, or none: start 'xformd dev' again"
-                )
+                raise ConfigError(f"{plugin.folder} has another plugin now, or none: start 'xformd dev' again")
             return plugin.select(read_settings())
 
         self.server: Server = make_server(plugin.select(read_settings()), reactor, read_again, dev_paths=paths)

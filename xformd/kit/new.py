@@ -45,7 +45,8 @@ def make_plugin(name: str, kind: str, parent: Path) -> list[Path]:
     name = name.removeprefix("xformd-")
     if not is_valid_name(name) or not name[-1].isalnum() or "--" in name.replace("_", "-"):
         raise ConfigError(f"{name!r} is no name for a plugin: use {NAME_RULE}, such as word-count")
-    if name in _own_transforms():
+    registry = loader.load(Selection(distributions=frozenset()))
+    if name in {transform.name for plugin in registry.plugins for transform in plugin.transforms}:
         raise ConfigError(f"xformd itself has a transform {name!r}: take another name")
     folder = parent / f"xformd-{name.replace('_', '-')}"
     author, email = _git("user.name") or NO_AUTHOR, _git("user.email")
@@ -84,11 +85,6 @@ def make_plugin(name: str, kind: str, parent: Path) -> list[Path]:
     except OSError as error:
         raise ConfigError(f"cannot make {folder}: {error.strerror}") from None
     return [folder, *_write(folder, files, values)]
-
-
-def _own_transforms() -> set[str]:
-    registry = loader.load(Selection(distributions=frozenset()))
-    return {transform.name for plugin in registry.plugins for transform in plugin.transforms}
 
 
 def _write(folder: Path, files: Mapping[str, str], values: Mapping[str, str]) -> Iterator[Path]:

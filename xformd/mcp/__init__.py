@@ -19,6 +19,7 @@ import anyio
 import attrs
 import mcp_types as types
 import uvicorn
+from cachetools import LRUCache
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.models import InitializationOptions
 from mcp.server.session import ServerSession
@@ -159,7 +160,7 @@ class _Caller:
     client: TransformClient
     transforms: dict[str, Json] = attrs.field(factory=dict)
     fingerprint: str | None = None
-    sessions: OrderedDict[int, ServerSession] = attrs.field(factory=OrderedDict)
+    sessions: LRUCache[int, ServerSession] = attrs.field(factory=lambda: LRUCache(MAX_SESSIONS))
     bus: InMemorySubscriptionBus = attrs.field(factory=InMemorySubscriptionBus)
     poller: "asyncio.Task[None] | None" = None
 
@@ -177,12 +178,6 @@ class _Caller:
                 await session.send_tool_list_changed()
             except Exception:  # whatever the SDK raises once a connection is gone
                 self.sessions.pop(number, None)
-
-    def remember(self, session: ServerSession) -> None:
-        """Tell a session of changes, up to ``MAX_SESSIONS`` of them."""
-        self.sessions[id(session.client_params)] = session  # the same object for as long as its connection is there
-        while len(self.sessions) > MAX_SESSIONS:
-            self.sessions.popitem(last=False)
 
     async def close(self) -> None:
         """Stop asking, and close the connections once what is in flight is answered."""
@@ -277,7 +272,8 @@ class TransformTools(Server[None]):
             await caller.refresh(self._only, self._timeout_s)
         except errors.XformError as error:
             raise MCPError(types.INTERNAL_ERROR, f"{error.code}: {error.message}") from None
-        caller.remember(context.session)
+        # Its parameters are the same object for as long as its connection is there.
+        caller.sessions[id(context.session.client_params)] = context.session
         found = caller.transforms
         offered = {PIPELINE: PIPELINE_LISTED, **found} if found else found
         return types.ListToolsResult(tools=[*map(tool_of, offered.values())])

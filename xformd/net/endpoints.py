@@ -107,18 +107,6 @@ class ClientEndpoint:
         return self._reactor.nameResolver.resolveHostName(ours, *name, **options)
 
 
-def tcp_client(
-    reactor: Any, host: str, port: int, timeout_s: int = PEER_TIMEOUT_S, tls: ClientTls | None = None
-) -> ClientEndpoint:
-    """Return the endpoint for a host and a port; raise ``ConfigError`` if a number is no address in full."""
-    check_host(host)
-    client = ClientEndpoint(reactor)
-    # Twisted's for IPv4 takes addresses of IPv6 too.
-    kind: Any = endpoints.HostnameEndpoint if read_address(host) is None else endpoints.TCP4ClientEndpoint
-    client.endpoint = _over_tls(client, kind(client, host, port, timeout_s), host, timeout_s, tls)
-    return client
-
-
 def _over_tls(reactor: Any, tcp: IStreamClientEndpoint, host: str, timeout_s: int, tls: ClientTls | None) -> Any:
     if tls is None:
         return tcp
@@ -141,17 +129,22 @@ def client_endpoint(
     It is ``HOST``, ``HOST:PORT``, ``[IPV6]:PORT``, ``PORT``, or a Twisted client endpoint string, which may say itself
     how long connecting to one address may take. With ``tls`` that is used for TCP; ``tls:HOST:PORT`` asks for it too.
     """
-    address = with_host(address)
+    address, client = with_host(address), ClientEndpoint(reactor)
     if (place := find_place(address, default_port)) is not None and place.host:
-        return tcp_client(reactor, place.host, place.port, timeout_s, tls or (ClientTls() if place.has_tls else None))
+        check_host(place.host)
+        # Twisted's for IPv4 takes addresses of IPv6 too.
+        kind: Any = endpoints.HostnameEndpoint if read_address(place.host) is None else endpoints.TCP4ClientEndpoint
+        plain = kind(client, place.host, place.port, timeout_s)
+        tls = tls or (ClientTls() if place.has_tls else None)
+        client.endpoint = _over_tls(client, plain, place.host, timeout_s, tls)
+        return client
     if address.startswith(("tls:", "ssl:")) and (missing := what_is_missing()):
         raise ConfigError(f"{address!r}: {missing}")
-    client = ClientEndpoint(reactor)
     try:
-        (kind, *words), options = endpoints._parse(address)
-        has_timeout = "timeout" in options or len(words) > 2 or kind not in ("tcp", "ssl", "tls", "unix")
+        (scheme, *words), options = endpoints._parse(address)
+        has_timeout = "timeout" in options or len(words) > 2 or scheme not in ("tcp", "ssl", "tls", "unix")
         client.endpoint = endpoints.clientFromString(client, address + ("" if has_timeout else f":timeout={timeout_s}"))
-        tcp = endpoints._parseClientTCP(*words, **options) if kind == "tcp" else None
+        tcp = endpoints._parseClientTCP(*words, **options) if scheme == "tcp" else None
         if tcp is not None and read_address(tcp["host"]) is None:
             client.endpoint = endpoints.HostnameEndpoint(client, **{"timeout": timeout_s, **tcp})  # for all addresses
     except Exception as error:  # each endpoint type, and its plugin, raises what it likes
@@ -254,8 +247,10 @@ def server_endpoint(
     if description.startswith(("ssl:", "tls:", "haproxy:ssl:")) and (missing := what_is_missing()):
         raise ConfigError(f"{description!r}: {missing}", setting=setting)
     try:
-        parsed = _parse_server_endpoint(reactor, description, backlog, tls, reuse_port)
-        return attrs.evolve(parsed, alpn=alpn)
+        has_header = description.lower().startswith("haproxy:")
+        inner = description[len("haproxy:") :] if has_header else description
+        parsed = _parse_server_endpoint(reactor, inner, backlog, tls, reuse_port)
+        return attrs.evolve(parsed, alpn=alpn, has_proxy_header=has_header)
     except ConfigError as error:
         raise ConfigError(f"{description!r}: {error.reason}", setting=setting) from error
     except Exception as error:  # as above
@@ -271,10 +266,7 @@ def _parse_server_endpoint(
 ) -> ServerEndpoint:
     if re.fullmatch(r"\d+", description):
         description = tcp_server(port=int(description))
-    kind, _, rest = description.partition(":")
-    if kind.lower() == "haproxy":
-        inner = _parse_server_endpoint(reactor, rest, backlog, tls, reuse_port)
-        return attrs.evolve(inner, has_proxy_header=True)
+    kind = description.partition(":")[0]
     if kind == "stdio":
         raise ConfigError("standard input is a single connection; a server cannot listen on it")
     words, options = endpoints._parse(description)

@@ -188,12 +188,8 @@ class DrainingFactory(ServerFactory, Generic[Connection]):
     def _end_grace(self) -> None:
         message = "connections still open after the grace period of {grace_s:g} s, closed now: {count}"
         self.log.warn(message, count=len(self.connections), grace_s=self.limits.shutdown_grace_s)
-        self._cut = self.clock.callLater(self.flush_timeout_s, self._abort_all)
+        self._cut = self.clock.callLater(self.flush_timeout_s, lambda: [each.abort() for each in self.connections])
         self.cancel_requests()  # may close the last connection, which cancels that timer
-
-    def _abort_all(self) -> None:
-        for connection in self.connections:
-            connection.abort()
 
 
 class RefusingFactory(WrappingFactory[Any]):

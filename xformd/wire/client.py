@@ -76,10 +76,12 @@ class Pending:
 class _Exchange:
     """What shells treat alike: what is to be written, and what has come of it."""
 
-    def __init__(self, address: str, max_string_bytes: int, opener: Any) -> None:
+    opener: Any = None  # the waiter for the outcome of its opening
+
+    def __init__(self, address: str, max_string_bytes: int) -> None:
         self.is_aborted = False
         self.check_at = math.inf
-        self._address, self.opener = address, opener
+        self._address = address
         self._decoder = netstring.Decoder(max_string_bytes)
         self._has_received = False
         self._output: list[bytes] = []
@@ -119,29 +121,21 @@ class ClientSession(_Exchange):
         address: the server's name in messages.
         max_result_bytes: the longest result to accept.
         token: shown to the server before anything else.
-        opener: the waiter for the session's opening: for ``hello``, ``SpeaksClassic`` or an ``XformError``.
-        seems_gone: whether the system has sent the same again and again without an answer.
-        bytes_in_system: how much of the output the server's machine has not acknowledged.
 
-    The last three may be set later, as attributes.
+    Its opening has as outcome ``hello``, ``SpeaksClassic`` or an ``XformError``.
     """
 
-    def __init__(
-        self,
-        address: str,
-        max_result_bytes: int,
-        token: str | None = None,
-        *,
-        opener: Any = None,
-        seems_gone: Callable[[], bool] = lambda: False,
-        bytes_in_system: Callable[[], int] = lambda: 0,
-    ) -> None:
-        super().__init__(address, max_result_bytes + session.MAX_HEAD_BYTES, opener)
+    # What a shell may set: whether the system has sent the same again and again without an answer, and how much of the
+    # output the server's machine has not acknowledged.
+    seems_gone: Callable[[], bool] = staticmethod(lambda: False)
+    bytes_in_system: Callable[[], int] = staticmethod(lambda: 0)
+
+    def __init__(self, address: str, max_result_bytes: int, token: str | None = None) -> None:
+        super().__init__(address, max_result_bytes + session.MAX_HEAD_BYTES)
         self.hello: session.Hello | None = None  # the server's name, version and limits
         self._max_result_bytes = max_result_bytes
         self._token = token  # until the server knows it
         self._is_opening = True
-        self.seems_gone, self.bytes_in_system = seems_gone, bytes_in_system
         self._last_id = self._answers = 0
         self._waiting: deque[Pending] = deque()
         self._in_flight: dict[int, Pending] = {}
@@ -394,7 +388,7 @@ class ClientSession(_Exchange):
 
 
 class ClassicExchange(_Exchange):
-    """One request to a server that speaks only the classic dialect; its outcome is that of the ``opener``.
+    """One request to a server that speaks only the classic dialect; its outcome is that of its opening.
 
     A shell treats it as it treats a ``ClientSession``. It is aborted after an answer too: a server that answered early
     may never read all of the request.
@@ -402,8 +396,8 @@ class ClassicExchange(_Exchange):
 
     is_finished = False
 
-    def __init__(self, address: str, spec: Spec, poem: bytes, max_result_bytes: int, *, opener: Any = None) -> None:
-        super().__init__(address, max_result_bytes, opener)
+    def __init__(self, address: str, spec: Spec, poem: bytes, max_result_bytes: int) -> None:
+        super().__init__(address, max_result_bytes)
         self._spec = spec
         self._output.append(classic.encode_request(classic.Request(spec, poem)))
 

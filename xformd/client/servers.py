@@ -172,7 +172,11 @@ class Servers:
         """Open a session, unless an attempt is in flight."""
         if server.attempt is None:
             server.attempt = True
-            attempt = self._start(self._connect(server))
+            try:
+                attempt = self._start(self._connect(server))
+            except RuntimeError:  # the system has no more threads
+                server.attempt = None
+                raise
             if server.attempt is True:  # it is not over yet
                 server.attempt = attempt
 

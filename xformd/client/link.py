@@ -36,6 +36,8 @@ class Link:
         """Return what comes of the opening: the server's hello, or the result of a classic exchange; or raise it."""
         try:
             return await self._wait(self.opened, seconds)
+        except GeneratorExit:
+            raise
         except BaseException:
             self.abort()
             raise

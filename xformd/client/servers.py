@@ -197,6 +197,9 @@ class Servers:
             outcome = NotSent(error)
         except Exception as error:  # a defect: those who wait are told
             outcome = error
+        except GeneratorExit:  # the program ends: who waits may be ending too
+            server.openers = []
+            raise
         finally:
             with self._lock:
                 server.attempt, server.is_slow = None, False

@@ -48,7 +48,7 @@ def test_any_text_parses_or_is_a_bad_request(read: Callable[[str], Spec], text: 
 
 
 def test_steps_and_options() -> None:
-    steps = (Step("wrap", {"width": "40", "indent": "2"}), Step("number-lines"))
+    steps = (Step("wrap", (("indent", "2"), ("width", "40"))), Step("number-lines"))
     assert parse("wrap:width=40,indent=2+number-lines") == Spec(steps)
     assert str(parse("wrap:width=40,indent=2")) == str(parse("wrap:indent=2,width=40")) == "wrap:indent=2,width=40"
 

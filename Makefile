@@ -18,8 +18,10 @@ COMPILED := PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/compiled PYTHONDONTWRITEBYTECO
 PYTEST := $(COMPILED) $(BIN)/python -m pytest $(if $(COVERAGE),--cov --cov-append --cov-report=)
 # Everything anew: what pages are made from is not the pages alone.
 SPHINX := $(COMPILED) $(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --jobs 2 --conf-dir docs --doctree-dir docs/_build/.doctrees .
-# Slow tests wait for most of their time.
-SLOW_PROCESSES := $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 2) * 2)')
+# Some everyday tests wait for processes and timeouts; slow ones do for most of their time.
+CPUS := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 2)')
+EVERYDAY_PROCESSES := $(shell echo $$(($(CPUS) + 1)))
+SLOW_PROCESSES := $(shell echo $$(($(CPUS) * 2)))
 # The Python versions that xformd supports; test-all-pythons looks for them in PATH and in pyenv.
 VERSIONS := 3.11 3.12 3.13
 PYENV_ROOT ?= $(HOME)/.pyenv
@@ -40,7 +42,7 @@ lint: $(VENV)/installed ## Run ruff, mypy and the import contract
 	$(BIN)/lint-imports --no-cache
 
 unit: $(VENV)/installed ## Run the everyday tests
-	$(PYTEST) --numprocesses=auto --dist=loadgroup -m 'not slow and not timing' --max-processes=1300
+	$(PYTEST) --numprocesses=$(EVERYDAY_PROCESSES) --dist=loadgroup -m 'not slow and not timing' --max-processes=1300
 
 test-slow: ## Run the slow tests, the timed tests alone, and the example plugins' tests
 	@$(MAKE) --no-print-directory slow

@@ -42,9 +42,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if runs_nothing else None
 
 
+LONGEST = ("test_fuzzing", "test_readme")
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups then
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share a fixture of their module in one process: each process would make another, a server say."""
+    """Run tests that share a fixture of their module in one process: each process would make another, a server say.
+
+    Of the others those come first for which a suite would wait at its end, while one process works.
+    """
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
     for item in items:
         info = getattr(item, "_fixtureinfo", None)
         scopes = {made[-1].scope for made in info.name2fixturedefs.values() if made} if info is not None else ()

@@ -35,7 +35,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return "made"
 
     for name in (
-        "twistd.make_server",
+        "server.app.make_server",
         "poems.proxy.CachingProxyService",
         "poems.server.PoemService",
     ):
@@ -105,7 +105,7 @@ def test_every_option_of_a_poem_proxy_arrives(made: list[Any], flags: list[str],
 @pytest.mark.parametrize(
     ("options", "words", "says"),
     [
-        (twistd.ServerOptions, ("--workers", "1"), "workers"),
+        (twistd.ServerOptions, ("--worker", "1"), "No such option.*--worker"),
         (twistd.ProxyOptions, (), "Missing argument 'UPSTREAM...'"),
         (twistd.ProxyOptions, ("--cache-bytes", "0", "a:1"), "invalid size '0': try 100000 or 10MiB"),
         (twistd.ProxyOptions, ("--ttl", "0", "a:1"), "invalid duration '0': it must be above 0"),

@@ -1,57 +1,31 @@
-"""``twistd xformd``, ``xformd-proxy`` and ``xformd-poem``: their options, and the services that twistd runs.
+"""``twistd xformd``, ``xformd-proxy`` and ``xformd-poem``: the services that twistd runs, with their commands' options.
 
-A settings file says how a server works; an option is only what a file cannot say.
-Invariant: a mistake in either ends twistd before it goes into the background.
+Invariant: a mistake in an option or a setting ends twistd before it goes into the background.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
-import attrs
 import click
 from twisted.application.service import IService
 from twisted.python import usage
 
-from xformd.commands.poem import serve
+from xformd.commands.options import LOCATE
+from xformd.commands.poem import serve as serve_poem
 from xformd.commands.proxy import poem_proxy, proxy
-from xformd.config import configure
+from xformd.commands.serve import serve
 from xformd.errors import ConfigError
 from xformd.net.allocator import keep_freed_memory
 from xformd.net.deadline import use_monotonic_clock
 from xformd.net.listener import FailFastService, ListeningService
-from xformd.server.app import make_server
-from xformd.telemetry.logs import change_server_log
-
-
-class ServerOptions(usage.Options):
-    """The options of ``twistd xformd``."""
-
-    synopsis = "[--config FILE]"
-    optParameters: ClassVar = [["config", "c", None, "TOML file with the settings, as 'xformd config' prints it."]]
-
-    def make(self, reactor: Any) -> FailFastService:
-        """Make the server, with the settings of the file and the environment."""
-        file = self["config"] or os.environ.get("XFORMD_CONFIG")
-        configuration = configure(Path(file) if file else None, os.environ)
-        selection = configuration.settings.selection
-        folders = tuple(folder.absolute() for folder in selection.directories)  # twistd may change to another folder
-        selection = attrs.evolve(selection, directories=folders)
-        try:
-            settings = attrs.evolve(configuration.settings, selection=selection)
-            change_server_log(settings.log_format, settings.log_file, settings.log_level)
-            server = make_server(settings, reactor, lambda: configuration.read_again().settings)
-        except ConfigError as error:
-            raise configuration.locate(error) from error
-        return FailFastService(server, reactor, configuration.locate)
 
 
 class _CommandOptions(usage.Options):
     """Takes the arguments of a command of ``xformd`` as that does, and makes the server that it would run."""
 
-    command: ClassVar[click.Command]
+    command: click.Command
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:  # noqa: N802 - Twisted's name
         """Read the arguments."""
@@ -66,11 +40,8 @@ class _CommandOptions(usage.Options):
         """Make the server."""
         made: list[FailFastService] = []
 
-        def locate(error: ConfigError) -> ConfigError:
-            return error if error.setting is None else error.located_at(f"--{error.setting}")
-
         def keep(make: Callable[[Any], ListeningService]) -> None:
-            made.append(FailFastService(make(reactor), reactor, locate))
+            made.append(FailFastService(make(reactor), reactor, context.meta[LOCATE]))
 
         with self._context as context:
             context.obj = keep
@@ -80,45 +51,32 @@ class _CommandOptions(usage.Options):
         return made[0]
 
 
+class ServerOptions(_CommandOptions):
+    """The options of ``twistd xformd``: those of ``xformd serve``."""
+
+    command = serve
+
+
 class ProxyOptions(_CommandOptions):
     """The options of ``twistd xformd-proxy``."""
 
     command = proxy
 
 
-class PoemServerOptions(_CommandOptions):
-    """The options of ``twistd xformd-poem serve``."""
-
-    command = serve
-
-
-class PoemProxyOptions(_CommandOptions):
-    """The options of ``twistd xformd-poem proxy``."""
-
-    command = poem_proxy
-
-
-class PoemOptions(usage.Options):
+class PoemOptions(_CommandOptions):
     """The options of ``twistd xformd-poem``."""
 
-    synopsis = "serve FILE | proxy UPSTREAM"
-    subCommands: ClassVar = [
-        ["serve", None, PoemServerOptions, "Serve the poem in a file."],
-        ["proxy", None, PoemProxyOptions, "Cache another server's poem."],
-    ]
-    subOptions: PoemServerOptions | PoemProxyOptions
-
-    def postOptions(self) -> None:
-        """Require a command."""
-        if self.subCommand is None:
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:  # noqa: N802
+        """Read the command and its arguments."""
+        commands = {"serve": serve_poem, "proxy": poem_proxy}
+        name, *rest = options or ("",)
+        if name not in commands:
             raise usage.UsageError("name a command: 'serve FILE' or 'proxy UPSTREAM'")
-
-    def make(self, reactor: Any) -> FailFastService:
-        """Make the server of the command."""
-        return self.subOptions.make(reactor)
+        self.command = commands[name]
+        super().parseOptions(rest)
 
 
-def make_service(options: ServerOptions | ProxyOptions | PoemOptions) -> IService:
+def make_service(options: _CommandOptions) -> IService:
     """Make the service that twistd's arguments describe; it listens once it is started.
 
     Raises ``SystemExit`` if an argument or a setting names something that does not exist.

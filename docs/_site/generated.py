@@ -18,7 +18,7 @@ from xformd.http import openapi
 from xformd.limits import Limits
 from xformd.plugins import listing
 from xformd.plugins.loader import load
-from xformd.plugins.selection import Selection, parse_distributions
+from xformd.plugins.selection import Selection
 
 LIMITS = {field.name for field in attrs.fields(Limits)}
 
@@ -163,7 +163,7 @@ def metrics() -> str:
 
 def openapi_document() -> dict[str, Any]:
     """Return the description of a server with the built-in transforms."""
-    registry = load(Selection(distributions=parse_distributions("none")))
+    registry = load(Selection(distributions=frozenset()))
     return openapi.build(listing.public(listing.to_json(registry)), Limits())
 
 

@@ -1,13 +1,11 @@
 """How commands read what is given more than once."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from xformd.commands.options import PLUGIN_SETTINGS, setting_options
 from xformd.commands.poem_options import PoemOptions, poem_options
 from xformd.spec import build
 
@@ -30,13 +28,3 @@ def show(spec: str, poems: PoemOptions, options: Mapping[str, object]) -> None:
 def test_an_option_that_is_repeated_has_the_items_of_a_list(given: list[str], spec: str) -> None:
     shown = CliRunner().invoke(show, ["odd", *(word for each in given for word in ("-o", each))])
     assert shown.output == f"{spec}\n"
-
-
-def test_a_preference_is_not_repeated() -> None:
-    @click.command()
-    @setting_options(*PLUGIN_SETTINGS)
-    def start(**_: Any) -> None:
-        raise AssertionError
-
-    refused = CliRunner().invoke(start, ["--prefer", "echo=a", "--prefer", "echo=b"])
-    assert (refused.exit_code, "echo is given twice" in refused.output) == (2, True)

@@ -59,7 +59,7 @@ EXPECTED = Settings(
     selection=Selection(
         distributions=frozenset({"one", "two"}),
         blocked=frozenset({"three", "four"}),
-        directories=(Path("loose"), Path("/opt/loose")),
+        directories=(Path("loose").absolute(), Path("/opt/loose")),
         preferred={"upper": "two", "shout": "one"},
         strict=True,
         required=frozenset({"one==1.*", "two>=2,<3"}),
@@ -158,9 +158,10 @@ def test_the_environment_can_set_every_type_of_setting() -> None:
         ("listen = 11000", "listen: expected a list of Twisted server endpoints, got 11000"),
         ("block = [1]", "block: invalid plugin 1: use a plugin's name"),
         ("inline = ['Up Per']", "inline: invalid transform name 'Up Per': use a-z, then up to 63 of a-z 0-9 - _"),
-        ("plugins = 1", "plugins: expected 'all', 'none' or a list of distributions, got 1"),
-        ("plugins = ''", "plugins: no distribution is named; write 'none' to select none"),
-        ("plugins = ['all', 'one']", "plugins: 'all' and 'none' cannot be combined with other names: 'all,one'"),
+        ("plugins = 1", "plugins: expected a list of distributions, got 1"),
+        ("plugins = ''", "plugins: expected at least 1 distribution, or 'none'"),
+        ("plugins = 'none,one'", "plugins: 'none' stands alone: leave it out, or the others"),
+        ("plugins = ['all', 'one']", "plugins: invalid distribution 'all': it stands alone, or not at all"),
         ("prefer = 'a=b'", "prefer: expected a table such as { shout = 'xformd-shout' }, got 'a=b'"),
         ("prefer.a = 1", "prefer: expected a distribution for a, got 1"),
         ("max_queue = ", "not valid TOML: Invalid value"),
@@ -211,6 +212,7 @@ def test_a_mistake_in_a_flag_names_it() -> None:
         "--trusted-proxies: invalid proxy '10.0.0.1/8': write it as 192.0.2.1, 10.0.0.0/8, 2001:db8::/32, or unix"
     )
     assert rejection(http=("none", "tcp:1")) == "--http: 'none' stands alone: leave it out, or the others"
+    assert rejection(prefer=("echo=a", "echo=b")) == "--prefer: echo is given twice"
     assert rejection(cors=("x",)) == "--cors: invalid origin 'x': write it as https://example.org, or *"
 
 

@@ -54,7 +54,7 @@ def working(folder: Path, *arguments: str) -> Iterator[Server]:
 
 def test_a_server_leaves_the_rotation_before_it_fails_anybody_and_comes_back(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    with working(tmp_path, "--max-queue=2", "--drain-delay=30s") as server, ExitStack() as stack:
+    with working(tmp_path, "--max-queue=2", "--drain-delay=10min") as server, ExitStack() as stack:
         wait_until(lambda: report(server) == "ready up 100% maxconn:2\n")
         requests = [stack.enter_context(server.connect()) for _ in range(3)]
         seen = []
@@ -104,7 +104,7 @@ def test_processes_on_one_port_share_neither_metrics_nor_agent(tmp_path: Path) -
 
 
 def test_a_caching_proxy_says_when_it_drains(tmp_path: Path) -> None:
-    verb, drains = ("proxy", "127.0.0.1:1", *AGENT), "--drain-delay=30s"
+    verb, drains = ("proxy", "127.0.0.1:1", *AGENT), "--drain-delay=10min"
     with serving(tmp_path, drains, verb=verb, ready="the transforms of") as proxy:
         assert report(proxy) == "ready up 100% maxconn:1000\n"
         proxy.process.send_signal(signal.SIGTERM)

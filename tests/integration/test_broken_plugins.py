@@ -165,8 +165,8 @@ def test_loose_files_are_plugins_and_fail_alone(environment: Environment, tmp_pa
     listing = read(environment.xformd("list-transforms", "--json", "--plugins-dir", tmp_path))
     states = {plugin["distribution"]: (plugin["state"], plugin["reason"]) for plugin in listing["plugins"]}
     assert states["loose.py"] == ("active", "")
-    missing = "ModuleNotFoundError: No module named 'nope_not_there'"
-    assert states["torn.py"] == ("failed", f"import of torn.py failed: {missing}")
+    why = "import of torn.py failed: ModuleNotFoundError: No module named 'nope_not_there'"
+    assert states["torn.py"] == ("failed", f"{why} ({tmp_path / 'torn.py'}, line 1: import nope_not_there)")
     assert environment.xformd("run", "loose", "--plugins-dir", tmp_path, poem="Owl").stdout == "loose file: Owl"
 
 

@@ -117,7 +117,7 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize("command", ["run", "send"])
+@pytest.mark.parametrize("command", [pytest.param("run", marks=pytest.mark.slow), "send"])
 @pytest.mark.parametrize(("arguments", "status", "says"), FAILURES)
 def test_what_is_wrong_is_one_line_with_the_status_of_the_table(
     server: Server, command: str, arguments: tuple[str, ...], status: int, says: str
@@ -195,7 +195,7 @@ def test_a_server_that_speaks_something_else_is_one_line(answer: bytes, status: 
         (("send", "upper", "--timeout", "-1"), 2, "invalid duration '-1': try 0.5, 30 or 5min"),
         (("send", "upper", "-o", "timeout=3"), 64, "upper has no option 'timeout'"),
         (("serve", "--listen", "stdio:"), 78, "standard input is a single connection"),
-        (("serve", "--plugins="), 78, "--plugins: no distribution is named; write 'none' to select none"),
+        (("serve", "--plugins="), 78, "--plugins: expected at least 1 distribution, or 'none'"),
         (("run", "upper", "no\nsuch\x1b[31m"), 66, "no such\ufffd[31m: No such file or directory"),
         (("send", "upper", "--server", "unix:/" + "a" * 120), 78, "a Unix socket's path has at most 107 bytes"),
         (("check", "xformd", "--block", "xformd"), 78, "nothing to check"),
@@ -459,6 +459,7 @@ def test_ping_waits_no_longer_than_its_timeout(tmp_path: Path) -> None:
     assert (refused.returncode, refused.stderr.splitlines()[-1][:33]) == (2, b"Error: Invalid value for '--wait'")
 
 
+@pytest.mark.slow
 def test_ping_tries_again_soon_however_long_it_has_waited() -> None:
     """A client that sends poems waits up to 30 s."""
     tries: list[float] = []

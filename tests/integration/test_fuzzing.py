@@ -17,7 +17,7 @@ CONFIGURATION = Path(__file__).parents[1] / "support" / "fuzzing"
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
 """For `make fuzz`: how many examples of every operation, with another seed each time."""
 
-LONGEST_S = 3_600 if EXAMPLES else 600
+LONGEST_S = 3_600 if EXAMPLES else 1_200
 """Ends a run that hangs. It takes about 10 s on an idle machine, and several times that beside other tests."""
 
 

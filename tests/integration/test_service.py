@@ -118,7 +118,7 @@ def test_poem_servers_tell_their_manager_too_and_drain(tmp_path: Path, manager: 
 def test_a_drain_under_load_loses_no_request(tmp_path: Path) -> None:
     """Those that come while it lasts are answered, of each dialect; each client leaves once readiness says so."""
     with ExitStack() as stack:
-        server = stack.enter_context(serving(tmp_path, *HTTP, "--plugins=none", "--workers=1", "--drain-delay-s=30"))
+        server = stack.enter_context(serving(tmp_path, *HTTP, "--plugins=none", "--workers=1", "--drain-delay-s=600"))
         assert readiness(server) == 200
         sessions = [stack.enter_context(Load(server, spec)) for spec in ("strip-bom", "line-endings")]
         answers: Counter[bytes] = Counter()
@@ -153,7 +153,7 @@ def test_a_drain_under_load_loses_no_request(tmp_path: Path) -> None:
 
 def test_the_signal_after_the_one_that_ends_the_wait_ends_the_server_at_once(tmp_path: Path) -> None:
     (tmp_path / "nap.py").write_text(NAP)
-    more = ("--plugins=none", f"--plugins-dir={tmp_path}", "--workers=1", "--drain-delay-s=30")
+    more = ("--plugins=none", f"--plugins-dir={tmp_path}", "--workers=1", "--drain-delay-s=600")
     with serving(tmp_path, *more) as server, Session(server) as session:
         session.ask("upper", b"a")
         session.send(("nap", b""))
@@ -167,7 +167,7 @@ def test_the_signal_after_the_one_that_ends_the_wait_ends_the_server_at_once(tmp
 
 
 def test_an_interrupt_does_not_wait(tmp_path: Path) -> None:
-    with serving(tmp_path, "--plugins=none", "--drain-delay-s=60") as server:
+    with serving(tmp_path, "--plugins=none", "--drain-delay-s=600") as server:
         assert server.stop(signal.SIGINT) == 0
 
 

@@ -64,6 +64,7 @@ def test_200_mb_that_are_asked_for_and_never_read_cost_the_server_20_mb_at_most(
 DRIPPING = (b"1", b"10:", b"10:upp", b"10:upper.", OPENING + b"1", OPENING + b"20:", OPENING + b"20:1 upper.a")
 
 
+@pytest.mark.slow
 def test_a_drip_in_each_state_of_the_parser_is_cut_at_its_deadline(tmp_path: Path) -> None:
     """A byte every 0.4 s extends nothing: all are cut after the 1.5 s, and long before the drip ends."""
     limits = ("--request-timeout-s", "1500ms", "--idle-timeout-s", "1min", "--max-request-bytes", "99999")

@@ -164,7 +164,7 @@ def test_a_poem_server_and_a_proxy_in_front_of_it(tmp_path: Path) -> None:
         ("XFORMD_LISTEN=unix:/no/such/socket xformd", 1, "cannot listen on unix:/no/such/socket: No such"),
         ("XFORMD_HTTP=no:such xformd", 1, "XFORMD_HTTP: 'no:such': Unknown endpoint type"),
         ("xformd --config /no/such/file", 1, "xformd: bad-config: cannot read settings from /no/such/file: No such"),
-        ("xformd --workers 1", 1, "option --workers not recognized"),
+        ("xformd --worker 1", 1, "No such option"),
         ("xformd-proxy no:such:endpoint", 1, "xformd: bad-config: server address 'no:such:endpoint'"),
         # It asks its upstreams before it listens, so twistd has started by then.
         ("xformd-proxy --listen unix:/no/such/socket 127.0.0.1:1", 1, "cannot listen on unix:/no/such/socket: No such"),

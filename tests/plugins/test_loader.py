@@ -17,7 +17,7 @@ from xformd import ConfigError, Transform, hookimpl, transform
 from xformd.plugins import discovery, hookspecs, loader
 from xformd.plugins.discovery import Candidate
 from xformd.plugins.registry import BUILT_IN, Plugin, Registry
-from xformd.plugins.selection import Selection, parse_distributions
+from xformd.plugins.selection import Selection
 
 
 @transform
@@ -184,12 +184,6 @@ def test_a_plugin_asks_for_its_own_time_where_somebody_listens() -> None:
         xformd.set_load_timeout(0.5)
     xformd.set_load_timeout(2)
     assert told == [300.0, 0.5]
-
-
-@pytest.mark.parametrize("text", ["all,other", "none,other", "", " , "])
-def test_a_contradictory_or_empty_selection_is_rejected(text: str) -> None:
-    with pytest.raises(ValueError, match="none"):
-        parse_distributions(text)
 
 
 # The version of the contract.

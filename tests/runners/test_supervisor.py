@@ -33,7 +33,7 @@ from xformd.wire.session import Reply, Request
 
 def run(slot: WorkerSlot, spec: str, job: RecordingJob) -> None:
     slot.group = cast(Any, job)
-    slot.run([Request(slot.next_id, parse(spec), b"x")], [job])
+    slot.run([Request(slot.jobs + 2, parse(spec), b"x")], [job])
 
 
 class Supervised:

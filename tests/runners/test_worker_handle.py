@@ -203,7 +203,7 @@ def test_a_malformed_hello_ends_it(started: Started, string: bytes) -> None:
     started.send(netstring.encode(string))
     assert started.is_being_killed
     started.end()
-    assert started.heard[-1] == ("ended", "sent an invalid message: a hello is a process id and a listing")
+    assert started.heard[-1] == ("ended", "sent an invalid message: a worker begins with a hello")
 
 
 def test_what_a_killed_worker_sends_is_ignored(ready: Started, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,9 +75,9 @@ class LiveWorker:
 
     def begin(self) -> "LiveWorker":
         """Wait for its hello."""
-        while (news := messages.decode_news(string := self.receive())) is not None:
+        while "listing" not in (news := messages.decode_news(self.receive()) or {}):
             self.news.append(news)
-        self.hello: WorkerHello = messages.decode_hello(string)
+        self.hello = WorkerHello(news["pid"], news["listing"])
         return self
 
     @property

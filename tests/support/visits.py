@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
-from support.processes import DEADLINE_S, Server
+from support.processes import DEADLINE_S, Server, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route
@@ -103,21 +103,29 @@ class Visit:
 
     def choose(self, name: str) -> None:
         """Click a transform."""
-        self._row(name).click()
+        self._click_in_list(name, self.page.locator(f'#transforms [data-name="{name}"]'))
 
     def add(self, name: str) -> None:
         """Click the + of a transform."""
-        self._row(name)
-        self.press(f"Add {name} as a step")
+        self._click_in_list(name, self.page.get_by_role("button", name=f"Add {name} as a step", exact=True))
 
-    def _row(self, name: str) -> "Locator":
-        """Return the row of a transform, in a group that is open."""
-        row = self.page.locator(f'#transforms [data-name="{name}"]')
-        row.wait_for(state="attached")
+    def _click_in_list(self, name: str, button: "Locator") -> None:
+        """Click a button of a transform, in an open group: the list may be drawn anew meanwhile, and close it."""
+        from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
+
+        self.page.locator(f'#transforms [data-name="{name}"]').wait_for(state="attached")
         closed = self.page.locator(f'#transforms details:not([open]):has([data-name="{name}"])')
-        if closed.count():
-            closed.locator("summary").click()
-        return row
+
+        def has_clicked() -> bool:
+            if closed.count():
+                closed.locator("summary").click()
+            try:
+                button.click(timeout=10_000)
+            except PlaywrightTimeoutError:
+                return False
+            return True
+
+        wait_until(has_clicked)
 
     def press(self, button: str) -> None:
         """Click a button, by its whole name."""

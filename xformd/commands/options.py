@@ -9,7 +9,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -34,6 +34,7 @@ Command = Callable[..., Any]
 
 PLUGIN_SETTINGS = ("plugins", "plugins_dir", "insecure_plugins_dir", "block", "prefer", "strict", "require")
 TLS_SETTINGS = ("tls_certificate", "tls_key", "tls_client_ca", "tls")
+LOCATE = "xformd.locate"  # of a command's context: finds the place of a setting with an error
 LIMIT_SETTINGS = tuple(field.name for field in attrs.fields(Limits))
 
 
@@ -132,24 +133,6 @@ DURATION = _Quantity("duration", parse_duration)
 TIMEOUT = _Quantity("duration", parse_timeout)
 
 
-def values_of(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, list[str]]:
-    """Read ``KEY=VALUE``, given any number of times: the values of each key."""
-    pairs: dict[str, list[str]] = {}
-    for value in values:
-        key, equals, rest = value.partition("=")
-        if not key or not equals:
-            raise click.BadParameter(f"{value!r} is not {param.metavar}", ctx, param)
-        pairs.setdefault(key, []).append(rest)
-    return pairs
-
-
-def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    pairs = values_of(ctx, param, values)
-    if repeated := [key for key, given in pairs.items() if len(given) > 1]:
-        raise click.BadParameter(f"{repeated[0]} is given twice", ctx, param)
-    return {key: value for key, (value,) in pairs.items()}
-
-
 # Settings: flags that are settings of a server too.
 
 
@@ -187,8 +170,6 @@ def _add_flag(setting: "Setting", command: Command) -> Command:
     more: dict[str, Any] = {"multiple": type_.is_repeated, "metavar": type_.metavar, "help": text}
     if name == "plugins":
         more |= {"is_flag": False, "flag_value": "all"}
-    elif name == "prefer":
-        more["callback"] = _pairs
     elif type_ is FOLDERS:
         more["type"] = click.Path()
     # click makes another name of a flag that ends with _s.
@@ -249,6 +230,7 @@ def configuration_options(default_port: int, *, reads_file: bool = True) -> Call
             elif not reads_file:
                 flags.setdefault("listen", ("--listen", (endpoint,)))
             with configured(file, flags, os.environ if reads_file else {}) as configuration:
+                click.get_current_context().meta[LOCATE] = configuration.locate
                 return command(configuration=configuration, **given)
 
         return _add_config(with_configuration) if reads_file else with_configuration

@@ -16,7 +16,6 @@ from xformd.commands.options import (
     isolated_plugin_output,
     read_settings,
     timeout_option,
-    values_of,
 )
 from xformd.config import TABLE
 from xformd.errors import ConfigError, XformError
@@ -83,7 +82,13 @@ add_completion_class(_Bash)
 
 
 def _options(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str | list[str]]:
-    return {key: given if len(given) > 1 else given[0] for key, given in values_of(ctx, param, values).items()}
+    pairs: dict[str, list[str]] = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{value!r} is not {param.metavar}", ctx, param)
+        pairs.setdefault(key, []).append(rest)
+    return {key: given if len(given) > 1 else given[0] for key, given in pairs.items()}
 
 
 def _charset(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

@@ -165,7 +165,6 @@ class Settings:
         """Return the value of each row, to compare settings: paths are absolute, and the two kinds of folders one."""
         chosen = {name: getattr(self.selection, field) for name, field in _OF_SELECTION.items()}
         values = {**attrs.asdict(self, recurse=False), **attrs.asdict(self.limits), **chosen}
-        values["plugins_dir"] = tuple(each.absolute() for each in values["plugins_dir"])
         return {name: each.absolute() if isinstance(each, Path) else each for name, each in values.items()}
 
     def with_changes(self, new: "Settings", kept_limits: Iterable[str] = ("listen_backlog",)) -> "Settings":
@@ -191,7 +190,8 @@ class Settings:
     def from_values(cls, values: Mapping[str, Any], tables: Mapping[str, Mapping[str, Table]]) -> "Settings":
         """Make settings from the value of each row of ``TABLE``, by its name, and from the other tables."""
         chosen = {field: values[name] for name, field in _OF_SELECTION.items()}
-        chosen["directories"] += values["insecure_plugins_dir"]
+        folders = (*values["plugins_dir"], *values["insecure_plugins_dir"])
+        chosen["directories"] = tuple(folder.absolute() for folder in folders)  # twistd may change to another folder
         return cls(
             selection=Selection(**chosen, settings=tables["plugin"], commands=tables["transform"]),
             limits=Limits(**{field.name: values[field.name] for field in attrs.fields(Limits)}),

@@ -143,7 +143,9 @@ def configure(
     for name in sorted(inline.value & isolate.value):
         raise ConfigError(f"{name!r} is in both inline ({inline.place}) and isolate ({isolate.place}); remove one")
     folders, insecure = values["plugins_dir"], values["insecure_plugins_dir"]
-    values["plugins_dir"] = attrs.evolve(folders, subjects=dict.fromkeys(map(str, insecure.value), insecure.subject))
+    values["plugins_dir"] = attrs.evolve(
+        folders, subjects={str(each.absolute()): insecure.subject for each in insecure.value}
+    )
     for folder in folders.value:
         try:
             packages = [init.parent for init in folder.glob("*/__init__.py")]

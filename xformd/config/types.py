@@ -17,7 +17,6 @@ import attrs
 
 from xformd.limits import MAX_NUMBER, parse_duration, parse_size, parse_timeout, show_value
 from xformd.plugins.options import TRUTH_WORDS
-from xformd.plugins.selection import parse_distributions
 from xformd.telemetry.access_log import STDERR
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
@@ -26,25 +25,15 @@ _DIGITS = re.compile(r"[0-9]{1,20}\Z")
 
 @attrs.frozen(kw_only=True)
 class SettingType:
-    """How the value of a setting is read and written.
+    """How the value of a setting is read and written."""
 
-    Args:
-        read: reads a value of a file, or the list of a repeated flag.
-        from_text: makes of a variable or a flag what a file would have.
-        unit: the unit of a number; empty if it has none.
-        words: the words that stand for some values.
-        none: the word for None in a file, where JSON has null.
-        metavar: what the help of its flag calls a value.
-        is_repeated: whether its flag may be repeated.
-    """
-
-    read: Callable[[Any], Any]
-    from_text: Callable[[str], Any] = lambda text: text
-    unit: str = ""
-    words: Mapping[str, Any] = attrs.field(factory=dict)
-    none: str | None = None
-    metavar: str = "N"
-    is_repeated: bool = False
+    read: Callable[[Any], Any]  # a value of a file, or the tuple of a repeated flag
+    from_text: Callable[[str], Any] = lambda text: text  # makes of a variable or a flag what a file would have
+    unit: str = ""  # of a number; empty if it has none
+    words: Mapping[str, Any] = attrs.field(factory=dict)  # that stand for some values
+    none: str | None = None  # the word for None in a file, where JSON has null
+    metavar: str = "N"  # what the help of its flag calls a value
+    is_repeated: bool = False  # whether its flag may be repeated
 
     def to_json(self, value: Any) -> Any:
         """Convert a value to one that JSON has, in its unit."""
@@ -154,7 +143,7 @@ def strings(
         if invalid := [text for text in value if not (isinstance(text, str) and accepts(text))]:
             raise ValueError(f"invalid {noun} {show_value(invalid[0])}{hint}")
         if len(value) < minimum:
-            raise ValueError(f"expected at least {minimum} {noun}")
+            raise ValueError(f"expected at least {minimum} {noun}" + (f", or {empty!r}" if empty else ""))
         return collect(value)
 
     return SettingType(read=read, metavar=noun.upper().split()[-1], is_repeated=True)
@@ -171,22 +160,21 @@ def file_or(metavar: str, **words: Path | None) -> SettingType:
     )
 
 
-def _plugins_from(value: object) -> frozenset[str] | None:
-    if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        value = ",".join(value) or "none"
-    if isinstance(value, str):
-        return parse_distributions(value)
-    raise _mismatch("'all', 'none' or a list of distributions", value)
-
-
 def _preferences_from_text(text: str) -> Mapping[str, str]:
-    pairs = [part.partition("=") for part in re.split(r"[\s,]+", text) if part]
-    if not all(name and distribution for name, _, distribution in pairs):
-        raise _mismatch("NAME=DISTRIBUTION", text)
-    return {name: distribution for name, _, distribution in pairs}
+    found: dict[str, str] = {}
+    for part in filter(None, re.split(r"[\s,]+", text)):
+        name, _, distribution = part.partition("=")
+        if not (name and distribution):
+            raise _mismatch("NAME=DISTRIBUTION", part)
+        if name in found:
+            raise ValueError(f"{name} is given twice")
+        found[name] = distribution
+    return found
 
 
 def _preferences_from(value: object) -> Mapping[str, str]:
+    if isinstance(value, tuple):  # of a repeated flag
+        value = _preferences_from_text(" ".join(value))
     if not isinstance(value, Mapping):
         raise _mismatch("a table such as { shout = 'xformd-shout' }", value)
     for name, distribution in value.items():
@@ -242,7 +230,19 @@ OUTPUT_FILE = file_or("[none|stderr|FILE]", none=None, stderr=STDERR)
 LOG_FILE = file_or("[stderr|FILE]", stderr=STDERR)
 FILE = file_or("FILE", none=None)
 FOLDER = file_or("DIR", none=None)
-PLUGINS = SettingType(read=_plugins_from, metavar="SELECTION", words={"all": None, "none": frozenset()})
+_DISTRIBUTIONS = strings(
+    "distribution",
+    frozenset,
+    accepts=lambda name: name != "all",
+    minimum=1,
+    empty="none",
+    hint=": it stands alone, or not at all",
+)
+PLUGINS = SettingType(
+    read=lambda value: None if value in ("all", ["all"]) else _DISTRIBUTIONS.read(value),
+    words={"all": None, "none": frozenset()},
+    metavar="SELECTION",
+)
 SHOWN = SettingType(read=lambda value: value)  # of a plugin's settings
 PREFERENCES = SettingType(
     read=_preferences_from, from_text=_preferences_from_text, metavar="NAME=DISTRIBUTION", is_repeated=True

@@ -235,8 +235,10 @@ class Transform:
             wanted = str if kind == "text" else bytes
             if not isinstance(content, wanted):
                 raise self._error(f"{where} must have {wanted.__name__} for the {part}")
-        if not all(map(_is_encodable, (example.poem, example.result))):
-            raise self._error(f"{where} contains a lone surrogate, which is not valid text")
+        try:
+            example.encoded  # noqa: B018
+        except UnicodeEncodeError:
+            raise self._error(f"{where} contains a lone surrogate, which is not valid text") from None
         if not isinstance(example.options, Mapping):
             raise self._error(f"{where} must have a dict of options")
         self._check_options(where, example.options)
@@ -268,14 +270,6 @@ def _is_count(value: object) -> bool:
 
 def _to_bytes(poem: str | bytes) -> bytes:
     return poem.encode() if isinstance(poem, str) else poem
-
-
-def _is_encodable(poem: str | bytes) -> bool:
-    try:
-        _to_bytes(poem)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 ExampleLike = Example | tuple[str | bytes, str | bytes] | tuple[Any, Any, Mapping[str, OptionValue]]

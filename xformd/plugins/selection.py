@@ -33,18 +33,6 @@ EVERYTHING = Selection()
 """Every installed plugin."""
 
 
-def parse_distributions(text: str) -> frozenset[str] | None:
-    """Parse the setting ``plugins``: ``all``, which gives None, ``none``, or distributions separated by commas."""
-    if text in ("all", "none"):
-        return None if text == "all" else frozenset()
-    names = frozenset(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise ValueError("no distribution is named; write 'none' to select none")
-    if names & {"all", "none"}:
-        raise ValueError(f"'all' and 'none' cannot be combined with other names: {text!r}")
-    return names
-
-
 def check_names(selection: Selection, candidates: Collection[Candidate]) -> None:
     """Reject a selection with a name that matches no plugin: the ``ConfigError`` has the names to choose from."""
     if selection.ignore_unknown:

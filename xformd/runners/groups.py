@@ -148,7 +148,7 @@ class JobGroup:
         """Send the worker jobs with the same steps."""
         now, spec = self.pool.seconds(), Spec(tuple(call.step for call in jobs[0].calls))
         requests = []
-        for number, job in enumerate(jobs, self.slot.next_id):
+        for number, job in enumerate(jobs, self.slot.jobs + 2):  # the self-test had 1
             job.group, job.id = self, number
             self.jobs[job] = None
             trace = None if job.timing is None else job.timing.trace

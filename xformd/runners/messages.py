@@ -115,18 +115,7 @@ def decode_news(string: bytes) -> Mapping[str, Any] | None:
 
 def encode_hello(pid: int, listing_json: str) -> bytes:
     """Encode a hello, whose listing is JSON already: all workers of a fork server have the same."""
-    return netstring.encode(f"[{pid}, {listing_json}]".encode())
-
-
-def decode_hello(string: bytes) -> WorkerHello:
-    """Decode a hello; raise ``ValueError`` if it is not one."""
-    try:
-        pid, listing = json.loads(string)
-    except (ValueError, TypeError, RecursionError):
-        pid, listing = None, None
-    if not isinstance(pid, int) or not isinstance(listing, dict):
-        raise ValueError("a hello is a process id and a listing")
-    return WorkerHello(pid, listing)
+    return netstring.encode(b'%b{"pid": %d, "listing": %b}' % (_NEWS, pid, listing_json.encode()))
 
 
 def encode_requests(requests: Sequence[session.Request]) -> bytes:

@@ -76,11 +76,6 @@ class WorkerSlot:
     loading: PluginKey | None = None
     did: str = "imported"  # or "warmed up": what is done with that plugin
 
-    @property
-    def next_id(self) -> int:
-        """The id of the next request: the self-test's had 1."""
-        return self.jobs + 2
-
     def run(self, requests: Sequence[session.Request], jobs: Sequence[Job]) -> None:
         """Send the worker jobs with the same steps."""
         self.jobs += len(jobs)

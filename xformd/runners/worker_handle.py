@@ -163,12 +163,8 @@ class WorkerHandle:
 
     def _handle(self, string: bytes) -> None:
         news = messages.decode_news(string)
-        if self.pid is None and news is not None:
-            self._events.worker_loading(self, news)
-        elif self.pid is None:
-            hello = messages.decode_hello(string)
-            self.pid = hello.pid
-            self._events.worker_said_hello(self, hello)
+        if self.pid is None:
+            self._prepare(news)
         elif not self._jobs:
             raise ValueError("no request is running")
         elif (note := messages.decode_note(string)) is not None:
@@ -187,6 +183,16 @@ class WorkerHandle:
             self._job(request_id, is_over=True).returned()
         else:
             raise ValueError(f"{note!r} is for workers")
+
+    def _prepare(self, news: Mapping[str, Any] | None) -> None:
+        match news:
+            case {"pid": int(pid), "listing": dict(listing)}:
+                self.pid = pid
+                self._events.worker_said_hello(self, messages.WorkerHello(pid, listing))
+            case None:
+                raise ValueError("a worker begins with a hello")
+            case _:
+                self._events.worker_loading(self, news)
 
     def _learn(self, news: Mapping[str, Any]) -> None:
         match news:

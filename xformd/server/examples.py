@@ -32,7 +32,8 @@ async def failing_examples(
         result = await _run(service, transform, example)
         if result == wanted:
             continue
-        if before is not None and _has(before, transform, example):
+        had = None if before is None else before.registry.entries.get(transform.name)
+        if before is not None and had is not None and example in had.transform.examples:
             earlier = await _run(before, transform, example)
             if earlier != wanted and not isinstance(earlier, Busy):
                 continue
@@ -42,11 +43,6 @@ async def failing_examples(
         else:
             shown = result.decode() if transform.result_kind == "text" else result
             yield f"{transform.name}({call}) gave {shown!r}, not {example.result!r}"
-
-
-def _has(service: TransformService, transform: Transform, example: Example) -> bool:
-    entry = service.registry.entries.get(transform.name)
-    return entry is not None and example in entry.transform.examples
 
 
 async def _run(service: TransformService, transform: Transform, example: Example) -> bytes | XformError:

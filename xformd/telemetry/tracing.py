@@ -268,13 +268,9 @@ class RequestTrace:
 
     def finish(self, entry: "AccessEntry") -> None:
         """End with all that is known of the request."""
-        found = {
-            "xformd.transform": entry.names,
-            "xformd.front": entry.front,
-            "xformd.identity": entry.identity,
-            "xformd.request_id": entry.name,
-            "xformd.poem_bytes": entry.poem_bytes,
-            "xformd.result_bytes": entry.result_bytes,
+        own = ("transform", "front", "identity", "request_id", "poem_bytes", "result_bytes")
+        found: dict[str, Any] = {
+            **{f"xformd.{name}": value for name, value in entry.fields().items() if name in own},
             "client.address": entry.peer,
             "network.transport": "unix" if entry.peer == "unix" else "tcp",
         }

@@ -25,7 +25,8 @@ from xformd.spec import (
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
-STEPS = st.builds(Step, NAMES, st.dictionaries(NAMES, TEXTS, max_size=3))
+OPTIONS = st.dictionaries(NAMES, TEXTS, max_size=3).map(lambda options: tuple(sorted(options.items())))
+STEPS = st.builds(Step, NAMES, OPTIONS)
 SPECS = st.builds(Spec, st.lists(STEPS, min_size=1, max_size=4).map(tuple))
 
 

@@ -42,6 +42,7 @@ SMALL_WITH_ONE_IMPORTER = {
     "xformd.kit.strategies": "for tests of plugins: only where Hypothesis is",
     "xformd.server.recording": "a front of the service, for servers that record",
     "xformd.net.reactor": "only where the system has epoll, which importing it needs",
+    "xformd.twistd": "a program: twistd names what is in it",
     "xformd.plugins.builtin.text": "a plugin: an entry point names it",
 }
 """Modules under 120 lines that at most one other imports, and why they are modules all the same."""

@@ -4,12 +4,16 @@ import asyncio
 import gc
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -132,6 +136,44 @@ def test_one_line_asks_the_server_of_the_environment(server: FakeServer, monkeyp
     assert xformd.call("upper", "y") == "Y"
     assert server.received[-2] == b"1 !auth.secret"
     assert server.received[-1].startswith(b"2 upper timeout=")
+
+
+def test_one_line_may_be_the_first_in_several_threads(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XFORMD_SERVER", server.address)
+    answered: list[str] = []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for each in range(20):
+            monkeypatch.setenv("XFORMD_ROUND", str(each))  # so that a client is made
+            threads = [threading.Thread(target=lambda: answered.append(xformd.call("upper", "x"))) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(90)
+    finally:
+        sys.setswitchinterval(before)
+    assert answered == ["X"] * 160
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "blocking"])
+def test_an_address_that_this_machine_cannot_use_is_passed_over(
+    kind: str, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_family, port = 255, int(server.address.partition(":")[2])
+    found = [(no_family, 1, 6, "", ("::1", port, 0, 0)), (socket.AF_INET, 1, 6, "", ("127.0.0.1", port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    clients = CLIENTS[kind]()
+    assert [clients.make("owls.test", port=1).xform("upper", "x") for _ in range(10)] == ["X"] * 10
+    clients.stop()
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_a_name_that_cannot_be_one_is_no_server(kind: str) -> None:
+    clients = CLIENTS[kind]()
+    with pytest.raises(xformd.ConnectionFailed, match=r"cannot connect to a\.\.b:1: "):
+        clients.make("a..b:1").xform("upper", "x")
+    clients.stop()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -290,6 +332,67 @@ def test_long_poems_from_many_threads_arrive_while_others_are_answered() -> None
             thread.join(60)
     assert results == [True] * 4
     server.stop()
+
+
+def test_a_thread_that_still_sends_hears_that_the_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_greet(conversation: Conversation) -> None:
+        next(iter(conversation))
+        conversation.say(HELLO.replace(b"1000000", b"90000000"))
+        gone.wait(90)
+
+    class Poll:
+        """What a thread waits with: before it waits to send, another one has found that the connection is lost."""
+
+        def __init__(self) -> None:
+            self.real = select.poll()
+            self.poll, self.modify = self.real.poll, self.real.modify
+
+        def register(self, connection: socket.socket, events: int) -> None:
+            if events == select.POLLOUT:
+                server.crash()
+                until(lambda: connection.fileno() < 0)
+            self.real.register(connection, events)
+
+    names = {"poll": Poll, "POLLIN": select.POLLIN, "POLLOUT": select.POLLOUT}
+    monkeypatch.setattr(blocking, "select", SimpleNamespace(**names))
+    gone = threading.Event()
+    server = FakeServer(only_greet)
+    with blocking.TransformClient(server.address) as client, ThreadPoolExecutor() as threads:
+        begun = [threads.submit(client.xform, "upper", "x" * 20_000_000, timeout=90) for _ in range(2)]
+        for each in begun:
+            with pytest.raises(xformd.ConnectionLost):
+                each.result(90)
+    gone.set()
+    server.stop()
+
+
+def test_a_thread_that_is_interrupted_before_it_reads_leaves_that_to_others(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with blocking.TransformClient(server.address) as client:
+        assert client.xform("upper", "x") == "X"
+        with monkeypatch.context() as at_that_point:
+            at_that_point.setattr(blocking._Link, "_read_until", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                client.xform("upper", "y")
+        assert client.xform("upper", "z", timeout=5) == "Z"
+
+
+def test_a_system_without_room_for_a_thread_may_have_it_later(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with blocking.TransformClient(server.address) as client:
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError):
+                client.xform("upper", "x", timeout=5)
+        assert client.xform("upper", "x", timeout=5) == "X"
 
 
 def test_map_keeps_the_order_and_stops_at_the_first_error(server: FakeServer) -> None:

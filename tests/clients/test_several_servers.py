@@ -126,3 +126,45 @@ def test_a_slow_request_is_sent_to_a_second_server_and_the_loser_is_cancelled(ma
     until(is_sent_to_both)
     (slow,) = held
     until(lambda: number(slow) + b" !cancel." in [*servers[0].received, *servers[1].received])
+
+
+class Faulty:
+    """Answers as a server that has ``sure``, and is ``busy`` for a while."""
+
+    is_busy = True
+
+    def __init__(self) -> None:
+        self.refused = self.answered = 0
+
+    def __call__(self, string: bytes) -> bytes:
+        if b" sure" not in string:
+            return upper(string)
+        self.refused += self.is_busy
+        self.answered += not self.is_busy
+        return number(string) + b" busy retry-after=1.full" if self.is_busy else upper(string)
+
+    def is_left_out(self, client: Any) -> bool:
+        """Send requests; whether it has got none of them."""
+        before = self.refused
+        assert [client.xform("sure", "x") for _ in range(50)] == ["X"] * 50
+        return 3 <= before == self.refused
+
+
+def test_a_question_does_not_keep_a_server_out_that_was_left_out(make: Any, serve: Any) -> None:
+    faulty = Faulty()
+    server = serve(answers(offering(faulty)))
+    client = make([server.address, serve(answers(offering(upper))).address])
+    until(lambda: faulty.is_left_out(client))
+    faulty.is_busy = False
+    server.received.clear()
+    until(lambda: client.ping() and any(b"!ping" in string for string in server.received))
+    assert (client.xform("sure", "x"), faulty.answered) == ("X", 1)
+
+
+def test_a_poem_of_map_does_not_keep_a_server_out_that_was_left_out(serve: Any) -> None:
+    faulty = Faulty()
+    with TransformClient([serve(answers(offering(faulty))).address, serve(answers(offering(upper))).address]) as client:
+        until(lambda: faulty.is_left_out(client))
+        faulty.is_busy = False
+        until(lambda: [*client.map("sure", "x")] == ["X"] and faulty.answered)
+        assert not [node for node in client._balancer.nodes if node.is_probed]  # it was noted what came of it

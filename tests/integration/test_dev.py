@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -126,6 +127,9 @@ def test_the_project_file_is_followed_too(server: Server, folder: Path) -> None:
     logs(server, f"not reloaded: cannot read {project}: ")
     assert "cannot read" in ask(server, "/dev")
     assert shout(server) == "> owl"
+    edit(project, lambda _: whole.replace('name = "xformd-shout"', 'name = "xformd-call"'))
+    wait_until(lambda: "has another plugin now, or none: start 'xformd dev' again" in ask(server, "/dev"))
+    assert shout(server) == "> owl"
     edit(project, lambda _: whole)
     wait_until(lambda: '"0.1.0"' in ask(server, "/transforms/shout"))
 
@@ -148,3 +152,16 @@ def test_a_folder_without_a_plugin_is_refused(tmp_path: Path) -> None:
         f"xformd: bad-config: no plugin in {tmp_path}: it has no Python file, and no pyproject.toml with "
         "[project.entry-points.xformd]; 'xformd new NAME' makes one\n"
     )
+
+
+def test_the_page_is_opened_once(folder: Path, tmp_path: Path) -> None:
+    opened, browser = tmp_path / "opened", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> {opened}\n')
+    browser.chmod(0o755)
+    with serving(tmp_path, *HTTP, str(folder), verb=("dev",), ready="following", BROWSER=str(browser)) as server:
+        wait_until(lambda: opened.exists() and opened.read_text().endswith("\n"))
+        server.process.send_signal(signal.SIGHUP)
+        logs(server, "reloaded")
+        assert server.stop() == 0
+        (link,) = opened.read_text().splitlines()
+        assert link.startswith(f"{server.http}/#shout&poem=The%20Owl")

@@ -67,13 +67,11 @@ class TransformClient(SocketClient):
 
     async def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
-        listed: dict[str, Any] = await self._within(timeout, self._list(timeout))
-        return listed
+        return dict(await self._within(timeout, self._list(timeout)))
 
     async def ping(self, *, timeout: float | None = None) -> str:
         """Check that a server answers: return its name and version, and what it still misses."""
-        name: str = await self._within(timeout, self._ping(timeout))
-        return name
+        return str(await self._within(timeout, self._ping(timeout)))
 
     async def close(self) -> None:
         """Accept no new requests, and wait until those in flight are done and every connection is closed."""

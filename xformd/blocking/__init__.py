@@ -115,13 +115,11 @@ class TransformClient(SocketClient):
 
     def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
-        listed: dict[str, Any] = _run(self._within(timeout, self._list(timeout)))
-        return listed
+        return dict(_run(self._within(timeout, self._list(timeout))))
 
     def ping(self, *, timeout: float | None = None) -> str:
         """Check that a server answers: return its name and version, and what it still misses."""
-        name: str = _run(self._within(timeout, self._ping(timeout)))
-        return name
+        return str(_run(self._within(timeout, self._ping(timeout))))
 
     def close(self) -> None:
         """Accept no new requests, and close every connection; what other threads have in flight is answered first."""
@@ -151,7 +149,9 @@ class TransformClient(SocketClient):
             node, _ = self._choose(request.spec, ())
             if isinstance(node, Server):
                 node = await self._within(timeout, self._open(node, PATIENCE_S))
-            if isinstance(node, Address):
+            if node.is_out:  # ``xform`` notes whether it may come back
+                node.is_probed = False
+            elif isinstance(node, Address):
                 waiter = _Waiter()
                 return _Sent(request, node.link, waiter, node.link.begin(request, waiter))
         return None
@@ -160,8 +160,7 @@ class TransformClient(SocketClient):
         """Return the answer; None if the poem may be sent again."""
         try:
             ends_at = math.inf if sent.request.ends_at is None else sent.request.ends_at
-            answer: bytes = sent.link.wait(sent.waiter, sent.pending, ends_at)
-            return answer
+            return bytes(sent.link.wait(sent.waiter, sent.pending, ends_at))
         except TimeoutError:
             raise self._expired(timeout, poem) from None
         except NotSent:
@@ -248,10 +247,10 @@ def call(transform: str, poem: Any, /, *, timeout: Any = 60.0, **options: Any) -
 
 def _client_of(variables: frozenset[tuple[str, str]]) -> TransformClient:
     if (client := _called.get(variables)) is None:
-        client = TransformClient(**from_environment(dict(variables)))
-        for others in [*_called]:
-            _called.pop(others).close()
-        _called[variables] = client
+        client = _called.setdefault(variables, TransformClient(**from_environment(dict(variables))))
+        for others in {*_called} - {variables}:  # another thread may be here too
+            if (other := _called.pop(others, None)) is not None:
+                other.close()
     return client
 
 
@@ -340,7 +339,7 @@ class _Link:
         self._lock = threading.Lock()  # of all that follows, and of the core
         self._unsent = memoryview(b"")
         self._is_amid = False  # in a step: a signal's exception may have ended one half-way
-        self._has_reader = False
+        self._reader: _Waiter | None = None  # of the thread that reads
         self._sleepers: dict[_Waiter, None] = {}
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
@@ -350,12 +349,11 @@ class _Link:
     def is_open(self) -> bool:
         """Whether it accepts new requests."""
         core = self.core
-        if not self._has_reader and (not core.load or core.check_at <= time.monotonic()):
+        if self._reader is None and (not core.load or core.check_at <= time.monotonic()):
             with self._lock:
-                if not self._has_reader:
+                if self._reader is None:
                     self._step(self._read)  # while nobody has read, the server may have closed
-        is_open: bool = core.is_open(time.monotonic())
-        return is_open
+        return bool(core.is_open(time.monotonic()))
 
     async def opening(self, seconds: float | None) -> Any:
         """Return what comes of the opening, or raise it."""
@@ -372,8 +370,7 @@ class _Link:
             task.asked = self, waiter, pending
             if task.is_cancelled:
                 task.cancel()
-        value: bytes = self.wait(waiter, pending, _here.ends_at)
-        return value
+        return bytes(self.wait(waiter, pending, _here.ends_at))
 
     def give_up(self, waiter: _Waiter, pending: Any) -> None:
         """Cancel what another thread has asked."""
@@ -410,6 +407,8 @@ class _Link:
                 self._wait(waiter, ends_at)
         except BaseException:
             with self._lock:
+                if self._reader is waiter:
+                    self._reader = None
                 if pending is None:
                     self._step(self.core.abort)
                 else:
@@ -428,9 +427,9 @@ class _Link:
         with self._lock:
             if waiter.value is not None:
                 return
-            reads = not self._has_reader
+            reads = self._reader is None
             if reads:
-                self._has_reader = True
+                self._reader = waiter
             else:
                 waiter.sleeper = threading.Lock()
                 waiter.sleeper.acquire()
@@ -439,36 +438,33 @@ class _Link:
             self._read_until(waiter, ends_at)
         elif self._unsent:
             output = select.poll()
-            output.register(self._socket, select.POLLOUT)
-            output.poll(1000 * AWAY_S)
+            with contextlib.suppress(ValueError):  # who reads has closed it meanwhile
+                output.register(self._socket, select.POLLOUT)
+                output.poll(1000 * AWAY_S)
             self.step(_nothing)
         elif not waiter.sleeper.acquire(timeout=-1 if ends_at == math.inf else max(0.0, ends_at - time.monotonic())):
             raise TimeoutError
 
     def _read_until(self, waiter: _Waiter, ends_at: float) -> None:
         core = self.core
-        try:
-            while True:
-                until, now = min(core.check_at, ends_at), time.monotonic()
-                events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
-                if events != self._events:
-                    self._events = events
-                    self._poll.modify(self._socket, events)
-                ready = self._poll.poll(None if until == math.inf else max(0, math.ceil(1000 * (until - now))))
-                with self._lock:
-                    now = time.monotonic()
-                    if ready:
-                        self._step(self._read)
-                    elif core.check_at <= now:
-                        self._step(core.check, now)
-                    if waiter.value is not None:
-                        self._has_reader = False
-                        return
-                if now >= ends_at:
-                    raise TimeoutError
-        except BaseException:
-            self._has_reader = False
-            raise
+        while True:
+            until, now = min(core.check_at, ends_at), time.monotonic()
+            events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
+            if events != self._events:
+                self._events = events
+                self._poll.modify(self._socket, events)
+            ready = self._poll.poll(None if until == math.inf else max(0, math.ceil(1000 * (until - now))))
+            with self._lock:
+                now = time.monotonic()
+                if ready:
+                    self._step(self._read)
+                elif core.check_at <= now:
+                    self._step(core.check, now)
+                if waiter.value is not None:
+                    self._reader = None
+                    return
+            if now >= ends_at:
+                raise TimeoutError
 
     # With the lock held.
 
@@ -519,7 +515,7 @@ class _Link:
             waiter.sleeper.release()
 
     def _wake_reader(self) -> None:
-        if not self._has_reader and self._sleepers:
+        if self._reader is None and self._sleepers:
             waiter = next(iter(self._sleepers))
             del self._sleepers[waiter]
             waiter.sleeper.release()

@@ -30,13 +30,14 @@ class Link:
     @property
     def is_open(self) -> bool:
         """Whether it accepts new requests."""
-        is_open: bool = self.core.is_open(self._now())
-        return is_open
+        return bool(self.core.is_open(self._now()))
 
     async def opening(self, seconds: float | None) -> Any:
         """Return what comes of the opening: the server's hello, or the result of a classic exchange; or raise it."""
         try:
             return await self._wait(self.opened, seconds)
+        except GeneratorExit:
+            raise
         except BaseException:
             self.abort()
             raise

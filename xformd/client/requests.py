@@ -245,7 +245,9 @@ class Client(Servers):
                 server.classic_requests -= 1
 
     def _note(self, node: Address | Server, kind: Kind | None, sent_at: float, error: BaseException | None) -> None:
-        if kind is not None and isinstance(node, Address):
+        if kind is None:
+            node.is_probed = False  # this says nothing of how the server transforms
+        elif isinstance(node, Address):
             if isinstance(error, NotSent):
                 error = error.error
             elif error is not None and not isinstance(error, XformError):

@@ -172,7 +172,11 @@ class Servers:
         """Open a session, unless an attempt is in flight."""
         if server.attempt is None:
             server.attempt = True
-            attempt = self._start(self._connect(server))
+            try:
+                attempt = self._start(self._connect(server))
+            except RuntimeError:  # the system has no more threads
+                server.attempt = None
+                raise
             if server.attempt is True:  # it is not over yet
                 server.attempt = attempt
 
@@ -193,6 +197,9 @@ class Servers:
             outcome = NotSent(error)
         except Exception as error:  # a defect: those who wait are told
             outcome = error
+        except GeneratorExit:  # the program ends: who waits may be ending too
+            server.openers = []
+            raise
         finally:
             with self._lock:
                 server.attempt, server.is_slow = None, False

@@ -74,9 +74,9 @@ class SocketClient(Client):
         last = OSError(NO_ANSWER)
         for family, address, host in sorted(found, key=lambda each: (each[2] in in_use, random.random())):
             with contextlib.ExitStack() as undo:
-                connection = undo.enter_context(socket.socket(family))
-                connection.setblocking(False)
                 try:
+                    connection = undo.enter_context(socket.socket(family))
+                    connection.setblocking(False)
                     await self._connect_socket(connection, address)
                     if family != socket.AF_UNIX:
                         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -100,7 +100,7 @@ class SocketClient(Client):
             return [(socket.AF_UNIX, place.path, place.path)]
         try:
             infos = await self._look_up(place.host, place.port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # no name has an empty label, or a long one
             reason = f"DNS lookup failed: no results for hostname lookup: {place.host}"
             raise _connection_failed(server, reason, error) from error
         return [(family, address, address[0]) for family, _, _, _, address in infos]

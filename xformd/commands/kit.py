@@ -95,14 +95,18 @@ def dev(configuration: "Configuration", folder: Path, browser: bool) -> None:
 
     def make(reactor: Any) -> "Server":
         made.append(DevServer(plugin, lambda: configuration.read_again().settings, reactor))
+        made[0].server.listening.addCallback(show)
         return made[0].server
+
+    def show(addresses: tuple[str, ...]) -> tuple[str, ...]:
+        if browser and made[0].link and (sys.platform != "linux" or _SCREENS & {*os.environ}):
+            webbrowser.open(made[0].link)
+        return addresses
 
     def describe(server: "Server") -> Iterator[str]:
         for each in server.registry.with_state("failed"):
             yield from (f"failed: plugin {each.label}: {reason}" for reason in each.reasons)
         names = ", ".join(each.name for each in made[0].transforms)
         yield f"following {folder}: {names or 'no transform yet'}"
-        if browser and made[0].link and (sys.platform != "linux" or _SCREENS & {*os.environ}):
-            webbrowser.open(made[0].link)
 
     run_server(make, describe, plugin.select(configuration.settings))

@@ -17,7 +17,7 @@ import attrs
 import click
 
 from xformd import __version__
-from xformd.config import TABLE, Settings
+from xformd.config import TABLE, Configuration, Settings, configure
 from xformd.config.types import BOOLEAN, FOLDERS
 from xformd.errors import ConfigError, InternalError, NoSuchTransform, XformError, one_line, printable
 from xformd.limits import Limits, parse_duration, parse_size, parse_timeout
@@ -25,7 +25,6 @@ from xformd.net.defaults import DEFAULT_HOST, tcp_server
 from xformd.plugins.settings import VARIABLE
 
 if TYPE_CHECKING:
-    from xformd.config import Configuration
     from xformd.config.settings import Setting
     from xformd.net.listener import ListeningService
     from xformd.plugins.registry import Plugin
@@ -279,10 +278,8 @@ def _given_flags(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
 @contextlib.contextmanager
 def configured(
     file: Path | None, flags: Mapping[str, tuple[str, object]], environment: Mapping[str, str]
-) -> "Iterator[Configuration]":
+) -> Iterator[Configuration]:
     """Read the settings; a ``ConfigError`` of the block about one of them names where it was set."""
-    from xformd.config import configure
-
     configuration = configure(file, environment, flags)
     try:
         yield configuration

@@ -47,13 +47,13 @@ class PluginFolder:
     def __init__(self, folder: Path, metadata: Path) -> None:
         folder = folder.resolve()  # a job has another current folder
         self.folder, self._metadata = folder, metadata
-        self._name = self.read()
-        if self._name is None and not [*loose([folder])]:
+        self.name = self.read()
+        if self.name is None and not [*loose([folder])]:
             raise ConfigError(
                 f"no plugin in {folder}: it has no Python file, and no pyproject.toml with "
                 f"[project.entry-points.{GROUP}]; 'xformd new NAME' makes one"
             )
-        if self._name is not None:
+        if self.name is not None:
             before = [path for path in sys.path if path.endswith("-packages")][:1]  # an installed one is hidden
             at = sys.path.index(before[0]) if before else len(sys.path)
             sys.path[at:at] = [str(metadata), *(str(each) for each in (folder / "src", folder) if each.is_dir())]
@@ -90,9 +90,9 @@ class PluginFolder:
     def select(self, settings: Settings) -> Settings:
         """Return settings with this plugin, beside those that come with xformd."""
         chosen = settings.selection
-        folders = (self.folder,) if self._name is None else ()
+        folders = (self.folder,) if self.name is None else ()
         selection = Selection(
-            distributions=frozenset() if self._name is None else frozenset({self._name}),
+            distributions=frozenset() if self.name is None else frozenset({self.name}),
             directories=folders,
             settings=chosen.settings,
             commands=chosen.commands,
@@ -122,7 +122,8 @@ class DevServer:
         paths: Mapping[bytes, Methods] = {b"/dev": {"GET": self._respond}}
 
         def read_again() -> Settings:
-            plugin.read()
+            if plugin.read() != plugin.name:
+                raise ConfigError(f"{plugin.folder} has another plugin now, or none: start 'xformd dev' again")
             return plugin.select(read_settings())
 
         self.server: Server = make_server(plugin.select(read_settings()), reactor, read_again, dev_paths=paths)

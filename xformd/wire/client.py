@@ -278,7 +278,8 @@ class ClientSession(_Exchange):
         return pending
 
     def _write_waiting(self, now: float) -> None:
-        if self.hello is None or not self.is_open(now):
+        # A session that was closed here has accepted what waits; where the server ends it, nothing waits any more.
+        if self.hello is None or self.is_aborted or self._is_unanswered(now, DOUBT_S):
             return
         while self._waiting and len(self._in_flight) + len(self._cancelled) < self.hello.max_in_flight:
             self._write(self._waiting.popleft(), self.hello.max_request_bytes, now)

@@ -207,15 +207,18 @@ def gzip(poem: bytes, *, level: Annotated[int, Interval(ge=1, le=9)] = 6) -> byt
 @built_in((_EMPTY_GZIP, b""), (_OWL_GZIP + _EMPTY_GZIP, b"The Owl"), accepts=("application/gzip", "application/x-gzip"))
 def gunzip(poem: bytes) -> bytes:
     """Uncompress a gzip file of up to 64 MiB."""
+    result = bytearray()
     try:
-        result = GzipFile(fileobj=io.BytesIO(poem)).read(MAX_UNPACKED_BYTES + 1)
+        with GzipFile(fileobj=io.BytesIO(poem)) as file:
+            while len(result) <= MAX_UNPACKED_BYTES and (piece := file.read1()):
+                result += piece
     except (EOFError, OSError, zlib.error) as error:
         raise xformd.GibberishError(f"not gzip: {error}") from None
     if not poem:
         raise xformd.GibberishError("not gzip: it is empty")
     if len(result) > MAX_UNPACKED_BYTES:
         raise xformd.TooLarge(f"gunzip would return more than its limit of {MAX_UNPACKED_BYTES} bytes")
-    return result
+    return bytes(result)
 
 
 xformd_transforms = provide_all(globals())

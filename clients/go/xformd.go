@@ -872,7 +872,9 @@ func (s *Session) enqueue(request *Request, now time.Time) {
 }
 
 func (s *Session) writeWaiting(now time.Time) {
-	for len(s.waiting) > 0 && s.IsOpen(now) && int64(len(s.inFlight)+len(s.cancelled)) < s.Hello.MaxInFlight {
+	// A session that was closed here has accepted what waits; where the server ends it, nothing waits any more.
+	isReady := s.Hello != nil && !s.IsAborted && !s.isUnanswered(now, doubt)
+	for isReady && len(s.waiting) > 0 && int64(len(s.inFlight)+len(s.cancelled)) < s.Hello.MaxInFlight {
 		request := s.waiting[0]
 		s.waiting = s.waiting[1:]
 		s.write(request, now)

@@ -591,7 +591,9 @@ export class Session {
   }
 
   #writeWaiting(now) {
-    while (this.isOpen(now) && this.#waiting.length > 0) {
+    // A session that was closed here has accepted what waits; where the server ends it, nothing waits any more.
+    if (this.hello === null || this.isAborted || this.#isUnanswered(now, DOUBT_MS)) return;
+    while (this.#waiting.length > 0) {
       if (this.#inFlight.size + this.#cancelled.size >= this.hello.maxInFlight) return;
       this.#write(this.#waiting.shift(), now);
     }

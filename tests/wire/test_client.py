@@ -90,6 +90,9 @@ class Script:
     def cancel(self, number: int) -> None:
         self.core.cancel(self.pending[number], self.now)
 
+    def close(self, _: bool) -> None:
+        self.core.close()
+
     def receives(self, text: str) -> None:
         for piece in self.split(text.encode("latin-1")):
             self.core.receive(piece, self.now)
@@ -168,18 +171,3 @@ def test_whatever_a_server_sends_each_waiter_has_one_outcome(pieces: list[bytes]
         assert sorted(waiter for waiter, _ in outcomes) == list(range(count))
         for _, value in outcomes:
             assert isinstance(value, bytes | Hello | XformError | NotSent | SpeaksClassic)
-
-
-def test_a_session_that_closes_still_sends_what_waits_for_its_turn() -> None:
-    core = ClientSession("there", 1_000)
-    core.open()
-    core.receive(encode(HELLO), 0.0)
-    for waiter in "abc":
-        core.request(waiter, 0.0, parse_readable("upper"), waiter.encode())
-    core.close()
-    core.data_to_send()
-    core.receive(encode(b"1 ok.A") + encode(b"2 ok.B"), 1.0)
-    assert (core.data_to_send(), core.is_finished) == (encode(b"3 upper.c"), False)
-    core.receive(encode(b"3 ok.C"), 2.0)
-    assert core.outcomes()[1:] == [("a", b"A"), ("b", b"B"), ("c", b"C")]
-    assert core.is_finished

@@ -270,6 +270,7 @@ func plays(vector object, split split) error {
 			outcomes = outcomes[1:]
 			return equal(found, what)
 		},
+		"close":  func(any) error { session.Close(); return nil },
 		"closes": func(any) error { return equal([]bool{session.IsFinished(), session.IsAborted}, []bool{true, false}) },
 		"aborts": func(any) error { return equal(session.IsAborted, true) },
 	}

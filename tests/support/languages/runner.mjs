@@ -97,6 +97,7 @@ function plays(vector, split) {
       collect();
       equal(outcomes.shift(), wanted);
     },
+    close: () => session.close(),
     closes: () => equal([session.isFinished, session.isAborted], [true, false]),
     aborts: () => equal(session.isAborted, true),
   };

@@ -35,7 +35,7 @@ def test_axe_finds_no_violation(opening: Opener, scheme: str, screen: dict[str, 
     assert visit.axe_finds() == []
     visit.expect_rejection()
     visit.open("#hold&poem=owl", "after 0.0")
-    visit.field("seconds").fill("15")
+    visit.field("seconds").fill("300")
     visit.page.get_by_text("Running for 1 s", exact=True).wait_for()
     assert visit.axe_finds() == []
     visit.press("Cancel")

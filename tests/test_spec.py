@@ -25,7 +25,8 @@ from xformd.spec import (
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
-STEPS = st.builds(Step, NAMES, st.dictionaries(NAMES, TEXTS, max_size=3))
+OPTIONS = st.dictionaries(NAMES, TEXTS, max_size=3).map(lambda options: tuple(sorted(options.items())))
+STEPS = st.builds(Step, NAMES, OPTIONS)
 SPECS = st.builds(Spec, st.lists(STEPS, min_size=1, max_size=4).map(tuple))
 
 
@@ -48,7 +49,7 @@ def test_any_text_parses_or_is_a_bad_request(read: Callable[[str], Spec], text: 
 
 
 def test_steps_and_options() -> None:
-    steps = (Step("wrap", {"width": "40", "indent": "2"}), Step("number-lines"))
+    steps = (Step("wrap", (("indent", "2"), ("width", "40"))), Step("number-lines"))
     assert parse("wrap:width=40,indent=2+number-lines") == Spec(steps)
     assert str(parse("wrap:width=40,indent=2")) == str(parse("wrap:indent=2,width=40")) == "wrap:indent=2,width=40"
 

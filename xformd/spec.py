@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from enum import Enum
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -41,19 +40,11 @@ def is_valid_name(value: object) -> bool:
     return isinstance(value, str) and _NAME.match(value) is not None
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
+    """One transform of a spec. Its options are text, not converted, and sorted."""
+
     name: str
-    options: tuple[tuple[str, str], ...]
-
-
-class Step(_Step):
-    """One transform of a spec. Its options are text, not converted, and kept as sorted pairs."""
-
-    __slots__ = ()
-
-    def __new__(cls, name: str, options: Mapping[str, str] = MappingProxyType({})) -> "Step":
-        """Sort the options."""
-        return super().__new__(cls, name, tuple(sorted(dict(options).items())))
+    options: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         options = ",".join(f"{key}={_encode(value)}" for key, value in self.options)
@@ -130,7 +121,7 @@ def build(transform: str, options: Mapping[str, object]) -> Spec:
         raise BadRequest(f"with several steps, write options into the spec: {spec.steps[0].name}:option=value+...")
     (step,) = spec.steps
     texts = {name: _option_text(name, value) for name, value in options.items() if value is not None}
-    return Spec((Step(step.name, {**dict(step.options), **texts}),))
+    return Spec((Step(step.name, tuple(sorted({**dict(step.options), **texts}.items()))),))
 
 
 def plain_value(value: Any) -> Any:
@@ -196,7 +187,7 @@ def _parse_step(text: str, place: int, value_pattern: re.Pattern[str]) -> Step:
             if key in options:
                 raise _bad(option_place, f"option {key!r} is given twice")
             options[key] = value
-    return Step(name, options)
+    return Step(name, tuple(sorted(options.items())))
 
 
 def _parse_option(text: str, place: int, value_pattern: re.Pattern[str]) -> tuple[str, str]:

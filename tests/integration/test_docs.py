@@ -15,7 +15,7 @@ import pytest
 
 from support import packages
 from support.poems import peer, sends
-from support.processes import DEADLINE_S, serving
+from support.processes import DEADLINE_S, SLOW, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("docs")]
 
@@ -23,8 +23,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins-example/*/README.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED_BLOCK = re.compile(r"`([\w./]+)`[^`]*?:\n\n```(?:python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SLOW = re.compile(r"^xformd: still (?:loading|warming up) plugin .*\n", re.MULTILINE)
-"""What a command says on a slow machine."""
 KINDS = {"console", "go", "js", "json", "python", "sh", "text", "toml"}  # test_other_languages.py runs go and js
 POETRY, CLIENT, PYTHON, PLUGINS = (ROOT / "docs" / f"{name}.md" for name in ("poetry", "client", "python", "plugins"))
 REACT = "from twisted.internet.task import react\nreact(lambda _: transformed('The Owl!').addCallback(print))\n"
@@ -53,7 +51,7 @@ class Reader:
         done = subprocess.run(
             command, cwd=folder, env=variables, stdout=PIPE, stderr=STDOUT, timeout=DEADLINE_S, check=False
         )
-        return SLOW.sub("", done.stdout.decode())
+        return SLOW.sub(b"", done.stdout).decode()
 
 
 def files_of(page: Path) -> dict[str, str]:

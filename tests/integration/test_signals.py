@@ -159,6 +159,8 @@ def test_the_first_process_of_a_container_reaps_orphans(tmp_path: Path) -> None:
         assert session.ask("orphan", b"").code == "ok"
         wait_until((tmp_path / "orphaned").exists)
         wait_until(lambda: children.read_text() == before)
+        os.kill(first, signal.SIGTERM)  # unshare itself heeds none
+        assert server.process.wait(DEADLINE_S) == 0
 
 
 @pytest.mark.skipif(not can_contain(), reason="needs unshare(1), and the right to use it")

@@ -53,7 +53,7 @@ REGISTRY = registry_of(read_pages, draw, markup, show, parse, plain, pack)
 
 
 def call_of(made: Transform) -> Call:
-    return prepare(Step(made.name, {}), REGISTRY)
+    return prepare(Step(made.name), REGISTRY)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Real commands and real servers, each in a process of its own that is always ended."""
 
 import os
+import re
 import select
 import signal
 import socket
@@ -20,6 +21,9 @@ DEADLINE_S = 90.0
 XFORMD = (sys.executable, "-m", "xformd")
 VERSES = Path(__file__).parent / "verses"
 
+SLOW = re.compile(rb"^xformd: still (?:loading|warming up) plugin .*\n", re.MULTILINE)
+"""What a command says on a slow machine."""
+
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment for a command: this one, without what would change its behaviour."""
@@ -31,7 +35,9 @@ def xformd(*arguments: str, stdin: bytes = b"", **extra: str) -> subprocess.Comp
     """Run a command to its end, in this process; ``extra`` adds to its environment."""
     if arguments[:1] == ("serve",):
         extra.setdefault("XFORMD_HTTP", "none")  # its port is another test's
-    return in_process.run(cli.main.main, arguments, stdin=stdin, environment=environment(extra))
+    done = in_process.run(cli.main.main, arguments, stdin=stdin, environment=environment(extra))
+    done.stderr = SLOW.sub(b"", done.stderr)
+    return done
 
 
 def xformd_process(*arguments: str, stdin: bytes = b"", **extra: str) -> subprocess.CompletedProcess[bytes]:
@@ -159,9 +165,25 @@ def serving(
         ) as process,
     ):
         try:
-            yield Server(process, log, ready)
+            server = Server(process, log, ready)
+            if verb == ("serve",) and "XFORMD_PLUGIN_LOAD_TIMEOUT_S" not in extra:
+                wait_for_plugins(server)
+            yield server
         finally:
             stop(process)
+
+
+def wait_for_plugins(server: Server) -> None:
+    """Wait for plugins that take long to be loaded on a busy machine: the server starts without them."""
+
+    def are_loaded() -> bool:
+        with server.connect() as connection:
+            connection.sendall(netstring(b"xformd/2") + netstring(b"1 !ping."))
+            connection.shutdown(socket.SHUT_WR)
+            return b"still loading" not in read_to_end(connection)
+
+    if "is still loading after" in server.log:  # which is written before the server starts without it
+        wait_until(are_loaded)
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

@@ -22,6 +22,7 @@ FILE = "jobs.sqlite3"
 VERSION = 1
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # or a column has another name
+_PRAGMAS = ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 0")
 _FIELDS = "id, owner, share, spec, is_repeatable, key, digest, created_at, ended_at, error, headers"
 _SETUP = f"""
     PRAGMA user_version = {VERSION};
@@ -94,10 +95,8 @@ class JobStore:
             connection.execute("BEGIN")
             connection.execute("DELETE FROM jobs WHERE ended_at <= ?", (now - keep_s,))
             connection.execute("UPDATE jobs SET ended_at = ?1 WHERE ended_at > ?1", (now,))
-            values = (now, _encode(lost))
-            connection.execute(
-                "UPDATE jobs SET ended_at = ?, error = ? WHERE ended_at IS NULL AND data IS NULL", values
-            )
+            query = "UPDATE jobs SET ended_at = ?, error = ? WHERE ended_at IS NULL AND data IS NULL"
+            connection.execute(query, (now, _encode(lost)))
             rows = connection.execute(f"SELECT {_FIELDS}, ifnull(length(data), 0) FROM jobs ORDER BY created_at")
             names = attrs.fields_dict(Job)
             jobs = [Job(**dict(zip(names, row, strict=True))) for row in rows]
@@ -152,12 +151,7 @@ def _open(file: Path) -> sqlite3.Connection:
     # Whichever thread of the pool calls; and it never waits for the lock, as whoever has it keeps it.
     connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
     try:
-        for pragma in (
-            "locking_mode = EXCLUSIVE",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "journal_size_limit = 0",
-        ):
+        for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in (0, VERSION):

@@ -170,10 +170,8 @@ def _transforms(registry: "Registry", distributions: list[str]) -> "Iterator[Tra
 
 
 def _call(transform: "Transform", example: "Example") -> str:
-    return (
-        ", ".join([f"{transform.name}({_short(example.poem)}", *(f"{k}={v!r}" for k, v in example.options.items())])
-        + ")"
-    )
+    arguments = [_short(example.poem), *(f"{key}={value!r}" for key, value in example.options.items())]
+    return f"{transform.name}({', '.join(arguments)})"
 
 
 def _short(poem: str | bytes) -> str:

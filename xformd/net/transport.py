@@ -69,8 +69,12 @@ class EagerServer(tcp.Server):
         if not data:
             return  # sending nothing would consume a pending socket error, and a reset would look like a clean close
         sent = self.send_now(data)
-        if sent < len(data):
-            tcp.Server.write(self, data[sent:])
+        if not sent:
+            tcp.Server.write(self, data)
+        elif sent < len(data):  # and nothing else waits: not copied
+            self.dataBuffer, self.offset = data, sent
+            self._maybePauseProducer()  # type: ignore[no-untyped-call]
+            self.startWriting()  # type: ignore[no-untyped-call]
 
     def send_now(self, data: bytes | memoryview) -> int:
         """Send what can be sent now, and return how many bytes that was: 0 while anything is queued."""

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from support.result_plugins.results import PDF_BEGINNING, SIDE
+from support.timing import assert_within
 from support.visits import CALLS, PHONE, RESULTS, Opener, Visit
 
 if TYPE_CHECKING:
@@ -170,30 +171,39 @@ def test_text_is_saved_with_its_suffix(visit: Visit, fragment: str, shown: str, 
 def test_a_large_file_is_sent_without_freezing_the_page(visit: Visit, tmp_path: Path) -> None:
     sent = b"The owl. \xc3\xa9\n" * (LARGE_BYTES // 12)
     (tmp_path / "large poem.txt").write_bytes(sent)
-    visit.open("#upper&poem=owl", "OWL")
-    visit.page.evaluate(WATCH)
-    visit.page.locator("#file").set_input_files(tmp_path / "large poem.txt")
-    visit.page.locator("#beginning").get_by_text("The first 2,000 lines of 5 MB.").wait_for()
+
+    def longest_ms() -> float:
+        visit.page.goto("about:blank")
+        visit.open("#upper&poem=owl", "OWL")
+        visit.page.evaluate(WATCH)
+        visit.page.locator("#file").set_input_files(tmp_path / "large poem.txt")
+        visit.page.locator("#beginning").get_by_text("The first 2,000 lines of 5 MB.").wait_for()
+        visit.page.evaluate("new Promise((turned) => setTimeout(turned, 50))")
+        return float(visit.page.evaluate("longest"))
+
+    assert_within(MAX_GAP_MS, longest_ms)
     assert visit.text_of("#result") == "THE OWL. É\n" * 2_000
     assert not visit.poem().is_visible()
     assert visit.page.locator("#poem").input_value() == ""
     assert "large poem.txt" in visit.page.locator("#poem-file").inner_text()
     assert "5 MB" in visit.page.locator("#poem-file").inner_text()
     assert visit.call("curl").endswith("--data-binary '@large poem.txt'")
-    visit.page.evaluate("new Promise((turned) => setTimeout(turned, 50))")
-    assert visit.page.evaluate("longest") < MAX_GAP_MS
     assert saved(visit, "Save as result.txt") == ("result.txt", sent.decode().upper().encode())
 
 
 @pytest.mark.parametrize("content", [b"\n" * 99_000, bytes(range(256)) * 380], ids=["lines", "binary"])
 def test_a_file_of_many_lines_is_no_text_field_either(visit: Visit, content: bytes) -> None:
-    visit.open("#pass-on&poem=owl", "owl")
-    visit.page.evaluate(WATCH)
-    visit.page.locator("#file").set_input_files({"name": "poem", "mimeType": "", "buffer": content})
-    visit.page.locator("#poem-file").get_by_text("9").wait_for()
-    visit.page.locator("#result-facts").get_by_text(f"{len(content):,} bytes").wait_for()
-    visit.page.evaluate("new Promise((turned) => setTimeout(turned, 50))")
-    assert visit.page.evaluate("longest") < MAX_GAP_MS
+    def longest_ms() -> float:
+        visit.page.goto("about:blank")
+        visit.open("#pass-on&poem=owl", "owl")
+        visit.page.evaluate(WATCH)
+        visit.page.locator("#file").set_input_files({"name": "poem", "mimeType": "", "buffer": content})
+        visit.page.locator("#poem-file").get_by_text("9").wait_for()
+        visit.page.locator("#result-facts").get_by_text(f"{len(content):,} bytes").wait_for()
+        visit.page.evaluate("new Promise((turned) => setTimeout(turned, 50))")
+        return float(visit.page.evaluate("longest"))
+
+    assert_within(MAX_GAP_MS, longest_ms)
 
 
 def test_a_large_file_is_closed_and_comes_back(visit: Visit, tmp_path: Path) -> None:

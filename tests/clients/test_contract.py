@@ -150,11 +150,12 @@ def test_another_server_gets_what_the_first_cannot_take(make: Make, serve: Any) 
 def test_a_timeout_reaches_the_server_and_the_session_goes_on(make: Make, serve: Any) -> None:
     server = serve(answers(lambda s: upper(s) if s.endswith(b"quick") else None))
     client = make(server.address, address="there")
-    with pytest.raises(xformd.TransformTimeout, match=r"^no answer from there within 0\.1 s$") as caught:
-        client.xform("upper", "slow", timeout=0.1)
+    assert client.xform("upper", "quick") == "QUICK"  # the connection is there, so that the next one is sent in time
+    with pytest.raises(xformd.TransformTimeout, match=r"^no answer from there within 0\.3 s$") as caught:
+        client.xform("upper", "slow", timeout=0.3)
     assert caught.value.poem == "slow"
-    until(lambda: b"1 !cancel." in server.received)
-    assert any(string.startswith(b"1 upper timeout=") for string in server.received)
+    until(lambda: b"2 !cancel." in server.received)
+    assert any(string.startswith(b"2 upper timeout=") for string in server.received)
     assert client.xform("upper", "quick") == "QUICK"
     assert server.connections == 1
 
@@ -330,7 +331,7 @@ def all_clients() -> Iterator[dict[str, Any]]:
 def test_the_same_error_is_said_in_the_same_words(
     all_clients: dict[str, Any], serve: Any, world: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xformd.client.servers.OPENING_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("xformd.client.servers.OPENING_TIMEOUT_S", 1.0)
     talk = WORLDS[world]
     server = serve(talk or _opens_never)
     if talk is None:
@@ -345,7 +346,7 @@ def test_the_same_error_is_said_in_the_same_words(
 def _ask(clients: Any, address: str, token: str | None) -> tuple[Any, ...]:
     client = clients.make(address, address="there", max_result_bytes=1_000, token=token)
     try:
-        client.xform("upper:a=1", "poem", timeout=5)
+        client.xform("upper:a=1", "poem", timeout=60)
     except XformError as error:
         return error.code, error.message, error.retryable, error.retry_after_ms, error.poem, error.log_message
     return ("no error",)
@@ -393,7 +394,7 @@ def test_a_server_that_is_silent_is_asked_and_given_up_in_the_same_words(
     all_clients: dict[str, Any], serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SILENCE_S", "DOUBT_S", "GIVE_UP_S"):
-        monkeypatch.setattr(f"xformd.wire.client.{name}", 0.1)
+        monkeypatch.setattr(f"xformd.wire.client.{name}", 0.5)
     said = []
     for clients in all_clients.values():
         server = serve(answers(silent))

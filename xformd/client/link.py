@@ -60,8 +60,7 @@ class Link:
             raise
         if isinstance(value, Exception):
             raise value
-        answer: bytes = value
-        return answer
+        return bytes(value)
 
     def close(self) -> None:
         """Accept no new requests; ``closed`` has a value once those in flight are answered."""

@@ -234,8 +234,7 @@ class Client(Servers):
         try:
             exchange = ClassicExchange(server.address, request.spec, request.poem, self._max_result_bytes)
             link = await self._dial(server, exchange, ())
-            answer: bytes = await link.opening(None)
-            return answer
+            return bytes(await link.opening(None))
         except ConnectionFailed as error:
             server.classic_until = 0.0  # the server that comes back may be a newer one
             self._note_failure(server)

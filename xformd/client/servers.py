@@ -172,9 +172,11 @@ class Servers:
         """Open a session, unless an attempt is in flight."""
         if server.attempt is None:
             server.attempt = True
+            connecting = self._connect(server)
             try:
-                attempt = self._start(self._connect(server))
+                attempt = self._start(connecting)
             except RuntimeError:  # the system has no more threads
+                connecting.close()
                 server.attempt = None
                 raise
             if server.attempt is True:  # it is not over yet

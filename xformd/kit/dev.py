@@ -4,7 +4,6 @@ Invariant: what it serves is what the folder holds. What cannot be loaded is gon
 say why, with the file, the line and the line's text.
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -72,6 +72,8 @@ class PluginFolder:
             points: Mapping[str, str] = project.get("entry-points", {}).get(GROUP, {})
             name, version = str(project.get("name", "")), project.get("version", "0")
             lines = [f"[{GROUP}]", *(f"{point} = {target}" for point, target in points.items())]
+            if "/" in f"{name}{version}":
+                raise ValueError("neither a name nor a version has a '/'")
         except (OSError, ValueError, AttributeError) as error:
             raise ConfigError(f"cannot read {file}: {error}") from None
         if not name or not points:
@@ -163,9 +165,12 @@ class DevServer:
         from watchfiles import watch
 
         more: Any = {"step": STEP_MS, "debounce": DEBOUNCE_MS, "rust_timeout": 1_000, "raise_interrupt": False}
-        with contextlib.suppress(FileNotFoundError):  # it has been removed, which the next reload will say
+        try:
             for changes in watch(self._plugin.folder, stop_event=self._stopping, **more):
                 self._reactor.callFromThread(self._changed, sorted({path for _, path in changes}))
+        except OSError as error:  # the system watches no more files, say
+            warn = partial(self.log.error, "cannot watch {folder}, send SIGHUP after a change: {error}")
+            self._reactor.callFromThread(warn, folder=self._plugin.folder, error=error)
 
     def _changed(self, paths: list[str]) -> None:
         self.log.info("saved: {paths}", paths=", ".join(os.path.relpath(path, self._plugin.folder) for path in paths))
@@ -177,7 +182,9 @@ class DevServer:
         self._is_reloading = self._has_changed and not self._stopping.is_set()
         self._has_changed = False
         if self._is_reloading:
-            Deferred.fromCoroutine(self._reload()).addCallback(lambda _: self._reload_if_changed())
+            reloading = Deferred.fromCoroutine(self._reload())
+            reloading.addErrback(lambda failure: self.log.failure("not reloaded", failure))
+            reloading.addCallback(lambda _: self._reload_if_changed())
 
     async def _reload(self) -> None:
         outcome = await self.server.reload()

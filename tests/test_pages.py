@@ -11,7 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "docs" / "index.md"
 OUTER = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
-PAGES = [*(ROOT / name for name in OUTER), *ROOT.glob("docs/*.md"), *ROOT.glob("plugins-example/**/README.md")]
+PAGES = [
+    *(ROOT / name for name in OUTER),
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("plugins-example/README.md"),
+    *ROOT.glob("plugins-example/*/README.md"),
+]
 PARTS = ["Tutorials", "How-to guides", "Reference", "Explanation"]
 
 FENCED = re.compile(r"^(```+).*?^\1$", re.MULTILINE | re.DOTALL)

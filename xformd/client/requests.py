@@ -198,6 +198,9 @@ class Client(Servers):
             if is_second:
                 start()
             return await self._wait(answer, None)  # type: ignore[no-any-return]
+        except GeneratorExit:  # the program ends
+            running.clear()
+            raise
         finally:
             for number in [*running]:
                 calls[number].cancel()

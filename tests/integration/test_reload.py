@@ -36,6 +36,7 @@ def xformd_transforms():
 def epoch(version: str, *, before: str = "", name: str = "edition", promised: str = "") -> Package:
     """Write a version of a small plugin, whose transform adds its version to the poem, as its example promises."""
     text = MODULE.format(version=version, before=before, name=name, promised=promised or version)
+    text += "#" * int(float(version))  # Python takes what has the same size and second for the same
     return Package("xformd-edition", {"edition": "xformd_edition"}, {"xformd_edition.py": text}, version)
 
 

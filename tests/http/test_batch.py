@@ -1,6 +1,8 @@
 """``/batch``: its lines, and how they run beside each other."""
 
 import base64
+import gc
+import io
 import itertools
 import json
 import time
@@ -13,6 +15,7 @@ from support.http_front import Client, Front, ask, connected, request
 from support.memory import ELSEWHERE
 from xformd.errors import BadRequest
 from xformd.http.batch import MAX_BAD_LINES, PIECE_BYTES, encode_result, parse_line, read_lines
+from xformd.limits import MIB
 from xformd.spec import parse
 
 UPPER = {"spec": "upper", "poem": "owl"}
@@ -308,3 +311,19 @@ def test_nothing_is_sent_to_a_client_that_has_left() -> None:
     client.leave()
     assert client.wire.value() == b""
     assert not front.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize("line", [b'{"spec": "upper", "poem": "a', b"[[],"])
+def test_a_body_is_forgotten_with_its_request(line: bytes) -> None:
+    """At once, not when Python looks for cycles: many would fill the memory until then."""
+    front = Front()
+    gc.collect()
+    gc.disable()
+    try:
+        client = front.client(request("/batch", line + line[-1:] * MIB, connection="close"))
+        client.settle()
+        client.leave()
+        kept = [each for each in gc.get_objects() if isinstance(each, io.BytesIO)]
+        assert not any(len(each.getvalue()) > MIB / 2 for each in kept)
+    finally:
+        gc.enable()

@@ -117,6 +117,7 @@ def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | BadRequest | None]:
             else:
                 yield parse_line(body[start:place].rstrip())
         except BadRequest as error:
+            error.__traceback__ = error.__context__ = None  # whose frames keep the body
             yield error
             if (bad_lines := bad_lines + 1) > MAX_BAD_LINES:
                 return
@@ -265,6 +266,7 @@ class BatchLines(TurnTaker):
             caller = Caller(self._share, self)
             result = self._service.xform(*line, timeout_s=self._timeout_s, caller=caller, timing=timing)
         except XformError as error:
+            error.__traceback__ = None  # a cycle, by way of this frame, which keeps the body
             self._finish(encode_error(index, error, self._request.id))
             return
         if isinstance(result, bytes):

@@ -104,6 +104,22 @@ def test_a_deterministic_request_is_sent_again_when_its_server_is_lost() -> None
 
 
 @pytest.mark.parametrize(("name", "may"), [("sure", True), ("later", False)])
+def test_what_comes_back_behind_a_single_address_is_asked_what_may_run_twice(name: str, may: bool) -> None:
+    """A balancer in TCP mode, say, with many servers behind it."""
+    world = World(1).open()
+    (answer,) = world.send(name, "x")
+    world.hosts[0].lose_connections()
+    world.network.pump()
+    assert world.hosts[0].sent.count(b"!list") == 1
+    assert has_fired(answer) == (not may)
+    if may:
+        world.finish(0)
+        assert result_of(answer) == "done"
+    else:
+        assert "may have run" in error_of(answer, xformd.ConnectionLost).message
+
+
+@pytest.mark.parametrize(("name", "may"), [("sure", True), ("later", False)])
 def test_what_a_server_fails_at_itself_is_sent_to_another_one_if_it_may_run_twice(name: str, may: bool) -> None:
     world = World().open()
     (answer,) = world.send(name, "x")

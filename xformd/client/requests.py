@@ -223,7 +223,7 @@ class Client(Servers):
             except BaseException as error:
                 if not isinstance(error, GeneratorExit):  # which comes with the end of the program
                     self._note(node, attempts.kind, sent_at, error)
-                self._go_on_after(error, attempts, request.spec, node, others)
+                await self._go_on_after(error, attempts, request.spec, node, others)
             else:
                 self._note(node, attempts.kind, sent_at, None)
                 return answer
@@ -259,7 +259,7 @@ class Client(Servers):
         if self._turns:
             self._let_one_in()
 
-    def _go_on_after(self, error: BaseException, attempts: Attempts, spec: Spec, node: Any, others: int) -> None:
+    async def _go_on_after(self, error: BaseException, attempts: Attempts, spec: Spec, node: Any, others: int) -> None:
         """Return if the request may be sent again; otherwise raise what its caller gets."""
         if not isinstance(error, NotInTime | NotSent | XformError):
             raise error
@@ -268,6 +268,8 @@ class Client(Servers):
         elif isinstance(error, NoSuchTransform):
             others = self._others_may_have(spec, attempts.tried) if others else 0
         if attempts.may_run_twice is None:
+            if isinstance(error, ConnectionLost):
+                await self._learn_anew(node.server)
             attempts.may_run_twice = self._balancer.may_run_twice(spec)
         attempts.go_on_after(error, others, max(len(self._servers), len(self._balancer.nodes)))
 
@@ -330,10 +332,19 @@ class Client(Servers):
             node.asked_at = self._now()
             self._start(self._learn(node))
 
-    async def _learn(self, address: Address) -> None:
+    async def _learn_anew(self, server: Server) -> None:
+        """Ask what has taken the place of a server that is lost what may run twice, if no server has said so yet."""
+        if any(node.offers for node in self._balancer.nodes):
+            return
+        with contextlib.suppress(NotInTime, NotSent, XformError):
+            node = await self._open(server, PATIENCE_S)
+            if isinstance(node, Address):
+                await self._learn(node, PATIENCE_S)
+
+    async def _learn(self, address: Address, within_s: float = LIST_TIMEOUT_S) -> None:
         link = address.link
         try:
-            listing = decode_listing(await self._within(LIST_TIMEOUT_S, link.ask(Question("list"))))
+            listing = decode_listing(await self._within(within_s, link.ask(Question("list"))))
             address.offers, address.workers = offers_of(listing), workers_of(listing)
         except Exception:
             if link.is_open:

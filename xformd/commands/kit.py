@@ -58,7 +58,7 @@ def new(name: str, kind: str, folder: Path) -> None:
         f"pip install -e '{made}[test]'",
         f"pytest {made}",
         f"{KINDS[kind]} | xformd run {transform}",
-        f"xformd dev {made}",
+        f"xformd dev {made}  # follows what you save; first: pip install 'xformd[dev]'",
     ):
         print_line(f"  {line}", sys.stdout)
     if NO_AUTHOR in (made / "LICENSE").read_text(encoding="utf-8"):

@@ -107,7 +107,7 @@ def test_a_failing_test_shows_itself_and_how_to_see_more(environment: packages.E
     module = root / "xformd_buggy.py"
     module.write_text(module.read_text().replace('"".join(', "poem.nonsense("))
     packages.install(environment, [packages.build_wheel(root, tmp_path / "dist")])
-    status, output = run_pytest(environment, root)
+    status, output = run_pytest(environment, root, "-rN")  # the summary is longer where CI is set
     assert status == 1
     assert output.count("'xformd run --traceback buggy' with this poem shows the rest") == 4  # a test and 3 examples
     assert "xformd/blocking" not in output

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "languages"
 JAVASCRIPT, GO = ROOT / "clients" / "javascript" / "xformd.mjs", ROOT / "clients" / "go"
 BUILD_S = 120.0  # the first time, with nothing of it compiled yet
-INSTALL = {"node": "nodejs", "deno": "Deno", "go": "golang-go", "gofmt": "golang-go"}
+INSTALL = {"node": "nodejs", "deno": "Deno, say by pip", "go": "golang-go", "gofmt": "golang-go"}
 
 
 class Failed(Exception):

@@ -147,7 +147,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[PurePosixPath, byt
     sdist = pytest.importorskip("hatchling.builders.sdist", reason="install hatchling to build packages")
     folder = tmp_path_factory.mktemp("sdist")
     source = folder / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv*", ".*cache", "__pycache__"))
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv*", ".*cache", ".cov*", "__pycache__"))
     for left in ("tests/__pycache__", "demo/.ruff_cache", "plugins-example/.pytest_cache", "benchmarks/partial"):
         (source / left).mkdir(exist_ok=True)
         (source / left / "left.pyc").touch()

@@ -78,7 +78,8 @@ def test_neither_needs_twisted(module: str, server: FakeServer) -> None:
 
 def test_importing_the_asyncio_client_loads_nothing_that_takes_long() -> None:
     heavy = "{'twisted', 'asyncio', 'ssl', 'attr', 'inspect', 'dataclasses', 'logging'}"
-    code = f"import sys, xformd.aio; sys.exit(', '.join({heavy} & set(sys.modules)) or None)"
+    imports = "import sys; before = {*sys.modules}; import xformd.aio"
+    code = f"{imports}; sys.exit(', '.join({heavy} & {{*sys.modules}} - before) or None)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=90)
 
 

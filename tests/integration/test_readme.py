@@ -28,7 +28,7 @@ def test_the_commands_work_in_their_order_at_the_first_try(tmp_path: Path) -> No
     if not shutil.which("ip") or subprocess.run([*OWN_NETWORK, "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs a network namespace of its own: run as root, with iproute2 installed")
     clone, home, wheels = tmp_path / "clone", tmp_path / "home", tmp_path / "wheels"
-    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".venv*", ".*cache", "__pycache__"))
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".git", ".venv*", ".*cache", ".cov*", "__pycache__"))
     home.mkdir()
     packages.download(wheels, str(clone), "hatchling", "pip")
     script = "\n".join(["set -m", "ip link set lo up", *_pasted(home / "xformd-whisper"), "kill %1; wait"])

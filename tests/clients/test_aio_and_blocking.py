@@ -199,7 +199,7 @@ def test_a_cancelled_request_is_cancelled_at_the_server(kind: str) -> None:
     server.stop()
 
 
-@pytest.mark.parametrize("kind", ["twisted", "asyncio"])
+@pytest.mark.parametrize("kind", CLIENTS)
 def test_closing_waits_for_a_request_that_waits_for_its_connection(kind: str) -> None:
     may_open = threading.Event()
 
@@ -223,6 +223,57 @@ def test_closing_waits_for_a_request_that_waits_for_its_connection(kind: str) ->
     assert not closing.is_alive()
     clients.stop()
     server.stop()
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_what_is_accepted_ends_although_it_needs_another_connection_after_the_client_is_closed(kind: str) -> None:
+    may_refuse = threading.Event()
+
+    def stop_late(conversation: Conversation) -> None:
+        for string in conversation:
+            if string == b"xformd/2":
+                conversation.say(HELLO)
+            elif conversation.server.connections > 1:
+                conversation.say(upper(string))
+            else:
+                may_refuse.wait(DEADLINE_S)
+                conversation.say(number(string) + b" shutting-down retry-after=1.bye")
+
+    server = FakeServer(stop_late)
+    clients = CLIENTS[kind]()
+    client = clients.make(server.address)
+    begun = client.start("upper", "poem")
+    until(lambda: b"1 upper.poem" in server.received)
+    closing = threading.Thread(target=client.close)
+    closing.start()
+    until(lambda: _is_closed(client))
+    may_refuse.set()
+    assert begun.result(DEADLINE_S) == "POEM"
+    closing.join(DEADLINE_S)
+    assert not closing.is_alive()
+    clients.stop()
+    server.stop()
+
+
+def test_a_signal_may_close_the_client_amid_a_request() -> None:
+    silent = FakeServer(answers(lambda string: None))
+
+    def interrupt() -> None:
+        until(lambda: b"1 upper.slow" in silent.received)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with blocking.TransformClient(silent.address) as client:
+
+        def close(*_: object) -> None:
+            client.close()
+            silent.crash()
+
+        before = signal.signal(signal.SIGUSR1, close)
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(xformd.ConnectionLost):
+            client.xform("upper", "slow")
+        signal.signal(signal.SIGUSR1, before)
+    silent.stop()
 
 
 def _is_closed(client: Any) -> bool:

@@ -12,21 +12,21 @@ import select
 import socket
 import threading
 import time
+import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, Self, overload
 
-from xformd import spec as specs
-from xformd.client.requests import PATIENCE_S, Attempts, Request, Text, in_type, to_bytes
-from xformd.client.servers import Address, Core, NotInTime, Server, watch
+from xformd.client.balancer import Kind
+from xformd.client.requests import Text
+from xformd.client.servers import Core, NotInTime, watch
 from xformd.client.sockets import HandshakeFailed, SocketClient, from_environment, why_lost
-from xformd.errors import Cancelled, XformError
+from xformd.errors import Cancelled
 from xformd.net.plain import PEER_TIMEOUT_S
 from xformd.net.tls import ClientTls
 from xformd.spec import OptionValue
-from xformd.wire.client import NotSent, Pending
 
 __all__ = ["ClientTls", "TransformClient", "call"]
 
@@ -95,23 +95,24 @@ class TransformClient(SocketClient):
         ``xform``; ``in_flight`` is how many poems are on their way at a time.
         """
         left = iter(poems)
-        begun: deque[tuple[Any, _Sent | None]] = deque()
+        begun: deque[_Call] = deque()
         try:
             while True:
-                while len(begun) < in_flight and (poem := next(left, None)) is not None:
-                    begun.append((poem, _run(self._begin(transform, poem, timeout, options))))
+                while len(begun) < in_flight and (not begun or begun[-1].is_sent):
+                    if (poem := next(left, None)) is None:
+                        break
+                    work = self._xform(transform, poem, timeout, None, result, False, options)
+                    begun.append(call := _Call(self._within(timeout, work, poem)))
+                    while len(begun) == 1 and not (call.is_sent or call.outcome):
+                        call.go_on()  # nothing else is to be done meanwhile
                 if not begun:
                     return
-                poem, sent = begun.popleft()
-                answer = None if sent is None else self._answer_to(sent, poem, timeout)
-                if answer is None:
-                    yield self.xform(transform, poem, timeout=timeout, result=result, **options)
-                else:
-                    yield in_type(answer, poem, result)
+                yield begun.popleft().finish()
         finally:
-            for _, sent in begun:
-                if sent is not None:
-                    sent.link.give_up(sent.waiter, sent.pending)
+            for call in begun:
+                call.pauses = False
+                if call.outcome is None:
+                    call.go_on(Cancelled("given up"))
 
     def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
@@ -122,8 +123,15 @@ class TransformClient(SocketClient):
         return str(_run(self._within(timeout, self._ping(timeout))))
 
     def close(self) -> None:
-        """Accept no new requests, and close every connection; what other threads have in flight is answered first."""
-        _run(self._close())
+        """Accept no new requests, and close every connection once what other threads have asked is answered.
+
+        It does not wait for that.
+        """
+        self._is_closed = True
+        if self._accepted:  # perhaps by what a signal has interrupted in this thread
+            self._start(self._close())
+        else:
+            _run(self._close())
 
     def __enter__(self) -> Self:
         return self
@@ -136,40 +144,9 @@ class TransformClient(SocketClient):
     def _begin_anew(self) -> None:
         """Forget all connections, without a word to the servers: after a fork they are the other process's."""
         self._lock = threading.RLock()
-        self._turns.clear()
         for link in [link for server in self._servers for each in server.addresses for link in each.links]:
             link.forget()
         self._forget_connections()
-
-    async def _begin(self, transform: str, poem: Any, timeout: float | None, options: dict[str, Any]) -> "_Sent | None":
-        """Send a poem on a session that is open or can be opened now; leave all else to ``xform``."""
-        ends_at = self._end(timeout)
-        with contextlib.suppress(NotInTime, NotSent, XformError):  # ``xform`` says it, when its turn comes
-            request = Request(specs.build(transform, options), to_bytes(poem), ends_at)
-            node, _ = self._choose(request.spec, ())
-            if isinstance(node, Server):
-                node = await self._within(timeout, self._open(node, PATIENCE_S))
-            if node.is_out:  # ``xform`` notes whether it may come back
-                node.is_probed = False
-            elif isinstance(node, Address):
-                waiter = _Waiter()
-                return _Sent(request, node.link, waiter, node.link.begin(request, waiter))
-        return None
-
-    def _answer_to(self, sent: "_Sent", poem: Any, timeout: float | None) -> bytes | None:
-        """Return the answer; None if the poem may be sent again."""
-        try:
-            ends_at = math.inf if sent.request.ends_at is None else sent.request.ends_at
-            return bytes(sent.link.wait(sent.waiter, sent.pending, ends_at))
-        except TimeoutError:
-            raise self._expired(timeout, poem) from None
-        except NotSent:
-            return None
-        except XformError as error:
-            error.poem = poem
-            others = len(self._balancer.nodes) - 1
-            Attempts(self._balancer.may_run_twice(sent.request.spec)).go_on_after(error, others, 1)
-            return None
 
     # What ``Client`` needs.
 
@@ -186,7 +163,16 @@ class TransformClient(SocketClient):
             waiter.value = value
             waiter.set()
 
+    async def _wait_for_room(self, request: Any, kind: Kind) -> None:
+        if _here.call is None:  # the caller of ``map`` has said how many are in flight
+            await super()._wait_for_room(request, kind)
+
+    def _note(self, node: Any, kind: Kind | None, sent_at: float, error: BaseException | None) -> None:
+        # When the result of ``map`` came is not known: its caller was busy with others.
+        super()._note(node, kind, sent_at if _here.call is None else math.nan, error)
+
     async def _wait(self, waiter: "_Signal", seconds: float | None) -> Any:
+        await _pause(is_sent=False)
         now = time.monotonic()
         until = min(_here.ends_at, math.inf if seconds is None else now + seconds)
         if not waiter.wait(None if until == math.inf else max(0.0, until - now)):
@@ -196,7 +182,8 @@ class TransformClient(SocketClient):
         return waiter.value
 
     async def _within(self, timeout: float | None, work: Coroutine[Any, Any, Any], poem: Any = None) -> Any:
-        before, _here.ends_at = _here.ends_at, math.inf if timeout is None else time.monotonic() + timeout
+        before = _here.ends_at
+        _here.ends_at = min(before, math.inf if timeout is None else time.monotonic() + timeout)
         try:
             return await work
         except TimeoutError:
@@ -263,10 +250,18 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits")
 
 
+@types.coroutine
+def _pause(*, is_sent: bool) -> Iterator[bool]:
+    """Let ``map`` begin with other poems before its thread waits for this one."""
+    if _here.call is not None and _here.call.pauses:
+        yield is_sent
+
+
 class _Here(threading.local):
     """What this thread runs."""
 
     task: "_Task | None" = None
+    call: "_Call | None" = None
     ends_at = math.inf  # what it waits for, at the latest
 
 
@@ -302,13 +297,40 @@ class _Signal(threading.Event):
     value: Any = None
 
 
-class _Sent(NamedTuple):
-    """A poem of ``map`` on its way."""
+class _Call:
+    """What ``map`` does with a poem: it pauses where it would wait, until it is sent, and is finished in its turn."""
 
-    request: Request
-    link: "_Link"
-    waiter: "_Waiter"
-    pending: Pending
+    pauses, is_sent = True, False
+    outcome: Any = None  # its result and its error
+    _ends_at = math.inf
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._work = work
+        self.go_on()
+
+    def finish(self) -> Any:
+        """Return the result, or raise what went wrong."""
+        self.pauses = False
+        if self.outcome is None:
+            self.go_on()
+        value, error = self.outcome
+        if error is not None:
+            raise error
+        return value
+
+    def go_on(self, error: Exception | None = None) -> None:
+        """Go on to the next pause, or to the end; with an error, it is cancelled, at the server too."""
+        before = _here.call, _here.ends_at
+        _here.call, _here.ends_at = self, self._ends_at
+        try:
+            self.is_sent = self._work.send(None) if error is None else self._work.throw(error)
+        except StopIteration as done:
+            self.outcome = done.value, None
+        except Exception as failure:
+            self.outcome = None, failure
+        finally:
+            self._ends_at = _here.ends_at
+            _here.call, _here.ends_at = before
 
 
 class _Waiter:
@@ -364,12 +386,19 @@ class _Link:
 
     async def ask(self, request: Any) -> bytes:
         """Send a request, and return its answer."""
-        waiter, task = _Waiter(), _here.task
-        pending = self.step(request.send, self.core, waiter, time.monotonic())
+        waiter, task, core = _Waiter(), _here.task, self.core
+        with self._lock:  # the poems of ``map`` leave together, or when an answer is waited for
+            follows = _here.call is None or not _here.call.pauses or core.unsent >= SENT_AT_ONCE
+            pending = self._step(request.send, core, waiter, time.monotonic(), follows=follows)
         if task is not None:
             task.asked = self, waiter, pending
             if task.is_cancelled:
                 task.cancel()
+        try:
+            await _pause(is_sent=True)
+        except BaseException:
+            self.give_up(waiter, pending)
+            raise
         return bytes(self.wait(waiter, pending, _here.ends_at))
 
     def give_up(self, waiter: _Waiter, pending: Any) -> None:
@@ -378,12 +407,6 @@ class _Link:
             self._step(self.core.cancel, pending, time.monotonic())
             if waiter.value is None:
                 self._wake(waiter, Cancelled("given up"))
-
-    def begin(self, request: Any, waiter: "_Waiter") -> Any:
-        """Send a request soon: with the next ones, or when its answer is waited for."""
-        core = self.core
-        with self._lock:
-            return self._step(request.send, core, waiter, time.monotonic(), follows=core.unsent >= SENT_AT_ONCE)
 
     def step(self, act: Callable[..., Any], *arguments: Any) -> Any:
         """Do something to the core, and what it wants done then."""

@@ -33,7 +33,7 @@ from xformd.wire.session import Control, decode_listing, read_traceparent
 PATIENCE_S = 0.5  # how long a request waits for a connection to be made while there are other servers to try
 LOOK_AGAIN_S = 0.25  # whether a server has room: one that has confirmed that a request is cancelled does not say so
 LIST_TIMEOUT_S, LIST_GAP_S = 5.0, 1.0
-MAX_REPEATS = 2  # of a request that may have run: it may be what its servers died of
+MAX_REPEATS = 2  # of a request that may have run: it may be what its servers died of; and of one to a single server
 
 Text = TypeVar("Text", str, bytes)
 
@@ -109,6 +109,8 @@ class Client(Servers):
         super().__init__(*arguments)
         self._hedge = hedge
         self._turns: dict[str | None, dict[Any, None]] = {}  # who wait until a server has room, by client
+        self._accepted: set[object] = set()  # requests that have not ended: closing waits for them
+        self._all_ended: Any = None
 
     async def _xform(
         self,
@@ -140,14 +142,23 @@ class Client(Servers):
     async def _control(self, control: Control, timeout: float | None) -> tuple[str, bytes]:
         self._end(timeout)
         question = Question(control)
-        answer = await self._try_servers(Attempts(may_run_twice=True), question)
+        answer = await self._send(question, may_run_twice=True, hedge=False)
         return question.server, answer
 
     async def _close(self) -> None:
-        self._is_closed = True
-        while self._turns:
-            await self._sleep(LOOK_AGAIN_S / 10)
+        with self._lock:
+            self._is_closed = True
+            if self._accepted and self._all_ended is None:
+                self._all_ended = self._waiter()
+        if self._all_ended is not None:
+            await self._wait(self._all_ended, None)
         await self._cut_off()
+
+    def _forget_connections(self) -> None:
+        super()._forget_connections()
+        self._turns.clear()
+        self._accepted.clear()
+        self._all_ended = None
 
     def _end(self, timeout: float | None) -> float | None:
         if timeout is None:
@@ -156,17 +167,28 @@ class Client(Servers):
             raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
         return self._now() + timeout
 
-    async def _send(self, request: Request, may_run_twice: bool | None, hedge: bool | None) -> bytes:
-        if len(self._balancer.nodes) <= 1:
-            return await self._try_servers(Attempts(may_run_twice), request)
-        kind = kind_of(request.spec, len(request.poem))
-        if self._hedge if hedge is None else hedge:
-            if may_run_twice is None:
-                may_run_twice = self._balancer.may_run_twice(request.spec)
-            after_s = self._balancer.hedge_after_s(kind) if may_run_twice else None
-            if after_s is not None:
-                return await self._send_to_two(request, kind, after_s)
-        return await self._try_servers(Attempts(may_run_twice, kind), request)
+    async def _send(self, request: Request | Question, may_run_twice: bool | None, hedge: bool | None) -> bytes:
+        with self._lock:
+            if self._is_closed:
+                raise self._closed()
+            self._accepted.add(this := object())
+        try:
+            if isinstance(request, Question) or len(self._balancer.nodes) <= 1:
+                return await self._try_servers(Attempts(may_run_twice), request)
+            kind = kind_of(request.spec, len(request.poem))
+            if self._hedge if hedge is None else hedge:
+                if may_run_twice is None:
+                    may_run_twice = self._balancer.may_run_twice(request.spec)
+                after_s = self._balancer.hedge_after_s(kind) if may_run_twice else None
+                if after_s is not None:
+                    return await self._send_to_two(request, kind, after_s)
+            return await self._try_servers(Attempts(may_run_twice, kind), request)
+        finally:
+            with self._lock:
+                self._accepted.discard(this)
+                all_ended = None if self._accepted else self._all_ended
+            if all_ended is not None:
+                self._settle(all_ended, None)
 
     async def _send_to_two(self, request: Request, kind: Kind, after_s: float) -> bytes:
         """Send a request once more if there is no answer after some time. The first answer counts."""
@@ -206,8 +228,6 @@ class Client(Servers):
                 calls[number].cancel()
 
     async def _try_servers(self, attempts: Attempts, request: Request | Question) -> bytes:
-        if self._is_closed:
-            raise self._closed()
         while True:
             if attempts.kind is not None:
                 await self._wait_for_room(request, attempts.kind)
@@ -271,7 +291,7 @@ class Client(Servers):
             if isinstance(error, ConnectionLost):
                 await self._learn_anew(node.server)
             attempts.may_run_twice = self._balancer.may_run_twice(spec)
-        attempts.go_on_after(error, others, max(len(self._servers), len(self._balancer.nodes)))
+        attempts.go_on_after(error, others, max(MAX_REPEATS, len(self._servers), len(self._balancer.nodes)))
 
     # Which server.
 

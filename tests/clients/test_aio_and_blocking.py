@@ -385,6 +385,28 @@ def test_long_poems_from_many_threads_arrive_while_others_are_answered() -> None
     server.stop()
 
 
+def test_a_thread_that_still_sends_waits_no_longer_than_its_timeout() -> None:
+    def only_greet(conversation: Conversation) -> None:
+        next(iter(conversation))
+        conversation.say(HELLO.replace(b"1000000", b"90000000"))
+        is_over.wait(DEADLINE_S)
+
+    is_over = threading.Event()
+    server = FakeServer(only_greet)
+    client = blocking.TransformClient(server.address)
+    with ThreadPoolExecutor() as threads:
+        reads = threads.submit(client.xform, "upper", "x" * 20_000_000)
+        until(lambda: [node for node in client._balancer.nodes if node.link._reader is not None])  # type: ignore[attr-defined]
+        sends = threads.submit(client.xform, "upper", "x", timeout=0.2)
+        try:
+            assert isinstance(sends.exception(DEADLINE_S / 2), xformd.TransformTimeout)
+        finally:
+            is_over.set()
+            server.stop()
+        assert isinstance(reads.exception(DEADLINE_S), xformd.ConnectionLost)
+    client.close()
+
+
 def test_a_thread_that_still_sends_hears_that_the_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def only_greet(conversation: Conversation) -> None:
         next(iter(conversation))

@@ -15,13 +15,13 @@ import time
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, overload
 
 from xformd.client.balancer import Kind
 from xformd.client.requests import Text
-from xformd.client.servers import Core, NotInTime, watch
+from xformd.client.servers import Core, NotInTime, Server, watch
 from xformd.client.sockets import HandshakeFailed, SocketClient, from_environment, why_lost
 from xformd.errors import Cancelled
 from xformd.net.plain import PEER_TIMEOUT_S
@@ -190,6 +190,29 @@ class TransformClient(SocketClient):
             raise self._expired(timeout, poem) from None
         finally:
             _here.ends_at = before
+
+    async def _dial(self, server: Server, core: Core, in_use: Collection[str]) -> Any:
+        if _here.ends_at == math.inf:
+            return await super()._dial(server, core, in_use)
+        dialed, dialing = self._waiter(), super()._dial(server, core, in_use)
+
+        async def dial() -> None:
+            try:
+                link = await dialing
+            except Exception as error:
+                self._settle(dialed, error)
+            else:
+                self._settle(dialed, link)
+                link.step(_nothing)  # which closes it if nobody has waited for it
+
+        self._start(dial())
+        try:
+            return await self._wait(dialed, None)
+        except BaseException:
+            core.abort()
+            if isinstance(dialed.value, _Link):  # it came at the same moment
+                dialed.value.step(_nothing)
+            raise
 
     async def _look_up(self, host: str, port: int) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -465,6 +488,8 @@ class _Link:
                 output.register(self._socket, select.POLLOUT)
                 output.poll(1000 * AWAY_S)
             self.step(_nothing)
+            if ends_at <= time.monotonic():
+                raise TimeoutError
         elif not waiter.sleeper.acquire(timeout=-1 if ends_at == math.inf else max(0.0, ends_at - time.monotonic())):
             raise TimeoutError
 
@@ -503,7 +528,7 @@ class _Link:
 
     def _follow(self) -> None:
         core = self.core
-        if data := core.data_to_send():
+        if not core.is_aborted and (data := core.data_to_send()):
             self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
         if self._unsent:
             try:

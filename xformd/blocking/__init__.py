@@ -145,7 +145,7 @@ class TransformClient(SocketClient):
         """Forget all connections, without a word to the servers: after a fork they are the other process's."""
         self._lock = threading.RLock()
         for link in [link for server in self._servers for each in server.addresses for link in each.links]:
-            link.forget()
+            link.connection.close()
         self._forget_connections()
 
     # What ``Client`` needs.
@@ -220,16 +220,13 @@ class TransformClient(SocketClient):
     async def _connect_socket(self, connection: socket.socket, address: Any) -> None:
         connection.settimeout(PEER_TIMEOUT_S)
         connection.connect(address)
-        connection.setblocking(False)
 
     async def _run_on(self, connection: socket.socket, core: Core, host: str, name: str | None) -> "_Link":
         if name is not None:
-            connection.settimeout(PEER_TIMEOUT_S)
             try:
                 connection = self._tls.context().wrap_socket(connection, server_hostname=name)
             except OSError as error:
                 raise HandshakeFailed from error
-            connection.setblocking(False)
         link = _Link(connection, core, host, self._tls)
         link.step(core.open)
         return link
@@ -374,12 +371,13 @@ class _Link:
     closed.set()
 
     def __init__(self, connection: socket.socket, core: Core, host: str, tls: ClientTls) -> None:
+        connection.setblocking(False)
         watch(core, connection)
         core.opener = self._opened = _Waiter()
         self._tls = tls
         self.core: Any = core
         self.host = host
-        self._socket = connection
+        self.connection = connection
         self._pending = getattr(connection, "pending", None)  # what TLS has read already
         self._lock = threading.Lock()  # of all that follows, and of the core
         self._unsent = memoryview(b"")
@@ -440,10 +438,6 @@ class _Link:
         """Close once what is in flight is answered."""
         self.step(self.core.close)
 
-    def forget(self) -> None:
-        """Close the socket in this process alone."""
-        self._socket.close()
-
     def wait(self, waiter: _Waiter, pending: Any, ends_at: float) -> Any:
         """Return what comes of a message, or raise it; raise ``TimeoutError`` and cancel it if that takes too long."""
         try:
@@ -485,7 +479,7 @@ class _Link:
         elif self._unsent:
             output = select.poll()
             with contextlib.suppress(ValueError):  # who reads has closed it meanwhile
-                output.register(self._socket, select.POLLOUT)
+                output.register(self.connection, select.POLLOUT)
                 output.poll(1000 * AWAY_S)
             self.step(_nothing)
             if ends_at <= time.monotonic():
@@ -500,7 +494,7 @@ class _Link:
             events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
             if events != self._events:
                 self._events = events
-                self._poll.modify(self._socket, events)
+                self._poll.modify(self.connection, events)
             ready = self._poll.poll(None if until == math.inf else max(0, math.ceil(1000 * (until - now))))
             with self._lock:
                 now = time.monotonic()
@@ -532,7 +526,7 @@ class _Link:
             self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
         if self._unsent:
             try:
-                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+                self._unsent = self._unsent[self.connection.send(self._unsent) :]
             except OSError as error:
                 if not _must_wait(error):  # broken: reading finds out how, after what the server had said before
                     self._unsent = memoryview(b"")
@@ -540,14 +534,14 @@ class _Link:
             self._wake(waiter, value)
         if core.is_aborted or (core.is_finished and not self._unsent):
             with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
-            self._socket.close()
+                self.connection.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
+            self.connection.close()
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(READ_BYTES)
+            data = self.connection.recv(READ_BYTES)
             while self._pending is not None and self._pending():
-                data += self._socket.recv(READ_BYTES)
+                data += self.connection.recv(READ_BYTES)
         except OSError as error:
             if not _must_wait(error):
                 self.core.lose(why_lost(error, self._tls), is_clean=False)

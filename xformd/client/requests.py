@@ -79,28 +79,6 @@ class Attempts:
         self.may_run_twice, self.kind = may_run_twice, kind
         self.tried: list[Any] = [] if tried is None else tried
 
-    def go_on_after(self, error: Exception, others: int, most: int) -> None:
-        """Return if the request may be sent again; otherwise raise what its caller gets."""
-        self.tries += 1
-        if isinstance(error, NotInTime):
-            self.may_reconnect = True
-        elif isinstance(error, NotSent):
-            self.may_reconnect |= error.may_reconnect
-            if not (others or (self.may_reconnect and self.tries <= most)):
-                raise error.error from error.error.__cause__
-        elif isinstance(error, NoSuchTransform) and others:
-            pass
-        elif isinstance(error, RequestRefused) or not isinstance(error, ConnectionLost | ShuttingDown | InternalError):
-            raise error
-        elif self.may_run_twice and self.repeats < MAX_REPEATS and (others or not isinstance(error, InternalError)):
-            self.repeats += 1
-        else:
-            if isinstance(error, ConnectionLost):
-                error.message = f"{error.message}; the request may have run: repeat it only if that is harmless"
-                error.log_message = error.message
-                error.args = (error.message,)
-            raise error
-
 
 class Client(Servers):
     """What every client does with a request."""
@@ -281,17 +259,33 @@ class Client(Servers):
 
     async def _go_on_after(self, error: BaseException, attempts: Attempts, spec: Spec, node: Any, others: int) -> None:
         """Return if the request may be sent again; otherwise raise what its caller gets."""
-        if not isinstance(error, NotInTime | NotSent | XformError):
-            raise error
+        attempts.tries += 1
         if isinstance(error, NotInTime):
-            node.server.is_slow = True
-        elif isinstance(error, NoSuchTransform):
-            others = self._others_may_have(spec, attempts.tried) if others else 0
+            node.server.is_slow = attempts.may_reconnect = True
+        elif isinstance(error, NotSent):
+            attempts.may_reconnect |= error.may_reconnect
+            most = max(MAX_REPEATS, len(self._servers), len(self._balancer.nodes))
+            if not (others or (attempts.may_reconnect and attempts.tries <= most)):
+                raise error.error from error.error.__cause__
+        elif isinstance(error, NoSuchTransform) and others and self._others_may_have(spec, attempts.tried):
+            pass
+        elif isinstance(error, RequestRefused) or not isinstance(error, ConnectionLost | ShuttingDown | InternalError):
+            raise error
+        elif await self._may_repeat(attempts, spec, node, error) and (others or not isinstance(error, InternalError)):
+            attempts.repeats += 1
+        else:
+            if isinstance(error, ConnectionLost):
+                error.message = f"{error.message}; the request may have run: repeat it only if that is harmless"
+                error.log_message = error.message
+                error.args = (error.message,)
+            raise error
+
+    async def _may_repeat(self, attempts: Attempts, spec: Spec, node: Any, error: Exception) -> bool:
         if attempts.may_run_twice is None:
             if isinstance(error, ConnectionLost):
                 await self._learn_anew(node.server)
             attempts.may_run_twice = self._balancer.may_run_twice(spec)
-        attempts.go_on_after(error, others, max(MAX_REPEATS, len(self._servers), len(self._balancer.nodes)))
+        return attempts.may_run_twice and attempts.repeats < MAX_REPEATS
 
     # Which server.
 

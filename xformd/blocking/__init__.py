@@ -31,7 +31,7 @@ from xformd.spec import OptionValue
 __all__ = ["ClientTls", "TransformClient", "call"]
 
 READ_BYTES = 256 * 1024
-SENT_AT_ONCE = 16
+SENT_AT_ONCE = 4  # poems of ``map``, while results are there that its caller has not taken
 AWAY_S = 0.05  # how long a thread with something to send looks away from whether anybody reads
 
 _called: "dict[frozenset[tuple[str, str]], TransformClient]" = {}  # what ``call`` used last, by its variables
@@ -441,7 +441,7 @@ class _Link:
     def wait(self, waiter: _Waiter, pending: Any, ends_at: float) -> Any:
         """Return what comes of a message, or raise it; raise ``TimeoutError`` and cancel it if that takes too long."""
         try:
-            if self.core.unsent:
+            if waiter.value is None and self.core.unsent:
                 self.step(_nothing)
             while waiter.value is None:
                 self._wait(waiter, ends_at)

@@ -1,6 +1,7 @@
 """What is peculiar to the clients without Twisted: imports, types, forks, threads, Ctrl-C, one line."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import re
@@ -252,6 +253,34 @@ def test_what_is_accepted_ends_although_it_needs_another_connection_after_the_cl
     closing.join(DEADLINE_S)
     assert not closing.is_alive()
     clients.stop()
+    server.stop()
+
+
+def test_closing_that_is_given_up_leaves_no_connection_open() -> None:
+    ended = threading.Event()
+
+    def hold(conversation: Conversation) -> None:
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(ended.set)
+            for string in conversation:
+                if string == b"xformd/2":
+                    conversation.say(HELLO)
+                elif string != b"1 upper.slow":
+                    conversation.say(number(string) + (b" cancelled." if b"!cancel" in string else b" ok."))
+
+    server = FakeServer(hold)
+
+    async def give_up() -> None:
+        client = aio.TransformClient(server.address)
+        asked = asyncio.create_task(client.xform("upper", "slow"))
+        while b"1 upper.slow" not in server.received:
+            await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.close(), 0.05)
+        asked.cancel()
+        assert await asyncio.to_thread(ended.wait, DEADLINE_S / 9)
+
+    asyncio.run(give_up())
     server.stop()
 
 

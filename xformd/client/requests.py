@@ -128,9 +128,13 @@ class Client(Servers):
             self._is_closed = True
             if self._accepted and self._all_ended is None:
                 self._all_ended = self._waiter()
-        if self._all_ended is not None:
-            await self._wait(self._all_ended, None)
-        await self._cut_off()
+        try:
+            if self._all_ended is not None:
+                await self._wait(self._all_ended, None)
+        finally:  # also if who closes waits no longer
+            links = self._cut_off()
+        for link in links:
+            await self._wait(link.closed, None)
 
     def _forget_connections(self) -> None:
         super()._forget_connections()

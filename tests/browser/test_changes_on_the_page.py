@@ -1,5 +1,6 @@
 """The page of ``xformd dev``: it shows each change by itself, and what is wrong."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,3 +46,18 @@ def test_a_change_is_shown_by_itself(visit: Visit, folder: Path) -> None:
     visit.shows("> owl")
     warnings.wait_for(state="hidden")
     visit.complaints[:] = [line for line in visit.complaints if not line.endswith("/transform/shout")]  # what failed
+
+
+def test_the_page_asks_seldom_while_its_server_drains(visit: Visit, folder: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+    options = ("--no-browser", *HTTP, str(folder))
+    with serving(tmp_path, *options, verb=("dev",), ready="following", XFORMD_DRAIN_DELAY_S="3") as draining:
+        visit.page.on("request", lambda request: asked.append(request.url) if "/dev?" in request.url else None)
+        visit.page.goto(f"{draining.http}/")
+        visit.page.locator("#transforms .transform").first.wait_for(state="attached")
+        draining.process.send_signal(signal.SIGTERM)
+        visit.page.wait_for_timeout(1_500)
+        assert draining.process.poll() is None
+        assert len(asked) < 20
+        visit.page.goto("about:blank")  # before the server is gone
+        visit.complaints.clear()

@@ -1,6 +1,7 @@
 """What is peculiar to the clients without Twisted: imports, types, forks, threads, Ctrl-C, one line."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import re
@@ -200,7 +201,7 @@ def test_a_cancelled_request_is_cancelled_at_the_server(kind: str) -> None:
     server.stop()
 
 
-@pytest.mark.parametrize("kind", ["twisted", "asyncio"])
+@pytest.mark.parametrize("kind", CLIENTS)
 def test_closing_waits_for_a_request_that_waits_for_its_connection(kind: str) -> None:
     may_open = threading.Event()
 
@@ -224,6 +225,85 @@ def test_closing_waits_for_a_request_that_waits_for_its_connection(kind: str) ->
     assert not closing.is_alive()
     clients.stop()
     server.stop()
+
+
+@pytest.mark.parametrize("kind", CLIENTS)
+def test_what_is_accepted_ends_although_it_needs_another_connection_after_the_client_is_closed(kind: str) -> None:
+    may_refuse = threading.Event()
+
+    def stop_late(conversation: Conversation) -> None:
+        for string in conversation:
+            if string == b"xformd/2":
+                conversation.say(HELLO)
+            elif conversation.server.connections > 1:
+                conversation.say(upper(string))
+            else:
+                may_refuse.wait(DEADLINE_S)
+                conversation.say(number(string) + b" shutting-down retry-after=1.bye")
+
+    server = FakeServer(stop_late)
+    clients = CLIENTS[kind]()
+    client = clients.make(server.address)
+    begun = client.start("upper", "poem")
+    until(lambda: b"1 upper.poem" in server.received)
+    closing = threading.Thread(target=client.close)
+    closing.start()
+    until(lambda: _is_closed(client))
+    may_refuse.set()
+    assert begun.result(DEADLINE_S) == "POEM"
+    closing.join(DEADLINE_S)
+    assert not closing.is_alive()
+    clients.stop()
+    server.stop()
+
+
+def test_closing_that_is_given_up_leaves_no_connection_open() -> None:
+    ended = threading.Event()
+
+    def hold(conversation: Conversation) -> None:
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(ended.set)
+            for string in conversation:
+                if string == b"xformd/2":
+                    conversation.say(HELLO)
+                elif string != b"1 upper.slow":
+                    conversation.say(number(string) + (b" cancelled." if b"!cancel" in string else b" ok."))
+
+    server = FakeServer(hold)
+
+    async def give_up() -> None:
+        client = aio.TransformClient(server.address)
+        asked = asyncio.create_task(client.xform("upper", "slow"))
+        while b"1 upper.slow" not in server.received:
+            await asyncio.sleep(0.01)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.close(), 0.05)
+        asked.cancel()
+        assert await asyncio.to_thread(ended.wait, DEADLINE_S / 9)
+
+    asyncio.run(give_up())
+    server.stop()
+
+
+def test_a_signal_may_close_the_client_amid_a_request() -> None:
+    silent = FakeServer(answers(lambda string: None))
+
+    def interrupt() -> None:
+        until(lambda: b"1 upper.slow" in silent.received)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with blocking.TransformClient(silent.address) as client:
+
+        def close(*_: object) -> None:
+            client.close()
+            silent.crash()
+
+        before = signal.signal(signal.SIGUSR1, close)
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(xformd.ConnectionLost):
+            client.xform("upper", "slow")
+        signal.signal(signal.SIGUSR1, before)
+    silent.stop()
 
 
 def _is_closed(client: Any) -> bool:
@@ -333,6 +413,28 @@ def test_long_poems_from_many_threads_arrive_while_others_are_answered() -> None
             thread.join(60)
     assert results == [True] * 4
     server.stop()
+
+
+def test_a_thread_that_still_sends_waits_no_longer_than_its_timeout() -> None:
+    def only_greet(conversation: Conversation) -> None:
+        next(iter(conversation))
+        conversation.say(HELLO.replace(b"1000000", b"90000000"))
+        is_over.wait(DEADLINE_S)
+
+    is_over = threading.Event()
+    server = FakeServer(only_greet)
+    client = blocking.TransformClient(server.address)
+    with ThreadPoolExecutor() as threads:
+        reads = threads.submit(client.xform, "upper", "x" * 20_000_000)
+        until(lambda: [node for node in client._balancer.nodes if node.link._reader is not None])  # type: ignore[attr-defined]
+        sends = threads.submit(client.xform, "upper", "x", timeout=0.2)
+        try:
+            assert isinstance(sends.exception(DEADLINE_S / 2), xformd.TransformTimeout)
+        finally:
+            is_over.set()
+            server.stop()
+        assert isinstance(reads.exception(DEADLINE_S), xformd.ConnectionLost)
+    client.close()
 
 
 def test_a_thread_that_still_sends_hears_that_the_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:

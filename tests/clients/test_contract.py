@@ -1,7 +1,9 @@
 """One contract for the clients on Twisted, on asyncio and on plain sockets: the same results, errors and words."""
 
 import functools
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ from support.clients import CLIENTS, HELLO, Conversation, FakeServer, Talk, answ
 from support.processes import DEADLINE_S
 from xformd.blocking import TransformClient
 from xformd.errors import XformError
-from xformd.net.plain import bytes_in_system
+from xformd.net.plain import PEER_TIMEOUT_S, bytes_in_system
 
 Make = Callable[..., Any]
 
@@ -203,6 +205,38 @@ def test_a_classic_server_gets_a_connection_for_each_request(make: Make, serve: 
         client.xform("nope", "x")
     with pytest.raises(xformd.RequestRefused, match="speaks only the classic dialect"):
         client.ping()
+
+
+def _unreachable(port: int) -> list[socket.socket]:
+    """Let a port accept nothing more, so that who connects to it waits; return what sees to that."""
+    listener, *filling = (socket.socket() for _ in range(4))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(0)
+    for each in filling:
+        each.setblocking(False)
+        each.connect_ex(("127.0.0.1", port))
+    return [listener, *filling]
+
+
+def test_nobody_waits_longer_than_his_timeout_for_a_classic_server(make: Make, serve: Any) -> None:
+    def tutorial(conversation: Conversation) -> None:
+        for string in conversation:
+            if string.startswith(b"upper."):
+                conversation.say(upper(b"1 " + string).partition(b".")[2])
+            return
+
+    server = serve(tutorial)
+    client = make(server.address)
+    assert client.xform("upper", "a", timeout=DEADLINE_S) == "A"
+    server.stop()
+    sockets = _unreachable(int(server.address.partition(":")[2]))
+    before = time.monotonic()
+    with pytest.raises(xformd.TransformTimeout):
+        client.xform("upper", "b", timeout=0.2)
+    assert time.monotonic() - before < PEER_TIMEOUT_S / 2
+    for each in sockets:
+        each.close()
 
 
 def test_a_client_that_is_closed_takes_nothing_more(make: Make, serve: Any) -> None:

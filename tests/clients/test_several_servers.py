@@ -9,6 +9,8 @@ import pytest
 import xformd
 from support.clients import CLIENTS, HELLO, Conversation, FakeServer, answers, fake_servers, number, until, upper
 from xformd.blocking import TransformClient
+from xformd.client.requests import MAX_REPEATS
+from xformd.spec import Spec, Step
 
 SURE = {"name": "sure", "deterministic": True, "distribution": "owls", "version": "1"}
 RARE = {**SURE, "name": "rare"}
@@ -85,6 +87,18 @@ def test_the_poems_of_map_that_may_run_twice_are_sent_again_when_their_server_is
                 return False
 
         until(are_repeated)
+
+
+def test_a_poem_of_map_is_repeated_no_more_often_than_any_request(serve: Any) -> None:
+    fragile = [Fragile() for _ in range(6)]
+    with TransformClient([serve(each).address for each in fragile], longest_delay_s=0.01) as client:
+        until(lambda: client.ping() and [node.offers for node in client._balancer.nodes].count(None) == 0)
+        until(lambda: client._balancer.may_run_twice(Spec((Step("sure"),))))
+        until(lambda: len(client._balancer.nodes) == 6 and client.ping())
+        before = sum(each.resets for each in fragile)
+        with pytest.raises(xformd.ConnectionLost):
+            next(client.map("sure", ["x"]))
+        assert sum(each.resets for each in fragile) - before == 1 + MAX_REPEATS
 
 
 def test_a_transform_is_asked_of_the_server_that_has_it(make: Any, serve: Any) -> None:

@@ -3,15 +3,19 @@
 import contextlib
 import json
 import signal
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from support.http_client import HTTP
+from support.live import children
 from support.processes import DEADLINE_S, Server, serving, wait_until, xformd
+from xformd.kit.dev import Saves
 from xformd.kit.new import make_plugin
 
 pytest.importorskip("watchfiles")
@@ -116,6 +120,85 @@ def test_what_is_saved_is_served(server: Server, folder: Path) -> None:
     until(server, "(404)")
     assert ask(server, "/transform/call", "owl") == "> owl"
     assert server.stop() == 0
+
+
+WRITES = """
+import pathlib, time
+here = pathlib.Path(__file__).parent
+with (here / "loads.log").open("a") as log:
+    log.write(f"{time.time_ns()}\\n")
+(here / "_tables.py").write_text("TABLES = {}")
+temporary = here / f"tables-{time.time_ns()}.tmp"
+temporary.write_text(str(time.time_ns()))
+temporary.replace(here / "tables.cache")
+"""
+
+
+def test_what_a_load_writes_is_no_save_and_what_is_saved_meanwhile_is_served(server: Server, folder: Path) -> None:
+    module = folder / "xformd_shout.py"
+    whole = module.read_text() + WRITES
+    module.write_text(whole)
+    logs(server, "not followed, for loading the plugin writes it: loads.log, tables.cache")
+    settle(folder / "loads.log")
+    for number in range(4):  # each of them is saved while the one before is loaded
+        loads = (folder / "loads.log").read_bytes()
+        module.write_text(whole.replace("(prefix + line", f"('{number}' + prefix + line"))
+        wait_until(partial(has_grown, folder / "loads.log", loads))
+    until(server, "3> owl")
+
+
+def test_a_change_during_a_load_counts_unless_it_changes_nothing_or_comes_with_each_load(tmp_path: Path) -> None:
+    saves = Saves()
+    log, module = tmp_path / "log", tmp_path / "module.py"
+
+    def is_saved(file: Path, content: str, *, is_amid_load: bool = True) -> bool:
+        file.write_text(content)
+        saves.note(str(file), is_amid_load=is_amid_load)
+        return saves.take()
+
+    assert [is_saved(module, str(each)) for each in range(9)] == [True] * 9
+    assert not is_saved(module, "8")
+    assert is_saved(module, "8", is_amid_load=False)
+    assert [is_saved(log, str(each)) for each in range(5)] == [True, True, False, False, False]
+    saves.note(str(log), is_amid_load=True)
+    assert is_saved(module, "9")
+    module.unlink()
+    saves.note(str(module), is_amid_load=True)
+    assert saves.take()
+    assert not saves.take()
+
+
+def has_grown(file: Path, before: bytes) -> bool:
+    return file.read_bytes() != before
+
+
+def settle(log: Path) -> None:
+    """Wait until the plugin has not been loaded for a while."""
+    seen = [(log.read_bytes(), time.monotonic())]
+
+    def is_quiet() -> bool:
+        if (now := log.read_bytes()) != seen[-1][0]:
+            seen.append((now, time.monotonic()))
+        return time.monotonic() > seen[-1][1] + 2
+
+    wait_until(is_quiet)
+
+
+def test_a_reload_that_fails_as_a_whole_leaves_the_next_one_prepared(folder: Path, tmp_path: Path) -> None:
+    module = folder / "xformd_shout.py"
+    whole = module.read_text()
+    config = tmp_path / "xformd.toml"
+    config.write_text('inline = ["shout"]\n')
+    options = ("--no-browser", "--config", str(config), *HTTP, str(folder))
+    with serving(tmp_path, *options, verb=("dev",), ready="following") as server:
+        logs(server, "3 examples pass")
+        before = {*children(server.process.pid)}
+        edit(module, lambda _: whole + "def (\n")
+        logs(server, "not reloaded: ")
+        wait_until(lambda: len({*children(server.process.pid)} & before) == len(before) - 1)  # that one has ended
+        wait_until(lambda: len(children(server.process.pid)) == len(before))
+        edit(module, lambda _: whole)
+        logs(server, "reloaded")
 
 
 def test_the_project_file_is_followed_too(server: Server, folder: Path) -> None:

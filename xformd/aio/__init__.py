@@ -91,7 +91,6 @@ class TransformClient(SocketClient):
         if (loop := asyncio.get_running_loop()) is not self._loop:
             self._loop, self._now, self._call_at = loop, loop.time, loop.call_at
             self._waiter = loop.create_future
-            self._turns.clear()
             self._forget_connections()  # which belong to another loop, which is over
         if timeout is None or not 0 < timeout < math.inf:
             return await work

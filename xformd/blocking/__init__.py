@@ -12,26 +12,26 @@ import select
 import socket
 import threading
 import time
+import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, Self, overload
 
-from xformd import spec as specs
-from xformd.client.requests import PATIENCE_S, Attempts, Request, Text, in_type, to_bytes
-from xformd.client.servers import Address, Core, NotInTime, Server, watch
+from xformd.client.balancer import Kind
+from xformd.client.requests import Text
+from xformd.client.servers import Core, NotInTime, Server, watch
 from xformd.client.sockets import HandshakeFailed, SocketClient, from_environment, why_lost
-from xformd.errors import Cancelled, XformError
+from xformd.errors import Cancelled
 from xformd.net.plain import PEER_TIMEOUT_S
 from xformd.net.tls import ClientTls
 from xformd.spec import OptionValue
-from xformd.wire.client import NotSent, Pending
 
 __all__ = ["ClientTls", "TransformClient", "call"]
 
 READ_BYTES = 256 * 1024
-SENT_AT_ONCE = 16
+SENT_AT_ONCE = 4  # poems of ``map``, while results are there that its caller has not taken
 AWAY_S = 0.05  # how long a thread with something to send looks away from whether anybody reads
 
 _called: "dict[frozenset[tuple[str, str]], TransformClient]" = {}  # what ``call`` used last, by its variables
@@ -95,23 +95,24 @@ class TransformClient(SocketClient):
         ``xform``; ``in_flight`` is how many poems are on their way at a time.
         """
         left = iter(poems)
-        begun: deque[tuple[Any, _Sent | None]] = deque()
+        begun: deque[_Call] = deque()
         try:
             while True:
-                while len(begun) < in_flight and (poem := next(left, None)) is not None:
-                    begun.append((poem, _run(self._begin(transform, poem, timeout, options))))
+                while len(begun) < in_flight and (not begun or begun[-1].is_sent):
+                    if (poem := next(left, None)) is None:
+                        break
+                    work = self._xform(transform, poem, timeout, None, result, False, options)
+                    begun.append(call := _Call(self._within(timeout, work, poem)))
+                    while len(begun) == 1 and not (call.is_sent or call.outcome):
+                        call.go_on()  # nothing else is to be done meanwhile
                 if not begun:
                     return
-                poem, sent = begun.popleft()
-                answer = None if sent is None else self._answer_to(sent, poem, timeout)
-                if answer is None:
-                    yield self.xform(transform, poem, timeout=timeout, result=result, **options)
-                else:
-                    yield in_type(answer, poem, result)
+                yield begun.popleft().finish()
         finally:
-            for _, sent in begun:
-                if sent is not None:
-                    sent.link.give_up(sent.waiter, sent.pending)
+            for call in begun:
+                call.pauses = False
+                if call.outcome is None:
+                    call.go_on(Cancelled("given up"))
 
     def list_transforms(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Return what ``xformd list-transforms --json`` prints for a server; raise as ``xform`` does."""
@@ -122,8 +123,15 @@ class TransformClient(SocketClient):
         return str(_run(self._within(timeout, self._ping(timeout))))
 
     def close(self) -> None:
-        """Accept no new requests, and close every connection; what other threads have in flight is answered first."""
-        _run(self._close())
+        """Accept no new requests, and close every connection once what other threads have asked is answered.
+
+        It does not wait for that.
+        """
+        self._is_closed = True
+        if self._accepted:  # perhaps by what a signal has interrupted in this thread
+            self._start(self._close())
+        else:
+            _run(self._close())
 
     def __enter__(self) -> Self:
         return self
@@ -136,40 +144,9 @@ class TransformClient(SocketClient):
     def _begin_anew(self) -> None:
         """Forget all connections, without a word to the servers: after a fork they are the other process's."""
         self._lock = threading.RLock()
-        self._turns.clear()
         for link in [link for server in self._servers for each in server.addresses for link in each.links]:
-            link.forget()
+            link.connection.close()
         self._forget_connections()
-
-    async def _begin(self, transform: str, poem: Any, timeout: float | None, options: dict[str, Any]) -> "_Sent | None":
-        """Send a poem on a session that is open or can be opened now; leave all else to ``xform``."""
-        ends_at = self._end(timeout)
-        with contextlib.suppress(NotInTime, NotSent, XformError):  # ``xform`` says it, when its turn comes
-            request = Request(specs.build(transform, options), to_bytes(poem), ends_at)
-            node, _ = self._choose(request.spec, ())
-            if isinstance(node, Server):
-                node = await self._within(timeout, self._open(node, PATIENCE_S))
-            if node.is_out:  # ``xform`` notes whether it may come back
-                node.is_probed = False
-            elif isinstance(node, Address):
-                waiter = _Waiter()
-                return _Sent(request, node.link, waiter, node.link.begin(request, waiter))
-        return None
-
-    def _answer_to(self, sent: "_Sent", poem: Any, timeout: float | None) -> bytes | None:
-        """Return the answer; None if the poem may be sent again."""
-        try:
-            ends_at = math.inf if sent.request.ends_at is None else sent.request.ends_at
-            return bytes(sent.link.wait(sent.waiter, sent.pending, ends_at))
-        except TimeoutError:
-            raise self._expired(timeout, poem) from None
-        except NotSent:
-            return None
-        except XformError as error:
-            error.poem = poem
-            others = len(self._balancer.nodes) - 1
-            Attempts(self._balancer.may_run_twice(sent.request.spec)).go_on_after(error, others, 1)
-            return None
 
     # What ``Client`` needs.
 
@@ -186,7 +163,16 @@ class TransformClient(SocketClient):
             waiter.value = value
             waiter.set()
 
+    async def _wait_for_room(self, request: Any, kind: Kind) -> None:
+        if _here.call is None:  # the caller of ``map`` has said how many are in flight
+            await super()._wait_for_room(request, kind)
+
+    def _note(self, node: Any, kind: Kind | None, sent_at: float, error: BaseException | None) -> None:
+        # When the result of ``map`` came is not known: its caller was busy with others.
+        super()._note(node, kind, sent_at if _here.call is None else math.nan, error)
+
     async def _wait(self, waiter: "_Signal", seconds: float | None) -> Any:
+        await _pause(is_sent=False)
         now = time.monotonic()
         until = min(_here.ends_at, math.inf if seconds is None else now + seconds)
         if not waiter.wait(None if until == math.inf else max(0.0, until - now)):
@@ -196,7 +182,8 @@ class TransformClient(SocketClient):
         return waiter.value
 
     async def _within(self, timeout: float | None, work: Coroutine[Any, Any, Any], poem: Any = None) -> Any:
-        before, _here.ends_at = _here.ends_at, math.inf if timeout is None else time.monotonic() + timeout
+        before = _here.ends_at
+        _here.ends_at = min(before, math.inf if timeout is None else time.monotonic() + timeout)
         try:
             return await work
         except TimeoutError:
@@ -204,22 +191,42 @@ class TransformClient(SocketClient):
         finally:
             _here.ends_at = before
 
+    async def _dial(self, server: Server, core: Core, in_use: Collection[str]) -> Any:
+        if _here.ends_at == math.inf:
+            return await super()._dial(server, core, in_use)
+        dialed, dialing = self._waiter(), super()._dial(server, core, in_use)
+
+        async def dial() -> None:
+            try:
+                link = await dialing
+            except Exception as error:
+                self._settle(dialed, error)
+            else:
+                self._settle(dialed, link)
+                link.step(_nothing)  # which closes it if nobody has waited for it
+
+        self._start(dial())
+        try:
+            return await self._wait(dialed, None)
+        except BaseException:
+            core.abort()
+            if isinstance(dialed.value, _Link):  # it came at the same moment
+                dialed.value.step(_nothing)
+            raise
+
     async def _look_up(self, host: str, port: int) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
     async def _connect_socket(self, connection: socket.socket, address: Any) -> None:
         connection.settimeout(PEER_TIMEOUT_S)
         connection.connect(address)
-        connection.setblocking(False)
 
     async def _run_on(self, connection: socket.socket, core: Core, host: str, name: str | None) -> "_Link":
         if name is not None:
-            connection.settimeout(PEER_TIMEOUT_S)
             try:
                 connection = self._tls.context().wrap_socket(connection, server_hostname=name)
             except OSError as error:
                 raise HandshakeFailed from error
-            connection.setblocking(False)
         link = _Link(connection, core, host, self._tls)
         link.step(core.open)
         return link
@@ -263,10 +270,18 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("it waits")
 
 
+@types.coroutine
+def _pause(*, is_sent: bool) -> Iterator[bool]:
+    """Let ``map`` begin with other poems before its thread waits for this one."""
+    if _here.call is not None and _here.call.pauses:
+        yield is_sent
+
+
 class _Here(threading.local):
     """What this thread runs."""
 
     task: "_Task | None" = None
+    call: "_Call | None" = None
     ends_at = math.inf  # what it waits for, at the latest
 
 
@@ -302,13 +317,40 @@ class _Signal(threading.Event):
     value: Any = None
 
 
-class _Sent(NamedTuple):
-    """A poem of ``map`` on its way."""
+class _Call:
+    """What ``map`` does with a poem: it pauses where it would wait, until it is sent, and is finished in its turn."""
 
-    request: Request
-    link: "_Link"
-    waiter: "_Waiter"
-    pending: Pending
+    pauses, is_sent = True, False
+    outcome: Any = None  # its result and its error
+    _ends_at = math.inf
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._work = work
+        self.go_on()
+
+    def finish(self) -> Any:
+        """Return the result, or raise what went wrong."""
+        self.pauses = False
+        if self.outcome is None:
+            self.go_on()
+        value, error = self.outcome
+        if error is not None:
+            raise error
+        return value
+
+    def go_on(self, error: Exception | None = None) -> None:
+        """Go on to the next pause, or to the end; with an error, it is cancelled, at the server too."""
+        before = _here.call, _here.ends_at
+        _here.call, _here.ends_at = self, self._ends_at
+        try:
+            self.is_sent = self._work.send(None) if error is None else self._work.throw(error)
+        except StopIteration as done:
+            self.outcome = done.value, None
+        except Exception as failure:
+            self.outcome = None, failure
+        finally:
+            self._ends_at = _here.ends_at
+            _here.call, _here.ends_at = before
 
 
 class _Waiter:
@@ -329,12 +371,13 @@ class _Link:
     closed.set()
 
     def __init__(self, connection: socket.socket, core: Core, host: str, tls: ClientTls) -> None:
+        connection.setblocking(False)
         watch(core, connection)
         core.opener = self._opened = _Waiter()
         self._tls = tls
         self.core: Any = core
         self.host = host
-        self._socket = connection
+        self.connection = connection
         self._pending = getattr(connection, "pending", None)  # what TLS has read already
         self._lock = threading.Lock()  # of all that follows, and of the core
         self._unsent = memoryview(b"")
@@ -364,12 +407,19 @@ class _Link:
 
     async def ask(self, request: Any) -> bytes:
         """Send a request, and return its answer."""
-        waiter, task = _Waiter(), _here.task
-        pending = self.step(request.send, self.core, waiter, time.monotonic())
+        waiter, task, core = _Waiter(), _here.task, self.core
+        with self._lock:  # the poems of ``map`` leave together, or when an answer is waited for
+            follows = _here.call is None or not _here.call.pauses or core.unsent >= SENT_AT_ONCE
+            pending = self._step(request.send, core, waiter, time.monotonic(), follows=follows)
         if task is not None:
             task.asked = self, waiter, pending
             if task.is_cancelled:
                 task.cancel()
+        try:
+            await _pause(is_sent=True)
+        except BaseException:
+            self.give_up(waiter, pending)
+            raise
         return bytes(self.wait(waiter, pending, _here.ends_at))
 
     def give_up(self, waiter: _Waiter, pending: Any) -> None:
@@ -378,12 +428,6 @@ class _Link:
             self._step(self.core.cancel, pending, time.monotonic())
             if waiter.value is None:
                 self._wake(waiter, Cancelled("given up"))
-
-    def begin(self, request: Any, waiter: "_Waiter") -> Any:
-        """Send a request soon: with the next ones, or when its answer is waited for."""
-        core = self.core
-        with self._lock:
-            return self._step(request.send, core, waiter, time.monotonic(), follows=core.unsent >= SENT_AT_ONCE)
 
     def step(self, act: Callable[..., Any], *arguments: Any) -> Any:
         """Do something to the core, and what it wants done then."""
@@ -394,14 +438,10 @@ class _Link:
         """Close once what is in flight is answered."""
         self.step(self.core.close)
 
-    def forget(self) -> None:
-        """Close the socket in this process alone."""
-        self._socket.close()
-
     def wait(self, waiter: _Waiter, pending: Any, ends_at: float) -> Any:
         """Return what comes of a message, or raise it; raise ``TimeoutError`` and cancel it if that takes too long."""
         try:
-            if self.core.unsent:
+            if waiter.value is None and self.core.unsent:
                 self.step(_nothing)
             while waiter.value is None:
                 self._wait(waiter, ends_at)
@@ -439,9 +479,11 @@ class _Link:
         elif self._unsent:
             output = select.poll()
             with contextlib.suppress(ValueError):  # who reads has closed it meanwhile
-                output.register(self._socket, select.POLLOUT)
+                output.register(self.connection, select.POLLOUT)
                 output.poll(1000 * AWAY_S)
             self.step(_nothing)
+            if ends_at <= time.monotonic():
+                raise TimeoutError
         elif not waiter.sleeper.acquire(timeout=-1 if ends_at == math.inf else max(0.0, ends_at - time.monotonic())):
             raise TimeoutError
 
@@ -452,7 +494,7 @@ class _Link:
             events = select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
             if events != self._events:
                 self._events = events
-                self._poll.modify(self._socket, events)
+                self._poll.modify(self.connection, events)
             ready = self._poll.poll(None if until == math.inf else max(0, math.ceil(1000 * (until - now))))
             with self._lock:
                 now = time.monotonic()
@@ -480,11 +522,11 @@ class _Link:
 
     def _follow(self) -> None:
         core = self.core
-        if data := core.data_to_send():
+        if not core.is_aborted and (data := core.data_to_send()):
             self._unsent = memoryview(bytes(self._unsent) + data if self._unsent else data)
         if self._unsent:
             try:
-                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+                self._unsent = self._unsent[self.connection.send(self._unsent) :]
             except OSError as error:
                 if not _must_wait(error):  # broken: reading finds out how, after what the server had said before
                     self._unsent = memoryview(b"")
@@ -492,14 +534,14 @@ class _Link:
             self._wake(waiter, value)
         if core.is_aborted or (core.is_finished and not self._unsent):
             with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
-            self._socket.close()
+                self.connection.shutdown(socket.SHUT_RDWR)  # wakes who waits for it
+            self.connection.close()
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(READ_BYTES)
+            data = self.connection.recv(READ_BYTES)
             while self._pending is not None and self._pending():
-                data += self._socket.recv(READ_BYTES)
+                data += self.connection.recv(READ_BYTES)
         except OSError as error:
             if not _must_wait(error):
                 self.core.lose(why_lost(error, self._tls), is_clean=False)

@@ -193,7 +193,7 @@ class Balancer:
         return not having or not all(_is_full(node, spec) for node in having)
 
     def note(self, node: Node, kind: Kind, seconds: float, error: Exception | None = None) -> None:
-        """Learn from an answer, or from an error, that came this long after the request was sent."""
+        """Learn from an answer, or from an error, that came this long after the request was sent; NaN: at any time."""
         now = self._clock()
         durations = self._durations_of(kind)
         typical_s = durations.median_s
@@ -206,7 +206,7 @@ class Balancer:
         fade = 0.5 ** ((now - node.noted_at) / HALF_LIFE_S)
         node.answers, node.faults, node.noted_at = node.answers * fade + 1, node.faults * fade + is_fault, now
         times = 1.0
-        if error is None or isinstance(error, Cancelled):
+        if not math.isnan(seconds) and (error is None or isinstance(error, Cancelled)):
             durations.add(seconds)
             times = seconds / typical_s if typical_s > 0 else 1.0
             node.slowness += LAST_ANSWERS * (math.log2(max(times, 0.01)) - node.slowness)

@@ -33,7 +33,7 @@ from xformd.wire.session import Control, decode_listing, read_traceparent
 PATIENCE_S = 0.5  # how long a request waits for a connection to be made while there are other servers to try
 LOOK_AGAIN_S = 0.25  # whether a server has room: one that has confirmed that a request is cancelled does not say so
 LIST_TIMEOUT_S, LIST_GAP_S = 5.0, 1.0
-MAX_REPEATS = 2  # of a request that may have run: it may be what its servers died of
+MAX_REPEATS = 2  # of a request that may have run: it may be what its servers died of; and of one to a single server
 
 Text = TypeVar("Text", str, bytes)
 
@@ -79,28 +79,6 @@ class Attempts:
         self.may_run_twice, self.kind = may_run_twice, kind
         self.tried: list[Any] = [] if tried is None else tried
 
-    def go_on_after(self, error: Exception, others: int, most: int) -> None:
-        """Return if the request may be sent again; otherwise raise what its caller gets."""
-        self.tries += 1
-        if isinstance(error, NotInTime):
-            self.may_reconnect = True
-        elif isinstance(error, NotSent):
-            self.may_reconnect |= error.may_reconnect
-            if not (others or (self.may_reconnect and self.tries <= most)):
-                raise error.error from error.error.__cause__
-        elif isinstance(error, NoSuchTransform) and others:
-            pass
-        elif isinstance(error, RequestRefused) or not isinstance(error, ConnectionLost | ShuttingDown | InternalError):
-            raise error
-        elif self.may_run_twice and self.repeats < MAX_REPEATS and (others or not isinstance(error, InternalError)):
-            self.repeats += 1
-        else:
-            if isinstance(error, ConnectionLost):
-                error.message = f"{error.message}; the request may have run: repeat it only if that is harmless"
-                error.log_message = error.message
-                error.args = (error.message,)
-            raise error
-
 
 class Client(Servers):
     """What every client does with a request."""
@@ -109,6 +87,8 @@ class Client(Servers):
         super().__init__(*arguments)
         self._hedge = hedge
         self._turns: dict[str | None, dict[Any, None]] = {}  # who wait until a server has room, by client
+        self._accepted: set[object] = set()  # requests that have not ended: closing waits for them
+        self._all_ended: Any = None
 
     async def _xform(
         self,
@@ -140,14 +120,27 @@ class Client(Servers):
     async def _control(self, control: Control, timeout: float | None) -> tuple[str, bytes]:
         self._end(timeout)
         question = Question(control)
-        answer = await self._try_servers(Attempts(may_run_twice=True), question)
+        answer = await self._send(question, may_run_twice=True, hedge=False)
         return question.server, answer
 
     async def _close(self) -> None:
-        self._is_closed = True
-        while self._turns:
-            await self._sleep(LOOK_AGAIN_S / 10)
-        await self._cut_off()
+        with self._lock:
+            self._is_closed = True
+            if self._accepted and self._all_ended is None:
+                self._all_ended = self._waiter()
+        try:
+            if self._all_ended is not None:
+                await self._wait(self._all_ended, None)
+        finally:  # also if who closes waits no longer
+            links = self._cut_off()
+        for link in links:
+            await self._wait(link.closed, None)
+
+    def _forget_connections(self) -> None:
+        super()._forget_connections()
+        self._turns.clear()
+        self._accepted.clear()
+        self._all_ended = None
 
     def _end(self, timeout: float | None) -> float | None:
         if timeout is None:
@@ -156,17 +149,28 @@ class Client(Servers):
             raise ValueError(f"timeout must be a number of seconds above 0, not {timeout!r}")
         return self._now() + timeout
 
-    async def _send(self, request: Request, may_run_twice: bool | None, hedge: bool | None) -> bytes:
-        if len(self._balancer.nodes) <= 1:
-            return await self._try_servers(Attempts(may_run_twice), request)
-        kind = kind_of(request.spec, len(request.poem))
-        if self._hedge if hedge is None else hedge:
-            if may_run_twice is None:
-                may_run_twice = self._balancer.may_run_twice(request.spec)
-            after_s = self._balancer.hedge_after_s(kind) if may_run_twice else None
-            if after_s is not None:
-                return await self._send_to_two(request, kind, after_s)
-        return await self._try_servers(Attempts(may_run_twice, kind), request)
+    async def _send(self, request: Request | Question, may_run_twice: bool | None, hedge: bool | None) -> bytes:
+        with self._lock:
+            if self._is_closed:
+                raise self._closed()
+            self._accepted.add(this := object())
+        try:
+            if isinstance(request, Question) or len(self._balancer.nodes) <= 1:
+                return await self._try_servers(Attempts(may_run_twice), request)
+            kind = kind_of(request.spec, len(request.poem))
+            if self._hedge if hedge is None else hedge:
+                if may_run_twice is None:
+                    may_run_twice = self._balancer.may_run_twice(request.spec)
+                after_s = self._balancer.hedge_after_s(kind) if may_run_twice else None
+                if after_s is not None:
+                    return await self._send_to_two(request, kind, after_s)
+            return await self._try_servers(Attempts(may_run_twice, kind), request)
+        finally:
+            with self._lock:
+                self._accepted.discard(this)
+                all_ended = None if self._accepted else self._all_ended
+            if all_ended is not None:
+                self._settle(all_ended, None)
 
     async def _send_to_two(self, request: Request, kind: Kind, after_s: float) -> bytes:
         """Send a request once more if there is no answer after some time. The first answer counts."""
@@ -206,8 +210,6 @@ class Client(Servers):
                 calls[number].cancel()
 
     async def _try_servers(self, attempts: Attempts, request: Request | Question) -> bytes:
-        if self._is_closed:
-            raise self._closed()
         while True:
             if attempts.kind is not None:
                 await self._wait_for_room(request, attempts.kind)
@@ -261,17 +263,33 @@ class Client(Servers):
 
     async def _go_on_after(self, error: BaseException, attempts: Attempts, spec: Spec, node: Any, others: int) -> None:
         """Return if the request may be sent again; otherwise raise what its caller gets."""
-        if not isinstance(error, NotInTime | NotSent | XformError):
-            raise error
+        attempts.tries += 1
         if isinstance(error, NotInTime):
-            node.server.is_slow = True
-        elif isinstance(error, NoSuchTransform):
-            others = self._others_may_have(spec, attempts.tried) if others else 0
+            node.server.is_slow = attempts.may_reconnect = True
+        elif isinstance(error, NotSent):
+            attempts.may_reconnect |= error.may_reconnect
+            most = max(MAX_REPEATS, len(self._servers), len(self._balancer.nodes))
+            if not (others or (attempts.may_reconnect and attempts.tries <= most)):
+                raise error.error from error.error.__cause__
+        elif isinstance(error, NoSuchTransform) and others and self._others_may_have(spec, attempts.tried):
+            pass
+        elif isinstance(error, RequestRefused) or not isinstance(error, ConnectionLost | ShuttingDown | InternalError):
+            raise error
+        elif await self._may_repeat(attempts, spec, node, error) and (others or not isinstance(error, InternalError)):
+            attempts.repeats += 1
+        else:
+            if isinstance(error, ConnectionLost):
+                error.message = f"{error.message}; the request may have run: repeat it only if that is harmless"
+                error.log_message = error.message
+                error.args = (error.message,)
+            raise error
+
+    async def _may_repeat(self, attempts: Attempts, spec: Spec, node: Any, error: Exception) -> bool:
         if attempts.may_run_twice is None:
             if isinstance(error, ConnectionLost):
                 await self._learn_anew(node.server)
             attempts.may_run_twice = self._balancer.may_run_twice(spec)
-        attempts.go_on_after(error, others, max(len(self._servers), len(self._balancer.nodes)))
+        return attempts.may_run_twice and attempts.repeats < MAX_REPEATS
 
     # Which server.
 

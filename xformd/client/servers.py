@@ -266,22 +266,17 @@ class Servers:
         for server in self._servers:
             server.forget()
 
-    async def _cut_off(self) -> None:
-        """Close each connection, once what is in flight on it is done."""
-        for server in self._servers:
-            if server.openers:  # who go first
-                with contextlib.suppress(NotSent):
-                    await self._open(server, None)
+    def _cut_off(self) -> list[Any]:
+        """Close each connection, once what is in flight on it is done; return them."""
         with self._lock:
             self._is_cut_off = True
             for server in self._servers:
-                if server.attempt is not None and not server.openers:
+                if server.attempt is not None:
                     server.attempt.cancel()
             links = [link for server in self._servers for each in server.addresses for link in each.links]
             for link in links:
                 link.close()
-        for link in links:
-            await self._wait(link.closed, None)
+        return links
 
     def _closed(self) -> ConnectionFailed:
         return ConnectionFailed(f"this {type(self).__name__} is closed: make a new one")

@@ -4,6 +4,7 @@ Invariant: what it serves is what the folder holds. What cannot be loaded is gon
 say why, with the file, the line and the line's text.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -32,6 +33,10 @@ from xformd.server.app import Server, make_server
 from xformd.server.examples import failing_examples
 
 STEP_MS, DEBOUNCE_MS = 10, 100  # a change is told once nothing more changes for a step, or after this at the latest
+TOLD_WITHIN_S = 0.5  # after a load has ended, what it wrote is told no later
+LOADS_TO_BE_SURE = 3  # a file that has changed in so many loads in a row is a log or a cache
+SOURCES = (".py", ".toml")  # which an author may save in each of them
+MAX_COMPARED_BYTES = 1_000_000
 
 MAX_CONNECTIONS = 100  # one person needs no more, and no ``ulimit`` is too low for it
 
@@ -103,6 +108,47 @@ class PluginFolder:
         return attrs.evolve(settings, selection=selection, limits=limits, reload_check="off")
 
 
+class Saves:
+    """Tells what the author saves from what loading the plugin writes into its folder, which must not load it again.
+
+    A file that changes during a load is either. It leads to another load, unless it holds what it held before, or has
+    changed in each of the last loads.
+    """
+
+    def __init__(self) -> None:
+        self.written: set[str] = set()  # by each load: they are not followed
+        self._contents: dict[str, bytes | None] = {}
+        self._changes: dict[str, bool] = {}  # since the last load began; whether it may be what made them
+        self._loads: dict[str, int] = {}  # in how many of the last loads a file has changed
+
+    def note(self, path: str, *, is_amid_load: bool) -> bool:
+        """Take a change into account; return whether the author may have made it."""
+        before, now = self._contents.get(path, b""), _content(path)
+        self._contents[path] = now
+        if path in self.written or (is_amid_load and before == now):
+            return False
+        self._changes[path] = is_amid_load and self._changes.get(path, True)
+        return True
+
+    def take(self) -> bool:
+        """Whether something was saved since this was asked last."""
+        if not self._changes:
+            return False
+        doubtful = [path for path, is_amid_load in self._changes.items() if is_amid_load and not path.endswith(SOURCES)]
+        self._loads = {path: self._loads.get(path, 0) + 1 for path in doubtful}
+        self.written |= {path for path, loads in self._loads.items() if loads >= LOADS_TO_BE_SURE}
+        is_saved = not self._changes.keys() <= self.written
+        self._changes.clear()
+        return is_saved
+
+
+def _content(path: str) -> bytes | None:
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123 - it is called for each change
+        content = file.read(MAX_COMPARED_BYTES)
+        return content if len(content) < MAX_COMPARED_BYTES else b"%d" % time.time_ns()
+    return None
+
+
 class DevServer:
     """Makes the server, and has it follow the folder.
 
@@ -118,7 +164,7 @@ class DevServer:
         self._plugin, self._reactor = plugin, reactor
         self._version, self._problems = _new_version(), list[str]()
         self._waiting: list[Deferred[Response]] = []
-        self._has_changed, self._is_reloading = False, True
+        self._saves, self._is_reloading, self._loaded_at = Saves(), True, 0.0
         self._addresses: tuple[str, ...] = ()
         self._stopping = threading.Event()
         paths: Mapping[bytes, Methods] = {b"/dev": {"GET": self._respond}}
@@ -151,7 +197,7 @@ class DevServer:
 
     def _started(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
         self._addresses = addresses
-        Deferred.fromCoroutine(self._try_examples(())).addCallback(lambda _: self._reload_if_changed())
+        Deferred.fromCoroutine(self._try_examples(())).addCallback(lambda _: self._loaded())
         return addresses
 
     def _stop(self) -> None:
@@ -162,29 +208,39 @@ class DevServer:
 
     def _watch(self) -> None:
         """Watch the folder, in a thread, until the server stops."""
-        from watchfiles import watch
+        from watchfiles import Change, watch
 
         more: Any = {"step": STEP_MS, "debounce": DEBOUNCE_MS, "rust_timeout": 1_000, "raise_interrupt": False}
         try:
             for changes in watch(self._plugin.folder, stop_event=self._stopping, **more):
-                self._reactor.callFromThread(self._changed, sorted({path for _, path in changes}))
+                brief = {path for change, path in changes if change == Change.added and not os.path.lexists(path)}
+                self._reactor.callFromThread(self._changed, sorted({path for _, path in changes} - brief))
         except OSError as error:  # the system watches no more files, say
             warn = partial(self.log.error, "cannot watch {folder}, send SIGHUP after a change: {error}")
             self._reactor.callFromThread(warn, folder=self._plugin.folder, error=error)
 
     def _changed(self, paths: list[str]) -> None:
-        self.log.info("saved: {paths}", paths=", ".join(os.path.relpath(path, self._plugin.folder) for path in paths))
-        self._has_changed = True
+        is_amid = self._is_reloading or time.monotonic() < self._loaded_at + TOLD_WITHIN_S
+        if saved := [path for path in paths if self._saves.note(path, is_amid_load=is_amid)]:
+            names = ", ".join(os.path.relpath(path, self._plugin.folder) for path in saved)
+            self.log.info("saved: {paths}", paths=names)
         if not self._is_reloading:
             self._reload_if_changed()
 
     def _reload_if_changed(self) -> None:
-        self._is_reloading = self._has_changed and not self._stopping.is_set()
-        self._has_changed = False
+        written = len(self._saves.written)
+        self._is_reloading = self._saves.take() and not self._stopping.is_set()
+        if len(self._saves.written) > written:
+            names = ", ".join(sorted(os.path.relpath(path, self._plugin.folder) for path in self._saves.written))
+            self.log.info("not followed, for loading the plugin writes it: {paths}", paths=names)
         if self._is_reloading:
             reloading = Deferred.fromCoroutine(self._reload())
             reloading.addErrback(lambda failure: self.log.failure("not reloaded", failure))
-            reloading.addCallback(lambda _: self._reload_if_changed())
+            reloading.addCallback(lambda _: self._loaded())
+
+    def _loaded(self) -> None:
+        self._loaded_at = time.monotonic()
+        self._reload_if_changed()
 
     async def _reload(self) -> None:
         outcome = await self.server.reload()

@@ -274,6 +274,7 @@ class Reloader:
             self._selection, self._settings = selection, settings
             if pool is not None:
                 self._retire(pool)
+            self._start_next_launcher()
             raise
         self.service.set_limits(self._settings.limits)
         self._swap(registry, pool)
@@ -370,7 +371,10 @@ class Reloader:
             finished.addCallback(lambda _: self._retire(old))
         if not self._has_workers:
             self._retire(pool)
-        if self._starts_ahead:
+        self._start_next_launcher()
+
+    def _start_next_launcher(self) -> None:
+        if self._starts_ahead and self._next_launcher is None and not self.is_stopping:
             self._next_launcher = self._make_launcher({})
             self._next_launcher.prepare()
 

@@ -58,19 +58,13 @@ class Outcome(NamedTuple):
     value: bytes | session.Hello | Exception
 
 
-class Pending:
+class Pending(NamedTuple):
     """A request without an answer yet; ``ends_at`` is the time at which its caller stops waiting."""
 
-    __slots__ = ("ends_at", "message", "on_version", "waiter")
-
-    def __init__(
-        self,
-        message: Message,
-        waiter: Any,
-        ends_at: float | None,
-        on_version: Callable[[str | None], None] | None = None,  # is told which versions made the result
-    ) -> None:
-        self.message, self.waiter, self.ends_at, self.on_version = message, waiter, ends_at, on_version
+    message: Message
+    waiter: Any
+    ends_at: float | None
+    on_version: Callable[[str | None], None] | None = None  # is told which versions made the result
 
 
 class _Exchange:

@@ -8,10 +8,11 @@ async function followChanges(changed) {
   for (let version = ""; ; ) {
     try {
       const news = await (await ask(`dev?${version}`)).json();
+      if (news.version === version) throw news; // a server that drains lets nobody wait
       version = news.version;
       changed(news.problems);
     } catch {
-      await new Promise((resolve) => setTimeout(resolve, CHANGES_RETRY_MS)); // the server is being started again
+      await new Promise((resolve) => setTimeout(resolve, CHANGES_RETRY_MS)); // it is stopping, or being started again
     }
   }
 }

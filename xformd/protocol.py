@@ -100,7 +100,7 @@ class TransformProtocol(DrainableProtocol):
         self._is_eager = hasattr(self.transport, "hint_read_size")
         # Of the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         self._can_send_now = hasattr(type(self.transport), "send_now")
-        self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
+        self._deadline.set(self.limits.idle_timeout_s)
         if self.factory.make_handler is not None:
             self._handler = self.factory.make_handler(self)
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from xformd.counting import CountingService
 from xformd.dialects.handler import TurnTaker
-from xformd.errors import BadRequest, ShuttingDown, XformError
+from xformd.errors import BadRequest, ShuttingDown, TooLarge, XformError
 from xformd.http import problems, requests
 from xformd.http.messages import Request, Response, TakeBody, header_lines
 from xformd.net.write_buffer import PART_BYTES
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = b"application/x-ndjson"
 
+MAX_LINE_BYTES = 512 * 1024  # to parse it holds the reactor for up to 8 ms
 PIECE_BYTES = 48 * 1024
-"""A longer line or result is read or written in such pieces: in one, 10 MiB hold the reactor for up to 0.2 s."""
+"""A longer result is written in such pieces: in one, 10 MiB hold the reactor for up to 0.2 s."""
 
 MAX_BAD_LINES = 100  # the rest of a batch is not read: a line of two bytes gets an error of three hundred
 
@@ -44,12 +45,7 @@ _find_text = re.compile(rb"\S").search
 _STRING = rb'"[^"\\]*+(?>\\.[^"\\]*+)*+"'
 _FLAT_OBJECT = re.compile(rb'\{[^\[\]{}"]*+(?>%b[^\[\]{}"]*+){0,16}+\}\Z' % _STRING)
 
-# A long line up to its poem, and a part of that which cuts no escape.
-_match_head = re.compile(rb'\{\s*+(?:%b\s*+:\s*+%b\s*+,\s*+)?"poem(_base64)?"\s*+:\s*+"' % (_STRING, _STRING)).match
-_match_part = re.compile(rb'(?>[^"\\]++|\\(?:[^u]|u[dD][89abAB]..\\u....|u(?![dD][89abAB])....))*+').match
-
 _EXAMPLE = 'write {"spec": "upper", "poem": "The Owl"}, or "poem_base64" for bytes'
-_NO_TEXT = "its poem is not text, or not base64"
 
 
 def parse_line(text: bytes) -> tuple[Spec, bytes]:
@@ -70,7 +66,7 @@ def parse_line(text: bytes) -> tuple[Spec, bytes]:
         is_text = "poem" in members
         poem = members["poem"].encode() if is_text else base64.b64decode(members["poem_base64"], validate=True)
     except (ValueError, TypeError, AttributeError):
-        raise _invalid(_NO_TEXT) from None
+        raise _invalid("its poem is not text, or not base64") from None
     return parse_readable(members["spec"]), poem
 
 
@@ -97,7 +93,7 @@ def _encode(value: dict[str, object]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | BadRequest | None]:
+def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | XformError | None]:
     """Yield what each line that is not blank says, or why it is invalid; None where others may have their turn."""
     place = bad_lines = 0
     while place < len(body):
@@ -112,40 +108,14 @@ def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | BadRequest | None]:
                 raise BadRequest(
                     f"{bad_lines} lines of this batch are invalid: the rest is not read; correct them and send it again"
                 )
-            if place - start > PIECE_BYTES:
-                yield (yield from _parse_long(body, start, place))
-            else:
-                yield parse_line(body[start:place].rstrip())
-        except BadRequest as error:
+            if place - start > MAX_LINE_BYTES:
+                raise TooLarge(f"a line of a batch has at most {MAX_LINE_BYTES} bytes: POST such a poem alone")
+            yield parse_line(body[start:place].rstrip())
+        except XformError as error:
             error.__traceback__ = error.__context__ = None  # whose frames keep the body
             yield error
             if (bad_lines := bad_lines + 1) > MAX_BAD_LINES:
                 return
-
-
-def _parse_long(body: bytes, start: int, end: int) -> Generator[None, None, tuple[Spec, bytes]]:
-    """Parse a long line: its poem in pieces, and what is around that as a short line."""
-    if (head := _match_head(body, start, start + PIECE_BYTES)) is None:
-        raise _invalid("it is long, and not one flat JSON object with a spec and a poem")
-    place, parts, decoder = head.end(), [], codecs.getincrementaldecoder("utf-8")()
-    try:
-        while (part := _match_part(body, place, min(end, place + PIECE_BYTES))) and part[0]:
-            parts.append(json.loads(f'"{decoder.decode(part[0])}"').encode())
-            place = part.end()
-            yield
-        poem = b"".join(parts)
-        if decoder.getstate()[0] or end - place > PIECE_BYTES or (head[1] and poem.find(b"=", 0, -2) >= 0):
-            raise ValueError
-        spec, _ = parse_line(body[start : head.end()] + body[place:end].rstrip())
-        if head[1]:
-            parts.clear()
-            for place in range(0, len(poem), PIECE_BYTES):
-                parts.append(base64.b64decode(poem[place : place + PIECE_BYTES], validate=True))
-                yield
-            poem = b"".join(parts)
-    except ValueError:
-        raise _invalid(_NO_TEXT) from None
-    return spec, poem
 
 
 def _encode_long(index: int, result: bytes) -> Iterator[bytes]:
@@ -241,7 +211,7 @@ class BatchLines(TurnTaker):
             self._send_piece()
         elif (line := next(self._unread, END)) is END:
             self._is_read = True
-        elif line is not None:  # of a long one, all is read
+        elif line is not None:
             self._start(next(self._indices), line)
         return True
 
@@ -254,12 +224,12 @@ class BatchLines(TurnTaker):
             if self._output_bytes > PART_BYTES or not self.takes_results:
                 self._flush()  # so that the writer knows how much the client has to read
 
-    def _start(self, index: int, line: tuple[Spec, bytes] | BadRequest) -> None:
+    def _start(self, index: int, line: tuple[Spec, bytes] | XformError) -> None:
         """Run a line."""
         entry = self._request.entry
         timing = RequestTiming(self._request.id.decode()) if entry is None else entry.part()
         try:
-            if isinstance(line, BadRequest):
+            if isinstance(line, XformError):
                 raise self._service.refused(line, timing)
             if self._is_stopping:
                 raise self._service.refused(ShuttingDown.not_started(), timing)

@@ -19,8 +19,8 @@ from twisted.python.failure import Failure
 from xformd.counting import CountingService
 from xformd.dialects.handler import TurnTaker
 from xformd.errors import BadRequest, ShuttingDown, TooLarge, XformError
-from xformd.http import problems, requests
-from xformd.http.messages import Request, Response, TakeBody, header_lines
+from xformd.http import requests
+from xformd.http.messages import Request, Response, TakeBody, header_lines, problem_details
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners import Caller
 from xformd.runners.generation import internal_error
@@ -86,7 +86,7 @@ def encode_result(index: int, result: bytes) -> bytes | Iterator[bytes]:
 
 def encode_error(index: int, error: XformError, request_id: bytes) -> bytes:
     """Encode an error as a line of the response."""
-    return _encode({"index": index, "error": problems.problem(error, request_id)})
+    return _encode({"index": index, "error": problem_details(error, request_id)})
 
 
 def _encode(value: dict[str, object]) -> bytes:

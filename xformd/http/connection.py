@@ -14,10 +14,18 @@ from twisted.python.failure import Failure
 
 from xformd.dialects.handler import ConnectionHandler, TurnTaker
 from xformd.errors import BadRequest, Busy, Cancelled, ShuttingDown, TooLarge, XformError
-from xformd.http import problems
 from xformd.http.application import UNTRACED, Application, GuardedApplication
 from xformd.http.forwarded import Source, TrustedProxies
-from xformd.http.messages import CONTINUE, LAST_CHUNK, Request, Response, TakeBody, encode_chunk, encode_head
+from xformd.http.messages import (
+    CONTINUE,
+    LAST_CHUNK,
+    Request,
+    Response,
+    TakeBody,
+    encode_chunk,
+    encode_head,
+    problem_response,
+)
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
@@ -187,18 +195,15 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
-    def _begin(self, head: RequestHead) -> None:  # noqa: C901 - a call takes as long as all that traces cost here
+    def _begin(self, head: RequestHead) -> None:
         """Respond to a head at once, or learn what makes the response once the body is here."""
         request = self._request = Request(
             head, self._source or self._find_source(head.headers), self._connection.credentials
         )
-        counter = self._application.counter
-        if counter is None:
-            if self._application.keeps_entries:
-                self._begin_entry(request)
-        elif (header := head.headers.get(b"traceparent")) is None and (left := counter.unsampled_left):
-            counter.unsampled_left = left - 1
-        elif header is None or not counter.ignores(header):
+        application = self._application
+        if application.keeps_entries and (
+            application.access_log is not None or not application.tracer.skips(head.headers.get(b"traceparent"))
+        ):
             self._begin_entry(request)
         body_bytes, max_bytes = head.body_bytes, self._max_request_bytes
         if body_bytes is not None and body_bytes > max_bytes:
@@ -312,7 +317,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         error = failure.value
         if not isinstance(error, XformError):
             error = internal_error(failure, self._request.timing)
-        return problems.response(error, self._request.id)
+        return problem_response(error, self._request.id)
 
     # How they are answered.
 
@@ -382,7 +387,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._close()
             return
         self._connection.count_refusal(error.code)
-        self._respond(problems.response(error, self._request.id, status), closes=True)
+        self._respond(problem_response(error, self._request.id, status), closes=True)
 
     def _close(self) -> None:
         """Send what is left, and close."""

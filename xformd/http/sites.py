@@ -12,8 +12,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from xformd.errors import Forbidden
-from xformd.http import problems
-from xformd.http.messages import Request, Response, header_lines
+from xformd.http.messages import HttpProblem, Request, Response, header_lines
 from xformd.wire.http1 import RequestHead
 
 ANY = "*"
@@ -54,22 +53,20 @@ class Sites:
         self._is_own_short_host.cache_clear()
 
     def check(self, request: Request) -> Response | None:
-        """Return the answer to a request of a browser that must not be served; None for any other."""
+        """Raise the error of a request of a browser that must not be served; return the answer to a preflight."""
         head, forwarded = request.head, request.source.hosts
         for host in (head.host, *forwarded) if forwarded else (head.host,):
             is_own_host = self._is_own_short_host if len(host) <= MAX_NAME_BYTES else self._is_own_host
             if not is_own_host(host):
                 name = _PORT.sub("", host.decode("latin-1"))
-                detail = f"this server is not {name}: if it should be, start it with --host-names {name}"
-                return problems.http_response(421, detail, request.id)
+                raise HttpProblem(421, f"this server is not {name}: if it should be, start it with --host-names {name}")
         headers = head.headers
         if b"origin" not in headers and b"sec-fetch-site" not in headers:
             return None
         is_allowed = self._allowed_origin(headers.get(b"origin")) is not None
         if not is_allowed and _is_cross_site(head, forwarded or (head.host,)) and not _opens_page(head):
             origin = headers.get(b"origin", b"ORIGIN").decode("latin-1")
-            error = Forbidden(f"a page of another site asks for this: --cors {origin} lets that site's pages call")
-            return problems.response(error, request.id)
+            raise Forbidden(f"a page of another site asks for this: --cors {origin} lets that site's pages call")
         if is_allowed and request.method == "OPTIONS" and b"access-control-request-method" in headers:
             return self._preflight(head)
         return None

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from support.http_front import Client, Front, ask, connected, request
 from support.memory import ELSEWHERE
 from xformd.errors import BadRequest, TooLarge, XformError
-from xformd.http.batch import MAX_BAD_LINES, MAX_LINE_BYTES, PIECE_BYTES, encode_result, parse_line, read_lines
+from xformd.http.batch import BLANK_BYTES, MAX_BAD_LINES, MAX_LINE_BYTES, encode_result, parse_line, read_lines
 from xformd.limits import MIB
 
 UPPER = {"spec": "upper", "poem": "owl"}
@@ -170,7 +169,7 @@ def read(body: bytes) -> list[Any]:
 def test_many_blank_lines_are_skipped_in_turns(blank: bytes) -> None:
     body = blank * 1_000_000 + b" \r\n" + LINES[0] + b"\r\n"
     assert read(body) == [b"a"]
-    assert len([*read_lines(body)]) > len(body) // PIECE_BYTES
+    assert len([*read_lines(body)]) > len(body) // BLANK_BYTES
 
 
 @pytest.mark.parametrize("body", [b"%b\n%b", b"%b\n%b\n", b"\n\n%b\r\n \n%b"])
@@ -189,29 +188,22 @@ LONG_POEMS = {
 
 @pytest.mark.parametrize("ensure_ascii", [True, False])
 @pytest.mark.parametrize("poem", LONG_POEMS.values(), ids=LONG_POEMS)
-def test_a_long_poem_is_read_and_its_result_written_in_pieces(poem: str, ensure_ascii: bool) -> None:
+def test_a_long_poem_is_read_and_its_result_written(poem: str, ensure_ascii: bool) -> None:
     members = {"spec": "upper", "poem": poem}
     for each in (members, dict(reversed(members.items()))):
         line = json.dumps(each, ensure_ascii=ensure_ascii).encode()
         assert read(b"%b \r\n%b" % (line, LINES[0])) == [poem.encode(), b"a"]
-    pieces = [*encode_result(7, poem.encode())]
-    assert len(pieces) > len(poem.encode()) / PIECE_BYTES
-    assert json.loads(b"".join(pieces)) == {"index": 7, "result": poem}
+    assert json.loads(encode_result(7, poem.encode())) == {"index": 7, "result": poem}
 
 
-def bytes_of(pieces: bytes | Iterator[bytes]) -> bytes:
-    assert not isinstance(pieces, bytes)
-    return b"".join(pieces)
-
-
-def test_long_bytes_are_read_and_the_result_written_in_pieces() -> None:
+def test_long_bytes_are_read_and_the_result_written() -> None:
     poem = bytes(range(256)) * 1_000
     encoded = base64.b64encode(poem).decode()
     for text in (encoded, encoded.replace("/", "\\/")):  # as some encoders write it
         assert read(b'{"spec": "upper", "poem_base64": "%b"}' % text.encode()) == [poem]
-    assert json.loads(bytes_of(encode_result(7, poem))) == {"index": 7, "result_base64": encoded}
+    assert json.loads(encode_result(7, poem)) == {"index": 7, "result_base64": encoded}
     cut = "\N{EURO SIGN}".encode() * 70_000 + b"\xe2\x82"
-    assert base64.b64decode(json.loads(bytes_of(encode_result(7, cut)))["result_base64"]) == cut
+    assert base64.b64decode(json.loads(encode_result(7, cut))["result_base64"]) == cut
 
 
 def test_a_line_that_is_too_long_is_refused_and_the_next_is_read() -> None:
@@ -259,12 +251,13 @@ def test_a_long_result_is_not_mixed_with_those_behind_it() -> None:
     assert found == {0: "late", 1: poem, 2: "OWL", 3: "a" * 100_000}
 
 
-def test_a_long_result_waits_for_a_client_that_does_not_read() -> None:
-    front = Front(max_unread_output_bytes=100_000)
-    client = front.open()
-    client.stop_reading()
-    client.send(batch({"spec": "repeat:times=1000000", "poem": "\0"}))
-    assert 100_000 < client.protocol.unread_bytes < 1_000_000
+def test_a_result_that_is_too_long_is_an_error_of_its_line() -> None:
+    front, client = connected(batch({"spec": "repeat:times=1000000", "poem": "a"}, UPPER, LATER))
+    front.finish(0, client, "a" * 1_000_000)
+    found = results(client)
+    assert [each["index"] for each in found] == [0, 1, 2]
+    assert [each["error"]["code"] for each in found if "error" in each] == ["too-large"] * 2
+    assert "POST such a poem alone" in found[0]["error"]["detail"]
 
 
 def test_a_batch_with_many_invalid_lines_is_read_no_further() -> None:

@@ -13,6 +13,7 @@ from support.http_front import request
 from support.processes import Server, serving
 from support.timing import assert_within
 from xformd.http.batch import MAX_LINE_BYTES
+from xformd.http.requests import MAX_RECODED_BYTES
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,10 @@ def long_lines(line: bytes) -> bytes:
 
 def recoded(charset: str, part: bytes) -> bytes:
     return request(
-        "/transform/first", repeated(part), content_type=f"text/plain; charset={charset}", connection="close"
+        "/transform/first",
+        repeated(part, MAX_RECODED_BYTES),
+        content_type=f"text/plain; charset={charset}",
+        connection="close",
     )
 
 

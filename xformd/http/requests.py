@@ -3,11 +3,10 @@
 Invariant: nothing is sent, received or run here.
 """
 
-import codecs
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 import attrs
@@ -15,7 +14,6 @@ import attrs
 from xformd import spec
 from xformd.errors import BadRequest, GibberishError, TooLarge
 from xformd.http.messages import HttpProblem, header_lines
-from xformd.net.write_buffer import PART_BYTES
 from xformd.plugins import media_type
 from xformd.plugins.registry import Entry, Registry, show_versions
 from xformd.spec import SHORT_CHARACTERS, Spec
@@ -23,6 +21,7 @@ from xformd.spec import SHORT_CHARACTERS, Spec
 MAX_TIMEOUT_MS = 10**12 - 1
 
 MAX_QUERY_POEM_BYTES = 16 * 1024  # longest poem in a URL; a longer one belongs in the body
+MAX_RECODED_BYTES = 1024 * 1024  # longest poem in another charset: to recode it holds the reactor for up to 10 ms
 MAX_AGE_S = 60  # how long a result may be cached without revalidation: meanwhile a plugin may have been upgraded
 
 _MAX_FIELDS = 64
@@ -225,22 +224,21 @@ class TransformRequest:
             return None
         return hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.versions, self.media_type))
 
-    def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> Iterator[bytes]:
-        """Recode a text as UTF-8 in pieces, from the charset in the request's headers; yield bytes as they are.
+    def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
+        """Recode a text as UTF-8 from the charset in the request's headers; return bytes as they are.
 
         Raises ``BadRequest`` for an unknown charset, ``GibberishError`` if the poem is not in it, and ``TooLarge`` if
-        it has more than ``max_bytes`` in UTF-8, where it may be several times as long.
+        it has more than ``MAX_RECODED_BYTES``, or more than ``max_bytes`` in UTF-8, where it may be longer.
         """
         encoding = charset(headers)
         if encoding is None or self.entries[0].transform.kind == "bytes":
-            yield poem
-            return
-        decoder, length = codecs.getincrementaldecoder(encoding)(), 0
-        for end in range(PART_BYTES, len(poem) + PART_BYTES, PART_BYTES):
-            try:
-                piece = decoder.decode(poem[end - PART_BYTES : end], end >= len(poem)).encode()
-            except UnicodeError:
-                raise GibberishError(f"the poem is not valid {encoding}, which its Content-Type names") from None
-            if (length := length + len(piece)) > max_bytes:
-                raise TooLarge(f"the poem has more than {max_bytes} bytes in UTF-8, which is the limit")
-            yield piece
+            return poem
+        if len(poem) > MAX_RECODED_BYTES:
+            raise TooLarge(f"a poem in {encoding} has at most {MAX_RECODED_BYTES} bytes: send a longer one in UTF-8")
+        try:
+            recoded = poem.decode(encoding).encode()
+        except UnicodeError:
+            raise GibberishError(f"the poem is not valid {encoding}, which its Content-Type names") from None
+        if len(recoded) > max_bytes:
+            raise TooLarge(f"the poem has more than {max_bytes} bytes in UTF-8, which is the limit")
+        return recoded

@@ -302,7 +302,7 @@ def test_who_is_there_again_goes_on_where_it_was_refused(tmp_path: Path, service
         else:
             assert guarded.xform(parse("upper"), b"a") == answer
     other = TransformService.from_functions(lower, reactor=Clock())
-    service.swap(other._generation)
+    service.swap(other.generation)
     with pytest.raises(NoSuchTransform):  # it learns of a reload again
         guarded.registry.resolve("upper")
 

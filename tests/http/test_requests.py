@@ -29,7 +29,7 @@ def test_the_longest_timeout_is_accepted() -> None:
 
 def test_the_number_of_parameters_is_bounded() -> None:
     assert len(requests.read_query(b"&".join(b"k%d=" % number for number in range(64)))) == 64
-    with pytest.raises(BadRequest, match="a query has at most 64 fields; this one has 65"):
+    with pytest.raises(BadRequest, match="with at most 64 fields"):
         requests.read_query(b"&".join(b"k%d=" % number for number in range(65)))
 
 

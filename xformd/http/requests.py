@@ -7,7 +7,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Mapping
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 import attrs
 
@@ -16,7 +16,7 @@ from xformd.errors import BadRequest, GibberishError, TooLarge
 from xformd.http.messages import HttpProblem, header_lines
 from xformd.plugins import media_type
 from xformd.plugins.registry import Entry, Registry, show_versions
-from xformd.spec import SHORT_CHARACTERS, Spec
+from xformd.spec import Spec
 
 MAX_TIMEOUT_MS = 10**12 - 1
 
@@ -45,7 +45,7 @@ def read_spec(segment: bytes, options: Mapping[str, str | list[str]]) -> Spec:
     It is a spec in its wire form or its readable form, or either of them percent-encoded as a whole. More ``options``
     are for a single step, and none of them may be given twice.
     """
-    parsed = _parse_short(segment) if len(segment) <= SHORT_CHARACTERS else _parse(segment)
+    parsed = _parse(segment)
     if not options:
         return parsed
     if repeated := sorted(options.keys() & dict(parsed.steps[0].options).keys()):
@@ -63,33 +63,21 @@ def _parse(segment: bytes) -> Spec:
         return spec.parse_readable(unquote(text))
 
 
-_parse_short = functools.lru_cache(maxsize=1_024)(_parse)
-
-
 def read_query(query: bytes) -> Parameters:
     """Read the parameters of a query; raise ``BadRequest`` if it is malformed."""
-    if not query:
+    text = "&".join(filter(None, query.decode("ascii").split("&")))  # a form may end with one
+    if not text:
         return {}
-    parts = [part.partition("=") for part in query.decode("ascii").split("&") if part]  # a form may end with an &
-    if len(parts) > _MAX_FIELDS:
-        raise BadRequest(f"a query has at most {_MAX_FIELDS} fields; this one has {len(parts)}")
     try:
-        if not all(equals for _, equals, _ in parts):
-            raise ValueError
-        pairs = [(_unquote(name), _unquote(value)) for name, _, value in parts]
+        pairs = parse_qsl(text, True, strict_parsing=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
-        raise BadRequest("the query is malformed: write ?option=value&option=value, percent-encoded") from None
+        advice = f"write ?option=value&option=value, percent-encoded, with at most {_MAX_FIELDS} fields"
+        raise BadRequest(f"the query is malformed: {advice}") from None
     parameters: Parameters = dict(pairs)
     for name in parameters if len(parameters) < len(pairs) else ():
         values = [value for each, value in pairs if each == name]
         parameters[name] = values if len(values) > 1 else values[0]
     return parameters
-
-
-def _unquote(text: str) -> str:
-    """Decode a part of a query; spaces first, as in a poem most of what is encoded are spaces."""
-    text = text.replace("+", " ").replace("%20", " ")
-    return unquote(text, errors="strict") if "%" in text else text
 
 
 def take_poem(parameters: Parameters, max_bytes: int) -> bytes:

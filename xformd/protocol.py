@@ -216,11 +216,7 @@ class TransformProtocol(DrainableProtocol):
         """Send the last data, then close."""
         if self._can_send_now:  # under TLS the end comes much later, and the last segment would wait for it
             self.transport.hint_close_after_write()
-        if self._output is None and len(data) <= PART_BYTES:  # the transport holds that much: no buffer is needed
-            self._has_written = True
-            self.transport.write(data)
-        else:
-            self.write(data)
+        self.write(data)
         self.close()
 
     def set_deadline(self, seconds: float | None) -> None:

@@ -1,6 +1,7 @@
 """What a server answers over HTTP: which endpoint answers which path, for whom."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import attrs
 
@@ -8,7 +9,7 @@ from xformd.access.guard import Access, Grant, GuardedService
 from xformd.counting import CountingService
 from xformd.errors import Unauthorized
 from xformd.http import jobs
-from xformd.http.batch import BatchEndpoint
+from xformd.http.batch import respond_to_batch
 from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
 from xformd.http.messages import Endpoint, HttpProblem, Request, Response, TakeBody, header_lines
 from xformd.http.sites import Sites
@@ -163,7 +164,7 @@ def make_application(dependencies: HttpDependencies) -> Application:
 
     paths: dict[bytes, Methods] = {
         b"/": {"GET": page, "OPTIONS": _allow_get},
-        b"/batch": {"POST": BatchEndpoint(counting)},
+        b"/batch": {"POST": partial(respond_to_batch, counting)},
         b"/transforms": {"GET": listing.list_all},
         b"/openapi.json": {"GET": listing.describe_interface},
         **_monitoring_paths(dependencies),

@@ -118,22 +118,16 @@ def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | XformError | None]:
                 return
 
 
-class BatchEndpoint:
-    """Responds to a batch."""
+def respond_to_batch(service: CountingService, request: Request) -> TakeBody:
+    """Respond to a batch; every line gets a result or an error."""
+    timeout_s = requests.timeout_s(request.headers)
+    requests.check_body(request.headers)
 
-    def __init__(self, service: CountingService) -> None:
-        self.service = service
+    def take_body(body: bytes) -> Response:
+        headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
+        return Response(200, headers, BatchLines(service, request, body, timeout_s))
 
-    def __call__(self, request: Request) -> Response | TakeBody:
-        """Respond to a request; every line gets a result or an error."""
-        timeout_s = requests.timeout_s(request.headers)
-        requests.check_body(request.headers)
-
-        def take_body(body: bytes) -> Response:
-            headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
-            return Response(200, headers, BatchLines(self, request, body, timeout_s))
-
-        return take_body
+    return take_body
 
 
 class BatchLines(TurnTaker):
@@ -142,9 +136,9 @@ class BatchLines(TurnTaker):
     _connection: "HttpHandler"
     _service: CountingService
 
-    def __init__(self, endpoint: BatchEndpoint, request: Request, body: bytes, timeout_s: float | None) -> None:
-        super().__init__(endpoint.service, request.caller.share)
-        self._max_running = endpoint.service.limits.max_in_flight
+    def __init__(self, service: CountingService, request: Request, body: bytes, timeout_s: float | None) -> None:
+        super().__init__(service, request.caller.share)
+        self._max_running = service.limits.max_in_flight
         self._request = request  # whose id they have in the log
         self._unread = read_lines(body)
         self._indices = itertools.count()

@@ -309,7 +309,7 @@ def run_server(
 
     context = click.get_current_context()
     if context.obj is not None:  # twistd's: it runs the server itself
-        logs.change_server_log(settings.log_format, settings.log_file, settings.log_level)
+        logs.join_twistd(settings.log_format, settings.log_file, settings.log_level)
         context.obj(make)
         return
 

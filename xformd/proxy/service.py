@@ -52,7 +52,7 @@ from xformd.runners import PROGRAM, Caller, Reader
 from xformd.runners.generation import RequestsInFlight
 from xformd.runners.shares import FairQueue
 from xformd.spec import Spec, SpecCache
-from xformd.telemetry.logs import change_server_log
+from xformd.telemetry import logs
 from xformd.telemetry.metrics import OK
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracing import NO_TRACES, RequestTrace, Tracer, make_tracer
@@ -383,8 +383,8 @@ class ProxyServer(ListeningService):
         self._service, self._tracer, self._access = service, tracer, access
 
     def change(self, settings: Settings) -> None:
-        """Hold to settings that a reload has changed; raise ``ConfigError`` if one cannot be used."""
-        change_server_log(settings.log_format, settings.log_file, settings.log_level)
+        """Hold to settings that a reload has changed."""
+        logs.set_level(settings.log_level)
         limits = within_descriptors(settings.limits, workers=0, open_now=len(self._factory.connections))
         self.set_limits(limits)
         self._service.set_limits(limits)

@@ -39,8 +39,8 @@ from xformd.protocol import TransformFactory
 from xformd.server.recording import RecordingService
 from xformd.server.reload import Reloader
 from xformd.service import RegistryService, TransformService
+from xformd.telemetry import logs
 from xformd.telemetry.access_log import AccessLog
-from xformd.telemetry.logs import change_server_log
 from xformd.telemetry.metrics import Front, Metrics
 from xformd.telemetry.prometheus import PrometheusExporter, Sources
 from xformd.telemetry.reloads import ReloadOutcome
@@ -99,9 +99,7 @@ class Server(ListeningService):
 
     def _change(self, settings: Settings) -> None:
         """Hold to settings that a reload has changed; raise ``ConfigError`` if one cannot be used."""
-        change_server_log(settings.log_format, settings.log_file, settings.log_level)
-        if self._access_log is not None:
-            self._access_log.set_format(settings.log_format)
+        logs.set_level(settings.log_level)
         fronts = [each for each in (self, *self._others) if each._listen]
         open_now = sum(len(each._factory.connections) for each in fronts)
         more = {"workers": settings.worker_count, "fronts": len(fronts), "open_now": open_now}

@@ -144,13 +144,11 @@ def start_server_log(log_format: str, file: Path = STDERR, level: str = "info") 
     )
 
 
-def change_server_log(log_format: str, file: Path, level: str) -> None:
-    """Go on in this format, file and level; raise as ``start_server_log`` does. Twistd's log is in the file too."""
+def join_twistd(log_format: str, file: Path, level: str) -> None:
+    """Write twistd's log to the file too, if there is one; raise as ``start_server_log`` does."""
     _write_to(file)
     set_level(level)
-    if isinstance(sys.stdout, LoggedStream):
-        _lines.render = _RENDER[log_format]
-    elif file != STDERR:
+    if file != STDERR:
         globalLogPublisher.addObserver(observer(log_format))
 
 

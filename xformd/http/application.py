@@ -126,8 +126,8 @@ class GuardedApplication:
         grant = self._find(request)
         if request.entry is not None:
             request.entry.identity = grant.identity.name or None
-        if request.method != "OPTIONS" and (error := grant.unauthorized()) is not None:  # a preflight shows nothing
-            raise error
+        if request.method != "OPTIONS":  # a preflight shows nothing
+            grant.check()
         if (application := self._applications.get(grant)) is None:
             guarded = GuardedService(self._dependencies.service, grant)
             application = self._make(attrs.evolve(self._dependencies, service=guarded, grant=grant))

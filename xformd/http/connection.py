@@ -357,13 +357,10 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             return
         if request.entry is not None:
             request.entry.finish(response.code)
-        if request.method == "HEAD":
-            self._send(head)
-        elif len(body) <= PART_BYTES:
-            self._send(head + body)
-        else:  # not copied
-            self._send(head)
-            self._flush()
+        self._send(head)
+        if request.method != "HEAD":
+            if len(body) > PART_BYTES:
+                self._flush()  # so that it is not copied
             self._send(body)
         if closes:
             self._close()

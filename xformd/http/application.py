@@ -95,8 +95,9 @@ class Application:
         return path if path in self._methods else b""
 
     def _problem(self, request: Request, status: int, more: bytes = b"") -> HttpProblem:
-        hint = self._hint.format(prefix=request.source.prefix)
-        return HttpProblem(status, f"no {request.method} {request.client_path} here: {hint}", more)
+        prefix = request.source.prefix
+        asked = f"{request.method} {prefix}{request.path.decode()}"
+        return HttpProblem(status, f"no {asked} here: {self._hint.format(prefix=prefix)}", more)
 
 
 class GuardedApplication:

@@ -107,7 +107,9 @@ class HttpHandler(TurnTaker, ConnectionHandler):
     def expire(self) -> bool:
         """Answer 408 to a request that was too slow, close an idle connection, or probe one that is half-closed."""
         if self._running is not None:
-            self._probe()
+            request = self._request
+            if request is not None and not request.head.is_1_0 and not request.is_answered:
+                self._connection.write(CONTINUE)  # a half-closed client ignores it, and one that is gone resets
             self._connection.set_deadline(PROBE_AGAIN_S)
         elif self._parser.is_inside:
             limit_s = self._connection.limits.request_timeout_s
@@ -447,12 +449,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._refuse(ShuttingDown.not_started())
         else:
             self._close()
-
-    def _probe(self) -> None:
-        """Send "100 Continue" to tell a half-closed client from one that is gone: the latter resets."""
-        request = self._request
-        if request is not None and not request.head.is_1_0 and not request.is_answered:
-            self._connection.write(CONTINUE)
 
 
 class HttpFactory(TransformFactory):

@@ -69,11 +69,6 @@ class Request:
         return Caller(self.source.share or share_of(self.client))
 
     @property
-    def client_path(self) -> str:
-        """The path as the client asked for it, before a proxy took its prefix off."""
-        return self.source.prefix + self.path.decode()
-
-    @property
     def timing(self) -> RequestTiming:
         """What takes its times, and has its id for the log."""
         if self._timing is None:

@@ -100,7 +100,7 @@ class TransformProtocol(DrainableProtocol):
         self._is_eager = hasattr(self.transport, "hint_read_size")
         # Of the class: TLS forwards unknown attributes to the socket under it, which would send plain text.
         self._can_send_now = hasattr(type(self.transport), "send_now")
-        self._deadline.set(self.limits.idle_timeout_s, soon_s=self.limits.request_timeout_s)
+        self._deadline.set(self.limits.idle_timeout_s)
         if self.factory.make_handler is not None:
             self._handler = self.factory.make_handler(self)
 
@@ -216,11 +216,7 @@ class TransformProtocol(DrainableProtocol):
         """Send the last data, then close."""
         if self._can_send_now:  # under TLS the end comes much later, and the last segment would wait for it
             self.transport.hint_close_after_write()
-        if self._output is None and len(data) <= PART_BYTES:  # the transport holds that much: no buffer is needed
-            self._has_written = True
-            self.transport.write(data)
-        else:
-            self.write(data)
+        self.write(data)
         self.close()
 
     def set_deadline(self, seconds: float | None) -> None:

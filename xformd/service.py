@@ -171,12 +171,13 @@ class TransformService:
         clock: a reactor, or a clock in its place.
 
     Attributes:
+        generation: the one that takes new requests.
         limits: those that hold now.
         on_swap: called when another generation takes over, to forget what was looked up in the old one.
     """
 
     def __init__(self, generation: Generation, limits: Limits, clock: IReactorTime) -> None:
-        self._generation = generation
+        self.generation = generation
         self._clock = clock
         self.set_limits(limits)
         self.stopwatch = generation.inline.stopwatch
@@ -220,12 +221,12 @@ class TransformService:
     def set_limits(self, limits: Limits) -> None:
         """Hold to these limits from now on; who has looked up some of them learns of the others with ``on_swap``."""
         self.limits = limits
-        self.max_result_bytes = self._generation.inline.max_result_bytes = limits.max_result_bytes
+        self.max_result_bytes = self.generation.inline.max_result_bytes = limits.max_result_bytes
 
     @property
     def registry(self) -> Registry:
         """The transforms that there are now."""
-        return self._generation.registry
+        return self.generation.registry
 
     def versions(self, spec: Spec) -> str:
         """See ``Service.versions``."""
@@ -233,7 +234,7 @@ class TransformService:
 
     def listing(self) -> bytes:
         """See ``Service.listing``."""
-        return self._generation.listing()
+        return self.generation.listing()
 
     def missing(self) -> str:
         """See ``Service.missing``."""
@@ -245,7 +246,7 @@ class TransformService:
         Returns:
             Fires when the old one has finished its requests.
         """
-        old, self._generation = self._generation, generation
+        old, self.generation = self.generation, generation
         self._old.add(old)
         for forget in self.on_swap:
             forget()
@@ -254,36 +255,16 @@ class TransformService:
     @property
     def in_flight(self) -> int:
         """How many requests wait for their results."""
-        return sum(len(generation.in_flight) for generation in (self._generation, *self._old))
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells its transforms from those of another server."""
-        return self._generation.fingerprint
-
-    @property
-    def needs_workers(self) -> bool:
-        """Whether there are transforms that run in workers."""
-        return self._generation.needs_workers
-
-    @property
-    def quarantined(self) -> frozenset[str]:
-        """The names of the transforms in quarantine."""
-        return self._generation.quarantined
-
-    @property
-    def quarantined_in_part(self) -> frozenset[str]:
-        """The names of those in quarantine for some requests only."""
-        return self._generation.quarantined_in_part
+        return sum(len(generation.in_flight) for generation in (self.generation, *self._old))
 
     def stop(self) -> None:
         """See ``Service.stop``."""
-        for generation in (self._generation, *self._old):
+        for generation in (self.generation, *self._old):
             generation.in_flight.stop()
 
     def has_room(self, reader: Reader) -> None:
         """See ``Service.has_room``."""
-        for generation in (self._generation, *self._old):
+        for generation in (self.generation, *self._old):
             generation.has_room(reader)
 
     def xform(
@@ -296,7 +277,7 @@ class TransformService:
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """See ``Service.xform``."""
-        generation = self._generation
+        generation = self.generation
         try:
             stages = generation.plan(spec, len(poem))
             if timeout_s is not None and timeout_s <= 0:
@@ -320,14 +301,14 @@ class TransformService:
 
     def prepare_call(self, words: bytes) -> PreparedCall | None:
         """See ``Service.prepare_call``."""
-        calls = self._generation.prepared_calls
+        calls = self.generation.prepared_calls
         try:
             return calls[words]
         except KeyError:
             return calls.remember(words, self._make_call(words))
 
     def _make_call(self, words: bytes) -> PreparedCall | None:
-        generation = self._generation
+        generation = self.generation
         if (request := session.decode_words(words)) is None:
             return None
         try:

@@ -12,6 +12,8 @@ from support.http_client import HTTP, connect, exchange
 from support.http_front import request
 from support.processes import Server, serving
 from support.timing import assert_within
+from xformd.http.batch import MAX_LINE_BYTES
+from xformd.http.requests import MAX_RECODED_BYTES
 
 pytestmark = pytest.mark.slow
 
@@ -34,12 +36,19 @@ def repeated(part: bytes, length: int = BODY) -> bytes:
 
 
 def long_line(part: bytes, name: bytes = b"poem") -> bytes:
-    return batch(b'{"spec": "no-such", "%b": "%b"}' % (name, repeated(part)))
+    return long_lines(b'{"spec": "no-such", "%b": "%b"}' % (name, repeated(part, MAX_LINE_BYTES - 100)))
+
+
+def long_lines(line: bytes) -> bytes:
+    return batch(b"\n".join([line] * (BODY // (len(line) + 1))))
 
 
 def recoded(charset: str, part: bytes) -> bytes:
     return request(
-        "/transform/first", repeated(part), content_type=f"text/plain; charset={charset}", connection="close"
+        "/transform/first",
+        repeated(part, MAX_RECODED_BYTES),
+        content_type=f"text/plain; charset={charset}",
+        connection="close",
     )
 
 
@@ -50,22 +59,23 @@ def get(target: str, **headers: str) -> bytes:
 LONG_STEP = f"first:a={'%41' * 78}"
 CHUNKED = b"POST /transform/first HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
 ATTACKS: dict[str, Callable[[], bytes]] = {
-    "nested": lambda: batch(repeated(b"[[],")),
+    "too long": lambda: batch(repeated(b"[[],")),
+    "nested": lambda: long_lines(repeated(b"[[],", MAX_LINE_BYTES)),
     "letters": lambda: long_line(b"a"),
     "backslashes": lambda: long_line(b"\\\\"),
     "escapes": lambda: long_line(b"\\u0000"),
     "pairs": lambda: long_line(b"\\ud83d\\ude00"),
     "three bytes": lambda: long_line("\N{EURO SIGN}".encode()),
     "base64": lambda: long_line(b"YWFh", b"poem_base64"),
-    "unterminated": lambda: batch(b'{"spec": "upper", "poem": "' + repeated(b"a")),
-    "quotes": lambda: batch(repeated(b'{"')),
-    "many members": lambda: batch(b"{%b}" % repeated(b'"a":1,')),
-    "a number": lambda: batch(b'{"spec": "upper", "poem": %b}' % repeated(b"1")),
+    "unterminated": lambda: long_lines(b'{"spec": "upper", "poem": "' + repeated(b"a", MAX_LINE_BYTES - 100)),
+    "quotes": lambda: long_lines(repeated(b'{"', MAX_LINE_BYTES)),
+    "many members": lambda: long_lines(b"{%b}" % repeated(b'"a":1,', MAX_LINE_BYTES - 9)),
+    "a number": lambda: long_lines(b'{"spec": "upper", "poem": %b}' % repeated(b"1", MAX_LINE_BYTES - 99)),
     "blank lines": lambda: batch(repeated(b"\n")),
     "spaces": lambda: batch(repeated(b" ")),
     "two bytes": lambda: batch(repeated(b"{}\n")),
-    "long results": lambda: batch(b'{"spec": "first", "poem": "%b"}' % repeated(b"\\n")),
-    "results of bytes": lambda: batch(b'{"spec": "invert", "poem": "%b"}' % repeated(b"a")),
+    "long results": lambda: long_lines(b'{"spec": "first", "poem": "%b"}' % repeated(b"\\n", MAX_LINE_BYTES - 99)),
+    "results of bytes": lambda: long_lines(b'{"spec": "invert", "poem": "%b"}' % repeated(b"a", MAX_LINE_BYTES - 99)),
     "shift_jis": lambda: recoded("shift_jis", b"\xa1\xa1"),
     "koi8-r": lambda: recoded("koi8-r", b"\xc1"),
     "utf-16": lambda: recoded("utf-16", b"\xac\x20"),

@@ -7,8 +7,9 @@ import pytest
 
 from support.costs import Traced
 from support.http_front import Answer, Front, request
+from xformd.errors import XformError
 from xformd.http.forwarded import Source
-from xformd.http.messages import Request
+from xformd.http.messages import Request, problem_response
 from xformd.http.sites import Sites
 from xformd.wire.http1 import RequestHead
 
@@ -23,7 +24,10 @@ def head(host: str, method: str = "GET", target: str = "/", **headers: str) -> R
 
 def status(sites: Sites, host: str, **more: Any) -> int | None:
     """Return the status with which a request is refused, or a preflight answered."""
-    answer = sites.check(Request(head(host, **more), Source(None)))
+    try:
+        answer = sites.check(Request(head(host, **more), Source(None)))
+    except XformError as error:
+        return problem_response(error, b"7e57").status
     return None if answer is None else answer.status
 
 

@@ -9,7 +9,6 @@ from twisted.internet.defer import Deferred, fail
 
 from support.http_front import Front, ask, connected, request
 from support.logs import Log
-from support.memory import ELSEWHERE
 from support.registries import registry_of
 from xformd import transform
 from xformd.errors import Cancelled
@@ -123,28 +122,6 @@ def test_the_content_type_decides_only_the_charset(content_type: str | None, poe
     answer = ask(request("/transform/upper", poem, content_type=content_type))
     assert (answer.status, answer.body.decode()) == (200, "É")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-
-
-def test_while_a_long_poem_is_recoded_others_have_their_turn() -> None:
-    front = Front()
-    client, other = front.open(), front.open(ELSEWHERE)
-    data = request("/transform/upper", b"\xe9" * 1_000_000, content_type="text/plain; charset=latin-1")
-    for start in range(0, len(data), 65_536):
-        client.protocol.dataReceived(data[start : start + 65_536])
-    other.protocol.dataReceived(request("/transform/upper", b"owl"))
-    assert (client.wire.value(), other.received()[0].body) == (b"", b"OWL")
-    client.settle()
-    assert client.received()[0].body.decode() == "É" * 1_000_000
-
-
-def test_a_client_may_leave_while_its_poem_is_recoded() -> None:
-    front = Front()
-    client = front.open()
-    client.protocol.dataReceived(
-        request("/transform/upper", b"\xe9" * 200_000, content_type="text/plain; charset=latin-1")
-    )
-    client.leave()
-    assert front.metrics.requests == {}
 
 
 @pytest.mark.parametrize(

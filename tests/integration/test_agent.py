@@ -101,12 +101,3 @@ def test_processes_on_one_port_share_neither_metrics_nor_agent(tmp_path: Path) -
             refused = xformd_process("serve", *where, *shared, f"--{front}={port}", XFORMD_WORKERS="0")
             assert refused.returncode == 69
             assert f"--{front} moves it" in refused.stderr.decode()
-
-
-def test_a_caching_proxy_says_when_it_drains(tmp_path: Path) -> None:
-    verb, drains = ("proxy", "127.0.0.1:1", *AGENT), "--drain-delay=10min"
-    with serving(tmp_path, drains, verb=verb, ready="the transforms of") as proxy:
-        assert report(proxy) == "ready up 100% maxconn:1000\n"
-        proxy.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: report(proxy) == "drain\n")
-        assert proxy.stop() == 0

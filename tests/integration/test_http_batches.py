@@ -71,7 +71,7 @@ def test_a_single_poem_waits_for_one_line_of_a_batch(server: Server, done: Path)
 
 
 def test_lines_wait_while_their_client_does_not_read(server: Server, done: Path) -> None:
-    with batch(server, "nap:seconds=0,times=2000000") as connection, exchange(server) as other:
+    with batch(server, "nap:seconds=0,times=500000") as connection, exchange(server) as other:
         wait_until(done.exists)
         for _ in range(40):  # each gives one line of the batch a turn
             assert other.ask(request("/transform/nap:seconds=0", b"o")).status == 200

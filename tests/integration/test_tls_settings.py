@@ -223,15 +223,6 @@ def test_only_ports_that_other_machines_can_reach_have_tls_by_default(team: Team
         assert xformd("ping", "--server", f"localhost:{port}", "--tls-ca", str(team.ca)).returncode == 0
         assert xformd("ping", "--all", "--server", f"localhost:{port}", "--tls-ca", str(team.ca)).returncode == 0
         assert xformd("ping", "--server", f"unix:{tmp_path}/socket", "--tls").returncode == 0
-        assert "no port uses tls_certificate" not in server.log
-
-
-def test_a_certificate_that_no_port_uses_is_warned_of(team: Team, tmp_path: Path) -> None:
-    (tmp_path / "xformd.toml").write_text('tls_certificate = "server.pem"\nplugins = "none"\n')
-    shutil.copy(team.certificate, tmp_path / "server.pem")
-    with serving(tmp_path, "--config", str(tmp_path / "xformd.toml"), "--listen", LOOPBACK) as server:
-        wait_until(lambda: "no port uses tls_certificate: all are on loopback; --tls all" in server.log)
-        assert server.ask(netstring(b"upper.a")) == b"1:A,"
 
 
 def test_settings_that_make_no_sense_are_one_line(team: Team, tmp_path: Path) -> None:

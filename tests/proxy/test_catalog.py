@@ -24,7 +24,7 @@ def catalog(**listings: Any) -> Catalog:
 
 
 def is_cached(made: Catalog, spec: str) -> bool:
-    return made.epochs(parse(spec)) is not None
+    return made.origins(parse(spec)) is not None
 
 
 def test_what_is_deterministic_and_has_a_version_is_cached() -> None:
@@ -59,37 +59,10 @@ def test_a_transform_that_differs_between_upstreams_is_not_cached(other: Any) ->
     assert is_cached(made, "owl")
 
 
-def test_each_change_of_version_begins_a_new_epoch() -> None:
-    made = Catalog()
-    seen = []
-    for version in ("1.0", "1.0", "2.0", "1.0"):
-        made.learn("a", listing(row("owl", version), row("cat")))
-        seen.append(made.epochs(parse("owl")))
-    assert seen[0] == seen[1]
-    assert len(set(seen)) == 3
-
-
-def test_learning_returns_the_transforms_that_changed() -> None:
-    made = catalog(a=listing(row("owl"), row("cat"), row("gone")))
-    assert made.learn("a", listing(row("owl", "2.0"), row("cat"), row("new"))) == {"owl", "gone"}
-    assert made.learn("a", listing(row("owl", "2.0"), row("cat"), row("new"))) == frozenset()
-
-
-def test_the_first_listing_of_an_upstream_begins_new_epochs() -> None:
-    """Until then it may have answered with any version, and nobody knew."""
-    made = catalog(a=listing(row("owl")))
-    before = made.epochs(parse("owl"))
-    assert made.learn("b", listing(row("owl"))) == {"owl"}
-    assert made.epochs(parse("owl")) not in (None, before)
-
-
-def test_nothing_is_cached_while_an_upstream_answers_that_has_never_listed() -> None:
-    made = catalog(a=listing(row("owl")))
-    made.note_unlisted("b")
-    assert not is_cached(made, "owl")
-    made.learn("b", listing(row("owl")))
-    made.note_unlisted("b")
-    assert is_cached(made, "owl")
+def test_nothing_is_cached_of_an_upstream_that_was_forgotten() -> None:
+    made = catalog(a=listing(row("owl"), row("cat")), b=listing(row("cat")))
+    made.forget("a")
+    assert [is_cached(made, name) for name in ("owl", "cat")] == [False, True]
 
 
 def test_the_listings_are_merged() -> None:

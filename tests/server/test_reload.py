@@ -448,17 +448,17 @@ def test_a_reload_keeps_the_transforms_that_the_operator_places(make: Callable[.
 
 def test_a_reload_changes_what_may_change_and_names_what_needs_a_restart(site: Site, log: Log) -> None:
     limits = Limits(transform_timeout_s=2, max_result_bytes=7, listen_backlog=5)
-    site.settings = attrs.evolve(site.settings, limits=limits, workers=3, http=(), log_format="json")
+    site.settings = attrs.evolve(site.settings, limits=limits, workers=3, http=(), log_level="warn")
     given: list[Settings] = []
     site.reloader.on_change = given.append
     site.reload(SECOND)
     changed = Limits(transform_timeout_s=2, max_result_bytes=7)
     (settings,) = given
-    assert (settings.limits, settings.log_format, settings.workers) == (changed, "json", 3)
+    assert (settings.limits, settings.log_level, settings.workers) == (changed, "warn", 3)
     assert (site.service.limits, site.service.max_result_bytes) == (changed, 7)
     assert site.launchers[-1].setup.max_result_bytes == 7
     assert log.lines[1:] == [
-        "changed settings: workers, log_format, max_result_bytes, transform_timeout_s",
+        "changed settings: workers, log_level, max_result_bytes, transform_timeout_s",
         "changed settings that need a restart: http, listen_backlog",
     ]
     log.clear()

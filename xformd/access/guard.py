@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import attrs
@@ -45,7 +45,7 @@ CHECK_S = 0.25
 """How often to look whether the file has changed: a token that is revoked must end what it has in flight within 1 s.
 It is read once two looks have found the same, as one that is being written lacks identities, or limits."""
 
-Result = TypeVar("Result", bytes, bytes | Failure)
+REVOKED = "these credentials are not valid any more"
 
 
 class Grant:
@@ -75,18 +75,16 @@ class Grant:
         """Whether its requests are counted."""
         return self.identity.rate is not None or self.identity.max_in_flight is not None
 
-    def unauthorized(self) -> Unauthorized | None:
-        """Return why it may do nothing at all, None if it may do something."""
+    def check(self) -> None:
+        """Raise ``Unauthorized`` if it may do nothing at all."""
         if self.is_revoked:
-            return Unauthorized("these credentials are not valid any more")
+            raise Unauthorized(REVOKED)
         if self.identity is NOBODY:
-            return Unauthorized("this server needs credentials: send a token, as with --token-file or XFORMD_TOKEN")
-        return None
+            raise Unauthorized("this server needs credentials: send a token, as with --token-file or XFORMD_TOKEN")
 
     def check_monitor(self) -> None:
         """Raise ``Unauthorized`` or ``Forbidden`` unless it may see metrics."""
-        if (error := self.unauthorized()) is not None:
-            raise error
+        self.check()
         if not self.identity.monitor:
             raise Forbidden(f"{self.identity.name} may not see metrics (monitor)")
 
@@ -131,7 +129,7 @@ class GuardedService(ForwardingService):
     @property
     def registry(self) -> Registry:
         """The transforms that its identity may know of."""
-        self._check_authorized()
+        self.grant.check()
         if self._registry is None:  # the service says when it has another
             identity, registry = self.grant.identity, self._service.registry
             visible = registry.visible(identity.may_use, knows_all=self._knows_all)
@@ -140,7 +138,7 @@ class GuardedService(ForwardingService):
 
     def listing(self) -> bytes:
         """See ``Service.listing``: those of the transforms that its identity may use."""
-        self._check_authorized()
+        self.grant.check()
         listing = self._service.listing()
         return listing if self.grant.identity.may_use_all else self._listing(listing)
 
@@ -188,16 +186,12 @@ class GuardedService(ForwardingService):
 
         return attrs.evolve(call, finish_call=finish_call)
 
-    def _check_authorized(self) -> None:
-        if (error := self.grant.unauthorized()) is not None:
-            raise error
-
     @property
     def _knows_all(self) -> bool:
         return self.grant.identity.may_use_all or self.grant.identity.monitor
 
     def _check(self, spec: Spec) -> None:
-        self._check_authorized()
+        self.grant.check()
         identity = self.grant.identity
         for step in spec.steps:
             if not identity.may_use(step.name):
@@ -208,7 +202,7 @@ class GuardedService(ForwardingService):
     def _told(self, error: XformError, spec: Spec) -> XformError:
         """Return an error without what its identity may not know."""
         if self.grant.is_revoked and isinstance(error, Cancelled):
-            return self.grant.unauthorized() or error
+            return Unauthorized(REVOKED)
         if self._knows_all or not isinstance(error, NoSuchTransform | Unavailable):
             return error
         names = _names(self.listing())

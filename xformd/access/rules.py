@@ -100,16 +100,11 @@ class Rules:
     identities: Mapping[str, Identity]
 
     def changes(self, before: "Rules") -> Iterator[str]:
-        """Yield who has gained or lost rights since then, and which."""
+        """Yield who is new, who is gone, and who has other rights or credentials."""
         for name in sorted(self.identities.keys() | before.identities.keys()):
             new, old = self.identities.get(name), before.identities.get(name)
-            if new is None or old is None:
-                yield f"{name} is {'gone' if new is None else 'new'}"
-            elif new != old:
-                gained, lost = (sorted({*a.transforms} - {*b.transforms}) for a, b in ((new, old), (old, new)))
-                other = [key for key in _FIELDS if key != "transforms" and getattr(new, key) != getattr(old, key)]
-                signed = *(f"+{each}" for each in gained), *(f"-{each}" for each in lost)
-                yield f"{name}: {' '.join((*signed, *(f'other {key}' for key in other)))}"
+            if new != old:
+                yield f"{name} is {'gone' if new is None else 'new' if old is None else 'changed'}"
 
     def by_token(self, token: bytes) -> Identity | None:
         """Return whose token this is, None if nobody's. All are compared, whichever it is."""

@@ -6,7 +6,7 @@ that carries the poem.
 
 import math
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -140,9 +140,6 @@ class TransformClient(SocketClient):
         except OSError as error:
             raise HandshakeFailed from error
         return link  # type: ignore[no-any-return]
-
-    async def _in_thread(self, work: Callable[[], str]) -> Any:
-        return await self._loop.run_in_executor(None, work)
 
 
 class _Link(Link):

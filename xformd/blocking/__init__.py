@@ -231,9 +231,6 @@ class TransformClient(SocketClient):
         link.step(core.open)
         return link
 
-    async def _in_thread(self, work: Callable[[], str]) -> str:
-        return work()
-
 
 @overload
 def call(transform: str, poem: str | bytes, /, *, result: type[Text], **options: OptionValue | None) -> Text: ...

@@ -4,7 +4,6 @@ Invariant: what goes wrong is said in the words of ``TransformProxy``.
 """
 
 import contextlib
-import functools
 import os
 import random
 import socket
@@ -46,7 +45,6 @@ class SocketClient(Client):
     _look_up: Callable[[str, int], Awaitable[list[Any]]]
     _connect_socket: Callable[[socket.socket, Any], Awaitable[None]]
     _run_on: Callable[[socket.socket, Core, str, str | None], Awaitable[Any]]
-    _in_thread: Callable[[Callable[[], str]], Awaitable[str]]
 
     def __init__(
         self,
@@ -87,8 +85,7 @@ class SocketClient(Client):
                 try:
                     link = await self._run_on(connection, core, host, self._name(server))
                 except HandshakeFailed as failed:
-                    explain = functools.partial(self._explain, failed, server, family, address)
-                    reason = await self._in_thread(explain)
+                    reason = why_lost(failed.__cause__, self._tls, server.place.host)
                     raise ConnectionFailed(f"cannot connect to {server.address}: {reason}") from failed.__cause__
                 undo.pop_all()
                 return link
@@ -110,20 +107,13 @@ class SocketClient(Client):
         place: Place = server.place
         return place.host if place.has_tls or (self._has_tls and not place.path) else None
 
-    def _explain(self, failed: HandshakeFailed, server: Server, family: int, address: Any) -> str:
-        return why_lost(failed.__cause__, self._tls, lambda: (family, address, server.place.host))
 
-
-def why_lost(
-    error: BaseException | None, tls: ClientTls, where: Callable[[], tuple[Any, ...]] = lambda: (0, None, "")
-) -> str:
+def why_lost(error: BaseException | None, tls: ClientTls, host: str = "") -> str:
     """Return why there is no TLS connection, or none any more; nothing if TLS is not the reason."""
-    if where()[2] or "SSL" in type(error).__name__:
-        try:
-            from xformd.net.tls.words import explain
-        except ImportError:  # without the extra
-            return f"TLS failed: {error}"
-        return explain(error, *where(), tls.certificate)  # type: ignore[arg-type,call-arg]
+    if host or "SSL" in type(error).__name__:
+        from xformd.net.tls.words import explain
+
+        return explain(error, host, has_certificate=tls.certificate is not None)  # type: ignore[arg-type]
     return ""
 
 

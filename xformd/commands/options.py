@@ -309,7 +309,7 @@ def run_server(
 
     context = click.get_current_context()
     if context.obj is not None:  # twistd's: it runs the server itself
-        logs.change_server_log(settings.log_format, settings.log_file, settings.log_level)
+        logs.join_twistd(settings.log_format, settings.log_file, settings.log_level)
         context.obj(make)
         return
 
@@ -327,4 +327,6 @@ def run_server(
             if settings.log_file != TABLE["log_file"].default:  # who starts it looks here, and not into a file
                 for line in (*getattr(error, "details", ()), f"{error.code}: {error.message}"):
                     print_line(f"xformd: {one_line(line)}", terminal)
+            elif settings.log_format == "text":
+                sys.stderr = terminal  # why it does not start is for who starts it, and no line of the log
             raise

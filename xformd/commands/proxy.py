@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @upstream_options
 @quantity_option("--max-session-age", TIMEOUT, "5min", "Replace a connection to an upstream before it is older.")
 @log_options
-@setting_options("traces", "reuse_port", "agent", *(name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS))
+@setting_options("traces", "reuse_port", *(name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS))
 def proxy(
     upstreams: tuple[str, ...],
     configuration: "Configuration",
@@ -76,7 +76,6 @@ def proxy(
             "tls": server_tls(settings, reactor),
             "client": client,
             "reuse_port": settings.reuse_port,
-            "agent": settings.agent,
             "traces": settings.traces,
             "cache_bytes": cache_bytes,
             "ttl_s": math.inf if ttl is None else ttl,

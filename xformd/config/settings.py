@@ -282,5 +282,5 @@ def _limit_type(field: "attrs.Attribute[Any]") -> SettingType:
 TABLE: Mapping[str, Setting] = {setting.name: setting for setting in _rows(Settings)}
 """Every setting, by its name."""
 
-_ALSO_CHANGE = ("workers", "log_file", "log_format", "log_level", "reload_check")
+_ALSO_CHANGE = ("workers", "log_level", "reload_check")
 """Settings that a reload changes, besides limits. All else is chosen at the start: sockets, plugins, where they run."""

@@ -1,19 +1,17 @@
-"""What a server answers over HTTP: which endpoint answers which path.
-
-Invariant: every error is a problem (RFC 9457) with the request's id.
-"""
+"""What a server answers over HTTP: which endpoint answers which path, for whom."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import attrs
 
 from xformd.access.guard import Access, Grant, GuardedService
 from xformd.counting import CountingService
 from xformd.errors import Unauthorized
-from xformd.http import jobs, problems
-from xformd.http.batch import BatchEndpoint
+from xformd.http import jobs
+from xformd.http.batch import respond_to_batch
 from xformd.http.endpoints import HealthEndpoints, ListingEndpoints, show_page
-from xformd.http.messages import Endpoint, Request, Response, TakeBody, header_lines
+from xformd.http.messages import Endpoint, HttpProblem, Request, Response, TakeBody, header_lines
 from xformd.http.sites import Sites
 from xformd.http.transform import PREFIX, TransformEndpoint
 from xformd.jobs.manager import JobManager
@@ -68,7 +66,6 @@ class Application:
     ) -> None:
         self.access_log, self.tracer = access_log, tracer
         self.keeps_entries = access_log is not None or tracer.is_on
-        self.counter = tracer if access_log is None and tracer.is_on else None  # of requests of which nothing is kept
         self._sites = sites
         self._methods = {path: _with_head(methods) for path, methods in paths.items()}
         self._prefixes = tuple(path for path in paths if path != b"/" and path.endswith(b"/"))
@@ -77,13 +74,13 @@ class Application:
 
     def respond(self, request: Request) -> Response | TakeBody:
         """Respond to a request, or return what responds once its body is here; raise the error that answers it."""
-        if (refusal := self._sites.check(request)) is not None:
-            return refusal
+        if (preflight := self._sites.check(request)) is not None:
+            return preflight
         methods = self._methods.get(self._find(request.path))
         if methods is None:
-            return self._problem(request, 404)
+            raise self._problem(request, 404)
         if (endpoint := methods.get(request.method)) is None:
-            return self._problem(request, 405, ", ".join(methods).encode())
+            raise self._problem(request, 405, header_lines((b"allow", ", ".join(methods).encode())))
         return endpoint(request)
 
     def endpoint_of(self, path: bytes) -> str | None:
@@ -97,11 +94,10 @@ class Application:
                 return prefix
         return path if path in self._methods else b""
 
-    def _problem(self, request: Request, status: int, allowed: bytes | None = None) -> Response:
-        hint = self._hint.format(prefix=request.source.prefix)
-        detail = f"no {request.method} {request.client_path} here: {hint}"
-        more = b"" if allowed is None else header_lines((b"allow", allowed))
-        return problems.http_response(status, detail, request.id, more)
+    def _problem(self, request: Request, status: int, more: bytes = b"") -> HttpProblem:
+        prefix = request.source.prefix
+        asked = f"{request.method} {prefix}{request.path.decode()}"
+        return HttpProblem(status, f"no {asked} here: {self._hint.format(prefix=prefix)}", more)
 
 
 class GuardedApplication:
@@ -121,8 +117,7 @@ class GuardedApplication:
         access.on_revoke.append(lambda grant: self._applications.pop(grant, None))
         self._open = make(dependencies)  # of which anybody may have what is in OPEN
         self.access_log, self.tracer = self._open.access_log, self._open.tracer
-        self.keeps_entries, self.counter = self._open.keeps_entries, self._open.counter
-        self.endpoint_of = self._open.endpoint_of
+        self.keeps_entries, self.endpoint_of = self._open.keeps_entries, self._open.endpoint_of
         self.general_headers = self._open.general_headers
 
     def respond(self, request: Request) -> Response | TakeBody:
@@ -132,8 +127,8 @@ class GuardedApplication:
         grant = self._find(request)
         if request.entry is not None:
             request.entry.identity = grant.identity.name or None
-        if request.method != "OPTIONS" and (error := grant.unauthorized()) is not None:  # a preflight shows nothing
-            raise error
+        if request.method != "OPTIONS":  # a preflight shows nothing
+            grant.check()
         if (application := self._applications.get(grant)) is None:
             guarded = GuardedService(self._dependencies.service, grant)
             application = self._make(attrs.evolve(self._dependencies, service=guarded, grant=grant))
@@ -170,7 +165,7 @@ def make_application(dependencies: HttpDependencies) -> Application:
 
     paths: dict[bytes, Methods] = {
         b"/": {"GET": page, "OPTIONS": _allow_get},
-        b"/batch": {"POST": BatchEndpoint(counting)},
+        b"/batch": {"POST": partial(respond_to_batch, counting)},
         b"/transforms": {"GET": listing.list_all},
         b"/openapi.json": {"GET": listing.describe_interface},
         **_monitoring_paths(dependencies),

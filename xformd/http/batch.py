@@ -4,12 +4,10 @@ Invariant: a batch is one caller, however many lines it has: it queues as one, a
 """
 
 import base64
-import codecs
 import itertools
 import json
 import re
-from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,9 +16,9 @@ from twisted.python.failure import Failure
 
 from xformd.counting import CountingService
 from xformd.dialects.handler import TurnTaker
-from xformd.errors import BadRequest, ShuttingDown, XformError
-from xformd.http import problems, requests
-from xformd.http.messages import Request, Response, TakeBody, header_lines
+from xformd.errors import BadRequest, ShuttingDown, TooLarge, XformError
+from xformd.http import requests
+from xformd.http.messages import Request, Response, TakeBody, header_lines, problem_details
 from xformd.net.write_buffer import PART_BYTES
 from xformd.runners import Caller
 from xformd.runners.generation import internal_error
@@ -33,8 +31,10 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = b"application/x-ndjson"
 
-PIECE_BYTES = 48 * 1024
-"""A longer line or result is read or written in such pieces: in one, 10 MiB hold the reactor for up to 0.2 s."""
+MAX_LINE_BYTES = 512 * 1024
+"""Longest line, and longest result: to parse or to write it holds the reactor for up to 8 ms."""
+
+BLANK_BYTES = 48 * 1024  # how much blank space is skipped before others may have their turn
 
 MAX_BAD_LINES = 100  # the rest of a batch is not read: a line of two bytes gets an error of three hundred
 
@@ -44,12 +44,8 @@ _find_text = re.compile(rb"\S").search
 _STRING = rb'"[^"\\]*+(?>\\.[^"\\]*+)*+"'
 _FLAT_OBJECT = re.compile(rb'\{[^\[\]{}"]*+(?>%b[^\[\]{}"]*+){0,16}+\}\Z' % _STRING)
 
-# A long line up to its poem, and a part of that which cuts no escape.
-_match_head = re.compile(rb'\{\s*+(?:%b\s*+:\s*+%b\s*+,\s*+)?"poem(_base64)?"\s*+:\s*+"' % (_STRING, _STRING)).match
-_match_part = re.compile(rb'(?>[^"\\]++|\\(?:[^u]|u[dD][89abAB]..\\u....|u(?![dD][89abAB])....))*+').match
-
 _EXAMPLE = 'write {"spec": "upper", "poem": "The Owl"}, or "poem_base64" for bytes'
-_NO_TEXT = "its poem is not text, or not base64"
+_ALONE = "POST such a poem alone"
 
 
 def parse_line(text: bytes) -> tuple[Spec, bytes]:
@@ -70,7 +66,7 @@ def parse_line(text: bytes) -> tuple[Spec, bytes]:
         is_text = "poem" in members
         poem = members["poem"].encode() if is_text else base64.b64decode(members["poem_base64"], validate=True)
     except (ValueError, TypeError, AttributeError):
-        raise _invalid(_NO_TEXT) from None
+        raise _invalid("its poem is not text, or not base64") from None
     return parse_readable(members["spec"]), poem
 
 
@@ -78,10 +74,10 @@ def _invalid(reason: str) -> BadRequest:
     return BadRequest(f"invalid line of a batch: {reason}; {_EXAMPLE}")
 
 
-def encode_result(index: int, result: bytes) -> bytes | Iterator[bytes]:
-    """Encode a result as a line of the response, a long one in pieces; in base64 if it is not UTF-8."""
-    if len(result) > PIECE_BYTES:
-        return _encode_long(index, result)
+def encode_result(index: int, result: bytes) -> bytes:
+    """Encode a result as a line of the response, in base64 if it is not UTF-8; raise ``TooLarge`` if it is long."""
+    if len(result) > MAX_LINE_BYTES:
+        raise TooLarge(f"the result has {len(result)} bytes; in a batch it has at most {MAX_LINE_BYTES}: {_ALONE}")
     try:
         return _encode({"index": index, "result": result.decode()})
     except UnicodeDecodeError:
@@ -90,20 +86,20 @@ def encode_result(index: int, result: bytes) -> bytes | Iterator[bytes]:
 
 def encode_error(index: int, error: XformError, request_id: bytes) -> bytes:
     """Encode an error as a line of the response."""
-    return _encode({"index": index, "error": problems.problem(error, request_id)})
+    return _encode({"index": index, "error": problem_details(error, request_id)})
 
 
 def _encode(value: dict[str, object]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\n"
 
 
-def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | BadRequest | None]:
+def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | XformError | None]:
     """Yield what each line that is not blank says, or why it is invalid; None where others may have their turn."""
     place = bad_lines = 0
     while place < len(body):
-        text = _find_text(body, place, place + PIECE_BYTES)
+        text = _find_text(body, place, place + BLANK_BYTES)
         if text is None:
-            place += PIECE_BYTES
+            place += BLANK_BYTES
             yield None
             continue
         start, place = text.start(), body.find(b"\n", text.start()) % (len(body) + 1)  # -1 is its end
@@ -112,76 +108,26 @@ def read_lines(body: bytes) -> Iterator[tuple[Spec, bytes] | BadRequest | None]:
                 raise BadRequest(
                     f"{bad_lines} lines of this batch are invalid: the rest is not read; correct them and send it again"
                 )
-            if place - start > PIECE_BYTES:
-                yield (yield from _parse_long(body, start, place))
-            else:
-                yield parse_line(body[start:place].rstrip())
-        except BadRequest as error:
+            if place - start > MAX_LINE_BYTES:
+                raise TooLarge(f"a line of a batch has at most {MAX_LINE_BYTES} bytes: {_ALONE}")
+            yield parse_line(body[start:place].rstrip())
+        except XformError as error:
             error.__traceback__ = error.__context__ = None  # whose frames keep the body
             yield error
             if (bad_lines := bad_lines + 1) > MAX_BAD_LINES:
                 return
 
 
-def _parse_long(body: bytes, start: int, end: int) -> Generator[None, None, tuple[Spec, bytes]]:
-    """Parse a long line: its poem in pieces, and what is around that as a short line."""
-    if (head := _match_head(body, start, start + PIECE_BYTES)) is None:
-        raise _invalid("it is long, and not one flat JSON object with a spec and a poem")
-    place, parts, decoder = head.end(), [], codecs.getincrementaldecoder("utf-8")()
-    try:
-        while (part := _match_part(body, place, min(end, place + PIECE_BYTES))) and part[0]:
-            parts.append(json.loads(f'"{decoder.decode(part[0])}"').encode())
-            place = part.end()
-            yield
-        poem = b"".join(parts)
-        if decoder.getstate()[0] or end - place > PIECE_BYTES or (head[1] and poem.find(b"=", 0, -2) >= 0):
-            raise ValueError
-        spec, _ = parse_line(body[start : head.end()] + body[place:end].rstrip())
-        if head[1]:
-            parts.clear()
-            for place in range(0, len(poem), PIECE_BYTES):
-                parts.append(base64.b64decode(poem[place : place + PIECE_BYTES], validate=True))
-                yield
-            poem = b"".join(parts)
-    except ValueError:
-        raise _invalid(_NO_TEXT) from None
-    return spec, poem
+def respond_to_batch(service: CountingService, request: Request) -> TakeBody:
+    """Respond to a batch; every line gets a result or an error."""
+    timeout_s = requests.timeout_s(request.headers)
+    requests.check_body(request.headers)
 
+    def take_body(body: bytes) -> Response:
+        headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
+        return Response(200, headers, BatchLines(service, request, body, timeout_s))
 
-def _encode_long(index: int, result: bytes) -> Iterator[bytes]:
-    """Yield a result as a line of the response in pieces; empty ones while it is checked for being UTF-8."""
-    pieces = [slice(start, start + PIECE_BYTES) for start in range(0, len(result), PIECE_BYTES)]
-    check, decode = (codecs.getincrementaldecoder("utf-8")().decode for _ in range(2))
-    try:
-        for each in pieces:
-            check(result[each], each.stop >= len(result))
-            yield b""
-        yield b'{"index": %d, "result": "' % index
-        for each in pieces:
-            yield json.dumps(decode(result[each]), ensure_ascii=False)[1:-1].encode()
-    except UnicodeDecodeError:
-        yield b'{"index": %d, "result_base64": "' % index
-        for each in pieces:
-            yield base64.b64encode(result[each])
-    yield b'"}\n'
-
-
-class BatchEndpoint:
-    """Responds to a batch."""
-
-    def __init__(self, service: CountingService) -> None:
-        self.service = service
-
-    def __call__(self, request: Request) -> Response | TakeBody:
-        """Respond to a request; every line gets a result or an error."""
-        timeout_s = requests.timeout_s(request.headers)
-        requests.check_body(request.headers)
-
-        def take_body(body: bytes) -> Response:
-            headers = header_lines((b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"))
-            return Response(200, headers, BatchLines(self, request, body, timeout_s))
-
-        return take_body
+    return take_body
 
 
 class BatchLines(TurnTaker):
@@ -190,15 +136,14 @@ class BatchLines(TurnTaker):
     _connection: "HttpHandler"
     _service: CountingService
 
-    def __init__(self, endpoint: BatchEndpoint, request: Request, body: bytes, timeout_s: float | None) -> None:
-        super().__init__(endpoint.service, request.caller.share)
-        self._max_running = endpoint.service.limits.max_in_flight
+    def __init__(self, service: CountingService, request: Request, body: bytes, timeout_s: float | None) -> None:
+        super().__init__(service, request.caller.share)
+        self._max_running = service.limits.max_in_flight
         self._request = request  # whose id they have in the log
         self._unread = read_lines(body)
         self._indices = itertools.count()
         self._timeout_s = timeout_s  # how long the client waits for each
         self._running: set[Deferred[bytes]] = set()
-        self._finished: deque[Iterator[bytes]] = deque()  # lines of the response, in pieces
         self._is_read = False  # all of them are
         self._is_stopping = False  # the server is, so no more are started
 
@@ -225,52 +170,40 @@ class BatchLines(TurnTaker):
 
     def _await_more(self) -> None:
         """End after the last line."""
-        if self._is_read and not self._running and not self._finished:
+        if self._is_read and not self._running:
             self._is_closed = True
             self._connection.end()
 
     def _has_more(self) -> bool:
-        return bool(self._finished) or not self._is_read
+        return not self._is_read
 
     def _take_step(self) -> bool:
-        """Send a piece of a line, or read one and start it, while its client reads."""
-        may_read = not self._is_read and len(self._running) < self._max_running
-        if not self.takes_results or not (self._finished or may_read):
+        """Read a line and start it, while its client reads."""
+        if self._is_read or len(self._running) >= self._max_running or not self.takes_results:
             return False
-        if self._finished:
-            self._send_piece()
-        elif (line := next(self._unread, END)) is END:
+        if (line := next(self._unread, END)) is END:
             self._is_read = True
-        elif line is not None:  # of a long one, all is read
+        elif line is not None:
             self._start(next(self._indices), line)
         return True
 
-    def _send_piece(self) -> None:
-        piece = next(self._finished[0], None)
-        if piece is None:
-            self._finished.popleft()
-        elif piece:
-            self._send(piece)
-            if self._output_bytes > PART_BYTES or not self.takes_results:
-                self._flush()  # so that the writer knows how much the client has to read
-
-    def _start(self, index: int, line: tuple[Spec, bytes] | BadRequest) -> None:
+    def _start(self, index: int, line: tuple[Spec, bytes] | XformError) -> None:
         """Run a line."""
         entry = self._request.entry
         timing = RequestTiming(self._request.id.decode()) if entry is None else entry.part()
         try:
-            if isinstance(line, BadRequest):
+            if isinstance(line, XformError):
                 raise self._service.refused(line, timing)
             if self._is_stopping:
                 raise self._service.refused(ShuttingDown.not_started(), timing)
             caller = Caller(self._share, self)
             result = self._service.xform(*line, timeout_s=self._timeout_s, caller=caller, timing=timing)
+            if isinstance(result, bytes):
+                self._finish(encode_result(index, result))
+                return
         except XformError as error:
             error.__traceback__ = None  # a cycle, by way of this frame, which keeps the body
             self._finish(encode_error(index, error, self._request.id))
-            return
-        if isinstance(result, bytes):
-            self._finish(encode_result(index, result))
             return
         self._running.add(result)
         result.addCallback(partial(encode_result, index)).addErrback(self._encode_failure, index, timing)
@@ -283,10 +216,13 @@ class BatchLines(TurnTaker):
         self._is_stopping = self._is_stopping or isinstance(error, ShuttingDown)
         return encode_error(index, error, self._request.id)
 
-    def _finish_running(self, line: bytes | Iterator[bytes], running: Deferred[bytes]) -> None:
+    def _finish_running(self, line: bytes, running: Deferred[bytes]) -> None:
         self._running.discard(running)
-        self._finish(line)
-        self._work()
+        if not self._is_closed:
+            self._finish(line)
+            self._work()
 
-    def _finish(self, line: bytes | Iterator[bytes]) -> None:
-        self._finished.append(iter((line,)) if isinstance(line, bytes) else line)
+    def _finish(self, line: bytes) -> None:
+        self._send(line)
+        if self._output_bytes > PART_BYTES or not self.takes_results:
+            self._flush()  # so that the writer knows how much the client has to read

@@ -14,10 +14,18 @@ from twisted.python.failure import Failure
 
 from xformd.dialects.handler import ConnectionHandler, TurnTaker
 from xformd.errors import BadRequest, Busy, Cancelled, ShuttingDown, TooLarge, XformError
-from xformd.http import problems
 from xformd.http.application import UNTRACED, Application, GuardedApplication
 from xformd.http.forwarded import Source, TrustedProxies
-from xformd.http.messages import CONTINUE, LAST_CHUNK, Request, Response, TakeBody, encode_chunk, encode_head
+from xformd.http.messages import (
+    CONTINUE,
+    LAST_CHUNK,
+    Request,
+    Response,
+    TakeBody,
+    encode_chunk,
+    encode_head,
+    problem_response,
+)
 from xformd.limits import Limits
 from xformd.net.connections import ConnectionLimitReached, Connections, IdleConnections
 from xformd.net.write_buffer import PART_BYTES
@@ -99,7 +107,9 @@ class HttpHandler(TurnTaker, ConnectionHandler):
     def expire(self) -> bool:
         """Answer 408 to a request that was too slow, close an idle connection, or probe one that is half-closed."""
         if self._running is not None:
-            self._probe()
+            request = self._request
+            if request is not None and not request.head.is_1_0 and not request.is_answered:
+                self._connection.write(CONTINUE)  # a half-closed client ignores it, and one that is gone resets
             self._connection.set_deadline(PROBE_AGAIN_S)
         elif self._parser.is_inside:
             limit_s = self._connection.limits.request_timeout_s
@@ -187,18 +197,15 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._flush()
         return self._connection.unread_bytes <= self._max_unread_bytes
 
-    def _begin(self, head: RequestHead) -> None:  # noqa: C901 - a call takes as long as all that traces cost here
+    def _begin(self, head: RequestHead) -> None:
         """Respond to a head at once, or learn what makes the response once the body is here."""
         request = self._request = Request(
             head, self._source or self._find_source(head.headers), self._connection.credentials
         )
-        counter = self._application.counter
-        if counter is None:
-            if self._application.keeps_entries:
-                self._begin_entry(request)
-        elif (header := head.headers.get(b"traceparent")) is None and (left := counter.unsampled_left):
-            counter.unsampled_left = left - 1
-        elif header is None or not counter.ignores(header):
+        application = self._application
+        if application.keeps_entries and (
+            application.access_log is not None or not application.tracer.skips(head.headers.get(b"traceparent"))
+        ):
             self._begin_entry(request)
         body_bytes, max_bytes = head.body_bytes, self._max_request_bytes
         if body_bytes is not None and body_bytes > max_bytes:
@@ -312,7 +319,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
         error = failure.value
         if not isinstance(error, XformError):
             error = internal_error(failure, self._request.timing)
-        return problems.response(error, self._request.id)
+        return problem_response(error, self._request.id)
 
     # How they are answered.
 
@@ -352,13 +359,10 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             return
         if request.entry is not None:
             request.entry.finish(response.code)
-        if request.method == "HEAD":
-            self._send(head)
-        elif len(body) <= PART_BYTES:
-            self._send(head + body)
-        else:  # not copied
-            self._send(head)
-            self._flush()
+        self._send(head)
+        if request.method != "HEAD":
+            if len(body) > PART_BYTES:
+                self._flush()  # so that it is not copied
             self._send(body)
         if closes:
             self._close()
@@ -382,7 +386,7 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._close()
             return
         self._connection.count_refusal(error.code)
-        self._respond(problems.response(error, self._request.id, status), closes=True)
+        self._respond(problem_response(error, self._request.id, status), closes=True)
 
     def _close(self) -> None:
         """Send what is left, and close."""
@@ -445,12 +449,6 @@ class HttpHandler(TurnTaker, ConnectionHandler):
             self._refuse(ShuttingDown.not_started())
         else:
             self._close()
-
-    def _probe(self) -> None:
-        """Send "100 Continue" to tell a half-closed client from one that is gone: the latter resets."""
-        request = self._request
-        if request is not None and not request.head.is_1_0 and not request.is_answered:
-            self._connection.write(CONTINUE)
 
 
 class HttpFactory(TransformFactory):

@@ -1,20 +1,22 @@
 """A request and its response, as endpoints see them, and how a response is written.
 
 An endpoint is a function of a ``Request`` whose body has not arrived yet. It returns the ``Response``, or a function
-that makes one of the body. Invariant: every response has the same general headers, whoever makes it.
+that makes one of the body. Invariant: every response has the same general headers, whoever makes it, and every
+error is a problem (RFC 9457) with the request's id.
 """
 
 import http
+import json
 import random
 import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import Deferred
 
-from xformd.errors import BadRequest
+from xformd.errors import BadRequest, InternalError, NoSuchTransform, Unauthorized, XformError
 from xformd.http.forwarded import Source
 from xformd.net.connections import share_of
 from xformd.runners import Caller
@@ -31,6 +33,8 @@ Credentials = tuple[frozenset[str], int]
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+
+_NEAREST = re.compile(r"\Ano [^;]*; did you mean '([a-z][a-z0-9_-]{0,63})'\?")
 
 _WITHOUT_BODY = (204, 304)
 
@@ -63,11 +67,6 @@ class Request:
     def caller(self) -> Caller:
         """Return the caller, whose share pays for it."""
         return Caller(self.source.share or share_of(self.client))
-
-    @property
-    def client_path(self) -> str:
-        """The path as the client asked for it, before a proxy took its prefix off."""
-        return self.source.prefix + self.path.decode()
 
     @property
     def timing(self) -> RequestTiming:
@@ -108,6 +107,39 @@ Endpoint = Callable[[Request], Response | TakeBody]
 def header_lines(*headers: tuple[bytes, bytes]) -> bytes:
     """Encode headers as lines."""
     return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
+def problem_details(error: XformError, request_id: bytes | None = None, status: int | None = None) -> dict[str, Any]:
+    """Return an error as problem details, for JSON; an HTTP ``status`` may be more precise than the table's."""
+    members: dict[str, Any] = {
+        "type": f"urn:xformd:error:{error.code}",
+        "title": error.code.replace("-", " "),
+        "status": status or error.http_status or InternalError.http_status,
+        "detail": error.message,
+        "code": error.code,
+    }
+    if isinstance(error, HttpProblem):
+        members |= error.members
+    if request_id is not None:
+        members["request_id"] = request_id.decode()
+    if error.retry_after_ms is not None:
+        members["retry_after_ms"] = error.retry_after_ms
+    if isinstance(error, NoSuchTransform) and (match := _NEAREST.search(error.message)):
+        members["nearest"] = match[1]
+    return members
+
+
+def problem_response(error: XformError, request_id: bytes, status: int | None = None) -> Response:
+    """Return the response for an error; a ``status`` may be more precise than the table's."""
+    members = problem_details(error, request_id, status)
+    lines = header_lines((b"content-type", b"application/problem+json"), (b"cache-control", b"no-store"))
+    if error.retry_after_ms is not None:
+        lines += b"retry-after: %d\r\n" % -(-error.retry_after_ms // 1_000)  # in whole seconds, rounded up
+    if isinstance(error, Unauthorized):
+        lines += b'www-authenticate: Bearer realm="xformd"\r\n'  # RFC 6750, 3
+    if isinstance(error, HttpProblem):
+        lines += error.more
+    return Response(members["status"], lines, json.dumps(members).encode(), error.code)
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> bytes:

@@ -3,26 +3,25 @@
 Invariant: nothing is sent, received or run here.
 """
 
-import codecs
 import functools
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from urllib.parse import unquote
+from collections.abc import Mapping
+from urllib.parse import parse_qsl, unquote
 
 import attrs
 
 from xformd import spec
 from xformd.errors import BadRequest, GibberishError, TooLarge
 from xformd.http.messages import HttpProblem, header_lines
-from xformd.net.write_buffer import PART_BYTES
 from xformd.plugins import media_type
 from xformd.plugins.registry import Entry, Registry, show_versions
-from xformd.spec import SHORT_CHARACTERS, Spec
+from xformd.spec import Spec
 
 MAX_TIMEOUT_MS = 10**12 - 1
 
 MAX_QUERY_POEM_BYTES = 16 * 1024  # longest poem in a URL; a longer one belongs in the body
+MAX_RECODED_BYTES = 1024 * 1024  # longest poem in another charset: to recode it holds the reactor for up to 10 ms
 MAX_AGE_S = 60  # how long a result may be cached without revalidation: meanwhile a plugin may have been upgraded
 
 _MAX_FIELDS = 64
@@ -46,7 +45,7 @@ def read_spec(segment: bytes, options: Mapping[str, str | list[str]]) -> Spec:
     It is a spec in its wire form or its readable form, or either of them percent-encoded as a whole. More ``options``
     are for a single step, and none of them may be given twice.
     """
-    parsed = _parse_short(segment) if len(segment) <= SHORT_CHARACTERS else _parse(segment)
+    parsed = _parse(segment)
     if not options:
         return parsed
     if repeated := sorted(options.keys() & dict(parsed.steps[0].options).keys()):
@@ -64,33 +63,21 @@ def _parse(segment: bytes) -> Spec:
         return spec.parse_readable(unquote(text))
 
 
-_parse_short = functools.lru_cache(maxsize=1_024)(_parse)
-
-
 def read_query(query: bytes) -> Parameters:
     """Read the parameters of a query; raise ``BadRequest`` if it is malformed."""
-    if not query:
+    text = "&".join(filter(None, query.decode("ascii").split("&")))  # a form may end with one
+    if not text:
         return {}
-    parts = [part.partition("=") for part in query.decode("ascii").split("&") if part]  # a form may end with an &
-    if len(parts) > _MAX_FIELDS:
-        raise BadRequest(f"a query has at most {_MAX_FIELDS} fields; this one has {len(parts)}")
     try:
-        if not all(equals for _, equals, _ in parts):
-            raise ValueError
-        pairs = [(_unquote(name), _unquote(value)) for name, _, value in parts]
+        pairs = parse_qsl(text, True, strict_parsing=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
-        raise BadRequest("the query is malformed: write ?option=value&option=value, percent-encoded") from None
+        advice = f"write ?option=value&option=value, percent-encoded, with at most {_MAX_FIELDS} fields"
+        raise BadRequest(f"the query is malformed: {advice}") from None
     parameters: Parameters = dict(pairs)
     for name in parameters if len(parameters) < len(pairs) else ():
         values = [value for each, value in pairs if each == name]
         parameters[name] = values if len(values) > 1 else values[0]
     return parameters
-
-
-def _unquote(text: str) -> str:
-    """Decode a part of a query; spaces first, as in a poem most of what is encoded are spaces."""
-    text = text.replace("+", " ").replace("%20", " ")
-    return unquote(text, errors="strict") if "%" in text else text
 
 
 def take_poem(parameters: Parameters, max_bytes: int) -> bytes:
@@ -225,22 +212,21 @@ class TransformRequest:
             return None
         return hashlib.sha256(b"%b %b %b\n" % (str(self.spec).encode(), self.versions, self.media_type))
 
-    def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> Iterator[bytes]:
-        """Recode a text as UTF-8 in pieces, from the charset in the request's headers; yield bytes as they are.
+    def decode(self, poem: bytes, headers: Mapping[bytes, bytes], max_bytes: int) -> bytes:
+        """Recode a text as UTF-8 from the charset in the request's headers; return bytes as they are.
 
         Raises ``BadRequest`` for an unknown charset, ``GibberishError`` if the poem is not in it, and ``TooLarge`` if
-        it has more than ``max_bytes`` in UTF-8, where it may be several times as long.
+        it has more than ``MAX_RECODED_BYTES``, or more than ``max_bytes`` in UTF-8, where it may be longer.
         """
         encoding = charset(headers)
         if encoding is None or self.entries[0].transform.kind == "bytes":
-            yield poem
-            return
-        decoder, length = codecs.getincrementaldecoder(encoding)(), 0
-        for end in range(PART_BYTES, len(poem) + PART_BYTES, PART_BYTES):
-            try:
-                piece = decoder.decode(poem[end - PART_BYTES : end], end >= len(poem)).encode()
-            except UnicodeError:
-                raise GibberishError(f"the poem is not valid {encoding}, which its Content-Type names") from None
-            if (length := length + len(piece)) > max_bytes:
-                raise TooLarge(f"the poem has more than {max_bytes} bytes in UTF-8, which is the limit")
-            yield piece
+            return poem
+        if len(poem) > MAX_RECODED_BYTES:
+            raise TooLarge(f"a poem in {encoding} has at most {MAX_RECODED_BYTES} bytes: send a longer one in UTF-8")
+        try:
+            recoded = poem.decode(encoding).encode()
+        except UnicodeError:
+            raise GibberishError(f"the poem is not valid {encoding}, which its Content-Type names") from None
+        if len(recoded) > max_bytes:
+            raise TooLarge(f"the poem has more than {max_bytes} bytes in UTF-8, which is the limit")
+        return recoded

@@ -12,15 +12,14 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from xformd.errors import Forbidden
-from xformd.http import problems
-from xformd.http.messages import Request, Response, header_lines
+from xformd.http.messages import HttpProblem, Request, Response, header_lines
 from xformd.wire.http1 import RequestHead
 
 ANY = "*"
 
 MAX_AGE_S = 600  # how long a browser may remember that a site may call
 MAX_REMEMBERED = 1_024  # for how many values of ``Host`` is kept whose they are
-MAX_NAME_BYTES = 255  # longest name of a host, in DNS; a ``Host`` that is longer is not kept
+MAX_HOST_BYTES = 262  # a name in DNS has at most 255; a port follows
 
 NOSNIFF = b"x-content-type-options: nosniff\r\n"
 
@@ -45,31 +44,28 @@ class Sites:
         self._host_names = {"localhost", "", *(name.lower() for name in host_names)}
         self._origins = frozenset(map(_as_browsers_send_it, origins))
         self._addresses: set[str] = {_WILDCARDS[0]} if is_behind_proxy else set()
-        self._is_own_short_host = lru_cache(maxsize=MAX_REMEMBERED)(self._is_own_host)
+        self._is_own_host = lru_cache(maxsize=MAX_REMEMBERED)(self._is_host_of_ours)
 
     def listens_on(self, address: str) -> None:
         """Note an address of the server: ``HOST:PORT``, or a URL without a path."""
         host = urlsplit(address if "//" in address else f"//{address}").hostname or ""
         self._addresses.add(host.partition("%")[0])  # no URL of a browser has a zone
-        self._is_own_short_host.cache_clear()
+        self._is_own_host.cache_clear()
 
     def check(self, request: Request) -> Response | None:
-        """Return the answer to a request of a browser that must not be served; None for any other."""
+        """Raise the error of a request of a browser that must not be served; return the answer to a preflight."""
         head, forwarded = request.head, request.source.hosts
         for host in (head.host, *forwarded) if forwarded else (head.host,):
-            is_own_host = self._is_own_short_host if len(host) <= MAX_NAME_BYTES else self._is_own_host
-            if not is_own_host(host):
+            if len(host) > MAX_HOST_BYTES or not self._is_own_host(host):
                 name = _PORT.sub("", host.decode("latin-1"))
-                detail = f"this server is not {name}: if it should be, start it with --host-names {name}"
-                return problems.http_response(421, detail, request.id)
+                raise HttpProblem(421, f"this server is not {name}: if it should be, start it with --host-names {name}")
         headers = head.headers
         if b"origin" not in headers and b"sec-fetch-site" not in headers:
             return None
         is_allowed = self._allowed_origin(headers.get(b"origin")) is not None
         if not is_allowed and _is_cross_site(head, forwarded or (head.host,)) and not _opens_page(head):
             origin = headers.get(b"origin", b"ORIGIN").decode("latin-1")
-            error = Forbidden(f"a page of another site asks for this: --cors {origin} lets that site's pages call")
-            return problems.response(error, request.id)
+            raise Forbidden(f"a page of another site asks for this: --cors {origin} lets that site's pages call")
         if is_allowed and request.method == "OPTIONS" and b"access-control-request-method" in headers:
             return self._preflight(head)
         return None
@@ -97,7 +93,7 @@ class Sites:
         )
         return Response(200, headers)
 
-    def _is_own_host(self, host: bytes) -> bool:
+    def _is_host_of_ours(self, host: bytes) -> bool:
         name = _PORT.sub("", host.decode("latin-1")).lower()
         if ANY in self._host_names or name.removesuffix(".") in self._host_names:
             return True

@@ -33,19 +33,15 @@ class Deadline:
         self._timer: IDelayedCall | None = None
         self._timer_at = 0.0
 
-    def set(self, seconds: float, *, soon_s: float | None = None) -> None:
-        """Set the deadline, so many seconds from now.
-
-        It is likely to be moved nearer, to about ``soon_s``. A timer that is started here fires then first: moving a
-        timer nearer searches the reactor's list of all timers.
-        """
+    def set(self, seconds: float) -> None:
+        """Set the deadline, so many seconds from now."""
         now = self._clock.seconds()
         self._at = at = now + seconds
+        if self._timer is not None and self._timer_at > at:
+            self._timer.cancel()  # to move it nearer would search the reactor's list of all timers
+            self._timer = None
         if self._timer is None:
-            self._start(now, seconds if soon_s is None else min(seconds, soon_s))
-        elif self._timer_at > at:
-            self._timer.reset(seconds)
-            self._timer_at = at
+            self._start(now, seconds)
 
     def clear(self) -> None:
         """Remove the deadline; ``set`` starts a new one."""

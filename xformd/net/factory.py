@@ -4,16 +4,14 @@ Invariant: once ``drain`` has been called no connection is accepted, and soon af
 called before the reactor shuts down, whatever listens with the factory and whoever stops the reactor.
 """
 
-import functools
 import itertools
-from collections.abc import Hashable
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableDescriptor, IReactorCore, ISSLTransport
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.logger import Logger
-from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.policies import WrappingFactory
 from twisted.python.failure import Failure
 
 from xformd.limits import Limits
@@ -45,13 +43,8 @@ class DrainableProtocol(Protocol):
 
     def can_half_close(self) -> bool:
         """Return whether this side can be ended alone."""
-        # The answer for the class is cached. A wrapper has the interfaces of what it wraps: ask the object itself.
-        transport: Hashable = self.transport
-        return _are_half_closeable(type(transport)) or (
-            isinstance(transport, ProtocolWrapper)
-            and IHalfCloseableDescriptor.providedBy(transport)
-            and not ISSLTransport.providedBy(transport)
-        )
+        # Twisted's TLS claims to, but ends the TCP stream under the TLS records that are still to come.
+        return IHalfCloseableDescriptor.providedBy(self.transport) and not ISSLTransport.providedBy(self.transport)
 
     def stop(self) -> None:
         """Finish what has been accepted, then close. A connection that does so anyway has nothing to do."""
@@ -59,12 +52,6 @@ class DrainableProtocol(Protocol):
     def abort(self) -> None:
         """Close now, whatever is unsent."""
         self.transport.abortConnection()
-
-
-@functools.cache
-def _are_half_closeable(transport: type) -> bool:
-    # Twisted's TLS claims to, but ends the TCP stream under the TLS records that are still to come.
-    return IHalfCloseableDescriptor.implementedBy(transport) and not ISSLTransport.implementedBy(transport)
 
 
 Connection = TypeVar("Connection", bound=DrainableProtocol)

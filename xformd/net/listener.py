@@ -37,9 +37,8 @@ if TYPE_CHECKING:  # it needs what the extra "tls" installs
 ACCEPT_PAUSE_S = 1.0
 
 NO_DESCRIPTORS = "no file descriptors are left; raise ulimit -n (LimitNOFILE), or lower max_connections"
-NO_MEMORY = "no memory is left for sockets; give the machine more, or lower max_connections"
-NO_FILES = "no file descriptors are left on the machine; raise fs.file-max, or lower max_connections"
-STUCK = {"EMFILE": NO_DESCRIPTORS, "ENFILE": NO_FILES, "ENOBUFS": NO_MEMORY, "ENOMEM": NO_MEMORY}
+NO_ROOM = "the machine has no descriptors (fs.file-max) or no memory left for sockets; lower max_connections"
+STUCK = {"EMFILE": NO_DESCRIPTORS, "ENFILE": NO_ROOM, "ENOBUFS": NO_ROOM, "ENOMEM": NO_ROOM}
 """Errors of ``accept`` that would come again at once, for ever, as the connection stays in the backlog; what to do."""
 
 
@@ -146,8 +145,6 @@ class ListeningService(Service):
         return shown
 
     def _warn_of_tls(self, *, has_access_file: bool) -> None:
-        if self._tls is not None and not self._tls.is_used:
-            self.log.warn("no port uses tls_certificate: all are on loopback; --tls all gives TLS to these too")
         if self._tls is not None and self._tls.asks_clients and not has_access_file:
             self.log.warn("tls_client_ca keeps nobody out: an access file does, with tls_san (--access)")
         if has_access_file and self.exposed:

@@ -1,4 +1,4 @@
-"""What the upstreams have: whose results may be cached, and since when they come from the same code.
+"""What the upstreams have: whose results may be cached, and which code they come from.
 
 Invariant: a result is cached only where every upstream that has the transform says that it is deterministic and comes
 from the same version of the same distribution.
@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from xformd.client import TransformProxy
-from xformd.errors import RequestRefused, TransformTimeout, Unauthorized, XformError
+from xformd.errors import Unauthorized, XformError
 from xformd.plugins.listing import fingerprint, public
 from xformd.spec import Spec
 
@@ -35,58 +35,28 @@ class Origin:
     version: str
 
 
-@attrs.frozen
-class CacheEpoch:
-    """A span of time in which a transform's results came from the same code.
-
-    A version that comes back begins a new one: what was cached meanwhile may come from the version between.
-    """
-
-    origin: Origin
-    since: int  # the number of the change that began it
-
-
 class Catalog:
     """The latest listing of each upstream."""
 
     def __init__(self) -> None:
         self._listings: dict[str, Listing] = {}
-        self._fingerprints: dict[str, str] = {}
-        self._unlisted: set[str] = set()  # they answer, but have never told what they have
-        self._epochs: dict[str, CacheEpoch] = {}
-        self._changes = 0
+        self._origins: dict[str, Origin] = {}  # of the transforms whose results may be cached
 
-    def learn(self, upstream: str, listing: Listing) -> frozenset[str]:
-        """Record an upstream's answer to ``!list``; return the transforms whose cached results are no longer valid."""
-        is_new = upstream not in self._listings
-        self._unlisted.discard(upstream)
-        self._fingerprints[upstream] = fingerprint(listing["transforms"])
-        self._listings[upstream] = public(listing)  # older servers tell why a plugin failed
-        self._changes += 1
-        before, self._epochs = self._epochs, {}
-        for name, origin in agreed(self._listings.values()).items():
-            epoch = before.get(name)
-            # What an upstream answered before its first listing may have come from any version.
-            if epoch is None or epoch.origin != origin or is_new:
-                epoch = CacheEpoch(origin, self._changes)
-            self._epochs[name] = epoch
-        return frozenset(name for name, epoch in before.items() if self._epochs.get(name) != epoch)
-
-    def note_unlisted(self, upstream: str) -> None:
-        """Record that an upstream answers and does not list: its results may come from any version."""
-        if upstream not in self._listings:
-            self._unlisted.add(upstream)
+    def learn(self, upstream: str, listing: Listing) -> None:
+        """Record an upstream's answer to ``!list``."""
+        self._listings[upstream] = public(listing)
+        self._origins = agreed(self._listings.values())
 
     def forget(self, upstream: str) -> None:
-        """Forget what an upstream has told, and with that its cached results: it does not know this proxy any more."""
-        self.learn(upstream, {"transforms": [], "plugins": [], "conflicts": []})
-        del self._listings[upstream], self._fingerprints[upstream]
+        """Forget what an upstream has told: it does not know this proxy any more."""
+        self._listings.pop(upstream, None)
+        self._origins = agreed(self._listings.values())
 
-    def epochs(self, spec: Spec) -> tuple[CacheEpoch, ...] | None:
-        """Return the epochs of a spec's transforms; None where its results must not be cached."""
-        epochs = [None if self._unlisted else self._epochs.get(step.name) for step in spec.steps]
-        found = tuple(epoch for epoch in epochs if epoch is not None)
-        return found if len(found) == len(epochs) else None
+    def origins(self, spec: Spec) -> tuple[Origin, ...] | None:
+        """Return where a spec's transforms come from; None where its results must not be cached."""
+        found = [self._origins.get(step.name) for step in spec.steps]
+        known = tuple(origin for origin in found if origin is not None)
+        return known if len(known) == len(found) else None
 
     def listing(self, upstream: str) -> Listing | None:
         """Return what an upstream has listed last."""
@@ -95,14 +65,13 @@ class Catalog:
     @property
     def fingerprints(self) -> int:
         """How many different sets of transforms the upstreams offer."""
-        return len({*self._fingerprints.values()})
+        return len({fingerprint(each["transforms"]) for each in self._listings.values()})
 
     def versions(self, spec: Spec) -> str | None:
         """Return what a reply has to say of its versions to be cached; None where it must not be."""
-        epochs = self.epochs(spec)
-        if epochs is None:
+        if (origins := self.origins(spec)) is None:
             return None
-        return "+".join(f"{step.name}/{each.origin.version}" for step, each in zip(spec.steps, epochs, strict=True))
+        return "+".join(f"{step.name}/{each.version}" for step, each in zip(spec.steps, origins, strict=True))
 
     def describe(self) -> dict[str, Any]:
         """Return the listings merged; of what several upstreams have, the first one's description is shown."""
@@ -148,7 +117,6 @@ class CatalogPoller:
         self._next: dict[str, IDelayedCall] = {}
         self._silent: set[str] = set()
         self._is_stopped = False
-        self._fingerprints = 1
 
     def start(self) -> Deferred[Any]:
         """Start polling; fires when each upstream has answered or failed once."""
@@ -173,31 +141,18 @@ class CatalogPoller:
 
     async def _ask(self, address: str) -> None:
         try:
-            stale = self._catalog.learn(address, await self._proxies[address].list_transforms(timeout=LIST_TIMEOUT_S))
+            listing = await self._proxies[address].list_transforms(timeout=LIST_TIMEOUT_S)
         except XformError as error:
             self._note_silent(address, error.message)
             if isinstance(error, Unauthorized):
                 self._catalog.forget(address)
-            has_answered = error.http_status is not None and not isinstance(error, TransformTimeout)
-            if has_answered or isinstance(error, RequestRefused):
-                self._catalog.note_unlisted(address)
                 self._changed()
             return
+        self._catalog.learn(address, listing)
         if address in self._silent:
             self._silent.discard(address)
             self.log.info("{upstream} lists its transforms again", upstream=address)
         self._changed()
-        self._note_differences()
-        if stale:
-            message = "{upstream} has changed: cached results of {count} transforms are no longer used"
-            self.log.info(message, upstream=address, count=len(stale))
-
-    def _note_differences(self) -> None:
-        before, self._fingerprints = self._fingerprints, self._catalog.fingerprints
-        if self._fingerprints > 1 and before <= 1:
-            self.log.warn("the upstreams do not all offer the same: 'xformd ping --all' says how they differ")
-        elif self._fingerprints <= 1 < before:
-            self.log.info("the upstreams offer the same again")
 
     def _note_silent(self, address: str, reason: str) -> None:
         if address not in self._silent and not self._is_stopped:
@@ -227,6 +182,6 @@ def agreed(listings: Iterable[Listing]) -> dict[str, Origin]:
 
 
 def _origin(described: Mapping[str, Any]) -> Origin | None:
-    if described.get("deterministic") is not True or not described["version"]:  # servers before 0.2 do not say
+    if described.get("deterministic") is not True or not described["version"]:
         return None
     return Origin(described["distribution"], described["version"])

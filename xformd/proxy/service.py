@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import attrs
 from cachetools import LRUCache
@@ -33,7 +33,6 @@ from xformd.errors import (
     NoSuchTransform,
     RequestRefused,
     ShuttingDown,
-    TooLarge,
     TransformFailed,
     TransformTimeout,
     Unauthorized,
@@ -41,7 +40,6 @@ from xformd.errors import (
     XformError,
 )
 from xformd.limits import MIB, Limits
-from xformd.net.agent import DRAIN, AgentFactory, format_report
 from xformd.net.deadline import within
 from xformd.net.listener import ListeningService
 from xformd.net.run import within_descriptors
@@ -51,15 +49,13 @@ from xformd.net.write_buffer import PART_BYTES
 from xformd.protocol import TransformFactory
 from xformd.proxy.catalog import LONGEST_DELAY_S, Catalog, CatalogPoller
 from xformd.runners import PROGRAM, Caller, Reader
-from xformd.runners.generation import PreparedCall, RequestsInFlight, internal_error
-from xformd.runners.inline import Outcome
+from xformd.runners.generation import RequestsInFlight
 from xformd.runners.shares import FairQueue
-from xformd.spec import SHORT_CHARACTERS, TRACEPARENT, Spec, SpecCache
-from xformd.telemetry.logs import change_server_log
+from xformd.spec import Spec, SpecCache
+from xformd.telemetry import logs
 from xformd.telemetry.metrics import OK
 from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracing import NO_TRACES, RequestTrace, Tracer, make_tracer
-from xformd.wire import session
 
 DEFAULT_CACHE_BYTES = 64 * MIB
 DEFAULT_REFRESH_S = 10.0
@@ -69,13 +65,6 @@ LONG_POEM_BYTES = 8 * 1024  # a shorter poem is hashed about as fast as its dige
 CLOSE_TIMEOUT_S = 1.0  # an upstream that does not answer must not keep the proxy from stopping
 
 RETRY_AFTER_MS = 1_000
-
-
-@attrs.frozen
-class _Miss:
-    """A poem whose result is not in the cache."""
-
-    poem: bytes
 
 
 @attrs.define(eq=False)
@@ -124,7 +113,7 @@ class CachingTransformService:
         self.turns = Turns(reactor)
         self._catalog, self._addresses = Catalog(), upstreams
         self._poller = CatalogPoller(
-            upstreams, self._catalog, refresh_s=refresh_s, changed=self._forget_epochs, reactor=reactor, client=client
+            upstreams, self._catalog, refresh_s=refresh_s, changed=self._forget_listings, reactor=reactor, client=client
         )
         # Clients learn what happened, but no upstream's address: it may be a path.
         self._upstreams = TransformProxy(
@@ -144,8 +133,7 @@ class CachingTransformService:
             cache_bytes - digest_bytes, reactor, size_of=lambda result: len(result) + ENTRY_BYTES, ttl_s=ttl_s
         )
         self._key_prefixes: SpecCache[Spec, bytes | None] = SpecCache(self._make_key_prefix)
-        self._prepared_calls: SpecCache[bytes, PreparedCall | None] = SpecCache(self._make_call)
-        self.on_swap: list[Callable[[], object]] = [self._key_prefixes.clear, self._prepared_calls.clear]
+        self.on_swap: list[Callable[[], object]] = [self._key_prefixes.clear]
         self._in_flight = RequestsInFlight()
         self._max_running = limits.max_in_flight * len(upstreams)
         self._running = 0
@@ -173,12 +161,6 @@ class CachingTransformService:
         closing: Deferred[Any] = DeferredList([self._poller.stop(), self._upstreams.close()], consumeErrors=True)
         return closing.addTimeout(CLOSE_TIMEOUT_S, self._reactor)
 
-    def report(self) -> bytes:
-        """Return what HAProxy's agent check is told: its requests are all that it can be busy with."""
-        waiting, most = len(self._queue), self._limits.max_queue
-        room = {"workers": self._max_running, "busy": self._running, "waiting": waiting}
-        return DRAIN if waiting >= most else format_report(**room, max_connections=most)
-
     def listing(self) -> bytes:
         """Return what the upstreams have, and what the cache has done. Within a second, a long one is made once."""
         if (now := self._reactor.seconds()) >= self._listing_ends_at:
@@ -196,6 +178,9 @@ class CachingTransformService:
     def versions(self, _: Spec) -> None:
         """Return None: which upstream answers is not known before it has."""
 
+    def prepare_call(self, _: bytes) -> None:
+        """Return None: each request has to be looked for in the cache."""
+
     def has_room(self, reader: Reader) -> None:
         """See ``Service.has_room``."""
         self._queue.has_room(reader)
@@ -211,46 +196,7 @@ class CachingTransformService:
         timing: RequestTiming | None = None,
     ) -> bytes | Deferred[bytes]:
         """Return the result from the cache, or ask an upstream; see ``Service.xform``."""
-        return self._answer(self._key_prefixes[spec], spec, poem, timeout_s, caller, timing)
-
-    def prepare_call(self, words: bytes) -> PreparedCall | None:
-        """See ``Service.prepare_call``."""
-        return self._prepared_calls[words]
-
-    def _make_call(self, words: bytes) -> PreparedCall | None:
-        if len(words) > SHORT_CHARACTERS or TRACEPARENT in words:
-            return None
-        request = session.decode_request(b"1 %b." % words)
-        if not isinstance(request, session.Request) or request.wants_version:
-            return None
-        if (key_prefix := self._key_prefixes[request.spec]) is None:
-            return None
-        timeout_s = None if request.timeout_ms is None else request.timeout_ms / 1000
-
-        def run(poem: bytes) -> Any:
-            found = self._results.fresh(key_prefix + self._digest(poem))
-            return _Miss(poem) if found is None else found
-
-        def finish_call(
-            outcome: Outcome | _Miss, timing: RequestTiming | None = None, *, caller: Caller = PROGRAM
-        ) -> bytes | Deferred[bytes]:
-            if isinstance(outcome, _Miss):
-                return self._answer(key_prefix, request.spec, outcome.poem, timeout_s, caller, timing)
-            if not isinstance(outcome, bytes):
-                raise internal_error(cast(Failure, outcome))
-            raise TooLarge(f"the result has {len(outcome)} bytes; the limit is {self.max_result_bytes} bytes")
-
-        return PreparedCall(run, finish_call, on_slow_call=lambda _: None)  # nothing here blocks the reactor
-
-    def _answer(
-        self,
-        key_prefix: bytes | None,
-        spec: Spec,
-        poem: bytes,
-        timeout_s: float | None,
-        caller: Caller,
-        timing: RequestTiming | None,
-    ) -> bytes | Deferred[bytes]:
+        key_prefix = self._key_prefixes[spec]
         limit_s = self._limits.transform_timeout_s
         allowed_s = limit_s if timeout_s is None else min(limit_s, timeout_s)
         if key_prefix is None:
@@ -346,7 +292,7 @@ class CachingTransformService:
 
     def _check_version(self, pending: _PendingRequest, version: str | None) -> None:
         """Keep a result only if it is of the listed version: an upstream may have been upgraded since, and back."""
-        if version is not None and version != self._catalog.versions(pending.spec):  # older upstreams do not say
+        if version != self._catalog.versions(pending.spec):
             pending.is_from_other_version = True
             self._poller.look_soon()
 
@@ -380,8 +326,7 @@ class CachingTransformService:
         error = failure.value
         if isinstance(error, NoSuchTransform):
             self._poller.look_soon()
-            message, failed, _ = error.message.partition(" failed: ")  # why a plugin did, from an older server
-            return Failure(NoSuchTransform(message + failed.removesuffix(": "), log_message=error.log_message))
+            return failure
         if isinstance(error, Unauthorized):  # which the client is here
             self._poller.look_soon()
             message = "an upstream does not know this proxy: its operator has to give it a token (--token-file)"
@@ -396,13 +341,10 @@ class CachingTransformService:
 
     def _make_key_prefix(self, spec: Spec) -> bytes | None:
         """Return the start of the cache keys of a spec's results; None where they must not be cached."""
-        epochs = self._catalog.epochs(spec)
-        if epochs is None:
-            return None
-        words = repr((str(spec), [(e.origin.distribution, e.origin.version, e.since) for e in epochs])).encode()
-        return hashlib.sha256(words).digest()
+        origins = self._catalog.origins(spec)
+        return None if origins is None else hashlib.sha256(repr((str(spec), origins)).encode()).digest()
 
-    def _forget_epochs(self) -> None:
+    def _forget_listings(self) -> None:
         for forget in self.on_swap:
             forget()
         self._upstreams.tell(map(self._catalog.listing, self._addresses))
@@ -429,7 +371,6 @@ class ProxyServer(ListeningService):
         tracer: Tracer = NO_TRACES,
         *,
         reuse_port: bool = False,
-        agent: tuple[str, ...] = (),
     ) -> None:
         finish: Callable[[Any], Any] = FinishingService if tracer.is_on else lambda service: service
         if access is not None:
@@ -440,16 +381,10 @@ class ProxyServer(ListeningService):
         if access is not None:
             self.on_reload.append(access.reload)
         self._service, self._tracer, self._access = service, tracer, access
-        agents = AgentFactory(self._report, limits, reactor)
-        self._agent = ListeningService(agent, agents, reactor, setting="agent", scheme="agent://")
-
-    def _report(self) -> bytes:
-        """Return what HAProxy is told."""
-        return DRAIN if self._factory.will_stop or self._factory.is_stopping else self._service.report()
 
     def change(self, settings: Settings) -> None:
-        """Hold to settings that a reload has changed; raise ``ConfigError`` if one cannot be used."""
-        change_server_log(settings.log_format, settings.log_file, settings.log_level)
+        """Hold to settings that a reload has changed."""
+        logs.set_level(settings.log_level)
         limits = within_descriptors(settings.limits, workers=0, open_now=len(self._factory.connections))
         self.set_limits(limits)
         self._service.set_limits(limits)
@@ -460,15 +395,11 @@ class ProxyServer(ListeningService):
         await self._service.start()
         self._tracer.start()
         shown = await super()._start() if self.running else ()
-        if shown:
-            self._agent.startService()
-            shown += await self._agent.listening
         self._warn_of_tls(has_access_file=self._access is not None)
         return shown
 
     async def _stop(self) -> None:
         await super()._stop()
-        await self._agent.stopService()
         await self._service.close()
         await self._tracer.stop(self._reactor)
         if self._access is not None:
@@ -485,11 +416,10 @@ def make_proxy(
     reuse_port: bool = False,
     tls: ServerTls | None = None,
     traces: str = "none",
-    agent: tuple[str, ...] = (),
     **options: Any,
 ) -> ProxyServer:
     """Put a caching proxy together, not started; raise ``ConfigError`` if an address or the access file is invalid."""
     limits = within_descriptors(limits, workers=0)
     service = CachingTransformService(upstreams, limits, reactor, **options)
     rules, tracer = None if access is None else Access(access, reactor), make_tracer(traces)
-    return ProxyServer(service, listen, limits, reactor, rules, tls, tracer, reuse_port=reuse_port, agent=agent)
+    return ProxyServer(service, listen, limits, reactor, rules, tls, tracer, reuse_port=reuse_port)

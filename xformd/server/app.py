@@ -29,7 +29,8 @@ from xformd.http.forwarded import TrustedProxies
 from xformd.http.requests import TransformRequest
 from xformd.http.sites import Sites
 from xformd.jobs.manager import JobManager
-from xformd.net.agent import DRAIN, AgentFactory, format_report
+from xformd.limits import Limits
+from xformd.net.factory import DrainableProtocol, DrainingFactory
 from xformd.net.listener import ListeningService
 from xformd.net.run import within_descriptors
 from xformd.net.tls import ServerTls, server_tls
@@ -38,8 +39,8 @@ from xformd.protocol import TransformFactory
 from xformd.server.recording import RecordingService
 from xformd.server.reload import Reloader
 from xformd.service import RegistryService, TransformService
+from xformd.telemetry import logs
 from xformd.telemetry.access_log import AccessLog
-from xformd.telemetry.logs import change_server_log
 from xformd.telemetry.metrics import Front, Metrics
 from xformd.telemetry.prometheus import PrometheusExporter, Sources
 from xformd.telemetry.reloads import ReloadOutcome
@@ -98,9 +99,7 @@ class Server(ListeningService):
 
     def _change(self, settings: Settings) -> None:
         """Hold to settings that a reload has changed; raise ``ConfigError`` if one cannot be used."""
-        change_server_log(settings.log_format, settings.log_file, settings.log_level)
-        if self._access_log is not None:
-            self._access_log.set_format(settings.log_format)
+        logs.set_level(settings.log_level)
         fronts = [each for each in (self, *self._others) if each._listen]
         open_now = sum(len(each._factory.connections) for each in fronts)
         more = {"workers": settings.worker_count, "fronts": len(fronts), "open_now": open_now}
@@ -176,6 +175,40 @@ def make_server(
     factory = TransformFactory(service, settings.limits, reactor, trusts=trusts, access=access)
     others, reuses = _agent(settings, reloader, factory, reactor), settings.reuse_port
     return Server(reloader, settings.listen, factory, reactor, others, access=access, tls=tls, reuse_port=reuses)
+
+
+DRAIN = b"drain\n"
+"""What a server says to HAProxy that should get no new requests; not ``down``, which may cut off what it runs."""
+
+
+def format_report(*, workers: int, busy: int, waiting: int, max_connections: int) -> bytes:
+    """Return the line of a server that can take requests, of whose ``workers`` some are busy while more jobs wait.
+
+    Its weight is 100 % without work, about half of that with every worker busy, and less the longer the queue is.
+    Servers with the same load have the same, so that what is a second old does not send everything to one of them.
+    """
+    weight = max(1, 100 * workers // (workers + busy + waiting)) if workers else 100
+    return b"ready up %d%% maxconn:%d\n" % (weight, max_connections)
+
+
+class _Report(DrainableProtocol):
+    """One connection of HAProxy's agent check."""
+
+    def connectionMade(self) -> None:
+        """Send the report, and close."""
+        super().connectionMade()
+        self.transport.write(self.factory.report())
+        self.transport.loseConnection()
+
+
+class AgentFactory(DrainingFactory[_Report]):
+    """Answers each connection with what ``report`` returns then."""
+
+    protocol = _Report
+
+    def __init__(self, report: Callable[[], bytes], limits: Limits, reactor: Any) -> None:
+        super().__init__(limits, reactor)
+        self.report = report
 
 
 def _agent(

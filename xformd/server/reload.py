@@ -173,6 +173,7 @@ class Reloader:
     def status(self) -> ServerStatus:
         """Return the server's status now."""
         now = self._pool.supervisor.states if self._pool is not None else {}
+        generation = self.service.generation
         workers = Counter(dict.fromkeys(("starting", "idle", "busy", "ending"), 0))
         for pool in self._pools:
             workers.update(pool.supervisor.states)
@@ -182,13 +183,13 @@ class Reloader:
             takes_newcomers=self._pool is None or self._pool.takes_newcomers,
             workers=workers,
             proven_workers=now.get("idle", 0) + now.get("busy", 0),
-            needs_workers=self._has_workers and self.service.needs_workers,
+            needs_workers=self._has_workers and generation.needs_workers,
             history=attrs.evolve(self._history),
-            quarantined=self.service.quarantined,
-            quarantined_in_part=self.service.quarantined_in_part,
+            quarantined=generation.quarantined,
+            quarantined_in_part=generation.quarantined_in_part,
             in_flight=self.service.in_flight,
             memory_bytes=(("server", 1, resident_bytes()), *self._memory()),
-            fingerprint=self.service.fingerprint,
+            fingerprint=generation.fingerprint,
             loading=self.service.missing(),
         )
 

@@ -291,15 +291,11 @@ class AccessLog(LineWriter[AccessEntry]):
     """Writes a line for each entry, as ``text`` or ``json``; raises ``ConfigError`` if its file cannot be opened."""
 
     def __init__(self, file: Path, log_format: str, report: Report) -> None:
-        self.set_format(log_format)
+        self._as_line = json.dumps if log_format == "json" else as_text
         try:
             super().__init__("access log", file, self._line, report)
         except OSError as error:
             raise ConfigError(f"cannot open {file.absolute()}: {error.strerror}", setting="access_log") from error
-
-    def set_format(self, log_format: str) -> None:
-        """Write the lines that come as ``text``, or as ``json``."""
-        self._as_line = json.dumps if log_format == "json" else as_text
 
     def _line(self, entry: AccessEntry) -> bytes:
         return f"{self._as_line(entry.fields())}\n".encode()

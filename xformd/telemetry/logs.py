@@ -2,7 +2,7 @@
 
 Invariant: xformd puts no poem into it. Of an exception it shows only the type and the place (``tracebacks``), even
 where Twisted or asyncio logs it, and of no field a character that a terminal interprets. What a plugin itself prints in
-the server is passed on unchanged. Nobody waits for a reader.
+the server is logged line by line. Nobody waits for a reader.
 """
 
 import atexit
@@ -128,29 +128,27 @@ set_level("info")
 
 
 def start_server_log(log_format: str, file: Path = STDERR, level: str = "info") -> None:
-    """Start the log of a server, as ``text`` or ``json``; with JSON, lines that plugins print are objects too.
+    """Start the log of a server, as ``text`` or ``json``, with what plugins print in it.
 
     Raises:
         ConfigError: the file cannot be opened.
     """
     set_level(level)
     _write_to(file)
-    _set_format(log_format)
-    start(_observer)
+    sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info)
+    sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error)
+    start(observer(log_format))
     logging.getLogger().addHandler(LoggingHandler(logging.WARNING))
     report_uncaught(
         lambda where, raised: log.critical("{where}\n{traceback}", where=where, **raised.log_fields()),
     )
 
 
-def change_server_log(log_format: str, file: Path, level: str) -> None:
-    """Go on in this format, file and level; raise as ``start_server_log`` does. Twistd's log is in the file too."""
+def join_twistd(log_format: str, file: Path, level: str) -> None:
+    """Write twistd's log to the file too, if there is one; raise as ``start_server_log`` does."""
     _write_to(file)
     set_level(level)
-    if isinstance(sys.stdout, QueuedStream):
-        if isinstance(sys.stdout, LoggedStream) != (log_format == "json"):
-            _set_format(log_format)
-    elif file != STDERR:
+    if file != STDERR:
         globalLogPublisher.addObserver(observer(log_format))
 
 
@@ -159,16 +157,6 @@ def _write_to(file: Path) -> None:
         _writer.move(file)
     except OSError as error:
         raise ConfigError(f"cannot open {file.absolute()}: {error.strerror}", setting="log_file") from error
-
-
-def _set_format(log_format: str) -> None:
-    _lines.render = _RENDER[log_format]
-    if log_format == "json":
-        sys.stdout = LoggedStream(sys.stdout, "stdout", LogLevel.info)
-        sys.stderr = LoggedStream(sys.stderr, "stderr", LogLevel.error)
-    else:
-        sys.stdout, sys.stderr = streams = QueuedStream(sys.stdout), QueuedStream(sys.stderr)
-        streams[1].budgets = streams[0].budgets
 
 
 def observer(log_format: str = "text") -> ILogObserver:
@@ -275,15 +263,16 @@ class LoggingHandler(logging.Handler):
             logger.emit(level, "{log_text}", log_text=text)
 
 
-class QueuedStream(io.TextIOBase):
-    """Replaces a standard stream: what is printed to it is written to standard error, as the log is."""
+class LoggedStream(io.TextIOBase):
+    """Replaces a standard stream, and logs each line that is printed to it in the namespace ``name``."""
 
     encoding = "utf-8"
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, name: str, level: Any) -> None:
         self.fileno = stream.fileno  # type: ignore[method-assign]
         self._rest = ""
-        self.budgets = _Budgets()
+        self._logger = Logger(namespace=name)
+        self._level = level
 
     def writable(self) -> bool:
         """Return True."""
@@ -291,24 +280,6 @@ class QueuedStream(io.TextIOBase):
 
     def reconfigure(self, **_: object) -> None:
         """Ignore it: a line of the log has the log's encoding."""
-
-    def write(self, text: str, /) -> int:
-        """Have lines written, and what is long; ``print`` writes a line in parts."""
-        self._rest += text
-        if "\n" in text or len(self._rest) > MAX_LINE_CHARACTERS:
-            if self.budgets.admits("what is printed", self._rest):
-                _write(_beginning(self._rest))
-            self._rest = ""
-        return len(text)
-
-
-class LoggedStream(QueuedStream):
-    """Replaces a standard stream, and logs each line that is printed to it in the namespace ``name``."""
-
-    def __init__(self, stream: TextIO, name: str, level: Any) -> None:
-        super().__init__(stream)
-        self._logger = Logger(namespace=name)
-        self._level = level
 
     def write(self, text: str, /) -> int:
         """Log each line that is complete, or long."""

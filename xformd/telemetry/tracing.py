@@ -34,8 +34,6 @@ NEVER = sys.maxsize
 FLUSH_S = 3.0
 """How long a stopping server waits until its last spans are sent."""
 
-PROTOCOL = "http/protobuf"
-
 TRACEPARENT_BYTES = 55
 _UNSAMPLED = frozenset({b"-00", b"-02"})
 """How its flags end. The rest is not read: to parse it takes longer than all else that is done for such a request."""
@@ -56,8 +54,8 @@ class Tracer:
     def __init__(self) -> None:
         self.unsampled_left = NEVER
 
-    def ignores(self, header: bytes) -> bool:  # noqa: ARG002
-        """Return whether a request with this ``traceparent`` is certainly not sampled."""
+    def skips(self, traceparent: bytes | None) -> bool:  # noqa: ARG002
+        """Return whether the next request, of a caller with this trace, is certainly not sampled, and count it then."""
         return True
 
     def begin(self, traceparent: str | None = None, tracestate: bytes = b"") -> "RequestTrace | None":  # noqa: ARG002
@@ -85,11 +83,6 @@ def make_tracer(traces: str) -> Tracer:
     except ImportError as error:
         message = f"traces = otlp needs OpenTelemetry: pip install 'xformd[otel]' ({error})"
         raise ConfigError(message, setting="traces") from None
-    variables = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-    variable = next((each for each in variables if each in os.environ), "")
-    if (given := os.environ.get(variable, PROTOCOL)) != PROTOCOL:
-        message = f"{variable} is {given!r}: spans are sent as {PROTOCOL}, mostly to port 4318"
-        raise ConfigError(message, setting="traces")
     return OtelTracer()
 
 
@@ -140,15 +133,20 @@ class OtelTracer(Tracer):
             return self._unsampled_between
         return min(NEVER, int(-log(1 - random.random()) / self._log_dropped))
 
-    def ignores(self, header: bytes) -> bool:
-        """See ``Tracer.ignores``."""
-        return header[-3:] in _UNSAMPLED and len(header) == TRACEPARENT_BYTES and self._follows_parent
+    def skips(self, traceparent: bytes | None) -> bool:
+        """See ``Tracer.skips``."""
+        if traceparent is not None:
+            is_unsampled = traceparent[-3:] in _UNSAMPLED and len(traceparent) == TRACEPARENT_BYTES
+            return is_unsampled and self._follows_parent
+        if self.unsampled_left:
+            self.unsampled_left -= 1
+            return True
+        return False
 
     def begin(self, traceparent: str | None = None, tracestate: bytes = b"") -> "RequestTrace | None":
         """See ``Tracer.begin``."""
         if traceparent is None:
-            if self.unsampled_left:
-                self.unsampled_left -= 1
+            if self.skips(None):
                 return None
             self.unsampled_left = self._draw()
             context = self._context()

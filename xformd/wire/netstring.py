@@ -4,7 +4,6 @@ Invariant: the result does not depend on how the bytes were split, decoding ends
 an acceptable netstring, and a length over the limit costs no memory.
 """
 
-import functools
 import io
 import re
 from typing import Literal, NoReturn
@@ -44,17 +43,12 @@ def encode(string: bytes) -> bytes:
     return b"%d:%b," % (len(string), string)
 
 
-@functools.cache
-def _header_pattern(max_digits: int) -> re.Pattern[bytes]:
-    return re.compile(rb"(0|[1-9][0-9]{0,%d}):" % (max_digits - 1))
-
-
 class Decoder:
     """Decodes a stream piece by piece. Once it has raised an error, it raises the same one again."""
 
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
-        self._match_header = _header_pattern(len(str(max_length))).match
+        self._match_header = re.compile(rb"(0|[1-9][0-9]{0,%d}):" % (len(str(max_length)) - 1)).match
         self._data = b""  # what arrived last, decoded up to _position
         self._position = 0
         self._dropped = 0  # stream offset of the first byte of _data

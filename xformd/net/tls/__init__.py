@@ -26,8 +26,6 @@ class TlsFailed(Exception):
 class ServerTls:
     """What gives TLS to the TCP ports of a server: all of them, or those that other machines can reach."""
 
-    is_used = False
-
     def __init__(self, certificates: "Certificates", covers_loopback: bool = False, asks_clients: bool = False) -> None:
         self.certificates, self.covers_loopback, self.asks_clients = certificates, covers_loopback, asks_clients
 
@@ -35,7 +33,6 @@ class ServerTls:
         """Return the certificates for a port on the interface with this address, empty for all; None for plain TCP."""
         if is_loopback(host) and not self.covers_loopback:
             return None
-        self.is_used = True
         return self.certificates
 
 

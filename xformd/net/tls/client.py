@@ -152,24 +152,23 @@ class _TlsClientFactory(TLSMemoryBIOFactory):
 
     def distrust(self, certificate: X509) -> str:
         """Return why a certificate does not name the server; nothing if it does."""
-        found = certificate.to_cryptography()
         check = identity.verify_certificate_ip_address if self._is_address else identity.verify_certificate_hostname
         try:
-            check(found, self._host)
+            check(certificate.to_cryptography(), self._host)
         except (VerificationError, CertificateError, ValueError):
-            return explain_name(found, self._host)
+            return explain_name(self._host)
         return ""
 
     def explain(self, error: SSL.Error) -> str:
         """Return in plain words what OpenSSL says of a server's answer."""
-        own: Any = self._options.certificate
-        return explain_alert(reason_of(error), own)
+        has_certificate = self._options.certificate is not None
+        return explain_alert(reason_of(error), has_certificate=has_certificate)
 
 
 def _verify_server(connection: SSL.Connection, certificate: X509, number: int, depth: int, is_valid: int) -> bool:
     protocol = connection.get_app_data()
     if not is_valid:
-        protocol.distrust = explain_distrust(certificate.to_cryptography(), number, depth, "server", UNKNOWN_SERVER)
+        protocol.distrust = explain_distrust(number, "server", UNKNOWN_SERVER)
     elif depth == 0:
         protocol.distrust = protocol.factory.distrust(certificate)
     return not protocol.distrust

@@ -8,26 +8,27 @@ import time
 from typing import Any
 
 import attrs
+from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.protocol import connectionDone
-from twisted.internet.ssl import AcceptableCiphers, CertificateOptions, DiffieHellmanParameters
+from twisted.internet.ssl import AcceptableCiphers, CertificateOptions
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 from twisted.python.failure import Failure
-from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
 from xformd.errors import ConfigError
 from xformd.net import endpoints
 from xformd.net.connections import RefusalLog, share_of
 from xformd.net.factory import RefusingFactory
+from xformd.net.plain import read_address
 from xformd.net.tls import NO_NAMES
 from xformd.net.tls.certificates import Authorities, Reloading, read_certificates, read_pair, reason_of
-from xformd.net.tls.words import explain_distrust, names_in, out_of_date
+from xformd.net.tls.words import explain_distrust
 from xformd.net.turns import Turns
 
-_CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20")
+_CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20")
 """Of TLS 1.2: forward secrecy and authenticated encryption alone. Those of TLS 1.3 are all like that."""
 
 _HANDSHAKE = 22  # with this begins a record that may cost the server a signature, for which it takes turns
@@ -40,24 +41,26 @@ _HTTPS_ONLY = (
     b"this port speaks TLS: use https:\n"
 )
 
-_IN_PLAIN_WORDS = {
-    "no shared cipher": "the client offers no cipher that the server accepts",
-    "unsupported protocol": "the client offers no version of TLS that the server accepts",
-    "alert protocol version": "the client accepts no version of TLS that the server offers",
-    "alert unknown ca": "the client does not trust who signed the certificate",
-    "alert certificate expired": "the client says that the certificate has expired; renew it, or set its clock right",
-    "alert bad certificate": "the client does not accept the certificate",
-    "alert certificate unknown": "the client does not accept the certificate; does that have the name it calls?",
-    # Of Twisted's clients, ours too.
-    "alert internal error": "the client does not accept the certificate; does that have the name it calls?",
-    "alert certificate": "the client does not accept the certificate",
-}
-"""What failed handshakes mean, by what OpenSSL says of them."""
+
+def names_in(certificate: x509.Certificate) -> frozenset[str]:
+    """Return whom a certificate names: DNS names in lower case, URIs and IP addresses.
+
+    None can be taken for one of another kind, which its issuer may be free to write: a DNS name with a colon, a URI
+    without one, and either that is an IP address, are left out.
+    """
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):  # an odd one, although it is signed
+        return NO_NAMES
+    found = {name.lower() for name in names.get_values_for_type(x509.DNSName) if ":" not in name}
+    found |= {uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if ":" in uri}
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    return frozenset({each for each in found if read_address(each) is None}.union(addresses))
 
 
 @attrs.frozen
 class TlsOptions:
-    """The options of an ``ssl:`` endpoint: the names, the order, and the defaults are Twisted's.
+    """The options of an ``ssl:`` endpoint: the names and the defaults are Twisted's.
 
     ``clientCa`` is ours: whoever is to sign the certificates of clients. A client may do without one.
     """
@@ -65,39 +68,26 @@ class TlsOptions:
     port: int = attrs.field(converter=int)
     privateKey: str = "server.pem"
     certKey: str = attrs.field(default=attrs.Factory(lambda options: options.privateKey, takes_self=True))
-    sslmethod: str | None = None
     interface: str = ""
     backlog: str | None = None
-    extraCertChain: str | None = None
-    dhParameters: str | None = None
     clientCa: str | None = None
 
     @property
     def paths(self) -> tuple[str | None, ...]:
         """The files."""
-        return self.certKey, self.privateKey, self.extraCertChain, self.dhParameters, self.clientCa
+        return self.certKey, self.privateKey, self.clientCa
 
     def load(self) -> CertificateOptions:
         """Read the files; raise ``ConfigError``, which names the file, if one is bad."""
         key, (certificate, *chain) = read_pair(self.privateKey, self.certKey)
-        if self.extraCertChain is not None:
-            chain += read_certificates(self.extraCertChain)
         more: dict[str, Any] = {"acceptableCiphers": _CIPHERS}
-        if self.dhParameters is not None:
-            more["dhParameters"] = DiffieHellmanParameters.fromFile(FilePath(self.dhParameters))
         if self.clientCa is not None:
             more["trustRoot"] = Authorities(read_certificates(self.clientCa))
-        if self.sslmethod is not None:
-            more["method"] = getattr(SSL, self.sslmethod)
         loaded = CertificateOptions(key, certificate, extraCertChain=chain, **more)
         try:
             loaded.getContext().set_alpn_select_callback(_choose_protocol)
         except SSL.Error as error:  # a key that is too short, say
-            files = " or ".join(filter(None, (self.certKey, self.dhParameters)))
-            raise ConfigError(f"OpenSSL does not accept {files}: {reason_of(error)}") from error
-        if problem := out_of_date(certificate):
-            message = "clients will reject the certificate in {path}: it {problem}"
-            Certificates.log.warn(message, path=self.certKey, problem=problem)
+            raise ConfigError(f"OpenSSL does not accept {self.certKey}: {reason_of(error)}") from error
         return loaded
 
 
@@ -129,12 +119,10 @@ class Certificates(Reloading[CertificateOptions]):
         return connection
 
 
-def _verify_client(connection: SSL.Connection, certificate: X509, number: int, depth: int, is_valid: int) -> bool:
+def _verify_client(connection: SSL.Connection, _certificate: X509, number: int, _depth: int, is_valid: int) -> bool:
     if not is_valid:
         advice = "let an authority of tls_client_ca issue one"
-        connection.get_app_data().distrust = explain_distrust(
-            certificate.to_cryptography(), number, depth, "client", advice
-        )
+        connection.get_app_data().distrust = explain_distrust(number, "client", advice)
     return bool(is_valid)
 
 
@@ -204,8 +192,7 @@ class TlsFactory(RefusingFactory, TLSMemoryBIOFactory):
             self._failures.refused("plain-text", f"a client spoke plain text to the TLS port {port}; {advice}")
         else:
             reason = reason_of(error) if isinstance(error, SSL.Error) else "the client left in the middle of it"
-            why = distrust or next((words for part, words in _IN_PLAIN_WORDS.items() if part in reason), reason)
-            self._failures.refused("handshake", f"the TLS handshake on {port} failed: {why}")
+            self._failures.refused("handshake", f"the TLS handshake on {port} failed: {distrust or reason}")
 
 
 def _is_text(first: bytes) -> bool:

@@ -7,7 +7,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from xformd.limits import Limits
-from xformd.net.agent import AgentFactory, format_report
+from xformd.server.app import AgentFactory, format_report
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,17 @@
 """``xformd plugins``, ``list-transforms`` and ``check``: which there are, what they offer, if their examples hold."""
 
-import contextlib
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 import click
 
-from xformd.commands import options
 from xformd.commands.options import (
     describe_locally,
     isolated_plugin_output,
     plugin_options,
+    print_line,
     report_slow,
 )
 from xformd.commands.poem_options import client_options
@@ -20,9 +19,7 @@ from xformd.errors import ConfigError, printable_json
 
 if TYPE_CHECKING:
     from xformd.config import Settings
-    from xformd.plugins.definition import Transform
     from xformd.plugins.registry import Plugin
-    from xformd.service import TransformService
 
 CHECK_FAILED = 1
 LIST_TIMEOUT_S = 30.0
@@ -136,39 +133,30 @@ def check(distribution: str | None, settings: "Settings") -> None:
 
     logs.start()
     with isolated_plugin_output() as stdout:
-        passed: list[bool] = []
-
-        async def check_all() -> None:
-            async with contextlib.aclosing(check_plugins(settings, distribution)) as verdicts:
-                async for verdict in verdicts:
-                    _report(verdict, stdout)
-                    passed.append(not verdict.failures)
-
-        run.run_until_done(check_all())
-        if not passed:
-            raise ConfigError("nothing to check: the selected plugins are blocked or have no transforms")
-        if not all(passed):
-            sys.exit(CHECK_FAILED)
+        passed = run.run_until_done(_check(settings, distribution, stdout))
+    if not passed:
+        raise ConfigError("nothing to check: the selected plugins are blocked or have no transforms")
+    if not all(passed):
+        sys.exit(CHECK_FAILED)
 
 
-@attrs.frozen
-class Verdict:
-    """The outcome of one transform's examples, with a line for each failure; or a plugin that failed to load."""
+async def _check(settings: "Settings", distribution: str | None, stdout: TextIO) -> list[bool]:
+    """Run every example, of one distribution's plugins or of all, the way a request would, and print what is found.
 
-    subject: str
-    examples: int
-    failures: tuple[str, ...]
-
-
-async def check_plugins(settings: "Settings", distribution: str | None) -> AsyncGenerator[Verdict, None]:
-    """Run every example, of one distribution's plugins or of all, the way a request would.
-
-    Yields:
-        One verdict per transform, also where another plugin has its name, and one for each plugin that failed to load.
+    Returns:
+        Whether all examples of each transform hold; False also for each plugin that failed to load.
     """
     from xformd.plugins.discovery import normalize
     from xformd.plugins.loader import of_distribution
+    from xformd.server.examples import failing_examples
     from xformd.server.reload import local_service
+
+    passed = []
+
+    def report(failures: Sequence[str], ok: str = "") -> None:
+        for line in [f"FAILED  {each}" for each in failures] or [f"ok      {ok}"]:
+            print_line(line, stdout)
+        passed.append(not failures)
 
     warm_ups = None if distribution is None else frozenset({normalize(distribution)})
     async with local_service(settings, report_slow, warm_ups=warm_ups) as service:
@@ -176,41 +164,13 @@ async def check_plugins(settings: "Settings", distribution: str | None) -> Async
         plugins = registry.plugins if distribution is None else of_distribution(distribution, registry.plugins)
         for plugin in plugins:
             if plugin.state == "failed":
-                reasons = (f"plugin {plugin.label}: {reason}" for reason in plugin.reasons)
-                yield Verdict(plugin.label, 0, tuple(reasons))
+                report([f"plugin {plugin.label}: {reason}" for reason in plugin.reasons])
             for transform in plugin.transforms:
                 entry = registry.entries.get(transform.name)
-                if entry is not None and entry.plugin.key == plugin.key:
-                    yield await _verdict(service, transform)
-    for conflict in registry.conflicts:
-        for plugin in conflict.plugins:
-            if plugin.key in {each.key for each in plugins} and plugin != conflict.winner:
-                yield await _check_loser(settings, conflict.name, plugin)
-
-
-async def _check_loser(settings: "Settings", name: str, plugin: "Plugin") -> Verdict:
-    """Check a transform whose name another plugin has, with a selection that prefers it."""
-    from xformd.server.reload import local_service
-
-    selection = attrs.evolve(settings.selection, preferred={name: plugin.distribution}, strict=False)
-    settings = attrs.evolve(settings, selection=selection)
-    try:
-        async with local_service(settings, report_slow, warm_ups=frozenset({name})) as service:
-            return await _verdict(service, service.registry.resolve(name).transform)
-    except ConfigError as error:
-        return Verdict(name, 0, (error.message,))
-
-
-async def _verdict(service: "TransformService", transform: "Transform") -> Verdict:
-    from xformd.server.examples import failing_examples
-
-    failures = [failure async for failure in failing_examples(service, transform, describe_locally)]
-    return Verdict(transform.name, len(transform.examples), tuple(failures))
-
-
-def _report(verdict: Verdict, stdout: TextIO) -> None:
-    for failure in verdict.failures:
-        options.print_line(f"FAILED  {failure}", stdout)
-    if not verdict.failures:
-        examples = "1 example" if verdict.examples == 1 else f"{verdict.examples or 'no'} examples"
-        options.print_line(f"ok      {verdict.subject}: {examples}", stdout)
+                if entry is None or entry.plugin.key != plugin.key:
+                    print_line(f"unused  {transform.name} of {plugin.label}: another plugin has one too", stdout)
+                    continue
+                failures = [each async for each in failing_examples(service, transform, describe_locally)]
+                count = len(transform.examples)
+                report(failures, f"{transform.name}: {count or 'no'} example{'s' * (count != 1)}")
+    return passed

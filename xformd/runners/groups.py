@@ -153,7 +153,8 @@ class JobGroup:
             self.jobs[job] = None
             trace = None if job.timing is None else job.timing.trace
             traceparent = None if trace is None else trace.traceparent
-            timeout_ms = _coarse_ms(job.ends_at - now)
+            # Rounded up: a call whose own timeout is what is left must not fail before the request's ends.
+            timeout_ms = max(1, math.ceil(1000 * (job.ends_at - now)))
             requests.append(session.Request(number, spec, job.poem, timeout_ms, traceparent=traceparent))
         self.slot.run(requests, jobs)
 
@@ -373,12 +374,3 @@ class AsyncioJobs(JobGroup):
     def _used_cpu_s(self) -> float:
         before, self._cpu_s = self._cpu_s, self.slot.worker.cpu_s()
         return self._cpu_s - before  # since the last job ended
-
-
-def _coarse_ms(seconds: float) -> int:
-    """Return milliseconds in coarse steps, so that workers have most requests decoded already.
-
-    They are rounded up: a call whose own timeout is what is left must not fail before the request's ends.
-    """
-    step_ms = 100 if seconds > 1 else 10
-    return max(1, math.ceil(1000 * seconds / step_ms)) * step_ms

@@ -34,11 +34,6 @@ START_TIMEOUT_S = 60.0  # a worker that has not passed its self-test by then is 
 MAX_FAILED_STARTS = 3
 LONGEST_START_DELAY_S = 10.0
 
-MAX_DIFFERING_WORKERS = 5
-"""Workers in a row whose plugins differ from the first one's are killed: an installation may be under way. The next
-one is accepted, with a warning."""
-
-MEASURE_EVERY_S = 0.02  # a busy worker's memory is measured no more often: that takes longer than a short job
 WATCH_MEMORY_EVERY_S = 0.25  # how often the memory of busy workers is looked at
 
 WorkerState = Literal["starting", "idle", "busy"]
@@ -71,7 +66,6 @@ class WorkerSlot:
     names: frozenset[str] = frozenset()  # the transforms of its last job
     known_names: frozenset[str] = frozenset()  # that it has run: what they load on their first run is no growth
     settled_bytes: int = 0  # its memory after the last job that ran a transform for the first time
-    measured_at: float = 0.0  # when its growth was measured last, in seconds
     start_timers: list[IDelayedCall] = attrs.field(factory=list)  # they name it as slow, and kill it at last
     loading: PluginKey | None = None
     did: str = "imported"  # or "warmed up": what is done with that plugin
@@ -275,20 +269,14 @@ class Supervisor:
                 self._start_timer(slot, seconds)
 
     def worker_said_hello(self, worker: WorkerHandle, hello: WorkerHello) -> None:
-        """Start its self-test, unless its plugins differ from the others'."""
+        """Start its self-test. Its plugins may differ, if the fork server was started again after an installation."""
         if (slot := self._slots.get(worker)) is None:
             return
         slot.loading = None
         before = self._listing or hello.listing
         if differences := listing.differences({"those before": before, "it": hello.listing}):
-            difference = differences[0]
-            if self._failed_starts < MAX_DIFFERING_WORKERS:
-                worker.kill(f"has other plugins than those before ({difference})")
-                if all(other.state == "starting" for other in self._slots.values()):  # all are forked from the same
-                    self._launcher.end("workers have other plugins than those before")
-                return
             message = "a worker has other plugins ({difference}); send SIGHUP to reload them all"
-            self._limited_log.add("plugins", self.log.warn, message, difference=difference)
+            self._limited_log.add("plugins", self.log.warn, message, difference=differences[0])
         if self._self_test is None:
             self._ready(slot, hello)
         else:
@@ -360,10 +348,6 @@ class Supervisor:
             slot.known_names |= slot.names
             slot.settled_bytes = slot.worker.resident_bytes()
             return 0
-        now = self._clock.seconds()
-        if now - slot.measured_at < MEASURE_EVERY_S:
-            return 0
-        slot.measured_at = now
         return slot.worker.resident_bytes() - slot.settled_bytes
 
     def _watch_memory(self) -> None:

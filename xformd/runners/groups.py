@@ -28,10 +28,6 @@ from xformd.wire import session
 if TYPE_CHECKING:
     from xformd.runners.pool import WorkerPool
 
-LONG_BYTES = 64 * 1024
-"""A longer result reaches its caller before the worker's next job begins: the caller may have no room for another.
-With 40 results of 5 MB that nobody read, a server then grew by 15 MB instead of 25."""
-
 SUSPECT_S, CANCEL_S = 0.1, 1.0  # once a job on asyncio is cancelled, when its worker gets no more jobs, and is killed
 BLOCKED_S = 0.5  # if a killed worker's event loop was held for longer, it was blocked; less was on its way
 IDLE_S = 60.0  # a worker on asyncio ends when it has had no job for this long
@@ -176,15 +172,17 @@ class JobGroup:
         return jobs
 
     def answered(self, job: PoolJob, answer: session.Reply | session.Refusal) -> None:
-        """Go on with other jobs, and deliver the answer, unless the job has been given up."""
+        """Deliver the answer, unless the job has been given up, and go on with other jobs.
+
+        In this order: with the result the caller may have no room for another. With 40 results of 5 MB that nobody
+        read, a server then grew by 15 MB instead of 25.
+        """
         if isinstance(answer, session.Refusal) and isinstance(answer.error, TransformDied):
             self._lose(answer.error, job)
             return
         outcome = self._outcome(job, answer) if self.leave(job) else b""
-        if isinstance(outcome, bytes) and len(outcome) >= LONG_BYTES:
-            job.settle(outcome)
-        self._go_on()
         job.settle(outcome)
+        self._go_on()
 
     def _outcome(self, job: PoolJob, answer: session.Reply | session.Refusal) -> bytes | Failure:
         self.pool.note_survival(job)

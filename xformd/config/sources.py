@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from xformd.config.settings import TABLE, Setting, Settings
-from xformd.config.types import PREFERENCES, SHOWN, to_toml
+from xformd.config.types import SHOWN, to_toml
 from xformd.errors import ConfigError, one_line
 from xformd.plugins.discovery import normalize
 from xformd.plugins.settings import FILE, VARIABLE, Table, did_you_mean
@@ -56,7 +56,6 @@ class Value:
     value: Any
     place: str  # ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``
     subject: str  # the start of a message: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``
-    subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for a key of a table, or a folder
     is_hidden: bool = False
 
     def to_toml(self) -> str:
@@ -97,7 +96,7 @@ class Configuration:
         """Return an error about a setting with the place where it was set, and any other error unchanged."""
         for value in self.values:
             if value.setting.name == error.setting:
-                return error.located_at(value.subjects.get(error.entry or "", value.subject))
+                return error.located_at(value.subject)
         return error
 
     def to_toml(self, more: Iterable[Value] = ()) -> str:
@@ -142,10 +141,7 @@ def configure(
     inline, isolate = values["inline"], values["isolate"]
     for name in sorted(inline.value & isolate.value):
         raise ConfigError(f"{name!r} is in both inline ({inline.place}) and isolate ({isolate.place}); remove one")
-    folders, insecure = values["plugins_dir"], values["insecure_plugins_dir"]
-    values["plugins_dir"] = attrs.evolve(
-        folders, subjects={str(each.absolute()): insecure.subject for each in insecure.value}
-    )
+    folders = values["plugins_dir"]
     for folder in folders.value:
         try:
             packages = [init.parent for init in folder.glob("*/__init__.py")]
@@ -260,13 +256,8 @@ def _read_from_file(file: Path, name: str, raw: object, places: Places) -> Value
         raise ConfigError(f"{place}: {min(inside)} is inside the table {name!r}; move it to the top level")
     if setting is None:
         raise ConfigError(f"{place}: unknown setting {name!r}" + did_you_mean(name, (*TABLE, *TABLES), LISTED))
-    subjects = {}
-    if setting.type is PREFERENCES and isinstance(raw, dict):
-        subjects = {key: f"{places[name, key]}: {name}" for key in raw}
-        for key, item in raw.items():
-            _read(setting, {key: item}, place, subjects[key])
     value = _read(setting, raw, place, f"{place}: {name}")
-    return attrs.evolve(value, value=_relative_to(file.parent, value.value), subjects=subjects)
+    return attrs.evolve(value, value=_relative_to(file.parent, value.value))
 
 
 def _relative_to(folder: Path, value: Any) -> Any:

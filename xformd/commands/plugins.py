@@ -19,17 +19,15 @@ from xformd.errors import ConfigError, printable_json
 
 if TYPE_CHECKING:
     from xformd.config import Settings
-    from xformd.plugins.registry import Plugin
 
 CHECK_FAILED = 1
 LIST_TIMEOUT_S = 30.0
 
 
 @click.command("plugins")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/deploy.md describes it.")
 @click.option("--requirements", is_flag=True, help="Print what to pin: the selected distributions with their versions.")
 @plugin_options
-def list_plugins(as_json: bool, requirements: bool, settings: "Settings") -> None:
+def list_plugins(requirements: bool, settings: "Settings") -> None:
     """List the installed plugins, and which of them a server would load, without importing any.
 
     What the setting require misses is printed last, and the exit status is that of a server that does not start.
@@ -38,7 +36,7 @@ def list_plugins(as_json: bool, requirements: bool, settings: "Settings") -> Non
     Examples:
       xformd plugins
       xformd plugins --requirements > requirements.txt
-      xformd plugins --json --config /etc/xformd.toml
+      xformd plugins --config /etc/xformd.toml
     """
     from xformd.plugins import loader
     from xformd.plugins.listing import align
@@ -47,26 +45,16 @@ def list_plugins(as_json: bool, requirements: bool, settings: "Settings") -> Non
     found = loader.find(attrs.evolve(settings.selection, required=frozenset(), commands={}))
     if requirements:
         loaded = [each for each in found if each.state != "blocked" and each.version]  # a loose file has none
-        pinned = [*dict.fromkeys(f"{each.distribution}=={each.version}" for each in loaded)]
-        click.echo(printable_json(pinned) if as_json else "\n".join(pinned))
+        lines = [*dict.fromkeys(f"{each.distribution}=={each.version}" for each in loaded)]
     else:
-        listed = [*map(_to_json, found)]
-        rows = [(*(each[column] for column in _COLUMNS), each["reason"] or each["state"]) for each in listed]
-        titles = tuple(map(str.upper, ("plugin", *_COLUMNS[1:], "state")))
-        click.echo(printable_json(listed, indent=2) if as_json else "\n".join(align([titles, *rows])))
+        rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "SOURCE", "STATE")]
+        for each in found:
+            state = each.reason if each.state == "blocked" else "selected"
+            rows.append((each.name, each.distribution, each.version, each.source, state))
+        lines = align(rows)
+    for line in lines:
+        print_line(line)
     check_required(settings.selection, found)
-
-
-_COLUMNS = ("name", "distribution", "version", "source")
-
-
-def _to_json(plugin: "Plugin") -> dict[str, str]:
-    is_blocked = plugin.state == "blocked"
-    return {
-        **{column: getattr(plugin, column) for column in _COLUMNS},
-        "state": "blocked" if is_blocked else "selected",
-        "reason": plugin.reason if is_blocked else "",
-    }
 
 
 @click.command("list-transforms")

@@ -10,7 +10,6 @@ from xformd.commands.options import (
     TIMEOUT,
     TLS_SETTINGS,
     Command,
-    LimitsCommand,
     configuration_options,
     isolated_plugin_output,
     print_line,
@@ -34,12 +33,13 @@ def _setting_options(command: Command) -> Command:
     return configuration_options(DEFAULT_PORT)(setting_options(*names)(command))
 
 
-@click.command(cls=LimitsCommand)
+@click.command()
 @_setting_options
 def serve(configuration: "Configuration") -> None:
     """Serve transforms until SIGTERM or Ctrl-C, then answer every accepted request before ending.
 
-    Every setting can also stand in a file (--config) or in the environment (XFORMD_MAX_QUEUE is --max-queue).
+    Every setting can also stand in a file (--config) or in the environment (XFORMD_MAX_QUEUE is --max-queue). Sizes are
+    written as 64KiB or 10MiB, durations as 500ms, 30s or 5min.
 
     \b
     Examples:
@@ -73,7 +73,7 @@ def _describe(server: "Server") -> Iterator[str]:
         yield f"conflict: {conflict}"
 
 
-@click.command(cls=LimitsCommand)
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/cli.md describes it.")
 @_setting_options
 def config(configuration: "Configuration", as_json: bool) -> None:

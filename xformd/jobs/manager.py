@@ -133,10 +133,7 @@ class JobManager:
 
     async def open(self) -> None:
         """Read what an earlier server has left; raise ``ConfigError`` if the folder cannot be used."""
-        jobs, moved_to = await self._disk(self._store.open, self._now(), self._service.limits.job_keep_s, LOST)
-        if moved_to:
-            self.log.error("the jobs were damaged, and are now in {file}: none is known", file=moved_to)
-        for job in jobs:
+        for job in await self._disk(self._store.open, self._now(), self._service.limits.job_keep_s, LOST):
             self._add(job)
             if job.ended_at is None:
                 self._active[job.id] = _Active(job, is_accepted=True)

@@ -279,16 +279,15 @@ class _JobRunner:
     def prepare_folder(self) -> None:
         """Make the folder of the next job, unless there is one."""
         if not self._folder:
-            self._folder = next(self._folders)
-            with contextlib.suppress(OSError):  # the next job says so
-                os.mkdir(self._folder, FOLDER_MODE)  # noqa: PTH102 - a Path costs as much as the system call
+            self._folder = self.make_folder()
+            with contextlib.suppress(OSError):  # there is none
                 os.utime(self._folder, (0, 0))  # so that whatever is done in it shows
 
     def make_folder(self) -> str:
-        """Make a folder for one of several jobs that run at a time; return it."""
+        """Make a folder for a job; return it."""
         folder = next(self._folders)
         with contextlib.suppress(OSError):  # the job says so
-            os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102
+            os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102 - a Path costs as much as the system call
         return folder
 
     def _leave_folder(self) -> None:

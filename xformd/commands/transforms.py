@@ -24,7 +24,7 @@ from xformd.commands.options import (
     setting_options,
 )
 from xformd.commands.poem_options import PoemOptions, poem_options, server_options
-from xformd.errors import BadOptions, ConfigError, GibberishError, RequestRefused, TransformTimeout, XformError
+from xformd.errors import BadOptions, ConfigError, GibberishError, RequestRefused, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -108,10 +108,9 @@ async def _ping(server: str, timeout_s: float, wait_s: float, client: dict[str, 
     from xformd.client import TransformProxy
 
     reactor: Any = installed
-    tried_s = reactor.seconds()
-    ends_s = tried_s + wait_s
-    refused: XformError | None = None
+    ends_s = reactor.seconds() + wait_s
     while True:
+        tried_s = reactor.seconds()
         # A new one, which has not learnt to wait from the last try, or that the server is an old one.
         proxy = TransformProxy(server, **client)
         try:
@@ -120,14 +119,11 @@ async def _ping(server: str, timeout_s: float, wait_s: float, client: dict[str, 
             return f"{name}, {1000 * (reactor.seconds() - tried_s):.1f} ms"
         except XformError as error:
             proxy.close()
-            # That nothing listens says more than that the time was over.
-            refused = refused if isinstance(error, TransformTimeout) and refused else error
             # A proxy without a server that is up closes as one of the classic dialect does.
             may_pass = error.retryable or isinstance(error, RequestRefused)
             if not may_pass or reactor.seconds() + RETRY_S >= ends_s:
-                raise refused from None
+                raise
         await deferLater(reactor, RETRY_S)
-        tried_s = reactor.seconds()
 
 
 Look = tuple[str, str, "Mapping[str, Any] | XformError"]

@@ -150,10 +150,6 @@ class Reloader:
         if self._left_out is None:
             left_out: LeftOut = {**others, plugin.key: ("loading", plugin.reason)}
             Deferred.fromCoroutine(self._start_without(left_out)).addErrback(self._start_failed)
-        elif plugin.key in self._left_out:  # it has been imported meanwhile, and is warming up
-            before = self.service.registry
-            plugins = [plugin if each.key == plugin.key else each for each in before.plugins]
-            self.service.swap(self._generation(attrs.evolve(before, plugins=tuple(plugins))))
 
     def _log_slow(self, plugin: Plugin) -> None:
         message = "plugin {plugin} is still {progress} after {seconds:g} s"

@@ -47,8 +47,8 @@ def check_names(selection: Selection, candidates: Collection[Candidate]) -> None
             raise ConfigError(not_installed(name, found), setting="plugins")
     for name in sorted(selection.blocked):
         if not any(candidate.has_name(name) for candidate in candidates):
-            known = ", ".join(sorted({candidate.name for candidate in candidates} | found))
-            raise ConfigError(f"no plugin or distribution is named {name!r}; there are {known}", setting="block")
+            names = ", ".join(sorted({candidate.name for candidate in candidates} | found))
+            raise ConfigError(f"no plugin or distribution is named {name!r}; there are {names}", setting="block")
 
 
 def check_required(selection: Selection, plugins: Sequence[Plugin]) -> None:

@@ -18,6 +18,7 @@ from xformd.limits import Limits
 from xformd.runners.launcher import SLOW_AFTER_S
 from xformd.runners.messages import WorkerHello
 from xformd.runners.supervisor import (
+    MAX_DIFFERING_WORKERS,
     START_TIMEOUT_S,
     WATCH_MEMORY_EVERY_S,
     NotReady,
@@ -571,10 +572,38 @@ def test_news_of_a_forgotten_worker_are_ignored(clock: Clock, supervised: Superv
 # Workers that differ.
 
 
-def test_a_worker_whose_plugins_differ_is_taken_with_a_warning(supervised: Supervised, log: Log) -> None:
+def test_workers_whose_plugins_differ_are_killed_a_few_times(clock: Clock, supervised: Supervised, log: Log) -> None:
     first, second = supervised.workers
-    first.listing, second.listing = listing_of(owl="1", cat="1"), listing_of(owl="1")
     for worker in (first, second):
+        worker.listing = listing_of(owl="1", cat="1")
         worker.be_ready()
-    assert log.lines == ["a worker has other plugins (it lacks cat (x-cat 1)); send SIGHUP to reload them all"]
-    assert {supervised.take_worker() for _ in range(2)} == {first, second}
+    second.end()
+    for _ in range(MAX_DIFFERING_WORKERS):
+        worker = supervised.workers[-1]
+        worker.listing = listing_of(owl="1")
+        worker.say_hello()
+        assert worker.killed == ["has other plugins than those before (it lacks cat (x-cat 1))"]
+        worker.end()
+        clock.advance(10)
+    last = supervised.workers[-1]
+    last.listing = listing_of(owl="1")
+    last.be_ready()
+    assert log.lines[-1] == "a worker has other plugins (it lacks cat (x-cat 1)); send SIGHUP to reload them all"
+    assert {supervised.take_worker() for _ in range(2)} == {first, last}
+    assert supervised.launcher.started_again == []  # the first would end with what it was forked from
+
+
+def test_if_no_worker_is_left_the_plugins_are_loaded_again_when_they_differ(clock: Clock) -> None:
+    """The fork server was started again while somebody installed."""
+    supervised = Supervised(clock, count=1)
+    (worker,) = supervised.workers
+    worker.listing = listing_of(owl="1", cat="1")
+    worker.be_ready()
+    supervised.supervisor.cannot_launch("the fork server was killed by SIGKILL")
+    worker.end()
+    clock.advance(0.1)
+    worker = supervised.workers[-1]
+    worker.listing = listing_of(owl="1")
+    worker.say_hello()
+    assert worker.killed == ["has other plugins than those before (it lacks cat (x-cat 1))"]
+    assert supervised.launcher.started_again == ["workers have other plugins than those before"]

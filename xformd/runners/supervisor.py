@@ -34,6 +34,10 @@ START_TIMEOUT_S = 60.0  # a worker that has not passed its self-test by then is 
 MAX_FAILED_STARTS = 3
 LONGEST_START_DELAY_S = 10.0
 
+MAX_DIFFERING_WORKERS = 5
+"""Workers in a row whose plugins differ from the first one's are killed: an installation may be under way. The next
+one is accepted, with a warning."""
+
 WATCH_MEMORY_EVERY_S = 0.25  # how often the memory of busy workers is looked at
 
 WorkerState = Literal["starting", "idle", "busy"]
@@ -269,14 +273,20 @@ class Supervisor:
                 self._start_timer(slot, seconds)
 
     def worker_said_hello(self, worker: WorkerHandle, hello: WorkerHello) -> None:
-        """Start its self-test. Its plugins may differ, if the fork server was started again after an installation."""
+        """Start its self-test, unless its plugins differ from the others'."""
         if (slot := self._slots.get(worker)) is None:
             return
         slot.loading = None
         before = self._listing or hello.listing
         if differences := listing.differences({"those before": before, "it": hello.listing}):
+            difference = differences[0]
+            if self._failed_starts < MAX_DIFFERING_WORKERS:
+                worker.kill(f"has other plugins than those before ({difference})")
+                if all(other.state == "starting" for other in self._slots.values()):  # all are forked from the same
+                    self._launcher.end("workers have other plugins than those before")
+                return
             message = "a worker has other plugins ({difference}); send SIGHUP to reload them all"
-            self._limited_log.add("plugins", self.log.warn, message, difference=differences[0])
+            self._limited_log.add("plugins", self.log.warn, message, difference=difference)
         if self._self_test is None:
             self._ready(slot, hello)
         else:

@@ -225,17 +225,13 @@ class ConfigError(XformError, code="bad-config", exit_status=78):
         reason: one line for a person, without the name of the setting.
         details: one line per problem, if there are several.
         setting: the name of the setting, such as ``plugins_dir``; None if it is not about a single one.
-        entry: the key of the table, if the value is a table and one entry is wrong.
     """
 
-    def __init__(
-        self, reason: str, *, details: Iterable[str] = (), setting: str | None = None, entry: str | None = None
-    ) -> None:
+    def __init__(self, reason: str, *, details: Iterable[str] = (), setting: str | None = None) -> None:
         super().__init__(reason if setting is None else f"{setting}: {reason}")
         self.reason = reason
         self.details = tuple(map(one_line, details))
         self.setting = setting
-        self.entry = entry
 
     def located_at(self, subject: str) -> "ConfigError":
         """Return the error with the place where the setting was set, such as ``xformd.toml, line 3: block``."""

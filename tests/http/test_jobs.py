@@ -661,15 +661,6 @@ def test_what_cannot_be_deleted_from_a_full_disk_is_deleted_later(folder: Folder
     assert sum(folder.serve().jobs.states.values()) == 0
 
 
-def test_a_damaged_folder_is_moved_aside_with_a_line(folder: Folder, log: Log) -> None:
-    start(folder.serve(), "/transform/upper")
-    folder.end()
-    (folder.path / "jobs.sqlite3").write_bytes(b"no database" * 1_000)
-    assert sum(folder.serve().jobs.states.values()) == 0
-    (line,) = log.lines
-    assert line.startswith("the jobs were damaged, and are now in jobs.sqlite3.damaged-")
-
-
 # Whose they are.
 
 CI, OPS, LIMITED = new_token(), new_token(), new_token()

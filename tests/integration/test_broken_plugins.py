@@ -191,7 +191,7 @@ def test_strict_names_conflicts(environment: Environment) -> None:
     strict = ["list-transforms", "--strict", "--plugins", "rival-one,rival-two"]
     refused = environment.xformd(*strict)
     assert refused.returncode == 78
-    assert "transform ambiguous is provided by rival-one and rival-two: neither is used" in refused.stderr
+    assert "provided by rival-one 1.2.3 (ambiguous) and rival-two 1.2.3 (ambiguous): none is used" in refused.stderr
     assert environment.xformd(*strict, "--prefer", "ambiguous=rival-two").returncode == 0
 
 

@@ -86,12 +86,16 @@ def test_a_name_that_two_plugins_provide_is_nobodys(tmp_path: Path) -> None:
     for name in ("one.py", "two.py"):
         shutil.copy(VERSES / "verses.py", tmp_path / name)
     with serving(tmp_path, "--plugins=none", "--plugins-dir", str(tmp_path)) as server:
-        assert server.read_line().startswith("conflict: transform backwards is provided by one.py and two.py: neither")
+        assert server.read_line().startswith(
+            "conflict: transform backwards is provided by one.py (one) and two.py (two): none"
+        )
         assert server.ask(netstring(b"backwards.poem")) == b""
         wait_until(lambda: ": ambiguous-transform: " in server.log)
         sent = xformd("send", "backwards", "--server", server.address, stdin=b"poem")
     assert sent.returncode == 66
-    assert sent.stderr.startswith(b"xformd: ambiguous-transform: transform backwards is provided by one.py and two.py")
+    assert sent.stderr.startswith(
+        b"xformd: ambiguous-transform: transform backwards is provided by one.py (one) and two.py (two)"
+    )
 
 
 @pytest.mark.slow

@@ -340,4 +340,4 @@ def test_a_name_that_a_built_in_has_stays_its_own_unless_the_command_is_preferre
     selection = Selection(distributions=frozenset(), commands={"upper": table(command=["cat"])})
     registry = loader.load(selection)
     assert registry.resolve("upper").plugin.distribution == "xformd"
-    assert "transform upper is provided by transform.upper and xformd" in str(registry.conflicts[0])
+    assert str(registry.conflicts[0]).startswith("transform upper is provided by transform.upper ")

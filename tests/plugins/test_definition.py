@@ -96,11 +96,6 @@ def test_an_author_may_declare_more() -> None:
     assert [getattr(shout_loud, field) for field in fields] == [None, False, "text/plain", ("text/plain",)]
 
 
-def test_the_old_name_of_produces_still_works_and_says_what_to_write() -> None:
-    with pytest.warns(FutureWarning, match="transform 'wait': media_type is called produces; write produces='a/b'"):
-        assert transform(media_type="a/b")(wait).produces == "a/b"
-
-
 def test_a_function_says_how_long_a_result_is_at_least_and_gets_every_option() -> None:
     @transform(result_bytes=lambda poem_bytes, *, marks, mark: poem_bytes + marks * len(mark))
     def shout(poem: str, *, marks: int = 1, mark: str = "!") -> str:

@@ -56,16 +56,14 @@ def test_a_name_that_resembles_another_may_be_that_of_a_plugin_that_failed() -> 
 @pytest.mark.parametrize(
     ("distributions", "says"),
     [
-        (
-            ("b-dist", "a-dist"),
-            "a-dist and b-dist: neither is used; choose with --prefer echo=a-dist or --prefer echo=b-dist",
-        ),
-        (("both", "both"), "both 1.0 (p0) and both 1.0 (p1): neither is used; block all but one with --block"),
-        (("a", "b", "c"), "a and b and c: none is used; choose with --prefer echo=a or --prefer echo=b or "),
+        (("b", "a"), "a 1.0 (p1) and b 1.0 (p0)"),
+        (("both", "both"), "both 1.0 (p0) and both 1.0 (p1)"),
+        (("a", "b", "c"), "a 1.0 (p0) and b 1.0 (p1) and c 1.0 (p2)"),
     ],
 )
 def test_an_ambiguous_name_says_who_provides_it_and_what_to_do(distributions: tuple[str, ...], says: str) -> None:
     rivals = tuple(plugin_of(name=f"p{at}", distribution=name) for at, name in enumerate(distributions))
     with pytest.raises(AmbiguousTransform) as caught:
         Registry({}, rivals, (Conflict("echo", rivals, None),)).resolve("echo")
-    assert caught.value.message.startswith(f"transform echo is provided by {says}")
+    advice = "choose with --prefer echo=DISTRIBUTION, or --block the others"
+    assert caught.value.message == f"transform echo is provided by {says}: none is used; {advice}"

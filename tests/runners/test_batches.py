@@ -148,7 +148,6 @@ def test_nothing_is_left_of_a_batch_that_never_began(clock: Clock, pool: Pool) -
     clock.advance(1)
     assert pool.groups() == []
     assert clock.getDelayedCalls() == []
-    assert not pool.pool._held
 
 
 # When a member gives up.

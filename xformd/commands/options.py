@@ -160,8 +160,7 @@ def setting_options(*names: str) -> Callable[[Command], Command]:
 
 def _add_flag(setting: "Setting", command: Command) -> Command:
     name, flag, type_ = setting.name, setting.flag, setting.type
-    is_limit = name in LIMIT_SETTINGS
-    text = setting.purpose if is_limit else f"{setting.purpose[0].upper()}{setting.purpose[1:]}."
+    text = f"{setting.purpose[0].upper()}{setting.purpose[1:]}."
     if type_ is BOOLEAN:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)(command)
     default = type_.to_toml(setting.default).strip('[]{}"')
@@ -176,23 +175,6 @@ def _add_flag(setting: "Setting", command: Command) -> Command:
 
 
 log_options = setting_options("log_format", "log_level", "log_file")
-
-
-class LimitsCommand(click.Command):
-    """A command whose help shows the limits in a group of their own, after the other options."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the two groups."""
-        limits: list[tuple[str, str]] = []
-        others: list[tuple[str, str]] = []
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if record is not None:
-                (limits if param.name in LIMIT_SETTINGS else others).append(record)
-        with formatter.section("Options"):
-            formatter.write_dl(others)
-        with formatter.section("Limits (sizes as 64KiB or 10MiB, durations as 500ms, 30s or 5min)"):
-            formatter.write_dl(limits)
 
 
 def configuration_options(default_port: int, *, reads_file: bool = True) -> Callable[[Command], Command]:

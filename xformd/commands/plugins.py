@@ -1,18 +1,17 @@
 """``xformd plugins``, ``list-transforms`` and ``check``: which there are, what they offer, if their examples hold."""
 
-import contextlib
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 import attrs
 import click
 
-from xformd.commands import options
 from xformd.commands.options import (
     describe_locally,
     isolated_plugin_output,
     plugin_options,
+    print_line,
     report_slow,
 )
 from xformd.commands.poem_options import client_options
@@ -20,19 +19,15 @@ from xformd.errors import ConfigError, printable_json
 
 if TYPE_CHECKING:
     from xformd.config import Settings
-    from xformd.plugins.definition import Transform
-    from xformd.plugins.registry import Plugin
-    from xformd.service import TransformService
 
 CHECK_FAILED = 1
 LIST_TIMEOUT_S = 30.0
 
 
 @click.command("plugins")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; docs/deploy.md describes it.")
 @click.option("--requirements", is_flag=True, help="Print what to pin: the selected distributions with their versions.")
 @plugin_options
-def list_plugins(as_json: bool, requirements: bool, settings: "Settings") -> None:
+def list_plugins(requirements: bool, settings: "Settings") -> None:
     """List the installed plugins, and which of them a server would load, without importing any.
 
     What the setting require misses is printed last, and the exit status is that of a server that does not start.
@@ -41,7 +36,7 @@ def list_plugins(as_json: bool, requirements: bool, settings: "Settings") -> Non
     Examples:
       xformd plugins
       xformd plugins --requirements > requirements.txt
-      xformd plugins --json --config /etc/xformd.toml
+      xformd plugins --config /etc/xformd.toml
     """
     from xformd.plugins import loader
     from xformd.plugins.listing import align
@@ -50,26 +45,16 @@ def list_plugins(as_json: bool, requirements: bool, settings: "Settings") -> Non
     found = loader.find(attrs.evolve(settings.selection, required=frozenset(), commands={}))
     if requirements:
         loaded = [each for each in found if each.state != "blocked" and each.version]  # a loose file has none
-        pinned = [*dict.fromkeys(f"{each.distribution}=={each.version}" for each in loaded)]
-        click.echo(printable_json(pinned) if as_json else "\n".join(pinned))
+        lines = [*dict.fromkeys(f"{each.distribution}=={each.version}" for each in loaded)]
     else:
-        listed = [*map(_to_json, found)]
-        rows = [(*(each[column] for column in _COLUMNS), each["reason"] or each["state"]) for each in listed]
-        titles = tuple(map(str.upper, ("plugin", *_COLUMNS[1:], "state")))
-        click.echo(printable_json(listed, indent=2) if as_json else "\n".join(align([titles, *rows])))
+        rows = [("PLUGIN", "DISTRIBUTION", "VERSION", "SOURCE", "STATE")]
+        for each in found:
+            state = each.reason if each.state == "blocked" else "selected"
+            rows.append((each.name, each.distribution, each.version, each.source, state))
+        lines = align(rows)
+    for line in lines:
+        print_line(line)
     check_required(settings.selection, found)
-
-
-_COLUMNS = ("name", "distribution", "version", "source")
-
-
-def _to_json(plugin: "Plugin") -> dict[str, str]:
-    is_blocked = plugin.state == "blocked"
-    return {
-        **{column: getattr(plugin, column) for column in _COLUMNS},
-        "state": "blocked" if is_blocked else "selected",
-        "reason": plugin.reason if is_blocked else "",
-    }
 
 
 @click.command("list-transforms")
@@ -136,39 +121,30 @@ def check(distribution: str | None, settings: "Settings") -> None:
 
     logs.start()
     with isolated_plugin_output() as stdout:
-        passed: list[bool] = []
-
-        async def check_all() -> None:
-            async with contextlib.aclosing(check_plugins(settings, distribution)) as verdicts:
-                async for verdict in verdicts:
-                    _report(verdict, stdout)
-                    passed.append(not verdict.failures)
-
-        run.run_until_done(check_all())
-        if not passed:
-            raise ConfigError("nothing to check: the selected plugins are blocked or have no transforms")
-        if not all(passed):
-            sys.exit(CHECK_FAILED)
+        passed = run.run_until_done(_check(settings, distribution, stdout))
+    if not passed:
+        raise ConfigError("nothing to check: the selected plugins are blocked or have no transforms")
+    if not all(passed):
+        sys.exit(CHECK_FAILED)
 
 
-@attrs.frozen
-class Verdict:
-    """The outcome of one transform's examples, with a line for each failure; or a plugin that failed to load."""
+async def _check(settings: "Settings", distribution: str | None, stdout: TextIO) -> list[bool]:
+    """Run every example, of one distribution's plugins or of all, the way a request would, and print what is found.
 
-    subject: str
-    examples: int
-    failures: tuple[str, ...]
-
-
-async def check_plugins(settings: "Settings", distribution: str | None) -> AsyncGenerator[Verdict, None]:
-    """Run every example, of one distribution's plugins or of all, the way a request would.
-
-    Yields:
-        One verdict per transform, also where another plugin has its name, and one for each plugin that failed to load.
+    Returns:
+        Whether all examples of each transform hold; False also for each plugin that failed to load.
     """
     from xformd.plugins.discovery import normalize
     from xformd.plugins.loader import of_distribution
+    from xformd.server.examples import failing_examples
     from xformd.server.reload import local_service
+
+    passed = []
+
+    def report(failures: Sequence[str], ok: str = "") -> None:
+        for line in [f"FAILED  {each}" for each in failures] or [f"ok      {ok}"]:
+            print_line(line, stdout)
+        passed.append(not failures)
 
     warm_ups = None if distribution is None else frozenset({normalize(distribution)})
     async with local_service(settings, report_slow, warm_ups=warm_ups) as service:
@@ -176,41 +152,13 @@ async def check_plugins(settings: "Settings", distribution: str | None) -> Async
         plugins = registry.plugins if distribution is None else of_distribution(distribution, registry.plugins)
         for plugin in plugins:
             if plugin.state == "failed":
-                reasons = (f"plugin {plugin.label}: {reason}" for reason in plugin.reasons)
-                yield Verdict(plugin.label, 0, tuple(reasons))
+                report([f"plugin {plugin.label}: {reason}" for reason in plugin.reasons])
             for transform in plugin.transforms:
                 entry = registry.entries.get(transform.name)
-                if entry is not None and entry.plugin.key == plugin.key:
-                    yield await _verdict(service, transform)
-    for conflict in registry.conflicts:
-        for plugin in conflict.plugins:
-            if plugin.key in {each.key for each in plugins} and plugin != conflict.winner:
-                yield await _check_loser(settings, conflict.name, plugin)
-
-
-async def _check_loser(settings: "Settings", name: str, plugin: "Plugin") -> Verdict:
-    """Check a transform whose name another plugin has, with a selection that prefers it."""
-    from xformd.server.reload import local_service
-
-    selection = attrs.evolve(settings.selection, preferred={name: plugin.distribution}, strict=False)
-    settings = attrs.evolve(settings, selection=selection)
-    try:
-        async with local_service(settings, report_slow, warm_ups=frozenset({name})) as service:
-            return await _verdict(service, service.registry.resolve(name).transform)
-    except ConfigError as error:
-        return Verdict(name, 0, (error.message,))
-
-
-async def _verdict(service: "TransformService", transform: "Transform") -> Verdict:
-    from xformd.server.examples import failing_examples
-
-    failures = [failure async for failure in failing_examples(service, transform, describe_locally)]
-    return Verdict(transform.name, len(transform.examples), tuple(failures))
-
-
-def _report(verdict: Verdict, stdout: TextIO) -> None:
-    for failure in verdict.failures:
-        options.print_line(f"FAILED  {failure}", stdout)
-    if not verdict.failures:
-        examples = "1 example" if verdict.examples == 1 else f"{verdict.examples or 'no'} examples"
-        options.print_line(f"ok      {verdict.subject}: {examples}", stdout)
+                if entry is None or entry.plugin.key != plugin.key:
+                    print_line(f"unused  {transform.name} of {plugin.label}: another plugin has one too", stdout)
+                    continue
+                failures = [each async for each in failing_examples(service, transform, describe_locally)]
+                count = len(transform.examples)
+                report(failures, f"{transform.name}: {count or 'no'} example{'s' * (count != 1)}")
+    return passed

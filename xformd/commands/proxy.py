@@ -10,7 +10,6 @@ from xformd.commands.options import (
     LIMIT_SETTINGS,
     SIZE,
     TIMEOUT,
-    LimitsCommand,
     config_option,
     configuration_options,
     log_options,
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from xformd.telemetry.reloads import ReloadOutcome
 
 
-@click.command(cls=LimitsCommand)
+@click.command()
 @click.argument("upstreams", type=with_host, nargs=-1, required=True, metavar="UPSTREAM...")
 @configuration_options(DEFAULT_PROXY_PORT, reads_file=False)
 @config_option("TOML file with the limits of connections, TLS and access.")

@@ -77,7 +77,6 @@ def _side_name(value: str) -> str:
     type=_side_name,
     help="The other server; here for the plugins of this environment, without a server.",
 )
-@click.option("-j", "--jobs", type=click.IntRange(min=1), default=4, show_default=True, help="How many at once.")
 @timeout_option("How long to wait for each answer.")
 @client_options
 @plugin_options
@@ -86,15 +85,14 @@ def replay(
     spec: str,
     old: str,
     new: str,
-    jobs: int,
     timeout: float,
     client: Mapping[str, Any],
     settings: "Settings",
 ) -> None:
     """Send saved poems to an old and a new version of a transform, and print what differs.
 
-    FOLDER has the poems, such as `xformd serve --record` keeps; SPEC is the transform. The exit status is 0 if all
-    results are the same, and 1 if not.
+    FOLDER has the poems, such as `xformd serve --record` keeps; SPEC is the transform. They are sent one by one,
+    so that times can be compared. The exit status is 0 if all results are the same, and 1 if not.
 
     \b
     Examples:
@@ -109,9 +107,12 @@ def replay(
 
     logs.start()
     built = specs.build(spec, {})
-    comparison = _Comparison(old, new)
+    comparison = _Comparison()
     with isolated_plugin_output() as stdout:
         sources = batch.find_files([folder])
+        if not sources:
+            print_error(f"{folder} has no files")
+            sys.exit(FAILED)
 
         async def replay_all() -> None:
             async with contextlib.AsyncExitStack() as sides:
@@ -119,20 +120,11 @@ def replay(
                     await sides.enter_async_context(_side(each, built, timeout, client, settings))
                     for each in (old, new)
                 ]
-                await batch.Batch(
-                    fetch=batch.read_file,
-                    transform=lambda poem: comparison.compare(poem, before, after),
-                    write=lambda source, report: _print(source, report, stdout),
-                    report=lambda item: comparison.note_unread(item.source, item.error),
-                    watch=lambda _: None,
-                    jobs=jobs,
-                ).run(sources)
+                for source in sources:
+                    await comparison.compare(source, before, after, stdout)
+                print_line(comparison.summary(before, after), stdout)
 
         run.run_until_done(replay_all())
-        if not sources:
-            print_error(f"{folder} has no files")
-            sys.exit(FAILED)
-        print_line(comparison.summary(), stdout)
     sys.exit(comparison.exit_status)
 
 
@@ -155,39 +147,36 @@ async def _side(
 class _Comparison:
     """What was found so far; the times are those of the answers, in seconds."""
 
-    old: str
-    new: str
     differing: int = 0
     unread: int = 0
     old_s: list[float] = attrs.field(factory=list)
     new_s: list[float] = attrs.field(factory=list)
 
-    async def compare(self, poem: bytes, old: _Side, new: _Side) -> bytes:
-        """Return a report on what differs; empty if nothing does."""
+    async def compare(self, source: Path, old: _Side, new: _Side, stdout: TextIO) -> None:
+        """Send a poem to one side and then to the other, and print what differs."""
+        try:
+            poem = source.read_bytes()
+        except OSError as error:
+            self.unread += 1
+            print_error(f"{source}: {error.strerror}")
+            return
         before, old_s = await old.time(poem)
         after, new_s = await new.time(poem)
         self.old_s.append(old_s)
         self.new_s.append(new_s)
-        difference = "\n".join(_differences(before, after, old, new))
-        if not difference:
-            return b""
-        self.differing += 1
-        return f"differs ({1000 * old_s:.1f} ms before, {1000 * new_s:.1f} ms after)\n{difference}".encode()
+        if lines := _differences(before, after, old, new):
+            self.differing += 1
+            print_line(f"{source}: differs ({1000 * old_s:.1f} ms before, {1000 * new_s:.1f} ms after)", stdout)
+            for line in lines:
+                print_line(f"  {line}", stdout)
 
-    def note_unread(self, source: Path, error: Exception | None) -> None:
-        """Report a file that cannot be read."""
-        self.unread += 1
-        print_error(f"{source}: {getattr(error, 'strerror', None) or error}")
-
-    def summary(self) -> str:
+    def summary(self, old: _Side, new: _Side) -> str:
         """Return the result in a line."""
         if not self.old_s:
             return "no poem was sent"
-        medians = (
-            f"{1000 * median(self.old_s):.1f} ms with {self.old}, {1000 * median(self.new_s):.1f} ms with {self.new}"
-        )
-        same = len(self.old_s) - self.differing
-        return f"{same} of {len(self.old_s)} results are the same; median time {medians}"
+        count, sides = len(self.old_s), ((self.old_s, old.name), (self.new_s, new.name))
+        medians = ", ".join(f"{1000 * median(times):.1f} ms with {name}" for times, name in sides)
+        return f"{count - self.differing} of {count} results are the same; median time {medians}"
 
     @property
     def exit_status(self) -> int:
@@ -207,11 +196,3 @@ def _differences(before: bytes | XformError, after: bytes | XformError, old: _Si
     if isinstance(before, XformError) and isinstance(after, XformError) and before.code == after.code:
         return []
     return described
-
-
-def _print(source: Path, report: bytes, stdout: TextIO) -> None:
-    if report:
-        first, *lines = report.decode().split("\n")
-        print_line(f"{source}: {first}", stdout)
-        for line in lines:
-            print_line(f"  {line}", stdout)

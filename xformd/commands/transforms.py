@@ -3,7 +3,6 @@
 import codecs
 import contextlib
 import functools
-import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from itertools import chain
@@ -25,7 +24,7 @@ from xformd.commands.options import (
     setting_options,
 )
 from xformd.commands.poem_options import PoemOptions, poem_options, server_options
-from xformd.errors import BadOptions, ConfigError, GibberishError, RequestRefused, TransformTimeout, XformError
+from xformd.errors import BadOptions, ConfigError, GibberishError, RequestRefused, XformError
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -52,14 +51,12 @@ RETRY_S = 0.1  # how long ``ping --wait`` waits between two tries
     help="Try again until the server is up, for this long, or else for --timeout.",
 )
 @click.option("--all", "compares", is_flag=True, help="Ask at each address of a name, and compare what servers offer.")
-@click.option("--json", "as_json", is_flag=True, help="Print what --all finds as JSON.")
 def ping(
     servers: tuple[str, ...],
     timeout: float,
     wait: float | None,
     client: dict[str, Any],
     compares: bool,
-    as_json: bool,
 ) -> None:
     """Check that servers answer, one after the other.
 
@@ -76,8 +73,6 @@ def ping(
     """
     if compares and wait is not None:
         raise click.UsageError("--all asks once: leave --wait out")
-    if as_json and not compares:
-        raise click.UsageError("--json prints what --all finds: add --all")
     from twisted.internet.defer import Deferred, gatherResults
 
     from xformd.net import run
@@ -88,7 +83,7 @@ def ping(
     async def ping_all(stdout: TextIO) -> int:
         if compares:
             looks = [Deferred.fromCoroutine(_look(server, timeout, client)) for server in servers]
-            return _report([*chain(*await gatherResults(looks))], stdout, as_json=as_json)
+            return _report([*chain(*await gatherResults(looks))], stdout)
         status = 0
         for server in servers:
             try:
@@ -113,10 +108,9 @@ async def _ping(server: str, timeout_s: float, wait_s: float, client: dict[str, 
     from xformd.client import TransformProxy
 
     reactor: Any = installed
-    tried_s = reactor.seconds()
-    ends_s = tried_s + wait_s
-    refused: XformError | None = None
+    ends_s = reactor.seconds() + wait_s
     while True:
+        tried_s = reactor.seconds()
         # A new one, which has not learnt to wait from the last try, or that the server is an old one.
         proxy = TransformProxy(server, **client)
         try:
@@ -125,18 +119,15 @@ async def _ping(server: str, timeout_s: float, wait_s: float, client: dict[str, 
             return f"{name}, {1000 * (reactor.seconds() - tried_s):.1f} ms"
         except XformError as error:
             proxy.close()
-            # That nothing listens says more than that the time was over.
-            refused = refused if isinstance(error, TransformTimeout) and refused else error
             # A proxy without a server that is up closes as one of the classic dialect does.
             may_pass = error.retryable or isinstance(error, RequestRefused)
             if not may_pass or reactor.seconds() + RETRY_S >= ends_s:
-                raise refused from None
+                raise
         await deferLater(reactor, RETRY_S)
-        tried_s = reactor.seconds()
 
 
-Look = tuple[dict[str, Any], "Mapping[str, Any] | XformError"]
-"""What a server is at one address, for JSON; and what it lists, or why it does not answer."""
+Look = tuple[str, str, "Mapping[str, Any] | XformError"]
+"""The address of a server; what to print of it; and what it lists, or why it does not answer."""
 
 
 async def _look(server: str, timeout_s: float, client: Mapping[str, Any]) -> list[Look]:
@@ -155,12 +146,12 @@ async def _look(server: str, timeout_s: float, client: Mapping[str, Any]) -> lis
             who, _, state = (await proxy.ping(timeout=timeout_s)).partition(", ")
             listed = await proxy.list_transforms(timeout=timeout_s)
         except XformError as error:
-            return {"address": name, "error": f"{error.code}: {error.message}"}, error
+            return name, f"{error.code}: {error.message}", error
         finally:
             proxy.close()
         found = listed["transforms"]
-        told = {"address": name, "server": who, "state": state or "ready", "transforms": len(found)}
-        return {**told, "fingerprint": fingerprint(found)}, listed
+        shown = f"{name}: {who}, {state or 'ready'}, {len(found)} transforms, fingerprint {fingerprint(found)}"
+        return name, shown, listed
 
     def endpoint_at(only: str = "") -> ClientEndpoint:
         endpoint = client_endpoint(reactor, server, tls=client["tls"] or None)
@@ -174,25 +165,19 @@ async def _look(server: str, timeout_s: float, client: Mapping[str, Any]) -> lis
     return await gatherResults([Deferred.fromCoroutine(ask(endpoint_at(host))) for host in hosts])
 
 
-def _report(looks: Sequence[Look], stdout: TextIO, *, as_json: bool) -> int:
+def _report(looks: Sequence[Look], stdout: TextIO) -> int:
     """Print what servers have answered, and how they differ; return the exit status."""
     from xformd.plugins.listing import differences
 
-    different = differences({told["address"]: found for told, found in looks if not isinstance(found, XformError)})
-    if as_json:
-        click.echo(
-            json.dumps({"servers": [told for told, _ in looks], "differences": different}, indent=2), file=stdout
-        )
-    else:
-        shown = "{address}: {server}, {state}, {transforms} transforms, fingerprint {fingerprint}"
-        for told, _ in looks:
-            if "error" in told:
-                print_error(told["error"])
-            else:
-                print_line(shown.format(**told), stdout)
-        for line in different:
-            print_line(line, stdout)
-    failed = [found.exit_status for _, found in looks if isinstance(found, XformError)]
+    for _, shown, found in looks:
+        if isinstance(found, XformError):
+            print_error(shown)
+        else:
+            print_line(shown, stdout)
+    different = differences({name: found for name, _, found in looks if not isinstance(found, XformError)})
+    for line in different:
+        print_line(line, stdout)
+    failed = [found.exit_status for *_, found in looks if isinstance(found, XformError)]
     return failed[0] if failed else ConfigError.exit_status if different else 0
 
 

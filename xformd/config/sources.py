@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from xformd.config.settings import TABLE, Setting, Settings
-from xformd.config.types import PREFERENCES, SHOWN, to_toml
+from xformd.config.types import SHOWN, to_toml
 from xformd.errors import ConfigError, one_line
 from xformd.plugins.discovery import normalize
 from xformd.plugins.settings import FILE, VARIABLE, Table, did_you_mean
@@ -56,7 +56,6 @@ class Value:
     value: Any
     place: str  # ``default``, ``xformd.toml, line 7``, ``XFORMD_WORKERS`` or ``--workers``
     subject: str  # the start of a message: ``xformd.toml, line 7: workers``, ``XFORMD_WORKERS`` or ``--workers``
-    subjects: Mapping[str, str] = attrs.field(factory=dict)  # the same for a key of a table, or a folder
     is_hidden: bool = False
 
     def to_toml(self) -> str:
@@ -97,31 +96,21 @@ class Configuration:
         """Return an error about a setting with the place where it was set, and any other error unchanged."""
         for value in self.values:
             if value.setting.name == error.setting:
-                return error.located_at(value.subjects.get(error.entry or "", value.subject))
+                return error.located_at(value.subject)
         return error
 
     def to_toml(self, more: Iterable[Value] = ()) -> str:
         """Return a TOML file with the same settings, and the reason and place of each in comments."""
         return "\n\n".join([TOML_HEADER, *(value.to_toml() for value in (*self.values, *more))])
 
-    def table_values(self, types: Mapping[str, Mapping[str, str]]) -> Iterator[Value]:
-        """Yield what the tables of plugins and commands have.
-
-        What is not in the ``types`` of the settings, by normalized distribution, may be secret.
-        """
-        for name, table in self.settings.selection.settings.items():
-            known = types.get(name, {})
-            for key, value in table.values.items():
-                names_file = key not in known and key.endswith(FILE) and key.removesuffix(FILE) in known
-                is_path = names_file or known.get(key) == "path"
-                is_hidden = not is_path and known.get(key, "secret") == "secret"
-                setting = Setting(f"plugin.{to_toml(name)}.{key}", SHOWN, None, f"a setting of {name}")
-                value = str(table.path(value)) if is_path else value
-                yield Value(setting, value, table.places[key], key, is_hidden=is_hidden)
-        for name, table in self.settings.selection.commands.items():
-            for key, value in table.values.items():
-                setting = Setting(f"transform.{to_toml(name)}.{key}", SHOWN, None, "of a command")
-                yield Value(setting, value, table.places[key], key)
+    def table_values(self) -> Iterator[Value]:
+        """Yield what the tables of plugins, of which any value may be secret, and commands have."""
+        tables = {"plugin": self.settings.selection.settings, "transform": self.settings.selection.commands}
+        for kind, named in tables.items():
+            for name, table in named.items():
+                for key, value in table.values.items():
+                    setting = Setting(f"{kind}.{to_toml(name)}.{key}", SHOWN, None, f"of {kind} {name}")
+                    yield Value(setting, value, table.places[key], key, is_hidden=kind == "plugin")
 
 
 def configure(
@@ -142,10 +131,7 @@ def configure(
     inline, isolate = values["inline"], values["isolate"]
     for name in sorted(inline.value & isolate.value):
         raise ConfigError(f"{name!r} is in both inline ({inline.place}) and isolate ({isolate.place}); remove one")
-    folders, insecure = values["plugins_dir"], values["insecure_plugins_dir"]
-    values["plugins_dir"] = attrs.evolve(
-        folders, subjects={str(each.absolute()): insecure.subject for each in insecure.value}
-    )
+    folders = values["plugins_dir"]
     for folder in folders.value:
         try:
             packages = [init.parent for init in folder.glob("*/__init__.py")]
@@ -260,13 +246,8 @@ def _read_from_file(file: Path, name: str, raw: object, places: Places) -> Value
         raise ConfigError(f"{place}: {min(inside)} is inside the table {name!r}; move it to the top level")
     if setting is None:
         raise ConfigError(f"{place}: unknown setting {name!r}" + did_you_mean(name, (*TABLE, *TABLES), LISTED))
-    subjects = {}
-    if setting.type is PREFERENCES and isinstance(raw, dict):
-        subjects = {key: f"{places[name, key]}: {name}" for key in raw}
-        for key, item in raw.items():
-            _read(setting, {key: item}, place, subjects[key])
     value = _read(setting, raw, place, f"{place}: {name}")
-    return attrs.evolve(value, value=_relative_to(file.parent, value.value), subjects=subjects)
+    return attrs.evolve(value, value=_relative_to(file.parent, value.value))
 
 
 def _relative_to(folder: Path, value: Any) -> Any:

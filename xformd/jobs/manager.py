@@ -120,8 +120,6 @@ class JobManager:
         self._disk_bytes = 0  # that wait to be written
         self._active: dict[str, _Active] = {}
         self._working: dict[_Active, None] = {}
-        self._counts: Counter[str] = Counter()  # of jobs, by who pays
-        self._bytes: Counter[str] = Counter()
         self._unremoved: set[str] = set()
         self._is_stopping = False
         self._emptied: Deferred[None] = Deferred()
@@ -133,10 +131,7 @@ class JobManager:
 
     async def open(self) -> None:
         """Read what an earlier server has left; raise ``ConfigError`` if the folder cannot be used."""
-        jobs, moved_to = await self._disk(self._store.open, self._now(), self._service.limits.job_keep_s, LOST)
-        if moved_to:
-            self.log.error("the jobs were damaged, and are now in {file}: none is known", file=moved_to)
-        for job in jobs:
+        for job in await self._disk(self._store.open, self._now(), self._service.limits.job_keep_s, LOST):
             self._add(job)
             if job.ended_at is None:
                 self._active[job.id] = _Active(job, is_accepted=True)
@@ -222,7 +217,6 @@ class JobManager:
             return
         if self.by_key.get((job.owner, job.key)) is job:
             del self.by_key[job.owner, job.key]
-        self._count(job, -1, -job.size_bytes)
         if (active := self._active.pop(job.id, None)) is not None:
             if active.work is not None:
                 active.work.cancel()
@@ -233,13 +227,14 @@ class JobManager:
 
     def _check_room(self, job: Job, poem_bytes: int) -> None:
         """Raise an error unless there is as much room left for all others as whoever starts a job has taken then."""
-        limits, who, needed = self._service.limits, _payer(job), job.size_bytes
+        limits, needed = self._service.limits, job.size_bytes
+        own, others = self._kept_bytes(job)
         if needed > limits.max_jobs_bytes // 2:
             raise TooLarge(f"the poem has {needed} bytes; a job keeps at most {limits.max_jobs_bytes // 2} bytes")
-        if self._counts[who] >= limits.max_jobs - len(self.by_id):
-            reason = f"you have {self._counts[who]} jobs here, and no more are left for others (max_jobs)"
-        elif self._bytes[who] + needed > limits.max_jobs_bytes - self._bytes.total():
-            reason = f"your jobs hold {self._bytes[who]} bytes, and no more are left for others (max_jobs_bytes)"
+        if len(own) >= limits.max_jobs - len(self.by_id):
+            reason = f"you have {len(own)} jobs here, and no more are left for others (max_jobs)"
+        elif 2 * sum(own) + needed > limits.max_jobs_bytes - sum(others):
+            reason = f"your jobs hold {sum(own)} bytes, and no more are left for others (max_jobs_bytes)"
         elif self._disk_bytes + poem_bytes > max(limits.max_queue_bytes, poem_bytes):
             reason = "the disk is slow, and too much waits to be written"
         else:
@@ -250,14 +245,15 @@ class JobManager:
         self.by_id[job.id] = job
         if job.key:
             self.by_key[job.owner, job.key] = job
-        self._count(job, 1, job.size_bytes)
 
-    def _count(self, job: Job, count: int, size_bytes: int) -> None:
-        who = _payer(job)
-        self._counts[who] += count
-        self._bytes[who] += size_bytes
-        if not self._counts[who]:
-            del self._counts[who], self._bytes[who]
+    def _kept_bytes(self, new: Job) -> tuple[list[int], list[int]]:
+        """Return the size of each job of whoever pays for this one, and of each of all others; without its own."""
+        own: list[int] = []
+        others: list[int] = []
+        for job in self.by_id.values():
+            if job is not new:
+                (own if _payer(job) == _payer(new) else others).append(job.size_bytes)
+        return own, others
 
     def _expire(self) -> None:
         keep_s = self._service.limits.job_keep_s
@@ -355,8 +351,8 @@ class JobManager:
         """Keep the outcome of a job, or leave the job to the next server."""
         job, limits = active.job, self._service.limits
         is_cut = self._is_stopping and isinstance(error, Cancelled | ShuttingDown)
-        taken_bytes = self._bytes.total() + self._bytes[_payer(job)] - 2 * job.size_bytes
-        left_bytes = max(0, min(limits.max_jobs_bytes // 2, limits.max_jobs_bytes - taken_bytes))
+        own, others = self._kept_bytes(job)
+        left_bytes = max(0, min(limits.max_jobs_bytes // 2, limits.max_jobs_bytes - 2 * sum(own) - sum(others)))
         if len(result) > left_bytes:
             size = f"the result has {len(result)} bytes"
             error = TooLarge(f"{size}; your jobs may keep {left_bytes} more (max_jobs_bytes)")
@@ -369,7 +365,6 @@ class JobManager:
                 await self._disk(self._store.keep_poem, job.id, active.poem)
             elif not (is_cut and job.is_repeatable):
                 error, ended_at = ShuttingDown.interrupted() if is_cut else error, self._now()
-                self._count(job, 0, len(result) - job.size_bytes)
                 job.size_bytes = len(result)
                 await self._disk(self._store.end, job.id, ended_at, error, active.headers, result)
                 job.ended_at, job.error, job.headers = ended_at, error, active.headers

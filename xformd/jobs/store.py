@@ -1,14 +1,13 @@
 """What is kept of jobs on disk: a SQLite database in a folder of its own, which nobody else may enter. No Twisted.
 
 Invariant: one process has the folder at a time; each method is one transaction, and what it has written survives a
-crash; a damaged database is moved aside and never keeps a server from starting. Methods are called one at a time.
+crash. Methods are called one at a time.
 """
 
 import json
 import os
 import sqlite3
 import stat
-import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +20,6 @@ from xformd.errors import ERRORS, ConfigError, InternalError, XformError
 FILE = "jobs.sqlite3"
 VERSION = 1
 
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # or a column has another name
 _PRAGMAS = ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 0")
 _FIELDS = "id, owner, share, spec, is_repeatable, key, digest, created_at, ended_at, error, headers"
 _SETUP = f"""
@@ -59,36 +57,25 @@ class JobStore:
         self._folder = folder
         self._connection: Any = None
 
-    def open(self, now: float, keep_s: float, lost: XformError) -> tuple[list[Job], str]:
-        """Open the folder; return all jobs, the oldest first, and what a damaged database is called now.
+    def open(self, now: float, keep_s: float, lost: XformError) -> list[Job]:
+        """Open the folder; return all jobs, the oldest first.
 
         Jobs that have not ended, and cannot be run again, have failed as ``lost``. What ended before ``keep_s`` is
         forgotten; what ended in the future, as the clock was set back, has ended now.
 
         Raises:
-            ConfigError: the folder cannot be used, or another process has it.
+            ConfigError: the folder cannot be used, another process has it, or the database is damaged.
         """
-        folder, moved_to = self._folder, ""
         try:
-            _make_private(folder)
-            try:
-                self._connection = _open(folder / FILE)
-                return self._load(now, keep_s, lost), moved_to
-            except sqlite3.DatabaseError as error:
-                if getattr(error, "sqlite_errorcode", _DAMAGED[0]) & 0xFF not in _DAMAGED:
-                    raise
-                self.close()
-                moved_to = f"{FILE}.damaged-{time.time():.0f}"
-                for end in ("", "-wal"):
-                    if (folder / (FILE + end)).exists():
-                        (folder / (FILE + end)).rename(folder / (moved_to + end))
-                self._connection = _open(folder / FILE)
-                return self._load(now, keep_s, lost), moved_to
-        except (sqlite3.Error, OSError) as error:
+            _make_private(self._folder)
+            self._connection = _open(self._folder / FILE)
+            return self._load(now, keep_s, lost)
+        except OSError as error:
+            reason = error.strerror
+        except sqlite3.Error as error:
             is_locked = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
             reason = "another server uses this folder: each needs its own" if is_locked else str(error)
-            reason = getattr(error, "strerror", reason)
-            raise ConfigError(f"{folder}: {reason}", setting="jobs_dir") from error
+        raise ConfigError(f"{self._folder}: {reason}", setting="jobs_dir")
 
     def _load(self, now: float, keep_s: float, lost: XformError) -> list[Job]:
         with self._connection as connection:
@@ -158,7 +145,7 @@ def _open(file: Path) -> sqlite3.Connection:
             reason = f"{FILE} was written by another version of xformd: move it away"
             raise ConfigError(f"{file.parent}: {reason}", setting="jobs_dir")
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise sqlite3.DatabaseError
+            raise sqlite3.DatabaseError(f"database {FILE} is damaged: move it away")
         if not version:
             connection.executescript(_SETUP)
     except BaseException:

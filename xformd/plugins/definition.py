@@ -6,7 +6,6 @@ declares nothing twice. Invariant: a definition that is wrong fails when its plu
 
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
@@ -292,7 +291,6 @@ class TransformArguments(TypedDict, total=False):
     memory: int | None
     deterministic: bool
     result_bytes: Callable[..., int] | None
-    media_type: str | None
 
 
 _RENAMED = {"timeout": "timeout_s", "memory": "memory_bytes"}
@@ -340,7 +338,6 @@ def transform(
             and options, so that caching proxies may keep it.
         result_bytes: a function ``(poem_bytes, **options)`` that returns the least number of bytes that the result of
             a poem of at least this length can have. A request that cannot fit is then rejected before it runs.
-        media_type: the old name of ``produces``.
 
     Returns:
         The transform, or a decorator that makes it.
@@ -357,10 +354,6 @@ def transform(
             given["examples"] = tuple(map(_make_example, given.get("examples", ())))
         except (DefinitionError, TypeError) as error:
             raise DefinitionError(f"transform {name!r}: {error}") from error
-        if (old := given.pop("media_type", None)) is not None:
-            advice = f"transform {name!r}: media_type is called produces; write produces={old!r}"
-            warnings.warn(advice, FutureWarning, stacklevel=2)  # which is shown, and so gets into the server's log
-            given.setdefault("produces", old)
         return Transform(
             name,
             with_own_lists(function, read.options),

@@ -97,13 +97,13 @@ def loose(directories: Iterable[Path]) -> Iterator[Candidate]:
     seen: dict[str, Path] = {}
     for directory, written in {path.resolve(): path for path in directories}.items():
         if not directory.is_dir():
-            raise ConfigError(f"no such folder: {written}", setting="plugins_dir", entry=str(written))
+            raise ConfigError(f"no such folder: {written}", setting="plugins_dir")
         modules = [*directory.glob("[!.]*.py"), *(init.parent for init in directory.glob("[!.]*/__init__.py"))]
         sources = {path: _source(path) for path in sorted(modules) if not path.name.startswith("__")}
         for path in sources:
             if path.stem in seen:
                 reason = f"{seen[path.stem]} and {path} have the same name; rename one of them"
-                raise ConfigError(reason, setting="plugins_dir", entry=str(written))
+                raise ConfigError(reason, setting="plugins_dir")
             seen[path.stem] = path
             if not _is_helper(path, sources):
                 yield Candidate(

@@ -278,12 +278,10 @@ def _conflict_from_json(described: Mapping[str, Any], plugins: list[Plugin]) -> 
     return Conflict(name, tuple(owners), winner, described["preferred"])
 
 
-def to_table(listed: Mapping[str, Any], *, has_ranges: bool = True) -> str:
+def to_table(listed: Mapping[str, Any]) -> str:
     """Return the listing of ``to_json`` as a table, then one line per problem, without a final newline."""
-    rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *(_row(each, has_ranges) for each in listed["transforms"])]
+    rows = [("NAME", "OPTIONS", "SUMMARY", "FROM"), *map(_row, listed["transforms"])]
     excess = len(max(lines := align(rows), key=len)) - shutil.get_terminal_size((160, 24)).columns
-    if has_ranges and excess > 0:
-        return to_table(listed, has_ranges=False)
     if excess > 0:  # long summaries are cut, so that each row fits on one line of the terminal
         most = max(20, max(len(row[2]) for row in rows) - excess)
         lines = align([(name, options, _shorten(summary, most), source) for name, options, summary, source in rows])
@@ -317,17 +315,17 @@ def _label(plugin: Mapping[str, Any]) -> str:
     return label(plugin["name"], plugin["distribution"], plugin["version"])
 
 
-def _row(transform: Mapping[str, Any], has_ranges: bool) -> tuple[str, str, str, str]:
+def _row(transform: Mapping[str, Any]) -> tuple[str, str, str, str]:
     # Each row has the width of the longest.
-    options = _shorten(",".join(_signature(each, has_ranges) for each in transform["options"]), 200)
+    options = _shorten(",".join(map(_signature, transform["options"])), 200)
     return transform["name"], options, transform["summary"], _source(transform)
 
 
-def _signature(option: Mapping[str, Any], has_ranges: bool) -> str:
+def _signature(option: Mapping[str, Any]) -> str:
     default, kind = option.get("default"), f"<{option['type']}{'...' if option.get('list') else ''}>"
     shown = str(default).lower() if isinstance(default, bool) else kind if default is None else str(default)
     least, most = (option.get(f"{end}imum", option.get(f"exclusive_{end}imum", "")) for end in ("min", "max"))
-    bounds = f" ({least}..{most})" if has_ranges and f"{least}{most}" else ""
+    bounds = f" ({least}..{most})" if f"{least}{most}" else ""
     signature = f"{option['name']}={shown if shown.strip() == shown else repr(shown)}{bounds}"
     return signature if option["required"] or default is not None else f"[{signature}]"
 

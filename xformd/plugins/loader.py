@@ -267,11 +267,11 @@ def check(registry: Registry, selection: Selection) -> None:
         chosen = [plugin for plugin in owners if normalize(plugin.distribution) == normalize(distribution)]
         if not owners:
             reason = f"no loaded plugin provides a transform {name!r}; see 'xformd list-transforms'"
-            raise ConfigError(reason, setting="prefer", entry=name)
+            raise ConfigError(reason, setting="prefer")
         if len(chosen) != 1:
             labels = " and ".join(sorted(plugin.label for plugin in owners))
             reason = f"{name}={distribution}, but {name} is provided by {labels}"
-            raise ConfigError(reason, setting="prefer", entry=name)
+            raise ConfigError(reason, setting="prefer")
     problems = [f"plugin {plugin.label}: {why}" for plugin in registry.with_state("failed") for why in plugin.reasons]
     problems += [str(conflict) for conflict in registry.conflicts if not conflict.preferred]
     if problems and selection.strict:

@@ -173,16 +173,13 @@ def _write_log_observers(saved: list[Any] | None) -> None:
 
 
 def _read_scheduling() -> list[Any]:
-    has_policies = hasattr(os, "sched_getscheduler")  # Linux
-    policy = [os.sched_getscheduler(0), os.sched_getaffinity(0)] if has_policies else []
-    return [os.getpriority(os.PRIO_PROCESS, 0), *policy]
+    return [os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)]
 
 
 def _write_scheduling(saved: list[Any]) -> None:
-    priority, *policy = saved
-    if policy:
-        os.sched_setscheduler(0, policy[0], os.sched_getparam(0))
-        os.sched_setaffinity(0, policy[1])
+    priority, policy, affinity = saved
+    os.sched_setscheduler(0, policy, os.sched_getparam(0))
+    os.sched_setaffinity(0, affinity)
     os.setpriority(os.PRIO_PROCESS, 0, priority)
 
 
@@ -407,10 +404,7 @@ def run_exit_handlers() -> None:
 
 def _count_threads() -> int:
     """Return how many threads this process has, those that Python does not know included."""
-    try:
-        return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - their number is enough
-    except OSError:  # not Linux
-        return threading.active_count()
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - their number is enough
 
 
 def _are_still_more(threads: int) -> bool:
@@ -424,12 +418,12 @@ def _are_still_more(threads: int) -> bool:
 
 
 def child_pids() -> set[int]:
-    """Return the children of this process; none if the system does not list them."""
+    """Return the children of this process."""
     try:
         pids: set[int] = set()
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # a tenth of the time, if there is none
         for task in Path("/proc/self/task").iterdir():
             pids.update(map(int, (task / "children").read_text().split()))
-    except (OSError, AttributeError):  # there is none, or it is not Linux, or a thread has just ended
+    except OSError:  # there is none, or a thread has just ended
         return set()
     return pids

@@ -100,20 +100,10 @@ class Conflict:
         return sorted(plugin.distribution for plugin in self.plugins)
 
     def __str__(self) -> str:
-        owners = self.distributions
-        are_distinct = len(set(owners)) == len(owners)
-        if not are_distinct:
-            owners = sorted(plugin.label for plugin in self.plugins)
-        nobody = "neither" if len(owners) == 2 else "none"
-        outcome = f"{self.winner.label if self.winner else nobody} is used"
-        if self.preferred:
-            advice = ""
-        elif are_distinct:
-            choices = " or ".join(f"--prefer {self.name}={owner}" for owner in owners)
-            advice = f"; choose with {choices}"
-        else:
-            advice = "; block all but one with --block"
-        return f"transform {self.name} is provided by {' and '.join(owners)}: {outcome}{advice}"
+        owners = " and ".join(sorted(plugin.label for plugin in self.plugins))
+        outcome = f"{self.winner.label if self.winner else 'none'} is used"
+        advice = "" if self.preferred else f"; choose with --prefer {self.name}=DISTRIBUTION, or --block the others"
+        return f"transform {self.name} is provided by {owners}: {outcome}{advice}"
 
 
 @attrs.frozen

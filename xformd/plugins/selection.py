@@ -37,23 +37,18 @@ def check_names(selection: Selection, candidates: Collection[Candidate]) -> None
     """Reject a selection with a name that matches no plugin: the ``ConfigError`` has the names to choose from."""
     if selection.ignore_unknown:
         return
-    check_settings(selection, candidates)
+    known = {normalize(each.distribution): each.distribution for each in candidates if not each.is_built_in}
+    for name in sorted(selection.settings.keys() - known.keys()):
+        problem = f"plugin {name}: no such plugin is installed{did_you_mean(name, known.values())}"
+        raise ConfigError(selection.settings[name].locate("", problem))
     found = {candidate.distribution for candidate in candidates if not candidate.is_loose}
     for name in sorted(selection.distributions or ()):
         if normalize(name) not in map(normalize, found):
             raise ConfigError(not_installed(name, found), setting="plugins")
     for name in sorted(selection.blocked):
         if not any(candidate.has_name(name) for candidate in candidates):
-            known = ", ".join(sorted({candidate.name for candidate in candidates} | found))
-            raise ConfigError(f"no plugin or distribution is named {name!r}; there are {known}", setting="block")
-
-
-def check_settings(selection: Selection, candidates: Collection[Candidate]) -> None:
-    """Reject a table of settings that is no plugin's."""
-    known = {normalize(each.distribution): each.distribution for each in candidates if not each.is_built_in}
-    for name in sorted(selection.settings.keys() - known.keys()):
-        problem = f"plugin {name}: no such plugin is installed{did_you_mean(name, known.values())}"
-        raise ConfigError(selection.settings[name].locate("", problem))
+            names = ", ".join(sorted({candidate.name for candidate in candidates} | found))
+            raise ConfigError(f"no plugin or distribution is named {name!r}; there are {names}", setting="block")
 
 
 def check_required(selection: Selection, plugins: Sequence[Plugin]) -> None:

@@ -57,13 +57,12 @@ class WorkerPool:
             max(limits.max_queue_bytes, max(limits.max_request_bytes, limits.max_result_bytes) + JOB_BYTES),
             lane_of=lambda job: job.lane,
         )
-        self._held: dict[Lane, float] = {}  # batches that wait for more members, and until when
-        self._next_dispatch: IDelayedCall | None = None  # when one need not wait any more, or a costly share may go on
+        self._next_dispatch: IDelayedCall | None = None  # when a batch waits no longer, or a costly share may go on
         self._running: set[JobGroup] = set()  # all but those on asyncio
         self._on_asyncio: dict[Lane, list[AsyncioJobs]] = {}
         self._mean_job_s = 0.0
         self.why_not_needed = ""  # idle workers on asyncio; empty while they are
-        self._is_lacking = self._may_shrink = False  # there should be more workers on asyncio; there have been more
+        self._may_shrink = False  # there have been more workers on asyncio
         self._is_stopping = False
         self._count = self.size + self._spares
         self.supervisor = Supervisor(
@@ -104,7 +103,6 @@ class WorkerPool:
             each.settle(Failure(self._busy(each)))
         if timing is not None:
             timing.waits()
-        self._hold(job.lane)
         self.dispatch()
         return job.result
 
@@ -138,7 +136,6 @@ class WorkerPool:
         waiting, groups = self._queue.clear(), [*self._running, *self._groups_on_asyncio()]
         self._running.clear()
         self._on_asyncio.clear()
-        self._held.clear()
         cancel(self._next_dispatch)
         self._next_dispatch = None
         running = [job for group in groups for job in group.stop()]
@@ -153,7 +150,7 @@ class WorkerPool:
 
     def dispatch(self) -> None:
         """Start what can be started."""
-        if not (self._queue.lanes or self._held or self._may_shrink):
+        if not (self._queue.lanes or self._may_shrink):
             return  # as after most jobs on asyncio: with fewer of them nothing more is needed
         now = self.seconds()
         while lanes := {lane for lane in self._queue.lanes if self._is_open(lane, now)}:
@@ -161,9 +158,9 @@ class WorkerPool:
                 break
             self._start(first, now)
         waiting = self._queue.lanes
-        if self._is_lacking or self._may_shrink or any(self._on_asyncio or each.on_asyncio for each in waiting):
+        if self._may_shrink or self._on_asyncio or any(lane.on_asyncio for lane in waiting):
             self._resize()
-        if waiting or self._held:
+        if waiting:
             self._wake(now)
 
     def _start(self, first: PoolJob, now: float) -> None:
@@ -182,7 +179,7 @@ class WorkerPool:
         if lane.on_asyncio:
             return any(group.has_room for group in self._on_asyncio.get(lane, ())) or self._may_add(lane)
         is_free = len(self._running) < self.size and self.supervisor.idle > 0
-        return is_free and self._held.get(lane, now) <= now
+        return is_free and self._waits_until(lane) <= now
 
     def _take(self, job: PoolJob, now: float) -> tuple[list[PoolJob], list[tuple[PoolJob, XformError]]]:
         """Take a job from the queue, or as many of its batch as wait; return also what is in quarantine since it came.
@@ -202,7 +199,6 @@ class WorkerPool:
                 size_bytes += each.size_bytes
             is_full = len(jobs) >= most or size_bytes > MAX_BATCH_BYTES
             each = None if is_full else self._queue.first(now, {lane})
-        self._hold(lane)
         return jobs, refused
 
     def _begin(self, job: PoolJob, now: float) -> None:
@@ -210,19 +206,15 @@ class WorkerPool:
         job.result.has_begun = True
         self.begin_step(job)
 
-    def _hold(self, lane: Lane) -> None:
-        """Note until when a batch waits for more members: it is not full."""
-        waiting = () if lane.on_asyncio else self._queue.lanes.get(lane, ())
-        if 0 < len(waiting) < lane.most:
-            self._held[lane] = next(iter(waiting)).arrived_at + lane.wait_s
-        else:
-            self._held.pop(lane, None)
+    def _waits_until(self, lane: Lane) -> float:
+        """Return until when a batch that is not full waits for more members."""
+        waiting = self._queue.lanes[lane]
+        return next(iter(waiting)).arrived_at + lane.wait_s if len(waiting) < lane.most else 0.0
 
     def _wake(self, now: float) -> None:
         """Dispatch again when a batch or a share need wait no longer."""
-        if self._held:
-            self._held = {lane: at for lane, at in self._held.items() if at > now}
-        at = min(self._held.values(), default=inf)
+        ends = (self._waits_until(lane) for lane in self._queue.lanes if not lane.on_asyncio)
+        at = min((end for end in ends if end > now), default=inf)
         if self._next_dispatch is not None:
             if at < self._next_dispatch.getTime():
                 self._next_dispatch.reset(at - now)
@@ -251,9 +243,7 @@ class WorkerPool:
 
     def _may_add(self, lane: Lane) -> bool:
         """Whether a lane gets an idle worker: those that other jobs need are not for it."""
-        is_lacking = self._lacking(lane) > 0
-        self._is_lacking |= is_lacking
-        return is_lacking and self.supervisor.idle > max(0, self._needed - len(self._running))
+        return self._lacking(lane) > 0 and self.supervisor.idle > max(0, self._needed - len(self._running))
 
     @property
     def _needed(self) -> int:
@@ -278,27 +268,16 @@ class WorkerPool:
     def _resize(self) -> None:
         """Have as many workers as are needed; fewer than before only when one on asyncio has ended."""
         waiting = [lane for lane in self._queue.lanes if lane.on_asyncio]
-        for lane in waiting:
-            if self._room <= 0 and not self._is_open(lane, 0):
-                self._end_idle(lane)
         firsts = sum(not any(group.is_open for group in self._on_asyncio.get(lane, ())) for lane in waiting)
         lacking = sum(map(self._lacking, {*waiting, *self._on_asyncio}))
         spares = 0 if self.why_not_needed else self._spares
         others = len(self._groups_on_asyncio()) + min(lacking, max(self._room, firsts))
         count = max(1, self._needed + spares + others)
         count = count if self._may_shrink else max(count, self._count)
-        self._is_lacking, self._may_shrink = False, bool(self.why_not_needed)
+        self._may_shrink = bool(self.why_not_needed)
         if count != self._count:
             self._count = count
             self.supervisor.resize(count)
-
-    def _end_idle(self, lane: Lane) -> None:
-        """End a worker of another lane that has nothing to do, to make room for one of this lane."""
-        for other, groups in self._on_asyncio.items():
-            idle = next((group for group in groups if group.is_idle), None)
-            if other != lane and idle is not None:
-                idle.end("is not needed any more")
-                return
 
     # Called by jobs and their groups.
 

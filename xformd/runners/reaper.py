@@ -15,7 +15,6 @@ import select
 import shutil
 import signal
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -221,5 +220,4 @@ def _end_as(status: int) -> NoReturn:
 
 
 def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

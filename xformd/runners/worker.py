@@ -50,7 +50,6 @@ RECEIVE_BYTES = 256 * 1024
 
 FOLDER_MODE = 0o700
 
-MEASURE_EVERY_S = 0.02  # memory is measured no more often: that takes longer than a small job's other isolation
 MAX_CAUSES = 100  # of an exception; a plugin may make a circle of them
 
 NO_LIMIT = resource.RLIM_INFINITY
@@ -209,7 +208,6 @@ class _JobRunner:
         self._folders = (f"{folder}/{number}" for number in itertools.count(1))
         self._folder = ""
         self.prepare_folder()
-        self._held_bytes, self._measured_at = data_bytes(), time.monotonic()
         self._children = child_pids()
         self._state = ProcessState(for_jobs=True)
         draw_other_numbers()  # than the other workers of this fork server
@@ -281,16 +279,15 @@ class _JobRunner:
     def prepare_folder(self) -> None:
         """Make the folder of the next job, unless there is one."""
         if not self._folder:
-            self._folder = next(self._folders)
-            with contextlib.suppress(OSError):  # the next job says so
-                os.mkdir(self._folder, FOLDER_MODE)  # noqa: PTH102 - a Path costs as much as the system call
+            self._folder = self.make_folder()
+            with contextlib.suppress(OSError):  # there is none
                 os.utime(self._folder, (0, 0))  # so that whatever is done in it shows
 
     def make_folder(self) -> str:
-        """Make a folder for one of several jobs that run at a time; return it."""
+        """Make a folder for a job; return it."""
         folder = next(self._folders)
         with contextlib.suppress(OSError):  # the job says so
-            os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102
+            os.mkdir(folder, FOLDER_MODE)  # noqa: PTH102 - a Path costs as much as the system call
         return folder
 
     def _leave_folder(self) -> None:
@@ -336,11 +333,9 @@ class _JobRunner:
         is_own = own_limit is not None and own_limit < most
         allowed_bytes = own_limit if is_own and own_limit is not None else most
         # Beyond what the process has now: what earlier jobs have left, such as the heaps of threads, is not this one's.
-        if (now_s := time.monotonic()) - self._measured_at > MEASURE_EVERY_S:
-            self._measured_at, self._held_bytes = now_s, data_bytes()
-        limit_memory(self._held_bytes + allowed_bytes)
+        limit_memory(data_bytes() + allowed_bytes)
         self.enter_folder()
-        left_s = min(self._ends_at - now_s, call.entry.transform.timeout_s or math.inf)
+        left_s = min(self._ends_at - time.monotonic(), call.entry.transform.timeout_s or math.inf)
         start_ns = time.monotonic_ns()
         try:
             with job.ends_in(left_s):
@@ -440,11 +435,8 @@ def limit_memory(limit_bytes: int) -> None:
 
 
 def data_bytes() -> int:
-    """Return how much memory counts towards ``limit_memory`` now; 0 if the system does not say."""
-    try:
-        descriptor = os.open("/proc/self/statm", os.O_RDONLY)  # a Path would take 20 us
-    except OSError:  # not Linux
-        return 0
+    """Return how much memory counts towards ``limit_memory`` now."""
+    descriptor = os.open("/proc/self/statm", os.O_RDONLY)  # a Path would take 20 us
     try:
         return int(os.read(descriptor, 200).split()[5]) * resource.getpagesize()
     finally:

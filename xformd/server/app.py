@@ -57,13 +57,13 @@ class Server(ListeningService):
         listen: tuple[str, ...],
         factory: TransformFactory,
         reactor: Any,
-        others: Sequence[ListeningService] = (),
-        access_log: AccessLog | None = None,
-        access: Access | None = None,
-        tls: ServerTls | None = None,
+        others: Sequence[ListeningService],
+        access_log: AccessLog | None,
+        access: Access | None,
+        tls: ServerTls | None,
         *,
-        reuse_port: bool = False,
-        jobs: JobManager | None = None,
+        reuse_port: bool,
+        jobs: JobManager | None,
     ) -> None:
         more: Any = {"is_eager": True, "flags": "--port or --listen", "tls": tls, "reuse_port": reuse_port}
         super().__init__(listen, factory, reactor, **more)
@@ -167,14 +167,7 @@ def make_server(
     settings = attrs.evolve(settings, limits=limits)
     access = None if settings.access is None else Access(settings.access, reactor)
     service = reloader.service if settings.record is None else RecordingService(reloader.service, settings, reactor)
-    if settings.http or settings.metrics or settings.access_log is not None or settings.traces != "none":
-        return _make_counting(settings, reloader, service, reactor, access, tls, dev_paths or {})
-    if access is not None:
-        access.make_service = lambda _, grant: GuardedService(service, grant)
-    trusts = TrustedProxies(settings.trusted_proxies).trusts
-    factory = TransformFactory(service, settings.limits, reactor, trusts=trusts, access=access)
-    others, reuses = _agent(settings, reloader, factory, reactor), settings.reuse_port
-    return Server(reloader, settings.listen, factory, reactor, others, access=access, tls=tls, reuse_port=reuses)
+    return _assemble(settings, reloader, service, reactor, access, tls, dev_paths or {})
 
 
 DRAIN = b"drain\n"
@@ -232,7 +225,7 @@ def _agent(
     return [service] if settings.agent else []
 
 
-def _make_counting(
+def _assemble(
     settings: Settings,
     reloader: Reloader,
     service: Any,
@@ -241,7 +234,7 @@ def _make_counting(
     tls: ServerTls | None,
     dev_paths: Mapping[bytes, Methods],
 ) -> Server:
-    """Make a server that counts its requests, for metrics, access log or traces, and answers over HTTP if it should."""
+    """Make a server of its parts. It counts its requests whether anybody asks for the metrics or not."""
     metrics, limits = Metrics(), settings.limits
     warn = partial(reactor.callFromThread, Server.log.warn, "{message}")
     file = settings.access_log
@@ -295,9 +288,8 @@ def _make_counting(
         ListeningService(
             settings.http, factories["http"], reactor, setting="http", reuse_port=settings.reuse_port, **more
         ),
-        ListeningService(
-            settings.metrics, factories["metrics"], reactor, setting="metrics", **more
-        ),  # each has its own
+        # Without reuse_port: each server has metrics of its own.
+        ListeningService(settings.metrics, factories["metrics"], reactor, setting="metrics", **more),
     ]
     for other in others:
         other.listening.addCallback(_note_hosts, dependencies.sites)

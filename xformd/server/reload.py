@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -150,10 +150,6 @@ class Reloader:
         if self._left_out is None:
             left_out: LeftOut = {**others, plugin.key: ("loading", plugin.reason)}
             Deferred.fromCoroutine(self._start_without(left_out)).addErrback(self._start_failed)
-        elif plugin.key in self._left_out:  # it has been imported meanwhile, and is warming up
-            before = self.service.registry
-            plugins = [plugin if each.key == plugin.key else each for each in before.plugins]
-            self.service.swap(self._generation(attrs.evolve(before, plugins=tuple(plugins))))
 
     def _log_slow(self, plugin: Plugin) -> None:
         message = "plugin {plugin} is still {progress} after {seconds:g} s"
@@ -289,20 +285,11 @@ class Reloader:
         if self._settings.reload_check == "off" or not self._has_workers:
             return []
         generation = Generation(registry, self._inline, pool, self._placement, pool.quarantine)
-        limits = self._settings.limits
-        new = TransformService(generation, limits, self._reactor)
-
-        async def check(transform: Transform) -> list[str]:
-            describe = attrgetter("message")
-            return [line async for line in failing_examples(new, transform, describe, self.service)]
-
-        at_once = DeferredSemaphore(max(1, min(self._settings.worker_count, limits.max_queue)))  # more would be busy
-        checks = [
-            at_once.run(lambda each: Deferred.fromCoroutine(check(each)), entry.transform)
-            for _, entry in sorted(registry.entries.items())
-            if entry.plugin.distribution != BUILT_IN and self._is_isolated(entry.transform)
-        ]
-        lines = [line for failing in await gatherResults(checks) for line in failing]
+        new, describe = TransformService(generation, self._settings.limits, self._reactor), attrgetter("message")
+        lines = []
+        for _, entry in sorted(registry.entries.items()):
+            if entry.plugin.distribution != BUILT_IN and self._is_isolated(entry.transform):
+                lines += [line async for line in failing_examples(new, entry.transform, describe, self.service)]
         if self.is_stopping:
             raise _Superseded("the server is stopping")
         return lines

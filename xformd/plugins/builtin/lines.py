@@ -121,19 +121,15 @@ def line_endings(poem: str, *, to: Literal["lf", "crlf", "cr"] = "lf") -> str:
 
 @built_in(
     ("The Owl\nand the Cat", '{"lines": 2, "words": 5, "characters": 19, "bytes": 19}'),
-    ("naïve", "6", {"what": "bytes"}),
+    ("naïve", '{"lines": 1, "words": 1, "characters": 5, "bytes": 6}'),
     produces="application/json",
     inline=True,
 )
-def count(poem: str, *, what: Literal["all", "lines", "words", "characters", "bytes"] = "all") -> str:
-    """Count lines, words, characters and bytes.
-
-    Args:
-        what: all of them as an object, or one number.
-    """
+def count(poem: str) -> str:
+    """Count lines, words, characters and bytes."""
     lines = poem.count("\n") + (poem[-1:] not in ("", "\n"))
     counts = {"lines": lines, "words": len(poem.split()), "characters": len(poem), "bytes": len(poem.encode())}
-    return json.dumps(counts.get(what, counts))
+    return json.dumps(counts)
 
 
 xformd_transforms = provide_all(globals())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,28 +134,47 @@ odd = "{KEY}"
 command = ["wc", "-l"]
 options = {{ a = {{ min = 1 }} }}
 """
+TYPES = {"xformd-x": {"api_key": "secret", "model": "str", "cert": "path", "words": "list of str"}}
 
 
-def test_tables_are_written_with_their_places_and_no_value_of_a_plugin_is(file: Path) -> None:
+def rows(configuration: Configuration, types: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    return {row["name"]: row for row in map(Value.to_json, configuration.table_values(types))}
+
+
+def test_tables_are_written_with_their_places_and_secrets_are_not(file: Path) -> None:
     configuration = read(file, TEXT, {"XFORMD_PLUGIN_XFORMD_X__WORDS": "a,b"})
-    written = configuration.to_toml(configuration.table_values())
+    written = configuration.to_toml(configuration.table_values(TYPES))
     assert KEY not in written
+    assert f'# (from {file}, line 4)\nplugin."xformd-x".model = "m"\n' in written
     assert f'# (from {file}, line 3)\n#plugin."xformd-x".api_key = "***"\n' in written
-    assert '# (from XFORMD_PLUGIN_XFORMD_X__WORDS)\n#plugin."xformd-x".words = "***"\n' in written
+    assert '# (from XFORMD_PLUGIN_XFORMD_X__WORDS)\nplugin."xformd-x".words = "a,b"\n' in written
     file.write_text(written)
     selection = configure(file).settings.selection
-    assert not selection.settings
+    folder = file.parent
+    assert selection.settings["xformd-x"].values == {
+        "model": "m",
+        "model_file": f"{folder}/m.txt",
+        "cert": f"{folder}/c.pem",
+        "words": "a,b",
+    }
     assert selection.commands["count"].values == {"command": ["wc", "-l"], "options": {"a": {"min": 1}}}
 
 
 def test_json_has_null_for_what_must_not_show(file: Path) -> None:
-    found = {row["name"]: row for row in map(Value.to_json, read(file, TEXT).table_values())}
+    found = rows(read(file, TEXT), TYPES)
     assert found['plugin."xformd-x".model'] == {
         "name": 'plugin."xformd-x".model',
-        "value": None,
+        "value": "m",
         "default": None,
         "unit": None,
         "place": f"{file}, line 4",
-        "reason": "of plugin xformd-x",
+        "reason": "a setting of xformd-x",
     }
-    assert found['transform."count".command']["value"] == ["wc", "-l"]
+    assert [row["value"] for row in found.values()][:5] == [
+        *(None, "m", str(file.parent / "m.txt"), str(file.parent / "c.pem"), None)
+    ]
+
+
+def test_what_no_plugin_is_known_to_take_may_be_secret(file: Path) -> None:
+    values = [row["value"] for name, row in rows(read(file, TEXT), {}).items() if name.startswith("plugin")]
+    assert values == [None] * 5

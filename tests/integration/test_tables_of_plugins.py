@@ -249,8 +249,8 @@ def test_config_check_and_run_know_the_tables(tmp_path: Path) -> None:
     done = xformd("config", "--config", str(file), **variables)
     shown = done.stdout.decode()
     assert (done.returncode, done.stderr) == (0, b"")
-    for key in ("api_key_file", "other_key"):
-        assert f'#plugin."polite-py".{key} = "***"' in shown
+    assert f'plugin."polite-py".api_key_file = "{tmp_path}/key"' in shown
+    assert '#plugin."polite-py".other_key = "***"' in shown
     assert 'transform."shout".command = ["tr", "a-z", "A-Z"]' in shown
     as_json = xformd("config", "--json", "--config", str(file), **variables).stdout.decode()
     assert ENVIRONMENT_KEY not in shown + as_json
@@ -259,3 +259,6 @@ def test_config_check_and_run_know_the_tables(tmp_path: Path) -> None:
     )
     checked = xformd("check", "--config", str(file), "transform.shout", **variables)
     assert checked.stdout == b"ok      shout: no examples\n"
+    listed = json.loads(xformd("list-transforms", "--json", "--config", str(file), **variables).stdout)
+    (plugin,) = [plugin for plugin in listed["plugins"] if plugin["name"] == "polite"]
+    assert plugin["settings"]["api_key"] == "secret"

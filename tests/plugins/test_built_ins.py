@@ -333,6 +333,8 @@ COSTLIEST: dict[str, dict[str, Any]] = {
     "head": {"lines": 40_000},
     "tail": {"lines": 40_000},
     "line-endings": {"to": "crlf"},
+    "base64-encode": {"columns": 64},
+    "hex-encode": {"separator": "colon"},
     "digest": {"algorithm": "sha3_512"},
 }
 

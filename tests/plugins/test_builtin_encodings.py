@@ -34,22 +34,29 @@ CHARSETS = (
 )
 
 
-@given(st.binary(), st.booleans(), st.booleans())
-def test_base64_decodes_what_was_encoded_in_any_way(data: bytes, url_safe: bool, padding: bool) -> None:
-    assert base64_decode(base64_encode(data, url_safe=url_safe, padding=padding)) == data
-    assert base64_decode(base64.encodebytes(data).decode()) == data
+@given(st.binary(), st.booleans(), st.booleans(), st.sampled_from([0, 64, 76]))
+def test_base64_decodes_what_was_encoded_in_any_way(data: bytes, url_safe: bool, padding: bool, columns: int) -> None:
+    encoded = base64_encode(data, url_safe=url_safe, padding=padding, columns=columns)
+    assert base64_decode(encoded) == data
+    assert max(map(len, encoded.split("\n"))) <= (columns or len(encoded))
 
 
-@given(st.binary(), st.sampled_from(["", " ", ":", "-"]))
+@given(st.binary(min_size=1))
+def test_base64_in_lines_is_that_of_the_standard_library(data: bytes) -> None:
+    assert base64_encode(data, columns=76) + "\n" == base64.encodebytes(data).decode()
+
+
+@given(st.binary(), st.sampled_from(["none", "space", "colon", "dash"]))
 def test_hexadecimal_digits_decode_to_what_was_encoded(data: bytes, separator: str) -> None:
-    assert hex_decode(hex_encode(data)) == hex_decode(data.hex(*separator)) == data
+    assert hex_decode(hex_encode(data, separator=separator)) == data
 
 
-@given(TEXTS, st.booleans())
-def test_urls_are_encoded_as_by_the_standard_library(text: str, form: bool) -> None:
-    encoded = url_encode(text, form=form)
-    assert encoded == (quote_plus if form else quote)(text, safe="")
-    assert url_decode(encoded, form=form) == text == (unquote_plus if form else unquote)(encoded)
+@given(TEXTS, st.booleans(), st.sampled_from(["", "/", "/:?%"]))
+def test_urls_are_encoded_as_by_the_standard_library(text: str, form: bool, keep: str) -> None:
+    encoded = url_encode(text, form=form, keep=keep)
+    assert encoded == (quote_plus if form else quote)(text, safe=keep)
+    if "%" not in keep:
+        assert url_decode(encoded, form=form) == text == (unquote_plus if form else unquote)(encoded)
 
 
 @given(TEXTS, st.sampled_from(CHARSETS.split()))
@@ -81,16 +88,19 @@ def test_bytes_are_text_in_a_charset_if_python_says_so(data: bytes, charset: str
 def test_a_digest_is_that_of_the_standard_library(data: bytes, algorithm: Any) -> None:
     expected = getattr(hashlib, algorithm)(data)
     assert digest(data, algorithm=algorithm) == expected.hexdigest()
+    assert base64.b64decode(digest(data, algorithm=algorithm, form="base64")) == expected.digest()
 
 
-@given(st.lists(st.binary(max_size=20_000), min_size=1, max_size=4), st.integers(0, 9))
-def test_gzip_files_of_several_members_with_zeros_at_the_end_are_unpacked(parts: list[bytes], zeros: int) -> None:
-    packed = b"".join(map(gzip, parts))
+@given(st.lists(st.binary(max_size=20_000), min_size=1, max_size=4), st.integers(1, 9), st.integers(0, 9))
+def test_gzip_files_of_several_members_with_zeros_at_the_end_are_unpacked(
+    parts: list[bytes], level: int, zeros: int
+) -> None:
+    packed = b"".join(gzip(part, level=level) for part in parts)
     assert gunzip(packed + bytes(zeros)) == standard_gzip.decompress(packed) == b"".join(parts)
 
 
 def test_a_gzip_file_says_nothing_of_when_or_where_it_was_made() -> None:
-    assert gzip(b"The Owl")[3:10] == bytes(6) + b"\xff"
+    assert {gzip(b"The Owl", level=level)[3:10] for level in range(1, 10)} == {bytes(6) + b"\xff"}
 
 
 def test_a_gzip_file_with_a_name_and_a_comment_is_unpacked() -> None:
@@ -155,6 +165,11 @@ def test_only_charsets_of_text_are_known(charset: str) -> None:
     for transform, poem in ((decode, b""), (encode, "")):
         with pytest.raises(BadOptions, match="unknown charset"):
             transform(poem, charset=charset)
+
+
+def test_characters_that_are_kept_in_urls_are_ascii() -> None:
+    with pytest.raises(BadOptions, match="option 'keep' takes ASCII characters, not 'é'"):
+        url_encode("é", keep="é")
 
 
 @pytest.mark.parametrize(

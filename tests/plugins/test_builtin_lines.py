@@ -54,6 +54,7 @@ def test_counts_are_those_of_the_standard_library(poem: str) -> None:
     assert counts["lines"] == len(poem.replace("\r", "x").splitlines())
     assert counts["words"] == len(poem.split())
     assert (counts["characters"], counts["bytes"]) == (len(poem), len(poem.encode()))
+    assert {what: json.loads(count(poem, what=what)) for what in counts} == counts
 
 
 @given(TEXTS)
@@ -86,6 +87,7 @@ def test_html_is_escaped_and_unescaped_as_by_the_standard_library(poem: str) -> 
         (split_lines, "a,,b", {}, "a\n\nb"),
         (split_lines, "a::b:c", {"separator": "::"}, "a\nb:c"),
         (split_lines, "a\t,\tb\r\n c", {}, "a\nb\r\n c"),
+        (count, "a\n\nb", {"what": "lines"}, "3"),
         (line_endings, "a\n\r\r\nb", {}, "a\n\n\nb"),
         (line_endings, "a\u2028b\x85", {"to": "crlf"}, "a\u2028b\x85"),
         (strip_bom, "\ufeff\ufeffa", {}, "\ufeffa"),

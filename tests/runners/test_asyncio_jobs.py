@@ -139,6 +139,21 @@ def test_an_idle_worker_ends_after_a_while_and_the_pool_is_as_before(clock: Cloc
     assert clock.getDelayedCalls() == []
 
 
+def test_an_idle_worker_makes_room_for_one_of_another_transform(clock: Clock, pool: Pool) -> None:
+    many = pool.run_all("call", *(b"%d" % number for number in range(40)))
+    for _ in range(20):
+        pool.make_ready()
+    assert len(pool.launcher.alive) == 1 + 1 + max_workers_on_asyncio(1)
+    for number in range(40):
+        if not has_fired(many[number]):
+            pool.worker_of(b"%d" % number).answer(of=b"%d" % number)
+    pool.run_all("look-up", *(b"l%d" % number for number in range(12)))
+    for _ in range(20):
+        pool.make_ready()
+    assert sorted(len(group) for group in pool.groups()) == [4, 4, 4]
+    assert len(pool.launcher.alive) <= 1 + 1 + 1 + max_workers_on_asyncio(1)
+
+
 def test_a_worn_worker_ends_with_its_last_job_and_no_request_is_lost(clock: Clock) -> None:
     pool = Pool(clock, max_jobs_per_worker=3).start()
     worker, results = begin(pool)

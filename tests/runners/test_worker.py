@@ -536,3 +536,11 @@ def test_the_system_may_allow_less_memory(
     monkeypatch.setattr("resource.setrlimit", setrlimit)
     module.limit_memory(wanted)
     setrlimit.assert_called_once_with(resource.RLIMIT_DATA, (expected, hard))
+
+
+def test_what_counts_as_memory_is_known_without_proc_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = module.data_bytes()
+    kept = bytearray(50_000_000)
+    assert module.data_bytes() - before >= len(kept)
+    monkeypatch.setattr("os.open", Mock(side_effect=FileNotFoundError))
+    assert module.data_bytes() == 0

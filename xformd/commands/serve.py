@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from xformd.commands.options import (
@@ -16,12 +17,13 @@ from xformd.commands.options import (
     run_server,
     setting_options,
 )
+from xformd.commands.plugins import list_here
 from xformd.config import TABLE
 from xformd.errors import ConfigError, printable_json
 from xformd.net.defaults import DEFAULT_PORT
 
 if TYPE_CHECKING:
-    from xformd.config import Configuration
+    from xformd.config import Configuration, Settings
     from xformd.server.app import Server
 
 
@@ -77,8 +79,7 @@ def _describe(server: "Server") -> Iterator[str]:
 def config(configuration: "Configuration", as_json: bool) -> None:
     """Print every setting of a server with its value, its purpose and where it was set.
 
-    Reads what serve would read, given the same flags, and prints a TOML file to start from. Of plugins' settings it
-    shows the places alone: the values may be secret.
+    Reads what serve would read, given the same flags, and prints a TOML file to start from.
 
     \b
     Examples:
@@ -87,7 +88,7 @@ def config(configuration: "Configuration", as_json: bool) -> None:
       xformd config --config xformd.toml --max-queue 100 --json
     """
     with isolated_plugin_output() as stdout:
-        rows = [*configuration.table_values()]
+        rows = [*configuration.table_values(_setting_types(configuration.settings))]
         listed = [value.to_json() for value in (*configuration.values, *rows)]
         click.echo(printable_json(listed, indent=2) if as_json else configuration.to_toml(rows), file=stdout)
 
@@ -122,3 +123,14 @@ def reload(pid: int | None, timeout: float) -> None:
         part = "reloaded in part: what these lines name stays as it was"
         message = part if outcome.notes else "not reloaded: the server goes on with what it had"
         raise ConfigError(message, details=outcome.errors)
+
+
+def _setting_types(settings: "Settings") -> dict[str, dict[str, str]]:
+    """Return the settings of each plugin with a table, with their types: which are secret only its code says."""
+    if not settings.selection.settings:
+        return {}
+    from xformd.plugins.discovery import normalize
+
+    selection = attrs.evolve(settings.selection, strict=False, ignore_unknown=True)
+    plugins = list_here(attrs.evolve(settings, selection=selection))["plugins"]
+    return {normalize(plugin["distribution"]): plugin["settings"] for plugin in plugins}

@@ -103,14 +103,24 @@ class Configuration:
         """Return a TOML file with the same settings, and the reason and place of each in comments."""
         return "\n\n".join([TOML_HEADER, *(value.to_toml() for value in (*self.values, *more))])
 
-    def table_values(self) -> Iterator[Value]:
-        """Yield what the tables of plugins, of which any value may be secret, and commands have."""
-        tables = {"plugin": self.settings.selection.settings, "transform": self.settings.selection.commands}
-        for kind, named in tables.items():
-            for name, table in named.items():
-                for key, value in table.values.items():
-                    setting = Setting(f"{kind}.{to_toml(name)}.{key}", SHOWN, None, f"of {kind} {name}")
-                    yield Value(setting, value, table.places[key], key, is_hidden=kind == "plugin")
+    def table_values(self, types: Mapping[str, Mapping[str, str]]) -> Iterator[Value]:
+        """Yield what the tables of plugins and commands have.
+
+        What is not in the ``types`` of the settings, by normalized distribution, may be secret.
+        """
+        for name, table in self.settings.selection.settings.items():
+            known = types.get(name, {})
+            for key, value in table.values.items():
+                names_file = key not in known and key.endswith(FILE) and key.removesuffix(FILE) in known
+                is_path = names_file or known.get(key) == "path"
+                is_hidden = not is_path and known.get(key, "secret") == "secret"
+                setting = Setting(f"plugin.{to_toml(name)}.{key}", SHOWN, None, f"a setting of {name}")
+                value = str(table.path(value)) if is_path else value
+                yield Value(setting, value, table.places[key], key, is_hidden=is_hidden)
+        for name, table in self.settings.selection.commands.items():
+            for key, value in table.values.items():
+                setting = Setting(f"transform.{to_toml(name)}.{key}", SHOWN, None, "of a command")
+                yield Value(setting, value, table.places[key], key)
 
 
 def configure(

@@ -173,13 +173,16 @@ def _write_log_observers(saved: list[Any] | None) -> None:
 
 
 def _read_scheduling() -> list[Any]:
-    return [os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0), os.sched_getaffinity(0)]
+    has_policies = hasattr(os, "sched_getscheduler")  # Linux
+    policy = [os.sched_getscheduler(0), os.sched_getaffinity(0)] if has_policies else []
+    return [os.getpriority(os.PRIO_PROCESS, 0), *policy]
 
 
 def _write_scheduling(saved: list[Any]) -> None:
-    priority, policy, affinity = saved
-    os.sched_setscheduler(0, policy, os.sched_getparam(0))
-    os.sched_setaffinity(0, affinity)
+    priority, *policy = saved
+    if policy:
+        os.sched_setscheduler(0, policy[0], os.sched_getparam(0))
+        os.sched_setaffinity(0, policy[1])
     os.setpriority(os.PRIO_PROCESS, 0, priority)
 
 
@@ -404,7 +407,10 @@ def run_exit_handlers() -> None:
 
 def _count_threads() -> int:
     """Return how many threads this process has, those that Python does not know included."""
-    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - their number is enough
+    try:
+        return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - their number is enough
+    except OSError:  # not Linux
+        return threading.active_count()
 
 
 def _are_still_more(threads: int) -> bool:
@@ -418,12 +424,12 @@ def _are_still_more(threads: int) -> bool:
 
 
 def child_pids() -> set[int]:
-    """Return the children of this process."""
+    """Return the children of this process; none if the system does not list them."""
     try:
         pids: set[int] = set()
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # a tenth of the time, if there is none
         for task in Path("/proc/self/task").iterdir():
             pids.update(map(int, (task / "children").read_text().split()))
-    except OSError:  # there is none, or a thread has just ended
+    except (OSError, AttributeError):  # there is none, or it is not Linux, or a thread has just ended
         return set()
     return pids

@@ -195,5 +195,5 @@ def _end_orphans(reapers: set[int], own: set[int]) -> None:
 
 def _prefer_to_be_killed() -> None:
     file = Path("/proc/self/oom_score_adj")
-    with contextlib.suppress(OSError):  # a container may forbid it
+    with contextlib.suppress(OSError, ValueError):  # not Linux
         file.write_text(str(min(1_000, int(file.read_text()) + OOM_SCORE_ADJ)))

@@ -268,6 +268,9 @@ class WorkerPool:
     def _resize(self) -> None:
         """Have as many workers as are needed; fewer than before only when one on asyncio has ended."""
         waiting = [lane for lane in self._queue.lanes if lane.on_asyncio]
+        for lane in waiting:
+            if self._room <= 0 and not self._is_open(lane, 0):
+                self._end_idle(lane)
         firsts = sum(not any(group.is_open for group in self._on_asyncio.get(lane, ())) for lane in waiting)
         lacking = sum(map(self._lacking, {*waiting, *self._on_asyncio}))
         spares = 0 if self.why_not_needed else self._spares
@@ -278,6 +281,14 @@ class WorkerPool:
         if count != self._count:
             self._count = count
             self.supervisor.resize(count)
+
+    def _end_idle(self, lane: Lane) -> None:
+        """End a worker of another lane that has nothing to do, to make room for one of this lane."""
+        for other, groups in self._on_asyncio.items():
+            idle = next((group for group in groups if group.is_idle), None)
+            if other != lane and idle is not None:
+                idle.end("is not needed any more")
+                return
 
     # Called by jobs and their groups.
 

@@ -15,6 +15,7 @@ import select
 import shutil
 import signal
 import struct
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -220,4 +221,5 @@ def _end_as(status: int) -> NoReturn:
 
 
 def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)

@@ -435,8 +435,11 @@ def limit_memory(limit_bytes: int) -> None:
 
 
 def data_bytes() -> int:
-    """Return how much memory counts towards ``limit_memory`` now."""
-    descriptor = os.open("/proc/self/statm", os.O_RDONLY)  # a Path would take 20 us
+    """Return how much memory counts towards ``limit_memory`` now; 0 if the system does not say."""
+    try:
+        descriptor = os.open("/proc/self/statm", os.O_RDONLY)  # a Path would take 20 us
+    except OSError:  # not Linux
+        return 0
     try:
         return int(os.read(descriptor, 200).split()[5]) * resource.getpagesize()
     finally:

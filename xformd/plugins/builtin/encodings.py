@@ -10,8 +10,10 @@ import io
 import re
 import zlib
 from gzip import GzipFile
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
+
+from annotated_types import Interval
 
 import xformd
 from xformd.plugins.builtin import built_in, provide_all
@@ -24,6 +26,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]*+(?:=\s*+){0,2}", re.ASCII)
 _HEX = re.compile(r"\s*+(?:0[xX])?([0-9A-Fa-f\s:-]*+)", re.ASCII)
 _PERCENT_ENCODED = re.compile(r"(?>[^%]++|%[0-9A-Fa-f]{2})*+")
 _UNRESERVED = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"  # RFC 3986, section 2.3
+_SEPARATORS = {"space": " ", "colon": ":", "dash": "-"}
 _EMPTY_GZIP = bytes.fromhex("1f8b08000000000000ff03000000000000000000")
 _OWL_GZIP = bytes.fromhex("1f8b08000000000000ff0bc94855f02fcf010051c00d0007000000")
 
@@ -46,15 +49,17 @@ def _match(valid: re.Pattern[str], poem: str, problem: str) -> re.Match[str]:
     inline=True,
     result_bytes=lambda poem_bytes, **_: poem_bytes * 4 // 3,
 )
-def base64_encode(poem: bytes, *, url_safe: bool = False, padding: bool = True) -> str:
+def base64_encode(poem: bytes, *, url_safe: bool = False, padding: bool = True, columns: Literal[0, 64, 76] = 0) -> str:
     """Encode bytes as base64.
 
     Args:
         url_safe: write - and _ instead of + and /.
         padding: end with = as often as it takes to fill a group of 4.
+        columns: break lines after this many, as PEM (64) and MIME (76) do; 0 for one line.
     """
     encoded = (base64.urlsafe_b64encode if url_safe else base64.b64encode)(poem).decode()
-    return encoded if padding else encoded.rstrip("=")
+    text = encoded if padding else encoded.rstrip("=")
+    return "\n".join(text[at : at + columns] for at in range(0, len(text), columns)) if columns else text
 
 
 @built_in(("VGhlIE93bA==", b"The Owl"), ("VGhl\r\nIE93bA", b"The Owl"), ("-_8", b"\xfb\xff"), inline=True)
@@ -68,10 +73,19 @@ def base64_decode(poem: str) -> bytes:
     return base64.b64decode(digits + b"=" * (-len(digits) % 4))
 
 
-@built_in((b"The Owl", "546865204f776c"), (b"\x00\xff", "00ff"), inline=True, at_least=2)
-def hex_encode(poem: bytes) -> str:
-    """Encode bytes as hexadecimal digits."""
-    return poem.hex()
+@built_in(
+    (b"The Owl", "546865204f776c"),
+    (b"\x00\xff", "00:ff", {"separator": "colon"}),
+    inline=True,
+    result_bytes=lambda poem_bytes, **_: 2 * poem_bytes,
+)
+def hex_encode(poem: bytes, *, separator: Literal["none", "space", "colon", "dash"] = "none") -> str:
+    """Encode bytes as hexadecimal digits.
+
+    Args:
+        separator: what stands between two bytes.
+    """
+    return poem.hex() if separator == "none" else poem.hex(_SEPARATORS[separator])
 
 
 @built_in(("546865204F776c", b"The Owl"), ("00:ff\n01-02", b"\x00\xff\x01\x02"), ("0xFF", b"\xff"), inline=True)
@@ -83,14 +97,21 @@ def hex_decode(poem: str) -> bytes:
     return bytes.fromhex(digits.decode())
 
 
-@built_in(("naïve? a+b", "na%C3%AFve%3F%20a%2Bb"), ("a b+c/d", "a+b%2Bc%2Fd", {"form": True}), inline=True)
-def url_encode(poem: str, *, form: bool = False) -> str:
+@built_in(
+    ("naïve? a+b", "na%C3%AFve%3F%20a%2Bb"),
+    ("a b+c/d", "a+b%2Bc/d", {"form": True, "keep": "/"}),
+    inline=True,
+)
+def url_encode(poem: str, *, form: bool = False, keep: str = "") -> str:
     """Percent-encode a text for a URL.
 
     Args:
         form: write + for a space, as forms do.
+        keep: ASCII characters to leave as they are, such as /. Letters, digits and -._~ always are.
     """
-    table = [chr(byte) if chr(byte) in _UNRESERVED else f"%{byte:02X}" for byte in range(256)]
+    if not keep.isascii():
+        raise xformd.BadOptions(f"url-encode: option 'keep' takes ASCII characters, not {keep!r}")
+    table = [chr(byte) if chr(byte) in _UNRESERVED + keep else f"%{byte:02X}" for byte in range(256)]
     if form:
         table[ord(" ")] = "+"
     return "".join(map(table.__getitem__, poem.encode()))
@@ -158,22 +179,28 @@ def encode(poem: str, *, charset: str, errors: Errors = "strict") -> bytes:
 
 @built_in(
     (b"The Owl", "9f196f1575127d7e46e5b216e6fa518998ad355a10ff31588f825bc48b049433"),
-    (b"", "d41d8cd98f00b204e9800998ecf8427e", {"algorithm": "md5"}),
+    (b"", "1B2M2Y8AsgTpgAmY7PhCfg==", {"algorithm": "md5", "form": "base64"}),
     inline=True,
 )
-def digest(poem: bytes, *, algorithm: Digest = "sha256") -> str:
+def digest(poem: bytes, *, algorithm: Digest = "sha256", form: Literal["hex", "base64"] = "hex") -> str:
     """Compute the digest of bytes: SHA-256 or another.
 
     Args:
         algorithm: md5 and sha1 tell files apart, but are not secure.
+        form: how to write it.
     """
-    return hashlib.new(algorithm, poem, usedforsecurity=False).hexdigest()
+    hashed = hashlib.new(algorithm, poem, usedforsecurity=False)
+    return hashed.hexdigest() if form == "hex" else base64.b64encode(hashed.digest()).decode()
 
 
 @built_in((b"The Owl", _OWL_GZIP), (b"", _EMPTY_GZIP), produces="application/gzip")
-def gzip(poem: bytes) -> bytes:
-    """Compress bytes with gzip."""
-    packed = zlib.compress(poem, wbits=31)
+def gzip(poem: bytes, *, level: Annotated[int, Interval(ge=1, le=9)] = 6) -> bytes:
+    """Compress bytes with gzip.
+
+    Args:
+        level: from 1, fast, to 9, small.
+    """
+    packed = zlib.compress(poem, level, wbits=31)
     return packed[:8] + b"\x00\xff" + packed[10:]  # what the header says of system and level depends on the build
 
 

@@ -121,15 +121,19 @@ def line_endings(poem: str, *, to: Literal["lf", "crlf", "cr"] = "lf") -> str:
 
 @built_in(
     ("The Owl\nand the Cat", '{"lines": 2, "words": 5, "characters": 19, "bytes": 19}'),
-    ("naïve", '{"lines": 1, "words": 1, "characters": 5, "bytes": 6}'),
+    ("naïve", "6", {"what": "bytes"}),
     produces="application/json",
     inline=True,
 )
-def count(poem: str) -> str:
-    """Count lines, words, characters and bytes."""
+def count(poem: str, *, what: Literal["all", "lines", "words", "characters", "bytes"] = "all") -> str:
+    """Count lines, words, characters and bytes.
+
+    Args:
+        what: all of them as an object, or one number.
+    """
     lines = poem.count("\n") + (poem[-1:] not in ("", "\n"))
     counts = {"lines": lines, "words": len(poem.split()), "characters": len(poem), "bytes": len(poem.encode())}
-    return json.dumps(counts)
+    return json.dumps(counts.get(what, counts))
 
 
 xformd_transforms = provide_all(globals())

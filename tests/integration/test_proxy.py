@@ -92,7 +92,6 @@ def test_after_an_upgrade_no_old_result_is_returned(tmp_path: Path) -> None:
                 wait_until(lambda: direct.ask("counted", b"cat").poem == b"cat 2.0")
             wait_until(lambda: session.ask("counted", b"owl").poem == b"owl 2.0")
             assert {session.ask("counted", b"owl").poem for _ in range(20)} == {b"owl 2.0"}
-            wait_until(lambda: "has changed: cached results of 2 transforms are no longer used" in proxy.log)
 
 
 @pytest.mark.slow

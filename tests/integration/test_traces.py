@@ -212,12 +212,3 @@ def test_the_processes_of_plugins_have_no_thread_of_the_exporter(start: Any, rec
     assert threads.pop(server.process.pid) >= 2
     assert len(threads) >= 4  # the fork server, its reaper, and workers
     assert set(threads.values()) == {1}
-
-
-def test_a_mistake_in_the_environment_is_reported_before_anything_listens(tmp_path: Path) -> None:
-    from support.processes import xformd
-
-    done = xformd("serve", "--port", "0", "--traces", "otlp", OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
-    assert done.returncode == 78
-    assert b"--traces" in done.stderr
-    assert b"spans are sent as http/protobuf" in done.stderr

@@ -261,6 +261,13 @@ def test_an_error_about_the_upstreams_connection_becomes_unavailable(world: Worl
     assert (error.message, error.retry_after_ms) == ("go away", 7)
 
 
+def test_why_a_plugin_of_an_upstream_failed_is_not_passed_on(world: World) -> None:
+    world.says("old", "{} no-such-transform.no transform 'owl' here; plugin x 1 (x) failed: /etc/key: not there")
+    answer = world.ask(world.proxy("old"), "owl")
+    world.turn(1)
+    assert error_of(answer, xformd.NoSuchTransform).message == "no transform 'owl' here; plugin x 1 (x) failed"
+
+
 def test_what_an_upstream_quotes_of_a_request_is_not_logged(world: World) -> None:
     world.says("odd", "{} shutting-down.no SECRET here")
     world.hosts["old"] = world.network.host(Factory.forProtocol(Tutorial))

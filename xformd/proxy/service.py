@@ -326,7 +326,8 @@ class CachingTransformService:
         error = failure.value
         if isinstance(error, NoSuchTransform):
             self._poller.look_soon()
-            return failure
+            message, failed, _ = error.message.partition(" failed: ")  # why a plugin did, from an older server
+            return Failure(NoSuchTransform(message + failed.removesuffix(": "), log_message=error.log_message))
         if isinstance(error, Unauthorized):  # which the client is here
             self._poller.look_soon()
             message = "an upstream does not know this proxy: its operator has to give it a token (--token-file)"

@@ -23,8 +23,8 @@ LINK = re.compile(r"\]\((?!https?:|javascript:)([^)#]+)")
 POSSESSIVE_GROUP = re.compile(r"\(\?:(?:[^()]|\([^()]*\))*\)(?:[*+]|\{[\d,]+\})\+")
 
 MAX_TOP_MODULES = 13
-MAX_MODULES = 157
-MAX_LINES = 29_340
+MAX_MODULES = 158
+MAX_LINES = 29_359
 MAX_STIFF_DOCSTRINGS = 0
 WORTH_A_MODULE_LINES = 120
 

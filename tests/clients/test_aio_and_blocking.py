@@ -24,6 +24,7 @@ from support.clients import CLIENTS, HELLO, Conversation, FakeServer, answers, n
 from support.processes import DEADLINE_S
 from support.timing import assert_within
 from xformd import aio, blocking
+from xformd.blocking import link
 
 ROOT = Path(__file__).parents[2]
 
@@ -457,7 +458,7 @@ def test_a_thread_that_still_sends_hears_that_the_connection_is_lost(monkeypatch
             self.real.register(connection, events)
 
     names = {"poll": Poll, "POLLIN": select.POLLIN, "POLLOUT": select.POLLOUT}
-    monkeypatch.setattr(blocking, "select", SimpleNamespace(**names))
+    monkeypatch.setattr(link, "select", SimpleNamespace(**names))
     gone = threading.Event()
     server = FakeServer(only_greet)
     with blocking.TransformClient(server.address) as client, ThreadPoolExecutor() as threads:
@@ -478,7 +479,7 @@ def test_a_thread_that_is_interrupted_before_it_reads_leaves_that_to_others(
     with blocking.TransformClient(server.address) as client:
         assert client.xform("upper", "x") == "X"
         with monkeypatch.context() as at_that_point:
-            at_that_point.setattr(blocking._Link, "_read_until", interrupt)
+            at_that_point.setattr(link.Link, "_read_until", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 client.xform("upper", "y")
         assert client.xform("upper", "z", timeout=5) == "Z"

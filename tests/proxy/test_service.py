@@ -160,6 +160,31 @@ def listings(proxy: CachingTransformService) -> list[Any]:
     return [*proxy._catalog._listings.values()]
 
 
+def test_a_proxy_may_ask_a_second_upstream_where_one_takes_long(world: World) -> None:
+    world.add("two")
+    proxy = world.proxy("one", "two", client={"hedge": True})
+
+    def ask(number: int) -> Any:
+        return world.ask(proxy, "later", b"%d" % number)
+
+    for number in range(140):  # so that it knows how long they take; the last ones save up for a second request
+        answer = ask(number)
+        world.clock.advance(0.01 if number < 100 else 0)
+        world.answer_all()
+        assert result_of(answer) == b"x"
+    cancelled = world.cancelled
+    answer = ask(140)
+    asked = len(world.waiting)
+    world.clock.advance(0.05)
+    world.network.pump()
+    assert len(world.waiting) == asked + 1
+    world.waiting[-1].callback(b"second")
+    world.network.pump()
+    assert result_of(answer) == b"second"
+    assert world.cancelled == cancelled + 1
+    assert ask(140) == b"second"
+
+
 def test_a_miss_is_a_deferred_and_a_hit_the_result_itself(world: World, proxy: CachingTransformService) -> None:
     assert result_of(world.ask(proxy, "steady")) == b"OWL"
     assert world.ask(proxy, "steady") == b"OWL"

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @setting_options("access")
 @upstream_options
 @quantity_option("--max-session-age", TIMEOUT, "5min", "Replace a connection to an upstream before it is older.")
+@click.option("--hedge", is_flag=True, help="Ask a second upstream too where a deterministic transform takes long.")
 @log_options
 @setting_options("traces", "reuse_port", *(name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS))
 def proxy(
@@ -50,6 +51,7 @@ def proxy(
     ttl: float | None,
     refresh: float,
     max_session_age: float,
+    hedge: bool,
     client: dict[str, Any],
 ) -> None:
     """Cache the results of deterministic transforms in front of one or several UPSTREAM servers.
@@ -73,7 +75,7 @@ def proxy(
         more: dict[str, Any] = {
             "access": settings.access,
             "tls": server_tls(settings, reactor),
-            "client": client,
+            "client": {**client, "hedge": hedge},
             "reuse_port": settings.reuse_port,
             "traces": settings.traces,
             "cache_bytes": cache_bytes,

@@ -280,19 +280,18 @@ def _assemble(
         jobs=jobs,
         dev_paths=dev_paths,
     )
-    for front, make in (("http", make_application), ("metrics", make_monitoring_application)):
-        application = make(dependencies) if access is None else GuardedApplication(access, dependencies, make)
-        factories[front] = HttpFactory(application, metrics, service, limits, reactor, proxies)
     more = {"is_eager": True, "scheme": "http://", "alpn": (b"http/1.1",), "tls": tls}
-    others = [
-        ListeningService(
-            settings.http, factories["http"], reactor, setting="http", reuse_port=settings.reuse_port, **more
-        ),
-        # Without reuse_port: each server has metrics of its own.
-        ListeningService(settings.metrics, factories["metrics"], reactor, setting="metrics", **more),
-    ]
-    for other in others:
-        other.listening.addCallback(_note_hosts, dependencies.sites)
+    others = []
+    for front, listen, make, reuses in (
+        ("http", settings.http, make_application, settings.reuse_port),
+        ("metrics", settings.metrics, make_monitoring_application, False),  # each server has its own
+    ):
+        if listen:
+            application = make(dependencies) if access is None else GuardedApplication(access, dependencies, make)
+            factories[front] = HttpFactory(application, metrics, service, limits, reactor, proxies)
+            other = ListeningService(listen, factories[front], reactor, setting=front, reuse_port=reuses, **more)
+            other.listening.addCallback(_note_hosts, dependencies.sites)
+            others.append(other)
     others += _agent(settings, reloader, netstrings, reactor)
     parts = netstrings, reactor, others, access_log, access, tls
     server = Server(reloader, settings.listen, *parts, reuse_port=settings.reuse_port, jobs=jobs)

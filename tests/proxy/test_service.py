@@ -498,6 +498,15 @@ def test_a_version_that_is_listed_while_it_answers_is_not_kept_as_the_one_before
     assert isinstance(world.ask(proxy, "later"), Deferred)
 
 
+def test_another_proxy_which_says_no_version_is_polled_no_more_often_and_not_cached(world: World) -> None:
+    world.hosts["between"] = world.network.host(TransformFactory(world.proxy(), Limits(), world.clock))
+    proxy = world.proxy("between")
+    for _ in range(5):
+        assert not world.is_hit(proxy)
+        world.turn(1)
+    assert world.hosts["between"].sent.count(b"!list") == 1
+
+
 def test_a_result_of_another_version_makes_it_poll_soon(world: World) -> None:
     install(world, "1.0")
     proxy = world.proxy()

@@ -292,10 +292,11 @@ class CachingTransformService:
 
     def _check_version(self, pending: _PendingRequest, version: str | None) -> None:
         """Keep a result only if it is of the version that its key stands for: that may be listed again later."""
-        if version != self._catalog.versions(pending.spec):
+        if version == self._catalog.versions(pending.spec):
+            key_prefix = self._key_prefixes[pending.spec]
+            pending.is_of_listed_version = key_prefix is not None and pending.key.startswith(key_prefix)
+        elif version is not None:  # a caching proxy never says
             self._poller.look_soon()
-        elif (key_prefix := self._key_prefixes[pending.spec]) is not None:
-            pending.is_of_listed_version = pending.key.startswith(key_prefix)
 
     def _note_forwarded(
         self, outcome: Any, pending: _PendingRequest, call: RequestTrace | None, charged_s: float, sent_at: float

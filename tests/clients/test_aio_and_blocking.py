@@ -522,10 +522,10 @@ def test_map_drops_no_poem(server: FakeServer) -> None:
         assert [*client.map("upper", ["x", "y"], in_flight=0)] == ["X", "Y"]
 
 
-def test_a_signal_may_use_and_close_the_client_amid_map(server: FakeServer) -> None:
+def test_a_signal_may_close_the_client_between_the_requests_of_map(server: FakeServer) -> None:
     class Interrupted(str):
         def encode(self, *_: Any) -> bytes:
-            assert client.xform("upper", "y") == "Y"
+            client.xform("upper", "y")  # so that there is a connection to close
             client.close()
             return b"x"
 

@@ -74,11 +74,9 @@ class JobStore:
         except OSError as error:
             reason = error.strerror
         except sqlite3.Error as error:
-            code, reason = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF, str(error)
-            if code == sqlite3.SQLITE_BUSY:
-                reason = "another server uses this folder: each needs its own"
-            elif code in _DAMAGED:
-                reason = f"{FILE} is damaged ({reason}): move it away"
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            reason = f"{FILE} is damaged ({error}): move it away" if code in _DAMAGED else str(error)
+            reason = "another server uses this folder: each needs its own" if code == sqlite3.SQLITE_BUSY else reason
         raise ConfigError(f"{self._folder}: {reason}", setting="jobs_dir")
 
     def _load(self, now: float, keep_s: float, lost: XformError) -> list[Job]:

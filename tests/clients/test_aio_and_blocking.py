@@ -513,6 +513,28 @@ def test_map_keeps_the_order_and_stops_at_the_first_error(server: FakeServer) ->
     assert server.connections == 1
 
 
+def test_map_drops_no_poem(server: FakeServer) -> None:
+    poems: Any = ["x", None, "y"]
+    with blocking.TransformClient(server.address) as client:
+        results = client.map("upper", poems)
+        assert next(results) == "X"
+        with pytest.raises(TypeError, match="a poem must be str or bytes, not NoneType"):
+            next(results)
+        assert [*client.map("upper", ["x", "y"], in_flight=0)] == ["X", "Y"]
+
+
+def test_a_signal_may_close_the_client_between_the_requests_of_map(server: FakeServer) -> None:
+    class Interrupted(str):
+        def encode(self, *_: Any) -> bytes:
+            client.xform("upper", "y")  # so that there is a connection to close
+            client.close()
+            return b"x"
+
+    client = blocking.TransformClient(server.address)
+    with pytest.raises(xformd.ConnectionFailed, match="is closed"):
+        next(client.map("upper", [Interrupted()]))
+
+
 def test_map_sends_again_what_a_stopping_server_has_not_begun(server: FakeServer) -> None:
     def two_and_goodbye(conversation: Conversation) -> None:
         answered = 0

@@ -15,7 +15,7 @@ import pytest
 from support.http_client import HTTP
 from support.live import children
 from support.processes import DEADLINE_S, Server, serving, wait_until, xformd
-from xformd.kit.dev import Saves
+from xformd.kit.dev import LOADS_TO_BE_SURE, Saves
 from xformd.kit.new import make_plugin
 
 pytest.importorskip("watchfiles")
@@ -166,6 +166,23 @@ def test_a_change_during_a_load_counts_unless_it_changes_nothing_or_comes_with_e
     saves.note(str(module), is_amid_load=True)
     assert saves.take()
     assert not saves.take()
+
+
+def test_a_file_with_another_name_for_each_load_does_not_load_the_plugin_for_ever(tmp_path: Path) -> None:
+    saves = Saves()
+
+    def loads() -> int:
+        """Save the plugin, and return how often it is loaded: each load writes a file."""
+        saves.note(str(tmp_path / "module.py"), is_amid_load=False)
+        for number in range(9):
+            if not saves.take():
+                return number
+            file = tmp_path / f"log-{time.time_ns()}"
+            file.write_text("x")
+            saves.note(str(file), is_amid_load=True)
+        return 9
+
+    assert [loads(), loads()] == [1 + LOADS_TO_BE_SURE] * 2
 
 
 def has_grown(file: Path, before: bytes) -> bool:

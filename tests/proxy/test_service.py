@@ -311,6 +311,21 @@ def test_results_of_a_classic_server_are_not_cached(world: World) -> None:
     assert json.loads(proxy.listing())["transforms"] == []
 
 
+def test_nor_are_they_while_the_list_of_a_newer_one_holds(world: World) -> None:
+    @transform(deterministic=True, inline=True)
+    def cummingsify(poem: bytes) -> bytes:
+        return poem.lower()
+
+    world.transforms = (cummingsify,)
+    world.add("one")
+    proxy = world.proxy()
+    host = world.hosts["one"]
+    host.factory = Factory.forProtocol(Tutorial)
+    host.lose_connections()
+    for _ in range(2):
+        assert result_of(world.ask(proxy, "cummingsify", b"OWL")) == b"owl"
+
+
 def test_the_refusal_of_a_classic_server_is_passed_on_after_one_request(world: World) -> None:
     proxy = world.proxy()
     host = world.hosts["one"]
@@ -494,6 +509,27 @@ def test_a_result_of_a_version_that_came_and_went_between_two_polls_is_not_cache
     install(world, "1.0")
     assert result_of(world.ask(proxy, "edition")) == b"owl1.0"
     assert world.ask(proxy, "edition") == b"owl1.0"
+
+
+def test_a_version_that_is_listed_while_it_answers_is_not_kept_as_the_one_before(world: World) -> None:
+    proxy = world.proxy()
+    world.upgrade("2.0")
+    answer = world.ask(proxy, "later")
+    world.turn(REFRESH_S)
+    world.answer_all()
+    assert result_of(answer) == b"x"
+    world.upgrade("1.0")
+    world.turn(REFRESH_S)
+    assert isinstance(world.ask(proxy, "later"), Deferred)
+
+
+def test_another_proxy_which_says_no_version_is_polled_no_more_often_and_not_cached(world: World) -> None:
+    world.hosts["between"] = world.network.host(TransformFactory(world.proxy(), Limits(), world.clock))
+    proxy = world.proxy("between")
+    for _ in range(5):
+        assert not world.is_hit(proxy)
+        world.turn(1)
+    assert world.hosts["between"].sent.count(b"!list") == 1
 
 
 def test_a_result_of_another_version_makes_it_poll_soon(world: World) -> None:

@@ -92,8 +92,9 @@ class TransformClient(SocketClient):
         begun: deque[_Call] = deque()
         try:
             while True:
-                while len(begun) < in_flight and (not begun or begun[-1].is_sent):
-                    if (poem := next(left, None)) is None:
+                while not begun or (len(begun) < in_flight and begun[-1].is_sent):
+                    poem: Any = next(left, begun)
+                    if poem is begun:
                         break
                     work = self._xform(transform, poem, timeout, None, result, False, options)
                     begun.append(call := _Call(self._within(timeout, work, poem)))
@@ -253,11 +254,14 @@ def _client_of(variables: frozenset[tuple[str, str]]) -> TransformClient:
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that never waits."""
+    """Run a coroutine that never waits, whatever this thread was doing when a signal came."""
+    before, here.call, here.ends_at = (here.call, here.ends_at), None, math.inf
     try:
         work.send(None)
     except StopIteration as done:
         return done.value
+    finally:
+        here.call, here.ends_at = before
     raise AssertionError("it waits")
 
 

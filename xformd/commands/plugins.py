@@ -123,7 +123,7 @@ def check(distribution: str | None, settings: "Settings") -> None:
     with isolated_plugin_output() as stdout:
         passed = run.run_until_done(_check(settings, distribution, stdout))
     if not passed:
-        raise ConfigError("nothing to check: the selected plugins are blocked or have no transforms")
+        raise ConfigError("nothing to check: the selected plugins are blocked, or no transform of theirs is used")
     if not all(passed):
         sys.exit(CHECK_FAILED)
 

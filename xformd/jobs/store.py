@@ -20,6 +20,7 @@ from xformd.errors import ERRORS, ConfigError, InternalError, XformError
 FILE = "jobs.sqlite3"
 VERSION = 1
 
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # or a column has another name
 _PRAGMAS = ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 0")
 _FIELDS = "id, owner, share, spec, is_repeatable, key, digest, created_at, ended_at, error, headers"
 _SETUP = f"""
@@ -73,8 +74,9 @@ class JobStore:
         except OSError as error:
             reason = error.strerror
         except sqlite3.Error as error:
-            is_locked = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            reason = "another server uses this folder: each needs its own" if is_locked else str(error)
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            reason = f"{FILE} is damaged ({error}): move it away" if code in _DAMAGED else str(error)
+            reason = "another server uses this folder: each needs its own" if code == sqlite3.SQLITE_BUSY else reason
         raise ConfigError(f"{self._folder}: {reason}", setting="jobs_dir")
 
     def _load(self, now: float, keep_s: float, lost: XformError) -> list[Job]:
@@ -145,7 +147,7 @@ def _open(file: Path) -> sqlite3.Connection:
             reason = f"{FILE} was written by another version of xformd: move it away"
             raise ConfigError(f"{file.parent}: {reason}", setting="jobs_dir")
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise sqlite3.DatabaseError(f"database {FILE} is damaged: move it away")
+            raise sqlite3.DatabaseError("parts of it do not fit together")
         if not version:
             connection.executescript(_SETUP)
     except BaseException:

@@ -112,7 +112,7 @@ class Saves:
     """Tells what the author saves from what loading the plugin writes into its folder, which must not load it again.
 
     A file that changes during a load is either. It leads to another load, unless it holds what it held before, or has
-    changed in each of the last loads.
+    changed in each of the last loads, or nothing else has led to the last loads.
     """
 
     def __init__(self) -> None:
@@ -120,6 +120,7 @@ class Saves:
         self._contents: dict[str, bytes | None] = {}
         self._changes: dict[str, bool] = {}  # since the last load began; whether it may be what made them
         self._loads: dict[str, int] = {}  # in how many of the last loads a file has changed
+        self._doubtful_loads = 0  # how many in a row only such files have led to, such as logs with a name for each
 
     def note(self, path: str, *, is_amid_load: bool) -> bool:
         """Take a change into account; return whether the author may have made it."""
@@ -137,7 +138,8 @@ class Saves:
         doubtful = [path for path, is_amid_load in self._changes.items() if is_amid_load and not path.endswith(SOURCES)]
         self._loads = {path: self._loads.get(path, 0) + 1 for path in doubtful}
         self.written |= {path for path, loads in self._loads.items() if loads >= LOADS_TO_BE_SURE}
-        is_saved = not self._changes.keys() <= self.written
+        self._doubtful_loads = self._doubtful_loads + 1 if len(doubtful) == len(self._changes) else 0
+        is_saved = self._doubtful_loads <= LOADS_TO_BE_SURE and not self._changes.keys() <= self.written
         self._changes.clear()
         return is_saved
 

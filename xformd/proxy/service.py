@@ -82,7 +82,7 @@ class _PendingRequest:
     answer: Deferred[bytes] = attrs.field(init=False)
     call: Deferred[bytes] | None = None
     is_admitted: bool = False
-    is_from_other_version: bool = False  # than that which the upstreams have listed
+    is_of_listed_version: bool = False  # as the upstream says; classic ones never do
 
     def __attrs_post_init__(self) -> None:
         self.size_bytes = len(self.poem)
@@ -250,7 +250,7 @@ class CachingTransformService:
         """Return the result from the cache, or join the call for it, or make one."""
         share = self._fetched_for[pending.key] if self._may_join(pending) else pending.caller.share
         fetch = partial(self._fetch, pending)
-        return self._results.get(pending.key, fetch, share, lambda: not pending.is_from_other_version)
+        return self._results.get(pending.key, fetch, share, lambda: pending.is_of_listed_version)
 
     def _may_join(self, pending: _PendingRequest) -> bool:
         """Return whether the call for its result is its own share's, or that of a share with no other call.
@@ -291,9 +291,11 @@ class CachingTransformService:
         return outcome.addBoth(self._note_forwarded, pending, call, charged_s, now)
 
     def _check_version(self, pending: _PendingRequest, version: str | None) -> None:
-        """Keep a result only if it is of the listed version: an upstream may have been upgraded since, and back."""
-        if version != self._catalog.versions(pending.spec):
-            pending.is_from_other_version = True
+        """Keep a result only if it is of the version that its key stands for: that may be listed again later."""
+        if version == self._catalog.versions(pending.spec):
+            key_prefix = self._key_prefixes[pending.spec]
+            pending.is_of_listed_version = key_prefix is not None and pending.key.startswith(key_prefix)
+        elif version is not None:  # a caching proxy never says
             self._poller.look_soon()
 
     def _note_forwarded(

@@ -74,7 +74,7 @@ def test_the_line_about_a_unix_socket_in_use_names_the_flag_too(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (("--listen", "tcp:port"), 78, "with base 10: 'port'; write a Twisted server endpoint"),
+        (("--listen", "tcp:port"), 78, "'tcp:port': expected a number, got 'port'; write a Twisted server endpoint"),
         (("--listen", ""), 78, "invalid Twisted server endpoint '': write it as tcp:11000:interface=127.0.0.1"),
         (("--listen", "unix:/no/such/folder/socket"), 69, "cannot listen on unix:/no/such/folder/socket: No such file"),
         (("--host", "192.0.2.1", "--port", "0"), 69, "Cannot assign requested address"),

@@ -476,8 +476,11 @@ def test_a_folder_that_stays_locked_keeps_no_server_out(path: Path, monkeypatch:
     [
         ("unix:", "a Unix socket's path has 1 to 107 bytes"),
         (f"unix:/{'a' * 107}", "a Unix socket's path has 1 to 107 bytes"),
-        ("unix:/a:mode=rw", "invalid literal for int() with base 8: 'rw'; write a Twisted server endpoint"),
-        ("tcp:80:interfac=::1", "_parseTCP() got an unexpected keyword argument 'interfac'; write a Twisted"),
+        ("unix:/a:mode=rw", "expected a number, got 'rw'; write a Twisted server endpoint"),
+        ("tcp:80:interfac=::1", "it has no option 'interfac'; write a Twisted server endpoint"),
+        ("tcp:80:port=81", "'port' is given twice; a colon in a value is written as \\:; write"),
+        ("tcp:interface=a", "it needs 'port'; write"),
+        ("unix:/a:600:5:1:2", "too many options without a name; write"),
         ("haproxy:stdio:", "standard input is a single connection"),
     ],
 )

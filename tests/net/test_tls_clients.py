@@ -179,6 +179,8 @@ def test_what_is_wrong_with_a_servers_certificate(
     expected = f"cannot connect to server.internal:11000: the server's certificate {says}"
     assert re.fullmatch(expected, error.message), error.message
     assert server_says in log.lines[-1]
+    warned = ["clients will reject" in line for line in log.lines]
+    assert warned == ([True, False] if validity else [False])
 
 
 def test_what_a_client_says_is_logged_although_its_turn_never_came(

@@ -327,6 +327,12 @@ def test_without_the_extra_the_setting_says_what_to_install(monkeypatch: pytest.
         make_tracer("otlp")
 
 
+def test_another_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with pytest.raises(ConfigError, match="OTEL_EXPORTER_OTLP_PROTOCOL is 'grpc': spans are sent as http/protobuf"):
+        make_tracer("otlp")
+
+
 def test_the_sdk_can_be_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert make_tracer("otlp") is NO_TRACES

@@ -21,7 +21,7 @@ from xformd.spec import Spec
 MAX_TIMEOUT_MS = 10**12 - 1
 
 MAX_QUERY_POEM_BYTES = 16 * 1024  # longest poem in a URL; a longer one belongs in the body
-MAX_RECODED_BYTES = 1024 * 1024  # longest poem in another charset: to recode it holds the reactor for up to 10 ms
+MAX_RECODED_BYTES = 1024 * 1024  # longest poem in another charset: to recode it holds the reactor for some 10 to 20 ms
 MAX_AGE_S = 60  # how long a result may be cached without revalidation: meanwhile a plugin may have been upgraded
 
 _MAX_FIELDS = 64

@@ -35,7 +35,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from xformd.errors import ConfigError, safe_str
+from xformd.errors import ConfigError
 from xformd.limits import Limits
 from xformd.net import systemd
 from xformd.net.defaults import DEFAULT_HOST, DEFAULT_HTTP_PORT, DEFAULT_PORT, tcp_server, with_host
@@ -57,6 +57,15 @@ if TYPE_CHECKING:  # it needs what the extra "tls" installs
 
 _POSITIONS = {"backlog": {"tcp": 3, "tcp6": 2, "unix": 3}, "mode": {"unix": 2}}
 """Where an option stands in an endpoint string whose options have no names; other kinds do not have it."""
+
+_IN_PLAIN_WORDS = {
+    r"invalid literal for int\(\) with base \d+: ": "expected a number, got ",
+    r"\S+\(\) got an unexpected keyword argument ": "it has no option ",
+    r"\S+\(\) got multiple values for argument (.*)": r"\1 is given twice; a colon in a value is written as \:",
+    r"\S+\(\) missing \d+ required positional arguments?: ": "it needs ",
+    r"\S+\(\) takes .* positional arguments? but .* given": "too many options without a name",
+}
+"""What Twisted says of an endpoint string that it cannot parse."""
 
 Server = str | int | IStreamClientEndpoint
 
@@ -140,7 +149,7 @@ def client_endpoint(
             client.endpoint = endpoints.HostnameEndpoint(client, **{"timeout": timeout_s, **tcp})  # for all addresses
     except Exception as error:  # each endpoint type, and its plugin, raises what it likes
         expected = "write HOST:PORT, or a Twisted client endpoint, such as unix:/run/xformd.sock"
-        raise ConfigError(f"server address {address!r}: {safe_str(error)}; {expected}") from error
+        raise ConfigError(f"server address {address!r}: {_reason(error)}; {expected}") from error
     if tcp is not None:
         client.endpoint = _over_tls(client, client.endpoint, tcp["host"], timeout_s, tls)
     return client
@@ -247,7 +256,7 @@ def server_endpoint(
     except Exception as error:  # as above
         port = DEFAULT_PORT if setting == "listen" else DEFAULT_HTTP_PORT
         example = f"tcp:{port}:interface={DEFAULT_HOST}"
-        reason = f"{description!r}: {safe_str(error)}; write a Twisted server endpoint, such as {example}"
+        reason = f"{description!r}: {_reason(error)}; write a Twisted server endpoint, such as {example}"
         reason += ", or none" if setting == "http" else ""
         raise ConfigError(reason, setting=setting) from error
 
@@ -317,3 +326,11 @@ def failure_reason(failure: Failure) -> str:
     if isinstance(error, TimeoutError) and number is None:
         return NO_ANSWER
     return os.strerror(number) if isinstance(number, int) else str(error) or type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with an endpoint string, in Twisted's words where they are for people."""
+    reason = str(error)
+    for pattern, words in _IN_PLAIN_WORDS.items():
+        reason = re.sub(pattern, words, reason)
+    return reason

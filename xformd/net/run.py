@@ -30,6 +30,7 @@ from xformd.telemetry.access_log import STDERR
 from xformd.telemetry.logs import start_server_log
 
 SPARE_DESCRIPTORS = 32  # for files that transforms open, the log, and listening sockets
+NEARLY_ALL = 0.95  # with room for more than this share of the connections that are allowed, nobody has to do anything
 SPARE_DESCRIPTORS_PER_WORKER = 8  # for the pipes of one worker process, and of the one that replaces it
 
 GUESSED_OPEN_DESCRIPTORS = 16
@@ -191,11 +192,12 @@ def within_descriptors(limits: Limits, *, workers: int, fronts: int = 1, open_no
     each = max(1, room // fronts)
     if each == allowed:
         return limits
+    log_it = log.info if each > NEARLY_ALL * allowed else log.warn
     where = " on each front" if fronts > 1 else ""
     message = (
         "ulimit -n is {limit} and has room for {room} connections{where} instead of {allowed}; raise it (LimitNOFILE)"
     )
-    log.warn(message, limit=limit, room=each, where=where, allowed=allowed)
+    log_it(message, limit=limit, room=each, where=where, allowed=allowed)
     return attrs.evolve(limits, max_connections=each)
 
 

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 import attrs
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -285,11 +285,20 @@ class Reloader:
         if self._settings.reload_check == "off" or not self._has_workers:
             return []
         generation = Generation(registry, self._inline, pool, self._placement, pool.quarantine)
-        new, describe = TransformService(generation, self._settings.limits, self._reactor), attrgetter("message")
-        lines = []
-        for _, entry in sorted(registry.entries.items()):
-            if entry.plugin.distribution != BUILT_IN and self._is_isolated(entry.transform):
-                lines += [line async for line in failing_examples(new, entry.transform, describe, self.service)]
+        limits = self._settings.limits
+        new = TransformService(generation, limits, self._reactor)
+
+        async def check(transform: Transform) -> list[str]:
+            describe = attrgetter("message")
+            return [line async for line in failing_examples(new, transform, describe, self.service)]
+
+        at_once = DeferredSemaphore(max(1, min(self._settings.worker_count, limits.max_queue)))  # more would be busy
+        checks = [
+            at_once.run(lambda each: Deferred.fromCoroutine(check(each)), entry.transform)
+            for _, entry in sorted(registry.entries.items())
+            if entry.plugin.distribution != BUILT_IN and self._is_isolated(entry.transform)
+        ]
+        lines = [line for failing in await gatherResults(checks) for line in failing]
         if self.is_stopping:
             raise _Superseded("the server is stopping")
         return lines

@@ -34,6 +34,8 @@ NEVER = sys.maxsize
 FLUSH_S = 3.0
 """How long a stopping server waits until its last spans are sent."""
 
+PROTOCOL = "http/protobuf"
+
 TRACEPARENT_BYTES = 55
 _UNSAMPLED = frozenset({b"-00", b"-02"})
 """How its flags end. The rest is not read: to parse it takes longer than all else that is done for such a request."""
@@ -83,6 +85,11 @@ def make_tracer(traces: str) -> Tracer:
     except ImportError as error:
         message = f"traces = otlp needs OpenTelemetry: pip install 'xformd[otel]' ({error})"
         raise ConfigError(message, setting="traces") from None
+    variables = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    variable = next((each for each in variables if each in os.environ), "")
+    if (given := os.environ.get(variable, PROTOCOL)) != PROTOCOL:
+        message = f"{variable} is {given!r}: spans are sent as {PROTOCOL}, mostly to port 4318"
+        raise ConfigError(message, setting="traces")
     return OtelTracer()
 
 

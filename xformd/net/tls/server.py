@@ -5,6 +5,7 @@ Invariant: a client's mistake is at most one line a second in the log.
 
 import functools
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -88,6 +89,10 @@ class TlsOptions:
             loaded.getContext().set_alpn_select_callback(_choose_protocol)
         except SSL.Error as error:  # a key that is too short, say
             raise ConfigError(f"OpenSSL does not accept {self.certKey}: {reason_of(error)}") from error
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if not start <= datetime.now(UTC) <= end:
+            message = "clients will reject the certificate in {path}: it is valid from {start} to {end}"
+            Certificates.log.warn(message, path=self.certKey, start=start, end=end)
         return loaded
 
 

@@ -32,6 +32,7 @@ from xformd import (
     transform,
 )
 from xformd.limits import Limits
+from xformd.runners.groups import LONG_BYTES
 from xformd.runners.supervisor import WATCH_MEMORY_EVERY_S
 from xformd.service import TransformService
 from xformd.spec import parse_readable
@@ -605,9 +606,10 @@ def test_a_pipeline_that_has_begun_is_never_too_busy(clock: Clock) -> None:
     site = Site(clock, quick, max_queue=1)
     pipeline = site.xform("upper+quick+lower", b"1")
     site.xform("upper", b"2")
-    site.pool.worker_of(b"1").answer(b"A")  # which is passed on before the worker takes the next job
+    long = b"A" * LONG_BYTES  # a result that is passed on before the worker takes the next job: the queue is full still
+    site.pool.worker_of(b"1").answer(long)
     site.pool.worker_of(b"2").answer()
-    site.pool.worker_of(b"A").answer(b"done")
+    site.pool.worker_of(long).answer(b"done")
     assert result_of(pipeline) == b"done"
 
 

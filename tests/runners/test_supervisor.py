@@ -19,6 +19,7 @@ from xformd.runners.launcher import SLOW_AFTER_S
 from xformd.runners.messages import WorkerHello
 from xformd.runners.supervisor import (
     MAX_DIFFERING_WORKERS,
+    MEASURE_EVERY_S,
     START_TIMEOUT_S,
     WATCH_MEMORY_EVERY_S,
     NotReady,
@@ -274,12 +275,24 @@ def test_a_worker_is_replaced_when_it_has_grown(clock: Clock, log: Log) -> None:
     supervised = Supervised(clock, max_worker_growth_bytes=1_000)
     worker = supervised.workers[0]
     worker.be_ready()
-    for memory_bytes in (2_000, 2_001):
-        assert not worker.killed
+    for memory_bytes, seconds in ((2_000, MEASURE_EVERY_S), (2_001, 0), (2_001, MEASURE_EVERY_S)):
+        assert not worker.killed  # it has not grown, or was measured a moment ago
+        clock.advance(seconds)
         worker.memory_bytes = memory_bytes
         supervised.supervisor.release(supervised.take())
     assert worker.retired == ["has grown by 1001 bytes"]
     assert log.lines == ["worker 100 has grown by 1001 bytes: it is replaced"]
+
+
+def test_growth_is_noticed_however_short_the_jobs_are(clock: Clock) -> None:
+    supervised = Supervised(clock, max_worker_growth_bytes=1_000)
+    worker = supervised.workers[0]
+    worker.be_ready()
+    worker.memory_bytes = 1_000_000
+    while not worker.killed:
+        clock.advance(0.001)
+        supervised.supervisor.release(supervised.take())
+    assert clock.seconds() < 0.1
 
 
 def test_what_a_transform_loads_on_its_first_run_is_no_growth(clock: Clock) -> None:
@@ -289,6 +302,7 @@ def test_what_a_transform_loads_on_its_first_run_is_no_growth(clock: Clock) -> N
     worker.be_ready()
     for names, memory_bytes in (("upper", 500_000), ("lower", 900_000), ("upper+lower", 901_000), ("upper", 901_001)):
         assert not worker.killed
+        clock.advance(MEASURE_EVERY_S)
         slot = supervised.take()
         run(slot, names, RecordingJob())
         worker.memory_bytes = memory_bytes

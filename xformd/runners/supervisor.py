@@ -38,6 +38,7 @@ MAX_DIFFERING_WORKERS = 5
 """Workers in a row whose plugins differ from the first one's are killed: an installation may be under way. The next
 one is accepted, with a warning."""
 
+MEASURE_EVERY_S = 0.02  # a busy worker's memory is measured no more often: that takes longer than a short job
 WATCH_MEMORY_EVERY_S = 0.25  # how often the memory of busy workers is looked at
 
 WorkerState = Literal["starting", "idle", "busy"]
@@ -70,6 +71,7 @@ class WorkerSlot:
     names: frozenset[str] = frozenset()  # the transforms of its last job
     known_names: frozenset[str] = frozenset()  # that it has run: what they load on their first run is no growth
     settled_bytes: int = 0  # its memory after the last job that ran a transform for the first time
+    measured_at: float = 0.0  # when its growth was measured last, in seconds
     start_timers: list[IDelayedCall] = attrs.field(factory=list)  # they name it as slow, and kill it at last
     loading: PluginKey | None = None
     did: str = "imported"  # or "warmed up": what is done with that plugin
@@ -358,6 +360,10 @@ class Supervisor:
             slot.known_names |= slot.names
             slot.settled_bytes = slot.worker.resident_bytes()
             return 0
+        now = self._clock.seconds()
+        if now - slot.measured_at < MEASURE_EVERY_S:
+            return 0
+        slot.measured_at = now
         return slot.worker.resident_bytes() - slot.settled_bytes
 
     def _watch_memory(self) -> None:

@@ -50,6 +50,7 @@ RECEIVE_BYTES = 256 * 1024
 
 FOLDER_MODE = 0o700
 
+MEASURE_EVERY_S = 0.02  # memory is measured no more often: that takes longer than a small job's other isolation
 MAX_CAUSES = 100  # of an exception; a plugin may make a circle of them
 
 NO_LIMIT = resource.RLIM_INFINITY
@@ -208,6 +209,7 @@ class _JobRunner:
         self._folders = (f"{folder}/{number}" for number in itertools.count(1))
         self._folder = ""
         self.prepare_folder()
+        self._held_bytes, self._measured_at = data_bytes(), time.monotonic()
         self._children = child_pids()
         self._state = ProcessState(for_jobs=True)
         draw_other_numbers()  # than the other workers of this fork server
@@ -333,9 +335,11 @@ class _JobRunner:
         is_own = own_limit is not None and own_limit < most
         allowed_bytes = own_limit if is_own and own_limit is not None else most
         # Beyond what the process has now: what earlier jobs have left, such as the heaps of threads, is not this one's.
-        limit_memory(data_bytes() + allowed_bytes)
+        if (now_s := time.monotonic()) - self._measured_at > MEASURE_EVERY_S:
+            self._measured_at, self._held_bytes = now_s, data_bytes()
+        limit_memory(self._held_bytes + allowed_bytes)
         self.enter_folder()
-        left_s = min(self._ends_at - time.monotonic(), call.entry.transform.timeout_s or math.inf)
+        left_s = min(self._ends_at - now_s, call.entry.transform.timeout_s or math.inf)
         start_ns = time.monotonic_ns()
         try:
             with job.ends_in(left_s):

@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 from xformd.access.guard import Access, GuardedService
 from xformd.cache import ReadThrough
 from xformd.client import TransformProxy
-from xformd.client.servers import MAX_SESSION_AGE_S
 from xformd.config import Settings
 from xformd.counting import FinishingService
 from xformd.errors import (
@@ -104,7 +103,6 @@ class CachingTransformService:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         ttl_s: float = math.inf,  # how long a result is kept
         refresh_s: float = DEFAULT_REFRESH_S,  # how long after an answer to ask an upstream again what it has
-        max_session_age_s: float = MAX_SESSION_AGE_S,  # see ``TransformProxy``
         client: Mapping[str, Any] = MappingProxyType({}),  # more for it: how to be known to the upstreams
     ) -> None:
         self.max_result_bytes = limits.max_result_bytes
@@ -122,7 +120,6 @@ class CachingTransformService:
             address="an upstream",
             max_result_bytes=limits.max_result_bytes,
             longest_delay_s=LONGEST_DELAY_S,
-            max_session_age_s=max_session_age_s,
             **client,
         )
         digest_bytes = cache_bytes // 8

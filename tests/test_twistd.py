@@ -21,7 +21,7 @@ from xformd.net.listener import FailFastService
 from xformd.telemetry.reloads import ReloadHistory
 
 NOBODY = {"token": None, "tls": False}
-PLAIN = {"access": None, "reuse_port": False, "traces": "none", "tls": None, "client": NOBODY}
+PLAIN = {"access": None, "traces": "none", "tls": None, "client": NOBODY}
 """Of a proxy: no access file, no TLS, no token."""
 
 

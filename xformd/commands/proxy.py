@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @setting_options("access")
 @upstream_options
 @log_options
-@setting_options("traces", "reuse_port", *(name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS))
+@setting_options("traces", *(name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS))
 def proxy(
     upstreams: tuple[str, ...],
     configuration: "Configuration",
@@ -70,7 +70,6 @@ def proxy(
             "access": settings.access,
             "tls": server_tls(settings, reactor),
             "client": client,
-            "reuse_port": settings.reuse_port,
             "traces": settings.traces,
             "cache_bytes": cache_bytes,
             "ttl_s": math.inf if ttl is None else ttl,

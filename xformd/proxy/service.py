@@ -367,14 +367,12 @@ class ProxyServer(ListeningService):
         access: Access | None = None,
         tls: ServerTls | None = None,
         tracer: Tracer = NO_TRACES,
-        *,
-        reuse_port: bool = False,
     ) -> None:
         finish: Callable[[Any], Any] = FinishingService if tracer.is_on else lambda service: service
         if access is not None:
             access.make_service = lambda _, grant: finish(GuardedService(service, grant))
         factory = TransformFactory(finish(service), limits, reactor, tracer=tracer, access=access)
-        more: Any = {"is_eager": True, "flags": "--port or --listen", "tls": tls, "reuse_port": reuse_port}
+        more: Any = {"is_eager": True, "flags": "--port or --listen", "tls": tls}
         super().__init__(listen, factory, reactor, **more)
         if access is not None:
             self.on_reload.append(access.reload)
@@ -411,7 +409,6 @@ def make_proxy(
     reactor: Any,
     *,
     access: Path | None = None,
-    reuse_port: bool = False,
     tls: ServerTls | None = None,
     traces: str = "none",
     **options: Any,
@@ -420,4 +417,4 @@ def make_proxy(
     limits = within_descriptors(limits, workers=0)
     service = CachingTransformService(upstreams, limits, reactor, **options)
     rules, tracer = None if access is None else Access(access, reactor), make_tracer(traces)
-    return ProxyServer(service, listen, limits, reactor, rules, tls, tracer, reuse_port=reuse_port)
+    return ProxyServer(service, listen, limits, reactor, rules, tls, tracer)

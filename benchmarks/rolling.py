@@ -34,13 +34,13 @@ from typing import Any
 from benchmarks import cluster
 from xformd.client import TransformProxy
 from xformd.errors import XformError
+from xformd.proxy.service import DEFAULT_REFRESH_S
 from xformd.spec import parse
 
 NODES = 3
 OUTSTANDING = 8  # requests of each load
 PAUSE_S = 0.02  # of each client between two: the servers that start need some CPU, too
-REFRESH_S = 0.5  # of xformd proxy
-NOTICED_S = REFRESH_S + 1.0  # by then no old result is in its cache any more
+NOTICED_S = DEFAULT_REFRESH_S + 1.0  # by then no old result is in its cache any more
 PATIENCE_S = 60.0
 POEMS = 40  # of the proxy's load, so that its cache has them
 
@@ -265,8 +265,6 @@ def servers(folder: Path, versions: Versions) -> Iterator[tuple[list[Node], str]
             "proxy",
             "--listen",
             ANYWHERE,
-            "--refresh",
-            str(REFRESH_S),
             *(each.address for each in nodes),
         ]
         with (folder / "proxy.log").open("wb") as log:

@@ -21,7 +21,7 @@ from xformd.net.listener import FailFastService
 from xformd.telemetry.reloads import ReloadHistory
 
 NOBODY = {"token": None, "tls": False}
-PLAIN = {"access": None, "reuse_port": False, "traces": "none", "tls": None, "client": NOBODY}
+PLAIN = {"access": None, "traces": "none", "tls": None, "client": NOBODY}
 """Of a proxy: no access file, no TLS, no token."""
 
 
@@ -72,17 +72,17 @@ def test_a_server_reads_the_file_and_the_environment(
 
 def test_a_proxy_has_the_defaults_of_the_command(made: list[Any]) -> None:
     make(twistd.ProxyOptions(), "a:1", "b:2")
-    options = {**PLAIN, "cache_bytes": 64 * MIB, "ttl_s": math.inf, "refresh_s": 10, "max_session_age_s": 300}
+    options = {**PLAIN, "cache_bytes": 64 * MIB, "ttl_s": math.inf}
     assert made == [("a:1", "b:2"), ("tcp:11001:interface=127.0.0.1",), Limits(), "reactor", options]
 
 
 def test_every_option_of_a_proxy_arrives(made: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "xformd.toml"
     file.write_text("max_queue = 7\n")
-    flags = ["--cache-bytes=1MiB", "--ttl=1min", "--refresh=500ms", "--max-session-age=1min", "--config", str(file)]
+    flags = ["--cache-bytes=1MiB", "--ttl=1min", "--config", str(file)]
     make(twistd.ProxyOptions(), "--listen=tcp:1", "--listen=unix:p", *flags, "a:1")
     assert made[1:3] == [("tcp:1", "unix:p"), Limits(max_queue=7)]
-    assert made[-1] == {**PLAIN, "cache_bytes": MIB, "ttl_s": 60, "refresh_s": 0.5, "max_session_age_s": 60}
+    assert made[-1] == {**PLAIN, "cache_bytes": MIB, "ttl_s": 60}
 
 
 def test_a_poem_is_found_from_any_folder(made: list[Any]) -> None:

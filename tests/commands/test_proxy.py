@@ -45,7 +45,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 )
 def test_a_proxy_has_the_defaults_of_the_library(made: list[Any], command: Command, service: type) -> None:
     command.main(["a:1"], standalone_mode=False)
-    for name in ("reactor", "access", "tls", "traces", "reuse_port"):
+    for name in ("reactor", "access", "tls", "traces"):
         made[-1].pop(name, None)
     if "client" in made[-1]:
         assert made[-1].pop("client") == {"token": None, "tls": False, "hedge": False}
@@ -79,15 +79,14 @@ def test_a_proxy_listens_on_the_given_endpoints(made: list[Any], flags: list[str
 
 
 def test_every_option_of_a_proxy_arrives(made: list[Any]) -> None:
-    flags = ["--cache-bytes=1MiB", "--ttl=1min", "--refresh=500ms", "--max-session-age=1min", "--max-queue=7"]
+    flags = ["--cache-bytes=1MiB", "--ttl=1min", "--max-queue=7"]
     flags += [f"--upstream-tls-{name}={name}" for name in ("ca", "client-certificate", "client-key")]
-    flags += ["--access=a.toml", "--traces=otlp", "--token-file=/dev/null", "--reuse-port", "--hedge"]
+    flags += ["--access=a.toml", "--traces=otlp", "--token-file=/dev/null", "--hedge"]
     proxy.proxy.main([*flags, "a:1"], standalone_mode=False)
     assert made[2] == Limits(max_queue=7)
-    times = {"ttl_s": 60, "refresh_s": 0.5, "max_session_age_s": 60}
     client = {"token": None, "tls": ClientTls("ca", "client-certificate", "client-key"), "hedge": True}
     more = {"access": Path("a.toml"), "tls": None, "client": client, "traces": "otlp", "cache_bytes": 1024 * 1024}
-    assert made[-1] == {**more, "reuse_port": True, **times}
+    assert made[-1] == {**more, "ttl_s": 60}
 
 
 def test_the_environment_says_nothing_to_a_proxy(made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def test_after_an_upgrade_no_old_result_is_returned(tmp_path: Path) -> None:
     environment = counted.install("1.0", tmp_path)
     newer = counted.build("2.0", tmp_path / "newer")
     with counting(environment, tmp_path) as upstream:
-        with proxying(tmp_path, upstream.address, "--refresh", "0.2") as proxy, Session(proxy) as session:
+        with proxying(tmp_path, upstream.address) as proxy, Session(proxy) as session:
             assert session.ask("counted", b"owl").poem == b"owl 1.0"
             packages.install(environment, [newer])
             upstream.server.process.send_signal(signal.SIGHUP)

@@ -105,13 +105,13 @@ def tools_of(server: Server, **options: Any) -> TransformTools:
 
 
 def command(server: Server, *more: str) -> StdioServerParameters:
-    arguments = ["-m", "xformd", "mcp", "--server", server.address, "--refresh", "200ms", *more]
+    arguments = ["-m", "xformd", "mcp", "--server", server.address, *more]
     return StdioServerParameters(command=sys.executable, args=arguments, env=environment())
 
 
 @contextlib.contextmanager
 def on_http(folder: Path, server: Server, *more: str, **extra: Any) -> Iterator[str]:
-    verb = ("mcp", "--server", server.address, "--refresh", "200ms")
+    verb = ("mcp", "--server", server.address)
     place = folder / f"http-{time.monotonic_ns()}"
     place.mkdir()
     with serving(place, *more, verb=verb, ready="MCP on", where=("--http", "0"), **extra) as running:

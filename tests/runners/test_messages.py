@@ -98,7 +98,6 @@ NEWS: list[dict[str, Any]] = [
     {"loaded": True, "pid": 7},
     {"warning": "plugin x-owl left a process running"},
     {"raised": 7, "error": "E", "traceback": "", "detail": "no \ud800 (/x.py, line 1)"},
-    {"ran": [2**53 - 1, 1, 2**63 - 1]},
 ]
 
 

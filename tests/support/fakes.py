@@ -89,9 +89,6 @@ class RecordingJob(Job):
     def began(self, step: int) -> None:
         self.heard.append(("began", step))
 
-    def ran(self, start_ns: int, end_ns: int) -> None:
-        self.heard.append(("ran", (start_ns, end_ns)))
-
     def raised(self, raised: SafeTraceback) -> None:
         self.heard.append(("raised", raised))
 

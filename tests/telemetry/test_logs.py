@@ -205,7 +205,7 @@ def test_of_many_lines_at_once_the_first_are_logged(log: Log, stream: LoggedStre
 
 
 def test_information_of_twisted_itself_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
-    observer = logs.json_observer()
+    observer = logs.observer("json")
     assert isinstance(observer, FilteringLogObserver)
     for namespace in ("twisted.internet", "xformd.owl", "stdout"):
         Logger(namespace=namespace, observer=observer).info("hello")
@@ -225,7 +225,7 @@ def test_information_of_twisted_itself_is_left_out(capfd: pytest.CaptureFixture[
     ],
 )
 def test_the_level_says_what_is_written(level: str, own: str, others: str, capfd: pytest.CaptureFixture[str]) -> None:
-    observer = logs.json_observer()
+    observer = logs.observer("json")
     try:
         logs.set_level(level)
         for namespace in ("xformd", "twisted", "stdout"):

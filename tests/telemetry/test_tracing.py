@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 from typing import Any
 
@@ -23,7 +22,6 @@ from xformd import transform
 from xformd.errors import ConfigError
 from xformd.runners.worker_handle import Job
 from xformd.telemetry.access_log import AccessEntry
-from xformd.telemetry.timing import RequestTiming
 from xformd.telemetry.tracing import NO_TRACES, make_tracer
 from xformd.wire.netstring import encode
 
@@ -241,35 +239,21 @@ def running(pool: Pool) -> tuple[FakeWorker, Job]:
     return worker, worker._jobs[worker.sent[-1].id]
 
 
-def test_the_wait_for_a_worker_and_its_own_times_are_spans(recorder: Recorder, clock: Clock) -> None:
+def test_the_wait_for_a_worker_and_the_steps_that_it_runs_are_spans(recorder: Recorder, clock: Clock) -> None:
     pool, entry = Pool(clock), entry_of(recorder)
     pool.pool.start()
     pool.pool.run(calls_of("upper+lower"), POEM.encode(), timing=entry)
     pool.make_ready()
     worker, job = running(pool)
-    assert entry.trace is not None
-    assert worker.sent[-1].traceparent == entry.trace.traceparent
-    start_ns = time.monotonic_ns()
-    job.ran(start_ns, start_ns + 5)
     job.began(1)
-    job.ran(1, 5)  # before it began: nobody believes that
     worker.answer()
     entry.finish("ok")
     assert recorder.names == ["queue", "run upper", "run lower", "xformd"]
-    start, end = times_of(recorder.span("run upper"))
-    assert end - start == 5
     assert recorder.attributes("run upper") == {"xformd.transform": "upper", "xformd.runs_in": "worker"}
-    assert recorder.attributes("run lower") == {"xformd.transform": "lower"}
-    queued, ran = (times_of(recorder.span(name)) for name in ("queue", "run lower"))
-    assert queued[1] <= start <= end <= ran[1]
-
-
-def test_a_worker_is_told_of_no_trace_unless_the_request_has_one(clock: Clock) -> None:
-    pool = Pool(clock).start()
-    pool.pool.run(calls_of("upper"), b"a", timing=RequestTiming(traceparent=SAMPLED))
-    worker, job = running(pool)
-    assert worker.sent[-1].traceparent is None
-    job.ran(1, 2)  # a plugin may say anything
+    assert recorder.attributes("run lower") == {"xformd.transform": "lower", "xformd.runs_in": "worker"}
+    times = [times_of(recorder.span(name)) for name in ("queue", "run upper", "run lower")]
+    flat = [time_ns for span in times for time_ns in span]
+    assert flat == sorted(flat)
 
 
 # Which requests are traced.

@@ -25,18 +25,12 @@ class HandshakeFailed(Exception):
 
 
 class SocketClient(Client):
-    """What ``TransformClient`` is on asyncio and on plain sockets alike. It takes what ``TransformProxy`` takes.
+    """What ``TransformClient`` is on asyncio and on plain sockets alike.
 
     Args:
         servers: ``HOST``, ``HOST:PORT``, a port on 127.0.0.1, one of these after ``tls:``, ``unix:PATH``; or several.
-        port: the host's port; only with a host.
-        tls: True for TLS to servers on TCP, which verifies their names; or a ``ClientTls``.
-        address: the server's name in messages; by default, as given in ``servers``.
-        max_result_bytes: the longest result to accept.
-        longest_delay_s: the longest time in seconds for which a server that does not answer is left out.
-        max_session_age_s: replace a session after this many seconds, or up to half as many.
-        token: shows each server who this is, where that has an access file.
-        hedge: whether a request that may run twice, and takes long, is sent to a second server too.
+
+    The others are those of ``TransformProxy``, but for ``reactor``.
     """
 
     # What asyncio and plain sockets do differently, beside what ``Servers`` lists. ``_look_up`` is

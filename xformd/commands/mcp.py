@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from xformd.commands.options import TIMEOUT, print_line, quantity_option
+from xformd.commands.options import print_line
 from xformd.commands.poem_options import server_options
 from xformd.errors import ConfigError
 
@@ -20,7 +20,6 @@ from xformd.errors import ConfigError
     multiple=True,
     help="With --http: a name under which a proxy on this machine offers it. Repeatable.",
 )
-@quantity_option("--refresh", TIMEOUT, "5", "How often to look whether the server's transforms have changed.")
 def mcp(
     servers: tuple[str, ...],
     timeout: float,
@@ -28,7 +27,6 @@ def mcp(
     only: tuple[str, ...],
     http: str | None,
     allow_host: tuple[str, ...],
-    refresh: float,
 ) -> None:
     """Offer the transforms of a server as tools of MCP, on standard input and output, or over HTTP.
 
@@ -43,7 +41,7 @@ def mcp(
     from xformd.mcp import TransformTools, listen, run_on_http, run_on_stdio
     from xformd.net.defaults import with_host
 
-    tools = TransformTools(servers, client, only=only, timeout_s=timeout, refresh_s=refresh)
+    tools = TransformTools(servers, client, only=only, timeout_s=timeout)
     if http is None:
         run_on_stdio(tools)
         return

@@ -37,20 +37,16 @@ if TYPE_CHECKING:
 @config_option("TOML file with the limits of connections, TLS and access.")
 @quantity_option("--cache-bytes", SIZE, "64MiB", "Size of the cache; each result counts for 1 KiB more than its bytes.")
 @click.option("--ttl", type=TIMEOUT, help="Keep a result this long. [until its plugin changes]")
-@quantity_option("--refresh", TIMEOUT, "10", "How often to ask the upstreams whether a plugin has been upgraded.")
 @setting_options("access")
 @upstream_options
-@quantity_option("--max-session-age", TIMEOUT, "5min", "Replace a connection to an upstream before it is older.")
 @click.option("--hedge", is_flag=True, help="Ask a second upstream too where a deterministic transform takes long.")
 @log_options
-@setting_options("traces", "reuse_port", *(name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS))
+@setting_options("traces", *(name for name in LIMIT_SETTINGS if name not in WORKER_LIMITS))
 def proxy(
     upstreams: tuple[str, ...],
     configuration: "Configuration",
     cache_bytes: int,
     ttl: float | None,
-    refresh: float,
-    max_session_age: float,
     hedge: bool,
     client: dict[str, Any],
 ) -> None:
@@ -76,12 +72,9 @@ def proxy(
             "access": settings.access,
             "tls": server_tls(settings, reactor),
             "client": {**client, "hedge": hedge},
-            "reuse_port": settings.reuse_port,
             "traces": settings.traces,
             "cache_bytes": cache_bytes,
             "ttl_s": math.inf if ttl is None else ttl,
-            "refresh_s": refresh,
-            "max_session_age_s": max_session_age,
         }
         server = make_proxy(upstreams, settings.listen, settings.limits, reactor, **more)
         server.on_reload.append(lambda: read_again(server))

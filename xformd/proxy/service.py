@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 from xformd.access.guard import Access, GuardedService
 from xformd.cache import ReadThrough
 from xformd.client import TransformProxy
-from xformd.client.servers import MAX_SESSION_AGE_S
 from xformd.config import Settings
 from xformd.counting import FinishingService
 from xformd.errors import (
@@ -104,7 +103,6 @@ class CachingTransformService:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         ttl_s: float = math.inf,  # how long a result is kept
         refresh_s: float = DEFAULT_REFRESH_S,  # how long after an answer to ask an upstream again what it has
-        max_session_age_s: float = MAX_SESSION_AGE_S,  # see ``TransformProxy``
         client: Mapping[str, Any] = MappingProxyType({}),  # more for it: how to be known to the upstreams
     ) -> None:
         self.max_result_bytes = limits.max_result_bytes
@@ -122,7 +120,6 @@ class CachingTransformService:
             address="an upstream",
             max_result_bytes=limits.max_result_bytes,
             longest_delay_s=LONGEST_DELAY_S,
-            max_session_age_s=max_session_age_s,
             **client,
         )
         digest_bytes = cache_bytes // 8
@@ -372,14 +369,12 @@ class ProxyServer(ListeningService):
         access: Access | None = None,
         tls: ServerTls | None = None,
         tracer: Tracer = NO_TRACES,
-        *,
-        reuse_port: bool = False,
     ) -> None:
         finish: Callable[[Any], Any] = FinishingService if tracer.is_on else lambda service: service
         if access is not None:
             access.make_service = lambda _, grant: finish(GuardedService(service, grant))
         factory = TransformFactory(finish(service), limits, reactor, tracer=tracer, access=access)
-        more: Any = {"is_eager": True, "flags": "--port or --listen", "tls": tls, "reuse_port": reuse_port}
+        more: Any = {"is_eager": True, "flags": "--port or --listen", "tls": tls}
         super().__init__(listen, factory, reactor, **more)
         if access is not None:
             self.on_reload.append(access.reload)
@@ -416,7 +411,6 @@ def make_proxy(
     reactor: Any,
     *,
     access: Path | None = None,
-    reuse_port: bool = False,
     tls: ServerTls | None = None,
     traces: str = "none",
     **options: Any,
@@ -425,4 +419,4 @@ def make_proxy(
     limits = within_descriptors(limits, workers=0)
     service = CachingTransformService(upstreams, limits, reactor, **options)
     rules, tracer = None if access is None else Access(access, reactor), make_tracer(traces)
-    return ProxyServer(service, listen, limits, reactor, rules, tls, tracer, reuse_port=reuse_port)
+    return ProxyServer(service, listen, limits, reactor, rules, tls, tracer)

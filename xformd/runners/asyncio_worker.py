@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar
 from functools import partial
@@ -98,7 +97,6 @@ class _Jobs:
         if not self._is_in_folder:  # several may have been read at once, and the first of them cancelled
             self._runner.enter_folder()
             self._is_in_folder = True
-        start_ns = time.monotonic_ns()
         folder = self._runner.make_folder() if "file" in (transform.kind, transform.result_kind) else ""
         try:
             calls.check_fits([call], len(request.poem), limit_bytes)
@@ -109,7 +107,6 @@ class _Jobs:
             raise self._explain(call, request.id, error) from None
         finally:
             self._runner.end_if_forked()
-            self._runner.report_run(start_ns, worker.traced_ids(request))
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
 

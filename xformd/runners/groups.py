@@ -93,11 +93,6 @@ class PoolJob(Job):
         self.step = step
         self.pool.begin_step(self)
 
-    def ran(self, start_ns: int, end_ns: int) -> None:
-        """Note when the step that has ended ran, by the system's monotonic clock."""
-        if self.timing is not None and self.timing.trace is not None:
-            self.timing.trace.ran(start_ns, end_ns)
-
     def raised(self, raised: SafeTraceback) -> None:
         """Log it, unless it comes of being cancelled; the caller gets the refusal that follows."""
         assert self.group is not None
@@ -151,10 +146,8 @@ class JobGroup:
         for number, job in enumerate(jobs, self.slot.jobs + 2):  # the self-test had 1
             job.group, job.id = self, number
             self.jobs[job] = None
-            trace = None if job.timing is None else job.timing.trace
-            traceparent = None if trace is None else trace.traceparent
             timeout_ms = _coarse_ms(job.ends_at - now)
-            requests.append(session.Request(number, spec, job.poem, timeout_ms, traceparent=traceparent))
+            requests.append(session.Request(number, spec, job.poem, timeout_ms))
         self.slot.run(requests, jobs)
 
     def leave(self, job: PoolJob) -> bool:

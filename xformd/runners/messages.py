@@ -93,9 +93,8 @@ def encode_news(**news: Any) -> bytes:
     While it loads plugins, that is one of ``loading=(distribution, name)``, ``warming_up=(distribution, name)``,
     ``timeout_s=seconds`` that the plugin asks for, ``late=[(distribution, name), ...]`` once all are imported, or
     warmed up, and some have left threads running, ``loaded=True, pid=process id``, and ``warning=text``.
-    A worker tells why it is worn as a ``warning``, what a transform has raised as ``raised=request id`` with the
-    fields of a ``SafeTraceback``, before it refuses or returns the request, and as ``ran=(request id, start, end)``
-    when a step of a traced request ran, in ns of the system's monotonic clock.
+    A worker tells why it is worn as a ``warning``, and what a transform has raised as ``raised=request id`` with the
+    fields of a ``SafeTraceback``, before it refuses or returns the request.
     """
     return netstring.encode(_NEWS + json.dumps(news).encode())
 

@@ -337,7 +337,7 @@ class WorkerPool:
     def begin_step(self, job: PoolJob) -> None:
         """Note that a step runs, and start its time limit."""
         if job.timing is not None:
-            job.timing.runs(job.call.name)
+            job.timing.runs(job.call.name, in_worker=True)
         self.quarantine.begin(job.call.name, self.seconds(), job.caller.share, job.size_bytes)
         cancel(job.timer)
         limit_s = job.call.entry.transform.timeout_s

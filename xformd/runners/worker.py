@@ -23,7 +23,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -216,7 +216,6 @@ class _JobRunner:
         self._max_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
         self.worn = ""
         self._id, self._ends_at = 0, 0.0  # of the request that runs
-        self._traced_ids: Sequence[int] = ()  # of those that run
 
     def run(self, string: bytes) -> None:
         """Run one request, or the batch that it announces, and answer."""
@@ -243,7 +242,6 @@ class _JobRunner:
 
     def _begin(self, request: session.Request) -> session.Request:
         self._id, self._ends_at = request.id, time.monotonic() + timeout_s(request)
-        self._traced_ids = traced_ids(request)
         return request
 
     def _run_batch(self, requests: list[session.Request]) -> None:
@@ -252,7 +250,6 @@ class _JobRunner:
         try:
             (call,) = self.plans[requests[0].spec]
             self._begin(max(requests, key=timeout_s))
-            self._traced_ids = traced_ids(*requests)
             self._guard(call, self._call_batch, call, requests, answers)
         except XformError as error:
             if isinstance(error, TransformDied):
@@ -324,11 +321,6 @@ class _JobRunner:
             poem = self._guard(call, self._call, call, poem)
         return poem
 
-    def report_run(self, start_ns: int, request_ids: Iterable[int]) -> None:
-        """Tell the server when a step of traced requests ran: from then until now."""
-        for request_id in request_ids:
-            self.channel.send(messages.encode_news(ran=(request_id, start_ns, time.monotonic_ns())))
-
     def _guard(self, call: Call, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function that runs a step, within the limits of its transform, and undo what it leaves behind."""
         own_limit, most = call.entry.transform.memory_bytes, self.setup.memory_bytes
@@ -340,7 +332,6 @@ class _JobRunner:
         limit_memory(self._held_bytes + allowed_bytes)
         self.enter_folder()
         left_s = min(self._ends_at - now_s, call.entry.transform.timeout_s or math.inf)
-        start_ns = time.monotonic_ns()
         try:
             with job.ends_in(left_s):
                 # Context variables that a transform sets, such as the precision of decimals, end with it.
@@ -356,7 +347,6 @@ class _JobRunner:
         finally:
             self.end_if_forked()
             limit_memory(NO_LIMIT)
-            self.report_run(start_ns, self._traced_ids)
             if lost := self._state.restore():
                 self.worn = f"is not as it was before it ran {call.name}: {', '.join(lost)}"
 
@@ -404,11 +394,6 @@ def decode(string: bytes) -> session.Request:
     request = session.decode_request(string)
     assert isinstance(request, session.Request)  # the server sends nothing else
     return request
-
-
-def traced_ids(*requests: session.Request) -> Sequence[int]:
-    """Return the ids of the requests that are traced."""
-    return [request.id for request in requests if request.traceparent is not None]
 
 
 def timeout_s(request: session.Request) -> float:

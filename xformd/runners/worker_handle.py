@@ -45,9 +45,6 @@ class Job:
     def began(self, step: int) -> None:
         """Note that a step begins, counted from 0; the first is not reported."""
 
-    def ran(self, start_ns: int, end_ns: int) -> None:
-        """Note when the step that has ended ran: a worker tells of requests that are traced."""
-
     def raised(self, raised: SafeTraceback) -> None:
         """Note that a transform has raised something unexpected; the answer follows."""
 
@@ -198,8 +195,6 @@ class WorkerHandle:
         match news:
             case {"raised": int(request_id), "error": str(error), "traceback": str(traceback), "detail": str(detail)}:
                 self._job(request_id).raised(SafeTraceback(error, traceback, detail))
-            case {"ran": [int(request_id), int(start_ns), int(end_ns)]}:
-                self._job(request_id).ran(start_ns, end_ns)
             case {"warning": str(warning)}:
                 self.worn = one_line(warning)
             case _:

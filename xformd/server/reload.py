@@ -477,13 +477,9 @@ def what_breaks(before: Registry, after: Registry) -> Iterator[str]:
 def what_changes(before: Registry, after: Registry) -> Iterator[str]:
     """Yield a line for each change that a reload has made."""
     yield f"reloaded: {len(after.entries)} transforms from {len(after.with_state('active'))} plugins"
-    old, new = (
-        {plugin.distribution: plugin.version or "installed" for plugin in each.plugins} for each in (before, after)
-    )
-    for distribution in sorted(old.keys() | new.keys()):
-        was, now = old.get(distribution, "not installed"), new.get(distribution, "removed")
-        if was != now:
-            yield f"{distribution}: {was} -> {now}"
+    old, new = ({it.distribution: it.version or "installed" for it in each.plugins} for each in (before, after))
+    for distribution in sorted(dict(old.items() ^ new.items())):  # those that differ
+        yield f"{distribution}: {old.get(distribution, 'not installed')} -> {new.get(distribution, 'removed')}"
     for name, entry in sorted(after.entries.items()):
         if new.get(entry.plugin.distribution, "") != (entry.plugin.version or "installed"):
             yield f"transform {name} runs in the server: version {entry.plugin.version} stays until a restart"

@@ -165,11 +165,6 @@ def observer(log_format: str = "text") -> ILogObserver:
     return _observer
 
 
-def json_observer() -> ILogObserver:
-    """Return the observer that writes JSON, for ``twistd --logger xformd.telemetry.logs.json_observer``."""
-    return observer("json")
-
-
 @implementer(ILogObserver)
 class LineObserver:
     """Writes events, and never raises."""

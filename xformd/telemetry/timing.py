@@ -37,12 +37,12 @@ class RequestTiming:
         if self.trace is not None:
             self.trace.waits()
 
-    def runs(self, name: str = "") -> None:
+    def runs(self, name: str = "", *, in_worker: bool = False) -> None:
         """Start to count time as running a transform."""
         self.ends()
         self._phase, self._since_s = "runs", self._clock()
         if self.trace is not None:
-            self.trace.runs(name)
+            self.trace.runs(name, in_worker=in_worker)
 
     def ends(self) -> None:
         """Stop the clock; a second call changes nothing."""

@@ -225,21 +225,14 @@ class RequestTrace:
         """Begin to wait in a queue."""
         self._phases.append(_Phase("queue", {}))
 
-    def runs(self, name: str) -> None:
+    def runs(self, name: str, *, in_worker: bool) -> None:
         """Begin to run a transform."""
-        self._phases.append(_Phase(f"run {name}", {"xformd.transform": name}))
-
-    def ran(self, start_ns: int, end_ns: int) -> None:
-        """Note when the transform ran, as its worker says, unless that cannot be."""
-        *before, phase = self._phases or (_Phase("", {}),)
-        earliest_ns = before[-1].end_ns if before else phase.start_ns  # its start may be noticed late
-        if earliest_ns <= start_ns <= end_ns <= time.monotonic_ns():
-            phase.start_ns, phase.end_ns = start_ns, end_ns
-            phase.attributes["xformd.runs_in"] = "worker"
+        where = {"xformd.runs_in": "worker"} if in_worker else {}
+        self._phases.append(_Phase(f"run {name}", {"xformd.transform": name, **where}))
 
     def ends(self) -> None:
         """End to wait, or to run."""
-        self._phases[-1].end_ns = self._phases[-1].end_ns or time.monotonic_ns()
+        self._phases[-1].end_ns = time.monotonic_ns()
 
     def note(self, key: str, value: str) -> None:
         """Set an attribute."""

@@ -304,3 +304,24 @@ def test_a_pipe_that_nobody_reads_can_be_replaced(make_log: MakeLog, fifo: Path)
 def test_an_entry_that_waits_holds_names_alone() -> None:
     made = entry(MemoryAccessLog(), spec=parse("wrap:fill=S3CRET"))
     assert (made.spec, made.names) == (None, "wrap")
+
+
+def test_a_torn_line_spoils_no_other(make_log: MakeLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "log", os.write
+    outcomes = iter([20, 0])  # a disk takes some bytes, and then is full
+
+    def fill_up(descriptor: int, data: bytes) -> int:
+        room = next(outcomes, None)
+        if room == 0:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[:room])
+
+    log = make_log(path)
+    monkeypatch.setattr(os, "write", fill_up)
+    finish(log, "torn")
+    wait_until(lambda: log.dropped == 1)
+    finish(log, "whole")
+    wait_until(lambda: path.read_text().endswith("}\n"))
+    torn, whole = path.read_text().splitlines()
+    assert len(torn) == 20
+    assert json.loads(whole)["request_id"] == "whole"

@@ -145,6 +145,7 @@ class LineWriter(Generic[Entry]):
         self._reported_s = -inf
         self._must_reopen = False
         self._next_look_s = 0.0
+        self._is_torn = False  # the file ends in the middle of a line
         self._stops_s = inf  # when the writer gives up, once the server stops
         self._thread = threading.Thread()
         self._descriptor = _open(self._file)
@@ -233,6 +234,9 @@ class LineWriter(Generic[Entry]):
 
     def _write(self, data: bytes, count: int) -> bool:
         """Write lines, or count them as dropped if that fails; return False if there was no more time."""
+        if self._is_torn:
+            data = b"\n" + data
+        whole = len(data)
         try:
             while data:
                 if not self._wait_until_writable():
@@ -242,6 +246,7 @@ class LineWriter(Generic[Entry]):
         except OSError as error:
             self._unwritten += count
             self._why = str(error.strerror)
+        self._is_torn = 0 < len(data) < whole or (self._is_torn and len(data) == whole)
         return True
 
     def _wait_until_writable(self) -> bool:

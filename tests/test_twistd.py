@@ -20,7 +20,7 @@ from xformd.net import lifecycle
 from xformd.net.listener import FailFastService
 from xformd.telemetry.reloads import ReloadHistory
 
-NOBODY = {"token": None, "tls": False}
+NOBODY = {"token": None, "tls": False, "hedge": False}
 PLAIN = {"access": None, "traces": "none", "tls": None, "client": NOBODY}
 """Of a proxy: no access file, no TLS, no token."""
 

@@ -310,5 +310,6 @@ def run_server(
                 for line in (*getattr(error, "details", ()), f"{error.code}: {error.message}"):
                     print_line(f"xformd: {one_line(line)}", terminal)
             elif settings.log_format == "text":
+                logs.stop()  # so that this comes last
                 sys.stderr = terminal  # why it does not start is for who starts it, and no line of the log
             raise

@@ -50,7 +50,6 @@ RECEIVE_BYTES = 256 * 1024
 
 FOLDER_MODE = 0o700
 
-MEASURE_EVERY_S = 0.02  # memory is measured no more often: that takes longer than a small job's other isolation
 MAX_CAUSES = 100  # of an exception; a plugin may make a circle of them
 
 NO_LIMIT = resource.RLIM_INFINITY
@@ -209,7 +208,6 @@ class _JobRunner:
         self._folders = (f"{folder}/{number}" for number in itertools.count(1))
         self._folder = ""
         self.prepare_folder()
-        self._held_bytes, self._measured_at = data_bytes(), time.monotonic()
         self._children = child_pids()
         self._state = ProcessState(for_jobs=True)
         draw_other_numbers()  # than the other workers of this fork server
@@ -327,11 +325,9 @@ class _JobRunner:
         is_own = own_limit is not None and own_limit < most
         allowed_bytes = own_limit if is_own and own_limit is not None else most
         # Beyond what the process has now: what earlier jobs have left, such as the heaps of threads, is not this one's.
-        if (now_s := time.monotonic()) - self._measured_at > MEASURE_EVERY_S:
-            self._measured_at, self._held_bytes = now_s, data_bytes()
-        limit_memory(self._held_bytes + allowed_bytes)
+        limit_memory(data_bytes() + allowed_bytes)
         self.enter_folder()
-        left_s = min(self._ends_at - now_s, call.entry.transform.timeout_s or math.inf)
+        left_s = min(self._ends_at - time.monotonic(), call.entry.transform.timeout_s or math.inf)
         try:
             with job.ends_in(left_s):
                 # Context variables that a transform sets, such as the precision of decimals, end with it.

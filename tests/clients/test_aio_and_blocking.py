@@ -202,6 +202,18 @@ def test_a_cancelled_request_is_cancelled_at_the_server(kind: str) -> None:
     server.stop()
 
 
+def closed_meanwhile(client: Any, begun: Any, goes_on: threading.Event) -> Any:
+    """Close a client, let the server go on then, and return the result of what was begun before."""
+    closing = threading.Thread(target=client.close)
+    closing.start()
+    until(lambda: _is_closed(client))
+    goes_on.set()
+    result = begun.result(DEADLINE_S)
+    closing.join(DEADLINE_S)
+    assert not closing.is_alive()
+    return result
+
+
 @pytest.mark.parametrize("kind", CLIENTS)
 def test_closing_waits_for_a_request_that_waits_for_its_connection(kind: str) -> None:
     may_open = threading.Event()
@@ -217,13 +229,7 @@ def test_closing_waits_for_a_request_that_waits_for_its_connection(kind: str) ->
     client = clients.make(server.address)
     begun = client.start("upper", "poem")
     until(lambda: server.received)
-    closing = threading.Thread(target=client.close)
-    closing.start()
-    until(lambda: _is_closed(client))
-    may_open.set()
-    assert begun.result(DEADLINE_S) == "POEM"
-    closing.join(DEADLINE_S)
-    assert not closing.is_alive()
+    assert closed_meanwhile(client, begun, may_open) == "POEM"
     clients.stop()
     server.stop()
 
@@ -247,13 +253,7 @@ def test_what_is_accepted_ends_although_it_needs_another_connection_after_the_cl
     client = clients.make(server.address)
     begun = client.start("upper", "poem")
     until(lambda: b"1 upper.poem" in server.received)
-    closing = threading.Thread(target=client.close)
-    closing.start()
-    until(lambda: _is_closed(client))
-    may_refuse.set()
-    assert begun.result(DEADLINE_S) == "POEM"
-    closing.join(DEADLINE_S)
-    assert not closing.is_alive()
+    assert closed_meanwhile(client, begun, may_refuse) == "POEM"
     clients.stop()
     server.stop()
 

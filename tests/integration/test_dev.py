@@ -138,7 +138,7 @@ def test_what_a_load_writes_is_no_save_and_what_is_saved_meanwhile_is_served(ser
     module = folder / "xformd_shout.py"
     whole = module.read_text() + WRITES
     module.write_text(whole)
-    logs(server, "not followed, for loading the plugin writes it: loads.log, tables.cache")
+    logs(server, "not followed, because loading the plugin writes it: loads.log, tables.cache")
     settle(folder / "loads.log")
     for number in range(4):  # each of them is saved while the one before is loaded
         loads = (folder / "loads.log").read_bytes()

@@ -114,7 +114,7 @@ def test_curl_says_what_is_wrong(team: Team, secured: Server) -> None:
     strange = team.stranger.issue(team.folder / "strange.pem", "ci.internal")
     shown = tool("curl", "-sS", "--cacert", str(team.ca), "--cert", str(strange), f"https://localhost:{port}/livez")
     assert b"unknown ca" in shown.stderr
-    wait_until(lambda: "whom nobody here trusts: let an authority of tls_client_ca issue one" in secured.log)
+    wait_until(lambda: "that is not trusted here: let an authority of tls_client_ca issue one" in secured.log)
 
 
 def s_client(server: Server, *flags: str) -> str:
@@ -150,7 +150,7 @@ def test_our_clients(team: Team, secured: Server) -> None:
     listed = xformd("list-transforms", "--server", f"localhost:{port}", *trusting)
     assert b"cummingsify" in listed.stdout
     for refused, says in (
-        (xformd("ping", "--tls", "--server", port), b"whom nobody here trusts"),
+        (xformd("ping", "--tls", "--server", port), b"that is not trusted here"),
         (xformd("ping", "--server", port), b"it speaks TLS: use --tls"),
         (xformd("ping", "--no-tls", "--server", port, *trusting), b"it speaks TLS: use --tls"),
     ):
@@ -279,7 +279,7 @@ def test_a_proxy_with_tls_on_both_sides(team: Team, secured: Server, tmp_path: P
         done = xformd("send", "upper", "--server", f"localhost:{port}", "--tls-ca", str(team.ca), stdin=b"a")
         assert (done.stdout, done.stderr) == (b"A", b"")
     with serving(tmp_path, f"tls:localhost:{upstream}", verb=("proxy",), ready="the transforms of") as proxy:
-        wait_until(lambda: "whom nobody here trusts" in proxy.log)
+        wait_until(lambda: "that is not trusted here" in proxy.log)
         assert len([line for line in proxy.log.splitlines() if "trust" in line]) == 1
         done = xformd("send", "upper", "--server", proxy.address, stdin=b"a")
         assert b"unavailable: cannot connect to an upstream: the server's certificate was issued by" in done.stderr

@@ -195,7 +195,7 @@ def test_what_a_client_says_is_logged_although_its_turn_never_came(
 def test_an_issuer_that_the_client_does_not_trust(world: World, log: Log) -> None:
     world.serve()
     error = error_of(world.ask(world.proxy(ClientTls(world.stranger.write(world.folder / "x.pem")))), ConnectionFailed)
-    assert "the server's certificate was issued by somebody whom nobody here trusts" in error.message
+    assert "the server's certificate was issued by an authority that is not trusted here" in error.message
     assert error.message.endswith("if that is right, name a file with its certificate with --tls-ca")
     assert "alert unknown ca" in log.lines[-1]
 

@@ -193,7 +193,7 @@ class Balancer:
         return not having or not all(_is_full(node, spec) for node in having)
 
     def note(self, node: Node, kind: Kind, seconds: float, error: Exception | None = None) -> None:
-        """Learn from an answer, or from an error, that came this long after the request was sent; NaN: at any time."""
+        """Learn from an answer, or from an error, that came this long after the request was sent; NaN if unknown."""
         now = self._clock()
         durations = self._durations_of(kind)
         typical_s = durations.median_s

@@ -234,7 +234,7 @@ class DevServer:
         self._is_reloading = self._saves.take() and not self._stopping.is_set()
         if len(self._saves.written) > written:
             names = ", ".join(sorted(os.path.relpath(path, self._plugin.folder) for path in self._saves.written))
-            self.log.info("not followed, for loading the plugin writes it: {paths}", paths=names)
+            self.log.info("not followed, because loading the plugin writes it: {paths}", paths=names)
         if self._is_reloading:
             reloading = Deferred.fromCoroutine(self._reload())
             reloading.addErrback(lambda failure: self.log.failure("not reloaded", failure))

@@ -39,7 +39,7 @@ def explain_distrust(number: int, whose: str, unknown_issuer: str) -> str:
     elif number == _NOT_YET_VALID:
         why = "is not valid yet: wait, or set the clock right"
     elif number in _UNKNOWN_ISSUER:
-        why = f"was issued by somebody whom nobody here trusts: {unknown_issuer}"
+        why = f"was issued by an authority that is not trusted here: {unknown_issuer}"
     elif number == _INVALID_PURPOSE:
         why = f"is not meant for a {whose}: issue one whose extended key usage is {whose} authentication"
     return f"the {whose}'s certificate {why}"
